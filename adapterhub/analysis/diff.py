@@ -1,8 +1,8 @@
 """Compare two adapters: as functions, module by module, and by the keys of their configs.
 
 Deltas are compared as matrices, independent of rank, scaling and factors (`low_rank`), so a conversion, rsLoRA with another
-alpha or a padded rank is not a difference. Changes below the rounding of float32 count as the same; equal numbers give a
-change of exactly 0 and a cosine of exactly 1.
+alpha or a padded rank is not a difference. Changes below the rounding of float32 count as the same; equal numbers give a change
+of exactly 0 and a cosine of exactly 1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class ModuleChange:
-    """A module in both, or in one of them.
+    """A module in both adapters, or in one of them.
 
     Attributes:
         change: The norm of the difference of the deltas over the norm of A's; None if that is 0, or not comparable.
@@ -97,17 +97,17 @@ class KeyChange:
 
 @dataclass(frozen=True, repr=False)
 class Difference:
-    """The differences between two adapters, or of two functions alone.
+    """The differences between two adapters, or between their functions alone.
 
     Attributes:
-        modules: All modules, those that are the same included; none where the files that decide what an adapter computes are
-            the same, and nothing had to be computed.
+        modules: All modules, unchanged ones included; empty where the files that decide what an adapter computes are the same,
+            and nothing had to be computed.
         tensors: All other tensors, likewise.
         config: Keys of the configs.
         conditions: Settings that decide when and on what the adapter acts: part of the function, although not in its tensors.
         verdicts: Runtimes that treat the two differently.
-        names: How the two are called.
-        digests: Those of the two versions; of files, those that a push would give them.
+        names: The names of the two.
+        digests: The digests of the two versions; for files, those that a push would give them.
         files: Files that differ.
         facts: Facts of adapter.json that differ.
     """
@@ -130,9 +130,11 @@ class Difference:
         yield from (f"{count} {name}" for name, count in counts.items() if count)
 
     def _repr_html_(self) -> str:
-        rows = [(one.path, one.status, "") for one in self.files] + [(one.key, one.old, one.new) for one in self.facts]
+        rows = [(row.path, row.status, "") for row in self.files] + [(row.key, row.old, row.new) for row in self.facts]
         head = ("file or fact", *self.names)
-        changed = [(one.name, one.status, one.change) for one in self.modules if one.status not in (SAME, ROUNDED)]
+        changed = [
+            (module.name, module.status, module.change) for module in self.modules if module.status not in (SAME, ROUNDED)
+        ]
         return display.table(rows, head=head, caption=repr(self)) + display.table(changed, head=("module", "status", "change"))
 
     @property
@@ -161,16 +163,16 @@ class Difference:
             return None
         if not any(module.distance for module in self.modules):
             return 0.0
-        whole = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
-        return math.hypot(*(module.distance for module in self.modules if module.distance)) / whole if whole else None
+        norm = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
+        return math.hypot(*(module.distance for module in self.modules if module.distance)) / norm if norm else None
 
     def count(self, status: str) -> int:
-        """The number of modules with a status."""
+        """Return the number of modules with a status."""
         return sum(module.status == status for module in self.modules)
 
 
 def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress | None = None) -> Difference:
-    """The differences between the adapters `a` and `b` as functions, and between their configs.
+    """Compare the adapters `a` and `b` as functions, and their configs.
 
     Args:
         a: A folder or a file of any format.
@@ -178,52 +180,57 @@ def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress |
         base: The model of both, for formats that cannot be read without it.
         progress: Called with modules compared and modules in all.
     """
-    found = compare(*_read(a, b, base), progress=progress)
-    judged = [check(path, base=base, headers_only=True).verdicts for path in (a, b)]
-    differ = {
-        name: (one, two)
-        for name, one in judged[0].items()
-        if (two := judged[1].get(name)) is not None and (one.verdict, one.reasons) != (two.verdict, two.reasons)
+    difference = compare(*_read(a, b, base), progress=progress)
+    verdicts = [check(path, base=base, headers_only=True).verdicts for path in (a, b)]
+    different_verdicts = {
+        name: (verdict_a, verdict_b)
+        for name, verdict_a in verdicts[0].items()
+        if (verdict_b := verdicts[1].get(name)) is not None
+        and (verdict_a.verdict, verdict_a.reasons) != (verdict_b.verdict, verdict_b.reasons)
     }
-    return dataclasses.replace(found, verdicts=differ)
+    return dataclasses.replace(difference, verdicts=different_verdicts)
 
 
 def _read(a: Path, b: Path, base: BaseSpec | None) -> list[Adapter]:
-    """Both adapters, experts in stacks where the base has them; two of which rows are in llama.cpp's order may be compared
-    in it."""
+    """Read both adapters, with experts in stacks where the base has them.
+
+    Without a base, two files whose rows are both in llama.cpp's order can be compared in that order.
+    """
     try:
         return [peft.stacked(convert.read(path, base=base, mapped=True), base) for path in (a, b)]
     except RefusedError as error:
         if error.code != "base-required":
             raise
-        found = [convert.read_unordered(path, base=base) for path in (a, b)]
-        if any(ordered for _, ordered in found):
+        readings = [convert.read_unordered(path, base=base) for path in (a, b)]
+        if any(ordered for _, ordered in readings):
             raise
-        return [adapter for adapter, _ in found]
+        return [adapter for adapter, _ in readings]
 
 
 def compare(a: Adapter, b: Adapter, *, progress: Progress | None = None) -> Difference:
-    """The differences between `a` and `b`, without verdicts. Norms are computed only if any module has other numbers."""
+    """Compare `a` and `b` without verdicts. Norms are computed only if any module has other numbers."""
     refuse_tuned(a)
     refuse_tuned(b)
     names = sorted({*a.deltas, *b.deltas}, key=natural)
     pairs = [(name, a.deltas.get(name), b.deltas.get(name)) for name in names]
-    equal = [one is not None and two is not None and _equal(one, two) for _, one, two in pairs]
+    equal = [delta_a is not None and delta_b is not None and _equal(delta_a, delta_b) for _, delta_a, delta_b in pairs]
     modules: list[ModuleChange] = []
-    for (name, one, two), same in zip(pairs, equal, strict=True):
+    for (name, delta_a, delta_b), same in zip(pairs, equal, strict=True):
         if progress:
             progress(len(modules), len(pairs))
-        modules.append(_module(name, one, two, same=same, measured=not all(equal)))
+        modules.append(_module(name, delta_a, delta_b, same=same, measured=not all(equal)))
     return Difference(tuple(modules), tuple(_tensors(a, b)), tuple(_config(a, b)), tuple(_conditions(a, b)))
 
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
-    """A key to sort module paths by: layer 2 before layer 10."""
+    """Return a key that sorts module paths naturally: layer 2 before layer 10."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in name.split("."))
 
 
 def _module(name: str, a: Delta | None, b: Delta | None, *, same: bool, measured: bool) -> ModuleChange:
+    """Compare one module; `measured` if its norm is needed even where its numbers are the same."""
     first = _side(a, size(a) if a and measured else None)
+    # Equal numbers need no algebra, and give exactly 0 and 1.
     if same and first:
         return ModuleChange(name, SAME, first, _side(b, first.size), 0.0, 1.0, 1.0, 0.0)
     second = _side(b, size(b) if b else None)
@@ -234,22 +241,24 @@ def _module(name: str, a: Delta | None, b: Delta | None, *, same: bool, measured
         note = f"{type(a).__name__} {a.shape} became {type(b).__name__} {b.shape}"
         return ModuleChange(name, CHANGED, first, second, note=note)
     try:
-        return _measured(name, (first, second), list(zip(terms(a), terms(b), strict=True)))
+        return _measured_change(name, (first, second), list(zip(terms(a), terms(b), strict=True)))
     except RefusedError as error:
         return ModuleChange(name, UNKNOWN, first, second, note=f"not compared: {error.what}")
 
 
-def _measured(name: str, sides: tuple[Side | None, Side | None], pairs: list[tuple[Factors, Factors]]) -> ModuleChange:
+def _measured_change(name: str, sides: tuple[Side | None, Side | None], pairs: list[tuple[Factors, Factors]]) -> ModuleChange:
+    """Return the change of a module, computed from its matrices."""
     sizes = [side.size for side in sides if side and side.size is not None]
     if len(sizes) < 2:
         return ModuleChange(name, UNKNOWN, *sides, note="not compared: contains NaN or infinity")
-    apart = math.hypot(*(distance(one, two) for one, two in pairs))
-    cosine = sum(inner(one, two) for one, two in pairs) / (sizes[0] * sizes[1]) if all(sizes) else None
+    delta_distance = math.hypot(*(distance(term_a, term_b) for term_a, term_b in pairs))
+    cosine = sum(inner(term_a, term_b) for term_a, term_b in pairs) / (sizes[0] * sizes[1]) if all(sizes) else None
     if cosine is not None:
-        cosine = 1.0 if not apart else max(-1.0, min(1.0, cosine))
-    change = apart / sizes[0] if sizes[0] else 0.0 if not apart else None
-    status = SAME if not apart else ROUNDED if change is not None and change <= ROUNDING else CHANGED
-    return ModuleChange(name, status, *sides, change, sizes[1] / sizes[0] if sizes[0] else None, cosine, apart)
+        # Rounding can leave a cosine just outside of its range.
+        cosine = 1.0 if not delta_distance else max(-1.0, min(1.0, cosine))
+    change = delta_distance / sizes[0] if sizes[0] else 0.0 if not delta_distance else None
+    status = SAME if not delta_distance else ROUNDED if change is not None and change <= ROUNDING else CHANGED
+    return ModuleChange(name, status, *sides, change, sizes[1] / sizes[0] if sizes[0] else None, cosine, delta_distance)
 
 
 def _side(delta: Delta | None, length: float | None) -> Side | None:
@@ -261,76 +270,77 @@ def _side(delta: Delta | None, length: float | None) -> Side | None:
 
 
 def _equal(a: Delta, b: Delta) -> bool:
-    """Whether scaling and factors are the same numbers, in any dtypes."""
-    one, two = dict(a.parts()), dict(b.parts())
+    """Return whether scaling and factors are the same numbers, in any dtypes."""
+    parts_a, parts_b = dict(a.parts()), dict(b.parts())
     extra = ("magnitude", "bias")
-    if type(a) is not type(b) or a.scaling != b.scaling or {*one} - {*extra} != {*two} - {*extra}:
+    if type(a) is not type(b) or a.scaling != b.scaling or {*parts_a} - {*extra} != {*parts_b} - {*extra}:
         return False
-    return all(same_numbers(array, two[name]) for name, array in one.items() if name not in extra)
+    return all(same_numbers(array, parts_b[name]) for name, array in parts_a.items() if name not in extra)
 
 
-def same_numbers(one: np.ndarray, two: np.ndarray) -> bool:
-    """Whether two arrays contain the same numbers; if of one dtype, the same bytes."""
-    if one.shape != two.shape:
+def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
+    """Return whether two arrays contain the same numbers; if of one dtype, the same bytes."""
+    if a.shape != b.shape:
         return False
-    if one.dtype == two.dtype:
-        return one.tobytes() == two.tobytes()
-    return bool(np.array_equal(one.astype(np.float64), two.astype(np.float64)))
+    if a.dtype == b.dtype:
+        return a.tobytes() == b.tobytes()
+    return bool(np.array_equal(a.astype(np.float64), b.astype(np.float64)))
 
 
 def _tensors(a: Adapter, b: Adapter) -> Iterator[TensorChange]:
     first, second = dict(_others(a)), dict(_others(b))
     for name in sorted({*first, *second}, key=natural):
-        one, two = first.get(name), second.get(name)
-        if one is None or two is None:
-            yield TensorChange(name, ADDED if one is None else REMOVED)
+        tensor_a, tensor_b = first.get(name), second.get(name)
+        if tensor_a is None or tensor_b is None:
+            yield TensorChange(name, ADDED if tensor_a is None else REMOVED)
         else:
-            yield _tensor(name, one, two)
+            yield _tensor(name, tensor_a, tensor_b)
     for target in sorted({*a.rows, *b.rows}):
         yield _rows(target, a.rows.get(target), b.rows.get(target))
 
 
 def _others(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the tensors of an adapter other than factors."""
     for target, delta in adapter.deltas.items():
         yield from ((f"{target}.{name}", array) for name, array in delta.parts() if name in ("magnitude", "bias"))
     yield from (*adapter.replaced.items(), *adapter.added.items())
     yield from ((f"{name} (copy)", array) for name, array in adapter.copies.items())
 
 
-def _tensor(name: str, one: np.ndarray, two: np.ndarray) -> TensorChange:
-    if one.shape != two.shape:
-        return TensorChange(name, CHANGED, note=f"{one.shape} became {two.shape}")
-    if same_numbers(one, two):
+def _tensor(name: str, a: np.ndarray, b: np.ndarray) -> TensorChange:
+    if a.shape != b.shape:
+        return TensorChange(name, CHANGED, note=f"{a.shape} became {b.shape}")
+    if same_numbers(a, b):
         return TensorChange(name, SAME, 0.0)
-    wide, other = one.astype(np.float64).ravel(), two.astype(np.float64).ravel()
-    whole, apart = (float(np.sqrt(np.sum(array * array))) for array in (wide, other - wide))
-    if not (math.isfinite(whole) and math.isfinite(apart)):
+    wide_a, wide_b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    norm, difference_norm = (float(np.sqrt(np.sum(array * array))) for array in (wide_a, wide_b - wide_a))
+    if not (math.isfinite(norm) and math.isfinite(difference_norm)):
         return TensorChange(name, UNKNOWN, note="not compared: contains NaN or infinity")
-    change = apart / whole if whole else None
+    change = difference_norm / norm if norm else None
     return TensorChange(name, ROUNDED if change is not None and change <= ROUNDING else CHANGED, change)
 
 
-def _rows(target: str, one: Rows | None, two: Rows | None) -> TensorChange:
+def _rows(target: str, a: Rows | None, b: Rows | None) -> TensorChange:
     name = f"{target} (rows)"
-    if one is None or two is None:
-        return TensorChange(name, ADDED if one is None else REMOVED)
-    if one.ids != two.ids:
-        return TensorChange(name, CHANGED, note=f"{len({*two.ids} - {*one.ids})} ids more, {len({*one.ids} - {*two.ids})} less")
-    return _tensor(name, one.values, two.values)
+    if a is None or b is None:
+        return TensorChange(name, ADDED if a is None else REMOVED)
+    if a.ids != b.ids:
+        return TensorChange(name, CHANGED, note=f"{len({*b.ids} - {*a.ids})} ids more, {len({*a.ids} - {*b.ids})} less")
+    return _tensor(name, a.values, b.values)
 
 
-_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+_EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 _SEMANTIC_THOUGH_SETTLED_BY_TENSORS = {"target_modules", "modules_to_save", "bias", "lora_bias", "use_dora"}
 
 
 def _config(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
-    """Keys that differ, first those that can change the function; null, false and empty values count as absent."""
+    """Yield keys that differ, first those that can change the function; null, false and empty values count as absent."""
     both_peft = all(adapter.source and adapter.source.format == "peft" for adapter in (a, b))
-    one, two = ((_peft_config if both_peft else _common_config)(adapter) for adapter in (a, b))
+    config_a, config_b = ((_peft_config if both_peft else _common_config)(adapter) for adapter in (a, b))
     inert = peft.INERT - _SEMANTIC_THOUGH_SETTLED_BY_TENSORS
-    keys = sorted({*one, *two}, key=lambda key: (key in inert, key))
+    keys = sorted({*config_a, *config_b}, key=lambda key: (key in inert, key))
     for key in keys:
-        x, y = (_normalized(config.get(key)) for config in (one, two))
+        x, y = (_normalize(config.get(key)) for config in (config_a, config_b))
         if x != y:
             yield KeyChange(key, x, y, key not in inert)
 
@@ -341,7 +351,7 @@ def _peft_config(adapter: Adapter) -> Mapping[str, Any]:
 
 
 def _common_config(adapter: Adapter) -> Mapping[str, Any]:
-    """The settings that every format has, under PEFT's names; a list of numbers where they differ between modules."""
+    """Return the settings that every format has, under PEFT's names; a list of numbers where they differ between modules."""
     deltas = list(adapter.deltas.values())
     numbers: dict[str, list[Any]] = {
         "r": sorted({delta.r for delta in deltas}),
@@ -351,15 +361,15 @@ def _common_config(adapter: Adapter) -> Mapping[str, Any]:
     return {
         "base_model_name_or_path": adapter.meta.base_model,
         "task_type": adapter.meta.task_type,
-        **{key: found[0] if len(found) == 1 else found for key, found in numbers.items()},
+        **{key: values[0] if len(values) == 1 else values for key, values in numbers.items()},
         "target_modules": sorted({name.rpartition(".")[2] for name in adapter.deltas}),
         "modules_to_save": peft.saved_modules(adapter),
     }
 
 
-def _normalized(value: Any) -> Any:
-    """A value without differences that mean nothing: the order of a list of names, and null, false or empty."""
-    if any(value is nothing or (value == nothing and type(value) is type(nothing)) for nothing in _NOTHING):
+def _normalize(value: Any) -> Any:
+    """Return a value without differences that mean nothing: the order of a list of names, and null, false or empty."""
+    if any(value is empty or (value == empty and type(value) is type(empty)) for empty in _EMPTY):
         return None
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return sorted(value)
@@ -367,14 +377,15 @@ def _normalized(value: Any) -> Any:
 
 
 def _conditions(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
+    """Yield the settings outside of tensors that differ and change when or on what an adapter acts."""
     attributes = {
         "init_lora_weights": "init", "alora_invocation_tokens": "invocation", "layer_replication": "layers",
         "ensure_weight_tying": "ties",
     }  # fmt: skip
     for key, name in attributes.items():
-        one, two = getattr(a.meta, name), getattr(b.meta, name)
-        if one != two:
-            yield KeyChange(key, one, two, semantic=True)
-    one, two = ("missing" if unmeasured(adapter) else None for adapter in (a, b))
-    if one != two:
-        yield KeyChange("lora_magnitude_vector", one, two, semantic=True)
+        setting_a, setting_b = getattr(a.meta, name), getattr(b.meta, name)
+        if setting_a != setting_b:
+            yield KeyChange(key, setting_a, setting_b, semantic=True)
+    setting_a, setting_b = ("missing" if unmeasured(adapter) else None for adapter in (a, b))
+    if setting_a != setting_b:
+        yield KeyChange("lora_magnitude_vector", setting_a, setting_b, semantic=True)

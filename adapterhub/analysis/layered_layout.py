@@ -20,9 +20,9 @@ class Layout:
     """A drawing, with x to the right and y downward from a corner at (0, 0), in the unit of the boxes' sizes.
 
     Attributes:
-        centers: Center of each box.
-        paths: The points of each edge: vertical within a layer, from the first to the second, the third to the fourth …, and
-            a curve between two layers, from the second to the third ….
+        centers: The center of each box.
+        paths: The points of each edge: vertical within a layer, from the first to the second, the third to the fourth …, and a
+            curve between two layers, from the second to the third ….
     """
 
     centers: Mapping[str, Point]
@@ -66,7 +66,7 @@ def layout(sizes: Mapping[str, Point], edges: Sequence[Edge], *, gap: Point = (0
 
 
 def _layers(names: Mapping[str, object], edges: Sequence[Edge]) -> dict[str, int]:
-    """Return the layer of each box: below all its parents, and one without parents right above its nearest child."""
+    """Return the layer of each box: below all its parents; a box without parents goes right above its nearest child."""
     parents: dict[str, set[str]] = {name: set() for name in names}
     children: dict[str, set[str]] = {name: set() for name in names}
     for parent, child in edges:
@@ -94,17 +94,17 @@ def _layers(names: Mapping[str, object], edges: Sequence[Edge]) -> dict[str, int
 def _neighbors(
     rows: Sequence[Sequence[Hashable]], steps: Sequence[tuple[Hashable, Hashable]]
 ) -> dict[Hashable, list[Hashable]]:
-    found: dict[Hashable, list[Hashable]] = {item: [] for row in rows for item in row}
-    for item, other in steps:
-        found[item].append(other)
-    return found
+    neighbors: dict[Hashable, list[Hashable]] = {item: [] for row in rows for item in row}
+    for item, neighbor in steps:
+        neighbors[item].append(neighbor)
+    return neighbors
 
 
 def _order(rows: list[list[Hashable]], neighbors: Mapping[Hashable, Sequence[Hashable]], *, upward: bool) -> None:
     """Sort each row by the mean position of its items' neighbors in the row before, which leaves few crossings."""
     place: dict[Hashable, int] = {}
     for row in reversed(rows) if upward else rows:
-        mean = {item: _mean([place[other] for other in neighbors[item]], number) for number, item in enumerate(row)}
+        mean = {item: _mean([place[neighbor] for neighbor in neighbors[item]], number) for number, item in enumerate(row)}
         row.sort(key=mean.__getitem__)
         place = {item: number for number, item in enumerate(row)}
 
@@ -116,28 +116,28 @@ def _columns(
     below: Mapping[Hashable, Sequence[Hashable]],
     gap: float,
 ) -> dict[Hashable, float]:
-    """Return x of every item: near the mean of its neighbors, in the order of its row, and never overlapping."""
+    """Return the x of every item: near the mean of its neighbors, in the order of its row, and never overlapping."""
     x: dict[Hashable, float] = {item: 0.0 for row in rows for item in row}
     for sweep in range(_SWEEPS):
         neighbors = below if sweep % 2 else above
         for row in reversed(rows) if sweep % 2 else rows:
-            wanted = [_mean([x[other] for other in neighbors[item]], x[item]) for item in row]
-            x |= zip(row, _apart(wanted, [widths[item] for item in row], gap), strict=True)
-    left = min((x[item] - widths[item] / 2 for item in x), default=0.0)
-    return {item: place - left for item, place in x.items()}
+            ideal = [_mean([x[neighbor] for neighbor in neighbors[item]], x[item]) for item in row]
+            x |= zip(row, _spread(ideal, [widths[item] for item in row], gap), strict=True)
+    left_edge = min((x[item] - widths[item] / 2 for item in x), default=0.0)
+    return {item: place - left_edge for item, place in x.items()}
 
 
-def _apart(wanted: Sequence[float], widths: Sequence[float], gap: float) -> list[float]:
-    """Return the places nearest to `wanted`, by least squares, that keep the order and the distances (isotonic regression)."""
+def _spread(ideal: Sequence[float], widths: Sequence[float], gap: float) -> list[float]:
+    """Return the places nearest to `ideal`, by least squares, that keep the order and the distances (isotonic regression)."""
     offsets = [0.0]
-    for one, other in pairwise(widths):
-        offsets.append(offsets[-1] + (one + other) / 2 + gap)
+    for width, next_width in pairwise(widths):
+        offsets.append(offsets[-1] + (width + next_width) / 2 + gap)
     blocks: list[tuple[float, int]] = []  # mean, count
-    for place, offset in zip(wanted, offsets, strict=False):
+    for place, offset in zip(ideal, offsets, strict=False):
         mean, count = place - offset, 1
         while blocks and blocks[-1][0] > mean:
-            before, number = blocks.pop()
-            mean, count = (before * number + mean * count) / (number + count), number + count
+            earlier_mean, earlier_count = blocks.pop()
+            mean, count = (earlier_mean * earlier_count + mean * count) / (earlier_count + count), earlier_count + count
         blocks.append((mean, count))
     means = [mean for mean, count in blocks for _ in range(count)]
     return [mean + offset for mean, offset in zip(means, offsets, strict=False)]

@@ -56,16 +56,18 @@ class Spectrum:
         return max(1, int(np.count_nonzero(self.s > _NOISE * self.s[0])))
 
     def truncated(self, rank: int) -> Factors:
-        """The closest matrix of that rank (Eckart-Young), its singular values split between the factors."""
+        """Return the closest matrix of that rank (Eckart-Young), its singular values split between the factors."""
         root = np.sqrt(self.s[:rank])
         return Factors(self.u[:, :rank] * root, root[:, None] * self.vt[:rank])
 
 
 def terms(delta: Delta) -> list[Factors]:
-    """The matrices of a delta, its scaling included: one, or one for each expert of a stack.
+    """Return the matrices of a delta, its scaling included: one, or one for each expert of a stack.
 
     That of an embedding is `(d, vocab)`, the product of its factors; that of a convolution has the kernel in its columns.
-    RefusedError for a convolution with a core, whose product has another form, and for factors that would be far larger.
+
+    Raises:
+        RefusedError: A convolution has a core, so that its product has another form; or the factors would be far larger.
     """
     if isinstance(delta, Factored):
         delta = as_pairs({"delta": delta})["delta"]
@@ -75,53 +77,54 @@ def terms(delta: Delta) -> list[Factors]:
     return [Factors(lefts.reshape(lefts.shape[:2]), rights.reshape(len(rights), -1))]
 
 
-def alike(one: Delta, two: Delta) -> bool:
-    """Whether the matrices of two deltas can be compared: of the same shape and orientation."""
-    embeddings = {isinstance(delta, LowRankEmbedding) for delta in (one, two)}
-    return len(embeddings) == 1 and one.shape == two.shape
+def alike(first: Delta, second: Delta) -> bool:
+    """Return whether the matrices of two deltas can be compared: of the same shape and orientation."""
+    embeddings = {isinstance(delta, LowRankEmbedding) for delta in (first, second)}
+    return len(embeddings) == 1 and first.shape == second.shape
 
 
 def times(tall: F64Array, small: F64Array) -> F64Array:
-    """`tall @ small` for `(m, r)` and `(r, k)`."""
+    """Return `tall @ small` for `(m, r)` and `(r, k)`."""
     out = np.empty((tall.shape[0], small.shape[1]))
     for piece in _pieces(len(tall), small.size):
         np.matmul(tall[piece], small, out=out[piece])
     return out
 
 
-def across(one: F64Array, two: F64Array) -> F64Array:
-    """`one.T @ two` for `(m, r)` and `(m, k)`: all inner products of their columns."""
-    total = np.zeros((one.shape[1], two.shape[1]))
-    for piece in _pieces(len(one), total.size):
-        total += one[piece].T @ two[piece]
+def across(first: F64Array, second: F64Array) -> F64Array:
+    """Return `first.T @ second` for `(m, r)` and `(m, k)`: all inner products of their columns."""
+    total = np.zeros((first.shape[1], second.shape[1]))
+    for piece in _pieces(len(first), total.size):
+        total += first[piece].T @ second[piece]
     return total
 
 
 def _pieces(rows: int, work: int) -> Iterator[slice]:
+    """Return ranges of rows, small enough for OpenBLAS to stay in one thread."""
     step = max(32, _ONE_THREAD // max(1, work))
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def stacked(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """`sum(weight * term)`, exactly: `[left_1 …] @ [weight_1 * right_1; …]`."""
+    """Return `sum(weight * term)`, exactly: `[left_1 …] @ [weight_1 * right_1; …]`."""
     left = np.concatenate([term.left for term in terms], axis=1)
     return Factors(left, np.concatenate([weight * term.right for term, weight in zip(terms, weights, strict=True)]))
 
 
 def spectrum(matrix: Factors) -> Spectrum:
-    """The singular values and vectors of the product."""
-    q_left, small, q_right = _small(matrix)
+    """Return the singular values and vectors of the product."""
+    q_left, small, q_right = _reduce(matrix)
     u, s, vt = np.linalg.svd(small, full_matrices=False)
     return Spectrum(times(q_left, u), s, times(q_right, vt.T).T)
 
 
 def singular_values(matrix: Factors) -> F64Array:
-    """The singular values of the product, descending."""
-    return np.asarray(np.linalg.svd(_small(matrix)[1], compute_uv=False), np.float64)
+    """Return the singular values of the product, descending."""
+    return np.asarray(np.linalg.svd(_reduce(matrix)[1], compute_uv=False), np.float64)
 
 
-def _small(matrix: Factors) -> tuple[F64Array, F64Array, F64Array]:
-    """Orthonormal `q_left` and `q_right`, and `small` with `q_left @ small @ q_right.T` the product."""
+def _reduce(matrix: Factors) -> tuple[F64Array, F64Array, F64Array]:
+    """Return orthonormal `q_left` and `q_right`, and `small` such that `q_left @ small @ q_right.T` is the product."""
     # Unit columns and rows, so that the result does not depend on how a delta is split between its factors.
     columns, rows = (np.linalg.norm(matrix.left, axis=0), np.linalg.norm(matrix.right, axis=1))
     q_left, r_left = basis(matrix.left / np.where(columns, columns, 1))
@@ -130,7 +133,7 @@ def _small(matrix: Factors) -> tuple[F64Array, F64Array, F64Array]:
 
 
 def basis(x: F64Array) -> tuple[F64Array, F64Array]:
-    """Orthonormal `q` `(m, k)` and `q.T @ x`, with `q @ q.T @ x = x` up to 1e-8 of `x`.
+    """Return orthonormal `q` `(m, k)` and `q.T @ x`, with `q @ q.T @ x = x` up to 1e-8 of `x`.
 
     Two rounds, as in CholeskyQR2 (Yamamoto et al., 2015): the second restores what the first lost in squaring.
     """
@@ -144,63 +147,68 @@ def basis(x: F64Array) -> tuple[F64Array, F64Array]:
 
 
 def norm(matrix: Factors) -> float:
-    """The Frobenius norm; NaN if the factors contain one."""
+    """Return the Frobenius norm; NaN if the factors contain one."""
     return float(np.sqrt(np.maximum(0.0, inner(matrix, matrix))))
 
 
 def size(delta: Delta) -> float | None:
-    """The Frobenius norm of a delta; None if it has no factors, or they contain NaN."""
+    """Return the Frobenius norm of a delta; None if it has no factors, or they contain NaN."""
     try:
-        found = math.hypot(*map(norm, terms(delta)))
+        total = math.hypot(*map(norm, terms(delta)))
     except RefusedError:
         return None
-    return found if math.isfinite(found) else None
+    return total if math.isfinite(total) else None
 
 
 def work(delta: Delta) -> int:
-    """The multiplications of `size`, about, from shapes alone; 16 for each number stand for reading and converting it."""
+    """Return roughly the multiplications of `delta_norm`, from shapes alone; reading and converting a number counts as 16."""
     r = delta.pair_rank if isinstance(delta, Hadamard | Kronecker) else delta.r
     stack, rows, *columns = delta.shape if isinstance(delta, StackedLowRank) else (1, *delta.shape)
     return stack * (rows + math.prod(columns)) * r * (r + 16)
 
 
-def distance(one: Factors, two: Factors) -> float:
-    """The norm of the difference: exactly 0 for the same factors, otherwise with noise below 1e-14 of their norms.
+def distance(first: Factors, second: Factors) -> float:
+    """Return the norm of the difference: exactly 0 for the same factors, otherwise with noise below 1e-14 of their norms.
 
-    Computed from inner products if they do not cancel; else from the differences of the factors, which are small if one
-    matrix is the other rounded; else from the triangles of the stacked factors, which cancel at the rounding of float64.
+    Computed from inner products if they do not cancel; else from the differences of the factors, which are small if one matrix
+    is the other rounded; else from the triangles of the stacked factors, which cancel at the rounding of float64.
     """
-    if one.r == two.r:
-        up, down = Factors(one.left - two.left, one.right), Factors(two.left, one.right - two.right)
-        if not (up.left.any() or down.right.any()):
+    if first.r == second.r:
+        left_change, right_change = (
+            Factors(first.left - second.left, first.right),
+            Factors(second.left, first.right - second.right),
+        )
+        # Equal factors: exactly 0, without the noise of the sums below.
+        if not (left_change.left.any() or right_change.right.any()):
             return 0.0
     else:
-        up, down = one, Factors(-two.left, two.right)
-    for x, y in ((one, Factors(-two.left, two.right)), (up, down)):
+        left_change, right_change = first, Factors(-second.left, second.right)
+    for x, y in ((first, Factors(-second.left, second.right)), (left_change, right_change)):
         squares = inner(x, x), 2 * inner(x, y), inner(y, y)
+        # No cancellation: the sum has at least half of its digits left.
         if sum(squares) > _CANCELS * (squares[0] + squares[2]):
             return float(np.sqrt(sum(squares)))
-    both = stacked([one, two], [1.0, -1.0])
-    columns, rows = (np.linalg.norm(both.left, axis=0), np.linalg.norm(both.right, axis=1))
-    left = _triangle(both.left / np.where(columns, columns, 1))
-    right = _triangle(both.right.T / np.where(rows, rows, 1))
+    difference = stacked([first, second], [1.0, -1.0])
+    columns, rows = (np.linalg.norm(difference.left, axis=0), np.linalg.norm(difference.right, axis=1))
+    left = _triangle(difference.left / np.where(columns, columns, 1))
+    right = _triangle(difference.right.T / np.where(rows, rows, 1))
     return float(np.linalg.norm(times(left * (columns * rows), np.ascontiguousarray(right.T))))
 
 
 def _triangle(x: F64Array) -> F64Array:
-    """`c` with `c.T @ c = x.T @ x`, as exact as R of a QR: a second basis covers what the first lost (1e-8 of `x`)."""
+    """Return `c` with `c.T @ c = x.T @ x`, as exact as R of a QR: a second basis covers what the first lost (1e-8 of `x`)."""
     q, c = basis(x)
-    rest = x - times(q, c)
-    return np.concatenate([c, basis(rest)[1]]) if rest.any() else c
+    remainder = x - times(q, c)
+    return np.concatenate([c, basis(remainder)[1]]) if remainder.any() else c
 
 
-def inner(one: Factors, two: Factors) -> float:
-    """`sum(one * two)` over all elements: `trace((left_1.T left_2) (right_2 right_1.T))`."""
-    return float(np.sum(across(one.left, two.left) * across(one.right.T, two.right.T)))
+def inner(first: Factors, second: Factors) -> float:
+    """Return `sum(first * second)` over all elements: `trace((left_1.T left_2) (right_2 right_1.T))`."""
+    return float(np.sum(across(first.left, second.left) * across(first.right.T, second.right.T)))
 
 
 def cosines(terms: Sequence[Factors]) -> tuple[tuple[float, ...], ...]:
-    """The cosines between all pairs of terms, as long vectors; 0 if one is zero."""
+    """Return the cosines between all pairs of terms, as long vectors; 0 if one is zero."""
     lengths = [norm(term) for term in terms]
     return tuple(
         tuple(inner(a, b) / (x * y) if x * y else 0.0 for b, y in zip(terms, lengths, strict=True))

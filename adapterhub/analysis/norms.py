@@ -1,4 +1,4 @@
-"""The norm of every module's delta by layer and kind of module, as numbers and as a PNG: where an adapter acts."""
+"""The norm of every module's delta by layer and kind of module, as numbers and as a PNG: a map of where an adapter acts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adapterhub_converters.formats.base_weights import BaseWeights
 from .low_rank import size
 from .low_rank import work as work_of
 
-_ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # the order of computation
-_COLUMNS = 80  # of a picture; the others are counted
+_ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # in the order of computation
+_COLUMNS = 80  # of a picture; further columns are only counted
 _CELLS = 1 << 20
 _A_SECOND = 5 * 10**9  # multiplications; one core does 3 to 13 of 10**9, depending on the rank
 _A_MODULE = 50e-6  # seconds for each, whatever its size
@@ -49,23 +49,26 @@ class Heat:
     @property
     def short_kinds(self) -> tuple[str, ...]:
         """The kinds by the last part of their names, if these are distinct."""
-        last = [kind.rpartition(".")[2].removesuffix("_proj") for kind in self.kinds]
-        whole = [kind.rpartition(".")[2] for kind in self.kinds]
-        return tuple(next(names for names in (last, whole, self.kinds) if len(set(names)) == len(names)))
+        short = [kind.rpartition(".")[2].removesuffix("_proj") for kind in self.kinds]
+        last_parts = [kind.rpartition(".")[2] for kind in self.kinds]
+        return tuple(next(names for names in (short, last_parts, self.kinds) if len(set(names)) == len(names)))
 
     @property
     def scale(self) -> tuple[float, float]:
-        """The ends of a scale of colors, zeros without any value: from the least value of a layer to the greatest, or to the
-        99th percentile if the greatest is more than twice that, because one outlier would make all others look alike."""
-        known = sorted(value for row in self.values for value in row if value is not None)
-        if not known:
+        """The ends of a scale of colors; zeros if there are no values.
+
+        From the least value of a layer to the greatest, or to the 99th percentile if the greatest is more than twice that,
+        because one outlier would make all others look alike.
+        """
+        present = sorted(value for row in self.values for value in row if value is not None)
+        if not present:
             return 0.0, 0.0
-        least, high, greatest = known[0], known[int(0.99 * (len(known) - 1))], known[-1]
+        least, high, greatest = present[0], present[int(0.99 * (len(present) - 1))], present[-1]
         return least, high if greatest > 2 * high > 2 * least else greatest
 
     @property
     def above(self) -> str:
-        """What the scale leaves out, in words; empty if nothing."""
+        """A note on the values beyond the scale; empty if there are none."""
         end = self.scale[1]
         cells = [
             (value, f"{kind} in layer {layer}")
@@ -75,11 +78,11 @@ class Heat:
         ]
         if not cells:
             return ""
-        value, where = max(cells)
-        return f"scale ends at the 99th percentile; {len(cells):,} above, the largest {value:.3g}: {where}"
+        value, cell = max(cells)
+        return f"scale ends at the 99th percentile; {len(cells):,} above, the largest {value:.3g}: {cell}"
 
     def folded(self, most: int) -> Heat:
-        """At most `most` rows, each the mean of neighboring ones."""
+        """Return at most `most` rows, each the mean of neighboring ones."""
         step = math.ceil(len(self.layers) / most)
         if step < 2:
             return self
@@ -96,21 +99,21 @@ def _folded_name(names: list[str]) -> str:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def seconds(adapter: Adapter) -> float:
-    """The time that `heat` takes, about, from the shapes of an adapter: no clock is asked, so it is the same everywhere."""
+    """Estimate the seconds that a heat map takes from the shapes of an adapter, so that it is the same everywhere."""
     return sum(map(work_of, adapter.deltas.values())) / _A_SECOND + len(adapter.deltas) * _A_MODULE
 
 
 def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Heat:
-    """The norms of an adapter's deltas.
+    """Return the norms of an adapter's deltas.
 
     Args:
         adapter: The adapter.
-        base: A Hugging Face folder, by the norms of whose weights they are divided.
+        base: A Hugging Face folder; its weights' norms divide those of the deltas.
         progress: Called with modules done and modules in all.
     """
     refuse_tuned(adapter)
@@ -118,37 +121,37 @@ def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int,
         weights = stack.enter_context(BaseWeights(base)) if base else None
         norms: dict[str, tuple[float, float]] = {}  # experts of a kind in a layer share a key
         left_out: dict[str, str] = {}
-        for done, (target, delta) in enumerate(adapter.deltas.items()):
+        for count, (target, delta) in enumerate(adapter.deltas.items()):
             if progress:
-                progress(done, len(adapter.deltas))
-            found, key = size(delta), _key(target)
-            if found is None:
+                progress(count, len(adapter.deltas))
+            norm_of_delta, key = size(delta), _key(target)
+            if norm_of_delta is None:
                 left_out[target] = f"a {type(delta).__name__} with a core, too large, or with a NaN"
                 continue
             name = target if isinstance(delta, StackedLowRank) else f"{target}.weight"
             try:
-                under = _norm(weights.tensor(name)) if weights else 1.0
+                base_norm = _norm(weights.tensor(name)) if weights else 1.0
             except RefusedError as error:
                 left_out[target] = error.what
                 continue
-            before = norms.get(key, (0.0, 0.0))
-            norms[key] = math.hypot(before[0], found), math.hypot(before[1], under) if weights else 1.0
-    left_out |= {key: "the base's weight is all zeros" for key, (_, two) in norms.items() if not two}
-    cells = {key: one / two for key, (one, two) in norms.items() if two}
+            totals = norms.get(key, (0.0, 0.0))
+            norms[key] = math.hypot(totals[0], norm_of_delta), math.hypot(totals[1], base_norm) if weights else 1.0
+    left_out |= {key: "the base's weight is all zeros" for key, (_, base_total) in norms.items() if not base_total}
+    cells = {key: delta_total / base_total for key, (delta_total, base_total) in norms.items() if base_total}
     return _arranged(cells, left_out, relative=base is not None)
 
 
 def _key(target: str) -> str:
-    """A module's cell: experts, whose numbers come after the layer's, share one."""
-    found = split_layer(target)
-    if not found:
+    """Return a module's cell: experts, whose numbers come after the layer's, share one."""
+    split = split_layer(target)
+    if not split:
         return target
-    kind = ".".join("*" if _is_number(part) else part for part in found[2].split("."))
-    return f"{found[0]}.{found[1]}.{kind}"
+    kind = ".".join("*" if _is_number(part) else part for part in split[2].split("."))
+    return f"{split[0]}.{split[1]}.{kind}"
 
 
 def split_layer(target: str) -> tuple[str, str, str] | None:
-    """Split a module's path: the list of layers, the layer's number and the path in it; None for a module outside of all."""
+    """Split a module's path: the list of layers, the layer's number and the path in it; None outside of all layers."""
     parts = target.split(".")
     at = next((at for at, part in enumerate(parts) if 0 < at < len(parts) - 1 and _is_number(part)), 0)
     return (".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])) if at else None
@@ -159,6 +162,7 @@ def _is_number(part: str) -> bool:
 
 
 def _norm(weight: np.ndarray) -> float:
+    """Return the Frobenius norm of a base's weight; RefusedError if it is quantized or not finite."""
     if weight.dtype.kind in "iub":
         raise RefusedError("base", "its weight is quantized", "Name the base in 16 or 32 bits")
     norm = float(np.linalg.norm(weight.astype(np.float32).astype(np.float64)))
@@ -168,70 +172,75 @@ def _norm(weight: np.ndarray) -> float:
 
 
 def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:
-    places = {key: found for key in cells if (found := split_layer(key))}
+    """Arrange the norms in rows of layers and columns of kinds."""
+    places = {key: split for key in cells if (split := split_layer(key))}
     stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
+    # Several stacks, such as an encoder and a decoder, follow one another in the map.
     layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
-    kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_in_order))
+    kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_sort_key))
     if len(layers) * len(kinds) > max(_CELLS, 2 * len(cells)):  # hardly any cell has a number: no picture of a transformer
         return Heat((), (), (), dict(cells), dict(left_out), relative)
     names = tuple(f"{stacks[stack]}.{number}" if len(stacks) > 1 else str(number) for stack, number in layers)
     values = tuple(tuple(cells.get(f"{stacks[stack]}.{number}.{kind}") for kind in kinds) for stack, number in layers)
-    others = {key: value for key, value in cells.items() if key not in places}
-    return Heat(names, kinds, values, others, dict(left_out), relative)
+    outside_layers = {key: value for key, value in cells.items() if key not in places}
+    return Heat(names, kinds, values, outside_layers, dict(left_out), relative)
 
 
-def _in_order(kind: str) -> tuple[int, str]:
+def _sort_key(kind: str) -> tuple[int, str]:
+    """Return a key that sorts kinds of modules by the order of computation."""
     last = kind.rpartition(".")[2].removesuffix("_proj")
     return _ORDER.index(last) if last in _ORDER else len(_ORDER), kind
 
 
-def plot(found: Heat, path: Path, *, title: str) -> None:
+def plot(heat_map: Heat, path: Path, *, title: str) -> None:
     """Write the heat map as a PNG, completely or not at all; needs matplotlib but no display."""
-    shown = found.folded(80)
-    kinds = [picture.fitted(kind, 3, size=10) for kind in shown.short_kinds[:_COLUMNS]]
+    folded = heat_map.folded(80)
+    kinds = [picture.fitted(kind, 3, size=10) for kind in folded.short_kinds[:_COLUMNS]]
     longest = max((picture.extent(kind, size=10)[0] for kind in kinds), default=0.0)
-    turned = longest if longest > 0.6 else 0.0  # inches, if they are too long to stand side by side
-    height = min(9.0, max(3.0, 1.8 + 0.2 * len(shown.layers)) + turned)
+    label_height = longest if longest > 0.6 else 0.0  # inches, if they are too long to stand side by side
+    height = min(9.0, max(3.0, 1.8 + 0.2 * len(folded.layers)) + label_height)
     with picture.figure(path, max(5.5, 2.4 + 0.75 * len(kinds)), height) as figure:
         axes = figure.add_subplot()
-        axes.set_xticks(range(len(kinds)), kinds, rotation=90 if turned else 0)
-        _draw(figure, axes, found, shown, title)
+        axes.set_xticks(range(len(kinds)), kinds, rotation=90 if label_height else 0)
+        _draw(figure, axes, heat_map, folded, title)
 
 
-def _draw(figure: Any, axes: Any, found: Heat, shown: Heat, title: str) -> None:
-    rows, columns = len(shown.layers), min(len(shown.kinds), _COLUMNS)
-    folded = f"a row is the mean of {math.ceil(len(found.layers) / 80)} layers" if shown is not found else ""
-    picture.heading(axes, title, subtitle(found), "; ".join(filter(None, (folded, shown.above))))
+def _draw(figure: Any, axes: Any, heat_map: Heat, folded: Heat, title: str) -> None:
+    rows, columns = len(folded.layers), min(len(folded.kinds), _COLUMNS)
+    fold_note = f"a row is the mean of {math.ceil(len(heat_map.layers) / 80)} layers" if folded is not heat_map else ""
+    picture.heading(axes, title, subtitle(heat_map), "; ".join(filter(None, (fold_note, folded.above))))
     if rows and columns:
-        _draw_cells(figure, axes, shown, columns)
+        _draw_cells(figure, axes, folded, columns)
     axes.set_facecolor(picture.LIGHT)
     step = max(1, math.ceil(rows / 40))
-    axes.set_yticks(range(0, rows, step), [picture.fitted(layer, 2, size=10) for layer in shown.layers[::step]])
+    axes.set_yticks(range(0, rows, step), [picture.fitted(layer, 2, size=10) for layer in folded.layers[::step]])
     axes.set_ylabel("layer", color=picture.GRAY)
-    notes = [f"{len(shown.kinds) - columns:,} more kinds of modules"] if columns < len(shown.kinds) else []
-    if found.others:
-        others = ", ".join(f"{name} {value:.3g}" for name, value in list(found.others.items())[:4])
-        notes.append(f"outside of layers: {others}")
+    notes = [f"{len(folded.kinds) - columns:,} more kinds of modules"] if columns < len(folded.kinds) else []
+    if heat_map.others:
+        outside_layers = ", ".join(f"{name} {value:.3g}" for name, value in list(heat_map.others.items())[:4])
+        notes.append(f"outside of layers: {outside_layers}")
     axes.set_xlabel(picture.fitted("; ".join(notes), figure.get_figwidth() - 1.2, size=9), color=picture.GRAY, fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=picture.GRAY, length=0)
 
 
-def _draw_cells(figure: Any, axes: Any, shown: Heat, columns: int) -> None:
+def _draw_cells(figure: Any, axes: Any, folded: Heat, columns: int) -> None:
     from matplotlib import colormaps
 
-    grid = np.array([[math.nan if value is None else value for value in row[:columns]] for row in shown.values])
-    least, greatest = shown.scale
+    grid = np.array([[math.nan if value is None else value for value in row[:columns]] for row in folded.values])
+    least, greatest = folded.scale
     colors = colormaps["viridis"].with_extremes(over=picture.ORANGE)
     image = axes.imshow(grid, aspect="auto", cmap=colors, vmin=least, vmax=greatest, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, pad=0.02, extend="max" if shown.above else "neither")
+    bar = figure.colorbar(image, ax=axes, pad=0.02, extend="max" if folded.above else "neither")
     bar.outline.set_visible(False)
-    bar.set_label("relative norm" if shown.relative else "norm", color=picture.GRAY)
+    bar.set_label("relative norm" if folded.relative else "norm", color=picture.GRAY)
     bar.ax.tick_params(colors=picture.GRAY, length=0)
 
 
-def subtitle(found: Heat) -> str:
-    """A description of the numbers."""
+def subtitle(heat_map: Heat) -> str:
+    """Return a description of the numbers."""
     return (
-        "norm of the delta over that of the base's weight" if found.relative else "Frobenius norm of the delta, scale included"
+        "norm of the delta over that of the base's weight"
+        if heat_map.relative
+        else "Frobenius norm of the delta, scale included"
     )

@@ -1,8 +1,8 @@
 """The norm and the largest singular value of each module's delta, and their percentiles among other adapters.
 
-Three numbers of ΔW: its Frobenius norm, its largest singular value, and the share of its energy (the sum of squares) that this
-one has. Methods that look for backdoors in weights start from these (arXiv 2602.15195); they need many labeled adapters, and
-fail on kinds of poisoning that they were not fitted to. So there is no threshold and no verdict here: only the percentile among
+Three numbers of ΔW: its Frobenius norm, its largest singular value, and the share of its energy (the sum of squares) in that
+value. Methods that look for backdoors in weights start from these (arXiv 2602.15195); they need many labeled adapters, and fail
+on kinds of poisoning that they were not fitted to. So there is no threshold and no verdict here: only the percentile among
 adapters of the same base, and the number of those.
 """
 
@@ -38,13 +38,13 @@ class Spectrum:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The numbers of a module, or of all modules of a kind, and their places among those of other adapters.
+    """The numbers of a module, or of all modules of a kind, and their percentiles among those of other adapters.
 
     Attributes:
         name: The path of the module, or its kind: `self_attn.q_proj`.
-        modules: How many modules it stands for.
-        n: How many other adapters have it.
-        percentiles: Of each number among theirs: the share of smaller ones, equal ones counted half; None where `n` is 0.
+        modules: The number of modules that are counted together.
+        n: The number of other adapters that have such modules.
+        percentiles: For each number, the share of smaller ones among theirs, equal ones counted half; None where `n` is 0.
     """
 
     name: str
@@ -59,19 +59,19 @@ Spectra = Mapping[str, Spectrum]
 
 
 def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = None) -> tuple[Spectra, Mapping[str, str]]:
-    """Return the numbers of every module, and the modules without, with the reason.
+    """Return the numbers of every module, and the modules without numbers, with the reason.
 
-    The experts of a stack count as one matrix with blocks on its diagonal; under DoRA it is the low-rank part.
+    The experts of a stack count as one matrix with blocks on its diagonal; under DoRA, the low-rank part is measured.
 
     Raises:
-        RefusedError: It is by a tuner that adds no matrices.
+        RefusedError: The adapter is by a tuner that adds no matrices.
     """
     refuse_tuned(adapter)
-    found: dict[str, Spectrum] = {}
+    summaries: dict[str, Spectrum] = {}
     left_out: dict[str, str] = {}
-    for done, (target, delta) in enumerate(adapter.deltas.items()):
+    for count, (target, delta) in enumerate(adapter.deltas.items()):
         if progress:
-            progress(done, len(adapter.deltas))
+            progress(count, len(adapter.deltas))
         try:
             values = np.concatenate([singular_values(term) for term in terms(delta)])
         except (RefusedError, np.linalg.LinAlgError) as error:
@@ -80,8 +80,8 @@ def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = N
         if not np.isfinite(values).all():
             left_out[target] = "a NaN or an infinity"
             continue
-        found[target] = _spectrum(float(np.linalg.norm(values)), float(values.max(initial=0.0)))
-    return found, left_out
+        summaries[target] = _spectrum(float(np.linalg.norm(values)), float(values.max(initial=0.0)))
+    return summaries, left_out
 
 
 def _spectrum(norm: float, top: float) -> Spectrum:
@@ -89,40 +89,44 @@ def _spectrum(norm: float, top: float) -> Spectrum:
 
 
 def kind_of(target: str) -> str:
-    """The path of a module in its layer, the numbers of experts as `*`; of a module outside of all layers its own."""
-    found = split_layer(target)
-    return ".".join("*" if part.isdecimal() else part for part in found[2].split(".")) if found else target
+    """Return the path of a module in its layer, with the numbers of experts as `*`; outside of all layers, its own path."""
+    split = split_layer(target)
+    return ".".join("*" if part.isdecimal() else part for part in split[2].split(".")) if split else target
 
 
-def by_kind(found: Spectra) -> dict[str, tuple[int, Spectrum]]:
-    """Kind to the number of its modules, and their norm, largest singular value and share of energy as of one matrix."""
+def by_kind(summaries: Spectra) -> dict[str, tuple[int, Spectrum]]:
+    """Return, for each kind, the number of its modules and their numbers as of one matrix."""
     groups: dict[str, list[Spectrum]] = {}
-    for target, one in found.items():
-        groups.setdefault(kind_of(target), []).append(one)
+    for target, summary in summaries.items():
+        groups.setdefault(kind_of(target), []).append(summary)
     return {kind: (len(group), _together(group)) for kind, group in groups.items()}
 
 
 def _together(group: Sequence[Spectrum]) -> Spectrum:
-    norm, energy = math.hypot(*(one.norm for one in group)), math.hypot(*(one.top for one in group))
-    return Spectrum(norm, max(one.top for one in group), (energy / norm) ** 2 if norm else 0.0)
+    """Return the numbers of a matrix with the modules as blocks on its diagonal."""
+    norm, energy = math.hypot(*(summary.norm for summary in group)), math.hypot(*(summary.top for summary in group))
+    return Spectrum(norm, max(summary.top for summary in group), (energy / norm) ** 2 if norm else 0.0)
 
 
-def ranked(found: Spectra, others: Iterable[Spectra]) -> tuple[list[Ranked], list[Ranked]]:
+def ranked(summaries: Spectra, other_adapters: Iterable[Spectra]) -> tuple[list[Ranked], list[Ranked]]:
     """Return the kinds of modules, and the modules, of an adapter with their percentiles among those of others."""
     of_modules: dict[str, list[Spectrum]] = {}
     of_kinds: dict[str, list[Spectrum]] = {}
-    for other in others:
-        for target in found.keys() & other.keys():
-            of_modules.setdefault(target, []).append(other[target])
-        for kind, (_, one) in by_kind(other).items():
-            of_kinds.setdefault(kind, []).append(one)
-    kinds = [_ranked(kind, count, one, of_kinds.get(kind, [])) for kind, (count, one) in by_kind(found).items()]
-    return kinds, [_ranked(target, 1, one, of_modules.get(target, [])) for target, one in found.items()]
+    for other_summaries in other_adapters:
+        for target in summaries.keys() & other_summaries.keys():
+            of_modules.setdefault(target, []).append(other_summaries[target])
+        for kind, (_, summary) in by_kind(other_summaries).items():
+            of_kinds.setdefault(kind, []).append(summary)
+    kinds = [_rank(kind, count, summary, of_kinds.get(kind, [])) for kind, (count, summary) in by_kind(summaries).items()]
+    return kinds, [_rank(target, 1, summary, of_modules.get(target, [])) for target, summary in summaries.items()]
 
 
-def _ranked(name: str, modules: int, one: Spectrum, others: Sequence[Spectrum]) -> Ranked:
-    if not others:
-        return Ranked(name, modules, one, 0, None)
-    columns = zip(astuple(one), zip(*map(astuple, others), strict=True), strict=True)
-    percentiles = (100 * sum((x < value) + (x == value) / 2 for x in column) / len(others) for value, column in columns)
-    return Ranked(name, modules, one, len(others), Spectrum(*percentiles))
+def _rank(name: str, modules: int, summary: Spectrum, others_summaries: Sequence[Spectrum]) -> Ranked:
+    if not others_summaries:
+        return Ranked(name, modules, summary, 0, None)
+    # One column for each of the three numbers.
+    columns = zip(astuple(summary), zip(*map(astuple, others_summaries), strict=True), strict=True)
+    percentiles = (
+        100 * sum((x < value) + (x == value) / 2 for x in column) / len(others_summaries) for value, column in columns
+    )
+    return Ranked(name, modules, summary, len(others_summaries), Spectrum(*percentiles))

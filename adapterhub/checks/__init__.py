@@ -1,8 +1,8 @@
 """Check an adapter for problems: alone, on a base model, and in each runtime.
 
 Six levels, each assuming the ones before it: the files are well-formed; config and tensors agree; shapes fit the base in both
-directions; numbers that change the function agree; the base is the one that was trained on; the verdict of each runtime.
-Every problem is collected. Values of tensors are read only to find NaNs, infinities and zeros; headers are enough for the rest.
+directions; numbers that change the function agree; the base is the one that was trained on; the verdict of each runtime. Every
+problem is collected. Values of tensors are read only to find NaNs, infinities and zeros; headers are enough for the rest.
 """
 
 from __future__ import annotations
@@ -99,20 +99,23 @@ def check(
         >>> report.ok, [group.code for group in report.grouped()]  # doctest: +SKIP
         (False, ['rank-config'])
     """
+    # Before any file is read: a misspelled argument must not look like a passed check.
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
     check_codes(ignore)
     with examined(path, base=base, headers_only=headers_only, limit=limit, where=where) as (report, contents):
         required = (report.verdicts[name] for name in dict.fromkeys(runtimes))
-        more = Findings(limit)
-        more.add(_not_applied(verdict) for verdict in required if verdict.verdict != APPLIED)
+        requirement_findings = Findings(limit)
+        requirement_findings.add(_runtime_problem(verdict) for verdict in required if verdict.verdict != APPLIED)
         if contents is not None and max_rank is not None:
-            more.add(_above(contents, max_rank))
+            requirement_findings.add(_above(contents, max_rank))
         if unpublished:
-            more.add(_package(path))
+            requirement_findings.add(_package_problems(path))
         # None of these codes is one of `examined`.
-        counts = {**report.counts, **more.counts}
-        problems = [problem for problem in (*_in_order(more.kept), *report.problems) if problem.code not in ignore]
+        counts = {**report.counts, **requirement_findings.counts}
+        problems = [
+            problem for problem in (*_in_order(requirement_findings.kept), *report.problems) if problem.code not in ignore
+        ]
         problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
         levels = {"package": unpublished and path.is_dir(), "max-rank": max_rank is not None, "runtimes": bool(runtimes)}
         return replace(
@@ -144,7 +147,7 @@ def examined(
     """Check an adapter as `check` does, and keep its files open until the context ends.
 
     Yields:
-        The report, and the contents of the adapter; None where its files are not well-formed.
+        The report, and the contents of the adapter; None if its files are not well-formed.
     """
     findings = Findings(limit)
     with collector.paused():
@@ -175,58 +178,66 @@ def examined(
 
 
 def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem | Repeated]:
+    """Yield the problems of every level; a level that cannot be finished ends with the error that stopped it."""
+    # Generators: a level that fails halfway has already yielded what it found.
     levels: list[Iterator[Problem | Repeated]] = [internal_problems(contents), earlier_problems(contents, base)]
     if not headers_only:
         levels += [value_problems(contents), changed_files(contents)]
     if base is not None and contents.unread is None:
         levels += [shape_problems(contents, base), identity_problems(contents, base)]
-    seen = set[tuple[str, str]]()
+    reported = set[tuple[str, str]]()
     for level in levels:
         try:
             yield from level
         except AdapterhubError as error:
             problem = unreadable_file(contents.path, error)
-            if (problem.where, problem.what) not in seen:
-                seen.add((problem.where, problem.what))
+            if (problem.where, problem.what) not in reported:
+                reported.add((problem.where, problem.what))
                 yield problem
 
 
 def _in_order(problems: Mapping[str, Iterable[Problem]]) -> list[Problem]:
-    """The worst first; within one code, file by file and layer 2 before layer 10."""
+    """Return the worst problems first; within one code, file by file and layer 2 before layer 10."""
     codes = sorted(CODES, key=lambda code: SEVERITIES.index(CODES[code][0]))
-    return [problem for code in codes for problem in sorted(problems.get(code, ()), key=lambda one: (one.file, _natural(one)))]
+    return [
+        problem
+        for code in codes
+        for problem in sorted(problems.get(code, ()), key=lambda problem: (problem.file, _natural_name(problem)))
+    ]
 
 
-def _natural(problem: Problem) -> str:
-    """The name with its numbers at one width."""
+def _natural_name(problem: Problem) -> str:
+    """Return the name with its numbers at one width."""
     return ".".join([part.zfill(8) if part.isdecimal() else part for part in problem.name.split(".")])
 
 
-def _package(path: Path) -> Iterator[Problem]:
-    """What a push of a folder refuses or leaves out."""
+def _package_problems(path: Path) -> Iterator[Problem]:
+    """Yield what a push of a folder refuses or leaves out."""
     if not path.is_dir():
         return
     _, skipped, refused = survey(path)
-    for name, what, hint in refused:
-        yield Problem("not-packaged", name, "", what, hint)
-    shown = [name for name in skipped if not name.startswith(".")]
-    if shown:
-        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(shown)}")
+    for name, message, hint in refused:
+        yield Problem("not-packaged", name, "", message, hint)
+    visible = [name for name in skipped if not name.startswith(".")]
+    if visible:
+        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(visible)}")
 
 
 def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:
+    """Yield the modules whose rank is above the largest allowed."""
     for target, rank in contents.ranks.items():
         if rank > max_rank:
-            what = f"rank {rank}; the largest allowed is {max_rank}"
-            yield Problem("rank-above-max", "", target, what, expected=f"{max_rank} at most", got=str(rank))
+            message = f"rank {rank}; the largest allowed is {max_rank}"
+            yield Problem("rank-above-max", "", target, message, expected=f"{max_rank} at most", got=str(rank))
 
 
-def _not_applied(verdict: Verdict) -> Problem:
+def _runtime_problem(verdict: Verdict) -> Problem:
     reason = verdict.reasons[0] if verdict.reasons else ""
     return Problem("runtime", "", verdict.runtime, f"{verdict.verdict}: {reason}")
 
 
 def _summary(contents: Contents) -> dict[str, object]:
+    """Return the facts of an adapter for the report."""
     kinds = contents.kinds()
     repeated = contents.adapter.meta.parameters if contents.adapter else None
     return {

@@ -1,4 +1,4 @@
-"""What the files of an adapter contain: its tensors by their part in it, whose numbers are read when a check asks for them."""
+"""The contents of an adapter's files: its tensors by role, whose numbers are read only when a check asks for them."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ class Contents:
 
     Attributes:
         path: A folder or a file; `weights` is the file name of its tensors.
-        config: PEFT's config, `config_text` as it was read; empty for other formats.
-        pairs: Module to the tensors of its low-rank pair, by part; modules that are alike share one mapping.
-        replaced: Parameter of the base to the whole tensor that replaces it.
-        rows: Embedding table to the rows that replace some of its own, those of `row_ids`.
-        copies: Parameter of the base to a copy of its weight that the file contains as well.
-        others: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
-        tuned: Changes by a tuner that is not LoRA, likewise.
+        config: PEFT's config, and `config_text` its text; empty for other formats.
+        pairs: From module to the tensors of its low-rank pair, by part; modules that are alike share one mapping.
+        replaced: From parameter of the base to the whole tensor that replaces it.
+        rows: From embedding table to the rows that replace some of its own, those of `row_ids`.
+        copies: From parameter of the base to a copy of its weight that the file contains as well.
+        other_deltas: Deltas that are not a pair of matrices (experts, convolutions, AdaLoRA …), with shapes but no numbers.
+        tuned: Changes by a tuner other than LoRA, likewise.
         renamed: Names of tensors that peft would skip, and the names that it would load.
         unknown: Names of tensors of unknown kind.
         adapter: Set for formats that are read as a whole.
         ordered: Whether the order of the rows is known (`convert.read_unordered`).
-        unread: Set for a kind of adapter that is not known; its tensors are `other_tensors`, but for halves of pairs.
+        unread: Set for an unknown kind of adapter; its tensors are in `other_tensors`, except for halves of pairs.
         files: PEFT's weights, open until `close`, so that headers, values and digests are read through one opening.
         heads: The first bytes of every file that was opened; `digests` those computed so far.
-        manifest_text: The text of adapter.json, empty without one; None until it is needed. Likewise `readme`, its card.
+        manifest_text: The text of adapter.json, empty if there is none; None until it is needed. Likewise `readme`, its card.
     """
 
     path: Path
@@ -85,7 +85,7 @@ class Contents:
     _matching: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def names(self, option: str) -> list[str]:
-        """The strings of a config option that is a string or a list of strings; none for any other value."""
+        """Return the strings of a config option that is a string or a list of strings; an empty list for any other value."""
         value = self.config.get(option)
         if isinstance(value, str):
             return [value]
@@ -93,12 +93,12 @@ class Contents:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether it is by one of PEFT's tuners that are not LoRA."""
+        """Whether the adapter is by one of PEFT's tuners other than LoRA."""
         return self.unread is None and tuner_of(self.config.get("peft_type")) is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is whole parameters alone, of a model that was tuned without a delta."""
+        """Whether the adapter consists of whole parameters alone, of a model that was tuned without a delta."""
         return self.adapter is not None and self.adapter.meta.method == FULL
 
     @property
@@ -117,7 +117,9 @@ class Contents:
         return {target: ranks[id(parts)] for target, parts in self.pairs.items() if id(parts) in ranks}
 
     def matching(self, option: str) -> Mapping[str, list[str]]:
-        """The keys of `rank_pattern` or `alpha_pattern` that match each target, in their order; without targets that none does.
+        """Return, for each target, the keys of `rank_pattern` or `alpha_pattern` that match it, in their order.
+
+        Targets that match no key are left out.
 
         Raises:
             FormatError, RefusedError: A key cannot be matched.
@@ -125,28 +127,28 @@ class Contents:
         if option not in self._matching:
             patterns = self.config.get(option)
             # AdaLoRA's rank_pattern is a mask by tensor name.
-            matched = Patterns(patterns, peft.CONFIG) if patterns and self.config["peft_type"] != "ADALORA" else None
-            found = ((target, matched.matching(target)) for target in self.targets) if matched else ()
-            self._matching[option] = {target: keys for target, keys in found if keys}
+            compiled = Patterns(patterns, peft.CONFIG) if patterns and self.config["peft_type"] != "ADALORA" else None
+            matches = ((target, compiled.matching(target)) for target in self.targets) if compiled else ()
+            self._matching[option] = {target: keys for target, keys in matches if keys}
         return self._matching[option]
 
     def alike(self) -> list[tuple[Parts, int]]:
-        """The different mappings in `pairs`, of which there are few, and the number of modules of each."""
+        """Return the different mappings in `pairs`, of which there are few, and the number of modules of each."""
         counts = Counter(map(id, self.pairs.values()))
         return [(parts, counts[key]) for key, parts in {id(parts): parts for parts in self.pairs.values()}.items()]
 
     def kinds(self) -> Counter[TensorKind]:
-        """The number of tensors of each kind, of those that `tensors` names."""
-        found = Counter[TensorKind]()
-        for others in (self.other_tensors, self.replaced, self.copies, self.rows):
-            found.update(others.values())
+        """Return the number of tensors of each kind, among those that `tensors` names."""
+        counts = Counter[TensorKind]()
+        for tensors in (self.other_tensors, self.replaced, self.copies, self.rows):
+            counts.update(tensors.values())
         for parts, count in self.alike():
             for kind in parts.values():
-                found[kind] += count
-        return found
+                counts[kind] += count
+        return counts
 
     def tensors(self) -> Iterator[tuple[str, TensorKind]]:
-        """Every tensor of a known kind, named by module and part."""
+        """Yield every tensor of a known kind, named by module and part."""
         for target, parts in self.pairs.items():
             yield from ((f"{target}.{PART_NAMES.get(part, part)}", tensor) for part, tensor in parts.items())
         yield from self.other_tensors.items()
@@ -155,17 +157,24 @@ class Contents:
         yield from ((f"{target} (rows)", tensor) for target, tensor in self.rows.items())
 
     def label(self, name: str) -> str:
-        """The name in `tensors` of a tensor in `values`."""
+        """Return the name in `tensors` of a tensor in `values`."""
         if self.adapter is not None or self.unread is not None:
             return name
-        _, kind, known, part = identify(name)
-        return f"{known}.{PART_NAMES.get(part, part)}" if part else f"{known} ({kind})" if kind in ("copy", "rows") else known
+        _, kind, parameter, part = identify(name)
+        return (
+            f"{parameter}.{PART_NAMES.get(part, part)}"
+            if part
+            else f"{parameter} ({kind})"
+            if kind in ("copy", "rows")
+            else parameter
+        )
 
     def values(self) -> Iterator[Values]:
-        """The numbers of every tensor of floats, in file order."""
+        """Yield the numbers of every tensor of floats, in file order."""
         if self.adapter is not None:
             for name, array in self.adapter.tensors():
                 flat = np.ascontiguousarray(array).reshape(-1)
+                # Pieces as of a file, so that a check needs the same memory for every format.
                 step = _PIECE // flat.itemsize
                 for start in range(0, flat.size, step):
                     numbers = flat[start : start + step]
@@ -175,18 +184,20 @@ class Contents:
             yield from _gguf_values(self.path)
             return
         unknown = frozenset(self.unknown)
+        # One buffer for all pieces: `Values` is valid only until the next one.
         buffer = memoryview(bytearray(_PIECE))
         for file in self.files.values():
-            for run, alike in _runs(file.header, unknown):
+            for run, tensors_by_array in _runs(file.header, unknown):
                 for start in range(0, run.size, _PIECE):
                     piece = buffer[: min(_PIECE, run.size - start)]
                     file.read_into(run, piece, start)
-                    for (dtype, shift), (names, starts, ends) in alike.items():
+                    for (dtype, shift), (names, starts, ends) in tensors_by_array.items():
                         array = np.frombuffer(piece, dtypes.NUMPY[dtype], (len(piece) - shift) // _WIDTHS[dtype], shift)
                         yield Values(names, starts, ends if run.size <= _PIECE else [array.size], array)
 
     def digest(self, path: Path) -> Digest:
-        """The digest of one of the adapter's files, read once, through the open file if there is one."""
+        """Return the digest of one of the adapter's files, read once, through the open file if there is one."""
+        # Reading the card records its digest, which saves opening it again.
         if path.name.lower() in card.NAMES:
             self.card()
         if path not in self.digests:
@@ -197,19 +208,19 @@ class Contents:
         return self.digests[path]
 
     def has_read(self, path: Path, text: str) -> None:
-        """Keep the digest and the first bytes of a file, so that it need not be opened again for them."""
-        self._has_bytes(path, text.encode())
+        """Record the digest and the first bytes of a file, so that it need not be opened again for them."""
+        self._record_bytes(path, text.encode())
 
-    def _has_bytes(self, path: Path, raw: bytes) -> None:
+    def _record_bytes(self, path: Path, raw: bytes) -> None:
         self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
 
     def card(self) -> Card:
-        """The model card of the adapter, read once; empty without one."""
+        """Return the model card of the adapter, read once; empty if there is none."""
         if self.readme is None:
-            found = card.find(self.folder)
-            if found:
-                self._has_bytes(*found)
-            self.readme = card.decode(found[1]) if found else Card()
+            readme_bytes = card.find(self.folder)
+            if readme_bytes:
+                self._record_bytes(*readme_bytes)
+            self.readme = card.decode(readme_bytes[1]) if readme_bytes else Card()
         return self.readme
 
     @property
@@ -218,7 +229,7 @@ class Contents:
         return self.path if self.path.is_dir() else self.path.parent
 
     def manifest(self) -> AdapterManifest | None:
-        """The adapter.json of the adapter, read once and checked against the schema; None without one."""
+        """Return the adapter.json of the adapter, read once and checked against the schema; None if there is none."""
         path = self.folder / ADAPTER_JSON
         if self.manifest_text is None:
             try:
@@ -229,7 +240,7 @@ class Contents:
         return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
     def seen(self) -> tuple[str, Adapter | Unread] | None:
-        """The format and the adapter, without the numbers of its tensors; None for a format that must be read as a whole."""
+        """Return the format, and the adapter without numbers; None for a format that must be read as a whole."""
         if self.unread is not None:
             return self.format, self.unread
         if self.files:
@@ -248,7 +259,7 @@ _WIDTHS = {dtype: dtypes.NUMPY[dtype].itemsize for dtype in dtypes.FLOATS}
 
 
 def _gguf_values(path: Path) -> Iterator[Values]:
-    """The numbers of the tensors of a GGUF file that are not quantized."""
+    """Yield the numbers of the tensors of a GGUF file that are not quantized."""
     from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
 
     with GGUFFile(path) as file:
@@ -259,12 +270,12 @@ def _gguf_values(path: Path) -> Iterator[Values]:
 
 
 class Values(NamedTuple):
-    """Numbers of tensors of one dtype, or a piece of one tensor: valid until the next ones are read.
+    """Numbers of tensors of one dtype, or a piece of one tensor; valid until the next ones are read.
 
     Attributes:
         names: As in the file.
         starts: The index in `array` at which each of the tensors in `names` begins.
-        ends: The index behind each; what is between two tensors is of another one, of another dtype.
+        ends: The index behind each; numbers between two tensors belong to one of another dtype.
         array: Flat, at most 1 MiB.
     """
 
@@ -274,31 +285,33 @@ class Values(NamedTuple):
     array: np.ndarray
 
 
-_Alike = dict[tuple[str, int], tuple[list[str], list[int], list[int]]]
+_ArrayTensors = dict[tuple[str, int], tuple[list[str], list[int], list[int]]]
 """Names, starts and ends of the tensors that one array has, by its dtype and the byte at which it begins."""
 
 
-def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo, _Alike]]:
+def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo, _ArrayTensors]]:
     """Group tensors of floats that follow each other and fit into a piece, to read them at once; a larger one is alone.
 
     Yields:
-        A group as if it were one tensor, with the name of its first; and its tensors.
+        A group as if it were one tensor, with the name of its first, and the tensors in it.
     """
-    first, begin, end, alike = "", 0, 0, _Alike()
+    first, begin, end, tensors_by_array = "", 0, 0, _ArrayTensors()
     for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
         if not kind.size or kind.dtype not in _WIDTHS or name in skipped:
             continue
+        # A gap, or a piece that would grow too large: close this run and start another.
         if offset != end or end + kind.size - begin > _PIECE:
-            if alike:
-                yield TensorInfo(first, "", (), begin, end - begin), alike
-            first, begin, alike = name, offset, {}
+            if tensors_by_array:
+                yield TensorInfo(first, "", (), begin, end - begin), tensors_by_array
+            first, begin, tensors_by_array = name, offset, {}
         end, width = offset + kind.size, _WIDTHS[kind.dtype]
+        # Tensors of one dtype share an array only if they are aligned to each other.
         group = kind.dtype, (offset - begin) % width
-        if group not in alike:
-            alike[group] = [], [], []
-        names, starts, ends = alike[group]
+        if group not in tensors_by_array:
+            tensors_by_array[group] = [], [], []
+        names, starts, ends = tensors_by_array[group]
         names.append(name)
         starts.append((offset - begin) // width)
         ends.append((end - begin) // width)
-    if alike:
-        yield TensorInfo(first, "", (), begin, end - begin), alike
+    if tensors_by_array:
+        yield TensorInfo(first, "", (), begin, end - begin), tensors_by_array

@@ -1,4 +1,4 @@
-"""Check that a base is the one an adapter was trained on, by what the `adapter.json` of the adapter pins.
+"""Check that a base is the one an adapter was trained on, by the facts that the adapter's `adapter.json` pins.
 
 Shapes cannot tell Llama 3 from 3.1, or an instruction-tuned model from its base: digests can.
 """
@@ -28,32 +28,32 @@ _SHAPES = {
 
 
 def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Differences between a base and the one that the adapter's manifest pins."""
+    """Yield differences between a base and the one that the adapter's manifest pins."""
     manifest = contents.manifest()
     pinned = manifest.base if manifest else BaseInfo()
     yield from _name(contents, base, pinned)
     if manifest is None:
         return
     if not pinned.fingerprint:
-        what = "adapter.json pins no base; identity was not compared"
-        yield Problem("unpinned", ADAPTER_JSON, "base", what, "Publish it with its base")
+        message = "adapter.json pins no base; identity was not compared"
+        yield Problem("unpinned", ADAPTER_JSON, "base", message, "Publish it with its base")
         return
     if base.fingerprint and pinned.fingerprint != base.fingerprint:
-        what = f"trained on {_short(pinned.fingerprint)}, this base is {_short(base.fingerprint)}"
+        message = f"trained on {_short(pinned.fingerprint)}, this base is {_short(base.fingerprint)}"
         hint = "Use the base it was trained on, or train again"
-        yield Problem("base-differs", ADAPTER_JSON, "base.fingerprint", what, hint, pinned.fingerprint, base.fingerprint)
-    for code, key, was, here in (
+        yield Problem("base-differs", ADAPTER_JSON, "base.fingerprint", message, hint, pinned.fingerprint, base.fingerprint)
+    for code, key, recorded, actual in (
         ("tokenizer-differs", "tokenizer_digest", pinned.tokenizer_digest, base.tokenizer_digest),
         ("template-differs", "chat_template_digest", pinned.chat_template_digest, base.chat_template_digest),
     ):
-        if was and here and was != here:
-            what = f"trained with {_short(was)}, here {_short(here)}"
-            yield Problem(code, ADAPTER_JSON, f"base.{key}", what, "", was, here)
+        if recorded and actual and recorded != actual:
+            message = f"trained with {_short(recorded)}, here {_short(actual)}"
+            yield Problem(code, ADAPTER_JSON, f"base.{key}", message, "", recorded, actual)
     yield from _numbers(pinned.config, base.config)
 
 
 def changed_files(contents: Contents) -> Iterator[Problem]:
-    """Files whose bytes differ from those recorded in adapter.json: an error for weights and config, else a note."""
+    """Yield files whose bytes differ from those recorded in adapter.json: an error for weights and config, else a note."""
     folder, manifest = contents.folder, contents.manifest()
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
@@ -64,30 +64,35 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
             code, hint = "files-changed", "Fetch it again; if you edited it, delete adapter.json and describe the folder again"
         if not path.is_file():
             yield Problem(code, entry.path, "", "adapter.json names it, but it is missing", hint)
+        # The size first: it is free, and a digest reads the file.
         elif path.stat().st_size != entry.size or contents.digest(path) != entry.digest:
-            what = f"adapter.json names {_short(entry.digest)} with {entry.size} bytes; this is another file"
-            yield Problem(code, entry.path, "", what, hint)
+            message = f"adapter.json names {_short(entry.digest)} with {entry.size} bytes; this is another file"
+            yield Problem(code, entry.path, "", message, hint)
 
 
-def _numbers(pinned: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Problem]:
-    for key in sorted(set(pinned) & set(here) - _SHAPES):
-        if not _same(pinned[key], here[key]):
-            what = f"trained with {pinned[key]}, here {here[key]}"
-            yield Problem("numerics-differ", ADAPTER_JSON, f"base.config.{key}", what, "", str(pinned[key]), str(here[key]))
+def _numbers(pinned: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield numbers of the config that change the function and differ."""
+    for key in sorted(set(pinned) & set(actual) - _SHAPES):
+        if not _same(pinned[key], actual[key]):
+            message = f"trained with {pinned[key]}, here {actual[key]}"
+            yield Problem(
+                "numerics-differ", ADAPTER_JSON, f"base.config.{key}", message, "", str(pinned[key]), str(actual[key])
+            )
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(a: Any, b: Any) -> bool:
     # A GGUF stores its numbers in 32 bits: 1e-05 comes back as 9.99999974e-06.
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return abs(one - other) <= 1e-6 * max(abs(one), abs(other))
-    return bool(one == other)
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return abs(a - b) <= 1e-6 * max(abs(a), abs(b))
+    return bool(a == b)
 
 
 def _name(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iterator[Problem]:
+    """Yield a difference between the name of the base and the one that the adapter was trained on."""
     trained = pinned.repo or contents.config.get("base_model_name_or_path")
     if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
-        what = f"trained on {trained}, but this base is named {base.repo}"
-        yield Problem("base-name-differs", "", base.where, what, "", trained, base.repo)
+        message = f"trained on {trained}, but this base is named {base.repo}"
+        yield Problem("base-name-differs", "", base.where, message, "", trained, base.repo)
 
 
 def _short(digest: object) -> str:

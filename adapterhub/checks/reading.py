@@ -1,7 +1,7 @@
 """Read the files of an adapter in any format into `Contents`, from their headers, and collect every problem on the way.
 
 The readers in `adapterhub_converters` stop at the first error, because their result would be wrong. A check needs all errors,
-and of a file with one bad tensor all the others.
+and all good tensors of a file with a bad one.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     """Read an adapter in any format.
 
     Returns:
-        The contents, which the caller closes, or None where the files are not well-formed; and the problems found so far.
+        The contents, which the caller closes, or None if the files are not well-formed; and the problems found so far.
 
     Raises:
         NotFoundError: There is no adapter at `path`.
     """
     problems = list(_pickles(path))
-    given, path = path, adapter_in(path)
+    given_path, path = path, adapter_in(path)
     try:
         try:
             contents = _read(path, base, pickle=any(problem.code == "pickle" for problem in problems))
         except NotUnderstoodError as error:
             contents = _unread(path, error)
     except AdapterhubError as error:
-        if isinstance(error, NotFoundError) and error.where in (str(path), str(given)):
+        # A path without an adapter is the caller's mistake; a missing file inside of one is a finding.
+        if isinstance(error, NotFoundError) and error.where in (str(path), str(given_path)):
             raise
         problem = unreadable_file(path, error)
         if error.code == "alpha-or-rslora-required":  # also of a file of another name, which the config would be next to
@@ -58,30 +59,30 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
 
 
 def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None:
-    """The contents of an adapter that is understood; None where there are only pickles."""
+    """Return the contents of an adapter of a known kind; None if there are only pickles."""
     candidate = Candidate(path)
     if peft.sniff(candidate):
-        return _peft(path, candidate.config, base)
+        return _read_peft(path, candidate.config, base)
     kind = _sniff(candidate, pickle=pickle)
     return None if kind is None else _whole(path, kind, base)
 
 
 def _unread(path: Path, error: NotUnderstoodError) -> Contents:
-    """The contents of an adapter that is not understood: its tensors, and of those named as halves of pairs the pairs."""
+    """Return the contents of an adapter of an unknown kind: its tensors, with those named as halves of pairs combined."""
     from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
     from adapterhub_converters.formats.image import factors
 
-    found = unread.read(path, error)
+    facts = unread.read(path, error)
     files = unread.weight_files(path)
-    contents = Contents(path, found.format, files[0].name, unread=found)
-    if found.format == "gguf":
+    contents = Contents(path, facts.format, files[0].name, unread=facts)
+    if facts.format == "gguf":
         with GGUFFile(path) as file:
             contents.other_tensors = {n: TensorKind(t.type_name, t.shape, t.size) for n, t in file.tensors.items()}
         return contents
     try:
-        for one in files:
-            contents.files[one] = opened = SafetensorsFile(one, where=one.name)
-            contents.heads[one] = opened.head
+        for weight_file in files:
+            contents.files[weight_file] = opened = SafetensorsFile(weight_file, where=weight_file.name)
+            contents.heads[weight_file] = opened.head
             for name, kind in zip(opened.header.names, opened.header.kinds, strict=True):
                 module, part = factors.split_name(name) or (name, "")
                 if part in ("A", "B"):
@@ -92,14 +93,16 @@ def _unread(path: Path, error: NotUnderstoodError) -> Contents:
         contents.close()
         raise
     pairs = [module for module, parts in contents.pairs.items() if len(parts) == 2]
-    for module in [one for one in pairs if any(len(kind.shape) != 2 for kind in contents.pairs[one].values())]:
+    for module in [
+        module_name for module_name in pairs if any(len(kind.shape) != 2 for kind in contents.pairs[module_name].values())
+    ]:
         for part, kind in contents.pairs.pop(module).items():  # of a convolution, or of all experts
             contents.other_tensors[f"{module}.{PART_NAMES[part]}"] = kind
     return contents
 
 
 def _sniff(candidate: Candidate, *, pickle: bool) -> str | None:
-    """The format of an adapter that is not PEFT's; None where there are only pickles."""
+    """Return the format of an adapter other than PEFT's; None if there are only pickles."""
     from adapterhub_converters.formats import convert  # late: all readers are a fifth of the time that a check takes
 
     try:
@@ -111,7 +114,7 @@ def _sniff(candidate: Candidate, *, pickle: bool) -> str | None:
 
 
 def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
-    """The problem of a file that cannot be used; raises `error` itself where it is not about the file."""
+    """Return the problem of a file that cannot be used; raise `error` itself if it is not about the file."""
     codes: list[tuple[type[AdapterhubError], str]] = [
         (FormatError, "malformed"),
         (NotFoundError, "missing-file"),
@@ -123,11 +126,12 @@ def unreadable_file(path: Path, error: AdapterhubError) -> Problem:
     code = error.code if error.code == "whole-model" else code
     # A folder named "adapter" is no part of "adapter_model.safetensors".
     folder, inside = error.where[: len(str(path))], error.where[len(str(path)) :]
-    where = inside[1:] if folder == str(path) and inside[:1] in ("", "/", "\\") else error.where
-    return Problem(code, where or path.name, "", error.what, error.hint, cause=error)
+    location = inside[1:] if folder == str(path) and inside[:1] in ("", "/", "\\") else error.where
+    return Problem(code, location or path.name, "", error.what, error.hint, cause=error)
 
 
 def _pickles(path: Path) -> Iterator[Problem]:
+    """Yield the pickles that a program may load in place of the weights."""
     if not path.is_dir():
         return
     safe = any(is_weights(item.name) for item in path.iterdir())
@@ -140,7 +144,8 @@ def _pickles(path: Path) -> Iterator[Problem]:
                 yield Problem("pickle", item.name, "", "a pickle can run code when it is loaded", hint)
 
 
-def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
+def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
+    """Return the contents of a PEFT adapter, with its files open."""
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
     contents.has_read(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
@@ -152,27 +157,28 @@ def _peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
             contents.files[shard] = file = SafetensorsFile(shard, where=shard.name)
             contents.heads[shard] = file.head
             if not contents.is_tuned:
-                _sort(contents, file.header)
+                _add_tensors(contents, file.header)
         if contents.is_tuned:
             headers = {shard: file.header for shard, file in contents.files.items()}
             _set_tuned(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
-        elif _has_others(contents):
+        elif _has_other_deltas(contents):
             headers = {shard: file.header for shard, file in contents.files.items()}
-            _set_others(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
+            _set_other_deltas(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
     except BaseException:
         contents.close()
         raise
     return contents
 
 
-def _has_others(contents: Contents) -> bool:
+def _has_other_deltas(contents: Contents) -> bool:
+    """Return whether an adapter has deltas that are not a pair of matrices."""
     convolution = any(all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts, _ in contents.alike())
-    other = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR", "VERA")
-    return convolution or other or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
+    other_tuner = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR", "VERA")
+    return convolution or other_tuner or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
 
 
 def _set_tuned(contents: Contents, adapter: Adapter) -> None:
-    """Set the changes by a tuner that is not LoRA, whose tensors have other names."""
+    """Set the changes by a tuner other than LoRA, whose tensors have other names."""
     contents.tuned = adapter.tuned
     contents.replaced = {name: _kind(array) for name, array in adapter.replaced.items()}
     for target, rows in adapter.rows.items():
@@ -182,7 +188,8 @@ def _set_tuned(contents: Contents, adapter: Adapter) -> None:
     contents.other_tensors |= {name: _kind(array) for name, array in adapter.shared.items()}
 
 
-def _set_others(contents: Contents, adapter: Adapter) -> None:
+def _set_other_deltas(contents: Contents, adapter: Adapter) -> None:
+    """Set the deltas that are not a pair of matrices, and take their tensors out of the pairs."""
     contents.notes = adapter.notes
     contents.others = {t: delta for t, delta in adapter.deltas.items() if not isinstance(delta, LowRank | LowRankEmbedding)}
     for target in [t for t in contents.pairs if t in contents.others or t not in adapter.deltas]:
@@ -190,21 +197,22 @@ def _set_others(contents: Contents, adapter: Adapter) -> None:
         contents.other_tensors |= {f"{target}.{PART_NAMES.get(part, part)}": tensor for part, tensor in parts.items()}
 
 
-def _sort(contents: Contents, header: Header) -> None:
+def _add_tensors(contents: Contents, header: Header) -> None:
     """Add the tensors of a file to the contents."""
     kind_of_adapter, indices = contents.config.get("peft_type"), _row_ids(contents.config.get("trainable_token_indices"))
-    pairs, nothing = contents.pairs, dict[str, TensorKind]()
-    grown: dict[tuple[int, str, int], Parts] = {}  # by the parts before, which are kept alive, and the new part and its kind
+    pairs, no_parts = contents.pairs, dict[str, TensorKind]()
+    # Equal sequences of parts give one shared mapping, so that a million modules take little memory.
+    extended: dict[tuple[int, str, int], Parts] = {}  # by the parts before, which are kept alive, and the new part and its kind
     for key, tensor in zip(header.names, header.kinds, strict=True):
         full, kind, name, part = identify(key)
         if full != key and full != key.removesuffix(".weight"):
             contents.renamed.append((key, full))
         if kind == "pair" and (part in PART_NAMES or kind_of_adapter != "LORA"):
-            parts = pairs.get(name, nothing)
+            parts = pairs.get(name, no_parts)
             step = (id(parts), part, id(tensor))
-            if step not in grown:
-                grown[step] = {**parts, part: tensor}
-            pairs[name] = grown[step]
+            if step not in extended:
+                extended[step] = {**parts, part: tensor}
+            pairs[name] = extended[step]
         elif kind == "rows":
             contents.rows[name] = tensor
             contents.row_ids[name] = indices.get(name) or indices.get(name.rpartition(".")[2]) or indices.get(None, ())
@@ -219,7 +227,7 @@ def _sort(contents: Contents, header: Header) -> None:
 
 
 def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
-    """The ids of `trainable_token_indices` by table, or by the last component of its name; those of all under None."""
+    """Return the ids of `trainable_token_indices` by table, or by the last part of its name; ids of all tables under None."""
     named: Mapping[str | None, object] = indices if isinstance(indices, dict) else {None: indices}
     return {
         name: tuple([number for number in ids if isinstance(number, int)]) if isinstance(ids, list) else ()
@@ -228,6 +236,7 @@ def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
 
 
 def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
+    """Return the contents of an adapter in a format that is read as a whole."""
     from adapterhub_converters.formats import convert, find
 
     adapter, ordered = convert.read_unordered(path, base=base)
@@ -237,8 +246,8 @@ def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
     for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={})).items():
         contents.pairs[target] = dict(_parts(delta))
     contents.others = {target: delta for target, delta in adapter.deltas.items() if target not in pairs}
-    for target, other in contents.others.items():
-        contents.other_tensors |= {f"{target}.{part}": _kind(array) for part, array in other.parts()}
+    for target, other_delta in contents.others.items():
+        contents.other_tensors |= {f"{target}.{part}": _kind(array) for part, array in other_delta.parts()}
     contents.replaced.update({name: _kind(array) for name, array in [*adapter.replaced.items(), *adapter.added.items()]})
     for target, rows in adapter.rows.items():
         contents.rows[target], contents.row_ids[target] = _kind(rows.values), rows.ids

@@ -25,7 +25,7 @@ _FILES: _Codes = {
     "stray-pickle": (WARNING, "there is a pickle next to the safetensors file; other programs may load it instead"),
     "whole-model": (ERROR, "a whole model where an adapter is expected"),
     "not-understood": (WARNING, "the kind of adapter is not known: only that its files are well-formed was checked"),
-    "unsupported": (ERROR, "the adapter is of a known kind, but a part of it cannot be read as it is meant"),
+    "unsupported": (ERROR, "the adapter is of a known kind, but a part of it cannot be read as intended"),
     "unknown-key": (WARNING, "a key of the config that peft does not have and ignores, with a warning"),
     "needs-base": (ERROR, "the format cannot be read without the base model"),
     "order-unknown": (NOTE, "the order of some rows depends on the base: without it only shapes and values are checked"),
@@ -105,8 +105,8 @@ _SCAN: _Codes = {
     "program": (ERROR, "a program, a script or a library"),
     "disguised": (ERROR, "the contents of a file are not what its name promises"),
     "unknown-binary": (ERROR, "a file that is not text, of a type that no adapter needs"),
-    "polyglot": (ERROR, "a file that is of another type as well: an archive, a program or a page is in it"),
-    "trailing-data": (ERROR, "bytes behind the end of what a file contains"),
+    "polyglot": (ERROR, "a file that also contains something of another type: an archive, a program or a page"),
+    "trailing-data": (ERROR, "bytes after the end of a file's contents"),
     "hidden-data": (ERROR, "bytes within a file that belong to nothing in it"),
     "remote-code": (ERROR, "a config has a program import code, load a kernel or build objects by name"),
     "outside-path": (ERROR, "a config names a file outside of the folder"),
@@ -135,19 +135,19 @@ _LEVELS = {
 
 
 def level_of(code: str) -> str:
-    """The level at which problems of a code are found (`Report.levels`)."""
+    """Return the level at which problems of a code are found (`Report.levels`)."""
     return _LEVELS.get(code, "files")
 
 
 class Problem(NamedTuple):  # of which a hostile adapter may have a million
-    """One finding.
+    """A finding of a check.
 
     Attributes:
-        file: Path inside the adapter; may be empty, like `name`.
+        file: The path inside the adapter; may be empty, like `name`.
         name: The tensor, key or runtime.
         what: The message, for people; `expected` and `got` have its values for programs where two differ.
         hint: How to fix it.
-        repairable: `adapterhub.checks.repair` fixes it in a copy.
+        repairable: Whether `adapterhub.checks.repair` fixes it in a copy.
         cause: The error that this reports, if it comes from one.
     """
 
@@ -173,7 +173,7 @@ class Problem(NamedTuple):  # of which a hostile adapter may have a million
 
 
 class Repeated(NamedTuple):
-    """Problems of one code, one for each of `places`, which are counted at once and made as far as they are kept."""
+    """Problems of one code, one for each of `places`: counted at once, but created only as far as they are retained."""
 
     code: str
     places: Sequence[Any]
@@ -181,7 +181,7 @@ class Repeated(NamedTuple):
 
 
 class Findings:
-    """Problems as they are found: at most `limit` of each code are kept, all of them if it is None, and all are counted."""
+    """Problems in the order they are found: `limit` of each code are retained, or all if it is None, and all are counted."""
 
     def __init__(self, limit: int | None = None) -> None:
         self.counts: Counter[str] = Counter()
@@ -190,18 +190,19 @@ class Findings:
 
     def add(self, problems: Iterable[Problem | Repeated]) -> None:
         """Add problems."""
-        for found in problems:
-            code, count = found.code, len(found.places) if isinstance(found, Repeated) else 1
+        for problem in problems:
+            code, count = problem.code, len(problem.places) if isinstance(problem, Repeated) else 1
+            # Problems beyond the limit are counted and never created.
             room = count if self._limit is None else min(self._limit - self.counts[code], count)
             if count:
                 self.counts[code] += count
             if room > 0:
-                made = map(found.make, found.places[:room]) if isinstance(found, Repeated) else (found,)
-                self._kept.setdefault(code, []).extend(made)
+                added = map(problem.make, problem.places[:room]) if isinstance(problem, Repeated) else (problem,)
+                self._kept.setdefault(code, []).extend(added)
 
     @property
     def kept(self) -> Mapping[str, Sequence[Problem]]:
-        """The problems that are kept, by code."""
+        """The retained problems, by code."""
         return self._kept
 
 
@@ -211,7 +212,7 @@ class Group:
 
     Attributes:
         reason: The message of the only problem, or the meaning of the code.
-        places: Where the first ten are.
+        places: The locations of the first ten.
     """
 
     code: str
@@ -264,23 +265,23 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True if no problem fails the adapter."""
+        """Whether no problem fails the adapter."""
         return not any(self.fails(problem) for problem in self.problems)
 
     def fails(self, problem: Problem) -> bool:
-        """Decide if this problem alone fails the adapter."""
+        """Return whether this problem alone fails the adapter."""
         return problem.severity == ERROR or (self.strict and problem.severity == WARNING)
 
     def count(self, severity: str) -> int:
-        """The number of problems of a severity."""
+        """Return the number of problems of a severity."""
         return sum(count for code, count in self.counted().items() if CODES[code][0] == severity)
 
     def counted(self) -> Mapping[str, int]:
-        """The number of problems of each code that has any, whether or not `problems` has all of them."""
+        """Return the number of problems of each code that has any, whether or not `problems` has all of them."""
         return self.counts or self._kept
 
     def left_out(self, code: str) -> int:
-        """The number of problems of a code that a limit left out of `problems`."""
+        """Return the number of problems of a code that a limit left out of `problems`."""
         return self.counted().get(code, 0) - self._kept[code]
 
     @cached_property
@@ -288,10 +289,10 @@ class Report:
         return Counter(problem.code for problem in self.problems)
 
     def grouped(self) -> list[Group]:
-        """Problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""
-        found: dict[str, list[Problem]] = {}
+        """Return problems of one code as one group, the worst first: ten lines where `problems` may have 300,000."""
+        by_code: dict[str, list[Problem]] = {}
         for problem in self.problems:
-            found.setdefault(problem.code, []).append(problem)
+            by_code.setdefault(problem.code, []).append(problem)
         counts = self.counted()
         return [
             Group(
@@ -300,7 +301,7 @@ class Report:
                 counts[code],
                 tuple(problem.where for problem in problems[:10]),
             )
-            for code, problems in found.items()
+            for code, problems in by_code.items()
         ]
 
     def __repr__(self) -> str:
@@ -308,7 +309,7 @@ class Report:
         return f"<Report {self.where}: {'ok' if self.ok else 'not ok'}{', ' * bool(counts)}{counts}>"
 
     def _repr_html_(self) -> str:
-        rows = [(one.code, one.count, one.reason, ", ".join(one.places)) for one in self.grouped()]
-        verdicts = [(name, one.verdict, "; ".join(one.reasons)) for name, one in self.verdicts.items()]
+        rows = [(group.code, group.count, group.reason, ", ".join(group.places)) for group in self.grouped()]
+        verdicts = [(name, verdict.verdict, "; ".join(verdict.reasons)) for name, verdict in self.verdicts.items()]
         problems = display.table(rows, head=("code", "count", "reason", "where"), caption=repr(self))
         return problems + display.table(verdicts, head=("runtime", "verdict", "reasons"))

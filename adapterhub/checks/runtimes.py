@@ -46,32 +46,40 @@ _MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 def runtime_verdicts(
     contents: Contents | None, base: BaseSpec | None, problems: Mapping[str, Sequence[Problem]], *, values: bool = True
 ) -> dict[str, Verdict]:
-    """The verdict of every runtime, given the problems by code; `values`: the numbers of tensors may be read."""
+    """Return the verdict of every runtime.
+
+    Args:
+        problems: The problems by code.
+        values: Whether the numbers of tensors may be read.
+    """
+    # Features of an adapter that cannot be read would be guesses.
     readable = contents is not None and contents.unread is None and "unsupported" not in problems
     features = dict(_features(contents, base, values=values)) if contents and readable else {}
-    features.update({_FROM_PROBLEM[code]: _about(found[-1]) for code, found in problems.items() if code in _FROM_PROBLEM})
+    features.update(
+        {_FROM_PROBLEM[code]: _subject(same_code[-1]) for code, same_code in problems.items() if code in _FROM_PROBLEM}
+    )
     for problem in problems.get("old-experts", ()):
         features[f"experts-{problem.got}"] = problem.what
     if "not-targeted" in problems:  # an obstacle for some; the others load the tensors
         features["not-targeted"] = problems["not-targeted"][-1].what
-    reasons = {code: _first_reasons(found) for code, found in problems.items()}
+    reasons = {code: _first_reasons(same_code) for code, same_code in problems.items()}
     image_parts = _image_parts(contents) if contents else None
     return {name: _verdict(runtime, contents, features, reasons, image_parts) for name, runtime in RUNTIMES.items()}
 
 
-def _about(problem: Problem) -> str:
-    """What a rule's text names of a problem."""
+def _subject(problem: Problem) -> str:
+    """Return the part of a problem that a rule's text names."""
     return problem.name if problem.code == "unknown-key" else problem.what
 
 
 def _first_reasons(problems: Iterable[Problem]) -> list[str]:
-    """The first reasons that a verdict shows of problems of one code."""
-    found: dict[str, None] = {}
+    """Return the first reasons that a verdict shows of problems of one code."""
+    reasons: dict[str, None] = {}
     for problem in problems:
-        found[f"{problem.code}: {problem.what}"] = None
-        if len(found) == _REASONS:
+        reasons[f"{problem.code}: {problem.what}"] = None
+        if len(reasons) == _REASONS:
             break
-    return list(found)
+    return list(reasons)
 
 
 def _verdict(
@@ -81,61 +89,66 @@ def _verdict(
     reasons: Mapping[str, list[str]],
     image_parts: tuple[str, ...] | None,
 ) -> Verdict:
+    """Return the verdict of a runtime: the worst of what problems, features and conversion imply."""
     rules = {rule.feature: rule for rule in runtime.rules}
-    found: list[tuple[str, str, str]] = []  # verdict, reason, and the code of the problem that explains it, if one does
+    consequences: list[tuple[str, str, str]] = []  # verdict, reason, and the code of the problem that explains it, if one does
     for code, texts in reasons.items():
         feature = _FROM_PROBLEM.get(code)
         unexplained = CODES[code][0] == ERROR and feature is not None and feature not in rules
         verdict = "refused" if code in _FATAL else "wrong" if code in _WRONG or unexplained else ""
         if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
             verdict = UNKNOWN if contents is not None and contents.format == runtime.reads else REFUSED
-        found += [(verdict, text, code) for text in texts if verdict]
+        consequences += [(verdict, text, code) for text in texts if verdict]
     if image_parts is not None and len(image_parts) > 1:
-        what = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
-        found.append(("refused", what, ""))
+        message = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
+        consequences.append(("refused", message, ""))
     elif image_parts is not None and runtime.name != "peft":
-        found.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it", ""))
+        consequences.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it", ""))
     if contents is not None and contents.adapter is not None and contents.adapter.added:
-        found.append(
+        consequences.append(
             ("refused", "it adds to norms or biases of the base, which only kohya's files can; merge it into its base", "")
         )
     if contents is not None and contents.is_whole and contents.format != runtime.reads:
-        found.append(("refused", "whole parameters and no delta, which a merge into its base alone can express", ""))
+        consequences.append(("refused", "whole parameters and no delta, which a merge into its base alone can express", ""))
     if contents is not None and not contents.ordered and contents.format != runtime.reads:
-        found.append(("refused", "its conversion needs the base model", "order-unknown"))
+        consequences.append(("refused", "its conversion needs the base model", "order-unknown"))
+    # For each feature that a problem gave, the code of the problem, as the cause of the verdict.
     origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
-    found += [
+    consequences += [
         (rule.verdict, _reason(rule, features[feature]), origins.get(feature, ""))
         for feature, rule in rules.items()
         if feature in features
     ]
-    worst = max((verdict for verdict, _, _ in found), key=VERDICTS.index, default=APPLIED)
+    worst = max((verdict for verdict, _, _ in consequences), key=VERDICTS.index, default=APPLIED)
     if VERDICTS.index(worst) >= VERDICTS.index(REFUSED):  # what would happen if it were loaded contradicts that it is not
-        found = [one for one in found if VERDICTS.index(one[0]) >= VERDICTS.index(REFUSED)]
-    found.sort(key=lambda one: -VERDICTS.index(one[0]))
+        consequences = [
+            consequence for consequence in consequences if VERDICTS.index(consequence[0]) >= VERDICTS.index(REFUSED)
+        ]
+    consequences.sort(key=lambda consequence: -VERDICTS.index(consequence[0]))
     convert = runtime.reads if contents is not None and contents.format != runtime.reads else None
     return Verdict(
         runtime.name,
         runtime.version,
         worst,
-        tuple(dict.fromkeys(text for _, text, _ in found))[:_REASONS],
+        tuple(dict.fromkeys(text for _, text, _ in consequences))[:_REASONS],
         convert if worst == APPLIED else None,
-        tuple(dict.fromkeys(code for verdict, _, code in found if verdict == worst and code)),
+        tuple(dict.fromkeys(code for verdict, _, code in consequences if verdict == worst and code)),
     )
 
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:
-    """The models of a pipeline that an adapter of image models changes, as far as it names them; None for a language model."""
+    """Return the models of a pipeline that an image adapter changes, as far as it names them; None for a language model."""
     if not naming.of_images(contents.targets):
         return None
     return contents.adapter.meta.parts if contents.adapter else ()
 
 
-def _reason(rule: Rule, about: str) -> str:
-    return _FIELD.sub(lambda _: about, rule.text)
+def _reason(rule: Rule, subject: str) -> str:
+    return _FIELD.sub(lambda _: subject, rule.text)
 
 
 def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    """Yield the features that rules of runtimes may name, each with the text that it is explained by."""
     if contents.is_whole:
         return
     config = contents.config
@@ -146,18 +159,19 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
         yield "bias", ""
     for name in contents.replaced:
         yield ("bias" if name.endswith(".bias") else "norms" if "norm" in name else "modules-to-save"), name
-    yield from _tables(contents, base, values=values)
-    yield from _beyond_pairs(contents)
-    yield from _init(contents, base)
+    yield from _table_features(contents, base, values=values)
+    yield from _kind_features(contents)
+    yield from _init_features(contents, base)
     if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
         yield "mla", ""
     yield from _scales(contents)
-    yield from _fused(contents, base)
+    yield from _fusion_features(contents, base)
     if base is not None:
-        yield from _on_base(contents, base)
+        yield from _base_features(contents, base)
 
 
-def _tables(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+def _table_features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    """Yield features of replaced rows and copies of the base's tables."""
     if contents.rows:
         yield "rows", ""
         if not _has_weights(base) or base is None or base.tied or any(target in contents.pairs for target in contents.rows):
@@ -166,8 +180,8 @@ def _tables(contents: Contents, base: BaseSpec | None, *, values: bool) -> Itera
         yield "copies-unsettled", ""
 
 
-def _init(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
-    """Features of an initialization that changed the base."""
+def _init_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+    """Yield features of an initialization that changed the base."""
     if peft.residual_init(contents.config.get("init_lora_weights")):
         init = str(contents.config.get("init_lora_weights"))
         yield "init", init
@@ -177,12 +191,12 @@ def _init(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]
 
 
 def _has_weights(base: BaseSpec | None) -> bool:
-    """True if a conversion can read the numbers of the base."""
+    """Return whether a conversion can read the numbers of the base."""
     return base is not None and base.folder is not None
 
 
 def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
-    """True if every copy of a base weight equals it, as a conversion verifies."""
+    """Return whether every copy of a base weight equals it, as a conversion verifies."""
     if base is None or base.folder is None or contents.format != "peft":
         return False
     try:
@@ -192,7 +206,8 @@ def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
     return True
 
 
-def _beyond_pairs(contents: Contents) -> Iterator[tuple[str, str]]:
+def _kind_features(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Yield features of adapters and deltas that are more than pairs of matrices."""
     if contents.is_tuned:
         yield "other-kind", str(contents.config["peft_type"])
         yield "kind-unsettled", str(contents.config["peft_type"])
@@ -211,6 +226,7 @@ def _beyond_pairs(contents: Contents) -> Iterator[tuple[str, str]]:
 
 
 def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Yield features of ranks and scales."""
     ranks = set(contents.ranks.values())
     if ranks and max(ranks) > 16:
         yield "rank-over-16", str(max(ranks))
@@ -232,8 +248,8 @@ def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
             yield "alpha-pattern", ""
 
 
-def _fused(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
-    """What matters to programs that fuse projections of one input, and that read `target_modules` themselves."""
+def _fusion_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+    """Yield features for programs that fuse projections of one input, and that read `target_modules` themselves."""
     targets = contents.config.get("target_modules")
     if isinstance(targets, str) and targets not in ("all", "all-linear"):
         yield "target-pattern", ""
@@ -241,6 +257,7 @@ def _fused(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str
     for target in contents.pairs:
         parent, _, name = target.rpartition(".")
         layers.setdefault(parent, set()).add(name)
+    # A module, and one that runtimes fuse it with.
     pairs = (("q_proj", "v_proj"), ("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj"))
     for parent, inside in layers.items():
         for name, needed in pairs:
@@ -251,18 +268,19 @@ def _fused(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str
             yield ("q-without-v" if name == "q_proj" else "part-of-fused"), f"{parent} has {name} without {needed}"
 
 
-def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+def _base_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Yield features that depend on the base."""
     if is_conv1d(base):
         yield "conv1d", ""
     if base.model_type in _ENCODERS:
         yield "encoder", base.model_type
     if base.model_type in VLLM_WITHOUT_LORA:
         yield "vllm-without-lora", base.architecture
-    yield from _old_names(contents, base)
+    yield from _old_name_features(contents, base)
     if contents.format != "gguf":
-        yield from _unmapped(contents, base)
+        yield from _llama_cpp_features(contents, base)
     if contents.format != "mlx":
-        yield from _not_in_mlx(contents, base)
+        yield from _mlx_features(contents, base)
     if base.tied:
         for target, parts in contents.pairs.items():
             if "embedding_A" in parts:
@@ -271,15 +289,15 @@ def _on_base(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
                 yield "tied-lm-head", ""
 
 
-def _not_in_mlx(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+def _mlx_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     from adapterhub_converters.formats.mlx import names  # late, like readers
 
     if refused := names.refused((*contents.pairs, *contents.others), base):
         yield "not-in-mlx", refused
 
 
-def _old_names(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
-    """Modules under names that the model in memory does not have (see `bases.canonical_names`)."""
+def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Yield modules under names that the model in memory does not have (see `bases.canonical_names`)."""
     kind = base.model_type
     old = next((target for target in contents.pairs if canonical_names.in_memory(target, kind) != target), None)
     if old and kind in canonical_names.PEFT_SKIPS_OLD_NAMES:
@@ -288,8 +306,8 @@ def _old_names(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
         yield "old-targets", old
 
 
-def _unmapped(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
-    """The first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
+def _llama_cpp_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Yield the first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
     try:
         architecture = base.mapped()
     except RefusedError:

@@ -33,20 +33,23 @@ _CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais"}
 
 
 def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Disagreements of an adapter with a base, in both directions."""
+    """Yield the disagreements of an adapter with a base, in both directions."""
     yield from tied_weight_problems(contents, base)
     for note in base.notes:
         yield Problem("base-incomplete", "", base.where, note)
+    # Shapes are unknown, for example for a base of which only an index was fetched.
     if not base.tensors and base.names and not base.derived:
-        yield from _by_names(contents, base)
+        yield from _name_problems(contents, base)
         return
     if not base.tensors and not base.packed:
-        what = "no weight files; " + ("shapes are derived from its config" if base.derived else "only its config was compared")
-        yield Problem("base-without-weights", "", base.where, what)
+        message = "no weight files; " + (
+            "shapes are derived from its config" if base.derived else "only its config was compared"
+        )
+        yield Problem("base-without-weights", "", base.where, message)
         if not base.derived:
             return
         base = dataclasses.replace(base, tensors=base.derived)
-    base = yield from _renamed(contents, _replicated(contents, base))
+    base = yield from _renamed(contents, _replicate_layers(contents, base))
     missing: list[str] = []
     for target, parts in contents.pairs.items():
         weight = weight_of(base, target)
@@ -55,39 +58,40 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
         else:
-            across = is_conv1d(base) and last_of(target) not in OUTPUTS
-            yield from _shapes(contents.weights, target, parts, weight, transposed=across, known=bool(base.model_type))
+            transposed = is_conv1d(base) and last_of(target) not in OUTPUTS
+            yield from _shapes(contents.weights, target, parts, weight, transposed=transposed, known=bool(base.model_type))
     yield from _others(contents, base, missing)
-    yield from _tuned(contents, base, missing)
+    yield from _tuner_problems(contents, base, missing)
     yield from _replaced(contents, base, missing)
     yield from _rows(contents, base, missing)
     depths = depths_of(base.tensors) if base.derived else {}
     yield from _missing(contents.weights, base, [name for name in missing if not _not_derived(contents, base, name, depths)])
-    yield from _uncovered(contents, base)
+    yield from _coverage_problems(contents, base)
 
 
-def _by_names(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Disagreements in names, with a base whose shapes are unknown: missing modules, and layers too many or too few."""
-    nothing = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
-    base = yield from _renamed(contents, nothing)
-    wanted = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
+def _name_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Yield disagreements in names with a base whose shapes are unknown: missing modules, and layers too many or too few."""
+    without_shapes = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
+    base = yield from _renamed(contents, without_shapes)
+    changed = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
     blocks = _with_experts(base)
-    yield from _missing(contents.weights, base, [name for name in wanted if not _is_named(name, base, blocks)])
-    yield from _uncovered(contents, base)
+    yield from _missing(contents.weights, base, [name for name in changed if not _is_named(name, base, blocks)])
+    yield from _coverage_problems(contents, base)
 
 
 def _is_named(name: str, base: BaseSpec, blocks: Collection[str]) -> bool:
-    """True if a base of which only names are known has a module or parameter, or the experts that it stacks."""
+    """Return whether a base of which only names are known has a module or parameter, or the experts that it stacks."""
     return name in base.tensors or weight_of(base, name.removesuffix(".weight")) is not None or block_of(name) in blocks
 
 
-def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
-    """The base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
+def _replicate_layers(contents: Contents, base: BaseSpec) -> BaseSpec:
+    """Return the base with its layers repeated by `layer_replication` (peft/tuners/lora/model.py, `_replicate_layers`)."""
     ranges = contents.config.get("layer_replication")
     if not isinstance(ranges, list) or len(ranges) > 100 or not all(map(_is_range, ranges)):
         return base
     sources = [layer for start, end in ranges for layer in range(start, end)]
     stacks = {stack_of(target) for target in contents.targets} - {""}
+    # A hostile config could repeat layers without end.
     if len(sources) > _MAX_LAYERS:
         return base
     copies: dict[int, list[int]] = {}
@@ -96,69 +100,82 @@ def _replicated(contents: Contents, base: BaseSpec) -> BaseSpec:
     tensors = {name: tensor for name, tensor in base.tensors.items() if stack_of(name) not in stacks}
     for name, tensor in base.tensors.items():
         if (stack := stack_of(name)) in stacks:
-            rest = name.removeprefix(f"{stack}{layer_of(name)}")
-            tensors |= {f"{stack}{new}{rest}": tensor for new in copies.get(layer_of(name) or 0, ())}
+            path_in_layer = name.removeprefix(f"{stack}{layer_of(name)}")
+            tensors |= {f"{stack}{new}{path_in_layer}": tensor for new in copies.get(layer_of(name) or 0, ())}
     return dataclasses.replace(base, tensors=tensors)
 
 
 def _is_range(item: object) -> bool:
+    """Return whether a value is a pair of layer numbers of a plausible size."""
     return isinstance(item, list) and len(item) == 2 and all(type(n) is int and 0 <= n <= 1000 for n in item)
 
 
 def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
-    """The base under the adapter's names of its modules, if transformers' renaming or one exchange of prefixes explains what
-    is missing."""
-    missing = _unmatched(contents, base)
+    """Return the base under the adapter's names of its modules, and yield a problem for each renaming.
+
+    Transformers' own renaming is tried first, then one exchange of prefixes that explains most of what is missing.
+    """
+    missing = _missing_targets(contents, base)
     if not missing:
         return base
+    # A renaming by transformers comes first only where it explains more than an exchange of prefixes.
     swap = _prefix_swap(missing, base)
     loaded = dataclasses.replace(base, tensors=_in_memory(base.tensors, base), packed=_in_memory(base.packed, base))
     renamed = loaded.tensors.keys() != base.tensors.keys() or loaded.packed.keys() != base.packed.keys()
-    if renamed and (len(still := _unmatched(contents, loaded)) < len(missing) or (not swap and _prefix_swap(still, loaded))):
-        what = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
-        yield Problem("renamed-modules", contents.weights, "", what)
-        base, missing, swap = loaded, still, _prefix_swap(still, loaded)
+    if renamed and (
+        len(still_missing := _missing_targets(contents, loaded)) < len(missing)
+        or (not swap and _prefix_swap(still_missing, loaded))
+    ):
+        message = f"{len(missing)} modules have the names of transformers 5, the base's files those of transformers 4"
+        yield Problem("renamed-modules", contents.weights, "", message)
+        base, missing, swap = loaded, still_missing, _prefix_swap(still_missing, loaded)
     if swap is None:
         return base
     old, new = swap
-    what = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
+    message = f'{len(missing)} modules begin with "{old}", the base\'s with "{new}"'
+    # The base lacks a component such as `model.`: it was saved without its head.
     if new == "" and old.count(".") == 1:
-        yield Problem("headless-base", contents.weights, "", what)
+        yield Problem("headless-base", contents.weights, "", message)
     elif old == "" and new.count(".") == 1 and contents.config.get("task_type") != "CAUSAL_LM":
         pipeline = base.architecture.endswith("Pipeline")
         hint = f"Put it on the pipeline's {new.removesuffix('.')}" if pipeline else "Load the base with AutoModel"
-        yield Problem("headless-adapter", contents.weights, "", what, hint)
-        return dataclasses.replace(base, tensors=_without(base.tensors, new), packed=_without(base.packed, new))
+        yield Problem("headless-adapter", contents.weights, "", message, hint)
+        return dataclasses.replace(base, tensors=_without_prefix(base.tensors, new), packed=_without_prefix(base.packed, new))
     else:
-        yield Problem("other-prefix", contents.weights, "", what, "Rename the tensors, or use the base it was trained on")
-    return dataclasses.replace(base, tensors=_prefixed(base.tensors, new, old), packed=_prefixed(base.packed, new, old))
+        yield Problem("other-prefix", contents.weights, "", message, "Rename the tensors, or use the base it was trained on")
+    return dataclasses.replace(
+        base, tensors=_swap_prefixes(base.tensors, new, old), packed=_swap_prefixes(base.packed, new, old)
+    )
 
 
-def _unmatched(contents: Contents, base: BaseSpec) -> list[str]:
+def _missing_targets(contents: Contents, base: BaseSpec) -> list[str]:
+    """Return the changed modules that the base does not have under these names."""
     changed = contents.pairs or dict.fromkeys(name.rpartition(".")[0] for name in contents.replaced)
     return [target for target in changed if weight_of(base, target) is None]
 
 
 def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
+    """Return the names that transformers gives parameters when it loads them."""
     return {in_memory(name, base.model_type): value for name, value in names.items()}
 
 
-def _without(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
-    """Names that begin with `prefix`, without it: a model without its head."""
+def _without_prefix(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
+    """Return the names that begin with `prefix`, without it: a model without its head."""
     return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
 
 
-def _prefixed(names: Mapping[str, _T], prefix: str, other: str) -> dict[str, _T]:
-    return {other + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
+def _swap_prefixes(names: Mapping[str, _T], prefix: str, new_prefix: str) -> dict[str, _T]:
+    """Return the names with `prefix` replaced by `new_prefix`."""
+    return {new_prefix + name.removeprefix(prefix) if name.startswith(prefix) else name: value for name, value in names.items()}
 
 
 def is_conv1d(base: BaseSpec) -> bool:
-    """True if the base's linear modules store `(in, out)`."""
+    """Return whether the base's linear modules store `(in, out)`."""
     return base.model_type in _CONV1D
 
 
 def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
-    """The weight of a module with its logical shape; the reason if that is unknown; None if there is no such module."""
+    """Return the weight of a module with its logical shape; the reason if that is unknown; None if there is no module."""
     weight = base.tensor(f"{target}.weight")
     if weight is not None:
         return weight
@@ -170,29 +187,34 @@ def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
 
 
 def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
-    got = delta_shape(parts)
-    if got is None or len(weight.shape) != 2:
+    """Yield the disagreement of a low-rank pair with the base's weight."""
+    actual = delta_shape(parts)
+    if actual is None or len(weight.shape) != 2:
         return
     rows, columns = weight.shape
-    wanted = (columns, rows) if transposed and "A" in parts else (rows, columns)
-    if got == wanted:
+    # Embedding tables are never transposed, so this holds for pairs of linear layers alone.
+    expected = (columns, rows) if transposed and "A" in parts else (rows, columns)
+    if actual == expected:
         return
-    if not known and got == wanted[::-1]:
-        what = f"the base stores {wanted}; without its config.json it is unknown which of them is the input"
-        yield Problem("shape-unknown", file, target, what)
+    # The transpose: only the model's class, in its config, could tell which is right.
+    if not known and actual == expected[::-1]:
+        message = f"the base stores {expected}; without its config.json it is unknown which of them is the input"
+        yield Problem("shape-unknown", file, target, message)
         return
     vocabulary = 0 if last_of(target) in (*EMBEDDINGS, *OUTPUTS) else None
-    if vocabulary is not None and got[1] == wanted[1]:
-        what = f"{got[0]} tokens, the base has {wanted[0]}"
+    if vocabulary is not None and actual[1] == expected[1]:
+        message = f"{actual[0]} tokens, the base has {expected[0]}"
         hint = "Resize the base's vocabulary as it was in training"
-        yield Problem("vocab-differs", file, target, what, hint, str(wanted[0]), str(got[0]))
+        yield Problem("vocab-differs", file, target, message, hint, str(expected[0]), str(actual[0]))
         return
-    what = f"lora_B @ lora_A is {got}, the base's weight is {wanted}"
-    yield Problem("shape-mismatch", file, target, what, "Another size of the model, or another model", str(wanted), str(got))
+    message = f"lora_B @ lora_A is {actual}, the base's weight is {expected}"
+    yield Problem(
+        "shape-mismatch", file, target, message, "Another size of the model, or another model", str(expected), str(actual)
+    )
 
 
 def delta_shape(parts: Parts) -> tuple[int, int] | None:
-    """Rows and columns of the delta, in the base's orientation; None if the halves make no matrix."""
+    """Return rows and columns of the delta, in the base's orientation; None if the halves make no matrix."""
     embedding = "embedding_A" in parts
     first, second = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
     if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2:
@@ -201,6 +223,7 @@ def delta_shape(parts: Parts) -> tuple[int, int] | None:
 
 
 def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Yield the disagreements of deltas that are not a pair of matrices."""
     blocks = _with_experts(base) if contents.others else ()
     loaded = _in_memory(base.tensors, base) if contents.others else {}
     for target, delta in contents.others.items():
@@ -211,20 +234,20 @@ def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[
             missing.append(target)
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
-        elif weight.shape not in _either_way(delta):
-            what = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
+        elif weight.shape not in _possible_shapes(delta):
+            message = f"the delta is {delta.shape}, the base's weight is {weight.shape}"
             hint = "Another size of the model, or another model"
-            yield Problem("shape-mismatch", contents.weights, target, what, hint, str(weight.shape), str(delta.shape))
+            yield Problem("shape-mismatch", contents.weights, target, message, hint, str(weight.shape), str(delta.shape))
 
 
-def _tuned(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    """Changes by tuners that are not LoRA."""
+def _tuner_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Yield the disagreements of changes by tuners other than LoRA."""
     if contents.config.get("peft_type") == "XLORA":
-        yield from _mixture(contents, base)
+        yield from _classifier_problems(contents, base)
         return
     for target, change in contents.tuned.items():
         if not change.acts_on_weight:
-            yield from _prompts(contents, base, change)
+            yield from _prompt_problems(contents, base, change)
             continue
         weight = weight_of(base, target)
         if weight is None:
@@ -232,13 +255,13 @@ def _tuned(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[P
         elif isinstance(weight, str):
             yield Problem("shape-unknown", contents.weights, target, weight)
         elif not change.fits(weight.shape):
-            got = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
-            what = f"{got} of {change.tuner.method} do not fit the base's weight, which is {weight.shape}"
-            yield Problem("shape-mismatch", contents.weights, target, what, "", str(weight.shape), got)
+            actual = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
+            message = f"{actual} of {change.tuner.method} do not fit the base's weight, which is {weight.shape}"
+            yield Problem("shape-mismatch", contents.weights, target, message, "", str(weight.shape), actual)
 
 
-def _prompts(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Problem]:
-    """Disagreements of tokens that are put before the input with the base's widths, as far as its config has them."""
+def _prompt_problems(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Problem]:
+    """Yield the disagreement of tokens that are put before the input with the base's widths, as far as its config has them."""
     ((part, tensor),) = change.parts()
     layers = base.config.get("num_hidden_layers")
     heads = base.config.get("num_key_value_heads", base.config.get("num_attention_heads"))
@@ -249,16 +272,16 @@ def _prompts(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Prob
         )
         width = 2 * layers * heads * size if layers and heads and size else None
     if width is not None and tensor.shape[-1] != width:
-        what = f"{tensor.shape[-1]} numbers for each token; the base needs {width}"
-        yield Problem("shape-mismatch", contents.weights, part, what, "", str(width), str(tensor.shape[-1]))
+        message = f"{tensor.shape[-1]} numbers for each token; the base needs {width}"
+        yield Problem("shape-mismatch", contents.weights, part, message, "", str(width), str(tensor.shape[-1]))
 
 
-def _mixture(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """A disagreement of X-LoRA's classifier, which reads the hidden states of the base, with their width."""
-    width, own = base.config.get("hidden_size"), contents.config.get("hidden_size")
-    if width is not None and own != width:
-        what = f"the classifier reads {own} numbers for each token, the base has {width}"
-        yield Problem("shape-mismatch", peft.CONFIG, "hidden_size", what, "", str(width), str(own))
+def _classifier_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Yield the disagreement of X-LoRA's classifier, which reads the hidden states of the base, with their width."""
+    width, config_width = base.config.get("hidden_size"), contents.config.get("hidden_size")
+    if width is not None and config_width != width:
+        message = f"the classifier reads {config_width} numbers for each token, the base has {width}"
+        yield Problem("shape-mismatch", peft.CONFIG, "hidden_size", message, "", str(width), str(config_width))
 
 
 # The parameter that transformers 5 stacks to the modules that it stacks, as a list of experts names them.
@@ -266,14 +289,15 @@ _LISTED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj"
 
 
 def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
-    """The parameter that transformers 5 stacks from experts that are separate in the files."""
+    """Return the parameter that transformers 5 stacks from experts that are separate in the files."""
     module, _, name = target.rpartition(".")
     old = module.replace(".mlp.", ".block_sparse_moe.")  # Mixtral's
     listed = old if f"{old}.0.w1.weight" in base.tensors else module
     for parts in _LISTED.get(name, ()):
-        found = [base.tensors.get(f"{listed}.0.{part}.weight") for part in parts]
-        shapes = [tensor.shape for tensor in found if tensor is not None and len(tensor.shape) == 2]
+        matrices = [base.tensors.get(f"{listed}.0.{part}.weight") for part in parts]
+        shapes = [tensor.shape for tensor in matrices if tensor is not None and len(tensor.shape) == 2]
         if len(shapes) == len(parts):
+            # Counted by name, since configs spell the number of experts in many ways.
             experts = 1
             while f"{listed}.{experts}.{parts[0]}.weight" in base.tensors:
                 experts += 1
@@ -282,24 +306,26 @@ def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
 
 
 def _with_experts(base: BaseSpec) -> set[str]:
-    """The layers whose experts the files have one by one."""
+    """Return the layers whose experts the files store one by one."""
     return {block_of(name) for name in base.tensors if ".experts.0." in name}
 
 
-def _either_way(delta: Delta) -> set[tuple[int, ...]]:
-    """The shapes that the base's weight may have for a delta: experts and Conv1D may be stored `(in, out)`."""
+def _possible_shapes(delta: Delta) -> set[tuple[int, ...]]:
+    """Return the shapes that the base's weight may have for a delta: experts and Conv1D may be stored `(in, out)`."""
     shape = delta.shape
-    turned = (*shape[:-2], shape[-1], shape[-2])
+    transposed = (*shape[:-2], shape[-1], shape[-2])
     if isinstance(delta, StackedLowRank):
-        both = delta.transposed_base is None
-        return {shape, turned} if both else {turned} if delta.transposed_base else {shape}
+        either = delta.transposed_base is None
+        return {shape, transposed} if either else {transposed} if delta.transposed_base else {shape}
     if getattr(delta, "transposed_base", False):
-        return {turned}
+        return {transposed}
     return {shape}
 
 
 def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Yield the disagreements of whole tensors with those of the base that they replace or copy."""
     heads: dict[str, TensorKind] = {}
+    # A head of the task is a top-level module that the base lacks.
     tops = {name.split(".", 1)[0] for name in (*base.tensors, *base.packed)}
     for name, tensor in [*contents.replaced.items(), *contents.copies.items()]:
         weight = base.tensors.get(name) or (weight_of(base, name.rpartition(".")[0]) if name.endswith(".weight") else None)
@@ -308,28 +334,29 @@ def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterato
         elif weight is None:
             missing.append(name)
         elif isinstance(weight, BaseTensor) and weight.shape != tensor.shape:
-            yield _whole_shape(contents.weights, name, tensor, weight)
+            yield _whole_tensor_problem(contents.weights, name, tensor, weight)
     for head, tensor in heads.items():
-        what = f"not in the base: the class of the task adds it, and the adapter contains it with {tensor.shape[0]} outputs"
-        yield Problem("new-head", contents.weights, head, what)
+        message = f"not in the base: the class of the task adds it, and the adapter contains it with {tensor.shape[0]} outputs"
+        yield Problem("new-head", contents.weights, head, message)
 
 
 def _is_head(contents: Contents, tops: Collection[str], name: str) -> bool:
-    """True for a whole tensor of a head that the class of the adapter's task adds to a base with the modules `tops`."""
+    """Return whether a whole tensor belongs to a head that the class of the task adds to a base with the modules `tops`."""
     top, task = name.split(".", 1)[0], contents.config.get("task_type")
     if layer_of(name) is not None or top in tops:
         return False
     return top in contents.names("modules_to_save") and (task in HEAD_TASKS or (task is None and top in _HEADS))
 
 
-def _whole_shape(file: str, name: str, tensor: TensorKind, weight: BaseTensor) -> Problem:
+def _whole_tensor_problem(file: str, name: str, tensor: TensorKind, weight: BaseTensor) -> Problem:
     vocabulary = last_of(name.rpartition(".")[0]) in (*EMBEDDINGS, *OUTPUTS) and tensor.shape[1:] == weight.shape[1:]
-    what = f"shape {tensor.shape}, the base's is {weight.shape}"
+    message = f"shape {tensor.shape}, the base's is {weight.shape}"
     code = "vocab-differs" if vocabulary else "shape-mismatch"
-    return Problem(code, file, name, what, "", str(weight.shape), str(tensor.shape))
+    return Problem(code, file, name, message, "", str(weight.shape), str(tensor.shape))
 
 
 def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+    """Yield the disagreements of replaced token rows with the base's table."""
     for target, tensor in contents.rows.items():
         weight = weight_of(base, target)
         if weight is None:
@@ -337,43 +364,47 @@ def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Pr
         elif isinstance(weight, BaseTensor):
             outside = [number for number in contents.row_ids[target] if not 0 <= number < weight.shape[0]]
             if outside:
-                what = f"token {outside[0]} of {weight.shape[0]}"
+                message = f"token {outside[0]} of {weight.shape[0]}"
                 hint, last = "Resize the base's vocabulary as it was in training", weight.shape[0] - 1
-                yield Problem("row-outside", contents.weights, target, what, hint, f"0 to {last}", str(outside[0]))
+                yield Problem("row-outside", contents.weights, target, message, hint, f"0 to {last}", str(outside[0]))
             if tensor.shape[1:] != weight.shape[1:]:
-                what = f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
+                message = f"rows of {tensor.shape[1:]}, the base's of {weight.shape[1:]}"
                 shapes = (str(weight.shape[1:]), str(tensor.shape[1:]))
-                yield Problem("shape-mismatch", contents.weights, target, what, "", *shapes)
+                yield Problem("shape-mismatch", contents.weights, target, message, "", *shapes)
 
 
 def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[str, int]) -> bool:
-    """True if a parameter cannot be derived from a config: a norm, a bias, a head, an expert under its name in files."""
+    """Return whether a parameter cannot be derived from a config: a norm, a bias, a head, an expert under its name in files."""
     if not base.derived or (layer_of(name) or 0) >= depths.get(stack_of(name), 1):
         return False
-    whole = name in contents.replaced or name in contents.copies
+    is_whole_tensor = name in contents.replaced or name in contents.copies
     return (
-        whole or layer_of(name) is None or ".experts." in name or f"{in_memory(name, base.model_type)}.weight" in base.tensors
+        is_whole_tensor
+        or layer_of(name) is None
+        or ".experts." in name
+        or f"{in_memory(name, base.model_type)}.weight" in base.tensors
     )
 
 
 def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
-    """One problem for all layers that the base lacks, and one for each other module."""
+    """Yield one problem for all layers that the base lacks, and one for each other module."""
     if not missing:
         return
     depths = depths_of([*base.tensors, *base.packed])
-    deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
-    for stack in sorted({stack_of(target) for target in deep}):
-        inside, depth = [layer_of(target) or 0 for target in deep if stack_of(target) == stack], depths[stack]
-        what = f"{len(inside)} modules are in layers {depth} to {max(inside)}; the base has layers 0 to {depth - 1}"
+    # A missing layer is one problem, not one for each of its modules.
+    too_deep = [target for target in missing if (layer_of(target) or 0) >= depths.get(stack_of(target), 0) > 0]
+    for stack in sorted({stack_of(target) for target in too_deep}):
+        layers, depth = [layer_of(target) or 0 for target in too_deep if stack_of(target) == stack], depths[stack]
+        message = f"{len(layers)} modules are in layers {depth} to {max(layers)}; the base has layers 0 to {depth - 1}"
         yield Problem(
-            "base-shallower", file, "", what, "Another size of the model", f"{max(inside) + 1} layers", f"{depth} layers"
+            "base-shallower", file, "", message, "Another size of the model", f"{max(layers) + 1} layers", f"{depth} layers"
         )
-    for target in sorted(set(missing) - set(deep)):
+    for target in sorted(set(missing) - set(too_deep)):
         yield Problem("no-such-module", file, target, "the base has no such module")
 
 
 def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
-    """The prefix of missing modules and that of the base in its place, if one exchange explains most of them."""
+    """Return the prefix of missing modules and the base's prefix in its place, if one exchange explains most of them."""
     if not missing:
         return None
     names = {name.removesuffix(".weight") for name in (*base.tensors, *base.packed)}
@@ -386,39 +417,49 @@ def _prefix_swap(missing: list[str], base: BaseSpec) -> tuple[str, str] | None:
             old, new = first.removesuffix(tail), heads[0]
             if any(part.isdigit() for part in f"{old}{new}".split(".")):  # another layer is not another prefix
                 return None
-            explained = sum(_swapped(name, old, new) in names for name in missing)
+            explained = sum(_swap_prefix(name, old, new) in names for name in missing)
             return (old, new) if old != new and 2 * explained > len(missing) else None
     return None
 
 
-def _swapped(name: str, old: str, new: str) -> str | None:
+def _swap_prefix(name: str, old: str, new: str) -> str | None:
     return new + name.removeprefix(old) if name.startswith(old) else None
 
 
-def _uncovered(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Modules of the base that should have a delta but do not."""
+def _coverage_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
+    """Yield the modules of the base that should have a delta but do not."""
     try:
-        wanted = targeted_modules(contents, base)
+        targeted = targeted_modules(contents, base)
     except AdapterhubError as error:
         yield Problem("unsupported", peft.CONFIG, "target_modules", error.what, error.hint)
         return
-    missing = wanted - set(contents.targets)
+    # Targeted by the config, but without tensors in the file.
+    missing = targeted - set(contents.targets)
     if contents.is_tuned:  # which may replace what it targets
         missing -= {*contents.rows, *(name.rpartition(".")[0] for name in contents.replaced)}
-    ours, depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
-    deeper = {target for target in missing if (layer_of(target) or 0) >= ours.get(stack_of(target), 0) > 0}
-    stacks = {stack_of(target) for target in deeper} | _stop_early(contents, ours, depths)
+    adapter_depths, base_depths = depths_of(contents.targets), depths_of([*base.tensors, *base.packed])
+    deeper = {target for target in missing if (layer_of(target) or 0) >= adapter_depths.get(stack_of(target), 0) > 0}
+    stacks = {stack_of(target) for target in deeper} | _stop_early(contents, adapter_depths, base_depths)
     for stack in sorted(stacks):
-        what = f"the adapter ends at layer {ours[stack] - 1}, the base at layer {depths[stack] - 1}"
+        message = f"the adapter ends at layer {adapter_depths[stack] - 1}, the base at layer {base_depths[stack] - 1}"
         hint = "Another size of the model; if only these layers were trained, set layers_to_transform"
-        yield Problem("base-deeper", contents.weights, "", what, hint, f"{ours[stack]} layers", f"{depths[stack]} layers")
+        yield Problem(
+            "base-deeper",
+            contents.weights,
+            "",
+            message,
+            hint,
+            f"{adapter_depths[stack]} layers",
+            f"{base_depths[stack]} layers",
+        )
     hint = "If it was trained, save the adapter again; if not, take it out of target_modules"
     for target in sorted(missing - deeper):
         yield Problem("uncovered-module", contents.weights, target, "target_modules names it, but it has no tensors", hint)
 
 
-def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str, int]) -> set[str]:
-    """Stacks in which the adapter covers every layer from 0 on and ends before the base, without naming its layers."""
+def _stop_early(contents: Contents, adapter_depths: Mapping[str, int], base_depths: Mapping[str, int]) -> set[str]:
+    """Return the stacks in which the adapter covers every layer from 0 on, but ends before the base without saying so."""
+    # The config says that only some layers were trained.
     if contents.config.get("layers_to_transform") is not None:
         return set()
     if contents.format == "peft" and not any("." in name for name in contents.names("target_modules")):
@@ -426,11 +467,15 @@ def _stop_early(contents: Contents, ours: Mapping[str, int], depths: Mapping[str
     covered: dict[str, set[int | None]] = defaultdict(set)
     for target in contents.targets:
         covered[stack_of(target)].add(layer_of(target))
-    return {stack for stack, depth in ours.items() if depth < depths.get(stack, 0) and covered[stack] == set(range(depth))}
+    return {
+        stack
+        for stack, depth in adapter_depths.items()
+        if depth < base_depths.get(stack, 0) and covered[stack] == set(range(depth))
+    }
 
 
 def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
-    """Changes to one of two tied tables."""
+    """Yield a change to only one of two tied tables."""
     if not base.tied:
         return
     names: Mapping[str, list[str]] = defaultdict(list)
@@ -443,7 +488,11 @@ def tied_weight_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem
             names["output"].append(target)
     if bool(names["input"]) != bool(names["output"]):
         side = "input" if names["input"] else "output"
-        what = f"the base ties its input and output tables, but only the {side} side is changed"
+        message = f"the base ties its input and output tables, but only the {side} side is changed"
         yield Problem(
-            "tied-weights", contents.weights, names[side][0], what, "llama.cpp cannot load it; train neither, or untie the base"
+            "tied-weights",
+            contents.weights,
+            names[side][0],
+            message,
+            "llama.cpp cannot load it; train neither, or untie the base",
         )

@@ -1,4 +1,4 @@
-"""Split paths of modules, and match `target_modules` as peft does."""
+"""Paths of modules, and `target_modules` matched as peft does."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _EXPERT = linear.Pattern(r"\.experts\.\d+\.")
 
 
 def last_of(target: str) -> str:
-    """The last name of a module's path."""
+    """Return the last name of a module's path."""
     return target.rpartition(".")[2]
 
 
 def layer_of(target: str) -> int | None:
-    """The index of the layer a module is in: the first component that is a number."""
-    found = _layer(target)
-    return found[1] if found else None
+    """Return the index of the layer that a module is in: the first component that is a number."""
+    layer = _layer(target)
+    return layer[1] if layer else None
 
 
 def stack_of(target: str) -> str:
-    """The list of layers that a module is in, such as `model.layers.`; empty outside of any."""
-    found = _layer(target)
-    return found[0] if found else ""
+    """Return the list of layers that a module is in, such as `model.layers.`; empty outside of any."""
+    layer = _layer(target)
+    return layer[0] if layer else ""
 
 
 def block_of(target: str) -> str:
-    """The layer a module is in: `model.layers.0`; the module itself outside of any."""
-    found = _layer(target)
-    return f"{found[0]}{found[1]}" if found else target
+    """Return the layer that a module is in, such as `model.layers.0`; the module itself outside of any."""
+    layer = _layer(target)
+    return f"{layer[0]}{layer[1]}" if layer else target
 
 
 def _layer(target: str) -> tuple[str, int] | None:
@@ -58,18 +58,20 @@ def _layer_around(parent: str) -> tuple[str, int] | None:
 
 
 def depths_of(names: Iterable[str]) -> dict[str, int]:
-    """The number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
+    """Return the number of layers of each list: a model may have several, of an encoder, a decoder, a vision tower."""
     depths: dict[str, int] = {}
     for name in names:
-        if found := _layer(name):
-            depths[found[0]] = max(depths.get(found[0], 0), found[1] + 1)
+        if layer := _layer(name):
+            depths[layer[0]] = max(depths.get(layer[0], 0), layer[1] + 1)
     return depths
 
 
 def matches(option: object, names: Collection[str], module: str, layers: Collection[float] | None) -> bool:
-    """True if peft would wrap a module for `target_modules` or `exclude_modules` (`option`, its `names` if it is a list).
+    """Return whether peft would wrap a module for `target_modules` or `exclude_modules`.
 
-    `names` and `layers` should be sets where there may be many.
+    Args:
+        option: The option's value.
+        names: Its names, if it is a list; should be a set where there may be many, like `layers`.
     """
     if isinstance(option, str):
         if option == "all-linear":
@@ -82,7 +84,7 @@ def matches(option: object, names: Collection[str], module: str, layers: Collect
 
 
 def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
-    """`layers_to_transform`; None for every layer."""
+    """Return `layers_to_transform`; None for every layer."""
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
         return None
@@ -90,43 +92,45 @@ def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
 
 
 def within(names: Collection[str], module: str) -> bool:
-    """True if one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
+    """Return whether one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
     parts = module.split(".")
+    # With few names compare each; with many look up every part of the path in the set.
     if len(names) <= 2 * len(parts):
         return any(f".{name}." in f".{module}." for name in names)
     return any(".".join(parts[start:end]) in names for end in range(1, len(parts) + 1) for start in range(end))
 
 
 def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
-    """The base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
+    """Return the base's modules that peft would wrap for this config (`tuners_utils.check_target_module_exists`)."""
     if contents.format != "peft":
         return set()
     matrices = {
         name.removesuffix(".weight") for name, t in base.tensors.items() if name.endswith(".weight") and len(t.shape) == 2
     }
     targets, excluded = contents.config.get("target_modules"), contents.config.get("exclude_modules")
-    saved, found = frozenset(contents.names("modules_to_save")), set()
-    named_ones, named_others = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
+    saved, targeted = frozenset(contents.names("modules_to_save")), set()
+    target_names, excluded_names = (frozenset(contents.names(key)) for key in ("target_modules", "exclude_modules"))
     layers = chosen_layers(contents.config)
-    ours = {target.split(".", 1)[0] for target in contents.targets} if _of_another_class(contents, base) else None
+    top_modules = {target.split(".", 1)[0] for target in contents.targets} if _has_another_class(contents, base) else None
+    # An adapter that lists experts one by one was trained before transformers stacked them.
     listed = any(_EXPERT.search(target) for target in contents.targets)
     for module in matrices:
         if not listed and _EXPERT.search(module):  # transformers 5 stacks them, and peft then finds no such module
             continue
-        if ours is not None and module.split(".", 1)[0] not in ours:
+        if top_modules is not None and module.split(".", 1)[0] not in top_modules:
             continue
         if saved and within(saved, module):
             continue
-        if excluded and matches(excluded, named_others, module, None):
+        if excluded and matches(excluded, excluded_names, module, None):
             continue
-        if matches(targets, named_ones, module, layers):
-            found.add(module)
-    return found
+        if matches(targets, target_names, module, layers):
+            targeted.add(module)
+    return targeted
 
 
-def _of_another_class(contents: Contents, base: BaseSpec) -> bool:
-    """True if the adapter was trained on another class of the model than the saved one: with other heads, or half of it."""
+def _has_another_class(contents: Contents, base: BaseSpec) -> bool:
+    """Return whether the adapter was trained on another class of the model than the saved one: another head, or a half."""
     mapping = contents.config.get("auto_mapping")
     trained = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    other = isinstance(trained, str) and trained != base.architecture
-    return other or contents.config.get("task_type") in (*HEAD_TASKS, "FEATURE_EXTRACTION")
+    other_class = isinstance(trained, str) and trained != base.architecture
+    return other_class or contents.config.get("task_type") in (*HEAD_TASKS, "FEATURE_EXTRACTION")

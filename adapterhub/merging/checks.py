@@ -1,4 +1,4 @@
-"""Checks of an adapter before any merge."""
+"""Checks of the adapters and weights of any merge, before it starts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def check_adapter(adapter: Adapter, weight: float) -> None:
     """Refuse an adapter with numbers that are not finite, or whose tensors alone do not determine its delta."""
     if not math.isfinite(weight):
         raise RefusedError("weight", f"{weight} is not a finite number")
+    # PiSSA, OLoRA and the like subtract from the base's weights at the start, so the factors alone are not the delta.
     if adapter.meta.init != "default":
         raise RefusedError(
             "adapter",
@@ -29,9 +30,10 @@ def check_adapter(adapter: Adapter, weight: float) -> None:
     for target, delta in adapter.deltas.items():
         if not math.isfinite(delta.scaling):
             raise RefusedError(target, f"alpha {delta.alpha} does not give a finite scaling")
-    places = {part for change in adapter.tuned.values() for part in change.tuner.integers}
+    # Some tuners store positions or signs as integers beside their factors; only the rest must be finite floats.
+    integer_parts = {part for change in adapter.tuned.values() for part in change.tuner.integers}
     for name, tensor in adapter.tensors():
-        if name.rpartition(".")[2] in places:
+        if name.rpartition(".")[2] in integer_parts:
             continue
         if tensor.dtype not in _FLOATS:
             raise RefusedError(name, f"{tensor.dtype} is not a type of floats")

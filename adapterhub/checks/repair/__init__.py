@@ -1,7 +1,7 @@
-"""Repair known defects of a PEFT adapter in a copy; propose what cannot be proven.
+"""Repair known defects of a PEFT adapter in a copy; propose fixes that cannot be proven.
 
 Tensors prove names, ranks, target modules, biases and magnitudes; the base's weights and `adapter.json` prove a few more. A
-scale is never repaired: tensors don't contain theirs.
+scale is never repaired: tensors do not contain theirs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Fixed:
     """The result of `fix`.
 
     Attributes:
-        out: The new folder; None where nothing was written.
-        left: Problems that a check still finds.
+        out: The new folder; None if nothing was written.
+        remaining: Problems that a check still finds.
         left_out: Files of the source that do not belong to an adapter and were not copied.
     """
 
@@ -49,20 +49,21 @@ def fix(
     rslora: bool = False,
     dry_run: bool = False,
 ) -> Fixed:
-    """Repair a copy of the PEFT folder or lone state dict `path` as the folder `out`, whole or not at all.
+    """Repair a copy of the PEFT folder or lone state dict `path` as the folder `out`, completely or not at all.
 
     Args:
         path: Never changed.
         out: Must not exist, or be an empty folder; nothing is written if there is nothing to repair.
         base: The base model: decides prefixes, and with its weights which copies of them to drop.
-        alpha: Of a lone state dict without a config; likewise `rslora`.
+        alpha: The alpha of a lone state dict without a config; likewise `rslora`.
         dry_run: Write nothing.
 
     Raises:
-        OutputExistsError: There is something at `out`.
-        RefusedError: It is not a PEFT adapter, has no alpha, or has a config and `alpha` or `rslora` were given.
+        OutputExistsError: `out` exists and is not an empty folder.
+        RefusedError: The source is not a PEFT adapter, has no alpha, or has a config and `alpha` or `rslora` were given.
     """
     if not dry_run:
+        # Before the work: an existing output should not be noticed only at the end.
         atomic.check_free(out)
     with open_draft(path, alpha=alpha, rslora=rslora) as draft:
         rename_tensors(draft, base)
@@ -73,16 +74,18 @@ def fix(
             return Fixed(None, (), tuple(draft.proposals), _left(path, base))
         with _folder(out, dry_run=dry_run) as folder:
             left_out = write_draft(draft, folder)
-            left = _left(folder, base)
-    return Fixed(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), left, left_out)
+            remaining = _left(folder, base)
+    return Fixed(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), remaining, left_out)
 
 
 def _left(path: Path, base: BaseSpec | None) -> tuple[Problem, ...]:
+    """Return the problems that a check finds in an adapter."""
     return tuple(check(path, base=base, headers_only=True).problems)
 
 
 @contextlib.contextmanager
 def _folder(out: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Yield the folder to write to: `out`, which appears only if it is complete, or a temporary one for a dry run."""
     if dry_run:
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             yield Path(temporary)

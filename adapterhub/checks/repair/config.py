@@ -28,34 +28,36 @@ _REPO = linear.Pattern(r"[\w.-]+/[\w.-]+")
 
 
 def repair_config(draft: Draft, base: BaseSpec | None) -> None:
-    """Repair every disagreement of the config with the tensors, and two keys it should not lack."""
+    """Repair every disagreement of the config with the tensors, and two keys that it should not lack."""
     pairs = draft.pairs()
     quirks.refuse(draft.config, pairs, draft.where)
     _kind(draft, pairs)
-    _unknown_keys(draft)
-    _base_name(draft, base)
+    _repair_unknown_keys(draft)
+    _repair_base_name(draft, base)
     if draft.config.get("peft_type") == "LORA" and pairs:
         _targets(draft, pairs)
         _ranks(draft, pairs)
         _alphas(draft, pairs)
-        _biases(draft, pairs)
+        _repair_biases(draft, pairs)
         _magnitudes(draft, pairs)
 
 
 def _kind(draft: Draft, pairs: Shapes) -> None:
+    """Set a missing `peft_type` if all tensors are plain LoRA."""
     if draft.config.get("peft_type"):
         return
-    parts = {part for found in pairs.values() for part in found}
+    parts = {part for parts in pairs.values() for part in parts}
     unknown = [name for name in draft.names if peft.classify(name)[0] == "unknown"]
     if parts and parts <= _LORA_PARTS and not unknown:
         draft.config["peft_type"] = "LORA"
         draft.record("peft-type", '"peft_type" is "LORA", as all its tensors are')
     else:
-        what = f'"peft_type" is missing, and the tensors are not plain LoRA: {", ".join(sorted(parts) or unknown[:3])}'
-        draft.propose("peft-type", what, f'Set "peft_type" in {peft.CONFIG}')
+        message = f'"peft_type" is missing, and the tensors are not plain LoRA: {", ".join(sorted(parts) or unknown[:3])}'
+        draft.propose("peft-type", message, f'Set "peft_type" in {peft.CONFIG}')
 
 
-def _unknown_keys(draft: Draft) -> None:
+def _repair_unknown_keys(draft: Draft) -> None:
+    """Drop unknown keys without a value; propose to remove the others."""
     if draft.config.get("peft_type") != "LORA":
         return
     unknown = sorted(set(draft.config) - peft.INERT - peft.READ - _WRITTEN)
@@ -65,41 +67,43 @@ def _unknown_keys(draft: Draft) -> None:
     if empty:
         draft.record("unknown-key", f"keys of a newer peft without a value are dropped: {', '.join(empty)}")
     for key in sorted(set(unknown) - set(empty)):
-        what = f"{key} = {json.dumps(draft.config[key])[:60]} is unknown and may change what is computed"
-        draft.propose("unknown-key", what, f'Remove "{key}" if it changes nothing in the peft that wrote it')
+        message = f"{key} = {json.dumps(draft.config[key])[:60]} is unknown and may change what is computed"
+        draft.propose("unknown-key", message, f'Remove "{key}" if it changes nothing in the peft that wrote it')
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _base_name(draft: Draft, base: BaseSpec | None) -> None:
+def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
+    """Set a missing name of the base if the base model and adapter.json do not contradict each other."""
     if draft.config.get("base_model_name_or_path"):
         return
-    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _pinned(draft)}
-    found = {where: repo for where, repo in named.items() if repo and _REPO.fullmatch(repo)}
-    if len(set(found.values())) == 1:
-        where, repo = next(iter(found.items()))
+    named = {"the base model": base.repo if base else None, ADAPTER_JSON: _manifest_repo(draft)}
+    repos = {source: repo for source, repo in named.items() if repo and _REPO.fullmatch(repo)}
+    if len(set(repos.values())) == 1:
+        source, repo = next(iter(repos.items()))
         draft.config["base_model_name_or_path"] = repo
-        draft.record("no-base-name", f'"base_model_name_or_path" is "{repo}", from {where}')
+        draft.record("no-base-name", f'"base_model_name_or_path" is "{repo}", from {source}')
         return
-    conflict = " but ".join(f"{where} names {repo}" for where, repo in found.items())
-    what = "the base is not named" + (f"; {conflict}" if conflict else "")
-    draft.propose("no-base-name", what, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
+    conflict = " but ".join(f"{source} names {repo}" for source, repo in repos.items())
+    message = "the base is not named" + (f"; {conflict}" if conflict else "")
+    draft.propose("no-base-name", message, f'Set "base_model_name_or_path" in {peft.CONFIG} to the base\'s repository')
 
 
-def _pinned(draft: Draft) -> str | None:
+def _manifest_repo(draft: Draft) -> str | None:
+    """Return the repository of the base in adapter.json."""
     if draft.folder is None:
         return None
     try:
-        known = AdapterManifest.read(draft.folder)
+        manifest = AdapterManifest.read(draft.folder)
     except AdapterhubError:
         return None
-    return known.base.repo if known else None
+    return manifest.base.repo if manifest else None
 
 
 def _targets(draft: Draft, pairs: Shapes) -> None:
-    """PEFT builds the modules that `target_modules` names and skips the tensors of all others."""
+    """List all modules in `target_modules`: PEFT builds the modules that it names and skips the tensors of all others."""
     if draft.config.get("target_parameters"):
         return
     option = draft.config.get("target_modules")
@@ -112,13 +116,13 @@ def _targets(draft: Draft, pairs: Shapes) -> None:
     for key in ("layers_to_transform", "layers_pattern"):
         if draft.config.get(key) is not None:
             draft.config[key] = None  # whole paths need none; peft refuses a pattern with a regular expression
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    before = f"did not name {missing[0]}{more}" if option else "was missing"
+    others_text = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    before = f"did not name {missing[0]}{others_text}" if option else "was missing"
     draft.record("not-targeted", f'"target_modules" {before}: it now lists the {len(pairs)} modules that have tensors')
 
 
 def _ranks(draft: Draft, pairs: Shapes) -> None:
-    """The tensors are right: peft refuses to load them into modules of another rank."""
+    """Take ranks from the tensors: peft refuses to load them into modules of another rank."""
     if draft.config.get("target_parameters"):  # only the rank in the config tells the number of experts
         return
     ranks = {t: shapes[a][0] for t, shapes in pairs.items() for a in ("A", "embedding_A") if shapes.get(a)}
@@ -129,17 +133,19 @@ def _ranks(draft: Draft, pairs: Shapes) -> None:
     matched, used = Patterns(patterns, peft.CONFIG), set[str]()
     wrong = overlap = 0
     for target, rank in ranks.items():
-        found = matched.matching(target)
-        used.update(found)
-        wrong += (patterns[found[0]] if found else r) != rank
-        overlap += len({patterns[key] for key in found}) > 1
+        keys = matched.matching(target)
+        used.update(keys)
+        wrong += (patterns[keys[0]] if keys else r) != rank
+        overlap += len({patterns[key] for key in keys}) > 1
     if not (wrong or overlap or set(patterns) - used):
         return
     counts = Counter(ranks.values())
+    # Keep the config's rank if any module has it, else take the most frequent one.
     common = r if counts.get(r) else max(counts, key=lambda rank: (counts[rank], rank))
+    # Whole paths, escaped: they match one module each and so cannot overlap.
     explicit = {escape(target): rank for target, rank in ranks.items() if rank != common}
-    ours = Patterns(explicit, peft.CONFIG)
-    if any(len(ours.matching(target)) > (rank != common) for target, rank in ranks.items()):
+    explicit_patterns = Patterns(explicit, peft.CONFIG)
+    if any(len(explicit_patterns.matching(target)) > (rank != common) for target, rank in ranks.items()):
         draft.propose(
             "rank-config", "the paths of two modules end alike, so no pattern can distinguish them", "Save it again with peft"
         )
@@ -151,13 +157,13 @@ def _ranks(draft: Draft, pairs: Shapes) -> None:
 
 
 def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
-    """A map of patterns; None for any other value, which a check reports and no tensor can repair."""
+    """Return a map of patterns; None for any other value, which a check reports and no tensor can repair."""
     patterns = config.get(option) or {}
     return patterns if isinstance(patterns, dict) and all(map(_is_number, patterns.values())) else None
 
 
 def _alphas(draft: Draft, pairs: Shapes) -> None:
-    """Propose how to fix doubtful patterns: tensors don't contain their alpha, so only its author knows it."""
+    """Propose how to fix doubtful patterns: tensors do not contain their alpha, so only the author knows it."""
     patterns = _numbers(draft.config, "alpha_pattern")
     if patterns is None:
         return
@@ -166,31 +172,33 @@ def _alphas(draft: Draft, pairs: Shapes) -> None:
     if any(len({patterns[key] for key in keys}) > 1 for keys in matches.values()):
         explicit = {escape(target): patterns[keys[0]] for target, keys in matches.items() if keys}
         first = next(keys for keys in matches.values() if len({patterns[key] for key in keys}) > 1)
-        what = f'alpha_pattern: "{first[0]}" and "{first[1]}" overlap, and peft loses their order when it saves'
-        draft.propose("pattern-overlap", what, f'If the first was meant, set "alpha_pattern" to {json.dumps(explicit)}')
+        message = f'alpha_pattern: "{first[0]}" and "{first[1]}" overlap, and peft loses their order when it saves'
+        draft.propose("pattern-overlap", message, f'If the first was meant, set "alpha_pattern" to {json.dumps(explicit)}')
     for key in sorted(set(patterns) - {key for keys in matches.values() for key in keys}):
         draft.propose("pattern-unused", f'alpha_pattern "{key}" matches no module', "Correct it, or remove it")
 
 
-def _biases(draft: Draft, pairs: Shapes) -> None:
-    having = [target for target, parts in pairs.items() if "bias" in parts]
+def _repair_biases(draft: Draft, pairs: Shapes) -> None:
+    """Make `lora_bias` agree with the tensors."""
+    with_bias = [target for target, parts in pairs.items() if "bias" in parts]
     flag = bool(draft.config.get("lora_bias"))
-    if flag == bool(having):
+    if flag == bool(with_bias):
         return
-    if not having:
+    if not with_bias:
         draft.config["lora_bias"] = False
         draft.record("no-bias", '"lora_bias" is false: no module has one, and peft would add zeros')
         return
-    why = _why_no_bias(draft.config, pairs)
-    if why:
-        what = f"{len(having)} modules have lora_B.bias, and peft refuses lora_bias {why}"
-        draft.propose("bias-flag", what, "Save it again with peft, or merge it into the base")
+    obstacle = _bias_obstacle(draft.config, pairs)
+    if obstacle:
+        message = f"{len(with_bias)} modules have lora_B.bias, and peft refuses lora_bias {obstacle}"
+        draft.propose("bias-flag", message, "Save it again with peft, or merge it into the base")
         return
     draft.config["lora_bias"] = True
-    draft.record("bias-flag", f'"lora_bias" is true: {len(having)} modules have one, which peft would skip')
+    draft.record("bias-flag", f'"lora_bias" is true: {len(with_bias)} modules have one, which peft would skip')
 
 
-def _why_no_bias(config: Mapping[str, Any], pairs: Shapes) -> str:
+def _bias_obstacle(config: Mapping[str, Any], pairs: Shapes) -> str:
+    """Return why peft refuses `lora_bias` here; empty if it does not."""
     init = config.get("init_lora_weights", True)
     if init not in (True, False):
         return f"with init_lora_weights {init!r}"
@@ -200,16 +208,19 @@ def _why_no_bias(config: Mapping[str, Any], pairs: Shapes) -> str:
 
 
 def _magnitudes(draft: Draft, pairs: Shapes) -> None:
-    having = [target for target, parts in pairs.items() if "magnitude" in parts]
+    """Make `use_dora` agree with the tensors."""
+    with_magnitude = [target for target, parts in pairs.items() if "magnitude" in parts]
     flag = bool(draft.config.get("use_dora"))
-    if flag and len(having) < len(pairs):
-        what = f"use_dora is true, and {len(pairs) - len(having)} of {len(pairs)} modules have no magnitude"
+    if flag and len(with_magnitude) < len(pairs):
+        message = f"use_dora is true, and {len(pairs) - len(with_magnitude)} of {len(pairs)} modules have no magnitude"
         draft.propose(
-            "no-magnitude", what, "Save it again with peft" if having else 'Set "use_dora" to false if it is not DoRA'
+            "no-magnitude",
+            message,
+            "Save it again with peft" if with_magnitude else 'Set "use_dora" to false if it is not DoRA',
         )
-    elif having and not flag and len(having) < len(pairs):
-        what = f"{len(having)} of {len(pairs)} modules have magnitudes, and use_dora applies to all"
-        draft.propose("magnitude-flag", what, "Save it again with peft")
-    elif having and not flag:
+    elif with_magnitude and not flag and len(with_magnitude) < len(pairs):
+        message = f"{len(with_magnitude)} of {len(pairs)} modules have magnitudes, and use_dora applies to all"
+        draft.propose("magnitude-flag", message, "Save it again with peft")
+    elif with_magnitude and not flag:
         draft.config["use_dora"] = True
         draft.record("magnitude-flag", '"use_dora" is true: every module has a magnitude, which peft would skip')

@@ -25,7 +25,7 @@ from adapterhub_converters.formats import FORMATS, peft, pickles, raw
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """One repair; `code` is that of the problem where a check has one."""
+    """A repair; `code` is that of the problem if a check has one."""
 
     code: str
     what: str
@@ -33,7 +33,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A defect that the files cannot prove; `do` is how to fix it."""
+    """A defect that the files cannot prove; `do` tells how to fix it."""
 
     code: str
     what: str
@@ -46,10 +46,10 @@ class Draft:
 
     Attributes:
         folder: The folder that the other files are copied from; None for a lone file.
-        names: New name of a tensor to its name in the file; a tensor that is not in it is dropped.
-        files: Name of a tensor in its file to the open file.
-        lone: The source is a state dict without a config.
-        tensors: All tensors to write, where they are other than those of the files.
+        names: From the new name of a tensor to its name in the file; tensors that it lacks are dropped.
+        files: From the name of a tensor in its file to the open file.
+        lone: Whether the source is a state dict without a config.
+        tensors: All tensors to write, if they differ from those of the files.
     """
 
     folder: Path | None
@@ -64,38 +64,38 @@ class Draft:
 
     @property
     def where(self) -> str:
-        """The source, in errors."""
+        """The source, for errors."""
         return str(self.folder or "the file")
 
     def record(self, code: str, what: str) -> None:
         """Record a repair."""
         self.repairs.append(Repair(code, what))
 
-    def propose(self, code: str, what: str, do: str) -> None:
+    def propose(self, code: str, what: str, remedy: str) -> None:
         """Record a proposal."""
-        self.proposals.append(Proposal(code, what, do))
+        self.proposals.append(Proposal(code, what, remedy))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, by its new name."""
+        """Return the shape of a tensor, by its new name."""
         key = self.names[name]
         return self.files[key].tensors[key].shape
 
     def pairs(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Module to the shapes of its parts, for tensors that their names make a delta."""
-        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        """Return the shapes of each module's parts, for tensors whose names make them part of a delta."""
+        pairs: dict[str, dict[str, tuple[int, ...]]] = {}
         for name in self.names:
             kind, target, part = peft.classify(name)
             if kind == "pair":
-                found.setdefault(target, {})[part] = self.shape(name)
-        return found
+                pairs.setdefault(target, {})[part] = self.shape(name)
+        return pairs
 
     def mapped(self) -> dict[str, np.ndarray]:
-        """The tensors of the files by their new names, as views."""
+        """Return the tensors of the files by their new names, as views."""
         return {name: self.files[key].mapped(key) for name, key in self.names.items()}
 
     @property
-    def retensored(self) -> bool:
-        """True if the weights must be rewritten."""
+    def must_rewrite_weights(self) -> bool:
+        """Whether the weights must be rewritten."""
         return (
             self.lone
             or self.tensors is not None
@@ -106,7 +106,7 @@ class Draft:
 
 @contextlib.contextmanager
 def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Draft]:
-    """Open a PEFT folder, or a lone state dict that becomes one; the arguments are those of `repair`."""
+    """Open a PEFT folder, or a lone state dict that becomes one; the arguments are those of `fix`."""
     path = folder_for(path)
     _check_kind(path)
     folder = path if path.is_dir() else None
@@ -127,6 +127,7 @@ def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Dra
 
 
 def _check_kind(path: Path) -> None:
+    """Refuse any adapter that is not PEFT's."""
     hint = "Convert it to PEFT"
     if path.is_file() and path.suffix != ".safetensors":
         pickles.refuse(path)
@@ -142,19 +143,19 @@ def _check_kind(path: Path) -> None:
 
 
 def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:
-    """The config of the folder, or in the header of the file, or made of `alpha`; `metadata` loses what it had of it."""
+    """Return the config of the folder or in the header of the file, or one made of `alpha`; removes it from `metadata`."""
     file = path / peft.CONFIG
     text = json_file.read_text(file) if file.is_file() else metadata.pop(raw.CONFIG_KEY, None)
     metadata.pop(raw.METADATA_KEY, None)
     if text is not None:
         if alpha is not None or rslora:
-            what = "it has a config, which decides the scale"
-            raise RefusedError(str(path), what, "Leave out its alpha and rsLoRA", code="alpha-recorded")
+            message = "it has a config, which decides the scale"
+            raise RefusedError(str(path), message, "Leave out its alpha and rsLoRA", code="alpha-recorded")
         return json_file.parse_object(text, str(file))
     if alpha is None:
-        what = "its alpha is not recorded, and the scale depends on it"
+        message = "its alpha is not recorded, and the scale depends on it"
         raise RefusedError(
-            str(path), what, "Give its alpha, and if it was trained with rsLoRA", code="alpha-or-rslora-required"
+            str(path), message, "Give its alpha, and if it was trained with rsLoRA", code="alpha-or-rslora-required"
         )
     number = int(alpha) if float(alpha).is_integer() else alpha
     return {"peft_type": "LORA", "lora_alpha": number, "use_rslora": rslora, "inference_mode": True}
@@ -166,22 +167,24 @@ def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
     Returns:
         The names of files that do not belong to an adapter and were not copied.
     """
-    own = {peft.CONFIG, ADAPTER_JSON}
-    if draft.retensored:
-        own |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
+    # Files that this function writes itself and does not copy.
+    written = {peft.CONFIG, ADAPTER_JSON}
+    if draft.must_rewrite_weights:
+        written |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
         safetensors_file.write(folder / peft.WEIGHTS, draft.tensors or draft.mapped(), draft.metadata or {"format": "pt"})
     # In their order: peft takes the first pattern that matches.
     json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
-    left_out = _copy(draft.folder, folder, own) if draft.folder else ()
+    left_out = _copy(draft.folder, folder, written) if draft.folder else ()
     if draft.folder and (draft.folder / ADAPTER_JSON).is_file():
         _manifest(draft, draft.folder, folder)
     return left_out
 
 
-def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
+def _copy(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
+    """Copy the files that are packaged and not written anew; return the names of the others."""
     left_out = []
     for item in sorted(source.iterdir()):
-        if item.name in own or item.name.startswith("."):
+        if item.name in written or item.name.startswith("."):
             continue
         if item.is_file() and not item.is_symlink() and is_packaged(item.name):
             shutil.copyfile(item, folder / item.name)
@@ -191,16 +194,17 @@ def _copy(source: Path, folder: Path, own: set[str]) -> tuple[str, ...]:
 
 
 def _manifest(draft: Draft, source: Path, folder: Path) -> None:
-    """Write the source's manifest with what the repairs change in it; leave it out if it did not match the source."""
+    """Write the source's manifest with the facts that the repairs change; omit it if it did not match the source."""
     try:
-        known = AdapterManifest.read(source)
-        there = {path: digest for path, (digest, _) in describe.digests(source).items()}
-        if known is None or any(there.get(entry.path) != entry.digest for entry in known.files):
-            what = f"{ADAPTER_JSON} does not match the files and was left out"
-            draft.propose("files-changed", what, "Publishing derives a new one")
+        manifest = AdapterManifest.read(source)
+        digests = {path: digest for path, (digest, _) in describe.digests(source).items()}
+        # A manifest that was wrong before the repair must not vouch for the result.
+        if manifest is None or any(digests.get(entry.path) != entry.digest for entry in manifest.files):
+            message = f"{ADAPTER_JSON} does not match the files and was left out"
+            draft.propose("files-changed", message, "Publishing derives a new one")
             return
         described = describe.describe(folder)
     except AdapterhubError as error:
         draft.propose("files-changed", f"{ADAPTER_JSON} was left out: {error.what}", "Publishing derives a new one")
         return
-    dataclasses.replace(known, **{key: getattr(described, key) for key in (*describe.DERIVED, "files")}).write(folder)
+    dataclasses.replace(manifest, **{key: getattr(described, key) for key in (*describe.DERIVED, "files")}).write(folder)

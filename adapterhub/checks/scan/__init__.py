@@ -1,16 +1,16 @@
-"""Scan the files of an adapter for what could run code or mislead, without running or loading any of it.
+"""Scan the files of an adapter for anything that could run code or mislead, without running or loading any of it.
 
 The list of what may be packaged comes first (`manifest.package_files`), as in a push: a file of another type is reported
 whatever it contains. Then each file is read as programs read it that ignore its name: as a pickle, an archive, a program, a
 page. A scan finds patterns; finding none proves nothing about what an adapter makes a model write.
 
-    opened.py      a file, read by offset
-    pickles.py     opcodes, not executed
-    archives.py    archives and programs by structure, anywhere in a file
-    weights.py     safetensors, GGUF and PNG as containers
-    configs.py     keys that import code
-    templates.py   chat templates, token by token
-    markup.py      script in cards and headers
+    scanned_file.py      a file, read by offset
+    pickle_opcodes.py    opcodes, not executed
+    archives.py          archives and programs by structure, anywhere in a file
+    weight_files.py      safetensors, GGUF and PNG as containers
+    configs.py           keys that import code
+    templates.py         chat templates, token by token
+    markup.py            script in cards and headers
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
         A report of the level `scan`, whose facts are the numbers of `files` and `bytes`.
 
     Raises:
-        NotFoundError: There is nothing at `path`.
-        RefusedError: It has more files than any adapter.
+        NotFoundError: The path does not exist.
+        RefusedError: The folder has more files than any adapter.
     """
     try:
         return report(_files(path), where or str(path), limit)
@@ -66,23 +66,23 @@ def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
 
 
 def report(files: Iterable[tuple[int, Iterator[Problem]]], where: str, limit: int | None = None) -> Report:
-    """Return the report on files, each its size with its problems; the rest is that of `scan`."""
+    """Return the report on files, each given by its size and its problems; arguments and result are those of `scan`."""
     findings, facts = Findings(limit), {"files": 0, "bytes": 0}
     for size, of_file in files:
         findings.add(of_file)
         facts["files"] += 1
         facts["bytes"] += size
-    found = [problem for kept in findings.kept.values() for problem in kept]
-    found.sort(key=lambda problem: SEVERITIES.index(problem.severity))
-    return Report(where, None, None, tuple(found), facts=facts, levels=("scan",), counts=dict(findings.counts))
+    all_problems = [problem for same_code in findings.kept.values() for problem in same_code]
+    all_problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
+    return Report(where, None, None, tuple(all_problems), facts=facts, levels=("scan",), counts=dict(findings.counts))
 
 
 def _files(path: Path) -> Iterator[tuple[int, Iterator[Problem]]]:
     """Yield the size and the problems of each file, which is open meanwhile."""
     if not path.is_dir():
         with open_regular(path) as file:
-            one = opened(file, path.name)
-            yield one.size, problems(one)
+            scan_file = opened(file, path.name)
+            yield scan_file.size, problems(scan_file)
         return
     inside = Inside(path.resolve())
     for count, (name, status) in enumerate(walk(path, lambda name: os.path.basename(name) != _NOT_ENTERED)):
@@ -92,12 +92,12 @@ def _files(path: Path) -> Iterator[tuple[int, Iterator[Problem]]]:
             if os.path.basename(name) == _NOT_ENTERED or len(name) > MAX_PATH:
                 yield 0, iter([Problem("not-scanned", name[:120], "", "a folder that is not part of an adapter")])
         elif not stat.S_ISREG(status.st_mode):
-            what, hint = refusal(name, status.st_mode) or ("", "")
-            yield 0, iter([Problem("not-packaged", name, "", what, hint)])
+            message, hint = refusal(name, status.st_mode) or ("", "")
+            yield 0, iter([Problem("not-packaged", name, "", message, hint)])
         else:
             with inside.open(inside.root / name) as file:
-                one = opened(file, name)
-                yield one.size, problems(one)
+                scan_file = opened(file, name)
+                yield scan_file.size, problems(scan_file)
 
 
 def problems(file: Opened) -> Iterator[Problem]:
@@ -105,13 +105,15 @@ def problems(file: Opened) -> Iterator[Problem]:
     if file.path not in _OF_REPOSITORY:
         yield from _name(file.path)
     head = file.read_at(0, _START)
+    # Whatever the suffix: loaders of pickles go by the contents.
     pickle = pickles.find(file.read_at(0, pickles.MAX_BYTES))
+    # Weights of a known suffix are parsed below; by chance they may begin like an archive.
     archive = archives.archive_at_start(file, head) if file.suffix not in WEIGHT_SUFFIXES else None
     program = archives.program_at_start(head)
     pickle = pickle or (archive.pickle if archive else None)
     if pickle or is_pickle_name(file.path):
-        what = str(pickle) if pickle else "named like a pickle, which other programs load as one"
-        yield Problem("pickle", file.path, "", what, "Save weights as safetensors and leave the file out")
+        message = str(pickle) if pickle else "named like a pickle, which other programs load as one"
+        yield Problem("pickle", file.path, "", message, "Save weights as safetensors and leave the file out")
     if archive:
         yield Problem("archive", file.path, "", f"{archive.kind}, whatever its name is")
     if program or file.suffix in archives.CODE_SUFFIXES:
@@ -135,16 +137,17 @@ def _name(path: str) -> Iterator[Problem]:
         yield Problem("left-out", path, "", "not of a type that a push packages")
 
 
-def _nothing(_file: Opened) -> Iterator[Problem]:
+def _no_problems(_file: Opened) -> Iterator[Problem]:
     return iter(())
 
 
 _BINARY: Mapping[str, Callable[[Opened], Iterator[Problem]]] = {
-    ".safetensors": weights.safetensors, ".gguf": weights.gguf, ".png": weights.png, ".model": _nothing,
+    ".safetensors": weights.safetensors, ".gguf": weights.gguf, ".png": weights.png, ".model": _no_problems,
 }  # fmt: skip
 
 
 def _text(file: Opened) -> Iterator[Problem]:
+    """Yield the problems of a file that should be a text."""
     if file.size > _MAX_TEXT:
         yield Problem("not-scanned", file.path, "", f"a text of more than {_MAX_TEXT >> 20} MiB")
         yield from weights.polyglot(file)
@@ -152,19 +155,19 @@ def _text(file: Opened) -> Iterator[Problem]:
     text = _decoded(file.read_at(0, _MAX_TEXT))
     if text is None:
         listed = is_packaged(os.path.basename(file.path))
-        what = "named like a text, but is not UTF-8 text" if listed else "bytes of no type that an adapter needs"
-        yield Problem("disguised" if listed else "unknown-binary", file.path, "", what)
+        message = "named like a text, but is not UTF-8 text" if listed else "bytes of no type that an adapter needs"
+        yield Problem("disguised" if listed else "unknown-binary", file.path, "", message)
         yield from weights.polyglot(file)
         return
     yield from _shown(file, text)
     if file.suffix == ".jinja":
         yield from templates.problems(file.path, "", text)
     elif os.path.basename(file.path) not in _VOCABULARIES:
-        yield from _json(file.path, text) if file.suffix == ".json" else markup.invisible(file.path, text)
+        yield from _json_problems(file.path, text) if file.suffix == ".json" else markup.invisible(file.path, text)
 
 
 def _decoded(raw: bytes) -> str | None:
-    """The text that bytes are; None for any others."""
+    """Return bytes as text; None if they are not UTF-8 text."""
     try:
         return None if b"\0" in raw else raw.decode()
     except UnicodeDecodeError:
@@ -172,18 +175,19 @@ def _decoded(raw: bytes) -> str | None:
 
 
 def _shown(file: Opened, text: str) -> Iterator[Problem]:
-    """Yield what a text does in a program that shows it as a page."""
+    """Yield the effects of a text in a program that shows it as a page."""
     if archives.zip_in(file):
         yield Problem("polyglot", file.path, "", "a zip archive as well")
     is_page = file.suffix in (".svg", ".html", ".htm")
     if not is_page and text.lstrip()[:16].lower().startswith(_PAGES):
         yield Problem("polyglot", file.path, "", "begins like a page, which a browser shows as one")
     if is_page or file.suffix == ".md" or os.path.basename(file.path) == ADAPTER_JSON:
-        for what in markup.active(markup.without_code(text) if file.suffix == ".md" else text):
-            yield Problem("active-markup", file.path, "", f"has {what}")
+        for message in markup.active(markup.without_code(text) if file.suffix == ".md" else text):
+            yield Problem("active-markup", file.path, "", f"has {message}")
 
 
-def _json(path: str, text: str) -> Iterator[Problem]:
+def _json_problems(path: str, text: str) -> Iterator[Problem]:
+    """Yield the problems of a JSON document: keys that run code, and chat templates in it."""
     try:
         document = json_file.parse(text, path)
     except FormatError as error:
@@ -199,12 +203,12 @@ def _json(path: str, text: str) -> Iterator[Problem]:
 
 def _templates(document: Any) -> Iterator[tuple[str, str]]:
     """Yield the chat templates of a tokenizer's or processor's config: one, a list with names, or an object of them."""
-    found = document.get("chat_template") if isinstance(document, dict) else None
-    if isinstance(found, str):
-        yield "chat_template", found
-    elif isinstance(found, dict):
-        yield from ((f"chat_template.{key}", text) for key, text in found.items() if isinstance(text, str))
-    elif isinstance(found, list):
-        for one in found:
-            if isinstance(one, dict) and isinstance(text := one.get("template"), str):
-                yield f"chat_template.{one.get('name')}", text
+    templates = document.get("chat_template") if isinstance(document, dict) else None
+    if isinstance(templates, str):
+        yield "chat_template", templates
+    elif isinstance(templates, dict):
+        yield from ((f"chat_template.{key}", text) for key, text in templates.items() if isinstance(text, str))
+    elif isinstance(templates, list):
+        for template in templates:
+            if isinstance(template, dict) and isinstance(text := template.get("template"), str):
+                yield f"chat_template.{template.get('name')}", text

@@ -1,4 +1,4 @@
-"""Archives and programs by their structure, at the start of a file, behind its end, or between its bytes.
+"""Archives and programs by their structure, at the start of a file, after its end, or between its bytes.
 
 Four bytes occur by chance in any gigabyte of weights, so each signature is checked together with fields around it that must
 agree: the checksum of a tar header, the offsets of a zip's directory, the machine of a program.
@@ -49,7 +49,7 @@ _OVERLAP = 4096  # bytes: no structure that is looked for is longer
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class EmbeddedFile:
     """Something that another program would find in a file: its kind, its offset, and the pickle in it, if there is one."""
 
     kind: str
@@ -57,19 +57,19 @@ class Embedded:
     pickle: pickles.Pickle | None = None
 
 
-def archive_at_start(file: Opened, head: bytes) -> Embedded | None:
-    """Return the archive, or the stream of compressed bytes, that a file is."""
+def archive_at_start(file: Opened, head: bytes) -> EmbeddedFile | None:
+    """Return the archive, or the stream of compressed bytes, that a file is; None for any other file."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return zip_in(file) or Embedded("zip", 0)
+        return zip_in(file) or EmbeddedFile("zip", 0)
     if _is_tar(head):
-        return Embedded("tar", 0)
+        return EmbeddedFile("tar", 0)
     if head[:2] in _ZLIB and _inflates(head):
-        return Embedded("zlib", 0)
-    return next((Embedded(kind, 0) for magic, kind in _ARCHIVES if head.startswith(magic)), None)
+        return EmbeddedFile("zlib", 0)
+    return next((EmbeddedFile(kind, 0) for magic, kind in _ARCHIVES if head.startswith(magic)), None)
 
 
 def program_at_start(head: bytes) -> str:
-    """Return the kind of program that a file is; empty for any other."""
+    """Return the kind of program that a file is; empty for any other file."""
     if head.startswith(b"\x7fELF") and _is_elf(head, 0):
         return "ELF"
     if head.startswith(b"MZ") and (at := int.from_bytes(head[60:64], "little")) < _OVERLAP and head[at : at + 4] == b"PE\0\0":
@@ -77,40 +77,41 @@ def program_at_start(head: bytes) -> str:
     return next((kind for magic, kind in _PROGRAMS if head.startswith(magic)), "")
 
 
-def zip_in(file: Opened) -> Embedded | None:
+def zip_in(file: Opened) -> EmbeddedFile | None:
     """Return the zip archive that ends a file, wherever it begins: other programs look for its directory from the end."""
     start = max(0, file.size - _END)
     tail = file.read_at(start, _END)
     at = tail.rfind(b"PK\x05\x06")
+    # The record may be imitated in the comment behind it: try each from the end.
     while at >= 0:
         if len(tail) - at >= 22:
             count, size = struct.unpack_from("<HI", tail, at + 10)
             position = start + at - size
-            whole = position >= 0 and (not count or file.read_at(position, 4) == b"PK\x01\x02")
+            has_directory = position >= 0 and (not count or file.read_at(position, 4) == b"PK\x01\x02")
             # A directory of zip64 is only located by another record in front of this one.
-            if whole or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
+            if has_directory or tail[max(0, at - 20) : at].startswith(b"PK\x06\x07"):
                 small = count <= _MAX_MEMBERS and size <= _MAX_DIRECTORY
-                return Embedded("zip", max(position, 0), _pickle_in(file) if small and whole else None)
+                return EmbeddedFile("zip", max(position, 0), _pickle_in(file) if small and has_directory else None)
         at = tail.rfind(b"PK\x05\x06", 0, at)
     return None
 
 
 def _pickle_in(file: Opened) -> pickles.Pickle | None:
-    """Return what the first member that is a pickle does, such as `data.pkl` of torch."""
+    """Return the first member of a zip that is a pickle, such as `data.pkl` of torch."""
     try:
         with zipfile.ZipFile(_Seekable(file)) as archive:  # which asks for these four methods only
             for member in archive.infolist()[:_LOOKED_INTO]:
                 with archive.open(member) as inner:
-                    found = pickles.find(inner.read(_MEMBER))
-                if found is not None:
-                    return found
+                    pickle = pickles.find(inner.read(_MEMBER))
+                if pickle is not None:
+                    return pickle
     except _BROKEN:
         pass  # broken on purpose, perhaps: it is an archive all the same
     return None
 
 
 class _Seekable:
-    """An opened file as zipfile reads it."""
+    """A scanned file as zipfile reads it."""
 
     def __init__(self, file: Opened) -> None:
         self._file, self._at = file, 0
@@ -136,35 +137,37 @@ class _Seekable:
         return data
 
 
-def embedded(file: Opened) -> Iterator[Embedded]:
-    """Yield archives and programs anywhere behind the start of a file, and pages near it; one of each kind."""
-    seen: set[str] = set()
+def embedded(file: Opened) -> Iterator[EmbeddedFile]:
+    """Yield archives and programs anywhere after the start of a file, and pages near it; one of each kind."""
+    reported: set[str] = set()
     head = file.read_at(0, _SNIFFED)
     for needle, kind in _PAGES.items():
-        if kind not in seen and (at := head.find(needle)) >= 0:
-            seen.add(kind)
-            yield Embedded(kind, at)
+        if kind not in reported and (at := head.find(needle)) >= 0:
+            reported.add(kind)
+            yield EmbeddedFile(kind, at)
     tries: Counter[str] = Counter()
     for begin, piece in file.pieces(_OVERLAP):
         for needle, (kind, is_real) in _NEEDLES.items():
-            at = -1 if kind in seen else piece.find(needle, 1)
-            while at >= 0 and kind not in seen:
+            at = -1 if kind in reported else piece.find(needle, 1)
+            while at >= 0 and kind not in reported:
                 tries[kind] += 1
+                # Countless imitations are suspicious themselves, and would make the scan slow.
                 if is_real(piece, at) or tries[kind] > _MAX_TRIES:
-                    seen.add(kind)
-                    more = f" (or {_MAX_TRIES:,} times how one begins)" if tries[kind] > _MAX_TRIES else ""
-                    yield Embedded(f"{kind}{more}", begin + at)
+                    reported.add(kind)
+                    tries_note = f" (or {_MAX_TRIES:,} times how one begins)" if tries[kind] > _MAX_TRIES else ""
+                    yield EmbeddedFile(f"{kind}{tries_note}", begin + at)
                 at = piece.find(needle, at + 1)
 
 
 def _is_zip_member(data: bytes, at: int) -> bool:
+    """Return whether plausible fields of a local header follow the magic."""
     if len(data) < at + 31:
         return False
     version, _, method = struct.unpack_from("<HHH", data, at + 4)
     length, extra = struct.unpack_from("<HH", data, at + 26)
     name = data[at + 30 : at + 30 + length]
-    known = version <= 63 and method in (0, 8, 9, 12, 14, 93, 95) and extra < 1024
-    return known and 0 < length <= MAX_PATH and name.isascii() and name.decode().isprintable()
+    plausible = version <= 63 and method in (0, 8, 9, 12, 14, 93, 95) and extra < 1024
+    return plausible and 0 < length <= MAX_PATH and name.isascii() and name.decode().isprintable()
 
 
 def _is_elf(data: bytes, at: int) -> bool:
@@ -172,6 +175,7 @@ def _is_elf(data: bytes, at: int) -> bool:
 
 
 def _is_pe(data: bytes, at: int) -> bool:
+    """Return whether a known machine follows the magic, and a DOS header in front points at it."""
     if len(data) < at + 6 or struct.unpack_from("<H", data, at + 4)[0] not in _MACHINES:
         return False
     start = data.rfind(b"MZ", max(0, at - _OVERLAP), at)
@@ -179,7 +183,7 @@ def _is_pe(data: bytes, at: int) -> bool:
 
 
 def _is_tar(data: bytes, at: int = 257) -> bool:
-    """Whether the magic at `at` is that of a header whose checksum is right (POSIX.1-1988)."""
+    """Return whether the magic at `at` belongs to a header whose checksum is right (POSIX.1-1988)."""
     header = data[at - 257 : at - 257 + _TAR]
     if at < 257 or len(header) < _TAR or header[257:262] != b"ustar":
         return False
@@ -203,6 +207,7 @@ _PAGES = {b"<script": "HTML", b"<html": "HTML", b"<!DOCTYPE html": "HTML", b"<?p
 
 
 def _inflates(head: bytes) -> bool:
+    """Return whether bytes are the beginning of a zlib stream."""
     try:
         zlib.decompressobj().decompress(head, 1024)
     except zlib.error:

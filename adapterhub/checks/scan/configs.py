@@ -1,4 +1,4 @@
-"""Keys of configs that have a program import code, load other files, or build objects by name."""
+"""Keys of configs that make a program import code, load other files, or build objects by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KNOWN_LIBRARIES = ("transformers", "diffusers", "sentence_transformers")
 
 
 class Fault(NamedTuple):
-    """A code of a problem, the path of the key, and what is wrong."""
+    """A defect of a config or template: the code of the problem, the path of the key, and the message."""
 
     code: str
     key: str
@@ -33,8 +33,8 @@ def _pipeline(value: Any) -> str:
 
 def _library(value: Any) -> str:
     name = value.get("parent_library") if isinstance(value, dict) else None
-    known = name is None or _short(name).split(".")[0] in _KNOWN_LIBRARIES
-    return "" if known else f"has peft import {_short(name)} (peft, auto.py)"
+    is_known = name is None or _short(name).split(".")[0] in _KNOWN_LIBRARIES
+    return "" if is_known else f"has peft import {_short(name)} (peft, auto.py)"
 
 
 def _megatron(value: Any) -> str:
@@ -73,7 +73,7 @@ _SHORT = 80
 
 
 def faults(document: Any) -> Iterator[Fault]:
-    """Yield the faults of a parsed document, whose depth is bounded; by a loop, as its reader counts nothing else."""
+    """Yield the faults of a parsed document; iterative, since its reader bounds nothing but the depth."""
     waiting: list[tuple[str, Any]] = [("", document)]
     while waiting:
         path, value = waiting.pop()
@@ -90,19 +90,20 @@ def faults(document: Any) -> Iterator[Fault]:
 def _faults(key: str, value: Any, place: str) -> Iterator[Fault]:
     rule = _KEYS.get(key) or (_implementation if key.endswith("_implementation") else None)
     rule = _object if key.startswith("py/") else rule
-    if rule is not None and (what := rule(value)):
-        yield Fault("remote-code", place, what)
+    if rule is not None and (message := rule(value)):
+        yield Fault("remote-code", place, message)
     if key == "weight_map" and isinstance(value, dict):
-        outside = next((text for text in value.values() if isinstance(text, str) and _leads_out(text)), None)
-        if outside is not None:
-            yield Fault("outside-path", place, f"names {_short(outside)}, which is not in the folder")
+        outside_path = next((text for text in value.values() if isinstance(text, str) and _leads_out(text)), None)
+        if outside_path is not None:
+            yield Fault("outside-path", place, f"names {_short(outside_path)}, which is not in the folder")
 
 
 def _leads_out(text: str) -> bool:
+    """Return whether a path leads out of its folder."""
     parts = text.replace("\\", "/").split("/")
     return ".." in parts or text.startswith(("/", "\\", "~")) or parts[0].endswith(":")
 
 
 def _short(value: Any) -> str:
-    """The beginning of a value; of a list or an object, what fits, since the next key in it may be one that shows it again."""
+    """Return the beginning of a value; of a list or an object as much as fits, since a key in it may be shown again."""
     return (value if isinstance(value, str) else reprlib.repr(value))[:_SHORT]

@@ -1,4 +1,4 @@
-"""Script and embedded content in texts that people open: cards, pictures in SVG, and what headers of weights contain.
+"""Script and embedded content in texts that people open: cards, pictures in SVG, and headers of weights.
 
 Pages that clean what they show drop all of this (`hub.web.cards` does); a notebook, a chat window or a browser may not.
 """
@@ -23,7 +23,7 @@ _SCHEME = linear.Pattern(
 )
 _ENTITY = linear.Pattern(r"(?i)<!(ENTITY|DOCTYPE[^>]{0,200}\[)|<\?(xml-stylesheet|php)")
 _DIGITS = linear.Pattern(r"&#[0-9]{8,}")
-# Turned direction, zero width, tags that spell out hidden words; not those that join emoji or vary their look.
+# Turned direction, zero width, tags that spell out hidden words; not characters that join emoji or vary their look.
 _INVISIBLE = {
     0x180E, 0x200B, *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0xFFF9, 0xFFFA, 0xFFFB,
     *range(0xE0000, 0xE0080),
@@ -31,33 +31,34 @@ _INVISIBLE = {
 
 
 def active(text: str) -> Iterator[str]:
-    """Yield what would run or load something if `text` were shown as it is, one of each kind."""
-    plain = text if "&" not in text else f"{text}\n{html.unescape(_DIGITS.sub(_short, text))}"
+    """Yield what would run or load something if `text` were shown unchanged, one of each kind."""
+    # Browsers decode entities before they act, so `&#106;avascript:` must match as well.
+    decoded = text if "&" not in text else f"{text}\n{html.unescape(_DIGITS.sub(_short, text))}"
     for pattern, kind in (
         (_ELEMENT, "the element"),
         (_HANDLER, "the attribute"),
         (_SCHEME, "an address that begins with"),
         (_ENTITY, "the declaration"),
     ):
-        if found := pattern.search(plain):
-            yield f"{kind} {next(filter(None, found.groups())).lower()[:40]}"
+        if match := pattern.search(decoded):
+            yield f"{kind} {next(filter(None, match.groups())).lower()[:40]}"
 
 
 def _short(reference: linear.Match) -> str:
-    """A reference to a character without leading zeros and digits that none has: Python reads no number of thousands."""
+    """Return a character reference without leading zeros and excess digits: Python parses no number with thousands of them."""
     return "&#" + reference[0][2:].lstrip("0")[:8]
 
 
 def without_code(text: str) -> str:
-    """A Markdown text without its fenced blocks of code, in which markup is shown and does nothing (CommonMark 4.5)."""
+    """Return a Markdown text without its fenced blocks of code, in which markup is shown and does nothing (CommonMark 4.5)."""
     lines, fence = [], ""
     for line in text.splitlines(keepends=True):
-        bare = line.strip(" ")
-        mark = bare[:3] if len(line) - len(line.lstrip(" ")) < 4 and bare[:3] in ("```", "~~~") else ""
+        stripped = line.strip(" ")
+        mark = stripped[:3] if len(line) - len(line.lstrip(" ")) < 4 and stripped[:3] in ("```", "~~~") else ""
         if not fence and mark:
-            fence = bare[: len(bare) - len(bare.lstrip(mark[0]))]
+            fence = stripped[: len(stripped) - len(stripped.lstrip(mark[0]))]
         elif fence:
-            if bare.startswith(fence) and not bare.strip().strip(fence[0]):
+            if stripped.startswith(fence) and not stripped.strip().strip(fence[0]):
                 fence = ""
         else:
             lines.append(line)
@@ -66,7 +67,9 @@ def without_code(text: str) -> str:
 
 def invisible(path: str, text: str, key: str = "") -> Iterator[Problem]:
     """Yield a problem with the first invisible characters of a text, as code points."""
-    found = () if text.isascii() else dict.fromkeys(char for char in text.removeprefix("\ufeff") if ord(char) in _INVISIBLE)
-    if found:
-        first = ", ".join(f"U+{ord(char):04X}" for char in list(found)[:3])
+    characters = (
+        () if text.isascii() else dict.fromkeys(char for char in text.removeprefix("\ufeff") if ord(char) in _INVISIBLE)
+    )
+    if characters:
+        first = ", ".join(f"U+{ord(char):04X}" for char in list(characters)[:3])
         yield Problem("invisible-text", path, key, f"has invisible characters: {first}")

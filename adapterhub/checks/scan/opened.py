@@ -28,18 +28,19 @@ class Opened(NamedTuple):
             yield at, piece
             if at + len(piece) >= self.size or len(piece) <= overlap:
                 return
+            # The overlap keeps a signature from being cut in two.
             at += len(piece) - overlap
 
 
 def opened(file: BinaryIO, path: str, size: int | None = None) -> Opened:
-    """Wrap an open file, which stays the caller's to close, with its size if that is known."""
+    """Wrap an open file, which the caller still has to close, with its size if that is known."""
 
     def read_at(offset: int, n: int) -> bytes:
         file.seek(offset)
-        parts, left = [], n
-        while left and (part := file.read(left)):  # an unbuffered file may return less than was asked for
+        parts, remaining = [], n
+        while remaining and (part := file.read(remaining)):  # an unbuffered file may return less than was asked for
             parts.append(part)
-            left -= len(part)
+            remaining -= len(part)
         return b"".join(parts)
 
     return Opened(path, os.fstat(file.fileno()).st_size if size is None else size, read_at)

@@ -31,11 +31,11 @@ _OF_TENSORS = ("collections.OrderedDict", "torch._utils._rebuild", "torch.", "nu
 
 @dataclass(frozen=True, slots=True)
 class Pickle:
-    """What a pickle does.
+    """The effects of loading a pickle.
 
     Attributes:
         imports: Names of what it imports, those that build no tensors first.
-        calls: It calls what it imports.
+        calls: Whether it calls what it imports.
     """
 
     imports: tuple[str, ...]
@@ -44,13 +44,13 @@ class Pickle:
     def __str__(self) -> str:
         if not self.imports:
             return "a pickle can run code when it is loaded"
-        more = f" and {len(self.imports) - 3} more" if len(self.imports) > 3 else ""
+        others_text = f" and {len(self.imports) - 3} more" if len(self.imports) > 3 else ""
         names = ", ".join(name[:80] for name in self.imports[:3])
-        return f"a pickle that {'calls' if self.calls else 'imports'} {names}{more} when it is loaded"
+        return f"a pickle that {'calls' if self.calls else 'imports'} {names}{others_text} when it is loaded"
 
 
 def find(data: bytes) -> Pickle | None:
-    """Return what the pickle does that `data` begins with, the first `MAX_BYTES` of a file; None if it is none."""
+    """Return the effects of the pickle that `data` begins with, the first `MAX_BYTES` of a file; None if it is not a pickle."""
     announced = starts_like_pickle(data[:HEAD]) and data[:1] == b"\x80" and not starts_like_safetensors(data[:HEAD])
     imports: dict[str, None] = {}
     calls = False
@@ -61,13 +61,14 @@ def find(data: bytes) -> Pickle | None:
         ended = machine.run(file, budget)
         imports |= dict.fromkeys(machine.imports)
         calls = calls or machine.calls
+    # Protocols 0 and 1 have no mark: count the bytes as a pickle only if they import and call something.
     if not announced and not (imports and calls):
         return None
     return Pickle(tuple(sorted(imports, key=lambda name: name.startswith(_OF_TENSORS))), calls)
 
 
 class _Machine:
-    """What a loader knows of a pickle up to an opcode, without its values."""
+    """The state of a loader up to an opcode, without values."""
 
     def __init__(self) -> None:
         self.imports: list[str] = []
@@ -77,9 +78,10 @@ class _Machine:
         self._memo: dict[int, str] = {}
 
     def run(self, file: io.BytesIO, budget: Iterator[int]) -> bool:
-        """Read one pickle; False if it does not end, or not within the budget."""
+        """Read one pickle; return False if it does not end, or not within the budget."""
         try:
             for opcode, argument, _ in pickletools.genops(file):
+                # A hostile file may have millions of opcodes, so these and the imports are bounded.
                 if next(budget) > _MAX_OPCODES or len(self.imports) > _MAX_IMPORTS:
                     return False
                 self._move(opcode)
@@ -89,7 +91,7 @@ class _Machine:
         return True
 
     def _move(self, opcode: pickletools.OpcodeInfo) -> None:
-        """Take from the stack what an opcode takes, and put on it what it puts; IndexError where a loader has one too."""
+        """Pop and push as an opcode does; raises IndexError where a loader would, too."""
         before = opcode.stack_before
         if pickletools.markobject in before:
             while not self._stack.pop():
@@ -100,6 +102,7 @@ class _Machine:
         self._stack += [value is pickletools.markobject for value in opcode.stack_after]
 
     def _read(self, name: str, argument: Any) -> None:
+        """Follow texts through stack and memo, and record imports and calls."""
         if name in _TEXTS:
             self._texts = [*self._texts[-1:], str(argument)[:_MAX_NAME]]
         elif name in _PUTS and self._texts and len(self._memo) < _MAX_IMPORTS:
@@ -117,7 +120,7 @@ class _Machine:
 
 
 def _identifier(text: str) -> str:
-    """A name that Python can import, as it is; ValueError for any other, at which a loader stops."""
+    """Return a name that Python can import; ValueError for any other, at which a loader stops."""
     if not all(part.isidentifier() for part in text.split(".")):
         raise ValueError
     return text

@@ -1,8 +1,8 @@
 """Chat templates, which are programs in Jinja: what they reach for, and what they write under which conditions.
 
-They are read token by token as jinja's lexer splits them, never parsed by it and never run: a template may be made for the
-parser. Two kinds of attacks are looked for. One leaves the sandbox, or counts on a program without one, by attributes such
-as `__class__`. The other stays in it: a condition on the words of a conversation, or on the date, under which instructions are
+They are read token by token as jinja's lexer splits them, never parsed by it and never run: a template may target the parser.
+Two kinds of attacks are looked for. One leaves the sandbox, or counts on a program without one, by attributes such as
+`__class__`. The other stays in it: a condition on the words of a conversation, or on the date, under which instructions are
 added that the user does not see.
 """
 
@@ -38,7 +38,7 @@ _STRUCTURE = {
     "system", "text", "think", "thinking", "tool", "tool_call", "tool_calls", "tool_result", "tool_use",
     "type", "user", "video", "video_url",
 }  # fmt: skip
-_WHOLE = {"message", "messages", "role"}  # names that are no text even if they are made of one
+_NOT_TEXTS = {"message", "messages", "role"}  # names that are no text even if they are made of one
 _AS_TEXT = {"join", "list", "lower", "string", "tojson", "upper"}  # filters that make text of all messages
 _CLOCK = {"strftime_now", "now", "datetime"}
 _ESCAPE = linear.Pattern(r"(?s)\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)")
@@ -54,7 +54,7 @@ class Token(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A part of a template: `data`, which is written as it is, `variable` or `block`, and its text or its tokens."""
+    """A part of a template: `data`, which is written unchanged, `variable` or `block`, and its text or its tokens."""
 
     kind: str
     text: str
@@ -62,7 +62,7 @@ class Part(NamedTuple):
 
 
 def split(template: str) -> list[Part]:
-    """Split a template as jinja's lexer does; what is not closed ends with the template."""
+    """Split a template as jinja's lexer does; an unclosed part ends with the template."""
     parts: list[Part] = []
     at = 0
     while at < len(template):
@@ -77,7 +77,7 @@ def split(template: str) -> list[Part]:
             at = len(template) if end < 0 else end + 2
             continue
         tokens, at = _tokens(template, begin + 2, "%}" if mark == "%" else "}}")
-        parts.append(Part("block" if mark == "%" else "variable", "", _bare(tokens)))
+        parts.append(Part("block" if mark == "%" else "variable", "", _without_trim_marks(tokens)))
         if mark == "%" and parts[-1].tokens[:1] == (Token("name", "raw"),):
             end = template.find("endraw", at)
             close = template.find("%}", end) if end >= 0 else -1
@@ -86,15 +86,15 @@ def split(template: str) -> list[Part]:
     return parts
 
 
-def _bare(tokens: list[Token]) -> tuple[Token, ...]:
-    """The tokens without the marks that trim white space around code."""
+def _without_trim_marks(tokens: list[Token]) -> tuple[Token, ...]:
+    """Return the tokens without the marks that trim white space around code."""
     marks = (Token("operator", "-"), Token("operator", "+"))
     begin, end = tokens[:1] and tokens[0] in marks, len(tokens) > 1 and tokens[-1] in marks
     return tuple(tokens[bool(begin) : len(tokens) - end])
 
 
 def _opening(template: str, at: int) -> int:
-    """The place of the next mark that opens code; the length of the template without one."""
+    """Return the position of the next mark that opens code; the length of the template if there is none."""
     while (at := template.find("{", at)) >= 0:
         if template[at + 1 : at + 2] in ("{", "%", "#"):
             return at
@@ -103,7 +103,7 @@ def _opening(template: str, at: int) -> int:
 
 
 def _tokens(template: str, at: int, end: str) -> tuple[list[Token], int]:
-    """The tokens from `at` to `end`, which closes no code within braces, and the place behind it."""
+    """Return the tokens from `at` to `end`, which closes no code within braces, and the position after it."""
     tokens: list[Token] = []
     depth = 0
     while at < len(template):
@@ -112,7 +112,7 @@ def _tokens(template: str, at: int, end: str) -> tuple[list[Token], int]:
             return tokens, at + 2
         if char in "\"'":
             close = _closing(template, at)
-            tokens.append(Token("text", _unescaped(template[at + 1 : close])))
+            tokens.append(Token("text", _unescape(template[at + 1 : close])))
             at = close + 1
         elif char.isalnum() or char == "_":
             start = at
@@ -130,14 +130,15 @@ def _tokens(template: str, at: int, end: str) -> tuple[list[Token], int]:
 
 
 def _closing(template: str, at: int) -> int:
+    """Return the position of the quote that closes a string."""
     quote, at = template[at], at + 1
     while at < len(template) and template[at] != quote:
         at += 2 if template[at] == "\\" else 1
     return min(at, len(template))
 
 
-def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(lambda found: _character(found[1]), text) if "\\" in text else text
+def _unescape(text: str) -> str:
+    return _ESCAPE.sub(lambda match: _character(match[1]), text) if "\\" in text else text
 
 
 def _character(escape: str) -> str:
@@ -161,26 +162,28 @@ def problems(path: str, key: str, template: str) -> Iterator[Problem]:
 
 
 def faults(template: str) -> Iterator[Fault]:
-    """Yield what is wrong with a template, without a key."""
+    """Yield the faults of a template, without a key."""
     parts = split(template)
-    seen: set[tuple[str, str]] = set()
+    reported: set[tuple[str, str]] = set()
     for fault in (*_escapes(parts), *_switches(parts), *_links(parts), *_words(parts)):
-        if (fault.code, fault.what) not in seen:
-            seen.add((fault.code, fault.what))
+        if (fault.code, fault.what) not in reported:
+            reported.add((fault.code, fault.what))
             yield fault
 
 
 def _escapes(parts: Sequence[Part]) -> Iterator[Fault]:
+    """Yield ways out of the sandbox."""
     for part in parts:
         tokens = _joined(part.tokens)
         if part.kind == "block" and tokens and tokens[0].value in _LOADS and tokens[0].kind == "name":
             yield Fault("template-escape", "", f"loads another file by `{tokens[0].value}`")
         for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
-            if what := _reaches(before, token, after):
-                yield Fault("template-escape", "", what)
+            if message := _reaches(before, token, after):
+                yield Fault("template-escape", "", message)
 
 
 def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
+    """Return how a token reaches for something outside of the sandbox; empty if it does not."""
     dotted = before == Token("operator", ".")
     if token.kind == "name":
         if token.value.startswith("__") or (dotted and (token.value.startswith("_") or token.value in _ATTRIBUTES)):
@@ -195,10 +198,11 @@ def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
 
 
 def _joined(tokens: Sequence[Token]) -> list[Token]:
-    """The tokens with texts joined that `~` or `+` puts together, or nothing at all."""
-    found: list[Token] = []
+    """Return the tokens with texts joined where `~`, `+` or nothing at all is between them."""
+    joined: list[Token] = []
     pieces: list[str] = []  # of the text that comes next, joined once, and not piece by piece
     waiting = False  # an operator that may join is the last token, which is not in `found` yet
+    # None at the end flushes the last text.
     for token in (*tokens, None):
         if token and token.kind == "text":
             pieces.append(token.value)
@@ -206,11 +210,11 @@ def _joined(tokens: Sequence[Token]) -> list[Token]:
         elif token and token.kind == "operator" and token.value in "~+" and pieces and not waiting:
             waiting = True
         else:
-            found += [Token("text", "".join(pieces))] if pieces else []
-            found += [Token("operator", "~")] if waiting and token else []
-            found += [token] if token else []
+            joined += [Token("text", "".join(pieces))] if pieces else []
+            joined += [Token("operator", "~")] if waiting and token else []
+            joined += [token] if token else []
             pieces, waiting = [], False
-    return found
+    return joined
 
 
 def _switches(parts: Sequence[Part]) -> Iterator[Fault]:
@@ -220,7 +224,7 @@ def _switches(parts: Sequence[Part]) -> Iterator[Fault]:
         tokens = part.tokens
         if part.kind == "block" and tokens[:1] == (Token("name", "set"),) and tokens[2:3] == (Token("operator", "="),):
             name, values = tokens[1].value, {token.value for token in tokens[3:] if token.kind != "operator"}
-            texts |= {name} if values & texts and name not in _WHOLE else set()
+            texts |= {name} if values & texts and name not in _NOT_TEXTS else set()
             clocks |= {name} if values & clocks else set()
         for clause in _conditions(part):
             yield from _switch(clause, texts, clocks)
@@ -229,41 +233,44 @@ def _switches(parts: Sequence[Part]) -> Iterator[Fault]:
 def _conditions(part: Part) -> Iterator[list[Token]]:
     """Yield the clauses of a part's conditions: between `if` or `elif` and the end or `else`, split at `and`, `or`, `not`."""
     clause: list[Token] = []
-    within = False
+    in_condition = False
+    # The added `else` ends the last clause.
     for token in (*part.tokens, Token("name", "else")):
         if token.kind == "name" and token.value in ("if", "elif", "else", "and", "or"):
-            if within and clause:
+            if in_condition and clause:
                 yield clause
             clause = []
-            within = token.value in ("if", "elif") or (within and token.value != "else")
-        elif within:
+            in_condition = token.value in ("if", "elif") or (in_condition and token.value != "else")
+        elif in_condition:
             clause.append(token)
 
 
 def _switch(clause: Sequence[Token], texts: set[str], clocks: set[str]) -> Iterator[Fault]:
+    """Yield the fault of a clause that compares the date or the words of a message."""
     words = {token.value for token in clause if token.kind in ("name", "text")}
     compares = any(token.value in _COMPARES for token in clause) or any(token.value in _TESTS for token in clause)
-    shown = " ".join(repr(token.value) if token.kind == "text" else token.value for token in clause)[:_SHORT]
+    clause_text = " ".join(repr(token.value) if token.kind == "text" else token.value for token in clause)[:_SHORT]
     if compares and {token.value for token in clause if token.kind == "name"} & clocks:
-        yield Fault("template-switch", "", f"asks for the date: {shown}")
+        yield Fault("template-switch", "", f"asks for the date: {clause_text}")
+    # Conditions on the type or role of a message are how templates work, and are skipped.
     asks = words & texts or ("messages" in words and words & _AS_TEXT)
     if not compares or not asks or "type" in words or "role" in words:
         return
     for index, token in enumerate(clause):
         if token.kind == "text" and _is_plain(token.value) and not _is_key(clause, index):
-            yield Fault("template-switch", "", f"asks whether a message has {token.value[:40]!r}: {shown}")
+            yield Fault("template-switch", "", f"asks whether a message has {token.value[:40]!r}: {clause_text}")
             return
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text may be of a conversation: not a mark such as `</think>`, not a part or a role of a message."""
-    bare = text.strip()
-    letters = sum(char.isalpha() for char in bare)
-    return letters >= 2 and not set(bare) & set("<>[]{}|#") and bare.lower() not in _STRUCTURE
+    """Return whether a text may belong to a conversation: not a mark such as `</think>`, not a part or a role of a message."""
+    stripped = text.strip()
+    letters = sum(char.isalpha() for char in stripped)
+    return letters >= 2 and not set(stripped) & set("<>[]{}|#") and stripped.lower() not in _STRUCTURE
 
 
 def _is_key(clause: Sequence[Token], index: int) -> bool:
-    """Whether a text is the key of a subscript or of `get`, and not an item of a list."""
+    """Return whether a text is the key of a subscript or of `get`, and not an item of a list."""
     before = [token.value for token in clause[max(0, index - 2) : index]]
     if before == ["get", "("]:
         return True

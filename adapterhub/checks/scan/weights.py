@@ -1,4 +1,4 @@
-"""Files of weights and pictures as containers: what is behind their end, between their parts, and in their headers' texts."""
+"""Files of weights and pictures as containers: bytes after their end, between their parts, and texts in their headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CODES = {"trailing": "trailing-data", "hole": "hidden-data"}
 
 
 def safetensors(file: Opened) -> Iterator[Problem]:
-    """Yield the problems of a safetensors file; its reader refuses holes, overlaps and bytes behind the last tensor."""
+    """Yield the problems of a safetensors file; its reader refuses holes, overlaps and bytes after the last tensor."""
     try:
         header = safetensors_file.read_header(file.read_at, file.size, file.path)
     except FormatError as error:
@@ -32,7 +32,7 @@ def safetensors(file: Opened) -> Iterator[Problem]:
 
 
 def gguf(file: Opened) -> Iterator[Problem]:
-    """Yield the problems of a GGUF file, whose readers skip what is between tensors and behind the last one."""
+    """Yield the problems of a GGUF file, whose readers skip bytes between tensors and after the last one."""
     try:
         header = gguf_file.read_header(file.read_at, file.size, file.path)
     except FormatError as error:
@@ -42,6 +42,7 @@ def gguf(file: Opened) -> Iterator[Problem]:
     for info in sorted(header.tensors.values(), key=lambda info: info.offset):
         if _is_foreign(file, position, info.offset, header.alignment):
             yield Problem("hidden-data", file.path, info.name, f"{info.offset - position} bytes before it belong to no tensor")
+        # Tensors may overlap: go by the furthest end.
         position = max(position, info.offset + info.size)
     if _is_foreign(file, position, file.size, header.alignment):
         yield Problem("trailing-data", file.path, "", f"{file.size - position} bytes follow the last tensor")
@@ -53,7 +54,7 @@ def gguf(file: Opened) -> Iterator[Problem]:
 
 
 def _is_foreign(file: Opened, begin: int, end: int, alignment: int) -> bool:
-    """Whether there is more between two places than zeros for the alignment."""
+    """Return whether there is more between two positions than zeros for the alignment."""
     return end > begin and (end - begin >= alignment or file.read_at(begin, end - begin).strip(b"\0") != b"")
 
 
@@ -65,6 +66,7 @@ def png(file: Opened) -> Iterator[Problem]:
         return
     for _ in range(_MAX_CHUNKS):
         head = file.read_at(at, 8)
+        # Length, type and checksum take 4 bytes each.
         at += 12 + int.from_bytes(head[:4], "big")
         if len(head) < 8 or at > file.size:
             yield Problem("malformed", file.path, "", "a PNG picture without its end")
@@ -77,15 +79,15 @@ def png(file: Opened) -> Iterator[Problem]:
 
 def polyglot(file: Opened) -> Iterator[Problem]:
     """Yield what other programs would find in a file of bytes."""
-    found = {one.kind: one for one in archives.embedded(file)}
+    embedded = {item.kind: item for item in archives.embedded(file)}
     at_end = archives.zip_in(file)
     if at_end is not None:
-        found["zip"] = at_end
-    for kind, one in found.items():
-        what = f"{kind} at byte {one.offset}" + (f": {one.pickle}" if one.pickle else "")
-        yield Problem("polyglot", file.path, "", what)
+        embedded["zip"] = at_end
+    for kind, item in embedded.items():
+        message = f"{kind} at byte {item.offset}" + (f": {item.pickle}" if item.pickle else "")
+        yield Problem("polyglot", file.path, "", message)
 
 
 def _text(file: Opened, text: str, key: str = "") -> Iterator[Problem]:
-    for what in markup.active(text) if "<" in text or "&" in text else ():
-        yield Problem("active-markup", file.path, key, f"its header has {what}")
+    for message in markup.active(text) if "<" in text or "&" in text else ():
+        yield Problem("active-markup", file.path, key, f"its header has {message}")

@@ -1,8 +1,8 @@
 """Merge adapters into one adapter, module by module, without the base.
 
-Ranks, targets, alphas and rsLoRA may differ: the terms of a module have their true scales. Anything that a method cannot
-merge is refused by name (see the table in docs/merge.md). The result is in float32 with alpha = r, so that its scaling is 1
-in every program, also with a rank for each module.
+Ranks, targets, alphas and rsLoRA may differ: the terms of a module have their true scales. Anything that a method cannot merge
+is refused by name (see the table in docs/merge.md). The result is in float32 with alpha = r, so that its scaling is 1 in every
+program, even if modules differ in rank.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Merged:
-    """The result for one module.
+    """The merge of one module.
 
     Attributes:
         ranks: The ranks of the adapters that change it, in their order.
         rank: The rank of the result.
-        error: The norm of the result minus the method's exact result, over the norm of that: what truncation left out, and the
-            rounding to float32; up to 1e-7 is rounding.
+        error: The norm of the result minus the method's exact result, over the norm of the latter: truncation and the rounding
+            to float32; up to 1e-7 is rounding.
         lost: The share of the energy, the sum of all squares, that truncation left out.
         cosines: Between the deltas of those adapters, without their weights.
         signs: The share of elements that some of the weighted adapters raise and others lower.
@@ -66,7 +66,7 @@ class Merged:
 
 @dataclass(frozen=True, repr=False)
 class MergeReport:
-    """The result of a merge of adapters, by module path; `seed` is None if no random number was drawn."""
+    """The results of a merge of adapters, by module path; `seed` is None if no random number was drawn."""
 
     method: str
     weights: tuple[float, ...]
@@ -85,8 +85,8 @@ class MergeReport:
 
     def _repr_html_(self) -> str:
         rows = [
-            (name, "+".join(map(str, one.ranks)), one.rank, f"{one.lost:.2%}", f"{one.error:.1e}")
-            for name, one in self.modules.items()
+            (name, "+".join(map(str, module.ranks)), module.rank, f"{module.lost:.2%}", f"{module.error:.1e}")
+            for name, module in self.modules.items()
         ]
         return display.table(rows, head=("module", "ranks", "r", "energy lost", "error"), caption=repr(self))
 
@@ -106,7 +106,7 @@ def combine(
     """Merge weighted adapters into one by a method.
 
     Args:
-        adapters: Trained on one base.
+        adapters: Adapters trained on the same base.
         weights: One for each adapter; a negative weight subtracts.
         method: A name in `METHODS`.
         rank: The rank of every module; None for the method's own.
@@ -121,41 +121,44 @@ def combine(
 
     Raises:
         RefusedError: The method cannot merge these adapters, or they do not belong together.
-        UsageError: No such method or parameter, or a value that it cannot take.
+        UsageError: The method or a parameter does not exist, or cannot take this value.
     """
-    how, cut = method_named(method), Cut(rank, energy, budget)
-    settled = _checked(how, cut, adapters, weights, parameters or {})
+    merge_method, cut = method_named(method), Cut(rank, energy, budget)
+    resolved = _checked(merge_method, cut, adapters, weights, parameters or {})
     for adapter, weight in zip(adapters, weights, strict=True):
         check_adapter(adapter, weight)
         refuse_conditions(adapter)
         if adapter.meta.method:
-            what = f"an adapter by {adapter.meta.method} is no sum of deltas"
-            raise RefusedError(next(iter(adapter.replaced), "adapter"), what, "Merge it into its base")
-    unmerged.check_unmerged(adapters, how)
-    plain = [factored_out(adapter) for adapter in adapters]
-    meta, notes = _meta(plain)
-    work = _Work(how, cut, settled, seed)
-    weighted = list(zip(plain, weights, strict=True))
-    targets = dict.fromkeys(target for adapter in plain for target in adapter.deltas)
+            reason = f"an adapter by {adapter.meta.method} is no sum of deltas"
+            raise RefusedError(next(iter(adapter.replaced), "adapter"), reason, "Merge it into its base")
+    unmerged.check_unmerged(adapters, merge_method)
+    # LoHa, LoKr and others as the pairs they equal, so that every method sees plain factors.
+    factored = [factored_out(adapter) for adapter in adapters]
+    meta, notes = _meta(factored)
+    run = _MergeRun(merge_method, cut, resolved, seed)
+    weighted = list(zip(factored, weights, strict=True))
+    targets = dict.fromkeys(target for adapter in factored for target in adapter.deltas)
     deltas: dict[str, Mergeable] = {}
     modules: dict[str, Merged] = {}
-    for done, (target, delta, merged) in enumerate(work.modules(targets, weighted), 1):
+    for count, (target, delta, merged) in enumerate(run.modules(targets, weighted), 1):
         deltas[target], modules[target] = delta, merged
         if progress:
-            progress(done, len(targets))
+            progress(count, len(targets))
+    # A vanished module loads without an error and does nothing, so the report has to say it.
     if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
         notes += (f"{len(vanished)} of {len(deltas)} modules became zero, for example {vanished[0]}",)
-    added = unmerged.biases(weighted) if how.sums else {}
-    for target, bias in added.items():
+    # A bias has no low-rank form, so only a plain sum can merge it.
+    bias_sums = unmerged.biases(weighted) if merge_method.sums else {}
+    for target, bias in bias_sums.items():
         deltas[target] = _with_bias(deltas[target], bias)
     result = Adapter(
         deltas,
-        replaced=unmerged.replaced(weighted) if how.sums else {},
-        rows=unmerged.rows(weighted) if how.sums else {},
+        replaced=unmerged.replaced(weighted) if merge_method.sums else {},
+        rows=unmerged.rows(weighted) if merge_method.sums else {},
         meta=meta,
     )
-    notes += tuple(dict.fromkeys(note for adapter in plain for note in adapter.notes))
-    return result, MergeReport(method, tuple(weights), modules, notes, settled, seed if work.random else None)
+    notes += tuple(dict.fromkeys(note for adapter in factored for note in adapter.notes))
+    return result, MergeReport(method, tuple(weights), modules, notes, resolved, seed if run.random else None)
 
 
 def join(
@@ -169,11 +172,11 @@ def join(
     """Return a method for a merge into a base, where the result needs no rank; None for a sum, which the merge does itself.
 
     Raises:
-        UsageError: As from `combine`; and for a method that merges `lora_A` and `lora_B` separately.
+        UsageError: As in `combine`; also for a method that merges `lora_A` and `lora_B` separately.
     """
-    how = method_named(method)
-    settled = _checked(how, Cut(), adapters, weights, parameters or {})
-    return None if how.sums else Untruncated(method, settled, weights, seed)
+    merge_method = method_named(method)
+    resolved = _checked(merge_method, Cut(), adapters, weights, parameters or {})
+    return None if merge_method.sums else Untruncated(method, resolved, weights, seed)
 
 
 def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
@@ -181,31 +184,32 @@ def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
 
 
 def _checked(
-    method: Method, cut: Cut, adapters: Sequence[Adapter], weights: Sequence[float], given: Mapping[str, float | str]
+    method: Method, cut: Cut, adapters: Sequence[Adapter], weights: Sequence[float], user_parameters: Mapping[str, float | str]
 ) -> dict[str, float | str]:
-    """All parameters of the method, defaults included; an error for what it does not take."""
+    """Return the method's parameters, defaults included; raise for a count, weights or a truncation that it cannot take."""
     if len(weights) != len(adapters) or not adapters:
         raise ParameterError("weights", f"{len(weights)} weights for {len(adapters)} adapters")
-    fewest, most = method.count
-    if not fewest <= len(adapters) <= most:
-        limit = fewest if len(adapters) < fewest else most
-        bound = "exactly" if fewest == most else "at least" if len(adapters) < fewest else "at most"
+    count_min, count_max = method.count
+    if not count_min <= len(adapters) <= count_max:
+        limit = count_min if len(adapters) < count_min else count_max
+        bound = "exactly" if count_min == count_max else "at least" if len(adapters) < count_min else "at most"
         count = f"{bound} {limit} {'adapter' if limit == 1 else 'adapters'}"
         raise ParameterError("method", f"{method.name} merges {count}, not {len(adapters)}")
     if method.weights == "none" and any(weight != 1 for weight in weights):
-        what = f"{method.name} takes no weights"
+        reason = f"{method.name} takes no weights"
         if "t" in method.parameters:
-            raise ParameterError("weights", what, "Set t instead", code="t-for-weights")
-        raise ParameterError("weights", what, "Leave them out")
+            raise ParameterError("weights", reason, "Set t instead", code="t-for-weights")
+        raise ParameterError("weights", reason, "Leave them out")
     if method.weights == "shares" and not (min(weights) >= 0 and sum(weights) > 0):
         raise ParameterError("weights", f"for {method.name} they are shares of a whole: none may be negative, nor all 0")
     cut.check()
     if cut.asked and not method.cuts:
         raise ParameterError("rank", f"{method.name} keeps the sum exactly and takes no rank", "Use svd to choose one")
-    return method.settled(given)
+    return method.settled(user_parameters)
 
 
 def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
+    """Return the facts that the adapters share, and notes; refuse adapters of different bases."""
     bases = _known(adapter.meta.base_model for adapter in adapters)
     if len(bases) > 1:
         raise RefusedError("base", f"the adapters were trained on different models: {', '.join(bases)}", code="different-bases")
@@ -221,15 +225,17 @@ def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
 
 
 def _known(values: Iterable[str | None]) -> list[str]:
+    """Return the distinct values that are set."""
     return list(dict.fromkeys(value for value in values if value))
 
 
 def _only(values: list[str]) -> str | None:
+    """Return the value if there is exactly one, else None."""
     return values[0] if len(values) == 1 else None
 
 
 @dataclass
-class _Module:
+class _MergedModule:
     """A module with its merged matrices: one, or one for each expert of a stack."""
 
     first: Mergeable
@@ -240,7 +246,7 @@ class _Module:
 
 
 @dataclass
-class _Work:
+class _MergeRun:
     """A merge in progress; `random` is set once a random number is drawn."""
 
     method: Method
@@ -252,79 +258,89 @@ class _Work:
     def modules(
         self, targets: Iterable[str], weighted: Sequence[tuple[Adapter, float]]
     ) -> Iterator[tuple[str, Mergeable, Merged]]:
-        """The merged modules, one by one; with a budget all are decomposed before the first is truncated."""
+        """Yield the merged modules one by one; with a budget, decompose all before the first is truncated."""
+        # Without a budget each module is independent: merge and truncate it before the next, in constant memory.
         if self.cut.budget is None:
             for target in targets:
                 module = self._merge(target, weighted)
-                yield target, *self._truncated(target, module, self._spectra(target, module), None)
+                yield target, *self._truncate(target, module, self._spectra(target, module), None)
             return
-        known = {target: self._spectra(target, self._merge(target, weighted)) for target in targets}
-        ranks = within(self.cut.budget, {target: found for target, found in known.items() if found})
-        for target, found in known.items():
-            yield target, *self._truncated(target, self._merge(target, weighted), found, ranks[target])
+        spectra_by_target = {target: self._spectra(target, self._merge(target, weighted)) for target in targets}
+        ranks = within(
+            self.cut.budget, {target: module_spectra for target, module_spectra in spectra_by_target.items() if module_spectra}
+        )
+        for target, module_spectra in spectra_by_target.items():
+            # Merged again rather than kept: the dense matrices of all modules would not fit into memory.
+            yield target, *self._truncate(target, self._merge(target, weighted), module_spectra, ranks[target])
 
-    def _merge(self, target: str, weighted: Sequence[tuple[Adapter, float]]) -> _Module:
+    def _merge(self, target: str, weighted: Sequence[tuple[Adapter, float]]) -> _MergedModule:
+        """Merge the deltas of one module by the method, matrix by matrix."""
         deltas = [adapter.deltas.get(target) for adapter, _ in weighted]
-        same = alike(target, [delta for delta in deltas if delta is not None])
+        present = alike(target, [delta for delta in deltas if delta is not None])
         weights = [weight for delta, (_, weight) in zip(deltas, weighted, strict=True) if delta is not None]
-        ranks = tuple(delta.r for delta in same)
+        ranks = tuple(delta.r for delta in present)
         if self.method.apart and len(set(ranks)) > 1:
             raise RefusedError(
                 target,
                 f"{self.method.name} merges A and B separately and needs equal ranks, not {', '.join(map(str, ranks))}",
                 "Use a method without peft_, or rerank the adapters first",
             )
-        scaled = list(zip(*map(oriented, same), strict=True))
-        scales = [delta.scaling for delta in same]
-        for adapters_own in scaled:
-            check_size(target, adapters_own, weights, dense=self.method.dense)
-        given_terms = list(zip(*map(unscaled, same), strict=True)) if self.method.apart else scaled
+        scaled = list(zip(*map(oriented, present), strict=True))
+        scales = [delta.scaling for delta in present]
+        for matrix_terms in scaled:
+            check_size(target, matrix_terms, weights, dense=self.method.dense)
+        terms_by_matrix = list(zip(*map(unscaled, present), strict=True)) if self.method.apart else scaled
         matrices = []
-        for part, matrix in enumerate(given_terms):
-            given, own = list(matrix), list(weights)
-            if self.method.missing == "zeros" and len(same) < len(deltas):
-                own = [weight for _, weight in weighted]
-                filled = iter(given)
-                given = [next(filled) if delta is not None else zero(matrix[0]) for delta in deltas]
+        for part, matrix in enumerate(terms_by_matrix):
+            terms, matrix_weights = list(matrix), list(weights)
+            if self.method.missing == "zeros" and len(present) < len(deltas):
+                matrix_weights = [weight for _, weight in weighted]
+                filled = iter(terms)
+                terms = [next(filled) if delta is not None else zero(matrix[0]) for delta in deltas]
+            # Seeded by module and matrix, so that the order of modules does not change the result.
             random = Random(self.seed, target, part)
-            found = self.method(given, own, scales=scales, random=random, parameters=self.parameters)
-            matrices.append(turned(same[0], found) if self.method.apart and isinstance(found, Factors) else found)
+            merged = self.method(terms, matrix_weights, scales=scales, random=random, parameters=self.parameters)
+            matrices.append(turned(present[0], merged) if self.method.apart and isinstance(merged, Factors) else merged)
         self.random |= self.method.random or any(isinstance(matrix, Tiled) for matrix in matrices)
-        return _Module(same[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
+        return _MergedModule(present[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
 
-    def _spectra(self, target: str, module: _Module) -> Spectra | None:
-        """The singular values of a module; None if its factors are kept."""
+    def _spectra(self, target: str, module: _MergedModule) -> Spectra | None:
+        """Return the singular values of a module; None if its factors are kept."""
         if self.method.keeps == "factors" and not self.cut.asked:
             return None
         return spectra(module.matrices, ranks=module.ranks, cut=self.cut, random=Random(self.seed, f"{target} sketch"))
 
-    def _truncated(self, target: str, module: _Module, found: Spectra | None, rank: int | None) -> tuple[Mergeable, Merged]:
-        if found is None:
+    def _truncate(
+        self, target: str, module: _MergedModule, module_spectra: Spectra | None, rank: int | None
+    ) -> tuple[Mergeable, Merged]:
+        """Return the module's delta at its rank, and the report on it."""
+        if module_spectra is None:
             factors = [matrix for matrix in module.matrices if isinstance(matrix, Factors)]
             left_out = 0.0
         else:
-            rank = rank or self._rank(module, found)
-            factors, left_out = found.truncated(rank), lost(found, rank)
+            rank = rank or self._rank(module, module_spectra)
+            factors, left_out = module_spectra.truncated(rank), lost(module_spectra, rank)
         result = delta_like(target, module.first, factors)
-        wanted, apart = found.energy if found else 0.0, 0.0
-        for matrix, exact_factors, own in zip(module.matrices, factors, oriented(result), strict=True):
+        total_energy, error_energy = module_spectra.energy if module_spectra else 0.0, 0.0
+        for matrix, exact_factors, stored_factors in zip(module.matrices, factors, oriented(result), strict=True):
             if isinstance(matrix, Tiled):
-                apart += residual(matrix, own) ** 2
+                error_energy += residual(matrix, stored_factors) ** 2
                 matrix.forget()
             else:
-                wanted += 0 if found else norm(matrix) ** 2
-                apart += rounding(own, exact_factors) ** 2
-        if found and not any(isinstance(matrix, Tiled) for matrix in module.matrices):
-            apart += left_out * found.energy  # at right angles to what is kept
-        error = (apart / wanted) ** 0.5 if wanted else 0.0
+                total_energy += 0 if module_spectra else norm(matrix) ** 2
+                error_energy += rounding(stored_factors, exact_factors) ** 2
+        if module_spectra and not any(isinstance(matrix, Tiled) for matrix in module.matrices):
+            error_energy += left_out * module_spectra.energy  # at right angles to what is kept
+        error = (error_energy / total_energy) ** 0.5 if total_energy else 0.0
         signs = [sign_conflict(terms, module.weights) for terms in module.scaled]
         share = sum(value for value, _ in signs) / len(signs)
         agree = stack_cosines(module.scaled)
         exact = all(exact for _, exact in signs)
         return result, Merged(module.ranks, factors[0].r, error, agree, left_out, share, exact)
 
-    def _rank(self, module: _Module, found: Spectra) -> int:
+    def _rank(self, module: _MergedModule, module_spectra: Spectra) -> int:
+        """Return the rank that the truncation or the method asks for."""
         if self.cut.energy is not None:
-            return found.rank_for(self.cut.energy) or found.rank
-        wanted = self.cut.rank or (max(module.ranks) if self.method.keeps == "largest" else found.rank)
-        return min(wanted, found.rank)
+            return module_spectra.rank_for(self.cut.energy) or module_spectra.rank
+        rank = self.cut.rank or (max(module.ranks) if self.method.keeps == "largest" else module_spectra.rank)
+        return min(rank, module_spectra.rank)

@@ -44,14 +44,14 @@ class Tiled:
     _kept: dict[int, F32Array] = field(default_factory=dict, repr=False)
 
     def tiles(self) -> Iterator[tuple[slice, F32Array]]:
-        """All rows, some at a time; do not write to the arrays."""
+        """Yield all rows, some at a time; do not write to the arrays."""
         yield from self.mapped(lambda _rows, tile: tile)
 
     def mapped(self, work: Callable[[slice, F32Array], Result]) -> Iterator[tuple[slice, Result]]:
-        """The results of `work` for every tile, in the order of the rows."""
+        """Yield the results of `work` for every tile, in the order of the rows."""
         keep = 4 * self.shape[0] * self.shape[1] <= _KEEP
 
-        def one(rows: slice) -> tuple[slice, Result]:
+        def work_on_tile(rows: slice) -> tuple[slice, Result]:
             tile = self._kept.get(rows.start)
             if tile is None:
                 tile = self.make(rows)
@@ -59,12 +59,12 @@ class Tiled:
                     self._kept[rows.start] = tile
             return rows, work(rows, tile)
 
-        return in_threads(one, row_tiles(self.shape))
+        return map_in_threads(work_on_tile, row_tiles(self.shape))
 
     @cached_property
     def energy(self) -> float:
         """The sum of all squares."""
-        return sum(found for _, found in self.mapped(lambda _rows, tile: squares(tile)))
+        return sum(tile_energy for _, tile_energy in self.mapped(lambda _rows, tile: squares(tile)))
 
     def forget(self) -> None:
         """Release the cached tiles."""
@@ -72,13 +72,13 @@ class Tiled:
 
 
 def squares(array: F32Array) -> float:
-    """The sum of the squares of all elements."""
+    """Return the sum of the squares of all elements."""
     flat = array.reshape(-1)
     return float(np.sum(np.square(flat), dtype=np.float64))
 
 
-def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """The results of `work` for every item, in order, computed a few ahead."""
+def map_in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield the results of `work` for every item, in order, computed a few ahead."""
     with ThreadPoolExecutor(_THREADS) as pool:
         waiting: deque[Future[Result]] = deque()
         for item in items:
@@ -89,47 +89,51 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
             yield waiting.popleft().result()
 
 
-def product(one: F32Array, two: F32Array) -> F32Array:
-    """`one @ two`, in pieces that OpenBLAS does not split among threads."""
-    (m, k), n = one.shape, two.shape[1]
+def product(a: F32Array, b: F32Array) -> F32Array:
+    """Compute `a @ b` in pieces that OpenBLAS does not split among threads."""
+    (m, k), n = a.shape, b.shape[1]
     if m * k * n <= _ONE_THREAD:
-        return one @ two
+        return a @ b
+    # A few rows of the first matrix at a time; at least 16, so that calls stay cheap.
     if 16 * k * n <= _ONE_THREAD:
         step = _ONE_THREAD // (k * n)
-        return np.concatenate([one[i : i + step] @ two for i in range(0, m, step)])
+        return np.concatenate([a[i : i + step] @ b for i in range(0, m, step)])
+    # A few columns of the second matrix at a time.
     if 16 * m * k <= _ONE_THREAD:
         step, out = _ONE_THREAD // (m * k), np.empty((m, n), np.float32)
         for i in range(0, n, step):
-            np.matmul(one, two[:, i : i + step], out=out[:, i : i + step])
+            np.matmul(a, b[:, i : i + step], out=out[:, i : i + step])
         return out
+    # A few terms of the sum at a time, for a small result of a long sum.
     if 16 * m * n <= _ONE_THREAD:
         step, out = _ONE_THREAD // (m * n), np.zeros((m, n), np.float32)
         for i in range(0, k, step):
-            out += one[:, i : i + step] @ two[i : i + step]
+            out += a[:, i : i + step] @ b[i : i + step]
         return out
     if m > 1:
-        return np.concatenate([product(one[: m // 2], two), product(one[m // 2 :], two)])
-    return one @ two
+        return np.concatenate([product(a[: m // 2], b), product(a[m // 2 :], b)])
+    return a @ b
 
 
 def row_tiles(shape: tuple[int, int]) -> Iterator[slice]:
-    """The row ranges of a matrix's tiles."""
+    """Return the row ranges of a matrix's tiles."""
     step = max(1, _TILE // shape[1])
     return (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
 def dense_rows(terms: Sequence[Factors]) -> Callable[[slice], list[F32Array]]:
-    """A function that returns given rows of each term, multiplied out in float32."""
+    """Return a function that returns given rows of each term, multiplied out in float32."""
     pairs = [(term.left.astype(np.float32), term.right.astype(np.float32)) for term in terms]
     return lambda rows: [product(left[rows], right) for left, right in pairs]
 
 
 def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
-    """For every count, the largest magnitude that at least that many elements reach; infinity for 0. Exact, in two passes.
+    """Return, for every count, the largest magnitude that at least that many elements reach; infinity for 0.
 
-    By their bits: floats of one sign are ordered like integers. The first pass counts the high bits, the second the low bits of
-    the elements that share the high bits of the result.
+    Exact, in two passes, by the bits: floats of one sign are ordered like integers. The first pass counts the high bits, the
+    second the low bits of the elements that share the high bits of the result.
     """
+    # One counter for each value of the high bits: 512 KiB, whatever the size of the matrix.
     high = np.zeros(1 << _HIGH, np.int64)
     for _, counted in matrix.mapped(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
         high += counted
@@ -142,42 +146,44 @@ def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
         tops = bits >> _LOW
         return [np.bincount(bits[tops == place] & ((1 << _LOW) - 1), minlength=1 << _LOW) for place in low]
 
-    for _, found_low in matrix.mapped(count_low):
-        for place, added in zip(low, found_low, strict=True):
+    for _, counts_by_place in matrix.mapped(count_low):
+        for place, added in zip(low, counts_by_place, strict=True):
             low[place] += added
-    found = []
+    thresholds = []
     for count in counts:
         if count <= 0:
-            found.append(float("inf"))
+            thresholds.append(float("inf"))
             continue
         place = places[count]
         above = int(falling[len(high) - 1 - place] - high[place])
-        rest = int(np.searchsorted(np.cumsum(low[place][::-1]), count - above))
-        value = np.uint32((place << _LOW) + len(low[place]) - 1 - rest)
-        found.append(float(value.view(np.float32)))
-    return found
+        low_from_top = int(np.searchsorted(np.cumsum(low[place][::-1]), count - above))
+        value = np.uint32((place << _LOW) + len(low[place]) - 1 - low_from_top)
+        thresholds.append(float(value.view(np.float32)))
+    return thresholds
 
 
 def _bits(array: F32Array) -> NDArray[np.uint32]:
+    """Return the bits of the magnitudes: all but the sign."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
 def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
-    """The leading singular values and vectors, by two rounds of subspace iteration.
+    """Return the leading singular values and vectors, by two rounds of subspace iteration.
 
     Randomized SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the tiles:
     three passes in all. Exact if `rank` and the extra columns reach the smaller side.
     """
     m, n = matrix.shape
     width = min(rank + _OVERSAMPLED, m, n)
+    # The sketch spans the whole row space: the decomposition is exact and needs no iteration.
     if width == n:
         q = np.eye(n)
     elif width == m:
         q, _ = basis(np.concatenate([tile.T for _, tile in matrix.tiles()], axis=1).astype(np.float64))
     else:
         q = _row_space(matrix, random.standard_normal((n, width)))
-    narrow, image = q.astype(np.float32), np.empty((m, q.shape[1]))
-    for rows, part in matrix.mapped(lambda _rows, tile: product(tile, narrow)):
+    q32, image = q.astype(np.float32), np.empty((m, q.shape[1]))
+    for rows, part in matrix.mapped(lambda _rows, tile: product(tile, q32)):
         image[rows] = part
     left, triangle = basis(image)
     u, s, vt = np.linalg.svd(triangle, full_matrices=False)
@@ -185,16 +191,17 @@ def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
 
 
 def _row_space(matrix: Tiled, q: F64Array) -> F64Array:
+    """Return an orthonormal basis of the leading row space, from random columns `q`."""
     for _ in range(2):
-        narrow, total = q.astype(np.float32), np.zeros(q.shape)
-        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, narrow))):  # noqa: B023 - used at once
+        q32, total = q.astype(np.float32), np.zeros(q.shape)
+        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, q32))):  # noqa: B023 - used at once
             total += part
         q, _ = basis(total)
     return q
 
 
 def residual(matrix: Tiled, result: Factors) -> float:
-    """The norm of `matrix - result`, with the factors of `result` in float32."""
+    """Return the norm of `matrix - result`, with the factors of `result` in float32."""
     left, right = result.left.astype(np.float32), result.right.astype(np.float32)
     parts = matrix.mapped(lambda rows, tile: squares(tile - product(left[rows], right)))
     return math.sqrt(sum(part for _, part in parts))

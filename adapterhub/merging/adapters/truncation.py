@@ -20,7 +20,7 @@ _ITEM = 4  # bytes of a number in the result
 
 @dataclass(frozen=True)
 class Cut:
-    """The truncation to apply: at most one of these; with none the method decides.
+    """The truncation to apply: at most one of these; if none is set, the method decides.
 
     Attributes:
         rank: The rank of every module.
@@ -34,9 +34,9 @@ class Cut:
 
     def check(self) -> None:
         """Raise a ParameterError for values that are out of range or exclude each other."""
-        given = [name for name, value in vars(self).items() if value is not None]
-        if len(given) > 1:
-            raise ParameterError(given[1], f"cannot be combined with a {given[0]}", "Give one of them")
+        set_names = [name for name, value in vars(self).items() if value is not None]
+        if len(set_names) > 1:
+            raise ParameterError(set_names[1], f"cannot be combined with a {set_names[0]}", "Give one of them")
         if self.rank is not None and self.rank < 1:
             raise ParameterError("rank", f"{self.rank} is below 1")
         if self.energy is not None and not 0 < self.energy <= 1:
@@ -46,13 +46,13 @@ class Cut:
 
     @property
     def asked(self) -> bool:
-        """Whether any is set."""
+        """Whether any of them is set."""
         return self != Cut()
 
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """The singular values of a module's matrices (one, or one for each expert of a stack), and their whole energy."""
+    """The singular values of a module's matrices (one, or one for each expert of a stack), and their total energy."""
 
     parts: tuple[Spectrum, ...]
     energy: float
@@ -63,28 +63,29 @@ class Spectra:
         return max(part.rank for part in self.parts)
 
     def kept(self) -> np.ndarray:
-        """The energy of the first 0, 1, 2 … ranks of all parts together."""
+        """Return the energy of the first 0, 1, 2 … ranks of all parts together."""
         squares = np.zeros(max(len(part.s) for part in self.parts))
         for part in self.parts:
             squares[: len(part.s)] += part.s**2
         return np.concatenate([[0.0], np.cumsum(squares)])
 
     def rank_for(self, energy: float) -> int | None:
-        """The least rank that keeps a share of the energy; None if more singular values are needed to tell."""
+        """Return the least rank that keeps a share of the energy; None if more singular values are needed to tell."""
+        # The tolerance absorbs the rounding of the sum, so that a share of 1 can be reached.
         enough = np.nonzero(self.kept() >= energy * self.energy * (1 - 1e-12))[0]
         return max(1, int(enough[0])) if len(enough) else None
 
     def truncated(self, rank: int) -> list[Factors]:
-        """Each part at that rank, padded with zeros if its own is lower."""
-        return [_padded(part.truncated(min(rank, len(part.s))), rank) for part in self.parts]
+        """Return each part at that rank, padded with zeros if its own is lower."""
+        return [_pad(part.truncated(min(rank, len(part.s))), rank) for part in self.parts]
 
     @property
     def bytes_for_one(self) -> int:
-        """Bytes of one rank."""
+        """The number of bytes of one rank."""
         return _ITEM * sum(int(part.u.shape[0] + part.vt.shape[1]) for part in self.parts)
 
 
-def _padded(factors: Factors, rank: int) -> Factors:
+def _pad(factors: Factors, rank: int) -> Factors:
     short = rank - factors.r
     if not short:
         return factors
@@ -93,25 +94,28 @@ def _padded(factors: Factors, rank: int) -> Factors:
 
 
 def spectra(matrices: Sequence[Matrix], *, ranks: Sequence[int], cut: Cut, random: Random) -> Spectra:
-    """The singular values that the cut needs; `ranks` are the adapters' ranks."""
-    wanted = cut.rank or (max(ranks) if not cut.asked else sum(ranks))
-    found = _spectra(matrices, wanted, random)
-    while cut.energy is not None and found.rank_for(cut.energy) is None:
+    """Return the singular values that the truncation needs; `ranks` are the adapters' ranks."""
+    rank = cut.rank or (max(ranks) if not cut.asked else sum(ranks))
+    module_spectra = _spectra(matrices, rank, random)
+    # A sketch has only the leading values: double its rank until they hold the energy.
+    while cut.energy is not None and module_spectra.rank_for(cut.energy) is None:
         widest = max(min(matrix.shape) for matrix in matrices if isinstance(matrix, Tiled))
-        if wanted >= widest:  # all of them, up to rounding
-            return Spectra(found.parts, float(found.kept()[-1]))
-        wanted = min(2 * wanted, widest)
-        found = _spectra(matrices, wanted, random)
-    return found
+        if rank >= widest:  # all of them, up to rounding
+            return Spectra(module_spectra.parts, float(module_spectra.kept()[-1]))
+        rank = min(2 * rank, widest)
+        module_spectra = _spectra(matrices, rank, random)
+    return module_spectra
 
 
-def _spectra(matrices: Sequence[Matrix], wanted: int, random: Random) -> Spectra:
+def _spectra(matrices: Sequence[Matrix], rank: int, random: Random) -> Spectra:
+    """Return the leading singular values of dense matrices, and all of factored ones."""
     parts, energy = [], 0.0
     for index, matrix in enumerate(matrices):
         if isinstance(matrix, Tiled):
-            found = sketched(matrix, wanted, random.generator(index))
-            parts.append(Spectrum(found.u[:, :wanted], found.s[:wanted], found.vt[:wanted]))
+            leading = sketched(matrix, rank, random.generator(index))
+            parts.append(Spectrum(leading.u[:, :rank], leading.s[:rank], leading.vt[:rank]))
             energy += matrix.energy
+            # The tiles of all experts together would not fit into the cache.
             if len(matrices) > 1:
                 matrix.forget()
         else:
@@ -121,36 +125,39 @@ def _spectra(matrices: Sequence[Matrix], wanted: int, random: Random) -> Spectra
 
 
 def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
-    """The rank of every module, at least 1, that keeps the most energy within a number of bytes.
+    """Return the rank of every module, at least 1, that keeps the most energy within a number of bytes.
 
     One rank after another goes to the module where it keeps most energy for its bytes. Singular values decrease, so this greedy
     choice is optimal, up to the last rank that does not fit.
     """
     ranks = dict.fromkeys(modules, 1)
-    left = budget - sum(found.bytes_for_one for found in modules.values())
-    if left < 0:
-        raise RefusedError("rank budget", f"{budget} bytes are not enough: rank 1 of all modules takes {budget - left}")
-    gains = {name: np.diff(found.kept()) for name, found in modules.items()}
-    queue = [(-_gain(gains[name], 1, found), name) for name, found in modules.items()]
+    remaining = budget - sum(module_spectra.bytes_for_one for module_spectra in modules.values())
+    if remaining < 0:
+        raise RefusedError("rank budget", f"{budget} bytes are not enough: rank 1 of all modules takes {budget - remaining}")
+    gains = {name: np.diff(module_spectra.kept()) for name, module_spectra in modules.items()}
+    queue = [(-_gain(gains[name], 1, module_spectra), name) for name, module_spectra in modules.items()]
     heapq.heapify(queue)
     while queue:
         gain, name = heapq.heappop(queue)
-        found = modules[name]
-        if gain == 0 or found.bytes_for_one > left:
+        module_spectra = modules[name]
+        # A rank too large for the rest of the budget ends this module, not the others.
+        if gain == 0 or module_spectra.bytes_for_one > remaining:
             continue
         ranks[name] += 1
-        left -= found.bytes_for_one
-        heapq.heappush(queue, (-_gain(gains[name], ranks[name], found), name))
+        remaining -= module_spectra.bytes_for_one
+        heapq.heappush(queue, (-_gain(gains[name], ranks[name], module_spectra), name))
     return ranks
 
 
-def _gain(gains: np.ndarray, rank: int, found: Spectra) -> float:
-    """The energy that one more rank than `rank` keeps, over its bytes."""
-    return float(gains[rank]) / found.bytes_for_one if rank < found.rank else 0.0
+def _gain(gains: np.ndarray, rank: int, module_spectra: Spectra) -> float:
+    """Return the energy that one more rank than `rank` keeps, over its bytes."""
+    return float(gains[rank]) / module_spectra.bytes_for_one if rank < module_spectra.rank else 0.0
 
 
-def lost(found: Spectra, rank: int) -> float:
-    """The share of the energy that truncation to a rank leaves out."""
-    kept = found.kept()
-    rest = found.energy - float(kept[min(rank, len(kept) - 1)])
-    return max(0.0, rest / found.energy) if found.energy and math.isfinite(found.energy) else 0.0
+def lost(module_spectra: Spectra, rank: int) -> float:
+    """Return the share of the energy that truncation to a rank leaves out."""
+    energies = module_spectra.kept()
+    lost_energy = module_spectra.energy - float(energies[min(rank, len(energies) - 1)])
+    return (
+        max(0.0, lost_energy / module_spectra.energy) if module_spectra.energy and math.isfinite(module_spectra.energy) else 0.0
+    )

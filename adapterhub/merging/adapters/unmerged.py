@@ -1,7 +1,7 @@
-"""Parts of adapters other than low-rank deltas (biases, replaced weights and rows), summed if that is exact.
+"""Parts of adapters other than low-rank deltas (biases, replaced weights and rows), summed where that is exact.
 
-An adapter that replaces a weight W by X adds X - W. If the weights of the adapters that replace it sum to 1, W cancels and
-the result is the weighted sum of the X. Any other case is refused, as is any method that is not a sum.
+An adapter that replaces a weight W by X adds X - W. If the weights of the adapters that replace it sum to 1, W cancels and the
+result is the weighted sum of the X. Any other case is refused, as is any method that is not a sum.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _AS_A_SUM = "Merge it without a method"
 
 
 def check_unmerged(adapters: Iterable[Adapter], method: Method, *, into_base: bool = False) -> None:
-    """Refuse the parts that the method cannot merge, by name."""
-    alone, other = (_AS_A_SUM, _AS_A_SUM) if into_base else (_INTO_BASE, _OR_INTO_BASE)
+    """Refuse the parts that the method cannot merge; the error names the part."""
+    dora_hint, hint = (_AS_A_SUM, _AS_A_SUM) if into_base else (_INTO_BASE, _OR_INTO_BASE)
     for adapter in adapters:
         for target, delta in adapter.deltas.items():
             if getattr(delta, "magnitude", None) is not None:
-                raise RefusedError(target, "DoRA rescales the base's weight, which a sum of deltas cannot do", alone)
+                raise RefusedError(target, "DoRA rescales the base's weight, which a sum of deltas cannot do", dora_hint)
             if getattr(delta, "bias", None) is not None and not method.sums:
-                raise RefusedError(target, f"has a bias (lora_bias), which {method.name} does not merge", other)
+                raise RefusedError(target, f"has a bias (lora_bias), which {method.name} does not merge", hint)
         for name in (*adapter.replaced, *adapter.rows, *adapter.added):
             if not method.sums:
                 verb = "adds to a parameter" if name in adapter.added else "replaces weights"
-                what = f"{verb} of the base, which {method.name} does not merge"
-                raise RefusedError(name, what, other)
+                reason = f"{verb} of the base, which {method.name} does not merge"
+                raise RefusedError(name, reason, hint)
 
 
 def biases(weighted: Weighted) -> dict[str, np.ndarray]:
-    """Target to the weighted sum of biases; for all linear modules if for one, as in peft."""
-    found: dict[str, np.ndarray] = {}
+    """Return the weighted sum of biases by target; for all linear modules if for one, as in peft."""
+    sums: dict[str, np.ndarray] = {}
     sides: dict[str, int] = {}
     for adapter, weight in weighted:
         for target, delta in adapter.deltas.items():
@@ -50,52 +50,56 @@ def biases(weighted: Weighted) -> dict[str, np.ndarray]:
             sides[target] = delta.shape[0]
             if delta.bias is not None:
                 added = weight * delta.scaling * delta.bias.astype(np.float64)
-                found[target] = found.get(target, np.zeros(delta.shape[0])) + added
-    if not found:
+                sums[target] = sums.get(target, np.zeros(delta.shape[0])) + added
+    if not sums:
         return {}
+    # peft's `lora_bias` is one switch for all modules, so modules without a bias get one of zeros.
     for target, side in sides.items():
         if side < 0:
-            what = "cannot have a bias, and in peft lora_bias applies to all modules of an adapter or to none"
-            raise RefusedError(target, what, _INTO_BASE)
-    return {target: _f32(found.get(target, np.zeros(side)), target) for target, side in sides.items()}
+            reason = "cannot have a bias, and in peft lora_bias applies to all modules of an adapter or to none"
+            raise RefusedError(target, reason, _INTO_BASE)
+    return {target: _f32(sums.get(target, np.zeros(side)), target) for target, side in sides.items()}
 
 
 def replaced(weighted: Weighted) -> dict[str, np.ndarray]:
-    """Parameter path to the weighted sum of its replacements."""
-    return _summed([(adapter.replaced, weight) for adapter, weight in weighted])
+    """Return the weighted sum of replacements by parameter path."""
+    return _sum_replacements([(adapter.replaced, weight) for adapter, weight in weighted])
 
 
 def rows(weighted: Weighted) -> dict[str, Rows]:
-    """Module path of a table to the weighted sums of its replaced rows."""
+    """Return the weighted sums of replaced rows by module path of the table."""
     tables = dict.fromkeys(name for adapter, _ in weighted for name in adapter.rows)
     result = {}
     for name in tables:
-        single = [
-            ({f"{name} row {i}": row for i, row in zip(found.ids, found.values, strict=True)}, weight)
+        rows_by_adapter = [
+            ({f"{name} row {i}": row for i, row in zip(replaced_rows.ids, replaced_rows.values, strict=True)}, weight)
             for adapter, weight in weighted
-            if (found := adapter.rows.get(name)) is not None
+            if (replaced_rows := adapter.rows.get(name)) is not None
         ]
-        summed = _summed(single)
-        by_id = {int(key.rpartition(" ")[2]): row for key, row in summed.items()}
+        sums = _sum_replacements(rows_by_adapter)
+        by_id = {int(key.rpartition(" ")[2]): row for key, row in sums.items()}
         result[name] = Rows(tuple(sorted(by_id)), np.stack([by_id[i] for i in sorted(by_id)]))
     return result
 
 
-def _summed(weighted: Sequence[tuple[Mapping[str, np.ndarray], float]]) -> dict[str, np.ndarray]:
+def _sum_replacements(weighted: Sequence[tuple[Mapping[str, np.ndarray], float]]) -> dict[str, np.ndarray]:
+    """Return the weighted sum of each replaced tensor; refuse weights that do not sum to 1."""
     result = {}
     for name in dict.fromkeys(name for tensors, _ in weighted for name in tensors):
-        having = [(tensors[name], weight) for tensors, weight in weighted if name in tensors]
-        total = math.fsum(weight for _, weight in having)
+        replacements = [(tensors[name], weight) for tensors, weight in weighted if name in tensors]
+        total = math.fsum(weight for _, weight in replacements)
+        # Otherwise a multiple of the base's own weight would remain in the sum.
         if abs(total - 1) > 1e-9:
-            what = f"replaces a weight of the base, and the weights of the adapters that do sum to {total:g}"
-            raise RefusedError(name, what, "Let them sum to 1, or merge it into the base")
-        first = having[0][0]
-        if any(tensor.shape != first.shape for tensor, _ in having):
+            reason = f"replaces a weight of the base, and the weights of the adapters that do sum to {total:g}"
+            raise RefusedError(name, reason, "Let them sum to 1, or merge it into the base")
+        # A single replacement keeps its dtype and its bits.
+        first = replacements[0][0]
+        if any(tensor.shape != first.shape for tensor, _ in replacements):
             raise RefusedError(name, "the adapters replace it by tensors of different shapes")
-        if len(having) == 1:
+        if len(replacements) == 1:
             result[name] = first
             continue
-        result[name] = _f32(np.add.reduce([weight * tensor.astype(np.float64) for tensor, weight in having]), name)
+        result[name] = _f32(np.add.reduce([weight * tensor.astype(np.float64) for tensor, weight in replacements]), name)
     return result
 
 

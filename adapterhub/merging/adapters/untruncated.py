@@ -1,4 +1,4 @@
-"""The merged delta of a module in rows, as a method defines it: for a base, where no thin factors have to hold it."""
+"""The exact merged delta of a module, row by row: for a merge into a base, where it need not fit into thin factors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Untruncated:
         name: A method of `METHODS`, but none of those that merge `lora_A` and `lora_B` separately.
         parameters: All of its parameters.
         weights: One for each adapter.
-        seed: Of random numbers.
+        seed: The seed of random numbers.
 
     Raises:
         ParameterError: The method works on factors.
@@ -42,36 +42,36 @@ class Untruncated:
         self._tile = lru_cache(_CACHED)(_tile)
 
     def check(self, adapters: Sequence[Adapter]) -> None:
-        """Refuse adapters with parts that the method cannot merge, by name."""
+        """Refuse adapters with parts that the method cannot merge; the error names the part."""
         check_unmerged(adapters, self.method, into_base=True)
 
     def __call__(self, target: str, terms: Sequence[Factors | None]) -> RowsOf:
-        """Return the rows of the merged matrix.
+        """Return a function that computes rows of the merged matrix.
 
         Args:
             target: The name of the matrix, for errors and for random numbers.
             terms: The delta of each adapter with its scale; None from one that does not change the matrix.
         """
-        there = [term for term in terms if term is not None]
+        present = [term for term in terms if term is not None]
         weights = [weight for term, weight in zip(terms, self._weights, strict=True) if term is not None]
-        check_size(target, there, weights, dense=self.method.dense)
-        if self.method.missing == "zeros" and len(there) < len(terms):
-            there, weights = [term or zero(there[0]) for term in terms], self._weights
+        check_size(target, present, weights, dense=self.method.dense)
+        if self.method.missing == "zeros" and len(present) < len(terms):
+            present, weights = [term or zero(present[0]) for term in terms], self._weights
         random = Random(self._seed, target)
-        found = self.method(there, weights, scales=[1.0] * len(there), random=random, parameters=self.parameters)
-        return self._rows_of(found)
+        merged = self.method(present, weights, scales=[1.0] * len(present), random=random, parameters=self.parameters)
+        return self._rows_of(merged)
 
     def _rows_of(self, matrix: Matrix) -> RowsOf:
         if not isinstance(matrix, Tiled):
             left, right = matrix.left.astype(np.float32), matrix.right.astype(np.float32)
             return lambda start, stop: product(left[start:stop], right)
-        # Random numbers are drawn by tile, so a tile is always made as a whole.
+        # Random numbers are drawn by tile, so a tile is always computed as a whole.
         bounds = [(rows.start, rows.stop) for rows in row_tiles(matrix.shape)]
         step = bounds[0][1]
 
         def rows(start: int, stop: int) -> F32Array:
-            some = bounds[start // step : -(-stop // step)]
-            parts = [self._tile(matrix, *own)[max(0, start - own[0]) : stop - own[0]] for own in some]
+            tile_bounds = bounds[start // step : -(-stop // step)]
+            parts = [self._tile(matrix, *tile)[max(0, start - tile[0]) : stop - tile[0]] for tile in tile_bounds]
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
         return rows

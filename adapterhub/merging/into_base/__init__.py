@@ -1,4 +1,4 @@
-"""Merge adapters into a base: `fuse`, or `prepared` and then written; `verify.prove` checks a merged model."""
+"""Merge adapters into a base: `fuse`, or `prepare_merge` and then `Merge.write`; `merge_proof.prove` checks a merged model."""
 
 from .fuse import FuseReport, Merge, fuse, prepared
 from .loss_estimate import Change

@@ -33,6 +33,7 @@ Rows = Callable[[int, int], F32Array]
 
 _FLOATS = {name: dtype for dtype, name in DTYPES.items()}
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+# AutoAWQ interleaves outputs for its kernels (`AWQ_ORDER` in awq/utils/packing_utils.py).
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # the output, of eight, of each four bits of a word
 
 
@@ -44,13 +45,13 @@ class StoredTensor:
     info: TensorInfo
 
     def load(self, opened: Opened) -> np.ndarray:
-        """The whole tensor."""
+        """Return the whole tensor."""
         array = np.empty(self.info.size, np.uint8)
         opened.read(self.path, array, self.info.offset)
         return array.view(self._dtype()).reshape(self.info.shape)
 
     def rows(self, opened: Opened, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a matrix."""
+        """Return rows `start` to `stop` of a matrix."""
         width = self.info.size // max(1, self.info.shape[0])
         array = np.empty((stop - start) * width, np.uint8)
         opened.read(self.path, array, self.info.offset + start * width)
@@ -71,7 +72,7 @@ class Unpacked:
     """A weight whose numbers are computed from several tensors.
 
     Attributes:
-        make: Reads what is needed of all of them, and returns a function that reads rows; cached while the weight is in use.
+        make: Reads what it needs of those tensors and returns a function that reads rows; cached while the weight is in use.
     """
 
     name: str
@@ -80,15 +81,18 @@ class Unpacked:
     make: Callable[[Opened], Rows]
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Read and dequantize rows."""
+        """Read and dequantize rows `start` to `stop` into `out`."""
         rows: Rows = opened.held(self.name, lambda: self.make(opened))
         np.copyto(out, rows(start, stop), casting="unsafe")
 
 
 @dataclass(frozen=True, eq=False)
 class Experts:
-    """gpt-oss' experts in MXFP4: `blocks` `(experts, out, in / 32, 16)`, two codes a byte, the first in the low half, and
-    `scales` `(experts, out, in / 32)`, powers of two; in floats they are `(experts, in, out)`."""
+    """The experts of gpt-oss in MXFP4.
+
+    `blocks` is `(experts, out, in / 32, 16)`, two codes a byte with the first in the low half; `scales` is `(experts, out, in /
+    32)`, powers of two. Dequantized, the experts are `(experts, in, out)`.
+    """
 
     name: str
     blocks: StoredTensor
@@ -96,7 +100,7 @@ class Experts:
 
     @property
     def rows(self) -> int:
-        """Rows of all experts, one after another."""
+        """The number of rows of all experts, one after another."""
         return self.blocks.info.shape[0] * 32 * self.blocks.info.shape[2]
 
     @property
@@ -105,15 +109,19 @@ class Experts:
         return self.blocks.info.shape[1]
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Read rows, which may belong to several experts."""
-        per = 32 * self.blocks.info.shape[2]
-        for expert in range(start // per, -(-stop // per)):
-            first, last = max(start, expert * per), min(stop, (expert + 1) * per)
-            held = opened.held(f"{self.name} {expert}", partial(self._expert, opened, expert))
-            np.copyto(out[first - start : last - start], held[first - expert * per : last - expert * per], casting="unsafe")
+        """Read rows `start` to `stop` into `out`; they may belong to several experts."""
+        rows_per_expert = 32 * self.blocks.info.shape[2]
+        for expert in range(start // rows_per_expert, -(-stop // rows_per_expert)):
+            first, last = max(start, expert * rows_per_expert), min(stop, (expert + 1) * rows_per_expert)
+            expert_rows = opened.held(f"{self.name} {expert}", partial(self._expert, opened, expert))
+            np.copyto(
+                out[first - start : last - start],
+                expert_rows[first - expert * rows_per_expert : last - expert * rows_per_expert],
+                casting="unsafe",
+            )
 
     def _expert(self, opened: Opened, expert: int) -> np.ndarray:
-        """One expert, `(in, out)` in bfloat16, which represents every such number."""
+        """Return one expert, `(in, out)`, in bfloat16, which represents every MXFP4 number exactly."""
         raw = self.blocks.rows(opened, expert, expert + 1).reshape(self.columns, -1)
         powers = self.scales.rows(opened, expert, expert + 1).view(np.uint8).reshape(self.columns, -1).astype(np.int32) - 127
         codes = np.stack([raw & 15, raw >> 4], axis=2).reshape(self.columns, -1, 32)
@@ -123,7 +131,13 @@ class Experts:
 
 @dataclass(frozen=True)
 class Found:
-    """A weight: its logical shape, the type of floats it becomes, its place, and its numbers (None if stored in floats)."""
+    """A parameter of a folder under its logical name and shape, whatever tensors store it.
+
+    Attributes:
+        dtype: The type of floats that it is dequantized to.
+        place: The tensor that stores it, or its codes.
+        source: Computes the numbers; None if they are stored as floats.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -132,42 +146,45 @@ class Found:
 
 
 def unpacked(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping[str, Any], opened: Opened) -> dict[str, Found]:
-    """Every parameter of a quantized folder, in the order of its files.
+    """Return every parameter of a quantized folder, in the order of its files.
 
     Args:
         places: The stored tensors by name.
         opened: The folder's files; only descriptions of quantized weights are read.
 
     Raises:
-        RefusedError: A layout, or a part of one, is not known.
+        RefusedError: The folder has an unknown layout, or an unknown variant of a known one.
     """
+    # Weights whose logical shape could not be told from their headers.
     for name, reason in spec.packed.items():
         raise RefusedError(name, f"{reason}, an unknown layout", "Dequantize it with the program that made it")
     modules: dict[str, dict[str, StoredTensor]] = {}
     for name, place in places.items():
-        stem, inside, leaf = name.partition(".weight.")
-        module, leaf = (stem, f"weight.{leaf}") if inside else (name.rpartition(".")[0], name.rpartition(".")[2])
+        # bitsandbytes names the state of a weight `module.weight.absmax`, the others `module.scales`.
+        stem, has_state, leaf = name.partition(".weight.")
+        module, leaf = (stem, f"weight.{leaf}") if has_state else (name.rpartition(".")[0], name.rpartition(".")[2])
         modules.setdefault(module, {})[leaf] = place
     scheme = _Scheme(settings(config), _dtype(config), opened)
-    found: dict[str, Found] = {}
+    weights: dict[str, Found] = {}
     for name, tensor in spec.tensors.items():
         module, _, leaf = name.rpartition(".")
         leaves = modules.get(module, {})
-        own = places.get(name)
+        stored = places.get(name)
         if f"{leaf}_blocks" in leaves and tensor.dtype == "MXFP4":
             blocks, scales = leaves[f"{leaf}_blocks"], leaves[f"{leaf}_scales"]
-            found[name] = Found(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
+            weights[name] = Found(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
         elif leaf == "weight" and (packed := scheme.of(name, tensor.shape, leaves)):
-            found[name] = packed
-        elif own and own.info.dtype in dtypes.FLOATS and own.info.shape == tensor.shape:
-            found[name] = Found(tensor.shape, own.info.dtype, own, None)
+            weights[name] = packed
+        elif stored and stored.info.dtype in dtypes.FLOATS and stored.info.shape == tensor.shape:
+            weights[name] = Found(tensor.shape, stored.info.dtype, stored, None)
         else:
-            what = f"stored as {tensor.dtype} by {spec.quantization}, an unknown layout"
-            raise RefusedError(name, what, "Dequantize it with the program that made it")
-    return found
+            reason_text = f"stored as {tensor.dtype} by {spec.quantization}, an unknown layout"
+            raise RefusedError(name, reason_text, "Dequantize it with the program that made it")
+    return weights
 
 
 def _dtype(config: Mapping[str, Any]) -> str | None:
+    """Return the type of floats that a config names, in safetensors' spelling; None if it names none."""
     text = config.get("text_config")
     for place in (config, text if isinstance(text, dict) else {}):
         name = place.get("dtype") or place.get("torch_dtype")
@@ -178,113 +195,130 @@ def _dtype(config: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class _Scheme:
-    """The quantization config, and the type of floats before quantization."""
+    """How a folder is quantized: its quantization config, and the type of floats before quantization."""
 
     config: Mapping[str, Any]
     dtype: str | None
     opened: Opened
 
     def of(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found | None:
-        """A quantized weight; None for one stored in floats, RefusedError for an unknown layout."""
+        """Return a quantized weight; None for one that is stored as floats.
+
+        Raises:
+            RefusedError: The layout is unknown.
+        """
         kind = leaves["weight"].info.dtype if "weight" in leaves else ""
-        known: dict[bool, Callable[[str, tuple[int, ...], Leaves], Found]] = {
+        # At most one key is true: no known layout stores a weight in two ways.
+        readers: dict[bool, Callable[[str, tuple[int, ...], Leaves], Found]] = {
             kind in ("F8_E4M3", "F8_E5M2"): self._fp8,
             kind == "I8": self._int8,
             "weight_packed" in leaves: self._compressed,
             "qweight" in leaves: self._words,
             any(STATE in f".{leaf}" for leaf in leaves): partial(_bnb4, self.opened),
         }
-        return known[True](name, shape, leaves) if True in known else None
+        return readers[True](name, shape, leaves) if True in readers else None
 
     def _found(
         self, name: str, shape: tuple[int, ...], place: StoredTensor, scale: StoredTensor, make: Callable[[Opened], Rows]
     ) -> Found:
+        """Return a weight with the dtype of the config, else of its scales, else bfloat16."""
         dtype = self.dtype or (scale.info.dtype if scale.info.dtype in ("BF16", "F16") else "BF16")
         return Found(shape, dtype, place, Unpacked(name, shape[0], shape[1], make))
 
     def _int8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
-        weight, own, theirs = leaves["weight"], leaves.get("SCB"), leaves.get("weight_scale")
-        scale = own or theirs
-        _without(name, leaves, "weight_zero_point", "weight_g_idx")
+        """Return int8 rows with a scale each: bitsandbytes' `SCB` or compressed-tensors' `weight_scale`."""
+        weight, bitsandbytes_scale, compressed_scale = leaves["weight"], leaves.get("SCB"), leaves.get("weight_scale")
+        scale = bitsandbytes_scale or compressed_scale
+        _refuse_leaves(name, leaves, "weight_zero_point", "weight_g_idx")
         if scale is None or scale.info.size // (dtypes.BITS[scale.info.dtype] // 8) not in (1, shape[0]):
             raise RefusedError(name, "8-bit integers whose scales are not one for each row or one for all")
 
         def make(opened: Opened) -> Rows:
             scales = np.broadcast_to(scale.load(opened).astype(np.float32).reshape(-1, 1), (shape[0], 1))
-            if own:
+            if bitsandbytes_scale:
+                # bitsandbytes stores the largest magnitude of a row, not the step (`int8_vectorwise_dequant`).
                 scales = scales * np.float32(1 / 127)
             return lambda start, stop: weight.rows(opened, start, stop).astype(np.float32) * scales[start:stop]
 
         return self._found(name, shape, weight, scale, make)
 
     def _fp8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        """Return 8-bit floats with one scale, one for each row, or one for each block (`weight_scale_inv`)."""
         weight, block = leaves["weight"], leaves.get("weight_scale_inv")
         scale = block or leaves.get("weight_scale")
         if scale is None:
             raise RefusedError(name, "8-bit floats without a scale")
-        have = scale.info.shape
-        down, across = self._fp8_block(name, shape, have)
+        scale_shape = scale.info.shape
+        block_rows, block_columns = self._fp8_block(name, shape, scale_shape)
 
         def make(opened: Opened) -> Rows:
             scales = scale.load(opened).astype(np.float32)
-            scales = scales.reshape(have if len(have) == 2 else (-1, 1))
+            scales = scales.reshape(scale_shape if len(scale_shape) == 2 else (-1, 1))
 
             def rows(start: int, stop: int) -> F32Array:
                 wide = weight.rows(opened, start, stop).astype(np.float32)
-                some = scales[np.arange(start, stop) // down]
-                wide *= np.repeat(some, across, axis=1)[:, : shape[1]]
+                row_scales = scales[np.arange(start, stop) // block_rows]
+                wide *= np.repeat(row_scales, block_columns, axis=1)[:, : shape[1]]
                 return wide
 
             return rows
 
         return self._found(name, shape, weight, scale, make)
 
-    def _fp8_block(self, name: str, shape: tuple[int, ...], have: tuple[int, ...]) -> tuple[int, int]:
-        """The numbers of rows and columns that share a scale."""
-        count = math.prod(have)
+    def _fp8_block(self, name: str, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the numbers of rows and of columns that share a scale."""
+        count = math.prod(scale_shape)
         if count == 1:
             return shape[0], shape[1]
-        if count == shape[0] and (len(have) == 1 or have == (shape[0], 1)):
+        if count == shape[0] and (len(scale_shape) == 1 or scale_shape == (shape[0], 1)):
             return 1, shape[1]
         block = self.config.get("weight_block_size")
-        if isinstance(block, list) and len(block) == 2 and len(have) == 2:
-            down, across = block
-            if have == (-(-shape[0] // down), -(-shape[1] // across)):
-                return int(down), int(across)
-        raise RefusedError(name, f"8-bit floats {shape} with scales {have}, an unknown layout")
+        if isinstance(block, list) and len(block) == 2 and len(scale_shape) == 2:
+            block_rows, block_columns = block
+            if scale_shape == (-(-shape[0] // block_rows), -(-shape[1] // block_columns)):
+                return int(block_rows), int(block_columns)
+        raise RefusedError(name, f"8-bit floats {shape} with scales {scale_shape}, an unknown layout")
 
     def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        """Return words of packed integers, by AutoAWQ or GPTQ."""
         method = str(self.config.get("quant_method", "")) + str(self.config.get("packing_format", ""))
         return self._awq(name, shape, leaves) if "awq" in method else self._gptq(name, shape, leaves)
 
     def _gptq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        """Return a GPTQ weight: words along the inputs, zero points by group, and maybe an order of groups (`g_idx`)."""
         words, zeros, scale, order = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales", "g_idx"))
         if words is None or zeros is None or scale is None:
             raise RefusedError(name, "GPTQ without its scales or zero points")
-        out, into = shape
-        bits = words.info.shape[0] * 32 // into
-        if bits not in (2, 4, 8) or words.info.shape[0] * 32 != into * bits:
-            raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / into:g} bits, an unknown layout")
-        _integers(name, words, zeros, *([order] if order else []))
-        less = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
-        groups, per = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
-        if not groups or out % per or scale.info.shape != (groups, out) or zeros.info.shape != (groups, out // per):
+        outputs, inputs = shape
+        bits = words.info.shape[0] * 32 // inputs
+        if bits not in (2, 4, 8) or words.info.shape[0] * 32 != inputs * bits:
+            raise RefusedError(name, f"GPTQ in {words.info.shape[0] * 32 / inputs:g} bits, an unknown layout")
+        _require_int32(name, words, zeros, *([order] if order else []))
+        # Version 1 stores each zero point minus one.
+        zero_offset = 0 if str(self.config.get("checkpoint_format", "gptq")) == "gptq_v2" else 1
+        groups, per_word = scale.info.shape[0] if scale.info.shape else 0, 32 // bits
+        if (
+            not groups
+            or outputs % per_word
+            or scale.info.shape != (groups, outputs)
+            or zeros.info.shape != (groups, outputs // per_word)
+        ):
             raise RefusedError(
                 name, f"GPTQ with scales {scale.info.shape} and zero points {zeros.info.shape}, an unknown layout"
             )
-        size = -(-into // groups)
+        size = -(-inputs // groups)
 
         def make(opened: Opened) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
-            offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, out) + less
-            index = order.load(opened) if order and order.info.size else np.arange(into) // size
-            if index.shape != (into,) or index.min() < 0 or index.max() >= groups:
+            offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, outputs) + zero_offset
+            index = order.load(opened) if order and order.info.size else np.arange(inputs) // size
+            if index.shape != (inputs,) or index.min() < 0 or index.max() >= groups:
                 raise FormatError(name, "g_idx names groups that do not exist")
 
             def rows(start: int, stop: int) -> F32Array:
-                some = packed[:, start:stop]  # (in / per, rows), the inputs in the bits of a word
-                shifts = np.arange(per, dtype=np.uint32)[None, :, None] * np.uint32(bits)
-                codes = ((some[:, None] >> shifts) & np.uint32(2**bits - 1)).reshape(into, stop - start)
+                columns = packed[:, start:stop]  # (in / per, rows), the inputs in the bits of a word
+                shifts = np.arange(per_word, dtype=np.uint32)[None, :, None] * np.uint32(bits)
+                codes = ((columns[:, None] >> shifts) & np.uint32(2**bits - 1)).reshape(inputs, stop - start)
                 wide = (codes.astype(np.float32) - offsets[index, start:stop]) * scales[index, start:stop]
                 return np.ascontiguousarray(wide.T)
 
@@ -293,24 +327,31 @@ class _Scheme:
         return self._found(name, shape, words, scale, make)
 
     def _awq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+        """Return an AWQ weight (`WQLinear_GEMM`): words along the outputs, each with eight outputs in `_AWQ_ORDER`."""
         words, zeros, scale = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales"))
-        out, into = shape
+        outputs, inputs = shape
         version, bits = str(self.config.get("version", "gemm")).lower(), self.config.get("bits", self.config.get("w_bit"))
         if words is None or zeros is None or scale is None or version != "gemm" or bits != 4:
             raise RefusedError(name, f"AWQ ({version}, {bits} bits); only gemm in 4 bits is supported")
-        _integers(name, words, zeros)
+        _require_int32(name, words, zeros)
         groups = scale.info.shape[0] if scale.info.shape else 0
-        fits = groups > 0 and out % 8 == 0 and words.info.shape == (into, out // 8) and zeros.info.shape == (groups, out // 8)
-        if not fits or scale.info.shape != (groups, out) or into % groups:
+        fits = (
+            groups > 0
+            and outputs % 8 == 0
+            and words.info.shape == (inputs, outputs // 8)
+            and zeros.info.shape == (groups, outputs // 8)
+        )
+        if not fits or scale.info.shape != (groups, outputs) or inputs % groups:
             shapes = f"words {words.info.shape}, scales {scale.info.shape} and zero points {zeros.info.shape}"
             raise RefusedError(name, f"AWQ with {shapes}, an unknown layout")
 
         def make(opened: Opened) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
             offsets = _awq_fields(zeros.load(opened).view(np.uint32)).astype(np.float32)
-            index = np.arange(into) // (into // groups)
+            index = np.arange(inputs) // (inputs // groups)
 
             def rows(start: int, stop: int) -> F32Array:
+                # Words hold eight outputs each, so rows are unpacked from the word with the first to the word with the last.
                 first, last = start // 8, -(-stop // 8)
                 codes = _awq_fields(packed[:, first:last])[:, start - 8 * first : stop - 8 * first]
                 wide = (codes.astype(np.float32) - offsets[index, start:stop]) * scales[index, start:stop]
@@ -321,12 +362,12 @@ class _Scheme:
         return self._found(name, shape, words, scale, make)
 
     def _compressed(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
-        """compressed-tensors' symmetric integers: words of 32 bits along the inputs, stored plus half the range."""
+        """Return compressed-tensors' symmetric integers: 32-bit words along the inputs, stored plus half the range."""
         words, scale = leaves["weight_packed"], leaves.get("weight_scale")
-        _without(name, leaves, "weight_zero_point", "weight_g_idx", "weight_global_scale")
+        _refuse_leaves(name, leaves, "weight_zero_point", "weight_g_idx", "weight_global_scale")
         bits = self._compressed_bits()
-        per = 32 // bits if bits else 0
-        if words.info.dtype != "I32" or scale is None or not bits or -(-shape[1] // per) != words.info.shape[1]:
+        per_word = 32 // bits if bits else 0
+        if words.info.dtype != "I32" or scale is None or not bits or -(-shape[1] // per_word) != words.info.shape[1]:
             raise RefusedError(name, f"packed {words.info.dtype} {words.info.shape}, an unknown layout")
         if len(scale.info.shape) != 2 or scale.info.shape[0] not in (1, shape[0]) or shape[1] % scale.info.shape[1]:
             raise RefusedError(name, f"packed integers with scales {scale.info.shape}, an unknown layout")
@@ -345,43 +386,50 @@ class _Scheme:
         return self._found(name, shape, words, scale, make)
 
     def _compressed_bits(self) -> int | None:
-        """Bits of the config's one type of integer weights; None for several types, or for another."""
+        """Return the bits of the integer weights in the config; None if it has several types of weights, or another type."""
         groups = self.config.get("config_groups")
         groups = groups.values() if isinstance(groups, dict) else ()
-        weights = [one for group in groups if isinstance(group, dict) and isinstance(one := group.get("weights"), dict)]
-        kinds = {(one.get("num_bits"), one.get("type"), bool(one.get("symmetric", True))) for one in weights}
-        (bits, kind, symmetric), *more = kinds or {(None, None, False)}
-        return bits if not more and kind == "int" and symmetric and bits in (4, 8) else None
+        weights = [
+            settings for group in groups if isinstance(group, dict) and isinstance(settings := group.get("weights"), dict)
+        ]
+        kinds = {
+            (settings.get("num_bits"), settings.get("type"), bool(settings.get("symmetric", True))) for settings in weights
+        }
+        (bits, kind, symmetric), *other_kinds = kinds or {(None, None, False)}
+        return bits if not other_kinds and kind == "int" and symmetric and bits in (4, 8) else None
 
 
-def _without(name: str, leaves: Leaves, *others: str) -> None:
-    for leaf in others:
+def _refuse_leaves(name: str, leaves: Leaves, *unsupported: str) -> None:
+    """Refuse a weight that comes with any of these leaves."""
+    for leaf in unsupported:
         if leaf in leaves:
             raise RefusedError(name, f"comes with a {leaf}, which is not supported", "Dequantize it elsewhere")
 
 
-def _integers(name: str, *places: StoredTensor) -> None:
+def _require_int32(name: str, *places: StoredTensor) -> None:
+    """Refuse packed tensors that are not 32-bit integers."""
     for place in places:
         if place.info.dtype != "I32":
             raise RefusedError(name, f"its {place.info.name.rpartition('.')[2]} is {place.info.dtype}, not integers of 32 bits")
 
 
 def _fields(words: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:
-    """Unpack the numbers in words, the lowest bits first: `(rows, words)` to `(rows, words * 32 / bits)`."""
+    """Unpack the numbers in words, lowest bits first: `(rows, words)` to `(rows, words * 32 / bits)`."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    found: NDArray[np.int32] = ((words[..., None] >> shifts) & np.uint32(2**bits - 1)).astype(np.int32)
-    return found.reshape(*words.shape[:-1], -1)
+    fields: NDArray[np.int32] = ((words[..., None] >> shifts) & np.uint32(2**bits - 1)).astype(np.int32)
+    return fields.reshape(*words.shape[:-1], -1)
 
 
 def _awq_fields(words: NDArray[np.uint32]) -> NDArray[np.int32]:
+    """Unpack the eight 4-bit numbers of each word and put them in the order of the outputs."""
     fields = _fields(words, 4).reshape(*words.shape, 8)
-    found = np.empty_like(fields)
-    found[..., _AWQ_ORDER] = fields
-    return found.reshape(*words.shape[:-1], -1)
+    ordered = np.empty_like(fields)
+    ordered[..., _AWQ_ORDER] = fields
+    return ordered.reshape(*words.shape[:-1], -1)
 
 
 def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
-    """bitsandbytes' 4-bit codes, NF4 or FP4, with magnitudes that may be quantized themselves."""
+    """Return a weight in bitsandbytes' 4-bit codes, NF4 or FP4, whose magnitudes may be quantized themselves."""
     state = next(leaf for leaf in leaves if STATE in f".{leaf}")
     weight, code, absmax = leaves["weight"], leaves.get("weight.quant_map"), leaves.get("weight.absmax")
     nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
@@ -391,10 +439,10 @@ def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> 
     block, inner = document.get("blocksize", BLOCK), document.get("nested_blocksize", NESTED_BLOCK)
     offset, dtype = document.get("nested_offset", 0.0), _FLOATS.get(str(document.get("dtype")))
     count = math.prod(shape)
-    numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
-    blocks = -(-count // block) if numbers else 0
+    valid_numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
+    blocks = -(-count // block) if valid_numbers else 0
     fits = absmax.info.shape == (blocks,) and (nested is None or nested.info.shape == (-(-blocks // inner),))
-    if not numbers or not fits or dtype is None or len(shape) != 2:
+    if not valid_numbers or not fits or dtype is None or len(shape) != 2:
         raise RefusedError(name, f"bitsandbytes in 4 bits with an unknown state: {str(document)[:80]}")
 
     def make(opened: Opened) -> Rows:
@@ -406,12 +454,13 @@ def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> 
 
         def rows(start: int, stop: int) -> F32Array:
             first, last = start * shape[1], stop * shape[1]
+            # Two codes a byte: a range of rows may begin or end in the middle of one.
             raw = np.empty(-(-last // 2) - first // 2, np.uint8)
             opened.read(weight.path, raw, weight.info.offset + first // 2)
             pairs = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[first % 2 :][: last - first]
             wide = codes[pairs] * magnitudes[np.arange(first, last) // block]
-            found: F32Array = wide.reshape(stop - start, shape[1])
-            return found
+            numbers: F32Array = wide.reshape(stop - start, shape[1])
+            return numbers
 
         return rows
 

@@ -1,8 +1,8 @@
-"""Changes of one tensor of the base, with peft's order of rounding (0.21.2, `tuners/lora/layer.py`).
+"""Edits of one tensor of the base, with peft's order of rounding (0.21.2, `tuners/lora/layer.py`).
 
 An edit works on tiles: some rows of the tensor in float32. peft computes a delta in float32 (it keeps 16-bit adapter weights in
 float32, `autocast_adapter_dtype`), multiplies it by the scale rounded to float32, adds it in float32 and rounds the sum to the
-base's dtype (`Linear.merge`); the delta of an embedding is rounded to the base's dtype before it is added (`Embedding.merge`).
+base's dtype (`Linear.merge`); it rounds the delta of an embedding to the base's dtype before adding it (`Embedding.merge`).
 Several adapters are merged one after another, with a rounding after each.
 """
 
@@ -29,7 +29,7 @@ flat and has space for one row more than the tile."""
 
 @dataclass(frozen=True)
 class TwoPasses:
-    """A change that must see all rows, from the first to the last, before it changes any."""
+    """A change that must see all rows, from first to last, before it changes any."""
 
     look: Apply
     apply: Apply
@@ -43,7 +43,7 @@ class Edit(Protocol):
     """One change of one tensor."""
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The change, its factors prepared for a tensor of `dtype`."""
+        """Return the change, with its factors prepared for a tensor of `dtype`."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -55,7 +55,7 @@ class AddLowRank:
     transposed: bool
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The sum; the delta of an embedding is rounded to `dtype` first."""
+        """Return the addition; the delta of an embedding is rounded to `dtype` first."""
         left, right = _factors(self.delta, self.transposed)
         scale = np.float32(self.scale)
         rounds = isinstance(self.delta, LowRankEmbedding)
@@ -83,8 +83,7 @@ class AddDora:
     magnitude: np.ndarray
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The rescaled sum; a weight stored as `(in, out)` has its norms down the columns, which takes two passes over its
-        rows."""
+        """Return the rescaling; a weight stored as `(in, out)` has norms down its columns, which takes two passes."""
         left, right = _factors(self.delta, self.transposed)
         scale, magnitude = np.float32(self.scale), self.magnitude.astype(np.float32).reshape(-1)
 
@@ -98,13 +97,14 @@ class AddDora:
             norm = np.sqrt(np.sum(np.square(tile, dtype=np.float64), axis=1)).astype(np.float32)
             tile *= (magnitude[start : start + len(tile)] / norm)[:, None]
 
+        # Filled by the first pass over all rows, read by the second.
         squares = np.zeros(magnitude.size if self.transposed else 0, np.float64)
 
         def look(tile: F32Array, start: int, scratch: F32Array) -> None:
             add(tile, start, scratch)
-            more = np.square(tile, dtype=np.float64)
-            more[:1] += squares if start else 0
-            np.sum(more, axis=0, out=squares)
+            tile_squares = np.square(tile, dtype=np.float64)
+            tile_squares[:1] += squares if start else 0
+            np.sum(tile_squares, axis=0, out=squares)
 
         def by_column(tile: F32Array, start: int, scratch: F32Array) -> None:
             add(tile, start, scratch)
@@ -116,7 +116,7 @@ class AddDora:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Change:
-    """Replace W by what a tuner that is not LoRA makes of it, or of its transpose where the base stores `(in, out)`.
+    """Replace W by a tuner's function of it (not LoRA), or of its transpose where the base stores `(in, out)`.
 
     Every element may depend on all of W, which is kept in memory between the two passes.
     """
@@ -125,36 +125,37 @@ class Change:
     transposed: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The change, computed once all rows were seen."""
-        seen: list[F32Array] = []
-        changed: list[F32Array] = []
+        """Return the change, which is computed once all rows were seen."""
+        tiles: list[F32Array] = []
+        result: list[F32Array] = []
 
         def look(tile: F32Array, start: int, scratch: F32Array) -> None:
+            # The tensor may be looked at again, for an estimate and then for the merge: start over.
             if not start:
-                seen.clear()
-                changed.clear()
-            seen.append(tile.copy())
+                tiles.clear()
+                result.clear()
+            tiles.append(tile.copy())
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
-            if not changed:
-                whole = np.concatenate(seen)
-                seen.clear()
-                changed.append(self.tuned.changed(whole.T).T if self.transposed else self.tuned.changed(whole))
-            np.copyto(tile, changed[0][start : start + len(tile)])
+            if not result:
+                weight = np.concatenate(tiles)
+                tiles.clear()
+                result.append(self.tuned.changed(weight.T).T if self.transposed else self.tuned.changed(weight))
+            np.copyto(tile, result[0][start : start + len(tile)])
 
         return TwoPasses(look, apply)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AddVector:
-    """Add `scale * values` to a bias (peft's `lora_bias`), a column of numbers or, with `row`, one row."""
+    """Add `scale * values` to a bias (peft's `lora_bias`): a column of numbers or, with `row`, one row."""
 
     values: np.ndarray
     scale: float
     row: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The sum."""
+        """Return the addition."""
         values = self.values.astype(np.float32).reshape((1, -1) if self.row else (-1, 1)) * np.float32(self.scale)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
@@ -165,9 +166,9 @@ class AddVector:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AddConvolution:
-    """Add the delta of a convolution, which is whole in memory while its tensor is written.
+    """Add the delta of a convolution, which is held as a whole while its tensor is written.
 
-    With a magnitude, the sum W becomes `m / ||W|| * W`, with a norm for each output (peft, `_DoraConvNdLayer`). They are
+    With a magnitude, the sum W becomes `m / ||W|| * W`, with a norm for each output (peft, `_DoraConvNdLayer`). The norms are
     summed in float64 here, as in `AddDora`.
     """
 
@@ -175,7 +176,7 @@ class AddConvolution:
     scale: float
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The sum; with a magnitude it takes two passes, as a tile may have some of an output's rows."""
+        """Return the addition; with a magnitude it takes two passes, as a tile may have only some of an output's rows."""
         lora_A, lora_B = (
             factor.astype(np.float32).reshape(len(factor), -1) for factor in (self.delta.lora_A, self.delta.lora_B)
         )
@@ -210,7 +211,7 @@ class Add:
     scale: float
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The sum."""
+        """Return the addition."""
         values = _as_matrix(self.values).astype(np.float32) * np.float32(self.scale)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
@@ -226,7 +227,7 @@ class Replace:
     values: np.ndarray
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The replacement."""
+        """Return the replacement."""
         values = _as_matrix(self.values)
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
@@ -243,7 +244,7 @@ class SetRows:
     values: np.ndarray
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The replacement."""
+        """Return the replacement."""
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             for number, row in enumerate(self.ids):
@@ -255,20 +256,22 @@ class SetRows:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Within:
-    """An edit of the `count` rows from row `first` on."""
+    """An edit of `count` rows, from row `first` on."""
 
     edit: Edit
     first: int
     count: int
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The edit, shifted by `first` rows."""
+        """Return the edit, moved to its rows."""
         inner = self.edit.ready(dtype)
         if isinstance(inner, TwoPasses):
-            return TwoPasses(self._shifted(inner.look), self._shifted(inner.apply))
-        return self._shifted(inner)
+            return TwoPasses(self._shift(inner.look), self._shift(inner.apply))
+        return self._shift(inner)
 
-    def _shifted(self, inner: Apply) -> Apply:
+    def _shift(self, inner: Apply) -> Apply:
+        """Return a change of the rows that a tile and the range share, numbered from `first` on."""
+
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
             begin, end = max(start, self.first), min(start + len(tile), self.first + self.count)
             if begin < end:
@@ -277,26 +280,29 @@ class Within:
         return apply
 
 
-def look(applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array, between: Callable[[F32Array], None]) -> None:
+def look(
+    applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array, round_tile: Callable[[F32Array], None]
+) -> None:
     """Show a tile to the change that takes two passes, after applying those before it; overwrites the tile.
 
-    `between` is called with the tile after each change, to round it.
+    Args:
+        round_tile: Called with the tile after each change, to round it.
     """
     for apply in applies:
         if isinstance(apply, TwoPasses):
             apply.look(tile, start, scratch)
             return
         apply(tile, start, scratch)
-        between(tile)
+        round_tile(tile)
 
 
 def _as_matrix(values: np.ndarray) -> np.ndarray:
-    """A tensor as the matrix that tiles are rows of."""
+    """Return a tensor as the matrix whose rows make up tiles."""
     return values.reshape((-1, values.shape[-1]) if values.ndim > 1 else (-1, 1))
 
 
 def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:
-    """`(rows, r)` with an even number of rows, and `(r, columns)`; their product is the delta as the base stores it.
+    """Return `(rows, r)` with an even number of rows, and `(r, columns)`; their product is the delta as the base stores it.
 
     The factors of each term commute, so the product of the transposes has the bits of the transpose of the product.
     """
@@ -308,10 +314,11 @@ def _factors(delta: Pair, transposed: bool) -> tuple[F32Array, F32Array]:
 
 
 def _delta(left: F32Array, right: F32Array, shape: tuple[int, ...], start: int, scratch: F32Array) -> F32Array:
+    """Return rows of the delta from row `start` on, computed in `scratch`."""
     rows, columns = shape
     even = rows + rows % 2
     out = scratch[: even * columns].reshape(even, columns)
-    some = left[start : start + even]
-    if len(some) < even:  # the last tile of an odd number of rows
-        some = np.concatenate([some, np.zeros((even - len(some), left.shape[1]), np.float32)])
-    return product(some, right, out)[:rows]
+    tile_rows = left[start : start + even]
+    if len(tile_rows) < even:  # the last tile of an odd number of rows
+        tile_rows = np.concatenate([tile_rows, np.zeros((even - len(tile_rows), left.shape[1]), np.float32)])
+    return product(tile_rows, right, out)[:rows]

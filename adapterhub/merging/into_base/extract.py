@@ -1,9 +1,9 @@
 """Extract an adapter from a full fine-tune: the best low-rank part of the change of each weight, with its true error.
 
-Randomized subspace iteration (Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1) on `D = W_tuned - W_base`, which
-is never held as a whole: every pass reads both weights tile by tile. The reported error is not an estimate: the last pass
-compares the adapter as it is written with `D`. Cost per weight `(m, n)` at rank k: `2 * rounds + 3` passes of `2 m n (k +
-16)` multiplications.
+Randomized subspace iteration (Halko, Martinsson and Tropp, 2011, algorithms 4.4 and 5.1) on `D = W_tuned - W_base`, which is
+never held as a whole: every pass reads both weights tile by tile. The reported error is not an estimate: the last pass compares
+the adapter as written with `D`. Cost per weight `(m, n)` at rank k: `2 * rounds + 3` passes of `2 m n (k + 16)`
+multiplications.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Extracted:
     """The result for one weight. Norms are Frobenius.
 
     Attributes:
-        rank: The rank of its delta; None if the adapter leaves it out, 0 if the adapter replaces it as a whole.
+        rank: The rank of its delta; None if the adapter omits it, 0 if the adapter replaces it as a whole.
         change: The norm of the change over that of the base's weight; infinite if that is zero.
-        error: The norm of the part of the change that the adapter lacks over that of the change; 1 for a weight left out.
-        why: The reason why a weight that changed was left out, else empty.
+        error: The norm of the part of the change that the adapter lacks, over that of the change; 1 for an omitted weight.
+        reason: Why a weight that changed was omitted, else empty.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Extraction:
     """The results for all weights that changed, by name.
 
     Attributes:
-        error: The relative error of all changes together, weights that were left out included.
+        error: The relative error of all changes together, omitted weights included.
         unchanged: The number of weights that training did not change.
     """
 
@@ -74,13 +74,13 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The adapter to make: of a `rank`, or of the least ranks that keep a share of each change (`energy`).
+    """The adapter to make: one of a `rank`, or of the least ranks that keep a share of each change (`energy`).
 
     Attributes:
         energy: The share of the squared norm to keep.
         limit: The largest rank to use for an energy.
-        rest: Keep what a low-rank delta cannot hold (norms, biases, stacked experts) as whole tensors, like peft's
-            `modules_to_save`.
+        keep_other_tensors: Keep what a low-rank delta cannot hold (norms, biases, stacked experts) as whole tensors, like
+            peft's `modules_to_save`.
         dtype: The type of the factors.
     """
 
@@ -91,18 +91,18 @@ class Wanted:
     dtype: str = "F32"
 
 
-def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | None = None) -> tuple[Adapter, Extraction]:
-    """The adapter that on `base` comes closest to `tuned`, two Hugging Face folders with the same weights in floats.
+def extract(base: Path, tuned: Path, options: Wanted, *, progress: Progress | None = None) -> tuple[Adapter, Extraction]:
+    """Return the adapter that on `base` comes closest to `tuned`, two Hugging Face folders with the same weights in floats.
 
     Raises:
-        RefusedError: `tuned` is not a fine-tune of `base`: another architecture, other shapes or names; or one contains NaN.
+        RefusedError: `tuned` is not a fine-tune of `base` (another architecture, other shapes or names), or one contains NaN.
     """
-    if (wanted.rank is None) == (wanted.energy is None):
+    if (options.rank is None) == (options.energy is None):
         raise RefusedError("rank", "either a rank or an energy is needed", "Name one of them")
-    with FolderModel(_in_floats(base)) as before, FolderModel(_in_floats(tuned)) as after:
-        called = _matched(before, after)
-        run = _Run(before, after, called, wanted)
-        names = sorted(called)
+    with FolderModel(_read_float_folder(base)) as before, FolderModel(_read_float_folder(tuned)) as after:
+        tuned_names = _matched(before, after)
+        run = _ExtractionRun(before, after, tuned_names, options)
+        names = sorted(tuned_names)
         for number, name in enumerate(names, 1):
             run.weight(name)
             if progress:
@@ -110,52 +110,58 @@ def extract(base: Path, tuned: Path, wanted: Wanted, *, progress: Progress | Non
         return run.adapter(base), run.report()
 
 
-def _in_floats(path: Path) -> Folder:
+def _read_float_folder(path: Path) -> Folder:
+    """Read a folder whose weights are stored as floats."""
     folder = read_folder(path)
     if folder.method:
-        what = f"the weights are quantized ({folder.method}), and the change in training is smaller than their rounding"
-        raise RefusedError(str(path), what, "Name the model in 16 or 32 bits")
+        reason = f"the weights are quantized ({folder.method}), and the change in training is smaller than their rounding"
+        raise RefusedError(str(path), reason, "Name the model in 16 or 32 bits")
     return folder
 
 
 def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:
-    called = renamed(before.names, after.names)
-    missing = before.names - set(called)
+    """Return the fine-tune's name of each of the base's tensors, after checking that shapes and types match."""
+    tuned_names = renamed(before.names, after.names)
+    missing = before.names - set(tuned_names)
+    # A fine-tune may omit the output layer if it is tied to the embedding table.
     heads = {name for name in missing if name.endswith("lm_head.weight") and after.spec.tied}
     if missing - heads:
         first = sorted(missing - heads)[0]
         raise RefusedError(first, f"is in the base and not in {after.where}", "Is it a fine-tune of this base?")
-    for name, other in called.items():
-        if before.shape(name) != after.shape(other):
-            hint = "The vocabulary was resized" if before.shape(name)[1:] == after.shape(other)[1:] else ""
-            raise RefusedError(name, f"{before.shape(name)} in the base, {after.shape(other)} in {after.where}", hint)
-        for model, one in ((before, name), (after, other)):
-            if not is_float(model.dtype(one)) and "inv_freq" not in one:
+    # Shapes and types of both sides, before any weight is read.
+    for name, tuned_name in tuned_names.items():
+        if before.shape(name) != after.shape(tuned_name):
+            hint = "The vocabulary was resized" if before.shape(name)[1:] == after.shape(tuned_name)[1:] else ""
+            raise RefusedError(name, f"{before.shape(name)} in the base, {after.shape(tuned_name)} in {after.where}", hint)
+        for model, tensor in ((before, name), (after, tuned_name)):
+            if not is_float(model.dtype(tensor)) and "inv_freq" not in tensor:
                 raise RefusedError(
-                    one, f"is {model.dtype(one)} in {model.where}, not a type of floats", "Name the model in 16 or 32 bits"
+                    tensor,
+                    f"is {model.dtype(tensor)} in {model.where}, not a type of floats",
+                    "Name the model in 16 or 32 bits",
                 )
-    extra = sorted(after.names - set(called.values()))
+    extra = sorted(after.names - set(tuned_names.values()))
     if extra and not (len(extra) == 1 and extra[0].endswith("lm_head.weight")):
         raise RefusedError(extra[0], f"is in {after.where} and not in the base", "Is it a fine-tune of this base?")
     if extra:
         raise RefusedError(extra[0], "the base has no output layer of its own and the fine-tune has", "Untie the base first")
-    return called
+    return tuned_names
 
 
-class _Run:
-    """An extraction, weight by weight."""
+class _ExtractionRun:
+    """An extraction in progress, weight by weight."""
 
-    def __init__(self, before: FolderModel, after: FolderModel, called: Mapping[str, str], wanted: Wanted) -> None:
-        self._before, self._after, self._called, self._wanted = before, after, called, wanted
+    def __init__(self, before: FolderModel, after: FolderModel, tuned_names: Mapping[str, str], options: Wanted) -> None:
+        self._before, self._after, self._tuned_names, self._wanted = before, after, tuned_names, options
         self._deltas: dict[str, Delta] = {}
         self._replaced: dict[str, np.ndarray] = {}
         self._found: list[Extracted] = []
-        self._total = self._lost = 0.0
+        self._total = self._lost_energy = 0.0
         self._unchanged = 0
 
     def weight(self, name: str) -> None:
-        """Add the change of one weight to the adapter, or the reason why it is left out."""
-        change = Change(self._before, self._after, name, self._called[name])
+        """Add the change of one weight to the adapter, or the reason why it is omitted."""
+        change = Change(self._before, self._after, name, self._tuned_names[name])
         norm, base = change.norms()
         if not math.isfinite(norm):
             raise RefusedError(name, "contains NaN or infinity, in the base or in the fine-tune")
@@ -163,22 +169,22 @@ class _Run:
             self._unchanged += 1
             return
         share = norm / base if base else math.inf
-        why = self._why_not_low_rank(name)
-        if why and self._wanted.rest:
-            self._replaced[name] = self._after_whole(name)
+        reason = self._why_not_low_rank(name)
+        if reason and self._wanted.rest:
+            self._replaced[name] = self._tuned_tensor(name)
             self._found.append(Extracted(name, 0, share, 0.0))
-        elif why:
-            self._found.append(Extracted(name, None, share, 1.0, why))
-            self._lost += norm**2
+        elif reason:
+            self._found.append(Extracted(name, None, share, 1.0, reason))
+            self._lost_energy += norm**2
         else:
             error = self._low_rank(name, change, norm, share)
-            self._lost += (error * norm) ** 2
+            self._lost_energy += (error * norm) ** 2
         self._total += norm**2
         self._before.done(name)
-        self._after.done(self._called[name])
+        self._after.done(self._tuned_names[name])
 
     def _why_not_low_rank(self, name: str) -> str:
-        """The reason why a weight cannot have a low-rank delta; empty if it can."""
+        """Return why a weight cannot have a low-rank delta; empty if it can."""
         shape = self._before.shape(name)
         if not name.endswith(".weight"):
             return "not the weight of a module"
@@ -186,13 +192,15 @@ class _Run:
             return "a vector"
         return "" if len(shape) == 2 else f"{len(shape)} dimensions"
 
-    def _after_whole(self, name: str) -> np.ndarray:
-        other = self._called[name]
-        shape = self._after.shape(other)
-        rows = self._after.rows(other, 0, as_matrix(shape)[0])
-        return rows.reshape(shape).astype(dtypes.NUMPY[self._after.dtype(other)])
+    def _tuned_tensor(self, name: str) -> np.ndarray:
+        """Return a whole tensor of the fine-tune in its own type."""
+        tuned_name = self._tuned_names[name]
+        shape = self._after.shape(tuned_name)
+        rows = self._after.rows(tuned_name, 0, as_matrix(shape)[0])
+        return rows.reshape(shape).astype(dtypes.NUMPY[self._after.dtype(tuned_name)])
 
     def _low_rank(self, name: str, change: Change, norm: float, share: float) -> float:
+        """Add a low-rank delta of a weight and return its relative error."""
         left, right = leading(change, norm, self._wanted)
         dtype = DTYPES[self._wanted.dtype]
         left, right = left.astype(dtype), right.astype(dtype)
@@ -204,12 +212,13 @@ class _Run:
             self._deltas[target] = LowRank(down, up, float(r), transposed_base=True)
         else:
             self._deltas[target] = LowRank(np.ascontiguousarray(right), np.ascontiguousarray(left), float(r))
+        # Measure the factors as stored: their rounding to the file's type counts.
         error = change.distance(left.astype(np.float32), right.astype(np.float32)) / norm
         self._found.append(Extracted(name, r, share, error))
         return error
 
     def adapter(self, base: Path) -> Adapter:
-        """The adapter."""
+        """Return the extracted adapter."""
         if not self._deltas and not self._replaced:
             raise RefusedError(str(base), "the two models are the same in every weight that an adapter can hold")
         spec = self._before.spec
@@ -218,32 +227,32 @@ class _Run:
         return Adapter(dict(self._deltas), dict(self._replaced), meta=meta)
 
     def report(self) -> Extraction:
-        """The results for all weights."""
-        error = math.sqrt(self._lost / self._total) if self._total else 0.0
+        """Return the results for all weights."""
+        error = math.sqrt(self._lost_energy / self._total) if self._total else 0.0
         return Extraction(tuple(self._found), error, self._unchanged)
 
 
 class Change:
     """`W_tuned - W_base` as a float32 matrix that is read in tiles of rows, once for each pass."""
 
-    def __init__(self, before: Model, after: Model, name: str, other: str) -> None:
-        self._before, self._after, self._name, self._other = before, after, name, other
+    def __init__(self, before: Model, after: Model, name: str, tuned_name: str) -> None:
+        self._before, self._after, self._name, self._tuned_name = before, after, name, tuned_name
         shape = before.shape(name)
         self.shape = as_matrix(shape)
         self._norms: tuple[float, float] | None = None
 
     def tiles(self) -> Iterator[tuple[slice, F32Array]]:
-        """Ranges of rows, and the rows."""
+        """Yield ranges of rows, and those rows of the change."""
         step = max(1, _TILE // self.shape[1])
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
-            rows = self._after.rows(self._other, start, stop)
+            rows = self._after.rows(self._tuned_name, start, stop)
             with np.errstate(invalid="ignore"):
                 rows -= self._before.rows(self._name, start, stop)
             yield slice(start, stop), rows
 
     def norms(self) -> tuple[float, float]:
-        """The norm of the change and that of the base's weight."""
+        """Return the norm of the change and that of the base's weight."""
         if self._norms is None:
             change = sum(_square(rows) for _, rows in self.tiles())
             step = max(1, _TILE // self.shape[1])
@@ -253,55 +262,57 @@ class Change:
         return self._norms
 
     def times(self, right: F32Array) -> F32Array:
-        """`D @ right`."""
+        """Return `D @ right`."""
         out = np.empty((self.shape[0], right.shape[1]), np.float32)
         for rows, tile in self.tiles():
             np.matmul(tile, right, out=out[rows])
         return out
 
     def across(self, left: F32Array) -> F32Array:
-        """`D.T @ left`."""
+        """Return `D.T @ left`."""
         out = np.zeros((self.shape[1], left.shape[1]), np.float32)
         for rows, tile in self.tiles():
             out += tile.T @ left[rows]
         return out
 
     def distance(self, left: F32Array, right: F32Array) -> float:
-        """The norm of `D - left @ right`."""
+        """Return the norm of `D - left @ right`."""
         return math.sqrt(sum(_square(tile - left[rows] @ right) for rows, tile in self.tiles()))
 
 
-def leading(change: Change, norm: float, wanted: Wanted) -> tuple[F32Array, F32Array]:
-    """`(m, r)` and `(r, n)` whose product is close to the best of that rank, the singular values split between them.
+def leading(change: Change, norm: float, options: Wanted) -> tuple[F32Array, F32Array]:
+    """Return `(m, r)` and `(r, n)` whose product is close to the best of that rank, the singular values split between them.
 
-    For an energy the rank is doubled until it is enough, or `wanted.limit` is reached.
+    For an energy the rank is doubled until it is enough or `options.limit` is reached.
     """
-    most = min(change.shape)
-    if wanted.rank is not None:
-        return _split(*_svd(change, min(wanted.rank, most)), min(wanted.rank, most))
-    energy = wanted.energy or 0.0
-    rank = min(_FIRST, most)
+    largest_rank = min(change.shape)
+    if options.rank is not None:
+        return _split(*_svd(change, min(options.rank, largest_rank)), min(options.rank, largest_rank))
+    energy = options.energy or 0.0
+    rank = min(_FIRST, largest_rank)
     while True:
         U, S, Vt = _svd(change, rank)
-        kept = np.cumsum(S.astype(np.float64) ** 2) / norm**2
-        enough = int(np.searchsorted(kept, energy - 1e-7)) + 1
-        if enough <= len(S) and (enough <= rank or rank == most):
-            rank = min(enough, wanted.limit)
+        kept_energy = np.cumsum(S.astype(np.float64) ** 2) / norm**2
+        # Singular values come in float32, so a share can be short by their rounding.
+        enough_rank = int(np.searchsorted(kept_energy, energy - 1e-7)) + 1
+        if enough_rank <= len(S) and (enough_rank <= rank or rank == largest_rank):
+            rank = min(enough_rank, options.limit)
             break
-        if rank >= min(wanted.limit, most):
-            rank = min(wanted.limit, most)
+        if rank >= min(options.limit, largest_rank):
+            rank = min(options.limit, largest_rank)
             break
-        rank = min(2 * rank, most, wanted.limit)
+        rank = min(2 * rank, largest_rank, options.limit)
     return _split(U, S, Vt, rank)
 
 
 def _split(U: F32Array, S: F32Array, Vt: F32Array, rank: int) -> tuple[F32Array, F32Array]:
+    """Return the factors of the first `rank` triplets, each scaled by the root of the singular value."""
     root = np.sqrt(S[:rank])
     return U[:, :rank] * root, root[:, None] * Vt[:rank]
 
 
 def _svd(change: Change, rank: int) -> tuple[F32Array, F32Array, F32Array]:
-    """The leading singular triplets, `rank` and a few more; deterministic."""
+    """Return the leading singular triplets, `rank` of them and a few more; deterministic."""
     width = min(rank + _EXTRA, *change.shape)
     V = np.random.default_rng(0).standard_normal((change.shape[1], width), np.float32)
     for _ in range(_ROUNDS):
@@ -309,6 +320,7 @@ def _svd(change: Change, rank: int) -> tuple[F32Array, F32Array, F32Array]:
     images = change.times(V)
     vectors, squares, _ = np.linalg.svd(images.T.astype(np.float64) @ images)
     S = np.sqrt(squares)
+    # Directions with a negligible singular value are noise: they get a zero vector instead of a division by almost 0.
     scale = np.divide(1, S, out=np.zeros_like(S), where=(1e-7 * S[0] < S))
     U = images @ (vectors * scale).astype(np.float32)
     return U, S.astype(np.float32), (V @ vectors.astype(np.float32)).T
@@ -323,6 +335,6 @@ def _square(values: np.ndarray) -> float:
     return float(np.einsum("i,i", flat, flat, dtype=np.float64)) if flat.size else 0.0
 
 
-def ranks(found: Sequence[Extracted]) -> list[int]:
-    """The distinct ranks, sorted."""
-    return sorted({one.rank for one in found if one.rank})
+def ranks(weights: Sequence[Extracted]) -> list[int]:
+    """Return the distinct ranks, sorted."""
+    return sorted({weight.rank for weight in weights if weight.rank})

@@ -1,6 +1,6 @@
-"""Write a Hugging Face folder, merged or unchanged, as the GGUF file that llama.cpp's own conversion makes of it.
+"""Write a Hugging Face folder, merged or unchanged, as the GGUF file that llama.cpp's own conversion would make of it.
 
-Every tensor is made of those that a merge into a folder would write (`write_folder`), arranged as in llama.cpp
+Each tensor is made of those that a merge into a folder would write (`write_folder`), arranged as in llama.cpp
 (`formats.gguf_model.arrangement`), and rounded to its type there. Rows are read a few at a time; only a matrix that has to be
 transposed is held as a whole.
 """
@@ -49,7 +49,7 @@ class Model:
     Attributes:
         metadata: Its keys.
         tensors: In the order of the file.
-        changed: The folder's tensors that adapters change, in the type that they get, for the loss estimate.
+        changed: The folder's tensors that adapters change, in the type that each gets, for the loss estimate.
         notes: Decisions, one line each.
     """
 
@@ -59,8 +59,8 @@ class Model:
     notes: tuple[str, ...]
 
     def files(self, out: Path) -> tuple[OutFile, ...]:
-        """The one file."""
-        order = [(one.plan.name, one.kind.name, one.plan.shape) for one in self.tensors]
+        """Return the one output file."""
+        order = [(tensor.plan.name, tensor.kind.name, tensor.plan.shape) for tensor in self.tensors]
         head = gguf_file.header_bytes(self.metadata, order)
         parts: list[Part] = [Text(head, 0)]
         at = len(head)
@@ -75,7 +75,7 @@ class Model:
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
-    """A tensor of the output and the pieces of the folder's tensors that it is made of."""
+    """A tensor of the output, and the pieces of the folder's tensors that it consists of."""
 
     plan: Arranged
     kind: Kind
@@ -86,25 +86,26 @@ class _Tensor:
         return self.plan.rows * self.kind.row_size(self.plan.columns)
 
     def parts(self, at: int) -> list[Part]:
-        """The parts that write it from byte `at` on: copies of its pieces, if their bytes do not change."""
+        """Return the parts that write the tensor from byte `at` on: copies of its pieces, if their bytes do not change."""
         plan = self.plan
         if plan.constant is not None:
             return [Text(plan.constant.tobytes(), at)]
         copies = [_copied(piece, self.kind) for piece in self.pieces]
         if not plan.shift and not plan.decay and all(copies):
-            made: list[Part] = []
+            copied_parts: list[Part] = []
             for copy in copies:
                 if copy:
-                    made.append(replace(copy, at=at))
+                    copied_parts.append(replace(copy, at=at))
                     at += copy.size
-            return made
+            return copied_parts
         source = LaidOut(self.pieces, plan.rows, plan.columns, plan.shift, plan.decay)
         return [Made(plan.name, source, self.kind, at, ())]
 
 
 def _copied(piece: Piece, target: Kind) -> Copy | None:
-    """The bytes of a piece in the base's file; None if they change."""
+    """Return a copy of the piece's bytes in the base's file; None if they change."""
     part, source = piece.part, piece.source
+    # Rows in the base's order and whole columns: the bytes can be copied as they are.
     straight = not part.transposed and part.picks is None and part.columns is None
     if not straight or not isinstance(source, Stored) or source.kind.name != target.name:
         return None
@@ -112,54 +113,60 @@ def _copied(piece: Piece, target: Kind) -> Copy | None:
     return Copy(source.path, source.offset + part.first * width, part.height * width, 0, part.height * width)
 
 
-def gguf_model(folder: Folder, what: Written, options: Options) -> Model:
-    """The GGUF of a folder with edits; RefusedError names what llama.cpp cannot represent exactly."""
-    where = str(folder.path)
-    if what.shapes:
-        name = next(iter(what.shapes))
-        if name in what.added:
+def gguf_model(folder: Folder, contents: Written, options: Options) -> Model:
+    """Plan the GGUF model of a folder with edits.
+
+    Raises:
+        RefusedError: llama.cpp cannot represent the result exactly; names what it cannot represent.
+    """
+    folder_name = str(folder.path)
+    if contents.shapes:
+        name = next(iter(contents.shapes))
+        if name in contents.added:
             raise RefusedError(name, "a GGUF has no head of this task", "Merge into a folder")
         hint = "Merge into a folder, add the tokenizer there, and convert that"
         raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
-    architecture = names.by_class(folder.spec.architecture, where, folder=True)
-    config = configured(folder.config, where)
-    weights = {**folder.weights, **what.added}
-    plan = arranged(architecture, {name: one.shape for name, one in weights.items()}, config)
-    if lost := next((name for name, edits in what.edits.items() if edits and name not in plan.sources), None):
-        raise RefusedError(lost, "the adapter changes it, but a GGUF of the text model does not contain it")
-    check_complete(architecture, {one.name: one.shape for one in plan.tensors}, config)
+    architecture = names.by_class(folder.spec.architecture, folder_name, folder=True)
+    config = configured(folder.config, folder_name)
+    weights = {**folder.weights, **contents.added}
+    plan = arranged(architecture, {name: weight.shape for name, weight in weights.items()}, config)
+    # A tower that the text model lacks, such as a vision encoder, cannot take a change silently.
+    if lost_name := next((name for name, edits in contents.edits.items() if edits and name not in plan.sources), None):
+        raise RefusedError(lost_name, "the adapter changes it, but a GGUF of the text model does not contain it")
+    check_complete(architecture, {tensor.name: tensor.shape for tensor in plan.tensors}, config)
     numbers = hyperparameters(architecture, config)
-    otherwise = check_computed(config)
-    computed, more = rope_tensors(architecture.gguf, config)
-    rows = next((one.shape[0] for one in plan.tensors if one.name == "token_embd.weight"), 0)
+    rope_notes = check_computed(config)
+    computed, rope_keys = rope_tensors(architecture.gguf, config)
+    rows = next((tensor.shape[0] for tensor in plan.tensors if tensor.name == "token_embd.weight"), 0)
     if rows != config.count("vocab_size"):
         sizes = f"vocab_size is {config.get('vocab_size')}, and there are {rows} rows of embeddings"
-        raise RefusedError(where, f"config.json: {sizes}")
+        raise RefusedError(folder_name, f"config.json: {sizes}")
     tokens, notes = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
-    wanted = _wanted(folder, options)
-    sources = {name: _source(weight, what, folder, options) for name, weight in weights.items()}
+    main_type = _wanted(folder, options)
+    sources = {name: _source(weight, contents, folder, options) for name, weight in weights.items()}
     planned = (*computed, *plan.tensors)
-    shapes = {one.name: one.shape for one in planned}
-    types = {one.name: _type(one, wanted) for one in planned}
+    shapes = {tensor.name: tensor.shape for tensor in planned}
+    types = {tensor.name: _type(tensor, main_type) for tensor in planned}
     if options.requantize in MIXTURES:
         types |= mixed(options.requantize, architecture.gguf, shapes, numbers)
-    tensors = [_tensor(one, types[one.name], options, sources) for one in planned]
+    tensors = [_tensor(tensor, types[tensor.name], options, sources) for tensor in planned]
     metadata = _general(folder, architecture, shapes)
-    metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | more).items()}
-    metadata |= {key: _listed([sources[name] for name in of], folder) for key, of in plan.numbers.items()}
-    metadata |= stored(options.requantize if options.requantize in MIXTURES else wanted) | tokens
+    metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | rope_keys).items()}
+    metadata |= {key: _listed([sources[name] for name in parts], folder) for key, parts in plan.numbers.items()}
+    metadata |= stored(options.requantize if options.requantize in MIXTURES else main_type) | tokens
     if options.importance:
         metadata |= options.importance.metadata()
-        notes = (*_unweighted(tensors, options.importance), *notes)
+        notes = (*_importance_notes(tensors, options.importance), *notes)
     if options.lineage:
         metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
-    changed = _changed(tensors, what)
+    changed = _changed(tensors, contents)
     if folder.method:
         notes = (f"the base's weights were quantized ({folder.method}) and are dequantized", *notes)
-    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *otherwise, *notes))
+    return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *rope_notes, *notes))
 
 
 def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
+    """Return the `general.*` keys of a folder."""
     path = folder.path / "generation_config.json"
     generation = json_file.read_object(path) if path.is_file() else {}
     name = (folder.spec.repo or "").rpartition("/")[2] or folder.path.resolve().name
@@ -167,7 +174,7 @@ def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tu
 
 
 def _listed(sources: Sequence[TensorSource], folder: Folder) -> Value:
-    """An array of the numbers of tensors with one each."""
+    """Return an array of the numbers of tensors that have one element each."""
     out = np.empty((len(sources), 1), np.float32)
     for at, source in enumerate(sources):
         source.read(folder.opened, 0, 1, out[at : at + 1], fresh)
@@ -175,7 +182,7 @@ def _listed(sources: Sequence[TensorSource], folder: Folder) -> Value:
 
 
 def _wanted(folder: Folder, options: Options) -> str:
-    """The type of most matrices."""
+    """Return the type of most matrices: the requested one, else the base's most common by elements."""
     if options.requantize:
         return MIXTURES[options.requantize] if options.requantize in MIXTURES else REQUANTIZE[options.requantize]
     if options.dtype:
@@ -186,18 +193,20 @@ def _wanted(folder: Folder, options: Options) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def _source(weight: Weight, what: Written, folder: Folder, options: Options) -> TensorSource:
-    """The numbers of a tensor of the merged folder; rounded once, to the type of the result, if that is not the base's."""
-    edits = what.edits.get(weight.name, ())
-    own = what.sources.get(weight.name) or weight.source()
+def _source(weight: Weight, contents: Written, folder: Folder, options: Options) -> TensorSource:
+    """Return the numbers of a tensor of the merged folder, rounded once to the result's type if that is not the base's."""
+    edits = contents.edits.get(weight.name, ())
+    unchanged = contents.sources.get(weight.name) or weight.source()
     if not edits:
-        return own
+        return unchanged
+    # With a new type the sum stays in float32 here and is rounded once, when it is written.
     new_type = bool(options.dtype or options.requantize or folder.method)
     wide = floats("F32" if new_type else weight.dtype, weight.name)
-    return Merged(Made(weight.name, own, wide, 0, edits, stepwise=not new_type))
+    return Merged(Made(weight.name, unchanged, wide, 0, edits, stepwise=not new_type))
 
 
 def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
+    """Return a tensor of the output with its type and pieces."""
     pieces = tuple(Piece(part, sources[part.source]) for part in plan.parts)
     kind = writable(type_name, plan.columns, plan.name)
     if options.importance and isinstance(kind, Blocks) and kind.name in WEIGHTED:
@@ -206,21 +215,21 @@ def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[s
 
 
 def _by_importance(plan: Arranged, kind: Blocks, importance: Importance) -> Blocks:
-    """The type by the importance of a tensor's columns, if the matrix has it."""
+    """Return the type with the importance of a tensor's columns, if the matrix has the tensor."""
     values, experts = importance.values.get(plan.name), plan.shape[0] if len(plan.shape) > 2 else 1
     if values is None:
         return kind
     if values.size != experts * plan.columns:
-        if plan.name in TABLES:  # whose rows are looked up, not multiplied
+        if plan.name in TABLES:  # the rows of a token table are looked up, not multiplied
             return kind
-        what = f"{values.size} numbers for {plan.name}, which has {experts * plan.columns} columns"
-        raise RefusedError(importance.where, what, "Is this the matrix of another model?")
+        reason = f"{values.size} numbers for {plan.name}, which has {experts * plan.columns} columns"
+        raise RefusedError(importance.where, reason, "Is this the matrix of another model?")
     return replace(kind, importance=values.reshape(experts, plan.columns), per=plan.rows // experts)
 
 
-def _unweighted(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str, ...]:
-    """A note if the matrix lacks tensors that are quantized."""
-    kinds = {one.plan.name: one.kind for one in tensors}
+def _importance_notes(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str, ...]:
+    """Return a note if the importance matrix lacks tensors that are quantized."""
+    kinds = {tensor.plan.name: tensor.kind for tensor in tensors}
     lacking = [name for name, kind in kinds.items() if kind.name in WEIGHTED and name not in importance.values]
     lacking = [name for name in lacking if name not in (*TABLES, "output.weight")]
     if not any(isinstance(kind, Blocks) and kind.importance is not None for kind in kinds.values()):
@@ -228,41 +237,41 @@ def _unweighted(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str
     return (f"{len(lacking)} tensors are not in the importance matrix: {lacking[0]}",) if lacking else ()
 
 
-def _type(plan: Arranged, wanted: str) -> str:
-    """The type of a tensor, as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
+def _type(plan: Arranged, main_type: str) -> str:
+    """Return the type of a tensor as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
     if len(plan.shape) < 2 or plan.name.endswith(NEVER_QUANTIZED) or not plan.name.endswith(".weight"):
         return "F32"
-    return fitting(wanted, plan.columns)
+    return fitting(main_type, plan.columns)
 
 
-def _changed(tensors: Sequence[_Tensor], what: Written) -> list[Made]:
-    """Each changed tensor of the folder in the type that it gets, for the loss estimate; the order of rows does not matter."""
-    found: dict[str, Made] = {}
+def _changed(tensors: Sequence[_Tensor], contents: Written) -> list[Made]:
+    """Return each changed tensor of the folder in its new type, for the loss estimate; the order of rows is irrelevant."""
+    changed: dict[str, Made] = {}
     for tensor in tensors:
         for piece in tensor.pieces:
-            made = piece.source.made if isinstance(piece.source, Merged) else None
-            if made and what.edits.get(made.name) and made.name not in found:
-                fits = made.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
-                target = tensor.kind if fits else floats("F16", made.name)
-                stepwise = made.stepwise and target.name == made.kind.name
-                found[made.name] = replace(made, kind=target, stepwise=stepwise)
-    return list(found.values())
+            edited = piece.source.made if isinstance(piece.source, Merged) else None
+            if edited and contents.edits.get(edited.name) and edited.name not in changed:
+                fits = edited.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
+                target = tensor.kind if fits else floats("F16", edited.name)
+                stepwise = edited.stepwise and target.name == edited.kind.name
+                changed[edited.name] = replace(edited, kind=target, stepwise=stepwise)
+    return list(changed.values())
 
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """A tensor of the folder with its edits applied, rounded to `made.kind`."""
+    """A tensor of the folder with its edits applied, rounded to `edited.kind`."""
 
     made: Made
 
     @property
     def rows(self) -> int:
-        """Rows of the tensor."""
+        """The number of rows of the tensor."""
         return self.made.source.rows
 
     @property
     def columns(self) -> int:
-        """Numbers in a row."""
+        """The numbers in a row."""
         return self.made.source.columns
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
@@ -272,37 +281,39 @@ class Merged:
         np.copyto(out, self._changed(opened, first, last, buffer)[start - first : stop - first])
 
     def _changed(self, opened: Opened, start: int, stop: int, buffer: Buffer) -> F32Array:
-        made, count = self.made, (stop - start) * self.columns
+        """Return rows `start` to `stop` with the edits applied, in this thread's buffers."""
+        edited, count = self.made, (stop - start) * self.columns
 
         def load() -> Ready:
-            ready = made.ready()
+            ready = edited.ready()
             Run(None, 0).look(ready, opened)
             return ready
 
-        ready: Ready = opened.held(f"ready {made.name}", load)
+        ready: Ready = opened.held(f"ready {edited.name}", load)
         wide = buffer("merged", 4 * count).view(np.float32).reshape(stop - start, self.columns)
-        width = made.kind.row_size(self.columns)
+        width = edited.kind.row_size(self.columns)
         raw = buffer("merged raw", (stop - start) * width).reshape(stop - start, width)
-        made.source.read(opened, start, stop, wide, buffer)
+        edited.source.read(opened, start, stop, wide, buffer)
         try:
             ready.change(wide, raw, start, buffer("merged scratch", 4 * (count + self.columns)).view(np.float32))
         except UnfitError as unfit:
-            made.source.read(opened, start, stop, wide, buffer)
-            raise explained(made, wide) from unfit
-        made.kind.decode(raw, wide)
+            # The edits overwrote the rows: read the base's again to tell whose fault it is.
+            edited.source.read(opened, start, stop, wide, buffer)
+            raise explained(edited, wide) from unfit
+        edited.kind.decode(raw, wide)
         return wide
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A part of a tensor, and the source of its numbers."""
+    """A part of a tensor of the output, and the source of its numbers."""
 
     part: SourcePart
     source: TensorSource
 
     @property
     def rows(self) -> int:
-        """Rows of the result."""
+        """The number of rows of the result."""
         if self.part.picks is not None:
             return len(self.part.picks)
         return self.source.columns if self.part.transposed else self.part.height
@@ -312,11 +323,11 @@ class Piece:
         if self.part.transposed:
             self._transposed(opened, start, stop, out, buffer)
         elif self.part.picks is not None:
-            self._picked(opened, self.part.picks[start:stop], out, buffer)
+            self._read_picked(opened, self.part.picks[start:stop], out, buffer)
         else:
-            self._straight(opened, self.part.first + start, self.part.first + stop, out, buffer)
+            self._read_straight(opened, self.part.first + start, self.part.first + stop, out, buffer)
 
-    def _straight(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def _read_straight(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         if self.part.columns is None:
             self.source.read(opened, start, stop, out, buffer)
             return
@@ -324,16 +335,19 @@ class Piece:
         self.source.read(opened, start, stop, rows, buffer)
         np.copyto(out, rows[:, self.part.columns])
 
-    def _picked(self, opened: Opened, wanted: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
-        """Read rows in any order; those that follow one another in the file are read together."""
-        order = np.argsort(wanted, kind="stable")
-        for run in np.split(order, np.flatnonzero(np.diff(wanted[order]) != 1) + 1):
-            first, count = int(wanted[run[0]]), len(run)
+    def _read_picked(self, opened: Opened, picks: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
+        """Read rows in any order; rows that follow one another in the file are read together."""
+        # Sorted, so that neighboring rows are one read each.
+        order = np.argsort(picks, kind="stable")
+        for run in np.split(order, np.flatnonzero(np.diff(picks[order]) != 1) + 1):
+            first, count = int(picks[run[0]]), len(run)
             rows = buffer("picked", 4 * count * self.source.columns).view(np.float32).reshape(count, self.source.columns)
             self.source.read(opened, self.part.first + first, self.part.first + first + count, rows, buffer)
             out[run] = rows
 
     def _transposed(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        """Read rows of the transpose from the whole source, which is cached."""
+
         def load() -> F32Array:
             slab = np.empty((self.part.height, self.source.columns), np.float32)
             self.source.read(opened, self.part.first, self.part.first + self.part.height, slab, buffer)
@@ -346,7 +360,7 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class LaidOut:
-    """Pieces stacked from top to bottom, with `shift` added to every number, or with `decay` -exp of it."""
+    """Pieces stacked from top to bottom, with `shift` added to every number, or -exp of every number with `decay`."""
 
     pieces: Sequence[Piece]
     rows: int

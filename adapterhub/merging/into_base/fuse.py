@@ -1,9 +1,8 @@
-"""Merge adapters into a base, a Hugging Face folder or a GGUF model: everything is decided and estimated first, then written.
+"""Merge adapters into a base, a Hugging Face folder or a GGUF model: plan and estimate everything first, then write.
 
-The change of each tensor is planned (`plan`, `plan_gguf`), laid out in files (`write_folder`, `write_gguf`,
-`folder_to_gguf`), estimated (`loss_estimate`) and written (`output_files`). Plain LoRA merged into a folder, in the
-folder's own type, is bit-identical to peft's `merge_and_unload` (`edits` has its order of rounding, `product` the order of
-its sums).
+The change of each tensor is planned (`plan_folder`, `plan_gguf`), laid out in files (`write_folder`, `write_gguf`,
+`folder_to_gguf`), estimated (`loss_estimate`) and written (`output_files`). Plain LoRA merged into a folder, in the folder's
+own type, is bit-identical to peft's `merge_and_unload` (`edits` has its order of rounding, `product` the order of its sums).
 """
 
 from __future__ import annotations
@@ -39,16 +38,16 @@ PLAIN = Options()
 
 @dataclass(frozen=True, repr=False)
 class FuseReport:
-    """What a merge does; sizes in bytes.
+    """The result of a merge into a base, planned or written; sizes in bytes.
 
     Attributes:
         out: The new folder or file; None if nothing was written.
-        touched: Tensor name to its change.
+        touched: From tensor name to its estimated change.
         tensors: The number of tensors of the base.
         size: Bytes of all weights written.
         touched_size: Bytes of the changed tensors.
         notes: Decisions, one line each.
-        warnings: What the user may not have intended, one line each.
+        warnings: Effects that the user may not intend, one line each.
         copied: Other files that are copied.
         skipped: Files that are not copied, with the reason.
     """
@@ -82,9 +81,9 @@ class Merge:
     Writing it can fail only for numbers that become infinite outside of the sample, and for a full disk.
 
     Attributes:
-        report: What it does.
-        base: The model that it merges into.
-        single: Whether the output is one file, not a folder.
+        report: The planned result.
+        base: The model that the adapters are merged into.
+        single: Whether the output is one file rather than a folder.
     """
 
     report: FuseReport
@@ -95,7 +94,7 @@ class Merge:
     _write_side_files: Callable[[Path], None] = field(default=_no_side_files)
 
     def write(self, out: Path, progress: Progress | None = None, *, replace: bool = False) -> FuseReport:
-        """Write the result to `out`, which appears complete or not at all; a model there is replaced only with `replace`.
+        """Write the result to `out`, which appears complete or not at all; replace an existing model only with `replace`.
 
         Raises:
             OutputExistsError: `out` exists.
@@ -104,28 +103,28 @@ class Merge:
         """
         if not self.single and out.suffix == ".gguf":
             raise UsageError(str(out), "is the name of a file, and this merge writes a folder", "Name a folder")
-        run = Run(progress, self.report.size)
-        several = not self.single and len(self._files(out)) > 1
-        job = self._job() if several else ""
-        left = None if self.single else resume.left_over(out, job)
-        with self.base, atomic.whole(out, folder=not self.single, replace=replace) as inside:
-            files = self._files(inside)
-            if several:
-                self._write_resumable(run, files, resume.Finished(job, inside), left)
+        writer = Run(progress, self.report.size)
+        # One file is written in one go: only finished files of several can be taken over by a later run.
+        resumable = not self.single and len(self._files(out)) > 1
+        job = self._job() if resumable else ""
+        leftover = None if self.single else resume.left_over(out, job)
+        with self.base, atomic.whole(out, folder=not self.single, replace=replace) as partial_output:
+            files = self._files(partial_output)
+            if resumable:
+                self._write_resumable(writer, files, resume.Finished(job, partial_output), leftover)
             else:
-                self._write_side_files(inside)
-                run.write(files, inside.parent if self.single else inside, self.base.opened)
+                self._write_side_files(partial_output)
+                writer.write(files, partial_output.parent if self.single else partial_output, self.base.opened)
         return dataclasses.replace(self.report, out=out)
 
-    def _write_resumable(self, run: Run, files: Sequence[OutFile], finished: resume.Finished, left: Path | None) -> None:
-        """Take over the files that an interrupted run finished, and write the others; when interrupted, keep those that are
-        done."""
-        taken = finished.take_over(left) if left else set()
+    def _write_resumable(self, writer: Run, files: Sequence[OutFile], finished: resume.Finished, leftover: Path | None) -> None:
+        """Take over the files that an interrupted run finished and write the others; keep those done if interrupted."""
+        finished_names = finished.take_over(leftover) if leftover else set()
         try:
             self._write_side_files(finished.folder)
-            run.skip(sum(_size(part) for file in files if file.name in taken for part in file.parts))
-            rest = [file for file in files if file.name not in taken]
-            run.write(rest, finished.folder, self.base.opened, finished.record)
+            writer.skip(sum(_size(part) for file in files if file.name in finished_names for part in file.parts))
+            remaining = [file for file in files if file.name not in finished_names]
+            writer.write(remaining, finished.folder, self.base.opened, finished.record)
         except (KeyboardInterrupt, SystemExit):
             finished.keep()
             raise
@@ -137,7 +136,7 @@ def fuse(
     """Merge adapters, each times its weight, into a base and write the result to `out`.
 
     Raises:
-        RefusedError: The result would not be the base plus the adapters; nothing was written.
+        RefusedError: The result would differ from the base plus the adapters; nothing was written.
         OutputExistsError: `out` exists.
         LocalIOError: The disk is full or cannot be written; nothing is left behind.
     """
@@ -151,17 +150,17 @@ def prepared(
 
     Args:
         adapters: The adapters and their weights.
-        base: A Hugging Face folder or a GGUF model: its path, or what `read_base` returned.
+        base: A Hugging Face folder or a GGUF model: its path, or the result of `read_base`.
         options: How to write the result.
         gguf: Write a folder as GGUF; then there may be no adapter at all.
         join: The method to merge their deltas by; None to add them, each times its weight.
     """
-    found = read_base(base) if isinstance(base, Path) else base
-    with found:
-        if isinstance(found, GGUFBase):
-            return _into_gguf(adapters, found, options, join)
-        into = _folder_as_gguf if gguf else _into_folder
-        return into(adapters, found, options, join)
+    opened_base = read_base(base) if isinstance(base, Path) else base
+    with opened_base:
+        if isinstance(opened_base, GGUFBase):
+            return _into_gguf(adapters, opened_base, options, join)
+        plan_merge = _folder_as_gguf if gguf else _into_folder
+        return plan_merge(adapters, opened_base, options, join)
 
 
 def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options, join: Join | None) -> Merge:
@@ -171,8 +170,8 @@ def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options, join: Join 
     if options.requantize == NF4:
         raise RefusedError(NF4, "is a type of Hugging Face folders, and the base is a GGUF file", "Choose q4_0")
     if options.requantize in MIXTURES:
-        what = "is a mixture, which is made of a Hugging Face folder, and the base is a GGUF file"
-        raise RefusedError(options.requantize, what, "Choose one type, such as q4_k")
+        reason = "is a mixture, which is made of a Hugging Face folder, and the base is a GGUF file"
+        raise RefusedError(options.requantize, reason, "Choose one type, such as q4_k")
     _refuse_two_types(options)
     steps = plan_gguf(adapters, base) if join is None else plan_gguf_joined(adapters, base, join)
     files = gguf_files(steps, Path("out.gguf"), options)
@@ -185,17 +184,20 @@ def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options, join: Join 
 
 def _into_folder(adapters: Weighted, folder: Folder, options: Options, join: Join | None) -> Merge:
     if options.requantize and options.requantize != NF4:
-        what = "is a type of GGUF files, and the output is a Hugging Face folder"
-        raise RefusedError(options.requantize, what, "Merge into a .gguf, or choose nf4", code="gguf-type-for-folder")
+        reason = "is a type of GGUF files, and the output is a Hugging Face folder"
+        raise RefusedError(options.requantize, reason, "Merge into a .gguf, or choose nf4", code="gguf-type-for-folder")
     if not options.dequantize and options.requantize != NF4:
         folder.refuse_quantized()
     steps = plan(adapters, folder) if join is None else plan_joined(adapters, folder, join)
     copied, skipped = side_files(folder.path, {shard.path.name for shard in folder.shards})
-    seen = as_trained(folder, options) if options.as_trained else {}
-    packed = frozenset(to_nf4(folder, dtype=options.dtype)) if options.requantize == NF4 else frozenset()
-    written = Written(steps.edits, steps.added, steps.shapes, steps.config, seen, packed)
-    files, texts = folder_files(folder, written, options)
-    changes = estimate_all(files, steps.edits, options, folder.opened, {name: folder.weights[name].source() for name in seen})
+    training_sources = as_trained(folder, options) if options.as_trained else {}
+    in_nf4 = frozenset(to_nf4(folder, dtype=options.dtype)) if options.requantize == NF4 else frozenset()
+    contents = Written(steps.edits, steps.added, steps.shapes, steps.config, training_sources, in_nf4)
+    files, texts = folder_files(folder, contents, options)
+    # The estimate compares with the base's own numbers, not with those that training saw.
+    changes = estimate_all(
+        files, steps.edits, options, folder.opened, {name: folder.weights[name].source() for name in training_sources}
+    )
     tensors = len(folder.weights) + len(steps.added)
     report = dataclasses.replace(_report(files, changes, steps.notes, tensors=tensors), copied=copied, skipped=skipped)
     texts[CARD] = model_card(folder.path, folder.spec, options.lineage, report.notes)
@@ -217,21 +219,22 @@ def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options, join: 
     _refuse_two_types(options)
     if not options.dequantize:
         folder.refuse_quantized()
+    # Without adapters this is a plain conversion of the folder.
     steps = Plan({}) if not adapters else plan_joined(adapters, folder, join) if join else plan(adapters, folder)
-    seen = as_trained(folder, options) if options.as_trained else {}
-    model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, seen), options)
-    own = {name: folder.weights[name].source() for name in seen}
-    changes = estimate_all([OutFile("", model.changed)], steps.edits, options, folder.opened, own)
+    training_sources = as_trained(folder, options) if options.as_trained else {}
+    model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, training_sources), options)
+    base_sources = {name: folder.weights[name].source() for name in training_sources}
+    changes = estimate_all([OutFile("", model.changed)], steps.edits, options, folder.opened, base_sources)
     files = model.files(Path("out.gguf"))
     report = _report(files, changes, (*steps.notes, *model.notes), tensors=len(model.tensors))
-    report = dataclasses.replace(report, touched_size=sum(made.size for made in model.changed))
+    report = dataclasses.replace(report, touched_size=sum(tensor.size for tensor in model.changed))
     return Merge(report, folder, True, partial(resume.job, adapters, folder.path, options), model.files)
 
 
 def _refuse_two_types(options: Options) -> None:
     if options.requantize and options.dtype:
-        what = f"matrices become {options.requantize} already"
-        raise RefusedError(options.dtype, what, "Name one type", code="two-types")
+        reason = f"matrices become {options.requantize} already"
+        raise RefusedError(options.dtype, reason, "Name one type", code="two-types")
 
 
 def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], *, tensors: int) -> FuseReport:
@@ -249,5 +252,5 @@ def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequ
 
 
 def _size(part: Part) -> int:
-    """Bytes of tensors."""
+    """Return the number of bytes of a part that belong to tensors."""
     return 0 if isinstance(part, Text) else part.counted if isinstance(part, Copy) else part.size

@@ -1,4 +1,4 @@
-"""Edits of several adapters joined by a method that is no sum, such as TIES: one edit for the rows that they all change."""
+"""Edits of several adapters joined by a method that is not a sum, such as TIES: one edit of the rows that they all change."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Span = tuple[int, int] | None
 
 
 class Join(Protocol):
-    """A method to merge the deltas of one matrix."""
+    """A method that merges the deltas of one matrix."""
 
     def check(self, adapters: Sequence[Adapter]) -> None:
-        """Refuse adapters with parts that the method cannot merge, by name."""
+        """Refuse adapters with parts that the method cannot merge; the error names the part."""
 
     def __call__(self, target: str, terms: Sequence[Factors | None]) -> Callable[[int, int], F32Array]:
-        """Return a function to the rows, from the first up to a last, of the merged matrix."""
+        """Return a function that computes rows, from a first to a last, of the merged matrix."""
 
 
 @dataclass(frozen=True, eq=False)
 class AddJoined:
-    """Add what a method makes of the deltas of several adapters; None for one that does not change these rows."""
+    """Add a method's merge of the deltas of several adapters; None for an adapter that does not change these rows."""
 
     target: str
     deltas: Sequence[AddLowRank | None]
@@ -42,7 +42,7 @@ class AddJoined:
         return self.join(self.target, [None if edit is None else _factors(edit) for edit in self.deltas])
 
     def ready(self, dtype: np.dtype) -> Apply:
-        """The sum."""
+        """Return the addition."""
         rows = self._rows
 
         def apply(tile: F32Array, start: int, scratch: F32Array) -> None:
@@ -51,34 +51,36 @@ class AddJoined:
         return apply
 
 
-def joined(each: Sequence[Mapping[str, Sequence[Edit]]], join: Join) -> dict[str, tuple[Edit, ...]]:
-    """Join the edits of every adapter, by tensor.
+def joined(edits_by_adapter: Sequence[Mapping[str, Sequence[Edit]]], join: Join) -> dict[str, tuple[Edit, ...]]:
+    """Join the edits of all adapters, by tensor.
 
     Raises:
-        RefusedError: An edit is no plain delta, or two adapters change different rows that overlap.
+        RefusedError: An edit is not a plain delta, or two adapters change different rows that overlap.
     """
-    names = dict.fromkeys(name for edits in each for name in edits)
-    return {name: tuple(_joined(name, [edits.get(name, ()) for edits in each], join)) for name in names}
+    names = dict.fromkeys(name for edits in edits_by_adapter for name in edits)
+    return {name: tuple(_joined(name, [edits.get(name, ()) for edits in edits_by_adapter], join)) for name in names}
 
 
-def _joined(name: str, each: Sequence[Sequence[Edit]], join: Join) -> list[Edit]:
+def _joined(name: str, edits_by_adapter: Sequence[Sequence[Edit]], join: Join) -> list[Edit]:
+    """Return the joined edits of one tensor, one for each range of rows."""
     spans: dict[Span, list[AddLowRank | None]] = {}
-    for number, edits in enumerate(each):
+    for number, edits in enumerate(edits_by_adapter):
         for edit in edits:
             inner, span = (edit.edit, (edit.first, edit.count)) if isinstance(edit, Within) else (edit, None)
-            place = spans.setdefault(span, [None] * len(each))
-            if not isinstance(inner, AddLowRank) or place[number] is not None:
+            span_deltas = spans.setdefault(span, [None] * len(edits_by_adapter))
+            if not isinstance(inner, AddLowRank) or span_deltas[number] is not None:
                 raise RefusedError(name, "an adapter does more than add one delta to it", "Merge into an adapter first")
-            place[number] = inner
-    _check_apart(name, spans)
-    target, found = name.removesuffix(".weight"), list[Edit]()
+            span_deltas[number] = inner
+    _refuse_overlaps(name, spans)
+    target, joined_edits = name.removesuffix(".weight"), list[Edit]()
     for span, deltas in spans.items():
         edit = AddJoined(target if span is None else f"{target}[{span[0]}]", deltas, join)
-        found.append(edit if span is None else Within(edit, *span))
-    return found
+        joined_edits.append(edit if span is None else Within(edit, *span))
+    return joined_edits
 
 
-def _check_apart(name: str, spans: Mapping[Span, object]) -> None:
+def _refuse_overlaps(name: str, spans: Mapping[Span, object]) -> None:
+    """Refuse ranges that overlap without being equal: the method needs all deltas of a range at once."""
     end = 0
     for span in sorted(span or (0, 1 << 62) for span in spans):
         if span[0] < end:
@@ -87,7 +89,7 @@ def _check_apart(name: str, spans: Mapping[Span, object]) -> None:
 
 
 def _factors(edit: AddLowRank) -> Factors:
-    """The delta as the base stores it, with its scale."""
+    """Return the delta as the base stores it, with its scale."""
     delta = edit.delta
     swap = edit.transposed or isinstance(delta, LowRankEmbedding)
     left, right = (delta.lora_A.T, delta.lora_B.T) if swap else (delta.lora_B, delta.lora_A)

@@ -1,7 +1,7 @@
-"""How much of the adapters a merge will keep: estimated on a sample of rows of each changed tensor before anything is written.
+"""Estimate how much of the adapters a merge retains, on a sample of rows of each changed tensor, before anything is written.
 
-A merge that would lose too much is refused or warned about. The estimate also compares the result with the weights that
-training saw, where the base was quantized for training.
+A merge that would lose too much is refused, or warned about in 16 bits. The estimate also compares the result with the weights
+that training saw, where the base was quantized for training.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .tensor_types import kind
 F32Array = NDArray[np.float32]
 
 SAMPLE = 1 << 16
-"""Elements of a tensor on which its change is estimated, at least; all of a smaller one."""
-LEAST_KEPT = 0.9
+"""The least number of elements of a tensor on which its change is estimated; all of a smaller tensor."""
+LEAST_RETAINED = 0.9
 """The share of a module's change below which a quantized target is refused, and one in 16 bits warned about."""
 _SPOTS = 4  # places in a tensor that the sample is taken from
 
@@ -38,15 +38,15 @@ class Change:
     """The change of a tensor, estimated on some of its rows.
 
     Attributes:
-        relative: The norm of the delta over that of the weight. This and `kept` are None if the sample does not change.
-        kept: The share of the delta that survives rounding to the stored type (the projection of the effective change on the
-            delta): near 1, or near 0 if the steps of the type swallow it. For NF4 the effective change is that against the base
-            in NF4.
-        doubt: How far off `kept` may be, since rounding on these rows is partly chance: four standard deviations.
+        relative: The norm of the delta over that of the weight. This and `retained` are None if the sample does not change.
+        retained: The share of the delta that survives rounding to the stored type (the projection of the effective change on
+            the delta): near 1, or near 0 if the steps of the type swallow it. For NF4, the effective change is relative to the
+            base in NF4.
+        uncertainty: The largest error of `retained`, since rounding on these rows is partly chance: four standard deviations.
         original: The relative error of the result against the weight that training saw plus its delta, when merged into the
-        base
-            as it is; for isotropic inputs this is the error of the module's output. None if what training saw is not known.
-        as_trained: The same when the base is first rounded as in training.
+            base unchanged; for isotropic inputs this is the error of the module's output. None if it is not known what training
+            saw.
+        as_trained: The same error when the base is first rounded as in training.
         quantized: Whether the tensor is stored in blocks.
     """
 
@@ -59,16 +59,16 @@ class Change:
 
     @property
     def is_lost(self) -> bool:
-        """Whether less than `LEAST_KEPT` survives, beyond doubt."""
-        return self.kept is not None and self.kept + self.doubt < LEAST_KEPT
+        """Whether less than `LEAST_RETAINED` survives, beyond the uncertainty."""
+        return self.kept is not None and self.kept + self.doubt < LEAST_RETAINED
 
 
 @dataclass(frozen=True)
-class Trained:
-    """How training saw the weights: which tensors were quantized, and the numbers that their rows became."""
+class TrainingQuantization:
+    """The quantization of the base in training: which tensors it covered, and its effect on rows of numbers."""
 
     quantized: Callable[[str], bool]
-    through: Callable[[F32Array], F32Array]
+    round_trip: Callable[[F32Array], F32Array]
 
 
 def estimate_all(
@@ -76,48 +76,53 @@ def estimate_all(
     edits: Mapping[str, Sequence[Edit]],
     options: Options,
     opened: Opened,
-    own: Mapping[str, TensorSource] | None = None,
+    base_sources: Mapping[str, TensorSource] | None = None,
 ) -> dict[str, Change]:
-    """The change of each tensor that has edits; RefusedError if too little of the adapter would be kept.
+    """Estimate the change of each tensor that has edits.
 
     Args:
-        own: The base's own numbers of tensors that `files` make of others.
+        base_sources: The base's own numbers of tensors that `files` compute from other numbers.
+
+    Raises:
+        RefusedError: A quantized tensor would retain too little of the adapter.
     """
-    run = Run(None, 0)
+    writer = Run(None, 0)
     # For a base in floats, NF4 is the one quantization of training that can be reproduced.
-    trained = Trained(is_linear, sampled) if options.trained_in == NF4 else None
+    trained = TrainingQuantization(is_linear, sampled) if options.trained_in == NF4 else None
     changes = {}
     for part in (part for file in files for part in file.parts if isinstance(part, Made) and edits.get(part.name)):
-        original = (own or {}).get(part.name, part.source)
+        original = (base_sources or {}).get(part.name, part.source)
         in_floats = isinstance(original, Stored) and not original.kind.quantized
-        changes[part.name] = estimate(part, original, opened, run, trained if in_floats else None)
+        changes[part.name] = estimate(part, original, opened, writer, trained if in_floats else None)
     lost = {name: change.kept or 0.0 for name, change in changes.items() if change.quantized and change.is_lost}
     if lost and not options.force:
+        # The worst first, as a message shows only a few.
         worst_first = sorted(lost.items(), key=lambda item: item[1])
-        lines = [f"{name}: {kept:.1%} of the adapter's change would be kept" for name, kept in worst_first]
+        lines = [f"{name}: {retained:.1%} of the adapter's change would be kept" for name, retained in worst_first]
         hint = "Merge into 16 bits, or into the full-precision model"
         raise refused("quantized", lines, hint, code="adapter-lost-in-nf4" if options.requantize == NF4 else "adapter-lost")
     return changes
 
 
-def estimate(made: Made, original: TensorSource, opened: Opened, run: Run, trained: Trained | None) -> Change:
-    """The change of one tensor, estimated on rows from a few places, without rounding and as stored.
+def estimate(tensor: Made, original: TensorSource, opened: Opened, writer: Run, trained: TrainingQuantization | None) -> Change:
+    """Estimate the change of one tensor on rows from a few places, without rounding and as stored.
 
-    `original` is the base's own weight.
+    Args:
+        original: The base's own weight.
     """
     sums = _Sums()
-    ready = made.ready()
-    run.look(ready, opened)
-    for start, stop in sampled_rows(made):
-        before = _read(made.source, start, stop, opened, run)
+    ready = tensor.ready()
+    writer.look(ready, opened)
+    for start, stop in sampled_rows(tensor):
+        before = _read(tensor.source, start, stop, opened, writer)
         exact, after = _outcome(ready, before, start)
-        sums.add(before, exact, after, made.packing.through(before) if made.packing else before)
+        sums.add(before, exact, after, tensor.packing.round_trip(before) if tensor.packing else before)
         if trained:
-            own = before if original is made.source else _read(original, start, stop, opened, run)
-            seen = trained.through(own) if trained.quantized(made.name) else own
-            wanted, as_trained = _outcome(ready, seen, start)
-            sums.compare(wanted, _outcome(ready, own, start)[1], as_trained)
-    return sums.change(quantized=made.kind.quantized or made.packing is not None, trained=trained is not None)
+            base_rows = before if original is tensor.source else _read(original, start, stop, opened, writer)
+            training_rows = trained.round_trip(base_rows) if trained.quantized(tensor.name) else base_rows
+            expected, as_trained = _outcome(ready, training_rows, start)
+            sums.compare(expected, _outcome(ready, base_rows, start)[1], as_trained)
+    return sums.change(quantized=tensor.kind.quantized or tensor.packing is not None, trained=trained is not None)
 
 
 @dataclass
@@ -142,61 +147,68 @@ class _Sums:
         self.effect += float(np.vdot(effect, effect))
         self.count += delta.size
 
-    def compare(self, wanted: F32Array, original: F32Array, as_trained: F32Array) -> None:
+    def compare(self, expected: F32Array, original: F32Array, as_trained: F32Array) -> None:
         """Add rows as training had them, and as both ways of merging leave them."""
-        self.wanted += float(np.vdot(wanted, wanted))
-        self.original += float(np.vdot(original - wanted, original - wanted))
-        self.as_trained += float(np.vdot(as_trained - wanted, as_trained - wanted))
+        self.wanted += float(np.vdot(expected, expected))
+        self.original += float(np.vdot(original - expected, original - expected))
+        self.as_trained += float(np.vdot(as_trained - expected, as_trained - expected))
 
     def change(self, *, quantized: bool, trained: bool) -> Change:
+        """Return the estimate from all rows added."""
         errors = (None, None)
         if trained and self.wanted:
             errors = ((self.original / self.wanted) ** 0.5, (self.as_trained / self.wanted) ** 0.5)
+        # An untrained adapter, or a sample of zeros: there is no share to report.
         if not self.delta:
             return Change(None, None, *errors, quantized)
         relative = (self.delta / self.weight) ** 0.5 if self.weight else None
-        kept = self.projection / self.delta
-        variance = max(0.0, self.effect / self.delta - kept**2)
-        return Change(relative, kept, *errors, quantized, 4 * math.sqrt(variance / self.count))
+        retained = self.projection / self.delta
+        variance = max(0.0, self.effect / self.delta - retained**2)
+        return Change(relative, retained, *errors, quantized, 4 * math.sqrt(variance / self.count))
 
 
-def sampled_rows(made: Made) -> list[tuple[int, int]]:
-    """Ranges of rows that stand for a tensor; all rows of a small one."""
-    rows, columns = made.source.rows, made.source.columns
+def sampled_rows(tensor: Made) -> list[tuple[int, int]]:
+    """Return ranges of rows that represent a tensor; all rows of a small one."""
+    rows, columns = tensor.source.rows, tensor.source.columns
     if rows * columns <= SAMPLE:
         return [(0, rows)]
+    # Even starts and counts, as in the merge itself: an odd last row would use another kernel (`product`).
     count = min(rows, max(2, SAMPLE // max(1, columns) // _SPOTS // 2 * 2))
     starts = sorted({(rows - count) * (2 * spot + 1) // (2 * _SPOTS) // 2 * 2 for spot in range(_SPOTS)})
     return [(start, start + count) for start in starts]
 
 
-def _read(source: TensorSource, start: int, stop: int, opened: Opened, run: Run) -> F32Array:
+def _read(source: TensorSource, start: int, stop: int, opened: Opened, writer: Run) -> F32Array:
     rows = np.empty((stop - start, source.columns), np.float32)
-    source.read(opened, start, stop, rows, run.buffer)
+    source.read(opened, start, stop, rows, writer.buffer)
     return rows
 
 
 def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32Array]:
-    """Rows of the base after the edits, exact and as stored."""
-    made = ready.made
+    """Return rows of the base after the edits, exact and as stored."""
+    tensor = ready.made
     exact, after = before.copy(), before.copy()
-    raw = np.empty((len(before), made.kind.row_size(before.shape[1])), np.uint8)
+    raw = np.empty((len(before), tensor.kind.row_size(before.shape[1])), np.uint8)
     scratch = np.empty(before.size + before.shape[1], np.float32)
     try:
         with np.errstate(all="ignore"):
             for apply in ready.applies:
                 apply(exact, start, scratch)
             ready.change(after, raw, start, scratch)
-            made.kind.decode(raw, after)
-            if made.packing:
-                after = made.packing.through(after)
+            tensor.kind.decode(raw, after)
+            if tensor.packing:
+                after = tensor.packing.round_trip(after)
     except UnfitError as unfit:
-        raise explained(made, before) from unfit
+        raise explained(tensor, before) from unfit
     return exact, after
 
 
 def as_trained(folder: Folder, options: Options) -> dict[str, TensorSource]:
-    """The weights of linear layers as training in NF4 saw them; RefusedError if what training saw is not known."""
+    """Return the weights of linear layers as training in NF4 saw them.
+
+    Raises:
+        RefusedError: It is not known what training saw.
+    """
     saw = f"training saw the base in {options.trained_in}" if options.trained_in else "no quantization is recorded"
     reasons = {
         f"{saw}, and only nf4 can be reproduced": options.trained_in != NF4,
@@ -205,24 +217,24 @@ def as_trained(folder: Folder, options: Options) -> dict[str, TensorSource]:
     }
     if reason := next((reason for reason, holds in reasons.items() if holds), None):
         raise RefusedError("as-trained", reason, "Merge into the base as it is", code="as-trained")
-    found: dict[str, TensorSource] = {}
+    sources: dict[str, TensorSource] = {}
     for name, weight in folder.weights.items():
         form = kind(weight.dtype)
         if name.endswith(ROUTERS):
-            what = "a router: whether training saw it quantized is not known"
-            raise RefusedError(name, what, "Merge into the base as it is", code="as-trained")
+            reason_text = "a router: whether training saw it quantized is not known"
+            raise RefusedError(name, reason_text, "Merge into the base as it is", code="as-trained")
         if is_linear(name) and len(weight.shape) == 2 and form:
-            found[name] = ThroughNF4(name, weight.source(), form)
-    return found
+            sources[name] = ThroughNF4(name, weight.source(), form)
+    return sources
 
 
 def warnings(changes: Mapping[str, Change]) -> tuple[str, ...]:
-    """What the user may not have intended, one line each."""
+    """Return the effects that the user may not intend, one line each."""
     lost = [name for name, change in changes.items() if change.is_lost]
     if lost:
         worst = min(lost, key=lambda name: changes[name].kept or 0.0)
-        kept = f"of the adapter's change in {worst} {changes[worst].kept:.0%} survives rounding"
-        return (f"{kept}, less than {LEAST_KEPT:.0%} in {len(lost)} of {len(changes)} tensors",)
+        survival = f"of the adapter's change in {worst} {changes[worst].kept:.0%} survives rounding"
+        return (f"{survival}, less than {LEAST_RETAINED:.0%} in {len(lost)} of {len(changes)} tensors",)
     if changes and all(change.relative is None for change in changes.values()):
         return ("the sampled rows do not change: was the adapter trained?",)
     return ()

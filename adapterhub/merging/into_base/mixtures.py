@@ -1,7 +1,7 @@
-"""Which type each tensor of a GGUF gets in a mixture such as Q4_K_M.
+"""The type of each tensor of a GGUF in a mixture such as Q4_K_M.
 
-The rules are those of llama-quantize (llama.cpp, `src/llama-quant.cpp`, `llama_tensor_get_type_impl`): more bits for the
-output layer, and in some layers for the values of the attention and the last matrices of the MLP.
+The rules are those of llama-quantize (llama.cpp, `src/llama-quant.cpp`, `llama_tensor_get_type_impl`): more bits for the output
+layer, and in some layers for the values of the attention and the last matrices of the MLP.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from adapterhub_converters.containers.gguf_file import Value
 from .tensor_types import fitting
 
 MIXTURES = {"q4_k_s": "Q4_K", "q4_k_m": "Q4_K", "q5_k_s": "Q5_K", "q5_k_m": "Q5_K"}
-"""Names of mixtures to the type of most of their tensors."""
+"""From names of mixtures to the type of most of their tensors."""
 TABLES = ("token_embd.weight", "per_layer_token_embd.weight")
 """Tables of embeddings."""
 _VALUES = ("attn_qkv.weight", "attn_kv_b.weight", "attn_v.weight")
 _FLOATS = ("_norm.weight", "ffn_gate_inp.weight", "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight")
-"""Parts of the names of matrices that stay in floats, as do those of vectors and tables of positions."""
-# Layers of the models of 70B, whose values are shared by so many heads that they get more bits.
+"""Parts of the names of matrices that stay in floats, as do vectors and tables of positions."""
+# Layers of the 70B models, whose values are shared by so many heads that they get more bits.
 _LARGE = {"llama": 80, "qwen2": 80, "olmo": 80}
 _BLOCK = 256
 
 
 def mixed(name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, Value]) -> dict[str, str]:
-    """The type of every tensor that is quantized.
+    """Return the type of every tensor that is quantized.
 
     Args:
         name: One of MIXTURES.
@@ -35,7 +35,11 @@ def mixed(name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: 
     """
     mixture = _Mixture(name, gguf, shapes, numbers)
     # In the order of llama.cpp's list of weights, by which it counts layers.
-    return {one: mixture.of(one, shapes[one][-1]) for one in sorted(shapes, key=_place) if _is_quantized(one, shapes[one])}
+    return {
+        tensor: mixture.of(tensor, shapes[tensor][-1])
+        for tensor in sorted(shapes, key=_place)
+        if _is_quantized(tensor, shapes[tensor])
+    }
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -48,13 +52,13 @@ def _layer(name: str) -> int:
 
 
 def _is_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    first = next((at for at, size in enumerate(shape) if size != 1), len(shape) - 1)  # ggml leaves out leading ones
+    first = next((at for at, size in enumerate(shape) if size != 1), len(shape) - 1)  # ggml drops leading dimensions of 1
     matrix = len(shape) - first > 1 and name.endswith("weight")
     return matrix and name != "position_embd.weight" and not any(part in name for part in _FLOATS)
 
 
 class _Mixture:
-    """Counts the layers as llama-quantize does."""
+    """A walk over the tensors of a model that counts layers as llama-quantize does."""
 
     def __init__(self, name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, Value]) -> None:
         self._name, self._gguf = name, gguf
@@ -63,39 +67,44 @@ class _Mixture:
         self._layers, self._experts = _number(numbers, "block_count"), _number(numbers, "expert_count")
         heads = _number(numbers, "attention.head_count"), _number(numbers, "attention.head_count_kv")
         self._large = _LARGE.get(gguf) == self._layers and not (gguf == "llama" and heads[0] == heads[1])
-        self._all_values = sum(any(part in one for part in _VALUES) for one in shapes)
+        self._all_values = sum(any(part in tensor for part in _VALUES) for tensor in shapes)
         self._values = self._downs = 0
 
     def of(self, tensor: str, columns: int) -> str:
-        """The type of the next tensor."""
+        """Return the type of the next tensor, in llama.cpp's order."""
         return fitting(self._type(tensor, columns), columns)
 
     def _type(self, tensor: str, columns: int) -> str:
+        """Return the type by the tensor's role, before rows that do not fit whole blocks are considered."""
         if tensor == "output.weight" or (self._tied and tensor in TABLES):
             return "Q8_0" if self._gguf == "falcon" or columns % _BLOCK else "Q6_K"
         if tensor in TABLES:
             return self._base
         if any(part in tensor for part in _VALUES):
             return self._value()
+        # Mixtral: llama-quantize knows it by its eight experts.
         if "attn_k.weight" in tensor and self._experts == 8:
             return "Q8_0"
         if "ffn_down" in tensor and "attn_" not in tensor and "ffn_up" not in tensor and "ffn_gate" not in tensor:
             return self._down(tensor)
-        many = self._experts == 8 and self._gguf != "falcon" and self._base == "Q4_K"
-        return "Q5_K" if "attn_output.weight" in tensor and many else self._base
+        mixtral_of_8 = self._experts == 8 and self._gguf != "falcon" and self._base == "Q4_K"
+        return "Q5_K" if "attn_output.weight" in tensor and mixtral_of_8 else self._base
 
     def _value(self) -> str:
-        number, found = self._values, self._base
+        """Return the type of the next attention tensor that holds values."""
+        number, type_name = self._values, self._base
         self._values += 1
         if self._name.endswith("_m") and _is_special(number, self._all_values):
-            found = "Q6_K"
+            type_name = "Q6_K"
         elif self._name == "q4_k_s" and number < 4:
-            found = "Q5_K"
-        if self._large and found == "Q4_K":
-            found = "Q5_K"
-        return "Q8_0" if self._experts == 8 else found
+            type_name = "Q5_K"
+        if self._large and type_name == "Q4_K":
+            type_name = "Q5_K"
+        return "Q8_0" if self._experts == 8 else type_name
 
     def _down(self, tensor: str) -> str:
+        """Return the type of the next down projection."""
+        # With experts, several matrices belong to one layer, so llama-quantize goes by the name.
         layer = _layer(tensor) if self._experts > 1 else self._downs
         self._downs += 1
         special = _is_special(layer, self._layers)
@@ -109,11 +118,12 @@ class _Mixture:
 
 
 def _is_special(layer: int, count: int) -> bool:
-    """Whether a layer gets more bits: the first and last eighths, and every third between them (`use_more_bits`)."""
+    """Return whether a layer gets more bits: the first and last eighths, and every third between them (`use_more_bits`)."""
     # C's remainder has the sign of the dividend.
     return layer < count // 8 or layer >= 7 * count // 8 or (layer >= count // 8 and (layer - count // 8) % 3 == 2)
 
 
 def _number(numbers: Mapping[str, Value], key: str) -> int:
-    found = numbers[key].value if key in numbers else 0
-    return found if isinstance(found, int) else 0
+    """Return an integer hyperparameter, or 0."""
+    value = numbers[key].value if key in numbers else 0
+    return value if isinstance(value, int) else 0

@@ -1,9 +1,9 @@
-"""NF4 with double quantization in numpy: the bytes that bitsandbytes makes of a weight, and the numbers they stand for.
+"""NF4 with double quantization in numpy: the bytes that bitsandbytes makes of a weight, and their dequantized numbers.
 
-A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes, two to a
-byte, the first in the high half; the magnitudes, minus their mean, are quantized to 8 bits in blocks of 256 (QLoRA, arXiv
-2305.14314, section 3; bitsandbytes 0.50, `functional.py`, `quantize_4bit`, and `backends/cpu`). The mean has the bits of
-torch's in one thread.
+A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes, two to a byte,
+the first in the high half; the magnitudes, minus their mean, are quantized to 8 bits in blocks of 256 (QLoRA, arXiv 2305.14314,
+section 3; bitsandbytes 0.50, `functional.py`, `quantize_4bit`, and `backends/cpu`). The mean has the bits of torch's in one
+thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LEAST_BITS = 4  # log2 of the shortest block
 
 @cache
 def dynamic_map() -> F32Array:
-    """The 256 values of the 8-bit dynamic type, ascending (arXiv 2110.02861; bitsandbytes' `create_dynamic_map`)."""
+    """Return the 256 values of the 8-bit dynamic type, ascending (arXiv 2110.02861; bitsandbytes' `create_dynamic_map`)."""
     values = [0.0, 1.0]
     for exponent in range(7):
         count = 2**exponent + 1
@@ -54,13 +54,13 @@ def dynamic_map() -> F32Array:
 
 @cache
 def _dynamic_codes() -> NDArray[np.uint8]:
-    """The index of the nearest of the 256 values for each of 65536 steps over [-1, 1], as in bitsandbytes' kernel."""
+    """Return the index of the nearest of the 256 values for each of 65536 steps over [-1, 1], as in bitsandbytes' kernel."""
     steps = (np.arange(65536, dtype=np.float64) * (2 / 65535) - 1).astype(np.float32)
     codes = dynamic_map()
     above = np.maximum(np.searchsorted(codes, steps), 1)
     below = np.abs(steps - codes[above - 1]) <= np.abs(codes[above] - steps)
-    found: NDArray[np.uint8] = (above - below).astype(np.uint8)
-    return found
+    codes_of_steps: NDArray[np.uint8] = (above - below).astype(np.uint8)
+    return codes_of_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +78,22 @@ class Magnitudes:
     offset: np.float32
 
     def restored(self) -> F32Array:
-        """The magnitudes that the codes stand for, float32 `(blocks,)`."""
+        """Return the dequantized magnitudes, float32 `(blocks,)`."""
         scales = np.repeat(self.scales, NESTED_BLOCK)[: self.codes.size]
-        back: F32Array = dynamic_map()[self.codes] * scales + self.offset
-        return back
+        magnitudes: F32Array = dynamic_map()[self.codes] * scales + self.offset
+        return magnitudes
 
 
 def magnitudes(values: F32Array) -> F32Array:
-    """The largest magnitude of each block of 64 of `values`, read as flat; the last block may be short."""
-    found: F32Array = np.abs(_blocks(values.reshape(-1))).max(axis=1, initial=0)
+    """Return the largest magnitude of each block of 64 of the flattened `values`; the last block may be short."""
+    largest: F32Array = np.abs(_blocks(values.reshape(-1))).max(axis=1, initial=0)
     if values.size % BLOCK:
-        found[-1] = max(found[-1], _LEAST)  # bitsandbytes does so in a short block alone
-    return found
+        largest[-1] = max(largest[-1], _LEAST)  # bitsandbytes does so only in a short block
+    return largest
 
 
 def quantized(largest: F32Array) -> Magnitudes:
-    """The magnitudes of a whole weight in 8 bits."""
+    """Quantize the magnitudes of a whole weight to 8 bits."""
     offset = mean(largest)
     shifted = largest - offset
     blocks = np.concatenate([shifted, np.zeros(-shifted.size % NESTED_BLOCK, np.float32)]).reshape(-1, NESTED_BLOCK)
@@ -106,32 +106,33 @@ def quantized(largest: F32Array) -> Magnitudes:
 
 
 def codes_of(values: F32Array, largest: F32Array) -> NDArray[np.uint8]:
-    """The index of the nearest of the 16 codes for each of `values` `(n,)`, given the `largest` magnitudes of their blocks."""
-    found = np.empty(values.size, np.uint8)
+    """Return the index of the nearest of the 16 codes for each of `values` `(n,)`; `largest` has the blocks' magnitudes."""
+    all_codes = np.empty(values.size, np.uint8)
     for start in range(0, values.size, _CHUNK):
-        some = values[start : start + _CHUNK]
-        quotients = _quotients(some, largest[start // BLOCK : start // BLOCK - (-some.size // BLOCK)])
-        codes = np.zeros(some.size, np.uint8)
+        chunk = values[start : start + _CHUNK]
+        quotients = _quotients(chunk, largest[start // BLOCK : start // BLOCK - (-chunk.size // BLOCK)])
+        codes = np.zeros(chunk.size, np.uint8)
         for bound in _BOUNDS:  # fifteen comparisons beat a search
             codes += (quotients > bound).view(np.uint8)
-        found[start : start + _CHUNK] = codes
-    return found
+        all_codes[start : start + _CHUNK] = codes
+    return all_codes
 
 
 def packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two codes a byte; an odd last one is paired with the code of zero."""
+    """Pack two codes into each byte; an odd last code is paired with the code of zero."""
     pairs = np.append(codes, np.full(codes.size % 2, _ZERO, np.uint8)).reshape(-1, 2)
-    found: NDArray[np.uint8] = (pairs[:, 0] << np.uint8(4)) | pairs[:, 1]
-    return found
+    pairs_in_bytes: NDArray[np.uint8] = (pairs[:, 0] << np.uint8(4)) | pairs[:, 1]
+    return pairs_in_bytes
 
 
 def _blocks(values: F32Array) -> F32Array:
+    """Return flat values as rows of 64, the last one padded with zeros."""
     padded = np.concatenate([values, np.zeros(-values.size % BLOCK, np.float32)]) if values.size % BLOCK else values
     return padded.reshape(-1, BLOCK)
 
 
 def _quotients(values: F32Array, largest: F32Array) -> F32Array:
-    """In bitsandbytes' arithmetic: times the reciprocal, except that a short last block is divided."""
+    """Divide as bitsandbytes does: multiply by the reciprocal, except that a short last block is divided."""
     safe = np.maximum(largest, _LEAST)[:, None]
     blocks = _blocks(values)
     quotients: F32Array = blocks * np.reciprocal(safe)
@@ -141,20 +142,20 @@ def _quotients(values: F32Array, largest: F32Array) -> F32Array:
 
 
 def through(values: F32Array, largest: F32Array, restored: F32Array) -> F32Array:
-    """`values` quantized and dequantized.
+    """Quantize and dequantize `values`.
 
     Args:
         values: `(n,)`, whole blocks except for a short last one.
         largest: The magnitudes of these blocks.
-        restored: The same after their own quantization.
+        restored: The same magnitudes after their own quantization.
     """
     codes = codes_of(values, largest)
-    found: F32Array = CODE[codes] * np.repeat(restored, BLOCK)[: values.size]
-    return found
+    dequantized: F32Array = CODE[codes] * np.repeat(restored, BLOCK)[: values.size]
+    return dequantized
 
 
 def sampled(values: F32Array) -> F32Array:
-    """Rows of a tensor quantized and dequantized, with the mean of their own magnitudes in place of the whole tensor's."""
+    """Quantize and dequantize rows of a tensor, with the mean of their own magnitudes in place of the whole tensor's."""
     largest = magnitudes(values)
     return through(values.reshape(-1), largest, quantized(largest).restored()).reshape(values.shape)
 
@@ -169,21 +170,21 @@ class ThroughNF4:
 
     @property
     def rows(self) -> int:
-        """Rows of the weight."""
+        """The number of rows of the weight."""
         return self.inner.rows
 
     @property
     def columns(self) -> int:
-        """Columns of the weight."""
+        """The number of columns of the weight."""
         return self.inner.columns
 
     @property
     def _step(self) -> int:
-        """The least number of rows that are whole blocks."""
+        """The least number of rows that make whole blocks."""
         return BLOCK // math.gcd(BLOCK, self.columns)
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Read the rows, and those before and after that share a block with them."""
+        """Read the rows, computed together with those before and after that share a block with them."""
         largest, restored = self._magnitudes(opened, buffer)
         step = self._step
         first, last = start // step * step, min(-(-stop // step) * step, self.rows)
@@ -191,23 +192,24 @@ class ThroughNF4:
         self.inner.read(opened, first, last, values, buffer)
         block = first * self.columns // BLOCK
         blocks = slice(block, block - (-values.size // BLOCK))
-        seen = through(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
+        training_rows = through(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
+        # bitsandbytes returns the base's own dtype, so training saw this rounding too.
         raw = np.empty((last - first, self.kind.row_size(self.columns)), np.uint8)
-        self.kind.encode(seen, raw)
-        self.kind.decode(raw, seen)
-        np.copyto(out, seen[start - first : stop - first])
+        self.kind.encode(training_rows, raw)
+        self.kind.decode(raw, training_rows)
+        np.copyto(out, training_rows[start - first : stop - first])
 
     def _magnitudes(self, opened: Opened, buffer: Buffer) -> tuple[F32Array, F32Array]:
-        """The magnitudes of all blocks, and as quantized: their mean needs every one, so the tensor is read twice."""
+        """Return the magnitudes of all blocks, exact and as quantized; the mean needs all, so the tensor is read twice."""
 
         def load() -> tuple[F32Array, F32Array]:
             step = self._step * max(1, TILE // (self._step * self.columns))
-            found = []
+            tiles = []
             for start in range(0, self.rows, step):
                 values = np.empty((min(step, self.rows - start), self.columns), np.float32)
                 self.inner.read(opened, start, start + len(values), values, buffer)
-                found.append(magnitudes(values))
-            largest = np.concatenate(found)
+                tiles.append(magnitudes(values))
+            largest = np.concatenate(tiles)
             if not np.isfinite(largest).all():
                 raise RefusedError(self.name, "the base has NaN or Inf here, which NF4 cannot hold", code="non-finite")
             return largest, quantized(largest).restored()
@@ -216,7 +218,7 @@ class ThroughNF4:
 
 
 def mean(values: F32Array) -> np.float32:
-    """The mean of `values` `(n,)`, n > 0, with every bit of torch's in one thread.
+    """Return the mean of `values` `(n,)`, n > 0, with every bit of torch's in one thread.
 
     bitsandbytes stores block magnitudes minus their mean, and a float32 sum depends on its order. torch on a CPU (2.13,
     `aten/src/ATen/native/cpu/SumKernel.cpp`, `cascade_sum`) adds eight lanes side by side, each in four chains, each chain in
@@ -230,33 +232,35 @@ def mean(values: F32Array) -> np.float32:
 
 
 def _total(values: F32Array) -> np.float32:
+    """Return the sum of all values: whole vectors first, then the remaining numbers and the lanes."""
+    # Fewer numbers than a vector has: torch sums them as scalars.
     if values.size < _LANES:
-        return np.float32(_in_chains(values.reshape(-1, 1))[0])
-    whole = values.size // _LANES * _LANES
-    lanes = _in_chains(values[:whole].reshape(-1, _LANES))
-    return np.float32(_in_order(np.concatenate([values[whole:], lanes])))
+        return np.float32(_sum_in_chains(values.reshape(-1, 1))[0])
+    in_vectors = values.size // _LANES * _LANES
+    lanes = _sum_in_chains(values[:in_vectors].reshape(-1, _LANES))
+    return np.float32(_sum_in_order(np.concatenate([values[in_vectors:], lanes])))
 
 
-def _in_chains(vectors: F32Array) -> F32Array:
-    """The sum of `(n, width)` over n."""
+def _sum_in_chains(vectors: F32Array) -> F32Array:
+    """Return the sum of `(n, width)` over n, in four chains."""
     count = len(vectors) // _CHAINS
-    first, *others = _cascade(vectors[: count * _CHAINS].reshape(count, _CHAINS, vectors.shape[1]))
-    return _in_order(np.stack([first, *vectors[count * _CHAINS :], *others]))
+    first, *later_chains = _sum_in_cascade(vectors[: count * _CHAINS].reshape(count, _CHAINS, vectors.shape[1]))
+    return _sum_in_order(np.stack([first, *vectors[count * _CHAINS :], *later_chains]))
 
 
-def _cascade(rows: F32Array) -> F32Array:
-    """The sum over rows in blocks of blocks of blocks; the rows that fill no block are summed separately at each level."""
+def _sum_in_cascade(rows: F32Array) -> F32Array:
+    """Return the sum over rows in blocks of blocks of blocks; rows that fill no block are summed separately at each level."""
     step = 1 << max(_LEAST_BITS, (len(rows) - 1).bit_length() // 4)
     rests = []
     for _ in range(3):
-        whole = len(rows) // step * step
-        rests.append(_in_order(rows[whole:]))
-        rows = _in_order(np.moveaxis(rows[:whole].reshape(-1, step, *rows.shape[1:]), 1, 0))
-    return _in_order(np.stack([*rests, _in_order(rows)]))
+        in_blocks = len(rows) // step * step
+        rests.append(_sum_in_order(rows[in_blocks:]))
+        rows = _sum_in_order(np.moveaxis(rows[:in_blocks].reshape(-1, step, *rows.shape[1:]), 1, 0))
+    return _sum_in_order(np.stack([*rests, _sum_in_order(rows)]))
 
 
-def _in_order(rows: F32Array) -> F32Array:
-    """The sum over the first axis, from the first row to the last; zeros if there are none."""
+def _sum_in_order(rows: F32Array) -> F32Array:
+    """Return the sum over the first axis, from the first row to the last; zeros if there are no rows."""
     total: F32Array = np.zeros(rows.shape[1:], np.float32)
     for row in rows:
         total = total + row

@@ -1,11 +1,10 @@
-"""Write weights into a bitsandbytes checkpoint in NF4, a tile at a time, and decide which weights of a model these are.
+"""Write weights into a bitsandbytes checkpoint in NF4, a tile at a time, and decide which weights of a model to write so.
 
-The state stored with the codes (`bases.bitsandbytes`) contains the mean of the magnitudes, which is known after the last
-tile: its JSON is padded with spaces, so that the file can be laid out before.
+The state stored with the codes (`bases.bitsandbytes`) contains the mean of the magnitudes, which is known after the last tile:
+its JSON is padded with spaces, so that the file can be laid out before.
 
-transformers 5 replaces every `nn.Linear` except the output layer (`quantizers/base.py`, `get_keys_to_not_convert`), so
-experts and routers, which it builds from bare parameters, and Falcon's layers, which have a class of their own, stay in
-floats.
+transformers 5 replaces every `nn.Linear` except the output layer (`quantizers/base.py`, `get_keys_to_not_convert`), so experts
+and routers, which it builds from bare parameters, and Falcon's layers, which have a class of their own, stay in floats.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class IntoNF4:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The tensors that it is stored as."""
+        """The tensors that the weight is stored as."""
         count = math.prod(self.shape)
         blocks = -(-count // BLOCK)
         return (
@@ -87,68 +86,73 @@ class IntoNF4:
 
     @property
     def size(self) -> int:
-        """Bytes of these tensors."""
+        """The number of bytes of these tensors."""
         return sum(math.prod(shape) * dtypes.BITS[dtype] // 8 for _, dtype, shape in self.entries)
 
     def step(self, columns: int) -> int:
-        """The number of rows that a tile must be a multiple of, to have whole blocks."""
+        """Return the number of rows that a tile's height must be a multiple of to have whole blocks."""
         return max(2, BLOCK // math.gcd(BLOCK, columns))
 
-    def through(self, rows: F32Array) -> F32Array:
-        """Rows quantized and dequantized, with the mean of their own magnitudes."""
+    def round_trip(self, rows: F32Array) -> F32Array:
+        """Return rows quantized and dequantized, with the mean of their own magnitudes."""
         return sampled(rows)
 
     def writer(self, sink: int) -> Callable[[F32Array, int], int]:
-        """A function that writes a tile, given the number of its first element, and returns the bytes written.
+        """Return a function that writes a tile, given the number of its first element, and returns the bytes written.
 
         Tiles may come in any order and from any thread.
         """
         return _Writer(self, sink).write
 
     def _state(self, offset: float) -> bytes:
+        """Return the state as JSON, padded to the length that the longest offset needs."""
+        # JSON allows trailing spaces, and bitsandbytes parses the state as JSON.
         state = nf4_state(self.shape, self.dtype, offset)
         return json.dumps(state).encode().ljust(len(json.dumps({**state, "nested_offset": 0.0})) - len("0.0") + _LONGEST)
 
     def scales(self, largest: F32Array) -> Mapping[str, np.ndarray]:
-        """The tensors other than the codes, by name, given the magnitudes of all blocks."""
-        found = quantized(largest)
-        if not math.isfinite(found.offset):
+        """Return the tensors other than the codes, by name, given the magnitudes of all blocks."""
+        quantized_magnitudes = quantized(largest)
+        if not math.isfinite(quantized_magnitudes.offset):
             raise RefusedError(self.name, "the mean of its largest magnitudes is over the largest float32 number")
         return {
-            f"{self.name}.absmax": found.codes,
-            f"{self.name}.nested_absmax": found.scales,
+            f"{self.name}.absmax": quantized_magnitudes.codes,
+            f"{self.name}.nested_absmax": quantized_magnitudes.scales,
             f"{self.name}.nested_quant_map": dynamic_map(),
             f"{self.name}.quant_map": CODE,
-            f"{self.name}{NF4_STATE}": np.frombuffer(self._state(float(found.offset)), np.uint8),
+            f"{self.name}{NF4_STATE}": np.frombuffer(self._state(float(quantized_magnitudes.offset)), np.uint8),
         }
 
 
 class _Writer:
-    """Writes the codes of each tile, and after the last tile the other tensors."""
+    """A writer of the codes of each tile and, after the last tile, of the other tensors."""
 
-    def __init__(self, into: IntoNF4, sink: int) -> None:
-        self._into, self._sink = into, sink
-        self._left = math.prod(into.shape)
+    def __init__(self, packing: IntoNF4, sink: int) -> None:
+        self._packing, self._sink = packing, sink
+        self._left = math.prod(packing.shape)
         self._largest = np.empty(-(-self._left // BLOCK), np.float32)
         self._lock = threading.Lock()
 
     def write(self, values: F32Array, first: int) -> int:
         flat = values.reshape(-1)
         largest = magnitudes(flat)
+        # Tiles write to disjoint ranges, so only the counter needs the lock.
         self._largest[first // BLOCK : first // BLOCK + largest.size] = largest
-        size = self._put(self._into.name, packed(codes_of(flat, largest)), first // 2)
+        size = self._put(self._packing.name, packed(codes_of(flat, largest)), first // 2)
         with self._lock:
             self._left -= flat.size
             last = not self._left
-        return size + (sum(self._put(name, array) for name, array in self._into.scales(self._largest).items()) if last else 0)
+        return size + (
+            sum(self._put(name, array) for name, array in self._packing.scales(self._largest).items()) if last else 0
+        )
 
     def _put(self, name: str, array: np.ndarray, offset: int = 0) -> int:
-        write_at(self._sink, byte_view(np.ascontiguousarray(array)), self._into.places[name] + offset)
+        write_at(self._sink, byte_view(np.ascontiguousarray(array)), self._packing.places[name] + offset)
         return array.nbytes
 
 
 def is_linear(name: str) -> bool:
-    """Whether a tensor is the weight of a linear layer that training quantizes: inside a layer, not a norm, router or stack."""
+    """Return whether a tensor is a linear weight that training quantizes: in a layer, and no norm, router or stack."""
     parts = name.split(".")
     if name.endswith(ROUTERS) or "_exps" in name:
         return False
@@ -156,59 +160,62 @@ def is_linear(name: str) -> bool:
 
 
 def in_nf4(folder: Folder) -> set[str]:
-    """The names of the weights that a folder stores in NF4."""
+    """Return the names of the weights that a folder stores in NF4."""
     return {name.partition(NF4_STATE)[0] for shard in folder.shards for name in shard.tensors if NF4_STATE in name}
 
 
 def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
-    """The weights to store in NF4: those that are in NF4 in the folder, else those that transformers quantizes.
+    """Return the weights to store in NF4: those already in NF4 in the folder, else those that transformers quantizes.
 
     Args:
         dtype: The requested type of the other weights.
 
     Raises:
-        RefusedError: The layers of this architecture are not known, or none is quantized.
+        RefusedError: The layers of this architecture are not known, or none of them is quantized.
     """
-    own = in_nf4(folder)
-    if own and dtype:
+    already_nf4 = in_nf4(folder)
+    if already_nf4 and dtype:
         raise RefusedError(dtype, "the base is in NF4 already, and unchanged tensors keep their type", "Name no type of floats")
-    if own:
-        return own
-    where, kind = folder.spec.where, folder.spec.architecture
+    if already_nf4:
+        return already_nf4
+    location, kind = folder.spec.where, folder.spec.architecture
     if folder.spec.model_type in CONV1D:
-        raise RefusedError(where, "stores its weights transposed, which NF4 does not", _LET_TRANSFORMERS)
+        raise RefusedError(location, "stores its weights transposed, which NF4 does not", _LET_TRANSFORMERS)
     if kind.startswith("Falcon"):
-        raise RefusedError(where, "transformers quantizes no layer of Falcon, which has its own class of layers", "Use floats")
+        raise RefusedError(
+            location, "transformers quantizes no layer of Falcon, which has its own class of layers", "Use floats"
+        )
     try:
-        names.by_class(kind, where, whole=True)
+        names.by_class(kind, location, whole=True)
     except RefusedError as error:
-        what = f"the layers of {kind or 'this model'} that NF4 would quantize are not known"
-        raise RefusedError(where, what, _LET_TRANSFORMERS) from error
+        reason = f"the layers of {kind or 'this model'} that NF4 would quantize are not known"
+        raise RefusedError(location, reason, _LET_TRANSFORMERS) from error
     # Weights that a quantized base keeps in floats stay in floats.
     in_floats = {name for name, weight in folder.weights.items() if folder.method and weight.unpacked is None}
-    found = {name for name, weight in folder.weights.items() if _is_quantizable(name, weight)} - in_floats
-    if not found:
-        raise RefusedError(where, "has no linear layer that transformers would quantize", _LET_TRANSFORMERS)
-    return found
+    quantizable = {name for name, weight in folder.weights.items() if _is_quantizable(name, weight)} - in_floats
+    if not quantizable:
+        raise RefusedError(location, "has no linear layer that transformers would quantize", _LET_TRANSFORMERS)
+    return quantizable
 
 
 def _is_quantizable(name: str, weight: Weight) -> bool:
+    """Return whether transformers would quantize a weight, by its name and shape."""
     return is_linear(name) and ".experts." not in name and len(weight.shape) == 2 and min(weight.shape) > 0
 
 
-def quantization_config(folder: Folder, taken: set[str], dtype: str | None) -> Mapping[str, Any]:
-    """`quantization_config` of a model with the weights `taken` in NF4; the folder's own, if it is in NF4.
+def quantization_config(folder: Folder, packed: set[str], dtype: str | None) -> Mapping[str, Any]:
+    """Return the `quantization_config` of a model with the weights `packed` in NF4; the folder's own, if it is in NF4.
 
     Args:
         dtype: The type of the other weights, as torch spells it.
     """
-    own = folder.config.get("quantization_config")
-    if in_nf4(folder) and isinstance(own, dict):
-        return {**own, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "uint8"}
+    base_config = folder.config.get("quantization_config")
+    if in_nf4(folder) and isinstance(base_config, dict):
+        return {**base_config, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "uint8"}
     in_floats = sorted(
         name.removesuffix(".weight")
         for name, weight in folder.weights.items()
-        if _is_quantizable(name, weight) and name not in taken
+        if _is_quantizable(name, weight) and name not in packed
     )
     skipped = {"llm_int8_skip_modules": ["lm_head", *in_floats]} if in_floats else {}
     return {**_BITSANDBYTES, "bnb_4bit_compute_dtype": dtype or "float32", **skipped}

@@ -1,4 +1,4 @@
-"""Whole models read row by row in float32: a Hugging Face folder or a GGUF file, under Hugging Face's names."""
+"""Whole models read row by row in float32, a Hugging Face folder or a GGUF file, under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -28,30 +28,34 @@ F32Array = NDArray[np.float32]
 
 
 class Model(AbstractContextManager["Model"], Protocol):
-    """The weights of a model; a context manager."""
+    """The weights of a model; a context manager.
+
+    Attributes:
+        absent: Tensors of the original folder that this file format leaves out.
+    """
 
     where: str
     names: set[str]
     without: frozenset[str]
 
     def dtype(self, name: str) -> str:
-        """The type of a stored tensor: `BF16`, `Q4_K` …"""
+        """Return the type of a stored tensor: `BF16`, `Q4_K` …"""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape."""
+        """Return the shape of a tensor."""
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
-        """Rows `start` to `stop` of it, seen as a matrix (`as_matrix`)."""
+        """Return rows `start` to `stop` of a tensor, seen as a matrix (`as_matrix`)."""
 
     def shift(self, name: str) -> float:
-        """The number that was added to a tensor before it was stored, and that `rows` subtracts."""
+        """Return the number that was added to a tensor before it was stored, and that `rows` subtracts."""
 
     def done(self, name: str) -> None:
         """Release the memory of a tensor."""
 
 
 def open_model(path: Path) -> Model:
-    """The model in a folder or a .gguf file, dequantized if it is quantized.
+    """Open the model in a folder or a .gguf file, dequantized if it is quantized.
 
     Raises:
         RefusedError: The weights have an unknown quantization, or are not safetensors.
@@ -71,8 +75,10 @@ def _is_gguf(path: Path) -> bool:
 
 
 def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
-    """The model at `path`, which may be made of `folder`; then a GGUF's tensors made of parts of others have the folder's
-    names."""
+    """Open the model at `path`, which may be made from `folder`.
+
+    A GGUF's tensors that combine or rearrange those of the folder then appear under the folder's names.
+    """
     if not _is_gguf(path):
         return open_model(path)
     try:
@@ -80,14 +86,15 @@ def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
         shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
         plan = arranged(architecture, shapes, configured(folder.config, str(folder.path)))
     except RefusedError:
+        # An architecture or config that cannot be arranged: compare under GGUF's own names.
         return GgufModel(path)
     weights = {**folder.weights, **added}
-    decays = {part.source: weights[part.source] for one in plan.tensors if one.decay for part in one.parts}
+    decays = {part.source: weights[part.source] for tensor in plan.tensors if tensor.decay for part in tensor.parts}
     return GgufModel(path, plan, shapes, decays)
 
 
 def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of a tensor seen as a matrix: a vector is a column, the matrices of a stack follow one another."""
+    """Return a tensor's rows and columns as a matrix: a vector is a column, the matrices of a stack follow one another."""
     return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
 
 
@@ -96,13 +103,16 @@ class FolderModel:
 
     Args:
         added: Tensors that a merge adds to it, as they are before the merge.
-        seen: Numbers to use in place of the folder's own, by tensor name.
+        training_sources: Numbers to use in place of the folder's own, by tensor name.
     """
 
     def __init__(
-        self, folder: Folder, added: Mapping[str, Weight] | None = None, seen: Mapping[str, TensorSource] | None = None
+        self,
+        folder: Folder,
+        added: Mapping[str, Weight] | None = None,
+        training_sources: Mapping[str, TensorSource] | None = None,
     ) -> None:
-        self._seen = seen or {}
+        self._seen = training_sources or {}
         self.where, self.spec = str(folder.path), folder.spec
         self._weights = {**folder.weights, **(added or {})}
         self._method = folder.method
@@ -111,27 +121,27 @@ class FolderModel:
         self.without: frozenset[str] = frozenset()
 
     def dtype(self, name: str) -> str:
-        """The type as named in safetensors, or the quantization."""
+        """Return the type as named in safetensors, or the quantization."""
         weight = self._weights[name]
         return self._method or "" if weight.unpacked else weight.dtype
 
     def floats(self, name: str) -> str:
-        """The type of floats of a tensor, before quantization."""
+        """Return the type of floats of a tensor, before quantization."""
         return self._weights[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape."""
+        """Return the shape of a tensor."""
         return self._weights[name].shape
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
-        """Rows, read from the file."""
+        """Return rows, read from the file."""
         weight = self._weights[name]
         out = np.empty((stop - start, weight.columns), np.float32)
         (self._seen.get(name) or weight.source()).read(self._opened, start, stop, out, fresh)
         return out
 
     def shift(self, name: str) -> float:
-        """Zero: a folder stores all numbers as they are."""
+        """Return zero: a folder stores all numbers unshifted."""
         return 0.0
 
     def done(self, name: str) -> None:
@@ -150,10 +160,10 @@ class GgufModel:
 
     Args:
         plan: How a folder with tensors of these `shapes` becomes this GGUF; then its parts have the folder's names.
-        decays: The folder's tensors whose numbers x become -exp(x), from which x can be told only if it is known.
+        decays: The folder's tensors whose numbers x become -exp(x), which cannot be inverted exactly without them.
 
     Attributes:
-        without: Tensors of the folder that this GGUF does not contain, as those of a vision model.
+        absent: Tensors of the folder that this GGUF does not contain, such as those of a vision model.
     """
 
     def __init__(
@@ -172,66 +182,69 @@ class GgufModel:
             experts = any("_exps." in name for name in self._file.tensors)
             self._architecture = names.by_gguf(architecture, self.where, experts=experts)
         except BaseException:
+            # `__exit__` will not run for an object whose construction fails.
             self._file.__exit__(None, None, None)
             raise
         self._of = {self._architecture.parameter(name) or name: name for name in self._file.tensors}
         self._shapes, self._decays = shapes or {}, decays or {}
-        self._parts = self._laid_out(plan.tensors if plan else ())
+        self._parts = self._rearranged_parts(plan.tensors if plan else ())
         self._numbers = self._listed(plan.numbers if plan else {})
-        left = {name for name in self._shapes if not name.endswith("lm_head.weight")}
-        self.without = frozenset(left - plan.sources) if plan else frozenset()
-        elsewhere = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
-        self._of = {name: own for name, own in self._of.items() if own not in elsewhere}
+        expected = {name for name in self._shapes if not name.endswith("lm_head.weight")}
+        self.without = frozenset(expected - plan.sources) if plan else frozenset()
+        rearranged = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
+        self._of = {name: stored_name for name, stored_name in self._of.items() if stored_name not in rearranged}
         self.names = set(self._of) | set(self._parts) | set(self._numbers)
         self._opened, self._path = Opened(), path
         self._held: tuple[str, F32Array] | None = None
 
-    def _laid_out(self, plan: Sequence[Arranged]) -> dict[str, list[tuple[Arranged, int, SourcePart]]]:
-        """The parts of each tensor of the folder that is not a tensor here under its usual name, with the row each begins
-        at."""
-        found: dict[str, list[tuple[Arranged, int, SourcePart]]] = {}
+    def _rearranged_parts(self, plan: Sequence[Arranged]) -> dict[str, list[tuple[Arranged, int, SourcePart]]]:
+        """Return the parts of each tensor of the folder that this file stores in another form, each with its first row.
+
+        A tensor that is merely renamed or shifted is not among them.
+        """
+        parts_by_source: dict[str, list[tuple[Arranged, int, SourcePart]]] = {}
         for tensor in plan:
             at = 0
             for part in tensor.parts:
-                found.setdefault(part.source, []).append((tensor, at, part))
+                parts_by_source.setdefault(part.source, []).append((tensor, at, part))
                 at += tensor.rows // len(tensor.parts)
-        there = {name: info.shape for name, info in self._file.tensors.items()}
+        stored_shapes = {name: info.shape for name, info in self._file.tensors.items()}
         return {
             name: parts
-            for name, parts in found.items()
-            if all(there.get(tensor.name) == tensor.shape for tensor, _, _ in parts)
+            for name, parts in parts_by_source.items()
+            if all(stored_shapes.get(tensor.name) == tensor.shape for tensor, _, _ in parts)
             and (len(parts) > 1 or self._is_rearranged(name, *parts[0]))
         }
 
     def _is_rearranged(self, name: str, tensor: Arranged, _: int, part: SourcePart) -> bool:
-        """Whether a tensor differs from the one of the folder that it is made of by more than a shift."""
+        """Return whether a tensor differs from its source in the folder by more than a shift."""
         ordered = part.transposed or part.picks is not None or part.columns is not None
         return ordered or tensor.decay or self._of.get(name) != tensor.name or self._shapes[name] != tensor.shape
 
     def _listed(self, numbers: Mapping[str, Sequence[str]]) -> dict[str, F32Array]:
-        """The tensors of the folder whose numbers are in the metadata."""
-        found: dict[str, F32Array] = {}
-        for key, of in numbers.items():
+        """Return the tensors of the folder whose numbers are in the metadata."""
+        arrays: dict[str, F32Array] = {}
+        for key, tensor_names in numbers.items():
             values = self._file.header.metadata.get(key)
-            if isinstance(values, list | np.ndarray) and len(values) == len(of):
-                found |= {name: np.array([[value]], np.float32) for name, value in zip(of, values, strict=True)}
-        return found
+            if isinstance(values, list | np.ndarray) and len(values) == len(tensor_names):
+                arrays |= {name: np.array([[value]], np.float32) for name, value in zip(tensor_names, values, strict=True)}
+        return arrays
 
     def dtype(self, name: str) -> str:
-        """The type as named in GGUF."""
+        """Return the type as named in GGUF."""
         if name in self._numbers:
             return "F32"
-        own = self._parts[name][0][0].name if name in self._parts else self._of[name]
-        return self._file.tensors[own].type_name
+        stored_name = self._parts[name][0][0].name if name in self._parts else self._of[name]
+        return self._file.tensors[stored_name].type_name
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Its shape in numpy's order."""
-        known = name in self._parts or name in self._numbers
-        return self._shapes[name] if known else self._file.tensors[self._of[name]].shape
+        """Return the shape of a tensor in numpy's order."""
+        from_plan = name in self._parts or name in self._numbers
+        return self._shapes[name] if from_plan else self._file.tensors[self._of[name]].shape
 
-    def _gathered(self, name: str) -> F32Array:
-        """A tensor of the folder, put together from its parts."""
-        whole = np.empty(as_matrix(self._shapes[name]), np.float32)
+    def _gather(self, name: str) -> F32Array:
+        """Put a tensor of the folder together from its parts."""
+        gathered = np.empty(as_matrix(self._shapes[name]), np.float32)
         for tensor, at, part in self._parts[name]:
             info, stored_as = self._file.tensors[tensor.name], kind(self.dtype(name))
             if stored_as is None:
@@ -239,36 +252,36 @@ class GgufModel:
             rows = np.empty((tensor.rows // len(tensor.parts), tensor.columns), np.float32)
             stored = Stored(self._path, info.offset, tensor.rows, tensor.columns, stored_as)
             stored.read(self._opened, at, at + len(rows), rows, fresh)
-            slab = whole[part.first : part.first + part.height]
+            slab = gathered[part.first : part.first + part.height]
             slab = slab.T if part.transposed else slab
             picks = slice(None) if part.picks is None else part.picks
             columns = slice(None) if part.columns is None else part.columns
-            slab[picks, columns] = self._undecayed(part, rows) if tensor.decay else rows - np.float32(tensor.shift)
-        return whole
+            slab[picks, columns] = self._undo_decay(part, rows) if tensor.decay else rows - np.float32(tensor.shift)
+        return gathered
 
-    def _undecayed(self, part: SourcePart, rows: F32Array) -> F32Array:
-        """The numbers x of `rows` of -exp(x): the folder's own where they become these."""
-        known = self._decays[part.source]
-        own = np.empty((known.rows, known.columns), np.float32)
-        known.source().read(self._opened, 0, known.rows, own, fresh)
-        own = own if part.picks is None else own[part.picks]
-        return np.where(decayed(own) == rows, own, np.log(-rows))
+    def _undo_decay(self, part: SourcePart, rows: F32Array) -> F32Array:
+        """Return the numbers x behind `rows`, which hold -exp(x): the folder's own where they give exactly these rows."""
+        folder_weight = self._decays[part.source]
+        folder_rows = np.empty((folder_weight.rows, folder_weight.columns), np.float32)
+        folder_weight.source().read(self._opened, 0, folder_weight.rows, folder_rows, fresh)
+        folder_rows = folder_rows if part.picks is None else folder_rows[part.picks]
+        return np.where(decayed(folder_rows) == rows, folder_rows, np.log(-rows))
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
-        """Rows of a tensor, which is dequantized as a whole and cached."""
+        """Return rows of a tensor, which is dequantized as a whole and cached."""
         if name in self._numbers:
             return self._numbers[name][start:stop]
         if name in self._parts and (self._held is None or self._held[0] != name):
-            self._held = name, self._gathered(name)
+            self._held = name, self._gather(name)
         if self._held is None or self._held[0] != name:
             tensor = self._file.tensor(self._of[name]).astype(np.float32) - np.float32(self.shift(name))
             order = self._architecture.order(name.rpartition(".")[0], self.config, self.where)
-            whole = names.unpermuted(tensor, order) if order else tensor
-            self._held = name, whole.reshape(as_matrix(whole.shape))
+            ordered = names.unpermuted(tensor, order) if order else tensor
+            self._held = name, ordered.reshape(as_matrix(ordered.shape))
         return self._held[1][start:stop].copy()
 
     def shift(self, name: str) -> float:
-        """1 for the norms of Gemma and Nemotron, else 0."""
+        """Return 1 for the norms of Gemma and Nemotron, else 0."""
         return self._architecture.shift(name)
 
     def done(self, name: str) -> None:
@@ -284,13 +297,15 @@ class GgufModel:
 
 
 def is_float(dtype: str) -> bool:
-    """Whether a type stores plain floats."""
+    """Return whether a type stores plain floats."""
     return dtype in dtypes.FLOATS
 
 
-def renamed(wanted: set[str], have: set[str]) -> dict[str, str]:
-    """Names in `wanted` to those in `have`: the same, or all with one leading component more or less."""
-    heads = sorted({name.partition(".")[0] + "." for name in have | wanted})
-    ways: list[tuple[str, str]] = [("", ""), *((head, "") for head in heads), *(("", head) for head in heads)]
-    more, less = max(ways, key=lambda way: len({way[0] + name.removeprefix(way[1]) for name in wanted} & have))
-    return {name: new for name in wanted if (new := more + name.removeprefix(less)) in have}
+def renamed(names: set[str], available: set[str]) -> dict[str, str]:
+    """Map `names` to those `available`: the same, or all with one leading component more or less."""
+    heads = sorted({name.partition(".")[0] + "." for name in available | names})
+    renamings: list[tuple[str, str]] = [("", ""), *((head, "") for head in heads), *(("", head) for head in heads)]
+    prefix, dropped_prefix = max(
+        renamings, key=lambda renaming: len({renaming[0] + name.removeprefix(renaming[1]) for name in names} & available)
+    )
+    return {name: new for name in names if (new := prefix + name.removeprefix(dropped_prefix)) in available}

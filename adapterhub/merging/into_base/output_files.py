@@ -1,7 +1,7 @@
-"""Output files: described as byte ranges copied from others, text, and tensors changed on the way; then written.
+"""Output files of a merge: described as copied byte ranges, literal bytes and tensors edited on the way, then written.
 
-A range is copied inside the kernel; a changed tensor is read, changed and written in tiles of a million elements. Memory is
-a few tiles a worker, whatever the size of the model.
+A range is copied inside the kernel; an edited tensor is read, changed and written in tiles of a million elements. Memory is a
+few tiles a worker, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ class Packing(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes of the tensor."""
+        """The number of bytes of the tensor."""
 
     def step(self, columns: int) -> int:
-        """The number of rows that a tile must be a multiple of; even."""
+        """Return the even number of rows that a tile's height must be a multiple of."""
 
-    def through(self, rows: F32Array) -> F32Array:
-        """Rows packed and unpacked."""
+    def round_trip(self, rows: F32Array) -> F32Array:
+        """Return rows packed and unpacked again."""
 
     def writer(self, sink: int) -> Callable[[F32Array, int], int]:
-        """A function that writes a tile, given the number of its first element, and returns the bytes written."""
+        """Return a function that writes a tile, given the number of its first element, and returns the bytes written."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """`size` bytes of a file from `offset` on, copied to byte `at`; `counted` of them are tensors."""
+    """`size` bytes of a file from `offset` on, copied to byte `at`; `counted` of them belong to tensors."""
 
     path: Path
     offset: int
@@ -78,7 +78,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor that is changed on the way and written to byte `at` as `kind`.
+    """A tensor that is edited on the way and written to byte `at` as `kind`.
 
     Attributes:
         stepwise: Round after every edit, as peft does when it merges one adapter after another.
@@ -95,20 +95,20 @@ class Made:
 
     @property
     def size(self) -> int:
-        """Bytes in the output."""
+        """The number of bytes in the output."""
         if self.packing:
             return self.packing.size
         return self.source.rows * self.kind.row_size(self.source.columns)
 
     def ready(self) -> Ready:
-        """The tensor with the factors of its edits prepared."""
+        """Return the tensor with the factors of its edits prepared."""
         dtype = self.kind.dtype if self.stepwise and isinstance(self.kind, Floats) else dtypes.F32
         spans = [(edit.first, edit.first + edit.count) if isinstance(edit, Within) else None for edit in self.edits]
         return Ready(self, [edit.ready(dtype) for edit in self.edits], spans)
 
     @property
     def tile_rows(self) -> int:
-        """Rows of a tile."""
+        """The number of rows of a tile."""
         least = self.packing.step(self.source.columns) if self.packing else 2
         return max(least, TILE // self.source.columns // least * least)
 
@@ -125,7 +125,7 @@ class OutFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """The number of bytes of the file."""
         return sum(len(part.data) if isinstance(part, Text) else part.size for part in self.parts)
 
 
@@ -138,36 +138,40 @@ class Ready:
     spans: Sequence[tuple[int, int] | None]
 
     def change(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
-        """Apply all edits to the rows `wide` and encode them into `raw`; UnfitError if a number does not fit."""
-        some = self._touching(start, start + len(wide))
-        for number, apply in enumerate(some):
+        """Apply all edits to the rows `wide` and encode them into `raw`.
+
+        Raises:
+            UnfitError: A number does not fit the type.
+        """
+        applies = self._touching(start, start + len(wide))
+        for number, apply in enumerate(applies):
             if self.made.stepwise and number:
                 self.made.kind.decode(raw, wide)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 apply(wide, start, scratch)
-            if self.made.stepwise or number == len(some) - 1:
+            if self.made.stepwise or number == len(applies) - 1:
                 self._encode(wide, raw, start)
-        if not some:
+        if not applies:
             self._encode(wide, raw, start)
 
     @property
     def takes_two_passes(self) -> bool:
-        """Whether an edit must see all rows before one is changed."""
+        """Whether an edit must see all rows before any is changed."""
         return any(isinstance(apply, TwoPasses) for apply in self.applies)
 
     def look(self, wide: F32Array, raw: Bytes, start: int, scratch: F32Array) -> None:
         """Show rows to an edit that takes two passes; overwrites them."""
 
-        def between(tile: F32Array) -> None:
+        def round_tile(tile: F32Array) -> None:
             if self.made.stepwise:
                 self._encode(tile, raw, start)
                 self.made.kind.decode(raw, tile)
 
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            look(self._touching(start, start + len(wide)), wide, start, scratch, between)
+            look(self._touching(start, start + len(wide)), wide, start, scratch, round_tile)
 
     def _touching(self, start: int, stop: int) -> list[Apply]:
-        """The edits of any of these rows: a stack of experts has edits of each expert's rows."""
+        """Return the edits that change any of these rows; a stack of experts has edits of single experts."""
         return [
             apply
             for apply, span in zip(self.applies, self.spans, strict=True)
@@ -175,31 +179,32 @@ class Ready:
         ]
 
     def _encode(self, wide: F32Array, raw: Bytes, start: int) -> None:
+        """Encode rows into `raw`; UnfitError if a number does not fit."""
         if not self.made.kind.fits(wide):
             raise UnfitError(self.made.name)
         self.made.kind.encode(wide, raw, start)
 
 
 class UnfitError(Exception):
-    """A tile of a tensor has numbers that its type cannot hold; `explained` finds the reason in the base."""
+    """A tile of a tensor has numbers that its type cannot hold; `unfit_error` finds the reason in the base."""
 
 
-def explained(made: Made, before: F32Array) -> RefusedError:
-    """The error for a tile that does not fit, given its rows in the base."""
-    if not np.isfinite(before).all():
-        return RefusedError(made.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
-    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(made.kind.name, made.kind.name)
-    what = f"the sum is over {made.kind.largest:g}, the largest {name} number"
-    if made.kind.name in ("BF16", "F32"):
-        return RefusedError(made.name, what)
-    return RefusedError(made.name, what, "Write bfloat16 instead", code="sum-too-large")
+def explained(tensor: Made, base_rows: F32Array) -> RefusedError:
+    """Return the error for a tile that does not fit, given its rows in the base."""
+    if not np.isfinite(base_rows).all():
+        return RefusedError(tensor.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
+    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(tensor.kind.name, tensor.kind.name)
+    reason = f"the sum is over {tensor.kind.largest:g}, the largest {name} number"
+    if tensor.kind.name in ("BF16", "F32"):
+        return RefusedError(tensor.name, reason)
+    return RefusedError(tensor.name, reason, "Write bfloat16 instead", code="sum-too-large")
 
 
 class Run:
-    """The writing of files by a pool of workers, each with its own buffers."""
+    """A writer of files with a pool of workers, each with its own buffers."""
 
     def __init__(self, progress: Progress | None, size: int) -> None:
-        self._progress = progress or (lambda done, size: None)
+        self._progress = progress or (lambda _count, size: None)
         self._size = size
         self._done = 0
         self._local = threading.local()
@@ -209,10 +214,11 @@ class Run:
     ) -> None:
         """Write every file, the smallest last; call `finished` with its path once it is complete.
 
-        Output is flushed to the disk while the next is computed, so that little is left to flush at the end.
+        Output is flushed to the disk while more is computed, so that little is left to flush at the end.
         """
         with opened, ThreadPoolExecutor(1) as flusher, ThreadPoolExecutor(_WORKERS) as pool:
             flushed: list[Future[None]] = []
+            # The largest first: the flush of a small file at the end is short.
             for file in sorted(files, key=lambda file: file.size, reverse=True):
                 target = folder / file.name
                 for _ in self._write_file(file, target, opened, pool):
@@ -222,7 +228,8 @@ class Run:
                 future.result()
 
     def _write_file(self, file: OutFile, target: Path, opened: Opened, pool: ThreadPoolExecutor) -> Iterator[None]:
-        """Write one file; yields whenever there is enough to flush."""
+        """Write one file; yield whenever there is enough to flush."""
+        # O_BINARY keeps Windows from translating line ends.
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         sink = os.open(target, flags, 0o666)
         due = _FLUSH
@@ -237,7 +244,7 @@ class Run:
             os.close(sink)
 
     def skip(self, size: int) -> None:
-        """Count bytes as done."""
+        """Count `size` bytes as done without writing them."""
         self._done += size
         self._progress(self._done, self._size)
 
@@ -252,75 +259,78 @@ class Run:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            # Those that run already: wait for them, since the files are about to be closed.
+            # Wait for jobs that run already: the files are about to be closed.
             wait([future for future in waiting if not future.cancel()])
 
     def _jobs(self, part: Part, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
-        """The jobs that write a part; each returns the bytes of tensors that it wrote."""
+        """Yield the jobs that write a part; each returns the bytes of tensors that it wrote."""
         if isinstance(part, Text):
             write_at(sink, memoryview(part.data), part.at)
         elif isinstance(part, Copy):
             yield from _copies(part, opened.fd(part.path), sink)
-        elif part.source.columns:  # rows of nothing may be any number
+        elif part.source.columns:  # a matrix without columns has nothing to write
             yield from self._tiles(part, opened, sink)
 
-    def _tiles(self, made: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
-        ready = made.ready()
+    def _tiles(self, tensor: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+        """Yield the jobs that write a tensor, one for each tile."""
+        ready = tensor.ready()
         self.look(ready, opened)
-        rows, columns, step = made.source.rows, made.source.columns, made.tile_rows
-        put = made.packing.writer(sink) if made.packing else None
+        rows, columns, step = tensor.source.rows, tensor.source.columns, tensor.tile_rows
+        write_packed = tensor.packing.writer(sink) if tensor.packing else None
         for start in range(0, rows, step):
             stop = min(start + step, rows)
 
             def tile(start: int = start, stop: int = stop) -> int:
                 wide, raw = self._read(ready, start, stop, opened, ready.change)
-                if put:
-                    made.kind.decode(raw, wide)
-                    return put(wide, start * columns)
-                write_at(sink, byte_view(raw), made.at + start * raw.shape[1])
+                if write_packed:
+                    tensor.kind.decode(raw, wide)
+                    return write_packed(wide, start * columns)
+                write_at(sink, byte_view(raw), tensor.at + start * raw.shape[1])
                 return raw.nbytes
 
             yield tile
 
     def look(self, ready: Ready, opened: Opened) -> None:
-        """Read all rows of a tensor for the edits that take two passes, if it has any."""
+        """Read all rows of a tensor for its edits that take two passes, if it has any."""
         if ready.takes_two_passes:
             rows, step = ready.made.source.rows, ready.made.tile_rows
             for start in range(0, rows, step):
                 self._read(ready, start, min(start + step, rows), opened, ready.look)
 
     def _read(
-        self, ready: Ready, start: int, stop: int, opened: Opened, do: Callable[[F32Array, Bytes, int, F32Array], None]
+        self, ready: Ready, start: int, stop: int, opened: Opened, visit: Callable[[F32Array, Bytes, int, F32Array], None]
     ) -> tuple[F32Array, Bytes]:
-        """Read rows and call `do` with them; returns them as numbers and as stored, in this thread's buffers."""
-        made = ready.made
-        columns, width = made.source.columns, made.kind.row_size(made.source.columns)
+        """Read rows and call `visit` with them; return them as numbers and as stored, in this thread's buffers."""
+        tensor = ready.made
+        columns, width = tensor.source.columns, tensor.kind.row_size(tensor.source.columns)
         wide = self.buffer("wide", 4 * (stop - start) * columns).view(np.float32).reshape(stop - start, columns)
-        made.source.read(opened, start, stop, wide, self.buffer)
+        tensor.source.read(opened, start, stop, wide, self.buffer)
         raw = self.buffer("out", (stop - start) * width).reshape(stop - start, width)
         try:
-            do(wide, raw, start, self.buffer("scratch", 4 * (wide.size + columns)).view(np.float32))
+            visit(wide, raw, start, self.buffer("scratch", 4 * (wide.size + columns)).view(np.float32))
         except UnfitError as unfit:
-            made.source.read(opened, start, stop, wide, self.buffer)
-            raise explained(made, wide) from unfit
+            # The edits overwrote the rows: read the base's again to tell whose fault it is.
+            tensor.source.read(opened, start, stop, wide, self.buffer)
+            raise explained(tensor, wide) from unfit
         return wide, raw
 
     def buffer(self, use: str, size: int) -> Bytes:
-        """This thread's memory for a use, grown as needed."""
-        held = getattr(self._local, use, None)
-        if held is None or held.nbytes < size:
-            held = np.empty(size, np.uint8)
-            setattr(self._local, use, held)
-        return held[:size]
+        """Return this thread's memory for a use, grown as needed."""
+        memory = getattr(self._local, use, None)
+        if memory is None or memory.nbytes < size:
+            memory = np.empty(size, np.uint8)
+            setattr(self._local, use, memory)
+        return memory[:size]
 
 
 def _copies(part: Copy, source: int, sink: int) -> Iterator[Callable[[], int]]:
+    """Yield the jobs that copy a range, in pieces."""
     uncounted = part.size - part.counted
-    for done in range(0, part.size, _COPY):
-        size = min(_COPY, part.size - done)
+    for piece_start in range(0, part.size, _COPY):
+        size = min(_COPY, part.size - piece_start)
 
-        def copy(done: int = done, size: int = size) -> int:
-            copy_range(source, sink, part.offset + done, size, part.at + done)
-            return size - max(0, min(uncounted - done, size))  # a header is not a tensor
+        def copy(piece_start: int = piece_start, size: int = size) -> int:
+            copy_range(source, sink, part.offset + piece_start, size, part.at + piece_start)
+            return size - max(0, min(uncounted - piece_start, size))  # a header is not a tensor
 
         yield copy

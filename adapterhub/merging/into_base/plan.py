@@ -1,4 +1,4 @@
-"""The edits of each tensor of a Hugging Face folder, and every reason to refuse a merge into one.
+"""Plan a merge into a Hugging Face folder: the edits of each tensor, and every reason to refuse.
 
 Nothing is written before the plan is complete, so a merge that would be wrong costs no time and leaves no file.
 """
@@ -38,7 +38,7 @@ _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 
 def stored_transposed(model_type: str | None, target: str) -> bool:
-    """Whether a model of this type is known to store the weight of a module as `(in, out)`."""
+    """Return whether models of this type store the weight of a module as `(in, out)`."""
     return model_type in CONV1D and target.rpartition(".")[2] in _CONV1D_NAMES
 
 
@@ -62,7 +62,7 @@ class Plan:
 
 
 def plan(adapters: Weighted, folder: Folder) -> Plan:
-    """The edits that merge the adapters, each times its weight, into a Hugging Face folder.
+    """Plan the merge of adapters, each times its weight, into a Hugging Face folder.
 
     Raises:
         RefusedError: The result would differ from base and adapters loaded together; names the module and the reason.
@@ -71,59 +71,69 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
         raise RefusedError(str(folder.path), "no adapter to merge")
     planner = _Planner(folder)
     for adapter, weight in adapters:
-        settled = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
-        check_adapter(settled, weight)
-        planner.add(factored_out(_without_copies(settled, folder)), weight)
+        # PiSSA changed the base's own weights before training; as plain LoRA the adapter fits the original ones.
+        converted = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
+        check_adapter(converted, weight)
+        planner.add(factored_out(_without_copies(converted, folder)), weight)
     return planner.plan()
 
 
 def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
-    """The edits that merge the adapters, whose weights `join` knows, by a method that is no sum.
+    """Plan the merge of adapters by a method that is not a sum; `join` knows the weights.
 
     Raises:
-        RefusedError: As `plan` does; and for what is not a plain delta.
+        RefusedError: As in `plan`; also for anything that is not a plain delta.
     """
     join.check([adapter for adapter, _ in adapters])
     plans = [plan([(adapter, 1.0)], folder) for adapter, _ in adapters]
-    for one in plans:
-        for name in one.shapes:
+    for adapter_plan in plans:
+        for name in adapter_plan.shapes:
             raise RefusedError(name, "the vocabulary was resized, which only a sum of adapters can merge")
     return Plan(
-        joined([one.edits for one in plans], join),
-        added={name: weight for one in plans for name, weight in one.added.items()},
-        config={key: value for one in plans for key, value in one.config.items()},
-        notes=tuple(dict.fromkeys(note for one in plans for note in one.notes)),
+        joined([adapter_plan.edits for adapter_plan in plans], join),
+        added={name: weight for adapter_plan in plans for name, weight in adapter_plan.added.items()},
+        config={key: value for adapter_plan in plans for key, value in adapter_plan.config.items()},
+        notes=tuple(dict.fromkeys(note for adapter_plan in plans for note in adapter_plan.notes)),
     )
 
 
 def _without_copies(adapter: Adapter, folder: Folder) -> Adapter:
-    """The adapter without copies of the base's tables, which must equal the base's; those of a resized vocabulary are kept."""
+    """Drop the adapter's copies of the base's tables, which must equal them; keep those of a resized vocabulary."""
     adapter = _without_wrappers(adapter)
+    # A resized vocabulary changes the number of rows and nothing else.
     resized = {}
     for name, copy in adapter.copies.items():
-        own = folder.weights.get(name)
-        if own and len(own.shape) == 2 and own.shape[1:] == copy.shape[1:] and own.shape[0] != copy.shape[0]:
+        base_weight = folder.weights.get(name)
+        if (
+            base_weight
+            and len(base_weight.shape) == 2
+            and base_weight.shape[1:] == copy.shape[1:]
+            and base_weight.shape[0] != copy.shape[0]
+        ):
             resized[name] = copy
+    # A copy cannot be compared with weights that are stored rounded.
     if folder.method and len(resized) < len(adapter.copies):
-        what = "the adapter contains a copy of the base's weight, and the base is quantized"
-        raise RefusedError(next(iter(adapter.copies)), what)
-    rest = {name: copy for name, copy in adapter.copies.items() if name not in resized}
-    checked = without_copies(dataclasses.replace(adapter, copies=rest), folder.path)
+        reason = "the adapter contains a copy of the base's weight, and the base is quantized"
+        raise RefusedError(next(iter(adapter.copies)), reason)
+    same_size = {name: copy for name, copy in adapter.copies.items() if name not in resized}
+    checked = without_copies(dataclasses.replace(adapter, copies=same_size), folder.path)
     return dataclasses.replace(checked, copies=resized) if resized else checked
 
 
 def _without_wrappers(adapter: Adapter) -> Adapter:
-    """The adapter without what peft saves twice of a replaced table (`save_embedding_layers=True`): itself, and the
-    original."""
+    """Return the adapter without the duplicates that peft saves of a replaced table (`save_embedding_layers=True`).
+
+    It saves the table itself and, under `modules_to_save`, the original.
+    """
     infix = ".modules_to_save."
-    twice = [
+    duplicates = [
         name
         for name, values in adapter.replaced.items()
         if infix in name
-        and (same := adapter.replaced.get(name.replace(infix, "."))) is not None
-        and np.array_equal(same, values)
+        and (outer := adapter.replaced.get(name.replace(infix, "."))) is not None
+        and np.array_equal(outer, values)
     ]
-    replaced = {name: values for name, values in adapter.replaced.items() if name not in twice}
+    replaced = {name: values for name, values in adapter.replaced.items() if name not in duplicates}
     copies = {name: copy for name, copy in adapter.copies.items() if name not in replaced}
     if len(replaced) == len(adapter.replaced) and len(copies) == len(adapter.copies):
         return adapter
@@ -131,7 +141,7 @@ def _without_wrappers(adapter: Adapter) -> Adapter:
 
 
 _HEADS_OF = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
-"""PEFT's tasks to the suffix of the classes with their head."""
+"""From PEFT's tasks to the suffix of model classes that have their head."""
 
 
 class _Planner:
@@ -151,60 +161,62 @@ class _Planner:
         self._architecture = architecture_of(folder)
 
     def plan(self) -> Plan:
-        """The collected edits, checked against each other."""
+        """Return the collected edits after checking them against each other."""
         self._check_vocabulary()
         edits = {name: tuple(edits) for name, edits in self.edits.items()}
         return Plan(edits, self.added, {**self.shapes, **self._heads}, self.config, tuple(dict.fromkeys(self.notes)))
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        """Add everything that one adapter changes."""
+        """Add all changes of one adapter."""
+        # Copies, tuned and added tensors are merged below; every other conditional part is refused.
         refuse_conditions(dataclasses.replace(adapter, copies={}, tuned={}, added={}))
-        adapter = self._with_head(adapter, weight)
-        experts, others = self._apart(adapter)
-        whole = {**adapter.replaced, **adapter.copies, **adapter.added}
-        found = TensorNames(self.folder, dataclasses.replace(adapter, deltas=others, replaced=whole), self.tables.alias)
-        self.notes += [*adapter.notes, *found.notes]
+        adapter = self._add_head(adapter, weight)
+        experts, modules = self._experts_and_modules(adapter)
+        parameters = {**adapter.replaced, **adapter.copies, **adapter.added}
+        names = TensorNames(self.folder, dataclasses.replace(adapter, deltas=modules, replaced=parameters), self.tables.alias)
+        self.notes += [*adapter.notes, *names.notes]
         for parameter, values in adapter.copies.items():
-            self._resize(parameter, found.parameter(parameter), values)
-        for target, delta in others.items():
+            self._resize(parameter, names.parameter(parameter), values)
+        for target, delta in modules.items():
             if isinstance(delta, LowRank):
-                self._low_rank(target, found.parameter(f"{target}.weight"), delta, weight, found)
+                self._low_rank(target, names.parameter(f"{target}.weight"), delta, weight, names)
             elif isinstance(delta, LowRankEmbedding):
-                self._embedding(target, found.parameter(f"{target}.weight"), delta, weight)
+                self._embedding(target, names.parameter(f"{target}.weight"), delta, weight)
             elif isinstance(delta, LowRankConv):
-                self._convolution(target, found.parameter(f"{target}.weight"), delta, weight)
-                self._bias(target, delta, weight, found)
+                self._add_convolution(target, names.parameter(f"{target}.weight"), delta, weight)
+                self._bias(target, delta, weight, names)
             else:
                 raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
         for target, change in adapter.tuned.items():
-            self._tuned(target, change, weight, found)
+            self._add_tuned(target, change, weight, names)
         for target, delta in experts.items():
-            for one in expert_edits(self.folder, self._architecture, target, delta, weight):
-                self._put(one.name, one.edit, target, one.rows)
-        self._parameters(adapter, weight, found)
+            for expert_edit in expert_edits(self.folder, self._architecture, target, delta, weight):
+                self._put(expert_edit.name, expert_edit.edit, target, expert_edit.rows)
+        self._parameters(adapter, weight, names)
 
-    def _parameters(self, adapter: Adapter, weight: float, found: TensorNames) -> None:
-        """Add what is no change of one module's weight."""
+    def _parameters(self, adapter: Adapter, weight: float, names: TensorNames) -> None:
+        """Add the changes that do not belong to the weight of one module."""
         for parameter, values in adapter.added.items():
-            name = found.parameter(parameter)
+            name = names.parameter(parameter)
             self._expect(parameter, name, values.shape)
             self._put(name, Add(values, weight), parameter)
         for parameter, values in adapter.replaced.items():
-            self._replace(parameter, found.parameter(parameter), values, weight)
+            self._replace(parameter, names.parameter(parameter), values, weight)
         for target, rows in adapter.rows.items():
-            self._rows(target, found.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
+            self._rows(target, names.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
 
-    def _with_head(self, adapter: Adapter, weight: float) -> Adapter:
-        """The rest of an adapter whose task needs another head than the base's, which is added to the base."""
+    def _add_head(self, adapter: Adapter, weight: float) -> Adapter:
+        """Add the head of a task that the base model's class lacks; return the adapter without it."""
         kind, base = _HEADS_OF.get(adapter.meta.task_type or ""), self.folder.spec.architecture
         new = {name: values for name, values in adapter.replaced.items() if name.startswith("score.")}
         if not kind or not base.endswith("ForCausalLM") or not new or any(name in self.tensors for name in new):
             return adapter
         for name, values in new.items():
-            like = next((one for one in self.tensors.values() if len(one.shape) == values.ndim), None)
-            if like is None or self.folder.method:
+            # The new tensor takes its file and dtype from a base tensor of the same number of dimensions.
+            template = next((tensor for tensor in self.tensors.values() if len(tensor.shape) == values.ndim), None)
+            if template is None or self.folder.method:
                 raise absent(name.rpartition(".")[0], self.folder.spec.where)
-            self.added[name] = dataclasses.replace(like, name=name)
+            self.added[name] = dataclasses.replace(template, name=name)
             self._heads[name] = values.shape
             if weight != 1:
                 raise RefusedError(name, f"a head of the adapter: weight {weight} has no meaning for it")
@@ -221,8 +233,8 @@ class _Planner:
             adapter, replaced={name: values for name, values in adapter.replaced.items() if name not in new}, source=None
         )
 
-    def _apart(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
-        """Deltas of experts, which the base may store in another form than the adapter, and all others."""
+    def _experts_and_modules(self, adapter: Adapter) -> tuple[dict[str, Delta], dict[str, Delta]]:
+        """Return the deltas of experts, which the base may store in another form than the adapter, and all others."""
         experts = {
             target: delta
             for target, delta in adapter.deltas.items()
@@ -231,25 +243,28 @@ class _Planner:
         }
         return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
 
-    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, found: TensorNames) -> None:
+    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, names: TensorNames) -> None:
+        """Add a LoRA or DoRA delta of a linear layer."""
         transposed = self._transposed(target, name, delta)
-        name = self._untied(name, target)
+        name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
         if delta.magnitude is None:
             self._put(name, AddLowRank(delta, scale, transposed), target)
         else:
             self._dora(target, name, AddDora(delta, scale, transposed, delta.magnitude), weight)
-        self._bias(target, delta, weight, found)
+        self._bias(target, delta, weight, names)
 
-    def _bias(self, target: str, delta: LowRank | LowRankConv, weight: float, found: TensorNames) -> None:
+    def _bias(self, target: str, delta: LowRank | LowRankConv, weight: float, names: TensorNames) -> None:
+        """Add the delta of a bias (`lora_bias`), if there is one."""
         if delta.bias is not None:
-            bias = found.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
+            bias = names.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
             self._expect(target, bias, delta.bias.shape)
             self._put(bias, AddVector(delta.bias, delta.scaling * weight), target)
 
     def _embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
+        """Add the delta of an embedding table."""
         self._expect(target, name, delta.shape)
-        name = self._untied(name, target)
+        name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
         if delta.magnitude is None:
             self._put(name, AddLowRank(delta, scale, transposed=False), target)
@@ -257,14 +272,16 @@ class _Planner:
             # peft takes the norms of a table down its columns (`DoraEmbeddingLayer`, fan_in_fan_out).
             self._dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
 
-    def _tuned(self, target: str, change: Tuned, weight: float, found: TensorNames) -> None:
-        """The change by a tuner that is not LoRA: the pair that it equals, or a function of the whole weight."""
-        name = self._untied(found.parameter(f"{target}.weight"), target)
+    def _add_tuned(self, target: str, change: Tuned, weight: float, names: TensorNames) -> None:
+        """Add the change by a tuner other than LoRA: the pair of factors that it equals, or a function of the whole weight."""
+        name = self._tensor_to_change(names.parameter(f"{target}.weight"), target)
         shape = self.shapes.get(name, self._weight(name).shape)
         if not change.fits(shape):
             parts = ", ".join(f"{part} {tensor.shape}" for part, tensor in change.parts())
             raise RefusedError(target, f"{parts} of {change.tuner.method} do not fit the base's {name} {shape}")
+        # The tuner computes on `(out, in)`, in whichever order the base stores the weight.
         rows, columns = shape[::-1] if change.transposed_base else shape
+        # Tuners such as VeRA equal a pair of factors, which adds up like LoRA.
         if (pair := change.pair((rows, columns))) is not None:
             self._put(name, AddLowRank(pair, pair.scaling * weight, change.transposed_base), target)
             return
@@ -275,7 +292,8 @@ class _Planner:
         if bias in self.tensors and change.fits_bias:
             self._put(bias, Change(change), target, alone=True)
 
-    def _convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
+    def _add_convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
+        """Add the delta of a convolution."""
         self._expect(target, name, delta.shape)
         edit = AddConvolution(delta, delta.scaling * weight)
         if delta.magnitude is None:
@@ -284,6 +302,7 @@ class _Planner:
             self._dora(target, name, edit, weight)
 
     def _dora(self, target: str, name: str, edit: AddDora | AddConvolution, weight: float) -> None:
+        """Add a DoRA edit, which rescales the weight and so cannot be combined with other edits."""
         features = edit.delta.lora_B.shape[0]
         magnitude = edit.magnitude if isinstance(edit, AddDora) else edit.delta.magnitude
         if magnitude is not None and magnitude.size != features:
@@ -293,20 +312,22 @@ class _Planner:
         self._put(name, edit, target, alone=True)
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
-        """Replace a table by one of a resized vocabulary, to which the adapter's delta is then added."""
-        name = self._untied(name, parameter)
+        """Replace a table by that of a resized vocabulary, to which the adapter's delta is then added."""
+        name = self._tensor_to_change(name, parameter)
         self.shapes[name] = values.shape
+        # First in line: the delta was trained on the resized table.
         self.edits.setdefault(name, []).insert(0, Replace(values))
         self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self._weight(name).shape[0]} in the base")
 
     def _replace(self, parameter: str, name: str, values: np.ndarray, weight: float) -> None:
+        """Replace a whole tensor by the adapter's; a token table may change its number of rows."""
         table = self.tables.is_table(name)
         if table and values.ndim == 2 and values.shape[1:] == self.tensors[name].shape[1:]:
             if values.shape != self.tensors[name].shape:
                 self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self.tensors[name].shape[0]} in the base")
         else:
             self._expect(parameter, name, values.shape)
-        name = self._untied(name, parameter)
+        name = self._tensor_to_change(name, parameter)
         if values.shape != self._weight(name).shape:
             self.shapes[name] = values.shape
         if weight != 1:
@@ -315,6 +336,7 @@ class _Planner:
         self._note_rounding(name, values)
 
     def _rows(self, target: str, name: str, ids: tuple[int, ...], values: np.ndarray, weight: float) -> None:
+        """Replace rows of a table (`trainable_token_indices`)."""
         shape = self.tensors[name].shape
         if len(shape) != 2 or values.shape[1:] != shape[1:] or not all(0 <= row < shape[0] for row in ids):
             raise RefusedError(target, f"rows {values.shape} up to {max(ids, default=0)} do not fit the base's {name} {shape}")
@@ -324,46 +346,51 @@ class _Planner:
         self._note_rounding(name, values)
 
     def _note_rounding(self, name: str, values: np.ndarray) -> None:
+        """Note that replaced values lose precision in the base's dtype."""
         dtype = dtypes.NUMPY[self._weight(name).dtype]
         if dtype.itemsize < values.dtype.itemsize or (dtype != values.dtype and dtype.itemsize == 2):
             self.notes.append(f"{name}: replaced values are rounded from {values.dtype} to the base's {dtype}")
 
     def _weight(self, name: str) -> Weight:
+        """Return a tensor of the base, or one that the merge adds."""
         return self.tensors[name] if name in self.tensors else self.added[name]
 
     def _put(self, name: str, edit: Edit, target: str, rows: tuple[int, int] | None = None, *, alone: bool = False) -> None:
         """Add an edit of `rows` (first, count) of a tensor seen as a matrix, or of all of it.
 
-        `alone`: the edit cannot be combined with another of the same rows.
+        Args:
+            alone: The edit cannot be combined with another edit of the same rows.
         """
-        own = self._weight(name)
-        if not isinstance(kind(own.dtype), Floats):
-            what = f"the base's {name} is {own.dtype}, not bfloat16, float16 or float32"
-            raise RefusedError(target, what, "Dequantize it first")
-        first, count = rows or (0, own.rows)
+        weight = self._weight(name)
+        if not isinstance(kind(weight.dtype), Floats):
+            reason = f"the base's {name} is {weight.dtype}, not bfloat16, float16 or float32"
+            raise RefusedError(target, reason, "Dequantize it first")
+        first, count = rows or (0, weight.rows)
         spans = self._spans.setdefault(name, [])
-        for start, stop, other in spans:
-            if start < first + count and first < stop and (alone or other):
+        for start, stop, span_alone in spans:
+            if start < first + count and first < stop and (alone or span_alone):
                 raise RefusedError(target, "one adapter replaces or rescales it and another changes it too")
         spans.append((first, first + count, alone))
         self.edits.setdefault(name, []).append(edit if rows is None else Within(edit, first, count))
 
     def _expect(self, target: str, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse an edit whose shape differs from the tensor's, resized or not."""
         check_shape(target, name, shape, self.shapes.get(name, self._weight(name).shape))
 
-    def _untied(self, name: str, target: str) -> str:
-        """The tensor that takes a change of the embedding table or the output layer; tied ones become two."""
+    def _tensor_to_change(self, name: str, target: str) -> str:
+        """Return the tensor to change for an embedding table or output layer; untie tied ones."""
         if not self.tables.tied or not self.tables.is_table(name):
             return name
         head = target.endswith(HEADS) or f"{target}.weight".endswith(HEADS)
         if self.tables.head is None:
             if not self.tables.can_be_two(self._architecture):
-                what = f"the base's embedding and output layer are one tensor ({name})"
+                reason = f"the base's embedding and output layer are one tensor ({name})"
                 raise RefusedError(
                     target,
-                    f"{what}; merged, the change would act in both places",
+                    f"{reason}; merged, the change would act in both places",
                     "Untie them in the base first (tie_word_embeddings: false, and a separate lm_head.weight)",
                 )
+            # The new head starts as the table it was tied to; edits of either then stay separate.
             table = self.tensors[self.tables.table or name]
             self.added["lm_head.weight"] = dataclasses.replace(table, name="lm_head.weight")
             self.tables.head = "lm_head.weight"
@@ -373,7 +400,8 @@ class _Planner:
         return self.tables.head if head else name
 
     def _check_vocabulary(self) -> None:
-        """Check that all tables of a resized vocabulary have the same number of rows, and record it for config.json."""
+        """Refuse tables of a resized vocabulary that disagree on its size, and record the size for config.json."""
+        # No table was resized, so the base's own sizes stand.
         if not self.shapes:
             return
         rows = {name: shape[0] for name, shape in self.shapes.items()}
@@ -386,16 +414,18 @@ class _Planner:
         self.config["vocab_size"] = next(iter(rows.values()))
 
     def _transposed(self, target: str, name: str, delta: LowRank) -> bool:
-        """Whether the base stores this weight as `(in, out)`: by its shape, and if that is square, by the class of the
-        model."""
-        have = self.shapes.get(name, self._weight(name).shape)
+        """Return whether the base stores this weight as `(in, out)`.
+
+        The shape decides; for a square matrix, the class of the model does.
+        """
+        shape = self.shapes.get(name, self._weight(name).shape)
         model = self.folder.spec.model_type or "this model"
-        known = stored_transposed(self.folder.spec.model_type, target)
-        if known or (delta.transposed_base and have == delta.shape[::-1] != delta.shape):
+        known_transposed = stored_transposed(self.folder.spec.model_type, target)
+        if known_transposed or (delta.transposed_base and shape == delta.shape[::-1] != delta.shape):
             self._expect(target, name, delta.shape[::-1])
             return True
         self._expect(target, name, delta.shape)
-        if delta.transposed_base and have[0] == have[1]:
+        if delta.transposed_base and shape[0] == shape[1]:
             raise RefusedError(
                 target,
                 f"square, and fan_in_fan_out is set, but {model} is not known to store it transposed",

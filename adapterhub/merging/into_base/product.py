@@ -43,7 +43,7 @@ _BLOCK = 16_384  # elements of the written-out chain at a time: its float64 temp
 
 
 def product(left: F32Array, right: F32Array, out: F32Array) -> F32Array:
-    """`left @ right` in the order that the module defines.
+    """Compute `left @ right` in the order that the module defines.
 
     Args:
         left: `(rows, r)`, C-contiguous; an even number of rows (an odd last row would use another kernel).
@@ -52,64 +52,72 @@ def product(left: F32Array, right: F32Array, out: F32Array) -> F32Array:
     """
     for number, (start, stop) in enumerate(panels(left.shape[1])):
         part = out if number == 0 else np.empty_like(out)
-        _panel(np.ascontiguousarray(left[:, start:stop]), right[start:stop], part)
+        _multiply_panel(np.ascontiguousarray(left[:, start:stop]), right[start:stop], part)
         if number:
             out += part
     return out
 
 
 def panels(r: int) -> Iterator[tuple[int, int]]:
-    """Ranges of ranks: one panel up to 192, two halves up to 384 (and a third panel of one if r is odd), else panels of 192."""
+    """Yield ranges of ranks.
+
+    One panel up to 192, two halves up to 384 (and a third panel of one if r is odd), else panels of 192.
+    """
     step = r // 2 if PANEL < r <= 2 * PANEL else PANEL
     yield from ((start, min(start + step, r)) for start in range(0, r, step))
 
 
-def _panel(left: F32Array, right: F32Array, out: F32Array) -> None:
+def _multiply_panel(left: F32Array, right: F32Array, out: F32Array) -> None:
+    """Compute the product of one panel: tall matrices by dozens of rows, the rest by pairs."""
     r, columns = right.shape
     if r == 1:
         np.multiply(left, right, out=out)  # not added to zero: a product of -0 stays -0, as in oneMKL
         return
-    tall = len(left) // _DOZEN * _DOZEN if out.size >= _LARGE else 0
-    if tall:
-        _dozens(left[:tall], right, out[:tall])
+    dozen_rows = len(left) // _DOZEN * _DOZEN if out.size >= _LARGE else 0
+    if dozen_rows:
+        _multiply_dozens(left[:dozen_rows], right, out[:dozen_rows])
     for piece in _pieces(columns, _SINGLE_THREAD // (_PAIR * r)):
-        _in_order(left[tall:], right[:, piece], out[tall:, piece])
+        _multiply_in_order(left[dozen_rows:], right[:, piece], out[dozen_rows:, piece])
 
 
 def _pieces(columns: int, width: int) -> Iterator[slice]:
+    """Yield ranges of columns, narrow enough for OpenBLAS to stay in one thread."""
     width = max(16, width)
     return (slice(start, min(start + width, columns)) for start in range(0, columns, width))
 
 
-def _dozens(left: F32Array, right: F32Array, out: F32Array) -> None:
+def _multiply_dozens(left: F32Array, right: F32Array, out: F32Array) -> None:
+    """Compute the product twelve rows at a time, and again by pairs where the columns come out of order."""
     r, columns = right.shape
     width = _SINGLE_THREAD // (_DOZEN * r)
     for piece in _pieces(columns, width // _KERNEL * _KERNEL or width):
-        some, target = right[:, piece], out[:, piece]
-        again = out_of_order(some.shape[1], r)
-        if again is None:
-            _in_order(left, some, target)
+        piece_right, target = right[:, piece], out[:, piece]
+        runs = out_of_order(piece_right.shape[1], r)
+        if runs is None:
+            _multiply_in_order(left, piece_right, target)
             continue
-        _stacked(left, some, target, _DOZEN)
-        if again:
-            columns_again = np.concatenate([some[:, run] for run in again], axis=1)
+        _stacked(left, piece_right, target, _DOZEN)
+        if runs:
+            columns_again = np.concatenate([piece_right[:, run] for run in runs], axis=1)
             fixed = np.empty((len(left), columns_again.shape[1]), np.float32)
-            _in_order(left, columns_again, fixed)
-            ends = np.cumsum([run.stop - run.start for run in again])
-            for run, part in zip(again, np.split(fixed, ends[:-1], axis=1), strict=True):
+            _multiply_in_order(left, columns_again, fixed)
+            ends = np.cumsum([run.stop - run.start for run in runs])
+            for run, part in zip(runs, np.split(fixed, ends[:-1], axis=1), strict=True):
                 target[:, run] = part
 
 
-def _in_order(left: F32Array, right: F32Array, out: F32Array) -> None:
+def _multiply_in_order(left: F32Array, right: F32Array, out: F32Array) -> None:
+    """Compute the product by pairs of rows if this BLAS keeps the order, else by the written-out chain."""
     if keeps_order(right.shape[1], right.shape[0]):
         _stacked(left, right, out, _PAIR)
     else:
-        _chained(left, right, out)
+        _multiply_chained(left, right, out)
 
 
 def _stacked(left: F32Array, right: F32Array, out: F32Array, height: int) -> None:
-    """`height` rows at a time: a stack of products `(height, r) @ (r, columns)`."""
+    """Compute `height` rows at a time: a stack of products `(height, r) @ (r, columns)`."""
     rows, r = left.shape
+    # A strided view, so that numpy calls BLAS once for each group of rows and writes into `out` directly.
     down, along = out.strides
     stack = np.lib.stride_tricks.as_strided(out, (rows // height, height, out.shape[1]), (height * down, down, along))
     np.matmul(left.reshape(rows // height, height, r), right, out=stack)
@@ -117,54 +125,60 @@ def _stacked(left: F32Array, right: F32Array, out: F32Array, height: int) -> Non
 
 @lru_cache(maxsize=1024)
 def keeps_order(columns: int, r: int) -> bool:
-    """Whether this numpy's BLAS sums products of two rows in order, by a test on 12 rows of random numbers.
+    """Return whether this numpy's BLAS sums products of two rows in order, by a test on 12 rows of random numbers.
 
-    All pairs of rows use the same kernel, and another order changes a quarter to nine tenths of the elements, so that
-    twelve rows cannot agree by chance.
+    All pairs of rows use the same kernel, and another order changes a quarter to nine tenths of the elements, so that twelve
+    rows cannot agree by chance.
     """
-    got, wanted = _tried(columns, r, _PAIR, 12)
-    return np.array_equal(got, wanted)
+    computed, expected = _tried(columns, r, _PAIR, 12)
+    return np.array_equal(computed, expected)
 
 
 @lru_cache(maxsize=1024)
 def out_of_order(columns: int, r: int) -> list[slice] | None:
-    """The columns that this numpy's BLAS sums in another order, twelve rows at a time; None if they are too many to be a gain.
+    """Return the columns that this numpy's BLAS sums in another order, twelve rows at a time; None if too many to be a gain.
 
     In such a column at least half of the rows are out of order, and at least a quarter of these elements differ: that all of 48
-    rows agree by chance happens in less than one column of a thousand. Such columns come in eights, which are found together.
+    rows agree by chance happens in less than one column of a thousand. Such columns come in groups of eight, which are found
+    together.
     """
-    got, wanted = _tried(columns, r, _DOZEN, 48)
-    eights = np.unique(np.flatnonzero((got != wanted).any(axis=0)) // 8)
-    found = (8 * eights[:, None] + np.arange(8)).reshape(-1)
-    found = found[found < columns]
-    if len(found) > columns // 4:
+    computed, expected = _tried(columns, r, _DOZEN, 48)
+    eights = np.unique(np.flatnonzero((computed != expected).any(axis=0)) // 8)
+    columns_out_of_order = (8 * eights[:, None] + np.arange(8)).reshape(-1)
+    columns_out_of_order = columns_out_of_order[columns_out_of_order < columns]
+    if len(columns_out_of_order) > columns // 4:
         return None
-    runs = np.split(found, np.flatnonzero(np.diff(found) > 1) + 1) if len(found) else []
+    runs = (
+        np.split(columns_out_of_order, np.flatnonzero(np.diff(columns_out_of_order) > 1) + 1)
+        if len(columns_out_of_order)
+        else []
+    )
     return [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
 
 
 def _tried(columns: int, r: int, height: int, rows: int) -> tuple[F32Array, F32Array]:
-    """A product of random numbers, `height` rows at a time, and the same as the chain defines it."""
+    """Return a product of random numbers computed `height` rows at a time, and the same product by the chain."""
     rng = np.random.default_rng(r)
     left = rng.standard_normal((rows, r), dtype=np.float32)
     right = rng.standard_normal((r, columns), dtype=np.float32)
-    got = np.empty((rows, columns), np.float32)
-    _stacked(left, right, got, height)
-    return got, chained(left, right)
+    computed = np.empty((rows, columns), np.float32)
+    _stacked(left, right, computed, height)
+    return computed, chained(left, right)
 
 
-def _chained(left: F32Array, right: F32Array, out: F32Array) -> None:
+def _multiply_chained(left: F32Array, right: F32Array, out: F32Array) -> None:
+    """Compute the product by the written-out chain, some rows at a time."""
     step = max(1, _BLOCK // right.shape[1])
     for start in range(0, len(left), step):
         out[start : start + step] = chained(left[start : start + step], right)
 
 
 def chained(left: F32Array, right: F32Array) -> F32Array:
-    """The chain of fused multiply-adds written out, without FMA instructions: slow, and right on every CPU.
+    """Compute the chain of fused multiply-adds without FMA instructions: slow, and right on every CPU.
 
-    float64 holds a product of two float32 exactly. The sum rounds once and the conversion to float32 a second time;
-    rounding the sum to odd (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the two equal to
-    rounding once.
+    float64 holds a product of two float32 exactly. The sum rounds once and the conversion to float32 a second time; rounding
+    the sum to odd (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums", 2008) makes the two equal to rounding
+    once.
     """
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
     total = np.zeros((left.shape[0], right.shape[1]), np.float32)
@@ -175,7 +189,7 @@ def chained(left: F32Array, right: F32Array) -> F32Array:
 
 
 def _sum_to_odd(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sum rounded to odd: of the two nearest numbers, the one with an odd last bit, unless the sum is exact."""
+    """Return the sum rounded to odd: of the two nearest numbers, the one with an odd last bit, unless the sum is exact."""
     rounded = a + b
     back = rounded - a
     error = (a - (rounded - back)) + (b - back)  # exact (Knuth, TwoSum)

@@ -1,11 +1,11 @@
-"""A base on the disk, a Hugging Face folder or a GGUF model: its headers, and its files, open while they are used.
+"""A base on disk, a Hugging Face folder or a GGUF model: its headers, and its files, open while they are used.
 
-The files stay open from the reading of the headers to the end of the first `with` that the base is used in, and are opened
-again for a later one. So a merge opens each of them twice: for the headers and the estimate, and for the output.
+The files stay open from reading the headers to the end of the first `with` that uses the base, and are opened again for a later
+one. So a merge opens each of them twice: for the headers and the estimate, and for the output.
 
     base = read_base(path)
     adapters = [(convert.read(file, base=base.spec), 1.0)]
-    prepared(adapters, base).write(out)
+    prepare_merge(adapters, base).write(out)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Shard:
-    """One weights file of a folder; `tensors` in file order."""
+    """A weights file of a folder; `tensors` in file order."""
 
     path: Path
     tensors: Mapping[str, TensorInfo]
@@ -54,7 +54,7 @@ class Weight:
         shape: The shape, before quantization.
         dtype: The type of floats that is stored, or that a quantized weight is dequantized to.
         path: The file, in which the weight begins at byte `offset` and takes `size` bytes.
-        unpacked: The numbers of a quantized weight; None for one stored in floats.
+        dequantized: The numbers of a quantized weight; None for one stored as floats.
     """
 
     name: str
@@ -67,16 +67,16 @@ class Weight:
 
     @property
     def rows(self) -> int:
-        """Rows, seen as a matrix; a vector is a column."""
+        """The number of rows, seen as a matrix; a vector is a column."""
         return math.prod(self.shape[:-1]) if len(self.shape) > 1 else math.prod(self.shape)
 
     @property
     def columns(self) -> int:
-        """Numbers in a row."""
+        """The numbers in a row."""
         return self.shape[-1] if len(self.shape) > 1 else 1
 
     def source(self) -> TensorSource:
-        """Where its numbers are read; RefusedError for a type that is not floats."""
+        """Return the source of its numbers; RefusedError for a type that is not floats."""
         return self.unpacked or Stored(self.path, self.offset, self.rows, self.columns, floats(self.dtype, self.name))
 
 
@@ -97,9 +97,10 @@ class Folder:
 
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
-        """The parameters by name, in the order of the files; the scales of quantized ones are not among them.
+        """The parameters by name, in the order of the files, without the scales of quantized ones.
 
-        RefusedError for a quantization that cannot be dequantized here.
+        Raises:
+            RefusedError: The weights are quantized in a way that cannot be dequantized here.
         """
         if not self.method:
             return {
@@ -108,16 +109,24 @@ class Folder:
                 for info in shard.tensors.values()
             }
         if self.spec.model_type in CONV1D and settings(self.config).get("quant_method") == "bitsandbytes":
-            what = f"bitsandbytes stores the weights of {self.spec.model_type} transposed, unlike any model in floats"
-            raise RefusedError(str(self.path), what, "Name the full-precision model")
+            reason = f"bitsandbytes stores the weights of {self.spec.model_type} transposed, unlike any model in floats"
+            raise RefusedError(str(self.path), reason, "Name the full-precision model")
         places = {info.name: StoredTensor(shard.path, info) for shard in self.shards for info in shard.tensors.values()}
         return {
-            name: Weight(name, one.shape, one.dtype, one.place.path, one.place.info.offset, one.place.info.size, one.source)
-            for name, one in unpacked(self.spec, places, self.config, self.opened).items()
+            name: Weight(
+                name,
+                weight.shape,
+                weight.dtype,
+                weight.place.path,
+                weight.place.info.offset,
+                weight.place.info.size,
+                weight.source,
+            )
+            for name, weight in unpacked(self.spec, places, self.config, self.opened).items()
         }
 
     def refuse_quantized(self) -> None:
-        """RefusedError if the weights are quantized."""
+        """Raise RefusedError if the weights are quantized."""
         if self.method:
             raise RefusedError(
                 str(self.path),
@@ -136,19 +145,19 @@ class Folder:
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor of a GGUF model and the file it is in."""
+    """A tensor of a GGUF model and the file that contains it."""
 
     path: Path
     info: GGUFTensor
 
     @property
     def rows(self) -> int:
-        """Rows, seen as a matrix; the experts of a stack follow one another."""
+        """The number of rows, seen as a matrix; the experts of a stack follow one another."""
         return math.prod(self.info.shape[:-1])
 
     @property
     def columns(self) -> int:
-        """Numbers in a row; a vector is one row."""
+        """The numbers in a row; a vector is one row."""
         return self.info.shape[-1] if self.info.shape else 1
 
 
@@ -174,10 +183,10 @@ Base = Folder | GGUFBase
 
 
 def read_base(path: Path) -> Base:
-    """The model in a Hugging Face folder or a GGUF file; only headers are read.
+    """Read the headers of the model in a Hugging Face folder or a GGUF file.
 
     Raises:
-        NotFoundError: There is no such file or folder, or no weights in it.
+        NotFoundError: The file or folder, or the weights in it, do not exist.
         RefusedError: The weights are pickles.
         FormatError: The files do not belong together, or a header is malformed.
     """
@@ -185,12 +194,13 @@ def read_base(path: Path) -> Base:
 
 
 def read_folder(path: Path) -> Folder:
-    """The model in a Hugging Face folder; raises as `read_base` does."""
+    """Read the headers of the model in a Hugging Face folder; raises as `read_base` does."""
     if path.is_file():
         raise RefusedError(str(path), "is a file, not a Hugging Face folder", "Name the folder of a model")
     if not path.is_dir():
         raise NotFoundError(str(path), "no such folder", code="no-such-file")
     files = _Files(path)
+    # Through the same opened files, so that config and headers are read once.
     spec = bases.read_files(files, "") if (path / CONFIG).is_file() else bases.read_base(path)
     shards = []
     for name in _weight_files(files):
@@ -201,14 +211,14 @@ def read_folder(path: Path) -> Folder:
         shards.append(Shard(path / name, header.tensors, header.data_start, header.metadata))
     if not shards:
         pickles = sorted(item.name for item in path.glob("*.bin"))
-        what = f"{pickles[0]} is a pickle, which can run code when loaded" if pickles else "no model.safetensors"
-        raise (RefusedError if pickles else NotFoundError)(str(path), what, "Save the base with safe_serialization=True")
+        reason = f"{pickles[0]} is a pickle, which can run code when loaded" if pickles else "no model.safetensors"
+        raise (RefusedError if pickles else NotFoundError)(str(path), reason, "Save the base with safe_serialization=True")
     _check_index(path, shards, files.document(INDEX))
     return Folder(path, spec, files.document(CONFIG), tuple(shards), files.opened)
 
 
 def read_gguf(path: Path) -> GGUFBase:
-    """The model in a GGUF file, or in all parts of a split one of which `path` is any; raises as `read_base` does."""
+    """Read the headers of a GGUF model; `path` is its file, or any part of a split model. Raises as `read_base` does."""
     files = _Files(path.parent)
     spec = bases.read_files(files, path.name)
     headers = {}
@@ -220,11 +230,11 @@ def read_gguf(path: Path) -> GGUFBase:
 
 
 class _Files(LocalFiles):
-    """The files of a folder, of which the large ones are opened once and the small ones read once.
+    """The files of a folder: each large one is opened once, each small one read once.
 
     Attributes:
         opened: The large files.
-        weights: Those, by name.
+        weights: The large files by name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -234,39 +244,40 @@ class _Files(LocalFiles):
         self._texts: dict[str, bytes | None] = {}
 
     def whole(self, name: str, limit: int) -> bytes | None:
-        """The bytes of a small file."""
+        """Return the bytes of a small file."""
         if name not in self._texts:
             self._texts[name] = super().whole(name, limit)
         return self._texts[name]
 
     def sha256(self, name: str) -> str | None:
-        """The digest of a small file; None for the tokenizer, whose digest a merge does not need."""
+        """Return the digest of a small file; None for the tokenizer, whose digest a merge does not need."""
         return None if name == "tokenizer.json" else super().sha256(name)
 
     def document(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file that was read; empty without one."""
+        """Return the JSON object in a file that was read; empty if there is none."""
         text = self._texts.get(name)
         return json_file.parse_object(text.decode(), self.label(name)) if text else {}
 
     def ranged(self, name: str) -> Ranged | None:
-        """A file with weights, opened on first use."""
+        """Return a file with weights, opened on first use."""
         path = Path(self.label(name))
         if name not in self.weights and path.exists():
+            # The descriptor stays open for the merge that usually follows.
             fd = self.opened.fd(path)
 
             def read(offset: int, n: int) -> bytes:
-                size = max(0, min(n, found.size - offset))
+                size = max(0, min(n, ranged.size - offset))
                 buffer = bytearray(size)
                 read_at(fd, memoryview(buffer), offset)
                 return bytes(buffer)
 
-            found = Ranged(os.fstat(fd).st_size, read, str(path))
-            self.weights[name] = found
+            ranged = Ranged(os.fstat(fd).st_size, read, str(path))
+            self.weights[name] = ranged
         return self.weights.get(name)
 
 
 def _weight_files(files: _Files) -> list[str]:
-    """The names of a folder's weights files, as `bases.weight_files` lists them, from what was read already."""
+    """Return the names of a folder's weights files, as `bases.weight_files` lists them, from the files read so far."""
     for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"):
         if index := files.document(f"{name}.index.json"):
             return list(dict.fromkeys(index["weight_map"].values()))
@@ -276,11 +287,12 @@ def _weight_files(files: _Files) -> list[str]:
 
 
 def _check_index(folder: Path, shards: Sequence[Shard], index: Mapping[str, Any]) -> None:
-    seen: dict[str, str] = {}
+    """Refuse tensors that two files contain, and an index that disagrees with the files."""
+    file_of_tensor: dict[str, str] = {}
     for shard in shards:
         for name in shard.tensors:
-            if seen.setdefault(name, shard.path.name) != shard.path.name:
-                raise FormatError(str(folder), f"tensor {name!r} is in {seen[name]} and in {shard.path.name}")
+            if file_of_tensor.setdefault(name, shard.path.name) != shard.path.name:
+                raise FormatError(str(folder), f"tensor {name!r} is in {file_of_tensor[name]} and in {shard.path.name}")
     for name, file in index.get("weight_map", {}).items():
-        if seen.get(name) != file:
+        if file_of_tensor.get(name) != file:
             raise FormatError(str(folder / INDEX), f"maps tensor {name!r} to {file}, which does not contain it")

@@ -1,8 +1,7 @@
 """The files of a merged folder other than its weights: those copied from the base, and its model card.
 
-Configuration, tokenizer and documents are copied. A second copy of the weights would still be the unmerged model, an
-adapter in the folder would be loaded on top by transformers, and a pickle can run code when it is loaded: these are left
-out.
+Configuration, tokenizer and documents are copied. A second copy of the weights would still be the unmerged model, an adapter in
+the folder would be loaded on top by transformers, and a pickle can run code when it is loaded: all of these are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ CARD = "README.md"
 
 
 def side_files(base: Path, shards: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The files to copy, as paths relative to `base`, and those to leave out, with the reason; hidden ones are in neither."""
+    """Return the files to copy, relative to `base`, and those to leave out with the reason; hidden files are in neither."""
     copied, skipped = [], {}
     for path, status in walk(base, _is_shown):
         is_folder = stat.S_ISDIR(status.st_mode)
@@ -46,7 +45,7 @@ def _is_shown(path: str) -> bool:
 
 
 def _reason(path: Path, base: Path) -> str | None:
-    """The reason to leave out a file; None for one to copy."""
+    """Return why a file is left out; None for one to copy."""
     name = path.name.lower()
     if is_pickle_name(name):
         return "a pickle can run code when it is loaded"
@@ -63,6 +62,7 @@ def _reason(path: Path, base: Path) -> str | None:
 
 def _inside(target: Path, base: Path) -> bool:
     # huggingface_hub's cache: snapshots/<revision>/config.json -> ../../blobs/<digest>.
+    """Return whether a link stays inside the model, or leads to a blob of its cache."""
     real = base.resolve()
     return target.is_relative_to(real) or target.parent == real.parent.parent / "blobs"
 
@@ -76,7 +76,7 @@ def copy_side_files(base: Path, folder: Path, names: tuple[str, ...]) -> None:
 
 
 def model_card(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tuple[str, ...]) -> str:
-    """The README.md of a merged model, for people and for the Hugging Face Hub.
+    """Return the README.md of a merged model, for people and for the Hugging Face Hub.
 
     A pure function of base, adapters and decisions, so that the same merge gives the same bytes.
     """
@@ -93,8 +93,8 @@ def model_card(base: Path, spec: BaseSpec, lineage: Mapping[str, Any], notes: tu
     if spec.fingerprint:
         lines.append(f"| fingerprint of its names and shapes | `{spec.fingerprint}` |")
     for adapter in lineage.get("adapters", ()):
-        where = f"{markdown(adapter['ref'])} " if adapter.get("ref") else ""
-        lines.append(f"| adapter, times {adapter['weight']:g} | {where}`{adapter['digest']}` |")
+        ref_text = f"{markdown(adapter['ref'])} " if adapter.get("ref") else ""
+        lines.append(f"| adapter, times {adapter['weight']:g} | {ref_text}`{adapter['digest']}` |")
     if "method" in lineage:
         parameters = ", ".join(f"{name} {value}" for name, value in lineage["parameters"].items())
         lines.append(f"| method | {markdown(' '.join(filter(None, (lineage['method'], parameters))))} |")

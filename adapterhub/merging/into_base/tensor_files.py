@@ -1,4 +1,4 @@
-"""Files of tensors read at offsets: each opened once, a few rows of a tensor at a time in float32, byte ranges copied.
+"""Files of tensors read at offsets: each opened once, rows read in float32 a few at a time, byte ranges copied.
 
 Reads and writes go through descriptors at explicit offsets, so that several threads can share a file.
 """
@@ -27,17 +27,17 @@ from .tensor_types import Kind
 F32Array = NDArray[np.float32]
 T = TypeVar("T")
 
-_HELD = 3  # tensors whose scales are kept in memory
+_CACHED = 3  # tensors whose scales are kept in memory
 _CHUNK = 1 << 20  # bytes copied at a time where the kernel cannot copy
 _NO_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
 _seek = threading.Lock()
 
 
 class Opened:
-    """Files open for reading, each opened on first use and once; a context manager that may be entered again, also while
-    inside.
+    """Files open for reading, each opened once, on first use.
 
-    The outermost exit closes the files; a later read opens its file again.
+    A context manager that may be entered again, also while inside; the outermost exit closes the files. A later read opens its
+    file again.
     """
 
     def __init__(self) -> None:
@@ -45,23 +45,24 @@ class Opened:
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Any] = OrderedDict()
-        self._holding = threading.RLock()  # `load` may itself call `held`
+        self._cache_lock = threading.RLock()  # `load` may call `cached` itself
         self._depth = 0
 
     def held(self, key: str, load: Callable[[], T]) -> T:
-        """The result of `load`, cached until a few other keys were used: tensors are processed one after another."""
-        with self._holding:
+        """Return the result of `load`, cached until a few other keys were used: tensors are processed one after another."""
+        with self._cache_lock:
             if key not in self._held:
                 self._held[key] = load()
-                while len(self._held) > _HELD:
+                while len(self._held) > _CACHED:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)
-            found: T = self._held[key]
-            return found
+            value: T = self._held[key]
+            return value
 
     def fd(self, path: Path) -> int:
-        """The descriptor of a file."""
+        """Return the descriptor of a file, opening it on first use."""
         with self._lock:
+            # Under the lock: two threads must not open the same file twice.
             if path not in self._fds:
                 try:
                     file = self._stack.enter_context(open_regular(path))
@@ -75,7 +76,7 @@ class Opened:
         read_at(self.fd(path), byte_view(buffer), offset)
 
     def close(self) -> None:
-        """Close all files and drop what is cached."""
+        """Close all files and drop the cache."""
         with self._lock:
             self._stack.close()
             self._fds.clear()
@@ -95,11 +96,11 @@ class Opened:
 
 
 Buffer = Callable[[str, int], NDArray[np.uint8]]
-"""Returns scratch memory of the calling thread: for a named use, of this many bytes."""
+"""Returns scratch memory of the calling thread, given its use and the number of bytes."""
 
 
 def fresh(_use: str, size: int) -> NDArray[np.uint8]:
-    """A `Buffer` that allocates at each call."""
+    """Allocate new memory: a `Buffer` without reuse."""
     return np.empty(size, np.uint8)
 
 
@@ -108,11 +109,11 @@ class TensorSource(Protocol):
 
     @property
     def rows(self) -> int:
-        """Number of rows."""
+        """The number of rows."""
 
     @property
     def columns(self) -> int:
-        """Numbers in a row."""
+        """The numbers in a row."""
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Write rows `start` to `stop` to `out` `(stop - start, columns)`."""
@@ -129,7 +130,7 @@ class Stored:
     kind: Kind
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        """Read and widen."""
+        """Read rows and widen them to float32."""
         width = self.kind.row_size(self.columns)
         raw = buffer("raw", (stop - start) * width).reshape(stop - start, width)
         opened.read(self.path, raw, self.offset + start * width)
@@ -138,15 +139,16 @@ class Stored:
 
 def read_at(fd: int, buffer: memoryview, offset: int) -> None:
     """Fill `buffer` with the bytes of a file from `offset` on; FormatError if the file is shorter."""
-    done = 0
-    while done < len(buffer):
-        count = _read_some(fd, buffer[done:], offset + done)
+    filled = 0
+    while filled < len(buffer):
+        count = _read_some(fd, buffer[filled:], offset + filled)
         if not count:
-            raise FormatError("base", f"the file ends at byte {offset + done}, in the middle of a tensor")
-        done += count
+            raise FormatError("base", f"the file ends at byte {offset + filled}, in the middle of a tensor")
+        filled += count
 
 
 def _read_some(fd: int, buffer: memoryview, offset: int) -> int:
+    """Read once at an offset; where the platform has no `preadv`, seek under a lock."""
     if hasattr(os, "preadv"):
         return os.preadv(fd, [buffer], offset)
     with _seek:
@@ -158,12 +160,13 @@ def _read_some(fd: int, buffer: memoryview, offset: int) -> int:
 
 def write_at(fd: int, buffer: memoryview, offset: int) -> None:
     """Write all of `buffer` to a file, from byte `offset` on."""
-    done = 0
-    while done < len(buffer):
-        done += _write_some(fd, buffer[done:], offset + done)
+    written = 0
+    while written < len(buffer):
+        written += _write_some(fd, buffer[written:], offset + written)
 
 
 def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
+    """Write once at an offset; where the platform has no `pwrite`, seek under a lock."""
     if hasattr(os, "pwrite"):
         return os.pwrite(fd, buffer, offset)
     with _seek:
@@ -172,21 +175,23 @@ def _write_some(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def copy_range(source: int, target: int, offset: int, size: int, at: int) -> None:
-    """Copy `size` bytes from byte `offset` of a file to byte `at` of another, inside the kernel where it can."""
-    done = 0
-    while hasattr(os, "copy_file_range") and done < size:
+    """Copy `size` bytes from byte `offset` of a file to byte `at` of another, inside the kernel where possible."""
+    copied = 0
+    while hasattr(os, "copy_file_range") and copied < size:
         try:
-            count = os.copy_file_range(source, target, size - done, offset + done, at + done)
+            count = os.copy_file_range(source, target, size - copied, offset + copied, at + copied)
         except OSError as error:
+            # Another file system, or one without this call: copy the bytes by hand.
             if error.errno in _NO_COPY_RANGE:
                 break
             raise
         if not count:
             break
-        done += count
-    buffer = memoryview(bytearray(min(_CHUNK, size - done)))
-    while done < size:
-        piece = buffer[: min(len(buffer), size - done)]
-        read_at(source, piece, offset + done)
-        write_at(target, piece, at + done)
-        done += len(piece)
+        copied += count
+    buffer = memoryview(bytearray(min(_CHUNK, size - copied)))
+    # What the kernel did not copy goes through memory.
+    while copied < size:
+        piece = buffer[: min(len(buffer), size - copied)]
+        read_at(source, piece, offset + copied)
+        write_at(target, piece, at + copied)
+        copied += len(piece)

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder that an adapter's modules are stored in, and the refusals where no tensor matches.
+"""The tensors of a Hugging Face folder that hold an adapter's modules, and the errors where no tensor matches.
 
 A base may have other names in its files than in memory, or one leading component more or less than the adapter, tie its output
 layer to its embedding table, and store experts one by one or stacked.
@@ -22,45 +22,45 @@ from .read_base import Folder, Weight
 from .tensor_files import Opened
 
 HEADS = ("lm_head.weight", "embed_out.weight")
-"""Names of the weight of an output layer."""
+"""The names of an output layer's weight."""
 _WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _COMPARED = 1 << 20  # bytes of two tensors that are compared at a time
 
 
 def architecture_of(folder: Folder) -> Architecture | None:
-    """The architecture of a base; None for an unknown class."""
+    """Return the architecture of a base; None for an unknown class."""
     try:
         return folder.spec.mapped()
     except RefusedError:
         return None
 
 
-def absent(target: str, where: str) -> RefusedError:
-    """An error: the base at `where` has no such module or parameter."""
-    return RefusedError(target, f"not in the base {where}", "Is this the model the adapter was trained on?")
+def absent(target: str, location: str) -> RefusedError:
+    """Return the error for a module or parameter that the base at `location` lacks."""
+    return RefusedError(target, f"not in the base {location}", "Is this the model the adapter was trained on?")
 
 
-def check_shape(target: str, name: str, shape: tuple[int, ...], have: tuple[int, ...]) -> None:
-    """RefusedError if the base's tensor `name` has a shape other than that of the weight that the adapter changes."""
-    if tuple(shape) != have:
-        hint = "The adapter was trained after the vocabulary was resized" if have[1:] == tuple(shape)[1:] else ""
-        raise RefusedError(target, f"changes a weight of shape {tuple(shape)}, the base's {name} is {have}", hint)
+def check_shape(target: str, name: str, shape: tuple[int, ...], base_shape: tuple[int, ...]) -> None:
+    """Raise RefusedError if the base's tensor `name` has another shape than the weight that the adapter changes."""
+    if tuple(shape) != base_shape:
+        hint = "The adapter was trained after the vocabulary was resized" if base_shape[1:] == tuple(shape)[1:] else ""
+        raise RefusedError(target, f"changes a weight of shape {tuple(shape)}, the base's {name} is {base_shape}", hint)
 
 
 class StoredNames:
-    """The names in a folder's files of the parameters of the model in memory."""
+    """A map from parameters of the model in memory to names in a folder's files."""
 
     def __init__(self, folder: Folder) -> None:
         self._weights, self._kind = folder.weights, folder.spec.model_type
         self._files = {in_memory(name, self._kind): name for name in self._weights}
 
     def __call__(self, parameter: str) -> str | None:
-        """The tensor of a parameter that has its own name, or one that transformers renames to the same; None without one."""
+        """Return the tensor of a parameter: of the same name, or one that transformers renames to it; None if there is none."""
         return parameter if parameter in self._weights else self._files.get(in_memory(parameter, self._kind))
 
 
 class TensorNames:
-    """Maps an adapter's names to the base's: the same in memory, or all with one leading component more or less.
+    """A map from an adapter's names to the base's: equal in memory, or all with one leading component more or less.
 
     `GPT2LMHeadModel` names its blocks `transformer.h…`, its published checkpoint `h…`: transformers adds the prefix when it
     loads the checkpoint (`base_model_prefix`), so the adapter's names have it.
@@ -73,20 +73,26 @@ class TensorNames:
         self._alias = alias
         self._stored = StoredNames(folder)
         stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
+        # A tied output layer is not missing: it has an alias.
         missing = sorted(stem for stem in stems if not self._stored(stem) and stem not in alias)
-        self._renamed = self._renaming(missing) if missing else {}
+        self._renamed = self._find_renaming(missing) if missing else {}
         self.notes = sorted({f"{old}… in the adapter is {new}… in the base" for old, new in self._prefixes()})
 
-    def _renaming(self, missing: list[str]) -> dict[str, str]:
-        """The one way of renaming the `missing` names by which the base has them all."""
+    def _find_renaming(self, missing: list[str]) -> dict[str, str]:
+        """Return the only renaming of the `missing` names that the base has in full."""
         first = missing[0]
         head = first.partition(".")[0] + "."
         added = {name.removesuffix(first) for name in self._tensors if name.endswith("." + first)}
-        ways = [{name: name.removeprefix(head) for name in missing}] if all(name.startswith(head) for name in missing) else []
-        ways += [{name: prefix + name for name in missing} for prefix in sorted(added)]
-        fitting = [way for way in ways if all(new in self._tensors for new in way.values())]
+        renamings = (
+            [{name: name.removeprefix(head) for name in missing}] if all(name.startswith(head) for name in missing) else []
+        )
+        renamings += [{name: prefix + name for name in missing} for prefix in sorted(added)]
+        fitting = [renaming for renaming in renamings if all(new in self._tensors for new in renaming.values())]
+        # Two ways fit: guessing could merge into the wrong tower of a model.
         if len(fitting) > 1:
-            raise RefusedError(first, f"could be {' or '.join(way[first] for way in fitting)} in the base {self._where}")
+            raise RefusedError(
+                first, f"could be {' or '.join(renaming[first] for renaming in fitting)} in the base {self._where}"
+            )
         if not fitting:
             raise absent(first, self._where)
         return fitting[0]
@@ -98,7 +104,7 @@ class TensorNames:
             yield (prefix, "") if len(old) > len(new) else ("", prefix)
 
     def parameter(self, name: str, *, why: str = "not in the base") -> str:
-        """The base's name of a parameter; RefusedError with the reason `why` if it has none."""
+        """Return the base's name of a parameter; RefusedError with the `reason` if it has none."""
         if stored := self._stored(name):
             return stored
         if name in self._alias:
@@ -115,9 +121,9 @@ class TokenTables:
 
     Attributes:
         tied: Whether they are one, so that changing one changes the other.
-        head: The tensor of the output layer; None without one.
+        head: The tensor of the output layer; None if there is none.
         stored: Whether the base stores such a tensor.
-        table: The tensor of the embedding table, where its name is known.
+        table: The tensor of the embedding table, if its name is known.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -130,34 +136,37 @@ class TokenTables:
         if self.head and "tie_word_embeddings" not in spec.config:
             # The config is silent and both are stored: transformers uses the class's default; equal bytes settle it.
             head = self._weights[self.head]
-            others = [one for one in self._weights.values() if one.shape == head.shape and one.name != head.name]
-            self.tied = any(_same_bytes(self._opened, head, other) for other in others)
+            same_shape = [
+                weight for weight in self._weights.values() if weight.shape == head.shape and weight.name != head.name
+            ]
+            self.tied = any(_same_bytes(self._opened, head, candidate) for candidate in same_shape)
 
     @property
     def alias(self) -> dict[str, str]:
         """The tensor that a base without an output layer of its own uses in its place."""
         return {"lm_head.weight": self.table} if self.tied and not self.stored and self.table else {}
 
-    def can_be_two(self, known: Architecture | None) -> bool:
-        """Whether transformers loads a separate output layer for this class, under a known name."""
-        return known is not None and self.table is not None and "lm_head" in known.top
+    def can_be_two(self, architecture: Architecture | None) -> bool:
+        """Return whether transformers loads a separate output layer for this class, under a known name."""
+        return architecture is not None and self.table is not None and "lm_head" in architecture.top
 
     def is_table(self, name: str) -> bool:
-        """Whether a tensor has a row for each token."""
+        """Return whether a tensor has a row for each token."""
         if name == self.head:
             return True
-        own = self._weights.get(name)
+        weight = self._weights.get(name)
         in_a_layer = any(part.isdigit() for part in name.split("."))
-        return own is not None and len(own.shape) == 2 and own.shape[0] == self._vocabulary and not in_a_layer
+        return weight is not None and len(weight.shape) == 2 and weight.shape[0] == self._vocabulary and not in_a_layer
 
 
-def _same_bytes(opened: Opened, one: Weight, two: Weight) -> bool:
-    if one.size != two.size or not one.size:
+def _same_bytes(opened: Opened, first: Weight, second: Weight) -> bool:
+    """Return whether two stored weights are equal, byte by byte."""
+    if first.size != second.size or not first.size:
         return False
     pieces = np.empty((2, _COMPARED), np.uint8)
-    for start in range(0, one.size, _COMPARED):
-        count = min(_COMPARED, one.size - start)
-        for piece, weight in zip(pieces, (one, two), strict=True):
+    for start in range(0, first.size, _COMPARED):
+        count = min(_COMPARED, first.size - start)
+        for piece, weight in zip(pieces, (first, second), strict=True):
             opened.read(weight.path, piece[:count], weight.offset + start)
         if not np.array_equal(pieces[0, :count], pieces[1, :count]):
             return False
@@ -166,15 +175,17 @@ def _same_bytes(opened: Opened, one: Weight, two: Weight) -> bool:
 
 @dataclass(frozen=True)
 class ExpertEdit:
-    """An edit of the tensor `name`: of `rows` (first, count) of it, seen as a matrix, or of all if None."""
+    """An edit of the tensor `name`: of `rows` (first, count), seen as a matrix, or of all rows if None."""
 
     name: str
     edit: AddLowRank
     rows: tuple[int, int] | None = None
 
 
-def expert_edits(folder: Folder, known: Architecture | None, target: str, delta: Delta, weight: float) -> Iterator[ExpertEdit]:
-    """The edits of a delta of one expert or of all, its scale times `weight`, in whichever way the base stores its experts.
+def expert_edits(
+    folder: Folder, architecture: Architecture | None, target: str, delta: Delta, weight: float
+) -> Iterator[ExpertEdit]:
+    """Yield the edits of a delta of one expert or of all, its scale times `weight`, however the base stores its experts.
 
     Raises:
         RefusedError: The base has no such experts, or other shapes; or the delta has more than its factors.
@@ -184,73 +195,81 @@ def expert_edits(folder: Folder, known: Architecture | None, target: str, delta:
     scale = delta.scaling * weight
     stored = StoredNames(folder)
     if isinstance(delta, LowRank):
-        yield _one_of_a_stack(folder, known, target, delta, scale)
-    elif own := folder.weights.get(stored(target) or ""):
-        yield from _whole_stack(target, own, delta, scale)
+        yield _edit_in_stack(folder, architecture, target, delta, scale)
+    elif stack := folder.weights.get(stored(target) or ""):
+        yield from _edits_of_stack(target, stack, delta, scale)
     else:
         yield from _one_by_one(folder, stored, target, delta, scale)
 
 
-def _whole_stack(target: str, own: Weight, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
-    """All experts, in one tensor of the base."""
+def _edits_of_stack(target: str, stack: Weight, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
+    """Yield the edits of all experts in one tensor of the base."""
     experts, out, into = delta.shape
-    straight, across = (experts, out, into), (experts, into, out)
+    out_in, in_out = (experts, out, into), (experts, into, out)
     transposed = delta.transposed_base
     if transposed is None:
-        if straight == across:
+        if out_in == in_out:
             raise RefusedError(target, "square, and whether the base stores it (in, out) or (out, in) is not known")
-        transposed = own.shape == across
-    check_shape(target, own.name, across if transposed else straight, own.shape)
-    rows = own.shape[1]
+        transposed = stack.shape == in_out
+    check_shape(target, stack.name, in_out if transposed else out_in, stack.shape)
+    rows = stack.shape[1]
     for number in range(experts):
         factors = LowRank(delta.lora_A[number], delta.lora_B[number], delta.alpha)
-        yield ExpertEdit(own.name, AddLowRank(factors, scale, transposed), (number * rows, rows))
+        yield ExpertEdit(stack.name, AddLowRank(factors, scale, transposed), (number * rows, rows))
 
 
 _LISTED = (
     {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)},
     {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)},
 )
-"""Parameter of all experts to the modules of a listed expert that have its rows, in each dialect."""
+"""From a parameter of all experts to the modules of a single expert that have its rows, in each dialect."""
 
 
 def _one_by_one(folder: Folder, stored: StoredNames, target: str, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
-    """All experts of a stacked parameter, on a base that stores them one by one."""
+    """Yield the edits of a stacked parameter on a base that stores its experts one by one."""
     stack, _, parameter = target.rpartition(".")
 
-    def of(expert: int, module: str) -> str:
+    def weight_name(expert: int, module: str) -> str:
         return f"{stack}.{expert}.{module}.weight"
 
     dialects = (dialect.get(parameter, ()) for dialect in _LISTED)
-    modules = next((found for found in dialects if found and all(stored(of(0, module)) for module in found)), ())
+    modules = next(
+        (
+            dialect_modules
+            for dialect_modules in dialects
+            if dialect_modules and all(stored(weight_name(0, module)) for module in dialect_modules)
+        ),
+        (),
+    )
     if not modules:
         raise absent(target, folder.spec.where)
     experts, out, _ = delta.shape
     count = out // len(modules)
     for expert in range(experts):
         for number, module in enumerate(modules):
-            name = stored(of(expert, module))
+            name = stored(weight_name(expert, module))
             if name is None:
-                raise RefusedError(target, f"{experts} experts, and the base has no {of(expert, module)}")
+                raise RefusedError(target, f"{experts} experts, and the base has no {weight_name(expert, module)}")
             rows = slice(number * count, (number + 1) * count)
             factors = LowRank(delta.lora_A[expert], delta.lora_B[expert][rows], delta.alpha)
             check_shape(target, name, factors.shape, folder.weights[name].shape)
             yield ExpertEdit(name, AddLowRank(factors, scale, transposed=False))
-    if last := stored(of(experts, modules[0])):
+    if last := stored(weight_name(experts, modules[0])):
         raise RefusedError(target, f"{experts} experts, and the base has more: {last}")
 
 
-def _one_of_a_stack(folder: Folder, known: Architecture | None, target: str, delta: LowRank, scale: float) -> ExpertEdit:
-    """One expert, on a base that stores all in one tensor."""
-    stem, expert = (known.stem(target), known.expert(target)) if known else (None, None)
-    parameter = known.stacked_module(stem) if known and stem else None
-    own = folder.weights.get(parameter or "")
-    if known is None or own is None or parameter is None or expert is None or stem is None:
+def _edit_in_stack(folder: Folder, architecture: Architecture | None, target: str, delta: LowRank, scale: float) -> ExpertEdit:
+    """Return the edit of one expert on a base that stores all experts in one tensor."""
+    stem, expert = (architecture.stem(target), architecture.expert(target)) if architecture else (None, None)
+    parameter = architecture.stacked_module(stem) if architecture and stem else None
+    stack = folder.weights.get(parameter or "")
+    if architecture is None or stack is None or parameter is None or expert is None or stem is None:
         raise absent(target, folder.spec.where)
-    stems = known.stems(parameter)
-    turned = bool(known.experts and (known.experts.transposed or known.experts.interleaved))
-    count = own.shape[1] // len(stems) if len(own.shape) == 3 else 0
-    if turned or not count or expert >= own.shape[0] or delta.shape != (count, own.shape[2]):
-        raise RefusedError(target, f"changes a weight of shape {delta.shape}, the base's {parameter} is {own.shape}")
-    first = expert * own.shape[1] + stems.index(stem) * count
+    stems = architecture.stems(parameter)
+    differs_in_layout = bool(architecture.experts and (architecture.experts.transposed or architecture.experts.interleaved))
+    # A fused stack holds the rows of gate and up one after the other.
+    count = stack.shape[1] // len(stems) if len(stack.shape) == 3 else 0
+    if differs_in_layout or not count or expert >= stack.shape[0] or delta.shape != (count, stack.shape[2]):
+        raise RefusedError(target, f"changes a weight of shape {delta.shape}, the base's {parameter} is {stack.shape}")
+    first = expert * stack.shape[1] + stems.index(stem) * count
     return ExpertEdit(parameter, AddLowRank(delta, scale, transposed=False), (first, count))

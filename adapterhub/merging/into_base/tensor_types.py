@@ -1,8 +1,8 @@
 """Tensor types of safetensors and GGUF: rows of stored bytes to float32 and back.
 
-Floats are rounded as torch rounds, to nearest with ties to even. GGUF's blocks are quantized by the numpy code of the gguf
-package, whose bytes are those of ggml's reference quantizers (`ggml-quants.c`, `quantize_row_q4_0_ref` and the like), and
-K-quants by `k_quants`; IQ types are read only.
+Floats are rounded as in torch, to nearest with ties to even. GGUF's blocks are quantized by the numpy code of the gguf package,
+whose bytes are those of ggml's reference quantizers (`ggml-quants.c`, `quantize_row_q4_0_ref` and the like), and K-quants by
+`k_quants`; IQ types are read only.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ F32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 QUANTIZERS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", *K_QUANTS)
-"""GGUF types that can be written, byte for byte as llama.cpp's reference quantizers write them."""
-# What llama-quantize takes for rows that are no whole blocks of a K-quant (llama.cpp, src/llama-quant.cpp).
+"""GGUF types that can be written, with the bytes of llama.cpp's reference quantizers."""
+# What llama-quantize takes for rows that are not whole blocks of a K-quant (llama.cpp, src/llama-quant.cpp).
 _SMALLER_BLOCKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _FLOATS = {"F32": dtypes.F32, "F16": dtypes.F16, "BF16": dtypes.BF16}
 _LARGEST = {dtypes.BF16: 3.3895314e38, dtypes.F16: 65504.0, dtypes.F32: 3.4028235e38}
@@ -50,10 +50,10 @@ class Kind(Protocol):
 
     @property
     def largest(self) -> float:
-        """The largest magnitude it can hold."""
+        """The largest magnitude that the type can hold."""
 
     def row_size(self, columns: int) -> int:
-        """Bytes of a row."""
+        """Return the number of bytes of a row."""
 
     def decode(self, raw: Bytes, out: F32Array) -> None:
         """Write the numbers in `raw` `(rows, row_size)` to `out` `(rows, columns)`."""
@@ -62,7 +62,7 @@ class Kind(Protocol):
         """Write `wide` `(rows, columns)`, whose first row is the tensor's row `first`, to `raw`, rounded."""
 
     def fits(self, wide: F32Array) -> bool:
-        """Whether every number stays finite; False for a NaN."""
+        """Return whether every number stays finite; False for a NaN."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class Floats:
         return _LARGEST[self.dtype]
 
     def row_size(self, columns: int) -> int:
-        """Bytes of a row."""
+        """Return the number of bytes of a row."""
         return columns * self.dtype.itemsize
 
     def decode(self, raw: Bytes, out: F32Array) -> None:
-        """Widen; exact."""
+        """Widen to float32; exact."""
         np.copyto(out, raw.view(self.dtype), casting="safe")
 
     def encode(self, wide: F32Array, raw: Bytes, first: int = 0) -> None:
@@ -91,7 +91,7 @@ class Floats:
         np.copyto(raw.view(self.dtype), wide, casting="unsafe")
 
     def fits(self, wide: F32Array) -> bool:
-        """Whether every number stays finite."""
+        """Return whether every number stays finite."""
         limit = _OVERFLOW[self.dtype]
         return not wide.size or bool(wide.max() < limit and wide.min() > -limit)
 
@@ -101,8 +101,8 @@ class Blocks:
     """A quantized type of GGUF.
 
     Attributes:
-        importance: How much the columns count, `(experts, columns)`, one row for a tensor without experts.
-        per: Rows of an expert.
+        importance: How much the columns count, `(experts, columns)`; one row for a tensor without experts.
+        per: The number of rows of an expert.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Blocks:
     per: int = 0
 
     def row_size(self, columns: int) -> int:
-        """Bytes of a row."""
+        """Return the number of bytes of a row."""
         _, block, width = TYPES[self.name]
         return columns // block * width
 
@@ -123,8 +123,9 @@ class Blocks:
             np.copyto(out, dequantize(raw, kinds[self.name]))
 
     def encode(self, wide: F32Array, raw: Bytes, first: int = 0) -> None:
-        """Quantize as ggml's reference quantizers do, or as those by importance."""
+        """Quantize as ggml's reference quantizers do, or with importance as its weighted ones do."""
         if wide.size and self.importance is not None and self.name in WEIGHTED:
+            # Rows of several experts may come together; each expert has its own importance.
             at = 0
             while at < len(wide):
                 expert = (first + at) // self.per
@@ -139,7 +140,7 @@ class Blocks:
                 np.copyto(raw, quantize(wide, kinds[self.name]))
 
     def fits(self, wide: F32Array) -> bool:
-        """Whether the scales stay finite."""
+        """Return whether the scales stay finite."""
         return not wide.size or bool(wide.max() <= self.largest and wide.min() >= -self.largest)
 
 
@@ -149,6 +150,7 @@ _Quantizers = tuple[Callable[..., F32Array], Callable[..., Bytes], Any]
 
 @lru_cache(maxsize=1)
 def _gguf_package() -> _Quantizers:
+    # Imported late: the gguf package is an extra, which only quantized types need.
     from gguf import GGMLQuantizationType, quants
 
     return quants.dequantize, quants.quantize, GGMLQuantizationType
@@ -164,38 +166,44 @@ def _quantizers(name: str) -> _Quantizers:
 
 
 def kind(name: str) -> Kind | None:
-    """The type of this name in safetensors or GGUF; None for a type without weights to compute with (integers, …)."""
+    """Return the type of this name in safetensors or GGUF; None for a type without weights to compute with (integers, …)."""
     if name in _FLOATS:
         return Floats(name, _FLOATS[name])
     return Blocks(name) if name in TYPES and TYPES[name][1] > 1 else None
 
 
 def floats(dtype: str, tensor: str) -> Kind:
-    """The type `dtype` of a folder's `tensor`; RefusedError if it is not bfloat16, float16 or float32."""
+    """Return the type `dtype` of a folder's `tensor`; RefusedError if it is not bfloat16, float16 or float32."""
     if dtype not in _FLOATS:
         raise RefusedError(tensor, f"is {dtype}, not bfloat16, float16 or float32", "Dequantize it first")
     return Floats(dtype, _FLOATS[dtype])
 
 
 def fitting(name: str, columns: int) -> str:
-    """The type `name` if rows of `columns` numbers are whole blocks of it; else one of smaller blocks, or F16."""
-    own = next((one for one in (name, _SMALLER_BLOCKS.get(name)) if one and columns % TYPES[one][1] == 0), None)
-    return own or "F16"
+    """Return `name` if rows of `columns` numbers are whole blocks of it; else a type of smaller blocks, or F16."""
+    suitable = next(
+        (candidate for candidate in (name, _SMALLER_BLOCKS.get(name)) if candidate and columns % TYPES[candidate][1] == 0), None
+    )
+    return suitable or "F16"
 
 
 def writable(name: str, columns: int, tensor: str) -> Kind:
-    """The type `name` for rows of `columns` numbers; RefusedError if it cannot be written, or not for rows of this length."""
-    found = kind(name)
-    if found is None or (found.quantized and name not in QUANTIZERS):
+    """Return the type `name` for rows of `columns` numbers.
+
+    Raises:
+        RefusedError: The type cannot be written, or not for rows of this length.
+    """
+    tensor_type = kind(name)
+    if tensor_type is None or (tensor_type.quantized and name not in QUANTIZERS):
         raise RefusedError(
             tensor,
             f"is {name} in the base, a type that cannot be written",
             f"Choose a type for such tensors: {', '.join(QUANTIZERS)} or floats",
             code="type-not-writable",
-            types="|".join(one.lower() for one in QUANTIZERS),
+            types="|".join(quantizer.lower() for quantizer in QUANTIZERS),
         )
-    if found.quantized and columns % TYPES[name][1]:
+    if tensor_type.quantized and columns % TYPES[name][1]:
         raise RefusedError(
             tensor, f"rows of {columns} numbers are not whole blocks of {name}", "Write F16", code="rows-not-whole-blocks"
         )
-    return found
+    return tensor_type

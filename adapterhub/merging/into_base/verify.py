@@ -1,11 +1,11 @@
-"""Check that a merged model, made by any tool, is its base plus its adapters at their full strength, tensor by tensor.
+"""Check that a merged model is its base plus its adapters at full strength, tensor by tensor, whatever tool made it.
 
-With the base's tensor `W`, the merged one's `M` and the adapter's delta `D`, the strength is the least-squares `s` in `M -
-W = s D + rest`. It is 1 if the adapter was merged correctly, `sqrt(r)` or its inverse if rsLoRA was overlooked, 0 if the
-tensor was skipped or a 4-bit grid swallowed the change. `rest` is what neither base nor adapter explains; in a correct
-merge that is the rounding to the merged model's dtype, which is computed and not guessed.
+With the base's tensor `W`, the merged tensor `M` and the adapter's delta `D`, the strength is the least-squares `s` in `M - W =
+s D + residual`. It is 1 for a correct merge, `sqrt(r)` or its inverse if rsLoRA was overlooked, and 0 if the tensor was skipped
+or a 4-bit grid swallowed the change. Neither base nor adapter explains the residual; in a correct merge it is the rounding to
+the merged model's dtype, which is computed rather than guessed.
 
-A tensor that cannot be compared is reported, and never passes.
+A tensor that cannot be compared is reported and never passes.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ _GRID_ERROR = {
 _COARSE = 0.45  # the same for grids of two or three bits
 
 GOOD = ("exact", "rounded", "near", "quantized", "untouched")
-"""The verdicts of a correct merge."""
+"""The verdicts that a correct merge can have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The result for one tensor.
+    """The verdict on one tensor.
 
     Attributes:
         verdict: `exact` (bit-identical to a merge by this program), `rounded` (equal up to rounding), `near` (full strength, a
-            little noise), `quantized` (full strength, on a coarser grid), `untouched` (the base's);
-            or `weaker`, `stronger`, `absent`, `other` (unexplained), `changed` (although no adapter changes it), `missing`,
-            `shape` (of another shape), `unknown` (not in the base).
-        strength: Of each adapter that changes it, in their order, relative to the weight it was to be merged with; None if
-            there is nothing to measure.
-        rest: The norm of the unexplained part over that of all deltas; for an untouched tensor over that of the tensor.
+            little noise), `quantized` (full strength, on a coarser grid), `untouched` (the base's); or `weaker`, `stronger`,
+            `absent`, `other` (unexplained), `changed` (although no adapter changes it), `missing`, `shape` (of another shape),
+            `unknown` (not in the base).
+        strength: The strength of each adapter that changes the tensor, in their order, relative to the weight that it should be
+            merged with; None if there is nothing to measure.
+        residual: The norm of the unexplained part over that of all deltas; for an untouched tensor, over that of the tensor.
         note: One line, or empty.
     """
 
@@ -80,7 +80,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Proofs:
-    """The results for all tensors, by name, and the notes of the plan."""
+    """The verdicts on all tensors, by name, and the notes of the plan."""
 
     tensors: tuple[Proof, ...]
     notes: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class Proofs:
         return all(proof.good for proof in self.tensors)
 
     def strengths(self) -> tuple[tuple[float, float, float] | None, ...]:
-        """For each adapter its least, median and largest strength in any tensor; None if it was not measured."""
+        """Return the least, median and largest strength of each adapter over all tensors; None if not measured."""
         rows = [proof.strength for proof in self.tensors if proof.strength]
         count = max(map(len, rows), default=0)
         columns = [[row[i] for row in rows if i < len(row) and not math.isnan(row[i])] for i in range(count)]
@@ -104,53 +104,66 @@ def prove(
     """Compare every tensor of a merged model with base and adapters, merged as `fuse` would.
 
     Args:
-        base: A Hugging Face folder: its path, or what `read_folder` returned.
+        base: A Hugging Face folder: its path, or the result of `read_folder`.
         merged: A folder or a GGUF file.
-        options: Only `as_trained` counts: whether the base was first rounded as training saw it.
+        options: Only `as_trained` counts: whether the base was first rounded as it was in training.
 
     Raises:
         RefusedError: The adapters cannot be merged into this base at all.
         NotFoundError: A file or folder is missing.
     """
     if isinstance(base, Path) and base.is_file():
-        what = "is a file, and the base of a comparison is a Hugging Face folder"
-        raise RefusedError(str(base), what, "Name the folder that it was made of")
+        reason = "is a file, and the base of a comparison is a Hugging Face folder"
+        raise RefusedError(str(base), reason, "Name the folder that it was made of")
     folder = read_folder(base) if isinstance(base, Path) else base
     with folder:
         steps = plan(adapters, folder)
         owners = _owners(adapters, folder, steps)
-        seen = as_trained(folder, options) if options and options.as_trained else {}
-        with FolderModel(folder, steps.added, seen) as have, open_like(merged, folder, steps.added) as made:
-            left = made.without - set(steps.edits)
-            called = renamed(have.names, made.names)
-            found = []
-            for number, name in enumerate(sorted(have.names - left), 1):
-                edits, other = steps.edits.get(name, ()), called.get(name)
-                if other is None:
-                    found.append(_lacking(name, have, touched=bool(edits)))
+        training_sources = as_trained(folder, options) if options and options.as_trained else {}
+        with (
+            FolderModel(folder, steps.added, training_sources) as base_model,
+            open_like(merged, folder, steps.added) as merged_model,
+        ):
+            not_in_gguf = merged_model.without - set(steps.edits)
+            merged_names = renamed(base_model.names, merged_model.names)
+            proofs = []
+            for number, name in enumerate(sorted(base_model.names - not_in_gguf), 1):
+                edits, merged_name = steps.edits.get(name, ()), merged_names.get(name)
+                if merged_name is None:
+                    proofs.append(_missing_proof(name, base_model, touched=bool(edits)))
                 else:
-                    found.append(_compared(_Task(name, have, made, other, edits, owners.get(name, ()), len(adapters))))
+                    proofs.append(
+                        _compared(
+                            _Task(name, base_model, merged_model, merged_name, edits, owners.get(name, ()), len(adapters))
+                        )
+                    )
                 if progress:
-                    progress(number, len(have.names))
-            extra = sorted(made.names - set(called.values()))
-    found += [Proof(name, "unknown", note="the base has no such tensor") for name in extra if not _is_derived(name)]
-    apart = (f"{len(left)} tensors that no GGUF of a text model contains were not compared",) if left else ()
-    return Proofs(tuple(found), (*steps.notes, *apart))
+                    progress(number, len(base_model.names))
+            extra = sorted(merged_model.names - set(merged_names.values()))
+    proofs += [Proof(name, "unknown", note="the base has no such tensor") for name in extra if not _is_derived(name)]
+    coverage_note = (
+        (f"{len(not_in_gguf)} tensors that no GGUF of a text model contains were not compared",) if not_in_gguf else ()
+    )
+    return Proofs(tuple(proofs), (*steps.notes, *coverage_note))
 
 
 def _owners(adapters: Weighted, folder: Folder, steps: Plan) -> Mapping[str, tuple[int, ...]]:
-    """For each tensor the number of the adapter that each of its edits belongs to; `steps` is the plan of all together."""
+    """Return, for each tensor, the index of the adapter that each of its edits belongs to.
+
+    Args:
+        steps: The plan of all adapters together.
+    """
     if len(adapters) == 1:  # a plan may decompose every weight
         return {name: (0,) * len(edits) for name, edits in steps.edits.items()}
-    found: dict[str, list[int]] = {}
-    for number, one in enumerate(adapters):
-        for name, edits in plan([one], folder).edits.items():
-            found.setdefault(name, []).extend([number] * len(edits))
-    return {name: tuple(numbers) for name, numbers in found.items()}
+    owners: dict[str, list[int]] = {}
+    for number, adapter in enumerate(adapters):
+        for name, edits in plan([adapter], folder).edits.items():
+            owners.setdefault(name, []).extend([number] * len(edits))
+    return {name: tuple(numbers) for name, numbers in owners.items()}
 
 
 def _is_derived(name: str) -> bool:
-    """Whether a converter computes this tensor from the config."""
+    """Return whether a converter computes this tensor from the config."""
     return name.startswith("rope_f") or name.endswith(("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias"))
 
 
@@ -159,10 +172,10 @@ class _Task:
     """The comparison of one tensor.
 
     Attributes:
-        name: Its name in the base, `have`.
-        other: Its name in the merged model, `made`.
-        owners: The number of the adapter that each of the `edits` belongs to, of `count` adapters.
-        resized: Whether it is a table of a size other than the base's, which an adapter replaces as a whole.
+        name: Its name in `base`.
+        merged_name: Its name in `merged`.
+        owners: The index of the adapter that each of the `edits` belongs to, among `count` adapters.
+        resized: Whether it is a table that an adapter replaces by one of another size.
     """
 
     name: str
@@ -179,79 +192,89 @@ class _Task:
         return self.made.dtype(self.other)
 
     def tiles(self) -> Iterator[tuple[int, F32Array, F32Array]]:
-        """The first row, and the rows of base and merged model."""
+        """Yield the first row of each tile, and the tile's rows in the base and in the merged model."""
         for start, stop in _tiles(self.made.shape(self.other)):
-            made = self.made.rows(self.other, start, stop)
-            yield start, np.zeros_like(made) if self.resized else self.have.rows(self.name, start, stop), made
+            merged_rows = self.made.rows(self.other, start, stop)
+            yield start, np.zeros_like(merged_rows) if self.resized else self.have.rows(self.name, start, stop), merged_rows
 
 
 def _compared(task: _Task) -> Proof:
-    have, made = task.have.shape(task.name), task.made.shape(task.other)
-    if have != made and any(isinstance(edit, Replace) and edit.values.shape == made for edit in task.edits):
-        found = _touched(replace(task, resized=True))
-        return replace(found, note=found.note or f"{made}, {have} in the base")
-    if have != made:
-        return Proof(task.name, "shape", note=f"{made} in the merged model, {have} in the base")
+    """Return the verdict on a tensor that both models have."""
+    base_shape, merged_shape = task.have.shape(task.name), task.made.shape(task.other)
+    if base_shape != merged_shape and any(
+        isinstance(edit, Replace) and edit.values.shape == merged_shape for edit in task.edits
+    ):
+        proof = _touched_proof(replace(task, resized=True))
+        return replace(proof, note=proof.note or f"{merged_shape}, {base_shape} in the base")
+    if base_shape != merged_shape:
+        return Proof(task.name, "shape", note=f"{merged_shape} in the merged model, {base_shape} in the base")
     try:
-        return _touched(task) if task.edits else _untouched(task)
+        return _touched_proof(task) if task.edits else _untouched_proof(task)
     finally:
         task.have.done(task.name)
         task.made.done(task.other)
 
 
-def _lacking(name: str, have: Model, *, touched: bool) -> Proof:
-    """A tensor that the merged model lacks; the output layer may be missing if it equals the embedding table bit for bit."""
-    table = next((other for other in sorted(have.names) if other.endswith(("embed_tokens.weight", "wte.weight"))), None)
-    if not touched and table and name.endswith("lm_head.weight") and have.shape(table) == have.shape(name):
-        tiles = _tiles(have.shape(name))
-        if all(np.array_equal(have.rows(name, *tile), have.rows(table, *tile)) for tile in tiles):
+def _missing_proof(name: str, base: Model, *, touched: bool) -> Proof:
+    """Return the verdict on a tensor that the merged model lacks.
+
+    An output layer may be missing if it equals the embedding table bit for bit.
+    """
+    table = next(
+        (candidate for candidate in sorted(base.names) if candidate.endswith(("embed_tokens.weight", "wte.weight"))), None
+    )
+    if not touched and table and name.endswith("lm_head.weight") and base.shape(table) == base.shape(name):
+        tiles = _tiles(base.shape(name))
+        if all(np.array_equal(base.rows(name, *tile), base.rows(table, *tile)) for tile in tiles):
             return Proof(name, "untouched", note="the output layer is the embedding table in the merged model")
     return Proof(name, "missing", note="the merged model has no such tensor")
 
 
 def _tiles(shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Return row ranges of about a million elements."""
     rows, columns = as_matrix(tuple(shape))
+    # An even number of rows, as in a merge: it decides the order of the sums (`product`).
     step = max(2, _TILE // max(1, columns) // 2 * 2)
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _untouched(task: _Task) -> Proof:
-    """A tensor that no adapter changes: equal to the base's, or to it in the merged model's dtype."""
-    name, dtype, off, size, exact = task.name, task.dtype, 0.0, 0.0, True
+def _untouched_proof(task: _Task) -> Proof:
+    """Return the verdict on a tensor that no adapter changes: the base's, exactly or in the merged model's dtype."""
+    name, dtype, squared_error, size, exact = task.name, task.dtype, 0.0, 0.0, True
     shift = np.float32(task.made.shift(task.other))
-    for _, one, two in task.tiles():
-        expected = _rounded(one + shift, dtype) - shift
-        same = np.array_equal(expected, two, equal_nan=True) or np.array_equal(one, two, equal_nan=True)
-        exact = exact and same
-        off += 0.0 if same else _square(two - expected)
-        size += _square(one)
+    for _, base_rows, merged_rows in task.tiles():
+        expected = _round_to(base_rows + shift, dtype) - shift
+        equal = np.array_equal(expected, merged_rows, equal_nan=True) or np.array_equal(base_rows, merged_rows, equal_nan=True)
+        exact = exact and equal
+        squared_error += 0.0 if equal else _square(merged_rows - expected)
+        size += _square(base_rows)
     if exact:
         return Proof(name, "untouched")
-    rest = math.sqrt(off / size) if size else math.inf
-    if not is_float(dtype) and rest <= _GRID_ERROR.get(dtype, _COARSE):
-        return Proof(name, "quantized", rest=rest, note=f"{dtype}, {rest:.1%} off")
-    return Proof(name, "changed", rest=rest, note=f"{rest:.2g} of its norm, and no adapter changes it")
+    residual = math.sqrt(squared_error / size) if size else math.inf
+    if not is_float(dtype) and residual <= _GRID_ERROR.get(dtype, _COARSE):
+        return Proof(name, "quantized", rest=residual, note=f"{dtype}, {residual:.1%} off")
+    return Proof(name, "changed", rest=residual, note=f"{residual:.2g} of its norm, and no adapter changes it")
 
 
-def _touched(task: _Task) -> Proof:
-    """A tensor that adapters change."""
+def _touched_proof(task: _Task) -> Proof:
+    """Return the verdict on a tensor that adapters change."""
     stored = dtypes.NUMPY.get(task.have.dtype(task.name), dtypes.F32)
     sums = _Sums([edit.ready(stored) for edit in task.edits], stored, task.dtype)
     if sums.takes_two_passes:
-        for start, one, _ in task.tiles():
-            sums.look(one, start)
-    for start, one, two in task.tiles():
-        sums.add(one, two, start)
+        for start, base_rows, _ in task.tiles():
+            sums.look(base_rows, start)
+    for start, base_rows, merged_rows in task.tiles():
+        sums.add(base_rows, merged_rows, start)
     sums.exact = sums.exact or _is_own_merge_in_nf4(task, sums.replay)
     if not sums.delta:
-        silent = sums.exact or sums.off <= sums.noise_limit
-        return Proof(task.name, "rounded" if silent else "other", note="the adapter adds nothing here")
+        unchanged = sums.exact or sums.off <= sums.noise_limit
+        return Proof(task.name, "rounded" if unchanged else "other", note="the adapter adds nothing here")
     strength = sums.strengths()
-    rest = math.sqrt(max(0.0, sums.rest(strength)) / sums.delta)
+    residual = math.sqrt(max(0.0, sums.rest(strength)) / sums.delta)
     by_adapter = [math.nan] * task.count
     for value, owner in zip(strength, task.owners, strict=True):
         by_adapter[owner] = value
-    return Proof(task.name, _verdict(sums, strength, rest, task.dtype), tuple(by_adapter), rest)
+    return Proof(task.name, _verdict(sums, strength, residual, task.dtype), tuple(by_adapter), residual)
 
 
 class _Sums:
@@ -266,20 +289,20 @@ class _Sums:
 
     @property
     def takes_two_passes(self) -> bool:
-        """Whether an edit must see all tiles first."""
+        """Whether an edit must see all tiles before it changes any."""
         return any(isinstance(apply, TwoPasses) for apply in self._applies)
 
     def look(self, base: F32Array, start: int) -> None:
-        """Show a tile to an edit that takes two passes; overwrites it."""
+        """Show a tile to an edit that takes two passes; overwrites the tile."""
 
-        def between(tile: F32Array) -> None:
+        def round_tile(tile: F32Array) -> None:
             np.copyto(tile, tile.astype(self._stored), casting="unsafe")
 
         with np.errstate(all="ignore"):
-            look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), between)
+            look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), round_tile)
 
     def replay(self, base: F32Array, start: int) -> F32Array:
-        """A tile merged as `fuse` merges it, rounded after each adapter."""
+        """Return a tile merged as `fuse` merges it, rounded after each adapter."""
         replay, scratch = base.copy(), np.empty(base.size + base.shape[1], np.float32)
         with np.errstate(all="ignore"):
             for apply in self._applies:
@@ -287,8 +310,8 @@ class _Sums:
                 replay = replay.astype(self._stored).astype(np.float32)
         return replay
 
-    def add(self, base: F32Array, made: F32Array, start: int) -> None:
-        """Add a tile of the base and of the merged model."""
+    def add(self, base: F32Array, merged: F32Array, start: int) -> None:
+        """Add a tile of the base and the same tile of the merged model to the sums."""
         scratch = np.empty(base.size + base.shape[1], np.float32)
         total, replay, deltas = base.copy(), self.replay(base, start), []
         with np.errstate(all="ignore"):
@@ -297,28 +320,29 @@ class _Sums:
                 apply(alone, start, scratch)
                 deltas.append((alone - base).astype(np.float64))
                 apply(total, start, scratch)
-            change = made.astype(np.float64) - base
-            for i, one in enumerate(deltas):
-                self.along[i] += np.vdot(one, change)
+            change = merged.astype(np.float64) - base
+            for i, expected_rows in enumerate(deltas):
+                self.along[i] += np.vdot(expected_rows, change)
                 for j, two in enumerate(deltas[: i + 1]):
-                    self.gram[i, j] += np.vdot(one, two)
+                    self.gram[i, j] += np.vdot(expected_rows, two)
                     self.gram[j, i] = self.gram[i, j]
             self.change += _square(change)
             self.delta += _square(np.sum(deltas, axis=0))
             self.weight += _square(base)
             self.size += base.size
-            self.off += _square(made - total)
-            self.noise += _square(_rounded(total, self._dtype) - total)
-        expected = (_rounded(replay, self._dtype), _rounded(total, self._dtype))
-        self.exact = self.exact and any(np.array_equal(one, made, equal_nan=True) for one in expected)
+            self.off += _square(merged - total)
+            self.noise += _square(_round_to(total, self._dtype) - total)
+        # Two correct merges: rounded after each adapter, as peft does, or once at the end.
+        expected = (_round_to(replay, self._dtype), _round_to(total, self._dtype))
+        self.exact = self.exact and any(np.array_equal(expected_rows, merged, equal_nan=True) for expected_rows in expected)
 
     def strengths(self) -> list[float]:
-        """The least-squares strengths; the smallest solution if deltas are multiples of each other."""
-        found = np.linalg.lstsq(self.gram, self.along, rcond=1e-10)[0]
-        return [float(value) for value in found]
+        """Return the least-squares strengths; the smallest solution if deltas are multiples of each other."""
+        solution = np.linalg.lstsq(self.gram, self.along, rcond=1e-10)[0]
+        return [float(value) for value in solution]
 
     def rest(self, strength: Sequence[float]) -> float:
-        """The squared norm of what the deltas at these strengths do not explain."""
+        """Return the squared norm of the change that the deltas at these strengths do not explain."""
         s = np.asarray(strength)
         return float(self.change - 2 * s @ self.along + s @ self.gram @ s)
 
@@ -328,27 +352,31 @@ class _Sums:
         return 4 * (len(self.along) + 1) * self.noise + 1e-12 * self.weight
 
 
-def _verdict(sums: _Sums, strength: Sequence[float], rest: float, dtype: str) -> str:
-    """The verdict. An estimated strength is off by about `rest / sqrt(n)`, if the unexplained part is noise."""
+def _verdict(sums: _Sums, strength: Sequence[float], residual: float, dtype: str) -> str:
+    """Return the verdict.
+
+    An estimated strength is off by about `residual / sqrt(n)` if the unexplained part is noise.
+    """
     if sums.exact:
         return "exact"
     if is_float(dtype) and sums.off <= sums.noise_limit:
         return "rounded"
-    doubt = 4 * rest / math.sqrt(max(1, sums.size))
+    # Four standard deviations of the estimate, so that noise alone does not fail a tensor.
+    tolerance = 4 * residual / math.sqrt(max(1, sums.size))
     worst = max(strength, key=lambda value: abs(value - 1))
     if not math.isfinite(worst):
         return "other"
-    if abs(worst - 1) > _FULL + doubt:
-        return "absent" if abs(worst) < 0.1 + doubt else "weaker" if worst < 1 else "stronger"
+    if abs(worst - 1) > _FULL + tolerance:
+        return "absent" if abs(worst) < 0.1 + tolerance else "weaker" if worst < 1 else "stronger"
     if is_float(dtype):
-        return "near" if rest <= _UNEXPLAINED else "other"
+        return "near" if residual <= _UNEXPLAINED else "other"
     error = math.sqrt(sums.off / sums.weight) if sums.weight else math.inf
     return "quantized" if error <= _GRID_ERROR.get(dtype, _COARSE) else "other"
 
 
 @dataclass(frozen=True, eq=False)
-class _Replayed:
-    """The merged tensor in floats of the type that was quantized."""
+class _ReplayedMerge:
+    """The merge of a tensor by this program, in the type of floats that was then quantized."""
 
     task: _Task
     replay: Callable[[F32Array, int], F32Array]
@@ -364,15 +392,15 @@ class _Replayed:
 
     def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         rows = self.task.have.rows(self.task.name, start, stop)
-        np.copyto(out, _rounded(self.replay(rows, start), self.floats))
+        np.copyto(out, _round_to(self.replay(rows, start), self.floats))
 
 
 def _is_own_merge_in_nf4(task: _Task, replay: Callable[[F32Array, int], F32Array]) -> bool:
-    """Whether a tensor in bitsandbytes' NF4 is a merge by this program, quantized, bit for bit."""
+    """Return whether a tensor in bitsandbytes' NF4 is this program's merge, quantized, bit for bit."""
     if task.dtype != "nf4" or not isinstance(task.made, FolderModel):
         return False
-    source = ThroughNF4(task.name, _Replayed(task, replay, task.made.floats(task.other)), Floats("F32", dtypes.F32))
-    with Opened() as opened, suppress(RefusedError):  # for a NaN, which is never correct
+    source = ThroughNF4(task.name, _ReplayedMerge(task, replay, task.made.floats(task.other)), Floats("F32", dtypes.F32))
+    with Opened() as opened, suppress(RefusedError):  # RefusedError: for a NaN, which is never correct
         for start, stop in _tiles(task.made.shape(task.other)):
             rows = np.empty((stop - start, source.columns), np.float32)
             source.read(opened, start, stop, rows, fresh)
@@ -382,8 +410,8 @@ def _is_own_merge_in_nf4(task: _Task, replay: Callable[[F32Array, int], F32Array
     return False
 
 
-def _rounded(values: F32Array, dtype: str) -> F32Array:
-    """Values rounded to the merged model's dtype, if it is a type of floats."""
+def _round_to(values: F32Array, dtype: str) -> F32Array:
+    """Return values rounded to `dtype` if it is a type of floats, else unchanged."""
     if not is_float(dtype) or dtype in ("F32", "F64"):
         return values
     with np.errstate(over="ignore"):
@@ -391,6 +419,6 @@ def _rounded(values: F32Array, dtype: str) -> F32Array:
 
 
 def _square(values: np.ndarray) -> float:
-    """The sum of squares."""
+    """Return the sum of squares."""
     flat = np.ascontiguousarray(values, np.float64).reshape(-1)
     return float(np.vdot(flat, flat))

@@ -1,4 +1,4 @@
-"""The weight files of a merged Hugging Face folder: the base's own files if types and sizes stay, else new ones."""
+"""The weight files of a merged Hugging Face folder: the base's own layout if types and sizes stay, else a new one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Written:
-    """The changes of a folder, by tensor name.
+    """The contents of a merged folder: its changes, by tensor name.
 
     Attributes:
         edits: The edits of each changed tensor.
@@ -53,7 +53,7 @@ class Written:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A weight of the output: `made`, or copied from `places` in the base (path and byte), one for each entry."""
+    """A weight of the output: `edited`, or copied from `places` in the base (path and byte), one for each entry."""
 
     name: str
     dtype: str
@@ -68,7 +68,7 @@ class _Tensor:
         return sum(_bytes(entry) for entry in self.entries)
 
     def parts(self, at: Mapping[str, int]) -> Iterator[Part]:
-        """The parts that write it, given the byte of the file at which each entry begins."""
+        """Yield the parts that write it, given the byte of the file at which each entry begins."""
         if self.made:
             packing = self.made.packing
             placed = replace(packing, places=at) if isinstance(packing, IntoNF4) else None
@@ -82,50 +82,60 @@ def _bytes(entry: Entry) -> int:
     return math.prod(shape) * dtypes.BITS[dtype] // 8
 
 
-def folder_files(folder: Folder, what: Written, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
-    """The weight files, and by name the texts of the other files that differ from the base's; None for one to leave out."""
-    rewritten = options.dtype or options.requantize or options.shard_size or folder.method or what.added or what.shapes
+def folder_files(folder: Folder, contents: Written, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
+    """Return the weight files, and by name the other texts that differ from the base's; None for a file to leave out."""
+    # With the same types and sizes every byte keeps its place, so headers and untouched ranges are copied by the kernel.
+    rewritten = options.dtype or options.requantize or options.shard_size or folder.method or contents.added or contents.shapes
     if not rewritten:
-        files = tuple(OutFile(shard.path.name, list(_as_it_is(folder, shard, what))) for shard in folder.shards)
-        return files, {**_config(folder, what.config)}
-    tensors = list(_tensors(folder, what, options))
+        files = tuple(OutFile(shard.path.name, list(_parts_in_place(folder, shard, contents))) for shard in folder.shards)
+        return files, {**_config(folder, contents.config)}
+    tensors = list(_tensors(folder, contents, options))
     groups = list(_groups(tensors, options.shard_size))
     count = len(groups)
+    # The names that transformers gives shards; an index is needed from the second on.
     names = [SINGLE] if count == 1 else [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
     metadata = next((shard.metadata for shard in folder.shards if shard.metadata), {"format": "pt"})
     files = tuple(OutFile(name, _parts(group, metadata)) for name, group in zip(names, groups, strict=True))
-    texts: dict[str, str | None] = {INDEX: None, **_config(folder, {**what.config, **_types(folder, tensors, what, options)})}
+    texts: dict[str, str | None] = {
+        INDEX: None,
+        **_config(folder, {**contents.config, **_type_keys(folder, tensors, contents, options)}),
+    }
     if len(groups) > 1:
         weight_map = {
-            entry[0]: name for name, group in zip(names, groups, strict=True) for one in group for entry in one.entries
+            entry[0]: name for name, group in zip(names, groups, strict=True) for tensor in group for entry in tensor.entries
         }
-        index = {"metadata": {"total_size": sum(one.size for one in tensors)}, "weight_map": dict(sorted(weight_map.items()))}
+        index = {
+            "metadata": {"total_size": sum(tensor.size for tensor in tensors)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
         texts[INDEX] = json.dumps(index, indent=2) + "\n"
     return files, texts
 
 
-def _as_it_is(folder: Folder, shard: Shard, what: Written) -> Iterator[Part]:
-    """A file with its header unchanged: ranges of unchanged bytes, and the changed tensors, in file order."""
+def _parts_in_place(folder: Folder, shard: Shard, contents: Written) -> Iterator[Part]:
+    """Yield a file with its header unchanged: ranges of unchanged bytes and the changed tensors, in file order."""
     start, end = 0, shard.data_start
     for info in shard.tensors.values():
-        if info.name in what.edits or info.name in what.sources:
+        if info.name in contents.edits or info.name in contents.sources:
             yield _copy(shard, start, end)
-            yield _made(folder.weights[info.name], what, info.dtype, info.offset, stepwise=True)
+            yield _made(folder.weights[info.name], contents, info.dtype, info.offset, stepwise=True)
             start = info.offset + info.size
         end = info.offset + info.size
     yield _copy(shard, start, end)
 
 
 def _copy(shard: Shard, start: int, end: int) -> Copy:
+    """Return the copy of a range of bytes; those of the header do not count as tensors."""
     return Copy(shard.path, start, end - start, start, end - max(start, min(shard.data_start, end)))
 
 
-def _made(weight: Weight, what: Written, dtype: str, at: int, *, stepwise: bool) -> Made:
+def _made(weight: Weight, contents: Written, dtype: str, at: int, *, stepwise: bool) -> Made:
+    """Return a tensor with its edits; one of a new shape starts from zeros, since an edit replaces it."""
     name, kind = weight.name, floats(dtype, weight.name)
-    edits = what.edits.get(name, ())
-    if name in what.shapes:
-        return Made(name, Blank(what.shapes[name]), kind, at, edits, stepwise)
-    return Made(name, what.sources.get(name) or weight.source(), kind, at, edits, stepwise)
+    edits = contents.edits.get(name, ())
+    if name in contents.shapes:
+        return Made(name, Blank(contents.shapes[name]), kind, at, edits, stepwise)
+    return Made(name, contents.sources.get(name) or weight.source(), kind, at, edits, stepwise)
 
 
 @dataclass(frozen=True)
@@ -136,12 +146,12 @@ class Blank:
 
     @property
     def rows(self) -> int:
-        """Rows of the new tensor."""
+        """The number of rows of the new tensor."""
         return self.shape[0]
 
     @property
     def columns(self) -> int:
-        """Numbers in a row."""
+        """The numbers in a row."""
         return self.shape[1] if len(self.shape) > 1 else 1
 
     def read(self, opened: Opened, start: int, stop: int, out: NDArray[np.float32], buffer: Buffer) -> None:
@@ -149,42 +159,45 @@ class Blank:
         out[...] = 0
 
 
-def _tensors(folder: Folder, what: Written, options: Options) -> Iterator[_Tensor]:
-    usual = Counter[str]()
+def _tensors(folder: Folder, contents: Written, options: Options) -> Iterator[_Tensor]:
+    """Yield all weights of the output, in the order of the base's files."""
+    elements_by_dtype = Counter[str]()
     for weight in folder.weights.values():
-        usual[weight.dtype] += weight.rows * weight.columns
-    main = usual.most_common(1)[0][0]
+        elements_by_dtype[weight.dtype] += weight.rows * weight.columns
+    main_dtype = elements_by_dtype.most_common(1)[0][0]
     stepwise, stored = not options.dtype and not folder.method, in_nf4(folder)
-    for weight in (*folder.weights.values(), *what.added.values()):
-        name, shape = weight.name, what.shapes.get(weight.name, weight.shape)
+    for weight in (*folder.weights.values(), *contents.added.values()):
+        name, shape = weight.name, contents.shapes.get(weight.name, weight.shape)
         # A model that stores some tensors in float32 next to 16-bit weights does so for a reason.
-        dtype = DTYPES[options.dtype] if options.dtype and weight.dtype == main else weight.dtype
-        untouched = name not in what.edits and name not in what.sources and name not in what.shapes
-        if untouched and name in what.packed and name in stored:
+        dtype = DTYPES[options.dtype] if options.dtype and weight.dtype == main_dtype else weight.dtype
+        untouched = name not in contents.edits and name not in contents.sources and name not in contents.shapes
+        if untouched and name in contents.packed and name in stored:
             yield _Tensor(name, dtype, shape, weight, *_as_stored(folder, name))
-        elif untouched and dtype == weight.dtype and not weight.unpacked and name not in what.packed:
+        elif untouched and dtype == weight.dtype and not weight.unpacked and name not in contents.packed:
             yield _Tensor(name, dtype, shape, weight, ((name, dtype, shape),), None, ((weight.path, weight.offset),))
         else:
-            made = _made(weight, what, dtype, 0, stepwise=stepwise)
-            packing = IntoNF4(name, (shape[0], shape[1]), dtype) if name in what.packed else None
+            edited = _made(weight, contents, dtype, 0, stepwise=stepwise)
+            packing = IntoNF4(name, (shape[0], shape[1]), dtype) if name in contents.packed else None
             entries = packing.entries if packing else ((name, dtype, shape),)
-            yield _Tensor(name, dtype, shape, weight, entries, replace(made, packing=packing))
+            yield _Tensor(name, dtype, shape, weight, entries, replace(edited, packing=packing))
 
 
 def _as_stored(folder: Folder, name: str) -> tuple[tuple[Entry, ...], None, tuple[tuple[Path, int], ...]]:
-    """A weight in NF4 with its other tensors; the codes are bytes, whatever type they are stored as."""
-    found = [
-        (shard.path, one)
+    """Return the entries and places of a weight in NF4 and its other tensors; codes are bytes, whatever their stored type."""
+    stored = [
+        (shard.path, info)
         for shard in folder.shards
-        for one in shard.tensors.values()
-        if one.name == name or one.name.startswith(f"{name}.")
+        for info in shard.tensors.values()
+        if info.name == name or info.name.startswith(f"{name}.")
     ]
-    entries = tuple((name, "U8", (one.size, 1)) if one.name == name else (one.name, one.dtype, one.shape) for _, one in found)
-    return entries, None, tuple((path, one.offset) for path, one in found)
+    entries = tuple(
+        (name, "U8", (info.size, 1)) if info.name == name else (info.name, info.dtype, info.shape) for _, info in stored
+    )
+    return entries, None, tuple((path, info.offset) for path, info in stored)
 
 
 def _groups(tensors: list[_Tensor], shard_size: int | None) -> Iterator[list[_Tensor]]:
-    """The tensors of each file: as many as fit into the shard size, or without one those of one file of the base."""
+    """Yield the tensors of each file: as many as fit into the shard size, or without one those of one file of the base."""
     group: list[_Tensor] = []
     size = 0
     for tensor in tensors:
@@ -198,53 +211,60 @@ def _groups(tensors: list[_Tensor], shard_size: int | None) -> Iterator[list[_Te
 
 
 def _parts(tensors: Sequence[_Tensor], metadata: Mapping[str, str]) -> list[Part]:
-    """A header and the tensors; with bytes among the floats, the widest types first: readers map them and need alignment."""
-    entries = [entry for one in tensors for entry in one.entries]
-    if any(one.made and one.made.packing for one in tensors) or any(len(one.entries) > 1 for one in tensors):
+    """Return a header and the tensors.
+
+    With bytes among the floats, the widest types come first: readers map them into memory and need alignment.
+    """
+    entries = [entry for tensor in tensors for entry in tensor.entries]
+    if any(tensor.made and tensor.made.packing for tensor in tensors) or any(len(tensor.entries) > 1 for tensor in tensors):
         entries.sort(key=lambda entry: -dtypes.BITS[entry[1]])
     head = header_bytes(entries, metadata)
     places, end = {}, len(head)
     for entry in entries:
         places[entry[0]] = end
         end += _bytes(entry)
-    return [Text(head, 0), *(part for one in tensors for part in one.parts(places))]
+    return [Text(head, 0), *(part for tensor in tensors for part in tensor.parts(places))]
 
 
-def _types(folder: Folder, tensors: list[_Tensor], what: Written, options: Options) -> dict[str, Any]:
-    """The keys of config.json that describe types and change; None for a key to remove."""
-    found: dict[str, Any] = {}
+def _type_keys(folder: Folder, tensors: list[_Tensor], contents: Written, options: Options) -> dict[str, Any]:
+    """Return the keys of config.json that describe types and change; None for a key to remove."""
+    changes: dict[str, Any] = {}
+    # The output is not quantized any more, or in another way: no stale quantization may stay in the config.
     if folder.method:
-        found |= {"quantization_config": None, "quantization": None, "compression_config": None}
+        changes |= {"quantization_config": None, "quantization": None, "compression_config": None}
     if options.dtype or folder.method or options.requantize:
         counted = Counter[str]()
         for tensor in tensors:
             counted[tensor.dtype] += math.prod(tensor.shape) * dtypes.BITS[tensor.dtype]
+        # transformers 4 writes `torch_dtype`, transformers 5 `dtype`; keep the base's spelling.
         key = "torch_dtype" if "torch_dtype" in folder.config and "dtype" not in folder.config else "dtype"
-        found[key] = _DTYPE_NAMES.get(counted.most_common(1)[0][0])
+        changes[key] = _DTYPE_NAMES.get(counted.most_common(1)[0][0])
         if options.requantize == NF4:
-            found["quantization_config"] = quantization_config(folder, set(what.packed), found[key])
-    return found
+            changes["quantization_config"] = quantization_config(folder, set(contents.packed), changes[key])
+    return changes
 
 
 def _config(folder: Folder, changes: Mapping[str, Any]) -> dict[str, str]:
-    """config.json with changed values, at every level that has the key; a new key is added at the top level."""
+    """Return config.json with changed values, at every level that has the key; a new key is added at the top level."""
     if not changes:
         return {}
     config = copy.deepcopy(dict(folder.config))
+    # Composite models keep the language model's config in an object such as `text_config`.
     inner = [config, *(value for value in config.values() if isinstance(value, dict) and "hidden_size" in value)]
     for key, value in changes.items():
-        there = [place for place in inner if key in place]
-        for place in there or ([config] if value is not None else []):
+        levels = [level for level in inner if key in level]
+        for level in levels or ([config] if value is not None else []):
             if value is None:
-                del place[key]
+                del level[key]
             else:
-                place[key] = value
+                level[key] = value
     return {"config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n"}
 
 
 def write_texts(folder: Path, texts: Mapping[str, str | None]) -> None:
     """Write the files that differ from the base's, and remove those to leave out."""
     for name, text in texts.items():
+        # The base's own version may have been copied already.
         (folder / name).unlink(missing_ok=True)
         if text is not None:
             json_file.write_text(folder / name, text)

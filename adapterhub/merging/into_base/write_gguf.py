@@ -31,23 +31,24 @@ _IN_EVERY_PART = ("general.architecture", "general.alignment")
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of the output: its place in the base, its type, and how it is made if it is not copied."""
+    """A tensor of the output: its place in the base, its type, and its edits if it is not copied."""
 
     name: str
-    placed: Placed
+    stored: Placed
     kind: str
     made: Made | None
 
     @property
     def size(self) -> int:
-        return self.made.size if self.made else self.placed.info.size
+        return self.made.size if self.made else self.stored.info.size
 
 
 def gguf_files(plan: GGUFPlan, out: Path, options: Options) -> tuple[OutFile, ...]:
-    """The file `out`, or with a shard size the parts of a model in the folder `out`."""
+    """Return the file `out`, or with a shard size the parts of a model in the folder `out`."""
     tensors = [_tensor(plan, name, placed, options) for name, placed in _all(plan)]
     groups = list(_groups(tensors, options.shard_size)) if options.shard_size else [tensors]
     metadata = {key: Value(plan.base.header.kinds[key], value) for key, value in plan.base.header.metadata.items()}
+    # The base may itself be a split model, whose part numbers do not hold for the output.
     metadata = {key: value for key, value in metadata.items() if key not in _SPLIT} | _changed_metadata(plan, tensors, options)
     if not options.shard_size:
         return (OutFile(out.name, _parts(metadata, tensors, plan.base.header.alignment)),)
@@ -66,6 +67,7 @@ def gguf_files(plan: GGUFPlan, out: Path, options: Options) -> tuple[OutFile, ..
 
 
 def _all(plan: GGUFPlan) -> Iterator[tuple[str, Placed]]:
+    """Yield the tensors of the output with their places in the base; a new output layer starts as the embedding table."""
     yield from plan.base.tensors.items()
     if f"{HEAD}.weight" in plan.edits and f"{HEAD}.weight" not in plan.base.tensors:
         yield f"{HEAD}.weight", plan.base.tensors[f"{TABLE}.weight"]
@@ -77,42 +79,42 @@ def _tensor(plan: GGUFPlan, name: str, placed: Placed, options: Options) -> _Ten
     if not edits and target == placed.info.type_name:
         return _Tensor(name, placed, target, None)
     source = kind(placed.info.type_name)
-    where = next(iter(plan.targets.get(name, ())), name)
+    module = next(iter(plan.targets.get(name, ())), name)
     if source is None:
-        raise RefusedError(where, f"the base's {name} is {placed.info.type_name}, which holds no weights to compute with")
+        raise RefusedError(module, f"the base's {name} is {placed.info.type_name}, which holds no weights to compute with")
     stored = Stored(placed.path, placed.info.offset, placed.rows, placed.columns, source)
     return _Tensor(name, placed, target, Made(name, stored, writable(target, placed.columns, name), 0, edits))
 
 
 def _target(name: str, placed: Placed, options: Options, *, changed: bool) -> str:
-    """The type of a tensor in the output: its own, unless the options set another for such tensors."""
-    own = placed.info.type_name
+    """Return the type of a tensor in the output: its own, unless the options set another for such tensors."""
+    type_name = placed.info.type_name
     matrix = len(placed.info.shape) > 1 and not name.endswith(NEVER_QUANTIZED)
-    stored = kind(own)
+    stored = kind(type_name)
     if not matrix or stored is None:
-        return own
+        return type_name
     if options.requantize and (changed or not stored.quantized):
         return fitting(REQUANTIZE[options.requantize], placed.columns)
     if options.dtype and (changed or not stored.quantized):
         return DTYPES[options.dtype]
-    return own
+    return type_name
 
 
 def _changed_metadata(plan: GGUFPlan, tensors: list[_Tensor], options: Options) -> dict[str, Value]:
-    """The keys whose values differ from the base's."""
+    """Return the keys whose values differ from the base's."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.kind] = sizes.get(tensor.kind, 0) + tensor.size
-    most = max(sizes, key=lambda name: sizes[name], default="F32")
-    changed = any(tensor.kind != tensor.placed.info.type_name for tensor in tensors)
-    found: dict[str, Value] = {}
-    if changed and most in FILE_TYPES:
-        found["general.file_type"] = Value("UINT32", FILE_TYPES[most])
+    largest_type = max(sizes, key=lambda name: sizes[name], default="F32")
+    changed = any(tensor.kind != tensor.stored.info.type_name for tensor in tensors)
+    changes: dict[str, Value] = {}
+    if changed and largest_type in FILE_TYPES:
+        changes["general.file_type"] = Value("UINT32", FILE_TYPES[largest_type])
     if changed and options.requantize:
-        found["general.quantization_version"] = Value("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
+        changes["general.quantization_version"] = Value("UINT32", 2)  # ggml.h, GGML_QNT_VERSION
     if options.lineage:
-        found[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
-    return found
+        changes[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
+    return changes
 
 
 def _groups(tensors: list[_Tensor], shard_size: int) -> Iterator[list[_Tensor]]:
@@ -128,17 +130,21 @@ def _groups(tensors: list[_Tensor], shard_size: int) -> Iterator[list[_Tensor]]:
 
 
 def _parts(metadata: Mapping[str, Value], tensors: list[_Tensor], alignment: int) -> list[Part]:
-    head = gguf_file.header_bytes(metadata, ((one.name, one.kind, one.placed.info.shape) for one in tensors), alignment)
+    """Return the header and the tensors, each aligned."""
+    head = gguf_file.header_bytes(
+        metadata, ((tensor.name, tensor.kind, tensor.stored.info.shape) for tensor in tensors), alignment
+    )
     parts: list[Part] = [Text(head, 0)]
     at = len(head)
     for tensor in tensors:
         if tensor.made:
-            made = tensor.made
-            parts.append(Made(made.name, made.source, made.kind, at, made.edits))
+            edited = tensor.made
+            parts.append(Made(edited.name, edited.source, edited.kind, at, edited.edits))
         else:
-            info = tensor.placed.info
-            parts.append(Copy(tensor.placed.path, info.offset, info.size, at, info.size))
+            info = tensor.stored.info
+            parts.append(Copy(tensor.stored.path, info.offset, info.size, at, info.size))
         at += tensor.size
+        # GGUF requires every tensor to begin at a multiple of the alignment.
         padding = -at % alignment
         if padding:
             parts.append(Text(bytes(padding), at))

@@ -1,4 +1,4 @@
-"""Methods to merge low-rank matrices: a function each, grouped by idea, and a table of their properties."""
+"""The methods that merge low-rank matrices: a function each, grouped by idea, and a table of their properties."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _TABLE}
 
 
 def method_named(name: str) -> Method:
-    """The method of that name; ParameterError for an unknown one."""
+    """Return the method of that name; ParameterError for an unknown one."""
     if name in METHODS:
         return METHODS[name]
     close = difflib.get_close_matches(name, METHODS, 1)
-    what = f"{name!r} is not one of {', '.join(METHODS)}"
+    reason = f"{name!r} is not one of {', '.join(METHODS)}"
     if close:
-        raise ParameterError("method", what, f"Did you mean {close[0]}?")
-    raise ParameterError("method", what, code="unknown-method")
+        raise ParameterError("method", reason, f"Did you mean {close[0]}?")
+    raise ParameterError("method", reason, code="unknown-method")

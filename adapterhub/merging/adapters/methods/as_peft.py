@@ -47,7 +47,7 @@ def peft_magnitude_prune(
     Paper: none; peft, `utils/merge_utils.py`, `magnitude_prune`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, lambda _index, part: _pruned(part, density), summed)
+    return apart(terms, weights, scales, lambda _index, part: _prune(part, density), summed)
 
 
 def peft_ties(
@@ -66,7 +66,7 @@ def peft_ties(
     Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, lambda _index, part: _pruned(part, density), election(sign))
+    return apart(terms, weights, scales, lambda _index, part: _prune(part, density), election(sign))
 
 
 def peft_dare_linear(
@@ -79,7 +79,7 @@ def peft_dare_linear(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, masking(seeded(random, density), density), summed)
+    return apart(terms, weights, scales, masking(seeded_masks(random, density), density), summed)
 
 
 def peft_dare_ties(
@@ -98,7 +98,7 @@ def peft_dare_ties(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, masking(seeded(random, density), density), election(sign))
+    return apart(terms, weights, scales, masking(seeded_masks(random, density), density), election(sign))
 
 
 def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total") -> Tiled:
@@ -130,13 +130,13 @@ def peft_dare_ties_svd(
 Masks = Callable[[int, tuple[int, ...]], NDArray[np.bool_]]  # number of the factor (A_1 …, B_1 …) and its shape, to a mask
 
 
-def seeded(random: Random, density: float) -> Masks:
-    """Random masks."""
+def seeded_masks(random: Random, density: float) -> Masks:
+    """Return random masks."""
     return lambda index, shape: drawn(random.generator(index), shape, density)
 
 
 def masking(masks: Masks, density: float) -> Callable[[int, F32Array], F32Array]:
-    """Pruning by DARE with given masks."""
+    """Return a pruning by DARE with given masks."""
     return lambda index, part: dropped(part, masks(index, part.shape), density)
 
 
@@ -147,7 +147,12 @@ def apart(
     prune: Callable[[int, F32Array], F32Array],
     merge: Merge,
 ) -> Factors:
-    """A and B pruned and merged separately; `prune` gets the number of a factor (A_1 …, then B_1 …) and the factor."""
+    """Prune and merge A and B separately.
+
+    Args:
+        prune: Called with the number of a factor (A_1 …, then B_1 …) and the factor.
+    """
+    # peft gives each factor the root of the weight, and its sign to A alone, so that their product has the weight.
     effective = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
     roots = [math.sqrt(abs(weight)) for weight in effective]
     signed = [math.copysign(root, weight) if weight else root for root, weight in zip(roots, effective, strict=True)]
@@ -156,13 +161,15 @@ def apart(
     return Factors(merge(left, roots).astype(np.float64), merge(right, signed).astype(np.float64))
 
 
-def _pruned(part: F32Array, density: float) -> F32Array:
+def _prune(part: F32Array, density: float) -> F32Array:
+    """Zero all but the `density` largest magnitudes of a factor."""
     if density >= 1:
         return part
+    # peft's `topk` keeps this many elements of each factor.
     return trimmed(part, largest(Tiled(part.shape, part.__getitem__), [int(density * part.size)])[0])
 
 
 def election(sign: str) -> Merge:
-    """peft's election, by the sum or by the number of signs."""
-    how = cast(Literal["total", "frequency"], sign)
-    return lambda parts, weights: elected_as_peft(parts, weights, how)
+    """Return peft's election, by the sum or by the number of signs."""
+    counting = cast(Literal["total", "frequency"], sign)
+    return lambda parts, weights: elected_as_peft(parts, weights, counting)

@@ -1,7 +1,7 @@
 """Methods that work on the elements of the dense deltas, as in their papers: by tiles of rows, then the closest thin product.
 
-The elements to keep are chosen in each module separately. If several elements have exactly the threshold's magnitude, all
-of them are kept.
+The elements to keep are chosen in each module separately. If several elements have exactly the threshold's magnitude, all of
+them are kept.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def breadcrumbs(
         raise ParameterError("density", f"{density:g} and gamma {gamma:g} sum to more than 1", "Let them sum to 1 at most")
     size = _size(terms[0])
     outliers = int(gamma * size)
+    # Both bounds of a term in one call, since each call passes over all tiles.
     bounds = [largest(_whole(term), (min(size, outliers + int(density * size)), outliers)) for term in terms]
 
     def keep(part: F32Array, index: int, _start: int) -> F32Array:
@@ -115,14 +116,15 @@ def della(
     Cost: O(m n (R + log n)), in memory a tile
     """
     if not (density - epsilon > 0 and density + epsilon <= 1):
-        what = f"density {density:g} plus or minus epsilon {epsilon:g} is not a probability above 0"
-        raise ParameterError("epsilon", what, "Use a smaller epsilon")
+        reason = f"density {density:g} plus or minus epsilon {epsilon:g} is not a probability above 0"
+        raise ParameterError("epsilon", reason, "Use a smaller epsilon")
 
     def keep(part: F32Array, index: int, start: int) -> F32Array:
-        likely = kept_by_rank(part, density, epsilon)
-        mask = random.generator(index, start).random(part.shape, dtype=np.float32) < likely
-        kept: F32Array = part * mask / likely
-        return kept
+        # Divided by its own probability, so that the expectation of each element stays.
+        probabilities = kept_by_rank(part, density, epsilon)
+        mask = random.generator(index, start).random(part.shape, dtype=np.float32) < probabilities
+        rescaled: F32Array = part * mask / probabilities
+        return rescaled
 
     return _merged(terms, keep, lambda parts: elected(parts, weights) * np.float32(lambda_))
 
@@ -143,27 +145,30 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
     spread = Tiled(shape, lambda rows: np.var(rows_of(rows), axis=0, dtype=np.float32))
     [least] = largest(spread, [int(density * _size(terms[0]))])
     energies = np.zeros(len(terms))
-    for _, found in spread.mapped(lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]):
-        energies += found
+    for _, tile_energies in spread.mapped(
+        lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]
+    ):
+        energies += tile_energies
+    # Its tiles are not needed again; the merged matrix has tiles of its own.
     spread.forget()
     shares = list(energies / energies.sum()) if energies.any() else [1.0] * len(terms)
 
     def make(rows: slice) -> F32Array:
         parts = rows_of(rows)
         chosen = np.var(parts, axis=0, dtype=np.float32) >= least
-        return _elected_unweighted([part * chosen for part in parts], shares)
+        return _average_elected([part * chosen for part in parts], shares)
 
     return Tiled(shape, make)
 
 
-def _elected_unweighted(parts: Sequence[F32Array], shares: Sequence[float]) -> F32Array:
-    """The mean by `shares` over those that have the sign of the plain sum."""
+def _average_elected(parts: Sequence[F32Array], shares: Sequence[float]) -> F32Array:
+    """Return the mean, weighted by `shares`, of the elements that have the sign of the plain sum."""
     wins = np.sign(np.sum(parts, axis=0))
     total, share = np.zeros_like(parts[0]), np.zeros_like(parts[0])
-    for part, own in zip(parts, shares, strict=True):
+    for part, adapter_share in zip(parts, shares, strict=True):
         agrees = (np.sign(part) == wins) & (wins != 0)
-        total += np.float32(own) * part * agrees
-        share += np.float32(own) * agrees
+        total += np.float32(adapter_share) * part * agrees
+        share += np.float32(adapter_share) * agrees
     total /= np.where(share > 0, share, np.float32(1))
     return total
 
@@ -172,6 +177,7 @@ Keep = Callable[[F32Array, int, int], F32Array]  # a tile, the number of its ada
 
 
 def _merged(terms: Sequence[Factors], keep: Keep, merge: Callable[[Sequence[F32Array]], F32Array]) -> Tiled:
+    """Return the matrix whose tiles are pruned by `keep`, then merged."""
     rows_of = dense_rows(terms)
 
     def make(rows: slice) -> F32Array:
@@ -181,11 +187,14 @@ def _merged(terms: Sequence[Factors], keep: Keep, merge: Callable[[Sequence[F32A
 
 
 def _trim(terms: Sequence[Factors], density: float) -> Keep:
+    """Return a rule that keeps the `density` largest magnitudes of each adapter."""
     least = [largest(_whole(term), [int(density * _size(term))])[0] for term in terms]
     return lambda part, index, _start: trimmed(part, least[index])
 
 
 def _drop(density: float, random: Random) -> Keep:
+    """Return a rule that drops random elements and scales up the rest."""
+
     def keep(part: F32Array, index: int, start: int) -> F32Array:
         return dropped(part, drawn(random.generator(index, start), part.shape, density), density)
 
@@ -193,6 +202,7 @@ def _drop(density: float, random: Random) -> Keep:
 
 
 def _whole(term: Factors) -> Tiled:
+    """Return a term as a matrix in tiles."""
     rows_of = dense_rows([term])
     return Tiled(_shape(term), lambda rows: rows_of(rows)[0])
 

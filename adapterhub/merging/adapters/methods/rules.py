@@ -12,16 +12,16 @@ Array = TypeVar("Array", NDArray[np.float32], NDArray[np.float64])
 
 
 def trimmed(array: Array, least: float, most: float = float("inf")) -> Array:
-    """`array` with zeros where the magnitude is below `least`, or not below `most`."""
+    """Return `array` with zeros where the magnitude is below `least`, or not below `most`."""
     size = np.abs(array)
-    kept = array * (size >= least)
+    result = array * (size >= least)
     if most != float("inf"):
-        kept *= size < most
-    return kept
+        result *= size < most
+    return result
 
 
 def summed(parts: Sequence[Array], weights: Sequence[float]) -> Array:
-    """`sum(weight * part)`."""
+    """Return `sum(weight * part)`."""
     total = parts[0] * parts[0].dtype.type(weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total += part * part.dtype.type(weight)
@@ -49,7 +49,7 @@ def elected(parts: Sequence[Array], weights: Sequence[float]) -> Array:
 
 
 def elected_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Literal["total", "frequency"]) -> Array:
-    """peft's election: by the parts without their weights, with zero as plus, divided by the number that agree.
+    """Elect signs as peft does: from the parts without their weights, with zero as plus; divide by the number that agree.
 
     peft 0.21, `utils/merge_utils.py`, `calculate_majority_sign_mask` and `disjoint_merge`.
     """
@@ -65,19 +65,19 @@ def elected_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Lite
 
 
 def dropped(array: Array, keep: NDArray[np.bool_], density: float) -> Array:
-    """`array` with zeros where not kept, and the rest divided by `density`, which keeps the expectation (DARE)."""
+    """Return `array` with zeros where not kept, and the rest divided by `density`, which keeps the expectation (DARE)."""
     result = array * keep
     result /= array.dtype.type(density)
     return result
 
 
 def drawn(random: np.random.Generator, shape: tuple[int, ...], density: float) -> NDArray[np.bool_]:
-    """A mask that keeps each element with a probability of `density`."""
+    """Return a mask that keeps each element with a probability of `density`."""
     return random.random(shape, dtype=np.float32) < np.float32(density)
 
 
 def kept_by_rank(array: Array, density: float, epsilon: float) -> Array:
-    """The probability to keep each element: `density` -+ `epsilon`, by the rank of its magnitude in its row (DELLA)."""
+    """Return the probability to keep each element: `density` -+ `epsilon`, by the rank of its magnitude in its row (DELLA)."""
     wide = array.shape[1]
     steps = np.linspace(density - epsilon, density + epsilon, wide, dtype=array.dtype) if wide > 1 else np.array([density])
     result = np.empty_like(array)

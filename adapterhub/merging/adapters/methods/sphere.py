@@ -27,8 +27,8 @@ def slerp(terms: Sequence[Factors], weights: Sequence[float], *, t: Annotated[fl
     Paper: Animating rotation with quaternion curves (Shoemake, 1985)
     Cost: O((m + n) R^2)
     """
-    one, two = terms
-    a, b = _arc(_cosine(inner(one, two), norm(one), norm(two)), t)
+    first, second = terms
+    a, b = _arc(_cosine(inner(first, second), norm(first), norm(second)), t)
     return stacked(terms, (a, b))
 
 
@@ -45,33 +45,34 @@ def nuslerp(
     Paper: Animating rotation with quaternion curves (Shoemake, 1985); the variant is known from mergekit
     Cost: O((m + n) R^2)
     """
-    one, two = terms
+    first, second = terms
     t = weights[1] / sum(weights)
     if by == "all":
-        a, b = _arc(_cosine(inner(one, two), norm(one), norm(two)), t)
+        a, b = _arc(_cosine(inner(first, second), norm(first), norm(second)), t)
         return stacked(terms, (a, b))
     if by == "columns":
-        turned = nuslerp([Factors(term.right.T, term.left.T) for term in terms], weights, by="rows")
-        return Factors(turned.right.T, turned.left.T)
-    lengths = [np.sqrt(np.maximum(_by_row(term, term), 0)) for term in terms]
-    dots = _by_row(one, two)
+        transposed = nuslerp([Factors(term.right.T, term.left.T) for term in terms], weights, by="rows")
+        return Factors(transposed.right.T, transposed.left.T)
+    lengths = [np.sqrt(np.maximum(_row_products(term, term), 0)) for term in terms]
+    dots = _row_products(first, second)
     arcs = np.array([_arc(_cosine(*row), t) for row in zip(dots, *lengths, strict=True)])
-    left = np.concatenate([arcs[:, :1] * one.left, arcs[:, 1:] * two.left], axis=1)
-    return Factors(left, np.concatenate([one.right, two.right]))
+    left = np.concatenate([arcs[:, :1] * first.left, arcs[:, 1:] * second.left], axis=1)
+    return Factors(left, np.concatenate([first.right, second.right]))
 
 
-def _by_row(one: Factors, two: Factors) -> NDArray[np.float64]:
-    """The inner products of the rows of the two."""
-    product: NDArray[np.float64] = np.einsum("ij,ij->i", one.left @ (one.right @ two.right.T), two.left)
+def _row_products(first: Factors, second: Factors) -> NDArray[np.float64]:
+    """Return the inner products of corresponding rows."""
+    product: NDArray[np.float64] = np.einsum("ij,ij->i", first.left @ (first.right @ second.right.T), second.left)
     return product
 
 
 def _cosine(dot: float, x: float, y: float) -> float:
+    """Return the cosine, clipped to its range; 1 if a vector is zero."""
     return min(1.0, max(-1.0, dot / (x * y))) if x * y else 1.0
 
 
 def _arc(cosine: float, t: float) -> tuple[float, float]:
-    """The factors of the ends of an arc for the point `t` of the way along it."""
+    """Return the factors of the ends of an arc for the point `t` of the way along it."""
     angle = math.acos(cosine)
     if math.sin(angle) < _PARALLEL:
         return 1 - t, t
@@ -102,9 +103,9 @@ def karcher(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
 
 
 def _mean_direction(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The coefficients of the Karcher mean of unit vectors with these inner products."""
+    """Return the coefficients of the Karcher mean of unit vectors with these inner products."""
     point = shares.copy()
-    if point @ gram @ point < _NEAR:  # they cancel, and any point of a circle may be the mean: the first one's
+    if point @ gram @ point < _NEAR:  # they cancel, and any point of a circle may be the mean: start at the first vector
         point = np.eye(len(shares))[0]
     point /= math.sqrt(point @ gram @ point)
     for _ in range(_STEPS):

@@ -1,4 +1,4 @@
-"""In the subspace that the adapters span together: aligned, whitened, flattened. No dense delta is needed."""
+"""Methods in the subspace that the adapters span together: aligned, whitened, flattened. No dense delta is needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def knots(terms: Sequence[Factors], weights: Sequence[float], *, density: Densit
     Paper: Model merging with SVD to tie the Knots (Stoica et al., 2024, arXiv 2410.19735)
     Cost: O((m + n) R^2)
     """
-    left, s, cores = _aligned(terms)
+    left, s, cores = _align(terms)
     aligned = [core / s[:, None] for core in cores]
     return Factors(left * s, lambda_ * elected([_trim(part, density) for part in aligned], weights))
 
@@ -52,8 +52,8 @@ def core_space(
     Paper: Accurate and Efficient Low-Rank Model Merging in Core Space (Panariello et al., 2025, arXiv 2509.17786)
     Cost: O((m + n) R^2)
     """
-    left, _, _ = _aligned(terms)
-    right, _, _ = _aligned([Factors(term.right.T, term.left.T) for term in terms])
+    left, _, _ = _align(terms)
+    right, _, _ = _align([Factors(term.right.T, term.left.T) for term in terms])
     cores = [across(left, term.left) @ across(term.right.T, right) for term in terms]
     if rule.endswith("ties") and not rule.startswith("dare"):
         cores = [_trim(core, density) for core in cores]
@@ -82,11 +82,11 @@ def tsv(
     """
     firsts = []
     for term in terms:
-        found = spectrum(term)
-        firsts.append((found, max(1, round(share * found.rank))))
-    left = _whitened(np.concatenate([found.u[:, :k] for found, k in firsts], axis=1))
-    right = _whitened(np.concatenate([found.vt[:k].T for found, k in firsts], axis=1))
-    values = np.concatenate([weight * found.s[:k] for (found, k), weight in zip(firsts, weights, strict=True)])
+        term_spectrum = spectrum(term)
+        firsts.append((term_spectrum, max(1, round(share * term_spectrum.rank))))
+    left = _whiten(np.concatenate([term_spectrum.u[:, :k] for term_spectrum, k in firsts], axis=1))
+    right = _whiten(np.concatenate([term_spectrum.vt[:k].T for term_spectrum, k in firsts], axis=1))
+    values = np.concatenate([weight * term_spectrum.s[:k] for (term_spectrum, k), weight in zip(firsts, weights, strict=True)])
     return Factors(left * (lambda_ * values), right.T)
 
 
@@ -100,13 +100,14 @@ def iso_c(terms: Sequence[Factors], weights: Sequence[float], *, lambda_: Lambda
     Paper: No Task Left Behind: Isotropic Model Merging (Marczak et al., 2025, arXiv 2502.04959)
     Cost: O((m + n) R^2)
     """
-    found = spectrum(stacked(terms, weights))
-    values = found.s[: found.rank]
-    return Factors(lambda_ * values.mean() * found.u[:, : found.rank], found.vt[: found.rank])
+    sum_spectrum = spectrum(stacked(terms, weights))
+    values = sum_spectrum.s[: sum_spectrum.rank]
+    return Factors(lambda_ * values.mean() * sum_spectrum.u[:, : sum_spectrum.rank], sum_spectrum.vt[: sum_spectrum.rank])
 
 
-def _aligned(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Array]]:
-    """The left singular vectors and the values of `[D_1 … D_N]`, and every `D_i` in them: `left.T @ D_i`."""
+def _align(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Array]]:
+    """Return the left singular vectors and the values of `[D_1 … D_N]`, and every `D_i` in them: `left.T @ D_i`."""
+    # Unit columns: the basis must not depend on how a delta is split between its factors.
     lengths = [np.linalg.norm(term.left, axis=0) for term in terms]
     units = [term.left / np.where(length, length, 1) for term, length in zip(terms, lengths, strict=True)]
     q, _ = basis(np.concatenate(units, axis=1))
@@ -120,8 +121,8 @@ def _aligned(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Arra
     return times(q, turn), s, [turn.T @ core for core in cores]
 
 
-def _whitened(columns: F64Array) -> F64Array:
-    """The nearest matrix with orthonormal columns; of the same span if there are more columns than directions."""
+def _whiten(columns: F64Array) -> F64Array:
+    """Return the nearest matrix with orthonormal columns; of the same span if there are more columns than directions."""
     vectors, squares, _ = np.linalg.svd(across(columns, columns))
     keep = squares > _NOISE**2 * squares[0]
     # The inverse root of the Gram matrix, on the directions that the columns have.
@@ -129,6 +130,7 @@ def _whitened(columns: F64Array) -> F64Array:
 
 
 def _trim(array: F64Array, density: float) -> F64Array:
+    """Zero all but the `density` largest magnitudes."""
     count = int(density * array.size)
     least = float(np.partition(np.abs(array), array.size - count, axis=None)[array.size - count]) if count else np.inf
     return trimmed(array, least)

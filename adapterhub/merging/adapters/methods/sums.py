@@ -1,4 +1,4 @@
-"""The weighted sum, exactly or as closely as a rank allows."""
+"""The weighted sum, exact or as close as a rank allows."""
 
 from __future__ import annotations
 

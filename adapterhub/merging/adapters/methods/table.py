@@ -1,7 +1,7 @@
 """Merge methods as data: a function from weighted matrices to a matrix, with its parameters taken from its annotations.
 
-A method gets the deltas of one module, `terms[i] = scaling_i * lora_B_i @ lora_A_i`, and depends on those matrices alone,
-not on how they are factored; peft's own methods, which work on the factors, are the exception.
+A method gets the deltas of one module, `terms[i] = scaling_i * lora_B_i @ lora_A_i`, and depends on those matrices alone, not
+on how they are factored; peft's own methods, which work on the factors, are the exception.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from adapterhub.merging.adapters.dense import Tiled
 from adapterhub_converters.errors import ParameterError
 
 Matrix = Factors | Tiled
-_GIVEN = ("random", "scales")  # keyword arguments that the user does not set
+_INTERNAL = ("random", "scales")  # keyword arguments that the user does not set
 
 
 @dataclass(frozen=True)
 class Between:
-    """A range of numbers, with both ends, or with `above` without the lower one."""
+    """A range of numbers that includes both ends, or with `above` only the upper one."""
 
     low: float
     high: float = math.inf
@@ -68,19 +68,21 @@ class Random:
     """Random numbers by seed, module, adapter and rows, so that neither order nor tile size changes them."""
 
     def __init__(self, seed: int, target: str, part: int = 0) -> None:
+        # A digest of the name, since Python's own hash of strings differs from run to run.
         self._key = [seed, int.from_bytes(hashlib.sha256(target.encode()).digest()[:8], "big"), part]
 
     def generator(self, *place: int) -> np.random.Generator:
-        """A generator for a place, such as the number of an adapter and its first row."""
+        """Return a generator for a place, such as the index of an adapter and its first row."""
         return np.random.default_rng([*self._key, *place])
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table of methods.
+    """A row of the table of methods.
 
     Attributes:
-        run: `(terms, weights, *, parameters…)` to the merged matrix; with `random` if it draws any, and `scales` if `apart`.
+        run: `(terms, weights, *, parameters…)` to the merged matrix; with `random` if it draws any, and `scales` if
+            `on_factors`.
         keeps: The rank of the result if none is given: that of the returned factors, the least that holds the matrix exactly,
             or the largest of the adapters'.
         weights: Whether weights are factors, shares of a whole (none negative), or not taken.
@@ -88,7 +90,7 @@ class Method:
         missing: Whether an adapter without a delta for a module is left out there, or counts as zeros.
         sums: Whether the result is the weighted sum, so that other parts of adapters can be summed as well.
         cuts: Whether it takes a rank, an energy or a budget.
-        apart: Whether it works on `lora_A` and `lora_B` separately, so that ranks must be equal.
+        on_factors: Whether it works on `lora_A` and `lora_B` separately, so that ranks must be equal.
     """
 
     run: Callable[..., Matrix]
@@ -102,7 +104,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The name."""
+        """The name that users write."""
         return self.run.__name__
 
     @property
@@ -114,36 +116,38 @@ class Method:
     def parameters(self) -> Mapping[str, Parameter]:
         """The parameters by the names that users write; `lambda` is a Python keyword, so the function has `lambda_`."""
         hints = typing.get_type_hints(self.run, include_extras=True)
-        found = {}
+        parameters = {}
         for name, argument in inspect.signature(self.run).parameters.items():
-            if argument.kind is argument.KEYWORD_ONLY and name not in _GIVEN:
+            if argument.kind is argument.KEYWORD_ONLY and name not in _INTERNAL:
+                # Each parameter is annotated `Annotated[type, limits]`.
                 kind, limits = typing.get_args(hints[name])
-                found[name.rstrip("_")] = Parameter(kind, argument.default, limits)
-        return found
+                parameters[name.rstrip("_")] = Parameter(kind, argument.default, limits)
+        return parameters
 
     @cached_property
     def random(self) -> bool:
-        """Whether it draws random numbers itself."""
+        """Whether the method itself draws random numbers."""
         return "random" in inspect.signature(self.run).parameters
 
     @cached_property
     def dense(self) -> bool:
-        """Whether it works on the elements of the dense delta."""
+        """Whether the method works on the elements of the dense delta."""
         return typing.get_type_hints(self.run)["return"] is Tiled
 
-    def settled(self, given: Mapping[str, float | str]) -> dict[str, float | str]:
-        """All parameters, with defaults; ParameterError for an unknown one, or for a value that one cannot take."""
-        settled: dict[str, float | str] = {}
-        for name in given:
+    def settled(self, user_parameters: Mapping[str, float | str]) -> dict[str, float | str]:
+        """Return all parameters, with defaults; ParameterError for an unknown name, or for a value out of range."""
+        resolved: dict[str, float | str] = {}
+        for name in user_parameters:
             if name not in self.parameters:
-                known = ", ".join(self.parameters)
-                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {known}" if known else "")
+                names = ", ".join(self.parameters)
+                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {names}" if names else "")
         for name, parameter in self.parameters.items():
-            value = given.get(name, parameter.default)
+            value = user_parameters.get(name, parameter.default)
+            # A string never passes for a number, whatever it says.
             if not isinstance(value, str if parameter.kind is str else int | float) or value not in parameter.limits:
                 raise ParameterError(name, f"{value} is not {parameter.limits}")
-            settled[name] = value if parameter.kind is str else parameter.kind(value)
-        return settled
+            resolved[name] = value if parameter.kind is str else parameter.kind(value)
+        return resolved
 
     def __call__(
         self,
@@ -154,10 +158,10 @@ class Method:
         random: Random,
         parameters: Mapping[str, Any],
     ) -> Matrix:
-        """The merged matrix of one module; for a method that works `apart` the `terms` do not include their `scales`."""
-        words = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
+        """Return the merged matrix of one module; for a method `on_factors` the `terms` do not include their `scales`."""
+        keywords = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
         if self.random:
-            words["random"] = random
+            keywords["random"] = random
         if self.apart:
-            words["scales"] = scales
-        return self.run(terms, weights, **words)
+            keywords["scales"] = scales
+        return self.run(terms, weights, **keywords)
