@@ -228,7 +228,7 @@ def _available(root: Path) -> int | None:
 
 
 def _left_in_control_group(root: Path) -> int | None:
-    """Return the bytes left of a container's memory limit; cached files do not count (kernel.org, "Control Group v2", memory.max)."""
+    """Return the unused bytes of a container's memory limit, cached files included (kernel.org, "Control Group v2")."""
     group = root / _CGROUP
     with contextlib.suppress(OSError, ValueError):
         limit = (group / "memory.max").read_text().strip()

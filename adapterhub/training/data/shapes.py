@@ -1,8 +1,8 @@
-"""The shapes that data sets have, told by their keys, and the four forms that are encoded.
+"""The shapes of records in data sets, recognized by their keys, and their conversion to the four forms that are encoded.
 
-These are `messages`, with `tools`; `prompt` and `completion`, both text or both messages (trl, "Dataset formats");
-`instruction` with `input`, `system` and `output` (tatsu-lab/stanford_alpaca); and `text`. Every other shape becomes one of
-them: ShareGPT's conversations, questions with answers, and of a preference the chosen side.
+These forms are `messages`, with `tools`; `prompt` and `completion`, both text or both messages (trl, "Dataset formats");
+`instruction` with `input`, `system` and `output` (tatsu-lab/stanford_alpaca); and `text`. Every other shape is converted to one
+of them: ShareGPT's conversations, questions with answers, and the chosen side of a preference.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from adapterhub_converters.errors import FormatError, UsageError
 
 Record = Mapping[str, Any]
 
-# Who speaks in ShareGPT's conversations and their like, to the roles of chat templates.
+# Speakers in ShareGPT's and similar conversations, mapped to the roles of chat templates.
 _ROLES = {
     "assistant": "assistant", "bard": "assistant", "bing": "assistant", "bot": "assistant", "chatgpt": "assistant",
     "gpt": "assistant", "human": "user", "model": "assistant", "observation": "tool", "system": "system", "tool": "tool",
     "user": "user",
 }  # fmt: skip
-_SHOWN = 12  # keys of an unknown shape in its error
+_MAX_LISTED_KEYS = 12  # in the error about an unknown shape
 
 
 class ColumnsError(FormatError):
-    """A record whose keys have other names than expected, as then all records of its file probably have."""
+    """A record whose keys have unexpected names, as then probably all records of its file do."""
 
     default_code = "unknown-columns"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape: its name for people, the keys that tell it, and how a record becomes a form that is encoded."""
+    """A shape: its name for people, the keys that identify it, and the conversion of a record to a form that is encoded."""
 
     name: str
     keys: tuple[str, ...]
@@ -41,14 +41,14 @@ class Shape:
 
 
 def canonical(record: Record, where: str, columns: Mapping[str, str] | None = None) -> tuple[str, Record]:
-    """Return the name of the shape of a record, and the record in a form that is encoded.
+    """Return the name of a record's shape, and the record in a form that is encoded.
 
     Args:
-        where: The record's place in messages.
-        columns: Known keys, each with the record's own name for it; its other keys are ignored then.
+        location: The location of the record, in messages.
+        columns: The record's own name for each known key that it has; its other keys are ignored then.
 
     Raises:
-        ColumnsError: Its keys tell no shape, or lack one of `columns`.
+        ColumnsError: Its keys do not identify a shape, or it lacks one of `columns`.
         FormatError: A value has the wrong type.
     """
     if columns:
@@ -61,46 +61,47 @@ def canonical(record: Record, where: str, columns: Mapping[str, str] | None = No
 
 
 def pair(record: Record, where: str, columns: Mapping[str, str] | None = None) -> Record:
-    """Return both sides of a preference in forms that are encoded, as `chosen` and `rejected`; errors are those of `canonical`.
+    """Return both sides of a preference in encodable forms, as `chosen` and `rejected`; errors are those of `canonical`.
 
-    What both begin with is their prompt, where none is apart.
+    Without a separate prompt, the common beginning of the sides is their prompt.
     """
     if columns:
         record = _renamed(record, where, columns)
     if any(record.get(side) is None for side in SIDES):
         raise ColumnsError(where, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_listed(record)}")
-    sides = [_preference({**record, "chosen": record[side]}, where) for side in SIDES]
+    sides = [_preference_record({**record, "chosen": record[side]}, where) for side in SIDES]
     for key in ("messages", "text"):
         if all(key in side for side in sides):
-            sides = _prompted([side[key] for side in sides], _kept(record, "tools"))
+            sides = _split_common_prompt([side[key] for side in sides], _kept(record, "tools"))
     return dict(zip(SIDES, sides, strict=True))
 
 
-def _prompted(sides: list[Any], kept: Record) -> list[Record]:
-    """Return two texts or conversations as completions of what both begin with."""
+def _split_common_prompt(sides: list[Any], other_fields: Record) -> list[Record]:
+    """Return two texts or conversations as completions of their common beginning."""
     chosen, rejected = sides
-    shared = next(
-        (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    prefix_length = next(
+        (position for position, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+        min(len(chosen), len(rejected)),
     )
-    if isinstance(chosen, str) and chosen[shared - 1 : shared] == " ":
-        shared -= 1  # tokens begin with the space before a word
-    return [{"prompt": side[:shared], "completion": side[shared:], **kept} for side in (chosen, rejected)]
+    if isinstance(chosen, str) and chosen[prefix_length - 1 : prefix_length] == " ":
+        prefix_length -= 1  # tokens begin with the space before a word, so it belongs to the completion
+    return [{"prompt": side[:prefix_length], "completion": side[prefix_length:], **other_fields} for side in (chosen, rejected)]
 
 
 def check_columns(columns: Mapping[str, str], where: str) -> None:
-    """Raise UsageError for a column that would mean nothing."""
+    """Raise UsageError for a column that has no known meaning."""
     for key in columns:
         if key not in _KEYS:
             raise UsageError(where, f"{key[:80]!r} has no known meaning", f"The known names are {', '.join(_KEYS)}")
 
 
 def _listed(record: Record) -> str:
-    more = ", …" if len(record) > _SHOWN else ""
-    return ", ".join(f'"{str(key)[:40]}"' for key in [*record][:_SHOWN]) + more
+    ellipsis = ", …" if len(record) > _MAX_LISTED_KEYS else ""
+    return ", ".join(f'"{str(key)[:40]}"' for key in [*record][:_MAX_LISTED_KEYS]) + ellipsis
 
 
 def is_known(record: Record) -> bool:
-    """Return True if the keys of a record tell its shape."""
+    """Return whether the keys of a record identify its shape."""
     return any(all(record.get(key) is not None for key in shape.keys) for shape in SHAPES)
 
 
@@ -121,8 +122,8 @@ def _text(record: Record, key: str, where: str) -> str:
     return value
 
 
-def _list(record: Record, key: str, where: str) -> list[Any]:
-    """Return a list, which a table may contain as JSON."""
+def _list_field(record: Record, key: str, where: str) -> list[Any]:
+    """Return a list, which a table may store as JSON text."""
     value = record[key]
     if isinstance(value, str):
         try:
@@ -135,7 +136,7 @@ def _list(record: Record, key: str, where: str) -> list[Any]:
 
 
 def _turns(turns: Iterable[Any], where: str) -> list[Any]:
-    """Return messages with role and content, also where the keys are from and value."""
+    """Return messages with `role` and `content`, converting those with `from` and `value`."""
     return [_turn(turn, where) for turn in turns]
 
 
@@ -155,80 +156,81 @@ def _kept(record: Record, *keys: str) -> dict[str, Any]:
 # ---- the shapes
 
 
-def _as_text(record: Record, where: str) -> Record:
+def _text_record(record: Record, where: str) -> Record:
     _text(record, "text", where)
     return record
 
 
 def _conversation(record: Record, where: str) -> Record:
-    return {**record, "messages": _turns(_list(record, "messages", where), where)}
+    return {**record, "messages": _turns(_list_field(record, "messages", where), where)}
 
 
-def _prompt(record: Record, where: str) -> Record:
+def _prompt_record(record: Record, where: str) -> Record:
     kinds = {type(record["prompt"]), type(record["completion"])}
     if kinds not in ({str}, {list}):
         raise FormatError(where, '"prompt" and "completion" are neither both text nor both lists of messages')
     return record
 
 
-def _sharegpt(record: Record, where: str) -> Record:
+def _sharegpt_record(record: Record, where: str) -> Record:
     key = "conversations" if record.get("conversations") is not None else "conversation"
-    turns = _turns(_list(record, key, where), where)
+    turns = _turns(_list_field(record, key, where), where)
     system = _text(record, "system", where) if record.get("system") else ""
     return {"messages": [*([{"role": "system", "content": system}] if system else []), *turns], **_kept(record, "tools")}
 
 
-def _instruction(question: str, answer: str, more: str = "input") -> Callable[[Record, str], Record]:
+def _instruction_maker(question: str, answer: str, more: str = "input") -> Callable[[Record, str], Record]:
     def make(record: Record, where: str) -> Record:
-        found = {"instruction": _text(record, question, where), "output": _text(record, answer, where)}
+        required = {"instruction": _text(record, question, where), "output": _text(record, answer, where)}
         system = record.get("system") or record.get("system_prompt")
         optional = {"input": record.get(more) if more != question else None, "system": system}
-        return {**found, **{key: _text(optional, key, where) for key, value in optional.items() if value}}
+        return {**required, **{key: _text(optional, key, where) for key, value in optional.items() if value}}
 
     return make
 
 
-def _preference(record: Record, where: str) -> Record:
-    """The chosen side of a preference (trl, "Dataset formats": with the prompt apart, or within both sides)."""
+def _preference_record(record: Record, where: str) -> Record:
+    """Return the chosen side of a preference, whose prompt is separate or part of both sides (trl, "Dataset formats")."""
     chosen = record["chosen"]
     key = next((key for key in ("prompt", "question", "instruction", "conversations") if record.get(key) is not None), "")
     if isinstance(chosen, str):
         if not key:
             return {"text": chosen}
         if key in ("question", "instruction"):
-            return _instruction(key, "chosen")(record, where)
-        return _prompt({"prompt": record[key], "completion": chosen}, where)
-    turns = _turns([chosen] if isinstance(chosen, dict) else _list(record, "chosen", where), where)
-    before = record.get(key) if key else None
-    if isinstance(before, str):
-        whole = any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns)
-        before = [] if whole else [{"role": "user", "content": before}]
-    if before:
-        return {"prompt": _turns(before, where), "completion": turns, **_kept(record, "tools")}
+            return _instruction_maker(key, "chosen")(record, where)
+        return _prompt_record({"prompt": record[key], "completion": chosen}, where)
+    turns = _turns([chosen] if isinstance(chosen, dict) else _list_field(record, "chosen", where), where)
+    prompt_turns = record.get(key) if key else None
+    # Some data sets repeat the prompt as the first turn of each side.
+    if isinstance(prompt_turns, str):
+        has_user_turn = any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns)
+        prompt_turns = [] if has_user_turn else [{"role": "user", "content": prompt_turns}]
+    if prompt_turns:
+        return {"prompt": _turns(prompt_turns, where), "completion": turns, **_kept(record, "tools")}
     return {"messages": turns, **_kept(record, "tools")}
 
 
-# In the order in which they are looked for: those that tell answers from questions first.
+# In order of precedence: shapes that separate answers from questions come before plain text.
 SHAPES = (
     Shape("conversations", ("messages",), _conversation),
-    Shape("prompts with completions", ("prompt", "completion"), _prompt),
-    Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference),
-    Shape("Alpaca", ("instruction", "output"), _instruction("instruction", "output")),
-    Shape("Dolly", ("instruction", "response"), _instruction("instruction", "response", "context")),
-    Shape("ShareGPT", ("conversations",), _sharegpt),
-    Shape("ShareGPT", ("conversation",), _sharegpt),
+    Shape("prompts with completions", ("prompt", "completion"), _prompt_record),
+    Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference_record),
+    Shape("Alpaca", ("instruction", "output"), _instruction_maker("instruction", "output")),
+    Shape("Dolly", ("instruction", "response"), _instruction_maker("instruction", "response", "context")),
+    Shape("ShareGPT", ("conversations",), _sharegpt_record),
+    Shape("ShareGPT", ("conversation",), _sharegpt_record),
     *(
-        Shape("questions with answers", keys, _instruction(*keys))
+        Shape("questions with answers", keys, _instruction_maker(*keys))
         for keys in (
             ("question", "answer"), ("question", "response"), ("query", "response"), ("query", "answer"),
             ("prompt", "response"), ("input", "output"),
         )
     ),
-    Shape("text", ("text",), _as_text),
+    Shape("text", ("text",), _text_record),
 )  # fmt: skip
 SIDES = ("chosen", "rejected")
 PAIRS = "preference pairs"
 AS_THEY_ARE = {"conversations", "prompts with completions", "text", PAIRS}
-"""The shapes whose records are encoded as they are."""
+"""The shapes whose records are encoded without conversion."""
 _OPTIONAL = ("input", "context", "system", "system_prompt", "tools")
 _KEYS = tuple(dict.fromkeys([*(key for shape in SHAPES for key in shape.keys), *_OPTIONAL]))
