@@ -71,11 +71,11 @@ def parse(text: str, *, folder: Path, where: str, changes: Sequence[str] = ()) -
 class _ConfigParser:
     """A parser of one TOML document, with the problems found so far."""
 
-    def __init__(self, text: str, folder: Path, where: str, changes: Sequence[str]) -> None:
-        self._text, self._folder, self._where = text, folder, where
+    def __init__(self, text: str, folder: Path, location: str, changes: Sequence[str]) -> None:
+        self._text, self._folder, self._where = text, folder, location
         self._problems: Problems[UsageError] = Problems()
         self._reported: set[tuple[str, str]] = set()
-        self._document = toml_file.parse(text, where)
+        self._document = toml_file.parse(text, location)
         self._changed: dict[tuple[str, str], str] = {}
         for change in changes:
             self._apply_override(change)
@@ -93,13 +93,13 @@ class _ConfigParser:
         self._problems.check()
         return config
 
-    def wrong(self, section: str, key: str, what: str, hint: str = "") -> None:
+    def wrong(self, section: str, key: str, problem: str, hint: str = "") -> None:
         """Record a problem with `key`, or with a whole section if `section` is empty; only the first for each."""
         if (section, key) in self._reported:
             return
         self._reported.add((section, key))
         is_shown = self._problems.count < self._problems.SHOWN  # finding the line of a problem costs a pass over the text
-        self._problems.add(UsageError(self._place(section, key) if is_shown else "", what, hint, code="invalid-config"))
+        self._problems.add(UsageError(self._place(section, key) if is_shown else "", problem, hint, code="invalid-config"))
 
     def _place(self, section: str, key: str) -> str:
         if change := self._changed.get((section, key)):
@@ -131,13 +131,13 @@ class _ConfigParser:
         if isinstance(table, dict):
             table[key] = assignment["value"]
 
-    def _section(self, name: str, kind: type) -> Any:
+    def _section(self, name: str, section_class: type) -> Any:
         values = self._document.get(name, {})
         if not isinstance(values, Mapping):
             self.wrong("", name, "is not a table")
             values = {}
-        fields = {item.name: item for item in dataclasses.fields(kind)}
-        key_types = typing.get_type_hints(kind)
+        fields = {item.name: item for item in dataclasses.fields(section_class)}
+        key_types = typing.get_type_hints(section_class)
         valid: dict[str, Any] = {}
         for key, value in values.items():
             if key not in fields:
@@ -153,7 +153,7 @@ class _ConfigParser:
             if key not in valid and item.default is item.default_factory is dataclasses.MISSING:
                 self.wrong(name, key, "is missing")
                 valid[key] = "" if key_types[key] is str else ("",)  # so that the other keys can be checked
-        return kind(**valid)
+        return section_class(**valid)
 
     def _unknown_key_hint(self, section: str, key: str, fields: Mapping[str, Any]) -> str:
         """Return the hint for an unknown key: the key that was probably meant, its right section, or all keys."""
@@ -180,9 +180,13 @@ def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
     return f"Did you mean {suggestions[0]}?" if suggestions else ""
 
 
-def _value(value: Any, kind: Any) -> Any:
+def _value(value: Any, expected_type: Any) -> Any:
     """Return a value as the type of its key; raise ValueError if it has another type."""
-    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    options = (
+        typing.get_args(expected_type)
+        if typing.get_origin(expected_type) in (types.UnionType, typing.Union)
+        else (expected_type,)
+    )
     for option in options:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
@@ -203,25 +207,25 @@ def _value(value: Any, kind: Any) -> Any:
     raise ValueError(f"{value!r:.80} has the wrong type")
 
 
-def _table(values: dict[str, Any], kind: Any) -> Any:
+def _table(values: dict[str, Any], expected_type: Any) -> Any:
     """Return a table as a mapping, or as the dataclass that has its keys as fields."""
-    if not dataclasses.is_dataclass(kind):
-        return {key: _item(key, value, typing.get_args(kind)[1]) for key, value in values.items()}
-    hints = typing.get_type_hints(kind)
+    if not dataclasses.is_dataclass(expected_type):
+        return {key: _item(key, value, typing.get_args(expected_type)[1]) for key, value in values.items()}
+    hints = typing.get_type_hints(expected_type)
     if values.keys() != hints.keys():
         raise ValueError(f"{values!r:.80} does not have the keys {', '.join(hints)}")
-    return kind(**{key: _item(key, value, hints[key]) for key, value in values.items()})  # type: ignore[operator]  # a dataclass
+    return expected_type(**{key: _item(key, value, hints[key]) for key, value in values.items()})  # type: ignore[operator]  # a dataclass
 
 
-def _item(key: str, value: Any, kind: Any) -> Any:
+def _item(key: str, value: Any, expected_type: Any) -> Any:
     try:
-        return _value(value, kind)
+        return _value(value, expected_type)
     except ValueError as error:
         raise ValueError(f"{key[:80]!r}: {error}") from error
 
 
 class _ReportProblem(typing.Protocol):
-    def __call__(self, section: str, key: str, what: str, hint: str = "") -> None: ...
+    def __call__(self, section: str, key: str, problem: str, hint: str = "") -> None: ...
 
 
 def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:

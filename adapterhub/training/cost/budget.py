@@ -187,8 +187,8 @@ def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         yield ", ".join(f"{name} = {json.dumps(value)}" for _, name, value in combination), _changed(config, combination)
 
 
-def _changed(config: TrainConfig, steps: Sequence[SettingChange]) -> TrainConfig:
-    for section, name, value in steps:
+def _changed(config: TrainConfig, changes: Sequence[SettingChange]) -> TrainConfig:
+    for section, name, value in changes:
         config = _with(config, section, **{name: value})
     return config
 

@@ -43,7 +43,7 @@ _PLAIN = (
 NAMED = {"chatml": _CHATML, "plain": _PLAIN}
 
 
-def choose(tokenizer: Any, setting: str, path: Path, where: str) -> None:
+def choose(tokenizer: Any, setting: str, path: Path, location: str) -> None:
     """Replace the template of `tokenizer` by the one in the setting: a name in NAMED, or else the file at `path`.
 
     Raises:
@@ -51,10 +51,12 @@ def choose(tokenizer: Any, setting: str, path: Path, where: str) -> None:
         RefusedError: The tokenizer has no token for the marks of `chatml`.
     """
     if setting not in NAMED and not path.is_file():
-        raise NotFoundError(f"{where}: [data] chat_template", f"no file {setting[:80]!r}", f"The names are {', '.join(NAMED)}")
+        raise NotFoundError(
+            f"{location}: [data] chat_template", f"no file {setting[:80]!r}", f"The names are {', '.join(NAMED)}"
+        )
     if setting == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
         problem = "the base has no token <|im_end|>, with which chatml ends what somebody says"
-        raise RefusedError(f"{where}: [data] chat_template", problem, 'Set "plain", or a file of your own')
+        raise RefusedError(f"{location}: [data] chat_template", problem, 'Set "plain", or a file of your own')
     tokenizer.chat_template = NAMED.get(setting) or json_file.read_text(path)
 
 
@@ -118,8 +120,8 @@ def rendered(template: str, variables: Mapping[str, Any], *, where: str) -> str:
         raise _refusal(error, where) from error
 
 
-def _refusal(error: Exception, where: str) -> FormatError:
-    return FormatError(where, f"the model's chat template refuses it ({' '.join(str(error).split())[:200]})")
+def _refusal(error: Exception, location: str) -> FormatError:
+    return FormatError(location, f"the model's chat template refuses it ({' '.join(str(error).split())[:200]})")
 
 
 @functools.lru_cache(maxsize=2)  # a template for conversations with tools, and one for the others

@@ -277,15 +277,15 @@ def truncated(lines: np.ndarray, sequence: int, *, pack_rows: bool) -> int:
     return int((unsplit & (lines["length"] > sequence)).sum())
 
 
-def nothing(lines: np.ndarray, sequence: int, where: str) -> RefusedError:
+def nothing(lines: np.ndarray, sequence: int, location: str) -> RefusedError:
     """Return the error for documents without a token to train on."""
     if lines["trained"].any():
         problem = f"no token to train on: the answers come after the first {sequence} tokens of every document"
-        return RefusedError(where, problem, "Raise [data] sequence")
+        return RefusedError(location, problem, "Raise [data] sequence")
     reason = "all documents are prompts" if len(lines) else "there are no documents"
     if lines["unwritten"].any():
         reason = "the chat template writes no answer in full"
-    return RefusedError(where, f"no token to train on: {reason}")
+    return RefusedError(location, f"no token to train on: {reason}")
 
 
 def learning_notes(lines: np.ndarray, cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:

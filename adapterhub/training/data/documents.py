@@ -266,11 +266,11 @@ def _documents(records: Found, path: Path, options: Options) -> Iterator[Documen
     problems.check(more="more lines like them")
 
 
-def _document(record: Mapping[str, Any], where: str, options: Options) -> Document:
+def _document(record: Mapping[str, Any], location: str, options: Options) -> Document:
     if options.pairs:
-        return Document(shapes.pair(record, where, options.columns), where, shapes.PAIRS)
-    shape, canonical = shapes.canonical(record, where, options.columns)
-    return Document(canonical, where, shape)
+        return Document(shapes.pair(record, location, options.columns), location, shapes.PAIRS)
+    shape, canonical = shapes.canonical(record, location, options.columns)
+    return Document(canonical, location, shape)
 
 
 # ---- files
@@ -307,11 +307,11 @@ def _lines(text: str, path: Path) -> Found:
             yield _line_of_json(line, f"{path}:{number}")
 
 
-def _line_of_json(line: str | bytes, where: str) -> tuple[str, dict[str, Any] | FormatError]:
+def _line_of_json(line: str | bytes, location: str) -> tuple[str, dict[str, Any] | FormatError]:
     try:
-        return where, json_file.parse_object(line, where, memory=None)
+        return location, json_file.parse_object(line, location, memory=None)
     except FormatError as error:
-        return where, error
+        return location, error
 
 
 def _json_items(text: str, path: Path) -> Found:

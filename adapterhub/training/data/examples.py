@@ -86,7 +86,7 @@ def _pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
     return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
 
 
-def _encode_instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, where: str) -> Example:
+def _encode_instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, location: str) -> Example:
     """Encode an instruction and its output as a conversation, or with Alpaca's prompt if there is no chat template."""
     instruction, input_text, output = record["instruction"], record.get("input", ""), record["output"]
     system = record.get("system", "")
@@ -104,7 +104,7 @@ def _encode_instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, wh
         {"role": "user", "content": f"{instruction}\n\n{input_text}" if input_text else instruction},
         {"role": "assistant", "content": output},
     ]
-    return _Chat(turns, None, tokenizer, where).example(loss)
+    return _Chat(turns, None, tokenizer, location).example(loss)
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -119,11 +119,11 @@ def _stop(tokenizer: Any) -> list[int]:
 class _Chat:
     """A conversation and the tools it may call, with the template that renders it."""
 
-    def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, where: str) -> None:
-        self._tokenizer, self._where = tokenizer, where
-        self._messages = messages.checked(turns, where)
+    def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, location: str) -> None:
+        self._tokenizer, self._where = tokenizer, location
+        self._messages = messages.checked(turns, location)
         self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
-        self._tools = messages.tools(tools, where)
+        self._tools = messages.tools(tools, location)
         self._form: messages.Form = messages.plain
 
     def example(self, loss: str, first: int = 0) -> Example:

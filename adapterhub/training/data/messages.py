@@ -26,30 +26,30 @@ def checked(messages: Iterable[Any], where: str) -> list[dict[str, Any]]:
     return [_checked(message, where) for message in messages]
 
 
-def _checked(message: Any, where: str) -> dict[str, Any]:
+def _checked(message: Any, location: str) -> dict[str, Any]:
     # In a Parquet table, every message has the keys of all messages; those that it lacks are null.
     fields = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
     calls = fields.get("tool_calls") or []
     if not isinstance(fields.get("role"), str) or not ("content" in fields or calls):
-        raise FormatError(where, 'a message needs "role" and "content"')
-    fields["weight"] = _weight(fields, where)
-    fields["content"] = _text(fields.get("content", ""), where)
+        raise FormatError(location, 'a message needs "role" and "content"')
+    fields["weight"] = _weight(fields, location)
+    fields["content"] = _text(fields.get("content", ""), location)
     if calls:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise FormatError(where, '"tool_calls" is not a list of calls')
+            raise FormatError(location, '"tool_calls" is not a list of calls')
         fields["tool_calls"] = [_with_arguments(call, _as_object) for call in calls]
     return fields
 
 
-def _weight(message: Message, where: str) -> int:
+def _weight(message: Message, location: str) -> int:
     """Return 0 for an answer that is not trained on: `weight` in OpenAI's fine-tuning files, `train` in axolotl's."""
     weight = message.get("weight", 1 if message.get("train", True) is not False else 0)
     if weight not in (0, 1):
-        raise FormatError(where, f'the "weight" of a message is {weight!r:.40}, and not 0 or 1')
+        raise FormatError(location, f'the "weight" of a message is {weight!r:.40}, and not 0 or 1')
     return int(weight)
 
 
-def _text(content: Any, where: str) -> str:
+def _text(content: Any, location: str) -> str:
     """Return the content of a message as text; it may be a list of parts (OpenAI's API, "Chat Completions")."""
     if isinstance(content, str):
         return content
@@ -57,19 +57,19 @@ def _text(content: Any, where: str) -> str:
     part_texts = [part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part for part in parts]
     texts = [text for text in part_texts if isinstance(text, str)]
     if len(texts) < len(part_texts):
-        raise FormatError(where, 'the "content" of a message is neither text nor parts of text')
+        raise FormatError(location, 'the "content" of a message is neither text nor parts of text')
     return "".join(texts)
 
 
-def tools(value: Any, where: str) -> list[Any] | None:
+def tools(value: Any, location: str) -> list[Any] | None:
     """Return tools as a list of JSON schemas; data sets may store them as JSON text."""
     if isinstance(value, str):
         try:
-            value = json_file.parse(value, where)
+            value = json_file.parse(value, location)
         except FormatError as error:
-            raise FormatError(where, '"tools" is text, and not JSON') from error
+            raise FormatError(location, '"tools" is text, and not JSON') from error
     if value is not None and not (isinstance(value, list) and all(isinstance(tool, dict) for tool in value)):
-        raise FormatError(where, '"tools" is not a list of JSON schemas')
+        raise FormatError(location, '"tools" is not a list of JSON schemas')
     return value or None
 
 

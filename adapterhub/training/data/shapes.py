@@ -40,7 +40,7 @@ class Shape:
     make: Callable[[Record, str], Record]
 
 
-def canonical(record: Record, where: str, columns: Mapping[str, str] | None = None) -> tuple[str, Record]:
+def canonical(record: Record, location: str, columns: Mapping[str, str] | None = None) -> tuple[str, Record]:
     """Return the name of a record's shape, and the record in a form that is encoded.
 
     Args:
@@ -52,24 +52,24 @@ def canonical(record: Record, where: str, columns: Mapping[str, str] | None = No
         FormatError: A value has the wrong type.
     """
     if columns:
-        record = _renamed(record, where, columns)
+        record = _renamed(record, location, columns)
     for shape in SHAPES:
         if all(record.get(key) is not None for key in shape.keys):
-            return shape.name, shape.make(record, where)
+            return shape.name, shape.make(record, location)
     hint = 'Say what they are, like [data] columns = {prompt = "…", completion = "…"}; the known names are ' + ", ".join(_KEYS)
-    raise ColumnsError(where, f"its keys have no known meaning: {_listed(record)}" if record else "it has no keys", hint)
+    raise ColumnsError(location, f"its keys have no known meaning: {_listed(record)}" if record else "it has no keys", hint)
 
 
-def pair(record: Record, where: str, columns: Mapping[str, str] | None = None) -> Record:
+def pair(record: Record, location: str, columns: Mapping[str, str] | None = None) -> Record:
     """Return both sides of a preference in encodable forms, as `chosen` and `rejected`; errors are those of `canonical`.
 
     Without a separate prompt, the common beginning of the sides is their prompt.
     """
     if columns:
-        record = _renamed(record, where, columns)
+        record = _renamed(record, location, columns)
     if any(record.get(side) is None for side in SIDES):
-        raise ColumnsError(where, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_listed(record)}")
-    sides = [_preference_record({**record, "chosen": record[side]}, where) for side in SIDES]
+        raise ColumnsError(location, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_listed(record)}")
+    sides = [_preference_record({**record, "chosen": record[side]}, location) for side in SIDES]
     for key in ("messages", "text"):
         if all(key in side for side in sides):
             sides = _split_common_prompt([side[key] for side in sides], _kept(record, "tools"))
@@ -88,11 +88,11 @@ def _split_common_prompt(sides: list[Any], other_fields: Record) -> list[Record]
     return [{"prompt": side[:prefix_length], "completion": side[prefix_length:], **other_fields} for side in (chosen, rejected)]
 
 
-def check_columns(columns: Mapping[str, str], where: str) -> None:
+def check_columns(columns: Mapping[str, str], location: str) -> None:
     """Raise UsageError for a column that has no known meaning."""
     for key in columns:
         if key not in _KEYS:
-            raise UsageError(where, f"{key[:80]!r} has no known meaning", f"The known names are {', '.join(_KEYS)}")
+            raise UsageError(location, f"{key[:80]!r} has no known meaning", f"The known names are {', '.join(_KEYS)}")
 
 
 def _listed(record: Record) -> str:
@@ -105,48 +105,48 @@ def is_known(record: Record) -> bool:
     return any(all(record.get(key) is not None for key in shape.keys) for shape in SHAPES)
 
 
-def _renamed(record: Record, where: str, columns: Mapping[str, str]) -> Record:
+def _renamed(record: Record, location: str, columns: Mapping[str, str]) -> Record:
     missing = [name for key, name in columns.items() if key not in _OPTIONAL and name not in record]
     if missing:
-        raise ColumnsError(where, f'has no "{missing[0][:80]}", which [data] columns names', f"It has {_listed(record)}")
+        raise ColumnsError(location, f'has no "{missing[0][:80]}", which [data] columns names', f"It has {_listed(record)}")
     return {key: record[name] for key, name in columns.items() if name in record}
 
 
 # ---- values
 
 
-def _text(record: Record, key: str, where: str) -> str:
+def _text(record: Record, key: str, location: str) -> str:
     value = record.get(key, "")
     if not isinstance(value, str):
-        raise FormatError(where, f'"{key}" is not text')
+        raise FormatError(location, f'"{key}" is not text')
     return value
 
 
-def _list_field(record: Record, key: str, where: str) -> list[Any]:
+def _list_field(record: Record, key: str, location: str) -> list[Any]:
     """Return a list, which a table may store as JSON text."""
     value = record[key]
     if isinstance(value, str):
         try:
-            value = json_file.parse(value, where, memory=None)
+            value = json_file.parse(value, location, memory=None)
         except FormatError as error:
-            raise FormatError(where, f'"{key}" is text, and not JSON') from error
+            raise FormatError(location, f'"{key}" is text, and not JSON') from error
     if not isinstance(value, list):
-        raise FormatError(where, f'"{key}" is not a list of messages')
+        raise FormatError(location, f'"{key}" is not a list of messages')
     return value
 
 
-def _turns(turns: Iterable[Any], where: str) -> list[Any]:
+def _turns(turns: Iterable[Any], location: str) -> list[Any]:
     """Return messages with `role` and `content`, converting those with `from` and `value`."""
-    return [_turn(turn, where) for turn in turns]
+    return [_turn(turn, location) for turn in turns]
 
 
-def _turn(turn: Any, where: str) -> Any:
+def _turn(turn: Any, location: str) -> Any:
     if not isinstance(turn, dict) or "from" not in turn or "role" in turn:
         return turn
     role = _ROLES.get(str(turn["from"]).lower())
     if role is None:
-        raise FormatError(where, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
-    return {"role": role, "content": _text(turn, "value", where), **_kept(turn, "weight", "train")}
+        raise FormatError(location, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
+    return {"role": role, "content": _text(turn, "value", location), **_kept(turn, "weight", "train")}
 
 
 def _kept(record: Record, *keys: str) -> dict[str, Any]:
@@ -156,40 +156,40 @@ def _kept(record: Record, *keys: str) -> dict[str, Any]:
 # ---- the shapes
 
 
-def _text_record(record: Record, where: str) -> Record:
-    _text(record, "text", where)
+def _text_record(record: Record, location: str) -> Record:
+    _text(record, "text", location)
     return record
 
 
-def _conversation(record: Record, where: str) -> Record:
-    return {**record, "messages": _turns(_list_field(record, "messages", where), where)}
+def _conversation(record: Record, location: str) -> Record:
+    return {**record, "messages": _turns(_list_field(record, "messages", location), location)}
 
 
-def _prompt_record(record: Record, where: str) -> Record:
+def _prompt_record(record: Record, location: str) -> Record:
     kinds = {type(record["prompt"]), type(record["completion"])}
     if kinds not in ({str}, {list}):
-        raise FormatError(where, '"prompt" and "completion" are neither both text nor both lists of messages')
+        raise FormatError(location, '"prompt" and "completion" are neither both text nor both lists of messages')
     return record
 
 
-def _sharegpt_record(record: Record, where: str) -> Record:
+def _sharegpt_record(record: Record, location: str) -> Record:
     key = "conversations" if record.get("conversations") is not None else "conversation"
-    turns = _turns(_list_field(record, key, where), where)
-    system = _text(record, "system", where) if record.get("system") else ""
+    turns = _turns(_list_field(record, key, location), location)
+    system = _text(record, "system", location) if record.get("system") else ""
     return {"messages": [*([{"role": "system", "content": system}] if system else []), *turns], **_kept(record, "tools")}
 
 
-def _instruction_maker(question: str, answer: str, more: str = "input") -> Callable[[Record, str], Record]:
-    def make(record: Record, where: str) -> Record:
-        required = {"instruction": _text(record, question, where), "output": _text(record, answer, where)}
+def _instruction_maker(question: str, answer: str, input_key: str = "input") -> Callable[[Record, str], Record]:
+    def make(record: Record, location: str) -> Record:
+        required = {"instruction": _text(record, question, location), "output": _text(record, answer, location)}
         system = record.get("system") or record.get("system_prompt")
-        optional = {"input": record.get(more) if more != question else None, "system": system}
-        return {**required, **{key: _text(optional, key, where) for key, value in optional.items() if value}}
+        optional = {"input": record.get(input_key) if input_key != question else None, "system": system}
+        return {**required, **{key: _text(optional, key, location) for key, value in optional.items() if value}}
 
     return make
 
 
-def _preference_record(record: Record, where: str) -> Record:
+def _preference_record(record: Record, location: str) -> Record:
     """Return the chosen side of a preference, whose prompt is separate or part of both sides (trl, "Dataset formats")."""
     chosen = record["chosen"]
     key = next((key for key in ("prompt", "question", "instruction", "conversations") if record.get(key) is not None), "")
@@ -197,16 +197,16 @@ def _preference_record(record: Record, where: str) -> Record:
         if not key:
             return {"text": chosen}
         if key in ("question", "instruction"):
-            return _instruction_maker(key, "chosen")(record, where)
-        return _prompt_record({"prompt": record[key], "completion": chosen}, where)
-    turns = _turns([chosen] if isinstance(chosen, dict) else _list_field(record, "chosen", where), where)
+            return _instruction_maker(key, "chosen")(record, location)
+        return _prompt_record({"prompt": record[key], "completion": chosen}, location)
+    turns = _turns([chosen] if isinstance(chosen, dict) else _list_field(record, "chosen", location), location)
     prompt_turns = record.get(key) if key else None
     # Some data sets repeat the prompt as the first turn of each side.
     if isinstance(prompt_turns, str):
         has_user_turn = any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns)
         prompt_turns = [] if has_user_turn else [{"role": "user", "content": prompt_turns}]
     if prompt_turns:
-        return {"prompt": _turns(prompt_turns, where), "completion": turns, **_kept(record, "tools")}
+        return {"prompt": _turns(prompt_turns, location), "completion": turns, **_kept(record, "tools")}
     return {"messages": turns, **_kept(record, "tools")}
 
 

@@ -113,7 +113,7 @@ def _pyarrow(path: Path) -> Any:
 
 @contextmanager
 def _format_errors(pyarrow: Any, path: Path, kind: str) -> Iterator[None]:
-    """Turn anything that pyarrow raises about a damaged file into a FormatError; the file is in memory, so no OSError is I/O."""
+    """Turn anything that pyarrow raises about a damaged file into a FormatError; with the file in memory, no OSError is I/O."""
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:

@@ -45,7 +45,7 @@ class Key:
 
 
 def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
-    """Return the cache key for a training's data; None for little data, and for data that can be read only once, like a pipe."""
+    """Return the cache key for a training's data; None for little data, and for data that can be read once only, as a pipe."""
     data = config.data
     paths = [config.resolve(name) for name in (*data.paths, *data.heldout)]
     if not all(path.is_file() or path.is_dir() for path in paths):
