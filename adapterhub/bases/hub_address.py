@@ -66,6 +66,7 @@ class HubPath:
             raise UsageError(text, "not a model on a hub", hint)
         repo, revision = match["repo"], unquote(match["revision"] or MAIN)
         path = (match["path"] or "").strip("/")
+        # The rules of huggingface_hub (`utils/_validators.py`, `validate_repo_id`).
         if not _NAME_PATTERN.fullmatch(repo) or len(repo) > 96 or "--" in repo or ".." in repo:
             raise UsageError(text, f"{repo[:100]!r} is not a valid model name", hint)
         if not revision.isprintable() or any(part in ("", ".", "..") for part in path.split("/") if path):

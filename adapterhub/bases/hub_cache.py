@@ -35,6 +35,7 @@ def find(place: HubPath, cache: Path) -> Path | None:
 
 def _commit(place: HubPath, cache: Path) -> str | None:
     """Return the commit that a branch or a tag had when it was last downloaded."""
+    # The revision becomes part of a path and must not lead out of the cache.
     if any(part in ("", ".", "..") for part in place.revision.split("/")):
         return None
     with contextlib.suppress(OSError, UnicodeDecodeError, RefusedError):

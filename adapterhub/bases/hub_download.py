@@ -50,6 +50,7 @@ def download(place: HubPath, hub: Hub, cache: Path, *, show: Show | None = None,
         commit, listing = listed(place, hub, client)
     names = _wanted(place, listing)
     folder = cache / hub_layout.snapshot(place.repo, commit)
+    # Progress counts only files that are not in the cache yet.
     missing = sum(listing[name].size or 0 for name in names if not (folder / name).exists())
     if missing:
         _fetch(
@@ -79,6 +80,7 @@ def _wanted(place: HubPath, listing: Mapping[str, Known]) -> list[str]:
     if not weights:
         return [_only_gguf(place, prefix, names, listing)]
     configuration = [name for name in names if name.endswith(_KINDS) and not name.endswith(".safetensors")]
+    # Indexes of other weight formats name files that are not downloaded.
     configuration = [name for name in configuration if not name.endswith(".index.json") or name == _INDEX]
     return [prefix + name for name in (*configuration, *(name for name in _DOCUMENTS if name in names), *weights)]
 

@@ -260,6 +260,7 @@ class WebFiles:
         try:
             return list(pool.map(function, items))
         finally:
+            # After an error, requests that have not started are dropped.
             pool.shutdown(cancel_futures=True)
 
 

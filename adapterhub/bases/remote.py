@@ -122,6 +122,7 @@ def _is_file(entry: object) -> bool:
 
 
 def _known(entry: Mapping[str, Any]) -> Known:
+    # The listing has digests only for files in LFS.
     lfs = entry.get("lfs")
     lfs_entry = lfs if isinstance(lfs, dict) else {}
     size, digest = lfs_entry.get("size", entry.get("size")), lfs_entry.get("sha256")

@@ -52,6 +52,7 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
     @ffi.callback("void(enum ggml_log_level, const char *, void *)")  # type: ignore[untyped-decorator]
     def record_log(_level: int, text: Any, _data: Any) -> None:
         log.append(ffi.string(text).decode(errors="replace"))
+        # The last lines are enough to find the reason of a failure.
         del log[:-200]
 
     with GGUFFile(base) as file:
@@ -60,6 +61,7 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
         raise RefusedError(
             str(base), "is an encoder, which computes embeddings and no text", "Name a model that generates text"
         )
+    # The callback is valid until this function returns, which resets it first.
     lib.llama_log_set(record_log, ffi.NULL)
     lib.llama_backend_init()
     model_parameters = lib.llama_model_default_params()

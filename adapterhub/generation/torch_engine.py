@@ -80,6 +80,7 @@ class TorchEngine:
             adapters.remove(self._base)
         model, cache, token_count = self._base.model, None, 0
         parameters = inspect.signature(model.forward).parameters
+        # The logits of a long prompt are large, and only those of its last token are needed.
         last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
 

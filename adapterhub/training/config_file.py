@@ -104,6 +104,7 @@ class _ConfigParser:
     def _place(self, section: str, key: str) -> str:
         if change := self._changed.get((section, key)):
             return change[:80]
+        # A key that is missing gets the line of its section.
         line = toml_file.line_of(self._text, section, key) or (toml_file.line_of(self._text, "", section) if section else None)
         label = f"[{section}] {key[:80]}" if section else f"[{key[:80]}]"
         return f"{self._where}:{line}: {label}" if line else f"{self._where}: {label}"
@@ -128,6 +129,7 @@ class _ConfigParser:
                 self._problems.add(error)
                 return
             assignment = {"value": value_text.strip()}
+        # If the section is not a table, `_section` reports it.
         if isinstance(table, dict):
             table[key] = assignment["value"]
 
@@ -150,6 +152,7 @@ class _ConfigParser:
             except ValueError as error:
                 self.wrong(name, key, str(error))
         for key, item in fields.items():
+            # Keys without any default are required.
             if key not in valid and item.default is item.default_factory is dataclasses.MISSING:
                 self.wrong(name, key, "is missing")
                 valid[key] = "" if key_types[key] is str else ("",)  # so that the other keys can be checked
@@ -170,6 +173,7 @@ class _ConfigParser:
 def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
     """Return a question with the name that was probably meant; empty if none is close."""
     name = name[:80].lower()
+    # The key of another trainer has a certain meaning; a similar name is only a guess.
     equivalent = _OTHER_TRAINERS_KEYS.get(name)
     if equivalent and equivalent not in names:
         section_of_key = next(
@@ -194,12 +198,14 @@ def _value(value: Any, expected_type: Any) -> Any:
             choices = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
             raise ValueError(f"{value!r:.80} is not one of {', '.join(map(str, choices))}")
         if typing.get_origin(option) is tuple:
+            # A single text may stand in place of a list, unless the key takes a text in another sense, as `targets` does.
             values = [value] if isinstance(value, str) and len(options) == 1 else value
             if isinstance(values, list):
                 with contextlib.suppress(ValueError):  # its message would show a single item; the one below shows all
                     return tuple(_value(item, typing.get_args(option)[0]) for item in values)
         elif isinstance(value, dict) and (typing.get_origin(option) is Mapping or dataclasses.is_dataclass(option)):
             return _table(value, option)
+        # TOML tells 1 from 1.0, and nobody writes alpha = 32.0; a bool is an int in Python.
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         elif option is not type(None) and type(value) is option:
@@ -231,6 +237,7 @@ class _ReportProblem(typing.Protocol):
 def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
     """Report values that are out of range, and combinations that are not allowed."""
     data, lora, train = config.data, config.lora, config.train
+    # Values that have to be above 0; those that are not set count as 1. A row needs two tokens, one to predict the other.
     positive = {
         ("data", "sequence"): data.sequence - 1, ("lora", "r"): lora.r, ("train", "rows"): train.rows,
         ("train", "epochs"): train.epochs, ("train", "steps"): 1 if train.steps is None else train.steps,

@@ -25,6 +25,7 @@ def chosen(setting: str) -> Any:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RefusedError("[base] device", "torch finds no CUDA device", 'Set "auto" or "cpu"')
+    # torchrun numbers the processes of each machine; a single process has number 0.
     local_rank = distributed.get_node_local_rank(fallback_rank=0) if distributed.is_available() else 0
     if local_rank >= torch.cuda.device_count():
         raise RefusedError("[base] device", f"process {local_rank} of this machine has no CUDA device of its own")
@@ -92,6 +93,7 @@ def peak(device: torch.device) -> int:
 
 def _resident() -> int:
     try:
+        # The second field is the resident set size, in pages (proc(5)).
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
         return 0

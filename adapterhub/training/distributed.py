@@ -73,9 +73,11 @@ def sum_gradients(parameters: Sequence[Any]) -> None:
     """Replace the gradient of every parameter by its sum over all processes, in one exchange."""
     if count() == 1:
         return
+    # One exchange of all gradients is faster than one for each parameter.
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).view(-1) for p in parameters])
     distributed.all_reduce(flat)
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        # A copy, because a view would keep the gradients of all parameters in memory.
         parameter.grad = gradient.view(parameter.shape).clone()
 
 

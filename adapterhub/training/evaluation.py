@@ -47,6 +47,7 @@ def evaluate(
             model = load(base_files, config, factors.config, where=factors.where, progress=progress, entry=entry, device=device)
             weights = base_files.digests
         adapters.put(model, factors)
+        # Losses are comparable only if the data are read and rendered as in the training.
         recorded = _table(factors.training.config if factors.training else None, "data")
         _give_template(model.tokenizer, adapter.folder, recorded)
         evaluated_files, training_files = ([_read(path, recorded) for path in paths] for paths in (files, options.trained_on))
@@ -128,6 +129,7 @@ def _settings(options: EvaluationOptions, factors: adapters.Factors) -> dict[str
     settings: dict[str, Any] = {}
     for key, default in defaults.items():
         value = getattr(options, key) if getattr(options, key) is not None else recorded.get(key)
+        # The record of another trainer may contain anything: an invalid value counts as missing.
         valid = value in choices[key] if key in choices else isinstance(value, int) and value > 0
         settings[key] = value if valid else default
     return settings

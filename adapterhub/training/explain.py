@@ -316,6 +316,7 @@ def template() -> str:
 def write_template(path: Path) -> None:
     """Write `template` to a new file; raise OutputExistsError if it exists."""
     try:
+        # Mode x never overwrites a config that somebody has filled in.
         with open(path, "x", encoding="utf-8") as file:
             file.write(template())
     except FileExistsError as error:

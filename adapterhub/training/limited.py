@@ -36,6 +36,7 @@ class Process:
         # -P keeps the script's folder off the import path: a file there would shadow a library.
         command, pipe = [sys.executable, "-P", str(_PROCESS), str(MEMORY)], subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        # The process ends together with this object: neither templates nor tokenizers are ever closed.
         weakref.finalize(self, _end, process)
         self._requests, self._answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
         self._first = kind, source
@@ -51,6 +52,7 @@ class Process:
             ValueError: The template or tokenizer fails.
             LimitExceededError: The request exceeded a limit, and the process has ended.
         """
+        # Requests and answers are matched by their order, so threads take turns.
         with self._lock:
             kind, source = self._first
             self._first = kind, ""  # the source is sent with the first request only
@@ -60,6 +62,7 @@ class Process:
                 answer = self._answers.readline()
             except BrokenPipeError as error:
                 raise ExceededError from error
+        # The process ended before it answered: it exceeded a limit.
         if not answer.endswith(b"\n"):
             raise ExceededError
         text, failure = json.loads(answer)

@@ -49,6 +49,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 def _names(fields: Any) -> None:
+    # jinja's sandbox hides names with an underscore, which lead to Python's internals; a namespace would store them.
     if any(isinstance(name, str) and name.startswith("_") for name in fields):
         raise jinja2.exceptions.SecurityError("a name in a namespace starts with an underscore")
 
@@ -97,6 +98,7 @@ def _limit_memory(size: int) -> None:
     except ImportError:
         return
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    # A process that exceeds the limit must not leave a core dump of a gigabyte.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -108,6 +110,7 @@ def _limit_time(seconds: int) -> None:
         return
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
+    # The limit counts whole seconds since the process started, so it is raised for each request.
     resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + seconds + 1, hard_limit))
 
 
@@ -116,6 +119,7 @@ def _renderer(source: str) -> Callable[[dict[str, Any]], str]:
 
     def render(variables: dict[str, Any]) -> str:
         if "strftime_now" in variables:
+            # JSON has no functions: the date comes as text, and the template calls its `strftime`.
             variables["strftime_now"] = datetime.fromisoformat(variables["strftime_now"]).strftime
         return text(template, variables)
 

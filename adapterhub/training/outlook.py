@@ -57,6 +57,7 @@ def _tokenizer(files: Any) -> Any:
 
 def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
     """Return the floating-point operations of all steps, each of which reads and learns from its share of the rows."""
+    # A number of steps may repeat rows or leave some out; epochs read all rows equally often.
     passes = count.steps * config.train.rows / count.rows if config.train.steps else config.train.epochs
     tokens, label_tokens = round(passes * count.read), round(passes * count.trained)
     trained = memory.parameters(config, spec)[1]

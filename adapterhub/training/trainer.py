@@ -51,6 +51,7 @@ def opened(
 
     Arguments and errors are those of `adapterhub.training.run`.
     """
+    # Checked before anything is loaded: an hour of training must not end at an output folder that is taken.
     atomic.check_free(out, replace=replace)
     finish.check_place(out)
     determinism = devices.deterministic(config.base.device) if config.train.deterministic else contextlib.nullcontext()
@@ -94,10 +95,13 @@ class Trainer:
             if initial:
                 adapters.check_base(initial, spec, config.base.name)
             self.base = base = _loaded(resolved, files, device, self._on_event)
+            # A thread has computed the digests while the weights were read.
             weights = files.digests
         self._path = checkpoint.path_for(out)
+        # The checkpoint may have the date that the chat template has written so far, so its path comes first.
         self.config, template_notes = _with_template(config, base.tokenizer, self._path)
         config = self.config
+        # The data are read after the base, whose tokenizer and chat template encode them.
         train_set, heldout = data.datasets(config, base.tokenizer, cache if config.base.cache else None)
         self.rows = train_set.packed
         self._heldout = sample(heldout.packed, config.data.heldout_tokens) if heldout else None
@@ -112,6 +116,7 @@ class Trainer:
             notes += adapters.other_weights(initial, weights)
             adapters.check_config(initial, config.lora, base.targets, config.where)
             adapters.put(base, initial)
+        # For the count of operations: the cost of attention depends on the length of documents.
         self._context = self.rows.mean_context
         self.steps = config.steps(len(self.rows))
         self._on_event(_ready(resolved, spec, base, train_set, steps=self.steps, notes=tuple(notes)))
@@ -233,6 +238,7 @@ def _settled(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -
     """Return the config with each `auto` resolved; unless `force`, check first that it fits into memory."""
     free, card = devices.free(device), devices.memory(device)
     allocated = memory.plan(config, spec, card=card).runtime
+    # The plan includes memory that is no longer free: on a card the CUDA context, on a CPU all that this process holds.
     if free is None:
         free, allocated = budget.free_memory(), devices.held(device)
     resolved = budget.settled(config, spec, free=free, held=allocated, card=card)

@@ -43,6 +43,7 @@ def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
 
     def log_and_pass_on(event: Event) -> None:
         if numbers := _numbers(event):
+            # A copy, because trackers that fail are removed in the loop.
             for name, log in list(logs.items()):
                 try:
                     log(*numbers)

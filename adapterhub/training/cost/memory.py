@@ -44,14 +44,17 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     on_card = card is not None
     saved, backward = _saved_bytes(config, shape, on_card=on_card), _work(config, shape, on_card=on_card)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
+    # Two buffers: the product in the compute dtype, and the logits in float32.
     logits = min(logit_rows, _tokens(config)) * shape.vocabulary * (4 + shape.width)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.
     activations = max(int(_FRAGMENTATION * (saved + max(0, backward - logits))), _loading(config, shape) - logits)
     return MemoryPlan(
+        # Only linear layers are quantized: embeddings and norms stay in the compute dtype.
         base=int(shape.linear * bytes_a_weight + (shape.parameters - shape.linear) * shape.width) + _extra_bytes(config, shape),
         # A second copy of the parameters: the initial factors that are subtracted again, or the best parameters so far.
         adapter=4 * adapter_parameters * (1 + (config.lora.init != "default") + config.train.keep_best),
         gradients=4 * adapter_parameters,
+        # Two moments per parameter, of four bytes or of one byte each.
         optimizer=(8 if config.train.optimizer == "adamw" else 2) * adapter_parameters,
         activations=activations,
         logits=logits,

@@ -83,6 +83,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     best_seconds, end = float("inf"), time.monotonic() + _SECONDS
     with torch.no_grad():
         for attempt in range(_TRIES):
+            # At least one attempt, no matter how slow the machine is.
             if attempt and time.monotonic() > end:
                 break
             best_seconds = min(best_seconds, measure(x, weight))

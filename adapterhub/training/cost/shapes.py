@@ -99,6 +99,7 @@ def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         hidden=hidden,
         layers=int(numbers.get("num_hidden_layers") or 1),
+        # The dense part of a mixture is its shared expert, if it has one.
         mlp=int(numbers.get("shared_expert_intermediate_size") or 0) if stacks else mlp,
         heads=heads,
         head_dim=int(numbers.get("head_dim") or hidden // max(1, heads)),
@@ -127,6 +128,7 @@ def _matrices(tensors: Mapping[str, BaseTensor]) -> tuple[dict[str, tuple[int, .
         if len(shape) == 3 and _STACK.fullmatch(path):
             stacks[path] = Stack(*shape)
         elif len(shape) == 2 and (match := _EXPERT.fullmatch(path)):
+            # Files have a matrix for each expert, the model in memory one stack; the first expert tells the shape.
             stack_path = f"{match['stack']}.{'down_proj' if match['leaf'] in _DOWN else 'gate_up_proj'}"
             expert_counts[f"{match['stack']}.{match['leaf']}"] += 1
             if expert_counts[f"{match['stack']}.{match['leaf']}"] == 1:

@@ -54,6 +54,7 @@ def choose(tokenizer: Any, setting: str, path: Path, location: str) -> None:
         raise NotFoundError(
             f"{location}: [data] chat_template", f"no file {setting[:80]!r}", f"The names are {', '.join(NAMED)}"
         )
+    # Depending on the tokenizer, the id of an unknown token is None or that of the token for unknown text.
     if setting == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
         problem = "the base has no token <|im_end|>, with which chatml ends what somebody says"
         raise RefusedError(f"{location}: [data] chat_template", problem, 'Set "plain", or a file of your own')
@@ -95,6 +96,7 @@ def render(
         raise RefusedError(where, "is a conversation, and the base has no chat template", hint)
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": prompt, **({"tools": tools} if tools else {})}
     try:
+        # transformers renders our template, which returns the variables; the model's own is rendered in a limited process.
         template = str(tokenizer.get_chat_template(tools=tools))
         variables = json.loads(tokenizer.apply_chat_template(list(messages), chat_template=_VARIABLES, **options))
     except Exception as error:

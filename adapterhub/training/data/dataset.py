@@ -72,6 +72,7 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
     train = arranged(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
     if corpus.heldout is None:
         return train, None
+    # Without a seed: the order of held-out rows must not differ between trainings that are compared.
     heldout = arranged(corpus.heldout, tokenizer, seed=None, **row_options)
     return train, dataclasses.replace(heldout, shared=corpus.shared)
 
@@ -154,6 +155,7 @@ def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, o
     tokens = collected(examples, stop_tokens(tokenizer), out)
     used, start = [], 0
     for file in files:
+        # The two sides of a pair are encoded as two documents.
         end = start + len(file.documents) * (2 if shapes.PAIRS in file.shapes else 1)
         count = int(tokens.documents["length"][start:end].sum())
         used.append(File(file.name, file.digest, file.size, len(file.documents), count))
@@ -197,6 +199,7 @@ def arranged(
         units = units[np.argsort([_checksum(tokens, unit, pairs) for unit in units.tolist()], kind="stable")]
     else:
         units = units[np.random.Generator(np.random.PCG64(seed)).permutation(len(units))]
+    # A document without tokens fills no row; the sides of pairs stay together.
     order = (2 * units[:, None] + np.arange(2)).reshape(-1) if pairs else units[sizes[units] > 0]
     packed = pack(tokens, sequence, order=order, pack_rows=pack_rows, pairs=pairs)
     max_length = sequence // 2 if pairs else sequence
@@ -227,6 +230,7 @@ def mixed(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], see
     for number, (file, share) in enumerate(zip(files, shares, strict=True)):
         drawn = start + np.random.Generator(np.random.PCG64([seed, number])).permutation(file.documents)
         totals = np.cumsum(sizes[drawn])
+        # At least one document of each file, even if it exceeds the share.
         count = max(1, int(np.searchsorted(totals, round(share * limit), side="right"))) if file.documents else 0
         chosen.append(drawn[:count])
         used_files.append(dataclasses.replace(file, documents=count, tokens=int(totals[count - 1]) if count else 0))

@@ -175,6 +175,7 @@ def read(path: Path, options: Options | None = None) -> DataFile:
     if not path.is_dir():
         raw = _bytes(path)
         return _data_file(path, sha256_bytes(raw), len(raw), tuple(_documents(_found(raw, path, options), path, options)))
+    # The digest of a folder is that of a list of its files with their digests.
     folder_hash, size, documents = hashlib.sha256(), 0, list[Document]()
     for file_path, reader in _parts(path, options):
         raw = _bytes(file_path, follow=False)
@@ -196,6 +197,7 @@ def _read_lines(path: Path, options: Options) -> DataFile:
         for number, line in enumerate(file, 1):
             file_hash.update(line)
             if line.strip():
+                # Start and line number, 8 bytes each, are all that is kept of a document.
                 positions.extend((start, number))
                 yield _line_of_json(line, f"{path}:{number}")
             start += len(line)
@@ -281,6 +283,7 @@ def _found(raw: bytes, path: Path, options: Options) -> Found:
     if path.suffix in tables.READERS:
         return tables.READERS[path.suffix](raw, path)
     try:
+        # Files with an unknown suffix may be anything, such as images: only UTF-8 is text.
         text = raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -335,6 +338,7 @@ def _text(text: str, path: Path, split: str) -> Found:
         yield str(path), {"text": text}
         return
     start, lines = 0, list[str]()
+    # The additional empty line ends the last paragraph.
     for number, line in enumerate([*text.split("\n"), ""], 1):
         if line.strip():
             start = start or number

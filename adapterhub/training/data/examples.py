@@ -73,6 +73,7 @@ def start_of(text: str, tokenizer: Any) -> list[int]:
     """Return the ids of a text that continues, without the end mark that some tokenizers add."""
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     stop = _stop(tokenizer)
+    # Only an end mark that the tokenizer added is removed, not one that the text ends with.
     if stop and ids[-1:] == stop and tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-1:] != stop:
         return ids[:-1]
     return ids
@@ -122,6 +123,7 @@ class _Chat:
     def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, location: str) -> None:
         self._tokenizer, self._where = tokenizer, location
         self._messages = messages.checked(turns, location)
+        # The weight is removed, because templates may write all keys of a message.
         self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
         self._tools = messages.tools(tools, location)
         self._form: messages.Form = messages.plain
@@ -139,6 +141,7 @@ class _Chat:
         if loss == "all":
             unwritten = sum(not messages.is_written(self._messages[number], text) for number in answer_numbers)
             return Example(ids, np.ones(len(ids), bool), joint=True, answers=len(answer_numbers), unwritten=unwritten)
+        # A token belongs to the answer in which it starts.
         starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
         trained = np.zeros(len(ids), bool)
         unwritten, thoughtless = 0, False
@@ -170,6 +173,7 @@ class _Chat:
         stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
         if not stops or stops.intersection(ids[-3:].tolist()):
             return ids, trained
+        # After a call of tools comes their result, after any other answer the user.
         role = "tool" if self._messages[-1].get("tool_calls") else "user"
         try:
             continued = self._render([*self._messages, {"role": role, "content": _MARKS[0]}])
@@ -226,6 +230,7 @@ class _Chat:
         generation_prompt = prompted[_common(prompted, self._render(before)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content(text, number - 1)[1] if number else 0
+        # A template may open a thought for the next answer that it does not write in earlier turns.
         for opening in (generation_prompt, generation_prompt.partition("<think>")[0]):
             at = text.rfind(opening, earliest, head)
             if opening.strip() and at >= 0:
@@ -255,6 +260,7 @@ class _Chat:
         if following.startswith(closing):
             return len(closing)
         start = len(following) - len(following.lstrip())
+        # The last turn may end differently from earlier ones; those end with a special token.
         special = [token for token in self._special if following.startswith(token, start)]
         if not special:
             raise self._not_located_error()

@@ -176,6 +176,7 @@ def _json_leaves(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _json_leaves(item)
+    # Fractions, booleans and null have several notations, and a bool is an int in Python.
     elif isinstance(value, str | int) and not isinstance(value, bool):
         yield str(value)
 

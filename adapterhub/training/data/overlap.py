@@ -65,5 +65,6 @@ def _run_hashes(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
     count = len(words) - WORDS + 1
     runs = np.zeros(max(0, count), np.uint64)
     for place in range(WORDS if count > 0 else 0):
+        # A polynomial in the hashes of words; unsigned arithmetic wraps around at 2**64.
         runs = runs * _HASH_FACTOR + words[place : place + count]
     return runs

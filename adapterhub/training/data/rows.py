@@ -158,6 +158,7 @@ def pack(
     """
     order = np.arange(len(tokens)) if order is None else order
     if pairs:
+        # A side that has no label in its half of the row teaches nothing, so its pair is left out.
         sides = tokens.documents["first"][order].reshape(-1, 2) < np.minimum(
             tokens.documents["length"][order].reshape(-1, 2), sequence // 2
         )
@@ -168,6 +169,7 @@ def pack(
         starts, sizes = _windows(tokens, order, sequence, cut=not pack_rows)
     group_size = 2 if pairs else 1
     units = sizes.reshape(-1, group_size).sum(axis=1)
+    # Without packing, every unit has the row of its number.
     rows = _best_fit(units, sequence) if pack_rows else np.arange(len(units))
     # In a row, segments are in the order in which they came into it: the longest first.
     unit_order = np.argsort(-units, kind="stable") if pack_rows else np.arange(len(units))
@@ -184,6 +186,7 @@ def _windows(tokens: Tokens, order: np.ndarray, sequence: int, *, cut: bool) -> 
     """
     token_counts = tokens.documents["length"][order]
     at_most_one = np.minimum(token_counts, 1)
+    # Running text continues in further rows; -(a // -b) rounds up.
     counts = at_most_one if cut else np.where(tokens.documents["joint"][order], at_most_one, -(token_counts // -sequence))
     offsets = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * sequence
     return np.repeat(tokens.starts[order], counts) + offsets, np.minimum(np.repeat(token_counts, counts) - offsets, sequence)

@@ -69,6 +69,7 @@ def pair(record: Record, location: str, columns: Mapping[str, str] | None = None
         record = _renamed(record, location, columns)
     if any(record.get(side) is None for side in SIDES):
         raise ColumnsError(location, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_listed(record)}")
+    # Each side is converted as if it were the chosen one.
     sides = [_preference_record({**record, "chosen": record[side]}, location) for side in SIDES]
     for key in ("messages", "text"):
         if all(key in side for side in sides):
@@ -141,6 +142,7 @@ def _turns(turns: Iterable[Any], location: str) -> list[Any]:
 
 
 def _turn(turn: Any, location: str) -> Any:
+    # Anything else is in the usual form, or `messages` reports what is wrong with it.
     if not isinstance(turn, dict) or "from" not in turn or "role" in turn:
         return turn
     role = _ROLES.get(str(turn["from"]).lower())

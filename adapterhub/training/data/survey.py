@@ -129,8 +129,10 @@ def _sample(files: Sequence[DataFile]) -> tuple[list[DataFile], float]:
     """Return an evenly spaced sample of documents, its texts cut to the limit, and its share of all the text."""
     sizes = [[document.length for document in file.documents] for file in files]
     count, characters = sum(map(len, sizes)), sum(map(sum, sizes))
+    # Every nth document, so that all parts of the data are in the sample.
     stride = max(-(count // -_DOCUMENTS), -(characters // -_CHARACTERS), 1)
     chosen = [[_shorten(document, _CHARACTERS) for document in file.documents[::stride]] for file in files]
+    # Texts that were cut count only with the part that is encoded.
     share = sum(document.length for documents in chosen for document in documents) / max(1, characters)
     return [
         dataclasses.replace(file, documents=tuple(documents)) for file, documents in zip(files, chosen, strict=True)

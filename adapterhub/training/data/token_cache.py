@@ -107,6 +107,7 @@ def kept(cache: Path, key: Key, encode: Encode) -> Corpus:
     Errors that `encode` raises about the data are passed on.
     """
     folder = _folder(cache, key)
+    # A cache that cannot be written must not stop a training; another process may have written the same entry.
     with contextlib.suppress(LocalIOError, OutputExistsError, OSError, _ChangedError):
         cache_folder.remove_unused(folder.parent)
         with atomic.whole(folder) as new:

@@ -80,6 +80,7 @@ def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: P
         count = (file.tell() - len(_npy_header(0))) // np.dtype(np.uint32).itemsize
         file.seek(0)
         file.write(_npy_header(count))
+    # An empty array cannot be mapped.
     return Tokens(np.load(out, mmap_mode="r") if count else np.zeros(0, np.uint32), documents)
 
 

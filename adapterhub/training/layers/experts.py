@@ -156,6 +156,7 @@ def stacks(model: nn.Module) -> dict[str, Any]:
 def _experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Run experts as `integrations/moe.py` requires: states are `(tokens, d)`, ids and weights of experts `(tokens, k)`."""
     expert_ids = top_k_index.reshape(-1)
+    # A token occurs once for each of its experts. Sorted by expert, the rows of each are contiguous.
     by_expert, order = torch.sort(expert_ids, stable=True)
     up, down = module.gate_up_proj if module.has_gate else module.up_proj, module.down_proj
     counts = torch.bincount(expert_ids, minlength=down.shape[0]).tolist()
@@ -174,6 +175,7 @@ def _experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_
         y = module.post_expert_norm(y)
     y = y if places is None else y[places]
     weighted = y * top_k_weights.reshape(-1)[order].unsqueeze(-1)
+    # Back in the order of tokens, to sum the weighted outputs of each token's experts.
     original_order = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     summed = weighted[original_order].view(len(hidden_states), -1, weighted.shape[-1]).sum(dim=1)
     return summed.to(hidden_states.dtype)

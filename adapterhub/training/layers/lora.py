@@ -39,6 +39,7 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         y = x @ W.t() if bias is None else torch.addmm(bias, x, W.t())
         delta_input = x if dropped is None else dropped
         xA = delta_input @ A.t()
+        # In place, so that there is no second tensor of the output's size.
         y.addmm_(xA, B.t(), alpha=factor)
         ctx.save_for_backward(delta_input, xA, A, B)
         ctx.weight, ctx.factor, ctx.dropped = weight, factor, dropped is not None

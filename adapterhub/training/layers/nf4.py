@@ -94,6 +94,7 @@ def quantize(weight: Tensor, location: str = "weight") -> NF4:
         magnitudes[start // BLOCK : start // BLOCK + block_magnitudes.numel()] = block_magnitudes
     if not bool(torch.isfinite(magnitudes).all()):
         raise RefusedError(location, "contains a value that is not finite, which NF4 cannot represent", code="non-finite")
+    # Magnitudes are positive and the 8-bit type is symmetric: without their mean, they use all of it (section 3).
     offset = magnitudes.mean()
     absmax, nested = _quantize_8bit(magnitudes - offset)
     return NF4(packed, absmax, nested, offset, tuple(weight.shape))

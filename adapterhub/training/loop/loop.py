@@ -123,6 +123,7 @@ def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, 
     losses: list[Tensor] = []
     for start, micro_batch in passes(rows, config.micro_rows or config.rows):
         with torch.random.fork_rng(devices=[]), noise(base.model, config.neftune):
+            # Dropout and noise depend on seed, step and row alone, so a resumed run draws the same numbers.
             torch.manual_seed(draw_seed(config.seed, state.step, state.rows + start))
             trimmed_rows = trimmed(micro_batch)
             loss_part = loss(logprobs(base, trimmed_rows), trimmed_rows)
@@ -225,6 +226,7 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     def stop(number: int, _: object) -> None:
         stop_requested.set()
+        # A second signal of this kind gets the previous handler, which interrupts at once.
         signal.signal(number, previous_handlers[number])
 
     for number in previous_handlers:

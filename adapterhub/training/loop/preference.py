@@ -90,6 +90,7 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
 
 def count(rows: Rows) -> int:
     """Return the number of pairs in rows."""
+    # A document counts once if it has any label; two documents are a pair.
     labeled = rows.labels != IGNORED
     return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + _documents(rows))[labeled])) // 2
 

@@ -141,6 +141,7 @@ class BaseFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Stops the hashing thread, for which closing the stack would otherwise wait.
         self._closed = True
         self._stack.close()
 
@@ -184,6 +185,7 @@ class _OpenFiles:
         if file is None:
             return None
         file.seek(0)
+        # One byte more than allowed shows that the file is too large.
         raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         if len(raw) > limit:
             raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")

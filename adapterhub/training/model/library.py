@@ -51,6 +51,7 @@ def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL_OPTIONS)
     tokenizer_class = type(tokenizer)
     expression_trial = tokenizer_search.Search(tokenizer, where)
+    # A subclass of the tokenizer's own class with the same name, so that everything else stays as it was.
     tokenizer.__class__ = type(
         tokenizer_class.__name__, (_SafeTokenizer, tokenizer_class), {"where": where, "search": expression_trial}
     )

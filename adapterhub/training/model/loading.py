@@ -74,6 +74,7 @@ def _load_with_cache(
             notes.append(f"the cached quantized base is damaged and is written again ({error})")
             entry.remove()
     with files.weights() as weights:
+        # Matrices are collected for the cache only by the process that writes it, and only if it quantizes them.
         weights.fresh = None if weights.quantized or base.shard or not distributed.first() else {}
         loaded_base = build(weights)
         if weights.fresh and (failure := quantized_cache.write(entry, files, weights)):
@@ -224,6 +225,7 @@ def _fill(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if parameter.is_meta or name in weights:
+            # A tied parameter has several names and is read once.
             if id(parameter) not in filled:
                 tensor = weights.take(name, tuple(parameter.shape)).to(device, dtype)
                 filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)

@@ -94,6 +94,7 @@ class CachedWeights(FolderWeights):
 
 
 def _checksum(entry: str, name: str, array: np.ndarray) -> int:
+    # The entry's name is part of the checksum, so that a tensor from another entry does not pass.
     start = zlib.crc32(f"{entry} {name} {stored_name(array)} {array.shape}".encode())
     return zlib.crc32(safetensors_file.byte_view(array), start)
 
