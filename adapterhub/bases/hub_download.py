@@ -24,7 +24,7 @@ from .remote import listed
 
 _HINT = "Delete it, and try again"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_KINDS = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".safetensors")
+_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".safetensors")
 _DOCUMENTS = ("README.md", "LICENSE", "NOTICE")
 Show = Callable[[int, int], None]
 
@@ -48,7 +48,7 @@ def download(place: HubPath, hub: Hub, cache: Path, *, show: Show | None = None,
     """
     with contextlib.closing(RangeClient.of(hub)) as client:
         commit, listing = listed(place, hub, client)
-    names = _wanted(place, listing)
+    names = _names_to_download(place, listing)
     folder = cache / hub_layout.snapshot(place.repo, commit)
     # Progress counts only files that are not in the cache yet.
     missing = sum(listing[name].size or 0 for name in names if not (folder / name).exists())
@@ -64,28 +64,28 @@ def download(place: HubPath, hub: Hub, cache: Path, *, show: Show | None = None,
     return folder / place.path
 
 
-def _wanted(place: HubPath, listing: Mapping[str, Known]) -> list[str]:
+def _names_to_download(place: HubPath, listing: Mapping[str, Known]) -> list[str]:
     """Return the names of the files to download.
 
     These are the named file with its parts, or configuration, tokenizer and safetensors of a folder.
     """
     if place.path in listing:
-        return _parts(place.path, listing)
+        return _gguf_parts(place.path, listing)
     prefix = f"{place.path}/" if place.path else ""
     names = [name.removeprefix(prefix) for name in listing if name.startswith(prefix)]
     names = [name for name in names if "/" not in name]
     if not names:
         raise NotFoundError(str(place), "no such file or folder in this model", code="no-such-file")
-    weights = _weights(names)
+    weights = _weight_names(names)
     if not weights:
         return [_only_gguf(place, prefix, names, listing)]
-    configuration = [name for name in names if name.endswith(_KINDS) and not name.endswith(".safetensors")]
+    configuration = [name for name in names if name.endswith(_SUFFIXES) and not name.endswith(".safetensors")]
     # Indexes of other weight formats name files that are not downloaded.
     configuration = [name for name in configuration if not name.endswith(".index.json") or name == _INDEX]
     return [prefix + name for name in (*configuration, *(name for name in _DOCUMENTS if name in names), *weights)]
 
 
-def _weights(names: list[str]) -> list[str]:
+def _weight_names(names: list[str]) -> list[str]:
     """Return the safetensors files that transformers loads, among all that a model may have."""
     safetensors = [name for name in names if name.endswith(".safetensors")]
     if _SINGLE in safetensors:
@@ -93,7 +93,7 @@ def _weights(names: list[str]) -> list[str]:
     return [name for name in safetensors if name.startswith("model-")] if _INDEX in names else safetensors
 
 
-def _parts(name: str, listing: Mapping[str, Known]) -> list[str]:
+def _gguf_parts(name: str, listing: Mapping[str, Known]) -> list[str]:
     numbered_stem, separator, count = name.removesuffix(".gguf").rpartition("-of-")
     base_name = numbered_stem.rpartition("-")[0]
     parts = [part for part in listing if separator and part.startswith(f"{base_name}-") and part.endswith(f"-of-{count}.gguf")]

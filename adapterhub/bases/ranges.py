@@ -87,7 +87,7 @@ class RangeClient(Client):
                 if start is None and body_stream.status != 200:
                     raise RemoteError(location, f"HTTP {body_stream.status} for a request of the whole file")
                 answer = Answer(body_stream.status, body_stream.headers, b"", body_stream.url)
-                count = _wanted(body_stream, answer, n, start, location)
+                count = _bytes_to_read(body_stream, answer, n, start, location)
                 try:
                     body = body_stream.read(count, self.timeout) if count else b""
                 finally:
@@ -132,7 +132,7 @@ def gated(location: str, problem: str, *, anonymous: bool) -> RemoteError:
     )
 
 
-def _wanted(body_stream: Body, answer: Answer, n: int, start: int | None, location: str) -> int:
+def _bytes_to_read(body_stream: Body, answer: Answer, n: int, start: int | None, location: str) -> int:
     """Return the number of bytes of a body to read."""
     length = answer.number("content-length")
     if body_stream.status == 416:

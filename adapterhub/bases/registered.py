@@ -81,9 +81,9 @@ class BaseDocument:
             raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
         spec = BaseSpec(
             where=name,
-            tensors=_parsed(document["tensors"]),
-            stored=_parsed(document["stored"]),
-            derived=_parsed(document["derived"]),
+            tensors=_base_tensors(document["tensors"]),
+            stored=_base_tensors(document["stored"]),
+            derived=_base_tensors(document["derived"]),
             packed=document["packed"],
             notes=tuple(document["notes"]),
             **{
@@ -141,7 +141,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
         registry.store.put_bytes(raw)  # stored under the lock: a gc would remove a blob that no name refers to yet
         registry.store.sync_blobs()
         if state.there and not force:
-            unchanged = _same(registry, state, document)
+            unchanged = _same_or_conflict(registry, state, document)
         elif state.entry and state.entry.digest == digest:
             unchanged = _read(registry, state)
         return None if unchanged else state.next("push", _now(), digest, size)
@@ -152,7 +152,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     return replace(get(registry, name), new=True)
 
 
-def _same(registry: Registry, state: NamedDocument, document: BaseDocument) -> Registered:
+def _same_or_conflict(registry: Registry, state: NamedDocument, document: BaseDocument) -> Registered:
     """Return the base that the name refers to if it is the one in `document`; otherwise raise ConflictError."""
     existing = _read(registry, state)
     existing_document, new_document = existing.document.to_dict(), document.to_dict()
@@ -170,10 +170,10 @@ def _same(registry: Registry, state: NamedDocument, document: BaseDocument) -> R
 
 def get(registry: Registry, name: str) -> Registered:
     """Return the base with a name; raise NotFoundError if there is none."""
-    return _read(registry, _there(registry, name))
+    return _read(registry, _existing_document(registry, name))
 
 
-def _there(registry: Registry, name: str) -> NamedDocument:
+def _existing_document(registry: Registry, name: str) -> NamedDocument:
     state = named_documents.current(registry.store, named_documents.parse_document_name(name, name))
     if not state.there:
         if suggestions := difflib.get_close_matches(name, names(registry), 1):
@@ -210,7 +210,7 @@ def every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubErr
 
 def remove(registry: Registry, name: str) -> None:
     """Remove a name; adapters that pin the base keep their pins."""
-    _there(registry, name)
+    _existing_document(registry, name)
 
     def decide(state: NamedDocument) -> Entry | None:
         return state.next("delete", _now()) if state.there else None
@@ -225,7 +225,7 @@ def _now() -> str:
 # --- the document
 
 
-def _parsed(entries: dict[str, tuple[str, list[int]]]) -> dict[str, BaseTensor]:
+def _base_tensors(entries: dict[str, tuple[str, list[int]]]) -> dict[str, BaseTensor]:
     return {name: BaseTensor(tuple(shape), dtype) for name, (dtype, shape) in entries.items()}
 
 

@@ -67,7 +67,7 @@ def _read_plain(url: str, client: RangeClient) -> BaseSpec:
 def _read_hub(place: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
     """Read the base at a place on a hub; its revision is the commit that `place` currently means."""
     commit, listing = listed(place, hub, client)
-    folder, name = _split(place, listing)
+    folder, name = _split_path(place, listing)
     folder_listing = {path.removeprefix(folder): listed for path, listed in listing.items() if path.startswith(folder)}
     root = f"{hub.endpoint}/{place.repo}/resolve/{commit}/"
     model = dataclasses.replace(place, path="")
@@ -85,7 +85,7 @@ def _read_hub(place: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
     return hub_layout.with_name(read_files(files, name), place.repo, commit)
 
 
-def _split(place: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
+def _split_path(place: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
     """Return the folder in the model, empty or ending with a slash, and the file in it, empty if none is named."""
     if place.path in listing:
         folder, _, name = place.path.rpartition("/")
@@ -113,7 +113,7 @@ def listed(place: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str
     commit, siblings = document.get("sha"), document.get("siblings")
     if not isinstance(commit, str) or not is_hex(commit, 40) or not isinstance(siblings, list):
         raise RemoteError(location, f"{hub.endpoint} does not list the files of a commit", "Is HF_ENDPOINT right?")
-    return commit, {entry["rfilename"]: _known(entry) for entry in siblings if _is_file(entry)}
+    return commit, {entry["rfilename"]: _listed_file(entry) for entry in siblings if _is_file(entry)}
 
 
 def _is_file(entry: object) -> bool:
@@ -121,7 +121,7 @@ def _is_file(entry: object) -> bool:
     return isinstance(name, str) and name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def _known(entry: Mapping[str, Any]) -> Known:
+def _listed_file(entry: Mapping[str, Any]) -> Known:
     # The listing has digests only for files in LFS.
     lfs = entry.get("lfs")
     lfs_entry = lfs if isinstance(lfs, dict) else {}

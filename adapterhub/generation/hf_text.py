@@ -38,7 +38,7 @@ class Text:
         longest = getattr(config, "max_position_embeddings", None)
         self.longest = longest if isinstance(longest, int) else None
         self.longest_token = max(map(len, self._tokenizer.get_vocab()))
-        self.ends = _ends(path / _GENERATION_CONFIG, config, self._tokenizer)
+        self.ends = _stop_tokens(path / _GENERATION_CONFIG, config, self._tokenizer)
 
     @property
     def has_template(self) -> bool:
@@ -78,7 +78,7 @@ class Text:
         return piece
 
 
-def _ends(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+def _stop_tokens(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
     generation_stops = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
     stop_tokens: set[int] = set()
     for value in (generation_stops, getattr(config, "eos_token_id", None), tokenizer.eos_token_id):

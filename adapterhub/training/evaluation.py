@@ -50,7 +50,9 @@ def evaluate(
         # Losses are comparable only if the data are read and rendered as in the training.
         recorded = _table(factors.training.config if factors.training else None, "data")
         _give_template(model.tokenizer, adapter.folder, recorded)
-        evaluated_files, training_files = ([_read(path, recorded) for path in paths] for paths in (files, options.trained_on))
+        evaluated_files, training_files = (
+            [_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on)
+        )
         overlap_notes = overlap.note(data.shared_passages(training_files, evaluated_files))
         build_dataset = partial(
             data.build, evaluated_files, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None
@@ -103,7 +105,7 @@ def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> No
     chat_template.give(tokenizer, {str(key): value for key, value in option_pairs} if is_valid else {}, date)  # type: ignore[union-attr]
 
 
-def _read(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
+def _read_file(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
     """Read a file as the training read its data, or by its own keys if it lacks the training data's columns."""
     column_pairs, split = recorded.get("columns"), recorded.get("split_text")
     # The record of another trainer may contain anything.

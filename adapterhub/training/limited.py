@@ -37,7 +37,7 @@ class Process:
         command, pipe = [sys.executable, "-P", str(_PROCESS), str(MEMORY)], subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         # The process ends together with this object: neither templates nor tokenizers are ever closed.
-        weakref.finalize(self, _end, process)
+        weakref.finalize(self, _end_process, process)
         self._requests, self._answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
         self._first = kind, source
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class Process:
         return str(text)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end_process(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):

@@ -40,15 +40,15 @@ class _Generation(jinja2.ext.Extension):
 
 class _Namespace(jinja2.utils.Namespace):
     def __init__(*args: Any, **fields: Any) -> None:
-        _names(dict(*args[1:], **fields))
+        _check_names(dict(*args[1:], **fields))
         jinja2.utils.Namespace.__init__(args[0], *args[1:], **fields)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _names([name])
+        _check_names([name])
         super().__setitem__(name, value)
 
 
-def _names(fields: Any) -> None:
+def _check_names(fields: Any) -> None:
     # jinja's sandbox hides names with an underscore, which lead to Python's internals; a namespace would store them.
     if any(isinstance(name, str) and name.startswith("_") for name in fields):
         raise jinja2.exceptions.SecurityError("a name in a namespace starts with an underscore")

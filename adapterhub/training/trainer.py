@@ -90,11 +90,11 @@ class Trainer:
         # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
             self._spec = spec = files.spec
-            self._settled = resolved = _settled(config, spec, device, force=force)
+            self._settled = resolved = _resolve_auto(config, spec, device, force=force)
             initial = adapters.read(start, spec) if start else None
             if initial:
                 adapters.check_base(initial, spec, config.base.name)
-            self.base = base = _loaded(resolved, files, device, self._on_event)
+            self.base = base = _load_base(resolved, files, device, self._on_event)
             # A thread has computed the digests while the weights were read.
             weights = files.digests
         self._path = checkpoint.path_for(out)
@@ -234,7 +234,7 @@ class Trainer:
         )
 
 
-def _settled(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
+def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
     """Return the config with each `auto` resolved; unless `force`, check first that it fits into memory."""
     free, card = devices.free(device), devices.memory(device)
     allocated = memory.plan(config, spec, card=card).runtime
@@ -250,7 +250,7 @@ def _settled(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -
     return resolved
 
 
-def _loaded(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnEvent) -> Base:
+def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnEvent) -> Base:
     """Load the base with its layers, ready for steps."""
     base = load(
         files,

@@ -55,7 +55,11 @@ def finish(
 
     `record` is the training in adapter.json without its metrics, and `context` the mean length of a token's document.
     """
-    training = {**record, "metrics": {**metrics(state), **_work(config, spec, base, state, context)}, "curve": curve(state)}
+    training = {
+        **record,
+        "metrics": {**metrics(state), **_work_metrics(config, spec, base, state, context)},
+        "curve": curve(state),
+    }
     with atomic.whole(out, replace=replace) as folder:
         peft.write(adapters.trained_adapter(config, base), folder)
         if config.data.chat_template is not None:
@@ -86,7 +90,7 @@ def metrics(state: State) -> dict[str, float]:
     return values
 
 
-def _work(config: TrainConfig, spec: BaseSpec, base: Base, state: State, context: float) -> dict[str, float]:
+def _work_metrics(config: TrainConfig, spec: BaseSpec, base: Base, state: State, context: float) -> dict[str, float]:
     """Return the amount of training and of computation, derived from the config and the base alone."""
     trained, frozen = sum(p.numel() for p in base.model.parameters() if p.requires_grad), parameters(config, spec)[0]
     return {

@@ -34,7 +34,7 @@ def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEve
         RefusedError: A tracker does not start, or W&B's settings in the working folder name a server.
     """
     with contextlib.ExitStack() as stack:
-        logs = {name: stack.enter_context(_opened(name, config, out, on_event)) for name in config.train.log_to}
+        logs = {name: stack.enter_context(_open_tracker(name, config, out, on_event)) for name in config.train.log_to}
         yield logging_to(logs, on_event) if logs else on_event
 
 
@@ -55,7 +55,7 @@ def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
     return log_and_pass_on
 
 
-def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
+def _open_tracker(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
     location = f"{config.where}: [train] log_to"
     if name not in _KINDS:
         raise UsageError(location, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
@@ -63,7 +63,7 @@ def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> con
         _check_workspace(location)
     if importlib.util.find_spec(name) is None:
         raise MissingExtraError(location, f"{name} is not installed", f"Run `pip install {name}`")
-    return _guarded(_KINDS[name](config, out), name, location, on_event)
+    return _report_errors(_KINDS[name](config, out), name, location, on_event)
 
 
 def _check_workspace(location: str) -> None:
@@ -84,7 +84,9 @@ def _check_workspace(location: str) -> None:
 
 
 @contextlib.contextmanager
-def _guarded(tracker: contextlib.AbstractContextManager[Log], name: str, location: str, on_event: OnEvent) -> Iterator[Log]:
+def _report_errors(
+    tracker: contextlib.AbstractContextManager[Log], name: str, location: str, on_event: OnEvent
+) -> Iterator[Log]:
     """Report in one line what a tracker raises when it starts or ends; it depends on servers, accounts and files."""
     with contextlib.ExitStack() as stack:
         try:

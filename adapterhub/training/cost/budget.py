@@ -86,10 +86,10 @@ def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, 
 
 def alternatives(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> list[Alternative]:
     """Return plans with one setting changed at a time: micro-rows, row length, checkpointing, quantization."""
-    return [Alternative(text, plan(changed, spec, card=card)) for text, changed in _changes(config)]
+    return [Alternative(text, plan(changed, spec, card=card)) for text, changed in _alternative_configs(config)]
 
 
-def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+def _alternative_configs(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     micro = config.train.micro_rows or config.train.rows
     sizes = {size for size in (micro // 2, 1) if 0 < size < micro and config.train.rows % size == 0}
     for size in sorted(sizes, reverse=True):
@@ -184,10 +184,10 @@ def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         if sequence >= _MIN_SEQUENCE
     ]
     for combination in (*single_changes, *cumulative_changes, *shorter_rows):
-        yield ", ".join(f"{name} = {json.dumps(value)}" for _, name, value in combination), _changed(config, combination)
+        yield ", ".join(f"{name} = {json.dumps(value)}" for _, name, value in combination), _with_changes(config, combination)
 
 
-def _changed(config: TrainConfig, changes: Sequence[SettingChange]) -> TrainConfig:
+def _with_changes(config: TrainConfig, changes: Sequence[SettingChange]) -> TrainConfig:
     for section, name, value in changes:
         config = _with(config, section, **{name: value})
     return config

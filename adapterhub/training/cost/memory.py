@@ -42,12 +42,12 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     bytes_a_weight = _NF4_BYTES if _dequantizes(config) else shape.width
     adapter_parameters = trained(config, shape)
     on_card = card is not None
-    saved, backward = _saved_bytes(config, shape, on_card=on_card), _work(config, shape, on_card=on_card)
+    saved, backward = _saved_bytes(config, shape, on_card=on_card), _backward_bytes(config, shape, on_card=on_card)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
     # Two buffers: the product in the compute dtype, and the logits in float32.
     logits = min(logit_rows, _tokens(config)) * shape.vocabulary * (4 + shape.width)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.
-    activations = max(int(_FRAGMENTATION * (saved + max(0, backward - logits))), _loading(config, shape) - logits)
+    activations = max(int(_FRAGMENTATION * (saved + max(0, backward - logits))), _loading_bytes(config, shape) - logits)
     return MemoryPlan(
         # Only linear layers are quantized: embeddings and norms stay in the compute dtype.
         base=int(shape.linear * bytes_a_weight + (shape.parameters - shape.linear) * shape.width) + _extra_bytes(config, shape),
@@ -58,7 +58,7 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
         optimizer=(8 if config.train.optimizer == "adamw" else 2) * adapter_parameters,
         activations=activations,
         logits=logits,
-        data=0 if on_card else _data(config),
+        data=0 if on_card else _data_bytes(config),
         runtime=_CUDA_BYTES if on_card else _interpreter_bytes(config),
     )
 
@@ -134,7 +134,7 @@ def _tokens(config: TrainConfig) -> int:
     return (config.train.micro_rows or config.train.rows) * config.data.sequence
 
 
-def _data(config: TrainConfig) -> int:
+def _data_bytes(config: TrainConfig) -> int:
     files = [config.resolve(name) for name in (*config.data.paths, *config.data.heldout)]
     return _BYTES_PER_TEXT_BYTE * sum(path.stat().st_size for path in files if path.is_file())
 
@@ -149,7 +149,7 @@ def _extra_bytes(config: TrainConfig, shape: Shape) -> int:
     return squares + (8 * shape.vocabulary + 4 * len(rows) * shape.hidden if rows else 0)
 
 
-def _loading(config: TrainConfig, shape: Shape) -> int:
+def _loading_bytes(config: TrainConfig, shape: Shape) -> int:
     """Return the bytes for decomposing the largest adapted weight, if the initial factors are parts of it; else 0.
 
     All in float32: the weight, a copy and the remainder, both sides of singular vectors, and LAPACK's `gesdd` with about five
@@ -210,7 +210,7 @@ def _expert_numbers(target_modules: dict[str, Target], shape: Shape) -> int:
     return shape.chosen * total
 
 
-def _work(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
+def _backward_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
     """Return the bytes that the backward pass of a block needs: gradients of the MLP or of attention, and one dense weight."""
     tokens, sequence = _tokens(config), config.data.sequence
     # Long rows: three times a block's scores, and the sums for keys and values in float32.

@@ -18,7 +18,7 @@ from adapterhub_converters.bases import BaseSpec
 from .memory import flops, full_fine_tuning, plan
 from .peaks import peak_rate
 
-_TRIES = 5
+_MAX_ATTEMPTS = 5
 _SECONDS = 0.5  # for all of them
 _TOKENS, _SIZE = 512, 2048  # a matmul like those of a training: tokens times a square weight
 _CUDA_SIZE = 8192  # tokens and size, on CUDA
@@ -82,7 +82,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     measure = _seconds_on_cuda if device.type == "cuda" else _seconds
     best_seconds, end = float("inf"), time.monotonic() + _SECONDS
     with torch.no_grad():
-        for attempt in range(_TRIES):
+        for attempt in range(_MAX_ATTEMPTS):
             # At least one attempt, no matter how slow the machine is.
             if attempt and time.monotonic() > end:
                 break

@@ -88,7 +88,7 @@ class Shape:
 
 def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
     """Return the sizes of the base in `spec`, in the dtype that `config` computes in."""
-    numbers, tensors = spec.config, _tensors(spec)
+    numbers, tensors = spec.config, _text_tensors(spec)
     hidden, heads = int(numbers.get("hidden_size") or 0), int(numbers.get("num_attention_heads") or 1)
     linears, stacks = _matrices(tensors)
     mlp = int(numbers.get("intermediate_size") or 4 * hidden)
@@ -109,7 +109,7 @@ def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
     )
 
 
-def _tensors(spec: BaseSpec) -> Mapping[str, BaseTensor]:
+def _text_tensors(spec: BaseSpec) -> Mapping[str, BaseTensor]:
     """Return the tensors used for text: of a vision-language model, those of its text model under their names in memory."""
     if spec.text_type is None:
         return spec.tensors

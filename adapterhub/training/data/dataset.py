@@ -205,7 +205,7 @@ def arranged(
     max_length = sequence // 2 if pairs else sequence
     lines = tokens.documents[order]
     if not (partial or any(part.label_tokens for part in packed.parts())):
-        raise nothing(lines, max_length, ", ".join(file.path for file in used_files))
+        raise nothing_to_train_on(lines, max_length, ", ".join(file.path for file in used_files))
     truncated_documents = truncated(lines, max_length, pack_rows=pack_rows)
     notes = (*notes, *learning_notes(lines, truncated_documents, max_length, tokenizer))
     return Dataset(packed, used_files, notes, np.unique(tokens.documents["digest"]), truncated_documents)
@@ -281,7 +281,7 @@ def truncated(lines: np.ndarray, sequence: int, *, pack_rows: bool) -> int:
     return int((unsplit & (lines["length"] > sequence)).sum())
 
 
-def nothing(lines: np.ndarray, sequence: int, location: str) -> RefusedError:
+def nothing_to_train_on(lines: np.ndarray, sequence: int, location: str) -> RefusedError:
     """Return the error for documents without a token to train on."""
     if lines["trained"].any():
         problem = f"no token to train on: the answers come after the first {sequence} tokens of every document"

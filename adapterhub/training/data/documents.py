@@ -107,9 +107,9 @@ class Lines(Sequence[Document]):
         return Lines(self._path, self._options, self._state, self._places[numbers])
 
     def __iter__(self) -> Iterator[Document]:
-        with _opened(self._path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
+        with _open_file(self._path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
             # Positions of lines are only valid for the bytes that were read.
-            if _state(file) != self._state:
+            if _file_state(file) != self._state:
                 raise RefusedError(str(self._path), "changed while it was read", "Start again", code="changed-meanwhile")
             for start, number in self._places.tolist():
                 file.seek(start)
@@ -173,14 +173,16 @@ def read(path: Path, options: Options | None = None) -> DataFile:
     if path.suffix in _JSON_LINES_SUFFIXES and path.is_file():
         return _read_lines(path, options)
     if not path.is_dir():
-        raw = _bytes(path)
-        return _data_file(path, sha256_bytes(raw), len(raw), tuple(_documents(_found(raw, path, options), path, options)))
+        raw = _read_bytes(path)
+        return _data_file(
+            path, sha256_bytes(raw), len(raw), tuple(_documents(_file_records(raw, path, options), path, options))
+        )
     # The digest of a folder is that of a list of its files with their digests.
     folder_hash, size, documents = hashlib.sha256(), 0, list[Document]()
-    for file_path, reader in _parts(path, options):
-        raw = _bytes(file_path, follow=False)
+    for file_path, reader in _folder_files(path, options):
+        raw = _read_bytes(file_path, follow=False)
         size += len(raw)
-        folder_hash.update(_line(file_path, sha256_bytes(raw)))
+        folder_hash.update(_digest_line(file_path, sha256_bytes(raw)))
         documents += _documents(reader(raw, file_path), file_path, options)
     return _data_file(path, f"sha256:{folder_hash.hexdigest()}", size, tuple(documents))
 
@@ -202,15 +204,15 @@ def _read_lines(path: Path, options: Options) -> DataFile:
                 yield _line_of_json(line, f"{path}:{number}")
             start += len(line)
 
-    with _opened(path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
-        state = _state(file)
+    with _open_file(path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
+        state = _file_state(file)
         for document in _documents(read_records(file), path, options):
             counts[document.shape] += 1
     lines = Lines(path, options, state, np.frombuffer(positions, np.int64).reshape(-1, 2))
     return DataFile(path.name, f"sha256:{file_hash.hexdigest()}", state[0], lines, counts)
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
+def _file_state(file: BinaryIO) -> tuple[int, int]:
     """Return the size of an open file, and its modification time."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
@@ -221,25 +223,25 @@ def digest(path: Path, options: Options) -> tuple[Digest, int]:
     if not path.is_dir():
         return sha256_file(path), path.stat().st_size
     folder_hash, size = hashlib.sha256(), 0
-    for file_path, _ in _parts(path, options):
-        folder_hash.update(_line(file_path, sha256_file(file_path)))
+    for file_path, _ in _folder_files(path, options):
+        folder_hash.update(_digest_line(file_path, sha256_file(file_path)))
         size += file_path.stat().st_size
     return f"sha256:{folder_hash.hexdigest()}", size
 
 
-def _line(file_path: Path, digest: Digest) -> bytes:
+def _digest_line(file_path: Path, digest: Digest) -> bytes:
     """Return the line of a file that the digest of its folder is computed from."""
     return f"{file_path.name} {digest.removeprefix('sha256:')}\n".encode()
 
 
-def _bytes(path: Path, *, follow: bool = True) -> bytes:
+def _read_bytes(path: Path, *, follow: bool = True) -> bytes:
     """Read a file; a file inside a data folder must not be a link (`follow=False`)."""
-    with _opened(path, follow=follow, pipe=follow) as file:
+    with _open_file(path, follow=follow, pipe=follow) as file:
         return file.read()
 
 
 @contextlib.contextmanager
-def _opened(path: Path, **options: Any) -> Iterator[BinaryIO]:
+def _open_file(path: Path, **options: Any) -> Iterator[BinaryIO]:
     try:
         with open_regular(path, **options) as file:
             yield file
@@ -278,7 +280,7 @@ def _document(record: Mapping[str, Any], location: str, options: Options) -> Doc
 # ---- files
 
 
-def _found(raw: bytes, path: Path, options: Options) -> Found:
+def _file_records(raw: bytes, path: Path, options: Options) -> Found:
     """Yield the records of a file by its suffix: lines, items or rows; a file with another suffix is text."""
     if path.suffix in tables.READERS:
         return tables.READERS[path.suffix](raw, path)
@@ -290,7 +292,7 @@ def _found(raw: bytes, path: Path, options: Options) -> Found:
         raise FormatError(f"{path}:{line}", "not UTF-8 text") from error
     if path.suffix in _JSON_SUFFIXES:
         return _json_records(text, path)
-    return _text(text, path, options.split_text)
+    return _text_records(text, path, options.split_text)
 
 
 def _json_records(text: str, path: Path) -> Found:
@@ -300,10 +302,10 @@ def _json_records(text: str, path: Path) -> Found:
         first_line, _, remainder = text.strip().partition("\n")
         if first_line[:1] == "[" or not remainder or not first_line.rstrip().endswith("}"):
             return _json_items(text, path)
-    return _lines(text, path)
+    return _json_lines(text, path)
 
 
-def _lines(text: str, path: Path) -> Found:
+def _json_lines(text: str, path: Path) -> Found:
     # Not splitlines(): a JSON string may contain U+2028, which does not end a line here.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -332,7 +334,7 @@ def _json_items(text: str, path: Path) -> Found:
         yield location, record if isinstance(record, dict) else FormatError(location, "not a JSON object")
 
 
-def _text(text: str, path: Path, split: str) -> Found:
+def _text_records(text: str, path: Path, split: str) -> Found:
     """Yield a text as one document, or its lines, or its paragraphs between blank lines."""
     if split == "no":
         yield str(path), {"text": text}
@@ -351,7 +353,7 @@ def _text(text: str, path: Path, split: str) -> Found:
 # ---- folders
 
 
-def _parts(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[bytes, Path], Found]]]:
+def _folder_files(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[bytes, Path], Found]]]:
     """Yield the data files of a folder, in order, each with its reader."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(part.name for part in folder.iterdir() if (part / "state.json").is_file()))
@@ -374,7 +376,7 @@ def _parts(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[byt
     if ", " in splits:
         raise RefusedError(str(folder), f"contains several splits: {splits}", "Name the files to use")
     for path in paths:
-        yield path, partial(_found, options=options)
+        yield path, partial(_file_records, options=options)
 
 
 def _first_word(name: str) -> str:
@@ -384,7 +386,7 @@ def _first_word(name: str) -> str:
 def _saved_dataset_files(folder: Path) -> list[str]:
     """Return the names of the files in a folder that `Dataset.save_to_disk` wrote."""
     state_path = folder / "state.json"
-    state = _bytes(state_path, follow=False)
+    state = _read_bytes(state_path, follow=False)
     try:
         names = [str(item["filename"]) for item in json_file.parse_object(state, str(state_path))["_data_files"]]
     except (FormatError, KeyError, TypeError) as error:

@@ -62,27 +62,27 @@ def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) 
         chat = _Chat([*prompt, *completion], record.get("tools"), tokenizer, where)
         return chat.example(loss, first=len(prompt))
     if isinstance(prompt, str) and isinstance(completion, str):
-        return _pair(prompt, completion, tokenizer, loss)
+        return _encode_pair(prompt, completion, tokenizer, loss)
     if isinstance(record.get("instruction"), str):
         return _encode_instruction(record, tokenizer, loss, where)
-    ids = [*start_of(record["text"], tokenizer), *_stop(tokenizer)]
+    ids = [*start_of(record["text"], tokenizer), *_stop_ids(tokenizer)]
     return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
 
 
 def start_of(text: str, tokenizer: Any) -> list[int]:
     """Return the ids of a text that continues, without the end mark that some tokenizers add."""
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
-    stop = _stop(tokenizer)
+    stop = _stop_ids(tokenizer)
     # Only an end mark that the tokenizer added is removed, not one that the text ends with.
     if stop and ids[-1:] == stop and tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-1:] != stop:
         return ids[:-1]
     return ids
 
 
-def _pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
+def _encode_pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
     question = start_of(prompt, tokenizer)
     # The prompt and the completion are tokenized separately, so that no token spans both and belongs to neither.
-    answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop(tokenizer)]
+    answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop_ids(tokenizer)]
     trained = [loss == "all"] * len(question) + [True] * len(answer)
     return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
 
@@ -99,7 +99,7 @@ def _encode_instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, lo
             *([f"### Input:\n{input_text}"] if input_text else []),
             "### Response:",
         ]
-        return _pair("\n\n".join(sections), output, tokenizer, loss)
+        return _encode_pair("\n\n".join(sections), output, tokenizer, loss)
     turns = [
         *([{"role": "system", "content": system}] if system else []),
         {"role": "user", "content": f"{instruction}\n\n{input_text}" if input_text else instruction},
@@ -113,7 +113,7 @@ def has_chat_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def _stop(tokenizer: Any) -> list[int]:
+def _stop_ids(tokenizer: Any) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
@@ -227,7 +227,7 @@ class _Chat:
         head, end = self._content(text, number)
         before = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
         prompted = self._render(before, prompt=True)
-        generation_prompt = prompted[_common(prompted, self._render(before)) :]
+        generation_prompt = prompted[_common_prefix_length(prompted, self._render(before)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content(text, number - 1)[1] if number else 0
         # A template may open a thought for the next answer that it does not write in earlier turns.
@@ -248,7 +248,10 @@ class _Chat:
             marked_text = self._render([*self._messages[:number], marked, *self._messages[number + 1 :]])
             if mark not in marked_text:
                 raise self._not_located_error()
-            head, tail = min(head, _common(text, marked_text)), min(tail, _common(text[::-1], marked_text[::-1]))
+            head, tail = (
+                min(head, _common_prefix_length(text, marked_text)),
+                min(tail, _common_prefix_length(text[::-1], marked_text[::-1])),
+            )
         if head + tail > len(text):
             raise self._not_located_error()
         return head, len(text) - tail
@@ -282,7 +285,7 @@ class _Chat:
         return chat_template.render(self._tokenizer, formed, where=self._where, tools=self._tools, prompt=prompt)
 
 
-def _common(text: str, other_text: str) -> int:
+def _common_prefix_length(text: str, other_text: str) -> int:
     """Return the length of the common prefix of two texts."""
     if text == other_text:
         return len(text)

@@ -23,17 +23,17 @@ def checked(messages: Iterable[Any], where: str) -> list[dict[str, Any]]:
     Raises:
         FormatError: A message lacks its role or content, its content is not text, or its weight is neither 0 nor 1.
     """
-    return [_checked(message, where) for message in messages]
+    return [_normalize_message(message, where) for message in messages]
 
 
-def _checked(message: Any, location: str) -> dict[str, Any]:
+def _normalize_message(message: Any, location: str) -> dict[str, Any]:
     # In a Parquet table, every message has the keys of all messages; those that it lacks are null.
     fields = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
     calls = fields.get("tool_calls") or []
     if not isinstance(fields.get("role"), str) or not ("content" in fields or calls):
         raise FormatError(location, 'a message needs "role" and "content"')
     fields["weight"] = _weight(fields, location)
-    fields["content"] = _text(fields.get("content", ""), location)
+    fields["content"] = _content_text(fields.get("content", ""), location)
     if calls:
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise FormatError(location, '"tool_calls" is not a list of calls')
@@ -49,7 +49,7 @@ def _weight(message: Message, location: str) -> int:
     return int(weight)
 
 
-def _text(content: Any, location: str) -> str:
+def _content_text(content: Any, location: str) -> str:
     """Return the content of a message as text; it may be a list of parts (OpenAI's API, "Chat Completions")."""
     if isinstance(content, str):
         return content
@@ -142,7 +142,7 @@ def is_written(message: Message, text: str) -> bool:
     White space does not count, and neither do fractions, booleans and nulls, which have several notations.
     """
     collapsed_text = _collapse_whitespace(text)
-    return all(any(_collapse_whitespace(form) in collapsed_text for form in forms) for forms in _said(message))
+    return all(any(_collapse_whitespace(form) in collapsed_text for form in forms) for forms in _answer_parts(message))
 
 
 def thought_of(message: Message) -> str:
@@ -157,7 +157,7 @@ def writes_thought(message: Message, text: str) -> bool:
     return _collapse_whitespace(thought_of(message)) in _collapse_whitespace(text)
 
 
-def _said(message: Message) -> Iterator[tuple[str, ...]]:
+def _answer_parts(message: Message) -> Iterator[tuple[str, ...]]:
     """Yield each part of an answer, in all notations that count as the same."""
     yield (message["content"].rpartition(_THOUGHT_END)[2],)
     for call in message.get("tool_calls", ()):

@@ -166,7 +166,7 @@ def pack(
         sizes = np.minimum(tokens.documents["length"][order], sequence // 2)
         starts = tokens.starts[order]
     else:
-        starts, sizes = _windows(tokens, order, sequence, cut=not pack_rows)
+        starts, sizes = _row_parts(tokens, order, sequence, cut=not pack_rows)
     group_size = 2 if pairs else 1
     units = sizes.reshape(-1, group_size).sum(axis=1)
     # Without packing, every unit has the row of its number.
@@ -179,7 +179,7 @@ def pack(
     return Packed(tokens.marked, starts[chosen], sizes[chosen], np.concatenate([[0], np.cumsum(counts)]), sequence)
 
 
-def _windows(tokens: Tokens, order: np.ndarray, sequence: int, *, cut: bool) -> tuple[np.ndarray, np.ndarray]:
+def _row_parts(tokens: Tokens, order: np.ndarray, sequence: int, *, cut: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return starts and sizes of the parts of documents that fit into a row.
 
     They are the first part of each document, and unless `cut` the other parts of running text.

@@ -52,12 +52,12 @@ def canonical(record: Record, location: str, columns: Mapping[str, str] | None =
         FormatError: A value has the wrong type.
     """
     if columns:
-        record = _renamed(record, location, columns)
+        record = _rename_columns(record, location, columns)
     for shape in SHAPES:
         if all(record.get(key) is not None for key in shape.keys):
             return shape.name, shape.make(record, location)
     hint = 'Say what they are, like [data] columns = {prompt = "…", completion = "…"}; the known names are ' + ", ".join(_KEYS)
-    raise ColumnsError(location, f"its keys have no known meaning: {_listed(record)}" if record else "it has no keys", hint)
+    raise ColumnsError(location, f"its keys have no known meaning: {_key_list(record)}" if record else "it has no keys", hint)
 
 
 def pair(record: Record, location: str, columns: Mapping[str, str] | None = None) -> Record:
@@ -66,14 +66,14 @@ def pair(record: Record, location: str, columns: Mapping[str, str] | None = None
     Without a separate prompt, the common beginning of the sides is their prompt.
     """
     if columns:
-        record = _renamed(record, location, columns)
+        record = _rename_columns(record, location, columns)
     if any(record.get(side) is None for side in SIDES):
-        raise ColumnsError(location, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_listed(record)}")
+        raise ColumnsError(location, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_key_list(record)}")
     # Each side is converted as if it were the chosen one.
     sides = [_preference_record({**record, "chosen": record[side]}, location) for side in SIDES]
     for key in ("messages", "text"):
         if all(key in side for side in sides):
-            sides = _split_common_prompt([side[key] for side in sides], _kept(record, "tools"))
+            sides = _split_common_prompt([side[key] for side in sides], _present_fields(record, "tools"))
     return dict(zip(SIDES, sides, strict=True))
 
 
@@ -96,7 +96,7 @@ def check_columns(columns: Mapping[str, str], location: str) -> None:
             raise UsageError(location, f"{key[:80]!r} has no known meaning", f"The known names are {', '.join(_KEYS)}")
 
 
-def _listed(record: Record) -> str:
+def _key_list(record: Record) -> str:
     ellipsis = ", …" if len(record) > _MAX_LISTED_KEYS else ""
     return ", ".join(f'"{str(key)[:40]}"' for key in [*record][:_MAX_LISTED_KEYS]) + ellipsis
 
@@ -106,10 +106,10 @@ def is_known(record: Record) -> bool:
     return any(all(record.get(key) is not None for key in shape.keys) for shape in SHAPES)
 
 
-def _renamed(record: Record, location: str, columns: Mapping[str, str]) -> Record:
+def _rename_columns(record: Record, location: str, columns: Mapping[str, str]) -> Record:
     missing = [name for key, name in columns.items() if key not in _OPTIONAL and name not in record]
     if missing:
-        raise ColumnsError(location, f'has no "{missing[0][:80]}", which [data] columns names', f"It has {_listed(record)}")
+        raise ColumnsError(location, f'has no "{missing[0][:80]}", which [data] columns names', f"It has {_key_list(record)}")
     return {key: record[name] for key, name in columns.items() if name in record}
 
 
@@ -136,22 +136,22 @@ def _list_field(record: Record, key: str, location: str) -> list[Any]:
     return value
 
 
-def _turns(turns: Iterable[Any], location: str) -> list[Any]:
+def _with_roles(turns: Iterable[Any], location: str) -> list[Any]:
     """Return messages with `role` and `content`, converting those with `from` and `value`."""
-    return [_turn(turn, location) for turn in turns]
+    return [_with_role(turn, location) for turn in turns]
 
 
-def _turn(turn: Any, location: str) -> Any:
+def _with_role(turn: Any, location: str) -> Any:
     # Anything else is in the usual form, or `messages` reports what is wrong with it.
     if not isinstance(turn, dict) or "from" not in turn or "role" in turn:
         return turn
     role = _ROLES.get(str(turn["from"]).lower())
     if role is None:
         raise FormatError(location, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
-    return {"role": role, "content": _text(turn, "value", location), **_kept(turn, "weight", "train")}
+    return {"role": role, "content": _text(turn, "value", location), **_present_fields(turn, "weight", "train")}
 
 
-def _kept(record: Record, *keys: str) -> dict[str, Any]:
+def _present_fields(record: Record, *keys: str) -> dict[str, Any]:
     return {key: record[key] for key in keys if record.get(key) is not None}
 
 
@@ -163,8 +163,8 @@ def _text_record(record: Record, location: str) -> Record:
     return record
 
 
-def _conversation(record: Record, location: str) -> Record:
-    return {**record, "messages": _turns(_list_field(record, "messages", location), location)}
+def _conversation_record(record: Record, location: str) -> Record:
+    return {**record, "messages": _with_roles(_list_field(record, "messages", location), location)}
 
 
 def _prompt_record(record: Record, location: str) -> Record:
@@ -176,9 +176,12 @@ def _prompt_record(record: Record, location: str) -> Record:
 
 def _sharegpt_record(record: Record, location: str) -> Record:
     key = "conversations" if record.get("conversations") is not None else "conversation"
-    turns = _turns(_list_field(record, key, location), location)
+    turns = _with_roles(_list_field(record, key, location), location)
     system = _text(record, "system", location) if record.get("system") else ""
-    return {"messages": [*([{"role": "system", "content": system}] if system else []), *turns], **_kept(record, "tools")}
+    return {
+        "messages": [*([{"role": "system", "content": system}] if system else []), *turns],
+        **_present_fields(record, "tools"),
+    }
 
 
 def _instruction_maker(question: str, answer: str, input_key: str = "input") -> Callable[[Record, str], Record]:
@@ -201,20 +204,20 @@ def _preference_record(record: Record, location: str) -> Record:
         if key in ("question", "instruction"):
             return _instruction_maker(key, "chosen")(record, location)
         return _prompt_record({"prompt": record[key], "completion": chosen}, location)
-    turns = _turns([chosen] if isinstance(chosen, dict) else _list_field(record, "chosen", location), location)
+    turns = _with_roles([chosen] if isinstance(chosen, dict) else _list_field(record, "chosen", location), location)
     prompt_turns = record.get(key) if key else None
     # Some data sets repeat the prompt as the first turn of each side.
     if isinstance(prompt_turns, str):
         has_user_turn = any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns)
         prompt_turns = [] if has_user_turn else [{"role": "user", "content": prompt_turns}]
     if prompt_turns:
-        return {"prompt": _turns(prompt_turns, location), "completion": turns, **_kept(record, "tools")}
-    return {"messages": turns, **_kept(record, "tools")}
+        return {"prompt": _with_roles(prompt_turns, location), "completion": turns, **_present_fields(record, "tools")}
+    return {"messages": turns, **_present_fields(record, "tools")}
 
 
 # In order of precedence: shapes that separate answers from questions come before plain text.
 SHAPES = (
-    Shape("conversations", ("messages",), _conversation),
+    Shape("conversations", ("messages",), _conversation_record),
     Shape("prompts with completions", ("prompt", "completion"), _prompt_record),
     Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference_record),
     Shape("Alpaca", ("instruction", "output"), _instruction_maker("instruction", "output")),

@@ -71,7 +71,7 @@ def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
     files_with_split = [(file, "train") for file in train] + [(file, "heldout") for file in heldout]
     count, notes = _count(config, train, tokenizer) if tokenizer is not None else (None, [])
     if heldout and tokenizer is not None:
-        _arranged(config, heldout, tokenizer)
+        _arrange_sample(config, heldout, tokenizer)
     if heldout:
         notes = [*notes, *overlap.note(dataset.shared_passages(train, heldout))]
     return Survey(
@@ -86,7 +86,7 @@ def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
 
 
 def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tuple[Count, list[str]]:
-    sampled, share = _arranged(config, files, tokenizer, config.data.shares)
+    sampled, share = _arrange_sample(config, files, tokenizer, config.data.shares)
 
     def estimate(sampled_number: int) -> int:
         return round(sampled_number / share)
@@ -106,7 +106,7 @@ def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tu
     return count, [*sampled.notes]
 
 
-def _arranged(
+def _arrange_sample(
     config: TrainConfig, files: Sequence[DataFile], tokenizer: Any, shares: Sequence[float] | None = None
 ) -> tuple[dataset.Dataset, float]:
     """Encode documents, or a sample of many, and arrange them in rows; also return their share of the text.

@@ -75,12 +75,12 @@ def parquet(raw: bytes, path: Path) -> Found:
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         # Checked beforehand: a page is unpacked at once, when it is too late to count its rows.
-        if sum(chunk.total_uncompressed_size for chunk in chunks) > _most(len(raw)):
+        if sum(chunk.total_uncompressed_size for chunk in chunks) > _max_unpacked(len(raw)):
             raise _too_large(path, len(raw))
         # Read as dictionaries, a text that is stored once is in memory once, no matter how many cells of a batch repeat it.
         texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
         file = pyarrow.parquet.ParquetFile(io.BytesIO(raw), metadata=metadata, read_dictionary=sorted(texts))
-        yield from _rows(file.iter_batches(_BATCH_ROWS), path, len(raw))
+        yield from _batch_rows(file.iter_batches(_BATCH_ROWS), path, len(raw))
 
 
 def arrow(raw: bytes, path: Path) -> Found:
@@ -89,9 +89,9 @@ def arrow(raw: bytes, path: Path) -> Found:
     with _format_errors(pyarrow, path, "an Arrow file"):
         if raw.startswith(b"ARROW1"):
             file = pyarrow.ipc.open_file(io.BytesIO(raw))
-            yield from _rows((file.get_batch(number) for number in range(file.num_record_batches)), path, len(raw))
+            yield from _batch_rows((file.get_batch(number) for number in range(file.num_record_batches)), path, len(raw))
         else:
-            yield from _rows(pyarrow.ipc.open_stream(io.BytesIO(raw)), path, len(raw))
+            yield from _batch_rows(pyarrow.ipc.open_stream(io.BytesIO(raw)), path, len(raw))
 
 
 READERS: dict[str, Callable[[bytes, Path], Found]] = {
@@ -120,8 +120,8 @@ def _format_errors(pyarrow: Any, path: Path, kind: str) -> Iterator[None]:
         raise FormatError(str(path), f"not {kind} ({' '.join(str(error).split())[:200]})") from error
 
 
-def _rows(batches: Iterable[Any], path: Path, size: int) -> Found:
-    number, remaining = 0, _most(size)
+def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> Found:
+    number, remaining = 0, _max_unpacked(size)
     for batch in batches:
         names = batch.schema.names
         if len(set(names)) < len(names):
@@ -129,27 +129,27 @@ def _rows(batches: Iterable[Any], path: Path, size: int) -> Found:
         for cells in zip(*batch.columns, strict=True):
             number += 1
             row = {name: cell.as_py() for name, cell in zip(names, cells, strict=True)}
-            remaining -= _ROW_BYTES + _size(row)
+            remaining -= _ROW_BYTES + _approximate_size(row)
             if remaining < 0:
                 raise _too_large(path, size)
             yield f"{path}: row {number}", _without_nulls(row)
 
 
-def _most(size: int) -> int:
+def _max_unpacked(size: int) -> int:
     """Return the number of bytes that a file of `size` bytes may unpack to."""
     return max(_UNPACKED_FREE, _MAX_RATIO * size)
 
 
 def _too_large(path: Path, size: int) -> FormatError:
-    return FormatError(str(path), f"its {size:,} bytes unpack to more than {_most(size):,}")
+    return FormatError(str(path), f"its {size:,} bytes unpack to more than {_max_unpacked(size):,}")
 
 
-def _size(value: Any) -> int:
+def _approximate_size(value: Any) -> int:
     """Return the approximate number of bytes of a value."""
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
+        return sum(map(_approximate_size, value.values()))
     if isinstance(value, list):
-        return sum(map(_size, value))
+        return sum(map(_approximate_size, value))
     return len(value) if isinstance(value, str | bytes) else 8
 
 

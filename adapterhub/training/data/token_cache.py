@@ -33,7 +33,7 @@ from .tokens import Corpus, Encoded, File, Tokens
 FORMAT = 2
 WORTH = 4 << 20  # bytes of text, about a million tokens; less is encoded within seconds and not cached
 _META = "corpus.json"
-_PIECE = 1 << 20  # bytes
+_READ_SIZE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _write(folder: Path, key: Key, encode: Encode) -> None:
     if digests != key.digests:
         raise _ChangedError
     splits = {"train": corpus.train, "heldout": corpus.heldout}
-    meta: dict[str, Any] = {split: encoded and _written(folder, split, encoded) for split, encoded in splits.items()}
+    meta: dict[str, Any] = {split: encoded and _write_split(folder, split, encoded) for split, encoded in splits.items()}
     json_file.write_text(folder / _META, json.dumps({**meta, "shared": corpus.shared}))
 
 
@@ -138,7 +138,7 @@ def _folder(cache: Path, key: Key) -> Path:
     return cache / "tokens" / key.name
 
 
-def _written(folder: Path, split: str, encoded: Encoded) -> dict[str, Any]:
+def _write_split(folder: Path, split: str, encoded: Encoded) -> dict[str, Any]:
     np.save(folder / f"{split}-documents.npy", encoded.tokens.documents)
     return {
         "files": [asdict(file) for file in encoded.files],
@@ -162,6 +162,6 @@ def _checksum(path: Path) -> int:
     """Return the CRC-32 of a file, reading it in pieces."""
     checksum = 0
     with open_regular(path) as file:
-        while piece := file.read(_PIECE):
+        while piece := file.read(_READ_SIZE):
             checksum = zlib.crc32(piece, checksum)
     return checksum

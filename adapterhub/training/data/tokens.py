@@ -24,7 +24,7 @@ _COLUMNS = np.dtype([
     ("digest", np.uint64), ("length", np.int64), ("trained", np.int64), ("first", np.int64), ("answers", np.int32),
     ("unwritten", np.int32), ("joint", np.bool_), ("thoughtless", np.bool_), ("stopped", np.bool_),
 ])  # fmt: skip
-_PIECE = 1 << 20  # bytes
+_BUFFER_SIZE = 1 << 20  # bytes
 _END_TOKENS = 3  # at the end of an answer, among which its stop token is; a line break or another mark may follow it
 
 
@@ -72,11 +72,11 @@ def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: P
     """
     marked = array.array("I")
     if out is None:
-        documents = np.fromiter(_lines(examples, stops, marked.frombytes), _COLUMNS)
+        documents = np.fromiter(_document_lines(examples, stops, marked.frombytes), _COLUMNS)
         return Tokens(np.frombuffer(marked, np.uint32), documents)
-    with open(out, "wb", buffering=_PIECE) as file:
+    with open(out, "wb", buffering=_BUFFER_SIZE) as file:
         file.write(_npy_header(0))
-        documents = np.fromiter(_lines(examples, stops, file.write), _COLUMNS)
+        documents = np.fromiter(_document_lines(examples, stops, file.write), _COLUMNS)
         count = (file.tell() - len(_npy_header(0))) // np.dtype(np.uint32).itemsize
         file.seek(0)
         file.write(_npy_header(count))
@@ -94,7 +94,7 @@ def _npy_header(count: int) -> bytes:
     return header.getvalue()
 
 
-def _lines(
+def _document_lines(
     examples: Iterable[tuple[Example, bytes]], stops: Set[int], write: Callable[[bytes], object]
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the line of each example in `Tokens.documents`, and write its tokens."""

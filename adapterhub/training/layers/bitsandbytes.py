@@ -70,7 +70,7 @@ def read(name: str, tensor: ReadTensor, state: str, location: str) -> NF4:
             f"{location}: {name}", f"has block sizes {block} and {nested_block}; only {BLOCK} and {NESTED_BLOCK} are supported"
         )
     _check_code_book(f"{name}.quant_map", tensor, nf4.CODE, location)
-    matrix = NF4(_bytes(name, tensor), torch.from_numpy(tensor(f"{name}.absmax")).view(-1), None, None, shape)
+    matrix = NF4(_packed_bytes(name, tensor), torch.from_numpy(tensor(f"{name}.absmax")).view(-1), None, None, shape)
     if offset is not None:
         _check_code_book(f"{name}.nested_quant_map", tensor, nf4.dynamic_map(), location)
         nested = torch.from_numpy(tensor(f"{name}.nested_absmax")).view(-1)
@@ -79,7 +79,7 @@ def read(name: str, tensor: ReadTensor, state: str, location: str) -> NF4:
     return matrix
 
 
-def _bytes(name: str, tensor: ReadTensor) -> Any:
+def _packed_bytes(name: str, tensor: ReadTensor) -> Any:
     # bnb_4bit_quant_storage may be any dtype of whole bytes; the bytes of the codes are the same.
     return torch.from_numpy(np.ascontiguousarray(tensor(name)).reshape(-1).view(np.uint8))
 

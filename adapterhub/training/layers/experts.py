@@ -138,7 +138,7 @@ def register() -> str:
     """Register `_run_experts` with transformers, and return its name for a config's `_experts_implementation`."""
     from transformers.integrations.moe import ExpertsInterface
 
-    ExpertsInterface.register(NAME, _experts)
+    ExpertsInterface.register(NAME, _run_experts)
     return NAME
 
 
@@ -153,7 +153,7 @@ def stacks(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def _run_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """Run experts as `integrations/moe.py` requires: states are `(tokens, d)`, ids and weights of experts `(tokens, k)`."""
     expert_ids = top_k_index.reshape(-1)
     # A token occurs once for each of its experts. Sorted by expert, the rows of each are contiguous.

@@ -87,7 +87,9 @@ def quantize(weight: Tensor, location: str = "weight") -> NF4:
             chunk = torch.nn.functional.pad(chunk, (0, -chunk.numel() % BLOCK))
         blocks = chunk.view(-1, BLOCK)
         block_magnitudes = blocks.abs().amax(dim=1)
-        codes = _nearest(_quotients(blocks, block_magnitudes, partial=min(count - start, _CHUNK_WEIGHTS) % BLOCK)).view(-1, 2)
+        codes = _nearest_codes(_quotients(blocks, block_magnitudes, partial=min(count - start, _CHUNK_WEIGHTS) % BLOCK)).view(
+            -1, 2
+        )
         pairs = (codes[:, 0] << 4) | codes[:, 1]
         first_byte = start // 2
         packed[first_byte : first_byte + pairs.numel()] = pairs[: packed.numel() - first_byte]
@@ -117,7 +119,7 @@ def _code_midpoints() -> tuple[float, ...]:
     return tuple(((CODE[:-1] + CODE[1:]) / 2).tolist())
 
 
-def _nearest(quotients: Tensor) -> Tensor:
+def _nearest_codes(quotients: Tensor) -> Tensor:
     """Return the index of the nearest code, uint8: the number of midpoints below. Fifteen comparisons beat a search here."""
     codes = torch.zeros(quotients.shape, dtype=torch.uint8)
     for bound in _code_midpoints():
@@ -147,12 +149,12 @@ def _quantize_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
     largest = blocks.abs().amax(dim=1)
     quotients = (blocks * (1.0 / largest.clamp(min=1e-38).unsqueeze(1))).clamp_(-1, 1)
     steps = ((quotients + 1) * (0.5 * 65535) + 0.5).int()
-    codes = torch.where(largest.unsqueeze(1) > 0, _steps()[steps], 0)
+    codes = torch.where(largest.unsqueeze(1) > 0, _nearest_index_table()[steps], 0)
     return codes.view(-1)[:count], largest
 
 
 @cache
-def _steps() -> Tensor:
+def _nearest_index_table() -> Tensor:
     """Return the index of the nearest of the 256 values for each of the 65536 steps, uint8."""
     steps = torch.arange(65536, dtype=torch.float64).mul_(2 / 65535).sub_(1).float()
     codes = dynamic_map()

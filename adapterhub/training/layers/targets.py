@@ -27,9 +27,9 @@ def resolve(
     """
     paths = [*tables, *linears, *stacks]
     setting = config.targets
-    targets = list(linears) if setting == "all-linear" else _named(setting, paths, f"{location}: [lora] targets")
+    targets = list(linears) if setting == "all-linear" else _matching_paths(setting, paths, f"{location}: [lora] targets")
     if config.exclude:
-        excluded = set(_named(config.exclude, paths, f"{location}: [lora] exclude"))
+        excluded = set(_matching_paths(config.exclude, paths, f"{location}: [lora] exclude"))
         targets = [path for path in targets if path not in excluded]
     if config.layers is not None:
         targets = _in_layers(config.layers, targets, f"{location}: [lora] layers")
@@ -40,7 +40,7 @@ def resolve(
     return targets
 
 
-def _named(setting: str | Sequence[str], paths: Sequence[str], location: str) -> list[str]:
+def _matching_paths(setting: str | Sequence[str], paths: Sequence[str], location: str) -> list[str]:
     if isinstance(setting, str):
         # A text is a module name if it matches as one; only otherwise is it a regular expression.
         if any(_matches(path, setting) for path in paths):

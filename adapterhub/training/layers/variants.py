@@ -39,7 +39,7 @@ class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         x, lora_A, lora_B, magnitude, weight, squares, factor = inputs
         W = dense(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
-        norm = _norm(W @ A.t(), lora_A, lora_B, squares, factor)
+        norm = _row_norms(W @ A.t(), lora_A, lora_B, squares, factor)
         xA = x @ A.t()
         y = (x @ W.t()).addmm_(xA, B.t(), alpha=factor).mul_((magnitude / norm).to(x.dtype))
         ctx.save_for_backward(x, xA, A, B, magnitude, norm)
@@ -60,7 +60,7 @@ class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         return dx, dA, dB, d_magnitude, None, None, None
 
 
-def _norm(WA: Tensor, lora_A: Tensor, lora_B: Tensor, squares: Tensor, factor: float) -> Tensor:
+def _row_norms(WA: Tensor, lora_A: Tensor, lora_B: Tensor, squares: Tensor, factor: float) -> Tensor:
     """Return |W + sBA| of each row, float32, from `WA` = W A^T `(out, r)`."""
     cross_terms = (WA.float() * lora_B).sum(dim=1)
     delta_squares = ((lora_B @ (lora_A @ lora_A.t())) * lora_B).sum(dim=1)
@@ -80,7 +80,7 @@ class DoRALinear(LoRALinear):
         super().reset(generator)
         with torch.no_grad():
             WA = dense(self.base, torch.float32) @ self.lora_A.t()
-            self.magnitude.copy_(_norm(WA, self.lora_A, self.lora_B, self.squares, self.scaling))
+            self.magnitude.copy_(_row_norms(WA, self.lora_A, self.lora_B, self.squares, self.scaling))
 
     def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
         arguments = self.lora_A, self.lora_B, self.magnitude, self.base, self.squares, self.scaling

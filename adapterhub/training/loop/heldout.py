@@ -21,7 +21,7 @@ from .loss import logprobs, passes, total, trimmed
 from .preference import evaluate as evaluate_pairs
 from .state import State, best_step, copy_trained
 
-_LARGEST = 700.0  # in nats; the perplexity of a larger loss overflows
+_MAX_LOSS = 700.0  # in nats; the perplexity of a larger loss overflows
 
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
@@ -56,7 +56,7 @@ def log_evaluation(
         pair_metrics = {"accuracy": accuracy, "margin": margin}
     else:
         loss = evaluate(base, heldout, size)
-    if not loss < _LARGEST:
+    if not loss < _MAX_LOSS:
         raise RefusedError(
             "train",
             f"the held-out loss is {loss} at step {state.step}",

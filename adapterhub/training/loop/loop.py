@@ -32,7 +32,7 @@ from .state import State, out_of_patience, restore_trained
 _MAX_SKIPPED = 3  # steps in a row without a finite gradient that are tolerated
 _SETTLED = 10  # the number of steps after which their threads are checked once: by then their time is stable
 _MAX_TRIAL_SECONDS = 10.0  # seconds of a step times threads
-_WORTH = 1.2  # the speed-up from a single thread that is worth a note
+_MIN_GAIN = 1.2  # the speed-up from a single thread that is worth a note
 
 
 def run(
@@ -61,7 +61,9 @@ def run(
             step_start = time.monotonic()
             log_line = advance(base, rows, state, config, steps, preference=preference)
             tokens_per_second = log_line["read"] / max(time.monotonic() - step_start, 1e-9)
-            if state.step == first_step + _SETTLED and (note := _waiting(base, rows, config, time.monotonic() - step_start)):
+            if state.step == first_step + _SETTLED and (
+                note := _slow_threads_note(base, rows, config, time.monotonic() - step_start)
+            ):
                 on_event(Noted(note))
             # In float16, a skipped step is how the loss scale finds its value; only in other dtypes is it worth a note.
             if log_line.pop("skipped", False) and not state.scale.needed:
@@ -172,7 +174,7 @@ def optim_step(state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
     return {**log_line, "gradient_norm": float(norm)}
 
 
-def _waiting(base: Base, rows: Rows | Packed, config: OptimConfig, seconds: float) -> str | None:
+def _slow_threads_note(base: Base, rows: Rows | Packed, config: OptimConfig, seconds: float) -> str | None:
     """Return a note if threads wait for each other so long that one would be faster; `seconds` is the time of a step.
 
     This is tried only if other programs are using the cores, on rows whose evaluation takes seconds; no result depends on it.
@@ -185,7 +187,7 @@ def _waiting(base: Base, rows: Rows | Packed, config: OptimConfig, seconds: floa
     sample = rows.take(np.arange(min(size, len(rows))))
     gain = devices.gain_of_one_thread(lambda: evaluate(base, sample, size))
     finding = f"other programs have some of the cores, and the {count} threads of a step wait for each other"
-    return f"{finding}: with threads = 1 it would be about {gain:.1f} times as fast" if gain > _WORTH else None
+    return f"{finding}: with threads = 1 it would be about {gain:.1f} times as fast" if gain > _MIN_GAIN else None
 
 
 def draw_seed(seed: int, step: int, row: int) -> int:

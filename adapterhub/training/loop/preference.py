@@ -71,7 +71,7 @@ METHODS: dict[str, Callable[[Sums, float, float], tuple[Tensor, Tensor]]] = {"dp
 
 def preference_loss(base: Base, config: PreferenceConfig, pairs: int) -> Loss:
     """Return the loss for rows of a step with `pairs` pairs: the mean over all pairs of the step."""
-    return lambda label_logprobs, rows: _losses(base, config, label_logprobs, rows)[0].sum() / max(1, pairs)
+    return lambda label_logprobs, rows: _pair_losses(base, config, label_logprobs, rows)[0].sum() / max(1, pairs)
 
 
 def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tuple[float, float, float]:
@@ -81,7 +81,7 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
     with torch.no_grad():
         for _, batch in passes(rows, size):
             trimmed_rows = trimmed(batch)
-            losses, margins = _losses(base, config, logprobs(base, trimmed_rows), trimmed_rows)
+            losses, margins = _pair_losses(base, config, logprobs(base, trimmed_rows), trimmed_rows)
             sums.append((losses.sum(), (margins > 0).sum(), margins.sum()))
     base.model.train()
     loss, accuracy, margin = (total(parts) / max(1, count(rows)) for parts in zip(*sums, strict=True))
@@ -92,10 +92,10 @@ def count(rows: Rows) -> int:
     """Return the number of pairs in rows."""
     # A document counts once if it has any label; two documents are a pair.
     labeled = rows.labels != IGNORED
-    return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + _documents(rows))[labeled])) // 2
+    return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + _document_numbers(rows))[labeled])) // 2
 
 
-def _losses(base: Base, config: PreferenceConfig, label_logprobs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+def _pair_losses(base: Base, config: PreferenceConfig, label_logprobs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     """Return losses and margins `(pairs,)` of rows whose label log-probabilities are given."""
     answer_logprobs, answer_lengths = (
         _sums_by_side(label_logprobs, rows),
@@ -113,11 +113,11 @@ def _losses(base: Base, config: PreferenceConfig, label_logprobs: Tensor, rows: 
 
 def _sums_by_side(values: Tensor, rows: Rows) -> Tensor:
     """Return the sums of `values` `(rows, tokens)` over each document, two per pair: `(pairs, 2)`."""
-    documents = _documents(rows)
+    documents = _document_numbers(rows)
     places, width = torch.from_numpy(documents).to(values.device, non_blocking=True), 2 * (int(documents.max()) // 2 + 1)
     return values.new_zeros(len(values), width).scatter_add(1, places, values).view(-1, 2)
 
 
-def _documents(rows: Rows) -> np.ndarray:
+def _document_numbers(rows: Rows) -> np.ndarray:
     """Return the number of each token's document in its row, `(rows, tokens)`."""
     return np.cumsum(rows.positions == 0, axis=1) - 1

@@ -45,7 +45,7 @@ from .base import Base
 from .weights import as_numpy
 
 METHOD = "train"  # the method of a parent in adapter.json
-_PARTS = {
+_FIELDS_OF_DELTA = {
     "lora_A": "lora_A",
     "lora_B": "lora_B",
     "magnitude": "magnitude",
@@ -188,7 +188,7 @@ def put(base: Base, factors: Factors) -> None:
     """Copy the adapter into all trained parameters of the model; ranks and scales are the adapter's."""
     for path, layer in lora_layers(base.model):
         delta: Any = factors.pairs[path]
-        for name, field in _PARTS.items():
+        for name, field in _FIELDS_OF_DELTA.items():
             array, parameter = getattr(delta, field, None), getattr(layer, name, None)
             if array is not None and parameter is not None:
                 rank_dimension = {"lora_A": parameter.ndim - 2, "lora_B": parameter.ndim - 1}.get(name)

@@ -29,18 +29,18 @@ def digest(path: Path, cache: Path | None, compute: Callable[[], Digest] | None 
     if cache is None:
         return compute()
     entry = cache / "digests" / (hashlib.sha256(os.fsencode(path.resolve())).hexdigest() + ".json")
-    state = _state(path)
+    state = _file_state(path)
     cached = _read(entry)
     if cached.get("state") == state and is_hex(str(cached.get("digest")).removeprefix("sha256:")):
         return str(cached["digest"])
     computed = compute()
     # The state is compared again, because the file may have changed while it was hashed.
-    if _state(path) == state and time.time_ns() - max(state["changed"], state["modified"]) > _SETTLED:
+    if _file_state(path) == state and time.time_ns() - max(state["changed"], state["modified"]) > _SETTLED:
         _write(entry, {"path": str(path.resolve()), "state": state, "digest": computed})
     return computed
 
 
-def _state(path: Path) -> dict[str, int]:
+def _file_state(path: Path) -> dict[str, int]:
     try:
         status = path.stat()
     except OSError:

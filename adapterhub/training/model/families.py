@@ -104,7 +104,7 @@ def compute_buffers(model: nn.Module, location: str) -> None:
             for initialized in (module, model_above):
                 if _marked_buffers(module):
                     model_above._init_weights(initialized)
-        _rebuild(module, f"{location}: {path}")
+        _rebuild_buffers(module, f"{location}: {path}")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_meta:
             raise RefusedError(location, f"{name} is not in its files, and transformers computes no value for it")
@@ -121,7 +121,7 @@ def _marked_buffers(module: nn.Module) -> list[str]:
     return [name for name, buffer in module._buffers.items() if buffer is not None and _is_marked(buffer)]
 
 
-def _rebuild(module: nn.Module, location: str) -> None:
+def _rebuild_buffers(module: nn.Module, location: str) -> None:
     """Take the remaining buffers from a new module of the same class, if it is built from its config alone."""
     for name in _marked_buffers(module):
         try:

@@ -44,8 +44,8 @@ def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) 
     import transformers
 
     _check_model_type(document, where)
-    with _guarded(where), tempfile.TemporaryDirectory() as temporary:
-        json_file.write_text(Path(temporary, _CONFIG), json.dumps(_plain(document)))
+    with _transformers_errors(where), tempfile.TemporaryDirectory() as temporary:
+        json_file.write_text(Path(temporary, _CONFIG), json.dumps(_without_code(document)))
         config = transformers.AutoConfig.from_pretrained(temporary, **_LOCAL_OPTIONS)
         config._name_or_path = str(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL_OPTIONS)
@@ -101,7 +101,7 @@ def empty(config: Any, dtype: torch.dtype, *, where: str) -> Any:
     """
     import transformers
 
-    with _guarded(where):
+    with _transformers_errors(where):
         causal_models, vision_models = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
         auto_class = causal_models if type(config) in causal_models._model_mapping else vision_models
         family = auto_class._model_mapping[type(config)]
@@ -131,15 +131,15 @@ def _check_model_type(document: dict[str, Any], location: str) -> None:
     )
 
 
-def _plain(value: Any) -> Any:
+def _without_code(value: Any) -> Any:
     """Return the config without keys that name code or other files."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if not _CODE_KEYS.fullmatch(key)}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_code(item) for key, item in value.items() if not _CODE_KEYS.fullmatch(key)}
+    return [_without_code(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager
-def _guarded(location: str) -> Iterator[None]:
+def _transformers_errors(location: str) -> Iterator[None]:
     """Within the block, block the network, and turn any error of transformers about a base into one line."""
     try:
         with _offline():

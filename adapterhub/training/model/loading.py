@@ -109,7 +109,7 @@ def _build(
         # Sharded block by block while loading, so that no process ever holds all of the base.
         if base.shard and path_of_block:
             nf4.shard(model.get_submodule(path_of_block), device)
-    _fill(model, weights, getattr(torch, base.dtype), device)
+    _fill_parameters(model, weights, getattr(torch, base.dtype), device)
     weights.check_all_used(model)
     families.compute_buffers(model, str(files.path))
     for module in model.modules():
@@ -220,7 +220,7 @@ def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
             module.matrices = tuple(nf4.dense(matrix, dtype) for matrix in module.matrices)
 
 
-def _fill(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+def _fill_parameters(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
     """Read every parameter that is still empty, and buffers that the files contain; tied parameters stay tied."""
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):

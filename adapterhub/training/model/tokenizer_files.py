@@ -50,46 +50,46 @@ def check(folder: Path, read_file: Callable[[str, int], bytes | None]) -> None:
 
 def _check_document(document: Mapping[str, Any], location: str) -> None:
     for key in ("normalizer", "decoder"):
-        growth = math.prod(_growth(component) for component in _parts(document.get(key)))
+        growth = math.prod(_growth(component) for component in _components(document.get(key)))
         if growth > _MAX_GROWTH:
             raise RefusedError(location, f"its {key} can make {growth:,.0f} characters of one", "Use another base")
-    added = sum(map(_added, _parts(document.get("post_processor"))))
+    added = sum(map(_added_tokens, _components(document.get("post_processor"))))
     if added > _MAX_ADDED:
         raise RefusedError(location, f"its post_processor adds {added:,} tokens to every text", "Use another base")
-    word = _of(document.get("model")).get("max_input_chars_per_word")
+    word = _as_mapping(document.get("model")).get("max_input_chars_per_word")
     if isinstance(word, int) and word > _MAX_WORD:
         raise RefusedError(location, f"its model looks up words of {word:,} characters", "Use another base")
 
 
-def _of(value: object) -> Mapping[str, Any]:
+def _as_mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _parts(value: object) -> Iterator[Mapping[str, Any]]:
+def _components(value: object) -> Iterator[Mapping[str, Any]]:
     """Yield the components of a normalizer, a decoder or a post-processor; a sequence may contain further sequences."""
-    mapping = _of(value)
+    mapping = _as_mapping(value)
     nested = [
         components for key in ("normalizers", "decoders", "processors") if isinstance(components := mapping.get(key), list)
     ]
     if mapping and not nested:
         yield mapping
     for component in (component for components in nested for component in components):
-        yield from _parts(component)
+        yield from _components(component)
 
 
 def _growth(component: Mapping[str, Any]) -> float:
     """Return the maximum number of characters that one character becomes."""
     component_type, content = component.get("type"), component.get("content")
     if component_type == "Replace" and isinstance(content, str):
-        literal = _of(component.get("pattern")).get("String")
+        literal = _as_mapping(component.get("pattern")).get("String")
         shortest_match = len(literal) if isinstance(literal, str) else 0  # an expression may match an empty text
         return max(1.0, len(content) / shortest_match) if shortest_match else 1.0 + len(content)
     if component_type == "Precompiled":
-        return _longest(component.get("precompiled_charsmap"))
+        return _longest_text(component.get("precompiled_charsmap"))
     return _GROWTH_BY_TYPE.get(str(component_type), 1)
 
 
-def _longest(table: object) -> float:
+def _longest_text(table: object) -> float:
     """Return the bytes of the longest text in a SentencePiece table: a length, a trie, and texts that end with NUL."""
     try:
         raw = base64.b64decode(str(table or ""), validate=True)
@@ -99,10 +99,13 @@ def _longest(table: object) -> float:
     return max(1, *map(len, texts.split(b"\0")))
 
 
-def _added(component: Mapping[str, Any]) -> int:
+def _added_tokens(component: Mapping[str, Any]) -> int:
     """Return the number of tokens that a post-processor adds around a text or a pair of texts."""
-    ids = {name: _of(special_token).get("ids") for name, special_token in _of(component.get("special_tokens")).items()}
+    ids = {
+        name: _as_mapping(special_token).get("ids")
+        for name, special_token in _as_mapping(component.get("special_tokens")).items()
+    }
     numbers = {name: len(token_ids) for name, token_ids in ids.items() if isinstance(token_ids, list)}
     pieces = [piece for key in ("single", "pair") if isinstance(template := component.get(key), list) for piece in template]
-    special_names = [str(_of(_of(piece).get("SpecialToken")).get("id")) for piece in pieces]
+    special_names = [str(_as_mapping(_as_mapping(piece).get("SpecialToken")).get("id")) for piece in pieces]
     return len(pieces) + sum(numbers.get(name, 1) for name in special_names)

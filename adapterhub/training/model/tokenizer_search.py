@@ -43,8 +43,8 @@ class Search:
         self._where = location
         self._process: limited.Process | None = None
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        components = {name: _state(getattr(backend, name, None)) for name in ("normalizer", "pre_tokenizer")}
-        if unknown_expression := next(_unknown_expressions(_state(getattr(backend, "decoder", None))), ""):
+        components = {name: _parsed_state(getattr(backend, name, None)) for name in ("normalizer", "pre_tokenizer")}
+        if unknown_expression := next(_unknown_expressions(_parsed_state(getattr(backend, "decoder", None))), ""):
             raise RefusedError(location, f"its decoder searches with an unknown expression, {unknown_expression[:60]!r}", _HINT)
         self._unknown_expression = next(_unknown_expressions(components), "")
         self._source = json.dumps(_EMPTY_TOKENIZER | components)
@@ -72,7 +72,7 @@ class Search:
                 raise FormatError(self._where, f"its tokenizer gives up on a text ({str(error)[:200]})", _HINT) from error
 
 
-def _state(component: Any) -> Any:
+def _parsed_state(component: Any) -> Any:
     return json_file.parse(component.__getstate__().decode(), "tokenizer.json", memory=None) if component is not None else None
 
 
