@@ -193,20 +193,20 @@ class WebFiles:
 
     def whole(self, name: str, limit: int) -> bytes | None:
         """Return the bytes of a small file, fetched in one request; None if it is missing."""
-        if not self._there(name):
+        if not self._may_exist(name):
             return None
         try:
             return self._client.get(self._address(name), self.label(name), n=limit).body
         except NotFoundError:
             return None
         except ForbiddenError as error:
-            self._refused(name, error)
+            self._note_or_raise(name, error)
             return None
 
-    def _there(self, name: str) -> bool:
+    def _may_exist(self, name: str) -> bool:
         return self._listing is None or name in self._listing
 
-    def _refused(self, name: str, error: ForbiddenError) -> None:
+    def _note_or_raise(self, name: str, error: ForbiddenError) -> None:
         if name in self._needed:
             raise error
         self.notes.append(f"{self.label(name)}: HTTP 403, treated as missing")
@@ -214,7 +214,7 @@ class WebFiles:
     def ranged(self, name: str) -> Ranged | None:
         """Return a reader of byte ranges, or None if the file is missing; the first request brings the size."""
         if name not in self._open:
-            self._open[name] = self._begin(name) if self._there(name) else None
+            self._open[name] = self._begin(name) if self._may_exist(name) else None
         file = self._open[name]
         return None if file is None else Ranged(file.size, file.read_at, self.label(name))
 
@@ -231,7 +231,7 @@ class WebFiles:
         except NotFoundError:
             return None
         except ForbiddenError as error:
-            self._refused(name, error)
+            self._note_or_raise(name, error)
             return None
         listed = self._listing[name].size if self._listing else None
         if listed is not None and listed != file.size:
@@ -307,7 +307,7 @@ class WebFile:
             self._check_unchanged(0, answer)
             return b""
         if answer.status == 206:
-            return self._part(answer, start, n)
+            return self._checked_part(answer, start, n)
         size = answer.number("content-length")
         if answer.status != 200 or size is None:
             missing_length = "the server does not send the length of the file"
@@ -320,7 +320,7 @@ class WebFile:
         # `read_at` and `_extend` expect the bytes that begin at `start`.
         return answer.body[start : start + n]
 
-    def _part(self, answer: Answer, start: int, n: int) -> bytes:
+    def _checked_part(self, answer: Answer, start: int, n: int) -> bytes:
         text = answer.headers.get("content-range", "")
         match = _CONTENT_RANGE.fullmatch(text)
         if not match:

@@ -76,7 +76,7 @@ class _ConfigParser:
         self._problems: Problems[UsageError] = Problems()
         self._reported: set[tuple[str, str]] = set()
         self._document = toml_file.parse(text, location)
-        self._changed: dict[tuple[str, str], str] = {}
+        self._overrides: dict[tuple[str, str], str] = {}
         for change in changes:
             self._apply_override(change)
 
@@ -99,10 +99,12 @@ class _ConfigParser:
             return
         self._reported.add((section, key))
         is_shown = self._problems.count < self._problems.SHOWN  # finding the line of a problem costs a pass over the text
-        self._problems.add(UsageError(self._place(section, key) if is_shown else "", problem, hint, code="invalid-config"))
+        self._problems.add(
+            UsageError(self._problem_location(section, key) if is_shown else "", problem, hint, code="invalid-config")
+        )
 
-    def _place(self, section: str, key: str) -> str:
-        if change := self._changed.get((section, key)):
+    def _problem_location(self, section: str, key: str) -> str:
+        if change := self._overrides.get((section, key)):
             return change[:80]
         # A key that is missing gets the line of its section.
         line = toml_file.line_of(self._text, section, key) or (toml_file.line_of(self._text, "", section) if section else None)
@@ -117,7 +119,7 @@ class _ConfigParser:
                 UsageError(change[:80], "does not set a key", "Write it like train.steps=10", code="invalid-config")
             )
             return
-        self._changed[section, key] = change
+        self._overrides[section, key] = change
         table = self._document.setdefault(section, {})
         # TOML has no bare words; a value such as `none` that does not parse is taken as a text.
         try:

@@ -39,7 +39,7 @@ class Process:
         # The process ends together with this object: neither templates nor tokenizers are ever closed.
         weakref.finalize(self, _end_process, process)
         self._requests, self._answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-        self._first = kind, source
+        self._first_request = kind, source
         self._lock = threading.Lock()
 
     def ask(self, value: Any, seconds: int) -> str:
@@ -54,8 +54,8 @@ class Process:
         """
         # Requests and answers are matched by their order, so threads take turns.
         with self._lock:
-            kind, source = self._first
-            self._first = kind, ""  # the source is sent with the first request only
+            kind, source = self._first_request
+            self._first_request = kind, ""  # the source is sent with the first request only
             try:
                 self._requests.write(json.dumps([seconds, kind, source, value], default=str).encode() + b"\n")
                 self._requests.flush()

@@ -90,7 +90,7 @@ class Trainer:
         # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
             self._spec = spec = files.spec
-            self._settled = resolved = _resolve_auto(config, spec, device, force=force)
+            self._resolved_config = resolved = _resolve_auto(config, spec, device, force=force)
             initial = adapters.read(start, spec) if start else None
             if initial:
                 adapters.check_base(initial, spec, config.base.name)
@@ -214,7 +214,7 @@ class Trainer:
                 self.config, self._spec, self.base, state, record=self._record, context=self._context, out=self._out,
                 parents=self._parents, replace=self._replace,
             )  # fmt: skip
-        report = self._meter.report(self._settled, self._spec, self._device, context=self._context)
+        report = self._meter.report(self._resolved_config, self._spec, self._device, context=self._context)
         if distributed.first():
             # Removed only now that the adapter is written: until then, the checkpoint is the only copy of the work.
             self._path.unlink(missing_ok=True)

@@ -29,26 +29,26 @@ class Meter:
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._mark = time.monotonic()
+        self._last_event_time = time.monotonic()
         self.seconds = 0.0
         self.label_tokens = 0
         self.read = 0
         self._parameters = self._base = 0
-        self._before = 0  # label tokens of the run that was resumed
+        self._resumed_tokens = 0  # label tokens of the run that was resumed
 
     def __call__(self, event: Event) -> None:
         """Handle one event of the trainer."""
         if isinstance(event, Stepped):
-            self.seconds += time.monotonic() - self._mark
-            self.label_tokens = event.tokens - self._before
+            self.seconds += time.monotonic() - self._last_event_time
+            self.label_tokens = event.tokens - self._resumed_tokens
             self.read += event.read
         elif isinstance(event, Ready):
             self._parameters, self._base = event.parameters, event.base_parameters
         elif isinstance(event, Resumed):
-            self._before = event.tokens
+            self._resumed_tokens = event.tokens
         self._on_event(event)
         # Taken after the event was handled: drawing a progress bar or writing a log is not part of a step.
-        self._mark = time.monotonic()
+        self._last_event_time = time.monotonic()
 
     def report(self, config: TrainConfig, spec: BaseSpec, device: torch.device, *, context: float) -> Report:
         """Return a report on the steps that this process ran; `context` is the mean length of a token's document."""

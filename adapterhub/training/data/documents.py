@@ -88,10 +88,10 @@ class Lines(Sequence[Document]):
     """
 
     def __init__(self, path: Path, options: Options, state: tuple[int, int], places: np.ndarray) -> None:
-        self._path, self._options, self._state, self._places = path, options, state, places
+        self._path, self._options, self._state, self._positions = path, options, state, places
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     @overload
     def __getitem__(self, index: int) -> Document: ...
@@ -104,14 +104,14 @@ class Lines(Sequence[Document]):
 
     def take(self, numbers: np.ndarray) -> Lines:
         """Return the documents with these numbers."""
-        return Lines(self._path, self._options, self._state, self._places[numbers])
+        return Lines(self._path, self._options, self._state, self._positions[numbers])
 
     def __iter__(self) -> Iterator[Document]:
         with _open_file(self._path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
             # Positions of lines are only valid for the bytes that were read.
             if _file_state(file) != self._state:
                 raise RefusedError(str(self._path), "changed while it was read", "Start again", code="changed-meanwhile")
-            for start, number in self._places.tolist():
+            for start, number in self._positions.tolist():
                 file.seek(start)
                 location = f"{self._path}:{number}"
                 yield _document(json_file.parse_object(file.readline(), location, memory=None), location, self._options)

@@ -121,7 +121,7 @@ class _Chat:
     """A conversation and the tools it may call, with the template that renders it."""
 
     def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, location: str) -> None:
-        self._tokenizer, self._where = tokenizer, location
+        self._tokenizer, self._location = tokenizer, location
         self._messages = messages.checked(turns, location)
         # The weight is removed, because templates may write all keys of a message.
         self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
@@ -130,7 +130,7 @@ class _Chat:
 
     def example(self, loss: str, first: int = 0) -> Example:
         """Return the conversation as an example; with `completion`, answers from message `first` on are trained on."""
-        text = self._text()
+        text = self._rendered_text()
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoded["input_ids"], np.int64)
         answer_numbers = [
@@ -146,12 +146,12 @@ class _Chat:
         trained = np.zeros(len(ids), bool)
         unwritten, thoughtless = 0, False
         for number in answer_numbers:
-            start, end = self._answer(text, number)
+            start, end = self._answer_span(text, number)
             thoughtless = not messages.writes_thought(self._messages[number], text[:end])
             if messages.is_written(self._messages[number], text[start:end]):
                 trained |= (starts >= start) & (starts < end)
                 if end == len(text):
-                    ids, trained = self._stopped(ids, trained, text)
+                    ids, trained = self._with_next_role(ids, trained, text)
                 elif (next_token := int(np.searchsorted(starts, end))) < len(ids) and self._stops_at(
                     ids[next_token], ids[:next_token]
                 ):
@@ -168,7 +168,7 @@ class _Chat:
         stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
         return int(token) in stops and not stops.intersection(before[-3:].tolist())
 
-    def _stopped(self, ids: np.ndarray, trained: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def _with_next_role(self, ids: np.ndarray, trained: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids and trained flags, extended by the role that would follow the last answer if the model stops there."""
         stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
         if not stops or stops.intersection(ids[-3:].tolist()):
@@ -187,7 +187,7 @@ class _Chat:
             return ids, trained
         return np.append(ids, following), np.append(trained, True)
 
-    def _text(self) -> str:
+    def _rendered_text(self) -> str:
         """Render the conversation in the first form in which the template writes everything that its answers contain."""
         renderings: list[tuple[messages.Form, str]] = []
         failure: FormatError | None = None
@@ -210,7 +210,7 @@ class _Chat:
     def _is_written(message: messages.Message, text: str) -> bool:
         return messages.is_written(message, text) and not messages.has_notation_of_python(message, text)
 
-    def _answer(self, text: str, number: int) -> tuple[int, int]:
+    def _answer_span(self, text: str, number: int) -> tuple[int, int]:
         """Return the start and end of an assistant's turn in the rendered conversation, including its end mark."""
         start, end = self._span_by_prefix(text, number) or self._span_by_mark(text, number)
         return _start_after_empty_thought(text, start, end), end
@@ -224,12 +224,12 @@ class _Chat:
 
     def _span_by_mark(self, text: str, number: int) -> tuple[int, int]:
         """Locate a turn from the end of the generation prompt to the end of the text that closes a turn."""
-        head, end = self._content(text, number)
+        head, end = self._content_span(text, number)
         before = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
         prompted = self._render(before, prompt=True)
         generation_prompt = prompted[_common_prefix_length(prompted, self._render(before)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
-        earliest = self._content(text, number - 1)[1] if number else 0
+        earliest = self._content_span(text, number - 1)[1] if number else 0
         # A template may open a thought for the next answer that it does not write in earlier turns.
         for opening in (generation_prompt, generation_prompt.partition("<think>")[0]):
             at = text.rfind(opening, earliest, head)
@@ -239,7 +239,7 @@ class _Chat:
             return head, end + self._closing_length(text[end:], number)
         raise self._not_located_error()
 
-    def _content(self, text: str, number: int) -> tuple[int, int]:
+    def _content_span(self, text: str, number: int) -> tuple[int, int]:
         """Locate the content of a message: the text that changes with it."""
         head, tail = len(text), len(text)
         # Two different marks: a text that by chance starts or ends like one of them does not do so with the other.
@@ -264,25 +264,25 @@ class _Chat:
             return len(closing)
         start = len(following) - len(following.lstrip())
         # The last turn may end differently from earlier ones; those end with a special token.
-        special = [token for token in self._special if following.startswith(token, start)]
+        special = [token for token in self._special_texts if following.startswith(token, start)]
         if not special:
             raise self._not_located_error()
         return start + max(map(len, special))
 
     @property
-    def _special(self) -> set[str]:
+    def _special_texts(self) -> set[str]:
         added = self._tokenizer.added_tokens_decoder.values()
         return {str(token) for token in (*self._tokenizer.all_special_tokens, *added) if str(token).strip()}
 
     def _not_located_error(self) -> RefusedError:
         reason = "the chat template writes earlier turns differently once later ones follow, so the answers cannot be located"
-        return RefusedError(self._where, reason, 'Set loss = "all", or make one example of each answer')
+        return RefusedError(self._location, reason, 'Set loss = "all", or make one example of each answer')
 
     def _render(self, turns: Sequence[messages.Message], *, prompt: bool = False) -> str:
         if not turns:
             return ""
         formed = [self._form(turn) for turn in turns]
-        return chat_template.render(self._tokenizer, formed, where=self._where, tools=self._tools, prompt=prompt)
+        return chat_template.render(self._tokenizer, formed, where=self._location, tools=self._tools, prompt=prompt)
 
 
 def _common_prefix_length(text: str, other_text: str) -> int:

@@ -44,7 +44,7 @@ class Weights(ABC):
     fresh: dict[str, tuple[nf4.NF4, str]] | None = None
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
         self._open = ExitStack()
         self._conversions: dict[str, Conversion] = {}
 
@@ -54,7 +54,7 @@ class Weights(ABC):
         removed_prefixes = tuple(f"{path}." for path in without)
         for name, conversion in self._conversions.items():
             if name.startswith(removed_prefixes):
-                self._taken.update(source for source, _ in conversion.sources)
+                self._used.update(source for source, _ in conversion.sources)
 
     def __contains__(self, name: object) -> bool:
         return name in self._conversions
@@ -93,7 +93,7 @@ class Weights(ABC):
             raise RefusedError(self.where, f"{name}: stored in NF4 only, and its values before quantization are needed")
         if self.dtype(name) not in _FLOATS:
             raise RefusedError(self.where, f"{name}: {self.dtype(name)} {self.shape(name)} is not a float tensor")
-        self._taken.add(name)
+        self._used.add(name)
         return as_torch(self.raw(name))
 
     def nf4(self, name: str, shape: tuple[int, ...], *, transposed: bool = False) -> Any:
@@ -111,7 +111,7 @@ class Weights(ABC):
         if source and stored is not None:
             if stored.shape != (shape[::-1] if transposed else shape):
                 raise RefusedError(self.where, f"{name}: NF4 of shape {stored.shape}, but the model has {shape}")
-            self._taken.add(source)
+            self._used.add(source)
             return stored
         dense = self.take(name, shape)
         dense = dense.t().contiguous() if transposed else dense
@@ -129,11 +129,11 @@ class Weights(ABC):
     def check_all_used(self, model: nn.Module) -> None:
         """Refuse a tensor that no parameter used: the model would not be the one in the files."""
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        unused = sorted(name for name in self.names - self._taken - tied if not name.endswith(_COMPUTED_BUFFERS))
+        unused = sorted(name for name in self.names - self._used - tied if not name.endswith(_COMPUTED_BUFFERS))
         if unused:
             raise RefusedError(self.where, f"tensor {unused[0]!r} belongs to no parameter of the model")
         # A tied tensor may be stored twice; then both copies have to be equal.
-        for name in sorted((self.names - self._taken) & tied):
+        for name in sorted((self.names - self._used) & tied):
             used = model.get_parameter(name)
             if self.shape(name) != tuple(used.shape) or not torch.equal(as_torch(self.raw(name)).to(used), used):
                 problem = (
