@@ -1,9 +1,9 @@
 """QLoRA training on one machine: LoRA layers on an NF4 base, and an adapter with a record of its training.
 
 `trainer` runs a training from its config to the finished folder. The subpackages follow the order in which things happen:
-`config`; `model`, the base with its trainable `layers`; `data`, from files to rows of tokens; `loop`, the steps; `artifacts`,
-the files that are written. `cost` predicts and measures time and memory; `outlook` previews data and steps; `evaluation`
-compares an adapter with its base. Importing this package does not import torch.
+`train_config`; `model`, the base with its trainable `layers`; `data`, from files to rows of tokens; `loop`, the steps;
+`artifacts`, the files that are written. `cost` predicts and measures time and memory; `training_preview` previews data and
+steps; `evaluation` compares an adapter with its base. Importing this package does not import torch.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Trainer:
             self._on_event(Resumed(self.state.step, self.state.tokens, self._path))
 
     def run(self) -> None:
-        """Run all remaining steps, with the config's evaluations and checkpoints; errors are those of `loop.run`."""
+        """Run all remaining steps, with the config's evaluations and checkpoints; errors are those of `training_loop.run`."""
         loop.run(
             self.base, self.rows, self._heldout, self.state, self.config.train,
             steps=self.steps, save=self.save_checkpoint, on_event=self._on_event, preference=self.config.preference,

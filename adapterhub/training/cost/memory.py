@@ -1,7 +1,7 @@
 """The memory that a training will need, computed from the base's headers and the config alone, without torch.
 
-It counts, tensor by tensor, what `lora`, `attention`, `loss` and `loop` save for the backward pass of a block like Llama's;
-`tests/training/test_memory.py` compares it with the peak of real processes.
+It counts, tensor by tensor, what `lora`, `row_attention`, `loss` and `training_loop` save for the backward pass of a block like
+Llama's; `tests/training/test_memory.py` compares it with the peak of real processes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _FRAGMENTATION = 1.15  # of activations: freed memory leaves holes (glibc; 1.1 t
 _MIN_LOGITS, _MAX_LOGITS = 128, 1024  # rows of logits at once; with fewer, a card waits for the output layer's weight
 _LOGITS_SHARE = 64  # of the memory of a card: the share that they may take
 _CUDA_BYTES = 600_000_000  # bytes of a CUDA context and the work space of its libraries
-_MAX_SHORT_ROW = 512  # tokens: in rows up to this length attention saves its probabilities (`attention.LONGEST`)
-_BLOCK = 128  # queries at once in longer rows: `attention.BLOCK`
+_MAX_SHORT_ROW = 512  # tokens: in rows up to this length attention saves its probabilities (`row_attention.LONGEST`)
+_BLOCK = 128  # queries at once in longer rows: `row_attention.BLOCK`
 _BYTES_PER_TEXT_BYTE = 2  # a token takes 4 bytes, and is some 3 bytes of text
 _FULL_FINE_TUNING = 16  # bytes per parameter in float32: the weight, its gradient, two moments of Adam
 

@@ -2,7 +2,7 @@
 
 jinja's sandbox keeps a template from files and from Python's internals, but not from nested loops, from `'a' * 10**10` or from
 a filter that pads to a billion characters. Counting steps inside the interpreter does not stop the last two, which are one step
-each; the limits of a process stop all of them (`limited`).
+each; the limits of a process stop all of them (`process_limits`).
 
 To get the variables that transformers would give a template, transformers renders a template of ours that writes them as JSON.
 """

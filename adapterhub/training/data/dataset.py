@@ -146,7 +146,7 @@ def build(
 
 
 def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None) -> Encoded:
-    """Encode the documents of files; `loss` is `all` or `completion`, `out` a file for their tokens as in `tokens.collect`.
+    """Encode the documents of files; `loss` is `all` or `completion`, `out` a file for their tokens as in `token_arrays.collect`.
 
     Raises:
         FormatError: The chat template refuses conversations.

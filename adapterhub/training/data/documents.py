@@ -1,4 +1,4 @@
-"""Documents of JSON Lines, JSON, plain text and tables, read from a file or a folder of them in the shapes of `shapes`.
+"""Documents of JSON Lines, JSON, plain text and tables, read from a file or a folder of them in the shapes of `record_shapes`.
 
 A file or folder becomes records, each with its location for messages, and one digest of the bytes that were read. All problems
 with its lines are reported at once.

@@ -47,7 +47,7 @@ class Example:
 
 
 def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
-    """Encode one record in a form of `shapes`; `loss` is `all` or `completion`.
+    """Encode one record in a form of `record_shapes`; `loss` is `all` or `completion`.
 
     Long documents are cut into rows later, so the tokenizer's warning about them (`verbose`) is off.
 

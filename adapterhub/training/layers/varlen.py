@@ -2,7 +2,7 @@
 
 On CUDA this is torch's flash attention for sequences of varying lengths, which multiplies only visible pairs and takes memory
 that grows with the tokens, not with their square. Elsewhere the same function is computed one document at a time with the
-products of `attention`: the reference, which tests compare with masked attention.
+products of `row_attention`: the reference, which tests compare with masked attention.
 """
 
 from __future__ import annotations

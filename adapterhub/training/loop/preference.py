@@ -1,7 +1,7 @@
 """Preference losses: DPO, ORPO and SimPO as functions of the summed log-probabilities of both sides.
 
-The documents of a row are pairs, the chosen side before the rejected one (`data.rows`). DPO compares with a reference, the
-base, which is the model itself with deltas scaled by 0, so that no second model is in memory.
+The documents of a row are pairs, the chosen side before the rejected one (`data.packed_rows`). DPO compares with a reference,
+the base, which is the model itself with deltas scaled by 0, so that no second model is in memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The files of a base model on disk: each is opened at most twice, and each digest is computed at most once.
 
-The first opening is for headers, small files and digests, the second for the tensors (`weights`). Other code gets the base's
-`spec` instead of reading its files again.
+The first opening is for headers, small files and digests, the second for the tensors (`base_tensors`). Other code gets the
+base's `spec` instead of reading its files again.
 """
 
 from __future__ import annotations

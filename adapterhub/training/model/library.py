@@ -95,9 +95,9 @@ def _tokenizer_errors(location: str) -> Iterator[None]:
 
 
 def empty(config: Any, dtype: torch.dtype, *, where: str) -> Any:
-    """Build the causal model of `config` without weights, with the attention of `layers.attention` if possible.
+    """Build the causal model of `config` without weights, with the attention of `layers.row_attention` if possible.
 
-    A vision-language model is built as peft users load it; the caller removes its vision parts (`base.remove_vision`).
+    A vision-language model is built as peft users load it; the caller removes its vision parts (`base_model.remove_vision`).
     """
     import transformers
 

@@ -1,8 +1,8 @@
 """The loading of a base model: transformers builds it empty, then it is filled and quantized one tensor at a time.
 
 The model's code comes from transformers, so that every architecture works; its weights never do. Each is read from its file
-(`weights`), quantized if it belongs to a linear layer, and released, or read as it was quantized before (`quantized_cache`). A
-parameter without a tensor, or a tensor without a parameter, is refused by name.
+(`base_tensors`), quantized if it belongs to a linear layer, and released, or read as it was quantized before
+(`quantized_cache`). A parameter without a tensor, or a tensor without a parameter, is refused by name.
 """
 
 from __future__ import annotations

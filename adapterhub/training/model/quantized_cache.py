@@ -55,7 +55,7 @@ class Entry:
 
 
 def entry_of(files: BaseFiles, base: BaseConfig, adapter: LoRAConfig) -> Entry | None:
-    """Return the entry of a base, named by the digests of its weights and config, as `layers.nf4` quantizes them.
+    """Return the entry of a base, named by the digests of its weights and config, as `layers.nf4_matrix` quantizes them.
 
     None without a cache, for a base that is not quantized, and for one that is changed before quantization (`[lora] init`).
     """

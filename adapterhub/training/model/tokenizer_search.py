@@ -2,7 +2,7 @@
 
 Oniguruma, the regular expression library of tokenizers, backtracks. It limits the steps of one match but not the number of
 matches, and cannot be interrupted. The expressions of known tokenizers are known to be fast. Other expressions first get each
-text in a process of their own, which is ended when it takes too long (`limited`).
+text in a process of their own, which is ended when it takes too long (`process_limits`).
 """
 
 from __future__ import annotations
