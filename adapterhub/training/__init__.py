@@ -1,6 +1,6 @@
 """QLoRA training on one machine: LoRA layers on an NF4 base, and an adapter with a record of its training.
 
-`trainer` runs a training from its config to the finished folder. The subpackages follow the order in which things happen:
+`trainer` takes a training run from its config to the finished folder. The subpackages follow the order in which things happen:
 `train_config`; `model`, the base with its trainable `layers`; `data`, from files to rows of tokens; `loop`, the steps;
 `artifacts`, the files that are written. `cost` predicts and measures time and memory; `training_preview` previews data and
 steps; `evaluation` compares an adapter with its base. Importing this package does not import torch.
@@ -96,7 +96,7 @@ def open_trainer(
     cache: Path | None = None,
     replace: bool = False,
 ) -> Iterator[Trainer]:
-    """Load a training whose steps the caller runs, for example with its own loss; takes the arguments of `run`.
+    """Load a training run whose steps the caller runs, for example with its own loss; takes the arguments of `run`.
 
     Example:
         `with open_trainer(config, Path("sql")) as trainer: trainer.forward_backward(next(trainer.batches()))`
@@ -157,7 +157,7 @@ def card_memory(config: TrainConfig) -> int | None:
 
 
 def preview(config: TrainConfig, *, here: bool = True) -> Preview:
-    """Return what a training will read and do. Its data are read and checked, and nothing is trained.
+    """Return what a training run will read and do. Its data are read and checked, and nothing is trained.
 
     Of large data, an evenly spaced sample of the documents is encoded. Counting tokens, steps and time needs the libraries of
     the extra; without them the data are still read and checked. The time is measured on this machine, so it is None unless

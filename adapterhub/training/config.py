@@ -1,4 +1,4 @@
-"""The config of a training as frozen dataclasses, one for each section of the TOML file (`config_file` reads it)."""
+"""The config of a training run as frozen dataclasses, one for each section of the TOML file (`config_file` reads it)."""
 
 from __future__ import annotations
 

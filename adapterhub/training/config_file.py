@@ -1,4 +1,4 @@
-"""Parse the config of a training from TOML: check every key, and report all problems at once with their lines.
+"""Parse the config of a training run from TOML: check every key, and report all problems at once with their lines.
 
 Paths are relative to the file. An unknown key is refused by name: a misspelled `learning_rate` that silently kept its default
 would waste the run.
@@ -43,7 +43,7 @@ _WORD = linear.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """Read the TOML file of a training; `changes` are as in `parse`."""
+    """Read the TOML file of a training run; `changes` are as in `parse`."""
     try:
         text = read_bytes(path, pipe=True).decode()
     except FileNotFoundError as error:
@@ -54,7 +54,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse(text: str, *, folder: Path, where: str, changes: Sequence[str] = ()) -> TrainConfig:
-    """Parse the TOML text of a training.
+    """Parse the TOML text of a training run.
 
     Args:
         folder: The folder that relative paths start from.
@@ -313,7 +313,7 @@ def _check_preference(config: TrainConfig, report_problem: _ReportProblem) -> No
 
 
 def _check_places(config: TrainConfig, report_problem: _ReportProblem) -> None:
-    """Report addresses: a training reads its files from this disk."""
+    """Report addresses: a training run reads its files from this disk."""
     scheme, separator, _ = config.base.path.partition("://")
     if separator and scheme != "hf":
         report_problem("base", "path", "is an address; a training reads a base on this disk or at hf://", "Download it first")

@@ -122,7 +122,7 @@ def _read_file(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
 
 
 def _settings(options: EvaluationOptions, factors: adapters.Factors) -> dict[str, Any]:
-    """Return the settings: each option that is given, else the value of the adapter's training, else a training's default."""
+    """Return the settings: the given options, else the values of the adapter's training, else the usual defaults."""
     config: Any = factors.training.config if factors.training else None
     optim = _table(config, "train")
     recorded = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}

@@ -1,4 +1,4 @@
-"""The events of a training, for progress bars and logs, and the values that go into and come out of one."""
+"""The events of a training run, for progress bars and logs, and the values that go into and come out of one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class InitialAdapter:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory that a training will need, in bytes by purpose; `runtime` is Python with its libraries."""
+    """The memory that a training run will need, in bytes by purpose; `runtime` is Python with its libraries."""
 
     base: int
     adapter: int
@@ -159,7 +159,7 @@ class Untracked:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Settings of an evaluation; None takes the value of the adapter's training, or else a training's default.
+    """Settings of an evaluation; None takes the value of the adapter's training, or else a training run's default.
 
     Attributes:
         tokens: About how many tokens to use, evenly from all of the data; None for all.
@@ -235,7 +235,7 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Report:
-    """The time and memory of a training; only steps of this process count.
+    """The time and memory of a training run; only steps of this process count.
 
     Attributes:
         parameters: The number of trained parameters; the `base_parameters` are frozen.

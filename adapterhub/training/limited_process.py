@@ -1,4 +1,4 @@
-"""The process that runs untrusted parts of a base: a chat template, or the expressions of a tokenizer (started by `process_limits`).
+"""The process, started by `process_limits`, that runs a base's chat template or the expressions of its tokenizer.
 
 Requests come on stdin, answers go to stdout, each a line of JSON. To start in 60 ms, it imports only jinja and the standard
 library, and tokenizers if that is asked for. The environment of a template is that of transformers

@@ -1,4 +1,4 @@
-"""A preview of a training before any of it runs: its data, its steps, and the least time that they take."""
+"""A preview of a training run: its data, its steps, and the least time that they take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .data.survey import Count, Survey, survey
 
 @dataclass(frozen=True)
 class Preview:
-    """The data of a training, and the time of its steps.
+    """The data of a training run, and the time of its steps.
 
     Attributes:
         matmul: Floating-point operations per second of a matrix product on this machine, measured now; None without torch,
@@ -30,7 +30,7 @@ class Preview:
 
 
 def preview(config: TrainConfig, *, can_train: bool, here: bool) -> Preview:
-    """Preview a training as `adapterhub.training.preview` does; `can_train` tells whether the extra is installed."""
+    """Preview a training run as `adapterhub.training.preview` does; `can_train` tells whether the extra is installed."""
     if not can_train or not config.base_path.exists():  # the training downloads its base first
         return Preview(survey(config, None))
     from .model.base_files import BaseFiles

@@ -1,4 +1,4 @@
-"""The trainer, which takes a training from its config to the finished folder."""
+"""The trainer, which takes a training run from its config to the finished folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def opened(
     cache: Path | None = None,
     replace: bool = False,
 ) -> Iterator[Trainer]:
-    """Load a training, and resume it from its checkpoint if there is one; within the block, torch uses the config's threads.
+    """Load a training run and resume it from its checkpoint, if any; within the block, torch uses the config's threads.
 
     Arguments and errors are those of `adapterhub.training.run`.
     """
@@ -128,7 +128,7 @@ class Trainer:
             "versions": finish.versions(thread_count, device),
             "weights": weights,
         }
-        # A checkpoint may only be resumed by a training with the same identity: everything that the result depends on.
+        # A checkpoint may only be resumed by a training run with the same identity: everything that the result depends on.
         identity: dict[str, Any] = {"record": self._record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest}
         identity["parents"] = self._parents
         if config.data.chat_template is not None:
@@ -193,7 +193,7 @@ class Trainer:
         return answers(self.base, [prompt], tokens or self.config.train.sample_tokens)[0]["text"]
 
     def save_checkpoint(self) -> Path:
-        """Write a checkpoint next to the adapter's folder, from which the same training resumes, and return its path."""
+        """Write a checkpoint next to the adapter's folder, from which the same training run resumes, and return its path."""
         checkpoint.save(self._path, self.base.model, self.state, self._run_id, date=self.config.data.date)
         self._on_event(Saved(self.state.step, self._path))
         return self._path

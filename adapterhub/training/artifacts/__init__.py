@@ -1,1 +1,1 @@
-"""The files that a training writes."""
+"""The files that a training run writes."""

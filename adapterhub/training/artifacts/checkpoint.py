@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with the trained parameters, the optimizer's moments and the log so far.
 
 There is no other state: the order of the data follows from the seed and the step. The file identifies its training, so that no
-other training can resume from it.
+other training run can resume from it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
     """Restore model and state from the checkpoint at `path`; return False if there is none.
 
     Raises:
-        ConflictError: It belongs to another training.
+        ConflictError: It belongs to another training run.
         FormatError: It does not fit the model.
     """
     if not path.exists():

@@ -1,4 +1,4 @@
-"""The comparison of a training's memory with the free memory, and with that of other settings."""
+"""The comparison of a training run's memory with the free memory, and with that of other settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SettingChange = tuple[str, str, object]
 
 @dataclass(frozen=True)
 class Alternative:
-    """Alternative settings, as written in the config, with the memory plan of a training that has them."""
+    """Alternative settings, as written in the config, with the memory plan of a training run that has them."""
 
     settings: str
     plan: MemoryPlan
@@ -33,7 +33,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The needs of a training, computed before any of it runs; sizes in bytes.
+    """The needs of a training run, computed in advance; sizes in bytes.
 
     Attributes:
         config: The config with each `auto` decided.
@@ -43,7 +43,7 @@ class Forecast:
         card: The memory of the CUDA device to plan for; None for a CPU.
         full_fine_tuning: The minimum memory for training every parameter in float32.
         alternatives: The same training with one setting changed at a time.
-        misfit: The error of a training that does not fit; None if it fits.
+        misfit: The error of a training run that does not fit; None if it fits.
     """
 
     config: TrainConfig
@@ -62,7 +62,7 @@ class Forecast:
 
 
 def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, card: int | None = None) -> Forecast:
-    """Return what a training on `spec` will need, from its headers alone.
+    """Return what a training run on `spec` will need, from its headers alone.
 
     Args:
         memory: The free bytes; None for those of this machine, or for the whole memory of the card.
@@ -130,7 +130,7 @@ def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int 
 
 
 def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None) -> None:
-    """Refuse a training that does not fit into memory.
+    """Refuse a training run that does not fit into memory.
 
     Args:
         free: The free bytes; None if unknown, which passes.

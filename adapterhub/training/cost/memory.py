@@ -1,4 +1,4 @@
-"""The memory that a training will need, computed from the base's headers and the config alone, without torch.
+"""The memory that a training run will need, computed from the base's headers and the config alone, without torch.
 
 It counts, tensor by tensor, what `lora`, `row_attention`, `loss` and `training_loop` save for the backward pass of a block like
 Llama's; `tests/training/test_memory.py` compares it with the peak of real processes.
@@ -32,7 +32,9 @@ _FULL_FINE_TUNING = 16  # bytes per parameter in float32: the weight, its gradie
 
 
 def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> MemoryPlan:
-    """Return the memory of a training at its peak; `checkpointing = "auto"` counts as false (`budget.resolve_auto` decides it).
+    """Return the memory of a training run at its peak.
+
+    `checkpointing = "auto"` counts as false; `budget.resolve_auto` decides it.
 
     Args:
         card: The memory in bytes of the CUDA device to plan for, which contains neither the data nor the interpreter; None for

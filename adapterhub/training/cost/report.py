@@ -1,4 +1,4 @@
-"""Measurements of a training: time, memory, and the share of the machine's arithmetic that it used.
+"""Measurements of a training run: time, memory, and the share of the machine's arithmetic that it used.
 
 None of them goes into the adapter, whose bytes must not depend on when or where it was trained.
 """
@@ -20,7 +20,7 @@ from .peaks import peak_rate
 
 _MAX_ATTEMPTS = 5
 _SECONDS = 0.5  # for all of them
-_TOKENS, _SIZE = 512, 2048  # a matmul like those of a training: tokens times a square weight
+_TOKENS, _SIZE = 512, 2048  # a matmul like those of a training run: tokens times a square weight
 _CUDA_SIZE = 8192  # tokens and size, on CUDA
 
 

@@ -1,1 +1,1 @@
-"""The data of a training, from files to rows of tokens."""
+"""The data of a training run, from files to rows of tokens."""

@@ -1,4 +1,4 @@
-"""From the files of a training to rows of tokens: held-out documents, mixing by shares, and notes about what is learned."""
+"""From the files of a training run to rows of tokens: held-out documents, mixing by shares, and notes about what is learned."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
     train = arranged(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
     if corpus.heldout is None:
         return train, None
-    # Without a seed: the order of held-out rows must not differ between trainings that are compared.
+    # Without a seed: the order of held-out rows must not differ between training runs that are compared.
     heldout = arranged(corpus.heldout, tokenizer, seed=None, **row_options)
     return train, dataclasses.replace(heldout, shared=corpus.shared)
 
@@ -146,7 +146,7 @@ def build(
 
 
 def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None) -> Encoded:
-    """Encode the documents of files; `loss` is `all` or `completion`, `out` a file for their tokens as in `token_arrays.collect`.
+    """Encode the documents of files; `loss` is `all` or `completion`, and `out` is as in `token_arrays.collect`.
 
     Raises:
         FormatError: The chat template refuses conversations.

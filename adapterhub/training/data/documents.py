@@ -57,7 +57,7 @@ class Options:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Options:
-        """Return the options for the data of a training."""
+        """Return the options for the data of a training run."""
         return cls(config.data.columns, config.data.split_text, bool(config.preference))
 
 

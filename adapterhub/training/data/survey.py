@@ -1,4 +1,4 @@
-"""A survey of the data of a training without training on them: their kind, the number of tokens, the number of steps.
+"""A survey of the data of a training run without training on them: their kind, the number of tokens, the number of steps.
 
 Every file is read and checked. Tokens are counted in all documents, or in an evenly spaced sample of large data; held-out
 documents are encoded only to find their problems.
@@ -56,7 +56,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Survey:
-    """The data of a training; `count` is None without a tokenizer to count with. `notes` are one line each."""
+    """The data of a training run; `count` is None without a tokenizer to count with. `notes` are one line each."""
 
     files: tuple[FileSummary, ...]
     documents: int
@@ -66,7 +66,7 @@ class Survey:
 
 
 def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
-    """Survey the data of a training; errors are those of `dataset.datasets`, except for documents that are not encoded."""
+    """Survey the data of a training run; errors are those of `dataset.datasets`, except for documents that are not encoded."""
     train, heldout = dataset.files(config)
     files_with_split = [(file, "train") for file in train] + [(file, "heldout") for file in heldout]
     count, notes = _count(config, train, tokenizer) if tokenizer is not None else (None, [])
@@ -111,7 +111,7 @@ def _arrange_sample(
 ) -> tuple[dataset.Dataset, float]:
     """Encode documents, or a sample of many, and arrange them in rows; also return their share of the text.
 
-    Errors are those of a training.
+    Errors are those of a training run.
     """
     data = config.data
     files, share = _sample(files)

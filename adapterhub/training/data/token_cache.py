@@ -45,7 +45,7 @@ class Key:
 
 
 def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
-    """Return the cache key for a training's data; None for little data, and for data that can be read once only, as a pipe."""
+    """Return the cache key for a run's data; None for little data, and for data that can be read only once (a pipe)."""
     data = config.data
     paths = [config.resolve(name) for name in (*data.paths, *data.heldout)]
     if not all(path.is_file() or path.is_dir() for path in paths):
@@ -107,7 +107,7 @@ def kept(cache: Path, key: Key, encode: Encode) -> Corpus:
     Errors that `encode` raises about the data are passed on.
     """
     folder = _folder(cache, key)
-    # A cache that cannot be written must not stop a training; another process may have written the same entry.
+    # A cache that cannot be written must not stop a training run; another process may have written the same entry.
     with contextlib.suppress(LocalIOError, OutputExistsError, OSError, _ChangedError):
         cache_folder.remove_unused(folder.parent)
         with atomic.whole(folder) as new:

@@ -134,7 +134,7 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All data of a training; `shared` is the share of the held-out passages that the training documents have too."""
+    """All data of a training run; `shared` is the share of the held-out passages that the training documents have too."""
 
     train: Encoded
     heldout: Encoded | None
