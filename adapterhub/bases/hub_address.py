@@ -41,6 +41,7 @@ class Hub:
             RemoteError: There is a token, and it would be sent to another machine without TLS.
         """
         scheme, host, _ = origin(self.endpoint, self.endpoint, typed=True)
+        # HF_ENDPOINT may point at a plain HTTP server, where others on the way could read the token.
         if self.token and scheme != "https" and not is_loopback(host):
             hint = "Use https, or leave out the token"
             raise RemoteError(

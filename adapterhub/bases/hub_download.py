@@ -118,7 +118,7 @@ def _fetch(place: HubPath, hub: Hub, cache: Path, names: list[str], show: Callab
     from huggingface_hub import errors, utils
 
     class Counting(utils.tqdm):  # type: ignore[misc]
-        """Passes on the bytes of all files, and draws nothing."""
+        """A progress bar that passes on the bytes of all files and draws nothing."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             self._counts = options.get("unit") == "B" and options.get("name") == "huggingface_hub.snapshot_download"

@@ -230,6 +230,7 @@ def _base_tensors(entries: dict[str, tuple[str, list[int]]]) -> dict[str, BaseTe
 
 
 def _is_document(document: dict[str, Any]) -> bool:
+    # A stored document may be damaged or hostile, so every value is checked before it is used.
     notes, packed = document.get("notes"), document.get("packed")
     return (
         all(isinstance(document.get(key), str) for key in _REQUIRED_TEXTS)

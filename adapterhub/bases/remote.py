@@ -118,6 +118,7 @@ def listed(place: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str
 
 def _is_file(entry: object) -> bool:
     name = entry.get("rfilename") if isinstance(entry, dict) else None
+    # Names become parts of URLs and paths, and must not lead out of the model.
     return isinstance(name, str) and name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/"))
 
 

@@ -119,6 +119,7 @@ def answered(
     for adapted in (True, False) if compare else (True,):
         pieces = []
         with engine.started(adapted=adapted, room=len(ids) + max_tokens) as logits_after:
+            # The same seed for both answers, so that they differ only because of the adapter.
             for piece in _answer(engine, logits_after, ids, max_tokens, Sampler(temperature, seed)):
                 count += adapted
                 pieces.append(piece)

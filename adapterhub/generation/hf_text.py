@@ -68,6 +68,7 @@ class Text:
         def piece(token: int) -> str:
             nonlocal start, decoded
             ids.append(token)
+            # The last tokens are decoded with and without the new one; the difference is its text.
             previous_text = self._tokenizer.decode(ids[start:decoded], skip_special_tokens=True)
             text = self._tokenizer.decode(ids[start:], skip_special_tokens=True)
             if text.endswith(_UNFINISHED) and len(ids) - decoded < _MAX_CHARACTER_TOKENS:
@@ -79,6 +80,7 @@ class Text:
 
 
 def _stop_tokens(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    # Bases name their stop tokens in three places, which often differ.
     generation_stops = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
     stop_tokens: set[int] = set()
     for value in (generation_stops, getattr(config, "eos_token_id", None), tokenizer.eos_token_id):

@@ -84,6 +84,7 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
 
 def _failure_reason(log: Sequence[str]) -> str:
     lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
+    # The last line about a failure tells most, except for general ones.
     reasons = (
         line for line in reversed(lines) if ("fail" in line or "error" in line) and not any(v in line for v in _VAGUE_LINES)
     )
@@ -212,6 +213,7 @@ class LlamaCppEngine:
             for i, token in enumerate(ids):
                 batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position + i, 1
                 batch.seq_id[i][0] = 0
+                # Only the logits of the last token are needed.
                 batch.logits[i] = i == len(ids) - 1
             if self._lib.llama_decode(context, batch):
                 raise RefusedError(self.where, f"llama.cpp cannot compute the next token ({_failure_reason(self._log)})")

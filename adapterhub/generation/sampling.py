@@ -28,6 +28,7 @@ class Sampler:
         if self._top_p < 1:
             probabilities[~_likeliest(probabilities, self._top_p)] = 0
         cumulative = probabilities.cumsum()
+        # side="right" skips tokens with probability 0, which share the sum of the token before them.
         return int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
 
 

@@ -62,6 +62,7 @@ class TorchEngine:
         self._text = hf_text.Text(base, path)
         self.where, self.longest = self._text.where, self._text.longest
         self._base, self._adapter = base, stack
+        # Modules that the adapter replaces stay in use until the adapter is turned off.
         self._adapter.enter_context(adapters.replaced(base, factors))
 
     def text_of(self, prompt: Prompt) -> str:

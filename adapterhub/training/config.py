@@ -244,6 +244,7 @@ class TrainConfig:
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 
+# The tables of a config, in the order in which a new one has them.
 SECTIONS: dict[str, type] = {
     "base": BaseConfig,
     "data": DataConfig,

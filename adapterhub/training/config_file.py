@@ -1,4 +1,4 @@
-"""Parse the config of a training run from TOML: check every key, and report all problems at once with their lines.
+"""The parser of a training config in TOML, which checks every key and reports all problems at once with their lines.
 
 Paths are relative to the file. An unknown key is refused by name: a misspelled `learning_rate` that silently kept its default
 would waste the run.

@@ -1,4 +1,4 @@
-"""Evaluate a base with and without an adapter on the same rows, with the same arithmetic and one model in memory."""
+"""The evaluation of a base with and without an adapter: the same rows, the same arithmetic, and one model in memory."""
 
 from __future__ import annotations
 

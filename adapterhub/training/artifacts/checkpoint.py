@@ -98,6 +98,7 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
             for name, parameter in trained_parameters(model):
                 with torch.no_grad():
                     parameter.copy_(as_torch(file.tensor(name)))
+                # A parameter is stored as NAME, its moments as NAME.MOMENT, its best values as NAME.best.
                 moment_names = [
                     key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST_SUFFIX}"
                 ]

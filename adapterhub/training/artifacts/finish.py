@@ -142,6 +142,7 @@ def _write_manifest(
     quantization = base.quantize if base.quantize != "none" else None
     names = {"repo": base.name, "revision": base.revision, "quantization": quantization}
     texts = {"license": card.license, "description": card.description}
+    # Keys without a value are left out, not null.
     declared: dict[str, Any] = {key: value for key, value in texts.items() if value}
     declared["base"] = {key: value for key, value in names.items() if value}
     record = Training(

@@ -59,6 +59,7 @@ def _open_tracker(name: str, config: TrainConfig, out: Path, on_event: OnEvent) 
     location = f"{config.where}: [train] log_to"
     if name not in _KINDS:
         raise UsageError(location, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
+    # A file in the working folder could send the user's key elsewhere, so it is checked before wandb reads it.
     if name == "wandb":
         _check_workspace(location)
     if importlib.util.find_spec(name) is None:

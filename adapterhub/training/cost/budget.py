@@ -101,6 +101,7 @@ def _alternative_configs(config: TrainConfig) -> Iterator[tuple[str, TrainConfig
     on = config.train.checkpointing is not True
     yield f"checkpointing = {str(on).lower()}", _with(config, "train", checkpointing=on)
     kind = "none" if config.base.quantize == "nf4" else "nf4"
+    # Only an NF4 base can be held dense, so `hold` is reset as well.
     yield f'quantize = "{kind}"', _with(config, "base", quantize=kind, hold="quantized")
 
 
@@ -235,5 +236,6 @@ def _left_in_control_group(root: Path) -> int | None:
         if limit != "max":
             used = int((group / "memory.current").read_text())
             statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # Cached files that are not in use are freed when memory is needed.
             return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
     return None

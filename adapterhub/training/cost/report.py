@@ -40,6 +40,7 @@ class Meter:
         """Handle one event of the trainer."""
         if isinstance(event, Stepped):
             self.seconds += time.monotonic() - self._last_event_time
+            # The event counts from the start of the run; the report only covers this process.
             self.label_tokens = event.tokens - self._resumed_tokens
             self.read += event.read
         elif isinstance(event, Ready):

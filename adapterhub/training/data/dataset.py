@@ -1,4 +1,4 @@
-"""From the files of a training run to rows of tokens: held-out documents, mixing by shares, and notes about what is learned."""
+"""The data sets of a training run: from files to rows, with held-out documents, mixing by shares, and notes for the user."""
 
 from __future__ import annotations
 

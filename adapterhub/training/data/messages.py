@@ -87,6 +87,7 @@ def _with_arguments(call: Message, convert: Callable[[Any], Any]) -> dict[str, A
     if "arguments" not in function:
         return dict(call)
     changed = {**function, "arguments": convert(function["arguments"])}
+    # A call is the function itself, or wraps it.
     return changed if function is call else {**call, "function": changed}
 
 
@@ -147,6 +148,7 @@ def is_written(message: Message, text: str) -> bool:
 
 def thought_of(message: Message) -> str:
     """Return the thought of an answer, from its own field or from the content before an end mark; empty if there is none."""
+    # Data sets have several names for the field; otherwise the thought is part of the content.
     separate = message.get("reasoning_content") or message.get("thinking") or message.get("reasoning")
     within, mark, _ = message["content"].rpartition(_THOUGHT_END)
     return separate if isinstance(separate, str) else within.partition("<think>")[2] if mark else ""

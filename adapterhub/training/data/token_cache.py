@@ -73,6 +73,7 @@ def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
         "template": [tokenizer.chat_template, getattr(tokenizer, "template_variables", {})],
         "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
     }
+    # Sorted keys give the same name for the same contents.
     text = json.dumps(document, sort_keys=True, default=str)
     return Key(hashlib.sha256(text.encode()).hexdigest()[:32], digests)
 

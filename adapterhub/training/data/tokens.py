@@ -100,6 +100,7 @@ def _document_lines(
     """Yield the line of each example in `Tokens.documents`, and write its tokens."""
     for example, digest in examples:
         write((example.ids.astype("<u4") | example.trained * TRAINED).tobytes())
+        # Token 0 is never predicted, so the first trained token counts from token 1.
         answer_ids, trained_places = example.ids[example.trained], np.flatnonzero(example.trained[1:])
         first = trained_places[0] + 1 if len(trained_places) else len(example.ids)
         stopped = not stops.isdisjoint(answer_ids[-_END_TOKENS:].tolist())

@@ -61,6 +61,7 @@ def read(name: str, tensor: ReadTensor, state: str, location: str) -> NF4:
         shape = tuple(int(size) for size in document["shape"])
         block, nested_block = document["blocksize"], document.get("nested_blocksize")
         offset = None if nested_block is None else float(document["nested_offset"])
+        # A number such as 1e999 is infinite in Python, which would spread to every weight.
         if offset is not None and not math.isfinite(offset):
             raise ValueError("the offset is not finite")
     except (FormatError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -85,6 +86,7 @@ def _packed_bytes(name: str, tensor: ReadTensor) -> Any:
 
 
 def _check_code_book(name: str, tensor: ReadTensor, code_book: Any, location: str) -> None:
+    # With another code book, the same codes would be other weights.
     if not np.array_equal(tensor(name).reshape(-1), code_book.numpy()):
         raise RefusedError(f"{location}: {name}", "is not the NF4 code book")
 

@@ -86,6 +86,7 @@ class TokenRows(nn.Module):  # type: ignore[misc]
         output = self.table(ids)
         slots = self.slots[ids]
         scale = getattr(self.table, "embed_scale", None)
+        # Ids without a trained row read row 0, which is not used below.
         trained_rows = nn.functional.embedding(slots.clamp(min=0), self.rows).to(output.dtype)
         return torch.where(
             (slots >= 0).unsqueeze(-1), trained_rows if scale is None else trained_rows * scale.to(output.dtype), output

@@ -76,6 +76,7 @@ class Frozen(nn.Module):  # type: ignore[misc]
 
     def __init__(self, weight: Tensor | NF4, bias: Tensor | None) -> None:
         super().__init__()
+        # Not a parameter: it is neither trained nor saved, and NF4 is not a tensor.
         self.base = weight
         self.bias = bias
 
@@ -190,6 +191,7 @@ def _is_plain_linear(layer_class: Any) -> bool:
     if layer_class.forward is nn.Linear.forward:
         return True
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        # Without the `__init__` of the class, which may need a config.
         probe, x = layer_class.__new__(layer_class), torch.randn(5, 3)
         nn.Linear.__init__(probe, 3, 2)
         try:

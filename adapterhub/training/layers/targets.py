@@ -67,6 +67,7 @@ def block(path: str) -> str | None:
 
 def _layer(path: str) -> tuple[int, int] | None:
     """Return the position of the layer number in a path, and the number; a second number is an expert's."""
+    # The number of a layer follows at least two names, as in `model.layers.0`.
     segments = enumerate(path.split(".")[:-1])
     return next(
         (
@@ -99,6 +100,7 @@ def _in_layers(layers: Sequence[int], paths: Sequence[str], location: str) -> li
 
 def _check_used(patterns: Mapping[str, float], paths: Sequence[str], location: str) -> None:
     keys = Patterns(patterns, location)
+    # A pattern that matches nothing is probably misspelled, and would silently have no effect.
     used = {keys.matching(path)[0] for path in paths if keys.matching(path)}
     for pattern in patterns:
         if pattern not in used:

@@ -39,6 +39,7 @@ class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         x, lora_A, lora_B, magnitude, weight, squares, factor = inputs
         W = dense(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
+        # The norm follows from W A^T, so that W + sBA is never built.
         norm = _row_norms(W @ A.t(), lora_A, lora_B, squares, factor)
         xA = x @ A.t()
         y = (x @ W.t()).addmm_(xA, B.t(), alpha=factor).mul_((magnitude / norm).to(x.dtype))
@@ -123,6 +124,7 @@ def initial_factors(
         return maybe_quantized((full - scaling * B @ A).to(weight.dtype)), (A, B)
     base = quantize(weight, where)
     A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
+    # LoftQ alternates: it quantizes what the factors leave, and fits the factors to the error that remains.
     for _ in range(config.init_iterations - 1):
         base = quantize(full - scaling * B @ A, where)
         A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
@@ -132,12 +134,14 @@ def initial_factors(
 def _principal_factors(matrix: Tensor, r: int, scaling: float, *, iterations: int = 0, seed: int = 0) -> Factors:
     """Return A and B, of equal norms, such that `scaling * B A` is the best approximation of rank r."""
     if iterations:
+        # The global generator keeps its state for the code that draws from it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             U, S, V = torch.svd_lowrank(matrix, r, niter=iterations)
         Vh = V.t()
     else:
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    # The square root of each singular value goes to either side, which gives A and B equal norms.
     root = (S[:r] / scaling).sqrt()
     return root.unsqueeze(1) * Vh[:r], U[:, :r] * root
 

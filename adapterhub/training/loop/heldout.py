@@ -32,6 +32,7 @@ def evaluate(base: Base, rows: Rows, size: int) -> float:
         for _, batch in passes(rows, size):
             sums.append(logprobs(base, trimmed(batch)).sum())
     base.model.train()
+    # Divided once at the end, so that each label counts the same, no matter how the rows are divided.
     return -total(sums) / max(1, rows.label_tokens)
 
 

@@ -84,6 +84,7 @@ def restore_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, tensors
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """Return the rate of step `step` (from 0): it rises in the warm-up, then falls toward its floor without reaching it."""
     if step < config.warmup:
+        # The first step has a rate above 0, and the first one after the warm-up the full rate.
         return config.learning_rate * (step + 1) / (config.warmup + 1)
     progress = (step - config.warmup) / max(1, steps - config.warmup)
     schedule = {

@@ -82,6 +82,7 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
         for _, batch in passes(rows, size):
             trimmed_rows = trimmed(batch)
             losses, margins = _pair_losses(base, config, logprobs(base, trimmed_rows), trimmed_rows)
+            # Sums, not means: the passes may have different numbers of pairs.
             sums.append((losses.sum(), (margins > 0).sum(), margins.sum()))
     base.model.train()
     loss, accuracy, margin = (total(parts) / max(1, count(rows)) for parts in zip(*sums, strict=True))

@@ -57,12 +57,14 @@ def evaluations(log: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
 
 def best_step(log: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the step with the lowest held-out loss, the first of several; None without an evaluation."""
+    # Of equal losses, min takes the first; the default is for a log without evaluations.
     return min(evaluations(log), key=lambda evaluation: evaluation[1], default=(None, 0.0))[0]
 
 
 def out_of_patience(log: Sequence[Mapping[str, Any]], patience: int) -> bool:
     """Return whether none of the last `patience` evaluations beat the best one before them; never for a patience of 0."""
     steps = [step for step, _ in evaluations(log)]
+    # An evaluation that is only as good as the best one is no improvement: `best_step` stays with the first.
     return bool(patience and steps) and len(steps) - 1 - steps.index(best_step(log) or 0) >= patience
 
 

@@ -191,6 +191,7 @@ def put(base: Base, factors: Factors) -> None:
         for name, field in _FIELDS_OF_DELTA.items():
             array, parameter = getattr(delta, field, None), getattr(layer, name, None)
             if array is not None and parameter is not None:
+                # The rank may differ from that of the layer; all other dimensions have to agree.
                 rank_dimension = {"lora_A": parameter.ndim - 2, "lora_B": parameter.ndim - 1}.get(name)
                 _check_shape(array.shape, parameter.shape, rank_dimension, f"{factors.where}: {path}", name)
                 setattr(layer, name, _parameter(array, parameter))
@@ -276,6 +277,7 @@ def remove(base: Base) -> None:
         for _, layer in lora_layers(base.model):
             layer.scaling = 0.0
             if isinstance(layer, DoRALinear):
+                # Without a delta, the magnitudes are the norms of the base's rows.
                 layer.magnitude.copy_(layer.squares.sqrt())
         rows = token_rows(base.model)
         if rows is not None:
@@ -304,6 +306,7 @@ def _delta(layer: Any) -> Delta:
     if isinstance(layer, LoRAStack):
         return StackedLowRank(as_numpy(layer.lora_A), as_numpy(layer.lora_B), layer.alpha, layer.rslora, layer.transposed)
     A, B, alpha = layer.lora_A, layer.lora_B, layer.alpha
+    # PiSSA and LoftQ change the base; as a plain LoRA of twice the rank, the adapter fits the unchanged one (`variants`).
     if layer.initial is not None:
         A, B = difference(A, B, layer.initial)
         alpha *= math.sqrt(2) if layer.rslora else 2  # keeps the scaling at twice the rank

@@ -43,6 +43,7 @@ class BaseFiles:
 
     def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path, self.cache = path, cache
+        # Without such a file, only the suffix can tell what was meant.
         self._is_gguf = not path.is_dir() and (path.suffix == ".gguf" or path.is_file())
         self._stack = ExitStack()
         self._files = _OpenFiles(path if path.is_dir() else path.parent, self._stack)

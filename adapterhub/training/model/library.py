@@ -106,8 +106,10 @@ def empty(config: Any, dtype: torch.dtype, *, where: str) -> Any:
         auto_class = causal_models if type(config) in causal_models._model_mapping else vision_models
         family = auto_class._model_mapping[type(config)]
         options = {"attn_implementation": attention.register()} if family._supports_attention_backend else {}
+        # On the meta device, parameters have shapes but no memory.
         with torch.device("meta"):
             model = auto_class.from_config(config, dtype=dtype, trust_remote_code=False, **options)
+    # transformers looks up the implementation of experts by its name in their config.
     name = experts.register()
     for module in model.modules():
         if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):

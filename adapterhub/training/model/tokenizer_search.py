@@ -22,6 +22,7 @@ _SECONDS, _CHARACTERS_PER_SECOND = (
     100_000,
 )  # seconds of processor time for any text, and more for long ones; usual are 5 million characters per second
 _HINT = "Use another base"
+# The components to try are put into a tokenizer without a vocabulary: splitting does not need one.
 _EMPTY_TOKENIZER: dict[str, Any] = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "post_processor": None, "decoder": None,
     "model": {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"},
@@ -58,6 +59,7 @@ class Search:
         if not self._unknown_expression:
             return
         for text in _texts(texts):
+            # Started at the first text, and kept for the next ones.
             process = self._process = self._process or limited.Process("tokenizer", self._source)
             seconds = _SECONDS + len(text) // _CHARACTERS_PER_SECOND
             try:

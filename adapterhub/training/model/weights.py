@@ -51,6 +51,7 @@ class Weights(ABC):
     def bind(self, model: nn.Module, without: Iterable[str] = ()) -> None:
         """Map each parameter and buffer of `model` to its tensors; the parts at `removed_paths` were removed from the model."""
         self._model, self._conversions = model, conversions(model, self.names)
+        # Tensors of removed parts count as used, so that `check_all_used` does not refuse them.
         removed_prefixes = tuple(f"{path}." for path in without)
         for name, conversion in self._conversions.items():
             if name.startswith(removed_prefixes):
@@ -106,6 +107,7 @@ class Weights(ABC):
         """
         self._check(name)
         conversion = self._conversions[name]
+        # Only a parameter that is a single tensor can be taken over in NF4: conversions work on floats.
         source = conversion.sources[0][0] if conversion.converter is None else None
         stored = self.stored_nf4(source) if source else None
         if source and stored is not None:
@@ -261,6 +263,7 @@ class Conversion:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             problem = f"transformers cannot convert {self.sources[0][0]} to it ({str(error).splitlines()[0][:200]})"
             raise FormatError(name, problem) from error
+        # Some operations return a list with a single tensor.
         return converted[0] if isinstance(converted, list) else converted
 
 
@@ -274,6 +277,7 @@ def conversions(model: nn.Module, names: Iterable[str]) -> dict[str, Conversion]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     parameters = model.state_dict()
     sources_by_target: dict[str, list[tuple[str, str | None]]] = {}
+    # In natural order, so that expert 10 follows expert 9 in a stack.
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
         sources_by_target.setdefault(target, []).append((name, pattern))
