@@ -26,20 +26,20 @@ def place_of(text: str) -> HubPath | None:
         return None
 
 
-def find(place: HubPath, cache: Path) -> Path | None:
+def find(hub_path: HubPath, cache: Path) -> Path | None:
     """Return the folder or file of a model in the cache; None if it is not there."""
-    commit = place.revision if hub_layout.is_commit(place.revision) else _commit(place, cache)
-    path = cache / hub_layout.snapshot(place.repo, commit) / place.path if commit else None
+    commit = hub_path.revision if hub_layout.is_commit(hub_path.revision) else _commit(hub_path, cache)
+    path = cache / hub_layout.snapshot(hub_path.repo, commit) / hub_path.path if commit else None
     return path if path is not None and path.exists() else None
 
 
-def _commit(place: HubPath, cache: Path) -> str | None:
+def _commit(hub_path: HubPath, cache: Path) -> str | None:
     """Return the commit that a branch or a tag had when it was last downloaded."""
     # The revision becomes part of a path and must not lead out of the cache.
-    if any(part in ("", ".", "..") for part in place.revision.split("/")):
+    if any(part in ("", ".", "..") for part in hub_path.revision.split("/")):
         return None
     with contextlib.suppress(OSError, UnicodeDecodeError, RefusedError):
-        with open_regular(cache / hub_layout.folder_name(place.repo) / "refs" / place.revision) as ref_file:
+        with open_regular(cache / hub_layout.folder_name(hub_path.repo) / "refs" / hub_path.revision) as ref_file:
             text = ref_file.read(100).decode().strip()
         return text if hub_layout.is_commit(text) else None
     return None

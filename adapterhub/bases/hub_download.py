@@ -29,11 +29,11 @@ _DOCUMENTS = ("README.md", "LICENSE", "NOTICE")
 Show = Callable[[int, int], None]
 
 
-def download(place: HubPath, hub: Hub, cache: Path, *, show: Show | None = None, digests: Path | None = None) -> Path:
-    """Download the files needed for a model, and return its folder or the file that `place` names.
+def download(hub_path: HubPath, hub: Hub, cache: Path, *, show: Show | None = None, digests: Path | None = None) -> Path:
+    """Download the files needed for a model, and return its folder or the file that `hub_path` names.
 
     Args:
-        place: A model, or a GGUF file or a folder in one.
+        hub_path: A model, or a GGUF file or a folder in one.
         hub: The hub and the token for it.
         cache: The cache of huggingface_hub.
         show: Called with the bytes downloaded so far and the total.
@@ -42,43 +42,47 @@ def download(place: HubPath, hub: Hub, cache: Path, *, show: Show | None = None,
     Raises:
         NotFoundError: There is no such model, revision or file.
         RefusedError: Its weights are pickles.
-        UsageError: It has several GGUF files, and `place` does not name one.
+        UsageError: It has several GGUF files, and `hub_path` does not name one.
         RemoteError: The hub did not answer, or refused.
         IntegrityError: A file does not match the hub's listing.
     """
     with contextlib.closing(RangeClient.of(hub)) as client:
-        commit, listing = listed(place, hub, client)
-    names = _names_to_download(place, listing)
-    folder = cache / hub_layout.snapshot(place.repo, commit)
+        commit, listing = listed(hub_path, hub, client)
+    names = _names_to_download(hub_path, listing)
+    folder = cache / hub_layout.snapshot(hub_path.repo, commit)
     # Progress counts only files that are not in the cache yet.
     missing = sum(listing[name].size or 0 for name in names if not (folder / name).exists())
     if missing:
         _fetch(
-            place, hub, cache, names, (lambda downloaded: show(min(downloaded, missing), missing)) if show else lambda _: None
+            hub_path,
+            hub,
+            cache,
+            names,
+            (lambda downloaded: show(min(downloaded, missing), missing)) if show else lambda _: None,
         )
-    elif hub_cache.find(place, cache) is None:  # all files are there, but not the ref: another branch has the same commit
-        _fetch(place, hub, cache, names, lambda _: None)
+    elif hub_cache.find(hub_path, cache) is None:  # all files are there, but not the ref: another branch has the same commit
+        _fetch(hub_path, hub, cache, names, lambda _: None)
     # Files that were in the cache already are verified as well: another program may have downloaded them.
     for name in names:
-        _verify(folder / name, listing[name], place, digests)
-    return folder / place.path
+        _verify(folder / name, listing[name], hub_path, digests)
+    return folder / hub_path.path
 
 
-def _names_to_download(place: HubPath, listing: Mapping[str, Known]) -> list[str]:
+def _names_to_download(hub_path: HubPath, listing: Mapping[str, Known]) -> list[str]:
     """Return the names of the files to download.
 
     These are the named file with its parts, or configuration, tokenizer and safetensors of a folder.
     """
-    if place.path in listing:
-        return _gguf_parts(place.path, listing)
-    prefix = f"{place.path}/" if place.path else ""
+    if hub_path.path in listing:
+        return _gguf_parts(hub_path.path, listing)
+    prefix = f"{hub_path.path}/" if hub_path.path else ""
     names = [name.removeprefix(prefix) for name in listing if name.startswith(prefix)]
     names = [name for name in names if "/" not in name]
     if not names:
-        raise NotFoundError(str(place), "no such file or folder in this model", code="no-such-file")
+        raise NotFoundError(str(hub_path), "no such file or folder in this model", code="no-such-file")
     weights = _weight_names(names)
     if not weights:
-        return [_only_gguf(place, prefix, names, listing)]
+        return [_only_gguf(hub_path, prefix, names, listing)]
     configuration = [name for name in names if name.endswith(_SUFFIXES) and not name.endswith(".safetensors")]
     # Indexes of other weight formats name files that are not downloaded.
     configuration = [name for name in configuration if not name.endswith(".index.json") or name == _INDEX]
@@ -100,19 +104,19 @@ def _gguf_parts(name: str, listing: Mapping[str, Known]) -> list[str]:
     return parts or [name]
 
 
-def _only_gguf(place: HubPath, prefix: str, names: list[str], listing: Mapping[str, Known]) -> str:
+def _only_gguf(hub_path: HubPath, prefix: str, names: list[str], listing: Mapping[str, Known]) -> str:
     gguf_names = [name for name in names if name.endswith(".gguf")]
     if len(gguf_names) == 1:
         return prefix + gguf_names[0]
     if gguf_names:
-        raise UsageError(str(place), f"has {len(gguf_names)} GGUF files", f"Name one, such as {place}/{gguf_names[0]}")
+        raise UsageError(str(hub_path), f"has {len(gguf_names)} GGUF files", f"Name one, such as {hub_path}/{gguf_names[0]}")
     pickles = next((name for name in names if is_pickle_name(name)), None)
     if pickles:
-        raise RefusedError(f"{place}/{pickles}", "a pickle can run code when it is loaded", "Use a model in safetensors")
-    raise NotFoundError(str(place), "not a base model: it has no safetensors and no GGUF file", code="not-a-base")
+        raise RefusedError(f"{hub_path}/{pickles}", "a pickle can run code when it is loaded", "Use a model in safetensors")
+    raise NotFoundError(str(hub_path), "not a base model: it has no safetensors and no GGUF file", code="not-a-base")
 
 
-def _fetch(place: HubPath, hub: Hub, cache: Path, names: list[str], show: Callable[[int], None]) -> None:
+def _fetch(hub_path: HubPath, hub: Hub, cache: Path, names: list[str], show: Callable[[int], None]) -> None:
     """Let huggingface_hub download files into its cache."""
     import huggingface_hub
     from huggingface_hub import errors, utils
@@ -132,8 +136,8 @@ def _fetch(place: HubPath, hub: Hub, cache: Path, names: list[str], show: Callab
 
     try:
         huggingface_hub.snapshot_download(
-            place.repo,
-            revision=place.revision,
+            hub_path.repo,
+            revision=hub_path.revision,
             cache_dir=cache,
             endpoint=hub.endpoint,
             token=hub.checked_token() or False,
@@ -144,20 +148,22 @@ def _fetch(place: HubPath, hub: Hub, cache: Path, names: list[str], show: Callab
     except AdapterhubError:
         raise
     except errors.GatedRepoError as error:
-        raise gated(str(place), "a gated model", anonymous=not hub.token) from error
+        raise gated(str(hub_path), "a gated model", anonymous=not hub.token) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         response = getattr(error, "response", None)  # if there is one, the error's text has its address, which may be signed
         reason = next(iter(str(error).splitlines()), "") if response is None else f"HTTP {response.status_code}"
         problem = f"the download failed ({reason[:200] or type(error).__name__})"
-        raise RemoteError(str(place), problem, "Files that have arrived are kept. Try again") from error
+        raise RemoteError(str(hub_path), problem, "Files that have arrived are kept. Try again") from error
 
 
-def _verify(file: Path, listed: Known, place: HubPath, digests: Path | None) -> None:
+def _verify(file: Path, listed: Known, hub_path: HubPath, digests: Path | None) -> None:
     """Compare a downloaded file with the listing of the hub."""
     if not file.is_file():
-        raise RemoteError(str(place), f"{file.name} is not among what was downloaded", "The model may have changed; try again")
+        raise RemoteError(
+            str(hub_path), f"{file.name} is not among what was downloaded", "The model may have changed; try again"
+        )
     if listed.size is not None and file.stat().st_size != listed.size:
         raise IntegrityError(str(file), f"has {file.stat().st_size} bytes, not the {listed.size} that the hub lists", _HINT)
     if listed.sha256 is not None and digest_cache.digest(file, digests) != listed.sha256:

@@ -39,7 +39,7 @@ class BaseDocument:
     def to_dict(self) -> dict[str, Any]:
         """Return the document as JSON values."""
         spec = self.spec
-        tensors = {kind: getattr(spec, kind) for kind in _TENSOR_TABLES}
+        tensors = {table: getattr(spec, table) for table in _TENSOR_TABLES}
         return {
             "version": VERSION,
             "source": self.source,
@@ -48,8 +48,8 @@ class BaseDocument:
             "model_type": spec.model_type,
             "config": dict(spec.config),
             **{
-                kind: {name: [tensor.dtype, list(tensor.shape)] for name, tensor in tensors_by_name.items()}
-                for kind, tensors_by_name in tensors.items()
+                table: {name: [tensor.dtype, list(tensor.shape)] for name, tensor in tensors_by_name.items()}
+                for table, tensors_by_name in tensors.items()
             },
             "packed": dict(spec.packed),
             "tied": spec.tied,
@@ -243,8 +243,8 @@ def _is_document(document: dict[str, Any]) -> bool:
         and isinstance(packed, dict)
         and all(isinstance(reason, str) for reason in packed.values())
         and all(
-            isinstance(tensors := document.get(kind), dict) and all(map(_is_tensor, tensors.values()))
-            for kind in _TENSOR_TABLES
+            isinstance(tensors := document.get(table), dict) and all(map(_is_tensor, tensors.values()))
+            for table in _TENSOR_TABLES
         )
     )
 

@@ -33,26 +33,26 @@ def read_url(text: str, hub: Hub, *, pauses: Sequence[float] = PAUSES) -> BaseSp
         NotFoundError: There is nothing at the address, or no base.
         RemoteError: The server refused, failed, or gave an invalid answer.
     """
-    place = HubPath.parse(text) if text.lower().startswith(SCHEME) else HubPath.of_page(text, hub)
-    at_hub = place or origin(text, text) == origin(hub.endpoint, hub.endpoint)
+    hub_path = HubPath.parse(text) if text.lower().startswith(SCHEME) else HubPath.of_page(text, hub)
+    at_hub = hub_path or origin(text, text) == origin(hub.endpoint, hub.endpoint)
     client = RangeClient.of(hub, pauses) if at_hub else RangeClient(text, pauses=pauses, proxy=hub.proxy)
     with contextlib.closing(client):
-        spec = _read_hub(place, hub, client) if place else _read_plain(text, client)
+        spec = _read_hub(hub_path, hub, client) if hub_path else _read_plain(text, client)
     return dataclasses.replace(spec, fetched=client.fetched)
 
 
 def _read_plain(url: str, client: RangeClient) -> BaseSpec:
     # The query may be a signature, so names in reports do not include it.
-    parts = urlsplit(url)
-    folder, _, name = parts.path.rpartition("/")
+    url_parts = urlsplit(url)
+    folder, _, name = url_parts.path.rpartition("/")
     if not name.endswith(_FILES):
-        folder, name = parts.path.rstrip("/"), ""
+        folder, name = url_parts.path.rstrip("/"), ""
 
     def address(name: str) -> str:
-        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/{name}", parts.query, ""))
+        return urlunsplit((url_parts.scheme, url_parts.netloc, f"{folder}/{name}", url_parts.query, ""))
 
     def label(name: str) -> str:
-        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/{name}".rstrip("/"), "", ""))
+        return urlunsplit((url_parts.scheme, url_parts.netloc, f"{folder}/{name}".rstrip("/"), "", ""))
 
     files = WebFiles(client, address, label, needed=(name or "config.json",))
     try:
@@ -64,13 +64,13 @@ def _read_plain(url: str, client: RangeClient) -> BaseSpec:
         raise NotFoundError(label(""), problem, "Name a .gguf, a .safetensors or an index.json") from error
 
 
-def _read_hub(place: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
-    """Read the base at a place on a hub; its revision is the commit that `place` currently means."""
-    commit, listing = listed(place, hub, client)
-    folder, name = _split_path(place, listing)
+def _read_hub(hub_path: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
+    """Read the base at a path on a hub; its revision is the commit that the path currently means."""
+    commit, listing = listed(hub_path, hub, client)
+    folder, name = _split_path(hub_path, listing)
     folder_listing = {path.removeprefix(folder): listed for path, listed in listing.items() if path.startswith(folder)}
-    root = f"{hub.endpoint}/{place.repo}/resolve/{commit}/"
-    model = dataclasses.replace(place, path="")
+    root = f"{hub.endpoint}/{hub_path.repo}/resolve/{commit}/"
+    model = dataclasses.replace(hub_path, path="")
     files = WebFiles(
         client,
         lambda name: root + quote(folder + name),
@@ -80,20 +80,20 @@ def _read_hub(place: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
     )
     if not name and "config.json" not in folder_listing:
         raise NotFoundError(
-            str(place), "not a base model: there is no config.json", _weight_file_hint(model, listing), code="not-a-base"
+            str(hub_path), "not a base model: there is no config.json", _weight_file_hint(model, listing), code="not-a-base"
         )
-    return hub_layout.with_name(read_files(files, name), place.repo, commit)
+    return hub_layout.with_name(read_files(files, name), hub_path.repo, commit)
 
 
-def _split_path(place: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
+def _split_path(hub_path: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
     """Return the folder in the model, empty or ending with a slash, and the file in it, empty if none is named."""
-    if place.path in listing:
-        folder, _, name = place.path.rpartition("/")
+    if hub_path.path in listing:
+        folder, _, name = hub_path.path.rpartition("/")
         return (f"{folder}/" if folder else ""), name
-    if place.path and not any(path.startswith(f"{place.path}/") for path in listing):
-        model = dataclasses.replace(place, path="")
-        raise NotFoundError(str(place), "no such file in this model", _weight_file_hint(model, listing), code="no-such-file")
-    return (f"{place.path}/" if place.path else ""), ""
+    if hub_path.path and not any(path.startswith(f"{hub_path.path}/") for path in listing):
+        model = dataclasses.replace(hub_path, path="")
+        raise NotFoundError(str(hub_path), "no such file in this model", _weight_file_hint(model, listing), code="no-such-file")
+    return (f"{hub_path.path}/" if hub_path.path else ""), ""
 
 
 def _weight_file_hint(model: HubPath, listing: Mapping[str, Known]) -> str:
@@ -101,10 +101,10 @@ def _weight_file_hint(model: HubPath, listing: Mapping[str, Known]) -> str:
     return f"Name one of its {len(weight_files)} weight files, such as {model}/{weight_files[0]}" if weight_files else ""
 
 
-def listed(place: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
-    """Return the commit that `place` currently means, and the files of the model by path."""
-    location = str(dataclasses.replace(place, path=""))
-    url = f"{hub.endpoint}/api/models/{place.repo}/revision/{quote(place.revision, safe='')}?blobs=true"
+def listed(hub_path: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
+    """Return the commit that `hub_path` currently means, and the files of the model by path."""
+    location = str(dataclasses.replace(hub_path, path=""))
+    url = f"{hub.endpoint}/api/models/{hub_path.repo}/revision/{quote(hub_path.revision, safe='')}?blobs=true"
     raw = client.get(url, location, n=_MAX_LISTING).body
     try:
         document = json_file.parse_object(raw.decode(), location)

@@ -32,8 +32,8 @@ class Prompt:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The prompt as a conversation."""
-        before = [{"role": "system", "content": self.system}] if self.system is not None else []
-        return [*before, {"role": "user", "content": self.text}]
+        system_messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        return [*system_messages, {"role": "user", "content": self.text}]
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class _ConfigParser:
                 self.wrong(
                     "", name, "unknown section", _name_suggestion(name, SECTIONS) or f"The sections are {', '.join(SECTIONS)}"
                 )
-        sections = {name: self._section(name, kind) for name, kind in SECTIONS.items()}
+        sections = {name: self._section(name, section_class) for name, section_class in SECTIONS.items()}
         config = TrainConfig(**sections, folder=self._folder, where=self._where)
         _check(config, self.wrong)
         self._problems.check()
@@ -165,7 +165,9 @@ class _ConfigParser:
         if self._problems.count >= self._problems.SHOWN:
             return ""
         sections = [
-            section_name for section_name, kind in SECTIONS.items() if key in {item.name for item in dataclasses.fields(kind)}
+            section_name
+            for section_name, section_class in SECTIONS.items()
+            if key in {item.name for item in dataclasses.fields(section_class)}
         ]
         if sections:
             return f"It belongs to [{sections[0]}]"
@@ -179,7 +181,9 @@ def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
     equivalent = _OTHER_TRAINERS_KEYS.get(name)
     if equivalent and equivalent not in names:
         section_of_key = next(
-            section for section, kind in SECTIONS.items() if equivalent in {item.name for item in dataclasses.fields(kind)}
+            section
+            for section, section_class in SECTIONS.items()
+            if equivalent in {item.name for item in dataclasses.fields(section_class)}
         )
         return f"Did you mean {equivalent} in [{section_of_key}]?"
     suggestions = [equivalent] if equivalent else difflib.get_close_matches(name, names, 1)

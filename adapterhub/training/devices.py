@@ -47,7 +47,7 @@ def deterministic(setting: str) -> Iterator[None]:
     if setting == "cpu" or not torch.cuda.is_available():
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    previous_settings = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # filling costs a pass over each new tensor, which is written before it is read
@@ -62,8 +62,8 @@ def deterministic(setting: str) -> Iterator[None]:
         hint = "Set CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts" if "CUBLAS" in str(error) else "Set it to false"
         raise RefusedError("[train] deterministic", problem, hint) from error
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(previous_settings[0])
+        torch.utils.deterministic.fill_uninitialized_memory = previous_settings[1]
 
 
 def name(device: torch.device) -> str | None:
@@ -130,10 +130,10 @@ def gain_of_one_thread(work: Callable[[], object]) -> float:
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[int]:
     """Within the block, use `count` threads in torch; None changes nothing. Yields their number."""
-    before = torch.get_num_threads()
+    previous_count = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)
     try:
         yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous_count)

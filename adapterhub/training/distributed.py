@@ -41,8 +41,8 @@ def joined() -> Iterator[None]:
         yield
         return
     # Single numbers are summed on the CPU, tensors on the model's device.
-    kind = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(kind, timeout=_LONGEST_WAIT)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
     try:
         yield
     finally:
@@ -51,8 +51,8 @@ def joined() -> Iterator[None]:
 
 def share(rows: np.ndarray) -> tuple[np.ndarray, int]:
     """Return this process's part of the rows, and the number of rows before it."""
-    parts = np.array_split(rows, count())
-    return parts[process()], sum(map(len, parts[: process()]))
+    shares = np.array_split(rows, count())
+    return shares[process()], sum(map(len, shares[: process()]))
 
 
 def rounds(rows: int, size: int) -> int:

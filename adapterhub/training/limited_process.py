@@ -74,7 +74,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     sandbox.filters["tojson"] = _json
     sandbox.globals.update(
         raise_exception=_raise,
-        strftime_now=lambda form: datetime.now().strftime(form),
+        strftime_now=lambda date_format: datetime.now().strftime(date_format),
         dict=_dict,
         namespace=_Namespace,
     )
@@ -83,13 +83,13 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 def text(template: jinja2.Template, variables: dict[str, Any]) -> str:
     """Return the rendered text; raise jinja2.TemplateError if it is too long."""
-    parts, length = [], 0
-    for part in template.generate(**variables):
-        parts.append(part)
-        length += len(part)
+    pieces, length = [], 0
+    for piece in template.generate(**variables):
+        pieces.append(piece)
+        length += len(piece)
         if length > _MAX_CHARACTERS:
             raise jinja2.TemplateError(f"more than {_MAX_CHARACTERS} characters")
-    return "".join(parts)
+    return "".join(pieces)
 
 
 def _limit_memory(size: int) -> None:

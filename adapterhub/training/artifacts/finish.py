@@ -168,7 +168,7 @@ def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequen
         "language": list(config.card.language),
         "tags": ["lora", *(["qlora"] if config.base.quantize == "nf4" else []), *config.card.tags],
     }
-    numbers, lora, optim = training["metrics"], config.lora, config.train
+    metric_values, lora, optim = training["metrics"], config.lora, config.train
     rows = [
         ("base", f"{markdown(config.base.name or config.base.path)}, {config.base.quantize} while training"),
         *(("continues", markdown(parent.get("ref") or parent["digest"])) for parent in parents),
@@ -178,13 +178,13 @@ def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequen
         ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
         ("seed", str(optim.seed)),
         *([("preference", f"{config.preference.method}, beta {config.preference.strength:g}")] if config.preference else []),
-        ("training loss", f"{numbers['train_loss']:.3f}{'' if config.preference else ' nats a token'}"),
+        ("training loss", f"{metric_values['train_loss']:.3f}{'' if config.preference else ' nats a token'}"),
     ]
-    if "heldout_accuracy" in numbers:
-        before, after = numbers["heldout_accuracy_before"], numbers["heldout_accuracy"]
+    if "heldout_accuracy" in metric_values:
+        before, after = metric_values["heldout_accuracy_before"], metric_values["heldout_accuracy"]
         rows.append(("held-out pairs preferred", f"{before:.1%} before, **{after:.1%}** after"))
-    if "heldout_perplexity" in numbers:
-        before, after = numbers["heldout_perplexity_before"], numbers["heldout_perplexity"]
+    if "heldout_perplexity" in metric_values:
+        before, after = metric_values["heldout_perplexity_before"], metric_values["heldout_perplexity"]
         rows.append(("held-out perplexity", f"{before:.2f} before, **{after:.2f}** after"))
     rows += [
         (f"{_SPLIT_NAMES[item['split']]} data", f"{item['documents']} documents, {item['digest'][:19]}…")

@@ -100,9 +100,9 @@ def _alternative_configs(config: TrainConfig) -> Iterator[tuple[str, TrainConfig
             yield f"sequence = {sequence}", _with(config, "data", sequence=sequence)
     on = config.train.checkpointing is not True
     yield f"checkpointing = {str(on).lower()}", _with(config, "train", checkpointing=on)
-    kind = "none" if config.base.quantize == "nf4" else "nf4"
+    quantization = "none" if config.base.quantize == "nf4" else "nf4"
     # Only an NF4 base can be held dense, so `hold` is reset as well.
-    yield f'quantize = "{kind}"', _with(config, "base", quantize=kind, hold="quantized")
+    yield f'quantize = "{quantization}"', _with(config, "base", quantize=quantization, hold="quantized")
 
 
 def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:

@@ -88,23 +88,23 @@ class Shape:
 
 def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
     """Return the sizes of the base in `spec`, in the dtype that `config` computes in."""
-    numbers, tensors = spec.config, _text_tensors(spec)
-    hidden, heads = int(numbers.get("hidden_size") or 0), int(numbers.get("num_attention_heads") or 1)
+    base_config, tensors = spec.config, _text_tensors(spec)
+    hidden, heads = int(base_config.get("hidden_size") or 0), int(base_config.get("num_attention_heads") or 1)
     linears, stacks = _matrices(tensors)
-    mlp = int(numbers.get("intermediate_size") or 4 * hidden)
+    mlp = int(base_config.get("intermediate_size") or 4 * hidden)
     return Shape(
         linears=linears,
         stacks=stacks,
         table=_table(tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         hidden=hidden,
-        layers=int(numbers.get("num_hidden_layers") or 1),
+        layers=int(base_config.get("num_hidden_layers") or 1),
         # The dense part of a mixture is its shared expert, if it has one.
-        mlp=int(numbers.get("shared_expert_intermediate_size") or 0) if stacks else mlp,
+        mlp=int(base_config.get("shared_expert_intermediate_size") or 0) if stacks else mlp,
         heads=heads,
-        head_dim=int(numbers.get("head_dim") or hidden // max(1, heads)),
-        vocabulary=int(numbers.get("vocab_size") or 0),
-        chosen=int(numbers.get("num_experts_per_tok") or 1),
+        head_dim=int(base_config.get("head_dim") or hidden // max(1, heads)),
+        vocabulary=int(base_config.get("vocab_size") or 0),
+        chosen=int(base_config.get("num_experts_per_tok") or 1),
         width=4 if config.base.dtype == "float32" else 2,
     )
 
@@ -134,7 +134,7 @@ def _matrices(tensors: Mapping[str, BaseTensor]) -> tuple[dict[str, tuple[int, .
             if expert_counts[f"{match['stack']}.{match['leaf']}"] == 1:
                 matrix_shapes.setdefault(stack_path, []).append(shape)
             stacks[stack_path] = Stack(max(expert_counts.values()), sum(out for out, _ in matrix_shapes[stack_path]), shape[1])
-        elif len(shape) == 2 and name.endswith(".weight") and not any(part in name for part in _NOT_LINEAR):
+        elif len(shape) == 2 and name.endswith(".weight") and not any(word in name for word in _NOT_LINEAR):
             linears[path] = shape
     return linears, stacks
 

@@ -106,7 +106,7 @@ def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents
     remaining = [file.part(lambda document: not held_out(document, share)) for file in train]
     heldout = [file.part(lambda document: held_out(document, share)) for file in train]
     count = sum(len(file.documents) for file in train)
-    if not all(any(file.documents for file in part) for part in (remaining, heldout)):
+    if not all(any(file.documents for file in split) for split in (remaining, heldout)):
         problem = f"it holds out whole documents, and of {count} one part is empty"
         hint = 'Name other files in heldout; of plain text, split_text = "paragraphs" makes more documents'
         raise RefusedError(f"{config.where}: [data] heldout_share", problem, hint)
@@ -204,7 +204,7 @@ def arranged(
     packed = pack(tokens, sequence, order=order, pack_rows=pack_rows, pairs=pairs)
     max_length = sequence // 2 if pairs else sequence
     lines = tokens.documents[order]
-    if not (partial or any(part.label_tokens for part in packed.parts())):
+    if not (partial or any(batch.label_tokens for batch in packed.parts())):
         raise nothing_to_train_on(lines, max_length, ", ".join(file.path for file in used_files))
     truncated_documents = truncated(lines, max_length, pack_rows=pack_rows)
     notes = (*notes, *learning_notes(lines, truncated_documents, max_length, tokenizer))
@@ -212,8 +212,8 @@ def arranged(
 
 
 def _checksum(tokens: Tokens, unit: int, pairs: bool) -> int:
-    numbers = (2 * unit, 2 * unit + 1) if pairs else (unit,)
-    return zlib.crc32(b"".join(tokens.ids(number).tobytes() for number in numbers))
+    document_numbers = (2 * unit, 2 * unit + 1) if pairs else (unit,)
+    return zlib.crc32(b"".join(tokens.ids(number).tobytes() for number in document_numbers))
 
 
 def mixed(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], seed: int) -> tuple[np.ndarray, tuple[File, ...]]:
@@ -226,23 +226,23 @@ def mixed(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], see
     """
     # The file that is smallest in relation to its share limits the total.
     limit = min(file.tokens / share for file, share in zip(files, shares, strict=True))
-    chosen, used_files, start = list[np.ndarray](), list[File](), 0
+    drawn_numbers, used_files, start = list[np.ndarray](), list[File](), 0
     for number, (file, share) in enumerate(zip(files, shares, strict=True)):
         drawn = start + np.random.Generator(np.random.PCG64([seed, number])).permutation(file.documents)
         totals = np.cumsum(sizes[drawn])
         # At least one document of each file, even if it exceeds the share.
         count = max(1, int(np.searchsorted(totals, round(share * limit), side="right"))) if file.documents else 0
-        chosen.append(drawn[:count])
+        drawn_numbers.append(drawn[:count])
         used_files.append(dataclasses.replace(file, documents=count, tokens=int(totals[count - 1]) if count else 0))
         start += file.documents
-    return np.sort(np.concatenate(chosen)), tuple(used_files)
+    return np.sort(np.concatenate(drawn_numbers)), tuple(used_files)
 
 
 def _mix_notes(files: Sequence[File], used_files: Sequence[File]) -> Iterator[str]:
     tokens = sum(file.tokens for file in used_files)
-    for before, file in zip(files, used_files, strict=True):
+    for original, file in zip(files, used_files, strict=True):
         share = f"{file.tokens / max(1, tokens):.1%} of the tokens"
-        yield f"{file.path}: {file.documents:,} of {before.documents:,} documents are used, {share}"
+        yield f"{file.path}: {file.documents:,} of {original.documents:,} documents are used, {share}"
 
 
 def encode_all(source_documents: Sequence[documents.Document], tokenizer: Any, *, loss: str) -> Iterator[tuple[Example, bytes]]:

@@ -139,12 +139,12 @@ class DataFile:
                 kept_numbers.append(number)
                 counts[document.shape] += 1
         all_documents = self.documents
-        chosen = (
+        kept_documents = (
             all_documents.take(np.array(kept_numbers, int))
             if isinstance(all_documents, Lines)
             else tuple(all_documents[number] for number in kept_numbers)
         )
-        return replace(self, documents=chosen, shapes=counts)
+        return replace(self, documents=kept_documents, shapes=counts)
 
     @property
     def contents(self) -> str:
@@ -356,7 +356,7 @@ def _text_records(text: str, path: Path, split: str) -> Found:
 def _folder_files(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[bytes, Path], Found]]]:
     """Yield the data files of a folder, in order, each with its reader."""
     if (folder / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(part.name for part in folder.iterdir() if (part / "state.json").is_file()))
+        splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file()))
         raise RefusedError(str(folder), "contains several splits", f"Use one of its folders: {splits}")
     if (folder / "state.json").is_file():
         for name in _saved_dataset_files(folder):

@@ -160,13 +160,13 @@ class _Chat:
                 unwritten += 1
         return Example(ids, trained, joint=True, answers=len(answer_numbers), unwritten=unwritten, thoughtless=thoughtless)
 
-    def _stops_at(self, token: int, before: np.ndarray) -> bool:
+    def _stops_at(self, token: int, previous_ids: np.ndarray) -> bool:
         """Return whether the model stops at a token, unless it stopped just before it.
 
         GLM's answers have no end mark: the model stops where the next role begins.
         """
         stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
-        return int(token) in stops and not stops.intersection(before[-3:].tolist())
+        return int(token) in stops and not stops.intersection(previous_ids[-3:].tolist())
 
     def _with_next_role(self, ids: np.ndarray, trained: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids and trained flags, extended by the role that would follow the last answer if the model stops there."""
@@ -218,23 +218,23 @@ class _Chat:
     def _span_by_prefix(self, text: str, number: int) -> tuple[int, int] | None:
         if not number:
             return None  # before the first message, a template writes text of its own: a system prompt, a date
-        before = self._render(self._messages[:number], prompt=True)
-        after = self._render(self._messages[: number + 1])
-        return (len(before), len(after)) if text.startswith(after) and after.startswith(before) else None
+        prefix = self._render(self._messages[:number], prompt=True)
+        with_turn = self._render(self._messages[: number + 1])
+        return (len(prefix), len(with_turn)) if text.startswith(with_turn) and with_turn.startswith(prefix) else None
 
     def _span_by_mark(self, text: str, number: int) -> tuple[int, int]:
         """Locate a turn from the end of the generation prompt to the end of the text that closes a turn."""
         head, end = self._content_span(text, number)
-        before = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
-        prompted = self._render(before, prompt=True)
-        generation_prompt = prompted[_common_prefix_length(prompted, self._render(before)) :]
+        earlier_turns = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
+        prompted = self._render(earlier_turns, prompt=True)
+        generation_prompt = prompted[_common_prefix_length(prompted, self._render(earlier_turns)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content_span(text, number - 1)[1] if number else 0
         # A template may open a thought for the next answer that it does not write in earlier turns.
         for opening in (generation_prompt, generation_prompt.partition("<think>")[0]):
-            at = text.rfind(opening, earliest, head)
-            if opening.strip() and at >= 0:
-                return at + len(opening), end + self._closing_length(text[end:], number)
+            position = text.rfind(opening, earliest, head)
+            if opening.strip() and position >= 0:
+                return position + len(opening), end + self._closing_length(text[end:], number)
         if not number and not generation_prompt.strip():
             return head, end + self._closing_length(text[end:], number)
         raise self._not_located_error()
@@ -290,7 +290,8 @@ def _common_prefix_length(text: str, other_text: str) -> int:
     if text == other_text:
         return len(text)
     return next(
-        (at for at, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b), min(len(text), len(other_text))
+        (position for position, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b),
+        min(len(text), len(other_text)),
     )
 
 

@@ -143,7 +143,9 @@ def is_written(message: Message, text: str) -> bool:
     White space does not count, and neither do fractions, booleans and nulls, which have several notations.
     """
     collapsed_text = _collapse_whitespace(text)
-    return all(any(_collapse_whitespace(form) in collapsed_text for form in forms) for forms in _answer_parts(message))
+    return all(
+        any(_collapse_whitespace(notation) in collapsed_text for notation in notations) for notations in _answer_parts(message)
+    )
 
 
 def thought_of(message: Message) -> str:

@@ -64,7 +64,7 @@ def _run_hashes(text: str) -> np.ndarray[Any, np.dtype[np.uint64]]:
     words = np.array([hash(word) for word in text.split()], np.int64).view(np.uint64)
     count = len(words) - WORDS + 1
     runs = np.zeros(max(0, count), np.uint64)
-    for place in range(WORDS if count > 0 else 0):
+    for start in range(WORDS if count > 0 else 0):
         # A polynomial in the hashes of words; unsigned arithmetic wraps around at 2**64.
-        runs = runs * _HASH_FACTOR + words[place : place + count]
+        runs = runs * _HASH_FACTOR + words[start : start + count]
     return runs

@@ -108,12 +108,12 @@ class Packed:
     @property
     def sizes(self) -> np.ndarray:
         """The number of tokens of each row: the `lengths` of its labels."""
-        return np.concatenate([part.sizes for part in self.parts()])
+        return np.concatenate([batch.sizes for batch in self.parts()])
 
     @cached_property
     def mean_context(self) -> float:
         """The length of a token's document, averaged over all tokens. Computed once, by filling all rows."""
-        return mean_context(np.concatenate([document_lengths(part) for part in self.parts()]))
+        return mean_context(np.concatenate([document_lengths(batch) for batch in self.parts()]))
 
 
 def tokens_read(labels: np.ndarray) -> int:
@@ -175,8 +175,8 @@ def pack(
     unit_order = np.argsort(-units, kind="stable") if pack_rows else np.arange(len(units))
     unit_order = unit_order[np.argsort(rows, kind="stable")]
     counts = np.bincount(rows) * group_size
-    chosen = (unit_order[:, None] * group_size + np.arange(group_size)).reshape(-1)
-    return Packed(tokens.marked, starts[chosen], sizes[chosen], np.concatenate([[0], np.cumsum(counts)]), sequence)
+    segments = (unit_order[:, None] * group_size + np.arange(group_size)).reshape(-1)
+    return Packed(tokens.marked, starts[segments], sizes[segments], np.concatenate([[0], np.cumsum(counts)]), sequence)
 
 
 def _row_parts(tokens: Tokens, order: np.ndarray, sequence: int, *, cut: bool) -> tuple[np.ndarray, np.ndarray]:

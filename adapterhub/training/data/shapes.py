@@ -168,8 +168,8 @@ def _conversation_record(record: Record, location: str) -> Record:
 
 
 def _prompt_record(record: Record, location: str) -> Record:
-    kinds = {type(record["prompt"]), type(record["completion"])}
-    if kinds not in ({str}, {list}):
+    types = {type(record["prompt"]), type(record["completion"])}
+    if types not in ({str}, {list}):
         raise FormatError(location, '"prompt" and "completion" are neither both text nor both lists of messages')
     return record
 

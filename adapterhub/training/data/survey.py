@@ -95,7 +95,7 @@ def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tu
     rows = max(1, estimate(len(packed)))
     count = Count(
         tokens=estimate(sampled.tokens),
-        trained=estimate(sum(part.label_tokens for part in packed.parts())),
+        trained=estimate(sum(batch.label_tokens for batch in packed.parts())),
         read=estimate(int(packed.segments.sum())),
         rows=rows,
         steps=config.steps(rows),
@@ -131,11 +131,11 @@ def _sample(files: Sequence[DataFile]) -> tuple[list[DataFile], float]:
     count, characters = sum(map(len, sizes)), sum(map(sum, sizes))
     # Every nth document, so that all parts of the data are in the sample.
     stride = max(-(count // -_DOCUMENTS), -(characters // -_CHARACTERS), 1)
-    chosen = [[_shorten(document, _CHARACTERS) for document in file.documents[::stride]] for file in files]
+    sampled_documents = [[_shorten(document, _CHARACTERS) for document in file.documents[::stride]] for file in files]
     # Texts that were cut count only with the part that is encoded.
-    share = sum(document.length for documents in chosen for document in documents) / max(1, characters)
+    share = sum(document.length for documents in sampled_documents for document in documents) / max(1, characters)
     return [
-        dataclasses.replace(file, documents=tuple(documents)) for file, documents in zip(files, chosen, strict=True)
+        dataclasses.replace(file, documents=tuple(documents)) for file, documents in zip(files, sampled_documents, strict=True)
     ], share or 1.0
 
 

@@ -35,11 +35,11 @@ def delimited_rows(raw: bytes, path: Path) -> Found:
         raise FormatError(f"{path}:{line}", "not UTF-8 text", "Export it as UTF-8") from error
     # All rows are read under the lock, because a lazy reader would get the limit that another one has set.
     with _LIMIT_LOCK:
-        before = csv.field_size_limit(_MAX_CELL)
+        previous_limit = csv.field_size_limit(_MAX_CELL)
         try:
             rows = _delimited_rows(text, path)
         finally:
-            csv.field_size_limit(before)
+            csv.field_size_limit(previous_limit)
     yield from rows
 
 
@@ -112,12 +112,12 @@ def _pyarrow(path: Path) -> Any:
 
 
 @contextmanager
-def _format_errors(pyarrow: Any, path: Path, kind: str) -> Iterator[None]:
+def _format_errors(pyarrow: Any, path: Path, format_name: str) -> Iterator[None]:
     """Turn anything that pyarrow raises about a damaged file into a FormatError; with the file in memory, no OSError is I/O."""
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        raise FormatError(str(path), f"not {kind} ({' '.join(str(error).split())[:200]})") from error
+        raise FormatError(str(path), f"not {format_name} ({' '.join(str(error).split())[:200]})") from error
 
 
 def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> Found:

@@ -27,8 +27,6 @@ from adapterhub_converters.errors import RefusedError
 
 _CHUNK_WEIGHTS = 1 << 18  # weights at a time, so that intermediates stay in the processor's cache
 
-"""A `torch.Tensor`."""
-
 CODE = torch.tensor(NF4_CODE)
 
 
@@ -54,8 +52,8 @@ class NF4:
     @property
     def size(self) -> int:
         """The bytes in memory."""
-        parts = (self.packed, self.absmax, self.nested, self.offset)
-        return sum(int(part.numel() * part.element_size()) for part in parts if part is not None)
+        tensors = (self.packed, self.absmax, self.nested, self.offset)
+        return sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors if tensor is not None)
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +63,7 @@ class NF4:
     def to(self, device: torch.device) -> NF4:
         """Return a copy on another device."""
         packed, absmax, nested, offset = (
-            part if part is None else part.to(device) for part in (self.packed, self.absmax, self.nested, self.offset)
+            tensor if tensor is None else tensor.to(device) for tensor in (self.packed, self.absmax, self.nested, self.offset)
         )
         return NF4(packed, absmax, nested, offset, self.shape)
 
@@ -232,8 +230,8 @@ def fused(backend: str = "inductor") -> Callable[[NF4, Any], Tensor]:
 
     def dequantize_fused(matrix: NF4, dtype: torch.dtype) -> Tensor:
         tables = _table_on(_code, matrix.device), _table_on(dynamic_map, matrix.device), _table_on(_shifts, matrix.device)
-        parts = matrix.packed, matrix.absmax, matrix.nested, matrix.offset
-        return compiled(*parts, *tables, dtype).view(matrix.shape)
+        tensors = matrix.packed, matrix.absmax, matrix.nested, matrix.offset
+        return compiled(*tensors, *tables, dtype).view(matrix.shape)
 
     return dequantize_fused
 

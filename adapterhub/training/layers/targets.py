@@ -91,11 +91,13 @@ def _matches(path: str, name: str) -> bool:
 
 
 def _in_layers(layers: Sequence[int], paths: Sequence[str], location: str) -> list[str]:
-    numbers = {path: layer_part[1] for path in paths if (layer_part := _layer(path))}
+    layer_numbers = {path: layer_part[1] for path in paths if (layer_part := _layer(path))}
     for layer in layers:
-        if layer not in numbers.values():
-            raise RefusedError(location, f"no target is in layer {layer}", f"Targets are in {sorted(set(numbers.values()))}")
-    return [path for path in paths if numbers.get(path) in layers]
+        if layer not in layer_numbers.values():
+            raise RefusedError(
+                location, f"no target is in layer {layer}", f"Targets are in {sorted(set(layer_numbers.values()))}"
+            )
+    return [path for path in paths if layer_numbers.get(path) in layers]
 
 
 def _check_used(patterns: Mapping[str, float], paths: Sequence[str], location: str) -> None:

@@ -86,7 +86,7 @@ def attend(
     groups = heads // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    q, k, v = (part.transpose(0, 1).flatten(1, 2)[None] for part in (query, key, value))
+    q, k, v = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
     outputs = []
     for start, end in zip(documents.edges, documents.edges[1:], strict=False):
         document = slice(start, end)
@@ -104,7 +104,7 @@ def attend_with_flash(
     """Return the same with torch's kernel; arguments are those of `attend`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     bounds, longest = documents.bounds, documents.longest
     # Tokens before and after each that it attends to: with itself, `window` or all before it; none after it.
     window_size = (-1 if window is None else window - 1, 0)

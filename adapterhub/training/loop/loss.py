@@ -48,7 +48,7 @@ def trimmed(rows: Rows) -> Rows:
 
 def logprobs(base: Base, rows: Rows) -> Tensor:
     """Return the log-probability of each label, in nats, float32 `(rows, tokens)` with a gradient; 0 without a label."""
-    ids, positions = (torch.from_numpy(part).to(base.device, non_blocking=True) for part in (rows.ids, rows.positions))
+    ids, positions = (torch.from_numpy(array).to(base.device, non_blocking=True) for array in (rows.ids, rows.positions))
     hidden = base.states(ids, positions, base.documents(rows.positions))
     trained_rows = base.head_rows
     trained_head_rows = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
@@ -62,9 +62,9 @@ def mean_loss(label_tokens: int) -> Loss:
     return lambda logprobs, _: -logprobs.sum() / max(1, label_tokens)
 
 
-def total(parts: Sequence[Tensor]) -> float:
+def total(scalars: Sequence[Tensor]) -> float:
     """Return the sum of the scalars of all passes and processes, read at once, because each read waits for the device."""
-    return distributed.total(math.fsum(torch.stack([part.detach() for part in parts]).cpu().tolist()))
+    return distributed.total(math.fsum(torch.stack([scalar.detach() for scalar in scalars]).cpu().tolist()))
 
 
 # ---- Cross-entropy
@@ -88,12 +88,12 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         )  # the gradient of the logits of trained rows
         # One buffer serves all chunks: allocating this much costs more than the arithmetic in it.
         size = min(chunk_size, len(hidden))
-        narrow, wide = head.new_empty(size, len(head)), head.new_empty(size, len(head), dtype=torch.float32)
+        compute_buffer, float_buffer = head.new_empty(size, len(head)), head.new_empty(size, len(head), dtype=torch.float32)
         trains = gradient is not None or d_rows is not None
-        slope = torch.empty_like(wide) if trains and shape.cap is not None else None
+        slope = torch.empty_like(float_buffer) if trains and shape.cap is not None else None
         for start in range(0, len(hidden), chunk_size):
             h, label = hidden[start : start + chunk_size], labels[start : start + chunk_size, None]
-            logits = wide[: len(h)].copy_(torch.mm(h, head.t(), out=narrow[: len(h)]))
+            logits = float_buffer[: len(h)].copy_(torch.mm(h, head.t(), out=compute_buffer[: len(h)]))
             to_logits(logits, bias, shape, slope)
             # The largest logit is subtracted so that the exponentials cannot overflow.
             logits -= logits.amax(dim=1, keepdim=True)
@@ -110,7 +110,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             if shape.scale != 1.0:
                 d_logits.mul_(shape.scale)
             if gradient is not None:
-                torch.mm(narrow[: len(h)].copy_(d_logits), head, out=gradient[start : start + chunk_size])
+                torch.mm(compute_buffer[: len(h)].copy_(d_logits), head, out=gradient[start : start + chunk_size])
             if d_rows is not None:
                 d_rows[start : start + chunk_size] = d_logits[:, ids]
         ctx.gradient, ctx.d_rows = gradient, d_rows

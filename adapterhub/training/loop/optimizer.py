@@ -70,10 +70,10 @@ def restore_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, tensors
         optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in tensors.items()}
         return
     # bitsandbytes' moments may be in memory that only it can allocate.
-    for number, group in enumerate(optimizer.param_groups):
-        for place, candidate in enumerate(group["params"]):
+    for group_number, group in enumerate(optimizer.param_groups):
+        for parameter_number, candidate in enumerate(group["params"]):
             if candidate is parameter:
-                optimizer.init_state(group, parameter, number, place)
+                optimizer.init_state(group, parameter, group_number, parameter_number)
     state = optimizer.state[parameter]
     for name, value in tensors.items():
         if name != "step":

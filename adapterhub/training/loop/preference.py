@@ -85,7 +85,7 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
             # Sums, not means: the passes may have different numbers of pairs.
             sums.append((losses.sum(), (margins > 0).sum(), margins.sum()))
     base.model.train()
-    loss, accuracy, margin = (total(parts) / max(1, count(rows)) for parts in zip(*sums, strict=True))
+    loss, accuracy, margin = (total(pass_sums) / max(1, count(rows)) for pass_sums in zip(*sums, strict=True))
     return loss, accuracy, margin
 
 
@@ -107,7 +107,7 @@ def _pair_losses(base: Base, config: PreferenceConfig, label_logprobs: Tensor, r
         with without_delta(base.model):
             reference = _sums_by_side(logprobs(base, rows), rows)
     pairs = (answer_lengths > 0).all(dim=1).nonzero().view(-1)  # padding has no labels
-    complete_pairs, counts = (part.to(label_logprobs.device, non_blocking=True) for part in (pairs, answer_lengths[pairs]))
+    complete_pairs, counts = (tensor.to(label_logprobs.device, non_blocking=True) for tensor in (pairs, answer_lengths[pairs]))
     sums = Sums(answer_logprobs[complete_pairs], counts, None if reference is None else reference[complete_pairs])
     return METHODS[config.method](sums, config.strength, config.gamma)
 

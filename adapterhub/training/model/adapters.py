@@ -218,8 +218,8 @@ def _check_shape(
 
 
 def _parameter(array: np.ndarray, template: Any) -> Any:
-    numbers = torch.from_numpy(np.array(array, np.float32, order="C")).to(template.device)
-    return nn.Parameter(numbers, requires_grad=template.requires_grad)
+    tensor = torch.from_numpy(np.array(array, np.float32, order="C")).to(template.device)
+    return nn.Parameter(tensor, requires_grad=template.requires_grad)
 
 
 def check_copy(base: Base, name: str, array: np.ndarray, location: str) -> None:
@@ -246,9 +246,9 @@ def replaced(base: Base, factors: Factors) -> Iterator[None]:
             if tuple(original.shape) != array.shape:
                 problem = f"has shape {array.shape}, but the base's has {tuple(original.shape)}"
                 raise RefusedError(f"{factors.where}: {name}", problem)
-            numbers = torch.from_numpy(np.array(array, np.float32, order="C")).to(base.head)
+            tensor = torch.from_numpy(np.array(array, np.float32, order="C")).to(base.head)
             originals.append((module, key, original))
-            setattr(module, key, nn.Parameter(numbers, requires_grad=False) if isinstance(original, nn.Parameter) else numbers)
+            setattr(module, key, nn.Parameter(tensor, requires_grad=False) if isinstance(original, nn.Parameter) else tensor)
         yield
     finally:
         # In reverse, so that a parameter that was replaced twice gets its first value back.

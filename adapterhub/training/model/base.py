@@ -105,7 +105,7 @@ def remove_vision(model: nn.Module) -> tuple[str, ...]:
     """Remove the parts of a vision-language model that text does not pass through, and return their paths."""
     inner_model, text_model = model.base_model, decoder(model)
     unused_names = [
-        name for name, part in inner_model.named_children() if not any(module is text_model for module in part.modules())
+        name for name, child in inner_model.named_children() if not any(module is text_model for module in child.modules())
     ]
     if inner_model is text_model:
         return ()
@@ -186,9 +186,9 @@ def check_isolation(base: Base, data: Iterable[Rows | Packed], location: str, hi
 
 def share_rows(rows: Rows | Packed) -> bool:
     """Return whether any row has labels in a document after its first one."""
-    for part in rows.parts():
-        after_first = np.logical_or.accumulate((part.positions == 0) & (np.arange(part.positions.shape[1]) > 0), axis=1)
-        if (after_first & (part.labels != IGNORED)).any():
+    for batch in rows.parts():
+        after_first = np.logical_or.accumulate((batch.positions == 0) & (np.arange(batch.positions.shape[1]) > 0), axis=1)
+        if (after_first & (batch.labels != IGNORED)).any():
             return True
     return False
 

@@ -112,8 +112,8 @@ def compute_buffers(model: nn.Module, location: str) -> None:
 
 def _models_above(model: nn.Module, path: str) -> list[Any]:
     """Return the models that contain or are a module, the innermost first; Falcon-H1's compute buffers of their layers."""
-    parts = path.split(".")
-    modules = [model.get_submodule(".".join(parts[:count])) for count in range(len(parts) + 1)]
+    segments = path.split(".")
+    modules = [model.get_submodule(".".join(segments[:count])) for count in range(len(segments) + 1)]
     return [module for module in reversed(modules) if hasattr(module, "_init_weights")]
 
 

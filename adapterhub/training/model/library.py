@@ -162,9 +162,9 @@ def _offline() -> Iterator[None]:
     """Within the block, make huggingface_hub refuse every request: some models ask for kernels while they are built."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
+    was_offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = was_offline

@@ -105,7 +105,7 @@ def _added_tokens(component: Mapping[str, Any]) -> int:
         name: _as_mapping(special_token).get("ids")
         for name, special_token in _as_mapping(component.get("special_tokens")).items()
     }
-    numbers = {name: len(token_ids) for name, token_ids in ids.items() if isinstance(token_ids, list)}
+    token_counts = {name: len(token_ids) for name, token_ids in ids.items() if isinstance(token_ids, list)}
     pieces = [piece for key in ("single", "pair") if isinstance(template := component.get(key), list) for piece in template]
     special_names = [str(_as_mapping(_as_mapping(piece).get("SpecialToken")).get("id")) for piece in pieces]
-    return len(pieces) + sum(numbers.get(name, 1) for name in special_names)
+    return len(pieces) + sum(token_counts.get(name, 1) for name in special_names)
