@@ -63,7 +63,7 @@ def evaluate(
             dataset = build_dataset(pack_rows=False)
         rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
         with adapters.replaced(model, factors):
-            # Deltas, trained rows and copied tables are all undone before the base alone is evaluated.
+            # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
             loss = heldout.evaluate(model, rows, settings["rows"])
         adapters.remove(model)
         base_loss = heldout.evaluate(model, rows, settings["rows"])

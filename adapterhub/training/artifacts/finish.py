@@ -79,7 +79,7 @@ def metrics(state: State) -> dict[str, float]:
     last_losses = losses[-_AVERAGED_STEPS:]
     values = {"train_loss": sum(last_losses) / len(last_losses), "train_tokens": state.tokens}
     evaluations = {line["step"]: line for line in state.log if "heldout_loss" in line}
-    # A run resumed without its first evaluation has nothing to compare with.
+    # A program that does the steps itself may not have evaluated before or after them.
     if 0 in evaluations and state.kept_step in evaluations:
         for suffix, line in (("_before", evaluations[0]), ("", evaluations[state.kept_step])):
             values[f"heldout_loss{suffix}"] = line["heldout_loss"]

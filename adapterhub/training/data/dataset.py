@@ -81,7 +81,6 @@ def _corpus(config: TrainConfig, tokenizer: Any, folder: Path | None = None) -> 
     """Read and encode all files, their tokens into files of `folder` if it is given; also return the files' digests."""
     train, heldout = files(config)
     loss = config.data.loss
-    # Compared before encoding, which writes the files of `folder`: shared passages do not depend on the tokenizer.
     shared = shared_passages(train, heldout) if heldout else 0.0
     out = {split: folder and token_cache.file_of(folder, split) for split in ("train", "heldout")}
     encoded_train = encoded(train, tokenizer, loss=loss, out=out["train"])

@@ -81,7 +81,7 @@ def start_of(text: str, tokenizer: Any) -> list[int]:
 
 def _encode_pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
     question = start_of(prompt, tokenizer)
-    # The prompt and the completion are tokenized separately, so that no token spans both and belongs to neither.
+    # Tokenized separately from the prompt, so that no token spans the border between them.
     answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop_ids(tokenizer)]
     trained = [loss == "all"] * len(question) + [True] * len(answer)
     return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)

@@ -89,7 +89,7 @@ def read(cache: Path, key: Key) -> Corpus | None:
         if train is None:
             raise FormatError(str(folder), "has no tokens to train on")
         corpus = Corpus(train, heldout, float(meta["shared"]))
-    # Meta data and arrays of a damaged entry may raise anything; encoding again is always possible.
+    # Metadata and arrays of a damaged entry may raise anything; encoding again is always possible.
     except (AdapterhubError, OSError, ValueError, KeyError, TypeError):
         cache_folder.remove(folder)
         return None

@@ -104,8 +104,8 @@ class _ShortRows(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        # Scaling q is cheaper than scaling the scores, of which there are more.
         q, k, v, bias, factor = inputs
+        # Scaling q is cheaper than scaling the scores, of which there are more.
         q = q * factor
         scores = torch.matmul(q, k.transpose(-1, -2)).add_(bias)
         p = torch.softmax(scores, -1)

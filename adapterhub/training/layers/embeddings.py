@@ -110,7 +110,7 @@ def adapt(model: nn.Module, targets: tuple[str, ...], sizes: Any, config: LoRACo
             replace_module(model, path, adapted)
         elif config.trainable_token_indices:
             ids = config.trainable_token_indices
-            # A repeated id would get two gradients, one of which would be lost.
+            # A repeated id would have two trained rows, of which the table can hold only one.
             if len(set(ids)) < len(ids) or not all(0 <= token < len(table.weight) for token in ids):
                 raise RefusedError(
                     f"{location}: [lora] trainable_token_indices",
