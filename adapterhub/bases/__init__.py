@@ -1,5 +1,5 @@
-"""Base models that are not files on the disk: behind a URL, on a hub, or known to a registry by name.
+"""Base models that are not files on this disk: behind a URL, on a hub, or known to a registry by name.
 
-The package of the formats reads a base through its `Files` and has no network; `ranges` has the files behind HTTP. `registered`
-stores the description of such a base, so that it need not be read again.
+The package of the formats reads a base through its `Files` and does not use the network; `ranges` provides files behind HTTP.
+`registered_bases` stores the description of such a base, so that it does not have to be read again.
 """

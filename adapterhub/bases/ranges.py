@@ -1,7 +1,7 @@
-"""Files of a base behind HTTP, of which only what is needed is fetched, by ranges of bytes.
+"""The files of a base behind HTTP, of which only the needed byte ranges are fetched.
 
-A server answers a range with 206 and tells which bytes of how many these are; without that the answer is an error. The file
-must not change between two ranges: its size and its ETag stay those of the first answer.
+A server answers a range request with 206 and states the range and the size of the file; anything else is an error. The file
+must not change between two requests: its size and its ETag have to stay those of the first answer.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
 from .hub_address import Hub
 
-MAX_DIGESTED = 20_000_000  # bytes of a tokenizer.json that is fetched for its digest alone
-_FIRST = 1 << 16  # bytes of the first request: the whole header of most shards
-_FIRST_GGUF, _AHEAD_GGUF = 1 << 20, 1 << 22  # its header holds the vocabulary and is read piece by piece
+MAX_DIGESTED = 20_000_000  # bytes of a tokenizer.json that is fetched only for its digest
+_FIRST_REQUEST = 1 << 16  # bytes; enough for the header of most shards
+_FIRST_REQUEST_GGUF, _READ_AHEAD_GGUF = 1 << 20, 1 << 22  # bytes; a GGUF header has the vocabulary and is read in pieces
 _WORKERS = 8
 _CONTENT_RANGE = linear.Pattern(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
-MAX_SKIPPED = 1 << 27  # bytes read to reach those behind them, of a server without ranges
-_TIMEOUT = 15.0  # seconds without a byte
-_DOWNLOAD = "Download it, and name the file"
+MAX_SKIPPED = 1 << 27  # bytes read and discarded to reach later ones, on a server without ranges
+_TIMEOUT = 15.0  # seconds without a single byte
+_DOWNLOAD_HINT = "Download it, and name the file"
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 class ForbiddenError(RemoteError):
-    """A 403; object stores answer it for files that do not exist, too."""
+    """A 403, with which object stores also answer for files that do not exist."""
 
     default_code = "access-denied"
 
 
 class TooLargeError(FormatError):
-    """A file that should be small is not."""
+    """A file that is larger than it should be."""
 
     default_code = "too-large"
 
@@ -54,7 +54,7 @@ class RangeClient(Client):
 
     Attributes:
         at_hub: Whether its server is a hub, which may ask for a token.
-        fetched: Bytes of all bodies so far.
+        fetched: The bytes of all bodies so far.
     """
 
     timeout: float = _TIMEOUT
@@ -64,85 +64,90 @@ class RangeClient(Client):
 
     @classmethod
     def of(cls, hub: Hub, pauses: Sequence[float] = PAUSES) -> RangeClient:
-        """A client of a hub, which alone gets its token."""
+        """Return a client for a hub, which alone gets its token."""
         token = hub.checked_token()
-        known = {"": f"Bearer {token}"} if token else {}
-        return cls(hub.endpoint, pauses=pauses, proxy=hub.proxy, known=known, at_hub=True)
+        authorization_by_scope = {"": f"Bearer {token}"} if token else {}
+        return cls(hub.endpoint, pauses=pauses, proxy=hub.proxy, known=authorization_by_scope, at_hub=True)
 
-    def get(self, url: str, where: str, *, n: int, start: int | None = None) -> Answer:
-        """The `n` bytes from `start` on, or, without a `start`, the whole file if it has no more than `n` bytes.
+    def get(self, url: str, location: str, *, n: int, start: int | None = None) -> Answer:
+        """Return the `n` bytes from `start`, or without a `start` the complete file if it has no more than `n` bytes.
 
         A server without ranges answers 200: then the body has everything up to `start + n`.
 
         Raises:
             NotFoundError: The server has no such file.
-            TooLargeError: The whole file has more than `n` bytes.
-            RemoteError: It refused, failed, did not answer, or gave an invalid answer. `where` is in the message, and never
+            TooLargeError: The complete file has more than `n` bytes.
+            RemoteError: It refused, failed, did not answer, or gave an invalid answer. The message names `location`, and never
                 the address of a redirect, which may be signed.
         """
         headers = {} if start is None else {"Range": f"bytes={start}-{start + n - 1}"}
 
-        def once() -> Answer:
-            with self.stream(url, where, headers=headers, good=(200, 206, 416), retry=False) as found:
-                if start is None and found.status != 200:
-                    raise RemoteError(where, f"HTTP {found.status} for a request of the whole file")
-                answer = Answer(found.status, found.headers, b"", found.url)
-                wanted = _wanted(found, answer, n, start, where)
+        def request() -> Answer:
+            with self.stream(url, location, headers=headers, good=(200, 206, 416), retry=False) as body_stream:
+                if start is None and body_stream.status != 200:
+                    raise RemoteError(location, f"HTTP {body_stream.status} for a request of the whole file")
+                answer = Answer(body_stream.status, body_stream.headers, b"", body_stream.url)
+                count = _bytes_to_read(body_stream, answer, n, start, location)
                 try:
-                    body = found.read(wanted, self.timeout) if wanted else b""
+                    body = body_stream.read(count, self.timeout) if count else b""
                 finally:
+                    # Several files are read at once, each on its own thread.
                     with self._counting:
-                        self.fetched += found.taken
+                        self.fetched += body_stream.taken
                 if start is None and len(body) > n:
-                    raise TooLargeError(where, f"more than the {n} bytes of a small file")
+                    raise TooLargeError(location, f"more than the {n} bytes of a small file")
                 return dataclasses.replace(answer, body=body)
 
-        return self.tried(once, where)
+        return self.tried(request, location)
 
-    def _refusal(self, answer: Answer, where: str) -> Exception:
-        found = super()._refusal(answer, where)
-        if isinstance(found, AgainError):
-            return found
+    def _refusal(self, answer: Answer, location: str) -> Exception:
+        error = super()._refusal(answer, location)
+        if isinstance(error, AgainError):
+            return error
         status, code, at_hub = (
             answer.status,
             answer.headers.get("x-error-code", ""),
-            self.at_hub and self._at_home(answer.url, where),
+            self.at_hub and self._at_home(answer.url, location),
         )
         anonymous = at_hub and not self.known
-        takes = "Set HF_TOKEN to a token that may read it" if at_hub else ""
+        hint = "Set HF_TOKEN to a token that may read it" if at_hub else ""
         if code == "GatedRepo":
-            return gated(where, f"HTTP {status}: a gated model", anonymous=anonymous)
+            return gated(location, f"HTTP {status}: a gated model", anonymous=anonymous)
         if status in (404, 410):
             kind = {"RepoNotFound": "model", "RevisionNotFound": "revision"}.get(code, "file")
-            return NotFoundError(where, f"no such {kind} (HTTP {status})", "A private one needs HF_TOKEN" if anonymous else "")
+            return NotFoundError(
+                location, f"no such {kind} (HTTP {status})", "A private one needs HF_TOKEN" if anonymous else ""
+            )
         if status == 401:
-            what = "the token was refused" if at_hub and self.known else "login required"
+            problem = "the token was refused" if at_hub and self.known else "login required"
             missing = ", or there is no such model" if at_hub else ""
-            return RemoteError(where, f"HTTP 401: {what}{missing}", takes)
-        return ForbiddenError(where, "HTTP 403: forbidden", takes) if status == 403 else found
+            return RemoteError(location, f"HTTP 401: {problem}{missing}", hint)
+        return ForbiddenError(location, "HTTP 403: forbidden", hint) if status == 403 else error
 
 
-def gated(where: str, what: str, *, anonymous: bool) -> RemoteError:
+def gated(location: str, problem: str, *, anonymous: bool) -> RemoteError:
     """Return the error for a model whose owner grants access."""
-    return RemoteError(where, what, f"Ask for access on its page{' and set HF_TOKEN' if anonymous else ''}", code="gated-model")
+    return RemoteError(
+        location, problem, f"Ask for access on its page{' and set HF_TOKEN' if anonymous else ''}", code="gated-model"
+    )
 
 
-def _wanted(found: Body, answer: Answer, n: int, start: int | None, where: str) -> int:
-    """The number of bytes of a body to read."""
+def _bytes_to_read(body_stream: Body, answer: Answer, n: int, start: int | None, location: str) -> int:
+    """Return the number of bytes of a body to read."""
     length = answer.number("content-length")
-    if found.status == 416:
+    if body_stream.status == 416:
         return 0
     if start is None:
         if length is None and answer.headers.get("transfer-encoding", "").lower() != "chunked":
-            raise RemoteError(where, "the server does not send the length of the file", _DOWNLOAD)
+            raise RemoteError(location, "the server does not send the length of the file", _DOWNLOAD_HINT)
         if length is not None and length > n:
-            raise TooLargeError(where, f"{length} bytes, more than the {n} of a small file")
-        return n + 1  # the one more shows that there are too many
-    if found.status == 206:
+            raise TooLargeError(location, f"{length} bytes, more than the {n} of a small file")
+        return n + 1  # one more byte would show that the file is too large
+    if body_stream.status == 206:
         return n
     if start + n > MAX_SKIPPED and start:
-        what = f"the server supports no ranges, and {start + n} bytes would have to be read for {n} at their end"
-        raise RemoteError(where, what, _DOWNLOAD)
+        problem = f"the server supports no ranges, and {start + n} bytes would have to be read for {n} at their end"
+        raise RemoteError(location, problem, _DOWNLOAD_HINT)
     return start + n
 
 
@@ -151,7 +156,7 @@ def _wanted(found: Body, answer: Answer, n: int, start: int | None, where: str) 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Size in bytes and digest of a file in a listing; None where it has none."""
+    """The size in bytes and digest of a file in a listing; None if the listing does not have them."""
 
     size: int | None
     sha256: str | None
@@ -161,9 +166,9 @@ class WebFiles:
     """The files of a folder behind HTTP (`bases.Files`).
 
     Args:
-        address: Name to URL.
-        label: Name to the name in errors.
-        listing: All files, where a server lists them; otherwise each is requested.
+        address: Returns the URL of a file by its name.
+        label: Returns the name for messages of a file by its name.
+        listing: All files, if a server lists them; otherwise each is requested.
         needed: Names for which a refusal (403) is an error; any other refused file counts as missing, with a note.
     """
 
@@ -183,33 +188,33 @@ class WebFiles:
         self._open: dict[str, WebFile | None] = {}
 
     def label(self, name: str) -> str:
-        """The name in errors."""
+        """Return the name for messages."""
         return self._label(name)
 
     def whole(self, name: str, limit: int) -> bytes | None:
-        """In one request."""
-        if not self._there(name):
+        """Return the bytes of a small file, fetched in one request; None if it is missing."""
+        if not self._may_exist(name):
             return None
         try:
             return self._client.get(self._address(name), self.label(name), n=limit).body
         except NotFoundError:
             return None
         except ForbiddenError as error:
-            self._refused(name, error)
+            self._note_or_raise(name, error)
             return None
 
-    def _there(self, name: str) -> bool:
+    def _may_exist(self, name: str) -> bool:
         return self._listing is None or name in self._listing
 
-    def _refused(self, name: str, error: ForbiddenError) -> None:
+    def _note_or_raise(self, name: str, error: ForbiddenError) -> None:
         if name in self._needed:
             raise error
         self.notes.append(f"{self.label(name)}: HTTP 403, treated as missing")
 
     def ranged(self, name: str) -> Ranged | None:
-        """By ranges; the first request brings the size."""
+        """Return a reader of byte ranges, or None if the file is missing; the first request brings the size."""
         if name not in self._open:
-            self._open[name] = self._begin(name) if self._there(name) else None
+            self._open[name] = self._begin(name) if self._may_exist(name) else None
         file = self._open[name]
         return None if file is None else Ranged(file.size, file.read_at, self.label(name))
 
@@ -220,13 +225,13 @@ class WebFiles:
                 self._client,
                 self._address(name),
                 self.label(name),
-                first=_FIRST_GGUF if gguf else _FIRST,
-                ahead=_AHEAD_GGUF if gguf else 0,
+                first=_FIRST_REQUEST_GGUF if gguf else _FIRST_REQUEST,
+                ahead=_READ_AHEAD_GGUF if gguf else 0,
             )
         except NotFoundError:
             return None
         except ForbiddenError as error:
-            self._refused(name, error)
+            self._note_or_raise(name, error)
             return None
         listed = self._listing[name].size if self._listing else None
         if listed is not None and listed != file.size:
@@ -234,35 +239,36 @@ class WebFiles:
         return file
 
     def sha256(self, name: str) -> str | None:
-        """The digest in the listing, or computed if the file is small enough."""
-        known = self._listing.get(name) if self._listing is not None else None
-        if known and known.sha256:
-            return known.sha256
-        small = known is None or known.size is None or known.size <= MAX_DIGESTED
+        """Return the digest in the listing, or computed if the file is small enough."""
+        listed = self._listing.get(name) if self._listing is not None else None
+        if listed and listed.sha256:
+            return listed.sha256
+        is_small = listed is None or listed.size is None or listed.size <= MAX_DIGESTED
         try:
-            raw = self.whole(name, MAX_DIGESTED) if small else None
+            raw = self.whole(name, MAX_DIGESTED) if is_small else None
         except TooLargeError:
-            small, raw = False, None
-        if not small:
+            is_small, raw = False, None
+        if not is_small:
             self.notes.append(f"{name} has more than {MAX_DIGESTED} bytes and was not fetched for its digest")
         return None if raw is None else "sha256:" + hashlib.sha256(raw).hexdigest()
 
-    def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """Up to eight at once."""
+    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+        """Apply a function to all items, up to eight at once."""
         if len(items) < 2:
-            return [do(item) for item in items]
+            return [function(item) for item in items]
         pool = ThreadPoolExecutor(min(_WORKERS, len(items)))
         try:
-            return list(pool.map(do, items))
+            return list(pool.map(function, items))
         finally:
+            # After an error, requests that have not started are dropped.
             pool.shutdown(cancel_futures=True)
 
 
 class WebFile:
-    """One file, whose beginning is kept once read, because headers are read forward in pieces."""
+    """One file, whose start is kept once read, because headers are read forward in pieces."""
 
-    def __init__(self, client: RangeClient, url: str, where: str, *, first: int, ahead: int) -> None:
-        self._client, self._url, self._where, self._ahead = client, url, where, ahead
+    def __init__(self, client: RangeClient, url: str, location: str, *, first: int, ahead: int) -> None:
+        self._client, self._url, self._where, self._ahead = client, url, location, ahead
         self._size: int | None = None
         self._etag: str | None = None
         self._ranges = True
@@ -270,11 +276,11 @@ class WebFile:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The size in bytes."""
         return self._size or 0
 
     def read_at(self, offset: int, n: int) -> bytes:
-        """`n` bytes from `offset` on; fewer only at the end of the file."""
+        """Return `n` bytes from `offset`; fewer only at the end of the file."""
         end = min(offset + n, self.size)
         if offset > len(self._prefix) and self._ranges:
             return self._fetch(offset, end - offset) if end > offset else b""
@@ -283,53 +289,53 @@ class WebFile:
         return bytes(self._prefix[offset:end])
 
     def _extend(self, end: int) -> None:
-        have = len(self._prefix)
+        prefix_length = len(self._prefix)
         if self._ranges:
-            end = min(max(end, have + min(have, self._ahead)), self.size)
-            self._prefix += self._fetch(have, end - have)
+            end = min(max(end, prefix_length + min(prefix_length, self._ahead)), self.size)
+            self._prefix += self._fetch(prefix_length, end - prefix_length)
         if len(self._prefix) >= end:
             return
-        # Each request starts at byte 0: twice as much each time, so that a long header takes few of them.
+        # Each request starts at byte 0, so the length doubles each time: a long header then takes few requests.
         if end > MAX_SKIPPED:
-            what = f"the server supports no ranges, and {end} bytes would have to be read for a few at their end"
-            raise RemoteError(self._where, what, "Download it, and name the file")
-        self._prefix = bytearray(self._fetch(0, min(max(end, 2 * have), self.size)))
+            problem = f"the server supports no ranges, and {end} bytes would have to be read for a few at their end"
+            raise RemoteError(self._where, problem, "Download it, and name the file")
+        self._prefix = bytearray(self._fetch(0, min(max(end, 2 * prefix_length), self.size)))
 
     def _fetch(self, start: int, n: int) -> bytes:
         answer = self._client.get(self._url, self._where, start=start, n=n)
         if answer.status == 416 and start == 0 and answer.headers.get("content-range") == "bytes */0":
-            self._same(0, answer)
+            self._check_unchanged(0, answer)
             return b""
         if answer.status == 206:
-            return self._part(answer, start, n)
+            return self._checked_part(answer, start, n)
         size = answer.number("content-length")
         if answer.status != 200 or size is None:
-            unknown = "the server does not send the length of the file"
-            what = "HTTP 416 (range not satisfiable) for bytes inside the file" if answer.status == 416 else unknown
-            raise RemoteError(self._where, what, _DOWNLOAD)
-        self._same(size, answer)
+            missing_length = "the server does not send the length of the file"
+            problem = "HTTP 416 (range not satisfiable) for bytes inside the file" if answer.status == 416 else missing_length
+            raise RemoteError(self._where, problem, _DOWNLOAD_HINT)
+        self._check_unchanged(size, answer)
         self._ranges = False
         if len(answer.body) < min(size, start + n):
             raise RemoteError(self._where, f"{len(answer.body)} bytes received instead of {min(size, start + n)}", "Try again")
-        # `read_at` and `_extend` expect the bytes from `start` on.
+        # `read_at` and `_extend` expect the bytes that begin at `start`.
         return answer.body[start : start + n]
 
-    def _part(self, answer: Answer, start: int, n: int) -> bytes:
+    def _checked_part(self, answer: Answer, start: int, n: int) -> bytes:
         text = answer.headers.get("content-range", "")
-        found = _CONTENT_RANGE.fullmatch(text)
-        if not found:
+        match = _CONTENT_RANGE.fullmatch(text)
+        if not match:
             raise RemoteError(self._where, f"a part of a file with an invalid Content-Range ({text[:60]!r})")
-        first, last, size = map(int, found.groups())
-        self._same(size, answer)
+        first, last, size = map(int, match.groups())
+        self._check_unchanged(size, answer)
         if (first, last) != (start, min(start + n, size) - 1):
             raise RemoteError(self._where, f"bytes {first} to {last} of {size} received, {start} to {start + n - 1} requested")
         length = answer.number("content-length")
         if length not in (None, last - first + 1) or len(answer.body) != last - first + 1:
-            have = len(answer.body) if length is None else length
-            raise RemoteError(self._where, f"{have} bytes received for bytes {first} to {last}")
+            received = len(answer.body) if length is None else length
+            raise RemoteError(self._where, f"{received} bytes received for bytes {first} to {last}")
         return answer.body
 
-    def _same(self, size: int, answer: Answer) -> None:
+    def _check_unchanged(self, size: int, answer: Answer) -> None:
         etag = answer.headers.get("etag")
         if self._size is None:
             self._size, self._etag = size, etag

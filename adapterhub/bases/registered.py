@@ -1,7 +1,7 @@
-"""Base models that a registry knows by name: added once, then as good as their files wherever headers are enough.
+"""Base models that a registry knows by name: once added, they serve in place of the files where headers are enough.
 
-The document of a base has names, logical shapes, dtypes, numbers and digests: all that a check or a conversion needs of it but
-its weights. The same base always gives the same bytes.
+The document of a base has names, logical shapes, dtypes, numbers and digests: everything except the weights that a check or a
+conversion needs. The same base always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, NotFoundError, RefusedError
 
 VERSION = 1
-MAX_DOCUMENT = 64 << 20  # bytes; that of a model with 140,000 tensors has 15 MB
-_TEXTS = ("kind", "architecture", "model_type", "source")
-_OPTIONAL = ("text_type", "quantization", "tokenizer_digest", "chat_template_digest", "repo", "revision")
-_TENSORS = ("tensors", "stored", "derived")
-# What identifies a base; where it was read from and the size of its files do not.
-_IDENTITY = ("fingerprint", "tensors", "kind", "architecture", "model_type", "config", "tied", *_OPTIONAL)
+MAX_DOCUMENT = 64 << 20  # bytes; the document of a model with 140,000 tensors has 15 MB
+_REQUIRED_TEXTS = ("kind", "architecture", "model_type", "source")
+_OPTIONAL_TEXTS = ("text_type", "quantization", "tokenizer_digest", "chat_template_digest", "repo", "revision")
+_TENSOR_TABLES = ("tensors", "stored", "derived")
+# Keys that identify a base; its source and the size of its files do not.
+_IDENTITY = ("fingerprint", "tensors", "kind", "architecture", "model_type", "config", "tied", *_OPTIONAL_TEXTS)
 
 
 @dataclass(frozen=True)
 class BaseDocument:
-    """The record of a base: what its headers contain, and where they were read from."""
+    """The record of a base: the contents of its headers, and the source that they were read from."""
 
     spec: BaseSpec
     source: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The document as JSON."""
+        """Return the document as JSON values."""
         spec = self.spec
-        tensors = {kind: getattr(spec, kind) for kind in _TENSORS}
+        tensors = {table: getattr(spec, table) for table in _TENSOR_TABLES}
         return {
             "version": VERSION,
             "source": self.source,
@@ -47,43 +47,48 @@ class BaseDocument:
             "architecture": spec.architecture,
             "model_type": spec.model_type,
             "config": dict(spec.config),
-            **{kind: {name: [one.dtype, list(one.shape)] for name, one in found.items()} for kind, found in tensors.items()},
+            **{
+                table: {name: [tensor.dtype, list(tensor.shape)] for name, tensor in tensors_by_name.items()}
+                for table, tensors_by_name in tensors.items()
+            },
             "packed": dict(spec.packed),
             "tied": spec.tied,
-            **{key: getattr(spec, key) for key in _OPTIONAL},
+            **{key: getattr(spec, key) for key in _OPTIONAL_TEXTS},
             "fingerprint": spec.fingerprint,
             "size": spec.size,
             "notes": list(spec.notes),
         }
 
     def dump(self) -> bytes:
-        """The bytes to store."""
+        """Return the bytes to store."""
         return json_file.canonical(self.to_dict())
 
     @classmethod
     def parse(cls, raw: bytes, name: str) -> BaseDocument:
-        """The document in stored bytes; its base is called `name`.
+        """Parse stored bytes; `name` becomes the name of the base.
 
         Raises:
-            FormatError: It is not the document of a base, or its fingerprint is not that of its tensors.
+            FormatError: It is not the document of a base, or its fingerprint does not match its tensors.
             RefusedError: A newer version wrote it.
         """
         document = json_file.parse_object(raw.decode("utf-8", "replace"), name)
         version = document.get("version")
         if isinstance(version, int) and version > VERSION:
-            what = f"base document version {version} is newer than the supported {VERSION}"
-            raise RefusedError(name, what, "Upgrade adapterhub", code="newer-version")
-        document.setdefault("text_type", None)  # the first documents lack it
+            problem = f"base document version {version} is newer than the supported {VERSION}"
+            raise RefusedError(name, problem, "Upgrade adapterhub", code="newer-version")
+        document.setdefault("text_type", None)  # the oldest documents lack it
         if version != VERSION or not _is_document(document):
             raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
         spec = BaseSpec(
             where=name,
-            tensors=_parsed(document["tensors"]),
-            stored=_parsed(document["stored"]),
-            derived=_parsed(document["derived"]),
+            tensors=_base_tensors(document["tensors"]),
+            stored=_base_tensors(document["stored"]),
+            derived=_base_tensors(document["derived"]),
             packed=document["packed"],
             notes=tuple(document["notes"]),
-            **{key: document[key] for key in ("kind", "architecture", "model_type", "config", "tied", "size", *_OPTIONAL)},
+            **{
+                key: document[key] for key in ("kind", "architecture", "model_type", "config", "tied", "size", *_OPTIONAL_TEXTS)
+            },
         )
         if spec.fingerprint != document["fingerprint"]:
             raise FormatError(name, "its fingerprint is not that of its tensors", "Add the base again", code="add-base")
@@ -92,12 +97,12 @@ class BaseDocument:
 
 @dataclass(frozen=True)
 class Registered:
-    """A base under a name.
+    """A base with a name in a registry.
 
     Attributes:
-        digest: Of its document.
-        time: When it was added, ISO 8601 in UTC.
-        new: This call added it; False if the name pointed at the same base already.
+        digest: The digest of its document.
+        time: The time when it was added, ISO 8601 in UTC.
+        new: Whether this call added it; False if the name referred to the same base already.
     """
 
     name: str
@@ -108,7 +113,7 @@ class Registered:
 
     @property
     def spec(self) -> BaseSpec:
-        """The base."""
+        """The description of the base."""
         return self.document.spec
 
 
@@ -117,7 +122,7 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
 
     Raises:
         RefusedError: The base has no fingerprint, because no shapes were read, or its document is too large.
-        ConflictError: The name points at another base; not with `force`, which replaces it.
+        ConflictError: The name refers to another base and `force`, which replaces it, is not set.
     """
     named_documents.parse_document_name(name, name)
     if spec.fingerprint is None:
@@ -127,47 +132,54 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     if len(raw) > MAX_DOCUMENT:
         raise RefusedError(spec.where, f"a document of {len(raw)} bytes is over the limit of {MAX_DOCUMENT}")
     digest, size = sha256_bytes(raw), len(raw)
-    same: Registered | None = None
+    unchanged: Registered | None = None
 
     def decide(state: NamedDocument) -> Entry | None:
-        nonlocal same
-        same = None
-        registry.store.put_bytes(raw)  # under the lock: a gc removes what no name needs yet
+        nonlocal unchanged
+        # `decide` may run again if another process moves the name first.
+        unchanged = None
+        registry.store.put_bytes(raw)  # stored under the lock: a gc would remove a blob that no name refers to yet
         registry.store.sync_blobs()
         if state.there and not force:
-            same = _same(registry, state, document)
+            unchanged = _same_or_conflict(registry, state, document)
         elif state.entry and state.entry.digest == digest:
-            same = _read(registry, state)
-        return None if same else state.next("push", _now(), digest, size)
+            unchanged = _read(registry, state)
+        return None if unchanged else state.next("push", _now(), digest, size)
 
     named_documents.move(registry.store, registry.locked, name, decide)
-    if same is not None:
-        return same
+    if unchanged is not None:
+        return unchanged
     return replace(get(registry, name), new=True)
 
 
-def _same(registry: Registry, state: NamedDocument, document: BaseDocument) -> Registered:
-    """The base that the name points at, if it is the one in `document`; else a ConflictError."""
-    found = _read(registry, state)
-    old, given = found.document.to_dict(), document.to_dict()
-    key = next((key for key in _IDENTITY if old[key] != given[key]), None)
+def _same_or_conflict(registry: Registry, state: NamedDocument, document: BaseDocument) -> Registered:
+    """Return the base that the name refers to if it is the one in `document`; otherwise raise ConflictError."""
+    existing = _read(registry, state)
+    existing_document, new_document = existing.document.to_dict(), document.to_dict()
+    key = next((key for key in _IDENTITY if existing_document[key] != new_document[key]), None)
     if key is None:
-        return found
-    here, new = (f"{str(value)[:26]}" for value in (old[key], given[key]))
-    what = f"is another base: {key} is {here}, not {new}" if key not in ("tensors", "config") else f"is another base in {key}"
-    raise ConflictError(state.name, what, "Choose another name, or replace it", code="base-name-taken")
+        return existing
+    existing_value, new_value = (f"{str(value)[:26]}" for value in (existing_document[key], new_document[key]))
+    problem = (
+        f"is another base: {key} is {existing_value}, not {new_value}"
+        if key not in ("tensors", "config")
+        else f"is another base in {key}"
+    )
+    raise ConflictError(state.name, problem, "Choose another name, or replace it", code="base-name-taken")
 
 
 def get(registry: Registry, name: str) -> Registered:
-    """The base under a name; NotFoundError if there is none."""
-    return _read(registry, _there(registry, name))
+    """Return the base with a name; raise NotFoundError if there is none."""
+    return _read(registry, _existing_document(registry, name))
 
 
-def _there(registry: Registry, name: str) -> NamedDocument:
+def _existing_document(registry: Registry, name: str) -> NamedDocument:
     state = named_documents.current(registry.store, named_documents.parse_document_name(name, name))
     if not state.there:
-        if close := difflib.get_close_matches(name, names(registry), 1):
-            raise NotFoundError(name, "no base of this name", f"Did you mean {close[0]}?", code="no-such-base", meant=close[0])
+        if suggestions := difflib.get_close_matches(name, names(registry), 1):
+            raise NotFoundError(
+                name, "no base of this name", f"Did you mean {suggestions[0]}?", code="no-such-base", meant=suggestions[0]
+            )
         raise NotFoundError(name, "no base of this name", "List the bases", code="no-such-base")
     return state
 
@@ -179,26 +191,26 @@ def _read(registry: Registry, state: NamedDocument) -> Registered:
 
 
 def names(registry: Registry) -> list[str]:
-    """The names that point at a base, sorted."""
+    """Return the names that refer to a base, sorted."""
     return [name for name in registry.store.log.document_names() if named_documents.current(registry.store, name).there]
 
 
 def every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubError]]:
-    """Every named base, and the errors of the unreadable ones by name."""
-    found, damaged = [], {}
+    """Return every named base, and the errors of unreadable ones by name."""
+    bases, damaged = [], {}
     for name in registry.store.log.document_names():
         try:
-            found.append(get(registry, name))
-        except NotFoundError:  # removed meanwhile
+            bases.append(get(registry, name))
+        except NotFoundError:  # removed in the meantime
             continue
         except AdapterhubError as error:
             damaged[name] = error
-    return found, damaged
+    return bases, damaged
 
 
 def remove(registry: Registry, name: str) -> None:
     """Remove a name; adapters that pin the base keep their pins."""
-    _there(registry, name)
+    _existing_document(registry, name)
 
     def decide(state: NamedDocument) -> Entry | None:
         return state.next("delete", _now()) if state.there else None
@@ -213,15 +225,16 @@ def _now() -> str:
 # --- the document
 
 
-def _parsed(found: dict[str, tuple[str, list[int]]]) -> dict[str, BaseTensor]:
-    return {name: BaseTensor(tuple(shape), dtype) for name, (dtype, shape) in found.items()}
+def _base_tensors(entries: dict[str, tuple[str, list[int]]]) -> dict[str, BaseTensor]:
+    return {name: BaseTensor(tuple(shape), dtype) for name, (dtype, shape) in entries.items()}
 
 
 def _is_document(document: dict[str, Any]) -> bool:
+    # A stored document may be damaged or hostile, so every value is checked before it is used.
     notes, packed = document.get("notes"), document.get("packed")
     return (
-        all(isinstance(document.get(key), str) for key in _TEXTS)
-        and all(key in document and isinstance(document[key], str | None) for key in (*_OPTIONAL, "fingerprint"))
+        all(isinstance(document.get(key), str) for key in _REQUIRED_TEXTS)
+        and all(key in document and isinstance(document[key], str | None) for key in (*_OPTIONAL_TEXTS, "fingerprint"))
         and isinstance(document.get("config"), dict)
         and isinstance(document.get("tied"), bool)
         and _is_size(document.get("size"))
@@ -229,7 +242,10 @@ def _is_document(document: dict[str, Any]) -> bool:
         and all(isinstance(note, str) for note in notes)
         and isinstance(packed, dict)
         and all(isinstance(reason, str) for reason in packed.values())
-        and all(isinstance(found := document.get(kind), dict) and all(map(_is_tensor, found.values())) for kind in _TENSORS)
+        and all(
+            isinstance(tensors := document.get(table), dict) and all(map(_is_tensor, tensors.values()))
+            for table in _TENSOR_TABLES
+        )
     )
 
 

@@ -1,6 +1,6 @@
-"""A base behind an address, `https://…`, `http://…` or `hf://org/model[@revision][/file]`, read from its headers.
+"""A base at an address, `https://…`, `http://…` or `hf://org/model[@revision][/file]`, read from its headers.
 
-Two endpoints of a Hugging Face Hub are enough, as huggingface_hub uses them: `/api/models/{id}/revision/{revision}?blobs=true`
+Two endpoints of a Hugging Face Hub are enough, used as huggingface_hub does: `/api/models/{id}/revision/{revision}?blobs=true`
 for the commit, the files, their sizes and the digests of large ones, and `/{id}/resolve/{commit}/{path}` for bytes.
 """
 
@@ -27,32 +27,32 @@ _MAX_LISTING = 64_000_000  # bytes
 
 
 def read_url(text: str, hub: Hub, *, pauses: Sequence[float] = PAUSES) -> BaseSpec:
-    """Read the base at an address; its `fetched` is the number of bytes that took.
+    """Read the base at an address; its `fetched` is the number of bytes downloaded.
 
     Raises:
         NotFoundError: There is nothing at the address, or no base.
         RemoteError: The server refused, failed, or gave an invalid answer.
     """
-    place = HubPath.parse(text) if text.lower().startswith(SCHEME) else HubPath.of_page(text, hub)
-    at_hub = place or origin(text, text) == origin(hub.endpoint, hub.endpoint)
+    hub_path = HubPath.parse(text) if text.lower().startswith(SCHEME) else HubPath.of_page(text, hub)
+    at_hub = hub_path or origin(text, text) == origin(hub.endpoint, hub.endpoint)
     client = RangeClient.of(hub, pauses) if at_hub else RangeClient(text, pauses=pauses, proxy=hub.proxy)
     with contextlib.closing(client):
-        spec = _read_hub(place, hub, client) if place else _read_plain(text, client)
+        spec = _read_hub(hub_path, hub, client) if hub_path else _read_plain(text, client)
     return dataclasses.replace(spec, fetched=client.fetched)
 
 
 def _read_plain(url: str, client: RangeClient) -> BaseSpec:
-    # The query, which may be a signature, is no part of the name in reports.
-    parts = urlsplit(url)
-    folder, _, name = parts.path.rpartition("/")
+    # The query may be a signature, so names in reports do not include it.
+    url_parts = urlsplit(url)
+    folder, _, name = url_parts.path.rpartition("/")
     if not name.endswith(_FILES):
-        folder, name = parts.path.rstrip("/"), ""
+        folder, name = url_parts.path.rstrip("/"), ""
 
     def address(name: str) -> str:
-        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/{name}", parts.query, ""))
+        return urlunsplit((url_parts.scheme, url_parts.netloc, f"{folder}/{name}", url_parts.query, ""))
 
     def label(name: str) -> str:
-        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/{name}".rstrip("/"), "", ""))
+        return urlunsplit((url_parts.scheme, url_parts.netloc, f"{folder}/{name}".rstrip("/"), "", ""))
 
     files = WebFiles(client, address, label, needed=(name or "config.json",))
     try:
@@ -60,68 +60,72 @@ def _read_plain(url: str, client: RangeClient) -> BaseSpec:
     except NotFoundError as error:
         if name or error.where != label("config.json"):
             raise
-        what = "not a base model: there is no config.json"
-        raise NotFoundError(label(""), what, "Name a .gguf, a .safetensors or an index.json") from error
+        problem = "not a base model: there is no config.json"
+        raise NotFoundError(label(""), problem, "Name a .gguf, a .safetensors or an index.json") from error
 
 
-def _read_hub(place: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
-    """Read the base at a place on a hub; its revision is the commit that `place` means now."""
-    commit, listing = listed(place, hub, client)
-    folder, name = _split(place, listing)
-    there = {path.removeprefix(folder): known for path, known in listing.items() if path.startswith(folder)}
-    root = f"{hub.endpoint}/{place.repo}/resolve/{commit}/"
-    top = dataclasses.replace(place, path="")
+def _read_hub(hub_path: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
+    """Read the base at a path on a hub; its revision is the commit that the path currently means."""
+    commit, listing = listed(hub_path, hub, client)
+    folder, name = _split_path(hub_path, listing)
+    folder_listing = {path.removeprefix(folder): listed for path, listed in listing.items() if path.startswith(folder)}
+    root = f"{hub.endpoint}/{hub_path.repo}/resolve/{commit}/"
+    model = dataclasses.replace(hub_path, path="")
     files = WebFiles(
         client,
         lambda name: root + quote(folder + name),
-        lambda name: f"{top}/{folder}{name}".rstrip("/"),
-        listing={name: known for name, known in there.items() if "/" not in name},
-        needed=there,
+        lambda name: f"{model}/{folder}{name}".rstrip("/"),
+        listing={name: listed for name, listed in folder_listing.items() if "/" not in name},
+        needed=folder_listing,
     )
-    if not name and "config.json" not in there:
-        raise NotFoundError(str(place), "not a base model: there is no config.json", _instead(top, listing), code="not-a-base")
-    return hub_layout.with_name(read_files(files, name), place.repo, commit)
+    if not name and "config.json" not in folder_listing:
+        raise NotFoundError(
+            str(hub_path), "not a base model: there is no config.json", _weight_file_hint(model, listing), code="not-a-base"
+        )
+    return hub_layout.with_name(read_files(files, name), hub_path.repo, commit)
 
 
-def _split(place: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
-    """The folder in the model, empty or with a slash at its end, and the file in it, empty if none is named."""
-    if place.path in listing:
-        folder, _, name = place.path.rpartition("/")
+def _split_path(hub_path: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
+    """Return the folder in the model, empty or ending with a slash, and the file in it, empty if none is named."""
+    if hub_path.path in listing:
+        folder, _, name = hub_path.path.rpartition("/")
         return (f"{folder}/" if folder else ""), name
-    if place.path and not any(path.startswith(f"{place.path}/") for path in listing):
-        top = dataclasses.replace(place, path="")
-        raise NotFoundError(str(place), "no such file in this model", _instead(top, listing), code="no-such-file")
-    return (f"{place.path}/" if place.path else ""), ""
+    if hub_path.path and not any(path.startswith(f"{hub_path.path}/") for path in listing):
+        model = dataclasses.replace(hub_path, path="")
+        raise NotFoundError(str(hub_path), "no such file in this model", _weight_file_hint(model, listing), code="no-such-file")
+    return (f"{hub_path.path}/" if hub_path.path else ""), ""
 
 
-def _instead(top: HubPath, listing: Mapping[str, Known]) -> str:
-    found = sorted(path for path in listing if path.endswith((".gguf", ".safetensors")))
-    return f"Name one of its {len(found)} weight files, such as {top}/{found[0]}" if found else ""
+def _weight_file_hint(model: HubPath, listing: Mapping[str, Known]) -> str:
+    weight_files = sorted(path for path in listing if path.endswith((".gguf", ".safetensors")))
+    return f"Name one of its {len(weight_files)} weight files, such as {model}/{weight_files[0]}" if weight_files else ""
 
 
-def listed(place: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
-    """The commit that `place` means now, and the files of the model by path."""
-    where = str(dataclasses.replace(place, path=""))
-    url = f"{hub.endpoint}/api/models/{place.repo}/revision/{quote(place.revision, safe='')}?blobs=true"
-    raw = client.get(url, where, n=_MAX_LISTING).body
+def listed(hub_path: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
+    """Return the commit that `hub_path` currently means, and the files of the model by path."""
+    location = str(dataclasses.replace(hub_path, path=""))
+    url = f"{hub.endpoint}/api/models/{hub_path.repo}/revision/{quote(hub_path.revision, safe='')}?blobs=true"
+    raw = client.get(url, location, n=_MAX_LISTING).body
     try:
-        document = json_file.parse_object(raw.decode(), where)
+        document = json_file.parse_object(raw.decode(), location)
     except (FormatError, UnicodeDecodeError) as error:
-        raise RemoteError(where, f"{hub.endpoint} is not a Hugging Face Hub", "Is HF_ENDPOINT right?") from error
+        raise RemoteError(location, f"{hub.endpoint} is not a Hugging Face Hub", "Is HF_ENDPOINT right?") from error
     commit, siblings = document.get("sha"), document.get("siblings")
     if not isinstance(commit, str) or not is_hex(commit, 40) or not isinstance(siblings, list):
-        raise RemoteError(where, f"{hub.endpoint} does not list the files of a commit", "Is HF_ENDPOINT right?")
-    return commit, {entry["rfilename"]: _known(entry) for entry in siblings if _is_file(entry)}
+        raise RemoteError(location, f"{hub.endpoint} does not list the files of a commit", "Is HF_ENDPOINT right?")
+    return commit, {entry["rfilename"]: _listed_file(entry) for entry in siblings if _is_file(entry)}
 
 
 def _is_file(entry: object) -> bool:
     name = entry.get("rfilename") if isinstance(entry, dict) else None
+    # Names become parts of URLs and paths, and must not lead out of the model.
     return isinstance(name, str) and name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def _known(entry: Mapping[str, Any]) -> Known:
+def _listed_file(entry: Mapping[str, Any]) -> Known:
+    # The listing has digests only for files in LFS.
     lfs = entry.get("lfs")
-    large = lfs if isinstance(lfs, dict) else {}
-    size, digest = large.get("size", entry.get("size")), large.get("sha256")
-    right = isinstance(size, int) and not isinstance(size, bool) and size >= 0
-    return Known(size if right else None, f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None)
+    lfs_entry = lfs if isinstance(lfs, dict) else {}
+    size, digest = lfs_entry.get("size", entry.get("size")), lfs_entry.get("sha256")
+    is_valid = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    return Known(size if is_valid else None, f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None)

@@ -1,4 +1,4 @@
-"""Text to tokens and back as a Hugging Face folder defines it: chat template, tokenizer, and which tokens end an answer."""
+"""Text to tokens and back as a Hugging Face folder defines it: chat template, tokenizer, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from adapterhub.training.model.base import Base
 from adapterhub_converters.containers import json_file
 
 _DTYPES = ("bfloat16", "float16", "float32")
-_GENERATION = "generation_config.json"
-_UNFINISHED = "\ufffd"  # what an incomplete character decodes to
-_LONGEST = 8  # tokens of one character; what is incomplete after so many are bytes that are no character
+_GENERATION_CONFIG = "generation_config.json"
+_UNFINISHED = "\ufffd"  # the decoding of an incomplete character
+_MAX_CHARACTER_TOKENS = 8  # after so many tokens, incomplete bytes will not become a character
 
 
 def stored_dtype(config: Mapping[str, Any]) -> Any:
-    """Return the type of floats that a base's config.json names, `bfloat16` if it names none."""
+    """Return the float dtype that a base's config.json names, or `bfloat16` if it names none."""
     stored = config.get("dtype") or config.get("torch_dtype")
     return stored if stored in _DTYPES else "bfloat16"
 
@@ -26,10 +26,10 @@ class Text:
     """The texts of one base.
 
     Attributes:
-        where: The base, in messages.
-        longest: The number of tokens that the model can see; None if unknown.
+        location: The base, in messages.
+        max_context: The maximum number of tokens in the context; None if unknown.
         longest_token: The number of characters of the longest token.
-        ends: The tokens that end an answer, by the generation config, the config and the tokenizer.
+        ends: The tokens that end an answer according to the generation config, the config and the tokenizer.
     """
 
     def __init__(self, base: Base, path: Path) -> None:
@@ -38,7 +38,7 @@ class Text:
         longest = getattr(config, "max_position_embeddings", None)
         self.longest = longest if isinstance(longest, int) else None
         self.longest_token = max(map(len, self._tokenizer.get_vocab()))
-        self.ends = _ends(path / _GENERATION, config, self._tokenizer)
+        self.ends = _stop_tokens(path / _GENERATION_CONFIG, config, self._tokenizer)
 
     @property
     def has_template(self) -> bool:
@@ -46,41 +46,43 @@ class Text:
         return bool(self._tokenizer.chat_template)
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Render the chat template, up to the beginning of the answer, in its own bounded process."""
+        """Render the chat template, up to the beginning of the answer, in its own limited process."""
         return chat_template.render(self._tokenizer, messages, where=self.where, prompt=True)
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids; `special`: with those that the model expects at a start. A chat template writes them itself."""
+        """Return the ids; with `special`, also those that the model expects at a start. A chat template writes them itself."""
         return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def of(self, token: int) -> str:
-        """Return the text of one token by itself, a special one by its name."""
+        """Return the text of a single token, or the name of a special one."""
         return str(self._tokenizer.decode([token]))
 
     def pieces(self) -> Callable[[int], str]:
-        """A function from one token after another to the text that is complete with it.
+        """Return a function that gets one token after another and returns the text that each completes.
 
-        Each is decoded behind the last ones, because what it means may depend on them.
+        Each token is decoded after the previous ones, because its meaning may depend on them.
         """
         ids: list[int] = []
-        start = done = 0
+        start = decoded = 0
 
         def piece(token: int) -> str:
-            nonlocal start, done
+            nonlocal start, decoded
             ids.append(token)
-            before = self._tokenizer.decode(ids[start:done], skip_special_tokens=True)
-            now = self._tokenizer.decode(ids[start:], skip_special_tokens=True)
-            if now.endswith(_UNFINISHED) and len(ids) - done < _LONGEST:
+            # The last tokens are decoded with and without the new one; the difference is its text.
+            previous_text = self._tokenizer.decode(ids[start:decoded], skip_special_tokens=True)
+            text = self._tokenizer.decode(ids[start:], skip_special_tokens=True)
+            if text.endswith(_UNFINISHED) and len(ids) - decoded < _MAX_CHARACTER_TOKENS:
                 return ""
-            start, done = done, len(ids)
-            return str(now[len(before) :])
+            start, decoded = decoded, len(ids)
+            return str(text[len(previous_text) :])
 
         return piece
 
 
-def _ends(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
-    own = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
-    found: set[int] = set()
-    for value in (own, getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
-        found.update(item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int))
-    return frozenset(found)
+def _stop_tokens(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    # Bases name their stop tokens in three places, which often differ.
+    generation_stops = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
+    stop_tokens: set[int] = set()
+    for value in (generation_stops, getattr(config, "eos_token_id", None), tokenizer.eos_token_id):
+        stop_tokens.update(item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, int))
+    return frozenset(stop_tokens)

@@ -1,7 +1,7 @@
-"""A GGUF model in llama.cpp, by the library in the wheel `llama-cpp-py-sync` and its cffi declarations.
+"""A GGUF model in llama.cpp, through the library in the wheel `llama-cpp-py-sync` and its cffi declarations.
 
-The adapter is loaded and attached as `llama-cli --lora` does, on the CPU. Keys and values are float32 and flash attention is
-off, whose float16 costs 1e-3 of a logit.
+The adapter is loaded and attached as `llama-cli --lora` does, on the CPU. Keys and values are float32, and flash attention is
+off, because its float16 costs 1e-3 of a logit.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from . import Prompt
 
 _F32, _NO_FLASH = 0, 0  # a ggml_type, a llama_flash_attn_type
 _MODULES = ("llama_cpp_py_sync", "jinja2")
-_VAGUE = ("ret = ", "failed to load model")  # lines of its log that follow the one with the reason
+_VAGUE_LINES = ("ret = ", "failed to load model")  # in lines of llama.cpp's log that follow the line with the reason
 
 
 def check_extra() -> None:
-    """MissingExtraError where llama.cpp or what renders chat templates is not installed."""
+    """Raise MissingExtraError if llama.cpp, or the library that renders chat templates, is not installed."""
     for name in _MODULES:
         if importlib.util.find_spec(name) is None:
             raise MissingExtraError(
@@ -39,7 +39,7 @@ def check_extra() -> None:
 
 @contextlib.contextmanager
 def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None = None) -> Iterator[LlamaCppEngine]:
-    """Load a GGUF base and a GGUF adapter, which `where` names in messages; by default with a thread for each usable core.
+    """Load a GGUF base and a GGUF adapter called `location` in messages; by default, with a thread for each usable core.
 
     Raises:
         FormatError: llama.cpp cannot load the base.
@@ -50,8 +50,9 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
     log: list[str] = []
 
     @ffi.callback("void(enum ggml_log_level, const char *, void *)")  # type: ignore[untyped-decorator]
-    def record(_level: int, text: Any, _data: Any) -> None:
+    def record_log(_level: int, text: Any, _data: Any) -> None:
         log.append(ffi.string(text).decode(errors="replace"))
+        # The last lines are enough to find the reason of a failure.
         del log[:-200]
 
     with GGUFFile(base) as file:
@@ -60,15 +61,17 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
         raise RefusedError(
             str(base), "is an encoder, which computes embeddings and no text", "Name a model that generates text"
         )
-    lib.llama_log_set(record, ffi.NULL)
+    # The callback is valid until this function returns, which resets it first.
+    lib.llama_log_set(record_log, ffi.NULL)
     lib.llama_backend_init()
-    parameters = lib.llama_model_default_params()
-    parameters.n_gpu_layers = 0
+    model_parameters = lib.llama_model_default_params()
+    model_parameters.n_gpu_layers = 0
+    # NULL until the model is loaded, so that a failure before that frees nothing.
     model = ffi.NULL
     try:
-        model = lib.llama_model_load_from_file(str(base).encode(), parameters)
+        model = lib.llama_model_load_from_file(str(base).encode(), model_parameters)
         if model == ffi.NULL:
-            raise FormatError(str(base), f"llama.cpp cannot load it ({_reason(log)})")
+            raise FormatError(str(base), f"llama.cpp cannot load it ({_failure_reason(log)})")
         engine = LlamaCppEngine((ffi, lib), model, metadata, log, where=str(base), threads=threads or _usable_cores())
         if adapter is not None:
             engine.adapter = engine.loaded(adapter, where)
@@ -79,19 +82,22 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
         lib.llama_log_set(ffi.NULL, ffi.NULL)
 
 
-def _reason(log: Sequence[str]) -> str:
+def _failure_reason(log: Sequence[str]) -> str:
     lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
-    telling = (line for line in reversed(lines) if ("fail" in line or "error" in line) and not any(v in line for v in _VAGUE))
-    found = next(telling, "no reason given")
-    return found[:200]
+    # The last line about a failure tells most, except for general ones.
+    reasons = (
+        line for line in reversed(lines) if ("fail" in line or "error" in line) and not any(v in line for v in _VAGUE_LINES)
+    )
+    reason = next(reasons, "no reason given")
+    return reason[:200]
 
 
 class LlamaCppEngine:
-    """See `Engine`.
+    """An `Engine` for a GGUF file.
 
     Attributes:
-        adapter: The one that `started` applies; None for none.
-        size: Tokens of the vocabulary.
+        adapter: The adapter that `start_decoding` applies; None for none.
+        size: The number of tokens in the vocabulary.
     """
 
     name = "llama.cpp"
@@ -113,29 +119,33 @@ class LlamaCppEngine:
         """Whether the model has a chat template."""
         return isinstance(self._template, str)
 
-    def loaded(self, adapter: Path, where: str) -> Any:
-        """An adapter in memory, for `context`; RefusedError, by the name `where`, if llama.cpp cannot load it on the base."""
-        found = self._lib.llama_adapter_lora_init(self._model, str(adapter).encode())
-        if found == self._ffi.NULL:
-            raise RefusedError(where, f"llama.cpp cannot load it on {self.where} ({_reason(self._log)})")
-        if self._lib.llama_adapter_get_alora_n_invocation_tokens(found):
-            self.free(found)
-            raise RefusedError(where, "acts only after certain tokens (aLoRA), and here it would on all of them")
-        return found
+    def loaded(self, adapter: Path, location: str) -> Any:
+        """Load an adapter for `context`; `location` is its name in messages.
+
+        Raises:
+            RefusedError: llama.cpp cannot load it on the base.
+        """
+        handle = self._lib.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if handle == self._ffi.NULL:
+            raise RefusedError(location, f"llama.cpp cannot load it on {self.where} ({_failure_reason(self._log)})")
+        if self._lib.llama_adapter_get_alora_n_invocation_tokens(handle):
+            self.free(handle)
+            raise RefusedError(location, "acts only after certain tokens (aLoRA), and here it would on all of them")
+        return handle
 
     def free(self, adapter: Any) -> None:
-        """Free an adapter that no context has."""
+        """Free an adapter that no context uses."""
         self._lib.llama_adapter_lora_free(adapter)
 
     def text_of(self, prompt: Prompt) -> str:
-        """Render the model's own template in its own bounded process; a model without one continues the text."""
+        """Render the model's own template in its own limited process; a model without one continues the text."""
         return prompt.text if prompt.raw or not self.has_template else self.conversation(prompt.messages)
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Render the model's own template, up to the beginning of the answer, in its own bounded process."""
+        """Render the model's own template, up to the beginning of the answer, in its own limited process."""
         special = {f"{name}_token": self._special(name) for name in ("bos", "eos")}
-        rest = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        return chat_template.rendered(str(self._template), {**special, **rest}, where=self.where)
+        variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        return chat_template.rendered(str(self._template), {**special, **variables}, where=self.where)
 
     def _special(self, name: str) -> str:
         tokens, number = self._metadata.get("tokenizer.ggml.tokens"), self._metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -147,27 +157,29 @@ class LlamaCppEngine:
         Raises:
             RefusedError: The file has no tokenizer.
         """
-        if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp would end the process
+        if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp would abort the process
             raise RefusedError(
                 self.where, "contains no tokenizer", "Convert the model again, from a folder with tokenizer.json"
             )
         encoded = text.encode()
         count, special = -len(encoded) - 8, raw or not self.has_template
-        while count < 0:  # the room that is needed: SentencePiece makes three bytes of a space, which may be three tokens
+        while (
+            count < 0
+        ):  # a negative count is the room needed: SentencePiece's space has three bytes, which may be three tokens
             room = -count
             ids = self._ffi.new("llama_token[]", room)
             count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), ids, room, special, True)
         return [int(ids[i]) for i in range(count)]
 
     def started(self, *, adapted: bool, room: int) -> contextlib.AbstractContextManager[Callable[[list[int]], Any]]:
-        """A context of its own, whose keys and values no other has."""
+        """Decode in a new context, which shares no keys and values with others."""
         return self.context([(self.adapter, 1.0)] if adapted else [], room=room)
 
     @contextlib.contextmanager
     def context(
         self, adapters: Sequence[tuple[Any, float]], *, room: int, at_once: int | None = None
     ) -> Iterator[Callable[[list[int]], Any]]:
-        """As `started`, with loaded adapters and their weights; of no more tokens `at_once`, by default of all."""
+        """Decode as `start_decoding` with adapters and their weights, at most `batch_size` tokens at once; None for all."""
         settings = self._lib.llama_context_default_params()
         settings.n_ctx = max(room, 64)
         settings.n_batch = settings.n_ubatch = min(settings.n_ctx, at_once or settings.n_ctx)
@@ -176,60 +188,61 @@ class LlamaCppEngine:
         settings.flash_attn_type = _NO_FLASH
         context = self._lib.llama_init_from_model(self._model, settings)
         if context == self._ffi.NULL:
-            what = f"llama.cpp cannot make a context of {room:,} tokens ({_reason(self._log)})"
-            raise RefusedError(self.where, what, "Ask for fewer tokens")
+            problem = f"llama.cpp cannot make a context of {room:,} tokens ({_failure_reason(self._log)})"
+            raise RefusedError(self.where, problem, "Ask for fewer tokens")
         try:
             if adapters:
-                pointers = self._ffi.new("struct llama_adapter_lora *[]", [one for one, _ in adapters])
+                pointers = self._ffi.new("struct llama_adapter_lora *[]", [handle for handle, _ in adapters])
                 weights = self._ffi.new("float[]", [weight for _, weight in adapters])
                 self._lib.llama_set_adapters_lora(context, pointers, len(adapters), weights)
-            seen = 0
+            token_count = 0
 
             def logits_after(ids: list[int]) -> Any:
-                nonlocal seen
-                seen += len(ids)
-                return self._decoded(context, ids, seen - len(ids))
+                nonlocal token_count
+                token_count += len(ids)
+                return self._decoded(context, ids, token_count - len(ids))
 
             yield logits_after
         finally:
             self._lib.llama_free(context)
 
-    def _decoded(self, context: Any, ids: list[int], start: int) -> Any:
+    def _decoded(self, context: Any, ids: list[int], position: int) -> Any:
         batch = self._lib.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)
             for i, token in enumerate(ids):
-                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, start + i, 1
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position + i, 1
                 batch.seq_id[i][0] = 0
+                # Only the logits of the last token are needed.
                 batch.logits[i] = i == len(ids) - 1
             if self._lib.llama_decode(context, batch):
-                raise RefusedError(self.where, f"llama.cpp cannot compute the next token ({_reason(self._log)})")
+                raise RefusedError(self.where, f"llama.cpp cannot compute the next token ({_failure_reason(self._log)})")
             pointer = self._lib.llama_get_logits_ith(context, len(ids) - 1)
             return np.frombuffer(self._ffi.buffer(pointer, 4 * self.size), np.float32).copy()
         finally:
             self._lib.llama_batch_free(batch)
 
     def is_end(self, token: int) -> bool:
-        """By the vocabulary."""
+        """Return whether the vocabulary marks a token as the end of an answer."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
     def pieces(self) -> Callable[[int], str]:
-        """Decode the bytes of tokens as UTF-8, which may be cut anywhere."""
+        """Return a function that decodes the bytes of tokens as UTF-8, which tokens may split anywhere."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda token: decoder.decode(self.bytes_of(token, special=False))
 
     def of(self, token: int) -> str:
-        """Return the text of one token by itself, a special one by its name."""
+        """Return the text of a single token, or the name of a special one."""
         return self.bytes_of(token, special=True).decode(errors="replace")
 
     def bytes_of(self, token: int, *, special: bool) -> bytes:
-        """The bytes of a token in text; `special`: also of one that is none, its name."""
+        """Return the bytes of a token in text; with `special`, also the name of a token that has no text."""
         buffer = self._ffi.new("char[]", 256)
         count = self._lib.llama_token_to_piece(self._vocab, token, buffer, 256, 0, special)
         return bytes(self._ffi.buffer(buffer, max(count, 0)))
 
 
 def _usable_cores() -> int:
-    """The cores that this process may use: threads wait for each other in a spin."""
+    """Return the number of cores that this process may use; more threads would spin while they wait for each other."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return usable or 1

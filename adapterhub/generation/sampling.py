@@ -1,4 +1,4 @@
-"""Which token comes next: the likeliest, or one that is drawn. The same logits and seed give the same token in every engine."""
+"""The choice of the next token, the likeliest or a random one; equal logits and seeds give the same token in every engine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 
 class Sampler:
-    """Chooses one token after another.
+    """A sampler of one token after another.
 
     Args:
-        temperature: 0 for the likeliest token; else logits are divided by it.
-        seed: Of the random numbers.
-        top_p: Draw from the fewest likeliest tokens that have this share together; 1 for all.
+        temperature: 0 for the likeliest token; otherwise logits are divided by it.
+        seed: The seed of the random numbers.
+        top_p: Draw from the smallest set of likeliest tokens with this total probability; 1 for all.
     """
 
     def __init__(self, temperature: float, seed: int, top_p: float = 1.0) -> None:
@@ -23,18 +23,19 @@ class Sampler:
         """Return the id of the next token; `logits` are `(vocab,)`."""
         if self._temperature == 0:
             return int(logits.argmax())
-        with np.errstate(over="ignore"):  # the smallest temperatures leave the likeliest alone
-            shares = np.exp((logits.astype(np.float64) - logits.max()) / self._temperature)
+        with np.errstate(over="ignore"):  # a tiny temperature overflows to -inf, which leaves only the likeliest token
+            probabilities = np.exp((logits.astype(np.float64) - logits.max()) / self._temperature)
         if self._top_p < 1:
-            shares[~_likeliest(shares, self._top_p)] = 0
-        sums = shares.cumsum()
-        return int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
+            probabilities[~_likeliest(probabilities, self._top_p)] = 0
+        cumulative = probabilities.cumsum()
+        # side="right" skips tokens with probability 0, which share the sum of the token before them.
+        return int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
 
 
-def _likeliest(shares: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
-    """Return which tokens are the fewest likeliest with a share of `top_p` together, at least one; bool `(vocab,)`."""
-    order = np.argsort(-shares, kind="stable")
-    sums = shares[order].cumsum()
-    chosen = np.zeros(len(shares), np.bool_)
-    chosen[order[: int(np.searchsorted(sums, top_p * sums[-1])) + 1]] = True
-    return chosen
+def _likeliest(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.bool_]:
+    """Return the smallest set of likeliest tokens with a total probability of `top_p`, at least one, as bool `(vocab,)`."""
+    order = np.argsort(-probabilities, kind="stable")
+    cumulative = probabilities[order].cumsum()
+    is_likely = np.zeros(len(probabilities), np.bool_)
+    is_likely[order[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1]] = True
+    return is_likely

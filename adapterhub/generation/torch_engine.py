@@ -1,6 +1,6 @@
-"""A Hugging Face folder in torch: the model of transformers with the layers of `adapterhub.training`, no code of the base.
+"""A Hugging Face folder in torch: the model of transformers with the layers of `adapterhub.training`, without code of the base.
 
-The base is loaded in the type of floats that it is stored in, tensor by tensor.
+The base is loaded in the float dtype that it is stored in, tensor by tensor.
 """
 
 from __future__ import annotations
@@ -38,34 +38,35 @@ def opened(
         RefusedError: The adapter is for another base, or has parts that the layers cannot represent.
     """
     with BaseFiles(base, cache) as files:
-        found = adapters.read(adapter, files.spec)
-        if not found.pairs:
-            raise RefusedError(found.where, "has no low-rank factors, and no other kind of adapter can be run")
-        adapters.check_base(found, files.spec, None)
+        factors = adapters.read(adapter, files.spec)
+        if not factors.pairs:
+            raise RefusedError(factors.where, "has no low-rank factors, and no other kind of adapter can be run")
+        adapters.check_base(factors, files.spec, None)
         document = json_file.parse_object(files.config_text, f"{base}: config.json")
         config = BaseConfig(str(base), quantize="none", dtype=hf_text.stored_dtype(document))
         device = devices.chosen("auto")
-        model = load(files, config, found.config, where=found.where, progress=progress, device=device)
-    adapters.put(model, found)
+        model = load(files, config, factors.config, where=factors.where, progress=progress, device=device)
+    adapters.put(model, factors)
     chat_template.adopt(model.tokenizer, adapter.folder)
     model.model.eval()
     with torch.inference_mode(), contextlib.ExitStack() as stack:
-        yield TorchEngine(model, found, base, stack)
+        yield TorchEngine(model, factors, base, stack)
 
 
 class TorchEngine:
-    """See `Engine`."""
+    """An `Engine` for a Hugging Face folder."""
 
     name = "torch"
 
-    def __init__(self, base: Base, found: adapters.Factors, path: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, base: Base, factors: adapters.Factors, path: Path, stack: contextlib.ExitStack) -> None:
         self._text = hf_text.Text(base, path)
         self.where, self.longest = self._text.where, self._text.longest
         self._base, self._adapter = base, stack
-        self._adapter.enter_context(adapters.replaced(base, found))
+        # Modules that the adapter replaces stay in use until the adapter is turned off.
+        self._adapter.enter_context(adapters.replaced(base, factors))
 
     def text_of(self, prompt: Prompt) -> str:
-        """Render the chat template in its own bounded process; a model without one continues the text."""
+        """Render the chat template in its own limited process; a model without one continues the text."""
         return prompt.text if prompt.raw or not self._text.has_template else self._text.conversation(prompt.messages)
 
     def tokens(self, text: str, *, raw: bool) -> list[int]:
@@ -74,29 +75,30 @@ class TorchEngine:
 
     @contextlib.contextmanager
     def started(self, *, adapted: bool, room: int) -> Iterator[Callable[[list[int]], Any]]:
-        """Keys and values are kept from call to call."""
+        """Decode with keys and values that are kept from call to call."""
         if not adapted:
             self._adapter.close()
             adapters.remove(self._base)
-        model, past, seen = self._base.model, None, 0
+        model, cache, token_count = self._base.model, None, 0
         parameters = inspect.signature(model.forward).parameters
-        last = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        kept = "cache" if "cache" in parameters else "past_key_values"  # the name before transformers 5.24
+        # The logits of a long prompt are large, and only those of its last token are needed.
+        last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
 
         def logits_after(ids: list[int]) -> Any:
-            nonlocal past, seen
-            given = torch.tensor([ids], device=self._base.device)
-            mask = torch.ones(1, seen + len(ids), dtype=torch.long, device=given.device)
-            done = model(input_ids=given, attention_mask=mask, use_cache=True, **{kept: past}, **last)
-            past, seen = getattr(done, kept), seen + len(ids)
-            return np.asarray(done.logits[0, -1].float().cpu())
+            nonlocal cache, token_count
+            input_ids = torch.tensor([ids], device=self._base.device)
+            mask = torch.ones(1, token_count + len(ids), dtype=torch.long, device=input_ids.device)
+            output = model(input_ids=input_ids, attention_mask=mask, use_cache=True, **{cache_name: cache}, **last_logits_only)
+            cache, token_count = getattr(output, cache_name), token_count + len(ids)
+            return np.asarray(output.logits[0, -1].float().cpu())
 
         yield logits_after
 
     def is_end(self, token: int) -> bool:
-        """By the model's generation config, its config and its tokenizer."""
+        """Return whether a token ends an answer by the generation config, the config or the tokenizer."""
         return token in self._text.ends
 
     def pieces(self) -> Callable[[int], str]:
-        """Decode one token after another."""
+        """Return a function that decodes one token after another."""
         return self._text.pieces()

@@ -1,9 +1,9 @@
-"""QLoRA on one machine: LoRA on an NF4 base, and an adapter with a record of its training.
+"""QLoRA training on one machine: LoRA layers on an NF4 base, and an adapter with a record of its training.
 
-`trainer` is a training from its config to the finished folder, in the order in which things happen: `config`; `model`, the
-base with the `layers` that are trained; `data`, from files to rows of tokens; `loop`, the steps; `artifacts`, what is written.
-`cost` predicts and measures time and memory; `outlook` tells of data and steps beforehand; `evaluation` compares an adapter
-with its base. Importing this package imports no torch.
+`trainer` takes a training run from its config to the finished folder. The subpackages follow the order in which things happen:
+`train_config`; `model`, the base with its trainable `layers`; `data`, from files to rows of tokens; `loop`, the steps;
+`artifacts`, the files that are written. `cost` predicts and measures time and memory; `training_preview` previews data and
+steps; `evaluation` compares an adapter with its base. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def run(
     cache: Path | None = None,
     replace: bool = False,
 ) -> Result:
-    """Train the adapter that `config` describes into the folder `out`, which is written whole or not at all.
+    """Train the adapter that `config` describes and write it to the folder `out`, completely or not at all.
 
     The same config, data, base, machine and library versions give the same bytes. SIGTERM and SIGINT end the run after the
-    current step with a checkpoint next to `out`; the same call then resumes from it and gives the same bytes.
+    current step and leave a checkpoint next to `out`; the same call then resumes from it and gives the same bytes.
 
     Args:
         on_event: Called with every event, in this process.
@@ -74,8 +74,8 @@ def run(
 
     Raises:
         MissingExtraError: torch or another library of the extra is not installed.
-        StoppedError: A signal came; the checkpoint is written.
-        RefusedError: The data have nothing to train on, the base is not supported, or memory does not suffice.
+        StoppedError: A signal arrived; the checkpoint is written.
+        RefusedError: The data contain nothing to train on, the base is not supported, or memory does not suffice.
 
     Example:
         `run(read_config(Path("sql.toml")), Path("sql"), on_event=print)`
@@ -96,7 +96,7 @@ def open_trainer(
     cache: Path | None = None,
     replace: bool = False,
 ) -> Iterator[Trainer]:
-    """Load a training for a program that does its steps, such as with a loss of its own; arguments are those of `run`.
+    """Load a training run whose steps the caller runs, for example with its own loss; takes the arguments of `run`.
 
     Example:
         `with open_trainer(config, Path("sql")) as trainer: trainer.forward_backward(next(trainer.batches()))`
@@ -110,8 +110,9 @@ def open_trainer(
         report = on_event if on_event and distributed.first() else lambda _: None
         if distributed.first():
             report = stack.enter_context(tracking.tracked(config, out, report))
-        more = {"force": force, "start": start, "cache": cache, "replace": replace}
-        yield stack.enter_context(opened(config, out, report, **more))  # type: ignore[arg-type]
+        # Only the first process reports: the others would repeat every event.
+        options = {"force": force, "start": start, "cache": cache, "replace": replace}
+        yield stack.enter_context(opened(config, out, report, **options))  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -125,10 +126,10 @@ def evaluate(
 ) -> EvaluationResult:
     """Return the loss of the base model at `base` with and without an adapter, on the documents of `files`.
 
-    The model is loaded once; for the base's loss the adapter's deltas are disabled.
+    The model is loaded once; the adapter's deltas are disabled to compute the loss of the base.
 
     Args:
-        progress: Called with the layers that are loaded, and with how many there are.
+        progress: Called with the number of layers loaded so far and the total.
         cache: As in `run`.
 
     Raises:
@@ -145,7 +146,7 @@ def evaluate(
 
 
 def card_memory(config: TrainConfig) -> int | None:
-    """Return the bytes of memory of the CUDA device that would train; None where a CPU would, or torch is not installed."""
+    """Return the memory in bytes of the CUDA device that would train; None if a CPU would, or if torch is not installed."""
     if config.base.device == "cpu" or _missing() is not None:
         return None
     import torch
@@ -156,13 +157,14 @@ def card_memory(config: TrainConfig) -> int | None:
 
 
 def preview(config: TrainConfig, *, here: bool = True) -> Preview:
-    """Return what a training will read and do: its data are read and checked, and nothing is trained.
+    """Return what a training run will read and do. Its data are read and checked, and nothing is trained.
 
-    Of large data a part is encoded, evenly from all documents. Tokens, steps and time need the libraries of the extra; without
-    them the data are read all the same. The time is that of this machine, and unknown unless it is the one that trains, `here`.
+    Of large data, an evenly spaced sample of the documents is encoded. Counting tokens, steps and time needs the libraries of
+    the extra; without them the data are still read and checked. The time is measured on this machine, so it is None unless
+    `on_this_machine` is true: the training will run here.
 
     Raises:
-        AdapterhubError: Whatever the training would refuse of its data; `problems` has all of a file at once.
+        AdapterhubError: Any problem of the data that the training would refuse; `problems` lists all those of a file.
 
     Example:
         `preview(read_config(Path("sql.toml"))).data.count.steps`
@@ -173,11 +175,12 @@ def preview(config: TrainConfig, *, here: bool = True) -> Preview:
 
 
 def _missing() -> str | None:
-    """The first library of the extra that is not installed."""
+    """Return the first library of the extra that is not installed."""
+    # find_spec does not import the libraries, which would take seconds.
     return next((name for name in _EXTRA if importlib.util.find_spec(name) is None), None)
 
 
 def check_extra(work: str = "training") -> None:
-    """MissingExtraError where a library of the extra is not installed."""
+    """Raise MissingExtraError if a library of the extra is not installed."""
     if name := _missing():
         raise MissingExtraError("", f"{work} needs {name}, which is not installed", "Run `pip install 'adapterhub[train]'`")

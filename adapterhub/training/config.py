@@ -1,4 +1,4 @@
-"""The config of a training as frozen dataclasses, one a section of the TOML file (`config_file`)."""
+"""The config of a training run as frozen dataclasses, one for each section of the TOML file (`config_file` reads it)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class BaseConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """The device to compute on; `auto` is CUDA if torch finds it."""
     hold: Literal["quantized", "auto", "dense"] = "quantized"
-    """What of a quantized base is in memory: its codes, or the weights that they stand for, in `dtype`: the same numbers, but
-    none has to be dequantized in a step. `auto`: the weights where they fit into free memory."""
+    """The form of a quantized base in memory: its codes, or the weights that they decode to, in `dtype`. Dense weights need no
+    dequantization in a step and give the same numbers. `auto`: the weights if they fit into free memory."""
     cache: bool = True
     """Cache the quantized base, so that the next training on it starts at once."""
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """One of several files, and its share of the tokens to train on."""
+    """One of several training files, with its share of the tokens to train on."""
 
     path: str
     share: float
@@ -48,20 +48,20 @@ class DataConfig:
     """Data to train on, and held-out data."""
 
     train: tuple[str | DataSource, ...]
-    """Files of JSON Lines, JSON arrays, CSV, TSV, plain text or Parquet, or folders of them or that `datasets` saved: as a
-    whole, or each with its share of the tokens, `[{path = "a.jsonl", share = 0.7}, {path = "b.jsonl", share = 0.3}]`."""
+    """Files of JSON Lines, JSON arrays, CSV, TSV, plain text or Parquet, or folders of them or saved by `datasets`:
+    complete, or each with its share of the tokens, `[{path = "a.jsonl", share = 0.7}, {path = "b.jsonl", share = 0.3}]`."""
     heldout: tuple[str, ...] = ()
     """Files of the same kinds, never trained on."""
     heldout_share: float = 0.0
     """Instead of `heldout`: the share of the training documents to hold out, chosen by their content."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which of the data's columns are meant: `{prompt = "question", completion = "answer"}`. Without it, the names tell."""
+    """The data's own column names: `{prompt = "question", completion = "answer"}`. By default, known names are recognized."""
     split_text: Literal["no", "paragraphs", "lines"] = "no"
-    """Documents in a file of plain text: the whole file is one, or its paragraphs are, or its lines."""
+    """How to split a file of plain text: not at all, or into its paragraphs or its lines."""
     sequence: int = 512
     """Tokens in a row; a document that must stay in one row is cut there."""
     pack: bool = True
-    """Let documents share rows, without seeing each other; otherwise each has a row of its own."""
+    """Let documents share rows without attending to each other; otherwise each gets its own row."""
     loss: Literal["all", "completion"] = "completion"
     """Tokens of a conversation or of a prompt with completion to train on: all, or only the answers."""
     chat_template: str | None = None
@@ -80,7 +80,7 @@ class DataConfig:
 
     @property
     def shares(self) -> tuple[float, ...] | None:
-        """The share of each of these files in the tokens; None where all of each is used."""
+        """The share of each of these files in the tokens; None where every file is used completely."""
         return tuple(source.share for source in self.train if isinstance(source, DataSource)) or None
 
 
@@ -115,15 +115,15 @@ class LoRAConfig:
     """Initial factors: `default`: no delta; `pissa`: the principal part of the weight (arXiv 2404.02948); `loftq`: the
     principal part of the quantization error (arXiv 2310.08659). The last two are saved as plain LoRA."""
     init_iterations: int = 0
-    """`pissa`: 0 for an exact decomposition, else the iterations of a randomized one; `loftq`: how often quantization and
-    decomposition alternate, at least once."""
+    """`pissa`: 0 for an exact decomposition, else the iterations of a randomized one; `loftq`: the number of alternations of
+    quantization and decomposition, at least 1."""
     trainable_token_indices: tuple[int, ...] = ()
-    """Rows of the embedding table to train whole, such as those of new special tokens."""
+    """Rows of the embedding table to train in full, such as those of new special tokens."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The steps, the optimizer, and what happens between steps."""
+    """The steps, the optimizer, and the actions between steps."""
 
     steps: int | None = None
     """Optimizer steps; else `epochs`."""
@@ -153,7 +153,7 @@ class OptimConfig:
     clip: float = 1.0
     """Norm to clip the gradient to; 0: no clipping."""
     compile: bool = False
-    """Compile what is between the layers with torch."""
+    """Compile the operations between the layers with torch."""
     checkpointing: bool | Literal["auto"] = "auto"
     """Save only each block's input and compute the rest again: half the memory, a third more time. `auto`: only where the
     training does not fit into memory otherwise. The result is the same, byte for byte."""
@@ -162,11 +162,11 @@ class OptimConfig:
     keep_best: bool = False
     """Keep the parameters with the best held-out loss instead of the last ones."""
     patience: int = 0
-    """Stop after so many evaluations without improvement; 0: never."""
+    """Stop after this many evaluations without improvement; 0: never."""
     samples: tuple[str, ...] = ()
     """Prompts whose answers are logged with each evaluation."""
     sample_tokens: int = 48
-    """The most tokens of an answer."""
+    """The maximum number of tokens in an answer."""
     log_to: tuple[str, ...] = ()
     """Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, mlflow, trackio."""
     save_every: int = 0
@@ -179,18 +179,18 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class PreferenceConfig:
-    """Learning from preference pairs, whose chosen answer is to become more likely than the rejected one."""
+    """Learning from preference pairs: the chosen answer becomes more likely than the rejected one."""
 
     method: Literal["none", "dpo", "orpo", "simpo"] = "none"
     """`none`: the data are documents, and of a pair only the chosen side is trained on; else they are pairs."""
     beta: float | None = None
     """The strength of the preference; None: 0.1, with `simpo` 2."""
     gamma: float = 1.0
-    """`simpo`: the margin that is aimed at."""
+    """`simpo`: the target margin."""
 
     @property
     def strength(self) -> float:
-        """Beta, also where it is not set."""
+        """Beta, or its default for the method."""
         return self.beta if self.beta is not None else 2.0 if self.method == "simpo" else 0.1
 
     def __bool__(self) -> bool:
@@ -210,7 +210,7 @@ class CardConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training; relative paths start at `folder`, and `where` is the config in messages."""
+    """A complete training config; relative paths start at `folder`, and `location` names the config in messages."""
 
     base: BaseConfig
     data: DataConfig
@@ -221,7 +221,7 @@ class TrainConfig:
     folder: Path = Path()
     where: str = "config"
     model: Path | None = None
-    """Where the base is, if it is not at `base.path`."""
+    """The path of the base, if it is not `base.path`."""
 
     @property
     def base_path(self) -> Path:
@@ -230,20 +230,21 @@ class TrainConfig:
 
     def resolve(self, path: str) -> Path:
         """Return a path of the config as one that can be opened."""
-        return self.folder / os.path.expanduser(path)  # one of a user who is not known stays as it is
+        return self.folder / os.path.expanduser(path)  # `~name` stays as it is if there is no such user
 
     def steps(self, rows: int) -> int:
-        """Return the number of optimizer steps over data of so many rows."""
+        """Return the number of optimizer steps for data of `rows` rows."""
         return self.train.steps or max(1, math.ceil(self.train.epochs * rows / self.train.rows))
 
     def document(self) -> dict[str, Any]:
         """Return the sections as plain values for adapter.json, with the paths as they were written."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
-        for key in ("cache", "hold"):  # change no byte of the result
+        for key in ("cache", "hold"):  # do not change a byte of the result
             del sections["base"][key]
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 
+# The tables of a config, in the order in which a new one has them.
 SECTIONS: dict[str, type] = {
     "base": BaseConfig,
     "data": DataConfig,
@@ -255,7 +256,7 @@ SECTIONS: dict[str, type] = {
 
 
 def _plain(value: Any) -> Any:
-    """Return a value for JSON; patterns as pairs, since their order counts and sorted keys would lose it."""
+    """Return a value for JSON, with patterns as pairs: their order matters, and sorted keys would lose it."""
     if isinstance(value, Mapping):
         return [list(pair) for pair in value.items()]
     return list(value) if isinstance(value, tuple) else value

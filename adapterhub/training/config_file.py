@@ -1,7 +1,7 @@
-"""Read the config of a training from TOML: every key is checked, and all problems are reported at once, with their lines.
+"""The parser of a training config in TOML, which checks every key and reports all problems at once with their lines.
 
-Paths are relative to the file. An unknown key is refused by name, because a misspelled `learning_rate` that silently keeps
-its default is a wasted run.
+Paths are relative to the file. An unknown key is refused by name: a misspelled `learning_rate` that silently kept its default
+would waste the run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adapterhub_converters.errors import LocalIOError, NotFoundError, Problems, 
 from .config import SECTIONS, TrainConfig
 
 # The names that other trainers use: peft's and transformers' first, then those of the programs built on them.
-_ELSEWHERE = {
+_OTHER_TRAINERS_KEYS = {
     "batch_size": "rows", "bf16": "dtype", "cutoff_len": "sequence", "dataset": "train", "eval_steps": "evaluate_every",
     "exclude_modules": "exclude", "fp16": "dtype", "gradient_checkpointing": "checkpointing", "init_lora_weights": "init",
     "layers_to_transform": "layers", "load_in_4bit": "quantize", "lora_alpha": "alpha", "lora_dropout": "dropout",
@@ -43,7 +43,7 @@ _WORD = linear.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
-    """Read the TOML file of a training; `changes` as in `parse`."""
+    """Read the TOML file of a training run; `changes` are as in `parse`."""
     try:
         text = read_bytes(path, pipe=True).decode()
     except FileNotFoundError as error:
@@ -54,141 +54,164 @@ def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse(text: str, *, folder: Path, where: str, changes: Sequence[str] = ()) -> TrainConfig:
-    """Parse the TOML text of a training.
+    """Parse the TOML text of a training run.
 
     Args:
-        folder: Where relative paths start.
-        where: The place of the text in messages.
-        changes: Values in place of those in the text, each as `section.key=value` with a value of TOML, whose quotes a word
-            does not need: `train.steps=10`, `base.quantize=none`.
+        folder: The folder that relative paths start from.
+        location: The name of the text in messages.
+        changes: Overrides of values in the text, each as `section.key=value` with a TOML value; a single word needs no
+            quotes: `train.steps=10`, `base.quantize=none`.
 
     Raises:
-        UsageError: Of all problems, the first; `problems` has all of them.
+        UsageError: The first problem; its `problems` has all of them.
     """
-    return _Reading(text, folder, where, changes).config()
+    return _ConfigParser(text, folder, where, changes).config()
 
 
-class _Reading:
-    """A TOML document that becomes a config, and what is wrong with it."""
+class _ConfigParser:
+    """A parser of one TOML document, with the problems found so far."""
 
-    def __init__(self, text: str, folder: Path, where: str, changes: Sequence[str]) -> None:
-        self._text, self._folder, self._where = text, folder, where
+    def __init__(self, text: str, folder: Path, location: str, changes: Sequence[str]) -> None:
+        self._text, self._folder, self._where = text, folder, location
         self._problems: Problems[UsageError] = Problems()
-        self._wrong: set[tuple[str, str]] = set()
-        self._document = toml_file.parse(text, where)
-        self._changed: dict[tuple[str, str], str] = {}
+        self._reported: set[tuple[str, str]] = set()
+        self._document = toml_file.parse(text, location)
+        self._overrides: dict[tuple[str, str], str] = {}
         for change in changes:
-            self._change(change)
+            self._apply_override(change)
 
     def config(self) -> TrainConfig:
         """Return the config, or raise all problems."""
         for name in self._document:
             if name not in SECTIONS:
-                self.wrong("", name, "unknown section", _meant(name, SECTIONS) or f"The sections are {', '.join(SECTIONS)}")
-        sections = {name: self._section(name, kind) for name, kind in SECTIONS.items()}
+                self.wrong(
+                    "", name, "unknown section", _name_suggestion(name, SECTIONS) or f"The sections are {', '.join(SECTIONS)}"
+                )
+        sections = {name: self._section(name, section_class) for name, section_class in SECTIONS.items()}
         config = TrainConfig(**sections, folder=self._folder, where=self._where)
         _check(config, self.wrong)
         self._problems.check()
         return config
 
-    def wrong(self, section: str, key: str, what: str, hint: str = "") -> None:
-        """Add a problem of a key, or with `section` empty of a whole section; only the first of each."""
-        if (section, key) in self._wrong:
+    def wrong(self, section: str, key: str, problem: str, hint: str = "") -> None:
+        """Record a problem with `key`, or with a whole section if `section` is empty; only the first for each."""
+        if (section, key) in self._reported:
             return
-        self._wrong.add((section, key))
-        shown = self._problems.count < self._problems.SHOWN  # finding its line costs a pass over the text
-        self._problems.add(UsageError(self._place(section, key) if shown else "", what, hint, code="invalid-config"))
+        self._reported.add((section, key))
+        is_shown = self._problems.count < self._problems.SHOWN  # finding the line of a problem costs a pass over the text
+        self._problems.add(
+            UsageError(self._problem_location(section, key) if is_shown else "", problem, hint, code="invalid-config")
+        )
 
-    def _place(self, section: str, key: str) -> str:
-        if change := self._changed.get((section, key)):
+    def _problem_location(self, section: str, key: str) -> str:
+        if change := self._overrides.get((section, key)):
             return change[:80]
+        # A key that is missing gets the line of its section.
         line = toml_file.line_of(self._text, section, key) or (toml_file.line_of(self._text, "", section) if section else None)
-        named = f"[{section}] {key[:80]}" if section else f"[{key[:80]}]"
-        return f"{self._where}:{line}: {named}" if line else f"{self._where}: {named}"
+        label = f"[{section}] {key[:80]}" if section else f"[{key[:80]}]"
+        return f"{self._where}:{line}: {label}" if line else f"{self._where}: {label}"
 
-    def _change(self, change: str) -> None:
-        name, equals, written = change.partition("=")
+    def _apply_override(self, change: str) -> None:
+        name, equals, value_text = change.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (equals and dot and key):
             self._problems.add(
                 UsageError(change[:80], "does not set a key", "Write it like train.steps=10", code="invalid-config")
             )
             return
-        self._changed[section, key] = change
+        self._overrides[section, key] = change
         table = self._document.setdefault(section, {})
+        # TOML has no bare words; a value such as `none` that does not parse is taken as a text.
         try:
-            found = toml_file.parse(f"value = {written}", change[:80])
-            if found.keys() != {"value"}:
+            assignment = toml_file.parse(f"value = {value_text}", change[:80])
+            if assignment.keys() != {"value"}:
                 raise UsageError(change[:80], "sets more than one key", code="invalid-config")
         except UsageError as error:
-            if not _WORD.fullmatch(written.strip()):
+            if not _WORD.fullmatch(value_text.strip()):
                 self._problems.add(error)
                 return
-            found = {"value": written.strip()}
+            assignment = {"value": value_text.strip()}
+        # If the section is not a table, `_section` reports it.
         if isinstance(table, dict):
-            table[key] = found["value"]
+            table[key] = assignment["value"]
 
-    def _section(self, name: str, kind: type) -> Any:
+    def _section(self, name: str, section_class: type) -> Any:
         values = self._document.get(name, {})
         if not isinstance(values, Mapping):
             self.wrong("", name, "is not a table")
             values = {}
-        fields = {item.name: item for item in dataclasses.fields(kind)}
-        hints = typing.get_type_hints(kind)
+        fields = {item.name: item for item in dataclasses.fields(section_class)}
+        key_types = typing.get_type_hints(section_class)
         valid: dict[str, Any] = {}
         for key, value in values.items():
             if key not in fields:
-                self.wrong(name, key, "unknown key", self._meant_key(name, key, fields))
+                self.wrong(name, key, "unknown key", self._unknown_key_hint(name, key, fields))
                 continue
             if type(value) is datetime.date:  # TOML has dates without quotes
                 value = value.isoformat()  # noqa: PLW2901
             try:
-                valid[key] = _value(value, hints[key])
+                valid[key] = _value(value, key_types[key])
             except ValueError as error:
                 self.wrong(name, key, str(error))
         for key, item in fields.items():
+            # Keys without any default are required.
             if key not in valid and item.default is item.default_factory is dataclasses.MISSING:
                 self.wrong(name, key, "is missing")
-                valid[key] = "" if hints[key] is str else ("",)  # so that the other keys can be checked
-        return kind(**valid)
+                valid[key] = "" if key_types[key] is str else ("",)  # so that the other keys can be checked
+        return section_class(**valid)
 
-    def _meant_key(self, section: str, key: str, fields: Mapping[str, Any]) -> str:
-        """The hint for an unknown key: the one that is meant, where it belongs, or all keys."""
+    def _unknown_key_hint(self, section: str, key: str, fields: Mapping[str, Any]) -> str:
+        """Return the hint for an unknown key: the key that was probably meant, its right section, or all keys."""
         if self._problems.count >= self._problems.SHOWN:
             return ""
-        known = [other for other, kind in SECTIONS.items() if key in {item.name for item in dataclasses.fields(kind)}]
-        if known:
-            return f"It belongs to [{known[0]}]"
-        return _meant(key, fields) or f"The keys are {', '.join(fields)}"
+        sections = [
+            section_name
+            for section_name, section_class in SECTIONS.items()
+            if key in {item.name for item in dataclasses.fields(section_class)}
+        ]
+        if sections:
+            return f"It belongs to [{sections[0]}]"
+        return _name_suggestion(key, fields) or f"The keys are {', '.join(fields)}"
 
 
-def _meant(name: str, known: Mapping[str, Any]) -> str:
-    """The question after the known name that was probably meant; empty if there is none."""
+def _name_suggestion(name: str, names: Mapping[str, Any]) -> str:
+    """Return a question with the name that was probably meant; empty if none is close."""
     name = name[:80].lower()
-    same = _ELSEWHERE.get(name)
-    if same and same not in known:
-        home = next(section for section, kind in SECTIONS.items() if same in {item.name for item in dataclasses.fields(kind)})
-        return f"Did you mean {same} in [{home}]?"
-    close = [same] if same else difflib.get_close_matches(name, known, 1)
-    return f"Did you mean {close[0]}?" if close else ""
+    # The key of another trainer has a certain meaning; a similar name is only a guess.
+    equivalent = _OTHER_TRAINERS_KEYS.get(name)
+    if equivalent and equivalent not in names:
+        section_of_key = next(
+            section
+            for section, section_class in SECTIONS.items()
+            if equivalent in {item.name for item in dataclasses.fields(section_class)}
+        )
+        return f"Did you mean {equivalent} in [{section_of_key}]?"
+    suggestions = [equivalent] if equivalent else difflib.get_close_matches(name, names, 1)
+    return f"Did you mean {suggestions[0]}?" if suggestions else ""
 
 
-def _value(value: Any, kind: Any) -> Any:
-    """Return a value as its key's type; ValueError if it has another."""
-    options = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+def _value(value: Any, expected_type: Any) -> Any:
+    """Return a value as the type of its key; raise ValueError if it has another type."""
+    options = (
+        typing.get_args(expected_type)
+        if typing.get_origin(expected_type) in (types.UnionType, typing.Union)
+        else (expected_type,)
+    )
     for option in options:
         if typing.get_origin(option) is Literal:
             if value in typing.get_args(option):
                 return value
-            known = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
-            raise ValueError(f"{value!r:.80} is not one of {', '.join(map(str, known))}")
+            choices = (*typing.get_args(option), *(("true", "false") if bool in options else ()))
+            raise ValueError(f"{value!r:.80} is not one of {', '.join(map(str, choices))}")
         if typing.get_origin(option) is tuple:
+            # A single text may stand in place of a list, unless the key takes a text in another sense, as `targets` does.
             values = [value] if isinstance(value, str) and len(options) == 1 else value
             if isinstance(values, list):
-                with contextlib.suppress(ValueError):  # which would show one item
+                with contextlib.suppress(ValueError):  # its message would show a single item; the one below shows all
                     return tuple(_value(item, typing.get_args(option)[0]) for item in values)
         elif isinstance(value, dict) and (typing.get_origin(option) is Mapping or dataclasses.is_dataclass(option)):
             return _table(value, option)
+        # TOML tells 1 from 1.0, and nobody writes alpha = 32.0; a bool is an int in Python.
         elif option is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         elif option is not type(None) and type(value) is option:
@@ -196,30 +219,31 @@ def _value(value: Any, kind: Any) -> Any:
     raise ValueError(f"{value!r:.80} has the wrong type")
 
 
-def _table(values: dict[str, Any], kind: Any) -> Any:
-    """Return a table as a mapping, or as the dataclass whose fields are its keys."""
-    if not dataclasses.is_dataclass(kind):
-        return {key: _item(key, value, typing.get_args(kind)[1]) for key, value in values.items()}
-    hints = typing.get_type_hints(kind)
+def _table(values: dict[str, Any], expected_type: Any) -> Any:
+    """Return a table as a mapping, or as the dataclass that has its keys as fields."""
+    if not dataclasses.is_dataclass(expected_type):
+        return {key: _item(key, value, typing.get_args(expected_type)[1]) for key, value in values.items()}
+    hints = typing.get_type_hints(expected_type)
     if values.keys() != hints.keys():
         raise ValueError(f"{values!r:.80} does not have the keys {', '.join(hints)}")
-    return kind(**{key: _item(key, value, hints[key]) for key, value in values.items()})  # type: ignore[operator]  # a dataclass
+    return expected_type(**{key: _item(key, value, hints[key]) for key, value in values.items()})  # type: ignore[operator]  # a dataclass
 
 
-def _item(key: str, value: Any, kind: Any) -> Any:
+def _item(key: str, value: Any, expected_type: Any) -> Any:
     try:
-        return _value(value, kind)
+        return _value(value, expected_type)
     except ValueError as error:
         raise ValueError(f"{key[:80]!r}: {error}") from error
 
 
-class _Wrong(typing.Protocol):
-    def __call__(self, section: str, key: str, what: str, hint: str = "") -> None: ...
+class _ReportProblem(typing.Protocol):
+    def __call__(self, section: str, key: str, problem: str, hint: str = "") -> None: ...
 
 
-def _check(config: TrainConfig, wrong: _Wrong) -> None:
-    """Report values that are out of range, and those that do not go together."""
+def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
+    """Report values that are out of range, and combinations that are not allowed."""
     data, lora, train = config.data, config.lora, config.train
+    # Values that have to be above 0; those that are not set count as 1. A row needs two tokens, one to predict the other.
     positive = {
         ("data", "sequence"): data.sequence - 1, ("lora", "r"): lora.r, ("train", "rows"): train.rows,
         ("train", "epochs"): train.epochs, ("train", "steps"): 1 if train.steps is None else train.steps,
@@ -230,73 +254,73 @@ def _check(config: TrainConfig, wrong: _Wrong) -> None:
     }  # fmt: skip
     for place, value in positive.items():
         if value <= 0:
-            wrong(*place, "is too small")
+            report_problem(*place, "is too small")
     if data.date is not None:
         try:
             datetime.date.fromisoformat(data.date)
         except ValueError:
-            wrong("data", "date", "is not a date", "Write it like 2026-11-26")
+            report_problem("data", "date", "is not a date", "Write it like 2026-11-26")
     shares = {
         ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout, ("train", "floor"): train.floor,
     }  # fmt: skip
     for place, value in shares.items():
         if not 0 <= value < 1:
-            wrong(*place, "must be at least 0 and below 1")
-    _check_base(config, wrong)
-    _check_together(config, wrong)
+            report_problem(*place, "must be at least 0 and below 1")
+    _check_base(config, report_problem)
+    _check_together(config, report_problem)
     if data.shares:
-        _check_shares(data.shares, len(data.train), wrong)
-    _check_preference(config, wrong)
-    _check_places(config, wrong)
+        _check_shares(data.shares, len(data.train), report_problem)
+    _check_preference(config, report_problem)
+    _check_places(config, report_problem)
 
 
-def _check_together(config: TrainConfig, wrong: _Wrong) -> None:
+def _check_together(config: TrainConfig, report_problem: _ReportProblem) -> None:
     base, data, lora, train = config.base, config.data, config.lora, config.train
     if train.micro_rows and train.micro_rows > 0 and train.rows % train.micro_rows:
-        wrong("train", "micro_rows", f"does not divide rows = {train.rows}")
+        report_problem("train", "micro_rows", f"does not divide rows = {train.rows}")
     if data.heldout_share and data.heldout:
-        wrong("data", "heldout_share", "cannot be combined with heldout")
+        report_problem("data", "heldout_share", "cannot be combined with heldout")
     for key in ("patience", "keep_best"):
         if getattr(train, key) and not (train.evaluate_every and (data.heldout or data.heldout_share)):
-            wrong("train", key, "needs evaluate_every and held-out data")
+            report_problem("train", key, "needs evaluate_every and held-out data")
     if lora.lora_bias and lora.dora:
-        wrong("lora", "lora_bias", "cannot be combined with dora")
+        report_problem("lora", "lora_bias", "cannot be combined with dora")
     if lora.init == "loftq" and base.quantize == "none":
-        wrong("lora", "init", "loftq needs a quantized base")
+        report_problem("lora", "init", "loftq needs a quantized base")
 
 
-def _check_shares(shares: Sequence[float], files: int, wrong: _Wrong) -> None:
+def _check_shares(shares: Sequence[float], files: int, report_problem: _ReportProblem) -> None:
     if len(shares) < files:
-        wrong("data", "train", "has files with a share and files without one", "Give each a share, or none")
+        report_problem("data", "train", "has files with a share and files without one", "Give each a share, or none")
     elif min(shares) <= 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        wrong("data", "train", f"has shares that are not above 0 or add up to {sum(shares):.4g}, not to 1")
+        report_problem("data", "train", f"has shares that are not above 0 or add up to {sum(shares):.4g}, not to 1")
 
 
-def _check_base(config: TrainConfig, wrong: _Wrong) -> None:
+def _check_base(config: TrainConfig, report_problem: _ReportProblem) -> None:
     base = config.base
     if base.shard and base.quantize == "none":
-        wrong("base", "shard", "needs a quantized base")
+        report_problem("base", "shard", "needs a quantized base")
     # The norms of DoRA are computed from the codes, in float32.
-    others = {'quantize = "none"': base.quantize == "none", "shard": base.shard, "dora": config.lora.dora}
-    for name, given in others.items():
-        if given and base.hold == "dense":
-            wrong("base", "hold", f"dense cannot be combined with {name}")
+    conflicts = {'quantize = "none"': base.quantize == "none", "shard": base.shard, "dora": config.lora.dora}
+    for name, is_set in conflicts.items():
+        if is_set and base.hold == "dense":
+            report_problem("base", "hold", f"dense cannot be combined with {name}")
 
 
-def _check_preference(config: TrainConfig, wrong: _Wrong) -> None:
+def _check_preference(config: TrainConfig, report_problem: _ReportProblem) -> None:
     if config.preference and config.data.loss == "all":
-        wrong("data", "loss", "all cannot be combined with a preference, which compares answers")
+        report_problem("data", "loss", "all cannot be combined with a preference, which compares answers")
     if config.preference.method == "dpo":
-        for key, plain in (("dora", False), ("init", "default"), ("trainable_token_indices", ())):
-            if getattr(config.lora, key) != plain:
-                wrong("lora", key, "cannot be combined with dpo, which compares with the base", "Use orpo or simpo")
+        for key, required_value in (("dora", False), ("init", "default"), ("trainable_token_indices", ())):
+            if getattr(config.lora, key) != required_value:
+                report_problem("lora", key, "cannot be combined with dpo, which compares with the base", "Use orpo or simpo")
 
 
-def _check_places(config: TrainConfig, wrong: _Wrong) -> None:
-    """Report addresses: a training reads files on this disk."""
-    scheme, found, _ = config.base.path.partition("://")
-    if found and scheme != "hf":
-        wrong("base", "path", "is an address; a training reads a base on this disk or at hf://", "Download it first")
+def _check_places(config: TrainConfig, report_problem: _ReportProblem) -> None:
+    """Report addresses: a training run reads its files from this disk."""
+    scheme, separator, _ = config.base.path.partition("://")
+    if separator and scheme != "hf":
+        report_problem("base", "path", "is an address; a training reads a base on this disk or at hf://", "Download it first")
     for key, names in (("train", config.data.paths), ("heldout", config.data.heldout)):
         if any("://" in name for name in names):
-            wrong("data", key, "contains an address; a training reads files on this disk", "Download them first")
+            report_problem("data", key, "contains an address; a training reads files on this disk", "Download them first")

@@ -1,4 +1,4 @@
-"""The CPU or a CUDA device to compute on: choosing it, its memory, and torch's threads."""
+"""The device to compute on, the CPU or CUDA: its selection and memory, and torch's threads."""
 
 from __future__ import annotations
 
@@ -15,48 +15,55 @@ from torch import distributed
 from adapterhub_converters.errors import RefusedError
 
 
-def chosen(wanted: str) -> Any:
-    """Return the device for `auto`, `cpu` or `cuda`: each of several processes has a CUDA device of its own."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+def chosen(setting: str) -> Any:
+    """Return the device for the setting `auto`, `cpu` or `cuda`; each of several processes gets its own CUDA device.
+
+    Raises:
+        RefusedError: There is no CUDA device, or none for this process.
+    """
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RefusedError("[base] device", "torch finds no CUDA device", 'Set "auto" or "cpu"')
-    own = distributed.get_node_local_rank(fallback_rank=0) if distributed.is_available() else 0
-    if own >= torch.cuda.device_count():
-        raise RefusedError("[base] device", f"process {own} of this machine has no CUDA device of its own")
-    device = torch.device("cuda", own)
+    # torchrun numbers the processes of each machine; a single process has number 0.
+    local_rank = distributed.get_node_local_rank(fallback_rank=0) if distributed.is_available() else 0
+    if local_rank >= torch.cuda.device_count():
+        raise RefusedError("[base] device", f"process {local_rank} of this machine has no CUDA device of its own")
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
 
 
 @contextlib.contextmanager
-def deterministic(wanted: str) -> Iterator[None]:
-    """Have CUDA use only kernels that give the same bytes each time within the block; a CPU's do.
+def deterministic(setting: str) -> Iterator[None]:
+    """Within the block, allow only CUDA kernels that give the same bytes each time, as all kernels of a CPU do.
 
     Args:
-        wanted: The device, as of `chosen`.
+        setting: The device, as for `select`.
 
     Raises:
         RefusedError: An operation has no such kernel.
     """
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if setting == "cpu" or not torch.cuda.is_available():
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    previous_settings = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over each new tensor, and nothing reads one
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # filling costs a pass over each new tensor, which is written before it is read
+    )
     try:
         yield
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
-        what = str(error).partition("\n")[0].partition(", but you set")[0][:200]
-        # cuBLAS reads it when it starts; the command line sets it.
+        problem = str(error).partition("\n")[0].partition(", but you set")[0][:200]
+        # cuBLAS reads the variable when it starts; the command line sets it early enough, a caller of the API may not.
         hint = "Set CUBLAS_WORKSPACE_CONFIG=:4096:8 before Python starts" if "CUBLAS" in str(error) else "Set it to false"
-        raise RefusedError("[train] deterministic", what, hint) from error
+        raise RefusedError("[train] deterministic", problem, hint) from error
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(previous_settings[0])
+        torch.utils.deterministic.fill_uninitialized_memory = previous_settings[1]
 
 
 def name(device: torch.device) -> str | None:
@@ -65,27 +72,28 @@ def name(device: torch.device) -> str | None:
 
 
 def free(device: torch.device) -> int | None:
-    """Return the bytes that a CUDA device has free; None for the CPU."""
+    """Return the free bytes of a CUDA device; None for the CPU."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
 
 
 def memory(device: torch.device) -> int | None:
-    """Return the bytes that a CUDA device has; None for the CPU."""
+    """Return the total bytes of a CUDA device; None for the CPU."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
 def held(device: torch.device) -> int:
-    """Return the bytes of this process's tensors on a CUDA device, or of the process on the CPU; 0 if unknown."""
+    """Return the bytes of this process's tensors on a CUDA device, or of the whole process on the CPU; 0 if unknown."""
     return (int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0) or _resident()
 
 
 def peak(device: torch.device) -> int:
-    """Return the largest value that `held` had; 0 if unknown."""
+    """Return the maximum of `allocated_memory` so far; 0 if unknown."""
     return (int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0) or _largest_resident()
 
 
 def _resident() -> int:
     try:
+        # The second field is the resident set size, in pages (proc(5)).
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
         return 0
@@ -95,7 +103,7 @@ def _resident() -> int:
 
 
 def _largest_resident() -> int:
-    # ru_maxrss would include what the parent held before it started this program (getrusage(2)).
+    # ru_maxrss would include the memory that the parent had when it started this program (getrusage(2)).
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -103,13 +111,14 @@ def _largest_resident() -> int:
     with contextlib.suppress(ImportError):
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
     return 0
 
 
 def gain_of_one_thread(work: Callable[[], object]) -> float:
-    """Return how many times as fast `work` runs with one thread as with torch's present number: twice each, in turn."""
+    """Return how many times faster `work` runs with one thread than with torch's current number, measuring each twice."""
     best: dict[int | None, float] = {}
+    # In turn, and the best of two each: a busy machine slows both alike.
     for count in (None, 1, None, 1):
         with threads(count):
             started = time.perf_counter()
@@ -120,11 +129,11 @@ def gain_of_one_thread(work: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[int]:
-    """Use `count` threads in torch within the block; None changes nothing. Yields how many there are."""
-    before = torch.get_num_threads()
+    """Within the block, use `count` threads in torch; None changes nothing. Yields their number."""
+    previous_count = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)
     try:
         yield torch.get_num_threads()
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous_count)

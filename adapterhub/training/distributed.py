@@ -1,7 +1,8 @@
-"""Several processes that train one adapter, as `torchrun` starts them: each has the model, and some rows of every step.
+"""Several processes that train one adapter, as `torchrun` starts them: each has the model and a part of the rows of every step.
 
-A process divides its rows' loss by the labels of the whole step, and gradients are summed, so that the number of processes
-changes no loss. All then do the same step; the first writes files and reports events. One process is the usual case.
+Each process divides the loss of its rows by the number of labels of the whole step, and gradients are summed, so the number of
+processes does not change the loss. All then take the same step; the first process writes files and reports events. Usually
+there is only one process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-_LONGEST_WAIT = datetime.timedelta(hours=6)  # for one another: the first quantizes, or evaluates, while the others wait
+_LONGEST_WAIT = datetime.timedelta(hours=6)  # the first process quantizes or evaluates while the others wait
 
 
 def count() -> int:
@@ -29,19 +30,19 @@ def process() -> int:
 
 
 def first() -> bool:
-    """Return whether this is the process that writes."""
+    """Return whether this process is the one that writes files and reports events."""
     return process() == 0
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Connect the processes that `torchrun` started within the block."""
+    """Connect the processes started by `torchrun` for the duration of the block."""
     if count() > 1 or not distributed.is_torchelastic_launched():
         yield
         return
     # Single numbers are summed on the CPU, tensors on the model's device.
-    kind = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(kind, timeout=_LONGEST_WAIT)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_LONGEST_WAIT)
     try:
         yield
     finally:
@@ -49,18 +50,18 @@ def joined() -> Iterator[None]:
 
 
 def share(rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return this process's part of some rows, and how many are before it."""
-    parts = np.array_split(rows, count())
-    return parts[process()], sum(map(len, parts[: process()]))
+    """Return this process's part of the rows, and the number of rows before it."""
+    shares = np.array_split(rows, count())
+    return shares[process()], sum(map(len, shares[: process()]))
 
 
 def rounds(rows: int, size: int) -> int:
-    """Return how many passes of `size` rows the process with the largest part of `rows` makes."""
+    """Return the number of passes of `size` rows that the process with the largest part of `rows` makes."""
     return -(-(rows // -count()) // -size)
 
 
 def total(value: float) -> float:
-    """Return the sum over all processes."""
+    """Return the sum of `value` over all processes."""
     if count() == 1:
         return value
     summed = torch.tensor([value], dtype=torch.float64)
@@ -69,23 +70,25 @@ def total(value: float) -> float:
 
 
 def sum_gradients(parameters: Sequence[Any]) -> None:
-    """Give every parameter the sum of all processes' gradients, in one exchange."""
+    """Replace the gradient of every parameter by its sum over all processes, in one exchange."""
     if count() == 1:
         return
+    # One exchange of all gradients is faster than one for each parameter.
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).view(-1) for p in parameters])
     distributed.all_reduce(flat)
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        # A copy, because a view would keep the gradients of all parameters in memory.
         parameter.grad = gradient.view(parameter.shape).clone()
 
 
 def wait() -> None:
-    """Wait until all processes have come here: not by NCCL, which gives up before a large base is quantized."""
+    """Wait until all processes have arrived here. A sum on the CPU, because NCCL times out before a large base is quantized."""
     total(0.0)
 
 
 @contextlib.contextmanager
 def in_turn(*, when: bool) -> Iterator[None]:
-    """Run the block in the first process, then in all others; at once in each unless `when`, which is the same for all."""
+    """Run the block in the first process and then in all others; if not `enabled`, the same value in all, run it at once."""
     if when and not first():
         wait()
     yield

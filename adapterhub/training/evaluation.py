@@ -1,4 +1,4 @@
-"""Evaluate a base with and without an adapter on the same data: the same rows, the same arithmetic, one model in memory."""
+"""The evaluation of a base with and without an adapter: the same rows, the same arithmetic, and one model in memory."""
 
 from __future__ import annotations
 
@@ -37,31 +37,38 @@ def evaluate(
     """Evaluate in this process; arguments, result and errors are those of `adapterhub.training.evaluate`."""
     with devices.threads(options.threads):
         with BaseFiles(base, cache) as base_files:
-            found = adapters.read(adapter, base_files.spec)
-            settings = _settings(options, found)
+            factors = adapters.read(adapter, base_files.spec)
+            settings = _settings(options, factors)
             config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
-            adapters.check_base(found, base_files.spec, None)
-            if not found.pairs:
-                raise RefusedError(found.where, "has no low-rank delta to evaluate")
-            entry, device = quantized_cache.entry_of(base_files, config, found.config), devices.chosen("auto")
-            model = load(base_files, config, found.config, where=found.where, progress=progress, entry=entry, device=device)
+            adapters.check_base(factors, base_files.spec, None)
+            if not factors.pairs:
+                raise RefusedError(factors.where, "has no low-rank delta to evaluate")
+            entry, device = quantized_cache.entry_of(base_files, config, factors.config), devices.chosen("auto")
+            model = load(base_files, config, factors.config, where=factors.where, progress=progress, entry=entry, device=device)
             weights = base_files.digests
-        adapters.put(model, found)
-        recorded = _table(found.training.config if found.training else None, "data")
+        adapters.put(model, factors)
+        # Losses are comparable only if the data are read and rendered as in the training.
+        recorded = _table(factors.training.config if factors.training else None, "data")
         _give_template(model.tokenizer, adapter.folder, recorded)
-        read, known = ([_read(path, recorded) for path in paths] for paths in (files, options.trained_on))
-        shared = overlap.note(data.shared_passages(known, read))
-        rows_of = partial(data.build, read, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None)
-        dataset = rows_of(pack_rows=recorded.get("pack") is not False)
+        evaluated_files, training_files = (
+            [_read_file(path, recorded) for path in paths] for paths in (files, options.trained_on)
+        )
+        overlap_notes = overlap.note(data.shared_passages(training_files, evaluated_files))
+        build_dataset = partial(
+            data.build, evaluated_files, model.tokenizer, sequence=settings["sequence"], loss=settings["loss"], seed=None
+        )
+        dataset = build_dataset(pack_rows=recorded.get("pack") is not False)
+        # Some architectures would let packed documents attend to each other, so each document gets its own row there.
         if share_rows(dataset.packed) and not isolates_documents(model):
-            dataset = rows_of(pack_rows=False)
+            dataset = build_dataset(pack_rows=False)
         rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
-        with adapters.replaced(model, found):
+        with adapters.replaced(model, factors):
+            # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
             loss = heldout.evaluate(model, rows, settings["rows"])
         adapters.remove(model)
         base_loss = heldout.evaluate(model, rows, settings["rows"])
     if not (math.isfinite(loss) and math.isfinite(base_loss)):
-        raise RefusedError(found.where, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
+        raise RefusedError(factors.where, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
     return EvaluationResult(
         loss=loss,
         base_loss=base_loss,
@@ -73,31 +80,39 @@ def evaluate(
             "weights": [{"path": item["path"], "digest": item["digest"]} for item in weights],
         },
         sequence=settings["sequence"],
-        notes=(*model.notes, *dataset.notes, *adapters.other_weights(found, weights), *_trained_on(found, dataset), *shared),
+        notes=(
+            *model.notes,
+            *dataset.notes,
+            *adapters.other_weights(factors, weights),
+            *_trained_on_notes(factors, dataset),
+            *overlap_notes,
+        ),
         digest=adapter.digest,
         ref=adapter.ref,
     )
 
 
 def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> None:
-    """Have `tokenizer` use the chat template, options and date of the adapter's training."""
+    """Make `tokenizer` use the chat template, options and date of the adapter's training."""
     chat_template.adopt(tokenizer, folder)
-    date, pairs = recorded.get("date"), recorded.get("template_options")
+    date, option_pairs = recorded.get("date"), recorded.get("template_options")
     try:
         datetime.date.fromisoformat(date)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         date = None
     # The record of another trainer may contain anything.
-    right = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
-    chat_template.give(tokenizer, {str(key): value for key, value in pairs} if right else {}, date)  # type: ignore[union-attr]
+    is_valid = isinstance(option_pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in option_pairs)
+    chat_template.give(tokenizer, {str(key): value for key, value in option_pairs} if is_valid else {}, date)  # type: ignore[union-attr]
 
 
-def _read(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
-    """Read a file as the training read its data, or by its own keys where it does not have the columns of those."""
-    pairs, split = recorded.get("columns"), recorded.get("split_text")
+def _read_file(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
+    """Read a file as the training read its data, or by its own keys if it lacks the training data's columns."""
+    column_pairs, split = recorded.get("columns"), recorded.get("split_text")
     # The record of another trainer may contain anything.
-    right = isinstance(pairs, list) and all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in pairs)
-    options = documents.Options(dict(pairs) if right else None, split if split in ("paragraphs", "lines") else "no")  # type: ignore[arg-type]
+    is_valid = isinstance(column_pairs, list) and all(
+        isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in column_pairs
+    )
+    options = documents.Options(dict(column_pairs) if is_valid else None, split if split in ("paragraphs", "lines") else "no")  # type: ignore[arg-type]
     try:
         return documents.read(path, options)
     except shapes.ColumnsError:
@@ -106,9 +121,9 @@ def _read(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
         return documents.read(path, dataclasses.replace(options, columns=None))
 
 
-def _settings(options: EvaluationOptions, found: adapters.Factors) -> dict[str, Any]:
-    """Return the options, and for those that are None the values of the adapter's training, else a training's defaults."""
-    config: Any = found.training.config if found.training else None
+def _settings(options: EvaluationOptions, factors: adapters.Factors) -> dict[str, Any]:
+    """Return the settings: the given options, else the values of the adapter's training, else the usual defaults."""
+    config: Any = factors.training.config if factors.training else None
     optim = _table(config, "train")
     recorded = {**_table(config, "base"), **_table(config, "data"), "rows": optim.get("micro_rows") or optim.get("rows")}
     defaults = {"quantize": "nf4", "dtype": "bfloat16", "sequence": 512, "loss": "completion", "rows": 4}
@@ -116,6 +131,7 @@ def _settings(options: EvaluationOptions, found: adapters.Factors) -> dict[str, 
     settings: dict[str, Any] = {}
     for key, default in defaults.items():
         value = getattr(options, key) if getattr(options, key) is not None else recorded.get(key)
+        # The record of another trainer may contain anything: an invalid value counts as missing.
         valid = value in choices[key] if key in choices else isinstance(value, int) and value > 0
         settings[key] = value if valid else default
     return settings
@@ -126,8 +142,8 @@ def _table(config: Any, key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _trained_on(found: adapters.Factors, dataset: data.Dataset) -> list[str]:
+def _trained_on_notes(factors: adapters.Factors, dataset: data.Dataset) -> list[str]:
     """Return a note for each file that the adapter was trained on."""
-    files = (found.training.data if found.training else None) or ()
+    files = (factors.training.data if factors.training else None) or ()
     digests = {item.digest for item in files if item.split in (None, "train")}
     return [f"{file.path} was trained on: its perplexity proves nothing" for file in dataset.files if file.digest in digests]

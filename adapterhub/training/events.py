@@ -1,4 +1,4 @@
-"""Events of a training, for progress bars and logs; and the values that go into and come out of it."""
+"""The events of a training run, for progress bars and logs, and the values that go into and come out of one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class InitialAdapter:
     Attributes:
         path: The file or folder for a format's reader.
         folder: The folder that contains it.
-        digest: Of its manifest.
-        where: The adapter, in messages.
+        digest: The digest of its manifest.
+        location: The name of the adapter in messages.
         ref: Its name in a registry.
     """
 
@@ -31,7 +31,7 @@ class InitialAdapter:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory that a training will need, in bytes, by purpose; `runtime` is Python with its libraries."""
+    """The memory that a training run will need, in bytes by purpose; `runtime` is Python with its libraries."""
 
     base: int
     adapter: int
@@ -44,17 +44,17 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """The sum: the expected peak."""
+        """The expected peak: the sum over all purposes."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """Return purpose to bytes, in order."""
+        """Return the bytes by purpose, in order."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class Loading:
-    """`done` of `total` linear layers of the base are loaded."""
+    """The progress of loading the base: `done` of `total` linear layers."""
 
     done: int
     total: int
@@ -62,14 +62,14 @@ class Loading:
 
 @dataclass(frozen=True)
 class Ready:
-    """Everything is loaded, and the first step follows.
+    """The end of loading; the first step follows.
 
     Attributes:
-        parameters: How many are trained, besides `base_parameters` that are not.
-        base_in_16_bits: Bytes of the base in 16 bits; `base_in_4_bits` with linear layers in NF4.
-        documents: Of the training data, with `tokens` in `rows`.
-        notes: For the user, one line each.
-        checkpointing: Whether it is on, also where it was `auto`.
+        parameters: The number of trained parameters; the `base_parameters` are frozen.
+        base_in_16_bits: Bytes of the base in 16 bits; `base_in_4_bits` with its linear layers in NF4.
+        documents: The number of training documents; they have `tokens` tokens and fill `rows` rows.
+        notes: Notes for the user, one line each.
+        checkpointing: Whether it is on, even if it was `auto` in the config.
     """
 
     parameters: int
@@ -87,7 +87,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Resumed:
-    """An interrupted run resumes after `step`; `tokens` were trained on so far."""
+    """An interrupted run that resumes after `step`; `tokens` have been trained on so far."""
 
     step: int
     tokens: int
@@ -96,14 +96,14 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step.
+    """A completed optimizer step.
 
     Attributes:
-        loss: In nats a token.
-        tokens: Trained on so far.
-        tokens_per_second: Tokens read: prompts count, and padding does not.
+        loss: In nats per token.
+        tokens: The number of tokens trained on so far.
+        tokens_per_second: The rate of tokens read: prompts count, padding does not.
         memory: In bytes, 0 if unknown.
-        read: The tokens that this step read.
+        read: The number of tokens that this step read.
     """
 
     step: int
@@ -119,10 +119,10 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation on the held-out data after `step` steps; loss in nats a token. `samples` are prompts and answers.
+    """An evaluation on the held-out data after `step` steps; the loss is in nats per token. `samples` are prompts and answers.
 
-    Of preference pairs, the loss is that of a pair, and instead of a perplexity there are the share of pairs whose chosen side
-    is preferred, `accuracy`, and the mean `margin` by which.
+    For preference pairs, the loss is that of a pair. Instead of a perplexity there are `accuracy`, the share of pairs whose
+    chosen side is preferred, and `margin`, the mean difference between the sides.
     """
 
     step: int
@@ -136,7 +136,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Saved:
-    """The finished adapter, or with `step` below the last one a checkpoint, has been written to `path`."""
+    """The finished adapter, or if `step` is not the last one a checkpoint, written to `path`."""
 
     step: int
     path: Path
@@ -144,14 +144,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Noted:
-    """Something that was found out while the training runs, for the user: one line."""
+    """A one-line note for the user about something that became known during the training."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Untracked:
-    """The tracker `name` of `log_to` failed for a `reason`; the training continues without it."""
+    """The failure of the tracker `name` of `log_to`, with its `reason`; the training continues without that tracker."""
 
     name: str
     reason: str
@@ -159,13 +159,13 @@ class Untracked:
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Settings of an evaluation; None is the value of the adapter's training, else a training's default.
+    """Settings of an evaluation; None takes the value of the adapter's training, or else a training run's default.
 
     Attributes:
-        tokens: Use about so many tokens, evenly from all of the data; None for all.
+        tokens: About how many tokens to use, evenly from all of the data; None for all.
         rows: Rows in memory at once.
         threads: Threads to compute with; None is torch's number.
-        trained_on: Data that the adapter was trained on: what the evaluated data share with them is noted.
+        trained_on: Data that the adapter was trained on; an overlap with the evaluated data is noted.
     """
 
     quantize: str | None = None
@@ -180,14 +180,14 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A base with and without an adapter on the same `tokens`.
+    """The losses of a base with and without an adapter on the same `tokens`.
 
     Attributes:
-        loss: With the adapter, in nats a token; `base_loss` without.
-        data: Name and digest of each file.
-        base: Quantization, dtype, and name and digest of each weight file.
-        notes: For the user, one line each.
-        digest: Of the manifest of the adapter; `ref` is the ref or the address that it came from.
+        loss: The loss with the adapter, in nats per token; `base_loss` without it.
+        data: The name and digest of each file.
+        base: The quantization, the dtype, and the name and digest of each weight file.
+        notes: Notes for the user, one line each.
+        digest: The digest of the adapter's manifest; `ref` is the ref or address that it came from.
         recorded: Whether the result is in the log of the version.
     """
 
@@ -204,17 +204,17 @@ class EvaluationResult:
 
     @property
     def perplexity(self) -> float:
-        """With the adapter."""
+        """The perplexity with the adapter."""
         return _exp(self.loss)
 
     @property
     def base_perplexity(self) -> float:
-        """Without it."""
+        """The perplexity without the adapter."""
         return _exp(self.base_loss)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics, under the names of `adapterhub.manifest.measurement`."""
+        """The metrics, with the names of `adapterhub.manifest.measurement`."""
         return {
             "perplexity": self.perplexity,
             "loss": self.loss,
@@ -235,21 +235,21 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Report:
-    """The time and memory of a training; only steps of this process count.
+    """The time and memory of a training run; only steps of this process count.
 
     Attributes:
-        parameters: How many are trained, besides `base_parameters` that are not.
-        predicted: The expected peak of memory, in bytes.
-        peak: The most memory that this process held, in bytes; 0 if unknown.
-        full_fine_tuning: The least memory of training every parameter in float32, in bytes.
-        seconds: Of steps; without loading, evaluations and checkpoints.
-        tokens_per_second: Tokens read: prompts count, and padding does not.
+        parameters: The number of trained parameters; the `base_parameters` are frozen.
+        predicted: The predicted peak of memory, in bytes.
+        peak: The measured peak of this process, in bytes; 0 if unknown.
+        full_fine_tuning: The minimum memory for training every parameter in float32, in bytes.
+        seconds: The time of the steps, without loading, evaluations and checkpoints.
+        tokens_per_second: The rate of tokens read: prompts count, padding does not.
         flops: Floating-point operations of the steps, by the model's arithmetic (`memory.flops`).
-        matmul: Floating-point operations a second of a matrix product on this machine, at best.
-        utilization: The share of that which the steps reached.
+        matmul: Floating-point operations per second of a matrix product on this machine, at best.
+        utilization: The share of that rate which the steps reached.
         card: The name of the graphics card; None for a CPU.
-        peak_rate: Floating-point operations a second of its data sheet; None where unknown.
-        checkpointing: Whether activations were computed again in the backward pass.
+        peak_rate: Floating-point operations per second according to its data sheet; None if unknown.
+        checkpointing: Whether activations were recomputed in the backward pass.
     """
 
     parameters: int
@@ -268,7 +268,7 @@ class Report:
 
     @property
     def mfu(self) -> float | None:
-        """The share of the data sheet's rate that the steps reached (MFU); None where that is unknown."""
+        """The share of the data sheet's rate that the steps reached (MFU); None if that rate is unknown."""
         return self.flops / self.seconds / self.peak_rate if self.peak_rate and self.seconds else None
 
     @property
@@ -282,10 +282,10 @@ class Result:
     """A finished training.
 
     Attributes:
-        tokens: Trained on.
-        loss: Over the last steps, in nats a token.
-        perplexity_before: Of the held-out data; None without any, and of preference pairs, which have an accuracy.
-        kept_step: The step whose parameters are the adapter: the last one, or with `keep_best` the best.
+        tokens: The number of tokens trained on.
+        loss: The loss over the last steps, in nats per token.
+        perplexity_before: The perplexity of the held-out data; None without any. Preference pairs have an accuracy instead.
+        kept_step: The step whose parameters the adapter has: the last one, or with `keep_best` the best.
     """
 
     folder: Path

@@ -1,6 +1,7 @@
-"""Explain every key of a config and its default, also as comments in a new config.
+"""Explanations of every key of a config and its default, also as comments in a new config.
 
-From the papers named, and from "LoRA Without Regret" (Schulman and Thinking Machines Lab, thinkingmachines.ai/blog/lora, 2025).
+Sources are the papers named, and "LoRA Without Regret" (Schulman and Thinking Machines Lab, thinkingmachines.ai/blog/lora,
+2025).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageE
 
 from .config import SECTIONS
 
-_WHY: dict[str, dict[str, str]] = {
+_EXPLANATIONS: dict[str, dict[str, str]] = {
     "base": {
         "path": (
             "The model to adapt: a Hugging Face folder, in floats or in bitsandbytes' NF4, or a GGUF file; a model in the "
@@ -233,7 +234,7 @@ _WHY: dict[str, dict[str, str]] = {
         "tags": "Tags to find it by.",
     },
 }
-# Values in a new config for required keys, and for keys without a default.
+# Example values in a new config, for required keys and for keys without a default.
 _SAMPLES = {
     "base.path": "model", "data.train": ["train.jsonl"], "data.heldout": ["heldout.jsonl"], "base.name": "owner/model",
     "base.revision": "c1899de289a04d12100db370d81485cdf75e47ca", "lora.layers": [0, 1], "train.steps": 200,
@@ -244,8 +245,8 @@ _WIDE = 100
 
 
 @dataclass(frozen=True)
-class Explained:
-    """One key; `default` is TOML, empty where there is none."""
+class KeyExplanation:
+    """The explanation of one key; `default` is TOML, and empty if there is none."""
 
     section: str
     key: str
@@ -254,34 +255,36 @@ class Explained:
     why: str
 
 
-def explain(wanted: str | None = None) -> list[Explained]:
-    """Return all keys, those of a section, or one: `lora`, `learning_rate`, `train.learning_rate`.
+def explain(query: str | None = None) -> list[KeyExplanation]:
+    """Return all keys, the keys of a section, or a single key, such as `lora`, `learning_rate`, `train.learning_rate`.
 
     Raises:
-        UsageError: With the code `config-key`, where nothing has that name.
+        UsageError: With the code `config-key`, if nothing has that name.
     """
-    found = list(_all())
-    if wanted is None:
-        return found
-    name = wanted.replace("[", "").replace("]", ".").replace(" ", "").strip(".")
-    chosen = [item for item in found if name == item.section]
-    chosen = chosen or [item for item in found if name in (item.key, f"{item.section}.{item.key}")]
-    if not chosen:
-        known = [*SECTIONS, *(item.key for item in found)]
-        close = difflib.get_close_matches(name, known, 1)
-        what = "is not a key or section of a config"
-        meant = {"meant": close[0]} if close else {}
-        raise UsageError(wanted[:60], what, f"Did you mean {close[0]}?" if close else "", code="config-key", **meant)
-    return chosen
+    keys = list(_all())
+    if query is None:
+        return keys
+    name = query.replace("[", "").replace("]", ".").replace(" ", "").strip(".")
+    matches = [item for item in keys if name == item.section]
+    matches = matches or [item for item in keys if name in (item.key, f"{item.section}.{item.key}")]
+    if not matches:
+        names = [*SECTIONS, *(item.key for item in keys)]
+        suggestions = difflib.get_close_matches(name, names, 1)
+        problem = "is not a key or section of a config"
+        details = {"meant": suggestions[0]} if suggestions else {}
+        raise UsageError(
+            query[:60], problem, f"Did you mean {suggestions[0]}?" if suggestions else "", code="config-key", **details
+        )
+    return matches
 
 
-def _all() -> Iterator[Explained]:
-    for section, kind in SECTIONS.items():
-        for item in dataclasses.fields(kind):
+def _all() -> Iterator[KeyExplanation]:
+    for section, section_class in SECTIONS.items():
+        for item in dataclasses.fields(section_class):
             value = _default(item)
             needed = value is dataclasses.MISSING
             default = "" if needed or value is None else _toml(value)
-            yield Explained(section, item.name, default, needed, _WHY[section].get(item.name, ""))
+            yield KeyExplanation(section, item.name, default, needed, _EXPLANATIONS[section].get(item.name, ""))
 
 
 def _default(item: dataclasses.Field[Any]) -> Any:
@@ -293,7 +296,7 @@ def _toml(value: Any) -> str:
 
 
 def template() -> str:
-    """Return a config with every key: required ones to fill in, the others commented out at their defaults, explained."""
+    """Return a config with every key, explained: required keys to fill in, the others commented out at their defaults."""
     lines = [
         "# The config of a training. Fill in the two paths, relative to this file; nothing else is required.",
         "# Keys that are commented out have their defaults.",
@@ -311,8 +314,9 @@ def template() -> str:
 
 
 def write_template(path: Path) -> None:
-    """Write `template` to a new file; OutputExistsError if there is one."""
+    """Write `template` to a new file; raise OutputExistsError if it exists."""
     try:
+        # Mode x never overwrites a config that somebody has filled in.
         with open(path, "x", encoding="utf-8") as file:
             file.write(template())
     except FileExistsError as error:

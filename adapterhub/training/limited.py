@@ -1,8 +1,8 @@
-"""Programs and expressions of strangers, run by a process of their own with limits on its time and its memory.
+"""Processes with limits on time and memory that run untrusted templates and expressions.
 
-A chat template may loop forever or write `'a' * 10**10`, and an expression of a tokenizer may try a text in a billion ways. No
-count of steps inside an interpreter or a library stops all of that; the limits of a process do. It is started once for each
-template or tokenizer (`limited_process`).
+A chat template may loop forever or write `'a' * 10**10`, and a tokenizer's regular expression may backtrack in a billion ways.
+Counting steps inside an interpreter or a library stops only some of that; the limits of a process stop all of it. One process
+is started for each template or tokenizer (`limited_process`).
 """
 
 from __future__ import annotations
@@ -17,46 +17,52 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 _PROCESS = Path(__file__).with_name("limited_process.py")
-MEMORY = 1 << 30  # bytes of the whole process
+MEMORY = 1 << 30  # bytes, for the process as a whole
 
 
 class ExceededError(Exception):
-    """A request took more time or memory than it may."""
+    """A request that took more time or memory than allowed."""
 
 
 class Process:
-    """A process for one template or tokenizer, for any thread: a line of JSON in and one out for each request.
+    """A process for one template or tokenizer, usable from any thread; each request and each answer is one line of JSON.
 
     Args:
-        kind: What `source` is.
-        source: The template, or a tokenizer.json.
+        kind: The kind of `source`.
+        source: The text of the template, or of a tokenizer.json.
     """
 
     def __init__(self, kind: Literal["template", "tokenizer"], source: str) -> None:
-        # -P: nothing in the folder of the script is imported in place of a library.
+        # -P keeps the script's folder off the import path: a file there would shadow a library.
         command, pipe = [sys.executable, "-P", str(_PROCESS), str(MEMORY)], subprocess.PIPE
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-        weakref.finalize(self, _end, process)
+        # The process ends together with this object: neither templates nor tokenizers are ever closed.
+        weakref.finalize(self, _end_process, process)
         self._requests, self._answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
-        self._first = kind, source
+        self._first_request = kind, source
         self._lock = threading.Lock()
 
-    def ask(self, given: Any, seconds: int) -> str:
-        """Return the rendered text of variables, or nothing for a text that was split within `seconds` of processor time.
+    def ask(self, value: Any, seconds: int) -> str:
+        """Return the rendered text for the variables `value`, or an empty text once the text `value` was split.
+
+        Args:
+            seconds: The limit on processor time.
 
         Raises:
-            ValueError: It fails.
-            ExceededError: It took more, and the process has ended.
+            ValueError: The template or tokenizer fails.
+            LimitExceededError: The request exceeded a limit, and the process has ended.
         """
+        # Requests and answers are matched by their order, so threads take turns.
         with self._lock:
-            kind, source = self._first
-            self._first = kind, ""  # the source goes with the first request
+            kind, source = self._first_request
+            self._first_request = kind, ""  # the source is sent with the first request only
             try:
-                self._requests.write(json.dumps([seconds, kind, source, given], default=str).encode() + b"\n")
+                self._requests.write(json.dumps([seconds, kind, source, value], default=str).encode() + b"\n")
                 self._requests.flush()
                 answer = self._answers.readline()
             except BrokenPipeError as error:
                 raise ExceededError from error
+        # The process ended before it answered: it exceeded a limit.
         if not answer.endswith(b"\n"):
             raise ExceededError
         text, failure = json.loads(answer)
@@ -65,7 +71,7 @@ class Process:
         return str(text)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end_process(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for pipe in (process.stdin, process.stdout):

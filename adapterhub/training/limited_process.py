@@ -1,9 +1,9 @@
-"""The process that runs what a base brings: a chat template, or the expressions of a tokenizer (`limited`).
+"""The process, started by `process_limits`, that runs a base's chat template or the expressions of its tokenizer.
 
-Requests come on stdin, answers go to stdout, each a line of JSON. It imports jinja and the standard library, and tokenizers
-where that is asked for, so that it starts in 60 ms. The environment of a template is that of transformers
-(`utils/chat_template_utils.py`). Its argument is the bytes of memory for all requests; each names its seconds of processor
-time. Windows has neither limit.
+Requests come on stdin, answers go to stdout, each a line of JSON. To start in 60 ms, it imports only jinja and the standard
+library, and tokenizers if that is asked for. The environment of a template is that of transformers
+(`utils/chat_template_utils.py`). The argument is the memory limit in bytes for all requests; each request names its seconds of
+processor time. Windows has neither limit.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_LONGEST = 1 << 24  # characters of a conversation
+_MAX_CHARACTERS = 1 << 24  # characters of a conversation
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks answers, has no effect on the text."""
+    """The tag `{% generation %}`, which marks answers and has no effect on the text."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """Return the block as a call, in whose scope its variables stay."""
+        """Return the block as a call, whose scope keeps its variables."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_text"), [], [], body).set_lineno(line)
@@ -40,15 +40,16 @@ class _Generation(jinja2.ext.Extension):
 
 class _Namespace(jinja2.utils.Namespace):
     def __init__(*args: Any, **fields: Any) -> None:
-        _names(dict(*args[1:], **fields))
+        _check_names(dict(*args[1:], **fields))
         jinja2.utils.Namespace.__init__(args[0], *args[1:], **fields)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        _names([name])
+        _check_names([name])
         super().__setitem__(name, value)
 
 
-def _names(fields: Any) -> None:
+def _check_names(fields: Any) -> None:
+    # jinja's sandbox hides names with an underscore, which lead to Python's internals; a namespace would store them.
     if any(isinstance(name, str) and name.startswith("_") for name in fields):
         raise jinja2.exceptions.SecurityError("a name in a namespace starts with an underscore")
 
@@ -58,7 +59,7 @@ def _json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators
 
 
 def _dict(*args: Any, **fields: Any) -> dict[Any, Any]:
-    return dict(*args, **fields)  # a function, because a class has attributes to climb
+    return dict(*args, **fields)  # a function: from the class itself, a template could climb to other attributes
 
 
 def _raise(message: object) -> None:
@@ -66,29 +67,29 @@ def _raise(message: object) -> None:
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Return jinja's sandbox with what chat templates may use."""
-    made = ImmutableSandboxedEnvironment(
+    """Return jinja's sandbox, extended with the names that chat templates may use."""
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
-    made.filters["tojson"] = _json
-    made.globals.update(
+    sandbox.filters["tojson"] = _json
+    sandbox.globals.update(
         raise_exception=_raise,
-        strftime_now=lambda form: datetime.now().strftime(form),
+        strftime_now=lambda date_format: datetime.now().strftime(date_format),
         dict=_dict,
         namespace=_Namespace,
     )
-    return made
+    return sandbox
 
 
 def text(template: jinja2.Template, variables: dict[str, Any]) -> str:
-    """Return the rendered text; jinja2.TemplateError if it is too long."""
-    parts, length = [], 0
-    for part in template.generate(**variables):
-        parts.append(part)
-        length += len(part)
-        if length > _LONGEST:
-            raise jinja2.TemplateError(f"more than {_LONGEST} characters")
-    return "".join(parts)
+    """Return the rendered text; raise jinja2.TemplateError if it is too long."""
+    pieces, length = [], 0
+    for piece in template.generate(**variables):
+        pieces.append(piece)
+        length += len(piece)
+        if length > _MAX_CHARACTERS:
+            raise jinja2.TemplateError(f"more than {_MAX_CHARACTERS} characters")
+    return "".join(pieces)
 
 
 def _limit_memory(size: int) -> None:
@@ -97,57 +98,63 @@ def _limit_memory(size: int) -> None:
     except ImportError:
         return
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    # A process that exceeds the limit must not leave a core dump of a gigabyte.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _limit_time(seconds: int) -> None:
-    """Have the kernel end this process when it has worked for that long from now."""
+    """Let the kernel end this process after `seconds` more of processor time."""
     try:
         import resource
     except ImportError:
         return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds + 1, most))
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
+    # The limit counts whole seconds since the process started, so it is raised for each request.
+    resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + seconds + 1, hard_limit))
 
 
-def _rendering(source: str) -> Callable[[dict[str, Any]], str]:
+def _renderer(source: str) -> Callable[[dict[str, Any]], str]:
     template = environment().from_string(source)
 
     def render(variables: dict[str, Any]) -> str:
         if "strftime_now" in variables:
+            # JSON has no functions: the date comes as text, and the template calls its `strftime`.
             variables["strftime_now"] = datetime.fromisoformat(variables["strftime_now"]).strftime
         return text(template, variables)
 
     return render
 
 
-def _splitting(source: str) -> Callable[[str], str]:
-    """Split texts as a tokenizer.json does, whose model knows no token; that of a base may have 250,000."""
+def _splitter(source: str) -> Callable[[str], str]:
+    """Return a function that splits texts as the tokenizer.json in `source` does.
+
+    Its model has an empty vocabulary, because only the splitting is tested; that of a base may have 250,000 tokens.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(source)
 
-    def split(given: str) -> str:
-        tokenizer.encode(given, add_special_tokens=False)
+    def split(untrusted: str) -> str:
+        tokenizer.encode(untrusted, add_special_tokens=False)
         return ""
 
     return split
 
 
-_KINDS: dict[str, Callable[[str], Callable[[Any], str]]] = {"template": _rendering, "tokenizer": _splitting}
+_KINDS: dict[str, Callable[[str], Callable[[Any], str]]] = {"template": _renderer, "tokenizer": _splitter}
 
 
 def main(memory: int) -> None:
-    """Answer requests until stdin ends; the first one brings the kind and the source of what all of them are given to."""
+    """Answer requests until stdin ends; the first one names the kind and has the source that all of them use."""
     _limit_memory(memory)
-    run = None
+    handler = None
     for line in sys.stdin.buffer:
         try:
-            seconds, kind, source, given = json.loads(line)
+            seconds, kind, source, value = json.loads(line)
             _limit_time(seconds)
-            run = run or _KINDS[kind](source)
-            answer: tuple[str, str] = run(given), ""
+            handler = handler or _KINDS[kind](source)
+            answer: tuple[str, str] = handler(value), ""
         except MemoryError:
             answer = "", "out of memory"
         except BaseException as error:  # noqa: BLE001 - whatever it raises is its refusal; a panic of Rust is no Exception

@@ -1,4 +1,4 @@
-"""What a training will do, before anything of it is run: its data, its steps, and the least time that they take."""
+"""A preview of a training run: its data, its steps, and the least time that they take."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .data.survey import Count, Survey, survey
 
 @dataclass(frozen=True)
 class Preview:
-    """The data of a training, and the time of its steps.
+    """The data of a training run, and the time of its steps.
 
     Attributes:
-        matmul: Floating-point operations a second of a matrix product on this machine, measured now; None without
-            torch, and for another machine.
-        seconds: Of the steps' arithmetic at that rate: the least that they can take, without loading and evaluations.
+        matmul: Floating-point operations per second of a matrix product on this machine, measured now; None without torch,
+            and for another machine.
+        seconds: The time of the steps' arithmetic at that rate: a lower bound, without loading and evaluations.
     """
 
     data: Survey
@@ -30,8 +30,8 @@ class Preview:
 
 
 def preview(config: TrainConfig, *, can_train: bool, here: bool) -> Preview:
-    """Look ahead, as `adapterhub.training.preview` does; `can_train` tells whether torch and the others are installed."""
-    if not can_train or not config.base_path.exists():  # a base that the training will download
+    """Preview a training run as `adapterhub.training.preview` does; `can_train` tells whether the extra is installed."""
+    if not can_train or not config.base_path.exists():  # the training downloads its base first
         return Preview(survey(config, None))
     from .model.base_files import BaseFiles
 
@@ -40,21 +40,24 @@ def preview(config: TrainConfig, *, can_train: bool, here: bool) -> Preview:
     if config.data.chat_template is not None:
         chat_template.choose(tokenizer, config.data.chat_template, config.resolve(config.data.chat_template), config.where)
     chat_template.give(tokenizer, config.data.template_options, config.data.date)
-    found = survey(config, tokenizer)
+    data_survey = survey(config, tokenizer)
     rate = _matmul_rate(config) if here else None
-    return Preview(found, rate, _operations(config, spec, found.count) / rate if found.count and rate else None)
+    return Preview(
+        data_survey, rate, _operations(config, spec, data_survey.count) / rate if data_survey.count and rate else None
+    )
 
 
 def _tokenizer(files: Any) -> Any:
     from .model import library
 
-    where = str(files.path)
-    document = json_file.parse_object(files.config_text, f"{where}: config.json")
-    return library.config_and_tokenizer(files.folder, document, where=where)[1]
+    location = str(files.path)
+    document = json_file.parse_object(files.config_text, f"{location}: config.json")
+    return library.config_and_tokenizer(files.folder, document, where=location)[1]
 
 
 def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
-    """The floating-point operations of all steps, each of which reads and learns from its share of the rows."""
+    """Return the floating-point operations of all steps, each of which reads and learns from its share of the rows."""
+    # A number of steps may repeat rows or leave some out; epochs read all rows equally often.
     passes = count.steps * config.train.rows / count.rows if config.train.steps else config.train.epochs
     tokens, label_tokens = round(passes * count.read), round(passes * count.trained)
     trained = memory.parameters(config, spec)[1]

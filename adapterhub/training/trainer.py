@@ -1,4 +1,4 @@
-"""A training from its config to the finished folder."""
+"""The trainer, which takes a training run from its config to the finished folder."""
 
 from __future__ import annotations
 
@@ -47,25 +47,26 @@ def opened(
     cache: Path | None = None,
     replace: bool = False,
 ) -> Iterator[Trainer]:
-    """Load a training, and resume it from its checkpoint if there is one; its threads are set within the block.
+    """Load a training run and resume it from its checkpoint, if any; within the block, torch uses the config's threads.
 
     Arguments and errors are those of `adapterhub.training.run`.
     """
+    # Checked before anything is loaded: an hour of training must not end at an output folder that is taken.
     atomic.check_free(out, replace=replace)
     finish.check_place(out)
-    fixed = devices.deterministic(config.base.device) if config.train.deterministic else contextlib.nullcontext()
-    with fixed, devices.threads(config.train.threads) as thread_count:
+    determinism = devices.deterministic(config.base.device) if config.train.deterministic else contextlib.nullcontext()
+    with determinism, devices.threads(config.train.threads) as thread_count:
         yield Trainer(config, out, on_event, force=force, start=start, cache=cache, replace=replace, thread_count=thread_count)
 
 
 class Trainer:
-    """A training that is loaded, to be run as its config says, or step by step, also with another loss.
+    """A loaded training, to run as its config says or step by step, with its own loss or another.
 
     Attributes:
         base: The model with its layers, and its tokenizer.
         rows: The data to train on.
         steps: The number of steps that the learning rate is planned for.
-        state: How far the training is, with its log.
+        state: The progress of the training, with its log.
     """
 
     def __init__(
@@ -81,38 +82,44 @@ class Trainer:
         thread_count: int,
     ) -> None:
         if start and config.preference.method == "dpo":
-            what = "continues an adapter, but dpo compares with the base alone"
-            raise RefusedError(f"{config.where}: [preference] method", what, "Merge the adapter into the base first")
+            problem = "continues an adapter, but dpo compares with the base alone"
+            raise RefusedError(f"{config.where}: [preference] method", problem, "Merge the adapter into the base first")
         self._out, self._replace = out, replace
         self._device = device = devices.chosen(config.base.device)
         self._on_event = self._meter = Meter(on_event)
+        # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
             self._spec = spec = files.spec
-            self._settled = settled = _settled(config, spec, device, force=force)
+            self._resolved_config = resolved = _resolve_auto(config, spec, device, force=force)
             initial = adapters.read(start, spec) if start else None
             if initial:
                 adapters.check_base(initial, spec, config.base.name)
-            self.base = base = _loaded(settled, files, device, self._on_event)
+            self.base = base = _load_base(resolved, files, device, self._on_event)
+            # A thread has computed the digests while the weights were read.
             weights = files.digests
         self._path = checkpoint.path_for(out)
+        # The checkpoint may have the date that the chat template has written so far, so its path comes first.
         self.config, template_notes = _with_template(config, base.tokenizer, self._path)
         config = self.config
+        # The data are read after the base, whose tokenizer and chat template encode them.
         train_set, heldout = data.datasets(config, base.tokenizer, cache if config.base.cache else None)
         self.rows = train_set.packed
         self._heldout = sample(heldout.packed, config.data.heldout_tokens) if heldout else None
         length_notes = families.check_length(base.model, config.data.sequence, config.where)
-        needs = "Preferences need a model that does" if config.preference else "Set pack = false"
-        check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.where, hint=needs)
+        isolation_hint = "Preferences need a model that does" if config.preference else "Set pack = false"
+        check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.where, hint=isolation_hint)
+        # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
-        held_notes = ["the dequantized base is in memory: no step dequantizes it"] if settled.base.hold == "dense" else []
-        notes = [*base.notes, *held_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout)]
+        dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
+        notes = [*base.notes, *dense_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout)]
         if initial:
             notes += adapters.other_weights(initial, weights)
             adapters.check_config(initial, config.lora, base.targets, config.where)
             adapters.put(base, initial)
+        # For the count of operations: the cost of attention depends on the length of documents.
         self._context = self.rows.mean_context
         self.steps = config.steps(len(self.rows))
-        self._on_event(_ready(settled, spec, base, train_set, steps=self.steps, notes=tuple(notes)))
+        self._on_event(_ready(resolved, spec, base, train_set, steps=self.steps, notes=tuple(notes)))
         self._parents = _parents(start)
         self._record: dict[str, Any] = {
             "config": {**config.document(), "steps": self.steps},
@@ -121,24 +128,25 @@ class Trainer:
             "versions": finish.versions(thread_count, device),
             "weights": weights,
         }
-        facts: dict[str, Any] = {"record": self._record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest}
-        facts["parents"] = self._parents
+        # A checkpoint may only be resumed by a training run with the same identity: everything that the result depends on.
+        identity: dict[str, Any] = {"record": self._record, "base": spec.fingerprint, "tokenizer": spec.tokenizer_digest}
+        identity["parents"] = self._parents
         if config.data.chat_template is not None:
-            facts["chat_template"] = base.tokenizer.chat_template
-        self._run_id = checkpoint.identity(facts)
+            identity["chat_template"] = base.tokenizer.chat_template
+        self._run_id = checkpoint.identity(identity)
         self.state = new_state(base.model, config.train)
         if checkpoint.restore(self._path, base.model, self.state, self._run_id):
             self._on_event(Resumed(self.state.step, self.state.tokens, self._path))
 
     def run(self) -> None:
-        """Do all steps that are left, with the evaluations and checkpoints of the config; errors are those of `loop.run`."""
+        """Run all remaining steps, with the config's evaluations and checkpoints; errors are those of `training_loop.run`."""
         loop.run(
             self.base, self.rows, self._heldout, self.state, self.config.train,
             steps=self.steps, save=self.save_checkpoint, on_event=self._on_event, preference=self.config.preference,
         )  # fmt: skip
 
     def batches(self) -> Iterator[Rows]:
-        """Yield the rows of each step that is left, as `run` takes them; `optim_step` goes on to the next."""
+        """Yield the rows of each remaining step, as `run` takes them; `optim_step` advances to the next step."""
         while self.state.step < self.steps:
             step = self.state.step
             yield loop.batch(self.rows, self.state, self.config.train, self.steps)
@@ -146,12 +154,12 @@ class Trainer:
                 raise UsageError("batches", f"step {step + 1} was not done before the next batch", "Call optim_step for each")
 
     def forward_backward(self, batch: Rows, loss: Loss | None = None) -> float:
-        """Add the gradient of a loss of `batch` to those since the last `optim_step`; returns the loss.
+        """Add the gradient of the loss of `batch` to those accumulated since the last `optim_step`, and return the loss.
 
         Args:
-            loss: Called with the log-probabilities of labels, a float32 tensor `(rows, tokens)` with 0 where there is no label,
-                and the rows; returns their part of the loss, a scalar. It is called once for `micro_rows` rows, and the parts
-                are added up. None is the loss that `run` takes: the mean negative log-likelihood, or that of the preference.
+            loss: Called with the log-probabilities of the labels, a float32 tensor `(rows, tokens)` that is 0 where there is no
+                label, and with the rows; returns their share of the loss, a scalar. It is called for every `micro_rows` rows,
+                and the shares are summed. None is the loss of `run`: the mean negative log-likelihood, or the preference loss.
 
         Raises:
             RefusedError: The loss is not finite.
@@ -160,52 +168,55 @@ class Trainer:
             `trainer.forward_backward(batch, lambda logprobs, _: -logprobs.sum() / batch.label_tokens)`
         """
         if loss is not None:
-            # The result does not follow from the config alone.
+            # With another loss, the result does not follow from the config alone.
             self._record["config"]["loss_function"] = getattr(loss, "__qualname__", type(loss).__qualname__)
         loss = loss or loop.usual_loss(self.base, batch, self.config.preference)
         return loop.forward_backward(self.base, batch, self.state, self.config.train, loss)
 
     def optim_step(self) -> Stepped:
-        """Update the parameters with the gradients since the last update, at the learning rate of this step."""
+        """Update the parameters with the accumulated gradients, at the learning rate of this step."""
         line = loop.optim_step(self.state, self.config.train, self.steps)
+        # Whether float16 overflowed is of no concern to callers: the scale has already been lowered.
         line.pop("skipped", None)
         stepped = Stepped(steps=self.steps, tokens_per_second=0.0, memory=devices.held(self._device), **line)
         self._on_event(stepped)
         return stepped
 
     def evaluate(self) -> float | None:
-        """Return the loss of the held-out data as it is now, and log it; None without such data."""
-        given = self.base, self._heldout, self.state, self.config.train, self.config.preference
-        log_evaluation(*given, steps=self.steps, on_event=self._on_event)
+        """Return the current loss of the held-out data and log it; None if there are none."""
+        arguments = self.base, self._heldout, self.state, self.config.train, self.config.preference
+        log_evaluation(*arguments, steps=self.steps, on_event=self._on_event)
         return self.state.heldout(self.state.step)
 
     def sample(self, prompt: str, tokens: int | None = None) -> str:
-        """Return the most probable answer to a prompt, of `[train] sample_tokens` tokens at most."""
+        """Return the most probable answer to a prompt, of at most `tokens` tokens, by default `[train] sample_tokens`."""
         return answers(self.base, [prompt], tokens or self.config.train.sample_tokens)[0]["text"]
 
     def save_checkpoint(self) -> Path:
-        """Write a checkpoint next to the adapter's folder, from which the same training resumes; returns its path."""
+        """Write a checkpoint next to the adapter's folder, from which the same training run resumes, and return its path."""
         checkpoint.save(self._path, self.base.model, self.state, self._run_id, date=self.config.data.date)
         self._on_event(Saved(self.state.step, self._path))
         return self._path
 
     def save(self) -> Result:
-        """Write the adapter as it is now, whole or not at all, and remove the checkpoint.
+        """Write the current adapter, completely or not at all, and remove the checkpoint.
 
         Raises:
-            UsageError: No step was done.
+            UsageError: No step has been run.
         """
         state = self.state
         if not state.step:
             raise UsageError(str(self._out), "no step was done, so there is nothing to save", "Call optim_step first")
+        # Every process has to finish its last step before the first one writes.
         distributed.wait()
         if distributed.first():
             finish.finish(
                 self.config, self._spec, self.base, state, record=self._record, context=self._context, out=self._out,
                 parents=self._parents, replace=self._replace,
             )  # fmt: skip
-        report = self._meter.report(self._settled, self._spec, self._device, context=self._context)
+        report = self._meter.report(self._resolved_config, self._spec, self._device, context=self._context)
         if distributed.first():
+            # Removed only now that the adapter is written: until then, the checkpoint is the only copy of the work.
             self._path.unlink(missing_ok=True)
             self._on_event(Saved(state.step, self._out))
         metrics = finish.metrics(state)
@@ -223,29 +234,30 @@ class Trainer:
         )
 
 
-def _settled(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
-    """Return the config with `auto` resolved, once it is known to fit into memory; unless `force`."""
+def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
+    """Return the config with each `auto` resolved; unless `force`, check first that it fits into memory."""
     free, card = devices.free(device), devices.memory(device)
-    held = memory.plan(config, spec, card=card).runtime
+    allocated = memory.plan(config, spec, card=card).runtime
+    # The plan includes memory that is no longer free: on a card the CUDA context, on a CPU all that this process holds.
     if free is None:
-        free, held = budget.free_memory(), devices.held(device)
-    settled = budget.settled(config, spec, free=free, held=held, card=card)
-    # The same in all processes: each has to make the same exchanges.
-    checkpointing = distributed.total(float(settled.train.checkpointing is True)) > 0
-    settled = dataclasses.replace(settled, train=dataclasses.replace(settled.train, checkpointing=checkpointing))
+        free, allocated = budget.free_memory(), devices.held(device)
+    resolved = budget.settled(config, spec, free=free, held=allocated, card=card)
+    # Must agree in all processes: with checkpointing, a step exchanges tensors once more.
+    checkpointing = distributed.total(float(resolved.train.checkpointing is True)) > 0
+    resolved = dataclasses.replace(resolved, train=dataclasses.replace(resolved.train, checkpointing=checkpointing))
     if not force:
-        budget.check(settled, spec, free=free, held=held, card=card)
-    return settled
+        budget.check(resolved, spec, free=free, held=allocated, card=card)
+    return resolved
 
 
-def _loaded(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnEvent) -> Base:
+def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnEvent) -> Base:
     """Load the base with its layers, ready for steps."""
     base = load(
         files,
         config.base,
         config.lora,
         where=config.where,
-        progress=lambda done, total: on_event(Loading(done, total)),
+        progress=lambda loaded, total: on_event(Loading(loaded, total)),
         entry=quantized_cache.entry_of(files, config.base, config.lora),
         device=device,
     )
@@ -259,9 +271,9 @@ def _loaded(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnEven
 
 
 def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[TrainConfig, list[str]]:
-    """Have `tokenizer` use the config's chat template, options and date.
+    """Make `tokenizer` use the chat template, options and date of the config; return the config with its date, and any notes.
 
-    The date of a template with a clock is the config's, that of the checkpoint at `path`, or today's; then there is a note.
+    A template that asks for a date gets the config's, else that of the checkpoint at `path`, else today's; a note says so.
     """
     data = config.data
     if data.chat_template is not None:
@@ -299,7 +311,7 @@ def _ready(
 
 
 def _data_record(train_set: data.Dataset, heldout: data.Dataset | None) -> list[dict[str, Any]]:
-    """Describe the data files for adapter.json; nothing in it depends on when or where."""
+    """Describe the data files for adapter.json, independently of the time and place of the training."""
     splits = [("train", train_set)] + ([("heldout", heldout)] if heldout else [])
     return [
         {

@@ -1,1 +1,1 @@
-"""Files that a training writes."""
+"""The files that a training run writes."""

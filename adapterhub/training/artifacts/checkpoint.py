@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with the trained parameters, the optimizer's moments and the log so far.
 
-There is no other state: the order of the data follows from the seed and the step. The file identifies its training, so that
-no other one can resume from it.
+There is no other state: the order of the data follows from the seed and the step. The file identifies its training, so that no
+other training run can resume from it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from adapterhub.training.model.weights import as_numpy, as_torch
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
 
-_BEST = ".best"  # a parameter at the lowest held-out loss
+_BEST_SUFFIX = ".best"  # of the name of a parameter at the lowest held-out loss
 
 
 def path_for(out: Path) -> Path:
-    """Return the path of the checkpoint of a run into `out`, next to it."""
+    """Return the path of the checkpoint of a run into `out`: a file next to it."""
     return out.with_name(out.name + ".checkpoint.safetensors")
 
 
 def identity(facts: Mapping[str, Any]) -> str:
-    """Return the digest of what makes two runs the same."""
+    """Return a digest of `facts`, which are equal for runs that give the same result."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def date(path: Path) -> str | None:
-    """Return the date that the training of the checkpoint at `path` writes into conversations; None without one."""
+    """Return the date that the training of the checkpoint at `path` writes into conversations; None if there is none."""
     if not path.exists():
         return None
     with safetensors_file.SafetensorsFile(path) as file:
@@ -46,16 +46,16 @@ def date(path: Path) -> str | None:
 
 
 def save(path: Path, model: nn.Module, state: State, run: str, *, date: str | None = None) -> Path:
-    """Replace the checkpoint by a new one, whole or not at all; only the first of several processes writes.
+    """Replace the checkpoint by a new one, completely or not at all; only the first of several processes writes.
 
-    `date` is that of a chat template with a clock.
+    `date` is the date that the chat template writes, if it asks for one.
     """
     if not distributed.first():
         return path
-    tensors = {f"{name}{_BEST}": _array(value) for name, value in state.best.items()}
+    tensors = {f"{name}{_BEST_SUFFIX}": _array(value) for name, value in state.best.items()}
     for name, parameter in trained_parameters(model):
         tensors[name] = _array(parameter)
-        # An expert that has had no token yet has no moments.
+        # An expert that has not had a token yet has no moments.
         for moment, value in optimizer.moments(state.optimizer, parameter).items():
             tensors[f"{name}.{moment}"] = _array(value)
     metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "read": str(state.read)}
@@ -63,6 +63,7 @@ def save(path: Path, model: nn.Module, state: State, run: str, *, date: str | No
         metadata["date"] = date
     metadata["log"] = json.dumps(state.log)
     metadata["scale"] = json.dumps([state.scale.factor, state.scale.good, state.scale.skipped])
+    # A run that is killed while it writes still has the previous checkpoint.
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         safetensors_file.write(temporary, tensors, metadata)
@@ -79,10 +80,10 @@ def _array(tensor: Tensor) -> Any:
 
 
 def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
-    """Restore model and state from the checkpoint at `path`; returns False if there is none.
+    """Restore model and state from the checkpoint at `path`; return False if there is none.
 
     Raises:
-        ConflictError: It is of another training.
+        ConflictError: It belongs to another training run.
         FormatError: It does not fit the model.
     """
     if not path.exists():
@@ -97,12 +98,15 @@ def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
             for name, parameter in trained_parameters(model):
                 with torch.no_grad():
                     parameter.copy_(as_torch(file.tensor(name)))
-                moments = [key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST}"]
-                if moments:
-                    tensors = {key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moments}
+                # A parameter is stored as NAME, its moments as NAME.MOMENT, its best values as NAME.best.
+                moment_names = [
+                    key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST_SUFFIX}"
+                ]
+                if moment_names:
+                    tensors = {key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moment_names}
                     optimizer.restore_moments(state.optimizer, parameter, tensors)
-            best = [key for key in file.header.tensors if key.endswith(_BEST)]
-            state.best = {key.removesuffix(_BEST): as_torch(file.tensor(key)) for key in best}
+            best_names = [key for key in file.header.tensors if key.endswith(_BEST_SUFFIX)]
+            state.best = {key.removesuffix(_BEST_SUFFIX): as_torch(file.tensor(key)) for key in best_names}
             state.step, state.tokens, state.read = (int(metadata[key]) for key in ("step", "tokens", "read"))
             state.log[:] = json_file.parse(metadata["log"], str(path))
             state.scale.factor, state.scale.good, state.scale.skipped = json_file.parse(metadata["scale"], str(path))

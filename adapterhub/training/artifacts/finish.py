@@ -1,6 +1,6 @@
 """The finished folder: weights and config for peft, a model card, the loss curve, the log, and adapter.json.
 
-It is written next to its place and renamed when it is complete. No time, path or host name is in it, so the same
+It is written next to its destination and renamed once it is complete. It contains no time, path or host name, so the same
 training gives the same bytes.
 """
 
@@ -28,13 +28,13 @@ from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.display import front_matter, markdown
 from adapterhub_converters.formats import peft
 
-_SPLITS = {"train": "training", "heldout": "held-out"}
-_POINTS = 100  # of the loss curve in adapter.json; log.jsonl has all of them
-_LAST = 10  # steps over which the reported training loss is averaged
+_SPLIT_NAMES = {"train": "training", "heldout": "held-out"}
+_CURVE_POINTS = 100  # in adapter.json; log.jsonl has all losses
+_AVERAGED_STEPS = 10  # at the end, for the reported training loss
 
 
 def check_place(out: Path) -> None:
-    """Make the parent folder of `out`; LocalIOError now rather than after an hour where `out` cannot be written."""
+    """Create the parent folder of `out`, and raise LocalIOError now, rather than after an hour, if `out` cannot be written."""
     with atomic.scratch_folder(out):
         return
 
@@ -51,11 +51,15 @@ def finish(
     parents: Sequence[Mapping[str, Any]] = (),
     replace: bool = False,
 ) -> None:
-    """Write the folder `out`, whole or not at all, in place of an adapter with `replace`.
+    """Write the folder `out`, completely or not at all; with `replace`, in place of an existing adapter.
 
-    `record` is the training in adapter.json, without its metrics, and `context` the mean length of a token's document.
+    `record` is the training in adapter.json without its metrics, and `context` the mean length of a token's document.
     """
-    training = {**record, "metrics": {**metrics(state), **_work(config, spec, base, state, context)}, "curve": curve(state)}
+    training = {
+        **record,
+        "metrics": {**metrics(state), **_work_metrics(config, spec, base, state, context)},
+        "curve": curve(state),
+    }
     with atomic.whole(out, replace=replace) as folder:
         peft.write(adapters.trained_adapter(config, base), folder)
         if config.data.chat_template is not None:
@@ -67,24 +71,27 @@ def finish(
 
 
 def metrics(state: State) -> dict[str, float]:
-    """Return the training loss over the last steps, and the held-out loss before and after, with the perplexity or, of pairs,
-    with accuracy and margin."""
+    """Return the training loss over the last steps, and the results on the held-out data before and after.
+
+    These are the loss with the perplexity, or for pairs with accuracy and margin.
+    """
     losses = [line["loss"] for line in state.log if "loss" in line]
-    last = losses[-_LAST:]
-    found = {"train_loss": sum(last) / len(last), "train_tokens": state.tokens}
-    evaluated = {line["step"]: line for line in state.log if "heldout_loss" in line}
-    if 0 in evaluated and state.kept_step in evaluated:
-        for suffix, line in (("_before", evaluated[0]), ("", evaluated[state.kept_step])):
-            found[f"heldout_loss{suffix}"] = line["heldout_loss"]
+    last_losses = losses[-_AVERAGED_STEPS:]
+    values = {"train_loss": sum(last_losses) / len(last_losses), "train_tokens": state.tokens}
+    evaluations = {line["step"]: line for line in state.log if "heldout_loss" in line}
+    # A program that does the steps itself may not have evaluated before or after them.
+    if 0 in evaluations and state.kept_step in evaluations:
+        for suffix, line in (("_before", evaluations[0]), ("", evaluations[state.kept_step])):
+            values[f"heldout_loss{suffix}"] = line["heldout_loss"]
             if "heldout_accuracy" in line:
-                found |= {f"{name}{suffix}": line[name] for name in ("heldout_accuracy", "heldout_margin")}
+                values |= {f"{name}{suffix}": line[name] for name in ("heldout_accuracy", "heldout_margin")}
             else:
-                found[f"heldout_perplexity{suffix}"] = math.exp(line["heldout_loss"])
-    return found
+                values[f"heldout_perplexity{suffix}"] = math.exp(line["heldout_loss"])
+    return values
 
 
-def _work(config: TrainConfig, spec: BaseSpec, base: Base, state: State, context: float) -> dict[str, float]:
-    """Return how much was trained and computed, from the config and the base alone."""
+def _work_metrics(config: TrainConfig, spec: BaseSpec, base: Base, state: State, context: float) -> dict[str, float]:
+    """Return the amount of training and of computation, derived from the config and the base alone."""
     trained, frozen = sum(p.numel() for p in base.model.parameters() if p.requires_grad), parameters(config, spec)[0]
     return {
         "base_parameters": frozen,
@@ -94,14 +101,15 @@ def _work(config: TrainConfig, spec: BaseSpec, base: Base, state: State, context
 
 
 def curve(state: State) -> list[dict[str, float]]:
-    """Return the losses by step: every held-out one, and at most _POINTS of the others, evenly and with the last."""
+    """Return the losses by step: every held-out loss, and at most _CURVE_POINTS training losses, evenly spaced."""
     steps = [line for line in state.log if "loss" in line]
-    every = max(1, -(len(steps) // -_POINTS))
-    chosen = {id(line) for line in steps[::-1][::every]}
+    stride = max(1, -(len(steps) // -_CURVE_POINTS))
+    # Counted from the end, so that the last step is always among them.
+    chosen_ids = {id(line) for line in steps[::-1][::stride]}
     return [
         {key: line[key] for key in ("step", "loss", "heldout_loss") if key in line}
         for line in state.log
-        if "heldout_loss" in line or id(line) in chosen
+        if "heldout_loss" in line or id(line) in chosen_ids
     ]
 
 
@@ -109,13 +117,13 @@ def versions(thread_count: int, device: Any) -> dict[str, str]:
     """Return the versions and the hardware that the bytes of the result depend on."""
     import torch
 
-    found = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
+    result = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
     if name := devices.name(device):
-        found |= {"cuda": str(torch.version.cuda), "device": name}
+        result |= {"cuda": str(torch.version.cuda), "device": name}
     for name in ("adapterhub", "bitsandbytes", "tokenizers", "torch", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            result[name] = metadata.version(name)
+    return result
 
 
 def _plot(config: TrainConfig, state: State, path: Path) -> None:
@@ -134,6 +142,7 @@ def _write_manifest(
     quantization = base.quantize if base.quantize != "none" else None
     names = {"repo": base.name, "revision": base.revision, "quantization": quantization}
     texts = {"license": card.license, "description": card.description}
+    # Keys without a value are left out, not null.
     declared: dict[str, Any] = {key: value for key, value in texts.items() if value}
     declared["base"] = {key: value for key, value in names.items() if value}
     record = Training(
@@ -144,8 +153,8 @@ def _write_manifest(
             "curve": tuple(LossPoint(**point) for point in training["curve"]),
         }
     )
-    described = [Parent(**parent) for parent in parents]
-    describe.describe(folder, base=spec, training=record, parents=described, declared=declared).write(folder)
+    manifest_parents = [Parent(**parent) for parent in parents]
+    describe.describe(folder, base=spec, training=record, parents=manifest_parents, declared=declared).write(folder)
 
 
 def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -159,7 +168,7 @@ def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequen
         "language": list(config.card.language),
         "tags": ["lora", *(["qlora"] if config.base.quantize == "nf4" else []), *config.card.tags],
     }
-    numbers, lora, optim = training["metrics"], config.lora, config.train
+    metric_values, lora, optim = training["metrics"], config.lora, config.train
     rows = [
         ("base", f"{markdown(config.base.name or config.base.path)}, {config.base.quantize} while training"),
         *(("continues", markdown(parent.get("ref") or parent["digest"])) for parent in parents),
@@ -169,16 +178,16 @@ def model_card(config: TrainConfig, training: Mapping[str, Any], parents: Sequen
         ("learning rate", f"{optim.learning_rate:g}, {optim.schedule}, {optim.warmup} steps of warm-up"),
         ("seed", str(optim.seed)),
         *([("preference", f"{config.preference.method}, beta {config.preference.strength:g}")] if config.preference else []),
-        ("training loss", f"{numbers['train_loss']:.3f}{'' if config.preference else ' nats a token'}"),
+        ("training loss", f"{metric_values['train_loss']:.3f}{'' if config.preference else ' nats a token'}"),
     ]
-    if "heldout_accuracy" in numbers:
-        before, after = numbers["heldout_accuracy_before"], numbers["heldout_accuracy"]
+    if "heldout_accuracy" in metric_values:
+        before, after = metric_values["heldout_accuracy_before"], metric_values["heldout_accuracy"]
         rows.append(("held-out pairs preferred", f"{before:.1%} before, **{after:.1%}** after"))
-    if "heldout_perplexity" in numbers:
-        before, after = numbers["heldout_perplexity_before"], numbers["heldout_perplexity"]
+    if "heldout_perplexity" in metric_values:
+        before, after = metric_values["heldout_perplexity_before"], metric_values["heldout_perplexity"]
         rows.append(("held-out perplexity", f"{before:.2f} before, **{after:.2f}** after"))
     rows += [
-        (f"{_SPLITS[item['split']]} data", f"{item['documents']} documents, {item['digest'][:19]}…")
+        (f"{_SPLIT_NAMES[item['split']]} data", f"{item['documents']} documents, {item['digest'][:19]}…")
         for item in training["data"]
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)

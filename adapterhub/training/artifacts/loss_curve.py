@@ -1,4 +1,4 @@
-"""The loss curve, as a PNG and in one line of text."""
+"""The loss curve, as a PNG and as one line of text."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from adapterhub import picture
 
 
 def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept_step: int, title: str, subtitle: str) -> None:
-    """Draw training loss and held-out loss by step, without a display.
+    """Draw the training loss and the held-out loss by step, without a display.
 
-    The first held-out loss and that of `kept_step`, whose parameters are the result, are labeled with their perplexity, or the
-    accuracy of pairs.
+    The first held-out loss and that of `kept_step`, whose parameters are the result, are labeled with their perplexity, or for
+    pairs with their accuracy.
     """
     steps = [line["step"] for line in log if "loss" in line]
     losses = [line["loss"] for line in log if "loss" in line]
@@ -28,43 +28,43 @@ def loss_curve(log: Sequence[Mapping[str, Any]], path: Path, *, kept_step: int, 
 
 def _draw(axes: Any, steps: list[int], losses: list[float], heldout: list[Mapping[str, Any]], kept_step: int) -> None:
     axes.plot(steps, losses, color=picture.BLUE, alpha=0.25, linewidth=1)
-    axes.plot(steps, smoothed(losses), color=picture.BLUE, linewidth=2, label="training (smoothed)")
+    axes.plot(steps, exponential_means(losses), color=picture.BLUE, linewidth=2, label="training (smoothed)")
     if heldout:
         points = [(line["step"], line["heldout_loss"]) for line in heldout]
         axes.plot(*zip(*points, strict=True), color=picture.ORANGE, marker="o", markersize=6, linewidth=1.5, label="held out")
         last = max(step for step, _ in points)
         for step, line in {line["step"]: line for line in heldout if line["step"] in (points[0][0], kept_step)}.items():
-            # The kept one is below its point and to the left: the curve comes from above, and so do the words of the first.
-            up, words = (9, "bottom") if step == points[0][0] else (-9, "top")
+            # The label of the kept step is below its point and that of the first above: the curve falls from left to right.
+            offset, alignment = (9, "bottom") if step == points[0][0] else (-9, "top")
             loss, accuracy = line["heldout_loss"], line.get("heldout_accuracy")
-            text = f"perplexity {_rounded(math.exp(loss))}" if accuracy is None else f"accuracy {accuracy:.0%}"
+            text = f"perplexity {_three_digits(math.exp(loss))}" if accuracy is None else f"accuracy {accuracy:.0%}"
             text += ", kept" if kept_step == step < last else ""
-            at = {"textcoords": "offset points", "ha": "left" if step < last / 5 else "right", "va": words}
-            axes.annotate(text, (step, loss), (0, up), color=picture.ORANGE, fontsize=9, **at)
+            placement = {"textcoords": "offset points", "ha": "left" if step < last / 5 else "right", "va": alignment}
+            axes.annotate(text, (step, loss), (0, offset), color=picture.ORANGE, fontsize=9, **placement)
     axes.set_xlabel("step", color=picture.GRAY)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    of_pairs = any("heldout_accuracy" in line for line in heldout)
-    axes.set_ylabel("loss of a pair" if of_pairs else "loss, nats a token", color=picture.GRAY)
+    has_pairs = any("heldout_accuracy" in line for line in heldout)
+    axes.set_ylabel("loss of a pair" if has_pairs else "loss, nats a token", color=picture.GRAY)
     axes.grid(axis="y", color=picture.LIGHT)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=picture.GRAY)
     axes.margins(x=0.02, y=0.15)
-    # Above the axes, where it covers nothing.
+    # Above the axes, where it covers no curve.
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, borderaxespad=0)
 
 
-def _rounded(number: float) -> str:
-    """A number in three digits."""
+def _three_digits(number: float) -> str:
+    """Return a number with three significant digits."""
     return f"{number:.2e}" if number >= 1e6 else f"{number:#.3g}" if number < 100 else f"{float(f'{number:.3g}'):,.0f}"
 
 
-def smoothed(losses: Sequence[float], keep: float = 0.9) -> list[float]:
-    """Return the exponential mean, corrected for its start."""
-    means, mean, weight = [], 0.0, 0.0
+def exponential_means(losses: Sequence[float], keep: float = 0.9) -> list[float]:
+    """Return the exponential moving means, corrected for their start."""
+    means, weighted_sum, weight = [], 0.0, 0.0
     for loss in losses:
-        mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
-        means.append(mean / weight)
+        weighted_sum, weight = keep * weighted_sum + (1 - keep) * loss, keep * weight + (1 - keep)
+        means.append(weighted_sum / weight)
     return means
 
 
@@ -72,7 +72,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def line(values: Sequence[float], width: int = 24) -> str:
-    """Return a curve of the values in at most `width` characters, each for the mean of its share of them."""
+    """Return a curve of the values in at most `width` characters, each of which shows the mean of its share of them."""
     if not values:
         return ""
     count = min(width, len(values))

@@ -1,6 +1,6 @@
-"""Send the numbers of a run to TensorBoard, W&B, MLflow or trackio as well.
+"""Trackers, which get the numbers of a run as well: TensorBoard, W&B, MLflow or trackio.
 
-Each of them takes numbers by name for a step; this is the one adapter between that and the trainer's events.
+Each of them takes numbers by name for a step; this is the adapter between that and the trainer's events.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from adapterhub_converters.errors import FormatError, MissingExtraError, Refused
 
 Log = Callable[[int, Mapping[str, float]], None]
 _PROJECT = "adapterhub"
-# What W&B may read from a file of the working folder, which a cloned repository brings; its key goes where that file says.
-_WORKSPACE = {"project", "entity", "mode"}
+# Settings that W&B may read from the working folder. A cloned repository could contain others that send the key elsewhere.
+_ALLOWED_SETTINGS = {"project", "entity", "mode"}
 
 
 @contextlib.contextmanager
 def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEvent]:
-    """Yield an `on_event` that also logs to the trackers of `log_to`, which are closed at the end; one that fails is dropped.
+    """Yield an `on_event` that also logs to the trackers of `log_to`, and close them at the end; one that fails is dropped.
 
     Raises:
         UsageError: The name of a tracker is unknown.
@@ -34,19 +34,20 @@ def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEve
         RefusedError: A tracker does not start, or W&B's settings in the working folder name a server.
     """
     with contextlib.ExitStack() as stack:
-        logs = {name: stack.enter_context(_opened(name, config, out, on_event)) for name in config.train.log_to}
+        logs = {name: stack.enter_context(_open_tracker(name, config, out, on_event)) for name in config.train.log_to}
         yield logging_to(logs, on_event) if logs else on_event
 
 
 def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
-    """Return an `on_event` that also calls `logs`, trackers by name; one that fails is removed from them."""
+    """Return an `on_event` that also calls `logs`, the trackers by name; one that fails is removed from them."""
 
     def log_and_pass_on(event: Event) -> None:
         if numbers := _numbers(event):
+            # A copy, because trackers that fail are removed in the loop.
             for name, log in list(logs.items()):
                 try:
                     log(*numbers)
-                except Exception as error:  # noqa: BLE001 - it may be anything, from a server to a full disk
+                except Exception as error:  # noqa: BLE001 - anything may fail, from a server to a full disk
                     del logs[name]
                     on_event(Untracked(name, _reason(error)))
         on_event(event)
@@ -54,19 +55,20 @@ def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
     return log_and_pass_on
 
 
-def _opened(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
-    where = f"{config.where}: [train] log_to"
+def _open_tracker(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
+    location = f"{config.where}: [train] log_to"
     if name not in _KINDS:
-        raise UsageError(where, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
+        raise UsageError(location, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
+    # A file in the working folder could send the user's key elsewhere, so it is checked before wandb reads it.
     if name == "wandb":
-        _check_workspace(where)
+        _check_workspace(location)
     if importlib.util.find_spec(name) is None:
-        raise MissingExtraError(where, f"{name} is not installed", f"Run `pip install {name}`")
-    return _guarded(_KINDS[name](config, out), name, where, on_event)
+        raise MissingExtraError(location, f"{name} is not installed", f"Run `pip install {name}`")
+    return _report_errors(_KINDS[name](config, out), name, location, on_event)
 
 
-def _check_workspace(where: str) -> None:
-    """Refuse what `wandb/settings` says beyond names: the server that gets the key, a proxy, checks of certificates."""
+def _check_workspace(location: str) -> None:
+    """Refuse settings in `wandb/settings` other than names: the server that gets the key, a proxy, certificate checks."""
     for folder in ("wandb", ".wandb"):
         path = Path(folder, "settings")
         if not os.path.lexists(path):
@@ -77,24 +79,26 @@ def _check_workspace(where: str) -> None:
         except configparser.Error as error:
             raise FormatError(str(path), f"is not a file of W&B's settings ({_reason(error)})", "Remove the file") from error
         for key in (key for section in settings for key in settings[section]):
-            if key not in _WORKSPACE:
+            if key not in _ALLOWED_SETTINGS:
                 hint = "Remove the line; WANDB_BASE_URL can name your server"
-                raise RefusedError(where, f"{path} sets {key[:60]!r}, and W&B would follow it with your key", hint)
+                raise RefusedError(location, f"{path} sets {key[:60]!r}, and W&B would follow it with your key", hint)
 
 
 @contextlib.contextmanager
-def _guarded(opening: contextlib.AbstractContextManager[Log], name: str, where: str, on_event: OnEvent) -> Iterator[Log]:
+def _report_errors(
+    tracker: contextlib.AbstractContextManager[Log], name: str, location: str, on_event: OnEvent
+) -> Iterator[Log]:
     """Report in one line what a tracker raises when it starts or ends; it depends on servers, accounts and files."""
     with contextlib.ExitStack() as stack:
         try:
-            log = stack.enter_context(opening)
+            log = stack.enter_context(tracker)
         except Exception as error:
-            what = f"{name} does not start ({_reason(error)})"
-            raise RefusedError(where, what, "Set it up, or remove it from log_to") from error
+            problem = f"{name} does not start ({_reason(error)})"
+            raise RefusedError(location, problem, "Set it up, or remove it from log_to") from error
         yield log
         try:
             stack.close()
-        except Exception as error:  # noqa: BLE001 - the adapter has been written
+        except Exception as error:  # noqa: BLE001 - the adapter has been written already
             on_event(Untracked(name, _reason(error)))
 
 
@@ -109,8 +113,8 @@ def _numbers(event: Event) -> tuple[int, dict[str, float]] | None:
             "train/tokens": event.tokens, "train/tokens_per_second": event.tokens_per_second,
         }  # fmt: skip
     if isinstance(event, Evaluated):
-        found = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy, "margin": event.margin}
-        return event.step, {f"heldout/{name}": value for name, value in found.items() if value is not None}
+        metrics = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy, "margin": event.margin}
+        return event.step, {f"heldout/{name}": value for name, value in metrics.items() if value is not None}
     return None
 
 
@@ -128,7 +132,7 @@ def _tensorboard(_: TrainConfig, out: Path) -> Iterator[Log]:
         yield log
 
 
-def _run_of(module: str) -> Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]:
+def _wandb_like_tracker(module: str) -> Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]:
     """Return a tracker with W&B's interface, which trackio shares: `init`, `log`, `finish`."""
 
     @contextlib.contextmanager
@@ -154,7 +158,7 @@ def _mlflow(config: TrainConfig, out: Path) -> Iterator[Log]:
 
 _KINDS: dict[str, Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]] = {
     "tensorboard": _tensorboard,
-    "wandb": _run_of("wandb"),
-    "trackio": _run_of("trackio"),
+    "wandb": _wandb_like_tracker("wandb"),
+    "trackio": _wandb_like_tracker("trackio"),
     "mlflow": _mlflow,
 }

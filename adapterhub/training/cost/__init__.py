@@ -1,1 +1,1 @@
-"""Time and memory of a training, predicted and measured."""
+"""The time and memory of a training run, predicted and measured."""

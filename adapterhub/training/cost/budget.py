@@ -1,4 +1,4 @@
-"""Compare a training with the memory that is free, and with other settings."""
+"""The comparison of a training run's memory with the free memory, and with that of other settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from adapterhub_converters.errors import RefusedError
 from .memory import full_fine_tuning, parameters, plan
 
 _CGROUP = Path("sys/fs/cgroup")
-_BUSY = 10  # percent of the time
-_SHORTEST = 128  # tokens; shorter rows are never suggested
-Step = tuple[str, str, object]
+_BUSY_PERCENT = 10  # of the time that threads run or wait
+_MIN_SEQUENCE = 128  # tokens; shorter rows are never suggested
+SettingChange = tuple[str, str, object]
 """Section, key and value."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Other settings, as they are written in the config, and the memory of a training with them."""
+    """Alternative settings, as written in the config, with the memory plan of a training run that has them."""
 
     settings: str
     plan: MemoryPlan
@@ -33,17 +33,17 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a training will need, before anything of it is run; sizes in bytes.
+    """The needs of a training run, computed in advance; sizes in bytes.
 
     Attributes:
-        config: The config, with each `auto` decided.
-        memory: At the peak.
-        parameters: How many are trained, besides `base_parameters` that are not.
+        config: The config with each `auto` decided.
+        memory: The memory at the peak.
+        parameters: The number of trained parameters; the `base_parameters` are frozen.
         free: The free memory; None if unknown.
-        card: The bytes of memory of the CUDA device that it is for; None for a CPU.
-        full_fine_tuning: The least memory of training every parameter in float32.
-        alternatives: The same with one setting changed at a time.
-        misfit: The error of a training that does not fit; None where it does.
+        card: The memory of the CUDA device to plan for; None for a CPU.
+        full_fine_tuning: The minimum memory for training every parameter in float32.
+        alternatives: The same training with one setting changed at a time.
+        misfit: The error of a training run that does not fit; None if it fits.
     """
 
     config: TrainConfig
@@ -57,16 +57,16 @@ class Forecast:
     card: int | None = None
 
     def fits(self, plan: MemoryPlan) -> bool | None:
-        """Return True if a plan fits into the free memory; None if that is unknown."""
+        """Return whether a plan fits into the free memory; None if that is unknown."""
         return None if self.free is None else plan.total <= self.free
 
 
 def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, card: int | None = None) -> Forecast:
-    """Return what a training on `spec` will need, from its headers alone.
+    """Return what a training run on `spec` will need, from its headers alone.
 
     Args:
-        memory: Bytes that are free; None for those of this machine's CPU, or all of the card's.
-        card: The bytes of memory of the CUDA device that it is for; None for a CPU.
+        memory: The free bytes; None for those of this machine, or for the whole memory of the card.
+        card: The memory in bytes of the CUDA device to plan for; None for a CPU.
     """
     free = memory if memory is not None else card if card is not None else free_memory()
     config = settled(config, spec, free=free, card=card)
@@ -85,22 +85,24 @@ def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, 
 
 
 def alternatives(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> list[Alternative]:
-    """Return plans with one setting changed at a time: rows at once, the sequence, checkpointing, the quantization."""
-    return [Alternative(text, plan(changed, spec, card=card)) for text, changed in _changes(config)]
+    """Return plans with one setting changed at a time: micro-rows, row length, checkpointing, quantization."""
+    return [Alternative(text, plan(changed, spec, card=card)) for text, changed in _alternative_configs(config)]
 
 
-def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
+def _alternative_configs(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     micro = config.train.micro_rows or config.train.rows
     sizes = {size for size in (micro // 2, 1) if 0 < size < micro and config.train.rows % size == 0}
     for size in sorted(sizes, reverse=True):
         yield f"micro_rows = {size}", _with(config, "train", micro_rows=size)
     for sequence in (config.data.sequence // 2, config.data.sequence * 2):
         if sequence > 1:
+            # Both directions: longer rows show what more memory would buy.
             yield f"sequence = {sequence}", _with(config, "data", sequence=sequence)
     on = config.train.checkpointing is not True
     yield f"checkpointing = {str(on).lower()}", _with(config, "train", checkpointing=on)
-    kind = "none" if config.base.quantize == "nf4" else "nf4"
-    yield f'quantize = "{kind}"', _with(config, "base", quantize=kind, hold="quantized")
+    quantization = "none" if config.base.quantize == "nf4" else "nf4"
+    # Only an NF4 base can be held dense, so `hold` is reset as well.
+    yield f'quantize = "{quantization}"', _with(config, "base", quantize=quantization, hold="quantized")
 
 
 def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
@@ -110,33 +112,34 @@ def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
 def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None) -> TrainConfig:
     """Return the config with each `auto` replaced.
 
-    `checkpointing` is on only where the training does not fit without it, which costs more time than `hold` saves; what is held
-    is dense where the training then still fits. `free`, `held` and `card` as for `check`.
+    Checkpointing is on only if the training does not fit without it, because it costs more time than `hold` saves; the base is
+    held dense if the training then still fits. `free`, `allocated` and `card` are as for `check`.
     """
 
-    def fits(changed: TrainConfig) -> bool:
-        return free is None or plan(changed, spec, card=card).total <= free + held
+    def fits(candidate: TrainConfig) -> bool:
+        return free is None or plan(candidate, spec, card=card).total <= free + held
 
+    # Checkpointing is decided first: it depends on the quantized base, and a dense one must not force it on.
     if config.train.checkpointing == "auto":
-        without = _with(config, "train", checkpointing=False)
-        config = without if fits(without) else _with(config, "train", checkpointing=True)
+        unchecked = _with(config, "train", checkpointing=False)
+        config = unchecked if fits(unchecked) else _with(config, "train", checkpointing=True)
     if config.base.hold == "auto":
         dense = _with(config, "base", hold="dense")
-        possible = config.base.quantize == "nf4" and not (config.base.shard or config.lora.dora)
-        config = dense if possible and fits(dense) else _with(config, "base", hold="quantized")
+        can_be_dense = config.base.quantize == "nf4" and not (config.base.shard or config.lora.dora)
+        config = dense if can_be_dense and fits(dense) else _with(config, "base", hold="quantized")
     return config
 
 
 def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None) -> None:
-    """Refuse a training that does not fit into memory.
+    """Refuse a training run that does not fit into memory.
 
     Args:
-        free: Bytes that are free; None if unknown, which passes.
-        held: Bytes of the training that this process already holds.
-        card: The bytes of memory of the CUDA device that it is for; None for a CPU.
+        free: The free bytes; None if unknown, which passes.
+        allocated: The bytes of the training that this process already holds.
+        card: The memory in bytes of the CUDA device to plan for; None for a CPU.
 
     Raises:
-        RefusedError: With the code `training-memory`, and the field `change`: the least change that makes it fit.
+        RefusedError: With the code `training-memory`, and the smallest change that makes it fit in its field `change`.
     """
     if error := misfit(config, spec, free=free, held=held, card=card):
         raise error
@@ -145,41 +148,48 @@ def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 
 def misfit(
     config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None
 ) -> RefusedError | None:
-    """Return the error of `check`; None where the training fits."""
+    """Return the error that `check` raises; None if the training fits."""
     needed = plan(config, spec, card=card).total
     if free is None or needed <= free + held:
         return None
-    room = free + held
-    fitting = next((text for text, changed in _remedies(config) if plan(changed, spec, card=card).total <= room), None)
-    change = f"Set {fitting}" if fitting else "No setting of rows, sequence or quantization makes it fit: use a smaller base"
-    what = f"training needs about {_gigabytes(needed)}, but {_gigabytes(free + held)} are free"
-    return RefusedError(config.where, what, change, code="training-memory", change=change)
+    available = free + held
+    fitting_settings = next(
+        (text for text, changed in _remedies(config) if plan(changed, spec, card=card).total <= available), None
+    )
+    remedy = (
+        f"Set {fitting_settings}"
+        if fitting_settings
+        else "No setting of rows, sequence or quantization makes it fit: use a smaller base"
+    )
+    problem = f"training needs about {_gigabytes(needed)}, but {_gigabytes(free + held)} are free"
+    return RefusedError(config.where, problem, remedy, code="training-memory", change=remedy)
 
 
 def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
-    """Yield changes, the least harmful first: fewer rows at once cost nothing, checkpointing costs time, short rows context."""
-    steps: list[Step] = []
+    """Yield changed configs, the least harmful first: fewer rows at once, then slower checkpointing, then shorter rows."""
+    changes: list[SettingChange] = []
     if (config.train.micro_rows or config.train.rows) > 1:
-        steps.append(("train", "micro_rows", 1))
+        changes.append(("train", "micro_rows", 1))
     if config.base.hold == "dense":
-        steps.append(("base", "hold", "quantized"))
+        changes.append(("base", "hold", "quantized"))
     if config.base.quantize != "nf4":
-        steps.append(("base", "quantize", "nf4"))
+        changes.append(("base", "quantize", "nf4"))
     if config.train.checkpointing is not True:
-        steps.append(("train", "checkpointing", True))
-    alone = [[step] for step in steps]
-    together = [steps[:count] for count in range(2, len(steps) + 1)]
-    shorter = [
-        [*steps, ("data", "sequence", sequence)]
+        changes.append(("train", "checkpointing", True))
+    # One change at a time, then the first two, three … together, then rows that are half as long with all of them.
+    single_changes = [[change] for change in changes]
+    cumulative_changes = [changes[:count] for count in range(2, len(changes) + 1)]
+    shorter_rows = [
+        [*changes, ("data", "sequence", sequence)]
         for sequence in (config.data.sequence >> halvings for halvings in range(1, 8))
-        if sequence >= _SHORTEST
+        if sequence >= _MIN_SEQUENCE
     ]
-    for chosen in (*alone, *together, *shorter):
-        yield ", ".join(f"{name} = {json.dumps(value)}" for _, name, value in chosen), _changed(config, chosen)
+    for combination in (*single_changes, *cumulative_changes, *shorter_rows):
+        yield ", ".join(f"{name} = {json.dumps(value)}" for _, name, value in combination), _with_changes(config, combination)
 
 
-def _changed(config: TrainConfig, steps: Sequence[Step]) -> TrainConfig:
-    for section, name, value in steps:
+def _with_changes(config: TrainConfig, changes: Sequence[SettingChange]) -> TrainConfig:
+    for section, name, value in changes:
         config = _with(config, section, **{name: value})
     return config
 
@@ -189,23 +199,23 @@ def _gigabytes(count: int) -> str:
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes available without swapping: of the system, or of this process's control group if less.
+    """Return the bytes available without swapping: those of the system, or of this process's control group if it has fewer.
 
-    None where the system does not report it.
+    None if the system does not report it.
     """
-    found = [count for count in (_available(root), _left_in_group(root)) if count is not None]
-    return min(found) if found else None
+    limits = [count for count in (_available(root), _left_in_control_group(root)) if count is not None]
+    return min(limits) if limits else None
 
 
 def cores_are_busy(root: Path = Path("/")) -> bool:
     """Return whether some thread waited for a core in over a tenth of the last ten seconds (kernel.org, "PSI").
 
-    False where the system does not report it.
+    False if the system does not report it.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in (root / "proc/pressure/cpu").read_text().splitlines():
             if line.startswith("some avg10="):
-                return float(line.split()[1].partition("=")[2]) > _BUSY
+                return float(line.split()[1].partition("=")[2]) > _BUSY_PERCENT
     return False
 
 
@@ -218,13 +228,14 @@ def _available(root: Path) -> int | None:
     return None
 
 
-def _left_in_group(root: Path) -> int | None:
-    """Return what is left of a container's limit (kernel.org, "Control Group v2", memory.max); cached files do not count."""
+def _left_in_control_group(root: Path) -> int | None:
+    """Return the unused bytes of a container's memory limit, cached files included (kernel.org, "Control Group v2")."""
     group = root / _CGROUP
     with contextlib.suppress(OSError, ValueError):
         limit = (group / "memory.max").read_text().strip()
         if limit != "max":
             used = int((group / "memory.current").read_text())
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            return max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            # Cached files that are not in use are freed when memory is needed.
+            return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
     return None

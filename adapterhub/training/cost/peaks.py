@@ -1,14 +1,15 @@
-"""The rates of graphics cards, of their data sheets: matrix products without sparsity, with sums in float32.
+"""The peak rates of graphics cards according to their data sheets: matrix products without sparsity, summed in float32.
 
-The share of a data sheet's rate (MFU, arXiv 2204.02311) is what programs are compared by; that of a card which is not listed
-is unknown. Names are torch's, whole: a part of a card (MIG) and a laptop's card have other names, and other rates.
+The share of this rate that a program reaches (MFU, arXiv 2204.02311) is how programs are compared; it is unknown for cards that
+are not listed. Names are torch's, matched exactly: a part of a card (MIG) and a laptop's card have other names, and other
+rates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# 10^12 operations a second, of products in 16 bits and in float32 without TF32, which torch does not use unless it is told to.
+# 10^12 operations per second, for products in 16 bits and in float32 without TF32, which torch uses only on request.
 _RATES: Mapping[str, tuple[float, float]] = {
     "NVIDIA B200": (2250.0, 75.0),
     "NVIDIA H200": (989.0, 67.0),
@@ -34,7 +35,7 @@ _RATES: Mapping[str, tuple[float, float]] = {
 
 
 def peak_rate(name: str | None, dtype: str) -> float | None:
-    """Return the floating-point operations a second of a card's data sheet for products in `dtype`; None where unknown.
+    """Return the floating-point operations per second of a card's data sheet for products in `dtype`; None if unknown.
 
     Example:
         >>> peak_rate("NVIDIA A100-SXM4-80GB", "bfloat16")

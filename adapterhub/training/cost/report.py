@@ -1,6 +1,6 @@
-"""Measure a training: time, memory, and the share of the machine's arithmetic that it used.
+"""Measurements of a training run: time, memory, and the share of the machine's arithmetic that it used.
 
-None of it goes into the adapter, whose bytes must not depend on when or where it was made.
+None of them goes into the adapter, whose bytes must not depend on when or where it was trained.
 """
 
 from __future__ import annotations
@@ -18,39 +18,41 @@ from adapterhub_converters.bases import BaseSpec
 from .memory import flops, full_fine_tuning, plan
 from .peaks import peak_rate
 
-_TRIES = 5
+_MAX_ATTEMPTS = 5
 _SECONDS = 0.5  # for all of them
-_TOKENS, _SIZE = 512, 2048  # a matmul as a training's are: tokens times a square weight
-_LARGE = 8192  # both, on CUDA
+_TOKENS, _SIZE = 512, 2048  # a matmul like those of a training run: tokens times a square weight
+_CUDA_SIZE = 8192  # tokens and size, on CUDA
 
 
 class Meter:
-    """Time the steps, and pass every event on: a step is the time since the event before it."""
+    """A meter that times the steps and passes every event on; a step takes the time since the previous event."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._mark = time.monotonic()
+        self._last_event_time = time.monotonic()
         self.seconds = 0.0
         self.label_tokens = 0
         self.read = 0
         self._parameters = self._base = 0
-        self._before = 0  # label tokens of the run that was resumed
+        self._resumed_tokens = 0  # label tokens of the run that was resumed
 
     def __call__(self, event: Event) -> None:
         """Handle one event of the trainer."""
         if isinstance(event, Stepped):
-            self.seconds += time.monotonic() - self._mark
-            self.label_tokens = event.tokens - self._before
+            self.seconds += time.monotonic() - self._last_event_time
+            # The event counts from the start of the run; the report only covers this process.
+            self.label_tokens = event.tokens - self._resumed_tokens
             self.read += event.read
         elif isinstance(event, Ready):
             self._parameters, self._base = event.parameters, event.base_parameters
         elif isinstance(event, Resumed):
-            self._before = event.tokens
+            self._resumed_tokens = event.tokens
         self._on_event(event)
-        self._mark = time.monotonic()
+        # Taken after the event was handled: drawing a progress bar or writing a log is not part of a step.
+        self._last_event_time = time.monotonic()
 
     def report(self, config: TrainConfig, spec: BaseSpec, device: torch.device, *, context: float) -> Report:
-        """Report on the steps that this process did; `context` is the mean length of a token's document."""
+        """Return a report on the steps that this process ran; `context` is the mean length of a token's document."""
         counts = {"tokens": self.read, "label_tokens": self.label_tokens, "trained": self._parameters}
         operations = flops(config, spec, **counts, context=context)
         rate = matmul_rate(getattr(torch, config.base.dtype), device)
@@ -72,20 +74,21 @@ class Meter:
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the floating-point operations a second of the best of a few matrix products in `dtype`, with torch's threads.
+    """Return the floating-point operations per second of the best of a few matrix products in `dtype`, with torch's threads.
 
-    On CUDA a product is large enough that nothing waits for its start, and its time is that of the device's own clock.
+    On CUDA the product is large enough to hide the launch, and is timed by the device's own clock.
     """
-    tokens, size = (_LARGE, _LARGE) if device.type == "cuda" else (_TOKENS, _SIZE)
+    tokens, size = (_CUDA_SIZE, _CUDA_SIZE) if device.type == "cuda" else (_TOKENS, _SIZE)
     x, weight = (torch.ones(rows, size, dtype=dtype, device=device) for rows in (tokens, size))
-    seconds = _seconds_on_cuda if device.type == "cuda" else _seconds
-    best, end = float("inf"), time.monotonic() + _SECONDS
+    measure = _seconds_on_cuda if device.type == "cuda" else _seconds
+    best_seconds, end = float("inf"), time.monotonic() + _SECONDS
     with torch.no_grad():
-        for done in range(_TRIES):
-            if done and time.monotonic() > end:
+        for attempt in range(_MAX_ATTEMPTS):
+            # At least one attempt, no matter how slow the machine is.
+            if attempt and time.monotonic() > end:
                 break
-            best = min(best, seconds(x, weight))
-    return 2 * tokens * size**2 / max(best, 1e-9)
+            best_seconds = min(best_seconds, measure(x, weight))
+    return 2 * tokens * size**2 / max(best_seconds, 1e-9)
 
 
 def _seconds(x: Tensor, weight: Tensor) -> float:

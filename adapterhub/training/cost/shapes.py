@@ -1,4 +1,4 @@
-"""Sizes of a base and of its adapter that time and memory depend on, from a BaseSpec and a config, without torch."""
+"""The sizes of a base and of its adapter that time and memory depend on, from a BaseSpec and a config, without torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from adapterhub_converters import linear
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.canonical_names import BaseTensor, in_memory
 
-# The layers at the end of attention or an MLP have an input of their own; the others of a module share one.
-_LAST = {"o_proj", "out_proj", "wo", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}
+# The last layers of attention and of an MLP have their own input; the other layers of a module share one.
+_OWN_INPUT = {"o_proj", "out_proj", "wo", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}
 _EXPERT = linear.Pattern(r"(?P<stack>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+)")
 _STACK = linear.Pattern(r".*\.experts\.(gate_up_proj|up_proj|down_proj)")
 _DOWN = ("w2", "down_proj")
 _TABLES = ("embed_tokens", "wte", "embed_in", "word_embeddings")
-_NO_LINEAR = ("embed", "lm_head", "wte", "wpe")
+_NOT_LINEAR = ("embed", "lm_head", "wte", "wpe")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The matrices of all experts of a layer, each `(out, in)`; gate and up are one matrix, as in transformers 5."""
+    """The stacked matrices of all experts of a layer, each `(out, in)`; gate and up are one matrix, as in transformers 5."""
 
     experts: int
     out: int
@@ -33,13 +33,13 @@ class Stack:
 
     @property
     def size(self) -> int:
-        """The number of its weights."""
+        """The number of weights."""
         return self.experts * self.out * self.inside
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target module: rank, `(out, in)`, the number of such matrices, and whether it is an embedding table."""
+    """A target module: its rank, `(out, in)`, the number of such matrices, and whether it is an embedding table."""
 
     r: int
     out: int
@@ -49,13 +49,16 @@ class Target:
 
     @property
     def numbers(self) -> int:
-        """The number of parameters of its factors."""
+        """The number of parameters of the factors."""
         return self.count * self.r * (self.out + self.inside)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A base: `linears` have `(out, in)` by path, `table` is path, vocabulary and d; `width` is bytes of a number."""
+    """The shape of a base.
+
+    `linears` are `(out, in)` by path, `table` is path, vocabulary and hidden size, and `width` is the bytes of a number.
+    """
 
     linears: Mapping[str, tuple[int, ...]]
     stacks: Mapping[str, Stack]
@@ -78,58 +81,60 @@ class Shape:
 
     @property
     def used(self) -> int:
-        """The number of them that one token passes."""
+        """The number of those weights that a single token passes."""
         idle = sum(stack.size * max(0, stack.experts - self.chosen) // stack.experts for stack in self.stacks.values())
         return self.linear - idle
 
 
 def shape_of(config: TrainConfig, spec: BaseSpec) -> Shape:
     """Return the sizes of the base in `spec`, in the dtype that `config` computes in."""
-    numbers, tensors = spec.config, _tensors(spec)
-    hidden, heads = int(numbers.get("hidden_size") or 0), int(numbers.get("num_attention_heads") or 1)
+    base_config, tensors = spec.config, _text_tensors(spec)
+    hidden, heads = int(base_config.get("hidden_size") or 0), int(base_config.get("num_attention_heads") or 1)
     linears, stacks = _matrices(tensors)
-    mlp = int(numbers.get("intermediate_size") or 4 * hidden)
+    mlp = int(base_config.get("intermediate_size") or 4 * hidden)
     return Shape(
         linears=linears,
         stacks=stacks,
         table=_table(tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
         hidden=hidden,
-        layers=int(numbers.get("num_hidden_layers") or 1),
-        mlp=int(numbers.get("shared_expert_intermediate_size") or 0) if stacks else mlp,
+        layers=int(base_config.get("num_hidden_layers") or 1),
+        # The dense part of a mixture is its shared expert, if it has one.
+        mlp=int(base_config.get("shared_expert_intermediate_size") or 0) if stacks else mlp,
         heads=heads,
-        head_dim=int(numbers.get("head_dim") or hidden // max(1, heads)),
-        vocabulary=int(numbers.get("vocab_size") or 0),
-        chosen=int(numbers.get("num_experts_per_tok") or 1),
+        head_dim=int(base_config.get("head_dim") or hidden // max(1, heads)),
+        vocabulary=int(base_config.get("vocab_size") or 0),
+        chosen=int(base_config.get("num_experts_per_tok") or 1),
         width=4 if config.base.dtype == "float32" else 2,
     )
 
 
-def _tensors(spec: BaseSpec) -> Mapping[str, BaseTensor]:
-    """Return the tensors that text passes: of a vision-language model those of its text model, under their names in memory."""
+def _text_tensors(spec: BaseSpec) -> Mapping[str, BaseTensor]:
+    """Return the tensors used for text: of a vision-language model, those of its text model under their names in memory."""
     if spec.text_type is None:
         return spec.tensors
-    found = {in_memory(name, spec.model_type): tensor for name, tensor in spec.tensors.items()}
-    text = {name: tensor for name, tensor in found.items() if ".language_model." in name or not name.startswith("model.")}
+    renamed = {in_memory(name, spec.model_type): tensor for name, tensor in spec.tensors.items()}
+    text = {name: tensor for name, tensor in renamed.items() if ".language_model." in name or not name.startswith("model.")}
     return text if any(".language_model." in name for name in text) else spec.tensors
 
 
 def _matrices(tensors: Mapping[str, BaseTensor]) -> tuple[dict[str, tuple[int, ...]], dict[str, Stack]]:
     linears: dict[str, tuple[int, ...]] = {}
     stacks: dict[str, Stack] = {}
-    single: dict[str, list[tuple[int, ...]]] = {}
-    experts: Counter[str] = Counter()
+    matrix_shapes: dict[str, list[tuple[int, ...]]] = {}
+    expert_counts: Counter[str] = Counter()
     for name, tensor in tensors.items():
         path, shape = _path(name), tensor.shape
         if len(shape) == 3 and _STACK.fullmatch(path):
             stacks[path] = Stack(*shape)
-        elif len(shape) == 2 and (found := _EXPERT.fullmatch(path)):
-            stack = f"{found['stack']}.{'down_proj' if found['leaf'] in _DOWN else 'gate_up_proj'}"
-            experts[f"{found['stack']}.{found['leaf']}"] += 1
-            if experts[f"{found['stack']}.{found['leaf']}"] == 1:
-                single.setdefault(stack, []).append(shape)
-            stacks[stack] = Stack(max(experts.values()), sum(out for out, _ in single[stack]), shape[1])
-        elif len(shape) == 2 and name.endswith(".weight") and not any(part in name for part in _NO_LINEAR):
+        elif len(shape) == 2 and (match := _EXPERT.fullmatch(path)):
+            # Files have a matrix for each expert, the model in memory one stack; the first expert tells the shape.
+            stack_path = f"{match['stack']}.{'down_proj' if match['leaf'] in _DOWN else 'gate_up_proj'}"
+            expert_counts[f"{match['stack']}.{match['leaf']}"] += 1
+            if expert_counts[f"{match['stack']}.{match['leaf']}"] == 1:
+                matrix_shapes.setdefault(stack_path, []).append(shape)
+            stacks[stack_path] = Stack(max(expert_counts.values()), sum(out for out, _ in matrix_shapes[stack_path]), shape[1])
+        elif len(shape) == 2 and name.endswith(".weight") and not any(word in name for word in _NOT_LINEAR):
             linears[path] = shape
     return linears, stacks
 
@@ -146,40 +151,45 @@ def _path(name: str) -> str:
 
 
 def targets(config: TrainConfig, shape: Shape) -> dict[str, Target]:
-    """Return the target modules by path; RefusedError where the config names one that the base does not have."""
+    """Return the target modules by path.
+
+    Raises:
+        RefusedError: The config names a module that the base does not have.
+    """
     table, stacks = shape.table, list(shape.stacks)
     # Stacks of experts are adapted where they are named, as in peft.
     linears = [*shape.linears, *(stacks if config.lora.targets != "all-linear" else ())]
     sizes = Sizes(config.lora, config.where)
-    found = {}
+    target_modules = {}
     for path in resolve(config.lora, linears, [table[0]] if table[0] else [], config.where):
         if path in shape.stacks:
             stack = shape.stacks[path]
-            found[path] = Target(sizes.rank(path), stack.out, stack.inside, count=stack.experts)
+            target_modules[path] = Target(sizes.rank(path), stack.out, stack.inside, count=stack.experts)
         elif path == table[0]:
-            found[path] = Target(sizes.rank(path), table[1], table[2], table=True)
+            target_modules[path] = Target(sizes.rank(path), table[1], table[2], table=True)
         else:
             out, inside = shape.linears[path]
-            found[path] = Target(sizes.rank(path), out, inside)
-    return found
+            target_modules[path] = Target(sizes.rank(path), out, inside)
+    return target_modules
 
 
 def trained(config: TrainConfig, shape: Shape) -> int:
     """Return the number of trained parameters."""
-    found = targets(config, shape).values()
-    magnitudes = sum(target.out for target in found) if config.lora.dora else 0
+    target_modules = targets(config, shape).values()
+    magnitudes = sum(target.out for target in target_modules) if config.lora.dora else 0
     rows = len(config.lora.trainable_token_indices) * shape.hidden
-    return sum(target.numbers for target in found) + magnitudes + rows
+    return sum(target.numbers for target in target_modules) + magnitudes + rows
 
 
-def inputs(found: Mapping[str, Target]) -> tuple[int, int]:
-    """Return the size of the inputs of all adapted linear layers for a token: with shared inputs repeated, and without."""
-    apart = 0
-    shared: dict[str, int] = {}
-    for path, target in found.items():
+def inputs(target_modules: Mapping[str, Target]) -> tuple[int, int]:
+    """Return the size of a token's inputs of all adapted linear layers, with shared inputs counted for each layer, and once."""
+    separate_size = 0
+    largest_input: dict[str, int] = {}
+    for path, target in target_modules.items():
+        # A table saves token ids alone, and the inputs of experts are counted by `memory`.
         if target.table or target.count > 1:
             continue
-        apart += target.inside
-        key = path if path.rpartition(".")[2] in _LAST else path.rpartition(".")[0]
-        shared[key] = max(shared.get(key, 0), target.inside)
-    return apart, sum(shared.values())
+        separate_size += target.inside
+        key = path if path.rpartition(".")[2] in _OWN_INPUT else path.rpartition(".")[0]
+        largest_input[key] = max(largest_input.get(key, 0), target.inside)
+    return separate_size, sum(largest_input.values())

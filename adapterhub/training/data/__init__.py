@@ -1,1 +1,1 @@
-"""From files to rows of tokens."""
+"""The data of a training run, from files to rows of tokens."""

@@ -1,10 +1,10 @@
-"""Render a model's chat template, a program of a stranger's, with limits on its time, its memory and its text.
+"""Rendering of a model's chat template, an untrusted program, with limits on its time, memory and output.
 
-jinja's sandbox keeps a template from files and from Python's insides, but not from nested loops, from `'a' * 10**10` or from a
-filter that pads to a billion. No count of steps inside the interpreter stops the last two, which are one step each; the limits
-of a process stop all of them (`limited`).
+jinja's sandbox keeps a template from files and from Python's internals, but not from nested loops, from `'a' * 10**10` or from
+a filter that pads to a billion characters. Counting steps inside the interpreter does not stop the last two, which are one step
+each; the limits of a process stop all of them (`process_limits`).
 
-transformers prepares what the template sees: it renders, in its place, a template of ours that writes all of it as JSON.
+To get the variables that transformers would give a template, transformers renders a template of ours that writes them as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 _VARIABLES = (
     "{{ dict(messages=messages, tools=tools, documents=documents, add_generation_prompt=add_generation_prompt)|tojson }}"
 )
-SECONDS = 10  # of processor time for one conversation, whose rendering takes milliseconds
+SECONDS = 10  # of processor time per conversation; rendering one takes milliseconds
 
 
 FILE = "chat_template.jinja"
@@ -31,7 +31,7 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Words for the roles, and the end of a text, which every tokenizer has, as the end of an answer.
+# Plain words for the roles; every tokenizer has an end-of-text token, which ends an answer.
 _PLAIN = (
     "{{ bos_token if bos_token is defined else '' }}{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
@@ -43,34 +43,37 @@ _PLAIN = (
 NAMED = {"chatml": _CHATML, "plain": _PLAIN}
 
 
-def choose(tokenizer: Any, wanted: str, path: Path, where: str) -> None:
-    """Replace the template of `tokenizer` by the one that is `wanted`: a name in NAMED, or the file at `path`.
+def choose(tokenizer: Any, setting: str, path: Path, location: str) -> None:
+    """Replace the template of `tokenizer` by the one in the setting: a name in NAMED, or else the file at `path`.
 
     Raises:
         NotFoundError: It is neither.
         RefusedError: The tokenizer has no token for the marks of `chatml`.
     """
-    if wanted not in NAMED and not path.is_file():
-        raise NotFoundError(f"{where}: [data] chat_template", f"no file {wanted[:80]!r}", f"The names are {', '.join(NAMED)}")
-    if wanted == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
-        what = "the base has no token <|im_end|>, with which chatml ends what somebody says"
-        raise RefusedError(f"{where}: [data] chat_template", what, 'Set "plain", or a file of your own')
-    tokenizer.chat_template = NAMED.get(wanted) or json_file.read_text(path)
+    if setting not in NAMED and not path.is_file():
+        raise NotFoundError(
+            f"{location}: [data] chat_template", f"no file {setting[:80]!r}", f"The names are {', '.join(NAMED)}"
+        )
+    # Depending on the tokenizer, the id of an unknown token is None or that of the token for unknown text.
+    if setting == "chatml" and tokenizer.convert_tokens_to_ids("<|im_end|>") in (None, tokenizer.unk_token_id):
+        problem = "the base has no token <|im_end|>, with which chatml ends what somebody says"
+        raise RefusedError(f"{location}: [data] chat_template", problem, 'Set "plain", or a file of your own')
+    tokenizer.chat_template = NAMED.get(setting) or json_file.read_text(path)
 
 
 def adopt(tokenizer: Any, folder: Path) -> None:
-    """Have `tokenizer` use the template that the adapter in `folder` was trained with, where there is one."""
+    """Make `tokenizer` use the template that the adapter in `folder` was trained with, if there is one."""
     if (folder / FILE).is_file():
         tokenizer.chat_template = json_file.read_text(folder / FILE)
 
 
 def give(tokenizer: Any, options: Mapping[str, Any], date: str | None) -> None:
-    """Have the template of `tokenizer` see options, and `date`, in ISO's form, wherever it asks for the time; None is now."""
+    """Set the options of the template of `tokenizer`, and the ISO date that it gets when it asks for the time; None is now."""
     tokenizer.template_variables = {**options, **({"strftime_now": date} if date else {})}
 
 
 def has_clock(tokenizer: Any) -> bool:
-    """Return whether a template of `tokenizer` may write the date."""
+    """Return whether the template of `tokenizer` may write the date."""
     return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
 
 
@@ -80,9 +83,9 @@ def render(
     """Return the conversation as text.
 
     Args:
-        where: The conversation, in messages.
+        location: The conversation, in messages.
         tools: JSON schemas of the tools that it may call.
-        prompt: Whether the beginning of an answer is added.
+        prompt: Whether to add the beginning of an answer.
 
     Raises:
         FormatError: The template refuses the conversation, or exceeds a limit.
@@ -93,22 +96,24 @@ def render(
         raise RefusedError(where, "is a conversation, and the base has no chat template", hint)
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": prompt, **({"tools": tools} if tools else {})}
     try:
+        # transformers renders our template, which returns the variables; the model's own is rendered in a limited process.
         template = str(tokenizer.get_chat_template(tools=tools))
         variables = json.loads(tokenizer.apply_chat_template(list(messages), chat_template=_VARIABLES, **options))
     except Exception as error:
         raise _refusal(error, where) from error
-    given = getattr(tokenizer, "template_variables", {})
-    return rendered(template, {**tokenizer.special_tokens_map, **given, **variables}, where=where)
+    template_variables = getattr(tokenizer, "template_variables", {})
+    return rendered(template, {**tokenizer.special_tokens_map, **template_variables, **variables}, where=where)
 
 
 def rendered(template: str, variables: Mapping[str, Any], *, where: str) -> str:
-    """Return a template's text for the variables that it sees; errors as those of `render`.
+    """Return a template's text for its variables; errors are those of `render`.
 
-    A date in ISO's form as `strftime_now` stands for the function of that name.
+    `strftime_now` may be an ISO date, which the template sees as a function of that name.
     """
     try:
         return _started(template).ask(variables, SECONDS)
     except limited.ExceededError as error:
+        # The process has ended; the next conversation starts another.
         _started.cache_clear()
         raise FormatError(
             where, f"the model's chat template exceeds {SECONDS} s or {limited.MEMORY >> 30} GiB of memory"
@@ -117,8 +122,8 @@ def rendered(template: str, variables: Mapping[str, Any], *, where: str) -> str:
         raise _refusal(error, where) from error
 
 
-def _refusal(error: Exception, where: str) -> FormatError:
-    return FormatError(where, f"the model's chat template refuses it ({' '.join(str(error).split())[:200]})")
+def _refusal(error: Exception, location: str) -> FormatError:
+    return FormatError(location, f"the model's chat template refuses it ({' '.join(str(error).split())[:200]})")
 
 
 @functools.lru_cache(maxsize=2)  # a template for conversations with tools, and one for the others

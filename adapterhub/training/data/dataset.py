@@ -1,4 +1,4 @@
-"""From the files of a training to rows of tokens: held-out documents, mixing by shares, and notes about what is learned."""
+"""The data sets of a training run: from files to rows, with held-out documents, mixing by shares, and notes for the user."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .tokens import Corpus, Encoded, File, Tokens, collected, stop_tokens
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Rows, and the files they were made of.
+    """Rows, and the files that they were made of.
 
     Attributes:
-        notes: For the user, one line each.
-        digests: Of the documents, eight bytes each, to find those that another set has too.
-        truncated: The number of documents longer than a row, which were cut.
-        shared: Of held-out data, the share of its passages that the training data have too.
+        notes: Notes for the user, one line each.
+        digests: Eight bytes of each document's digest, to find documents that another set has too.
+        truncated: The number of documents that are longer than a row and were cut.
+        shared: For held-out data, the share of their passages that the training data have too.
     """
 
     packed: Packed
@@ -53,14 +53,14 @@ class Dataset:
 
     @property
     def tokens(self) -> int:
-        """The number of their tokens, prompts included."""
+        """The number of tokens, including prompts."""
         return sum(file.tokens for file in self.files)
 
 
 def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> tuple[Dataset, Dataset | None]:
-    """Return the training data and the held-out data: files of its own, a share of the documents, or None.
+    """Return the training data and the held-out data: separate files, a share of the documents, or None.
 
-    Tokens of many documents are kept in the folder `cache`, from which the next training on the same data maps them.
+    The tokens of large data are kept in the folder `cache`; the next training on the same data maps them from there.
     """
     data = config.data
     key = token_cache.key_of(config, tokenizer) if cache is not None else None
@@ -68,24 +68,25 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
         corpus, _ = _corpus(config, tokenizer)
     else:
         corpus = token_cache.read(cache, key) or token_cache.kept(cache, key, partial(_corpus, config, tokenizer))
-    same: dict[str, Any] = {"sequence": data.sequence, "pack_rows": data.pack, "pairs": bool(config.preference)}
-    train = arranged(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **same)
+    row_options: dict[str, Any] = {"sequence": data.sequence, "pack_rows": data.pack, "pairs": bool(config.preference)}
+    train = arranged(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
     if corpus.heldout is None:
         return train, None
-    heldout = arranged(corpus.heldout, tokenizer, seed=None, **same)
+    # Without a seed: the order of held-out rows must not differ between training runs that are compared.
+    heldout = arranged(corpus.heldout, tokenizer, seed=None, **row_options)
     return train, dataclasses.replace(heldout, shared=corpus.shared)
 
 
 def _corpus(config: TrainConfig, tokenizer: Any, folder: Path | None = None) -> tuple[Corpus, tuple[str, ...]]:
-    """Read and encode all files, their tokens into files of `folder` if there is one; also returns the digests of all files."""
+    """Read and encode all files, their tokens into files of `folder` if it is given; also return the files' digests."""
     train, heldout = files(config)
     loss = config.data.loss
     shared = shared_passages(train, heldout) if heldout else 0.0
     out = {split: folder and token_cache.file_of(folder, split) for split in ("train", "heldout")}
-    found = encoded(train, tokenizer, loss=loss, out=out["train"])
-    corpus = Corpus(found, encoded(heldout, tokenizer, loss=loss, out=out["heldout"]) if heldout else None, shared)
-    apart = [] if config.data.heldout_share else heldout
-    return corpus, tuple(file.digest for file in (*train, *apart))
+    encoded_train = encoded(train, tokenizer, loss=loss, out=out["train"])
+    corpus = Corpus(encoded_train, encoded(heldout, tokenizer, loss=loss, out=out["heldout"]) if heldout else None, shared)
+    separate_heldout = [] if config.data.heldout_share else heldout
+    return corpus, tuple(file.digest for file in (*train, *separate_heldout))
 
 
 def shared_passages(train: Sequence[documents.DataFile], heldout: Sequence[documents.DataFile]) -> float:
@@ -94,33 +95,33 @@ def shared_passages(train: Sequence[documents.DataFile], heldout: Sequence[docum
 
 
 def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents.DataFile]]:
-    """Read the files to train on, and those that are held out or the held-out parts of the same."""
+    """Read the files to train on, and the held-out files or the held-out parts of the training files."""
     data, share = config.data, config.data.heldout_share
     shapes.check_columns(data.columns, f"{config.where}: [data] columns")
     options = documents.Options.of(config)
     train, heldout = ([documents.read(config.resolve(name), options) for name in names] for names in (data.paths, data.heldout))
     if not share:
         return train, heldout
-    kept = [file.part(lambda document: not held_out(document, share)) for file in train]
+    remaining = [file.part(lambda document: not held_out(document, share)) for file in train]
     heldout = [file.part(lambda document: held_out(document, share)) for file in train]
     count = sum(len(file.documents) for file in train)
-    if not all(any(file.documents for file in part) for part in (kept, heldout)):
-        what = f"it holds out whole documents, and of {count} one part is empty"
+    if not all(any(file.documents for file in split) for split in (remaining, heldout)):
+        problem = f"it holds out whole documents, and of {count} one part is empty"
         hint = 'Name other files in heldout; of plain text, split_text = "paragraphs" makes more documents'
-        raise RefusedError(f"{config.where}: [data] heldout_share", what, hint)
-    return kept, heldout
+        raise RefusedError(f"{config.where}: [data] heldout_share", problem, hint)
+    return remaining, heldout
 
 
 def held_out(document: documents.Document, share: float) -> bool:
     """Return whether a document belongs to the held-out share.
 
-    Its digest decides, so that copies of it are held out too, and so is the same document among other data.
+    Its digest decides, so that all copies of a document are held out together, and so is the same document in other data.
     """
     return int.from_bytes(document.digest[:8], "big") < share * 2**64
 
 
 def overlap(train_set: Dataset, heldout: Dataset | None) -> list[str]:
-    """Return notes if documents, or passages of them, are in both sets."""
+    """Return notes if the sets share documents or passages."""
     if heldout is None:
         return []
     if shared := len(np.intersect1d(train_set.digests, heldout.digests)):
@@ -138,13 +139,13 @@ def build(
     pack_rows: bool = True,
     pairs: bool = False,
 ) -> Dataset:
-    """Encode documents and make rows of them; arguments and errors are those of `encoded` and `arranged`."""
-    found = encoded(files, tokenizer, loss=loss)
-    return arranged(found, tokenizer, sequence=sequence, seed=seed, pack_rows=pack_rows, pairs=pairs)
+    """Encode documents and arrange them in rows; arguments and errors are those of `encode_files` and `arrange_rows`."""
+    encoded_files = encoded(files, tokenizer, loss=loss)
+    return arranged(encoded_files, tokenizer, sequence=sequence, seed=seed, pack_rows=pack_rows, pairs=pairs)
 
 
 def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None) -> Encoded:
-    """Encode the documents of files; `loss` is `all` or `completion`, `out` a file for their tokens as in `collected`.
+    """Encode the documents of files; `loss` is `all` or `completion`, and `out` is as in `token_arrays.collect`.
 
     Raises:
         FormatError: The chat template refuses conversations.
@@ -153,6 +154,7 @@ def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, o
     tokens = collected(examples, stop_tokens(tokenizer), out)
     used, start = [], 0
     for file in files:
+        # The two sides of a pair are encoded as two documents.
         end = start + len(file.documents) * (2 if shapes.PAIRS in file.shapes else 1)
         count = int(tokens.documents["length"][start:end].sum())
         used.append(File(file.name, file.digest, file.size, len(file.documents), count))
@@ -162,7 +164,7 @@ def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, o
 
 
 def arranged(
-    found: Encoded,
+    encoded_files: Encoded,
     tokenizer: Any,
     *,
     sequence: int,
@@ -172,79 +174,83 @@ def arranged(
     shares: Sequence[float] | None = None,
     partial: bool = False,
 ) -> Dataset:
-    """Make rows of encoded documents.
+    """Arrange encoded documents in rows.
 
     Args:
         sequence: Tokens in a row.
-        seed: Of the order of documents; None sorts them by their tokens, so that the rows do not depend on their order.
+        seed: Seeds the order of documents; None sorts them by their tokens, so that the rows do not depend on the file order.
         pack_rows: Let documents share rows.
         pairs: Documents are pairs, whose sides follow each other in a row.
-        shares: Of each file in the tokens; None for all that there are.
-        partial: They are a part of the data, in which there may be nothing to train on.
+        shares: The share of each file in the tokens; None uses all of each file.
+        partial: The documents are a sample of the data, which may contain nothing to train on.
 
     Raises:
         RefusedError: Nothing in the data would be trained on.
     """
-    tokens, used, notes = found.tokens, found.files, found.notes
+    tokens, used_files, notes = encoded_files.tokens, encoded_files.files, encoded_files.notes
     sizes = tokens.documents["length"].reshape(-1, 2 if pairs else 1).sum(axis=1)
     units = np.arange(len(sizes))
     if shares:
-        units, used = mixed(sizes, used, shares, seed or 0)
-        notes = (*notes, *_mix_notes(found.files, used))
+        units, used_files = mixed(sizes, used_files, shares, seed or 0)
+        notes = (*notes, *_mix_notes(encoded_files.files, used_files))
     if seed is None:
+        # A checksum of the tokens orders the documents, so that renamed or reordered files give the same evaluation.
         units = units[np.argsort([_checksum(tokens, unit, pairs) for unit in units.tolist()], kind="stable")]
     else:
         units = units[np.random.Generator(np.random.PCG64(seed)).permutation(len(units))]
+    # A document without tokens fills no row; the sides of pairs stay together.
     order = (2 * units[:, None] + np.arange(2)).reshape(-1) if pairs else units[sizes[units] > 0]
     packed = pack(tokens, sequence, order=order, pack_rows=pack_rows, pairs=pairs)
-    longest = sequence // 2 if pairs else sequence
+    max_length = sequence // 2 if pairs else sequence
     lines = tokens.documents[order]
-    if not (partial or any(part.label_tokens for part in packed.parts())):
-        raise nothing(lines, longest, ", ".join(file.path for file in used))
-    cut = truncated(lines, longest, pack_rows=pack_rows)
-    notes = (*notes, *learning_notes(lines, cut, longest, tokenizer))
-    return Dataset(packed, used, notes, np.unique(tokens.documents["digest"]), cut)
+    if not (partial or any(batch.label_tokens for batch in packed.parts())):
+        raise nothing_to_train_on(lines, max_length, ", ".join(file.path for file in used_files))
+    truncated_documents = truncated(lines, max_length, pack_rows=pack_rows)
+    notes = (*notes, *learning_notes(lines, truncated_documents, max_length, tokenizer))
+    return Dataset(packed, used_files, notes, np.unique(tokens.documents["digest"]), truncated_documents)
 
 
 def _checksum(tokens: Tokens, unit: int, pairs: bool) -> int:
-    numbers = (2 * unit, 2 * unit + 1) if pairs else (unit,)
-    return zlib.crc32(b"".join(tokens.ids(number).tobytes() for number in numbers))
+    document_numbers = (2 * unit, 2 * unit + 1) if pairs else (unit,)
+    return zlib.crc32(b"".join(tokens.ids(number).tobytes() for number in document_numbers))
 
 
 def mixed(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], seed: int) -> tuple[np.ndarray, tuple[File, ...]]:
-    """Draw documents so that each file has its share of the tokens; returns their numbers, and the files with what is used.
+    """Draw documents so that each file has its share of the tokens; return their numbers, and the files with the counts used.
 
-    As many as can be had without any of them twice: one file is used as a whole.
+    As many documents are drawn as possible without using any of them twice, so at least one file is used completely.
 
     Args:
         sizes: The tokens of each document, or of each pair, of all files in order.
     """
+    # The file that is smallest in relation to its share limits the total.
     limit = min(file.tokens / share for file, share in zip(files, shares, strict=True))
-    chosen, used, start = list[np.ndarray](), list[File](), 0
+    drawn_numbers, used_files, start = list[np.ndarray](), list[File](), 0
     for number, (file, share) in enumerate(zip(files, shares, strict=True)):
         drawn = start + np.random.Generator(np.random.PCG64([seed, number])).permutation(file.documents)
         totals = np.cumsum(sizes[drawn])
+        # At least one document of each file, even if it exceeds the share.
         count = max(1, int(np.searchsorted(totals, round(share * limit), side="right"))) if file.documents else 0
-        chosen.append(drawn[:count])
-        used.append(dataclasses.replace(file, documents=count, tokens=int(totals[count - 1]) if count else 0))
+        drawn_numbers.append(drawn[:count])
+        used_files.append(dataclasses.replace(file, documents=count, tokens=int(totals[count - 1]) if count else 0))
         start += file.documents
-    return np.sort(np.concatenate(chosen)), tuple(used)
+    return np.sort(np.concatenate(drawn_numbers)), tuple(used_files)
 
 
-def _mix_notes(files: Sequence[File], used: Sequence[File]) -> Iterator[str]:
-    tokens = sum(file.tokens for file in used)
-    for before, file in zip(files, used, strict=True):
+def _mix_notes(files: Sequence[File], used_files: Sequence[File]) -> Iterator[str]:
+    tokens = sum(file.tokens for file in used_files)
+    for original, file in zip(files, used_files, strict=True):
         share = f"{file.tokens / max(1, tokens):.1%} of the tokens"
-        yield f"{file.path}: {file.documents:,} of {before.documents:,} documents are used, {share}"
+        yield f"{file.path}: {file.documents:,} of {original.documents:,} documents are used, {share}"
 
 
-def encode_all(found: Sequence[documents.Document], tokenizer: Any, *, loss: str) -> Iterator[tuple[Example, bytes]]:
-    """Yield documents encoded, of a pair the chosen side before the rejected one, each with the digest of the document.
+def encode_all(source_documents: Sequence[documents.Document], tokenizer: Any, *, loss: str) -> Iterator[tuple[Example, bytes]]:
+    """Yield encoded documents, each with its digest; of a pair, the chosen side before the rejected one.
 
-    Raises the first refusals of the chat template at once, behind the last document.
+    The first refusals of the chat template are raised together, after the last document.
     """
     problems: Problems[FormatError] = Problems()
-    for document in found:
+    for document in source_documents:
         try:
             record = document.record
             sides = [record[side] for side in shapes.SIDES] if document.shape == shapes.PAIRS else [record]
@@ -253,37 +259,40 @@ def encode_all(found: Sequence[documents.Document], tokenizer: Any, *, loss: str
         except FormatError as error:
             problems.add(error)
             if problems.count == problems.SHOWN:
-                break  # each costs a call of the template
+                break  # every further one would cost a call of the template
     problems.check()
 
 
 def template_notes(files: Sequence[documents.DataFile], tokenizer: Any) -> list[str]:
     """Return a note if instructions are written without a chat template."""
     plain = not has_chat_template(tokenizer) and any(
-        "instruction" in document.record for file in files for document in file.documents
+        # Only a base without a template needs to look at the records.
+        "instruction" in document.record
+        for file in files
+        for document in file.documents
     )
     return ["the model has no chat template: instructions are written in the words of Alpaca"] if plain else []
 
 
 def truncated(lines: np.ndarray, sequence: int, *, pack_rows: bool) -> int:
-    """Return the number of documents, `lines` of `Tokens.documents`, that are longer than a row, and whose rest is not used."""
-    whole = lines["joint"] if pack_rows else True
-    return int((whole & (lines["length"] > sequence)).sum())
+    """Return the number of documents, `lines` of `Tokens.documents`, that are longer than a row and lose their end."""
+    unsplit = lines["joint"] if pack_rows else True
+    return int((unsplit & (lines["length"] > sequence)).sum())
 
 
-def nothing(lines: np.ndarray, sequence: int, where: str) -> RefusedError:
-    """Return the error of documents without a token to train on."""
+def nothing_to_train_on(lines: np.ndarray, sequence: int, location: str) -> RefusedError:
+    """Return the error for documents without a token to train on."""
     if lines["trained"].any():
-        what = f"no token to train on: the answers come after the first {sequence} tokens of every document"
-        return RefusedError(where, what, "Raise [data] sequence")
+        problem = f"no token to train on: the answers come after the first {sequence} tokens of every document"
+        return RefusedError(location, problem, "Raise [data] sequence")
     reason = "all documents are prompts" if len(lines) else "there are no documents"
     if lines["unwritten"].any():
         reason = "the chat template writes no answer in full"
-    return RefusedError(where, f"no token to train on: {reason}")
+    return RefusedError(location, f"no token to train on: {reason}")
 
 
 def learning_notes(lines: np.ndarray, cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
-    """Yield what of documents is not trained on, and which ends are not; `cut` of them are longer than a row."""
+    """Yield notes on what is not trained on, and on missing ends of answers; `cut` documents are longer than a row."""
     count, trained, tokens = len(lines), int(lines["trained"].sum()), int(lines["length"].sum())
     if cut:
         share = f"{cut / count:.0%}"

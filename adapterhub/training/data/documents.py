@@ -1,7 +1,7 @@
-"""Read documents: JSON Lines, JSON, plain text and tables, one file or a folder of them, in the shapes that `shapes` knows.
+"""Documents of JSON Lines, JSON, plain text and tables, read from a file or a folder of them in the shapes of `record_shapes`.
 
-A file or folder becomes records, each with its place for messages, and one digest of the bytes that were read. All that is
-wrong with its lines is reported at once.
+A file or folder becomes records, each with its location for messages, and one digest of the bytes that were read. All problems
+with its lines are reported at once.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .tables import Found
 if TYPE_CHECKING:
     from adapterhub.training.config import TrainConfig
 
-_LINES = (".jsonl", ".ndjson")
-_JSON = (".json", *_LINES)
-_TEXT = ".txt"
-# What `datasets` and the Hub put next to data.
-_BESIDE = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
+_JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+_JSON_SUFFIXES = (".json", *_JSON_LINES_SUFFIXES)
+_TEXT_SUFFIX = ".txt"
+# Files that `datasets` and the Hub put next to data.
+_IGNORED_FILES = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SPLITS = {
     "dev": "validation",
     "eval": "validation",
@@ -49,7 +49,7 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class Options:
-    """How files are understood: `columns` and `split_text` as in a config, and whether documents are pairs of answers."""
+    """How to read files: `columns` and `split_text` as in a config, and whether documents are pairs of answers."""
 
     columns: Mapping[str, str] | None = None
     split_text: str = "no"
@@ -57,13 +57,13 @@ class Options:
 
     @classmethod
     def of(cls, config: TrainConfig) -> Options:
-        """Return those of the data of a training."""
+        """Return the options for the data of a training run."""
         return cls(config.data.columns, config.data.split_text, bool(config.preference))
 
 
 @dataclass(frozen=True)
 class Document:
-    """One record as it is encoded, its place in messages, the shape it had, and a digest of its content."""
+    """One record in the form that is encoded, with its location in messages, its original shape, and its digest."""
 
     record: shapes.Record
     where: str
@@ -71,27 +71,27 @@ class Document:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the record as JSON with sorted keys."""
+        """The SHA-256 of the record as JSON with sorted keys."""
         return hashlib.sha256(json.dumps(self.record, sort_keys=True, default=str).encode()).digest()
 
     @property
     def length(self) -> int:
-        """About the number of its characters."""
+        """The approximate number of characters."""
         return len(json.dumps(self.record, ensure_ascii=False, default=str))
 
 
 class Lines(Sequence[Document]):
-    """The documents of a file of JSON Lines, parsed again whenever they are asked for: sixteen bytes a document.
+    """The documents of a JSON Lines file, parsed again at each access: sixteen bytes of memory per document.
 
     Raises:
         RefusedError: The file has changed since it was read.
     """
 
     def __init__(self, path: Path, options: Options, state: tuple[int, int], places: np.ndarray) -> None:
-        self._path, self._options, self._state, self._places = path, options, state, places
+        self._path, self._options, self._state, self._positions = path, options, state, places
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     @overload
     def __getitem__(self, index: int) -> Document: ...
@@ -103,22 +103,26 @@ class Lines(Sequence[Document]):
         return next(iter(self.take(np.array([index]))))
 
     def take(self, numbers: np.ndarray) -> Lines:
-        """Return the documents of these numbers."""
-        return Lines(self._path, self._options, self._state, self._places[numbers])
+        """Return the documents with these numbers."""
+        return Lines(self._path, self._options, self._state, self._positions[numbers])
 
     def __iter__(self) -> Iterator[Document]:
-        with _opened(self._path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
-            if _state(file) != self._state:
+        with _open_file(self._path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
+            # Positions of lines are only valid for the bytes that were read.
+            if _file_state(file) != self._state:
                 raise RefusedError(str(self._path), "changed while it was read", "Start again", code="changed-meanwhile")
-            for start, number in self._places.tolist():
+            for start, number in self._positions.tolist():
                 file.seek(start)
-                where = f"{self._path}:{number}"
-                yield _document(json_file.parse_object(file.readline(), where, memory=None), where, self._options)
+                location = f"{self._path}:{number}"
+                yield _document(json_file.parse_object(file.readline(), location, memory=None), location, self._options)
 
 
 @dataclass(frozen=True, eq=False)
 class DataFile:
-    """A file or folder that was read: `size` in bytes, `digest` as `sha256:…`, and how many documents had which shape."""
+    """A file or folder that was read.
+
+    `size` is in bytes, `digest` is `sha256:…`, and `shapes` counts the documents of each shape.
+    """
 
     name: str
     digest: str
@@ -127,20 +131,24 @@ class DataFile:
     shapes: Mapping[str, int]
 
     def part(self, keep: Callable[[Document], bool]) -> DataFile:
-        """Return the file with the documents for which `keep` is true."""
+        """Return the file with only the documents for which `keep` is true."""
         counts = collections.Counter[str]()
-        numbers = []
+        kept_numbers = []
         for number, document in enumerate(self.documents):
             if keep(document):
-                numbers.append(number)
+                kept_numbers.append(number)
                 counts[document.shape] += 1
-        some = self.documents
-        chosen = some.take(np.array(numbers, int)) if isinstance(some, Lines) else tuple(some[number] for number in numbers)
-        return replace(self, documents=chosen, shapes=counts)
+        all_documents = self.documents
+        kept_documents = (
+            all_documents.take(np.array(kept_numbers, int))
+            if isinstance(all_documents, Lines)
+            else tuple(all_documents[number] for number in kept_numbers)
+        )
+        return replace(self, documents=kept_documents, shapes=counts)
 
     @property
     def contents(self) -> str:
-        """What the documents are, and how many, for people: `Alpaca, 52,002 examples`."""
+        """The kind and number of the documents, for people: `Alpaca, 52,002 examples`."""
         counts = collections.Counter(self.shapes).most_common()
         if len(counts) > 1:
             return ", ".join(f"{count:,} {shape}" for shape, count in counts)
@@ -148,32 +156,35 @@ class DataFile:
 
     @property
     def notes(self) -> list[str]:
-        """How the documents are understood, where that is not plain."""
+        """Notes on how the documents are understood, if that is not obvious."""
         plain = set(self.shapes) <= shapes.AS_THEY_ARE
         return [] if plain else [f"{self.name}: {self.contents}"]
 
 
 def read(path: Path, options: Options | None = None) -> DataFile:
-    """Read the documents at `path`; those of a file of JSON Lines stay on the disk.
+    """Read the documents at `path`; those of a JSON Lines file stay on disk.
 
     Raises:
-        FormatError: Lines or files do not have the format of their suffix, or examples no known shape.
+        FormatError: Lines or files do not have the format of their suffix, or examples have no known shape.
         RefusedError: A folder has several splits, or files of several kinds.
         MissingExtraError: It is Parquet or Arrow, and pyarrow is not installed.
     """
     options = options or Options()
-    if path.suffix in _LINES and path.is_file():
+    if path.suffix in _JSON_LINES_SUFFIXES and path.is_file():
         return _read_lines(path, options)
     if not path.is_dir():
-        raw = _bytes(path)
-        return _data_file(path, sha256_bytes(raw), len(raw), tuple(_documents(_found(raw, path, options), path, options)))
-    whole, size, documents = hashlib.sha256(), 0, list[Document]()
-    for part, reader in _parts(path, options):
-        raw = _bytes(part, follow=False)
+        raw = _read_bytes(path)
+        return _data_file(
+            path, sha256_bytes(raw), len(raw), tuple(_documents(_file_records(raw, path, options), path, options))
+        )
+    # The digest of a folder is that of a list of its files with their digests.
+    folder_hash, size, documents = hashlib.sha256(), 0, list[Document]()
+    for file_path, reader in _folder_files(path, options):
+        raw = _read_bytes(file_path, follow=False)
         size += len(raw)
-        whole.update(_line(part, sha256_bytes(raw)))
-        documents += _documents(reader(raw, part), part, options)
-    return _data_file(path, f"sha256:{whole.hexdigest()}", size, tuple(documents))
+        folder_hash.update(_digest_line(file_path, sha256_bytes(raw)))
+        documents += _documents(reader(raw, file_path), file_path, options)
+    return _data_file(path, f"sha256:{folder_hash.hexdigest()}", size, tuple(documents))
 
 
 def _data_file(path: Path, digest: Digest, size: int, documents: Sequence[Document]) -> DataFile:
@@ -181,55 +192,56 @@ def _data_file(path: Path, digest: Digest, size: int, documents: Sequence[Docume
 
 
 def _read_lines(path: Path, options: Options) -> DataFile:
-    whole, places, counts = hashlib.sha256(), array.array("q"), collections.Counter[str]()
+    file_hash, positions, counts = hashlib.sha256(), array.array("q"), collections.Counter[str]()
 
-    def found(file: BinaryIO) -> Found:
+    def read_records(file: BinaryIO) -> Found:
         start = 0
         for number, line in enumerate(file, 1):
-            whole.update(line)
+            file_hash.update(line)
             if line.strip():
-                places.extend((start, number))
+                # Start and line number, 8 bytes each, are all that is kept of a document.
+                positions.extend((start, number))
                 yield _line_of_json(line, f"{path}:{number}")
             start += len(line)
 
-    with _opened(path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
-        state = _state(file)
-        for document in _documents(found(file), path, options):
+    with _open_file(path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
+        state = _file_state(file)
+        for document in _documents(read_records(file), path, options):
             counts[document.shape] += 1
-    lines = Lines(path, options, state, np.frombuffer(places, np.int64).reshape(-1, 2))
-    return DataFile(path.name, f"sha256:{whole.hexdigest()}", state[0], lines, counts)
+    lines = Lines(path, options, state, np.frombuffer(positions, np.int64).reshape(-1, 2))
+    return DataFile(path.name, f"sha256:{file_hash.hexdigest()}", state[0], lines, counts)
 
 
-def _state(file: BinaryIO) -> tuple[int, int]:
-    """The size of an open file, and when it changed."""
+def _file_state(file: BinaryIO) -> tuple[int, int]:
+    """Return the size of an open file, and its modification time."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
 def digest(path: Path, options: Options) -> tuple[Digest, int]:
-    """Return the digest and the size that `read` finds, without a file in memory; errors are those of `read`."""
+    """Return the digest and the size that `read` would, without holding a file in memory; errors are those of `read`."""
     if not path.is_dir():
         return sha256_file(path), path.stat().st_size
-    whole, size = hashlib.sha256(), 0
-    for part, _ in _parts(path, options):
-        whole.update(_line(part, sha256_file(part)))
-        size += part.stat().st_size
-    return f"sha256:{whole.hexdigest()}", size
+    folder_hash, size = hashlib.sha256(), 0
+    for file_path, _ in _folder_files(path, options):
+        folder_hash.update(_digest_line(file_path, sha256_file(file_path)))
+        size += file_path.stat().st_size
+    return f"sha256:{folder_hash.hexdigest()}", size
 
 
-def _line(part: Path, digest: Digest) -> bytes:
-    """What the digest of a folder is computed from."""
-    return f"{part.name} {digest.removeprefix('sha256:')}\n".encode()
+def _digest_line(file_path: Path, digest: Digest) -> bytes:
+    """Return the line of a file that the digest of its folder is computed from."""
+    return f"{file_path.name} {digest.removeprefix('sha256:')}\n".encode()
 
 
-def _bytes(path: Path, *, follow: bool = True) -> bytes:
-    """Read a file; one that a folder brings may not be a link."""
-    with _opened(path, follow=follow, pipe=follow) as file:
+def _read_bytes(path: Path, *, follow: bool = True) -> bytes:
+    """Read a file; a file inside a data folder must not be a link (`follow=False`)."""
+    with _open_file(path, follow=follow, pipe=follow) as file:
         return file.read()
 
 
 @contextlib.contextmanager
-def _opened(path: Path, **options: Any) -> Iterator[BinaryIO]:
+def _open_file(path: Path, **options: Any) -> Iterator[BinaryIO]:
     try:
         with open_regular(path, **options) as file:
             yield file
@@ -239,92 +251,96 @@ def _opened(path: Path, **options: Any) -> Iterator[BinaryIO]:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def _documents(found: Found, path: Path, options: Options) -> Iterator[Document]:
-    """Yield the records in the forms that are encoded; raises all problems at once, behind the last record."""
+def _documents(records: Found, path: Path, options: Options) -> Iterator[Document]:
+    """Yield the records in the forms that are encoded; raise all problems at once, after the last record."""
     problems: Problems[FormatError] = Problems()
     count = 0
-    misnamed: set[tuple[str, str] | None] = set()
-    for where, record in found:
+    column_problems: set[tuple[str, str] | None] = set()
+    for location, record in records:
         try:
             if isinstance(record, FormatError):
                 raise record
-            yield _document(record, where, options)
+            yield _document(record, location, options)
             count += 1
         except FormatError as error:
             problems.add(error)
-            misnamed.add((error.what, error.hint) if isinstance(error, shapes.ColumnsError) else None)
-    if problems.count > 1 and not count and len(misnamed) == 1 and (one := misnamed.pop()):
-        raise shapes.ColumnsError(str(path), *one)  # it is the names of the columns, not the lines
+            column_problems.add((error.what, error.hint) if isinstance(error, shapes.ColumnsError) else None)
+    if problems.count > 1 and not count and len(column_problems) == 1 and (column_problem := column_problems.pop()):
+        raise shapes.ColumnsError(str(path), *column_problem)  # the column names are wrong, not single lines
     problems.check(more="more lines like them")
 
 
-def _document(record: Mapping[str, Any], where: str, options: Options) -> Document:
+def _document(record: Mapping[str, Any], location: str, options: Options) -> Document:
     if options.pairs:
-        return Document(shapes.pair(record, where, options.columns), where, shapes.PAIRS)
-    shape, canonical = shapes.canonical(record, where, options.columns)
-    return Document(canonical, where, shape)
+        return Document(shapes.pair(record, location, options.columns), location, shapes.PAIRS)
+    shape, canonical = shapes.canonical(record, location, options.columns)
+    return Document(canonical, location, shape)
 
 
 # ---- files
 
 
-def _found(raw: bytes, path: Path, options: Options) -> Found:
-    """Yield the records of a file by its suffix: lines, items, rows; any other file is text."""
+def _file_records(raw: bytes, path: Path, options: Options) -> Found:
+    """Yield the records of a file by its suffix: lines, items or rows; a file with another suffix is text."""
     if path.suffix in tables.READERS:
         return tables.READERS[path.suffix](raw, path)
     try:
+        # Files with an unknown suffix may be anything, such as images: only UTF-8 is text.
         text = raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise FormatError(f"{path}:{line}", "not UTF-8 text") from error
-    if path.suffix in _JSON:
-        return _json(text, path)
-    return _text(text, path, options.split_text)
+    if path.suffix in _JSON_SUFFIXES:
+        return _json_records(text, path)
+    return _text_records(text, path, options.split_text)
 
 
-def _json(text: str, path: Path) -> Found:
-    """Yield the lines of JSON Lines; of one JSON document the items, or those of the only list in it."""
+def _json_records(text: str, path: Path) -> Found:
+    """Yield the lines of JSON Lines, or the items of one JSON document or of the only list in it."""
     if path.suffix == ".json":
-        first, _, rest = text.strip().partition("\n")
-        if first[:1] == "[" or not rest or not first.rstrip().endswith("}"):
-            return _items(text, path)
-    return _lines(text, path)
+        # Some data sets have JSON Lines with the suffix .json: then the first line is a complete object and others follow.
+        first_line, _, remainder = text.strip().partition("\n")
+        if first_line[:1] == "[" or not remainder or not first_line.rstrip().endswith("}"):
+            return _json_items(text, path)
+    return _json_lines(text, path)
 
 
-def _lines(text: str, path: Path) -> Found:
+def _json_lines(text: str, path: Path) -> Found:
     # Not splitlines(): a JSON string may contain U+2028, which does not end a line here.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _line_of_json(line, f"{path}:{number}")
 
 
-def _line_of_json(line: str | bytes, where: str) -> tuple[str, dict[str, Any] | FormatError]:
+def _line_of_json(line: str | bytes, location: str) -> tuple[str, dict[str, Any] | FormatError]:
     try:
-        return where, json_file.parse_object(line, where, memory=None)
+        return location, json_file.parse_object(line, location, memory=None)
     except FormatError as error:
-        return where, error
+        return location, error
 
 
-def _items(text: str, path: Path) -> Found:
+def _json_items(text: str, path: Path) -> Found:
     if not text.strip():
         return
     document = json_file.parse(text, str(path), memory=None)
     if isinstance(document, dict):
+        # A common layout of data sets is an object with metadata and a single list of records.
         lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         document = lists[0] if len(lists) == 1 and not shapes.is_known(document) else [document]
     if not isinstance(document, list):
         raise FormatError(str(path), "neither an array of examples nor an example")
     for number, record in enumerate(document, 1):
-        where = f"{path}: item {number}"
-        yield where, record if isinstance(record, dict) else FormatError(where, "not a JSON object")
+        location = f"{path}: item {number}"
+        yield location, record if isinstance(record, dict) else FormatError(location, "not a JSON object")
 
 
-def _text(text: str, path: Path, split: str) -> Found:
-    """Yield a text as one document, or its lines, or what blank lines separate."""
+def _text_records(text: str, path: Path, split: str) -> Found:
+    """Yield a text as one document, or its lines, or its paragraphs between blank lines."""
     if split == "no":
         yield str(path), {"text": text}
         return
     start, lines = 0, list[str]()
+    # The additional empty line ends the last paragraph.
     for number, line in enumerate([*text.split("\n"), ""], 1):
         if line.strip():
             start = start or number
@@ -337,41 +353,45 @@ def _text(text: str, path: Path, split: str) -> Found:
 # ---- folders
 
 
-def _parts(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[bytes, Path], Found]]]:
+def _folder_files(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[bytes, Path], Found]]]:
     """Yield the data files of a folder, in order, each with its reader."""
     if (folder / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(part.name for part in folder.iterdir() if (part / "state.json").is_file()))
+        splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file()))
         raise RefusedError(str(folder), "contains several splits", f"Use one of its folders: {splits}")
     if (folder / "state.json").is_file():
-        for name in _saved(folder):
+        for name in _saved_dataset_files(folder):
             yield folder / name, tables.arrow
         return
-    known = (*_JSON, *tables.READERS, _TEXT)
-    paths = sorted(path for path in folder.iterdir() if path.suffix in known and path.name not in _BESIDE)
+    suffixes = (*_JSON_SUFFIXES, *tables.READERS, _TEXT_SUFFIX)
+    paths = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.name not in _IGNORED_FILES)
     if not paths:
-        raise FormatError(str(folder), f"a folder without data: no {', '.join(known)}")
-    kinds = sorted({path.suffix for path in paths})
-    if len(kinds) > 1:
-        raise RefusedError(str(folder), f"contains files of several kinds: {', '.join(kinds)}", "Name the files to use")
+        raise FormatError(str(folder), f"a folder without data: no {', '.join(suffixes)}")
+    found_suffixes = sorted({path.suffix for path in paths})
+    if len(found_suffixes) > 1:
+        raise RefusedError(
+            str(folder), f"contains files of several kinds: {', '.join(found_suffixes)}", "Name the files to use"
+        )
+    # A word such as "train" at the start of the file names tells the split; mixing splits would train on test data.
     splits = ", ".join(sorted({_SPLITS[word] for path in paths if (word := _first_word(path.name)) in _SPLITS}))
     if ", " in splits:
         raise RefusedError(str(folder), f"contains several splits: {splits}", "Name the files to use")
     for path in paths:
-        yield path, partial(_found, options=options)
+        yield path, partial(_file_records, options=options)
 
 
 def _first_word(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-").partition("-")[0]
 
 
-def _saved(folder: Path) -> list[str]:
-    """Return the files of a folder that `Dataset.save_to_disk` wrote."""
-    where = folder / "state.json"
-    state = _bytes(where, follow=False)
+def _saved_dataset_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that `Dataset.save_to_disk` wrote."""
+    state_path = folder / "state.json"
+    state = _read_bytes(state_path, follow=False)
     try:
-        names = [str(item["filename"]) for item in json_file.parse_object(state, str(where))["_data_files"]]
+        names = [str(item["filename"]) for item in json_file.parse_object(state, str(state_path))["_data_files"]]
     except (FormatError, KeyError, TypeError) as error:
-        raise FormatError(str(where), "does not name the data files") from error
+        raise FormatError(str(state_path), "does not name the data files") from error
+    # state.json comes with the data and must not name files elsewhere on the disk.
     if any(Path(name).name != name for name in names):
-        raise FormatError(str(where), "names files outside its folder")
+        raise FormatError(str(state_path), "names files outside its folder")
     return names

@@ -1,10 +1,10 @@
-"""A record as token ids, and which of them are trained on.
+"""Examples: records encoded as token ids, and which of the tokens are trained on.
 
 All of `text` is trained on; of `prompt` and `completion` the completion; of an instruction its output; of `messages` the
 assistant's turns, each with its end mark. A turn is located by rendering the model's own chat template, which needs no
-`{% generation %}`: with the conversation up to the turn, or, where a template writes earlier turns differently once later ones
+`{% generation %}`: with the conversation up to the turn, or, if a template writes earlier turns differently once later ones
 follow (Qwen3 drops thoughts), with the turn's content replaced by a mark. An answer that the template does not write in full is
-context: most drop tool calls that they do not know. So is one of weight 0.
+context only: most templates drop tool calls that they do not know. So is an answer of weight 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import chat_template, messages
 
-# Text that no conversation contains; the two share no first or last character with each other or with anything else.
+# Marks that no conversation contains (private use); they differ in their first and last characters.
 _MARKS = ("\ue000adapterhub\ue001", "\ue002adapterhub\ue003")
 # The prompts of Alpaca (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT).
 _TASK = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -27,13 +27,13 @@ _TASK_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-# An empty thought, which templates put before an answer without one: nobody wrote it.
-_THINK, _THOUGHT = "<think>", "</think>"
+# Templates put an empty thought before an answer without one; it is not part of the data and not trained on.
+_THOUGHT_START, _THOUGHT_END = "<think>", "</think>"
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One document: token ids, and which of them are trained on, both `(tokens,)`."""
+    """One document as token ids, and which of them are trained on, both `(tokens,)`."""
 
     ids: np.ndarray
     trained: np.ndarray
@@ -47,7 +47,7 @@ class Example:
 
 
 def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
-    """Encode one record in a form of `shapes`; `loss` is `all` or `completion`.
+    """Encode one record in a form of `record_shapes`; `loss` is `all` or `completion`.
 
     Long documents are cut into rows later, so the tokenizer's warning about them (`verbose`) is off.
 
@@ -62,220 +62,244 @@ def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) 
         chat = _Chat([*prompt, *completion], record.get("tools"), tokenizer, where)
         return chat.example(loss, first=len(prompt))
     if isinstance(prompt, str) and isinstance(completion, str):
-        return _pair(prompt, completion, tokenizer, loss)
+        return _encode_pair(prompt, completion, tokenizer, loss)
     if isinstance(record.get("instruction"), str):
-        return _instruction(record, tokenizer, loss, where)
-    ids = [*start_of(record["text"], tokenizer), *_stop(tokenizer)]
+        return _encode_instruction(record, tokenizer, loss, where)
+    ids = [*start_of(record["text"], tokenizer), *_stop_ids(tokenizer)]
     return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
 
 
 def start_of(text: str, tokenizer: Any) -> list[int]:
-    """Return the ids of a text that goes on: without the end mark that some tokenizers add."""
+    """Return the ids of a text that continues, without the end mark that some tokenizers add."""
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
-    stop = _stop(tokenizer)
+    stop = _stop_ids(tokenizer)
+    # Only an end mark that the tokenizer added is removed, not one that the text ends with.
     if stop and ids[-1:] == stop and tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][-1:] != stop:
         return ids[:-1]
     return ids
 
 
-def _pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
+def _encode_pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
     question = start_of(prompt, tokenizer)
-    answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop(tokenizer)]
+    # Tokenized separately from the prompt, so that no token spans the border between them.
+    answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop_ids(tokenizer)]
     trained = [loss == "all"] * len(question) + [True] * len(answer)
     return Example(np.array([*question, *answer], np.int64), np.array(trained, bool), joint=True)
 
 
-def _instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, where: str) -> Example:
-    """Encode an instruction and its output as a conversation, or in the words of Alpaca if the model has no chat template."""
-    instruction, more, output = record["instruction"], record.get("input", ""), record["output"]
+def _encode_instruction(record: Mapping[str, Any], tokenizer: Any, loss: str, location: str) -> Example:
+    """Encode an instruction and its output as a conversation, or with Alpaca's prompt if there is no chat template."""
+    instruction, input_text, output = record["instruction"], record.get("input", ""), record["output"]
     system = record.get("system", "")
     if not has_chat_template(tokenizer):
-        task = system or (_TASK_WITH_INPUT if more else _TASK)
-        parts = [task, f"### Instruction:\n{instruction}", *([f"### Input:\n{more}"] if more else []), "### Response:"]
-        return _pair("\n\n".join(parts), output, tokenizer, loss)
+        task = system or (_TASK_WITH_INPUT if input_text else _TASK)
+        sections = [
+            task,
+            f"### Instruction:\n{instruction}",
+            *([f"### Input:\n{input_text}"] if input_text else []),
+            "### Response:",
+        ]
+        return _encode_pair("\n\n".join(sections), output, tokenizer, loss)
     turns = [
         *([{"role": "system", "content": system}] if system else []),
-        {"role": "user", "content": f"{instruction}\n\n{more}" if more else instruction},
+        {"role": "user", "content": f"{instruction}\n\n{input_text}" if input_text else instruction},
         {"role": "assistant", "content": output},
     ]
-    return _Chat(turns, None, tokenizer, where).example(loss)
+    return _Chat(turns, None, tokenizer, location).example(loss)
 
 
 def has_chat_template(tokenizer: Any) -> bool:
-    """Return True if the model has a template for conversations."""
+    """Return whether the model has a template for conversations."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def _stop(tokenizer: Any) -> list[int]:
+def _stop_ids(tokenizer: Any) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
 class _Chat:
     """A conversation and the tools it may call, with the template that renders it."""
 
-    def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, where: str) -> None:
-        self._tokenizer, self._where = tokenizer, where
-        self._messages = messages.checked(turns, where)
+    def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, location: str) -> None:
+        self._tokenizer, self._location = tokenizer, location
+        self._messages = messages.checked(turns, location)
+        # The weight is removed, because templates may write all keys of a message.
         self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
-        self._tools = messages.tools(tools, where)
+        self._tools = messages.tools(tools, location)
         self._form: messages.Form = messages.plain
 
     def example(self, loss: str, first: int = 0) -> Example:
-        """Return its tokens; with `completion` the assistant's turns from message `first` on are trained on."""
-        text = self._text()
+        """Return the conversation as an example; with `completion`, answers from message `first` on are trained on."""
+        text = self._rendered_text()
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids = np.array(encoded["input_ids"], np.int64)
-        answers = [
+        answer_numbers = [
             number
             for number, message in enumerate(self._messages)
             if number >= first and message["role"] == "assistant" and number not in self._context
         ]
         if loss == "all":
-            unwritten = sum(not messages.is_written(self._messages[number], text) for number in answers)
-            return Example(ids, np.ones(len(ids), bool), joint=True, answers=len(answers), unwritten=unwritten)
+            unwritten = sum(not messages.is_written(self._messages[number], text) for number in answer_numbers)
+            return Example(ids, np.ones(len(ids), bool), joint=True, answers=len(answer_numbers), unwritten=unwritten)
+        # A token belongs to the answer in which it starts.
         starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
         trained = np.zeros(len(ids), bool)
         unwritten, thoughtless = 0, False
-        for number in answers:
-            start, end = self._answer(text, number)
+        for number in answer_numbers:
+            start, end = self._answer_span(text, number)
             thoughtless = not messages.writes_thought(self._messages[number], text[:end])
             if messages.is_written(self._messages[number], text[start:end]):
                 trained |= (starts >= start) & (starts < end)
                 if end == len(text):
-                    ids, trained = self._stopped(ids, trained, text)
-                elif (after := int(np.searchsorted(starts, end))) < len(ids) and self._stops_at(ids[after], ids[:after]):
-                    trained[after] = True
+                    ids, trained = self._with_next_role(ids, trained, text)
+                elif (next_token := int(np.searchsorted(starts, end))) < len(ids) and self._stops_at(
+                    ids[next_token], ids[:next_token]
+                ):
+                    trained[next_token] = True
             else:
                 unwritten += 1
-        return Example(ids, trained, joint=True, answers=len(answers), unwritten=unwritten, thoughtless=thoughtless)
+        return Example(ids, trained, joint=True, answers=len(answer_numbers), unwritten=unwritten, thoughtless=thoughtless)
 
-    def _stops_at(self, token: int, before: np.ndarray) -> bool:
-        """Return whether the model stops at a token, and at none at the end of those before it.
+    def _stops_at(self, token: int, previous_ids: np.ndarray) -> bool:
+        """Return whether the model stops at a token, unless it stopped just before it.
 
-        GLM's answers have no end mark: it stops where the next role begins.
+        GLM's answers have no end mark: the model stops where the next role begins.
         """
         stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
-        return int(token) in stops and not stops.intersection(before[-3:].tolist())
+        return int(token) in stops and not stops.intersection(previous_ids[-3:].tolist())
 
-    def _stopped(self, ids: np.ndarray, trained: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and what is trained on, with the role that would follow the last answer if the model stops there."""
+    def _with_next_role(self, ids: np.ndarray, trained: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids and trained flags, extended by the role that would follow the last answer if the model stops there."""
         stops: frozenset[int] = getattr(self._tokenizer, "stop_tokens", frozenset())
         if not stops or stops.intersection(ids[-3:].tolist()):
             return ids, trained
+        # After a call of tools comes their result, after any other answer the user.
         role = "tool" if self._messages[-1].get("tool_calls") else "user"
         try:
-            longer = self._render([*self._messages, {"role": role, "content": _MARKS[0]}])
+            continued = self._render([*self._messages, {"role": role, "content": _MARKS[0]}])
         except FormatError:
             return ids, trained
-        rest = longer[len(text) :] if longer.startswith(text) else ""
-        following = self._tokenizer(rest, add_special_tokens=False, verbose=False)["input_ids"][:1] if rest else []
+        continuation = continued[len(text) :] if continued.startswith(text) else ""
+        following = (
+            self._tokenizer(continuation, add_special_tokens=False, verbose=False)["input_ids"][:1] if continuation else []
+        )
         if not following or not self._stops_at(following[0], ids):
             return ids, trained
         return np.append(ids, following), np.append(trained, True)
 
-    def _text(self) -> str:
-        """Render the conversation in the first of the forms in which the template writes what its answers say."""
-        found: list[tuple[messages.Form, str]] = []
+    def _rendered_text(self) -> str:
+        """Render the conversation in the first form in which the template writes everything that its answers contain."""
+        renderings: list[tuple[messages.Form, str]] = []
         failure: FormatError | None = None
+        # The first rendering that succeeds is the fallback: no form may satisfy a template that drops something on purpose.
         for self._form in messages.FORMS:
             try:
                 text = self._render(self._messages)
             except FormatError as error:
                 failure = failure or error
                 continue
-            found.append((self._form, text))
+            renderings.append((self._form, text))
             if all(self._is_written(message, text) for message in self._messages if message["role"] == "assistant"):
                 return text
-        if failure and not found:
+        if failure and not renderings:
             raise failure
-        self._form, text = found[0]
+        self._form, text = renderings[0]
         return text
 
     @staticmethod
     def _is_written(message: messages.Message, text: str) -> bool:
         return messages.is_written(message, text) and not messages.has_notation_of_python(message, text)
 
-    def _answer(self, text: str, number: int) -> tuple[int, int]:
-        """Return start and end of an assistant's turn in the rendered conversation, its end mark included."""
-        start, end = self._by_prefix(text, number) or self._by_mark(text, number)
-        return _after_no_thought(text, start, end), end
+    def _answer_span(self, text: str, number: int) -> tuple[int, int]:
+        """Return the start and end of an assistant's turn in the rendered conversation, including its end mark."""
+        start, end = self._span_by_prefix(text, number) or self._span_by_mark(text, number)
+        return _start_after_empty_thought(text, start, end), end
 
-    def _by_prefix(self, text: str, number: int) -> tuple[int, int] | None:
+    def _span_by_prefix(self, text: str, number: int) -> tuple[int, int] | None:
         if not number:
-            return None  # before the first message a template writes what nobody says: the system's prompt, a date
-        before = self._render(self._messages[:number], prompt=True)
-        after = self._render(self._messages[: number + 1])
-        return (len(before), len(after)) if text.startswith(after) and after.startswith(before) else None
+            return None  # before the first message, a template writes text of its own: a system prompt, a date
+        prefix = self._render(self._messages[:number], prompt=True)
+        with_turn = self._render(self._messages[: number + 1])
+        return (len(prefix), len(with_turn)) if text.startswith(with_turn) and with_turn.startswith(prefix) else None
 
-    def _by_mark(self, text: str, number: int) -> tuple[int, int]:
+    def _span_by_mark(self, text: str, number: int) -> tuple[int, int]:
         """Locate a turn from the end of the generation prompt to the end of the text that closes a turn."""
-        head, end = self._content(text, number)
-        before = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
-        prompted = self._render(before, prompt=True)
-        generation_prompt = prompted[_common(prompted, self._render(before)) :]
+        head, end = self._content_span(text, number)
+        earlier_turns = self._messages[:number] or [{"role": "user", "content": _MARKS[0]}]
+        prompted = self._render(earlier_turns, prompt=True)
+        generation_prompt = prompted[_common_prefix_length(prompted, self._render(earlier_turns)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
-        earliest = self._content(text, number - 1)[1] if number else 0
+        earliest = self._content_span(text, number - 1)[1] if number else 0
+        # A template may open a thought for the next answer that it does not write in earlier turns.
         for opening in (generation_prompt, generation_prompt.partition("<think>")[0]):
-            at = text.rfind(opening, earliest, head)
-            if opening.strip() and at >= 0:
-                return at + len(opening), end + self._closing(text[end:], number)
+            position = text.rfind(opening, earliest, head)
+            if opening.strip() and position >= 0:
+                return position + len(opening), end + self._closing_length(text[end:], number)
         if not number and not generation_prompt.strip():
-            return head, end + self._closing(text[end:], number)
-        raise self._not_located()
+            return head, end + self._closing_length(text[end:], number)
+        raise self._not_located_error()
 
-    def _content(self, text: str, number: int) -> tuple[int, int]:
+    def _content_span(self, text: str, number: int) -> tuple[int, int]:
         """Locate the content of a message: the text that changes with it."""
         head, tail = len(text), len(text)
+        # Two different marks: a text that by chance starts or ends like one of them does not do so with the other.
         for mark in _MARKS:
             marked = {"role": self._messages[number]["role"], "content": mark}
-            other = self._render([*self._messages[:number], marked, *self._messages[number + 1 :]])
-            if mark not in other:
-                raise self._not_located()
-            head, tail = min(head, _common(text, other)), min(tail, _common(text[::-1], other[::-1]))
+            marked_text = self._render([*self._messages[:number], marked, *self._messages[number + 1 :]])
+            if mark not in marked_text:
+                raise self._not_located_error()
+            head, tail = (
+                min(head, _common_prefix_length(text, marked_text)),
+                min(tail, _common_prefix_length(text[::-1], marked_text[::-1])),
+            )
         if head + tail > len(text):
-            raise self._not_located()
+            raise self._not_located_error()
         return head, len(text) - tail
 
-    def _closing(self, rest: str, number: int) -> int:
-        """Return the length of the end mark at the start of `rest`: that of a last turn, or a special token."""
+    def _closing_length(self, following: str, number: int) -> int:
+        """Return the length of the end mark at the start of `following`: that of a last turn, or a special token."""
         mark = _MARKS[0]
         closing = self._render([*self._messages[:number], {"role": "assistant", "content": mark}]).rpartition(mark)[2]
-        if rest.startswith(closing):
+        if following.startswith(closing):
             return len(closing)
-        start = len(rest) - len(rest.lstrip())
-        special = [token for token in self._special if rest.startswith(token, start)]
+        start = len(following) - len(following.lstrip())
+        # The last turn may end differently from earlier ones; those end with a special token.
+        special = [token for token in self._special_texts if following.startswith(token, start)]
         if not special:
-            raise self._not_located()
+            raise self._not_located_error()
         return start + max(map(len, special))
 
     @property
-    def _special(self) -> set[str]:
+    def _special_texts(self) -> set[str]:
         added = self._tokenizer.added_tokens_decoder.values()
         return {str(token) for token in (*self._tokenizer.all_special_tokens, *added) if str(token).strip()}
 
-    def _not_located(self) -> RefusedError:
+    def _not_located_error(self) -> RefusedError:
         reason = "the chat template writes earlier turns differently once later ones follow, so the answers cannot be located"
-        return RefusedError(self._where, reason, 'Set loss = "all", or make one example of each answer')
+        return RefusedError(self._location, reason, 'Set loss = "all", or make one example of each answer')
 
     def _render(self, turns: Sequence[messages.Message], *, prompt: bool = False) -> str:
         if not turns:
             return ""
         formed = [self._form(turn) for turn in turns]
-        return chat_template.render(self._tokenizer, formed, where=self._where, tools=self._tools, prompt=prompt)
+        return chat_template.render(self._tokenizer, formed, where=self._location, tools=self._tools, prompt=prompt)
 
 
-def _common(text: str, other: str) -> int:
-    """Return the length of the common beginning of two texts."""
-    if text == other:
+def _common_prefix_length(text: str, other_text: str) -> int:
+    """Return the length of the common prefix of two texts."""
+    if text == other_text:
         return len(text)
-    return next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    return next(
+        (position for position, (a, b) in enumerate(zip(text, other_text, strict=False)) if a != b),
+        min(len(text), len(other_text)),
+    )
 
 
-def _after_no_thought(text: str, start: int, end: int) -> int:
-    """Where an answer begins after a thought that is empty; `start` without one. A prompt may open the thought already."""
-    rest = text[start:end].lstrip()
-    if rest.startswith(_THINK):
-        rest = rest[len(_THINK) :].lstrip()
-    elif not text[:start].rstrip().endswith(_THINK):
+def _start_after_empty_thought(text: str, start: int, end: int) -> int:
+    """Return the start of an answer without its empty thought, which the prompt may already open; `start` if there is none."""
+    remaining = text[start:end].lstrip()
+    if remaining.startswith(_THOUGHT_START):
+        remaining = remaining[len(_THOUGHT_START) :].lstrip()
+    elif not text[:start].rstrip().endswith(_THOUGHT_START):
         return start
-    return end - len(rest[len(_THOUGHT) :].lstrip()) if rest.startswith(_THOUGHT) else start
+    return end - len(remaining[len(_THOUGHT_END) :].lstrip()) if remaining.startswith(_THOUGHT_END) else start

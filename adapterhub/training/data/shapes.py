@@ -1,8 +1,8 @@
-"""The shapes that data sets have, told by their keys, and the four forms that are encoded.
+"""The shapes of records in data sets, recognized by their keys, and their conversion to the four forms that are encoded.
 
-These are `messages`, with `tools`; `prompt` and `completion`, both text or both messages (trl, "Dataset formats");
-`instruction` with `input`, `system` and `output` (tatsu-lab/stanford_alpaca); and `text`. Every other shape becomes one of
-them: ShareGPT's conversations, questions with answers, and of a preference the chosen side.
+These forms are `messages`, with `tools`; `prompt` and `completion`, both text or both messages (trl, "Dataset formats");
+`instruction` with `input`, `system` and `output` (tatsu-lab/stanford_alpaca); and `text`. Every other shape is converted to one
+of them: ShareGPT's conversations, questions with answers, and the chosen side of a preference.
 """
 
 from __future__ import annotations
@@ -16,219 +16,226 @@ from adapterhub_converters.errors import FormatError, UsageError
 
 Record = Mapping[str, Any]
 
-# Who speaks in ShareGPT's conversations and their like, to the roles of chat templates.
+# Speakers in ShareGPT's and similar conversations, mapped to the roles of chat templates.
 _ROLES = {
     "assistant": "assistant", "bard": "assistant", "bing": "assistant", "bot": "assistant", "chatgpt": "assistant",
     "gpt": "assistant", "human": "user", "model": "assistant", "observation": "tool", "system": "system", "tool": "tool",
     "user": "user",
 }  # fmt: skip
-_SHOWN = 12  # keys of an unknown shape in its error
+_MAX_LISTED_KEYS = 12  # in the error about an unknown shape
 
 
 class ColumnsError(FormatError):
-    """A record whose keys have other names than expected, as then all records of its file probably have."""
+    """A record whose keys have unexpected names, as then probably all records of its file do."""
 
     default_code = "unknown-columns"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape: its name for people, the keys that tell it, and how a record becomes a form that is encoded."""
+    """A shape: its name for people, the keys that identify it, and the conversion of a record to a form that is encoded."""
 
     name: str
     keys: tuple[str, ...]
     make: Callable[[Record, str], Record]
 
 
-def canonical(record: Record, where: str, columns: Mapping[str, str] | None = None) -> tuple[str, Record]:
-    """Return the name of the shape of a record, and the record in a form that is encoded.
+def canonical(record: Record, location: str, columns: Mapping[str, str] | None = None) -> tuple[str, Record]:
+    """Return the name of a record's shape, and the record in a form that is encoded.
 
     Args:
-        where: The record's place in messages.
-        columns: Known keys, each with the record's own name for it; its other keys are ignored then.
+        location: The location of the record, in messages.
+        columns: The record's own name for each known key that it has; its other keys are ignored then.
 
     Raises:
-        ColumnsError: Its keys tell no shape, or lack one of `columns`.
+        ColumnsError: Its keys do not identify a shape, or it lacks one of `columns`.
         FormatError: A value has the wrong type.
     """
     if columns:
-        record = _renamed(record, where, columns)
+        record = _rename_columns(record, location, columns)
     for shape in SHAPES:
         if all(record.get(key) is not None for key in shape.keys):
-            return shape.name, shape.make(record, where)
+            return shape.name, shape.make(record, location)
     hint = 'Say what they are, like [data] columns = {prompt = "…", completion = "…"}; the known names are ' + ", ".join(_KEYS)
-    raise ColumnsError(where, f"its keys have no known meaning: {_listed(record)}" if record else "it has no keys", hint)
+    raise ColumnsError(location, f"its keys have no known meaning: {_key_list(record)}" if record else "it has no keys", hint)
 
 
-def pair(record: Record, where: str, columns: Mapping[str, str] | None = None) -> Record:
-    """Return both sides of a preference in forms that are encoded, as `chosen` and `rejected`; errors are those of `canonical`.
+def pair(record: Record, location: str, columns: Mapping[str, str] | None = None) -> Record:
+    """Return both sides of a preference in encodable forms, as `chosen` and `rejected`; errors are those of `canonical`.
 
-    What both begin with is their prompt, where none is apart.
+    Without a separate prompt, the common beginning of the sides is their prompt.
     """
     if columns:
-        record = _renamed(record, where, columns)
+        record = _rename_columns(record, location, columns)
     if any(record.get(side) is None for side in SIDES):
-        raise ColumnsError(where, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_listed(record)}")
-    sides = [_preference({**record, "chosen": record[side]}, where) for side in SIDES]
+        raise ColumnsError(location, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_key_list(record)}")
+    # Each side is converted as if it were the chosen one.
+    sides = [_preference_record({**record, "chosen": record[side]}, location) for side in SIDES]
     for key in ("messages", "text"):
         if all(key in side for side in sides):
-            sides = _prompted([side[key] for side in sides], _kept(record, "tools"))
+            sides = _split_common_prompt([side[key] for side in sides], _present_fields(record, "tools"))
     return dict(zip(SIDES, sides, strict=True))
 
 
-def _prompted(sides: list[Any], kept: Record) -> list[Record]:
-    """Return two texts or conversations as completions of what both begin with."""
+def _split_common_prompt(sides: list[Any], other_fields: Record) -> list[Record]:
+    """Return two texts or conversations as completions of their common beginning."""
     chosen, rejected = sides
-    shared = next(
-        (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), min(len(chosen), len(rejected))
+    prefix_length = next(
+        (position for position, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+        min(len(chosen), len(rejected)),
     )
-    if isinstance(chosen, str) and chosen[shared - 1 : shared] == " ":
-        shared -= 1  # tokens begin with the space before a word
-    return [{"prompt": side[:shared], "completion": side[shared:], **kept} for side in (chosen, rejected)]
+    if isinstance(chosen, str) and chosen[prefix_length - 1 : prefix_length] == " ":
+        prefix_length -= 1  # tokens begin with the space before a word, so it belongs to the completion
+    return [{"prompt": side[:prefix_length], "completion": side[prefix_length:], **other_fields} for side in (chosen, rejected)]
 
 
-def check_columns(columns: Mapping[str, str], where: str) -> None:
-    """Raise UsageError for a column that would mean nothing."""
+def check_columns(columns: Mapping[str, str], location: str) -> None:
+    """Raise UsageError for a column that has no known meaning."""
     for key in columns:
         if key not in _KEYS:
-            raise UsageError(where, f"{key[:80]!r} has no known meaning", f"The known names are {', '.join(_KEYS)}")
+            raise UsageError(location, f"{key[:80]!r} has no known meaning", f"The known names are {', '.join(_KEYS)}")
 
 
-def _listed(record: Record) -> str:
-    more = ", …" if len(record) > _SHOWN else ""
-    return ", ".join(f'"{str(key)[:40]}"' for key in [*record][:_SHOWN]) + more
+def _key_list(record: Record) -> str:
+    ellipsis = ", …" if len(record) > _MAX_LISTED_KEYS else ""
+    return ", ".join(f'"{str(key)[:40]}"' for key in [*record][:_MAX_LISTED_KEYS]) + ellipsis
 
 
 def is_known(record: Record) -> bool:
-    """Return True if the keys of a record tell its shape."""
+    """Return whether the keys of a record identify its shape."""
     return any(all(record.get(key) is not None for key in shape.keys) for shape in SHAPES)
 
 
-def _renamed(record: Record, where: str, columns: Mapping[str, str]) -> Record:
+def _rename_columns(record: Record, location: str, columns: Mapping[str, str]) -> Record:
     missing = [name for key, name in columns.items() if key not in _OPTIONAL and name not in record]
     if missing:
-        raise ColumnsError(where, f'has no "{missing[0][:80]}", which [data] columns names', f"It has {_listed(record)}")
+        raise ColumnsError(location, f'has no "{missing[0][:80]}", which [data] columns names', f"It has {_key_list(record)}")
     return {key: record[name] for key, name in columns.items() if name in record}
 
 
 # ---- values
 
 
-def _text(record: Record, key: str, where: str) -> str:
+def _text(record: Record, key: str, location: str) -> str:
     value = record.get(key, "")
     if not isinstance(value, str):
-        raise FormatError(where, f'"{key}" is not text')
+        raise FormatError(location, f'"{key}" is not text')
     return value
 
 
-def _list(record: Record, key: str, where: str) -> list[Any]:
-    """Return a list, which a table may contain as JSON."""
+def _list_field(record: Record, key: str, location: str) -> list[Any]:
+    """Return a list, which a table may store as JSON text."""
     value = record[key]
     if isinstance(value, str):
         try:
-            value = json_file.parse(value, where, memory=None)
+            value = json_file.parse(value, location, memory=None)
         except FormatError as error:
-            raise FormatError(where, f'"{key}" is text, and not JSON') from error
+            raise FormatError(location, f'"{key}" is text, and not JSON') from error
     if not isinstance(value, list):
-        raise FormatError(where, f'"{key}" is not a list of messages')
+        raise FormatError(location, f'"{key}" is not a list of messages')
     return value
 
 
-def _turns(turns: Iterable[Any], where: str) -> list[Any]:
-    """Return messages with role and content, also where the keys are from and value."""
-    return [_turn(turn, where) for turn in turns]
+def _with_roles(turns: Iterable[Any], location: str) -> list[Any]:
+    """Return messages with `role` and `content`, converting those with `from` and `value`."""
+    return [_with_role(turn, location) for turn in turns]
 
 
-def _turn(turn: Any, where: str) -> Any:
+def _with_role(turn: Any, location: str) -> Any:
+    # Anything else is in the usual form, or `messages` reports what is wrong with it.
     if not isinstance(turn, dict) or "from" not in turn or "role" in turn:
         return turn
     role = _ROLES.get(str(turn["from"]).lower())
     if role is None:
-        raise FormatError(where, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
-    return {"role": role, "content": _text(turn, "value", where), **_kept(turn, "weight", "train")}
+        raise FormatError(location, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
+    return {"role": role, "content": _text(turn, "value", location), **_present_fields(turn, "weight", "train")}
 
 
-def _kept(record: Record, *keys: str) -> dict[str, Any]:
+def _present_fields(record: Record, *keys: str) -> dict[str, Any]:
     return {key: record[key] for key in keys if record.get(key) is not None}
 
 
 # ---- the shapes
 
 
-def _as_text(record: Record, where: str) -> Record:
-    _text(record, "text", where)
+def _text_record(record: Record, location: str) -> Record:
+    _text(record, "text", location)
     return record
 
 
-def _conversation(record: Record, where: str) -> Record:
-    return {**record, "messages": _turns(_list(record, "messages", where), where)}
+def _conversation_record(record: Record, location: str) -> Record:
+    return {**record, "messages": _with_roles(_list_field(record, "messages", location), location)}
 
 
-def _prompt(record: Record, where: str) -> Record:
-    kinds = {type(record["prompt"]), type(record["completion"])}
-    if kinds not in ({str}, {list}):
-        raise FormatError(where, '"prompt" and "completion" are neither both text nor both lists of messages')
+def _prompt_record(record: Record, location: str) -> Record:
+    types = {type(record["prompt"]), type(record["completion"])}
+    if types not in ({str}, {list}):
+        raise FormatError(location, '"prompt" and "completion" are neither both text nor both lists of messages')
     return record
 
 
-def _sharegpt(record: Record, where: str) -> Record:
+def _sharegpt_record(record: Record, location: str) -> Record:
     key = "conversations" if record.get("conversations") is not None else "conversation"
-    turns = _turns(_list(record, key, where), where)
-    system = _text(record, "system", where) if record.get("system") else ""
-    return {"messages": [*([{"role": "system", "content": system}] if system else []), *turns], **_kept(record, "tools")}
+    turns = _with_roles(_list_field(record, key, location), location)
+    system = _text(record, "system", location) if record.get("system") else ""
+    return {
+        "messages": [*([{"role": "system", "content": system}] if system else []), *turns],
+        **_present_fields(record, "tools"),
+    }
 
 
-def _instruction(question: str, answer: str, more: str = "input") -> Callable[[Record, str], Record]:
-    def make(record: Record, where: str) -> Record:
-        found = {"instruction": _text(record, question, where), "output": _text(record, answer, where)}
+def _instruction_maker(question: str, answer: str, input_key: str = "input") -> Callable[[Record, str], Record]:
+    def make(record: Record, location: str) -> Record:
+        required = {"instruction": _text(record, question, location), "output": _text(record, answer, location)}
         system = record.get("system") or record.get("system_prompt")
-        optional = {"input": record.get(more) if more != question else None, "system": system}
-        return {**found, **{key: _text(optional, key, where) for key, value in optional.items() if value}}
+        optional = {"input": record.get(input_key) if input_key != question else None, "system": system}
+        return {**required, **{key: _text(optional, key, location) for key, value in optional.items() if value}}
 
     return make
 
 
-def _preference(record: Record, where: str) -> Record:
-    """The chosen side of a preference (trl, "Dataset formats": with the prompt apart, or within both sides)."""
+def _preference_record(record: Record, location: str) -> Record:
+    """Return the chosen side of a preference, whose prompt is separate or part of both sides (trl, "Dataset formats")."""
     chosen = record["chosen"]
     key = next((key for key in ("prompt", "question", "instruction", "conversations") if record.get(key) is not None), "")
     if isinstance(chosen, str):
         if not key:
             return {"text": chosen}
         if key in ("question", "instruction"):
-            return _instruction(key, "chosen")(record, where)
-        return _prompt({"prompt": record[key], "completion": chosen}, where)
-    turns = _turns([chosen] if isinstance(chosen, dict) else _list(record, "chosen", where), where)
-    before = record.get(key) if key else None
-    if isinstance(before, str):
-        whole = any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns)
-        before = [] if whole else [{"role": "user", "content": before}]
-    if before:
-        return {"prompt": _turns(before, where), "completion": turns, **_kept(record, "tools")}
-    return {"messages": turns, **_kept(record, "tools")}
+            return _instruction_maker(key, "chosen")(record, location)
+        return _prompt_record({"prompt": record[key], "completion": chosen}, location)
+    turns = _with_roles([chosen] if isinstance(chosen, dict) else _list_field(record, "chosen", location), location)
+    prompt_turns = record.get(key) if key else None
+    # Some data sets repeat the prompt as the first turn of each side.
+    if isinstance(prompt_turns, str):
+        has_user_turn = any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns)
+        prompt_turns = [] if has_user_turn else [{"role": "user", "content": prompt_turns}]
+    if prompt_turns:
+        return {"prompt": _with_roles(prompt_turns, location), "completion": turns, **_present_fields(record, "tools")}
+    return {"messages": turns, **_present_fields(record, "tools")}
 
 
-# In the order in which they are looked for: those that tell answers from questions first.
+# In order of precedence: shapes that separate answers from questions come before plain text.
 SHAPES = (
-    Shape("conversations", ("messages",), _conversation),
-    Shape("prompts with completions", ("prompt", "completion"), _prompt),
-    Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference),
-    Shape("Alpaca", ("instruction", "output"), _instruction("instruction", "output")),
-    Shape("Dolly", ("instruction", "response"), _instruction("instruction", "response", "context")),
-    Shape("ShareGPT", ("conversations",), _sharegpt),
-    Shape("ShareGPT", ("conversation",), _sharegpt),
+    Shape("conversations", ("messages",), _conversation_record),
+    Shape("prompts with completions", ("prompt", "completion"), _prompt_record),
+    Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference_record),
+    Shape("Alpaca", ("instruction", "output"), _instruction_maker("instruction", "output")),
+    Shape("Dolly", ("instruction", "response"), _instruction_maker("instruction", "response", "context")),
+    Shape("ShareGPT", ("conversations",), _sharegpt_record),
+    Shape("ShareGPT", ("conversation",), _sharegpt_record),
     *(
-        Shape("questions with answers", keys, _instruction(*keys))
+        Shape("questions with answers", keys, _instruction_maker(*keys))
         for keys in (
             ("question", "answer"), ("question", "response"), ("query", "response"), ("query", "answer"),
             ("prompt", "response"), ("input", "output"),
         )
     ),
-    Shape("text", ("text",), _as_text),
+    Shape("text", ("text",), _text_record),
 )  # fmt: skip
 SIDES = ("chosen", "rejected")
 PAIRS = "preference pairs"
 AS_THEY_ARE = {"conversations", "prompts with completions", "text", PAIRS}
-"""The shapes whose records are encoded as they are."""
+"""The shapes whose records are encoded without conversion."""
 _OPTIONAL = ("input", "context", "system", "system_prompt", "tools")
 _KEYS = tuple(dict.fromkeys([*(key for shape in SHAPES for key in shape.keys), *_OPTIONAL]))

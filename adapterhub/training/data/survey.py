@@ -1,7 +1,7 @@
-"""Look over the data of a training without training on them: what they are, how many tokens, how many steps.
+"""A survey of the data of a training run without training on them: their kind, the number of tokens, the number of steps.
 
-Every file is read and checked. Tokens are counted in all documents, or of large data in some, evenly from all of them; held-out
-documents are encoded for what is wrong with them.
+Every file is read and checked. Tokens are counted in all documents, or in an evenly spaced sample of large data; held-out
+documents are encoded only to find their problems.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from . import dataset, overlap
 from .documents import DataFile, Document
 from .rows import mean_context
 
-_DOCUMENTS, _CHARACTERS = 2_000, 4_000_000  # to encode at most: seconds
+_DOCUMENTS, _CHARACTERS = 2_000, 4_000_000  # encoded within seconds
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """One file or folder: what its documents are and how many, for people."""
+class FileSummary:
+    """One file or folder, with the kind and number of its documents for people."""
 
     path: str
     split: str
@@ -33,15 +33,15 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Count:
-    """What tokens and steps the training documents make.
+    """The tokens and steps that the training documents amount to.
 
     Attributes:
-        tokens: Of all training documents, prompts included.
-        trained: How many of them are trained on.
-        read: How many a pass over the rows reads: less where documents are cut, never with padding.
-        rows: Of `sequence` tokens.
+        tokens: The number of tokens of all training documents, prompts included.
+        trained: The number of tokens trained on.
+        read: The number of tokens that a pass over the rows reads: fewer where documents are cut, never with padding.
+        rows: The number of rows of `sequence` tokens.
         context: The mean length of a token's document, in the rows.
-        share: The share of the text that was encoded: below 1, the numbers are estimates from it.
+        share: The share of the text that was encoded; if it is below 1, the numbers are estimates.
     """
 
     tokens: int
@@ -56,9 +56,9 @@ class Count:
 
 @dataclass(frozen=True)
 class Survey:
-    """The data of a training; `count` is None where there is no tokenizer to count with. `notes` are one line each."""
+    """The data of a training run; `count` is None without a tokenizer to count with. `notes` are one line each."""
 
-    files: tuple[Surveyed, ...]
+    files: tuple[FileSummary, ...]
     documents: int
     heldout_documents: int
     count: Count | None
@@ -66,16 +66,18 @@ class Survey:
 
 
 def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
-    """Look over the data of a training; errors are those of `dataset.datasets`, but for documents that are not encoded."""
+    """Survey the data of a training run; errors are those of `dataset.datasets`, except for documents that are not encoded."""
     train, heldout = dataset.files(config)
-    found = [(file, "train") for file in train] + [(file, "heldout") for file in heldout]
+    files_with_split = [(file, "train") for file in train] + [(file, "heldout") for file in heldout]
     count, notes = _count(config, train, tokenizer) if tokenizer is not None else (None, [])
     if heldout and tokenizer is not None:
-        _arranged(config, heldout, tokenizer)
+        _arrange_sample(config, heldout, tokenizer)
     if heldout:
         notes = [*notes, *overlap.note(dataset.shared_passages(train, heldout))]
     return Survey(
-        files=tuple(Surveyed(file.name, split, file.contents, len(file.documents), file.size) for file, split in found),
+        files=tuple(
+            FileSummary(file.name, split, file.contents, len(file.documents), file.size) for file, split in files_with_split
+        ),
         documents=sum(len(file.documents) for file in train),
         heldout_documents=sum(len(file.documents) for file in heldout),
         count=count,
@@ -84,53 +86,60 @@ def survey(config: TrainConfig, tokenizer: Any | None) -> Survey:
 
 
 def _count(config: TrainConfig, files: Sequence[DataFile], tokenizer: Any) -> tuple[Count, list[str]]:
-    found, share = _arranged(config, files, tokenizer, config.data.shares)
+    sampled, share = _arrange_sample(config, files, tokenizer, config.data.shares)
 
-    def whole(number: int) -> int:
-        return round(number / share)
+    def estimate(sampled_number: int) -> int:
+        return round(sampled_number / share)
 
-    packed = found.packed
-    rows = max(1, whole(len(packed)))
+    packed = sampled.packed
+    rows = max(1, estimate(len(packed)))
     count = Count(
-        tokens=whole(found.tokens),
-        trained=whole(sum(part.label_tokens for part in packed.parts())),
-        read=whole(int(packed.segments.sum())),
+        tokens=estimate(sampled.tokens),
+        trained=estimate(sum(batch.label_tokens for batch in packed.parts())),
+        read=estimate(int(packed.segments.sum())),
         rows=rows,
         steps=config.steps(rows),
         steps_per_epoch=-(rows // -config.train.rows),
         context=mean_context(packed.segments),
         share=share,
     )
-    return count, [*found.notes]
+    return count, [*sampled.notes]
 
 
-def _arranged(
+def _arrange_sample(
     config: TrainConfig, files: Sequence[DataFile], tokenizer: Any, shares: Sequence[float] | None = None
 ) -> tuple[dataset.Dataset, float]:
-    """Encode documents, or of many some, and make rows of them; also returns their share of the text. Refuses as a training."""
+    """Encode documents, or a sample of many, and arrange them in rows; also return their share of the text.
+
+    Errors are those of a training run.
+    """
     data = config.data
     files, share = _sample(files)
-    found = dataset.encoded(files, tokenizer, loss=data.loss)
-    # What the documents are is in the table.
-    found = dataclasses.replace(found, notes=tuple(dataset.template_notes(files, tokenizer)))
+    encoded = dataset.encoded(files, tokenizer, loss=data.loss)
+    # The kinds of the documents are in the table of files, so they need no notes.
+    encoded = dataclasses.replace(encoded, notes=tuple(dataset.template_notes(files, tokenizer)))
     rows = dataset.arranged(
-        found, tokenizer, sequence=data.sequence, seed=config.train.seed, pack_rows=data.pack, pairs=bool(config.preference),
+        encoded, tokenizer, sequence=data.sequence, seed=config.train.seed, pack_rows=data.pack, pairs=bool(config.preference),
         shares=shares, partial=share < 1,
     )  # fmt: skip
     return rows, share
 
 
 def _sample(files: Sequence[DataFile]) -> tuple[list[DataFile], float]:
-    """Return documents to encode, evenly from all, with texts no longer than needed; and their share of all the text."""
+    """Return an evenly spaced sample of documents, its texts cut to the limit, and its share of all the text."""
     sizes = [[document.length for document in file.documents] for file in files]
     count, characters = sum(map(len, sizes)), sum(map(sum, sizes))
-    step = max(-(count // -_DOCUMENTS), -(characters // -_CHARACTERS), 1)
-    chosen = [[_shortened(document, _CHARACTERS) for document in file.documents[::step]] for file in files]
-    share = sum(document.length for documents in chosen for document in documents) / max(1, characters)
-    return [dataclasses.replace(file, documents=tuple(some)) for file, some in zip(files, chosen, strict=True)], share or 1.0
+    # Every nth document, so that all parts of the data are in the sample.
+    stride = max(-(count // -_DOCUMENTS), -(characters // -_CHARACTERS), 1)
+    sampled_documents = [[_shorten(document, _CHARACTERS) for document in file.documents[::stride]] for file in files]
+    # Texts that were cut count only with the part that is encoded.
+    share = sum(document.length for documents in sampled_documents for document in documents) / max(1, characters)
+    return [
+        dataclasses.replace(file, documents=tuple(documents)) for file, documents in zip(files, sampled_documents, strict=True)
+    ], share or 1.0
 
 
-def _shortened(document: Document, length: int) -> Document:
+def _shorten(document: Document, length: int) -> Document:
     if document.shape != "text" or document.length <= length:
         return document
     return dataclasses.replace(document, record={"text": document.record["text"][:length]})

@@ -1,6 +1,6 @@
-"""Read tables: CSV and TSV with the standard library, Parquet and Arrow with pyarrow.
+"""Readers of tables: CSV and TSV with the standard library, Parquet and Arrow with pyarrow.
 
-A row is a record under the names of its columns.
+Each row is a record whose keys are the names of the columns.
 """
 
 from __future__ import annotations
@@ -16,86 +16,86 @@ from typing import Any
 from adapterhub_converters.errors import FormatError, MissingExtraError
 
 Found = Iterator[tuple[str, Mapping[str, Any] | FormatError]]
-"""Places, each with its record or with what is wrong there."""
+"""Records with their locations; an error in place of a record that could not be read."""
 
-_AT_ONCE = 64  # rows of a batch: a page of a few kilobytes may repeat one long text for every row of it
-# Bytes of all rows, in relation to those of the file, and in any case: a few kilobytes unpack to any size.
-_UNPACKED, _UNPACKED_FREE = 64, 256 << 20
-_ROW = 64  # bytes that a row of nothing counts
-_CELL = 1 << 30  # characters of a cell; csv's own limit of 131,072 is less than a long document
-_LIMIT = threading.Lock()  # csv has one limit for all its readers
+_BATCH_ROWS = 64  # small, because a page of a few kilobytes may repeat one long text in every row
+# Limits of all rows, as a multiple of the file's bytes and as a size that is always allowed: a small file may be a bomb.
+_MAX_RATIO, _UNPACKED_FREE = 64, 256 << 20
+_ROW_BYTES = 64  # counted for each row in addition to its values
+_MAX_CELL = 1 << 30  # characters; csv's own limit of 131,072 is less than a long document
+_LIMIT_LOCK = threading.Lock()  # csv has one global limit for all readers
 
 
-def delimited(raw: bytes, path: Path) -> Found:
+def delimited_rows(raw: bytes, path: Path) -> Found:
     """Yield the rows of a CSV (RFC 4180) or TSV file, whose first row has the names of the columns."""
     try:
         text = raw.decode("utf-8-sig")  # Excel begins with a byte order mark
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise FormatError(f"{path}:{line}", "not UTF-8 text", "Export it as UTF-8") from error
-    # Read whole, because what is read lazily would meet the limit of another reader.
-    with _LIMIT:
-        before = csv.field_size_limit(_CELL)
+    # All rows are read under the lock, because a lazy reader would get the limit that another one has set.
+    with _LIMIT_LOCK:
+        previous_limit = csv.field_size_limit(_MAX_CELL)
         try:
-            rows = _rows_of_text(text, path)
+            rows = _delimited_rows(text, path)
         finally:
-            csv.field_size_limit(before)
+            csv.field_size_limit(previous_limit)
     yield from rows
 
 
-def _rows_of_text(text: str, path: Path) -> list[tuple[str, Mapping[str, Any] | FormatError]]:
+def _delimited_rows(text: str, path: Path) -> list[tuple[str, Mapping[str, Any] | FormatError]]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
     names: list[str] = []
     rows: list[tuple[str, Mapping[str, Any] | FormatError]] = []
     start = 1
     try:
         for cells in reader:
-            where, start = f"{path}:{start}", reader.line_num + 1
+            location, start = f"{path}:{start}", reader.line_num + 1
             if not cells:
                 continue
             if not names:
                 names = cells
                 if len(set(names)) < len(names):
-                    raise FormatError(where, "two columns have one name")
+                    raise FormatError(location, "two columns have one name")
             elif len(cells) == len(names):
-                rows.append((where, dict(zip(names, cells, strict=True))))
+                rows.append((location, dict(zip(names, cells, strict=True))))
             else:
-                rows.append((where, FormatError(where, f"{len(cells)} cells, but there are {len(names)} columns")))
+                rows.append((location, FormatError(location, f"{len(cells)} cells, but there are {len(names)} columns")))
     except csv.Error as error:
-        where = f"{path}:{start}"
-        rows.append((where, FormatError(where, f"not a table ({error})")))
+        location = f"{path}:{start}"
+        rows.append((location, FormatError(location, f"not a table ({error})")))
     return rows
 
 
 def parquet(raw: bytes, path: Path) -> Found:
     """Yield the rows of a Parquet file."""
     pyarrow = _pyarrow(path)
-    with _refusing(pyarrow, path, "a Parquet file"):
+    with _format_errors(pyarrow, path, "a Parquet file"):
         metadata = pyarrow.parquet.read_metadata(io.BytesIO(raw))
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        # A page is unpacked as a whole, so it is too late to count its rows.
-        if sum(chunk.total_uncompressed_size for chunk in chunks) > _most(len(raw)):
+        # Checked beforehand: a page is unpacked at once, when it is too late to count its rows.
+        if sum(chunk.total_uncompressed_size for chunk in chunks) > _max_unpacked(len(raw)):
             raise _too_large(path, len(raw))
-        # As a dictionary, a text that is stored once is in memory once, however many cells of a batch repeat it.
+        # Read as dictionaries, a text that is stored once is in memory once, no matter how many cells of a batch repeat it.
         texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
         file = pyarrow.parquet.ParquetFile(io.BytesIO(raw), metadata=metadata, read_dictionary=sorted(texts))
-        yield from _rows(file.iter_batches(_AT_ONCE), path, len(raw))
+        yield from _batch_rows(file.iter_batches(_BATCH_ROWS), path, len(raw))
 
 
 def arrow(raw: bytes, path: Path) -> Found:
-    """Yield the rows of an Arrow file, be it a stream, as `datasets` writes, or one with an index."""
+    """Yield the rows of an Arrow file: a stream, as `datasets` writes, or a file with an index."""
     pyarrow = _pyarrow(path)
-    with _refusing(pyarrow, path, "an Arrow file"):
+    with _format_errors(pyarrow, path, "an Arrow file"):
         if raw.startswith(b"ARROW1"):
             file = pyarrow.ipc.open_file(io.BytesIO(raw))
-            yield from _rows((file.get_batch(number) for number in range(file.num_record_batches)), path, len(raw))
+            yield from _batch_rows((file.get_batch(number) for number in range(file.num_record_batches)), path, len(raw))
         else:
-            yield from _rows(pyarrow.ipc.open_stream(io.BytesIO(raw)), path, len(raw))
+            yield from _batch_rows(pyarrow.ipc.open_stream(io.BytesIO(raw)), path, len(raw))
 
 
 READERS: dict[str, Callable[[bytes, Path], Found]] = {
-    ".csv": delimited, ".tsv": delimited, ".parquet": parquet, ".arrow": arrow,
+    ".csv": delimited_rows, ".tsv": delimited_rows, ".parquet": parquet, ".arrow": arrow,
 }  # fmt: skip
 """Suffixes of tables, each with its reader."""
 
@@ -112,16 +112,16 @@ def _pyarrow(path: Path) -> Any:
 
 
 @contextmanager
-def _refusing(pyarrow: Any, path: Path, kind: str) -> Iterator[None]:
-    """FormatError for whatever pyarrow raises about a damaged file; of the system's own errors there are none in memory."""
+def _format_errors(pyarrow: Any, path: Path, format_name: str) -> Iterator[None]:
+    """Turn anything that pyarrow raises about a damaged file into a FormatError; with the file in memory, no OSError is I/O."""
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
-        raise FormatError(str(path), f"not {kind} ({' '.join(str(error).split())[:200]})") from error
+        raise FormatError(str(path), f"not {format_name} ({' '.join(str(error).split())[:200]})") from error
 
 
-def _rows(batches: Iterable[Any], path: Path, size: int) -> Found:
-    number, left = 0, _most(size)
+def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> Found:
+    number, remaining = 0, _max_unpacked(size)
     for batch in batches:
         names = batch.schema.names
         if len(set(names)) < len(names):
@@ -129,32 +129,32 @@ def _rows(batches: Iterable[Any], path: Path, size: int) -> Found:
         for cells in zip(*batch.columns, strict=True):
             number += 1
             row = {name: cell.as_py() for name, cell in zip(names, cells, strict=True)}
-            left -= _ROW + _size(row)
-            if left < 0:
+            remaining -= _ROW_BYTES + _approximate_size(row)
+            if remaining < 0:
                 raise _too_large(path, size)
             yield f"{path}: row {number}", _without_nulls(row)
 
 
-def _most(size: int) -> int:
-    """The bytes that a file of `size` bytes may unpack to."""
-    return max(_UNPACKED_FREE, _UNPACKED * size)
+def _max_unpacked(size: int) -> int:
+    """Return the number of bytes that a file of `size` bytes may unpack to."""
+    return max(_UNPACKED_FREE, _MAX_RATIO * size)
 
 
 def _too_large(path: Path, size: int) -> FormatError:
-    return FormatError(str(path), f"its {size:,} bytes unpack to more than {_most(size):,}")
+    return FormatError(str(path), f"its {size:,} bytes unpack to more than {_max_unpacked(size):,}")
 
 
-def _size(value: Any) -> int:
-    """About the bytes of a value."""
+def _approximate_size(value: Any) -> int:
+    """Return the approximate number of bytes of a value."""
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
+        return sum(map(_approximate_size, value.values()))
     if isinstance(value, list):
-        return sum(map(_size, value))
+        return sum(map(_approximate_size, value))
     return len(value) if isinstance(value, str | bytes) else 8
 
 
 def _without_nulls(value: Any) -> Any:
-    """Remove keys that are null: a column of structs gives every row the keys of all rows."""
+    """Return a value without keys that are null: a column of structs gives every row the keys of all rows."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

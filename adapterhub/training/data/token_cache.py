@@ -1,8 +1,9 @@
 """The cache of tokens: large data are encoded once, and the next training on them maps the result.
 
-An entry is a folder of arrays, named by everything that they depend on: the digests of the files, how they are read, the
-tokenizer with its chat template, and the versions of the packages that encode. The row length, the order and the mix of
-documents do not matter. It is written whole or not at all, and its arrays have checksums, compared once when they are mapped.
+An entry is a folder of arrays. Its name is derived from everything that they depend on: the digests of the files, how they are
+read, the tokenizer with its chat template, and the versions of the packages that encode. The row length, the order and the mix
+of documents do not matter. It is written completely or not at all, and its arrays have checksums, verified when they are
+mapped.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from . import documents
 from .tokens import Corpus, Encoded, File, Tokens
 
 FORMAT = 2
-WORTH = 4 << 20  # bytes of text, a million tokens: less is encoded in seconds, and not cached
+WORTH = 4 << 20  # bytes of text, about a million tokens; less is encoded within seconds and not cached
 _META = "corpus.json"
-_PIECE = 1 << 20  # bytes that are read at a time
+_READ_SIZE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,16 @@ class Key:
 
 
 def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
-    """Return the key of the data of a training; None for little data, and for data that can be read only once, like a pipe."""
+    """Return the cache key for a run's data; None for little data, and for data that can be read only once (a pipe)."""
     data = config.data
     paths = [config.resolve(name) for name in (*data.paths, *data.heldout)]
     if not all(path.is_file() or path.is_dir() for path in paths):
         return None
     options = documents.Options.of(config)
-    found = [documents.digest(path, options) for path in paths]
-    if sum(size for _, size in found) < WORTH:
+    digests_and_sizes = [documents.digest(path, options) for path in paths]
+    if sum(size for _, size in digests_and_sizes) < WORTH:
         return None
-    digests = tuple(digest for digest, _ in found)
+    digests = tuple(digest for digest, _ in digests_and_sizes)
     document = {
         "format": FORMAT,
         "train": [[path.name, digest] for path, digest in zip(paths, digests, strict=True)][: len(data.paths)],
@@ -72,21 +73,23 @@ def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
         "template": [tokenizer.chat_template, getattr(tokenizer, "template_variables", {})],
         "versions": [metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")],
     }
+    # Sorted keys give the same name for the same contents.
     text = json.dumps(document, sort_keys=True, default=str)
     return Key(hashlib.sha256(text.encode()).hexdigest()[:32], digests)
 
 
 def read(cache: Path, key: Key) -> Corpus | None:
-    """Return the data of an entry, their arrays mapped; None where there is none, or one that is damaged, which is removed."""
+    """Return the data of an entry with mapped arrays; None if there is no entry, or a damaged one, which is removed."""
     folder = _folder(cache, key)
     if not (folder / _META).is_file():
         return None
     try:
         meta = json_file.read_object(folder / _META)
-        train, heldout = (_mapped(folder, split, meta[split]) if meta[split] else None for split in ("train", "heldout"))
+        train, heldout = (_map_split(folder, split, meta[split]) if meta[split] else None for split in ("train", "heldout"))
         if train is None:
             raise FormatError(str(folder), "has no tokens to train on")
         corpus = Corpus(train, heldout, float(meta["shared"]))
+    # Metadata and arrays of a damaged entry may raise anything; encoding again is always possible.
     except (AdapterhubError, OSError, ValueError, KeyError, TypeError):
         cache_folder.remove(folder)
         return None
@@ -96,15 +99,16 @@ def read(cache: Path, key: Key) -> Corpus | None:
 
 
 Encode = Callable[[Path | None], tuple[Corpus, tuple[str, ...]]]
-"""Encodes all data, their tokens into `file_of` a folder or into memory; also returns the digests of the files that it read."""
+"""A function that encodes all data, their tokens into `file_of` a folder or into memory; also returns the files' digests."""
 
 
 def kept(cache: Path, key: Key, encode: Encode) -> Corpus:
-    """Write an entry and return its data mapped: tokens are not in memory, except where it fails, as on a full disk.
+    """Create an entry and return its data mapped; if that fails, as on a full disk, the tokens are in memory instead.
 
-    What `encode` raises about the data is raised.
+    Errors that `encode` raises about the data are passed on.
     """
     folder = _folder(cache, key)
+    # A cache that cannot be written must not stop a training run; another process may have written the same entry.
     with contextlib.suppress(LocalIOError, OutputExistsError, OSError, _ChangedError):
         cache_folder.remove_unused(folder.parent)
         with atomic.whole(folder) as new:
@@ -113,15 +117,16 @@ def kept(cache: Path, key: Key, encode: Encode) -> Corpus:
 
 
 class _ChangedError(Exception):
-    """A file has changed since its digest became that of the entry."""
+    """A file that has changed since its digest was put into the key."""
 
 
 def _write(folder: Path, key: Key, encode: Encode) -> None:
     corpus, digests = encode(folder)
+    # Otherwise the entry of the old contents would have the tokens of the new ones.
     if digests != key.digests:
         raise _ChangedError
     splits = {"train": corpus.train, "heldout": corpus.heldout}
-    meta: dict[str, Any] = {split: found and _written(folder, split, found) for split, found in splits.items()}
+    meta: dict[str, Any] = {split: encoded and _write_split(folder, split, encoded) for split, encoded in splits.items()}
     json_file.write_text(folder / _META, json.dumps({**meta, "shared": corpus.shared}))
 
 
@@ -134,16 +139,16 @@ def _folder(cache: Path, key: Key) -> Path:
     return cache / "tokens" / key.name
 
 
-def _written(folder: Path, split: str, found: Encoded) -> dict[str, Any]:
-    np.save(folder / f"{split}-documents.npy", found.tokens.documents)
+def _write_split(folder: Path, split: str, encoded: Encoded) -> dict[str, Any]:
+    np.save(folder / f"{split}-documents.npy", encoded.tokens.documents)
     return {
-        "files": [asdict(file) for file in found.files],
-        "notes": list(found.notes),
+        "files": [asdict(file) for file in encoded.files],
+        "notes": list(encoded.notes),
         "checksums": {name: _checksum(folder / f"{split}-{name}.npy") for name in ("tokens", "documents")},
     }
 
 
-def _mapped(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
+def _map_split(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
     arrays = {}
     for name, checksum in meta["checksums"].items():
         path = folder / f"{split}-{name}.npy"
@@ -155,9 +160,9 @@ def _mapped(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
 
 
 def _checksum(path: Path) -> int:
-    """Return the CRC-32 of a file, of which a piece at a time is in memory."""
+    """Return the CRC-32 of a file, reading it in pieces."""
     checksum = 0
     with open_regular(path) as file:
-        while piece := file.read(_PIECE):
+        while piece := file.read(_READ_SIZE):
             checksum = zlib.crc32(piece, checksum)
     return checksum

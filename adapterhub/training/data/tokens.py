@@ -1,7 +1,7 @@
-"""Encoded documents as one array of tokens, in memory or mapped from a cache: four bytes a token, and about sixty a document.
+"""Encoded documents as one array of tokens, in memory or mapped from a cache.
 
-The highest bit of a token marks what is trained on. What notes and packing ask of a document is in columns, so that the tokens
-themselves are read when a step needs them.
+A token takes four bytes, and a document about sixty more. The highest bit of a token marks whether it is trained on. The facts
+about documents that notes and packing need are in columns, so that the tokens themselves are read only when a step needs them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _COLUMNS = np.dtype([
     ("digest", np.uint64), ("length", np.int64), ("trained", np.int64), ("first", np.int64), ("answers", np.int32),
     ("unwritten", np.int32), ("joint", np.bool_), ("thoughtless", np.bool_), ("stopped", np.bool_),
 ])  # fmt: skip
-_PIECE = 1 << 20  # bytes that are written at a time
-_LAST = 3  # tokens at the end of an answer among which its stop token is
+_BUFFER_SIZE = 1 << 20  # bytes
+_END_TOKENS = 3  # at the end of an answer, among which its stop token is; a line break or another mark may follow it
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Documents in the order in which they were read; of a pair the chosen side before the rejected one.
+    """Documents in the order in which they were read; of a pair, the chosen side before the rejected one.
 
     Attributes:
-        marked: Ids with the bit TRAINED where they are trained on, uint32 `(tokens,)`.
-        documents: A line a document: `digest`, the first eight bytes of that of its content; `length` in tokens, how many of
-            them are `trained` on, and the `first` of those behind the first token, `length` if there is none; `answers`,
-            `unwritten`, `joint` and `thoughtless` as in `Example`; `stopped`, whether it ends with a stop token that is
-            trained on.
+        marked: Ids, with the bit TRAINED set where they are trained on, uint32 `(tokens,)`.
+        documents: A line per document: `digest`, the first eight bytes of its digest; `length` in tokens; the number of
+            `trained` tokens; `first`, the place of the first trained token after token 0, `length` if there is none;
+            `answers`, `unwritten`, `joint` and `thoughtless` as in `Example`; `stopped`, whether it ends with a stop token that
+            is trained on.
     """
 
     marked: np.ndarray
@@ -64,42 +64,47 @@ def ids_of(marked: np.ndarray) -> np.ndarray:
 
 
 def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: Path | None = None) -> Tokens:
-    """Return examples, each with the digest of its document, as tokens.
+    """Return the tokens of examples, each of which comes with the digest of its document.
 
     Args:
-        stops: Those that may end an answer.
-        out: A file that gets the tokens as they come, an array that is then mapped: memory does not grow with them.
+        stops: The ids of tokens that may end an answer.
+        out: A file to write the tokens to as they come, which is then mapped as an array: memory use does not grow with them.
     """
     marked = array.array("I")
     if out is None:
-        documents = np.fromiter(_lines(examples, stops, marked.frombytes), _COLUMNS)
+        documents = np.fromiter(_document_lines(examples, stops, marked.frombytes), _COLUMNS)
         return Tokens(np.frombuffer(marked, np.uint32), documents)
-    with open(out, "wb", buffering=_PIECE) as file:
-        file.write(_header(0))
-        documents = np.fromiter(_lines(examples, stops, file.write), _COLUMNS)
-        count = (file.tell() - len(_header(0))) // np.dtype(np.uint32).itemsize
+    with open(out, "wb", buffering=_BUFFER_SIZE) as file:
+        file.write(_npy_header(0))
+        documents = np.fromiter(_document_lines(examples, stops, file.write), _COLUMNS)
+        count = (file.tell() - len(_npy_header(0))) // np.dtype(np.uint32).itemsize
         file.seek(0)
-        file.write(_header(count))
+        file.write(_npy_header(count))
+    # An empty array cannot be mapped.
     return Tokens(np.load(out, mmap_mode="r") if count else np.zeros(0, np.uint32), documents)
 
 
-def _header(count: int) -> bytes:
-    """numpy's header of an array of so many tokens, which leaves room for the largest count (`GROWTH_AXIS_MAX_DIGITS`)."""
+def _npy_header(count: int) -> bytes:
+    """Return numpy's header for an array of `count` tokens.
+
+    Its size does not depend on the count (`GROWTH_AXIS_MAX_DIGITS`), so it can be overwritten once the count is known.
+    """
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<u4", "fortran_order": False, "shape": (count,)})
     return header.getvalue()
 
 
-def _lines(
+def _document_lines(
     examples: Iterable[tuple[Example, bytes]], stops: Set[int], write: Callable[[bytes], object]
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the line of each example in `Tokens.documents`, and write its tokens."""
     for example, digest in examples:
         write((example.ids.astype("<u4") | example.trained * TRAINED).tobytes())
-        answer, behind = example.ids[example.trained], np.flatnonzero(example.trained[1:])
-        first = behind[0] + 1 if len(behind) else len(example.ids)
-        stopped = not stops.isdisjoint(answer[-_LAST:].tolist())
-        counts = len(example.ids), len(answer), first, example.answers, example.unwritten
+        # Token 0 is never predicted, so the first trained token counts from token 1.
+        answer_ids, trained_places = example.ids[example.trained], np.flatnonzero(example.trained[1:])
+        first = trained_places[0] + 1 if len(trained_places) else len(example.ids)
+        stopped = not stops.isdisjoint(answer_ids[-_END_TOKENS:].tolist())
+        counts = len(example.ids), len(answer_ids), first, example.answers, example.unwritten
         yield int.from_bytes(digest[:8], "big"), *counts, example.joint, example.thoughtless, stopped
 
 
@@ -110,7 +115,7 @@ def stop_tokens(tokenizer: Any) -> set[int]:
 
 @dataclass(frozen=True)
 class File:
-    """One file of a data set: `size` in bytes."""
+    """One file of a data set; `size` is in bytes."""
 
     path: str
     digest: str
@@ -121,7 +126,7 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """The tokens of files; `notes`, one line each, are about how their documents are understood."""
+    """The tokens of files; `notes`, one line each, tell how their documents are understood."""
 
     files: tuple[File, ...]
     tokens: Tokens
@@ -130,7 +135,7 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All data of a training; `shared` is the share of the held-out passages that the training documents have too."""
+    """All data of a training run; `shared` is the share of the held-out passages that the training documents have too."""
 
     train: Encoded
     heldout: Encoded | None

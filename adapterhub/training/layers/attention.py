@@ -1,11 +1,10 @@
 """Attention, registered with transformers under a name of its own.
 
-On CUDA, documents that share rows are attended to by `varlen`, without a mask, and all else is torch's. On a CPU,
-torch's flash attention recomputes in the backward pass what easily fits into memory for a few hundred tokens, takes
-a mask over every pair, multiplies all of them, and works in float32. So there everything is a batched matrix product in the
-compute dtype. Rows of up to LONGEST tokens keep their probabilities; longer ones are attended to block by block and computed
-again in the backward pass. A module that needs more than scaled dot products (soft caps, sinks) gets the eager attention of
-its own file.
+On CUDA, documents that share rows are attended to by `varlen` without a mask; torch does everything else. On a CPU, torch's
+flash attention recomputes in the backward pass what easily fits into memory for a few hundred tokens, takes a mask over every
+pair, multiplies all pairs, and works in float32. So there everything is a batched matrix product in the compute dtype. Rows of
+up to LONGEST tokens keep their probabilities; longer rows are attended to block by block and recomputed in the backward pass. A
+module that needs more than scaled dot products (soft caps, sinks) gets the eager attention of its own file.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from adapterhub_converters.errors import RefusedError
 from . import varlen
 
 NAME = "adapterhub_short_rows"
-LONGEST = 512  # tokens in a row; beyond, T x T probabilities for every layer take too much memory
+LONGEST = 512  # tokens; in longer rows, T x T probabilities for every layer take too much memory
 BLOCK = 128  # queries at a time in longer rows
-# Arguments by which a model asks for more than scaled dot products under a mask.
-_MORE = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
+# Arguments with which a model asks for more than masked scaled dot products.
+_EAGER_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 
 
 def register() -> str:
-    """Register the attention with transformers; returns its name for `attn_implementation`."""
+    """Register the attention with transformers, and return its name for `attn_implementation`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -47,15 +46,15 @@ def attention(
         RefusedError: There is no mask (`varlen.empty_mask`), and the module needs one.
     """
     documents = kwargs.pop("documents", None)
-    more = any(kwargs.get(key) is not None for key in _MORE)
+    needs_eager = any(kwargs.get(key) is not None for key in _EAGER_ARGUMENTS)
     if varlen.is_empty(attention_mask):
         causal = kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
-        if documents is None or more or not causal or kwargs.get("dropout") or key.shape[2] != query.shape[2]:
+        if documents is None or needs_eager or not causal or kwargs.get("dropout") or key.shape[2] != query.shape[2]:
             raise RefusedError(type(module).__name__, "needs an attention mask")
         factor, window = kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs.get("sliding_window")
         return varlen.attend(query, key, value, documents, window=window, factor=factor, reference=_attend), None
-    if more:
-        return _eager(module, query, key, value, attention_mask, **kwargs)
+    if needs_eager:
+        return _attend_eagerly(module, query, key, value, attention_mask, **kwargs)
     tokens = query.shape[2]
     causal = attention_mask is not None or kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
     biased = tokens > LONGEST and attention_mask is not None and attention_mask.dtype != torch.bool
@@ -64,6 +63,7 @@ def attention(
 
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return result
+    # Grouped-query attention: each head of keys and values serves several heads of queries.
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -77,31 +77,35 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, fact
     return _ShortRows.apply(query, key, value, _bias(mask, query, key), factor)
 
 
-def _eager(
+def _attend_eagerly(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if own is None:
+    eager_attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if eager_attention is None:
         raise RefusedError(type(module).__name__, "needs an attention that is not supported, and its file has no eager one")
-    return own(module, query, key, value, _bias(mask, query, key), **kwargs)[0], None
+    return eager_attention(module, query, key, value, _bias(mask, query, key), **kwargs)[0], None
 
 
 def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
-    """Return what is added to the scores: 0 where `mask` is True, -inf elsewhere; a mask that is already a bias, unchanged."""
+    """Return the bias to add to the scores, 0 where `mask` is True and -inf elsewhere; a mask that is a bias is unchanged."""
     if mask is None:
-        tokens, seen = query.shape[2], key.shape[2]
-        mask = torch.ones(1, 1, tokens, seen, dtype=torch.bool, device=query.device).tril(seen - tokens)
+        tokens, key_count = query.shape[2], key.shape[2]
+        mask = torch.ones(1, 1, tokens, key_count, dtype=torch.bool, device=query.device).tril(key_count - tokens)
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, float("-inf"))
 
 
 class _ShortRows(torch.autograd.Function):  # type: ignore[misc]
-    """q, k, v `(rows, heads, tokens, head_dim)`, bias `(rows or 1, 1, tokens, tokens)` of 0 and -inf."""
+    """Attention that keeps its probabilities.
+
+    q, k, v are `(rows, heads, tokens, head_dim)`, the bias is `(rows or 1, 1, tokens, tokens)` of 0 and -inf.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         q, k, v, bias, factor = inputs
+        # Scaling q is cheaper than scaling the scores, of which there are more.
         q = q * factor
         scores = torch.matmul(q, k.transpose(-1, -2)).add_(bias)
         p = torch.softmax(scores, -1)
@@ -110,10 +114,10 @@ class _ShortRows(torch.autograd.Function):  # type: ignore[misc]
         return torch.matmul(p, v)
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Any, ...]:
         q, k, v, p = ctx.saved_tensors
-        dv = torch.matmul(p.transpose(-1, -2), do)
-        dp = torch.matmul(do, v.transpose(-1, -2))
+        dv = torch.matmul(p.transpose(-1, -2), d_output)
+        dp = torch.matmul(d_output, v.transpose(-1, -2))
         ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
         return torch.matmul(ds, k).mul_(ctx.factor), torch.matmul(ds.transpose(-1, -2), q), dv, None, None
 
@@ -122,19 +126,19 @@ class _ShortRows(torch.autograd.Function):  # type: ignore[misc]
 
 
 def attend_blockwise(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, factor: float) -> Tensor:
-    """Compute `softmax(factor * q k^T) v` over what each query sees, BLOCK queries at a time.
+    """Return `softmax(factor * q k^T) v` over the keys visible to each query, computed BLOCK queries at a time.
 
-    Keys behind a block, and documents before its first, are never multiplied; nothing of the size of all scores is stored.
+    Keys after a block, and documents before its first, are never multiplied; nothing of the size of all scores is stored.
 
     Args:
         q: `(rows, heads, tokens, head_dim)`, as are `k` and `v`.
-        mask: bool `(rows or 1, 1, tokens, tokens)`, True where seen, at least once for each query; None is causal.
+        mask: bool `(rows or 1, 1, tokens, tokens)`, True where visible, at least once for each query; None is causal.
     """
     return _Blockwise.apply(q, k, v, mask, factor)
 
 
 class _Blockwise(torch.autograd.Function):  # type: ignore[misc]
-    """Arguments as `attend_blockwise`."""
+    """Attention in blocks of queries; arguments are those of `attend_blockwise`."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -150,36 +154,36 @@ class _Blockwise(torch.autograd.Function):  # type: ignore[misc]
         return output
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Any, ...]:
         q, k, v = ctx.saved_tensors
         dq = torch.empty_like(q)
-        # Sums over blocks, in float32 as a single matrix product's are.
+        # Sums over blocks, in float32 like the sums within a single matrix product.
         dk, dv = torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
         for queries, keys in ctx.ranges:
             p = _probabilities(q, k, ctx.mask, queries, keys)
-            part = do[:, :, queries]
-            dv[:, :, keys] += torch.matmul(p.transpose(-1, -2), part)
-            ds = torch._softmax_backward_data(torch.matmul(part, v[:, :, keys].transpose(-1, -2)), p, -1, p.dtype)
+            d_block = d_output[:, :, queries]
+            dv[:, :, keys] += torch.matmul(p.transpose(-1, -2), d_block)
+            ds = torch._softmax_backward_data(torch.matmul(d_block, v[:, :, keys].transpose(-1, -2)), p, -1, p.dtype)
             dq[:, :, queries] = torch.matmul(ds, k[:, :, keys]).mul_(ctx.factor)
             dk[:, :, keys] += torch.matmul(ds.transpose(-1, -2), q[:, :, queries])
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
 def _ranges(mask: Tensor | None, tokens: int) -> Iterator[tuple[slice, slice]]:
-    """Yield each block of queries, and the keys from the first to the last that one of them sees."""
+    """Yield each block of queries, with the keys from the first to the last that is visible to one of them."""
     for start in range(0, tokens, BLOCK):
         queries = slice(start, min(start + BLOCK, tokens))
         if mask is None:
             yield queries, slice(0, queries.stop)
             continue
-        seen = mask[:, :, queries].any(dim=2).flatten(0, 1).any(dim=0).nonzero().view(-1)
-        yield queries, slice(int(seen[0]), int(seen[-1]) + 1)
+        visible_keys = mask[:, :, queries].any(dim=2).flatten(0, 1).any(dim=0).nonzero().view(-1)
+        yield queries, slice(int(visible_keys[0]), int(visible_keys[-1]) + 1)
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, queries: slice, keys: slice) -> Tensor:
     scores = torch.matmul(q[:, :, queries], k[:, :, keys].transpose(-1, -2))
     if mask is None:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(queries.start - keys.start)
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(queries.start - keys.start)
     else:
-        seen = mask[:, :, queries, keys]
-    return torch.softmax(scores.masked_fill_(seen.logical_not(), float("-inf")), -1)
+        visible = mask[:, :, queries, keys]
+    return torch.softmax(scores.masked_fill_(visible.logical_not(), float("-inf")), -1)

@@ -1,8 +1,8 @@
-"""Trainable parts of an embedding table: a low-rank delta, or single rows as a whole.
+"""Trainable parts of an embedding table: a low-rank delta, or complete single rows.
 
-The delta is peft's (`tuners/lora/layer.py`, `Embedding`): A `(r, vocab)` starts at zero, B `(d, r)` normal, there is no
-dropout, and an output layer tied to the table keeps the base's weight. Rows (`tuners/trainable_tokens`) are different: a
-tied output layer has them too. They are written into the frozen table before each use, so that no second table exists.
+The delta is peft's (`tuners/lora/layer.py`, `Embedding`): A `(r, vocab)` starts at zero, B `(d, r)` from a normal distribution,
+there is no dropout, and an output layer tied to the table keeps the base's weight. Trained rows (`tuners/trainable_tokens`) are
+different: a tied output layer has them too. They are written into the frozen table before each use, to avoid a second table.
 """
 
 from __future__ import annotations
@@ -33,32 +33,33 @@ class LoRAEmbedding(nn.Module):  # type: ignore[misc]
 
     @property
     def weight(self) -> Any:
-        """The table's own weight."""
+        """The weight of the table itself."""
         return self.table.weight
 
     def reset(self, generator: torch.Generator) -> None:
-        """Initialize A with zeros and B from a normal distribution: no delta yet."""
+        """Initialize A with zeros and B from a normal distribution, so that there is no delta yet."""
         with torch.no_grad():
             self.lora_A.zero_()
             self.lora_B.copy_(torch.empty(self.lora_B.shape).normal_(generator=generator))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 `(…)` to `(…, d)`."""
-        found = self.table(ids)
-        picked = nn.functional.embedding(ids, self.lora_A.t(), self.table.padding_idx).to(found.dtype)
-        delta = picked @ self.lora_B.t().to(found.dtype) * self.scaling
+        """Return the embeddings `(…, d)` of int64 ids `(…)`."""
+        output = self.table(ids)
+        columns = nn.functional.embedding(ids, self.lora_A.t(), self.table.padding_idx).to(output.dtype)
+        delta = columns @ self.lora_B.t().to(output.dtype) * self.scaling
         scale = getattr(self.table, "embed_scale", None)  # Gemma's tables multiply their output
-        return found + (delta if scale is None else delta * scale.to(found.dtype))
+        return output + (delta if scale is None else delta * scale.to(output.dtype))
 
 
 class TokenRows(nn.Module):  # type: ignore[misc]
-    """A frozen table with some trained rows: `rows` `(len(ids), d)`, float32."""
+    """A frozen table of which some rows are trained: `rows` `(len(ids), d)`, float32."""
 
     def __init__(self, table: Any, ids: tuple[int, ...]) -> None:
         super().__init__()
         self.table, self.ids = table, ids
         device = table.weight.device
         self.places = torch.tensor(ids).to(device)
+        # slots maps every id to its row among the trained ones, -1 for all others.
         slots = torch.full((len(table.weight),), -1).index_put_((torch.tensor(ids),), torch.arange(len(ids)))
         self.slots = slots.to(device)
         self.initial = table.weight[self.places].float()
@@ -66,49 +67,53 @@ class TokenRows(nn.Module):  # type: ignore[misc]
 
     @property
     def weight(self) -> Any:
-        """The table, with the current rows."""
+        """The table with the current rows."""
         self.write()
         return self.table.weight
 
     def write(self) -> None:
-        """Copy the current rows into the table, and so into an output layer that is tied to it."""
+        """Copy the current rows into the table, and thereby into an output layer that is tied to it."""
         with torch.no_grad():
             self.table.weight.index_copy_(0, self.places, self.rows.to(self.table.weight.dtype))
 
     def reset(self, _: torch.Generator) -> None:
-        """Start from the base's rows."""
+        """Restart from the base's rows."""
         with torch.no_grad():
             self.rows.copy_(self.initial)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 `(…)` to `(…, d)`."""
-        found = self.table(ids)
+        """Return the embeddings `(…, d)` of int64 ids `(…)`."""
+        output = self.table(ids)
         slots = self.slots[ids]
         scale = getattr(self.table, "embed_scale", None)
-        own = nn.functional.embedding(slots.clamp(min=0), self.rows).to(found.dtype)
-        return torch.where((slots >= 0).unsqueeze(-1), own if scale is None else own * scale.to(found.dtype), found)
+        # Ids without a trained row read row 0, which is not used below.
+        trained_rows = nn.functional.embedding(slots.clamp(min=0), self.rows).to(output.dtype)
+        return torch.where(
+            (slots >= 0).unsqueeze(-1), trained_rows if scale is None else trained_rows * scale.to(output.dtype), output
+        )
 
 
 def tables(model: nn.Module) -> dict[str, Any]:
-    """Return path to module of the embedding tables that can be targets: the input's."""
-    own = model.get_input_embeddings()
-    return {path: module for path, module in model.named_modules() if module is own}
+    """Return the embedding tables that can be targets, by path: that of the input."""
+    input_table = model.get_input_embeddings()
+    return {path: module for path, module in model.named_modules() if module is input_table}
 
 
-def adapt(model: nn.Module, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, where: str) -> None:
-    """Replace tables by trained ones; their weights are loaded already."""
+def adapt(model: nn.Module, targets: tuple[str, ...], sizes: Any, config: LoRAConfig, location: str) -> None:
+    """Replace tables whose weights are loaded by trainable ones."""
     for path, table in tables(model).items():
         if path in targets:
-            other = next((key for key in ("dora", "lora_bias", "trainable_token_indices") if getattr(config, key)), None)
-            if other:
-                raise RefusedError(f"{where}: [lora] {other}", f"cannot be combined with LoRA on {path} yet")
-            new: Any = LoRAEmbedding(table, r=sizes.rank(path), alpha=sizes.alpha(path), rslora=config.rslora)
-            replace_module(model, path, new)
+            conflict = next((key for key in ("dora", "lora_bias", "trainable_token_indices") if getattr(config, key)), None)
+            if conflict:
+                raise RefusedError(f"{location}: [lora] {conflict}", f"cannot be combined with LoRA on {path} yet")
+            adapted: Any = LoRAEmbedding(table, r=sizes.rank(path), alpha=sizes.alpha(path), rslora=config.rslora)
+            replace_module(model, path, adapted)
         elif config.trainable_token_indices:
             ids = config.trainable_token_indices
+            # A repeated id would have two trained rows, of which the table can hold only one.
             if len(set(ids)) < len(ids) or not all(0 <= token < len(table.weight) for token in ids):
                 raise RefusedError(
-                    f"{where}: [lora] trainable_token_indices",
+                    f"{location}: [lora] trainable_token_indices",
                     f"must be distinct ids below {len(table.weight)}, the table's size",
                 )
             replace_module(model, path, TokenRows(table, ids))

@@ -1,8 +1,8 @@
-"""Experts whose matrices transformers 5 stacks in one parameter: each quantized by itself, with LoRA of its own.
+"""Experts whose matrices transformers 5 stacks in one parameter: each is quantized by itself and has its own LoRA.
 
-`y = x W_e^T + scaling * (x A_e^T) B_e^T` for the tokens that the router sent to expert e, as peft's `target_parameters`
-computes it (`tuners/lora/layer.py`, `ParamWrapper`, which adds every expert's product to its weight). Here only an expert
-with a token is dequantized, in the forward and again in the backward pass; the others' gradients are zeros, as in peft.
+`y = x W_e^T + scaling * (x A_e^T) B_e^T` for the tokens that the router sends to expert e, as peft's `target_parameters`
+computes it (`tuners/lora/layer.py`, `ParamWrapper`, which adds every expert's product to its weight). Here only experts that
+get a token are dequantized, in the forward and again in the backward pass; the gradients of the others are zeros, as in peft.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
 
 class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
-    """x `(pairs, in)` of tokens with an expert, expert by expert; A `(experts, r, in)`, B `(experts, out, r)` float32, or None
-    where nothing is trained; `counts` are the pairs of each expert."""
+    """The product of a stack of experts with their tokens.
+
+    x is `(pairs, in)`, a pair being a token with one of its experts, sorted by expert; A `(experts, r, in)` and B
+    `(experts, out, r)` are float32, or None if nothing is trained; `counts` are the pairs of each expert.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """`(pairs, out)`."""
+        """Return `(pairs, out)`."""
         x, lora_A, lora_B, stack, counts = inputs
-        ctx.stack, ctx.visited = stack, _visited(counts)
+        ctx.stack, ctx.visited = stack, _expert_rows(counts)
         y = x.new_empty(len(x), stack.shape[1])
         for expert, rows in ctx.visited:
             torch.mm(x[rows], stack.dense(expert, x.dtype).t(), out=y[rows])
@@ -58,7 +61,7 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
             dx = dy.new_empty(len(dy), stack.shape[2])
             for expert, rows in visited:
                 torch.mm(dy[rows], stack.dense(expert, dy.dtype), out=dx[rows])
-        saved = ctx.saved_tensors  # read once: with checkpointing a second access fails
+        saved = ctx.saved_tensors  # read only once: with checkpointing, a second access fails
         if not saved:
             return dx, None, None, None, None
         x, xA, A, B = saved
@@ -72,32 +75,33 @@ class _StackFunction(torch.autograd.Function):  # type: ignore[misc]
         return dx, dA, dB, None, None
 
 
-def _visited(counts: Sequence[int]) -> list[tuple[int, slice]]:
-    """Return each expert with a token, and its rows."""
-    found, at = [], 0
+def _expert_rows(counts: Sequence[int]) -> list[tuple[int, slice]]:
+    """Return each expert that has tokens, with its rows."""
+    visits, start = [], 0
     for expert, count in enumerate(counts):
         if count:
-            found.append((expert, slice(at, at + count)))
-        at += count
-    return found
+            visits.append((expert, slice(start, start + count)))
+        start += count
+    return visits
 
 
 class Stack(nn.Module):  # type: ignore[misc]
-    """The frozen matrices of all experts; `transposed` ones are `(in, out)`."""
+    """The frozen matrices of all experts; if `transposed`, each is `(in, out)`."""
 
     scaling = 0.0
 
     def __init__(self, matrices: Sequence[Matrix], *, transposed: bool) -> None:
         super().__init__()
-        # FSDP divides registered submodules only.
+        # FSDP shards registered submodules only.
         self.matrices = nn.ModuleList(matrices) if isinstance(matrices[0], ShardedNF4) else tuple(matrices)
         self.transposed = transposed
+        # Registered as None, so that `lora_A` and `lora_B` exist on every stack and its forward pass is one function.
         self.register_parameter("lora_A", None)
         self.register_parameter("lora_B", None)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(experts, out, in)`."""
+        """The shape `(experts, out, in)`."""
         first, second = self.matrices[0].shape
         return (len(self.matrices), second, first) if self.transposed else (len(self.matrices), first, second)
 
@@ -107,7 +111,7 @@ class Stack(nn.Module):  # type: ignore[misc]
         return matrix.t() if self.transposed else matrix
 
     def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        """`(pairs, in)`, expert by expert, to `(pairs, out)`."""
+        """Return `(pairs, out)` for `x` `(pairs, in)`, sorted by expert."""
         return _StackFunction.apply(x, self.lora_A, self.lora_B, self, counts)
 
 
@@ -123,7 +127,7 @@ class LoRAStack(Stack):
         self.lora_B = nn.Parameter(torch.zeros(experts, out_features, r, device=matrices[0].device))
 
     def reset(self, generator: torch.Generator) -> None:
-        """Initialize A within 1 / sqrt(in_features) and B with zeros, as in a linear layer."""
+        """Initialize A uniformly within 1 / sqrt(in_features) and B with zeros, as in a linear layer."""
         bound = 1 / math.sqrt(self.lora_A.shape[2])
         with torch.no_grad():
             self.lora_A.copy_(torch.empty(self.lora_A.shape).uniform_(-bound, bound, generator=generator))
@@ -131,15 +135,15 @@ class LoRAStack(Stack):
 
 
 def register() -> str:
-    """Register `_experts` with transformers; returns its name for a config's `_experts_implementation`."""
+    """Register `_run_experts` with transformers, and return its name for a config's `_experts_implementation`."""
     from transformers.integrations.moe import ExpertsInterface
 
-    ExpertsInterface.register(NAME, _experts)
+    ExpertsInterface.register(NAME, _run_experts)
     return NAME
 
 
 def stacks(model: nn.Module) -> dict[str, Any]:
-    """Return path to module of every stacked parameter of modules that use transformers' experts interface, in order."""
+    """Return the module of every stacked parameter by its path, for modules with transformers' experts interface, in order."""
     return {
         f"{path}.{name}": module
         for path, module in model.named_modules()
@@ -149,16 +153,17 @@ def stacks(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Compute as `integrations/moe.py` requires, from states `(tokens, d)`, ids and weights `(tokens, k)` of their experts."""
-    chosen = top_k_index.reshape(-1)
-    by_expert, order = torch.sort(chosen, stable=True)
+def _run_experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Run experts as `integrations/moe.py` requires: states are `(tokens, d)`, ids and weights of experts `(tokens, k)`."""
+    expert_ids = top_k_index.reshape(-1)
+    # A token occurs once for each of its experts. Sorted by expert, the rows of each are contiguous.
+    by_expert, order = torch.sort(expert_ids, stable=True)
     up, down = module.gate_up_proj if module.has_gate else module.up_proj, module.down_proj
-    counts = torch.bincount(chosen, minlength=down.shape[0]).tolist()
+    counts = torch.bincount(expert_ids, minlength=down.shape[0]).tolist()
     x = hidden_states[order // top_k_index.shape[-1]]
     places = None
     if x.dtype != torch.float32 and x.device.type == "cpu":
-        places, by_expert, counts = _spaced(by_expert, counts)
+        places, by_expert, counts = _pad_expert_rows(by_expert, counts)
         x = x.new_zeros(len(by_expert), x.shape[1]).index_copy(0, places, x)
     x = up(x, counts)
     if module.has_bias:
@@ -170,25 +175,26 @@ def _experts(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_
         y = module.post_expert_norm(y)
     y = y if places is None else y[places]
     weighted = y * top_k_weights.reshape(-1)[order].unsqueeze(-1)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    together = weighted[back].view(len(hidden_states), -1, weighted.shape[-1]).sum(dim=1)
-    return together.to(hidden_states.dtype)
+    # Back in the order of tokens, to sum the weighted outputs of each token's experts.
+    original_order = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    summed = weighted[original_order].view(len(hidden_states), -1, weighted.shape[-1]).sum(dim=1)
+    return summed.to(hidden_states.dtype)
 
 
-def _spaced(by_expert: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
-    """Pad each expert's pairs to a multiple of `_ROWS`: returns their places, the expert of every place, and the counts.
+def _pad_expert_rows(by_expert: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Pad each expert's pairs to a multiple of `_ROW_MULTIPLE`; return their places, the expert of every place, and the counts.
 
     oneDNN, which multiplies 16-bit matrices on a CPU, caches half a megabyte or more for every number of rows it has seen.
     """
-    there = torch.tensor(counts)
-    wide = -(there // -_ROWS) * _ROWS
-    shift = (wide.cumsum(0) - wide) - (there.cumsum(0) - there)
-    places = torch.arange(len(by_expert)) + shift[by_expert]
-    return places, torch.repeat_interleave(torch.arange(len(counts)), wide), wide.tolist()
+    counts_tensor = torch.tensor(counts)
+    padded = -(counts_tensor // -_ROWS) * _ROWS
+    shifts = (padded.cumsum(0) - padded) - (counts_tensor.cumsum(0) - counts_tensor)
+    places = torch.arange(len(by_expert)) + shifts[by_expert]
+    return places, torch.repeat_interleave(torch.arange(len(counts)), padded), padded.tolist()
 
 
 def check(config: LoRAConfig, where: str) -> None:
-    """Refuse options that peft cannot combine with a stack either, since it adds the product to the expert's weight."""
+    """Refuse options that peft cannot combine with a stack either, because it adds the product to the expert's weight."""
     for key, default in (("dora", False), ("lora_bias", False), ("dropout", 0.0), ("init", "default")):
         if getattr(config, key) != default:
             raise RefusedError(where, f"[lora] {key} cannot be combined with LoRA on a stack of experts", "Leave one out")

@@ -1,8 +1,8 @@
-"""The LoRA linear layer, and where such layers are in a model.
+"""The LoRA linear layer, and access to such layers in a model.
 
-`y = x W^T + scaling * (x A^T) B^T` (arXiv 2106.09685), W frozen. The autograd function below dequantizes W in the
-forward pass and again in the backward pass, so that nothing of W's size outlives either, and saves only `x`, which
-layers with the same input share, and `x A^T`, which is r numbers a token.
+`y = x W^T + scaling * (x A^T) B^T` (arXiv 2106.09685), W frozen. The autograd function below dequantizes W in the forward pass
+and again in the backward pass, so that nothing of W's size outlives either. It saves only `x`, which layers with the same input
+share, and `x A^T`, which is r numbers per token.
 """
 
 from __future__ import annotations
@@ -20,37 +20,42 @@ from adapterhub_converters.adapter import scaling
 
 from .nf4 import NF4, dense
 
-_TRAINED = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
+_TRAINED_NAMES = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
 
 
 class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
-    """x `(tokens, in)`, A `(r, in)`, B `(out, r)` float32; W `(out, in)` in x's dtype or NF4; `dropped` is x after
-    dropout, or None where there is none."""
+    """The product of a LoRA layer.
+
+    x is `(tokens, in)`; A `(r, in)` and B `(out, r)` are float32; W `(out, in)` is in x's dtype or NF4; `dropped` is x after
+    dropout, or None without dropout.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """`(tokens, out)`."""
+        """Return `(tokens, out)`."""
         x, dropped, lora_A, lora_B, weight, bias, factor = inputs
         W = dense(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
         y = x @ W.t() if bias is None else torch.addmm(bias, x, W.t())
-        seen = x if dropped is None else dropped
-        xA = seen @ A.t()
+        delta_input = x if dropped is None else dropped
+        xA = delta_input @ A.t()
+        # In place, so that there is no second tensor of the output's size.
         y.addmm_(xA, B.t(), alpha=factor)
-        ctx.save_for_backward(seen, xA, A, B)
+        ctx.save_for_backward(delta_input, xA, A, B)
         ctx.weight, ctx.factor, ctx.dropped = weight, factor, dropped is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         """Return the gradients of x, of x after dropout, of A and B; W has none."""
-        seen, xA, A, B = ctx.saved_tensors
+        delta_input, xA, A, B = ctx.saved_tensors
         dyB = (dy @ B).mul_(ctx.factor)
-        dA = (dyB.t() @ seen).float()
+        dA = (dyB.t() @ delta_input).float()
         dB = (dy.t() @ xA).float().mul_(ctx.factor)
         dx = d_dropped = None
         if ctx.needs_input_grad[0]:
             dx = dy @ dense(ctx.weight, dy.dtype)
+            # With dropout, the delta's gradient belongs to `dropped`; autograd adds it to that of x.
             if not ctx.dropped:
                 dx.addmm_(dyB, A)
         if ctx.needs_input_grad[1]:
@@ -59,10 +64,10 @@ class _LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
 
 
 class Frozen(nn.Module):  # type: ignore[misc]
-    """A frozen matrix `(out, in)`, dense or NF4, that is not a parameter, and its bias.
+    """A frozen matrix `(out, in)`, dense or NF4, that is not a parameter, with its bias.
 
     Attributes:
-        transposed: True where the base stores it `(in, out)`, as Hugging Face's Conv1D does.
+        transposed: Whether the base stores it `(in, out)`, as Hugging Face's Conv1D does.
         dtype: The dtype that the model computes in, for an NF4 matrix.
     """
 
@@ -71,22 +76,23 @@ class Frozen(nn.Module):  # type: ignore[misc]
 
     def __init__(self, weight: Tensor | NF4, bias: Tensor | None) -> None:
         super().__init__()
+        # Not a parameter: it is neither trained nor saved, and NF4 is not a tensor.
         self.base = weight
         self.bias = bias
 
     @property
     def weight(self) -> Tensor:
-        """The matrix, for a model that multiplies with it itself; without the delta, as in peft."""
+        """The matrix without the delta, as in peft, for a model that multiplies with it directly."""
         matrix = dense(self.base, self.base.dtype if isinstance(self.base, Tensor) else self.dtype)
         return matrix.t() if self.transposed else matrix
 
 
 class LoRALinear(Frozen):
-    """A frozen linear layer with a trainable low-rank delta; its factors are float32, its arithmetic in x's dtype.
+    """A frozen linear layer with a trainable low-rank delta; its factors are float32, its arithmetic is in x's dtype.
 
     Args:
-        biased: The delta has a bias, `(out,)`, scaled like the rest of it.
-        initial: Factors to start from where they are not drawn at random (`variants`); the base is without them.
+        biased: Whether the delta has a bias, `(out,)`, scaled like the rest of it.
+        initial: Factors to start from if they are not drawn at random (`variants`); their product was subtracted from the base.
     """
 
     def __init__(
@@ -111,7 +117,7 @@ class LoRALinear(Frozen):
         self.lora_bias = nn.Parameter(torch.zeros(out_features, device=weight.device)) if biased else None
 
     def reset(self, generator: torch.Generator) -> None:
-        """Initialize A as peft does (kaiming uniform with a = sqrt 5: within 1 / sqrt(in_features)) and B with zeros."""
+        """Initialize A as peft does (kaiming uniform with a = sqrt 5, within 1 / sqrt(in_features)) and B with zeros."""
         bound = 1 / math.sqrt(self.lora_A.shape[1])
         with torch.no_grad():
             if self.lora_bias is not None:
@@ -125,14 +131,14 @@ class LoRALinear(Frozen):
             self.lora_B.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(…, in)` to `(…, out)`."""
-        dropped = self._dropped(x)
+        """Return `(…, out)` for `x` `(…, in)`."""
+        dropped = self._dropout(x)
         flat = x.reshape(-1, x.shape[-1])
         y = self._apply_flat(flat, None if dropped is None else dropped.reshape(flat.shape))
         return y.view(*x.shape[:-1], y.shape[-1])
 
-    def _dropped(self, x: Tensor) -> Tensor | None:
-        # In the shape in which peft drops, so that the same state of torch's generator drops the same numbers.
+    def _dropout(self, x: Tensor) -> Tensor | None:
+        # Applied before flattening, as peft does: from the same state of torch's generator, the same numbers are dropped.
         return nn.functional.dropout(x, self.dropout) if self.training and self.dropout else None
 
     def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
@@ -141,10 +147,10 @@ class LoRALinear(Frozen):
 
 
 class FrozenLinear(Frozen):
-    """A linear layer that is not a target: quantized all the same, it only passes gradients through."""
+    """A linear layer that is not a target; it is quantized like one and only passes gradients through."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(…, in)` to `(…, out)`."""
+        """Return `(…, out)` for `x` `(…, in)`."""
         y = through(x.reshape(-1, x.shape[-1]), self.base)
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias
@@ -167,56 +173,57 @@ def through(x: Tensor, weight: Tensor | NF4) -> Tensor:
 
 
 def linears(model: nn.Module) -> dict[str, Any]:
-    """Return path to layer of every `nn.Linear` and `Conv1D` but the output layer, in the model's order: peft's `all-linear`.
+    """Return every `nn.Linear` and `Conv1D` except the output layer, by path in the model's order: peft's `all-linear`.
 
     Subclasses that compute something else, as some routers do, are left out.
     """
     head = model.get_output_embeddings()
-    return {path: module for path, module in model.named_modules() if module is not head and _is_plain(module.__class__)}
+    return {path: module for path, module in model.named_modules() if module is not head and _is_plain_linear(module.__class__)}
 
 
 @cache
-def _is_plain(kind: Any) -> bool:
-    """Return whether layers of this class compute `x W^T + b`; one with a `forward` of its own is tried on a small example."""
+def _is_plain_linear(layer_class: Any) -> bool:
+    """Return whether layers of this class compute `x W^T + b`; a class with its own `forward` is tried on a small example."""
     from transformers.pytorch_utils import Conv1D
 
-    if not issubclass(kind, nn.Linear):
-        return bool(issubclass(kind, Conv1D) and kind.forward is Conv1D.forward)
-    if kind.forward is nn.Linear.forward:
+    if not issubclass(layer_class, nn.Linear):
+        return bool(issubclass(layer_class, Conv1D) and layer_class.forward is Conv1D.forward)
+    if layer_class.forward is nn.Linear.forward:
         return True
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
-        probe, x = kind.__new__(kind), torch.randn(5, 3)
+        # Without the `__init__` of the class, which may need a config.
+        probe, x = layer_class.__new__(layer_class), torch.randn(5, 3)
         nn.Linear.__init__(probe, 3, 2)
         try:
-            return bool(torch.allclose(kind.forward(probe, x), nn.functional.linear(x, probe.weight, probe.bias)))
+            return bool(torch.allclose(layer_class.forward(probe, x), nn.functional.linear(x, probe.weight, probe.bias)))
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return False
 
 
 def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at `path`."""
+    """Replace the module at `path` by `module`."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield path and layer of everything with a `lora_A` and a `lora_B`, in the model's order."""
+    """Yield the path and layer of every module with `lora_A` and `lora_B`, in the model's order."""
     for path, module in model.named_modules():
         if isinstance(getattr(module, "lora_A", None), nn.Parameter):
             yield path, module
 
 
 def trained_parameters(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield name and parameter of all that is trained: `PATH.lora_A`, `PATH.lora_B`, and the others of `_TRAINED`."""
+    """Yield the name and parameter of everything that is trained, such as `PATH.lora_A` (all of `_TRAINED_NAMES`)."""
     for path, module in model.named_modules():
-        for name in _TRAINED:
+        for name in _TRAINED_NAMES:
             if isinstance(getattr(module, name, None), nn.Parameter):
                 yield f"{path}.{name}", getattr(module, name)
 
 
 @contextmanager
 def without_delta(model: nn.Module) -> Iterator[None]:
-    """Compute what the base alone does within the block: deltas are scaled by 0, and there is no dropout and no gradient."""
+    """Within the block, compute what the base alone does: deltas are scaled by 0, without dropout and gradients."""
     layers = [layer for _, layer in lora_layers(model)]
     scalings, training = [layer.scaling for layer in layers], model.training
     model.eval()
@@ -226,8 +233,8 @@ def without_delta(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        for layer, own in zip(layers, scalings, strict=True):
-            layer.scaling = own
+        for layer, original_scaling in zip(layers, scalings, strict=True):
+            layer.scaling = original_scaling
         model.train(training)
 
 

@@ -1,11 +1,11 @@
 """NF4 with double quantization (QLoRA, arXiv 2305.14314, section 3), byte for byte as bitsandbytes stores it.
 
-A block of 64 weights is divided by its largest magnitude and each quotient replaced by the nearest of 16 codes,
-two to a byte, the first in the high half. The magnitudes, less their mean, are themselves quantized to 8 bits in
-blocks of 256. That is 4.127 bits a weight. The reference is torch alone and works everywhere; `dequantize` uses what gives the
-same numbers faster: on CUDA one kernel that torch compiles, elsewhere that of bitsandbytes where it is installed.
+A block of 64 weights is divided by its largest magnitude, and each quotient is replaced by the nearest of 16 codes, two to a
+byte, the first in the high half. The magnitudes, less their mean, are themselves quantized to 8 bits in blocks of 256. That is
+4.127 bits per weight. The reference uses torch alone and works everywhere; `dequantize` uses whatever gives the same numbers
+faster: on CUDA one kernel compiled by torch, elsewhere the kernel of bitsandbytes if it is installed.
 
-Of several processes each may hold a part of every matrix (`ShardedNF4`): FSDP2 assembles a block before its use and frees it
+With several processes, each may hold a part of every matrix (`ShardedNF4`): FSDP2 assembles a block before its use and frees it
 afterwards.
 """
 
@@ -25,9 +25,7 @@ from adapterhub.training import distributed
 from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CODE
 from adapterhub_converters.errors import RefusedError
 
-_CHUNK = 1 << 18  # weights quantized at a time: their intermediates stay in the cache
-
-"""A `torch.Tensor`."""
+_CHUNK_WEIGHTS = 1 << 18  # weights at a time, so that intermediates stay in the processor's cache
 
 CODE = torch.tensor(NF4_CODE)
 
@@ -37,12 +35,12 @@ class NF4:
     """A quantized matrix.
 
     Attributes:
-        packed: uint8 `(ceil(n / 2),)`, two codes a byte.
-        absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map; float32, the magnitude itself,
-            in a checkpoint without double quantization.
+        packed: uint8 `(ceil(n / 2),)`, two codes per byte.
+        absmax: uint8 `(ceil(n / 64),)`, each block's magnitude as an index into the 8-bit map; without double quantization
+            float32, the magnitude itself.
         nested: float32 `(ceil(n / 64 / 256),)`, factors of the 8-bit values; None without double quantization.
         offset: float32 scalar, the mean magnitude; None without double quantization.
-        shape: `(out_features, in_features)`, n their product.
+        shape: `(out_features, in_features)`, whose product is n.
     """
 
     packed: Tensor
@@ -53,67 +51,76 @@ class NF4:
 
     @property
     def size(self) -> int:
-        """Bytes in memory."""
-        parts = (self.packed, self.absmax, self.nested, self.offset)
-        return sum(int(part.numel() * part.element_size()) for part in parts if part is not None)
+        """The bytes in memory."""
+        tensors = (self.packed, self.absmax, self.nested, self.offset)
+        return sum(int(tensor.numel() * tensor.element_size()) for tensor in tensors if tensor is not None)
 
     @property
     def device(self) -> torch.device:
-        """The device of its tensors."""
+        """The device of the tensors."""
         return self.packed.device
 
     def to(self, device: torch.device) -> NF4:
         """Return a copy on another device."""
         packed, absmax, nested, offset = (
-            part if part is None else part.to(device) for part in (self.packed, self.absmax, self.nested, self.offset)
+            tensor if tensor is None else tensor.to(device) for tensor in (self.packed, self.absmax, self.nested, self.offset)
         )
         return NF4(packed, absmax, nested, offset, self.shape)
 
 
-def quantize(weight: Tensor, where: str = "weight") -> NF4:
-    """Quantize `weight` (float32, float16 or bfloat16, any shape); RefusedError if a value is not finite."""
+def quantize(weight: Tensor, location: str = "weight") -> NF4:
+    """Quantize `weight` (float32, float16 or bfloat16, any shape).
+
+    Raises:
+        RefusedError: A value is not finite.
+    """
     flat = weight.detach().reshape(-1)
     count = flat.numel()
     packed = torch.empty((count + 1) // 2, dtype=torch.uint8)
     magnitudes = torch.empty(-(count // -BLOCK), dtype=torch.float32)
-    for start in range(0, count, _CHUNK):
-        chunk = flat[start : start + _CHUNK].float()
+    for start in range(0, count, _CHUNK_WEIGHTS):
+        chunk = flat[start : start + _CHUNK_WEIGHTS].float()
         if chunk.numel() % BLOCK:
             # Zeros after the last weight change neither its block's magnitude nor its codes.
             chunk = torch.nn.functional.pad(chunk, (0, -chunk.numel() % BLOCK))
         blocks = chunk.view(-1, BLOCK)
-        largest = blocks.abs().amax(dim=1)
-        codes = _nearest(_quotients(blocks, largest, partial=min(count - start, _CHUNK) % BLOCK)).view(-1, 2)
+        block_magnitudes = blocks.abs().amax(dim=1)
+        codes = _nearest_codes(_quotients(blocks, block_magnitudes, partial=min(count - start, _CHUNK_WEIGHTS) % BLOCK)).view(
+            -1, 2
+        )
         pairs = (codes[:, 0] << 4) | codes[:, 1]
-        first = start // 2
-        packed[first : first + pairs.numel()] = pairs[: packed.numel() - first]
-        magnitudes[start // BLOCK : start // BLOCK + largest.numel()] = largest
+        first_byte = start // 2
+        packed[first_byte : first_byte + pairs.numel()] = pairs[: packed.numel() - first_byte]
+        magnitudes[start // BLOCK : start // BLOCK + block_magnitudes.numel()] = block_magnitudes
     if not bool(torch.isfinite(magnitudes).all()):
-        raise RefusedError(where, "contains a value that is not finite, which NF4 cannot represent", code="non-finite")
+        raise RefusedError(location, "contains a value that is not finite, which NF4 cannot represent", code="non-finite")
+    # Magnitudes are positive and the 8-bit type is symmetric: without their mean, they use all of it (section 3).
     offset = magnitudes.mean()
     absmax, nested = _quantize_8bit(magnitudes - offset)
     return NF4(packed, absmax, nested, offset, tuple(weight.shape))
 
 
-def _quotients(blocks: Tensor, largest: Tensor, partial: int) -> Tensor:
-    """Divide weights by their block's magnitude, in bitsandbytes' own arithmetic: times the reciprocal, except that a last
-    block that is not full is divided (`backends/default/ops.py`, `quantize_4bit`). A block of zeros gives zeros."""
-    safe = largest.clamp(min=1e-38).unsqueeze(1)
-    quotients = blocks * (1.0 / safe)
+def _quotients(blocks: Tensor, block_magnitudes: Tensor, partial: int) -> Tensor:
+    """Divide weights by their block's magnitude in bitsandbytes' own arithmetic; a block of zeros gives zeros.
+
+    It multiplies by the reciprocal, but divides a last block that is not full (`backends/default/ops.py`, `quantize_4bit`).
+    """
+    divisors = block_magnitudes.clamp(min=1e-38).unsqueeze(1)
+    quotients = blocks * (1.0 / divisors)
     if partial:
-        quotients[-1] = blocks[-1] / safe[-1]
+        quotients[-1] = blocks[-1] / divisors[-1]
     return quotients.clamp_(-1, 1)
 
 
 @cache
-def _bounds() -> tuple[float, ...]:
+def _code_midpoints() -> tuple[float, ...]:
     return tuple(((CODE[:-1] + CODE[1:]) / 2).tolist())
 
 
-def _nearest(quotients: Tensor) -> Tensor:
+def _nearest_codes(quotients: Tensor) -> Tensor:
     """Return the index of the nearest code, uint8: the number of midpoints below. Fifteen comparisons beat a search here."""
     codes = torch.zeros(quotients.shape, dtype=torch.uint8)
-    for bound in _bounds():
+    for bound in _code_midpoints():
         codes += quotients > bound
     return codes
 
@@ -132,20 +139,20 @@ def dynamic_map() -> Tensor:
 def _quantize_8bit(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return values (float32, flat) as indices into the 8-bit map, and the largest magnitude of every block of 256.
 
-    bitsandbytes' CPU kernel looks the index up in a table of 65536 steps over [-1, 1], so that very small values may
-    get a neighbor of the nearest; this does the same, because those bytes are what others store. A block of zeros is 0.
+    bitsandbytes' CPU kernel looks up the index in a table of 65536 steps over [-1, 1], so very small values may get a neighbor
+    of the nearest; this does the same, because those are the bytes that others store. A block of zeros is 0.
     """
     count = values.numel()
     blocks = torch.nn.functional.pad(values, (0, -count % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
     largest = blocks.abs().amax(dim=1)
     quotients = (blocks * (1.0 / largest.clamp(min=1e-38).unsqueeze(1))).clamp_(-1, 1)
     steps = ((quotients + 1) * (0.5 * 65535) + 0.5).int()
-    codes = torch.where(largest.unsqueeze(1) > 0, _steps()[steps], 0)
+    codes = torch.where(largest.unsqueeze(1) > 0, _nearest_index_table()[steps], 0)
     return codes.view(-1)[:count], largest
 
 
 @cache
-def _steps() -> Tensor:
+def _nearest_index_table() -> Tensor:
     """Return the index of the nearest of the 256 values for each of the 65536 steps, uint8."""
     steps = torch.arange(65536, dtype=torch.float64).mul_(2 / 65535).sub_(1).float()
     codes = dynamic_map()
@@ -155,34 +162,37 @@ def _steps() -> Tensor:
 
 
 def magnitudes(matrix: NF4) -> Tensor:
-    """Return the block magnitudes, float32 `(ceil(n / 64),)`, from their 8-bit form."""
+    """Return the block magnitudes, float32 `(ceil(n / 64),)`, decoded from their 8-bit form."""
     if matrix.nested is None:
         return matrix.absmax
-    values = _on(dynamic_map, matrix.absmax.device)[matrix.absmax.int()]
+    values = _table_on(dynamic_map, matrix.absmax.device)[matrix.absmax.int()]
     count = values.numel()
     scales = matrix.nested.repeat_interleave(NESTED_BLOCK)[:count]
     return values * scales + matrix.offset
 
 
 def dequantize(matrix: NF4, dtype: torch.dtype) -> Tensor:
-    """Return the matrix in `dtype` (bfloat16, float16 or float32), through a kernel where there is one."""
-    if matrix.device.type == "cuda" and fits_fused(matrix) and (fused := _fused(matrix.device)):
+    """Return the matrix in `dtype` (bfloat16, float16 or float32), using a kernel if there is one."""
+    if matrix.device.type == "cuda" and fits_fused(matrix) and (fused := _fused_kernel(matrix.device)):
         return fused(matrix, dtype)
-    kernel = _kernel()
-    # Where a block lies in two rows, its kernel for CPUs (0.50.2) multiplies by other blocks' magnitudes.
+    kernel = _bitsandbytes_kernel()
+    # If a block spans two rows, bitsandbytes' CPU kernel (0.50.2) multiplies by the magnitudes of other blocks.
     if kernel is None or matrix.shape[-1] % BLOCK:
         return dequantize_reference(matrix, dtype)
     return kernel(matrix, dtype)
 
 
 def dequantize_reference(matrix: NF4, dtype: torch.dtype) -> Tensor:
-    """Do the same in torch alone: two codes a byte through a table of 256 pairs, times the magnitude in float32."""
+    """Return the same as `dequantize` with torch alone.
+
+    It looks up two codes per byte in a table of 256 pairs, and multiplies by the magnitude in float32.
+    """
     packed, scales = matrix.packed, magnitudes(matrix)
     dense = torch.empty(len(scales) * BLOCK, dtype=dtype, device=packed.device)
-    # On a CPU in chunks, whose intermediates stay in the cache.
-    size = _CHUNK if packed.device.type == "cpu" else max(1, packed.numel())
+    # On a CPU, chunks keep the intermediates in the cache.
+    size = _CHUNK_WEIGHTS if packed.device.type == "cpu" else max(1, packed.numel())
     for start in range(0, packed.numel(), size):
-        values = torch.index_select(_on(_pairs, packed.device), 0, packed[start : start + size].int()).view(torch.float32)
+        values = torch.index_select(_table_on(_pairs, packed.device), 0, packed[start : start + size].int()).view(torch.float32)
         if values.numel() % BLOCK:
             values = torch.nn.functional.pad(values, (0, -values.numel() % BLOCK))
         blocks, first = values.view(-1, BLOCK), 2 * start // BLOCK
@@ -193,41 +203,41 @@ def dequantize_reference(matrix: NF4, dtype: torch.dtype) -> Tensor:
 
 @cache
 def _pairs() -> Tensor:
-    """Return the two codes of every byte as one number of 64 bits, int64 `(256,)`: looked up at once, several times as fast."""
+    """Return the two codes of every byte as one 64-bit number, int64 `(256,)`; one lookup is several times faster than two."""
     byte = torch.arange(256)
     return torch.stack([CODE[byte >> 4], CODE[byte & 15]], dim=1).view(torch.int64).view(-1)
 
 
 @cache
-def _on(table: Callable[[], Tensor], device: torch.device) -> Tensor:
+def _table_on(table: Callable[[], Tensor], device: torch.device) -> Tensor:
     """Return a table of constants, copied once to each device."""
     return table().to(device)
 
 
 def fits_fused(matrix: NF4) -> bool:
-    """Return whether a matrix is what `fused` computes: doubly quantized, of whole blocks."""
+    """Return whether the fused kernel can compute a matrix: it must be doubly quantized and consist of whole blocks."""
     return matrix.nested is not None and len(matrix.absmax) * BLOCK == math.prod(matrix.shape)
 
 
 def fused(backend: str = "inductor") -> Callable[[NF4, Any], Tensor]:
     """Return `dequantize_reference` as one graph for all shapes, which torch compiles to one kernel.
 
-    In eager torch there are seven, and most read and write all of the matrix.
+    Eager torch runs seven kernels, most of which read and write the whole matrix.
     """
-    # By default kernels fuse a product and a sum, which rounds once where the reference rounds twice.
+    # By default, kernels fuse a product and a sum and round once; the reference rounds twice.
     options = {"emulate_precision_casts": True} if backend == "inductor" else None
     compiled = torch.compile(_expand, dynamic=True, fullgraph=True, backend=backend, options=options)
 
-    def call(matrix: NF4, dtype: torch.dtype) -> Tensor:
-        tables = _on(_code, matrix.device), _on(dynamic_map, matrix.device), _on(_shifts, matrix.device)
-        parts = matrix.packed, matrix.absmax, matrix.nested, matrix.offset
-        return compiled(*parts, *tables, dtype).view(matrix.shape)
+    def dequantize_fused(matrix: NF4, dtype: torch.dtype) -> Tensor:
+        tables = _table_on(_code, matrix.device), _table_on(dynamic_map, matrix.device), _table_on(_shifts, matrix.device)
+        tensors = matrix.packed, matrix.absmax, matrix.nested, matrix.offset
+        return compiled(*tensors, *tables, dtype).view(matrix.shape)
 
-    return call
+    return dequantize_fused
 
 
-def _expand(*given: Any) -> Tensor:
-    packed, absmax, nested, offset, code, values, shifts, dtype = given
+def _expand(*tensors: Any) -> Tensor:
+    packed, absmax, nested, offset, code, values, shifts, dtype = tensors
     scales = values[absmax.int()] * nested[:, None].expand(-1, NESTED_BLOCK).reshape(-1)[: len(absmax)] + offset
     blocks = code[((packed[:, None] >> shifts) & 15).int()].view(-1, BLOCK)
     return (blocks * scales[:, None]).to(dtype)
@@ -242,22 +252,23 @@ def _shifts() -> Tensor:
 
 
 @cache
-def _fused(device: torch.device) -> Callable[[NF4, Any], Tensor] | None:
-    """Return `fused` if it compiles here and gives the reference's numbers, bit for bit; else the usual kernel is used."""
+def _fused_kernel(device: torch.device) -> Callable[[NF4, Any], Tensor] | None:
+    """Return the fused kernel if it compiles here and gives the reference's numbers, bit for bit; None otherwise."""
+    # A fixed sample of whole blocks, so that the decision is the same in every run.
     sample = quantize(torch.randn(96, 256, generator=torch.Generator().manual_seed(0))).to(device)
     try:
-        made = fused()
+        function = fused()
         dtypes = torch.float32, torch.bfloat16
-        same = all(torch.equal(made(sample, dtype), dequantize_reference(sample, dtype)) for dtype in dtypes)
-    except Exception as error:  # noqa: BLE001 - whatever torch, Triton or a C compiler raises
+        is_exact = all(torch.equal(function(sample, dtype), dequantize_reference(sample, dtype)) for dtype in dtypes)
+    except Exception as error:  # noqa: BLE001 - torch, Triton or a C compiler may raise anything
         logging.getLogger(__name__).info("NF4 is not compiled for %s: %s", device, error)
         return None
-    return made if same else None
+    return function if is_exact else None
 
 
 @cache
-def _kernel() -> Callable[[NF4, Any], Tensor] | None:
-    # Its import warns about an optional download that is not used here.
+def _bitsandbytes_kernel() -> Callable[[NF4, Any], Tensor] | None:
+    # The import of bitsandbytes warns about an optional download that is not used here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401 - registers the operators
@@ -265,10 +276,10 @@ def _kernel() -> Callable[[NF4, Any], Tensor] | None:
         return None
     operator = torch.ops.bitsandbytes.dequantize_4bit.default
 
-    def call(matrix: NF4, dtype: torch.dtype) -> Tensor:
+    def dequantize_with_kernel(matrix: NF4, dtype: torch.dtype) -> Tensor:
         return operator(matrix.packed.view(-1, 1), magnitudes(matrix), BLOCK, "nf4", matrix.shape, dtype)
 
-    return call
+    return dequantize_with_kernel
 
 
 def dense(weight: Tensor | NF4 | ShardedNF4, dtype: torch.dtype) -> Tensor:
@@ -282,12 +293,12 @@ def dense(weight: Tensor | NF4 | ShardedNF4, dtype: torch.dtype) -> Tensor:
 
 
 class ShardedNF4(nn.Module):  # type: ignore[misc]
-    """A matrix whose packed bytes are a parameter that FSDP divides: this process's part, except while its block is in use.
+    """A matrix whose packed bytes FSDP shards as a parameter; a process has its part, except while its block is in use.
 
-    `fully_shard` (torch.distributed.fsdp) divides the packed bytes alone, which are nearly all of the matrix and never change;
-    everything else is replicated, so that factors, gradients, moments and checkpoints are as in one process. There is one
-    exchange for each block, and where the device has streams the next block's runs while this one computes. All processes
-    have to run the same blocks, so each makes the same number of passes in a step (`loop.loss.passes`).
+    `fully_shard` (torch.distributed.fsdp) shards the packed bytes alone, which are nearly all of the matrix and never change.
+    Everything else is replicated, so factors, gradients, moments and checkpoints are as in one process. There is one exchange
+    per block; on a device with streams, that of the next block runs while this one computes. All processes have to run the same
+    blocks, so each makes the same number of passes in a step (`loop.loss.passes`).
     """
 
     def __init__(self, matrix: NF4) -> None:
@@ -302,26 +313,27 @@ class ShardedNF4(nn.Module):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """The device of its tensors."""
+        """The device of the tensors."""
         return self.packed.device
 
     def whole(self) -> NF4:
-        """Assemble the matrix; outside its block's passes all processes have to call this."""
+        """Return the assembled matrix; outside the passes of its block, all processes have to call this together."""
         packed = self.packed
         return replace(self.rest, packed=packed.full_tensor() if hasattr(packed, "full_tensor") else packed)
 
 
 def sharded(matrix: Any) -> Any:
-    """Return a matrix that can be divided: `matrix` itself where there is one process, or where it is not quantized."""
+    """Return a matrix that can be sharded; with one process, or if it is not quantized, that is `matrix` itself."""
     return ShardedNF4(matrix) if distributed.count() > 1 and isinstance(matrix, NF4) else matrix
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
-    """Divide the sharded matrices of `module` that are not divided yet; call it for each block, then for the model."""
+    """Shard the matrices of `module` that are not sharded yet; call it for each block, then for the model."""
     if distributed.count() == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    others = {parameter for parameter in module.parameters() if parameter.dtype != torch.uint8}
-    fully_shard(module, mesh=init_device_mesh(device.type, (distributed.count(),)), ignored_params=others)
+    # FSDP shards every parameter that it is not told to ignore.
+    replicated = {parameter for parameter in module.parameters() if parameter.dtype != torch.uint8}
+    fully_shard(module, mesh=init_device_mesh(device.type, (distributed.count(),)), ignored_params=replicated)

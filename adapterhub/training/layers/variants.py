@@ -1,13 +1,13 @@
 """Variants of LoRA that start from the base's weights: DoRA, and the initial factors of PiSSA and LoftQ.
 
-DoRA (arXiv 2402.09353): every output's weights are a direction, which LoRA changes, times a trained length.
-`y = magnitude / |W + sBA| * x (W + sBA)^T + bias`, the norm of each row taken as a constant in the backward pass
-(section 4.3), as peft computes it (`tuners/lora/dora.py`). The norm needs no second matrix of W's size:
-`|W + sBA|² = |W|² + 2s B·(W A^T) + s² B·(B (A A^T))`, row by row.
+DoRA (arXiv 2402.09353) splits every output's weights into a direction, which LoRA changes, and a trained length:
+`y = magnitude / |W + sBA| * x (W + sBA)^T + bias`. The norm of each row is a constant in the backward pass (section 4.3), as
+in peft (`tuners/lora/dora.py`). The norm needs no second matrix of W's size, row by row:
+`|W + sBA|² = |W|² + 2s B·(W A^T) + s² B·(B (A A^T))`.
 
-PiSSA starts with the principal part of the weight, LoftQ with that of the quantization error. Both train on another base
-than the one in the files, and a loader that does not know this would compute something else. So the saved adapter is the
-difference `scaling * (BA - B0 A0)`, a plain LoRA of twice the rank (`difference`), for the unchanged base.
+PiSSA starts with the principal part of the weight, LoftQ with that of the quantization error. Both train on another base than
+the one in the files, and a loader that does not know this would compute something else. So the saved adapter is the difference
+`scaling * (BA - B0 A0)`, a plain LoRA of twice the rank (`difference`), for the unchanged base.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ Factors = tuple[Tensor, Tensor]
 
 
 class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
-    """x `(tokens, in)`; A, B and the magnitude `(out,)` float32; `squares` `(out,)` float32, |W|² of each row."""
+    """The product of a DoRA layer.
+
+    x is `(tokens, in)`; A, B and the magnitude `(out,)` are float32; `squares` `(out,)` is float32, |W|² of each row.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        """`(tokens, out)`, without bias."""
+        """Return `(tokens, out)`, without bias."""
         x, lora_A, lora_B, magnitude, weight, squares, factor = inputs
         W = dense(weight, x.dtype)
         A, B = lora_A.to(x.dtype), lora_B.to(x.dtype)
-        norm = _norm(W @ A.t(), lora_A, lora_B, squares, factor)
+        # The norm follows from W A^T, so that W + sBA is never built.
+        norm = _row_norms(W @ A.t(), lora_A, lora_B, squares, factor)
         xA = x @ A.t()
         y = (x @ W.t()).addmm_(xA, B.t(), alpha=factor).mul_((magnitude / norm).to(x.dtype))
         ctx.save_for_backward(x, xA, A, B, magnitude, norm)
@@ -45,7 +49,7 @@ class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        """Return the gradients of x, A, B and the magnitude. The product, as large as the output, is computed again."""
+        """Return the gradients of x, A, B and the magnitude; the product, as large as the output, is computed again."""
         x, xA, A, B, magnitude, norm = ctx.saved_tensors
         W = dense(ctx.weight, dy.dtype)
         product = (x @ W.t()).addmm_(xA, B.t(), alpha=ctx.factor)
@@ -57,11 +61,11 @@ class _DoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         return dx, dA, dB, d_magnitude, None, None, None
 
 
-def _norm(WA: Tensor, lora_A: Tensor, lora_B: Tensor, squares: Tensor, factor: float) -> Tensor:
+def _row_norms(WA: Tensor, lora_A: Tensor, lora_B: Tensor, squares: Tensor, factor: float) -> Tensor:
     """Return |W + sBA| of each row, float32, from `WA` = W A^T `(out, r)`."""
-    crossed = (WA.float() * lora_B).sum(dim=1)
-    own = ((lora_B @ (lora_A @ lora_A.t())) * lora_B).sum(dim=1)
-    return (squares + 2 * factor * crossed + factor**2 * own).clamp_(min=0).sqrt_()
+    cross_terms = (WA.float() * lora_B).sum(dim=1)
+    delta_squares = ((lora_B @ (lora_A @ lora_A.t())) * lora_B).sum(dim=1)
+    return (squares + 2 * factor * cross_terms + factor**2 * delta_squares).clamp_(min=0).sqrt_()
 
 
 class DoRALinear(LoRALinear):
@@ -73,17 +77,17 @@ class DoRALinear(LoRALinear):
         self.magnitude = nn.Parameter(self.squares.sqrt())
 
     def reset(self, generator: torch.Generator) -> None:
-        """Initialize the factors as LoRA does and the magnitudes with the row norms that result: no change yet."""
+        """Initialize the factors as LoRA does and the magnitudes with the resulting row norms, so that nothing changes yet."""
         super().reset(generator)
         with torch.no_grad():
             WA = dense(self.base, torch.float32) @ self.lora_A.t()
-            self.magnitude.copy_(_norm(WA, self.lora_A, self.lora_B, self.squares, self.scaling))
+            self.magnitude.copy_(_row_norms(WA, self.lora_A, self.lora_B, self.squares, self.scaling))
 
     def _apply_flat(self, x: Tensor, dropped: Tensor | None) -> Tensor:
         arguments = self.lora_A, self.lora_B, self.magnitude, self.base, self.squares, self.scaling
         y = _DoRAFunction.apply(x if dropped is None else dropped, *arguments)
         if dropped is not None:
-            # Inputs that dropout hides from the delta still pass through the base's weight.
+            # Inputs that dropout hides from the delta still go through the base's weight.
             y = y + through(x - dropped, self.base)
         return y if self.bias is None else y + self.bias
 
@@ -94,44 +98,50 @@ class DoRALinear(LoRALinear):
 def initial_factors(
     weight: Tensor, config: LoRAConfig, *, r: int, scaling: float, quantized: bool, where: str
 ) -> tuple[Tensor | NF4, Factors | None]:
-    """Return the base to train on and the factors to start from; None: drawn at random.
+    """Return the base to train on and the initial factors; None for factors drawn at random.
 
     PiSSA is peft's `pissa_init`; LoftQ uses NF4 as its quantization (`utils/loftq_utils.py`).
 
     Args:
         weight: `(out, in)`, in floats.
-        r: The rank; RefusedError where `weight` has fewer rows or columns.
-        where: The weight's name, in messages and as the seed of a randomized decomposition.
+        r: The rank.
+        location: The weight's name, in messages; its length seeds a randomized decomposition.
+
+    Raises:
+        RefusedError: `weight` has fewer than `r` rows or columns.
     """
 
-    def held(matrix: Tensor) -> Tensor | NF4:
+    def maybe_quantized(matrix: Tensor) -> Tensor | NF4:
         return quantize(matrix, where) if quantized else matrix
 
     if config.init == "default":
-        return held(weight), None
+        return maybe_quantized(weight), None
     if r > min(weight.shape):
         raise RefusedError(where, f"is too small for {config.init} with r = {r}", f"Set r to {min(weight.shape)} at most")
     full = weight.float()
     if config.init == "pissa":
-        A, B = _principal(full, r, scaling, iterations=config.init_iterations, seed=len(where))
-        return held((full - scaling * B @ A).to(weight.dtype)), (A, B)
+        A, B = _principal_factors(full, r, scaling, iterations=config.init_iterations, seed=len(where))
+        return maybe_quantized((full - scaling * B @ A).to(weight.dtype)), (A, B)
     base = quantize(weight, where)
-    A, B = _principal(full - dense(base, torch.float32), r, scaling)
+    A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
+    # LoftQ alternates: it quantizes what the factors leave, and fits the factors to the error that remains.
     for _ in range(config.init_iterations - 1):
         base = quantize(full - scaling * B @ A, where)
-        A, B = _principal(full - dense(base, torch.float32), r, scaling)
+        A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
     return base, (A, B)
 
 
-def _principal(matrix: Tensor, r: int, scaling: float, *, iterations: int = 0, seed: int = 0) -> Factors:
+def _principal_factors(matrix: Tensor, r: int, scaling: float, *, iterations: int = 0, seed: int = 0) -> Factors:
     """Return A and B, of equal norms, such that `scaling * B A` is the best approximation of rank r."""
     if iterations:
+        # The global generator keeps its state for the code that draws from it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             U, S, V = torch.svd_lowrank(matrix, r, niter=iterations)
         Vh = V.t()
     else:
         U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    # The square root of each singular value goes to either side, which gives A and B equal norms.
     root = (S[:r] / scaling).sqrt()
     return root.unsqueeze(1) * Vh[:r], U[:, :r] * root
 

@@ -1,8 +1,8 @@
-"""Attention over documents that follow each other: where each begins is known, so that no pair of tokens needs a mask.
+"""Attention over documents that follow each other; since the start of each is known, no mask over pairs of tokens is needed.
 
-On CUDA it is torch's flash attention for sequences of varying lengths, which multiplies only what is seen and takes memory that
-grows with the tokens, not with their square. Elsewhere the same function is computed a document at a time, by the products of
-`attention`: the reference, which tests hold to attention under a mask.
+On CUDA this is torch's flash attention for sequences of varying lengths, which multiplies only visible pairs and takes memory
+that grows with the tokens, not with their square. Elsewhere the same function is computed one document at a time with the
+products of `row_attention`: the reference, which tests compare with masked attention.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_DTYPES = (torch.bfloat16, torch.float16)  # of flash attention
-_AMPERE = (8, 0)  # the first compute capability that it runs on
+_DTYPES = (torch.bfloat16, torch.float16)  # that flash attention supports
+_FIRST_CAPABILITY = (8, 0)  # the lowest compute capability that it runs on (Ampere)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class Documents:
     """The documents of a batch, whose rows follow each other.
 
     Attributes:
-        edges: Where each begins among all tokens, and then their number.
+        edges: The start of each document among all tokens, followed by the number of tokens.
         bounds: The same, int32, on the model's device.
-        longest: Tokens of the longest.
+        longest: The number of tokens of the longest document.
     """
 
     edges: tuple[int, ...]
@@ -35,7 +35,7 @@ class Documents:
 
 
 def documents_at(positions: np.ndarray, device: torch.device) -> Documents:
-    """Return the documents of rows with these positions, `(rows, tokens)`, which begin at 0 with each; padding is one."""
+    """Return the documents of rows with these positions, `(rows, tokens)`, which start at 0; padding counts as a document."""
     edges = np.append(np.flatnonzero(positions.reshape(-1) == 0), positions.size)
     bounds = torch.from_numpy(edges.astype(np.int32)).to(device, non_blocking=True)
     return Documents(tuple(edges.tolist()), bounds, int(np.diff(edges).max(initial=0)))
@@ -48,16 +48,16 @@ def supported(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cuda":
         return True
     kernel = importlib.util.find_spec("torch.nn.attention.varlen") is not None  # since torch 2.10
-    return kernel and dtype in _DTYPES and torch.cuda.get_device_capability(device) >= _AMPERE
+    return kernel and dtype in _DTYPES and torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
 
 
 def empty_mask(device: torch.device) -> Tensor:
-    """Return a mask that stands for none: transformers makes no other, and code that reads it as a mask fails."""
+    """Return a placeholder mask: transformers then makes no mask of its own, and code that uses it as a mask fails."""
     return torch.zeros(1, 1, 0, 0, dtype=torch.bool, device=device)
 
 
 def is_empty(mask: Tensor | None) -> bool:
-    """Return whether `mask` is one of `empty_mask`."""
+    """Return whether `mask` is the placeholder of `empty_mask`."""
     return mask is not None and mask.shape[-1] == 0
 
 
@@ -74,10 +74,10 @@ def attend(
     """Return causal attention within each document, `(rows, tokens, heads, head_dim)`.
 
     Args:
-        query: `(rows, heads, tokens, head_dim)`; of `key` and `value`, a divisor of the heads.
-        window: Tokens that each token sees, itself included; None for all before it.
-        factor: Of the scores.
-        reference: Computes one document where there is no kernel, of q, k, v `(1, heads, tokens, head_dim)`, a bool mask or
+        query: `(rows, heads, tokens, head_dim)`; the heads of `key` and `value` are a divisor of the number of heads.
+        window: The number of tokens that each token attends to, including itself; None for all before it.
+        factor: The factor of the scores.
+        reference: Computes one document if there is no kernel, from q, k, v `(1, heads, tokens, head_dim)`, a bool mask or
             None, and the factor.
     """
     rows, heads, tokens, _ = query.shape
@@ -86,32 +86,36 @@ def attend(
     groups = heads // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    q, k, v = (part.transpose(0, 1).flatten(1, 2)[None] for part in (query, key, value))
-    parts = []
+    q, k, v = (tensor.transpose(0, 1).flatten(1, 2)[None] for tensor in (query, key, value))
+    outputs = []
     for start, end in zip(documents.edges, documents.edges[1:], strict=False):
-        one = slice(start, end)
-        parts.append(reference(q[:, :, one], k[:, :, one], v[:, :, one], _window(end - start, window, q.device), factor))
-    return torch.cat(parts, dim=2)[0].transpose(0, 1).reshape(rows, tokens, heads, value.shape[-1])
+        document = slice(start, end)
+        outputs.append(
+            reference(
+                q[:, :, document], k[:, :, document], v[:, :, document], _window_mask(end - start, window, q.device), factor
+            )
+        )
+    return torch.cat(outputs, dim=2)[0].transpose(0, 1).reshape(rows, tokens, heads, value.shape[-1])
 
 
 def attend_with_flash(
     query: Tensor, key: Tensor, value: Tensor, documents: Documents, *, window: int | None, factor: float
 ) -> Tensor:
-    """Do the same by torch's kernel; arguments as of `attend`."""
+    """Return the same with torch's kernel; arguments are those of `attend`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     bounds, longest = documents.bounds, documents.longest
-    # Of the tokens before each: all, or so many that with itself it sees `window`; and none behind it.
-    seen = (-1 if window is None else window - 1, 0)
+    # Tokens before and after each that it attends to: with itself, `window` or all before it; none after it.
+    window_size = (-1 if window is None else window - 1, 0)
     output: Tensor = varlen_attn(
-        q, k, v, bounds, bounds, longest, longest, scale=factor, window_size=seen, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, bounds, bounds, longest, longest, scale=factor, window_size=window_size, enable_gqa=q.shape[1] != k.shape[1]
     )
     return output.view(*query.transpose(1, 2).shape)
 
 
-def _window(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask of a sliding window, where it hides anything."""
+def _window_mask(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return the mask of a sliding window, or None if the window covers all tokens."""
     if window is None or window >= tokens:
         return None
     causal = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=device).tril()

@@ -1,1 +1,1 @@
-"""The steps of a training: loss, optimizer, evaluation on held-out data."""
+"""The steps of a training run: loss, optimizer, evaluation on held-out data."""

@@ -1,4 +1,4 @@
-"""Evaluation on the held-out data: the mean loss, and answers to a few prompts, greedy so that a run gives the same ones."""
+"""Evaluation on the held-out data: the mean loss, and answers to a few prompts, decoded greedily to be reproducible."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from .loss import logprobs, passes, total, trimmed
 from .preference import evaluate as evaluate_pairs
 from .state import State, best_step, copy_trained
 
-_LARGEST = 700.0  # nats: beyond, the perplexity overflows
+_MAX_LOSS = 700.0  # in nats; the perplexity of a larger loss overflows
 
 
 def evaluate(base: Base, rows: Rows, size: int) -> float:
-    """Return the mean loss, in nats a token, of all rows, `size` at a time."""
+    """Return the mean loss of all rows, in nats per token, computed `size` rows at a time."""
     sums = []
     base.model.eval()
     with torch.no_grad():
-        for _, part in passes(rows, size):
-            sums.append(logprobs(base, trimmed(part)).sum())
+        for _, batch in passes(rows, size):
+            sums.append(logprobs(base, trimmed(batch)).sum())
     base.model.train()
+    # Divided once at the end, so that each label counts the same, no matter how the rows are divided.
     return -total(sums) / max(1, rows.label_tokens)
 
 
@@ -46,39 +47,40 @@ def log_evaluation(
     on_event: OnEvent,
 ) -> None:
     """Evaluate once after each step, and remember the parameters if they are the best so far and `keep_best` is set."""
+    # A resumed run has the evaluation of its last step in the log already.
     if heldout is None or state.heldout(state.step) is not None:
         return
     size = config.micro_rows or config.rows
-    pairs: dict[str, float] = {}
+    pair_metrics: dict[str, float] = {}
     if preference:
         loss, accuracy, margin = evaluate_pairs(base, heldout, size, preference)
-        pairs = {"accuracy": accuracy, "margin": margin}
+        pair_metrics = {"accuracy": accuracy, "margin": margin}
     else:
         loss = evaluate(base, heldout, size)
-    if not loss < _LARGEST:
+    if not loss < _MAX_LOSS:
         raise RefusedError(
             "train",
             f"the held-out loss is {loss} at step {state.step}",
             "Lower learning_rate, or raise warmup",
             code="diverged",
         )
-    line: dict[str, Any] = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
-    line |= {f"heldout_{name}": value for name, value in pairs.items()}
+    log_line: dict[str, Any] = {"step": state.step, "heldout_loss": loss, "tokens": state.tokens}
+    log_line |= {f"heldout_{name}": value for name, value in pair_metrics.items()}
     samples = answers(base, config.samples, config.sample_tokens)
-    state.log.append({**line, "samples": samples} if samples else line)
+    state.log.append({**log_line, "samples": samples} if samples else log_line)
     if config.keep_best and best_step(state.log) == state.step:
         state.best = copy_trained(base.model)
     texts = tuple((sample["prompt"], sample["text"]) for sample in samples)
-    on_event(Evaluated(state.step, steps, loss, None if pairs else math.exp(loss), texts, **pairs))
+    on_event(Evaluated(state.step, steps, loss, None if pair_metrics else math.exp(loss), texts, **pair_metrics))
 
 
 def answers(base: Base, prompts: Sequence[str], tokens: int) -> list[dict[str, str]]:
-    """Return each prompt with at most `tokens` tokens of answer; prompts are in the chat template if there is one."""
+    """Return each prompt with an answer of at most `tokens` tokens; prompts are in the chat template if there is one."""
     if not prompts:
         return []
-    rows = token_rows(base.model)
-    if rows is not None:
-        rows.write()  # for an output layer that is tied to the table
+    trained_rows = token_rows(base.model)
+    if trained_rows is not None:
+        trained_rows.write()  # for an output layer that is tied to the table
     base.model.eval()
     try:
         return [{"prompt": prompt, "text": _answer(base, prompt, tokens)} for prompt in prompts]

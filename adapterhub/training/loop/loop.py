@@ -1,4 +1,4 @@
-"""The loop: what happens in a step, in the order in which it happens."""
+"""The training loop: the actions of a step, in the order in which they happen."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .optimizer import learning_rate
 from .preference import count, preference_loss
 from .state import State, out_of_patience, restore_trained
 
-_MOST_SKIPPED = 3  # steps in a row without a finite gradient
-_SETTLED = 10  # steps after which their threads are looked at
-_LONGEST_TRIAL = 10.0  # seconds of a step, times threads
-_WORTH = 1.2  # times as fast with one thread
+_MAX_SKIPPED = 3  # steps in a row without a finite gradient that are tolerated
+_SETTLED = 10  # the number of steps after which their threads are checked once: by then their time is stable
+_MAX_TRIAL_SECONDS = 10.0  # seconds of a step times threads
+_MIN_GAIN = 1.2  # the speed-up from a single thread that is worth a note
 
 
 def run(
@@ -50,28 +50,31 @@ def run(
     """Train from `state` to the last step, or until patience ends; `save` writes a checkpoint and returns its path.
 
     Raises:
-        StoppedError: SIGTERM or SIGINT came; the checkpoint after the current step is written.
+        StoppedError: SIGTERM or SIGINT arrived; the checkpoint after the current step is written.
         RefusedError: A loss is not finite.
     """
-    first = state.step
-    with _signals() as stopped:
+    first_step = state.step
+    with _stop_signals() as stop_requested:
         if state.step == 0:
             log_evaluation(base, heldout, state, config, preference, steps=steps, on_event=on_event)
         while state.step < steps and not out_of_patience(state.log, config.patience):
-            started = time.monotonic()
-            line = advance(base, rows, state, config, steps, preference=preference)
-            speed = line["read"] / max(time.monotonic() - started, 1e-9)
-            if state.step == first + _SETTLED and (note := _waiting(base, rows, config, time.monotonic() - started)):
+            step_start = time.monotonic()
+            log_line = advance(base, rows, state, config, steps, preference=preference)
+            tokens_per_second = log_line["read"] / max(time.monotonic() - step_start, 1e-9)
+            if state.step == first_step + _SETTLED and (
+                note := _slow_threads_note(base, rows, config, time.monotonic() - step_start)
+            ):
                 on_event(Noted(note))
-            if line.pop("skipped", False) and not state.scale.needed:
+            # In float16, a skipped step is how the loss scale finds its value; only in other dtypes is it worth a note.
+            if log_line.pop("skipped", False) and not state.scale.needed:
                 on_event(Noted(f"step {state.step} changed nothing, because its gradient is not finite"))
-            on_event(Stepped(steps=steps, tokens_per_second=speed, memory=devices.held(base.device), **line))
+            on_event(Stepped(steps=steps, tokens_per_second=tokens_per_second, memory=devices.held(base.device), **log_line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 log_evaluation(base, heldout, state, config, preference, steps=steps, on_event=on_event)
-            # All processes stop after the same step, whichever of them got the signal.
-            if distributed.total(stopped.is_set()) and state.step < steps:
-                what = f"stopped after step {state.step} of {steps}"
-                raise StoppedError(str(save()), what, "The same training resumes from it", code="training-stopped")
+            # All processes stop after the same step, no matter which of them got the signal.
+            if distributed.total(stop_requested.is_set()) and state.step < steps:
+                problem = f"stopped after step {state.step} of {steps}"
+                raise StoppedError(str(save()), problem, "The same training resumes from it", code="training-stopped")
             if config.save_every and state.step % config.save_every == 0 and state.step < steps:
                 save()
     if state.best:
@@ -87,21 +90,21 @@ def advance(
     *,
     preference: PreferenceConfig | None = None,
 ) -> dict[str, Any]:
-    """Do one step over `config.rows` rows; returns what `optim_step` does, and the tokens read."""
-    read = state.read
-    some = batch(rows, state, config, steps)
-    forward_backward(base, some, state, config, usual_loss(base, some, preference))
-    return {**optim_step(state, config, steps), "read": state.read - read}
+    """Run one step over `config.rows` rows; return the result of `optim_step`, and the number of tokens read."""
+    tokens_before = state.read
+    step_rows = batch(rows, state, config, steps)
+    forward_backward(base, step_rows, state, config, usual_loss(base, step_rows, preference))
+    return {**optim_step(state, config, steps), "read": state.read - tokens_before}
 
 
 def batch(rows: Rows | Packed, state: State, config: OptimConfig, steps: int) -> Rows:
     """Return the rows of the next of `steps` steps."""
     if state.order is None:
         sizes = rows.sizes if config.group_by_length else None
-        # The last step of an epoch may have fewer rows: none is trained on twice before all are trained on as often.
-        epochs = math.ceil(config.epochs * len(rows))
-        whole = not config.steps and steps == -(epochs // -config.rows)
-        needed = epochs if whole else steps * config.rows
+        # The last step of an epoch may have fewer rows, so that no row is trained on again before all others have been.
+        rows_of_epochs = math.ceil(config.epochs * len(rows))
+        complete_epochs = not config.steps and steps == -(rows_of_epochs // -config.rows)
+        needed = rows_of_epochs if complete_epochs else steps * config.rows
         state.order = order(len(rows), needed, config.seed, sizes=sizes, together=config.rows)
     return rows.take(state.order[state.step * config.rows : (state.step + 1) * config.rows])
 
@@ -112,21 +115,24 @@ def usual_loss(base: Base, rows: Rows, preference: PreferenceConfig | None) -> L
 
 
 def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, loss: Loss) -> float:
-    """Add the gradient of a loss of `rows`, `config.micro_rows` at a time, to those since the last update; returns the loss.
+    """Add the gradient of the loss of `rows` to those since the last update, and return the loss.
+
+    The rows are computed `config.micro_rows` at a time.
 
     Raises:
         RefusedError: The loss is not finite.
     """
-    shares: list[Tensor] = []
-    for start, part in passes(rows, config.micro_rows or config.rows):
+    losses: list[Tensor] = []
+    for start, micro_batch in passes(rows, config.micro_rows or config.rows):
         with torch.random.fork_rng(devices=[]), noise(base.model, config.neftune):
+            # Dropout and noise depend on seed, step and row alone, so a resumed run draws the same numbers.
             torch.manual_seed(draw_seed(config.seed, state.step, state.rows + start))
-            some = trimmed(part)
-            share = loss(logprobs(base, some), some)
-            if share.requires_grad:
-                (share * state.scale.factor if state.scale.needed else share).backward()
-        shares.append(share.detach())
-    value = total(shares)
+            trimmed_rows = trimmed(micro_batch)
+            loss_part = loss(logprobs(base, trimmed_rows), trimmed_rows)
+            if loss_part.requires_grad:
+                (loss_part * state.scale.factor if state.scale.needed else loss_part).backward()
+        losses.append(loss_part.detach())
+    value = total(losses)
     if not math.isfinite(value):
         raise RefusedError(
             "train", f"the loss is {value} at step {state.step + 1}", "Lower learning_rate, or raise warmup", code="diverged"
@@ -139,7 +145,7 @@ def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, 
 
 
 def optim_step(state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
-    """Update the parameters with the gradients since the last update; returns its line of the log and the gradient's norm.
+    """Update the parameters with the gradients since the last update; return the step's log line and the gradient's norm.
 
     Raises:
         RefusedError: Too many gradients in a row are not finite.
@@ -151,48 +157,49 @@ def optim_step(state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
     rate = learning_rate(config, state.step, steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["ratio"]
-    accepted = state.scale.accepts(float(norm))
-    if accepted:
+    is_finite = state.scale.accepts(float(norm))
+    if is_finite:
         state.optimizer.step()
+    # Zeros instead of None: a parameter without gradient would be missing from the sum over processes.
     state.optimizer.zero_grad(set_to_none=False)
     state.step += 1
-    if state.scale.skipped >= _MOST_SKIPPED and state.scale.factor == 1.0:
-        what = f"the gradient was not finite in {state.scale.skipped} steps in a row, up to step {state.step}"
-        raise RefusedError("train", what, "Lower learning_rate, or set base.dtype to float32", code="diverged")
-    line = {"step": state.step, "loss": state.loss, "learning_rate": rate, "tokens": state.tokens}
+    if state.scale.skipped >= _MAX_SKIPPED and state.scale.factor == 1.0:
+        problem = f"the gradient was not finite in {state.scale.skipped} steps in a row, up to step {state.step}"
+        raise RefusedError("train", problem, "Lower learning_rate, or set base.dtype to float32", code="diverged")
+    log_line = {"step": state.step, "loss": state.loss, "learning_rate": rate, "tokens": state.tokens}
     state.rows, state.loss = 0, 0.0
-    if not accepted:
-        line["skipped"] = True
-    state.log.append(line)
-    return {**line, "gradient_norm": float(norm)}
+    if not is_finite:
+        log_line["skipped"] = True
+    state.log.append(log_line)
+    return {**log_line, "gradient_norm": float(norm)}
 
 
-def _waiting(base: Base, rows: Rows | Packed, config: OptimConfig, seconds: float) -> str | None:
-    """Return a note if threads wait for each other so long that one would be faster; `seconds` are those of a step.
+def _slow_threads_note(base: Base, rows: Rows | Packed, config: OptimConfig, seconds: float) -> str | None:
+    """Return a note if threads wait for each other so long that one would be faster; `seconds` is the time of a step.
 
-    Tried where other programs want the cores, on rows whose evaluation takes seconds at most; no number depends on it.
+    This is tried only if other programs are using the cores, on rows whose evaluation takes seconds; no result depends on it.
     """
     count = torch.get_num_threads()
-    alone = base.device.type == "cpu" and distributed.count() == 1 and count > 1
-    if not alone or seconds * count > _LONGEST_TRIAL or not cores_are_busy():
+    threads_matter = base.device.type == "cpu" and distributed.count() == 1 and count > 1
+    if not threads_matter or seconds * count > _MAX_TRIAL_SECONDS or not cores_are_busy():
         return None
     size = config.micro_rows or config.rows
-    some = rows.take(np.arange(min(size, len(rows))))
-    gain = devices.gain_of_one_thread(lambda: evaluate(base, some, size))
-    what = f"other programs have some of the cores, and the {count} threads of a step wait for each other"
-    return f"{what}: with threads = 1 it would be about {gain:.1f} times as fast" if gain > _WORTH else None
+    sample = rows.take(np.arange(min(size, len(rows))))
+    gain = devices.gain_of_one_thread(lambda: evaluate(base, sample, size))
+    finding = f"other programs have some of the cores, and the {count} threads of a step wait for each other"
+    return f"{finding}: with threads = 1 it would be about {gain:.1f} times as fast" if gain > _MIN_GAIN else None
 
 
 def draw_seed(seed: int, step: int, row: int) -> int:
-    """Return the seed of dropout and noise in the rows of a step from `row` on; no other random state has to be saved."""
+    """Return the seed of dropout and noise for the rows of a step from `row` on; so no other random state has to be saved."""
     return int(np.random.SeedSequence([seed, step, row]).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextlib.contextmanager
 def noise(model: nn.Module, alpha: float) -> Iterator[None]:
-    """Add NEFTune's noise (arXiv 2310.05914) to the embeddings in training within the block; none for `alpha` 0.
+    """Within the block, add NEFTune's noise (arXiv 2310.05914) to the embeddings in training; none if `alpha` is 0.
 
-    It is uniform, `alpha / sqrt(tokens * size)` at most, and drawn as transformers draws it (`integrations/neftune.py`), so
+    It is uniform, at most `alpha / sqrt(tokens * size)`, and drawn as transformers draws it (`integrations/neftune.py`), so
     that the same state of torch's generator gives the same noise.
     """
     if not alpha:
@@ -211,22 +218,23 @@ def noise(model: nn.Module, alpha: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
+def _stop_signals() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM or SIGINT sets; a second SIGINT interrupts at once. Only a main thread can handle signals."""
-    stopped = threading.Event()
+    stop_requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield stop_requested
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous_handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop(number: int, _: object) -> None:
-        stopped.set()
-        signal.signal(number, before[number])
+        stop_requested.set()
+        # A second signal of this kind gets the previous handler, which interrupts at once.
+        signal.signal(number, previous_handlers[number])
 
-    for number in before:
+    for number in previous_handlers:
         signal.signal(number, stop)
     try:
-        yield stopped
+        yield stop_requested
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""The loss of rows, in passes, and cross-entropy without all logits: 50,000 for each token would be larger than the model.
+"""The loss of rows, in passes, and cross-entropy without all logits: 50,000 per token would take more memory than the model.
 
-The output layer is frozen, so its gradient is only needed toward the hidden states. Loss and gradient are computed chunk by
-chunk in the forward pass, where the logits are available, and the backward pass is one multiplication.
+The output layer is frozen, so its gradient is only needed for the hidden states. Loss and gradient are computed chunk by chunk
+in the forward pass, where the logits are available, and the backward pass is one multiplication.
 """
 
 from __future__ import annotations
@@ -27,84 +27,92 @@ none, and the rows themselves. The parts of several passes are added up."""
 def passes(rows: Rows, size: int) -> Iterator[tuple[int, Rows]]:
     """Yield this process's part of the rows, `size` at a time, each with the number of its first row.
 
-    Every process makes the same number of passes, or those with a part of the base each would wait for one another: a process
-    without rows left takes the first one, without labels.
+    Every process makes the same number of passes: those that hold a part of the base each would wait for one another. A process
+    that has no rows left takes the first row without labels.
     """
-    own, before = distributed.share(np.arange(len(rows)))
+    own_rows, rows_before = distributed.share(np.arange(len(rows)))
     for start in range(0, distributed.rounds(len(rows), size) * size, size):
-        numbers = own[start : start + size]
+        numbers = own_rows[start : start + size]
         if len(numbers):
-            yield before + start, rows.take(numbers)
+            yield rows_before + start, rows.take(numbers)
         else:
-            yield before + start, Rows(rows.ids[:1], np.full_like(rows.labels[:1], IGNORED), rows.positions[:1])
+            yield rows_before + start, Rows(rows.ids[:1], np.full_like(rows.labels[:1], IGNORED), rows.positions[:1])
 
 
 def trimmed(rows: Rows) -> Rows:
-    """Return rows without what is behind the last label, which changes no number, to a width that is not slow."""
+    """Return rows cut after the last label, which changes no result, to a width that is computed fast."""
+    # Matrix products are fast at multiples of 16.
     width = -(max(1, int(lengths(rows.labels).max())) // -16) * 16
     return Rows(rows.ids[:, :width], rows.labels[:, :width], rows.positions[:, :width])
 
 
 def logprobs(base: Base, rows: Rows) -> Tensor:
-    """Return the log-probability of each label, in nats, float32 `(rows, tokens)` with a gradient; 0 where there is none."""
-    ids, positions = (torch.from_numpy(part).to(base.device, non_blocking=True) for part in (rows.ids, rows.positions))
+    """Return the log-probability of each label, in nats, float32 `(rows, tokens)` with a gradient; 0 without a label."""
+    ids, positions = (torch.from_numpy(array).to(base.device, non_blocking=True) for array in (rows.ids, rows.positions))
     hidden = base.states(ids, positions, base.documents(rows.positions))
     trained_rows = base.head_rows
-    extra = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
-    return -cross_entropy(hidden, base.head, torch.from_numpy(rows.labels), bias=base.head_bias, shape=base.logits, **extra)
+    trained_head_rows = {} if trained_rows is None else {"ids": trained_rows.places, "rows": trained_rows.rows}
+    return -cross_entropy(
+        hidden, base.head, torch.from_numpy(rows.labels), bias=base.head_bias, shape=base.logits, **trained_head_rows
+    )
 
 
 def mean_loss(label_tokens: int) -> Loss:
-    """Return the negative log-likelihood of rows whose step has so many labels: rows with few count by their labels."""
+    """Return the negative log-likelihood for rows of a step with `label_tokens` labels, so that each label counts the same."""
     return lambda logprobs, _: -logprobs.sum() / max(1, label_tokens)
 
 
-def total(parts: Sequence[Tensor]) -> float:
-    """Return the sum of scalars of all passes and processes, read at once: each reading makes a process wait for its device."""
-    return distributed.total(math.fsum(torch.stack([part.detach() for part in parts]).cpu().tolist()))
+def total(scalars: Sequence[Tensor]) -> float:
+    """Return the sum of the scalars of all passes and processes, read at once, because each read waits for the device."""
+    return distributed.total(math.fsum(torch.stack([scalar.detach() for scalar in scalars]).cpu().tolist()))
 
 
 # ---- Cross-entropy
 
 
 class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
-    """hidden `(tokens, d)`, head `(vocab, d)`, labels `(tokens,)` without IGNORED; float32 `(tokens,)`.
+    """The cross-entropy of labels.
 
-    `bias` `(vocab,)` or None. `rows` `(n, d)` float32 are the trained rows `ids` of the head, which contains them already.
+    hidden is `(tokens, d)`, head `(vocab, d)`, labels `(tokens,)` without IGNORED; the result is float32 `(tokens,)`. `bias` is
+    `(vocab,)` or None. `rows` `(n, d)` float32 are the trained rows `ids` of the head, which contains them already.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, head, labels, ids, rows, bias, shape = inputs
-        at_once = logits_at_once(len(head), head.element_size(), devices.memory(head.device))
+        chunk_size = logits_at_once(len(head), head.element_size(), devices.memory(head.device))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_rows = losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None  # of the rows' logits
-        # One buffer for all chunks: fresh memory of this size costs more than the arithmetic in it.
-        size = min(at_once, len(hidden))
-        narrow, wide = head.new_empty(size, len(head)), head.new_empty(size, len(head), dtype=torch.float32)
+        d_rows = (
+            losses.new_empty(len(hidden), len(rows)) if ctx.needs_input_grad[4] else None
+        )  # the gradient of the logits of trained rows
+        # One buffer serves all chunks: allocating this much costs more than the arithmetic in it.
+        size = min(chunk_size, len(hidden))
+        compute_buffer, float_buffer = head.new_empty(size, len(head)), head.new_empty(size, len(head), dtype=torch.float32)
         trains = gradient is not None or d_rows is not None
-        slope = torch.empty_like(wide) if trains and shape.cap is not None else None
-        for start in range(0, len(hidden), at_once):
-            h, label = hidden[start : start + at_once], labels[start : start + at_once, None]
-            logits = wide[: len(h)].copy_(torch.mm(h, head.t(), out=narrow[: len(h)]))
+        slope = torch.empty_like(float_buffer) if trains and shape.cap is not None else None
+        for start in range(0, len(hidden), chunk_size):
+            h, label = hidden[start : start + chunk_size], labels[start : start + chunk_size, None]
+            logits = float_buffer[: len(h)].copy_(torch.mm(h, head.t(), out=compute_buffer[: len(h)]))
             to_logits(logits, bias, shape, slope)
+            # The largest logit is subtracted so that the exponentials cannot overflow.
             logits -= logits.amax(dim=1, keepdim=True)
             label_logits = logits.gather(1, label)
             sums = logits.exp_().sum(dim=1, keepdim=True)
-            losses[start : start + at_once] = (sums.log() - label_logits).view(-1)
+            losses[start : start + chunk_size] = (sums.log() - label_logits).view(-1)
             if not trains:
                 continue
-            changes = logits.div_(sums)
-            changes.scatter_add_(1, label, torch.full_like(sums, -1.0))
+            # The gradient of the logits is the softmax minus 1 at the label.
+            d_logits = logits.div_(sums)
+            d_logits.scatter_add_(1, label, torch.full_like(sums, -1.0))
             if slope is not None:
-                changes.mul_(slope[: len(h)])
+                d_logits.mul_(slope[: len(h)])
             if shape.scale != 1.0:
-                changes.mul_(shape.scale)
+                d_logits.mul_(shape.scale)
             if gradient is not None:
-                torch.mm(narrow[: len(h)].copy_(changes), head, out=gradient[start : start + at_once])
+                torch.mm(compute_buffer[: len(h)].copy_(d_logits), head, out=gradient[start : start + chunk_size])
             if d_rows is not None:
-                d_rows[start : start + at_once] = changes[:, ids]
+                d_rows[start : start + chunk_size] = d_logits[:, ids]
         ctx.gradient, ctx.d_rows = gradient, d_rows
         ctx.hidden = None if d_rows is None else hidden
         return losses
@@ -118,7 +126,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
 
 def to_logits(z: Tensor, bias: Tensor | None, shape: Logits, slope: Tensor | None) -> None:
-    """Turn the output layer's `z` into logits in place; `slope` gets the derivative of the bound, where there is one."""
+    """Turn the output layer's `z` into logits in place; `slope` gets the derivative of the cap, if there is one."""
     if bias is not None:
         z += bias
     if shape.scale != 1.0:
@@ -140,22 +148,22 @@ def cross_entropy(
     bias: Tensor | None = None,
     shape: Logits | None = None,
 ) -> Tensor:
-    """Return the negative log-likelihood (nats) of each label, float32 as `labels`; 0 where that is IGNORED.
+    """Return the negative log-likelihood (nats) of each label, float32 in the shape of `labels`; 0 where a label is IGNORED.
 
     Args:
         hidden: `(rows, sequence, d)`.
         head: `(vocab, d)`, frozen.
-        labels: int64 `(rows, sequence)`, on the CPU, which so need not wait for a device to find those that count.
+        labels: int64 `(rows, sequence)`, on the CPU, so that finding those that count does not wait for a device.
         ids: Trained rows of the head, int64.
         rows: Their values, `(len(ids), d)` float32.
-        bias: The output layer's, `(vocab,)`, frozen.
-        shape: How logits are computed from the output layer; None: unchanged.
+        bias: The bias of the output layer, `(vocab,)`, frozen.
+        shape: How logits are computed from the output layer; None leaves them unchanged.
     """
     flat = labels.reshape(-1)
     labeled = (flat != IGNORED).nonzero().view(-1)
-    chosen = flat[labeled].to(hidden.device, non_blocking=True)
+    chosen_labels = flat[labeled].to(hidden.device, non_blocking=True)
     labeled = labeled.to(hidden.device, non_blocking=True)
-    # Mamba's last norm leaves its states in float32.
+    # Mamba's last norm returns states in float32.
     states = hidden.reshape(-1, hidden.shape[-1])[labeled].to(head.dtype)
-    losses = _CrossEntropy.apply(states, head, chosen, ids, rows, bias, shape or Logits())
+    losses = _CrossEntropy.apply(states, head, chosen_labels, ids, rows, bias, shape or Logits())
     return losses.new_zeros(flat.shape).index_put((labeled,), losses).view(labels.shape)

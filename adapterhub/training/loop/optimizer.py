@@ -1,4 +1,4 @@
-"""One update of the trained parameters: AdamW, its learning rate at each step, and the scale of the loss in float16."""
+"""The update of the trained parameters: AdamW, its learning rate at each step, and the scale of the loss in float16."""
 
 from __future__ import annotations
 
@@ -14,64 +14,66 @@ from adapterhub.training.config import OptimConfig
 from adapterhub.training.layers.lora import trained_parameters
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 
-_DECAY = 0.2  # share of the steps in which `wsd` falls
-_FIRST_SCALE, _LARGEST_SCALE = 65536.0, 2.0**24
-_GOOD_STEPS = 2000  # after which the scale of the loss doubles
+_DECAY_SHARE = 0.2  # of the steps, in which the rate of `wsd` falls
+_FIRST_SCALE, _MAX_SCALE = 65536.0, 2.0**24
+_GOOD_STEPS = 2000  # in a row, after which the scale of the loss doubles
 
 
 def new_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Return torch's AdamW, or bitsandbytes' with moments in 8 bits, for all trained parameters.
+    """Return torch's AdamW, or bitsandbytes' with 8-bit moments, for all trained parameters.
 
     Each of its groups has a `ratio` of the learning rate, `loraplus` for lora_B; the loop sets the rate before each step. Only
     factors decay, toward no delta: biases do not (transformers' `get_decay_parameter_names`), and neither do magnitudes and
-    rows of tables, whose start is not 0.
+    rows of tables, whose initial values are not 0.
 
     Raises:
         RefusedError: Paged memory is configured and the parameters are not on a CUDA device.
         MissingExtraError: bitsandbytes is not installed.
     """
     parameters = dict(trained_parameters(model))
-    kinds: dict[tuple[bool, bool], list[Tensor]] = {(decays, fast): [] for decays in (True, False) for fast in (False, True)}
+    groups_by_kind: dict[tuple[bool, bool], list[Tensor]] = {
+        (decays, is_fast): [] for decays in (True, False) for is_fast in (False, True)
+    }
     for name, parameter in parameters.items():
-        kinds[name.endswith((".lora_A", ".lora_B")), name.endswith((".lora_B", ".lora_bias"))].append(parameter)
+        groups_by_kind[name.endswith((".lora_A", ".lora_B")), name.endswith((".lora_B", ".lora_bias"))].append(parameter)
     groups = [
-        {"params": some, "ratio": config.loraplus if fast else 1.0, "weight_decay": config.weight_decay if decays else 0.0}
-        for (decays, fast), some in kinds.items()
-        if some
+        {"params": group, "ratio": config.loraplus if is_fast else 1.0, "weight_decay": config.weight_decay if decays else 0.0}
+        for (decays, is_fast), group in groups_by_kind.items()
+        if group
     ]
     options = {"lr": 0.0, "betas": (config.beta1, config.beta2)}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=True, **options)
-    where = "[train] optimizer"
+    location = "[train] optimizer"
     paged = config.optimizer == "paged_adamw8bit"
     if paged and not all(parameter.is_cuda for parameter in parameters.values()):
-        raise RefusedError(where, "only a CUDA device has paged memory, but this training runs on the CPU", "Set adamw8bit")
+        raise RefusedError(location, "only a CUDA device has paged memory, but this training runs on the CPU", "Set adamw8bit")
     try:
         from bitsandbytes import optim
     except ImportError as error:
-        raise MissingExtraError(where, f"{config.optimizer} needs bitsandbytes", "Run `pip install bitsandbytes`") from error
+        raise MissingExtraError(location, f"{config.optimizer} needs bitsandbytes", "Run `pip install bitsandbytes`") from error
     return (optim.PagedAdamW8bit if paged else optim.AdamW8bit)(groups, **options)
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Any]:
     """Return the optimizer's state of a parameter, by name, as tensors; empty before its first gradient."""
     state = optimizer.state.get(parameter, {})
-    # The code books of 8 bits are constants.
+    # The code books of 8-bit moments are constants and not part of the state.
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor) and not name.startswith("qmap")}
     return {**tensors, "step": torch.tensor(float(state["step"]))} if state else {}
 
 
 def restore_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, tensors: Mapping[str, Any]) -> None:
-    """Set the optimizer's state of a parameter to the result of `moments`."""
+    """Set the optimizer's state of a parameter to a result of `moments`."""
     step = tensors["step"]
     if not hasattr(optimizer, "init_state"):
         optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in tensors.items()}
         return
     # bitsandbytes' moments may be in memory that only it can allocate.
-    for number, group in enumerate(optimizer.param_groups):
-        for place, own in enumerate(group["params"]):
-            if own is parameter:
-                optimizer.init_state(group, parameter, number, place)
+    for group_number, group in enumerate(optimizer.param_groups):
+        for parameter_number, candidate in enumerate(group["params"]):
+            if candidate is parameter:
+                optimizer.init_state(group, parameter, group_number, parameter_number)
     state = optimizer.state[parameter]
     for name, value in tensors.items():
         if name != "step":
@@ -80,27 +82,28 @@ def restore_moments(optimizer: torch.optim.Optimizer, parameter: Tensor, tensors
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Return the rate of step `step` (from 0): it rises in the warm-up, then falls toward its floor, never to it."""
+    """Return the rate of step `step` (from 0): it rises in the warm-up, then falls toward its floor without reaching it."""
     if step < config.warmup:
+        # The first step has a rate above 0, and the first one after the warm-up the full rate.
         return config.learning_rate * (step + 1) / (config.warmup + 1)
-    done = (step - config.warmup) / max(1, steps - config.warmup)
-    shape = {
+    progress = (step - config.warmup) / max(1, steps - config.warmup)
+    schedule = {
         "constant": 1.0,
-        "linear": 1.0 - done,
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-        "wsd": min(1.0, (1.0 - done) / _DECAY),
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "wsd": min(1.0, (1.0 - progress) / _DECAY_SHARE),
         "inverse_sqrt": math.sqrt((config.warmup + 1) / (step + 1)),
     }
-    return config.learning_rate * (config.floor + (1 - config.floor) * shape[config.schedule])
+    return config.learning_rate * (config.floor + (1 - config.floor) * schedule[config.schedule])
 
 
 @dataclass
 class LossScale:
-    """The factor of the loss in the backward pass, so that gradients in float16 do not vanish; other dtypes need none.
+    """The factor of the loss in the backward pass, which keeps float16 gradients from vanishing; other dtypes need none.
 
-    It follows torch's GradScaler (arXiv 1710.03740, section 3.2): halved when a gradient overflows, and that step then changes
-    nothing; doubled after 2,000 good steps. `skipped` counts steps in a row that changed nothing. Plain numbers, which a
-    checkpoint contains.
+    It follows torch's GradScaler (arXiv 1710.03740, section 3.2): halved when a gradient overflows, which skips that step;
+    doubled after 2,000 good steps. `skipped` counts skipped steps in a row. All fields are plain numbers, which checkpoints
+    contain.
     """
 
     needed: bool
@@ -126,11 +129,11 @@ class LossScale:
             return True
         self.good += 1
         if self.good == _GOOD_STEPS:
-            self.factor, self.good = min(_LARGEST_SCALE, self.factor * 2), 0
+            self.factor, self.good = min(_MAX_SCALE, self.factor * 2), 0
         return True
 
 
 def initial_scale(model: nn.Module) -> LossScale:
-    """Return the scale that `model` starts with."""
+    """Return the initial loss scale for `model`."""
     needed = getattr(model, "dtype", None) == torch.float16
     return LossScale(needed, _FIRST_SCALE if needed else 1.0)

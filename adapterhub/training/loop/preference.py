@@ -1,7 +1,7 @@
-"""Learning from preferences: DPO, ORPO and SimPO as functions of the same sums, those of both sides' log-probabilities.
+"""Preference losses: DPO, ORPO and SimPO as functions of the summed log-probabilities of both sides.
 
-The documents of a row are pairs, the chosen side before the rejected one (`data.rows`). DPO compares with a reference: the
-base, which is the model itself with deltas scaled by 0, so that no second model is in memory.
+The documents of a row are pairs, the chosen side before the rejected one (`data.packed_rows`). DPO compares with a reference,
+the base, which is the model itself with deltas scaled by 0, so that no second model is in memory.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from adapterhub.training.model.base import Base
 
 from .loss import Loss, logprobs, passes, total, trimmed
 
-_SURE = -1e-6  # the largest mean log-probability whose odds are computed
+_MAX_MEAN_LOGPROB = -1e-6  # the odds of a mean log-probability of 0 would be infinite
 
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """Of each pair the chosen side, then the rejected one, all float32 `(pairs, 2)`.
+    """The sums of pairs, the chosen side before the rejected one, all float32 `(pairs, 2)`.
 
     Attributes:
         logprobs: The log-probability of the answer, in nats.
         labels: The number of its tokens.
-        reference: Its log-probability under the base; None where the method has no reference.
+        reference: Its log-probability under the base; None if the method has no reference.
     """
 
     logprobs: Tensor
@@ -53,7 +53,7 @@ def dpo(sums: Sums, beta: float, _: float) -> tuple[Tensor, Tensor]:
 
 def orpo(sums: Sums, beta: float, _: float) -> tuple[Tensor, Tensor]:
     """Return losses and margins `(pairs,)` of odds ratio preference optimization (arXiv 2403.07691, equations 6 and 7)."""
-    means = sums.means.clamp(max=_SURE)
+    means = sums.means.clamp(max=_MAX_MEAN_LOGPROB)
     odds = means - torch.log(-torch.expm1(means))
     margins = odds[:, 0] - odds[:, 1]
     return -means[:, 0] - beta * logsigmoid(margins), margins
@@ -70,8 +70,8 @@ METHODS: dict[str, Callable[[Sums, float, float], tuple[Tensor, Tensor]]] = {"dp
 
 
 def preference_loss(base: Base, config: PreferenceConfig, pairs: int) -> Loss:
-    """Return the loss of rows whose step has so many pairs: the mean over all pairs of the step."""
-    return lambda found, rows: _losses(base, config, found, rows)[0].sum() / max(1, pairs)
+    """Return the loss for rows of a step with `pairs` pairs: the mean over all pairs of the step."""
+    return lambda label_logprobs, rows: _pair_losses(base, config, label_logprobs, rows)[0].sum() / max(1, pairs)
 
 
 def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tuple[float, float, float]:
@@ -79,41 +79,46 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
     sums: list[tuple[Tensor, Tensor, Tensor]] = []
     base.model.eval()
     with torch.no_grad():
-        for _, part in passes(rows, size):
-            some = trimmed(part)
-            losses, margins = _losses(base, config, logprobs(base, some), some)
+        for _, batch in passes(rows, size):
+            trimmed_rows = trimmed(batch)
+            losses, margins = _pair_losses(base, config, logprobs(base, trimmed_rows), trimmed_rows)
+            # Sums, not means: the passes may have different numbers of pairs.
             sums.append((losses.sum(), (margins > 0).sum(), margins.sum()))
     base.model.train()
-    loss, accuracy, margin = (total(parts) / max(1, count(rows)) for parts in zip(*sums, strict=True))
+    loss, accuracy, margin = (total(pass_sums) / max(1, count(rows)) for pass_sums in zip(*sums, strict=True))
     return loss, accuracy, margin
 
 
 def count(rows: Rows) -> int:
     """Return the number of pairs in rows."""
+    # A document counts once if it has any label; two documents are a pair.
     labeled = rows.labels != IGNORED
-    return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + _documents(rows))[labeled])) // 2
+    return len(np.unique((np.arange(len(rows))[:, None] * rows.labels.shape[1] + _document_numbers(rows))[labeled])) // 2
 
 
-def _losses(base: Base, config: PreferenceConfig, found: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Return losses and margins `(pairs,)` of rows, of which `found` are the log-probabilities."""
-    answers, lengths = _by_side(found, rows), _by_side(torch.from_numpy(rows.labels != IGNORED).to(found.dtype), rows)
+def _pair_losses(base: Base, config: PreferenceConfig, label_logprobs: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return losses and margins `(pairs,)` of rows whose label log-probabilities are given."""
+    answer_logprobs, answer_lengths = (
+        _sums_by_side(label_logprobs, rows),
+        _sums_by_side(torch.from_numpy(rows.labels != IGNORED).to(label_logprobs.dtype), rows),
+    )
     reference = None
     if config.method == "dpo":
         with without_delta(base.model):
-            reference = _by_side(logprobs(base, rows), rows)
-    pairs = (lengths > 0).all(dim=1).nonzero().view(-1)  # padding has no labels
-    there, counts = (part.to(found.device, non_blocking=True) for part in (pairs, lengths[pairs]))
-    sums = Sums(answers[there], counts, None if reference is None else reference[there])
+            reference = _sums_by_side(logprobs(base, rows), rows)
+    pairs = (answer_lengths > 0).all(dim=1).nonzero().view(-1)  # padding has no labels
+    complete_pairs, counts = (tensor.to(label_logprobs.device, non_blocking=True) for tensor in (pairs, answer_lengths[pairs]))
+    sums = Sums(answer_logprobs[complete_pairs], counts, None if reference is None else reference[complete_pairs])
     return METHODS[config.method](sums, config.strength, config.gamma)
 
 
-def _by_side(values: Tensor, rows: Rows) -> Tensor:
-    """Return the sums of `values` `(rows, tokens)` over each document, two a pair: `(pairs, 2)`."""
-    documents = _documents(rows)
+def _sums_by_side(values: Tensor, rows: Rows) -> Tensor:
+    """Return the sums of `values` `(rows, tokens)` over each document, two per pair: `(pairs, 2)`."""
+    documents = _document_numbers(rows)
     places, width = torch.from_numpy(documents).to(values.device, non_blocking=True), 2 * (int(documents.max()) // 2 + 1)
     return values.new_zeros(len(values), width).scatter_add(1, places, values).view(-1, 2)
 
 
-def _documents(rows: Rows) -> np.ndarray:
+def _document_numbers(rows: Rows) -> np.ndarray:
     """Return the number of each token's document in its row, `(rows, tokens)`."""
     return np.cumsum(rows.positions == 0, axis=1) - 1

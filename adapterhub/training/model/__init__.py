@@ -1,1 +1,1 @@
-"""The base model with its adapter: loading it, checking it, and adapters into and out of it."""
+"""The base model with its adapter: loading and checking it, and copying adapters into and out of it."""

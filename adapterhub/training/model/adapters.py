@@ -1,7 +1,7 @@
 """Adapters into and out of a model: one to train further or to evaluate, and the one that was trained.
 
 An existing adapter's factors, magnitudes, biases and rows are copied unchanged, in float32; anything that the layers here
-cannot represent is refused by name. The trained one is returned in the canonical form that every format is written from.
+cannot represent is refused by name. The trained adapter is returned in the canonical form that every format is written from.
 """
 
 from __future__ import annotations
@@ -44,11 +44,16 @@ from adapterhub_converters.formats import convert, peft
 from .base import Base
 from .weights import as_numpy
 
-METHOD = "train"  # of a parent in adapter.json
-_PARTS = {"lora_A": "lora_A", "lora_B": "lora_B", "magnitude": "magnitude", "lora_bias": "bias"}  # a layer's names, a delta's
+METHOD = "train"  # the method of a parent in adapter.json
+_FIELDS_OF_DELTA = {
+    "lora_A": "lora_A",
+    "lora_B": "lora_B",
+    "magnitude": "magnitude",
+    "lora_bias": "bias",
+}  # names in a layer: names in a delta
 # Keys of [lora] that are compared with every delta, and those that may differ from the training of the adapter.
-_SHAPE = ("r", "alpha", "rslora")
-_FREE = ("targets", "exclude", "layers", "dropout", "rank_pattern", "alpha_pattern")
+_SHAPE_KEYS = ("r", "alpha", "rslora")
+_FREE_KEYS = ("targets", "exclude", "layers", "dropout", "rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +62,9 @@ class Factors:
 
     Attributes:
         pairs: Its low-rank deltas by module.
-        adapter: The whole adapter.
+        adapter: The complete adapter.
         manifest: Its adapter.json, if it has one.
-        where: The adapter, in messages.
+        location: The adapter, in messages.
     """
 
     pairs: Mapping[str, FactorPair]
@@ -69,27 +74,27 @@ class Factors:
 
     @property
     def training(self) -> Training | None:
-        """The record of its training."""
+        """The record of the adapter's training."""
         return self.manifest.training if self.manifest else None
 
     @property
     def dora(self) -> bool:
-        """Whether its linear layers have magnitudes."""
+        """Whether the adapter's linear layers have magnitudes."""
         return any(getattr(delta, "magnitude", None) is not None for delta in self.pairs.values())
 
     @property
     def lora_bias(self) -> bool:
-        """Whether its linear layers have biases of their own."""
+        """Whether the deltas of the adapter's linear layers have biases."""
         return any(getattr(delta, "bias", None) is not None for delta in self.pairs.values())
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """The ids of its table rows."""
+        """The ids of the table rows in the adapter."""
         return next((rows.ids for rows in self.adapter.rows.values()), ())
 
     @property
     def config(self) -> LoRAConfig:
-        """A config that gives a model layers for everything in it; `put` then sets ranks and scales."""
+        """A config that gives a model layers for everything in the adapter; `copy_into_model` then sets ranks and scales."""
         first: Any = next(iter(self.pairs.values()))
         return LoRAConfig(
             r=first.r, alpha=first.alpha, rslora=first.rslora, targets=tuple(self.pairs), dora=self.dora,
@@ -98,77 +103,78 @@ class Factors:
 
 
 def read(initial: InitialAdapter, spec: BaseSpec) -> Factors:
-    """Read an adapter for a base, whose experts are in stacks in memory.
+    """Read an adapter for a base, whose experts are stacked in memory.
 
     Raises:
-        RefusedError: It is not low-rank deltas of one kind and rows of at most one table.
+        RefusedError: It consists of more than low-rank deltas of one kind and rows of one table.
     """
+    # Experts that a file has one by one are stacked, as the model in memory has them.
     adapter = peft.stacked(convert.read(initial.path, base=spec), spec)
     try:
         pairs = factor_pairs(dataclasses.replace(adapter, copies={}))
     except RefusedError as error:
         raise RefusedError(f"{initial.where}: {error.where}", error.what, error.hint, code=error.code) from error
-    found = Factors(pairs, adapter, AdapterManifest.read(initial.folder), initial.where)
-    for part in ("magnitude", "bias"):
-        linear = [target for target, delta in pairs.items() if isinstance(delta, LowRank)]
-        without = [target for target in linear if getattr(pairs[target], part) is None]
-        if without and len(without) < len(linear):
-            raise RefusedError(f"{initial.where}: {without[0]}", f"has no {part}, but other layers have one")
-    if found.dora and found.lora_bias:
+    factors = Factors(pairs, adapter, AdapterManifest.read(initial.folder), initial.where)
+    for field in ("magnitude", "bias"):
+        linear_targets = [target for target, delta in pairs.items() if isinstance(delta, LowRank)]
+        without = [target for target in linear_targets if getattr(pairs[target], field) is None]
+        if without and len(without) < len(linear_targets):
+            raise RefusedError(f"{initial.where}: {without[0]}", f"has no {field}, but other layers have one")
+    if factors.dora and factors.lora_bias:
         raise RefusedError(initial.where, "has both magnitudes (DoRA) and biases, which peft does not support either")
     if len(adapter.rows) > 1:
         raise RefusedError(initial.where, f"replaces rows of several tables: {', '.join(sorted(adapter.rows))}")
-    return found
+    return factors
 
 
-def check_base(found: Factors, spec: BaseSpec, name: str | None) -> None:
+def check_base(factors: Factors, spec: BaseSpec, name: str | None) -> None:
     """Refuse an adapter whose adapter.json names another base.
 
     Raises:
-        RefusedError: With the code `other-base-shapes` and the fields `adapter` and `base`, where names or shapes differ.
+        RefusedError: With the code `other-base-shapes` and the fields `adapter` and `base` if names or shapes differ.
     """
-    recorded = found.manifest.base if found.manifest else BaseInfo()
+    recorded = factors.manifest.base if factors.manifest else BaseInfo()
     if recorded.fingerprint and recorded.fingerprint != spec.fingerprint:
-        what = f"is for a base with other tensor names or shapes than {spec.where}"
-        raise RefusedError(found.where, what, code="other-base-shapes", adapter=found.where, base=spec.where)
+        problem = f"is for a base with other tensor names or shapes than {spec.where}"
+        raise RefusedError(factors.where, problem, code="other-base-shapes", adapter=factors.where, base=spec.where)
     if name and recorded.repo and recorded.repo != name:
-        raise RefusedError(found.where, f"was trained on {recorded.repo}, not on {name}", "Set that base")
+        raise RefusedError(factors.where, f"was trained on {recorded.repo}, not on {name}", "Set that base")
 
 
-def other_weights(found: Factors, weights: list[dict[str, Any]]) -> list[str]:
-    """Return a note where the base has the shapes but not the bytes that the adapter was trained on."""
-    recorded = {item.digest for item in (found.training.weights if found.training else None) or ()}
+def other_weights(factors: Factors, weights: list[dict[str, Any]]) -> list[str]:
+    """Return a note if the base has the same shapes as the one that the adapter was trained on, but not the same bytes."""
+    recorded = {item.digest for item in (factors.training.weights if factors.training else None) or ()}
     if recorded and recorded != {item["digest"] for item in weights}:
-        return [f"the base's weights differ from those that {found.where} was trained on"]
+        return [f"the base's weights differ from those that {factors.where} was trained on"]
     return []
 
 
-def check_config(found: Factors, config: LoRAConfig, targets: tuple[str, ...], where: str) -> None:
-    """Refuse a config that does not describe an adapter of exactly these parts, shapes and scales."""
-    same = "Set the same: an adapter keeps its shape when it is trained further"
-    for name in found.adapter.replaced:
-        raise RefusedError(f"{found.where}: {name}", "is replaced as a whole, but only deltas and rows can be trained")
-    missing, more = sorted(set(targets) - set(found.pairs)), sorted(set(found.pairs) - set(targets))
-    if missing or more:
-        name, what = (missing[0], "has no delta") if missing else (more[0], "has a delta that is not a target")
-        raise RefusedError(f"{where}: [lora] targets", f"{found.where} {what}: {name}", "Set the targets that it has")
-    sizes = Sizes(config, where)
-    for target, delta in found.pairs.items():
-        shape = {"r": sizes.rank(target), "alpha": sizes.alpha(target), "rslora": config.rslora}
-        for key, value in shape.items():
+def check_config(factors: Factors, config: LoRAConfig, targets: tuple[str, ...], location: str) -> None:
+    """Refuse a config that does not describe an adapter with exactly these parts, shapes and scales."""
+    hint = "Set the same: an adapter keeps its shape when it is trained further"
+    for name in factors.adapter.replaced:
+        raise RefusedError(f"{factors.where}: {name}", "is replaced as a whole, but only deltas and rows can be trained")
+    missing, extra = sorted(set(targets) - set(factors.pairs)), sorted(set(factors.pairs) - set(targets))
+    if missing or extra:
+        name, problem = (missing[0], "has no delta") if missing else (extra[0], "has a delta that is not a target")
+        raise RefusedError(f"{location}: [lora] targets", f"{factors.where} {problem}: {name}", "Set the targets that it has")
+    sizes = Sizes(config, location)
+    for target, delta in factors.pairs.items():
+        settings = {"r": sizes.rank(target), "alpha": sizes.alpha(target), "rslora": config.rslora}
+        for key, value in settings.items():
             if getattr(delta, key) != value:
-                what = f"is {_toml(value)}, but {_toml(getattr(delta, key))} in {found.where} at {target}"
-                raise RefusedError(f"{where}: [lora] {key}", what, same)
-    parts = {"dora": found.dora, "lora_bias": found.lora_bias, "trainable_token_indices": found.token_ids}
-    for key, have in parts.items():
-        if getattr(config, key) != have:
-            what = f"is {_toml(getattr(config, key))}, but {_toml(have)} in {found.where}"
-            raise RefusedError(f"{where}: [lora] {key}", what, same)
+                problem = f"is {_toml(value)}, but {_toml(getattr(delta, key))} in {factors.where} at {target}"
+                raise RefusedError(f"{location}: [lora] {key}", problem, hint)
+    adapter_parts = {"dora": factors.dora, "lora_bias": factors.lora_bias, "trainable_token_indices": factors.token_ids}
+    for key, adapter_value in adapter_parts.items():
+        if getattr(config, key) != adapter_value:
+            problem = f"is {_toml(getattr(config, key))}, but {_toml(adapter_value)} in {factors.where}"
+            raise RefusedError(f"{location}: [lora] {key}", problem, hint)
     for item in dataclasses.fields(config):
         default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if item.name not in (*_FREE, *_SHAPE, *parts) and getattr(config, item.name) != default:
+        if item.name not in (*_FREE_KEYS, *_SHAPE_KEYS, *adapter_parts) and getattr(config, item.name) != default:
             raise RefusedError(
-                f"{where}: [lora] {item.name}", "cannot be used when an adapter is trained further", "Leave it out"
+                f"{location}: [lora] {item.name}", "cannot be used when an adapter is trained further", "Leave it out"
             )
 
 
@@ -178,93 +184,100 @@ def _toml(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
 
 
-def put(base: Base, found: Factors) -> None:
-    """Copy the adapter into everything that is trained in the model; ranks and scales are the adapter's."""
+def put(base: Base, factors: Factors) -> None:
+    """Copy the adapter into all trained parameters of the model; ranks and scales are the adapter's."""
     for path, layer in lora_layers(base.model):
-        delta: Any = found.pairs[path]
-        for name, part in _PARTS.items():
-            array, own = getattr(delta, part, None), getattr(layer, name, None)
-            if array is not None and own is not None:
-                rank_dimension = {"lora_A": own.ndim - 2, "lora_B": own.ndim - 1}.get(name)
-                _check_shape(array.shape, own.shape, rank_dimension, f"{found.where}: {path}", name)
-                setattr(layer, name, _parameter(array, own))
+        delta: Any = factors.pairs[path]
+        for name, field in _FIELDS_OF_DELTA.items():
+            array, parameter = getattr(delta, field, None), getattr(layer, name, None)
+            if array is not None and parameter is not None:
+                # The rank may differ from that of the layer; all other dimensions have to agree.
+                rank_dimension = {"lora_A": parameter.ndim - 2, "lora_B": parameter.ndim - 1}.get(name)
+                _check_shape(array.shape, parameter.shape, rank_dimension, f"{factors.where}: {path}", name)
+                setattr(layer, name, _parameter(array, parameter))
         layer.scaling = scaling(delta.alpha, delta.r, rslora=delta.rslora)
     rows = token_rows(base.model)
-    for path, replaced in found.adapter.rows.items():
+    for path, replaced in factors.adapter.rows.items():
         if rows is None or base.model.get_submodule(path) is not rows:
-            raise RefusedError(f"{found.where}: {path}", "has replaced rows, but is not the model's input table")
-        _check_shape(replaced.values.shape, rows.rows.shape, None, f"{found.where}: {path}", "rows")
+            raise RefusedError(f"{factors.where}: {path}", "has replaced rows, but is not the model's input table")
+        _check_shape(replaced.values.shape, rows.rows.shape, None, f"{factors.where}: {path}", "rows")
         rows.rows = _parameter(replaced.values, rows.rows)
-    for name, array in found.adapter.copies.items():
-        check_copy(base, name, array, found.where)
+    for name, array in factors.adapter.copies.items():
+        check_copy(base, name, array, factors.where)
 
 
-def _check_shape(have: tuple[int, ...], want: tuple[int, ...], free: int | None, where: str, name: str) -> None:
-    """Refuse a shape that differs from the layer's in any dimension but `free`, the rank."""
-    for at, (own, size) in enumerate(zip(have, want, strict=True)):
-        if own != size and at != free:
-            raise RefusedError(where, f"{name} has shape {tuple(have)}, but dimension {at} of the base's layer is {size}")
+def _check_shape(
+    shape: tuple[int, ...], expected_shape: tuple[int, ...], free_dimension: int | None, location: str, name: str
+) -> None:
+    """Refuse a shape that differs from the layer's in any dimension but `free_dimension`, the rank."""
+    for dimension, (size, expected_size) in enumerate(zip(shape, expected_shape, strict=True)):
+        if size != expected_size and dimension != free_dimension:
+            raise RefusedError(
+                location, f"{name} has shape {tuple(shape)}, but dimension {dimension} of the base's layer is {expected_size}"
+            )
 
 
-def _parameter(array: np.ndarray, before: Any) -> Any:
-    numbers = torch.from_numpy(np.array(array, np.float32, order="C")).to(before.device)
-    return nn.Parameter(numbers, requires_grad=before.requires_grad)
+def _parameter(array: np.ndarray, template: Any) -> Any:
+    tensor = torch.from_numpy(np.array(array, np.float32, order="C")).to(template.device)
+    return nn.Parameter(tensor, requires_grad=template.requires_grad)
 
 
-def check_copy(base: Base, name: str, array: np.ndarray, where: str) -> None:
-    """Refuse a copy of the table, which peft saves along with its delta, that is not the base's."""
+def check_copy(base: Base, name: str, array: np.ndarray, location: str) -> None:
+    """Refuse a copy of the embedding table, which peft saves along with its delta, if it differs from the base's."""
     path, _, leaf = name.rpartition(".")
-    own = getattr(base.model.get_submodule(path), leaf)
-    copy = torch.from_numpy(np.array(array, np.float32, order="C")).to(own)
-    if copy.shape != own.shape or not torch.equal(copy, own):
-        raise RefusedError(f"{where}: {name}", "is a copy of a base weight, but not of this base's")
+    base_weight = getattr(base.model.get_submodule(path), leaf)
+    copy = torch.from_numpy(np.array(array, np.float32, order="C")).to(base_weight)
+    if copy.shape != base_weight.shape or not torch.equal(copy, base_weight):
+        raise RefusedError(f"{location}: {name}", "is a copy of a base weight, but not of this base's")
 
 
 @contextlib.contextmanager
-def replaced(base: Base, found: Factors) -> Iterator[None]:
-    """Use the adapter's own parameters, of modules that peft saved as a whole, within the block.
+def replaced(base: Base, factors: Factors) -> Iterator[None]:
+    """Within the block, use the adapter's parameters for modules that peft saved in full.
 
-    One that was tied to another is separate meanwhile, as in peft: the other keeps the base's values.
+    A parameter that was tied to another is separate meanwhile, as in peft: the other keeps the base's values.
     """
-    before: list[tuple[Any, str, Any]] = []
+    originals: list[tuple[Any, str, Any]] = []
     try:
-        for name, array in found.adapter.replaced.items():
+        for name, array in factors.adapter.replaced.items():
             path, _, leaf = name.rpartition(".")
-            module, key = _holder(base.model, path, leaf, f"{found.where}: {name}")
-            own = getattr(module, key)
-            if tuple(own.shape) != array.shape:
-                what = f"has shape {array.shape}, but the base's has {tuple(own.shape)}"
-                raise RefusedError(f"{found.where}: {name}", what)
-            numbers = torch.from_numpy(np.array(array, np.float32, order="C")).to(base.head)
-            before.append((module, key, own))
-            setattr(module, key, nn.Parameter(numbers, requires_grad=False) if isinstance(own, nn.Parameter) else numbers)
+            module, key = _module_and_attribute(base.model, path, leaf, f"{factors.where}: {name}")
+            original = getattr(module, key)
+            if tuple(original.shape) != array.shape:
+                problem = f"has shape {array.shape}, but the base's has {tuple(original.shape)}"
+                raise RefusedError(f"{factors.where}: {name}", problem)
+            tensor = torch.from_numpy(np.array(array, np.float32, order="C")).to(base.head)
+            originals.append((module, key, original))
+            setattr(module, key, nn.Parameter(tensor, requires_grad=False) if isinstance(original, nn.Parameter) else tensor)
         yield
     finally:
-        for module, key, own in reversed(before):
-            setattr(module, key, own)
+        # In reverse, so that a parameter that was replaced twice gets its first value back.
+        for module, key, original in reversed(originals):
+            setattr(module, key, original)
 
 
-def _holder(model: nn.Module, path: str, leaf: str, where: str) -> tuple[Any, str]:
-    """Return the module that has a parameter, and the attribute."""
+def _module_and_attribute(model: nn.Module, path: str, leaf: str, location: str) -> tuple[Any, str]:
+    """Return the module that has a parameter, and the name of the attribute."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        raise RefusedError(where, "is replaced by the adapter, but the base has no such module") from error
+        raise RefusedError(location, "is replaced by the adapter, but the base has no such module") from error
     if isinstance(module, LoRAEmbedding | TokenRows):
-        raise RefusedError(where, "is replaced as a whole and has a delta or rows as well")
+        raise RefusedError(location, "is replaced as a whole and has a delta or rows as well")
     key = "base" if isinstance(module, Frozen) and leaf == "weight" else leaf
     transposed = key == "base" and module.transposed
     if transposed or getattr(module, key, None) is None:
-        raise RefusedError(where, "is replaced by the adapter, which is not supported in this base")
+        raise RefusedError(location, "is replaced by the adapter, which is not supported in this base")
     return module, key
 
 
 def remove(base: Base) -> None:
-    """Disable every delta and row: what is left is the base."""
+    """Disable every delta and trained row, so that only the base is left."""
     with torch.no_grad():
         for _, layer in lora_layers(base.model):
             layer.scaling = 0.0
             if isinstance(layer, DoRALinear):
+                # Without a delta, the magnitudes are the norms of the base's rows.
                 layer.magnitude.copy_(layer.squares.sqrt())
         rows = token_rows(base.model)
         if rows is not None:
@@ -293,9 +306,10 @@ def _delta(layer: Any) -> Delta:
     if isinstance(layer, LoRAStack):
         return StackedLowRank(as_numpy(layer.lora_A), as_numpy(layer.lora_B), layer.alpha, layer.rslora, layer.transposed)
     A, B, alpha = layer.lora_A, layer.lora_B, layer.alpha
+    # PiSSA and LoftQ change the base; as a plain LoRA of twice the rank, the adapter fits the unchanged one (`variants`).
     if layer.initial is not None:
         A, B = difference(A, B, layer.initial)
-        alpha *= math.sqrt(2) if layer.rslora else 2  # the same scaling at twice the rank
+        alpha *= math.sqrt(2) if layer.rslora else 2  # keeps the scaling at twice the rank
     magnitude = as_numpy(layer.magnitude) if hasattr(layer, "magnitude") else None
     bias = None if layer.lora_bias is None else as_numpy(layer.lora_bias)
     return LowRank(

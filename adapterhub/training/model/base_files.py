@@ -1,7 +1,7 @@
-"""A base model on disk, read once: each file is opened at most twice, and each digest computed at most once.
+"""The files of a base model on disk: each is opened at most twice, and each digest is computed at most once.
 
-The first opening is for headers, small files and digests, the second for the tensors (`weights`). Whatever needs to know the
-base gets its `spec` handed on.
+The first opening is for headers, small files and digests, the second for the tensors (`base_tensors`). Other code gets the
+base's `spec` instead of reading its files again.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ U = TypeVar("U")
 
 
 class BaseFiles:
-    """A Hugging Face folder or a GGUF file. A context manager, which holds its files open.
+    """The files of a Hugging Face folder or a GGUF file; a context manager that keeps them open.
 
     Attributes:
         path: The folder or file.
         cache: The folder of the digest cache and of quantized bases; None for neither.
-        spec: The base as its headers and config describe it.
+        spec: The base as described by its headers and config.
     """
 
     def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path, self.cache = path, cache
+        # Without such a file, only the suffix can tell what was meant.
         self._is_gguf = not path.is_dir() and (path.suffix == ".gguf" or path.is_file())
         self._stack = ExitStack()
-        self._files = _HeldFiles(path if path.is_dir() else path.parent, self._stack)
+        self._files = _OpenFiles(path if path.is_dir() else path.parent, self._stack)
         self._digests: Future[list[dict[str, Any]]] | None = None
         self._closed = False
         try:
@@ -57,7 +58,7 @@ class BaseFiles:
     def _read_spec(self) -> BaseSpec:
         if self._files.handle(_CONFIG) if self.path.is_dir() else self.path.exists():
             return read_files(self._files, "" if self.path.is_dir() else self.path.name)
-        return read_base(self.path)  # reports what is missing
+        return read_base(self.path)  # which reports what is missing
 
     @cached_property
     def weight_files(self) -> list[Path]:
@@ -66,7 +67,7 @@ class BaseFiles:
 
     @property
     def digests(self) -> list[dict[str, Any]]:
-        """Name, digest and size in bytes of each weight file: shapes alone do not tell a base from a fine-tune of it."""
+        """The name, digest and size in bytes of each weight file; shapes alone do not tell a base from its fine-tunes."""
         return self._hashing().result()
 
     def _hashing(self) -> Future[list[dict[str, Any]]]:
@@ -75,11 +76,11 @@ class BaseFiles:
         return self._digests
 
     def _hash_all(self) -> list[dict[str, Any]]:
-        found = []
+        entries = []
         for path in self.weight_files:
             digest = digest_cache.digest(path, self.cache, partial(self._hash, path.name))
-            found.append({"path": path.name, "digest": digest, "size": path.stat().st_size})
-        return found
+            entries.append({"path": path.name, "digest": digest, "size": path.stat().st_size})
+        return entries
 
     def _hash(self, name: str) -> Digest:
         file = self._files.handle(name)
@@ -94,7 +95,7 @@ class BaseFiles:
 
     @cached_property
     def config_text(self) -> str:
-        """The text of config.json, which a GGUF file has in its metadata."""
+        """The text of config.json, which is part of the metadata of a GGUF file."""
         if self._is_gguf:
             return self._documents[_CONFIG]
         raw = self._files.whole(_CONFIG, json_file.MAX_CONFIG)
@@ -107,11 +108,13 @@ class BaseFiles:
         """A folder with config.json and tokenizer for transformers: the base, or a temporary one made from a GGUF file.
 
         Raises:
-            RefusedError: The weights are quantized with anything but bitsandbytes' four bits; or a file of the tokenizer is
+            RefusedError: The weights are quantized with anything but bitsandbytes' four bits, or a file of the tokenizer is
                 one that transformers must not open (`tokenizer_files`).
         """
         if not self._is_gguf:
-            _check_method(json_file.parse_object(self.config_text, self._files.label(_CONFIG)), self._files.label(_CONFIG))
+            _check_quantization_method(
+                json_file.parse_object(self.config_text, self._files.label(_CONFIG)), self._files.label(_CONFIG)
+            )
             tokenizer_files.check(self.path, self._files.whole)
             return self.path
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
@@ -130,7 +133,7 @@ class BaseFiles:
     def weights(self) -> Weights:
         """Open the tensors; the caller closes them.
 
-        Digests that nobody needed so far are computed meanwhile on a thread, so that the disk is read once.
+        Meanwhile, digests that have not been needed yet are computed on a thread, so that the disk is read once.
         """
         self._hashing()
         return GGUFFileWeights(self._gguf) if self._is_gguf else FolderWeights(self.path, self.weight_files)
@@ -139,20 +142,21 @@ class BaseFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Stops the hashing thread, for which closing the stack would otherwise wait.
         self._closed = True
         self._stack.close()
 
 
-def _check_method(config: dict[str, Any], where: str) -> None:
+def _check_quantization_method(config: dict[str, Any], location: str) -> None:
     quantization = settings(config)
     method = quantization.get("quant_method", "bitsandbytes" if quantization.get("load_in_4bit") else None)
     if quantization and (method != "bitsandbytes" or quantization.get("load_in_8bit")):
-        name = "LLM.int8" if method == "bitsandbytes" else method or "an unknown method"
-        raise RefusedError(where, f"weights quantized with {name} cannot be trained on", "Use the model in 16 bits")
+        method_name = "LLM.int8" if method == "bitsandbytes" else method or "an unknown method"
+        raise RefusedError(location, f"weights quantized with {method_name} cannot be trained on", "Use the model in 16 bits")
 
 
-class _HeldFiles:
-    """The files of a folder, each opened once and held open (`adapterhub_converters.bases.Files`)."""
+class _OpenFiles:
+    """The files of a folder, each opened once and kept open (`adapterhub_converters.bases.Files`)."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.local: Path | None = folder
@@ -161,7 +165,7 @@ class _HeldFiles:
         self._handles: dict[str, BinaryIO | None] = {}
 
     def handle(self, name: str) -> BinaryIO | None:
-        """Return the open file, at any position; None where there is no such file."""
+        """Return the open file, at any position; None if it does not exist."""
         if name not in self._handles:
             try:
                 file = open_regular(self._folder / name, buffering=-1)
@@ -177,18 +181,19 @@ class _HeldFiles:
         return str(self._folder / name)
 
     def whole(self, name: str, limit: int) -> bytes | None:
-        """Read a small file."""
+        """Return the bytes of a small file; None if it does not exist."""
         file = self.handle(name)
         if file is None:
             return None
         file.seek(0)
+        # One byte more than allowed shows that the file is too large.
         raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
         if len(raw) > limit:
             raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
         return raw
 
     def ranged(self, name: str) -> Ranged | None:
-        """Return a reader at offsets."""
+        """Return a reader of byte ranges; None if the file does not exist."""
         file = self.handle(name)
         if file is None:
             return None
@@ -200,7 +205,7 @@ class _HeldFiles:
         return Ranged(os.fstat(file.fileno()).st_size, read_at, self.label(name))
 
     def sha256(self, name: str) -> str | None:
-        """Compute the digest of a file."""
+        """Return the digest of a file; None if it cannot be opened."""
         try:
             file = self.handle(name)
         except LocalIOError:
@@ -210,6 +215,6 @@ class _HeldFiles:
         file.seek(0)
         return copy_hashing(file, None)[0]
 
-    def each(self, do: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """Apply `do` to one item after the other."""
-        return [do(item) for item in items]
+    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+        """Apply a function to one item after another."""
+        return [function(item) for item in items]

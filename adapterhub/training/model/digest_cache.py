@@ -1,8 +1,8 @@
-"""The digest cache: a file that has not changed since it was hashed is not hashed again.
+"""The digest cache, which keeps unchanged files from being hashed again.
 
-As in git's index (`Documentation/technical/racy-git`), an entry has a file's size, its times of change, its inode and device,
-in nanoseconds as the file system has them. If any of them differs, the file is hashed again. A file that changed a moment ago
-is not entered, because a change within the same tick of the clock would not show.
+As in git's index (`Documentation/technical/racy-git`), an entry has a file's size, times of modification and change in
+nanoseconds as far as the file system has them, inode and device. If any of them differs, the file is hashed again. A file that
+changed a moment ago is not entered, because another change within the same clock tick would not show.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from adapterhub.digest import Digest, is_hex, sha256_file
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError
 
-_SETTLED = 2_000_000_000  # nanoseconds: the coarsest clock of a file system (FAT)
+_SETTLED = 2_000_000_000  # nanoseconds; FAT has the coarsest clock of all file systems
 
 
 def digest(path: Path, cache: Path | None, compute: Callable[[], Digest] | None = None) -> Digest:
-    """Return the digest of a file: from the folder `cache`, else from `compute`, which reads the file unless given."""
+    """Return the digest of a file from the folder `cache`, or else from `compute`, which reads the file unless given."""
     compute = compute or (lambda: sha256_file(path))
     if cache is None:
         return compute()
     entry = cache / "digests" / (hashlib.sha256(os.fsencode(path.resolve())).hexdigest() + ".json")
-    state = _state(path)
+    state = _file_state(path)
     cached = _read(entry)
     if cached.get("state") == state and is_hex(str(cached.get("digest")).removeprefix("sha256:")):
         return str(cached["digest"])
     computed = compute()
-    if _state(path) == state and time.time_ns() - max(state["changed"], state["modified"]) > _SETTLED:
+    # The state is compared again, because the file may have changed while it was hashed.
+    if _file_state(path) == state and time.time_ns() - max(state["changed"], state["modified"]) > _SETTLED:
         _write(entry, {"path": str(path.resolve()), "state": state, "digest": computed})
     return computed
 
 
-def _state(path: Path) -> dict[str, int]:
+def _file_state(path: Path) -> dict[str, int]:
     try:
-        stat = path.stat()
+        status = path.stat()
     except OSError:
-        return {"changed": 0, "modified": 0}  # hashing it reports the error
+        return {"changed": 0, "modified": 0}  # hashing the file will report the error
     return {
-        "size": stat.st_size, "modified": stat.st_mtime_ns, "changed": stat.st_ctime_ns, "inode": stat.st_ino,
-        "device": stat.st_dev,
+        "size": status.st_size, "modified": status.st_mtime_ns, "changed": status.st_ctime_ns, "inode": status.st_ino,
+        "device": status.st_dev,
     }  # fmt: skip
 
 

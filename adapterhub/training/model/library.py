@@ -1,6 +1,6 @@
-"""The one place that asks transformers for a config, a tokenizer or a model: no code of a base runs, and nothing is downloaded.
+"""The only module that asks transformers for a config, a tokenizer or a model, without running code of a base or downloading.
 
-A base may bring Python of its own (`auto_map`), name a config for each version of transformers (`configuration_files`) or
+A base may bring its own Python code (`auto_map`), name a config for each version of transformers (`configuration_files`) or
 attention kernels of a hub (`attn_implementation`). transformers gets a copy of its config.json without them; a base that does
 not work without its code is refused by name, before transformers could ask whether to run it.
 """
@@ -24,9 +24,9 @@ from adapterhub_converters.errors import FormatError, RefusedError
 from . import tokenizer_search
 
 _CONFIG, _TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
-# Keys at any depth of a config that name code, kernels or other files.
-_ELSEWHERE = linear.Pattern("auto_map|configuration_files|custom_generate|_?(attn|experts)_implementation(_internal)?")
-_LOCAL = {"trust_remote_code": False, "local_files_only": True}
+# Keys, at any depth of a config, that name code, kernels or other files.
+_CODE_KEYS = linear.Pattern("auto_map|configuration_files|custom_generate|_?(attn|experts)_implementation(_internal)?")
+_LOCAL_OPTIONS = {"trust_remote_code": False, "local_files_only": True}
 
 
 def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) -> tuple[Any, Any]:
@@ -34,37 +34,40 @@ def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) 
 
     Args:
         folder: The folder with the tokenizer's files.
-        document: Its config.json.
-        where: The base, in messages.
+        document: The contents of its config.json.
+        location: The base, in messages.
 
     Raises:
-        RefusedError: It needs code of its own.
-        FormatError: transformers cannot make them.
+        RefusedError: It needs its own code.
+        FormatError: transformers cannot build them.
     """
     import transformers
 
     _check_model_type(document, where)
-    with _guarded(where), tempfile.TemporaryDirectory() as temporary:
-        json_file.write_text(Path(temporary, _CONFIG), json.dumps(_plain(document)))
-        config = transformers.AutoConfig.from_pretrained(temporary, **_LOCAL)
+    with _transformers_errors(where), tempfile.TemporaryDirectory() as temporary:
+        json_file.write_text(Path(temporary, _CONFIG), json.dumps(_without_code(document)))
+        config = transformers.AutoConfig.from_pretrained(temporary, **_LOCAL_OPTIONS)
         config._name_or_path = str(folder)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL)
-    kind = type(tokenizer)
-    search = tokenizer_search.Search(tokenizer, where)
-    tokenizer.__class__ = type(kind.__name__, (_Guarded, kind), {"where": where, "search": search})
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL_OPTIONS)
+    tokenizer_class = type(tokenizer)
+    expression_trial = tokenizer_search.Search(tokenizer, where)
+    # A subclass of the tokenizer's own class with the same name, so that everything else stays as it was.
+    tokenizer.__class__ = type(
+        tokenizer_class.__name__, (_SafeTokenizer, tokenizer_class), {"where": where, "search": expression_trial}
+    )
     tokenizer.stop_tokens = stop_tokens(folder)
     return config, tokenizer
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:
-    """Return the ids at which a base stops to generate, by its generation_config.json."""
+    """Return the ids at which a base stops generating, according to its generation_config.json."""
     path = folder / "generation_config.json"
-    found = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
-    return frozenset(item for item in (found if isinstance(found, list) else [found]) if type(item) is int)
+    token_ids = json_file.read_object(path).get("eos_token_id") if path.is_file() else None
+    return frozenset(item for item in (token_ids if isinstance(token_ids, list) else [token_ids]) if type(item) is int)
 
 
-class _Guarded:
-    """A tokenizer that neither hangs nor panics: whatever tokenizers (Rust) raises for a text is one line."""
+class _SafeTokenizer:
+    """A mix-in for tokenizers that neither hang nor panic: any error of tokenizers (Rust) about a text becomes one line."""
 
     where: str
     search: tokenizer_search.Search
@@ -72,38 +75,41 @@ class _Guarded:
 
     def __call__(self, text: Any, **options: Any) -> Any:
         self.search.check(text)
-        with _giving_up(self.where):
+        with _tokenizer_errors(self.where):
             return super().__call__(text, **options)  # type: ignore[misc]
 
     def decode(self, *args: Any, **options: Any) -> Any:
-        with _giving_up(self.where):
+        with _tokenizer_errors(self.where):
             return super().decode(*args, **options)  # type: ignore[misc]
 
 
 @contextmanager
-def _giving_up(where: str) -> Iterator[None]:
+def _tokenizer_errors(location: str) -> Iterator[None]:
     try:
         yield
+    # PyO3 raises PanicException, which is no Exception; other errors of tokenizers are plain Exceptions.
     except BaseException as error:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        raise FormatError(where, f"its tokenizer gives up on a text ({str(error)[:200]})", "Use another base") from error
+        raise FormatError(location, f"its tokenizer gives up on a text ({str(error)[:200]})", "Use another base") from error
 
 
 def empty(config: Any, dtype: torch.dtype, *, where: str) -> Any:
-    """Build the causal model of `config` without weights, with the attention of `layers.attention` where possible.
+    """Build the causal model of `config` without weights, with the attention of `layers.row_attention` if possible.
 
-    A vision-language model is built as peft users load it, and then without what it sees images with.
+    A vision-language model is built as peft users load it; the caller removes its vision parts (`base_model.remove_vision`).
     """
     import transformers
 
-    with _guarded(where):
-        causal, seeing = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
-        auto = causal if type(config) in causal._model_mapping else seeing
-        family = auto._model_mapping[type(config)]
+    with _transformers_errors(where):
+        causal_models, vision_models = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+        auto_class = causal_models if type(config) in causal_models._model_mapping else vision_models
+        family = auto_class._model_mapping[type(config)]
         options = {"attn_implementation": attention.register()} if family._supports_attention_backend else {}
+        # On the meta device, parameters have shapes but no memory.
         with torch.device("meta"):
-            model = auto.from_config(config, dtype=dtype, trust_remote_code=False, **options)
+            model = auto_class.from_config(config, dtype=dtype, trust_remote_code=False, **options)
+    # transformers looks up the implementation of experts by its name in their config.
     name = experts.register()
     for module in model.modules():
         if hasattr(module, "has_gate") and hasattr(module, "is_transposed"):
@@ -111,53 +117,54 @@ def empty(config: Any, dtype: torch.dtype, *, where: str) -> Any:
     return model
 
 
-def _check_model_type(document: dict[str, Any], where: str) -> None:
+def _check_model_type(document: dict[str, Any], location: str) -> None:
     from transformers import CONFIG_MAPPING
 
-    kind = document.get("model_type")
-    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+    model_type = document.get("model_type")
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return
     code = "; the base brings code for it, which is not run" if "auto_map" in document else ""
     hint = "Use a base whose model is part of transformers, or a newer transformers"
     raise RefusedError(
-        f"{where}: {_CONFIG}",
-        f"transformers has no model of type {str(kind)[:80]!r}{code}",
+        f"{location}: {_CONFIG}",
+        f"transformers has no model of type {str(model_type)[:80]!r}{code}",
         hint,
         code="unsupported-architecture",
     )
 
 
-def _plain(value: Any) -> Any:
-    """The config without what names code or other files."""
+def _without_code(value: Any) -> Any:
+    """Return the config without keys that name code or other files."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if not _ELSEWHERE.fullmatch(key)}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_code(item) for key, item in value.items() if not _CODE_KEYS.fullmatch(key)}
+    return [_without_code(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager
-def _guarded(where: str) -> Iterator[None]:
-    """Without the network, and with whatever transformers raises for a base in one line."""
+def _transformers_errors(location: str) -> Iterator[None]:
+    """Within the block, block the network, and turn any error of transformers about a base into one line."""
     try:
         with _offline():
             yield
+    # Running out of memory is not the fault of the base.
     except MemoryError:
         raise
     except Exception as error:
         if "trust_remote_code" in str(error):
-            what = f"{_TOKENIZER_CONFIG}: needs code of its own, which is not run"
-            raise RefusedError(where, what, "Use a base whose tokenizer is part of transformers") from error
+            problem = f"{_TOKENIZER_CONFIG}: needs code of its own, which is not run"
+            raise RefusedError(location, problem, "Use a base whose tokenizer is part of transformers") from error
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise FormatError(where, f"transformers cannot build it ({reason[:200]})") from error
+        raise FormatError(location, f"transformers cannot build it ({reason[:200]})") from error
 
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """Have huggingface_hub refuse every request: some models ask for kernels while they are built."""
+    """Within the block, make huggingface_hub refuse every request: some models ask for kernels while they are built."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
+    was_offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE = was_offline

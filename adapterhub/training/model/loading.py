@@ -1,8 +1,8 @@
-"""Load a base model: built empty by transformers, then filled and quantized one tensor at a time.
+"""The loading of a base model: transformers builds it empty, then it is filled and quantized one tensor at a time.
 
-The model's code comes from transformers, so that every architecture works; its weights never do: each is read from its file
-(`weights`), quantized if it belongs to a linear layer, and released; or read as it was quantized before (`quantized_cache`).
-A parameter without a tensor, or a tensor without a parameter, is refused by name.
+The model's code comes from transformers, so that every architecture works; its weights never do. Each is read from its file
+(`base_tensors`), quantized if it belongs to a linear layer, and released, or read as it was quantized before
+(`quantized_cache`). A parameter without a tensor, or a tensor without a parameter, is refused by name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .weights import Weights
 
 _CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
-"""Called with the linear layers that are loaded, and with how many there are."""
+"""Called with the number of linear layers loaded so far, and the total."""
 
 
 def load(
@@ -47,22 +47,24 @@ def load(
 
     Args:
         adapter: The layers to adapt and how; None for a base whose linear layers are all frozen.
-        where: The config, in messages.
-        entry: The quantized base in the cache, read if it exists, else written.
+        location: The config, in messages.
+        entry: The quantized base in the cache, which is read if it exists and otherwise written.
         device: The device of the result. Each tensor is quantized on the CPU and moved before the next is read.
     """
     build = partial(_build, files, base=base, adapter=adapter, where=where, progress=progress, device=device)
     if entry is None:
         with files.weights() as weights:
             return build(weights)
-    # Of several processes the first quantizes, and the others read what it wrote. Parts of a base are made by all at once.
-    missing = distributed.total(float(not entry.exists)) > 0
-    with distributed.in_turn(when=missing and not base.shard):
-        return _cached(build, files, base, entry)
+    # The first process quantizes, and the others read what it wrote; with a sharded base, all have to work at the same time.
+    must_quantize = distributed.total(float(not entry.exists)) > 0
+    with distributed.in_turn(when=must_quantize and not base.shard):
+        return _load_with_cache(build, files, base, entry)
 
 
-def _cached(build: Callable[[Weights], Base], files: BaseFiles, base: BaseConfig, entry: quantized_cache.Entry) -> Base:
-    """Build the model from the entry of the cache, which is written where it does not exist or is damaged."""
+def _load_with_cache(
+    build: Callable[[Weights], Base], files: BaseFiles, base: BaseConfig, entry: quantized_cache.Entry
+) -> Base:
+    """Build the model from the cache entry, which is written if it does not exist or is damaged."""
     notes: list[str] = []
     if entry.exists:
         try:
@@ -72,11 +74,12 @@ def _cached(build: Callable[[Weights], Base], files: BaseFiles, base: BaseConfig
             notes.append(f"the cached quantized base is damaged and is written again ({error})")
             entry.remove()
     with files.weights() as weights:
+        # Matrices are collected for the cache only by the process that writes it, and only if it quantizes them.
         weights.fresh = None if weights.quantized or base.shard or not distributed.first() else {}
-        built = build(weights)
+        loaded_base = build(weights)
         if weights.fresh and (failure := quantized_cache.write(entry, files, weights)):
             notes.append(failure)
-    return replace(built, notes=(*built.notes, *notes))
+    return replace(loaded_base, notes=(*loaded_base.notes, *notes))
 
 
 def _build(
@@ -89,46 +92,50 @@ def _build(
     progress: Progress | None,
     device: torch.device,
 ) -> Base:
-    model, tokenizer = _empty(files, base)
+    model, tokenizer = _empty_model_and_tokenizer(files, base)
     weights.bind(model, without=remove_vision(model))
     linears, stacks = lora.linears(model), experts.stacks(model)
     targets = resolve(adapter, list(linears), list(embeddings.tables(model)), where, stacks=list(stacks)) if adapter else []
     families.check_targets(model, targets, where)
     sizes = Sizes(adapter or LoRAConfig(), where)
-    done, total = 0, len(linears) + len(stacks)
+    loaded, total = 0, len(linears) + len(stacks)
     for path_of_block, names in _by_block([*linears, *stacks]).items():
         for name in names:
             if progress:
-                progress(done, total)
+                progress(loaded, total)
             replace_layer = _replace_stack if name in stacks else _replace_linear
             replace_layer(model, name, weights, base, sizes if name in set(targets) else None, device=device)
-            done += 1
+            loaded += 1
+        # Sharded block by block while loading, so that no process ever holds all of the base.
         if base.shard and path_of_block:
             nf4.shard(model.get_submodule(path_of_block), device)
-    _fill(model, weights, getattr(torch, base.dtype), device)
+    _fill_parameters(model, weights, getattr(torch, base.dtype), device)
     weights.check_all_used(model)
     families.compute_buffers(model, str(files.path))
     for module in model.modules():
-        module._buffers.update({name: None if own is None else own.to(device) for name, own in module._buffers.items()})
+        module._buffers.update(
+            {name: None if buffer is None else buffer.to(device) for name, buffer in module._buffers.items()}
+        )
     embeddings.adapt(model, tuple(targets), sizes, sizes.config, where)
     if base.shard:
         nf4.shard(model.base_model, device)
+    # Everything is frozen first; only the adapter's own parameters are trained.
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
     for _, parameter in lora.trained_parameters(model):
         parameter.requires_grad_()
     notes = tuple(families.notes(model, targets))
-    made = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
-    return by_documents(made) if varlen.supported(device, getattr(torch, base.dtype)) else made
+    result = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
+    return by_documents(result) if varlen.supported(device, getattr(torch, base.dtype)) else result
 
 
-def _empty(files: BaseFiles, base: BaseConfig) -> tuple[Any, Any]:
+def _empty_model_and_tokenizer(files: BaseFiles, base: BaseConfig) -> tuple[Any, Any]:
     """Build model and tokenizer with transformers."""
-    where = str(files.path)
-    document = json_file.parse_object(files.config_text, f"{where}: config.json")
-    config, tokenizer = library.config_and_tokenizer(files.folder, document, where=where)
-    model = library.empty(config, getattr(torch, base.dtype), where=where)
-    families.check(model, where)
+    location = str(files.path)
+    document = json_file.parse_object(files.config_text, f"{location}: config.json")
+    config, tokenizer = library.config_and_tokenizer(files.folder, document, where=location)
+    model = library.empty(config, getattr(torch, base.dtype), where=location)
+    families.check(model, location)
     return model, tokenizer
 
 
@@ -144,66 +151,68 @@ def _replace_linear(
     model: nn.Module, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: torch.device
 ) -> None:
     """Replace an empty `nn.Linear` or Conv1D by a frozen layer, with LoRA if it is a target."""
-    old = model.get_submodule(path)
-    dtype, quantized = getattr(torch, base.dtype), base.quantize == "nf4"
-    transposed = not isinstance(old, nn.Linear)  # Conv1D: `(in, out)`
-    bias = None if old.bias is None else weights.take(f"{path}.bias", tuple(old.bias.shape)).to(device, dtype)
-    where, shape = f"{path}.weight", tuple(old.weight.shape)
+    empty_layer = model.get_submodule(path)
+    dtype, is_nf4 = getattr(torch, base.dtype), base.quantize == "nf4"
+    transposed = not isinstance(empty_layer, nn.Linear)  # Conv1D stores `(in, out)`
+    bias = None if empty_layer.bias is None else weights.take(f"{path}.bias", tuple(empty_layer.bias.shape)).to(device, dtype)
+    weight_name, shape = f"{path}.weight", tuple(empty_layer.weight.shape)
 
     def dense() -> Any:
-        whole = weights.take(where, shape)
-        whole = whole.t().contiguous() if transposed else whole
-        return whole if quantized else whole.to(dtype)
+        matrix = weights.take(weight_name, shape)
+        matrix = matrix.t().contiguous() if transposed else matrix
+        return matrix if is_nf4 else matrix.to(dtype)
 
     def frozen() -> Any:
-        matrix = weights.nf4(where, shape, transposed=transposed) if quantized else dense()
+        matrix = weights.nf4(weight_name, shape, transposed=transposed) if is_nf4 else dense()
         return (matrix if isinstance(matrix, nf4.NF4) else matrix.to(dtype)).to(device)
 
     if sizes is None:
-        new: Any = lora.FrozenLinear(frozen(), bias)
+        layer: Any = lora.FrozenLinear(frozen(), bias)
     else:
         adapter, r, alpha = sizes.config, sizes.rank(path), sizes.alpha(path)
         weight, initial = None, None
         if adapter.init != "default":
             scale = scaling(alpha, r, rslora=adapter.rslora)
-            weight, initial = variants.initial_factors(dense(), adapter, r=r, scaling=scale, quantized=quantized, where=where)
+            weight, initial = variants.initial_factors(
+                dense(), adapter, r=r, scaling=scale, quantized=is_nf4, where=weight_name
+            )
             weight = weight.to(device)
             initial = None if initial is None else (initial[0].to(device), initial[1].to(device))
-        kind = variants.DoRALinear if adapter.dora else lora.LoRALinear
+        layer_class = variants.DoRALinear if adapter.dora else lora.LoRALinear
         options: dict[str, Any] = {"r": r, "alpha": alpha, "rslora": adapter.rslora, "dropout": adapter.dropout}
-        new = kind(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **options)
-    new.transposed, new.dtype = transposed, dtype
+        layer = layer_class(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **options)
+    layer.transposed, layer.dtype = transposed, dtype
     if base.shard:
-        new.base = nf4.sharded(new.base)
-    lora.replace_module(model, path, new)
+        layer.base = nf4.sharded(layer.base)
+    lora.replace_module(model, path, layer)
 
 
 def _replace_stack(
     model: nn.Module, path: str, weights: Weights, base: BaseConfig, sizes: Sizes | None, *, device: torch.device
 ) -> None:
     """Replace an empty parameter of stacked experts by their matrices, with LoRA if it is a target."""
-    weights.fresh = None  # in floats, the experts of a cached base would take more of the disk than they save
+    weights.fresh = None  # its experts would be cached in floats, which takes more of the disk than it saves
     parent, _, name = path.rpartition(".")
     module, dtype = model.get_submodule(parent), getattr(torch, base.dtype)
-    whole = weights.take(path, tuple(getattr(module, name).shape))
+    stacked = weights.take(path, tuple(getattr(module, name).shape))
     if base.quantize == "nf4":
-        matrices = [nf4.quantize(matrix.contiguous(), path).to(device) for matrix in whole.unbind(0)]
+        matrices = [nf4.quantize(matrix.contiguous(), path).to(device) for matrix in stacked.unbind(0)]
     else:
-        matrices = [matrix.to(device) for matrix in whole.to(dtype).unbind(0)]
+        matrices = [matrix.to(device) for matrix in stacked.to(dtype).unbind(0)]
     if base.shard:
         matrices = [nf4.sharded(matrix) for matrix in matrices]
     if sizes is None:
-        new: Any = experts.Stack(matrices, transposed=module.is_transposed)
+        stack: Any = experts.Stack(matrices, transposed=module.is_transposed)
     else:
         experts.check(sizes.config, path)
         r, alpha, rslora = sizes.rank(path), sizes.alpha(path), sizes.config.rslora
-        new = experts.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)
+        stack = experts.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)
     delattr(module, name)
-    setattr(module, name, new)
+    setattr(module, name, stack)
 
 
 def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace each matrix in NF4 by the weights that it stands for, as each step would."""
+    """Replace each NF4 matrix by the weights that it decodes to, as each step would compute them."""
     for module in model.modules():
         if isinstance(module, lora.Frozen):
             module.base = nf4.dense(module.base, dtype)
@@ -211,18 +220,19 @@ def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
             module.matrices = tuple(nf4.dense(matrix, dtype) for matrix in module.matrices)
 
 
-def _fill(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
+def _fill_parameters(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:
     """Read every parameter that is still empty, and buffers that the files contain; tied parameters stay tied."""
     filled: dict[int, Any] = {}
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if parameter.is_meta or name in weights:
+            # A tied parameter has several names and is read once.
             if id(parameter) not in filled:
                 tensor = weights.take(name, tuple(parameter.shape)).to(device, dtype)
                 filled[id(parameter)] = nn.Parameter(tensor, requires_grad=False)
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, filled[id(parameter)])
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, filled[id(parameter)])
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta and name in weights:
-            parent, _, leaf = name.rpartition(".")
-            model.get_submodule(parent)._buffers[leaf] = weights.take(name, tuple(buffer.shape)).to(device, buffer.dtype)
+            parent, _, attribute = name.rpartition(".")
+            model.get_submodule(parent)._buffers[attribute] = weights.take(name, tuple(buffer.shape)).to(device, buffer.dtype)
     model.tie_weights()

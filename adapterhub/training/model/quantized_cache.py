@@ -1,9 +1,9 @@
-"""The cache of quantized bases, by the digests of their files: a base is quantized once.
+"""The cache of quantized bases, keyed by the digests of their files: each base is quantized once.
 
-An entry is a folder as bitsandbytes serializes a model, with config and tokenizer, so that transformers loads it too. It is
-written whole or not at all. Each tensor has a CRC-32 over the entry's name and its own, its dtype, shape and bytes, compared
-when it is read; an entry that is damaged, or another base's, is removed and written again. This protects against disk errors
-and crashes only: anyone who can write into the folder can change a base as well.
+An entry is a folder as bitsandbytes serializes a model, with config and tokenizer, so that transformers can load it too. It is
+written completely or not at all. Each tensor has a CRC-32 over the entry's name and its own, its dtype, shape and bytes, which
+is verified when it is read; an entry that is damaged, or belongs to another base, is removed and written again. This protects
+against disk errors and crashes only: anyone who can write to the folder can change a base as well.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, OutputExi
 from .base_files import BaseFiles
 from .weights import FolderWeights, Weights, stored_name
 
-FORMAT = 2  # of an entry; part of its name
+FORMAT = 2  # the format version of entries, which is part of their names
 _CHECKSUMS = "checks.json"
-_TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
+_COPIED = ("*.json", "*.jinja", "*.model", "*.txt")
 _NOT_COPIED = ("*.index.json", "config.json", _CHECKSUMS)
-_MAX_TEXT = 1 << 26  # bytes; a tokenizer with a vocabulary of 260,000 takes half of that
+_MAX_COPIED_SIZE = 1 << 26  # bytes; a tokenizer with a vocabulary of 260,000 takes half of that
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Entry:
 
     @property
     def exists(self) -> bool:
-        """Whether it has been written."""
+        """Whether the entry has been written."""
         return (self.folder / _CHECKSUMS).is_file()
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove the entry."""
         cache_folder.remove(self.folder)
 
 
 def entry_of(files: BaseFiles, base: BaseConfig, adapter: LoRAConfig) -> Entry | None:
-    """Return the entry of a base, named by the digests of its weights and config, as `layers.nf4` quantizes them.
+    """Return the entry of a base, named by the digests of its weights and config, as `layers.nf4_matrix` quantizes them.
 
-    None without a cache, and for a base that is not quantized, or changed before it is (`[lora] init`).
+    None without a cache, for a base that is not quantized, and for one that is changed before quantization (`[lora] init`).
     """
     if files.cache is None or base.quantize != "nf4" or adapter.init != "default":
         return None
@@ -67,7 +67,7 @@ def entry_of(files: BaseFiles, base: BaseConfig, adapter: LoRAConfig) -> Entry |
 
 
 class CachedWeights(FolderWeights):
-    """The tensors of an entry; FormatError as soon as one differs from what was written."""
+    """The tensors of an entry; raises FormatError for any that differs from what was written."""
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(entry.folder, weight_files(entry.folder))
@@ -82,11 +82,11 @@ class CachedWeights(FolderWeights):
 
     @property
     def quantized(self) -> bool:
-        """False: what is not in NF4 yet may be quantized here."""
+        """False: this program wrote the entry, so tensors that are not in NF4 yet may be quantized."""
         return False
 
     def raw(self, name: str) -> np.ndarray:
-        """Read a tensor and compare it with its checksum."""
+        """Read a tensor and verify its checksum."""
         array = super().raw(name)
         if _checksum(self._entry, name, array) != self._checksums[name]:
             raise FormatError(self.where, f"tensor {name!r} differs from what was written")
@@ -94,12 +94,13 @@ class CachedWeights(FolderWeights):
 
 
 def _checksum(entry: str, name: str, array: np.ndarray) -> int:
+    # The entry's name is part of the checksum, so that a tensor from another entry does not pass.
     start = zlib.crc32(f"{entry} {name} {stored_name(array)} {array.shape}".encode())
     return zlib.crc32(safetensors_file.byte_view(array), start)
 
 
 def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
-    """Write what `weights` quantized, and the tensors that stayed unchanged; returns a note where that fails."""
+    """Write what `weights` quantized, and the tensors that stayed unchanged; return a note if that fails."""
     try:
         cache_folder.remove_unused(entry.folder.parent, "nf4-*")
         with atomic.whole(entry.folder) as folder:
@@ -110,17 +111,21 @@ def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
             checksums = _write_weights(folder / "model.safetensors", entry.folder.name, weights)
             json_file.write_text(folder / _CHECKSUMS, json.dumps(checksums))
     except OutputExistsError:
-        return None  # another process was first, with the same bytes
+        return None  # another process wrote the same bytes first
     except (AdapterhubError, OSError) as error:
         return f"the quantized base could not be cached: {error}"
     return None
 
 
 def _copy_texts(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files, and others of its kind."""
-    for pattern in _TEXTS:
+    """Copy the tokenizer's files, and other small text files."""
+    for pattern in _COPIED:
         for path in source.glob(pattern):
-            if path.is_file() and path.stat().st_size <= _MAX_TEXT and not any(path.match(other) for other in _NOT_COPIED):
+            if (
+                path.is_file()
+                and path.stat().st_size <= _MAX_COPIED_SIZE
+                and not any(path.match(excluded) for excluded in _NOT_COPIED)
+            ):
                 shutil.copyfile(path, folder / path.name)
 
 
@@ -129,9 +134,9 @@ def _write_weights(path: Path, entry: str, weights: Weights) -> Mapping[str, int
     fresh: dict[str, np.ndarray] = {}
     for name, (matrix, dtype) in (weights.fresh or {}).items():
         fresh |= bitsandbytes.parts(name, matrix, dtype)
-    kinds = {name: (weights.dtype(name), weights.shape(name)) for name in weights.names}
-    kinds |= {name: (stored_name(array), array.shape) for name, array in fresh.items()}
-    order = safetensors_file.layout((name, *kind) for name, kind in kinds.items())
+    dtypes_and_shapes = {name: (weights.dtype(name), weights.shape(name)) for name in weights.names}
+    dtypes_and_shapes |= {name: (stored_name(array), array.shape) for name, array in fresh.items()}
+    order = safetensors_file.layout((name, *dtype_and_shape) for name, dtype_and_shape in dtypes_and_shapes.items())
     checksums = {}
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))

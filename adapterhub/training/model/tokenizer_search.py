@@ -1,8 +1,8 @@
-"""The expressions by which a tokenizer splits or replaces text, tried on each text where somebody may wait for the end of it.
+"""Trials of the expressions with which a tokenizer splits or replaces text, on each text before it could hang this process.
 
-Oniguruma, which tokenizers searches with, backtracks; it limits the steps of one match, not their number, and nobody can
-interrupt it. The expressions of the known tokenizers are known not to wander. Others get each text in a process of their own
-first, which ends when it takes too long (`limited`).
+Oniguruma, the regular expression library of tokenizers, backtracks. It limits the steps of one match but not the number of
+matches, and cannot be interrupted. The expressions of known tokenizers are known to be fast. Other expressions first get each
+text in a process of their own, which is ended when it takes too long (`process_limits`).
 """
 
 from __future__ import annotations
@@ -16,77 +16,84 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.gguf_model.byte_level import SPLITS
 
-_KNOWN = {rule for split in SPLITS for rule in split.rules}
-_SECONDS, _SPEED = 10, 100_000  # of processor time for a text of any length, and characters a second; usual are 5 million
+_KNOWN_EXPRESSIONS = {rule for split in SPLITS for rule in split.rules}
+_SECONDS, _CHARACTERS_PER_SECOND = (
+    10,
+    100_000,
+)  # seconds of processor time for any text, and more for long ones; usual are 5 million characters per second
 _HINT = "Use another base"
-_EMPTY: dict[str, Any] = {
+# The components to try are put into a tokenizer without a vocabulary: splitting does not need one.
+_EMPTY_TOKENIZER: dict[str, Any] = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "post_processor": None, "decoder": None,
     "model": {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"},
 }  # fmt: skip
 
 
 class Search:
-    """What a tokenizer searches texts for.
+    """A trial of the expressions that a tokenizer searches texts with.
 
     Args:
-        tokenizer: One of transformers.
-        where: The base, in messages.
+        tokenizer: A tokenizer of transformers.
+        location: The base, in messages.
 
     Raises:
         RefusedError: It decodes with an expression that no known tokenizer has.
     """
 
-    def __init__(self, tokenizer: Any, where: str) -> None:
-        self._where = where
+    def __init__(self, tokenizer: Any, location: str) -> None:
+        self._where = location
         self._process: limited.Process | None = None
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        parts = {name: _state(getattr(backend, name, None)) for name in ("normalizer", "pre_tokenizer")}
-        if unknown := next(_unknown(_state(getattr(backend, "decoder", None))), ""):
-            raise RefusedError(where, f"its decoder searches with an unknown expression, {unknown[:60]!r}", _HINT)
-        self._unknown = next(_unknown(parts), "")
-        self._source = json.dumps(_EMPTY | parts)
+        components = {name: _parsed_state(getattr(backend, name, None)) for name in ("normalizer", "pre_tokenizer")}
+        if unknown_expression := next(_unknown_expressions(_parsed_state(getattr(backend, "decoder", None))), ""):
+            raise RefusedError(location, f"its decoder searches with an unknown expression, {unknown_expression[:60]!r}", _HINT)
+        self._unknown_expression = next(_unknown_expressions(components), "")
+        self._source = json.dumps(_EMPTY_TOKENIZER | components)
 
     def check(self, texts: Any) -> None:
-        """Try the unknown expressions, if there are any, on a text or several.
+        """Try the unknown expressions, if there are any, on one text or several.
 
         Raises:
             FormatError: They took too long, or failed.
         """
-        if not self._unknown:
+        if not self._unknown_expression:
             return
         for text in _texts(texts):
+            # Started at the first text, and kept for the next ones.
             process = self._process = self._process or limited.Process("tokenizer", self._source)
-            seconds = _SECONDS + len(text) // _SPEED
+            seconds = _SECONDS + len(text) // _CHARACTERS_PER_SECOND
             try:
                 process.ask(text, seconds)
             except limited.ExceededError as error:
                 self._process = None
-                what = f"its tokenizer takes more than {seconds} s for a text, with {self._unknown[:60]!r} or the like"
-                raise FormatError(self._where, what, _HINT) from error
+                problem = (
+                    f"its tokenizer takes more than {seconds} s for a text, with {self._unknown_expression[:60]!r} or the like"
+                )
+                raise FormatError(self._where, problem, _HINT) from error
             except ValueError as error:
                 raise FormatError(self._where, f"its tokenizer gives up on a text ({str(error)[:200]})", _HINT) from error
 
 
-def _state(part: Any) -> Any:
-    return json_file.parse(part.__getstate__().decode(), "tokenizer.json", memory=None) if part is not None else None
+def _parsed_state(component: Any) -> Any:
+    return json_file.parse(component.__getstate__().decode(), "tokenizer.json", memory=None) if component is not None else None
 
 
-def _texts(given: Any) -> Iterator[str]:
-    if isinstance(given, str):
-        yield given
-    elif isinstance(given, list | tuple):
-        for one in given:
-            yield from _texts(one)
+def _texts(texts: Any) -> Iterator[str]:
+    if isinstance(texts, str):
+        yield texts
+    elif isinstance(texts, list | tuple):
+        for item in texts:
+            yield from _texts(item)
 
 
-def _unknown(part: Any) -> Iterator[str]:
-    """Yield the expressions in a part of a tokenizer that no known one has."""
-    if isinstance(part, list):
-        for one in part:
-            yield from _unknown(one)
-    elif isinstance(part, dict):
-        found = part.get("Regex")
-        if isinstance(found, str) and found not in _KNOWN:
-            yield found
-        for one in part.values():
-            yield from _unknown(one)
+def _unknown_expressions(component: Any) -> Iterator[str]:
+    """Yield the expressions in a component of a tokenizer that no known tokenizer has."""
+    if isinstance(component, list):
+        for item in component:
+            yield from _unknown_expressions(item)
+    elif isinstance(component, dict):
+        expression = component.get("Regex")
+        if isinstance(expression, str) and expression not in _KNOWN_EXPRESSIONS:
+            yield expression
+        for item in component.values():
+            yield from _unknown_expressions(item)

@@ -1,8 +1,8 @@
 """The tensors of a base: a Hugging Face folder in floats or in NF4, or a GGUF file; each is read when it is needed.
 
-transformers 5 renames, stacks and divides tensors as it loads them: the experts of Qwen3 are single tensors in files and one
-stacked parameter in memory. Its own tables (`conversion_mapping.py`) and its own operations are used here, so that what is
-trained is what it would load.
+transformers 5 renames, stacks and splits tensors as it loads them: Qwen3's experts are single tensors in files and one stacked
+parameter in memory. Its own tables (`conversion_mapping.py`) and operations are used here, so that the trained model is the one
+that it would load.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, GGUFWeights
 
 _FLOATS = ("BF16", "F16", "F32")
-_DERIVED = ("rotary_emb.inv_freq", ".attn.bias")  # buffers that old checkpoints contain and that a model computes itself
+_COMPUTED_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias")  # in old checkpoints; models compute them
 
 
 class Weights(ABC):
-    """The tensors of a base, for the parameters of a model. A context manager.
+    """The tensors of a base, for the parameters of a model; a context manager.
 
     Attributes:
-        where: The base, in messages.
+        location: The base, in messages.
         names: The names of all tensors.
-        fresh: Matrices that `nf4` quantized, with the dtype they had, by name; None where they are not collected.
+        fresh: Matrices that were quantized here, with the dtype they had, by name; None if they are not collected.
     """
 
     where: str
@@ -44,17 +44,18 @@ class Weights(ABC):
     fresh: dict[str, tuple[nf4.NF4, str]] | None = None
 
     def __init__(self) -> None:
-        self._taken: set[str] = set()
+        self._used: set[str] = set()
         self._open = ExitStack()
         self._conversions: dict[str, Conversion] = {}
 
     def bind(self, model: nn.Module, without: Iterable[str] = ()) -> None:
-        """Map each parameter and buffer of `model` to the tensors it is made of; parts at the paths `without` were removed."""
+        """Map each parameter and buffer of `model` to its tensors; the parts at `removed_paths` were removed from the model."""
         self._model, self._conversions = model, conversions(model, self.names)
-        removed = tuple(f"{path}." for path in without)
+        # Tensors of removed parts count as used, so that `check_all_used` does not refuse them.
+        removed_prefixes = tuple(f"{path}." for path in without)
         for name, conversion in self._conversions.items():
-            if name.startswith(removed):
-                self._taken.update(source for source, _ in conversion.sources)
+            if name.startswith(removed_prefixes):
+                self._used.update(source for source, _ in conversion.sources)
 
     def __contains__(self, name: object) -> bool:
         return name in self._conversions
@@ -69,7 +70,7 @@ class Weights(ABC):
 
     @abstractmethod
     def raw(self, name: str) -> np.ndarray:
-        """Read a tensor as it is stored, into memory of its own."""
+        """Read a tensor as it is stored, into its own memory."""
 
     def stored_nf4(self, name: str) -> nf4.NF4 | None:
         """Read a matrix that is stored in NF4; None for any other tensor."""
@@ -77,7 +78,7 @@ class Weights(ABC):
 
     @property
     def quantized(self) -> bool:
-        """Whether the checkpoint was quantized by another program: tensors that it left in floats then stay in floats."""
+        """Whether another program quantized the checkpoint: tensors that it left in floats then stay in floats."""
         return False
 
     def take(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -93,30 +94,34 @@ class Weights(ABC):
             raise RefusedError(self.where, f"{name}: stored in NF4 only, and its values before quantization are needed")
         if self.dtype(name) not in _FLOATS:
             raise RefusedError(self.where, f"{name}: {self.dtype(name)} {self.shape(name)} is not a float tensor")
-        self._taken.add(name)
+        self._used.add(name)
         return as_torch(self.raw(name))
 
     def nf4(self, name: str, shape: tuple[int, ...], *, transposed: bool = False) -> Any:
-        """Return a parameter of `shape` as an NF4 matrix `(out, in)`, stored so or quantized here; `transposed`: `(in, out)`.
+        """Return a parameter of `shape` as an NF4 matrix `(out, in)`, stored so or quantized here.
 
-        Where another program quantized the checkpoint, a matrix that it left in floats is returned in floats.
+        If another program quantized the checkpoint, a matrix that it left in floats is returned in floats.
+
+        Args:
+            transposed: Whether `shape` is `(in, out)`.
         """
         self._check(name)
         conversion = self._conversions[name]
-        own = conversion.sources[0][0] if conversion.converter is None else None
-        stored = self.stored_nf4(own) if own else None
-        if own and stored is not None:
+        # Only a parameter that is a single tensor can be taken over in NF4: conversions work on floats.
+        source = conversion.sources[0][0] if conversion.converter is None else None
+        stored = self.stored_nf4(source) if source else None
+        if source and stored is not None:
             if stored.shape != (shape[::-1] if transposed else shape):
                 raise RefusedError(self.where, f"{name}: NF4 of shape {stored.shape}, but the model has {shape}")
-            self._taken.add(own)
+            self._used.add(source)
             return stored
         dense = self.take(name, shape)
         dense = dense.t().contiguous() if transposed else dense
         if self.quantized:
             return dense
         matrix = nf4.quantize(dense, name)
-        if own and self.fresh is not None:
-            self.fresh[own] = (matrix, self.dtype(own))
+        if source and self.fresh is not None:
+            self.fresh[source] = (matrix, self.dtype(source))
         return matrix
 
     def _check(self, name: str) -> None:
@@ -126,14 +131,17 @@ class Weights(ABC):
     def check_all_used(self, model: nn.Module) -> None:
         """Refuse a tensor that no parameter used: the model would not be the one in the files."""
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-        left = sorted(name for name in self.names - self._taken - tied if not name.endswith(_DERIVED))
-        if left:
-            raise RefusedError(self.where, f"tensor {left[0]!r} belongs to no parameter of the model")
-        for name in sorted((self.names - self._taken) & tied):
+        unused = sorted(name for name in self.names - self._used - tied if not name.endswith(_COMPUTED_BUFFERS))
+        if unused:
+            raise RefusedError(self.where, f"tensor {unused[0]!r} belongs to no parameter of the model")
+        # A tied tensor may be stored twice; then both copies have to be equal.
+        for name in sorted((self.names - self._used) & tied):
             used = model.get_parameter(name)
             if self.shape(name) != tuple(used.shape) or not torch.equal(as_torch(self.raw(name)).to(used), used):
-                what = f"{name} differs from the table that config.json ties it to, and programs differ in which one they use"
-                raise RefusedError(self.where, what, "Set tie_word_embeddings to false, or remove the tensor")
+                problem = (
+                    f"{name} differs from the table that config.json ties it to, and programs differ in which one they use"
+                )
+                raise RefusedError(self.where, problem, "Set tie_word_embeddings to false, or remove the tensor")
 
     def __enter__(self) -> Self:
         return self
@@ -167,11 +175,11 @@ class FolderWeights(Weights):
         return bool(self._states)
 
     def dtype(self, name: str) -> str:
-        """Return the header's value."""
+        """Return the dtype in the header."""
         return self._files[name].tensors[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Return the header's value."""
+        """Return the shape in the header."""
         return self._files[name].tensors[name].shape
 
     def raw(self, name: str) -> np.ndarray:
@@ -181,7 +189,7 @@ class FolderWeights(Weights):
         return self._files[name].tensor(name)
 
     def stored_nf4(self, name: str) -> nf4.NF4 | None:
-        """Read the codes, unchanged."""
+        """Read a matrix in NF4 with its codes unchanged; None for any other tensor."""
         return bitsandbytes.read(name, self.raw, self._states[name], self.where) if name in self._states else None
 
 
@@ -196,7 +204,7 @@ class GGUFFileWeights(Weights):
         self.names = frozenset(self._shapes)
 
     def dtype(self, name: str) -> str:
-        """Return the dtype after dequantizing."""
+        """Return the dtype after dequantization."""
         return "F32"
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -209,7 +217,7 @@ class GGUFFileWeights(Weights):
 
 
 def as_torch(array: np.ndarray) -> Any:
-    """Return the same memory as a tensor; bfloat16 is passed by its bits, since neither library knows the other's type."""
+    """Return the same memory as a tensor; bfloat16 is passed as bits, because neither library knows the other's type."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
@@ -230,11 +238,11 @@ def stored_name(array: np.ndarray) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """The tensors that one or several parameters are made of.
+    """The conversion of tensors into one or several parameters.
 
     Attributes:
-        sources: Names of the tensors, each with the pattern that it matched.
-        converter: transformers' operation; None where a parameter is a single tensor under another name.
+        sources: The names of the tensors, each with the pattern that it matched.
+        converter: The operation of transformers; None if the parameter is a single tensor, possibly with another name.
         first: The first parameter that it makes.
     """
 
@@ -246,15 +254,17 @@ class Conversion:
         """Make the parameter `name`; `read` returns a tensor of the files."""
         if self.converter is None:
             return read(self.sources[0][0])
+        # Converters collect tensors, so each parameter needs its own copy.
         converter = copy.deepcopy(self.converter)
         for source, pattern in self.sources:
             converter.add_tensor(self.first, source, pattern, read(source))
         try:
-            found = converter.convert(self.first, model=model, config=model.config)[name]
+            converted = converter.convert(self.first, model=model, config=model.config)[name]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            what = f"transformers cannot convert {self.sources[0][0]} to it ({str(error).splitlines()[0][:200]})"
-            raise FormatError(name, what) from error
-        return found[0] if isinstance(found, list) else found
+            problem = f"transformers cannot convert {self.sources[0][0]} to it ({str(error).splitlines()[0][:200]})"
+            raise FormatError(name, problem) from error
+        # Some operations return a list with a single tensor.
+        return converted[0] if isinstance(converted, list) else converted
 
 
 def conversions(model: nn.Module, names: Iterable[str]) -> dict[str, Conversion]:
@@ -263,24 +273,33 @@ def conversions(model: nn.Module, names: Iterable[str]) -> dict[str, Conversion]
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     parameters = model.state_dict()
-    gathered: dict[str, list[tuple[str, str | None]]] = {}
+    sources_by_target: dict[str, list[tuple[str, str | None]]] = {}
+    # In natural order, so that expert 10 follows expert 9 in a stack.
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
-        gathered.setdefault(target, []).append((name, pattern))
-    found: dict[str, Conversion] = {}
-    for target, sources in gathered.items():
-        converter = next((one for one in converters if sources[0][1] in one.source_patterns), None) if sources[0][1] else None
+        sources_by_target.setdefault(target, []).append((name, pattern))
+    conversions_by_name: dict[str, Conversion] = {}
+    for target, sources in sources_by_target.items():
+        converter = (
+            next((candidate for candidate in converters if sources[0][1] in candidate.source_patterns), None)
+            if sources[0][1]
+            else None
+        )
         conversion = Conversion(tuple(sources), converter, target)
         for name in _targets(target, converter):
-            found[name] = conversion
-    return found
+            conversions_by_name[name] = conversion
+    return conversions_by_name
 
 
 def _targets(first: str, converter: Any) -> list[str]:
     if converter is None or len(converter.target_patterns) == 1:
         return [first]
-    one = next((pattern for pattern in converter.target_patterns if pattern in first), None)
-    return [first] if one is None else [first.replace(one, other) for other in converter.target_patterns]
+    matching_pattern = next((pattern for pattern in converter.target_patterns if pattern in first), None)
+    return (
+        [first]
+        if matching_pattern is None
+        else [first.replace(matching_pattern, target_pattern) for target_pattern in converter.target_patterns]
+    )
