@@ -97,7 +97,7 @@ def gc(
     )
 
     @contextmanager
-    def locked() -> Iterator[None]:
+    def lock_current_index() -> Iterator[None]:
         with registry.locked():
             for name in store.log.names():
                 replay.catch_up(registry.index, store, name)
@@ -106,7 +106,7 @@ def gc(
                 index_file.write(registry.index, store)
             yield
 
-    _collect(store, needs, locked, result, grace=grace * 3600, progress=progress)
+    _collect(store, needs, lock_current_index, result, grace=grace * 3600, progress=progress)
     return result
 
 
