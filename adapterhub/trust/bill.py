@@ -220,10 +220,10 @@ def _own_licenses(manifest: AdapterManifest, license_: Combined) -> list[dict[st
     declared_licenses = [{"expression": declared, "acknowledgement": "declared"}] if declared else []  # codespell:ignore
     is_complete = license_.expression and not license_.missing
     return (
-        [*declared_licenses, {"expression": license_.expression, "acknowledgement": "concluded"}]
+        [*declared_licenses, {"expression": license_.expression, "acknowledgement": "concluded"}]  # codespell:ignore
         if is_complete
         else declared_licenses
-    )  # codespell:ignore
+    )
 
 
 def _properties(facts: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -62,7 +62,7 @@ def in_loop(settings: GatewaySettings, test: Test) -> None:
 
 
 async def use(gateway: Gateway) -> None:
-    found = await gateway._find(Ref.parse("team/sql"))
+    found = await gateway._find_version(Ref.parse("team/sql"))
     async with gateway.versions.used([(found, 1.0)]):
         pass
 
@@ -154,7 +154,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
     (settings.routes or Path()).touch()
 
     async def test(gateway: Gateway, engine: Holder) -> None:
-        found = await gateway._find(Ref.parse("team/sql"))
+        found = await gateway._find_version(Ref.parse("team/sql"))
         async with gateway.versions.used([(found, 1.0)]):
             Path("adapterhub.toml").write_text('[policy]\nallow = ["other/*"]\n')
             gateway.reload()
@@ -169,7 +169,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
 
 def test_a_blend_is_named_with_the_weights_that_were_asked_for(settings: GatewaySettings) -> None:
     async def test(gateway: Gateway, _engine: Holder) -> None:
-        found = await gateway._find(Ref.parse("team/sql"))
+        found = await gateway._find_version(Ref.parse("team/sql"))
         for weight in ("0.1234567", "-1000", "0.7", "1e-09"):
             assert gateway.version_of(((found, float(weight)),)) == f"{found.model}*{weight}"
         assert gateway.version_of(((found, 0.1 + 0.2),)) == f"{found.model}*0.3"
