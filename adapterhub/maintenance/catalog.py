@@ -117,7 +117,7 @@ class Catalog:
                     if indexed != replayed:
                         yield _wrong_finding(
                             self.index,
-                            f"the {aspect} of {name} are not those of its log: {_first_difference(indexed, replayed)}",
+                            f"the {aspect} of {name} do not match its log: {_first_difference(indexed, replayed)}",
                         )
         except (IntegrityError, UnicodeError) as error:
             yield _wrong_finding(self.index, f"the rows of {name} cannot be read: {getattr(error, 'what', error)}")
@@ -138,7 +138,7 @@ class Catalog:
             if {(kind, value.lower(), n) for kind, value, n in counted} != {
                 (kind, value.lower(), n) for kind, value, n in self.index.select(_COUNTS)
             }:
-                yield _wrong_finding(self.index, "the counts of facets are not those of its versions")
+                yield _wrong_finding(self.index, "the counts of facets do not match its versions")
             if lists:
                 yield from self._compare_tensors()
             with suppress(LocalIOError):  # needs the write lock for a moment, which SQLite cannot take on a full disk
@@ -157,9 +157,9 @@ class Catalog:
         for file, digest in self.index.select("SELECT id, digest FROM weights", kinds="is"):
             listed = self._listed_totals(digest)
             if listed is not None and indexed.pop(file, (0, 0, 0)) != listed:
-                yield _wrong_finding(self.index, f"the tensors of {digest[:19]} are not those of its list")
+                yield _wrong_finding(self.index, f"the tensors of {digest[:19]} do not match its list")
         if indexed.keys() - {file for (file,) in self.index.select("SELECT id FROM weights")}:
-            yield _wrong_finding(self.index, "there are tensors of no file in it")
+            yield _wrong_finding(self.index, "it has tensors without a file")
 
     def _listed_totals(self, digest: Digest) -> tuple[int, int, int] | None:
         """Return the number, the bytes and the key sum of the tensors in a file's list; None if the list cannot be read."""

@@ -408,7 +408,9 @@ def _orphan_findings(store: Store, needed: set[Digest]) -> Iterator[Finding]:
     unused = [path for path in (*store.blobs(), *store.packs.files()) if f"sha256:{path.name}" not in needed]
     if unused:
         size = sum(_stored_file_size(store, path) for path in unused)
-        problem = f"{len(unused)} blobs of {size} bytes belong to no version or base: removed ones, or those of a killed push"
+        problem = (
+            f"{len(unused)} blobs of {size} bytes belong to no version or base: they were removed, or left by a killed push"
+        )
         yield Finding("orphans", "note", str(store.root / "blobs"), problem, *GC)
 
 

@@ -109,7 +109,7 @@ class Allowed:
         """
         stripped = tuple(part.strip() for text in patterns for part in text.split(",") if part.strip())
         if patterns and not stripped:
-            raise UsageError("patterns of names", "there are none", "Write some like team/*, or leave them out to allow all")
+            raise UsageError("patterns of names", "none was given", "Write some like team/*, or leave them out to allow all")
         return cls(stripped)
 
     @property

@@ -108,7 +108,7 @@ def parse(raw: bytes, where: str) -> Attestation:
     document = json_file.parse_object(raw, where)
     type_, subjects, predicate = (document.get(key) for key in ("predicateType", "subject", "predicate"))
     if document.get("_type") != STATEMENT_TYPE or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
-        raise FormatError(where, f"attests no {STATEMENT_TYPE}")
+        raise FormatError(where, f"does not attest a statement of the type {STATEMENT_TYPE}")
     if not isinstance(subjects, list) or len(subjects) != 1 or not isinstance(subjects[0], dict):
         raise FormatError(where, "does not attest exactly one subject")
     name, digests = subjects[0].get("name"), subjects[0].get("digest")

@@ -87,7 +87,7 @@ def _parse_document(document: dict[str, Any], where: str) -> Checkpoint:
     logs = ends.values() if isinstance(ends, dict) else [None]
     all_ends = [end for log in logs for end in (log.values() if isinstance(log, dict) else [None])]
     if not isinstance(time, str) or not all(map(_is_end, all_ends)) or not (audit is None or _is_end(audit, "")):
-        raise FormatError(where, "not a checkpoint: its time, or the end of a log, is none", _HINT)
+        raise FormatError(where, "not a checkpoint: its time or the end of a log is malformed", _HINT)
     log_ends = {log: {name: (seq, digest) for name, (seq, digest) in names.items()} for log, names in document["ends"].items()}
     return Checkpoint(time, log_ends, None if audit is None else (audit[0], audit[1]))
 

@@ -72,7 +72,7 @@ def claimed(certificate: bytes, location: str) -> Identity:
             raise ValueError(f"{len(subjects)} names")
         return Identity(subjects[0], issuer.value.decode())
     except (*_INVALID_BUNDLE_ERRORS, ParameterError) as error:
-        problem = "its certificate does not have one name and the issuer of it, as those of Sigstore do"
+        problem = "its certificate does not have one name with its issuer, as those from Sigstore do"
         raise FormatError(location, problem, _SIGN_AGAIN_HINT) from error
 
 

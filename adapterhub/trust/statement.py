@@ -74,7 +74,7 @@ class Statement:
 def parse(raw: bytes, where: str) -> Statement:
     """Parse a statement whose signature was verified; FormatError, with the reason, for any other form."""
     document = json_file.parse_object(raw, where)
-    _expect(document.get("_type") == STATEMENT_TYPE, where, f"signs no {STATEMENT_TYPE}")
+    _expect(document.get("_type") == STATEMENT_TYPE, where, f"does not sign a statement of the type {STATEMENT_TYPE}")
     kind = document.get("predicateType")
     _expect(kind == PREDICATE_TYPE, where, f"signs {str(kind)[:80]!r}, not {PREDICATE_TYPE}")
     subjects, predicate = document.get("subject"), _object(document.get("predicate"), where, "predicate")

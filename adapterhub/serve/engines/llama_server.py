@@ -237,8 +237,8 @@ class OneProcess(_LlamaCpp):
 
     def __init__(self, options: Options) -> None:
         if options.embeds:
-            problem = "one llama-server takes all adapters for embeddings, whatever it is asked for"
-            raise UsageError("llama.cpp", problem, "Have a process for each version", code="mixed-embeddings")
+            problem = "one llama-server applies all adapters to embeddings, whatever it is asked for"
+            raise UsageError("llama.cpp", problem, "Start a process for each version", code="mixed-embeddings")
         self._options = options
         self.most = self.slots = min(options.most, _MOST_SLOTS)
         self._versions: dict[str, Served] = {}

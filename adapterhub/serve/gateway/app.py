@@ -171,7 +171,7 @@ class _Generation:
                         await reply.send_piece(piece)
                     await reply.end()
                     return
-                whole = await rewriting.send_whole(answer.body)
+                whole = await rewriting.whole(answer.body)
             if answer.status != 200:
                 raise engine_problem(answer, whole)
             if kind != _RAW:

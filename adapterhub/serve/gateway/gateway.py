@@ -183,11 +183,9 @@ class Gateway:
             )
         name = key.name if key is not None else ""
         if key is not None and key.most and self._running[name] >= key.most:
-            raise ProblemError(
-                429, f"As many requests of this key are running as may at once: {key.most}", code=BUSY, seconds=1
-            )
+            raise ProblemError(429, f"This key has reached its limit of requests at once: {key.most}", code=BUSY, seconds=1)
         if self._running.total() >= self.settings.requests:
-            message = f"As many requests are running as may at once: {self.settings.requests}"
+            message = f"The gateway has reached its limit of requests at once: {self.settings.requests}"
             raise ProblemError(429, message, code=BUSY, seconds=1)
         self._running[name] += 1
         try:
@@ -258,7 +256,7 @@ class Gateway:
         request.model = model
         for name in self.engine.own:
             if name in body:
-                message = f"`{name}` would choose an adapter, or a cache, past `model`; leave it out"
+                message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
                 raise ProblemError(400, message, code="unsupported", param=name)
 
     async def _resolve_parts(self, request: Asked, user: str) -> Parts:
@@ -322,7 +320,7 @@ class Gateway:
     # ---- listing
 
     async def listed(self, key: Key | None) -> list[tuple[str, Found | None]]:
-        """Return the names that a client may ask for, with the versions that they mean now; None for the base and for routes."""
+        """Return the names that a client may ask for, with the versions that they mean now; None for the base and routes."""
         allowed = key.allowed if key else Allowed()
         own_names = [name for name in (self.settings.base_name, *self.routes.routes) if name in allowed]
         refs = await self._lookup.listed(self.settings.allowed)
@@ -345,7 +343,7 @@ class Gateway:
                 except (AdapterhubError, EngineDownError):
                     pass  # requests will report it
                 except Exception:
-                    log.exception("%s cannot be looked at; it will be again", watched.ref)
+                    log.exception("%s cannot be checked; it will be tried again", watched.ref)
             await self.versions.forget_idle()
             await asyncio.sleep(self.settings.poll)
 
@@ -384,7 +382,7 @@ def _check_site(headers: Mapping[str, str]) -> None:
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if not binding.is_loopback(name.lower()):
-        message = f"Without keys, only this machine is answered, and not as {printable(host[:80])!r}; ask for localhost"
+        message = f"Without keys, only requests to localhost are answered, not to {printable(host[:80])!r}"
         raise ProblemError(403, message, code="foreign_site")
     origin = headers.get("origin", "")
     if origin and origin.partition("://")[2] != host:

@@ -248,7 +248,7 @@ class RemoteLookup:
     def _record_state(self, error: AdapterhubError | None) -> None:
         """Record whether the remote answers, logging only changes."""
         if error is not None and self.is_up:
-            log.warning("%s; what is known of its tags stays", error)
+            log.warning("%s; its last known tags are used", error)
         elif error is None and not self.is_up:
             log.info("%s answers again", self._url)
         self.is_up = error is None

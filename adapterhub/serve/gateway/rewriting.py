@@ -95,7 +95,7 @@ def renamed(document: bytes, model: str, usage: Usage, *, expected: str) -> byte
     if "model" not in members:
         return document
     if expected and members["model"] != expected:
-        raise engine_failed(f"its answer is by {printable(str(members['model'])[:200])!r}, and another model was asked")
+        raise engine_failed(f"its answer is by {printable(str(members['model'])[:200])!r}, but another model was asked")
     return json.dumps({**members, "model": model}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -123,7 +123,7 @@ def _rewrite_line(line: bytes, model: str, usage: Usage, expected: str) -> bytes
     """Return a line of a stream with another `model`."""
     line = line.removesuffix(b"\r")
     if b"\r" in line:  # some clients would take it as the end of a line; JSON never has one in its strings
-        raise engine_failed("its stream has a line break that is none")
+        raise engine_failed("its stream has a carriage return inside a line")
     if not line.startswith(_DATA):
         return line
     data = line[len(_DATA) :].strip()

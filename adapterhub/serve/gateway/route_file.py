@@ -135,7 +135,7 @@ def read(path: Path, before: Routes | None = None) -> Routes:
         if old := earlier.get(key.name):
             key.windows, key.tokens = _continued_count(key.windows, old.windows), _continued_count(key.tokens, old.tokens)
     if earlier and not keys:  # perhaps the file is just being written; that must not open a server to everybody
-        raise _invalid(f"{location}: keys", "all keys were removed", "Start the gateway anew to answer without keys")
+        raise _invalid(f"{location}: keys", "all keys were removed", "Restart the gateway to answer without keys")
     keys_by_digest = {key.sha256: key for key in keys}
     if len(keys_by_digest) < len(keys):
         raise _invalid(f"{location}: keys", "two names have the same key", "Give each its own")

@@ -186,8 +186,8 @@ def test_who_has_no_key_and_who_asks_too_much_at_once_is_told_so(settings: Gatew
                 gateway.key_of({"authorization": header})
             assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
         key = gateway.key_of({"authorization": "Bearer secret"})
-        for second, words in ((key, "As many requests of this key are running as may at once: 1"),
-                              (None, "As many requests are running as may at once: 1")):  # fmt: skip
+        for second, words in ((key, "This key has reached its limit of requests at once: 1"),
+                              (None, "The gateway has reached its limit of requests at once: 1")):  # fmt: skip
             with gateway.admitted(key), pytest.raises(ProblemError, match=words) as refused, gateway.admitted(second):
                 pass
             assert (refused.value.status, refused.value.code, refused.value.seconds) == (429, "rate_limit_exceeded", 1)
@@ -333,7 +333,7 @@ WHOLE = {
     "a list": (OK + JSON + b"[]", b"", "not a JSON object"),
     "half an object": (OK + JSON + b'{"choices":[', b"", "not valid JSON"),
     "no number": (OK + JSON + b'{"logprob":NaN}', b"", "not valid JSON"),
-    "another model": (OK + JSON + b'{"model":"base","choices":[]}', b"", "by 'base', and another model was asked"),
+    "another model": (OK + JSON + b'{"model":"base","choices":[]}', b"", "by 'base', but another model was asked"),
     "no model": (OK + JSON + b'{"model":null,"choices":[]}', b"", "by 'None'"),
     "no end": (OK + JSON, b" " * 65536, "more than 1,048,576 bytes"),
     "no end of a header": (OK + b"x: ", b"y" * 65536, "does not answer"),
@@ -361,7 +361,7 @@ STREAMS = {
     "no JSON": (b"data: {\n\n", b"", "not valid JSON"),
     "a text": (b'data: "x"\n\n', b"", "not a JSON object"),
     "another model": (b'data:{"model":"team/other","choices":[]}\r\n\r\n', b"", "by 'team/other'"),
-    "a line in another": (b': x\rdata: {"model":"team/other"}\n\n', b"", "a line break that is none"),
+    "a line in another": (b': x\rdata: {"model":"team/other"}\n\n', b"", "a carriage return inside a line"),
     "an endless event": (b"data: ", b"x" * 65536, "more than"),
     "endless events": (b"", b'data: {"choices":[]}\n\n' * 1000, "more than"),
     "endless comments": (b"", b":\n\n" * 10_000, "more than"),
