@@ -83,6 +83,7 @@ def pack(
     """
     if not dry_run:
         registry.store.files.sweep()
+    # Parents are found by the tensors that files share, so these must be listed first.
     registry.list_tensors(progress)
     with _leased_rows(registry, names) as rows:
         packer = _Packer(registry, level, dry_run=dry_run)
@@ -126,6 +127,7 @@ def _unique_blobs(registry: Registry, rows: Sequence[Row], progress: Progress | 
     blobs: dict[Digest, tuple[Row, Descriptor]] = {}
     for row in rows:
         for layer in _layers(registry, row):
+            # adapter.json is read by nearly every command, so it stays plain.
             if layer.path != ADAPTER_JSON:
                 blobs.setdefault(layer.digest, (row, layer))
     bytes_done, total = 0, sum(layer.size for _, layer in blobs.values())
@@ -197,6 +199,7 @@ class _Packer:
 
     def _settled(self, layer: Descriptor) -> bool:
         """Return whether an existing pack is valid; then remove a plain file that a killed writer left next to it."""
+        # Without a plain file the pack is all there is, and fsck is what judges it.
         if not self.store.has_plain(layer.digest) or self.dry_run:
             return True
         with contextlib.suppress(IntegrityError), self.store.open_pack(layer.digest) as file:
@@ -218,6 +221,7 @@ class _Packer:
             if layer.size - written.size < _LEAST or written.size > _WORTH * layer.size:
                 return _outcome(row, layer, layer.size, "", "kept")
             if file is not None:
+                # The plain file may be the only other copy: nothing replaces it before the pack has been read back.
                 self._verify_pack(path, layer, parent)
                 if not self._adopt(path, layer.digest, digest):
                     return _outcome(row, layer, layer.size, "", "kept")
@@ -241,6 +245,7 @@ class _Packer:
             buffered.flush()
             # Detached, because the temporary file belongs to the store, which closes it.
             buffered.detach()
+            # On disk before the plain file is removed, so that a power failure loses neither.
             os.fsync(file.fileno())
             if hasattr(os, "fchmod"):
                 # Blobs and packs are read-only, so that no other program modifies one by accident.
@@ -266,6 +271,7 @@ class _Packer:
         Return False if the blob or its parent has been removed meanwhile, or if the parent now needs the blob.
         """
         with self.registry.locked():
+            # Checked under the lock: since the blob was encoded, a gc or another command may have changed it or its parent.
             if not self.store.has_plain(digest):
                 return False
             if parent and (self.store.size(parent) is None or digest in self._parent_chain(parent)):

@@ -80,6 +80,7 @@ def usage(registry: Registry, prefix: str | None = None, *, progress: Progress |
 
     Weight files whose tensors are not listed yet are read once; `progress` is called with bytes read and total bytes.
     """
+    # `repeated` counts equal tensors in different files, so all must be listed first.
     registry.list_tensors(progress, prefix=prefix)
     version_sizes = {row: _VersionSize.of(registry, row) for row in registry.list(prefix)}
     stored = {digest: registry.store.stored(digest) for version_size in version_sizes.values() for digest in version_size.blobs}

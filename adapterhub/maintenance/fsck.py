@@ -54,6 +54,7 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     catalog = Catalog(index, store)
     names, unreadable = catalog.names()
     findings += unreadable
+    # Name by name, so that a recheck under the write lock never blocks writers for long.
     for name in sorted(names):
         findings += _confirmed_findings(registry, partial(_check_name, catalog, name, needed, damaged, quick=quick))
     for log in DOCUMENTS:
@@ -63,6 +64,7 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     compare_tensors = not quick and all(finding.code != "wrong-tensors" for finding in findings)
     findings += _confirmed_findings(registry, partial(catalog.inconsistencies, lists=compare_tensors))
     findings += _confirmed_findings(registry, partial(_check_index_file, store, index))
+    # Only now has everything that is needed been collected.
     findings += _orphan_findings(store, needed)
     findings += _tensor_list_findings(store, needed)
     findings += _leftover_findings(store)
@@ -103,6 +105,7 @@ def verify(registry: Registry, ref: Ref, progress: Progress | None = None) -> Fi
             finding = Finding("flipped", "error", str(registry.store.blob_path(blob.digest)), message, *REPAIR)
         if finding:
             findings.append(finding)
+    # Facts are compared only if the bytes are right; wrong bytes would just give more findings.
     return findings or list(_compare_facts(registry.store, str(version.ref), manifest))
 
 

@@ -99,6 +99,7 @@ def gc(
     @contextmanager
     def lock_current_index() -> Iterator[None]:
         with registry.locked():
+            # The index must have every entry before it is compared with the logs.
             for name in store.log.names():
                 replay.catch_up(registry.index, store, name)
             # A writer that was killed here may not have written index.json.
@@ -169,10 +170,12 @@ class Needs:
             IntegrityError: A log or a document that may need blobs is damaged.
             RefusedError: The store has something that only a newer adapterhub understands.
         """
+        # A newer adapterhub may keep references where this one does not look.
         for path in self._store.unknown():
             problem = "unknown to this adapterhub, and may refer to any of the blobs; nothing was removed"
             raise RefusedError(str(path), problem, "Upgrade adapterhub, or move that folder elsewhere", code="newer-version")
         indexed_seqs = self._indexed_seqs()
+        # Names of the index too: a log that has vanished must stop the gc.
         for name in sorted({*self._store.log.names(), *indexed_seqs}):
             self._read_name_log(name, indexed_seqs.get(name, 0))
         for kind in DOCUMENTS:
@@ -323,11 +326,13 @@ def _collect(
     """Remove what has not been needed for `grace` seconds, and record it in `result`."""
     with locked():
         needed = needs.update()
+        # At least an hour, even without a grace period: a process may be writing a file that has no lease.
         _remove_leftovers(store, needed, result, max(grace, _UNOWNED_AGE))
     remove_conversions(store, result, max(grace, _UNOWNED_AGE))
     manifests = needs.manifests()
     plain = {f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name) and path.is_file()}
     present = plain | set(store.packs.digests())
+    # A pack must go before the parent that it needs to be unpacked.
     unneeded = children_first(present - needed, needs.parents)
     # Manifests first: a version without its manifest is gone, one without a file would be damaged.
     unneeded.sort(key=lambda digest: digest not in manifests)
@@ -348,6 +353,7 @@ def _collect(
             with contextlib.suppress(FileNotFoundError):  # another process packed, unpacked or removed it in the meantime
                 result.waiting_size += store.files.status(path).st_size
                 result.waiting += 1
+    # Makes the removals durable.
     if result.blobs and not result.dry_run:
         store.sync_blobs()
 
@@ -357,6 +363,7 @@ def _remove_blob(store: Store, digest: Digest, result: Swept, grace: float, *, h
 
     `has_child`: The pack of another blob is a delta to this one.
     """
+    # The pack first: whether it is gone decides whether its parent may go.
     pack_gone = _remove_file(store, store.packs.path(digest), result, grace, held=held)
     plain_gone = _remove_file(store, store.blob_path(digest), result, grace, held=held)
     if pack_gone and plain_gone and not result.dry_run:

@@ -55,6 +55,7 @@ def _blob_opener(path: Path) -> Find:
     if not path.exists():
         raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
     folder = path if path.is_dir() else path.parent
+    # A registry's folder has the store inside; an OCI layout is the store itself.
     for layout in (folder / FOLDER, folder.resolve()):
         if (store := Store(layout)).exists():
             return partial(_in_layout, store)
@@ -97,8 +98,10 @@ def _restore(
     are right again.
     """
     restoring = _Repair(store, open_blob, locked)
+    # Keeps a gc from removing what has just been restored.
     with store.lease("repair"):
         for version in versions:
+            # The manifest first, because it names the other blobs.
             restoring.blob(version.digest, version.size)
             with contextlib.suppress(AdapterhubError):
                 manifest = oci_manifest.parse(store.read_document(version.digest), version.digest)

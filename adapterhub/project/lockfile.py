@@ -61,6 +61,7 @@ Lock = dict[str, Locked]
 def entry(name: str, ref: str, source: str, manifest: Manifest) -> Locked:
     """Return the entry of a version with the given manifest."""
     base = {key: manifest.annotations[label] for key, label in _BASE_ANNOTATIONS.items() if label in manifest.annotations}
+    # The lock file is shown in diffs and terminals, where control characters could mislead.
     if not all(value.isprintable() for value in base.values()):
         raise FormatError(ref, "its manifest has unprintable text about its base")
     return Locked(check_name(name, ref), ref, source, manifest.digest, manifest.size, base)
@@ -141,6 +142,7 @@ def find(lock: Lock, ref: str, path: Path) -> Locked:
     if locked is None:
         problem = f"is not in {path}, which has {', '.join(lock) or 'no adapters'}"
         raise RefusedError(ref, problem, "Lock it", code="not-locked", ref=ref)
+    # A digest that agrees is fine, however the lock names the version.
     exact = ref == f"{name}@{locked.digest}"
     if not exact and ref not in (name, locked.ref, locked.source):
         problem = f"{path} has {locked.ref} ({locked.digest[:19]})"

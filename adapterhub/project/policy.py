@@ -1,7 +1,8 @@
 """The policy of a project, a registry or a hub: which names, adapters, bases, signers and attestations it allows.
 
-It checks names and manifests (adapter.json) and lists the keys that must have signed; it knows nothing of protocols and opens
-no files. Every reason it gives names the rule, and the file that has it. `adapterhub/sharing/policy.py` applies it to versions.
+It checks names and manifests (adapter.json) and lists the keys that must have signed; it knows nothing of protocols and opens no
+files. Every reason it gives names the rule, and the file that has it. `adapterhub/sharing/policy_checks.py` applies it to
+versions.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ class Policy:
         """Yield the rules that a manifest violates, with the reasons."""
         if self.max_rank is not None and manifest.max_rank > self.max_rank:
             yield f"max_rank: rank {manifest.max_rank} is over {self.max_rank}"
+        # An adapter of unknown kind has no rank that could be compared, so the rule cannot be met.
         if manifest.understood is False and self.max_rank is not None:
             problem = f"its rank cannot be compared with {self.max_rank}, because it is not understood ({manifest.reason})"
             yield f"max_rank: {problem}"
@@ -217,5 +219,6 @@ def refused(where: str, file: str, reasons: Iterable[str], hint: str = "") -> Re
 
 def joined(*policies: Policy | None) -> Policy | None:
     """Return one policy that is met only if all of them are; None if there are none."""
+    # Each once: a project's policy may be the registry's own file.
     present = list(dict.fromkeys(policy for policy in policies if policy is not None))
     return replace(present[0], also=(*present[0].also, *present[1:])) if present[1:] else present[0] if present else None

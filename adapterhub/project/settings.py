@@ -199,6 +199,7 @@ class _SettingsDocument:
     def text(self, table: Table, key: str, *, required: bool = False) -> str | None:
         """Return a string of one line; None if it is missing."""
         value = self.table(*_parts(table)).get(key)
+        # One printable line, because these values appear in errors and tables.
         is_valid = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
         self.check(is_valid, table, key, "is missing" if value is None else "is not a string of one line")
         return value
@@ -333,6 +334,7 @@ def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | 
             new = with_remote(new, name, url)
     if old.remote != remote:
         new = with_default(new, remote)
+    # Removing a table at the start leaves an empty line that was not there before.
     if not text.startswith("\n"):
         new = new.lstrip("\n")
     tables = {name: {"url": url} for name, url in remotes.items()}

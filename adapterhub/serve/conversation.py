@@ -107,6 +107,7 @@ class Conversation:
             await asyncio.wait(tasks)
         for task in tasks:
             task.result()
+        # A turn without any text is dropped, so that the models never see an empty answer.
         if any(answer.text for answer in answers):
             self._turns.append((text, [answer.text for answer in answers]))
         return answers
@@ -116,6 +117,7 @@ class Conversation:
         started = time.monotonic()
         request = Asked(CHAT, {})
         body = {"model": answer.model, "messages": self._messages(side, text), **self.options}
+        # Without this option, engines do not report the number of tokens of a stream.
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
             with _translated_errors(self.gateway.engine.name):

@@ -225,6 +225,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
             version.write(pulled)
             source = adapter_in(pulled)
             report = checks.check(source, base=base, limit=_MOST_PROBLEMS, where=version.ref)
+            # SGLang applies one rank and one alpha per adapter, so every version is folded for it.
             if runtime == "sglang":
                 notes += _fold(source, folder, report, base)
             elif report.format == reads:
@@ -239,6 +240,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
         _check_applied(report, runtime)
     ranks, modules = cast("list[int]", report.facts["r"]), cast("list[str]", report.facts["targets"])
     rank = max(ranks, default=0)
+    # vLLM allocates for one of a few ranks, the largest of which is a hard limit.
     if runtime == "vllm" and runtime_commands.vllm_rank(rank) is None:
         problem = f"vllm: refused: supports ranks up to {runtime_commands.VLLM_RANKS[-1]}, and a module has rank {rank}"
         raise RefusedError(version.ref, problem, code="rank-above-max")

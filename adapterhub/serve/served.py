@@ -273,6 +273,7 @@ class ServedLease:
             if name not in self._holders:
                 self._lease.note(name)
             self._holders.setdefault(name, set()).add(served.model)
+            # Checked after the lease is noted: from here on no gc can remove the folder.
             if not self._folder.is_there(name):
                 raise NotFoundError(str(served.path), "no longer there", "Resolve the version again")
 
@@ -308,6 +309,7 @@ def _read_verified(folder: Path) -> Made | None:
     """Return the record in served.json if all files match it byte for byte; otherwise None."""
     record: dict[str, Any] = json_file.read_object(folder / _RECORD, follow=False)
     files = record.pop("files", None)
+    # Additional files count as damage too, because a runtime might read them.
     if not isinstance(files, dict) or {*files, _RECORD} != {*_file_names(folder)}:
         return None
     if any(sha256_file(folder / name) != digest for name, digest in files.items()):

@@ -142,6 +142,7 @@ class Versions:
 
     def __post_init__(self) -> None:
         self._environment = _Environment(self.settings, self.tell)
+        # Pulling and converting block, and vLLM resolves names in its event loop.
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix=RESOLVER)
 
     async def find(self, model: str, base: str) -> Served | None:
@@ -162,6 +163,7 @@ class Versions:
             parts = names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote)
         except RefError:
             return None
+        # A weight is a blend as well: vLLM has no way to scale an adapter per request.
         if len(parts) > 1 or parts[0].weight != 1:
             raise RefusedError(model, "a blend, and vLLM applies one adapter to a request", code=BLEND)
         self._check(model, parts[0].ref)

@@ -52,6 +52,7 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.location import parse
 
+    # The registry's own policy applies to its names, whatever project the command runs in.
     if registry.policy is not None:
         registry.policy.check_name(ref.name)
     workspace = workspace.within(registry)
@@ -64,6 +65,7 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
                 names = Named.at(place, os.fspath(source), into=ref.name)
                 check_policy(remote, manifest.digest, names, workspace)
                 version = _copy_version(registry, remote, manifest.digest, ref, workspace)
+                # Stored with the version, so that the policy can verify them here as well.
                 if with_signatures or signatures.wanted(names, workspace):
                     keep(registry.store, manifest, signatures.stored(remote, manifest.digest), workspace.rules(), ref.name)
                 return version

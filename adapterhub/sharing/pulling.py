@@ -131,6 +131,7 @@ def pull(
         is_new = existing is None or not existing.holds(registry.oci_manifest(version))
         if is_new:
             if existing is not None:
+                # What nothing else has a copy of is replaced only on request.
                 if not replace:
                     existing.check_lost(lambda digest: bool(registry.holding(digest)))
                 workspace.tell(f"replaces {existing}")
@@ -159,6 +160,7 @@ def _pull_from_address(
     target = Path(out) if out else Path(address.title)
     workspace.check_name(name or address.repository)
     with workspace.connect(address) as remote:
+        # The remote says once what the tag means, so that what was checked is what is downloaded.
         settled = Settled(remote)
         signed = check_policy(settled, address.reference, Named.at(address, name=name), workspace, demand)
         manifest, is_new = sources.downloaded(settled, address.reference, target, address.host, workspace, replace=replace)

@@ -132,6 +132,7 @@ def push(
             from adapterhub.registry import measurements
 
             measurements.record(registry, version.ref, measured)
+        # `publish` stores only a signature that is about these files.
         if package.signatures and not registry.store.signatures.read(version.digest, 0):
             workspace.tell(_STALE_SIGNATURE)
         return version
@@ -228,6 +229,7 @@ def _push_to_address(
     own_signatures: tuple[bytes, ...] = ()
     with ExitStack() as stack:
         remote = stack.enter_context(workspace.connect(address))
+        # Compare-and-swap: the write fails if the tag has moved since the caller looked.
         expecting(remote, expect)
         if private:
             remote.make_private()
@@ -237,6 +239,7 @@ def _push_to_address(
             version_source, reference, overridden = checked_version
         else:
             opened_source = stack.enter_context(sources.opened(source, workspace))
+            # Such a remote takes files before their digest is known, so large ones are hashed while they are sent.
             large = LARGE if remote.unnamed() and not as_image else sys.maxsize
             package = stack.enter_context(
                 packaged(
@@ -315,6 +318,7 @@ def _fetch_checked(
     from adapterhub.remotes.parallel import Fetched, Settled
     from adapterhub_converters.adapter_files import adapter_in
 
+    # What is checked here must be what is copied later, even if the tag moves in between.
     settled = Settled(remote)
     check_policy(settled, place.reference, Named.at(place, location), workspace)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:

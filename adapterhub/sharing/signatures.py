@@ -262,6 +262,7 @@ def require(
 
     if known_signers := _known_signers(names.origin, workspace):
         signed = _verify_by_known(accepted_signature, known_signers, names, workspace)
+    # Last, so that the signature returned is the one that the user asked for.
     if demand.keys:
         from adapterhub.trust.keys import trusted
 
@@ -332,6 +333,7 @@ def carry(source: Source, remote: Connected, manifest: Manifest, supplied: Seque
     from adapterhub.remotes.local import Local
 
     signatures = [*supplied, *(stored(source, manifest.digest) if isinstance(source, Local) else ())]
+    # A place without attachments still gets the version; the caller decides whether that needs a note.
     if not signatures or remote.referring() is None:
         return 0
     attached = 0

@@ -107,8 +107,10 @@ def parse(raw: bytes, where: str) -> Attestation:
     """Parse a statement about one manifest, with any type of predicate; FormatError for any other form."""
     document = json_file.parse_object(raw, where)
     type_, subjects, predicate = (document.get(key) for key in ("predicateType", "subject", "predicate"))
+    # Signatures of files have a predicate type of their own, and are parsed by `statement`.
     if document.get("_type") != STATEMENT_TYPE or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
         raise FormatError(where, f"does not attest a statement of the type {STATEMENT_TYPE}")
+    # One subject with one digest: anything else could be read as a statement about other bytes.
     if not isinstance(subjects, list) or len(subjects) != 1 or not isinstance(subjects[0], dict):
         raise FormatError(where, "does not attest exactly one subject")
     name, digests = subjects[0].get("name"), subjects[0].get("digest")

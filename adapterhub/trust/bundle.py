@@ -54,6 +54,7 @@ def seal(payload: bytes, key: Signer, location: str) -> bytes:
 
 def _seal_with_key(payload: bytes, key: KeySigner) -> bytes:
     """Return a bundle signed by a key."""
+    # model_signing leaves keyid empty, and names the key in the hint.
     envelope = {
         "payload": _to_base64(payload),
         "payloadType": PAYLOAD_TYPE,
@@ -79,6 +80,7 @@ def unseal(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple
         identities = [signer for signer in signers if isinstance(signer, Identity)]
         return parts.payload, keyless.verify(raw, parts.payload, parts.certificate, identities, location)
     keys_by_id = {signer.id: signer for signer in signers if not isinstance(signer, Identity)}
+    # Chosen among the trusted keys: the bundle only names it, and never brings it along.
     key = keys_by_id.get(parts.key)
     if key is None:
         raise IntegrityError(
@@ -184,6 +186,7 @@ def _parts(raw: bytes, location: str) -> _BundleParts:
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise FormatError(location, "not exactly one signature", AGAIN)
+    # A missing keyid means the same as an empty one.
     entry = _with_members({"keyid": "", **_object(signatures[0], location)}, ("sig", "keyid"), location)
     if entry["keyid"] != "":
         raise FormatError(location, "does not name its key as model_signing does", AGAIN)

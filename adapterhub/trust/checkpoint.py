@@ -67,6 +67,7 @@ def read(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[Chec
     document = json_file.parse_object(raw, where)
     if _BUNDLE not in document:
         raise FormatError(where, "not a checkpoint: it has no signature", _HINT)
+    # Without its signature, the document is what the statement's subject covers.
     payload, signer = bundle.unseal(json_file.canonical(document.pop(_BUNDLE)), signers, where)
     statement = json_file.parse_object(payload, where)
     if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):

@@ -126,6 +126,7 @@ def _rejection_reason(raw: bytes, payload: bytes, identity: Identity) -> str:
         return _one_line(f"its certificate is of another Sigstore, or was not valid when the log recorded it: {error}")
     except (Error, *_INVALID_BUNDLE_ERRORS) as error:
         return _one_line(str(error) or type(error).__name__)
+    # sigstore parses the bundle itself; both parsers must have seen the same bytes.
     return "" if verified_payload == payload else "its payload can be read in two ways"
 
 
@@ -232,6 +233,7 @@ class KeylessSigner:
         except IdentityError as error:
             problem = f"is not one that Sigstore takes: {_one_line(str(error))}"
             raise ParameterError("identity_token", problem, "Get a new one, for the audience sigstore") from error
+        # Read now, so that a malformed trust config fails before anything is signed.
         self._config = _config(trust_config)
 
     def __repr__(self) -> str:

@@ -211,6 +211,7 @@ def read_private(path: Path, passphrase: bytes | None = None) -> PrivateKey:
             raise ParameterError("passphrase", problem, "Pass its passphrase", code="passphrase-required") from error
         raise ParameterError("passphrase", f"{path} is not encrypted", "Leave it out") from error
     except (ValueError, UnsupportedAlgorithm) as error:
+        # A wrong passphrase and a malformed key raise the same error; only the text tells them apart.
         if passphrase is not None and "ENCRYPTED" in text:
             raise ParameterError("passphrase", f"is not that of {path}", "Try again") from error
         raise FormatError(str(path), "not a private key in PEM", _HINT) from error
@@ -226,6 +227,7 @@ def read_public(path: Path) -> PublicKey:
 def parse_public(text: str, location: str) -> PublicKey:
     """Parse the PEM of a public key."""
     text = _one_pem(text, location)
+    # Refused rather than used: a private key does not belong where public keys are kept.
     if "PRIVATE KEY" in text:
         raise RefusedError(location, "a private key, where a public one is required", "Pass the public key that belongs to it")
     try:

@@ -34,6 +34,7 @@ class KnownSigners:
 
     def keep(self, scope: str, signer: TrustedSigner) -> bool:
         """Remember a signer of a namespace; return False if it was known already."""
+        # A line is appended rather than replaced: a namespace may have several signers.
         line = f"{scope} {signer.kind} {_key_text(signer)}\n"
         return user_files.change(self.path, lambda text: None if line in text else (text or _HEAD) + line)
 

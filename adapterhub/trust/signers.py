@@ -103,6 +103,7 @@ class HardwareKey:
         uri = _parse(text)
         if pin is None:
             raise ParameterError("passphrase", f"{text} needs its PIN", "Pass it", code="passphrase-required")
+        # The public half is read from the token once; signing needs it to choose the hash.
         with _session(uri, pin) as (session, pkcs11):
             from pkcs11.util.ec import encode_ec_public_key
 

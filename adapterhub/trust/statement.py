@@ -36,6 +36,7 @@ class Statement:
 
     def dump(self) -> bytes:
         """Return the statement in JSON, with the files in model_signing's order."""
+        # By path components, as model_signing sorts them, not by characters.
         paths = sorted(self.files, key=PurePosixPath)
         digests = [self.files[path].removeprefix("sha256:") for path in paths]
         resources = [
@@ -149,6 +150,7 @@ def files_in(folder: Path) -> dict[str, Digest]:
         for path, status in walk(folder, lambda path: path not in UNSIGNED):
             if path in UNSIGNED:
                 continue
+            # Checked while walking, before a hostile folder costs time or memory.
             if len(path) > MAX_PATH or len(digests) > MAX_FILES:
                 raise RefusedError(str(folder), f"more than {MAX_FILES} files, or a path of more than {MAX_PATH} characters")
             try:

@@ -84,6 +84,7 @@ def pick(options: Wanted) -> str:
         return options.engine
     if options.url:
         raise UsageError(options.url, "does not report which engine it is", "Name the engine", code="name-engine")
+    # mlx runs on Apple's processors only.
     apple = (MLX,) if sys.platform == "darwin" else ()
     order: tuple[str, ...] = (LLAMA, TORCH) if options.base.kind == "gguf" else (VLLM, SGLANG, *apple, TORCH)
     for name in order:
@@ -178,6 +179,7 @@ def _server(options: Wanted, name: str, words: Callable[..., list[str]]) -> tupl
 
     if options.url:
         return Client(options.url, options.url_key), None
+    # Chosen here rather than by the engine, because the client must know it before the engine starts.
     port = free_port()
     base_names = () if name == MLX else (options.name,)
     command = words(_program(options, name), _weights_on_disk(options), *base_names, port, extra_words=options.more)

@@ -46,6 +46,7 @@ class InProcess:
         self._stack = ExitStack()
         self._host: Answering | None = None
         self._loaded: set[str] = set()
+        # Some more threads than waiting requests, so that loading and canceling never wait for them.
         self._threads = ThreadPoolExecutor(WAITING + 64, "answer")
 
     async def start(self) -> None:

@@ -164,6 +164,7 @@ class Router(_LlamaCpp, Server):
         try:
             await self._load(section)
         except BaseException:
+            # Shielded: a canceled request must not leave a section behind whose process never loads.
             await asyncio.shield(self.forget(served))
             raise
 
@@ -216,6 +217,7 @@ def explicit(body: Mapping[str, Any], ids: Mapping[str, int], blend: Blend, *, s
     if not slots:
         return {**body, "lora": adapters, "cache_prompt": False}
     if len(blend) > 1 or (blend and blend[0][1] != 1):
+        # Blends share one slot, so that what it has cached may be another blend's.
         return {**body, "lora": adapters, "id_slot": len(ids) + 1, "cache_prompt": False}
     return {**body, "lora": adapters, "id_slot": ids[blend[0][0].model] if blend else len(ids)}
 

@@ -87,6 +87,7 @@ class Client:
         """Send a request, and return the response as soon as it begins; by default without a time limit."""
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
         headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
+        # A generation may take minutes, but a connection to this machine does not.
         timeout = httpx2.Timeout(seconds, connect=_CONNECT).as_dict()
         request = httpx2.Request(method, self.url + path, headers=headers, content=content, extensions={"timeout": timeout})
         try:
@@ -230,6 +231,7 @@ class Process:
         remainder = b""
         while piece := await output.read(1 << 16):
             *lines, remainder = (remainder + piece).split(b"\n")
+            # A progress bar may write megabytes without a line break.
             remainder = remainder[-4096:]
             for line in lines:
                 text = printable(line[:1000].decode(errors="replace"))

@@ -139,6 +139,7 @@ def zeros(base: BaseSpec, folder: Path) -> Path:
         return place
     arrays = {f"base_model.model.{module}.lora_A.weight": np.zeros((1, in_features), np.float32)}
     arrays |= {f"base_model.model.{module}.lora_B.weight": np.zeros((out_features, 1), np.float32)}
+    # Rank 1 is enough for zeros.
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [module.rpartition(".")[2]]}
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(OutputExistsError), atomic.whole(place) as new_folder:  # another gateway may be faster

@@ -83,6 +83,7 @@ def create_app(
             await asyncio.wait([starting])
             await gateway.close()
 
+    # Everything else is answered by the exception handlers, in OpenAI's form.
     routes = [
         *(Route(path, _Generation(path), methods=["POST"]) for path in (COMPLETIONS, CHAT, EMBEDDINGS)),
         Route("/v1/models", _models),
@@ -206,6 +207,7 @@ async def _read(request: Request, raw: bytearray, bodies: _Bodies, most: int) ->
             async for piece in request.stream():
                 if len(raw) + len(piece) > most:
                     raise _too_large(most)
+                # Counted as it arrives, because a client may declare another length, or none.
                 bodies.take(len(piece))
                 raw += piece
     except TimeoutError as error:

@@ -77,6 +77,7 @@ class Gateway:
         self._rules = Rules(settings)
         self._workspace = replace(settings.workspace, policy=lambda: self._rules.policy)
         self._leases = ExitStack()
+        # One lease for all versions, held until the gateway ends.
         self._lease = self._leases.enter_context(resolving.served_folder(settings.workspace).leased())
         remote = settings.remote
         self._lookup: Lookup = (
@@ -224,6 +225,7 @@ class Gateway:
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
         request.label = "blend" if is_blend else request.version
+        # Refused here, because an engine without blends would answer with the first version.
         if is_blend and not self.engine.blends:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
@@ -231,6 +233,7 @@ class Gateway:
             try:
                 yield answer
             finally:
+                # Also when the client has gone: the engine must stop generating.
                 await answer.close()
 
     @asynccontextmanager
@@ -335,6 +338,7 @@ class Gateway:
     async def _watch(self) -> None:
         """Watch the files of rules, the tags in use and those of routes, and prepare the versions they have moved to."""
         while True:
+            # Polled rather than watched: this works on every file system, and SIGHUP reloads at once.
             if self._rules.have_changed():
                 self.reload()
             for watched in self._refs_to_watch():

@@ -81,6 +81,7 @@ class RegistryLookup:
         self.is_up = True
         self._workspace = workspace
         self._registry: Registry | None = None
+        # One thread, which owns the connection to the registry's database.
         self._thread = ThreadPoolExecutor(1, "lookup")
 
     async def check(self) -> None:
@@ -194,6 +195,7 @@ class RemoteLookup:
         """Return the version that the remote named last; RemoteError if it does not answer and never did for this ref."""
         cached = self._known.setdefault(str(ref), _CachedAnswer())
         self._known.move_to_end(str(ref))
+        # Bounded, because clients choose the names.
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         is_fixed = cached.version is not None and is_whole(ref.digest)
@@ -241,6 +243,7 @@ class RemoteLookup:
                 finally:
                     self._open.discard(remote)
 
+        # `check_name` is needed for image layouts only, where a digest would be found under any name.
         place = location.parse(configured.below(self._url, str(ref)))
         resolving.check_name(ref, place, self._workspace)
         return resolving.digest_at(place, self._workspace, connect), bool(opened)

@@ -54,6 +54,7 @@ class Metrics:
 
     def count(self, version: str, path: str, status: int, first: float | None, seconds: float) -> None:
         """Count a finished request; `version` is empty if none was found."""
+        # Each label stays in memory and in Prometheus for good.
         if version not in self._labels and len(self._labels) >= _MOST_LABELS:
             version = _OTHER_VERSIONS
         self._labels.add(version)

@@ -72,6 +72,7 @@ async def whole(pieces: AsyncIterator[bytes]) -> bytes:
     content = bytearray()
     async for piece in pieces:
         content += piece
+        # The engine may be somebody else's server, or broken.
         if len(content) > _LARGEST:
             raise engine_failed(f"its answer has more than {_LARGEST:,} bytes")
     return bytes(content)

@@ -46,6 +46,7 @@ class Target:
         """Choose one by its share: always the same for the same `salt`, or at random if that is empty."""
         if len(self.shares) == 1:
             return self.shares[0][0]
+        # A hash instead of a stored assignment: every gateway makes the same choice, also after a restart.
         digest = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
         remaining = (int.from_bytes(digest[:8]) / 2**64 if salt else random.random()) * sum(share for _, share in self.shares)  # noqa: S311
         for text, share in self.shares:
@@ -130,6 +131,7 @@ def read(path: Path, before: Routes | None = None) -> Routes:
     _check_names(document, ("routes", "keys"), location)
     routes = {name: _route(name, table, location) for name, table in _tables(document, "routes", location).items()}
     keys = [_key(name, table, location) for name, table in _tables(document, "keys", location).items()]
+    # By name, so that a client that replaces its key keeps its count.
     earlier = {key.name: key for key in before.keys.values()} if before else {}
     for key in keys:
         if old := earlier.get(key.name):

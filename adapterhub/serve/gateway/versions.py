@@ -109,6 +109,7 @@ class Versions:
             for model in distinct:
                 self._check_refused(model)
             try:
+                # One request at a time makes room, so that none takes what another has freed.
                 async with asyncio.timeout(_LONGEST_WAIT), self._queue:
                     return await self._with_room(distinct)
             except TimeoutError as error:
@@ -211,6 +212,7 @@ class Versions:
             return
         with suppress(EngineDownError):  # a restarted engine has no versions
             await self._engine.forget(served)
+        # An engine that may read the folder again needs it until the gateway ends.
         if not self._engine.keeps:
             await asyncio.to_thread(self._release, served)
         log.info("%s left the engine", model, extra={"fields": {"version": model}})

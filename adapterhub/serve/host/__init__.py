@@ -1,12 +1,12 @@
 """The reference host: one base model in torch that answers each request with its own adapter, none, or a blend of several.
 
 It is written to be read. `slots` has the arithmetic: the factors of the active adapters in one stack, so that a batch whose
-rows use different adapters needs only two more matrix products than the base. `attention` gives each request its own keys and
-values. `model` puts both into transformers' model and tests what it promises; `adapters` keeps versions in memory, `prefixes`
-the keys and values of prompt beginnings, `schedule` decides which request is next, `answer` turns logits into text, `streams`
-carries it to the clients, and `host` is the loop over all of this. `openai_request` reads documents of OpenAI's API, and
-`openai` writes the answers. `libllama` is another host, for GGUF files and without torch: a context of llama.cpp for each
-request. Importing this package does not import torch.
+rows use different adapters needs only two more matrix products than the base. `segment_attention` gives each request its own
+keys and values. `model` puts both into transformers' model and tests what it promises; `adapter_memory` keeps versions in
+memory, `prefixes` the keys and values of prompt beginnings, `schedule` decides which request is next, `answer` turns logits
+into text, `streams` carries it to the clients, and `host_loop` is the loop over all of this. `openai_request` reads documents
+of OpenAI's API, and `openai` writes the answers. Another host, for GGUF files and without torch, is `engines/libllama.py`: a
+context of llama.cpp for each request. Importing this package does not import torch.
 """
 
 from __future__ import annotations

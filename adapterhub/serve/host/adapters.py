@@ -91,6 +91,7 @@ class Adapters:
 
     def _read(self, key: str, folder: Path, *, again: bool = False) -> None:
         """Read a folder into memory; with `again`, only if the version has not been dropped in the meantime."""
+        # One at a time: reading is bound by disk and memory, and two threads may want the same version.
         with self._loading:
             if key in self._loaded:  # another thread was faster
                 return
@@ -117,6 +118,7 @@ class Adapters:
         try:
             for key, weight in blend:
                 acquired.append((self._acquire_one(key), weight))
+        # All or none: a blend that is only partly loaded must not keep versions in memory.
         except BaseException:
             self.release(tuple(acquired))
             raise

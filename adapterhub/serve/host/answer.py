@@ -36,6 +36,7 @@ class Answer:
         """
         if not np.isfinite(logits).all():
             raise RefusedError("", "the result contains NaN or Inf")
+        # A copy, because the array may be a view of the logits of the whole batch.
         if self._request.bias:
             logits = logits.copy()
             logits[self._bias[0]] += self._bias[1]
@@ -46,6 +47,7 @@ class Answer:
         if self._request.logprobs is not None:
             logprobs = log_softmax(logits)
             logprob, top = float(logprobs[token]), likeliest(logprobs, self._request.logprobs)
+        # The text of a token that ends the answer is not part of it.
         if token in self._ends:
             return Piece(self._stops.rest(), token, logprob, top, "stop")
         text, stopped = self._stops.add(self._piece_of(token))

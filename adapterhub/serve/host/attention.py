@@ -151,6 +151,7 @@ def _attend(
     """
     heads, count, _ = query.shape
     groups = heads // keys.shape[0]
+    # No query attends to anything before this, so the products would be wasted.
     if window is not None and keys.shape[1] > window + count - 1:
         keys, values = keys[:, -(window + count - 1) :], values[:, -(window + count - 1) :]
     key_count = keys.shape[1]

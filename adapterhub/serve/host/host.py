@@ -185,6 +185,7 @@ class Host(Threaded):
         chunk = row.request.ids[row.read : row.read + model.CHUNK]
         logits = self._model.run([model.Span(chunk, row.keys_values, row.read, row.use)])
         row.read += len(chunk)
+        # Prompts take turns, a chunk each.
         self._schedule.move_to_end(row)
         if row.prompt_is_read:
             self._prefixes.keep(row.request.ids, row.parts, row.keys_values)

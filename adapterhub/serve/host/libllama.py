@@ -111,6 +111,7 @@ class LibllamaHost(Threaded):
         """Submit a request to be answered; raises the errors of `Host.submit`."""
         request.check(longest=self.longest, vocabulary=self._engine.size)
         with self._wake:
+            # Canceled requests leave the queue only when it is their turn.
             waiting = sum(not row.stream.is_canceled for row in self._waiting)
             self._check_room(waiting, self._most)
             parts = [(self._version(key), weight) for key, weight in request.blend]

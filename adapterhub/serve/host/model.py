@@ -114,6 +114,7 @@ def load(
         location, torch_device = str(path), devices.chosen(device)
         base = load_base(files, config, None, where=location, progress=progress, entry=entry, device=torch_device)
         spec = files.spec
+    # No dropout.
     base.model.eval()
     if not type(base.model)._supports_attention_backend:
         problem = f"{type(base.model).__name__} cannot use the attention that keeps the requests of a batch apart"

@@ -51,6 +51,7 @@ def ask(host: Answering, path: str, body: Mapping[str, Any], blend: Blend, model
         streams: list[Stream] = []
         try:
             for request in api_request.requests:
+                # In one queue, so that several answers can be read in the order in which they are generated.
                 streams.append(host.submit(request, beside=streams[-1] if streams else None))
         except BaseException:
             _cancel(streams)

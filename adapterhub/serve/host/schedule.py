@@ -96,6 +96,7 @@ class SlotTable:
                 slot = self._free.pop() if self._free else self._evict(numbers)
                 try:
                     self._fill(slot, adapter)
+                # Given back, so that a failed copy to the device does not lose a slot.
                 except BaseException:
                     self._free.append(slot)
                     raise

@@ -99,6 +99,7 @@ class Slots:
         rank = max(padded(max(len(A) for A, _ in factors.values())), self.rank)
         for path in factors:
             self._layers[path].join()
+        # All slots get the same rank, because the stack is one tensor.
         if rank > self.rank:
             self.rank = rank
             for shared in self._inputs.values():
