@@ -98,7 +98,7 @@ class _LlamaCpp:
 
     name = runtime = "llama.cpp"
     paths = frozenset({COMPLETIONS, CHAT})
-    forbidden_fields = frozenset({"lora", "id_slot", "cache_prompt"})
+    own = frozenset({"lora", "id_slot", "cache_prompt"})
 
 
 def _client_and_process(options: Options) -> tuple[Client, Process, int]:
