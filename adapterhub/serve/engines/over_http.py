@@ -214,7 +214,7 @@ class Process:
 
     def _failure_text(self) -> str:
         """Return the last exception in its output, with the next line if that belongs to it, or the last line that looks like a
-        reason.
+        cause.
         """
         lines = [line for line in self._last_lines if line and _ABOVE_MARK not in line]
         marks = ("error", "fail", "unable", "cannot", "invalid")

@@ -377,8 +377,7 @@ class Gateway:
 
 
 def _check_site(headers: Mapping[str, str]) -> None:
-    """Refuse requests that a browser sends on behalf of another site's page, because without keys they look like the user's
-    own.
+    """Refuse requests that a browser sends for another site's page: without keys, they look like the user's own.
 
     A site whose name resolves to this machine (DNS rebinding) sends its own name as the host; any other site sends its name as
     the origin.

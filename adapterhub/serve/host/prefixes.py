@@ -30,9 +30,7 @@ class Prefixes:
         self.size = self.hits = 0
 
     def restore(self, ids: Sequence[int], parts: Parts, keys_values: KeysValues) -> int:
-        """Write the cached beginning of a prompt into its keys and values; return its number of tokens, at most all but the
-        last.
-        """
+        """Write the cached beginning of a prompt into its keys and values; return its length in tokens, at most all but one."""
         found_keys: list[bytes] = []
         # The last token is always computed, because its logits give the first token of the answer.
         for key in _block_keys(ids[:-1], parts):
