@@ -66,7 +66,7 @@ def drop(registry: Registry, last: int | None, *, dry_run: bool) -> DroppedVersi
     names = [name.name for name in queries.names(registry.index) if not name.deleted]
     dropped: dict[str, set[int]] = {}
     has_changed = True
-    while has_changed:  # a version can be dropped once its last child is
+    while has_changed:  # a version can be dropped once its last child has been
         has_changed = False
         for name in names:
             if numbers := _drop(registry, name, last, dropped, dry_run=dry_run):
