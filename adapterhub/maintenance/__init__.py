@@ -1,1 +1,1 @@
-"""Keep a registry small and whole: garbage collection, checks, repair, compression, disk usage."""
+"""Maintenance of a registry: garbage collection, checks, repair, compression, disk usage."""

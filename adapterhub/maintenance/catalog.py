@@ -1,7 +1,8 @@
-# ruff: noqa: S608 - what is put into a statement here is fixed
-"""Holds registry.db against the logs: the rows of each name against a replay of its log, counts and searches against the rows.
+# ruff: noqa: S608 - every name interpolated into a statement is a constant of this package
+"""The comparison of registry.db with the logs.
 
-The replay goes into an index in memory, one name after the other, by the functions that fill registry.db.
+The rows of each name are compared with a replay of its log; counts and the full-text index are compared with the rows. The
+replay goes into an index in memory, one name after the other, using the same functions that fill registry.db.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalI
 from .findings import REBUILD, Finding
 
 _OF_VERSION = "JOIN versions v ON v.id = t.version WHERE v.name = ?1 ORDER BY"
-# What an index has of a name: from the log alone, and from the documents of its versions.
+# What an index knows about a name: first from the log alone, then from the documents of its versions.
 _FROM_LOG = {
     "state": "SELECT number, deleted FROM names WHERE name = ?1",
     "versions": "SELECT number, digest, manifest_size, time, seq FROM versions WHERE name = ?1 ORDER BY number",
@@ -36,7 +37,7 @@ _FROM_DOCUMENTS = {
     "metrics": f"SELECT v.number, t.name, t.value FROM metrics t {_OF_VERSION} 1, 2",
     "texts": f"SELECT v.number, t.name, t.title, t.tags, t.description, t.facts, t.card FROM texts t {_OF_VERSION} 1",
 }
-_STRAYS = {
+_STRAY_ROWS = {
     "names": "SELECT name FROM versions UNION SELECT name FROM tags UNION SELECT name FROM marks EXCEPT SELECT name FROM names",
     **{
         table: f"SELECT version FROM {table} WHERE version NOT IN (SELECT id FROM versions)"
@@ -44,18 +45,18 @@ _STRAYS = {
     },
 }
 _COUNTS = f"SELECT kind, value, count(*) FROM ({replay.NEWEST_FACETS}) GROUP BY 1, 2"
-_WIDTH = 60
+_MOST_CHARACTERS = 60
 
 
 @dataclass
-class Replayed:
-    """A name by its log.
+class ReplayedLog:
+    """A name as its log describes it.
 
     Attributes:
         state: Its last entry.
         rows: Its versions, newest first.
-        unindexed: The reasons why nothing is indexed of versions, by their numbers.
-        error: What ended the replay, if anything did.
+        unindexed: Why the documents of a version could not be indexed, by version number.
+        error: The error that ended the replay early, if any.
     """
 
     state: Name
@@ -65,7 +66,7 @@ class Replayed:
 
 
 class Catalog:
-    """An index under examination, and one in memory for replays."""
+    """An index under examination, and an index in memory for replays."""
 
     def __init__(self, index: Index, store: Store) -> None:
         self.index, self.store = index, store
@@ -73,83 +74,95 @@ class Catalog:
         schema.create(self._expected.connection)
 
     def names(self) -> tuple[set[str], list[Finding]]:
-        """Return all names, of logs and of the index, and a finding where those of the index cannot be read."""
+        """Return all names, from the logs and the index, with a finding if those of the index cannot be read."""
         names = set(self.store.log.names())
         try:
             return names.union(name.name for name in queries.names(self.index)), []
         except IntegrityError as error:
-            return names, [_wrong(self.index, error.what)]
+            return names, [_wrong_finding(self.index, error.what)]
 
     @contextmanager
-    def replayed(self, name: str) -> Iterator[Replayed]:
-        """Replay the log of a name; the result, and what `differences` compares with, are gone when the context ends."""
+    def replayed(self, name: str) -> Iterator[ReplayedLog]:
+        """Replay the log of a name into memory.
+
+        The result, and the rows that `differences` compares with, are gone when the context ends.
+        """
         expected = self._expected
         expected.connection.execute("BEGIN")
         try:
             error: AdapterhubError | None = None
             try:
                 replay.catch_up(expected, self.store, name, counting=False)
-            except AdapterhubError as found:
-                error = found
+            except AdapterhubError as replay_error:
+                error = replay_error
             unindexed = queries.marks(expected, queries.UNINDEXED, name)
-            yield Replayed(queries.name(expected, name), queries.versions(expected, name=name), unindexed, error)
+            yield ReplayedLog(queries.name(expected, name), queries.versions(expected, name=name), unindexed, error)
         finally:
             expected.connection.execute("ROLLBACK")
 
-    def differences(self, log: Replayed, *, documents: bool) -> Iterator[Finding]:
-        """Compare the rows of a replayed name; those from the documents of its versions only where these can be read."""
-        name = log.state.name
+    def differences(self, replayed_log: ReplayedLog, *, documents: bool) -> Iterator[Finding]:
+        """Compare the rows of a replayed name with the index, including those from documents if `documents` are readable."""
+        name = replayed_log.state.name
         try:
-            known = queries.name(self.index, name)
-            if log.state.seq and not known.seq:
-                yield _behind(self.index, f"the index lacks {name}")
-            elif (known.seq, known.head) != (log.state.seq, log.state.head):
-                yield _behind(self.index, f"the index is at entry {known.seq} of {name}, the log at {log.state.seq}")
+            indexed_name = queries.name(self.index, name)
+            if replayed_log.state.seq and not indexed_name.seq:
+                yield _behind_finding(self.index, f"the index lacks {name}")
+            elif (indexed_name.seq, indexed_name.head) != (replayed_log.state.seq, replayed_log.state.head):
+                yield _behind_finding(
+                    self.index, f"the index is at entry {indexed_name.seq} of {name}, the log at {replayed_log.state.seq}"
+                )
             else:
-                for part, sql in {**_FROM_LOG, **(_FROM_DOCUMENTS if documents else {})}.items():
-                    here, there = self.index.select(sql, name), self._expected.select(sql, name)
-                    if here != there:
-                        yield _wrong(self.index, f"the {part} of {name} are not those of its log: {_first(here, there)}")
+                for aspect, sql in {**_FROM_LOG, **(_FROM_DOCUMENTS if documents else {})}.items():
+                    indexed, replayed = self.index.select(sql, name), self._expected.select(sql, name)
+                    if indexed != replayed:
+                        yield _wrong_finding(
+                            self.index,
+                            f"the {aspect} of {name} do not match its log: {_first_difference(indexed, replayed)}",
+                        )
         except (IntegrityError, UnicodeError) as error:
-            yield _wrong(self.index, f"the rows of {name} cannot be read: {getattr(error, 'what', error)}")
+            yield _wrong_finding(self.index, f"the rows of {name} cannot be read: {getattr(error, 'what', error)}")
 
     def inconsistencies(self, *, lists: bool) -> Iterator[Finding]:
-        """Check what is not about one name: rows that belong to none, counts, the full-text index.
+        """Check what concerns no single name: stray rows, counts, the full-text index.
 
-        `lists`: Compare the tensors in it with the lists of the store, which are right.
+        Args:
+            lists: Compare the indexed tensors with the store's lists of tensors, which are known to be right.
         """
         try:
-            for table, sql in _STRAYS.items():
+            for table, sql in _STRAY_ROWS.items():
                 if self.index.select(f"{sql} LIMIT 1"):
-                    yield _wrong(self.index, f"there are rows of no {'log' if table == 'names' else 'version'} in it ({table})")
+                    yield _wrong_finding(
+                        self.index, f"there are rows of no {'log' if table == 'names' else 'version'} in it ({table})"
+                    )
             counted = self.index.select("SELECT kind, value, n FROM facet_counts WHERE n != 0")
             if {(kind, value.lower(), n) for kind, value, n in counted} != {
                 (kind, value.lower(), n) for kind, value, n in self.index.select(_COUNTS)
             }:
-                yield _wrong(self.index, "the counts of facets are not those of its versions")
+                yield _wrong_finding(self.index, "the counts of facets do not match its versions")
             if lists:
-                yield from self._tensors()
-            with suppress(LocalIOError):  # it takes the write lock for a moment, which a full disk does not give
-                self._search()
+                yield from self._compare_tensors()
+            with suppress(LocalIOError):  # needs the write lock for a moment, which SQLite cannot take on a full disk
+                self._check_full_text_index()
         except (IntegrityError, AttributeError, TypeError) as error:
-            yield _wrong(self.index, f"cannot be read: {getattr(error, 'what', error)}")
+            yield _wrong_finding(self.index, f"cannot be read: {getattr(error, 'what', error)}")
 
-    def _search(self) -> None:
+    def _check_full_text_index(self) -> None:
         with self.index.transaction(), errors(self.index.path):
             self.index.execute("INSERT INTO texts_fts (texts_fts, rank) VALUES ('integrity-check', 1)")
 
-    def _tensors(self) -> Iterator[Finding]:
-        """Compare the tensors of each file with its list, by their number, their bytes and the sum of their keys."""
+    def _compare_tensors(self) -> Iterator[Finding]:
+        """Compare the indexed tensors of each file with its list, by their count, their bytes and the sum of their keys."""
         sums = "SELECT file, count(*), sum(size), sum(key >> 16) FROM tensors GROUP BY file"
-        found = {file: tuple(rest) for file, *rest in self.index.select(sums, kinds="iiii")}
+        indexed = {file: tuple(totals) for file, *totals in self.index.select(sums, kinds="iiii")}
         for file, digest in self.index.select("SELECT id, digest FROM weights", kinds="is"):
-            listed = self._listed(digest)
-            if listed is not None and found.pop(file, (0, 0, 0)) != listed:
-                yield _wrong(self.index, f"the tensors of {digest[:19]} are not those of its list")
-        if found.keys() - {file for (file,) in self.index.select("SELECT id FROM weights")}:
-            yield _wrong(self.index, "there are tensors of no file in it")
+            listed = self._listed_totals(digest)
+            if listed is not None and indexed.pop(file, (0, 0, 0)) != listed:
+                yield _wrong_finding(self.index, f"the tensors of {digest[:19]} do not match its list")
+        if indexed.keys() - {file for (file,) in self.index.select("SELECT id FROM weights")}:
+            yield _wrong_finding(self.index, "it has tensors without a file")
 
-    def _listed(self, digest: Digest) -> tuple[int, int, int] | None:
+    def _listed_totals(self, digest: Digest) -> tuple[int, int, int] | None:
+        """Return the number, the bytes and the key sum of the tensors in a file's list; None if the list cannot be read."""
         try:
             listed = self.store.tensors.read(digest)
         except AdapterhubError:
@@ -160,20 +173,20 @@ class Catalog:
         return len(pairs), sum(size for _, size in pairs), sum(key >> 16 for key, _ in pairs)
 
 
-def _first(here: list[tuple[object, ...]], there: list[tuple[object, ...]]) -> str:
-    """Name the first rows that two lists do not share."""
-    missing = [row for row in there if row not in here][:1]
-    extra = [row for row in here if row not in there][:1]
-    return " instead of ".join(_short(row[0]) if row else "nothing" for row in (extra, missing))
+def _first_difference(indexed: list[tuple[object, ...]], replayed: list[tuple[object, ...]]) -> str:
+    """Describe the first row that each list has and the other lacks."""
+    missing = [row for row in replayed if row not in indexed][:1]
+    extra = [row for row in indexed if row not in replayed][:1]
+    return " instead of ".join(_row_text(row[0]) if row else "nothing" for row in (extra, missing))
 
 
-def _short(row: tuple[object, ...]) -> str:
-    return ", ".join(str(value)[:_WIDTH] for value in row)[: 2 * _WIDTH]
+def _row_text(row: tuple[object, ...]) -> str:
+    return ", ".join(str(value)[:_MOST_CHARACTERS] for value in row)[: 2 * _MOST_CHARACTERS]
 
 
-def _behind(index: Index, what: str) -> Finding:
-    return Finding("catalog-behind", "error", str(index.path), what, *REBUILD)
+def _behind_finding(index: Index, problem: str) -> Finding:
+    return Finding("catalog-behind", "error", str(index.path), problem, *REBUILD)
 
 
-def _wrong(index: Index, what: str) -> Finding:
-    return Finding("catalog-wrong", "error", str(index.path), what, *REBUILD)
+def _wrong_finding(index: Index, problem: str) -> Finding:
+    return Finding("catalog-wrong", "error", str(index.path), problem, *REBUILD)

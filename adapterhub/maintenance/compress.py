@@ -1,9 +1,9 @@
 """Lossless compression of the blobs that versions need, and its reversal.
 
-A blob is packed if that saves enough, alone or as a difference to a near parent: the same file in an earlier version of the
+A blob is packed if that saves enough, either alone or as a delta to a near parent: the same file in an earlier version of the
 name, in an earlier push of the same shape to the namespace, or any earlier file with most of its tensors. The plain file is
-removed after the pack was flushed, read back and found to have the digest. A killed writer leaves the blob plain, packed, or
-both, which the next `pack` or `unpack` tidies up.
+removed once the pack has been flushed, read back and found to have the digest. A killed writer leaves the blob plain, packed,
+or both, which the next `pack` or `unpack` tidies up.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
-_NEAR = 4  # earlier versions, and as many of other names, that are candidates for a parent
-_LEAST = 4096  # bytes: a file system frees no less
-_WORTH = 0.97  # share of the size above which a pack is not worth it
-_KIN = ("base", "method", "r", "format", "dtype", "parameters")
+_MOST_RELATIVES = 4  # candidates for a parent: this many earlier versions, and as many versions of other names
+_LEAST = 4096  # bytes; file systems free nothing smaller than a block
+_WORTH = 0.97  # a pack larger than this share of the blob is not worth keeping
+_KINSHIP_COLUMNS = ("base", "method", "r", "format", "dtype", "parameters")
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and total bytes."""
+"""Callback that takes the bytes done and the total bytes."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Outcome for one blob.
+    """The outcome of packing or unpacking one blob.
 
     Attributes:
-        ref: The first version that needs it.
-        path: Its path there.
+        ref: The first version that needs the blob.
+        path: Its path in that version.
         size: Bytes of the blob.
-        stored: Bytes it takes on the disk now, or would take.
-        parent: The blob it is a difference to; empty if it is not one.
-        outcome: `packed`; `kept`: plain, as packing saves too little; `already`: it was packed; `unpacked`.
+        stored: Bytes it takes on disk now, or would take after a dry run.
+        parent: The blob that its pack is a delta to; empty if there is none.
+        outcome: `packed`; `kept` if packing would save too little; `already` if it was packed before; `unpacked`.
     """
 
     ref: str
@@ -71,79 +71,84 @@ def pack(
 ) -> list[Change]:
     """Pack the blobs of the versions of `names`, or of all versions.
 
-    Manifests, configs and adapter.json stay plain: they are small and read often. Weights whose tensors are not listed yet are
-    read first, to find parents.
+    Manifests, configs and adapter.json stay plain because they are small and read often. Weights whose tensors are not listed
+    yet are read first, to find parents.
 
     Args:
         registry: The registry.
         names: Names, namespaces or refs.
         level: zstd's level for bytes that are not numbers.
-        dry_run: Pack nothing; the outcomes are those of packing.
+        dry_run: Pack nothing, but return the outcomes that packing would have.
         progress: Called with bytes done and total bytes.
     """
     if not dry_run:
         registry.store.files.sweep()
+    # Parents are found by the tensors that files share, so these must be listed first.
     registry.list_tensors(progress)
-    with _held(registry, names) as rows:
+    with _leased_rows(registry, names) as rows:
         packer = _Packer(registry, level, dry_run=dry_run)
-        return [packer.pack(row, layer) for row, layer in _work(registry, rows, progress)]
+        return [packer.pack(row, layer) for row, layer in _unique_blobs(registry, rows, progress)]
 
 
 def unpack(registry: Registry, names: Sequence[str] = (), *, progress: Progress | None = None) -> list[Change]:
     """Unpack the blobs of the versions of `names`, or of all versions."""
-    with _held(registry, names) as rows:
-        found = _work(registry, rows, progress)
-        return [_change(row, layer, layer.size, "", "unpacked") for row, layer in found if _unpack(registry, layer)]
+    with _leased_rows(registry, names) as rows:
+        blobs = _unique_blobs(registry, rows, progress)
+        return [_outcome(row, layer, layer.size, "", "unpacked") for row, layer in blobs if _unpack(registry, layer)]
 
 
 def _unpack(registry: Registry, layer: Descriptor) -> bool:
-    """Unpack a blob; return True if it was packed."""
+    """Unpack a blob and return whether it was packed."""
     if registry.store.packs.head(layer.digest) is None:
         return False
     try:
         registry.store.make_plain(layer.digest, layer.size)
-    except NotFoundError:  # another process unpacked it meanwhile
+    except NotFoundError:  # another process unpacked it in the meantime
         return False
+    # The pack is dropped only after the plain file is complete, so that a killed process loses nothing.
     with registry.locked():
         registry.store.drop_pack(layer.digest)
     return True
 
 
 @contextmanager
-def _held(registry: Registry, names: Sequence[str]) -> Iterator[list[Row]]:
-    """Return the versions of `names`; no gc removes a blob of them until the context ends."""
+def _leased_rows(registry: Registry, names: Sequence[str]) -> Iterator[list[Row]]:
+    """Yield the versions of `names`, under a lease that keeps a gc from removing their blobs until the context ends."""
     with registry.store.lease("pack", required=False) as lease:
-        for row in selected(registry, names):
+        for row in selected_versions(registry, names):
             lease.note(row.digest)
-        yield selected(registry, names)  # selected again, as in `Registry.reading`
+        yield selected_versions(
+            registry, names
+        )  # selected again: a version may have been dropped before its lease was noted, as in `Registry.reading`
 
 
-def _work(registry: Registry, rows: Sequence[Row], progress: Progress | None) -> Iterator[tuple[Row, Descriptor]]:
-    """Yield every blob once, with the oldest version that needs it: later blobs may become differences to it."""
-    found: dict[Digest, tuple[Row, Descriptor]] = {}
+def _unique_blobs(registry: Registry, rows: Sequence[Row], progress: Progress | None) -> Iterator[tuple[Row, Descriptor]]:
+    """Yield every blob once, with the oldest version that needs it: later blobs may become deltas to it."""
+    blobs: dict[Digest, tuple[Row, Descriptor]] = {}
     for row in rows:
         for layer in _layers(registry, row):
+            # adapter.json is read by nearly every command, so it stays plain.
             if layer.path != ADAPTER_JSON:
-                found.setdefault(layer.digest, (row, layer))
-    done, total = 0, sum(layer.size for _, layer in found.values())
-    for row, layer in found.values():
+                blobs.setdefault(layer.digest, (row, layer))
+    bytes_done, total = 0, sum(layer.size for _, layer in blobs.values())
+    for row, layer in blobs.values():
         yield row, layer
-        done += layer.size
+        bytes_done += layer.size
         if progress:
-            progress(done, total)
+            progress(bytes_done, total)
 
 
-def selected(registry: Registry, names: Sequence[str]) -> list[Row]:
+def selected_versions(registry: Registry, names: Sequence[str]) -> list[Row]:
     """Return the versions of names, namespaces or refs, or all versions, oldest push first."""
     rows: dict[tuple[str, int], Row] = {}
     for name in names or (None,):
         for row in _rows(registry, name):
             rows[row.name, row.number] = row
-    return sorted(rows.values(), key=_age)
+    return sorted(rows.values(), key=_push_order)
 
 
-def _age(row: Row) -> tuple[str, str, int]:
-    """Return a key that sorts versions by push."""
+def _push_order(row: Row) -> tuple[str, str, int]:
+    """Return a key that sorts versions by the time of their push."""
     return row.time, row.name, row.number
 
 
@@ -153,8 +158,8 @@ def _rows(registry: Registry, name: str | None) -> list[Row]:
         return [row for row in registry.list(version.name) if row.number == version.number]
     rows = registry.list(name)
     if name is not None and not rows:
-        what = "no adapter of this name or namespace"
-        raise NotFoundError(name, what, "List the adapters of the registry", code="no-such-adapter")
+        problem = "no adapter of this name or namespace"
+        raise NotFoundError(name, problem, "List the adapters of the registry", code="no-such-adapter")
     return rows
 
 
@@ -162,12 +167,16 @@ def _layers(registry: Registry, row: Row) -> tuple[Descriptor, ...]:
     return oci_manifest.parse(registry.store.read_document(row.digest), str(row.ref)).layers
 
 
-def _change(row: Row, layer: Descriptor, stored: int, parent: Digest, outcome: str) -> Change:
+def _outcome(row: Row, layer: Descriptor, stored: int, parent: Digest, outcome: str) -> Change:
     return Change(str(row.ref), layer.path, layer.digest, layer.size, stored, parent, outcome)
 
 
 class _Packer:
-    """Packs blobs one by one; `parents` has the parent of each pack, including those of a dry run."""
+    """A packer of blobs, one at a time.
+
+    Attributes:
+        parents: The parent of each pack, including those that a dry run would write.
+    """
 
     def __init__(self, registry: Registry, level: int, *, dry_run: bool) -> None:
         self.registry, self.store, self.level, self.dry_run = registry, registry.store, level, dry_run
@@ -179,43 +188,46 @@ class _Packer:
             with contextlib.suppress(FileNotFoundError):  # another process has just unpacked it
                 head = self.store.packs.head(layer.digest)
                 stored = self.store.files.status(self.store.packs.path(layer.digest)).st_size
-                return _change(row, layer, stored, head.parent if head else "", "already")
+                return _outcome(row, layer, stored, head.parent if head else "", "already")
         if layer.size <= _LEAST:
-            return _change(row, layer, layer.size, "", "kept")
+            return _outcome(row, layer, layer.size, "", "kept")
         with contextlib.ExitStack() as stack:
             blob = stack.enter_context(self.store.open_blob(layer.digest))
             runs = cutting.runs(container.at(blob), layer.size)
-            parent, runs = self._nearest(row, layer, blob, runs, stack)
-            return self._encoded(row, layer, blob, runs, parent)
+            parent, runs = self._nearest_parent(row, layer, blob, runs, stack)
+            return self._encode(row, layer, blob, runs, parent)
 
     def _settled(self, layer: Descriptor) -> bool:
-        """Return True if an existing pack is right; a plain file left next to it by a killed writer is then removed."""
+        """Return whether an existing pack is valid; then remove a plain file that a killed writer left next to it."""
+        # Without a plain file the pack is all there is, and fsck is what judges it.
         if not self.store.has_plain(layer.digest) or self.dry_run:
             return True
         with contextlib.suppress(IntegrityError), self.store.open_pack(layer.digest) as file:
             if copy_hashing(file, None, limit=layer.size) == (layer.digest, layer.size):
                 with self.registry.locked():
-                    if self.store.has_pack(layer.digest):  # no other process unpacked it meanwhile
+                    if self.store.has_pack(layer.digest):  # unless another process has unpacked it in the meantime
                         self.store.drop_plain(layer.digest)
                         return True
         return False
 
-    def _encoded(
+    def _encode(
         self, row: Row, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], parent: tuple[Digest, BinaryIO] | None
     ) -> Change:
+        """Encode a blob, verify the pack, and replace the plain file if that saves enough."""
         with contextlib.ExitStack() as stack:
             path, file = (Path(), None) if self.dry_run else stack.enter_context(self.store.files.temporary())
             written = self._write(file, layer, blob, runs, parent)
             digest = parent[0] if parent and written.delta else ""
             if layer.size - written.size < _LEAST or written.size > _WORTH * layer.size:
-                return _change(row, layer, layer.size, "", "kept")
+                return _outcome(row, layer, layer.size, "", "kept")
             if file is not None:
-                self._prove(path, layer, parent)
+                # The plain file may be the only other copy: nothing replaces it before the pack has been read back.
+                self._verify_pack(path, layer, parent)
                 if not self._adopt(path, layer.digest, digest):
-                    return _change(row, layer, layer.size, "", "kept")
+                    return _outcome(row, layer, layer.size, "", "kept")
             if digest:
                 self.parents[layer.digest] = digest
-            return _change(row, layer, written.size, digest, "packed")
+            return _outcome(row, layer, written.size, digest, "packed")
 
     def _write(
         self,
@@ -225,114 +237,130 @@ class _Packer:
         runs: list[cutting.Run],
         parent: tuple[Digest, BinaryIO] | None,
     ) -> container.Written:
-        buffered: Any = _Nowhere() if file is None else io.BufferedWriter(file)
-        known = (parent[0], container.at(parent[1])) if parent else None
+        buffered: Any = _NullFile() if file is None else io.BufferedWriter(file)
+        parent_source = (parent[0], container.at(parent[1])) if parent else None
         blocks = cutting.blocks(runs)
-        written = container.write(buffered, container.at(blob), layer.size, blocks, parent=known, level=self.level)
+        written = container.write(buffered, container.at(blob), layer.size, blocks, parent=parent_source, level=self.level)
         if file is not None:
             buffered.flush()
+            # Detached, because the temporary file belongs to the store, which closes it.
             buffered.detach()
+            # On disk before the plain file is removed, so that a power failure loses neither.
             os.fsync(file.fileno())
             if hasattr(os, "fchmod"):
+                # Blobs and packs are read-only, so that no other program modifies one by accident.
                 os.fchmod(file.fileno(), 0o444)
         return written
 
-    def _prove(self, path: Path, layer: Descriptor, parent: tuple[Digest, BinaryIO] | None) -> None:
-        """Read a whole pack back; IntegrityError if the bytes do not have the blob's digest."""
+    def _verify_pack(self, path: Path, layer: Descriptor, parent: tuple[Digest, BinaryIO] | None) -> None:
+        """Read a whole pack back.
+
+        Raises:
+            IntegrityError: The unpacked bytes do not have the blob's digest.
+        """
         with local_errors(path), self.store.files.open(path) as file:
-            again = container.Reader(file, str(path), parent[1] if parent else None)
-            if copy_hashing(again, None, limit=layer.size) != (layer.digest, layer.size):
-                where = str(self.store.blob_path(layer.digest))
-                what = "its bytes do not have the digest of its name; it was not packed"
-                raise IntegrityError(where, what, "Check the registry", code="check-registry")
+            reader = container.Reader(file, str(path), parent[1] if parent else None)
+            if copy_hashing(reader, None, limit=layer.size) != (layer.digest, layer.size):
+                blob_path = str(self.store.blob_path(layer.digest))
+                problem = "its bytes do not have the digest of its name; it was not packed"
+                raise IntegrityError(blob_path, problem, "Check the registry", code="check-registry")
 
     def _adopt(self, path: Path, digest: Digest, parent: Digest) -> bool:
-        """Replace a blob with its pack, unless blob or parent was removed meanwhile, or the parent now needs the blob."""
+        """Replace a blob with its pack.
+
+        Return False if the blob or its parent has been removed meanwhile, or if the parent now needs the blob.
+        """
         with self.registry.locked():
+            # Checked under the lock: since the blob was encoded, a gc or another command may have changed it or its parent.
             if not self.store.has_plain(digest):
                 return False
-            if parent and (self.store.size(parent) is None or digest in self._above(parent)):
+            if parent and (self.store.size(parent) is None or digest in self._parent_chain(parent)):
                 return False
             self.store.adopt_pack(path, digest)
         return True
 
-    def _above(self, digest: Digest) -> list[Digest]:
-        """Return `digest` and the parents it needs on the disk now."""
-        found = [digest]
-        while len(found) <= chains.READ_DEPTH and (head := self.store.packs.head(found[-1])) and head.parent:
-            found.append(head.parent)
-        return found
+    def _parent_chain(self, digest: Digest) -> list[Digest]:
+        """Return `digest` and the chain of parents that it needs on disk now."""
+        chain = [digest]
+        while len(chain) <= chains.READ_DEPTH and (head := self.store.packs.head(chain[-1])) and head.parent:
+            chain.append(head.parent)
+        return chain
 
     # ---- parents
 
-    def _nearest(
+    def _nearest_parent(
         self, row: Row, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], stack: contextlib.ExitStack
     ) -> tuple[tuple[Digest, BinaryIO] | None, list[cutting.Run]]:
-        """Return the open parent to which the blob differs least, and the runs with their offsets in it."""
-        best, least = None, _WORTH
+        """Return the open parent from which the blob differs least, and the runs with their offsets in that parent."""
+        nearest, smallest_share = None, _WORTH
         for candidate in self._candidates(row, layer):
             with contextlib.suppress(IntegrityError):  # a damaged blob cannot be a parent
                 file = stack.enter_context(self.store.open_blob(candidate.digest))
-                theirs = cutting.runs(container.at(file), candidate.size)
-                matched = cutting.matched(runs, theirs, self._equal(layer.digest, candidate.digest))
+                parent_runs = cutting.runs(container.at(file), candidate.size)
+                matched = cutting.matched(runs, parent_runs, self._equal_tensors(layer.digest, candidate.digest))
                 alone, delta = container.gain(container.at(blob), list(cutting.blocks(matched)), container.at(file))
-                # The part that the parent lacks is not shortened by it.
+                # Runs without a counterpart in the parent gain nothing from it, so only the matched share shrinks.
                 share = sum(run.size for run in matched if run.parent is not None) / layer.size
-                if alone and 1 - share * (1 - delta / alone) < least:
-                    best, least = (candidate.digest, file, matched), 1 - share * (1 - delta / alone)
-        return ((best[0], best[1]), best[2]) if best else (None, runs)
+                if alone and 1 - share * (1 - delta / alone) < smallest_share:
+                    nearest, smallest_share = (candidate.digest, file, matched), 1 - share * (1 - delta / alone)
+        return ((nearest[0], nearest[1]), nearest[2]) if nearest else (None, runs)
 
     def _candidates(self, row: Row, layer: Descriptor) -> list[Descriptor]:
-        """Return files of versions that may be near, each once, without those that would make a circle or a long chain."""
+        """Return files of related versions, each once, leaving out those that would create a cycle or too long a chain."""
         if not is_weights(layer.path):
             return []
-        found: dict[Digest, Descriptor] = {}
-        for other in self._kin(row):
-            for candidate in self._layers(other):
+        candidates: dict[Digest, Descriptor] = {}
+        for relative in self._related_versions(row):
+            for candidate in self._layers(relative):
                 if candidate.path == layer.path and chains.may_follow(layer.digest, candidate.digest, self.parents):
-                    found.setdefault(candidate.digest, candidate)
-        for candidate in self._twins(row, layer):
+                    candidates.setdefault(candidate.digest, candidate)
+        for candidate in self._files_sharing_tensors(row, layer):
             if chains.may_follow(layer.digest, candidate.digest, self.parents):
-                found.setdefault(candidate.digest, candidate)
-        return list(found.values())
+                candidates.setdefault(candidate.digest, candidate)
+        return list(candidates.values())
 
-    def _twins(self, row: Row, layer: Descriptor) -> list[Descriptor]:
-        """Return files of earlier versions that have most of its tensors."""
+    def _files_sharing_tensors(self, row: Row, layer: Descriptor) -> list[Descriptor]:
+        """Return files of earlier versions that share most tensors with this one."""
         listed = self.store.list_tensors(layer.digest) or ()
         near = tensors.nearest(self.registry.index, self.store, listed)
-        older = [share for share in near if share.digest != layer.digest and _age(share.row) < _age(row)]
-        sizes = {share.digest: self.store.size(share.digest) for share in older[: 4 * _NEAR]}
-        return [Descriptor(layer.media_type, digest, size) for digest, size in sizes.items() if size is not None][:_NEAR]
+        older = [share for share in near if share.digest != layer.digest and _push_order(share.row) < _push_order(row)]
+        sizes = {share.digest: self.store.size(share.digest) for share in older[: 4 * _MOST_RELATIVES]}
+        return [Descriptor(layer.media_type, digest, size) for digest, size in sizes.items() if size is not None][
+            :_MOST_RELATIVES
+        ]
 
-    def _equal(self, digest: Digest, parent: Digest) -> dict[str, str]:
-        """Return the names of tensors of a file to the names of tensors in another that have the same bytes."""
-        theirs = self.store.list_tensors(parent) or ()
-        names = {tensor.digest: tensor.name for tensor in theirs}
-        own = {(tensor.name, tensor.digest) for tensor in theirs}
-        ours = [tensor for tensor in self.store.list_tensors(digest) or () if (tensor.name, tensor.digest) not in own]
-        return {tensor.name: names[tensor.digest] for tensor in ours if tensor.digest in names}
+    def _equal_tensors(self, digest: Digest, parent: Digest) -> dict[str, str]:
+        """Map the names of a file's tensors to names of tensors in its parent that have the same bytes under another name."""
+        parent_tensors = self.store.list_tensors(parent) or ()
+        names = {tensor.digest: tensor.name for tensor in parent_tensors}
+        named_alike = {(tensor.name, tensor.digest) for tensor in parent_tensors}
+        renamed_tensors = [
+            tensor for tensor in self.store.list_tensors(digest) or () if (tensor.name, tensor.digest) not in named_alike
+        ]
+        return {tensor.name: names[tensor.digest] for tensor in renamed_tensors if tensor.digest in names}
 
-    def _kin(self, row: Row) -> list[Row]:
-        """Return the last versions of the name before `row`, and the last similar ones of other names in its namespace."""
-        own = [other for other in queries.versions(self.registry.index, name=row.name) if other.number < row.number]
-        near = queries.similar(self.registry.index, row, _KIN)
-        older = [other for other in near if _age(other) < _age(row)]
-        return own[:_NEAR] + sorted(older, key=_age, reverse=True)[:_NEAR]
+    def _related_versions(self, row: Row) -> list[Row]:
+        """Return the latest versions of the name before `row`, and the latest similar ones of other names in its namespace."""
+        same_name = [earlier for earlier in queries.versions(self.registry.index, name=row.name) if earlier.number < row.number]
+        near = queries.similar(self.registry.index, row, _KINSHIP_COLUMNS)
+        older = [earlier for earlier in near if _push_order(earlier) < _push_order(row)]
+        return same_name[:_MOST_RELATIVES] + sorted(older, key=_push_order, reverse=True)[:_MOST_RELATIVES]
 
     def _layers(self, row: Row) -> tuple[Descriptor, ...]:
+        """Return the layers of a version, or nothing if its manifest is damaged."""
         try:
             return _layers(self.registry, row)
         except IntegrityError:
             return ()
 
 
-class _Nowhere(io.RawIOBase):
-    """A file that discards what is written."""
+class _NullFile(io.RawIOBase):
+    """A file that discards everything written to it."""
 
     def write(self, data: Any) -> int:
-        """Discard the data."""
+        """Discard the data and return its length."""
         return len(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Return the offset."""
+        """Return the offset unchanged."""
         return offset

@@ -14,21 +14,21 @@ from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Progress
 from adapterhub_converters.errors import IntegrityError
 
-_BASE = "io.adapterhub.base"  # prefix of a manifest's annotations about the base
+_BASE_ANNOTATION = "io.adapterhub.base"  # prefix of the manifest annotations that describe the base
 _Key = TypeVar("_Key", str, tuple[str, str])
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Disk usage of some versions, in bytes.
+    """The disk usage of some versions, in bytes.
 
     Attributes:
-        name: The adapter or base that the versions have in common; empty for all.
+        name: The adapter or base that the versions have in common; empty for all versions.
         versions: Number of versions.
-        adapters: Number of their names.
-        files: All blobs of every version, each as often as a version has it: the size of a copy of each version.
-        distinct: Every blob once.
-        stored: The same on the disk, where packed ones take less than their size.
+        adapters: Number of distinct names.
+        files: All blobs of every version, counted once per version that has them: the size of separate copies.
+        distinct: Every blob counted once.
+        stored: Every blob once, as stored on disk, where packed blobs are smaller.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class BaseUsage:
-    """Usage of the versions for one base, as their adapter.json names it; repo and fingerprint may be unknown."""
+    """The usage of the versions for one base, as their adapter.json names it; repo and fingerprint may be unknown."""
 
     repo: str | None
     fingerprint: str | None
@@ -63,9 +63,9 @@ class Report:
     """Usage by name and by base, both sorted, and in total.
 
     Attributes:
-        repeated: Bytes of tensors that files which differ as a whole have in common. Packed against each other they take next
+        repeated: Bytes of tensors that occur in several files which differ as a whole. Packed against each other they take next
             to nothing; plain, each copy is stored.
-        unlisted: Number of files of weights whose tensors are unknown, as they are missing or damaged.
+        unlisted: Number of weight files whose tensors are unknown because the file is missing or damaged.
     """
 
     names: list[Usage]
@@ -76,40 +76,47 @@ class Report:
 
 
 def usage(registry: Registry, prefix: str | None = None, *, progress: Progress | None = None) -> Report:
-    """Return the usage of the versions of a name or namespace, or of all; a blob that several of a group need counts once.
+    """Return the disk usage of the versions of a name or namespace, or of all; blobs shared within a group count once.
 
-    Files of weights whose tensors are not listed yet are read once; `progress` is called with bytes read and total bytes.
+    Weight files whose tensors are not listed yet are read once; `progress` is called with bytes read and total bytes.
     """
+    # `repeated` counts equal tensors in different files, so all must be listed first.
     registry.list_tensors(progress, prefix=prefix)
-    seen = {row: _Seen.of(registry, row) for row in registry.list(prefix)}
-    stored = {digest: registry.store.stored(digest) for found in seen.values() for digest in found.blobs}
+    version_sizes = {row: _VersionSize.of(registry, row) for row in registry.list(prefix)}
+    stored = {digest: registry.store.stored(digest) for version_size in version_sizes.values() for digest in version_size.blobs}
 
-    def of(name: str, rows: Sequence[Row]) -> Usage:
-        distinct = {digest: size for row in rows for digest, size in seen[row].blobs.items()}
-        adapters, files = len({row.name for row in rows}), sum(seen[row].size for row in rows)
+    def usage_of(name: str, rows: Sequence[Row]) -> Usage:
+        distinct = {digest: size for row in rows for digest, size in version_sizes[row].blobs.items()}
+        adapters, files = len({row.name for row in rows}), sum(version_sizes[row].size for row in rows)
         return Usage(name, len(rows), adapters, files, sum(distinct.values()), sum(stored[digest] for digest in distinct))
 
-    names = _grouped((row.name, row) for row in seen)
-    bases = _grouped(((found.repo or "", found.fingerprint or ""), row) for row, found in seen.items())
+    names = _group_rows((row.name, row) for row in version_sizes)
+    bases = _group_rows(
+        ((version_size.repo or "", version_size.fingerprint or ""), row) for row, version_size in version_sizes.items()
+    )
     return Report(
-        [of(name, rows) for name, rows in names],
-        [BaseUsage(repo or None, print_ or None, of(repo or print_, rows)) for (repo, print_), rows in bases],
-        of("", list(seen)),
+        [usage_of(name, rows) for name, rows in names],
+        [
+            BaseUsage(repo or None, fingerprint or None, usage_of(repo or fingerprint, rows))
+            for (repo, fingerprint), rows in bases
+        ],
+        usage_of("", list(version_sizes)),
         tensors.repeated(registry.index, stored),
         len(tensors.unlisted(registry.index).keys() & stored.keys()),
     )
 
 
-def _grouped(pairs: Iterable[tuple[_Key, Row]]) -> list[tuple[_Key, list[Row]]]:
-    found: dict[_Key, list[Row]] = {}
+def _group_rows(pairs: Iterable[tuple[_Key, Row]]) -> list[tuple[_Key, list[Row]]]:
+    """Group rows by key, sorted by key."""
+    groups: dict[_Key, list[Row]] = {}
     for key, row in pairs:
-        found.setdefault(key, []).append(row)
-    return sorted(found.items(), key=lambda item: item[0])
+        groups.setdefault(key, []).append(row)
+    return sorted(groups.items(), key=lambda item: item[0])
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Bytes of a version and of each of its blobs, and its base; of an unreadable one, which fsck reports, of the manifest."""
+class _VersionSize:
+    """The size of a version and of each of its blobs, with its base; only the manifest's size if that is unreadable."""
 
     size: int
     blobs: Mapping[Digest, int]
@@ -117,13 +124,14 @@ class _Seen:
     fingerprint: str | None = None
 
     @classmethod
-    def of(cls, registry: Registry, row: Row) -> _Seen:
+    def of(cls, registry: Registry, row: Row) -> _VersionSize:
+        """Read the sizes from the version's manifest."""
         blobs = {row.digest: row.manifest_size}
         try:
-            made = oci_manifest.parse(registry.store.read_document(row.digest), str(row.ref))
+            manifest = oci_manifest.parse(registry.store.read_document(row.digest), str(row.ref))
         except IntegrityError:
-            return cls(row.manifest_size, blobs)
-        blobs |= {blob.digest: blob.size for blob in (made.config, *made.layers)}
-        size = row.manifest_size + made.config.size + made.size
-        named = made.annotations.get
-        return cls(size, blobs, named(f"{_BASE}.repo"), named(f"{_BASE}.fingerprint"))
+            return cls(row.manifest_size, blobs)  # a damaged manifest, which fsck reports
+        blobs |= {blob.digest: blob.size for blob in (manifest.config, *manifest.layers)}
+        size = row.manifest_size + manifest.config.size + manifest.size
+        annotation = manifest.annotations.get
+        return cls(size, blobs, annotation(f"{_BASE_ANNOTATION}.repo"), annotation(f"{_BASE_ANNOTATION}.fingerprint"))

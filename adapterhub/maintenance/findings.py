@@ -1,4 +1,4 @@
-"""What a check of a registry finds."""
+"""The findings of a registry check, and the hints they share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Finding:
 
 Findings = list[Finding]
 
-# Hint and its stable name.
+# Each pair: a hint, and its stable name.
 GC = ("A gc removes what is old enough", "collect-garbage")
 REPAIR = (
     "Repair it from another registry or the adapter's folder, or delete the file and push the same files again",

@@ -1,8 +1,9 @@
-"""Checks that every blob has the bytes of its name, and that logs, registry.db and index.json agree.
+"""Checks that every blob matches its digest, and that logs, registry.db and index.json agree.
 
-Everything is reported, nothing is changed, except by `rebuild`. An error means that promised data is missing or wrong; a note
-means harmless leftovers, such as those of a killed push. What versions need follows from the logs; registry.db is only compared
-with them. Others may write meanwhile: an error about a name is examined again under the write lock before it is reported.
+Everything is reported and nothing is changed, except by `open_rebuilt`. An error means that promised data is missing or wrong;
+a note means harmless leftovers, such as those of a killed push. What versions need follows from the logs; registry.db is only
+compared with them. Others may write meanwhile, so an error about a name is checked again under the write lock before it is
+reported.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from .findings import GC, REBUILD, REPAIR, REPAIR_MISSING, Finding, Findings
 if TYPE_CHECKING:
     from adapterhub.store.packs.container import Head
 
-_KINDS = {BASES: "base", MERGES: "merge", HUB: "hub"}
+_REF_PREFIXES = {BASES: "base", MERGES: "merge", HUB: "hub"}
 
 
 def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None = None) -> Findings:
@@ -47,144 +48,152 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     `progress` is called with bytes read and total bytes.
     """
     store, index = registry.store, registry.index
-    bad: dict[Digest, Finding] = {}
-    findings = list(_blobs(store, bad, None if quick else counter(progress, _size(store)), quick=quick))
+    damaged: dict[Digest, Finding] = {}
+    findings = list(_check_blobs(store, damaged, None if quick else counter(progress, _total_size(store)), quick=quick))
     needed: set[Digest] = set()
     catalog = Catalog(index, store)
     names, unreadable = catalog.names()
     findings += unreadable
+    # Name by name, so that a recheck under the write lock never blocks writers for long.
     for name in sorted(names):
-        findings += _twice(registry, partial(_name, catalog, name, needed, bad, quick=quick))
+        findings += _confirmed_findings(registry, partial(_check_name, catalog, name, needed, damaged, quick=quick))
     for log in DOCUMENTS:
         for name in store.log.document_names(log):
-            findings += _twice(registry, partial(_named_document, store, name, log, needed, bad))
-    lists = not quick and all(finding.code != "wrong-tensors" for finding in findings)
-    findings += _twice(registry, partial(catalog.inconsistencies, lists=lists))
-    findings += _twice(registry, partial(_index_file, store, index))
-    findings += _orphans(store, needed)
-    findings += _tensor_lists(store, needed)
-    findings += _leftovers(store)
+            findings += _confirmed_findings(registry, partial(_check_document, store, name, log, needed, damaged))
+    # A wrong list of tensors would only cause follow-up errors in the comparison with the index.
+    compare_tensors = not quick and all(finding.code != "wrong-tensors" for finding in findings)
+    findings += _confirmed_findings(registry, partial(catalog.inconsistencies, lists=compare_tensors))
+    findings += _confirmed_findings(registry, partial(_check_index_file, store, index))
+    # Only now has everything that is needed been collected.
+    findings += _orphan_findings(store, needed)
+    findings += _tensor_list_findings(store, needed)
+    findings += _leftover_findings(store)
     findings += [Finding("foreign", "note", str(path), "not the log of a name") for path in store.log.strange()]
     return findings
 
 
-def _twice(registry: Registry, check: Callable[[], Iterable[Finding]]) -> Findings:
-    """Return the findings of a check; errors only if they are found under the write lock too, with all moves finished."""
-    found = list(check())
-    if all(finding.severity == "note" for finding in found):
-        return found
+def _confirmed_findings(registry: Registry, check: Callable[[], Iterable[Finding]]) -> Findings:
+    """Return the findings of a check, keeping errors only if they persist under the write lock with all moves finished."""
+    first_findings = list(check())
+    if all(finding.severity == "note" for finding in first_findings):
+        return first_findings
     with registry.locked():
         registry.ledger.finish_moves()
         return list(check())
 
 
-def _index_file(store: Store, index: Index) -> Iterator[Finding]:
-    with contextlib.suppress(IntegrityError):
+def _check_index_file(store: Store, index: Index) -> Iterator[Finding]:
+    """Check that index.json has the same refs as registry.db."""
+    with contextlib.suppress(IntegrityError):  # registry.db is unreadable, which `Catalog` reports
         if store.index_file.has_exactly(queries.ref_lines(index)):
             return
-    what = "does not have the refs of registry.db"
-    yield Finding("index-behind", "error", str(store.index_file.path), what, *REBUILD)
+    problem = "does not have the refs of registry.db"
+    yield Finding("index-behind", "error", str(store.index_file.path), problem, *REBUILD)
 
 
 def verify(registry: Registry, ref: Ref, progress: Progress | None = None) -> Findings:
     """Compare the bytes of a version's blobs with their digests."""
     version = registry.resolve(ref)
-    made = registry.oci_manifest(version)
-    blobs = (made.config, *made.layers)
-    more = counter(progress, sum(blob.size for blob in blobs))
+    manifest = registry.oci_manifest(version)
+    blobs = (manifest.config, *manifest.layers)
+    count_bytes = counter(progress, sum(blob.size for blob in blobs))
     findings = []
     for blob in blobs:
-        problem = _blob(registry.store, str(version.ref), blob, {})
-        if problem is None and not _is_right(registry.store, blob.digest, more):
-            what = f"its bytes do not have the digest of its name ({version.ref}, {blob.path})"
-            problem = Finding("flipped", "error", str(registry.store.blob_path(blob.digest)), what, *REPAIR)
-        if problem:
-            findings.append(problem)
-    return findings or list(_facts(registry.store, str(version.ref), made))
+        finding = _blob_finding(registry.store, str(version.ref), blob, {})
+        if finding is None and not _is_right(registry.store, blob.digest, count_bytes):
+            message = f"its bytes do not have the digest of its name ({version.ref}, {blob.path})"
+            finding = Finding("flipped", "error", str(registry.store.blob_path(blob.digest)), message, *REPAIR)
+        if finding:
+            findings.append(finding)
+    # Facts are compared only if the bytes are right; wrong bytes would just give more findings.
+    return findings or list(_compare_facts(registry.store, str(version.ref), manifest))
 
 
-def _facts(store: Store, ref: str, made: Manifest) -> Iterator[Finding]:
-    """Compare the adapter.json of a version with the headers of its weights; weights that cannot be read are no finding."""
-    if made.adapter_json is not None:
-        with contextlib.suppress(NotFoundError, RefusedError, FormatError), linked(store, made.layers) as folder:
-            yield from _facts_in(folder, ref)
+def _compare_facts(store: Store, ref: str, manifest: Manifest) -> Iterator[Finding]:
+    """Compare the adapter.json of a version with the headers of its weights; unreadable weights yield no finding."""
+    if manifest.adapter_json is not None:
+        with contextlib.suppress(NotFoundError, RefusedError, FormatError), linked(store, manifest.layers) as folder:
+            yield from _compare_folder_facts(folder, ref)
 
 
-def _facts_in(folder: Path, where: str) -> Iterator[Finding]:
+def _compare_folder_facts(folder: Path, source: str) -> Iterator[Finding]:
+    """Compare the adapter.json of a folder with the headers of its weights, naming the adapter `source`."""
     from adapterhub.manifest import describe  # needs numpy
 
     try:
-        describe.true_manifest(folder, where=where)
+        describe.true_manifest(folder, where=source)
     except IntegrityError as error:
-        shown = error.where.replace(f"{folder}/", f"{where}: ") if str(folder) != where else error.where
-        yield Finding(describe.WRONG_FACTS, "error", shown, error.what, error.hint)
+        location = error.where.replace(f"{folder}/", f"{source}: ") if str(folder) != source else error.where
+        yield Finding(describe.WRONG_FACTS, "error", location, error.what, error.hint)
 
 
-def _is_right(store: Store, digest: Digest, more: More | None) -> bool:
+def _is_right(store: Store, digest: Digest, count_bytes: More | None) -> bool:
+    """Return whether the stored bytes of a blob have its digest."""
     try:
-        return store.rehash(digest, more) == digest
+        return store.rehash(digest, count_bytes) == digest
     except FormatError:  # an unreadable pack
         return False
 
 
 def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
-    """Compare the bytes of an adapter's folder with its adapter.json; a file that this does not list is a note."""
+    """Compare the bytes of an adapter's folder with its adapter.json; a file that it does not list is a note."""
     from adapterhub.manifest import describe  # needs numpy
 
     manifest = AdapterManifest.read(folder)
     if manifest is None:
         raise NotFoundError(str(folder), f"there is no {ADAPTER_JSON} to check its files against", "Pull it, or push it first")
-    found = describe.digests(folder, counter(progress, sum(_size_of(folder / path) for path in listing(folder).files)))
+    digests = describe.digests(folder, counter(progress, sum(_file_size(folder / path) for path in listing(folder).files)))
     findings = []
     for entry in manifest.files:
-        path, digest = entry.path, found.get(entry.path, ("", 0))[0]
+        path, digest = entry.path, digests.get(entry.path, ("", 0))[0]
         if not digest:
             findings.append(Finding("missing", "error", f"{folder}/{path}", "is missing", "Pull the adapter again"))
         elif digest != entry.digest:
-            what = "does not have the digest in adapter.json"
-            findings.append(Finding("flipped", "error", f"{folder}/{path}", what, "Pull it again"))
-    named = {entry.path for entry in manifest.files} | {ADAPTER_JSON}
+            problem = "does not have the digest in adapter.json"
+            findings.append(Finding("flipped", "error", f"{folder}/{path}", problem, "Pull it again"))
+    listed_paths = {entry.path for entry in manifest.files} | {ADAPTER_JSON}
     if not findings:
         with contextlib.suppress(NotFoundError, RefusedError, FormatError):
-            findings += _facts_in(folder, str(folder))
+            findings += _compare_folder_facts(folder, str(folder))
     findings += [
-        Finding("unlisted", "note", f"{folder}/{path}", "not listed in adapter.json") for path in sorted(set(found) - named)
+        Finding("unlisted", "note", f"{folder}/{path}", "not listed in adapter.json")
+        for path in sorted(set(digests) - listed_paths)
     ]
     return findings
 
 
 def rebuilt(path: Path) -> tuple[Registry, Findings]:
-    """Open a registry with its index rebuilt from the logs; one finding for each log that could not be replayed."""
+    """Open a registry with its index rebuilt from the logs, with a finding for each log that could not be replayed."""
     registry, errors = Registry.rebuilt(path)
     return registry, broken_logs(errors)
 
 
 def broken_logs(errors: list[AdapterhubError]) -> Findings:
-    """Return the errors of a rebuild as findings."""
+    """Convert the errors of a rebuild into findings."""
     return [Finding("broken-log", "error", error.where, error.what, error.hint, error.code) for error in errors]
 
 
 # ---- blobs
 
 
-def _size(store: Store) -> int:
-    """Return the bytes of all blobs; of packed ones, when unpacked."""
+def _total_size(store: Store) -> int:
+    """Return the total size of all blobs in bytes, counting packed blobs unpacked."""
     plain = sum(store.stored(f"sha256:{path.name}") for path in store.blobs() if is_hex(path.name))
     heads = (_head(store, digest) for digest in store.packs.digests())
     return plain + sum(head.size for head in heads if head)
 
 
-def _size_of(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # removed just now
+    except OSError:  # removed in the meantime
         return 0
 
 
-def _size_in(store: Store, path: Path) -> int:
+def _stored_file_size(store: Store, path: Path) -> int:
     try:
         return store.files.status(path).st_size
-    except FileNotFoundError:  # removed just now
+    except FileNotFoundError:  # removed in the meantime
         return 0
 
 
@@ -194,7 +203,8 @@ def _head(store: Store, digest: Digest) -> Head | None:
     return None
 
 
-def _blobs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick: bool) -> Iterator[Finding]:
+def _check_blobs(store: Store, damaged: dict[Digest, Finding], count_bytes: More | None, *, quick: bool) -> Iterator[Finding]:
+    """Compare each plain blob and each pack with its name, recording damaged ones in `damaged` by digest."""
     for path in store.blobs():
         if not is_hex(path.name) or not store.files.is_file(path):
             yield Finding("foreign", "note", str(path), "not a blob")
@@ -204,32 +214,35 @@ def _blobs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick
             continue
         try:
             with local_errors(path), store.files.open(path) as file:
-                yield from _hashed(store, digest, file, bad, more)
+                yield from _check_hash(store, digest, file, damaged, count_bytes)
         except LocalIOError as error:
-            if store.files.exists(path):  # else a gc has removed it just now
-                bad[digest] = Finding("unreadable", "error", error.where, error.what, *REPAIR)
-                yield bad[digest]
-    yield from _packs(store, bad, more, quick=quick)
+            if store.files.exists(path):  # otherwise a gc has removed it in the meantime
+                damaged[digest] = Finding("unreadable", "error", error.where, error.what, *REPAIR)
+                yield damaged[digest]
+    yield from _check_packs(store, damaged, count_bytes, quick=quick)
 
 
-def _hashed(store: Store, digest: Digest, file: BinaryIO, bad: dict[Digest, Finding], more: More | None) -> Iterator[Finding]:
-    """Compare the bytes of a plain blob with its name, and its tensors with its list, if there is one."""
+def _check_hash(
+    store: Store, digest: Digest, file: BinaryIO, damaged: dict[Digest, Finding], count_bytes: More | None
+) -> Iterator[Finding]:
+    """Compare the bytes of a plain blob with its name, and its tensors with its list, if it has one."""
     listed = store.tensors.read(digest)
     with local_errors(store.blob_path(digest)):
         if listed is None:
-            found, tensors = copy_hashing(file, None, more=more)[0], None
+            actual_digest, tensors = copy_hashing(file, None, more=count_bytes)[0], None
         else:
-            found, tensors = tensor_digests.digests(file, os.fstat(file.fileno()).st_size, more)
-    if found != digest:
-        what = "its bytes do not have the digest of its name"
-        bad[digest] = Finding("flipped", "error", str(store.blob_path(digest)), what, *REPAIR)
-        yield bad[digest]
+            actual_digest, tensors = tensor_digests.digests(file, os.fstat(file.fileno()).st_size, count_bytes)
+    if actual_digest != digest:
+        problem = "its bytes do not have the digest of its name"
+        damaged[digest] = Finding("flipped", "error", str(store.blob_path(digest)), problem, *REPAIR)
+        yield damaged[digest]
     elif tensors != listed:
-        what, hint = "lists other tensors than the blob has", "Delete that file, then rebuild the index"
-        yield Finding("wrong-tensors", "error", str(store.tensors.path(digest)), what, hint, "delete-and-rebuild")
+        problem, hint = "lists other tensors than the blob has", "Delete that file, then rebuild the index"
+        yield Finding("wrong-tensors", "error", str(store.tensors.path(digest)), problem, hint, "delete-and-rebuild")
 
 
-def _packs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick: bool) -> Iterator[Finding]:
+def _check_packs(store: Store, damaged: dict[Digest, Finding], count_bytes: More | None, *, quick: bool) -> Iterator[Finding]:
+    """Unpack every pack and compare the bytes with its name; `quick` only opens it."""
     packed = set(store.packs.digests())
     for path in store.packs.files():
         digest = f"sha256:{path.name}"
@@ -238,100 +251,111 @@ def _packs(store: Store, bad: dict[Digest, Finding], more: More | None, *, quick
             continue
         try:
             with store.open_pack(digest) as file:
-                if quick or copy_hashing(file, None, more=more)[0] == digest:
+                if quick or copy_hashing(file, None, more=count_bytes)[0] == digest:
                     continue
-            what = "the unpacked bytes do not have the digest of its name"
-        except NotFoundError:  # unpacked, or removed by a gc, just now
+            problem = "the unpacked bytes do not have the digest of its name"
+        except NotFoundError:  # unpacked, or removed by a gc, in the meantime
             continue
         except IntegrityError as error:
-            what = error.what if error.where == str(path) else f"{error.where}: {error.what}"
-        found = Finding("broken-pack", "error", str(path), what, *REPAIR)
+            problem = error.what if error.where == str(path) else f"{error.where}: {error.what}"
+        finding = Finding("broken-pack", "error", str(path), problem, *REPAIR)
+        # With a right plain file, the broken pack costs nothing: the version itself is not damaged.
         if not store.has_plain(digest):
-            bad[digest] = found
-        yield found
+            damaged[digest] = finding
+        yield finding
 
 
 # ---- logs and what they refer to
 
 
-def _name(catalog: Catalog, name: str, needed: set[Digest], bad: dict[Digest, Finding], *, quick: bool) -> Iterator[Finding]:
-    """Check that the log of a name replays, that its versions are whole, and that registry.db has the same."""
+def _check_name(
+    catalog: Catalog, name: str, needed: set[Digest], damaged: dict[Digest, Finding], *, quick: bool
+) -> Iterator[Finding]:
+    """Check that the log of a name can be replayed, that its versions are complete, and that registry.db agrees."""
     store = catalog.store
     with catalog.replayed(name) as log:
         if log.error:
             yield Finding("broken-log", "error", log.error.where, log.error.what, f"No later entry of {name} can be trusted")
-        elif later := _later(store, name, log.state.seq):
-            where = str(store.log.path(name, log.state.seq + 1))
-            yield Finding("broken-log", "error", where, f"is missing; {later} follows it")
-        whole = True
+        elif later := _later_entry(store, name, log.state.seq):
+            missing_entry = str(store.log.path(name, log.state.seq + 1))
+            yield Finding("broken-log", "error", missing_entry, f"is missing; {later} follows it")
+        is_complete = True
         for row in log.rows:
             manifest = Descriptor(oci_manifest.MANIFEST_TYPE, row.digest, row.manifest_size)
-            for finding in _version(store, str(row.ref), manifest, needed, bad, facts=not quick):
-                whole &= finding.code == "wrong-facts"
+            for finding in _check_version(store, str(row.ref), manifest, needed, damaged, facts=not quick):
+                # Wrong facts are a fault of adapter.json: the documents are readable and indexed as they are.
+                is_complete &= finding.code == "wrong-facts"
                 yield finding
         for number, reason in log.unindexed.items():
-            what = f"is not found by searches: its documents cannot be read ({reason})"
-            yield Finding("not-indexed", "note", f"{name}:v{number}", what)
+            problem = f"is not found by searches: its documents cannot be read ({reason})"
+            yield Finding("not-indexed", "note", f"{name}:v{number}", problem)
         if log.error is None:
-            yield from catalog.differences(log, documents=whole and not quick)
+            yield from catalog.differences(log, documents=is_complete and not quick)
 
 
-def _later(store: Store, name: str, seq: int, log: str = REFS) -> str:
-    """Return the file of an entry after the last that can be reached; empty if there is none."""
+def _later_entry(store: Store, name: str, seq: int, log: str = REFS) -> str:
+    """Return the file name of an entry beyond the last reachable one; empty if there is none."""
     return min((path.name for path in store.log.after(name, seq, log=log)), default="")
 
 
-def _version(
-    store: Store, ref: str, found: Descriptor, needed: set[Digest], bad: dict[Digest, Finding], *, facts: bool = False
+def _check_version(
+    store: Store, ref: str, manifest: Descriptor, needed: set[Digest], damaged: dict[Digest, Finding], *, facts: bool = False
 ) -> Iterator[Finding]:
-    """Check that a version's blobs are here, and with `facts` that its adapter.json is true of its weights."""
-    needed.add(found.digest)
-    problem = _blob(store, ref, found, bad)
-    if problem:
-        yield problem
+    """Check that a version's blobs are present and, with `facts`, that its adapter.json matches its weights."""
+    needed.add(manifest.digest)
+    finding = _blob_finding(store, ref, manifest, damaged)
+    if finding:
+        yield finding
         return
-    if found.digest in bad:
-        return
+    if manifest.digest in damaged:
+        return  # reported with the blob already
     try:
-        made = oci_manifest.parse(store.read_document(found.digest), ref)
+        content = oci_manifest.parse(store.read_document(manifest.digest), ref)
     except AdapterhubError as error:
         yield Finding("bad-manifest", "error", ref, error.what)
         return
-    whole = True
-    for blob in (made.config, *made.layers):
+    is_complete = True
+    for blob in (content.config, *content.layers):
         needed.add(blob.digest)
-        if problem := _blob(store, ref, blob, bad):
-            whole = False
-            yield problem
-    if facts and whole:
-        yield from _facts(store, ref, made)
+        if finding := _blob_finding(store, ref, blob, damaged):
+            is_complete = False
+            yield finding
+    if facts and is_complete:
+        yield from _compare_facts(store, ref, content)
 
 
-def _named_document(store: Store, name: str, log: str, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
-    """Check that the log of a base or a recipe replays, and that its document exists, with the adapters of a recipe."""
-    ref = f"{_KINDS[log]}:{name}"
+def _check_document(
+    store: Store, name: str, log: str, needed: set[Digest], damaged: dict[Digest, Finding]
+) -> Iterator[Finding]:
+    """Check that the log of a base, a recipe or a hub repository can be replayed and that its document exists.
+
+    The adapters of a recipe and the blobs of a repository are checked too.
+    """
+    ref = f"{_REF_PREFIXES[log]}:{name}"
     try:
         state = named_documents.current(store, name, log=log)
     except AdapterhubError as error:
         yield Finding("broken-log", "error", error.where, error.what, f"No later entry of {ref} can be trusted")
         return
     seq = state.entry.seq if state.entry else 0
-    if later := _later(store, name, seq, log):
+    if later := _later_entry(store, name, seq, log):
         yield Finding("broken-log", "error", str(store.log.path(name, seq + 1, log=log)), f"is missing; {later} follows it")
     if state.there and state.entry:
         needed.add(state.entry.digest)
-        found = _blob(store, ref, Descriptor("application/json", state.entry.digest, state.entry.size, "its document"), bad)
-        if found:
-            again = dataclasses.replace(found, hint=f"Add the base {name} again", remedy="add-base")
-            yield again if found.code == "missing" and log == BASES else found
+        finding = _blob_finding(
+            store, ref, Descriptor("application/json", state.entry.digest, state.entry.size, "its document"), damaged
+        )
+        if finding:
+            with_base_hint = dataclasses.replace(finding, hint=f"Add the base {name} again", remedy="add-base")
+            yield with_base_hint if finding.code == "missing" and log == BASES else finding
         elif log == MERGES:
-            yield from _recipe(store, ref, state.entry.digest, needed, bad)
+            yield from _check_recipe(store, ref, state.entry.digest, needed, damaged)
         elif log == HUB:
-            yield from _repository(store, ref, state.entry.digest, needed)
+            yield from _check_repository(store, ref, state.entry.digest, needed)
 
 
-def _repository(store: Store, ref: str, document: Digest, needed: set[Digest]) -> Iterator[Finding]:
-    """Check that the commits and manifests that a hub keeps, and their blobs, are here."""
+def _check_repository(store: Store, ref: str, document: Digest, needed: set[Digest]) -> Iterator[Finding]:
+    """Check that the commits and manifests that a hub keeps, and their blobs, are present."""
     try:
         blobs = repositories.needs(store, document)
     except AdapterhubError as error:
@@ -343,65 +367,76 @@ def _repository(store: Store, ref: str, document: Digest, needed: set[Digest]) -
             yield Finding("missing", "error", ref, f"blob {digest} is missing", *REPAIR_MISSING)
 
 
-def _recipe(store: Store, ref: str, document: Digest, needed: set[Digest], bad: dict[Digest, Finding]) -> Iterator[Finding]:
+def _check_recipe(
+    store: Store, ref: str, document: Digest, needed: set[Digest], damaged: dict[Digest, Finding]
+) -> Iterator[Finding]:
     """Check that the adapters of a recipe are in this registry, unless they have a URL."""
     try:
-        named = named_documents.adapters(store, document)
+        sources = named_documents.adapters(store, document)
     except AdapterhubError as error:
         yield Finding("damaged", "error", ref, f"its document cannot be read: {error.what}", *REPAIR)
         return
-    for digest, where in named.items():
+    for digest, source in sources.items():
         size = store.size(digest)
         if size is not None:
-            yield from _version(store, f"{ref}, {where}", Descriptor(oci_manifest.MANIFEST_TYPE, digest, size), needed, bad)
-        elif "://" not in where:
-            what = f"{where}: adapter {digest} is missing"
-            yield Finding("missing", "error", ref, what, "Push or copy that adapter here again")
+            yield from _check_version(
+                store, f"{ref}, {source}", Descriptor(oci_manifest.MANIFEST_TYPE, digest, size), needed, damaged
+            )
+        elif "://" not in source:
+            problem = f"{source}: adapter {digest} is missing"
+            yield Finding("missing", "error", ref, problem, "Push or copy that adapter here again")
 
 
-def _blob(store: Store, ref: str, blob: Descriptor, bad: dict[Digest, Finding]) -> Finding | None:
-    """Check a blob that `ref` needs; None if it is right, or reported already."""
-    what = blob.path or ("its manifest" if blob.media_type == oci_manifest.MANIFEST_TYPE else "its config")
+def _blob_finding(store: Store, ref: str, blob: Descriptor, damaged: dict[Digest, Finding]) -> Finding | None:
+    """Return the problem with a blob that `ref` needs; None if the blob is right or already reported."""
+    label = blob.path or ("its manifest" if blob.media_type == oci_manifest.MANIFEST_TYPE else "its config")
     path = store.blob_path(blob.digest)
     size = store.size(blob.digest)
-    if size is None and blob.digest not in bad:
-        lacking = "packed, and cannot be unpacked" if store.has_pack(blob.digest) else "missing"
-        return Finding("missing", "error", ref, f"{what}: blob {blob.digest} is {lacking}", *REPAIR_MISSING)
-    if blob.digest not in bad and size != blob.size:
-        return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {what})", *REPAIR)
-    if blob.digest in bad:
-        return Finding("damaged", "error", ref, f"{what} is damaged: {path.name[:12]}", *REPAIR)
+    if size is None and blob.digest not in damaged:
+        state = "packed, and cannot be unpacked" if store.has_pack(blob.digest) else "missing"
+        return Finding("missing", "error", ref, f"{label}: blob {blob.digest} is {state}", *REPAIR_MISSING)
+    if blob.digest not in damaged and size != blob.size:
+        return Finding("truncated", "error", str(path), f"{size} bytes instead of {blob.size} ({ref}, {label})", *REPAIR)
+    if blob.digest in damaged:
+        return Finding("damaged", "error", ref, f"{label} is damaged: {path.name[:12]}", *REPAIR)
     return None
 
 
 # ---- leftovers
 
 
-def _orphans(store: Store, needed: set[Digest]) -> Iterator[Finding]:
+def _orphan_findings(store: Store, needed: set[Digest]) -> Iterator[Finding]:
+    """Report blobs and packs that no log needs."""
     needed = with_parents(needed, store.packs.parents())
     unused = [path for path in (*store.blobs(), *store.packs.files()) if f"sha256:{path.name}" not in needed]
     if unused:
-        size = sum(_size_in(store, path) for path in unused)
-        what = f"{len(unused)} blobs of {size} bytes belong to no version or base: removed ones, or those of a killed push"
-        yield Finding("orphans", "note", str(store.root / "blobs"), what, *GC)
+        size = sum(_stored_file_size(store, path) for path in unused)
+        problem = (
+            f"{len(unused)} blobs of {size} bytes belong to no version or base: they were removed, or left by a killed push"
+        )
+        yield Finding("orphans", "note", str(store.root / "blobs"), problem, *GC)
 
 
-def _tensor_lists(store: Store, needed: set[Digest]) -> Iterator[Finding]:
+def _tensor_list_findings(store: Store, needed: set[Digest]) -> Iterator[Finding]:
+    """Report stray, foreign and incomplete lists of tensors."""
     for path in store.tensors.files():
         if not is_hex(path.name):
             yield Finding("foreign", "note", str(path), "not a list of tensors")
-    if gone := store.stray_lists(needed):
-        what = f"{len(gone)} lists of the tensors of removed blobs"
-        yield Finding("leftovers", "note", str(store.tensors.folder), what, *GC)
-    if broken := [of for of in store.tensors.digests() if store.tensors.read(of) is None and store.stored(of)]:
-        what = f"{len(broken)} incomplete lists of tensors; they are made again when a search needs them"
-        yield Finding("unlisted", "note", str(store.tensors.folder), what)
+    if stray_lists := store.stray_lists(needed):
+        problem = f"{len(stray_lists)} lists of the tensors of removed blobs"
+        yield Finding("leftovers", "note", str(store.tensors.folder), problem, *GC)
+    if incomplete := [
+        digest for digest in store.tensors.digests() if store.tensors.read(digest) is None and store.stored(digest)
+    ]:
+        problem = f"{len(incomplete)} incomplete lists of tensors; they are made again when a search needs them"
+        yield Finding("unlisted", "note", str(store.tensors.folder), problem)
 
 
-def _leftovers(store: Store) -> Iterator[Finding]:
-    for folder, what in (("tmp", "temporary files of killed commands"), ("pending", "unfinished moves")):
+def _leftover_findings(store: Store) -> Iterator[Finding]:
+    """Report what killed processes left behind."""
+    for folder, kind in (("tmp", "temporary files of killed commands"), ("pending", "unfinished moves")):
         count = len(store.files.listed(store.root / folder))
         if count:
-            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {what}", *GC)
+            yield Finding("leftovers", "note", str(store.root / folder), f"{count} {kind}", *GC)
     if count := len(leases.dead(store.files)):
         yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of killed commands", *GC)

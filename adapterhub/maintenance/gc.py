@@ -1,11 +1,11 @@
-"""Garbage collection: removes the blobs that no version, base, recipe, running push or open read needs.
+"""Garbage collection: remove the blobs that no version, base, recipe, running push or open read needs.
 
-What is needed comes from the logs alone, all of which must be readable: a damaged log or manifest might need any blob, so then
-nothing is removed. Blobs are removed in batches under the write lock, and before each batch, logs and leases are read again. A
-push checks under the same lock that all its blobs exist before it names them, and stores removed ones again, so that safety
-depends on no clock, lease or grace period.
+What is needed follows from the logs alone, all of which must be readable: a damaged log or manifest might need any blob, so in
+that case nothing is removed. Blobs are removed in batches under the write lock, and the logs and leases are read again before
+each batch. A push checks under the same lock that all its blobs exist before it names them, and stores removed ones again, so
+that safety depends on no clock, lease or grace period.
 
-A version's manifest is removed before its files, and a version's name long before both: killed at any time, a gc leaves only
+A version's name is removed long before its manifest, and the manifest before its files: killed at any time, a gc leaves only
 blobs that no version needs. A packed blob is removed before the parent that it needs.
 """
 
@@ -35,11 +35,11 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, Refuse
 from . import retention
 
 Progress = Callable[[int, int], None]
-"""Called with blobs done and the number of blobs."""
+"""Callback that takes the number of blobs done and the number of blobs."""
 GRACE = 24.0
-"""Hours that a blob stays after no version needs it any more."""
-_BATCH = 256  # blobs: a few hundredths of a second in which no ref can move
-_UNOWNED = 3600.0  # seconds that a temporary file without a lease stays at least
+"""Hours that a blob stays once no version needs it."""
+_BATCH = 256  # blobs; removing this many blocks writers for a few hundredths of a second
+_UNOWNED_AGE = 3600.0  # seconds that a temporary file without a lease stays at least
 
 
 @dataclass
@@ -48,12 +48,12 @@ class Swept:
 
     Attributes:
         dropped: Versions that need not be kept.
-        parents: Versions that need not be kept either, but from which something that stays was made.
-        blobs: Number of blobs, plain or packed, that nothing needed, of `size` bytes on the disk.
+        parents: Versions that need not be kept for their own sake, but are parents of something that stays.
+        blobs: Number of unneeded blobs, plain or packed, of `size` bytes on disk.
         conversions: Number of cached conversions that were not used lately, of `conversion_size` bytes.
-        leftovers: Files of killed processes, of `leftover_size` bytes.
-        waiting: Blobs that nothing needs and that stay for now, of `waiting_size` bytes: too young, needed by a running push or
-            read or by the pack of another that stays, or owned by another user.
+        leftovers: Number of files left by killed processes, of `leftover_size` bytes.
+        waiting: Number of unneeded blobs that stay for now, of `waiting_size` bytes: too young, needed by a running push or
+            read, needed by the pack of a blob that stays, or owned by another user.
     """
 
     dry_run: bool
@@ -81,13 +81,13 @@ def gc(
 
     Args:
         registry: The registry.
-        grace: Hours that a blob stays after it was stored or let go.
+        grace: Hours that a blob stays after it was stored or last needed.
         last: Number of newest versions to keep, besides the tagged ones, of names without a setting (`retention.keep`).
         dry_run: Change nothing.
-        progress: Called with blobs done and the number of blobs.
+        progress: Called with the number of blobs done and the number of blobs.
     """
     dropped = retention.drop(registry, last, dry_run=dry_run)
-    swept = Swept(dry_run, dropped.refs, dropped.parents)
+    result = Swept(dry_run, dropped.refs, dropped.parents)
     store = registry.store
     needs = Needs(
         store,
@@ -97,25 +97,26 @@ def gc(
     )
 
     @contextmanager
-    def locked() -> Iterator[None]:
+    def lock_current_index() -> Iterator[None]:
         with registry.locked():
+            # The index must have every entry before it is compared with the logs.
             for name in store.log.names():
                 replay.catch_up(registry.index, store, name)
-            # A writer killed here may not have written index.json.
+            # A writer that was killed here may not have written index.json.
             if store.log.pending_moves() and not store.index_file.has_exactly(queries.ref_lines(registry.index)):
                 index_file.write(registry.index, store)
             yield
 
-    _collect(store, needs, locked, swept, grace=grace * 3600, progress=progress)
-    return swept
+    _collect(store, needs, lock_current_index, result, grace=grace * 3600, progress=progress)
+    return result
 
 
 @dataclass
-class _Log:
-    """The state of a name's log: its versions, all digests it has named, and what it let go at which time.
+class _LogState:
+    """The state of a log: its versions, all digests it has ever named, and the releases of digests with their times.
 
-    `removed` are the versions that the last removal of the name took, which may be restored.
-    A base or a recipe has one version, number 1, whose digest is that of its document.
+    `removed` has the versions that the last removal of the name took, which may be restored. A base or a recipe has one
+    version, number 1, whose digest is that of its document.
     """
 
     seq: int = 0
@@ -127,100 +128,110 @@ class _Log:
 
 
 class Needs:
-    """The blobs that are needed; `update`, under the write lock, brings it up to date.
+    """The set of needed blobs; `update`, under the write lock, brings it up to date.
 
     Args:
-        store: Has the logs.
-        known: Returns the number of the last entry that the index has of each log.
-        grace: Seconds that a blob stays after it was let go.
-        unkept: Versions that are to be dropped, by name.
-        written: Tells when an entry was written, of the entry and its file; by default, the time of the file.
+        store: The store with the logs.
+        indexed_seqs: Returns the number of the last entry that the index has of each log.
+        grace: Seconds that a blob stays after it was released.
+        droppable: Numbers of the versions to drop, by name.
+        entry_time: Returns when an entry was written, given the entry and its file; by default, the time of the file.
 
     Attributes:
-        spared: Blobs that no version needs, but a running process, or a user who undoes a recent removal.
-        parents: Packed blobs to the parents they are differences to.
+        spared: Blobs that no version needs, but a running process does, or a user who undoes a recent removal.
+        parents: The parent of each packed blob that is a delta.
     """
 
     def __init__(
         self,
         store: Store,
-        known: Callable[[], dict[str, int]],
+        indexed_seqs: Callable[[], dict[str, int]],
         grace: float,
-        unkept: dict[str, list[int]],
+        droppable: dict[str, list[int]],
         written: Callable[[Entry, Path], float] | None = None,
     ) -> None:
         self._store = store
-        self._written = written or (lambda _entry, path: store.files.status(path).st_mtime)
-        self._known = known  # the last entry of each log in the index
+        self._entry_time = written or (lambda _entry, path: store.files.status(path).st_mtime)
+        self._indexed_seqs = indexed_seqs  # the last entry of each log in the index
         self._grace = grace
         self._since = time.time() - grace
-        self._unkept = unkept
-        self._logs: dict[str, _Log] = {}
-        self._documents: dict[tuple[str, str], _Log] = {}
+        self._droppable = droppable
+        self._logs: dict[str, _LogState] = {}
+        self._documents: dict[tuple[str, str], _LogState] = {}
         self._recipes: dict[Digest, set[Digest]] = {}
         self._blobs: dict[Digest, set[Digest]] = {}
         self.spared: set[Digest] = set()
         self.parents: dict[Digest, Digest] = {}
 
     def update(self) -> set[Digest]:
-        """Return the blobs that are needed now; IntegrityError or RefusedError where that cannot be determined."""
+        """Return the blobs that are needed now.
+
+        Raises:
+            IntegrityError: A log or a document that may need blobs is damaged.
+            RefusedError: The store has something that only a newer adapterhub understands.
+        """
+        # A newer adapterhub may keep references where this one does not look.
         for path in self._store.unknown():
-            what = "unknown to this adapterhub, and may refer to any of the blobs; nothing was removed"
-            raise RefusedError(str(path), what, "Upgrade adapterhub, or move that folder elsewhere", code="newer-version")
-        known = self._known()
-        for name in sorted({*self._store.log.names(), *known}):
-            self._read(name, known.get(name, 0))
+            problem = "unknown to this adapterhub, and may refer to any of the blobs; nothing was removed"
+            raise RefusedError(str(path), problem, "Upgrade adapterhub, or move that folder elsewhere", code="newer-version")
+        indexed_seqs = self._indexed_seqs()
+        # Names of the index too: a log that has vanished must stop the gc.
+        for name in sorted({*self._store.log.names(), *indexed_seqs}):
+            self._read_name_log(name, indexed_seqs.get(name, 0))
         for kind in DOCUMENTS:
             for name in self._store.log.document_names(kind):
                 self._read_document_log(kind, name)
-        needed, spared = self._of_versions()
+        needed, spared = self._needed_by_versions()
         for (kind, name), log in self._documents.items():
             needed.update(log.versions.values())
-            spared.update(digest for when, digest in log.let_go if when > self._since)
+            spared.update(digest for released_at, digest in log.let_go if released_at > self._since)
             if kind in (MERGES, HUB):
-                needed.update(*(self._of_document(kind, digest, name) for digest in log.versions.values()))
-                for digest in [digest for when, digest in log.let_go if when > self._since]:
+                needed.update(*(self._needed_by_document(kind, digest, name) for digest in log.versions.values()))
+                for digest in [digest for released_at, digest in log.let_go if released_at > self._since]:
                     with contextlib.suppress(AdapterhubError):  # an unreadable one needs nothing
-                        spared |= self._of_document(kind, digest, name)
+                        spared |= self._needed_by_document(kind, digest, name)
         leased = self._store.leased()
         spared |= leased
+        # A lease on a manifest, such as that of an open read, covers the blobs of its version.
         for digest in leased & self.manifests():
-            spared |= self._of_gone(digest)
+            spared |= self._needed_by_removed_version(digest)
         return self._with_parents(needed, spared)
 
-    def _of_versions(self) -> tuple[set[Digest], set[Digest]]:
-        """Return what versions need, and what recently dropped or removed versions would need."""
+    def _needed_by_versions(self) -> tuple[set[Digest], set[Digest]]:
+        """Return the blobs that versions need, and those that recently dropped or removed versions would need."""
         needed: set[Digest] = set()
         spared: set[Digest] = set()
         for name, log in self._logs.items():
             for number, digest in log.versions.items():
-                if number not in self._unkept.get(name, ()):
-                    needed |= self._of(digest, f"{name}:v{number}")
-                elif self._grace:  # in a dry run: it would just have been dropped
-                    spared |= self._of_gone(digest)
-            for when, digest in log.let_go:
-                if when > self._since:
-                    spared |= self._of_gone(digest)
+                if number not in self._droppable.get(name, ()):
+                    needed |= self._needed_by_version(digest, f"{name}:v{number}")
+                elif self._grace:  # in a dry run, which has not dropped it: with a grace period its blobs would stay
+                    spared |= self._needed_by_removed_version(digest)
+            for released_at, digest in log.let_go:
+                if released_at > self._since:
+                    spared |= self._needed_by_removed_version(digest)
         return needed, spared
 
     def _with_parents(self, needed: set[Digest], spared: set[Digest]) -> set[Digest]:
+        """Add the parents that packs need, and return the needed and the spared blobs together."""
         heads = self._store.packs.heads()
         self.parents = {digest: parent for digest, parent in heads.items() if parent}
         needed = with_parents(needed, self.parents)
         for digest in needed:
             if digest in heads and heads[digest] is None and not self._store.has_plain(digest):
-                raise _damaged(str(self._store.packs.path(digest)), "cannot be read, so that its parent is unknown")
+                # Without its head, the parent of this pack is unknown and could be any blob.
+                raise _damage_error(str(self._store.packs.path(digest)), "cannot be read, so that its parent is unknown")
         self.spared = with_parents(spared, self.parents) - needed
         return needed | self.spared
 
     def manifests(self) -> set[Digest]:
-        """Return every digest that a log has ever named."""
+        """Return every digest that a log of a name has ever named."""
         return set().union(*(log.named for log in self._logs.values()))
 
-    def _read(self, name: str, known: int) -> None:
-        """Read the log of a name from where it was left."""
-        log = self._logs.get(name, _Log())
-        for entry, when in self._entries(name, log, known, REFS):
+    def _read_name_log(self, name: str, indexed_seq: int) -> None:
+        """Read the new entries of a name's log."""
+        log = self._logs.get(name, _LogState())
+        for entry, written_at in self._entries(name, log, indexed_seq, REFS):
             if entry.op == "push":
                 log.versions[entry.number] = entry.digest
                 log.named.add(entry.digest)
@@ -228,171 +239,184 @@ class Needs:
                 log.removed = dict(log.versions)
             elif entry.op == "restore":
                 log.versions = {number: digest for number, digest in log.removed.items() if number in entry.numbers}
-            gone = list(log.versions) if entry.op == "delete" else entry.numbers if entry.op == "drop" else ()
-            log.let_go += [(when, log.versions.pop(number)) for number in gone if number in log.versions]
+            released_numbers = list(log.versions) if entry.op == "delete" else entry.numbers if entry.op == "drop" else ()
+            log.let_go += [(written_at, log.versions.pop(number)) for number in released_numbers if number in log.versions]
         self._logs[name] = log
 
     def _read_document_log(self, kind: str, name: str) -> None:
-        """Read the log of a base or a recipe, whose document is let go when the name is freed or replaced."""
-        log = self._documents.get((kind, name), _Log())
-        for entry, when in self._entries(name, log, 0, kind):
-            log.let_go += [(when, digest) for digest in log.versions.values()]
+        """Read the new entries of a document's log; a document is released when its name is freed or gets another."""
+        log = self._documents.get((kind, name), _LogState())
+        for entry, written_at in self._entries(name, log, 0, kind):
+            log.let_go += [(written_at, digest) for digest in log.versions.values()]
             log.versions = {1: entry.digest} if entry.op == "push" else {}
         self._documents[kind, name] = log
 
-    def _entries(self, name: str, log: _Log, known: int, kind: str) -> Iterator[tuple[Entry, float]]:
-        """Yield the entries that `log` lacks, with the times they were written at."""
-        first = log.seq == 0
-        while found := self._store.log.entry(name, log.seq + 1, log=kind):
-            entry, digest = found
+    def _entries(self, name: str, log: _LogState, indexed_seq: int, kind: str) -> Iterator[tuple[Entry, float]]:
+        """Yield the entries that `log` lacks, with the times they were written."""
+        is_first_read = log.seq == 0
+        while next_entry := self._store.log.entry(name, log.seq + 1, log=kind):
+            entry, digest = next_entry
             path = self._store.log.path(name, entry.seq, log=kind)
             if entry.previous != log.head:
-                raise _damaged(str(path), "does not follow the entry before it")
+                raise _damage_error(str(path), "does not follow the entry before it")
             log.seq, log.head = entry.seq, digest
-            yield entry, self._written(entry, path)
-        if log.seq < known or (first and self._store.log.has_entry_after(name, log.seq, log=kind)):
+            yield entry, self._entry_time(entry, path)
+        # A log that ends before the index does, or has a gap, may lack entries that need blobs.
+        if log.seq < indexed_seq or (is_first_read and self._store.log.has_entry_after(name, log.seq, log=kind)):
             path = self._store.log.path(name, log.seq + 1, log=kind)
-            raise _damaged(str(path), "is missing, although there are later ones")
+            raise _damage_error(str(path), "is missing, although there are later ones")
 
-    def _of(self, digest: Digest, where: str) -> set[Digest]:
+    def _needed_by_version(self, digest: Digest, ref: str) -> set[Digest]:
+        """Return the digests of a version's manifest, config and layers."""
         if digest not in self._blobs:
             try:
-                made = oci_manifest.parse(self._store.read_document(digest), where)
+                manifest = oci_manifest.parse(self._store.read_document(digest), ref)
             except AdapterhubError as error:
-                raise _damaged(where, "its manifest cannot be read, so that the blobs it needs are unknown") from error
-            self._blobs[digest] = {digest, made.config.digest, *(layer.digest for layer in made.layers)}
+                raise _damage_error(ref, "its manifest cannot be read, so that the blobs it needs are unknown") from error
+            self._blobs[digest] = {digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)}
         return self._blobs[digest]
 
-    def _of_document(self, kind: str, document: Digest, name: str) -> set[Digest]:
-        """Return what a recipe or a repository needs besides its document."""
-        return self._of_recipe(document, name) if kind == MERGES else self._of_repository(document, name)
+    def _needed_by_document(self, kind: str, document: Digest, name: str) -> set[Digest]:
+        """Return the blobs that a recipe or a repository needs besides its document."""
+        return self._needed_by_recipe(document, name) if kind == MERGES else self._needed_by_repository(document, name)
 
-    def _of_repository(self, document: Digest, name: str) -> set[Digest]:
+    def _needed_by_repository(self, document: Digest, name: str) -> set[Digest]:
         if document not in self._blobs:
             try:
                 self._blobs[document] = repositories.needs(self._store, document)
             except AdapterhubError as error:
-                raise _damaged(name, "what a hub keeps of it cannot be read, so that the blobs it needs are unknown") from error
+                raise _damage_error(
+                    name, "what a hub keeps of it cannot be read, so that the blobs it needs are unknown"
+                ) from error
         return self._blobs[document]
 
-    def _of_recipe(self, document: Digest, name: str) -> set[Digest]:
-        """Return what the adapters of a recipe need, those that are in this registry."""
+    def _needed_by_recipe(self, document: Digest, name: str) -> set[Digest]:
+        """Return the blobs that a recipe's adapters need, as far as they are in this registry."""
         if document not in self._recipes:
             try:
-                named = named_documents.adapters(self._store, document)
+                adapters = named_documents.adapters(self._store, document)
             except AdapterhubError as error:
-                what = "its recipe cannot be read, so that the adapters it needs are unknown"
-                raise _damaged(f"merge:{name}", what) from error
-            there = [digest for digest in named if self._store.size(digest) is not None]
-            self._recipes[document] = set().union(*(self._of(digest, f"merge:{name}") for digest in there))
+                problem = "its recipe cannot be read, so that the adapters it needs are unknown"
+                raise _damage_error(f"merge:{name}", problem) from error
+            present = [digest for digest in adapters if self._store.size(digest) is not None]
+            self._recipes[document] = set().union(*(self._needed_by_version(digest, f"merge:{name}") for digest in present))
         return self._recipes[document]
 
-    def _of_gone(self, digest: Digest) -> set[Digest]:
-        """Return what a removed version would need; an unreadable one needs nothing."""
+    def _needed_by_removed_version(self, digest: Digest) -> set[Digest]:
+        """Return the blobs that a removed version would need; an unreadable manifest needs only itself."""
         try:
-            return self._of(digest, digest)
+            return self._needed_by_version(digest, digest)
         except IntegrityError:
             return {digest}
 
 
-def _damaged(where: str, what: str) -> IntegrityError:
-    return IntegrityError(where, f"{what}; nothing was removed", "Check the registry", code="check-registry")
+def _damage_error(location: str, problem: str) -> IntegrityError:
+    return IntegrityError(location, f"{problem}; nothing was removed", "Check the registry", code="check-registry")
 
 
 def _collect(
     store: Store,
     needs: Needs,
     locked: Callable[[], AbstractContextManager[None]],
-    swept: Swept,
+    result: Swept,
     *,
     grace: float,
     progress: Progress | None = None,
 ) -> None:
-    """Remove what has not been needed for `grace` seconds, and record it in `swept`."""
+    """Remove what has not been needed for `grace` seconds, and record it in `result`."""
     with locked():
         needed = needs.update()
-        _remove_leftovers(store, needed, swept, max(grace, _UNOWNED))
-    remove_conversions(store, swept, max(grace, _UNOWNED))
+        # At least an hour, even without a grace period: a process may be writing a file that has no lease.
+        _remove_leftovers(store, needed, result, max(grace, _UNOWNED_AGE))
+    remove_conversions(store, result, max(grace, _UNOWNED_AGE))
     manifests = needs.manifests()
     plain = {f"sha256:{path.name}" for path in store.blobs() if is_hex(path.name) and path.is_file()}
-    there = plain | set(store.packs.digests())
-    unneeded = children_first(there - needed, needs.parents)
+    present = plain | set(store.packs.digests())
+    # A pack must go before the parent that it needs to be unpacked.
+    unneeded = children_first(present - needed, needs.parents)
+    # Manifests first: a version without its manifest is gone, one without a file would be damaged.
     unneeded.sort(key=lambda digest: digest not in manifests)
-    gone: set[Digest] = set()
-    for at in range(0, len(unneeded), _BATCH):
+    removed: set[Digest] = set()
+    for start in range(0, len(unneeded), _BATCH):
+        # The write lock is released between batches, so that pushes need not wait for the whole gc.
         with locked():
             needed = needs.update()
-            children = Counter(parent for digest, parent in needs.parents.items() if digest not in gone)
-            for digest in unneeded[at : at + _BATCH]:
-                if digest not in needed and _remove_blob(store, digest, swept, grace, held=children[digest] > 0):
-                    gone.add(digest)
+            children = Counter(parent for digest, parent in needs.parents.items() if digest not in removed)
+            for digest in unneeded[start : start + _BATCH]:
+                if digest not in needed and _remove_blob(store, digest, result, grace, held=children[digest] > 0):
+                    removed.add(digest)
                     children[needs.parents.get(digest, "")] -= 1
         if progress:
-            progress(min(at + _BATCH, len(unneeded)), len(unneeded))
+            progress(min(start + _BATCH, len(unneeded)), len(unneeded))
     for path in (*store.blobs(), *store.packs.files()):
         if f"sha256:{path.name}" in needs.spared:
-            with contextlib.suppress(FileNotFoundError):  # another process packed, unpacked or removed it meanwhile
-                swept.waiting_size += store.files.status(path).st_size
-                swept.waiting += 1
-    if swept.blobs and not swept.dry_run:
+            with contextlib.suppress(FileNotFoundError):  # another process packed, unpacked or removed it in the meantime
+                result.waiting_size += store.files.status(path).st_size
+                result.waiting += 1
+    # Makes the removals durable.
+    if result.blobs and not result.dry_run:
         store.sync_blobs()
 
 
-def _remove_blob(store: Store, digest: Digest, swept: Swept, grace: float, *, held: bool) -> bool:
-    """Remove a blob, plain and packed, unless it is young or `held`; return True if it has no pack any more."""
-    packed = _remove_file(store, store.packs.path(digest), swept, grace, held=held)
-    plain = _remove_file(store, store.blob_path(digest), swept, grace, held=held)
-    if packed and plain and not swept.dry_run:
+def _remove_blob(store: Store, digest: Digest, result: Swept, grace: float, *, held: bool) -> bool:
+    """Remove a blob, plain and packed, unless it is young or `has_child`; return whether it has no pack any more.
+
+    `has_child`: The pack of another blob is a delta to this one.
+    """
+    # The pack first: whether it is gone decides whether its parent may go.
+    pack_gone = _remove_file(store, store.packs.path(digest), result, grace, held=held)
+    plain_gone = _remove_file(store, store.blob_path(digest), result, grace, held=held)
+    if pack_gone and plain_gone and not result.dry_run:
         with local_errors(store.tensors.folder), contextlib.suppress(FileNotFoundError, PermissionError):
             store.files.remove(store.tensors.path(digest))
-    return packed
+    return pack_gone
 
 
-def _remove_file(store: Store, path: Path, swept: Swept, grace: float, *, held: bool) -> bool:
-    """Remove a file unless it is young or `held`; return True if it is gone, or would be."""
+def _remove_file(store: Store, path: Path, result: Swept, grace: float, *, held: bool) -> bool:
+    """Remove a file unless it is young or `has_child`; return whether it is gone, or would be."""
     with local_errors(path):
         try:
             status = store.files.status(path)
             stays = held or status.st_mtime > time.time() - grace
-            if not stays and not swept.dry_run:
+            if not stays and not result.dry_run:
                 store.files.remove(path)
         except FileNotFoundError:
             return True  # another gc was first
         except PermissionError:  # another user's, in a folder with the sticky bit, or open on Windows
             stays = True
     if stays:
-        swept.waiting += 1
-        swept.waiting_size += status.st_size
+        result.waiting += 1
+        result.waiting_size += status.st_size
     else:
-        swept.blobs += 1
-        swept.size += status.st_size
+        result.blobs += 1
+        result.size += status.st_size
     return not stays
 
 
-def remove_conversions(store: Store, swept: Swept, age: float) -> None:
-    """Remove cached conversions that were not used for `age` seconds; using one renews it first."""
+def remove_conversions(store: Store, result: Swept, age: float) -> None:
+    """Remove cached conversions that were not used for `age` seconds; using a conversion renews it first."""
     for folder in store.conversions():
-        # Another gc was first; or the folder is nested so deep that it is no conversion, and stays.
+        # Another gc was first, or the folder is nested too deeply to be a conversion, and stays.
         with contextlib.suppress(OSError, RecursionError):
             if store.files.status(folder).st_mtime > time.time() - age:
                 continue
             size = sum(status.st_size for _, status in walk(folder) if not stat.S_ISDIR(status.st_mode))
-            if not swept.dry_run:
+            if not result.dry_run:
                 store.files.remove_tree(folder)
-            swept.conversions += 1
-            swept.conversion_size += size
+            result.conversions += 1
+            result.conversion_size += size
 
 
-def _remove_leftovers(store: Store, needed: set[Digest], swept: Swept, age: float) -> None:
+def _remove_leftovers(store: Store, needed: set[Digest], result: Swept, age: float) -> None:
     """Remove files of killed processes; under the write lock, after a replay, when no move is unfinished."""
     with local_errors(store.root):
         strays = (*store.stray_lists(needed), *store.stray_signatures(needed))
         for path in (*store.leftovers(age), *store.files.listed(store.root / "pending"), *strays):
             try:
                 size = store.files.status(path).st_size
-                if not swept.dry_run:
+                if not result.dry_run:
                     store.files.remove(path)
             except (FileNotFoundError, PermissionError, IsADirectoryError):
                 continue
-            swept.leftovers += 1
-            swept.leftover_size += size
+            result.leftovers += 1
+            result.leftover_size += size

@@ -1,7 +1,7 @@
-"""Retention: which versions of a name a gc keeps, and dropping the others.
+"""Retention of versions: which versions of a name a gc keeps, and how the others are dropped.
 
-The setting is an entry of the name's log. A version stays as long as one that was made from it does, since that could not be
-made again without it.
+The setting is an entry of the name's log. A version stays as long as a version that was made from it, which could not be made
+again without it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from adapterhub.store.store import Entry
 
 
 def keep(registry: Registry, ref: Ref, last: int | None) -> None:
-    """Have a gc drop the versions of a name except the `last` newest and the tagged ones; None: keep all."""
+    """Set a gc to drop the versions of a name except the `last` newest and the tagged ones; None keeps all."""
     if ref != Ref(ref.name):
         raise RefError(str(ref), "retention is set for a whole name", f"Write {ref.name}")
     registry.row(ref)
 
     def decide(state: Name) -> Entry | None:
+        # Under the lock, the name may be gone by now.
         registry.row(ref)
         if _setting(registry, ref.name) == last:
             return None
@@ -40,13 +41,13 @@ def kept(registry: Registry, ref: Ref) -> int | None:
 
 
 def _setting(registry: Registry, name: str) -> int | None:
-    found = queries.marks(registry.index, "keep", name).get("")
-    return None if found is None else int(found)
+    setting = queries.marks(registry.index, "keep", name).get("")
+    return None if setting is None else int(setting)
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """Versions that a gc drops, and those it would drop if nothing that stays was made from them."""
+class DroppedVersions:
+    """The versions that a gc drops, and `parents`, which it would drop if nothing that stays was made from them."""
 
     numbers: dict[str, list[int]]
     parents: list[Ref]
@@ -57,69 +58,71 @@ class Dropped:
         return [Ref(name, number=number) for name in sorted(self.numbers) for number in self.numbers[name]]
 
 
-def drop(registry: Registry, last: int | None, *, dry_run: bool) -> Dropped:
+def drop(registry: Registry, last: int | None, *, dry_run: bool) -> DroppedVersions:
     """Drop the versions that need not be kept; `dry_run` changes nothing.
 
     `last`: Number of newest versions to keep of names without a setting; None for all.
     """
     names = [name.name for name in queries.names(registry.index) if not name.deleted]
     dropped: dict[str, set[int]] = {}
-    again = True
-    while again:  # as long as a parent may have lost its last child
-        again = False
+    has_changed = True
+    while has_changed:  # a version can be dropped once its last child has been
+        has_changed = False
         for name in names:
             if numbers := _drop(registry, name, last, dropped, dry_run=dry_run):
                 dropped[name] = dropped.get(name, set()).union(numbers)
-                again = True
-    held = {name: _unkept(registry, name, last) for name in names}
+                has_changed = True
+    droppable = {name: _droppable_versions(registry, name, last) for name in names}
     parents = [
-        Ref(name, number=number) for name in names for number in sorted(held[name]) if number not in dropped.get(name, ())
+        Ref(name, number=number) for name in names for number in sorted(droppable[name]) if number not in dropped.get(name, ())
     ]
-    return Dropped({name: sorted(numbers) for name, numbers in dropped.items()}, parents)
+    return DroppedVersions({name: sorted(numbers) for name, numbers in dropped.items()}, parents)
 
 
 def _drop(registry: Registry, name: str, last: int | None, dropped: dict[str, set[int]], *, dry_run: bool) -> list[int]:
-    """Drop the versions of a name that need not be kept and that nothing that stays was made from; return their numbers."""
+    """Drop the versions of a name that need not be kept and have no child that stays; return their numbers."""
     numbers: list[int] = []
 
-    def unneeded() -> list[int]:
-        return _without_parents(registry, name, _unkept(registry, name, last), dropped)
+    def droppable_numbers() -> list[int]:
+        return _without_parents(registry, name, _droppable_versions(registry, name, last), dropped)
 
     def decide(state: Name) -> Entry | None:
-        numbers[:] = [] if state.deleted else unneeded()
+        numbers[:] = [] if state.deleted else droppable_numbers()
         if not numbers:
             return None
         return Entry(name, state.seq + 1, "drop", now(), previous=state.head, numbers=tuple(numbers))
 
+    # Looked up before the move, so that a name with nothing to drop takes no lock.
     if dry_run:
-        return unneeded()
-    if unneeded():
+        return droppable_numbers()
+    if droppable_numbers():
         registry.move(name, decide)
     return numbers
 
 
-def _unkept(registry: Registry, name: str, last: int | None) -> dict[int, Digest]:
+def _droppable_versions(registry: Registry, name: str, last: int | None) -> dict[int, Digest]:
     """Return the versions of a name that need not be kept for their own sake."""
     setting = _setting(registry, name)
     count = last if setting is None else setting
-    return {} if count is None else unkept(queries.versions(registry.index, name=name), count)
+    return {} if count is None else droppable_versions(queries.versions(registry.index, name=name), count)
 
 
-def unkept(rows: Iterable[Row], last: int) -> dict[int, Digest]:
+def droppable_versions(rows: Iterable[Row], last: int) -> dict[int, Digest]:
     """Return the versions that are neither among the `last` newest nor tagged; `rows` are sorted newest first."""
     return {row.number: row.digest for at, row in enumerate(rows) if at >= last and not row.tags}
 
 
-def _without_parents(registry: Registry, name: str, unkept: dict[int, Digest], dropped: dict[str, set[int]]) -> list[int]:
-    """Return those of `unkept` from which nothing was made, except others of them and what is `dropped`."""
-    goes = set(unkept) - dropped.get(name, set())
-    children = {number: registry.children(unkept[number]) for number in goes}
+def _without_parents(registry: Registry, name: str, droppable: dict[int, Digest], dropped: dict[str, set[int]]) -> list[int]:
+    """Return the numbers in `droppable` whose children, if any, are dropped with them or already in `dropped`."""
+    leaving = set(droppable) - dropped.get(name, set())
+    children = {number: registry.children(droppable[number]) for number in leaving}
 
-    def stays(row: Row) -> bool:
-        return row.number not in dropped.get(row.name, ()) and not (row.name == name and row.number in goes)
+    def is_retained(row: Row) -> bool:
+        return row.number not in dropped.get(row.name, ()) and not (row.name == name and row.number in leaving)
 
     before = None
-    while goes != before:
-        before = goes
-        goes = {number for number in goes if not any(stays(row) for row in children[number])}
-    return sorted(goes)
+    # Sparing one version can spare its parents, so repeat until nothing changes.
+    while leaving != before:
+        before = leaving
+        leaving = {number for number in leaving if not any(is_retained(row) for row in children[number])}
+    return sorted(leaving)

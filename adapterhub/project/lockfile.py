@@ -1,7 +1,7 @@
 """The lock file of a project: the version of each of its adapters, by digest, and where it was found.
 
 `adapters.lock` is JSON with sorted keys, so that the same content gives the same bytes and a change is a small diff. The digest
-is that of the manifest and fixes the bytes of every file; a tag that moves later has no effect.
+is that of the manifest, which fixes the bytes of every file; a tag that moves later has no effect.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 
 FILE = "adapters.lock"
 HERE = "registry"
-"""The source of a version in the local registry."""
+"""The source of a version from the local registry."""
 _VERSION = 1
-_AGAIN = "Lock it again"
-_BASE = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # annotations
-_PART = linear.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
+_LOCK_AGAIN_HINT = "Lock it again"
+_BASE_ANNOTATIONS = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # annotations
+_NAME_PART = linear.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Locked:
 
     Attributes:
         name: `namespace/name`, or its counterpart elsewhere: a relative path.
-        ref: As the user gave it; an update looks it up again.
-        source: `HERE`, or the address of the ref at the time.
-        digest: Of the manifest.
+        ref: The ref as the user gave it, which an update resolves again.
+        source: `LOCAL_REGISTRY`, or the address that the ref had at the time.
+        digest: The digest of the manifest.
         size: Bytes of all files.
         base: `repo`, `revision` and `fingerprint` of its base, as far as the manifest has them.
     """
@@ -51,33 +51,35 @@ class Locked:
     base: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """The entry as JSON."""
+        """Return the entry as JSON."""
         return {"ref": self.ref, "source": self.source, "digest": self.digest, "size": self.size, "base": dict(self.base)}
 
 
 Lock = dict[str, Locked]
 
 
-def entry(name: str, ref: str, source: str, made: Manifest) -> Locked:
-    """The entry of a version with the manifest `made`."""
-    base = {key: made.annotations[label] for key, label in _BASE.items() if label in made.annotations}
+def entry(name: str, ref: str, source: str, manifest: Manifest) -> Locked:
+    """Return the entry of a version with the given manifest."""
+    base = {key: manifest.annotations[label] for key, label in _BASE_ANNOTATIONS.items() if label in manifest.annotations}
+    # The lock file is shown in diffs and terminals, where control characters could mislead.
     if not all(value.isprintable() for value in base.values()):
         raise FormatError(ref, "its manifest has unprintable text about its base")
-    return Locked(check_name(name, ref), ref, source, made.digest, made.size, base)
+    return Locked(check_name(name, ref), ref, source, manifest.digest, manifest.size, base)
 
 
 def name_of(repository: str) -> str:
-    """The name of an address without a version in a lock: the last two parts of its path."""
-    scheme, _, rest = repository.partition("://")
-    parts = [part for part in rest.split("/") if part]
+    """Return the name that an address without a version gets in a lock: the last two parts of its path."""
+    scheme, _, path = repository.partition("://")
+    parts = [part for part in path.split("/") if part]
+    # hf:// addresses have no host; the first part is the organization.
     return "/".join((parts if scheme == "hf" else parts[1:])[-2:])
 
 
-def check_name(name: str, where: str) -> str:
+def check_name(name: str, location: str) -> str:
     """Return `name` if it is a valid relative path of a folder on every system."""
-    if not all(_PART.fullmatch(part) for part in name.split("/")):
-        raise FormatError(where, f"{name[:80]!r} is not a valid name in {FILE}")
-    check_paths([name], where)
+    if not all(_NAME_PART.fullmatch(part) for part in name.split("/")):
+        raise FormatError(location, f"{name[:80]!r} is not a valid name in {FILE}")
+    check_paths([name], location)
     return name
 
 
@@ -90,25 +92,26 @@ def parse(text: str, where: str) -> Lock:
     if document.get("version") != _VERSION or not isinstance(adapters, dict):
         raise FormatError(where, f"not a lock file of version {_VERSION}", "A newer adapterhub may have written it")
     check_paths(adapters, where)
-    return {name: _parsed(name, value, where) for name, value in adapters.items()}
+    return {name: _parse_entry(name, value, where) for name, value in adapters.items()}
 
 
-def _parsed(name: str, value: Any, where: str) -> Locked:
-    where = f"{where}: {name[:80]}"
-    check_name(name, where)
+def _parse_entry(name: str, value: Any, location: str) -> Locked:
+    """Parse one entry of a lock file."""
+    location = f"{location}: {name[:80]}"
+    check_name(name, location)
     if not isinstance(value, dict) or set(value) != {"ref", "source", "digest", "size", "base"}:
-        raise FormatError(where, 'is not an object with "ref", "source", "digest", "size" and "base"', _AGAIN)
+        raise FormatError(location, 'is not an object with "ref", "source", "digest", "size" and "base"', _LOCK_AGAIN_HINT)
     ref, source, size, base = value["ref"], value["source"], value["size"], value["base"]
     texts = [ref, source, *(base.values() if isinstance(base, dict) else [None])]
-    if not all(isinstance(text, str) and text.isprintable() for text in texts) or set(base) - set(_BASE):
-        raise FormatError(where, '"ref", "source" and "base" are not strings', _AGAIN)
+    if not all(isinstance(text, str) and text.isprintable() for text in texts) or set(base) - set(_BASE_ANNOTATIONS):
+        raise FormatError(location, '"ref", "source" and "base" are not strings', _LOCK_AGAIN_HINT)
     if type(size) is not int or not 0 <= size < 2**63:
-        raise FormatError(where, '"size" is not a number of bytes', _AGAIN)
-    return Locked(name, ref, source, parse_digest(value["digest"], where), size, base)
+        raise FormatError(location, '"size" is not a number of bytes', _LOCK_AGAIN_HINT)
+    return Locked(name, ref, source, parse_digest(value["digest"], location), size, base)
 
 
 def dump(lock: Lock) -> str:
-    """The canonical text of a lock."""
+    """Return the canonical text of a lock."""
     document = {"version": _VERSION, "adapters": {name: locked.document() for name, locked in lock.items()}}
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -120,32 +123,35 @@ def read(path: Path) -> Lock:
     return parse(user_files.read(path, follow=False), str(path))
 
 
-def record(path: Path, found: Mapping[str, Locked]) -> bool:
-    """Write entries into a lock file and keep all others; returns True if that changed it."""
+def record(path: Path, entries: Mapping[str, Locked]) -> bool:
+    """Write entries into a lock file, keeping all others; return whether that changed it."""
 
-    def new(text: str) -> str | None:
-        made = dump({**parse(text, str(path)), **found})
-        return made if made != text else None
+    def updated_text(text: str) -> str | None:
+        updated = dump({**parse(text, str(path)), **entries})
+        return updated if updated != text else None
 
-    return user_files.change(path, new, follow=False)
+    return user_files.change(path, updated_text, follow=False)
 
 
 def find(lock: Lock, ref: str, path: Path) -> Locked:
-    """The entry of a ref; RefusedError if there is none, or one for another version."""
+    """Return the entry of a ref; RefusedError if there is none, or only one for another version."""
     name = ref.rpartition("://")[2].partition("@")[0].partition(":")[0]
-    locked = lock.get(name) or next((one for one in lock.values() if ref in (one.ref, one.source)), None)
+    locked = lock.get(name) or next(
+        (candidate for candidate in lock.values() if ref in (candidate.ref, candidate.source)), None
+    )
     if locked is None:
-        what = f"is not in {path}, which has {', '.join(lock) or 'no adapters'}"
-        raise RefusedError(ref, what, "Lock it", code="not-locked", ref=ref)
+        problem = f"is not in {path}, which has {', '.join(lock) or 'no adapters'}"
+        raise RefusedError(ref, problem, "Lock it", code="not-locked", ref=ref)
+    # A digest that agrees is fine, however the lock names the version.
     exact = ref == f"{name}@{locked.digest}"
     if not exact and ref not in (name, locked.ref, locked.source):
-        what = f"{path} has {locked.ref} ({locked.digest[:19]})"
-        raise RefusedError(ref, what, "Lock this one instead", code="not-locked", ref=ref)
+        problem = f"{path} has {locked.ref} ({locked.digest[:19]})"
+        raise RefusedError(ref, problem, "Lock this one instead", code="not-locked", ref=ref)
     return locked
 
 
 def chosen(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
-    """The entries with these names; all if none are given."""
+    """Return the entries with these names, or all entries if no names are given."""
     if unknown := [name for name in names if name not in lock]:
         raise UsageError(unknown[0][:200], f"is not a name in {path}", f"It has {', '.join(lock) or 'no adapters'}")
     return {name: lock[name] for name in names or lock}
@@ -155,10 +161,10 @@ def chosen(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
 
 
 def check_no_link(folder: Path, above: Path) -> None:
-    """Raise RefusedError for a link on the way from `above` to `folder`: a repository may bring one that leads anywhere."""
+    """Raise RefusedError for a link between `above` and `folder`: a repository may bring one that leads anywhere."""
     path = above
     for part in folder.relative_to(above).parts:
         path = path / part
         if path.is_symlink():
-            what = "a link, which the lock file of a project does not follow"
-            raise RefusedError(str(path), what, "Remove it, or name the folder to write to", code="link-in-project")
+            problem = "a link, which the lock file of a project does not follow"
+            raise RefusedError(str(path), problem, "Remove it, or name the folder to write to", code="link-in-project")

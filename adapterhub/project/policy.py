@@ -1,7 +1,8 @@
 """The policy of a project, a registry or a hub: which names, adapters, bases, signers and attestations it allows.
 
-It is asked with a name, with an adapter's manifest (adapter.json), and for the keys that must have signed; it knows nothing of
-protocols, and opens no file. Every reason that it gives names the rule, and the file that has it.
+It checks names and manifests (adapter.json) and lists the keys that must have signed; it knows nothing of protocols and opens
+no files. Every reason it gives names the rule, and the file that has it. `adapterhub/sharing/policy_checks.py` applies it to
+versions.
 """
 
 from __future__ import annotations
@@ -21,24 +22,25 @@ if TYPE_CHECKING:
     from adapterhub.manifest.document import AdapterManifest
 
 CODE = "against-policy"
-"""The code of the error for an adapter that a policy does not allow."""
+"""The code of the error for an adapter that a policy forbids."""
 ATTESTATIONS = ("fits", "merge", "training")
-"""Kinds of attestations that can be required, as `adapterhub.trust.attestation` has them."""
+"""The kinds of attestations that can be required, as in `adapterhub.trust.attestation`."""
 _NO_METRICS: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The least and the largest value of a metric; None for no limit."""
+    """The smallest and the largest allowed value of a metric; None for no limit."""
 
     metric: str
     min: float | None = None
     max: float | None = None
 
     def against(self, value: float | None) -> str:
-        """Return what is wrong with a value, None for one that was not measured; empty if it is allowed."""
+        """Return what is wrong with a value, or with None for an unmeasured one; empty if it is allowed."""
         if value is None:
             return "was not measured"
+        # Written as `not >=`, so that NaN is out of bounds too.
         if self.min is not None and not value >= self.min:
             return f"{value:g} is below {self.min:g}"
         return f"{value:g} is over {self.max:g}" if self.max is not None and not value <= self.max else ""
@@ -46,13 +48,13 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """What one of some keys must have signed of the adapters whose names match a pattern (`fnmatch`).
+    """A rule about who must have signed the adapters whose names match a pattern (`fnmatch`).
 
     Attributes:
-        pattern: Of names of refs, or of whole addresses.
-        keys: Files or folders of public keys, and identities.
-        attestation: The kind of attestation, of `ATTESTATIONS`; empty for the files themselves.
-        where: The file that has the rule.
+        pattern: A pattern of names of refs, or of whole addresses.
+        keys: Files or folders of public keys, and identities; a signature by one of them is enough.
+        attestation: The required kind of attestation, of `ATTESTATIONS`; empty for a signature of the files themselves.
+        file: The file that has the rule.
     """
 
     pattern: str
@@ -62,28 +64,28 @@ class Signed:
 
     @property
     def rule(self) -> str:
-        """Its key in the file."""
+        """The key of the rule in the file."""
         return f"attestations.{self.pattern}.{self.attestation}" if self.attestation else f"signers.{self.pattern}"
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Requirements on adapters; None and empty require nothing.
+    """Requirements on adapters; None and empty values require nothing.
 
     Attributes:
         where: The file that sets them, for errors.
-        max_rank: The largest rank of any module.
+        max_rank: The largest allowed rank of any module.
         require_base: The base model must be pinned by its fingerprint.
-        licenses: The SPDX identifiers that are allowed, in any case.
-        allow: Patterns (`fnmatch`) of names of refs, or of whole addresses.
+        licenses: The allowed SPDX identifiers, in any case.
+        allow: Patterns (`fnmatch`) of allowed names of refs, or of whole addresses.
         require_understood: The kind of adapter must be one that can be checked.
-        signers: Patterns as those of `allow`, each with files or folders of public keys, and identities: an adapter must have
-            been signed by one of those of each pattern that its name matches.
-        bases: The base models that are allowed, each by its fingerprint, or by the digests of all its weight files.
-        formats: The formats that are allowed.
+        signers: Patterns like those of `allow`, each with files or folders of public keys, and identities: for every pattern
+            that its name matches, an adapter must have been signed by one of these.
+        bases: The allowed base models, each by its fingerprint, or by the digests of all its weight files.
+        formats: The allowed formats.
         max_size: The largest number of bytes of its files, without adapter.json.
-        metrics: Bounds of what was measured, under the names that a search uses.
-        attestations: Attestations that must be there, by the patterns and keys that `signers` have.
+        metrics: Bounds of measurements, under the names that a search uses.
+        attestations: Required attestations, by patterns and keys like those of `signers`.
         also: More policies that must be met.
 
     Example:
@@ -109,87 +111,91 @@ class Policy:
 
     @property
     def needs_manifest(self) -> bool:
-        """Whether a name and signatures alone cannot answer it."""
+        """Whether a manifest is needed, because a name and signatures alone cannot decide."""
         return any(
-            one.max_rank is not None
-            or one.max_size is not None
-            or one.require_base
-            or one.require_understood
-            or bool(one.licenses or one.bases or one.formats or one.metrics)
-            for one in self._all
+            policy.max_rank is not None
+            or policy.max_size is not None
+            or policy.require_base
+            or policy.require_understood
+            or bool(policy.licenses or policy.bases or policy.formats or policy.metrics)
+            for policy in self._policies
         )
 
     @property
     def needs_license(self) -> bool:
-        """Whether it asks for the license."""
-        return any(one.licenses for one in self._all)
+        """Whether any policy restricts licenses."""
+        return any(policy.licenses for policy in self._policies)
 
     def check_name(self, name: str) -> None:
-        """RefusedError when `name`, of a ref or a whole address, matches no pattern of `allow`."""
-        for one in self._all:
-            if one.allow and not any(fnmatchcase(name, pattern) for pattern in one.allow):
-                what, hint = f"not a name that {one.where} allows", f"Its rule allow has {shortened(one.allow)}"
-                raise RefusedError(name, what, hint, code=CODE)
+        """Raise RefusedError if `name`, of a ref or a whole address, matches no pattern of `allow`."""
+        for policy in self._policies:
+            if policy.allow and not any(fnmatchcase(name, pattern) for pattern in policy.allow):
+                problem, hint = f"not a name that {policy.where} allows", f"Its rule allow has {shortened(policy.allow)}"
+                raise RefusedError(name, problem, hint, code=CODE)
 
     def signed(self, name: str) -> list[Signed]:
-        """Return what must have been signed of an adapter of this name, its files first."""
-        found: list[Signed] = []
-        for one in self._all:
-            of_files = [Signed(pattern, keys, "", one.where) for pattern, keys in one.signers]
-            found += [each for each in (*of_files, *one.attestations) if fnmatchcase(name, each.pattern)]
-        return sorted(found, key=lambda each: bool(each.attestation))
+        """Return the rules about signatures that apply to this name, those about files first."""
+        rules: list[Signed] = []
+        for policy in self._policies:
+            file_rules = [Signed(pattern, keys, "", policy.where) for pattern, keys in policy.signers]
+            rules += [rule for rule in (*file_rules, *policy.attestations) if fnmatchcase(name, rule.pattern)]
+        return sorted(rules, key=lambda rule: bool(rule.attestation))
 
     def base_digests(self) -> list[tuple[Digest, ...]]:
-        """Return the digests of bases that each policy allows, of those that restrict them."""
-        return [one.bases for one in self._all if one.bases]
+        """Return the base digests that each policy allows, for the policies that restrict them."""
+        return [policy.bases for policy in self._policies if policy.bases]
 
     def check_manifest(
         self, manifest: AdapterManifest, where: str, *, size: int | None = None, metrics: Mapping[str, float] = _NO_METRICS
     ) -> None:
-        """Compare an adapter.json with the requirements.
+        """Check an adapter.json against the requirements.
 
         Args:
             manifest: The adapter.json.
-            where: The name of the adapter.
+            location: The name of the adapter, for errors.
             size: Bytes of its files, without adapter.json; None for the sum of those in the manifest.
-            metrics: What was measured besides the metrics of its training.
+            metrics: Measurements besides the metrics of its training.
 
         Raises:
-            RefusedError: With every requirement of a policy that it does not meet.
+            RefusedError: With every requirement of a policy that the adapter does not meet.
         """
         size = sum(file.size for file in manifest.files) if size is None else size
-        known = {**((manifest.training.metrics if manifest.training else None) or {}), **metrics}
-        for one in self._all:
-            if reasons := [*one._against(manifest), *one._against_numbers(size, known)]:
-                raise refused(where, one.where, reasons)
+        all_metrics = {**((manifest.training.metrics if manifest.training else None) or {}), **metrics}
+        for policy in self._policies:
+            if reasons := [*policy._violations(manifest), *policy._number_violations(size, all_metrics)]:
+                raise refused(where, policy.where, reasons)
 
     @property
-    def _all(self) -> Iterator[Policy]:
+    def _policies(self) -> Iterator[Policy]:
+        """This policy and all that must be met with it."""
         yield self
-        for one in self.also:
-            yield from one._all
+        for policy in self.also:
+            yield from policy._policies
 
-    def _against(self, manifest: AdapterManifest) -> Iterable[str]:
+    def _violations(self, manifest: AdapterManifest) -> Iterable[str]:
+        """Yield the rules that a manifest violates, with the reasons."""
         if self.max_rank is not None and manifest.max_rank > self.max_rank:
             yield f"max_rank: rank {manifest.max_rank} is over {self.max_rank}"
+        # An adapter of unknown kind has no rank that could be compared, so the rule cannot be met.
         if manifest.understood is False and self.max_rank is not None:
-            what = f"its rank cannot be compared with {self.max_rank}, because it is not understood ({manifest.reason})"
-            yield f"max_rank: {what}"
+            problem = f"its rank cannot be compared with {self.max_rank}, because it is not understood ({manifest.reason})"
+            yield f"max_rank: {problem}"
         elif manifest.understood is False and self.require_understood:
             yield f"require_understood: it is not understood ({manifest.reason})"
         if self.require_base and not manifest.base.fingerprint:
             yield "require_base: its base is not pinned; push it with its base"
-        if self.bases and not _is_of(manifest, self.bases):
+        if self.bases and not _has_base(manifest, self.bases):
             base = manifest.base.fingerprint
-            named = f"{manifest.base.repo or 'its base'} ({base[:19]}…) is" if base else "its base is not pinned, and thus"
-            yield f"bases: {named} not one of the {len(self.bases)} digests that are allowed"
+            subject = f"{manifest.base.repo or 'its base'} ({base[:19]}…) is" if base else "its base is not pinned, and thus"
+            yield f"bases: {subject} not one of the {len(self.bases)} digests that are allowed"
         license_ = manifest.license
-        if self.licenses and (license_ or "").lower() not in [one.lower() for one in self.licenses]:
+        if self.licenses and (license_ or "").lower() not in [allowed.lower() for allowed in self.licenses]:
             yield f"licenses: its license is {license_ or 'not declared'}, not {' or '.join(self.licenses)}"
         if self.formats and manifest.format not in self.formats:
             yield f"formats: its format is {manifest.format}, not {' or '.join(self.formats)}"
 
-    def _against_numbers(self, size: int, metrics: Mapping[str, object]) -> Iterable[str]:
+    def _number_violations(self, size: int, metrics: Mapping[str, object]) -> Iterable[str]:
+        """Yield the rules about sizes and metrics that are violated, with the reasons."""
         if self.max_size is not None and size > self.max_size:
             yield f"max_size: {size:,} bytes are over {self.max_size:,}"
         for bounds in self.metrics:
@@ -199,19 +205,20 @@ class Policy:
                 yield f"metrics.{bounds.metric}: {reason}"
 
 
-def _is_of(manifest: AdapterManifest, bases: tuple[Digest, ...]) -> bool:
-    """Tell whether the base is one of these: by its names and shapes, or by every weight file that the training read."""
+def _has_base(manifest: AdapterManifest, bases: tuple[Digest, ...]) -> bool:
+    """Return whether the base is one of `bases`, by its fingerprint or by every weight file that the training read."""
     weights = (manifest.training.weights if manifest.training else None) or ()
     return manifest.base.fingerprint in bases or (bool(weights) and all(file.digest in bases for file in weights))
 
 
 def refused(where: str, file: str, reasons: Iterable[str], hint: str = "") -> RefusedError:
-    """Return the error for an adapter that the policy in a file does not allow."""
+    """Return the error for an adapter that the policy in `file` forbids."""
     reasons = list(reasons)
     return RefusedError(where, f"against the policy of {file}: {'; '.join(reasons)}", hint, reasons, code=CODE)
 
 
 def joined(*policies: Policy | None) -> Policy | None:
-    """Return one policy that is met where all of them are; None where there is none."""
-    found = list(dict.fromkeys(one for one in policies if one is not None))
-    return replace(found[0], also=(*found[0].also, *found[1:])) if found[1:] else found[0] if found else None
+    """Return one policy that is met only if all of them are; None if there are none."""
+    # Each once: a project's policy may be the registry's own file.
+    present = list(dict.fromkeys(policy for policy in policies if policy is not None))
+    return replace(present[0], also=(*present[0].also, *present[1:])) if present[1:] else present[0] if present else None

@@ -1,8 +1,8 @@
 """The settings of a project and of a user, in TOML: the registry, the remotes, the policy on adapters, and how to check them.
 
 The nearest `adapterhub.toml` above the working folder, the one in a registry's folder, and config.toml in the user's config
-folder have one grammar; of a registry's only the policy is asked, and of a user's all but that. An unknown key is an error
-that names it: a misspelled rule would have no effect.
+folder share one grammar. Of a registry's file only the policy is used, and of a user's everything else. An unknown key is an
+error that names it, because a misspelled rule would silently have no effect.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from adapterhub_converters.formats import FORMATS
 
 from .policy import ATTESTATIONS, Bounds, Policy, Signed
 
-_TOP = ("registry", "remote", "remotes", "policy", "validate")
+_TOP_KEYS = ("registry", "remote", "remotes", "policy", "validate")
 _REMOTE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How adapters of the project are checked, where nothing else is asked for.
+    """How adapters of the project are checked by default.
 
     Attributes:
         base: The base model: a path from the file's folder, an address, or a name.
-        runtimes: Those that must apply them.
+        runtimes: The runtimes that must apply them.
         ignore: Codes of problems to ignore.
     """
 
@@ -47,12 +47,12 @@ class Validation:
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """The contents of one of the files.
+    """The contents of a settings file.
 
     Attributes:
         registry: An absolute path.
         remote: The name of the default remote.
-        remotes: Name to URL.
+        remotes: URLs by name.
     """
 
     path: Path
@@ -73,7 +73,7 @@ def read(path: Path, *, follow: bool = True) -> SettingsFile:
 
 def parse(text: str, path: Path) -> SettingsFile:
     """Parse `text`, the contents of the file `path`."""
-    document = _Checked(text, path)
+    document = _SettingsDocument(text, path)
     remotes = document.table("remotes")
     for name, entry in remotes.items():
         document.check(_REMOTE.fullmatch(name) and isinstance(entry, dict), "remotes", name, "is not a valid remote")
@@ -98,20 +98,22 @@ def check_remote_name(name: str) -> str:
     return name
 
 
-_RULES = (
+_POLICY_RULES = (
     "max_rank", "require_base", "require_understood", "licenses", "allow", "signers", "bases", "formats", "max_size", "metrics",
     "attestations",
 )  # fmt: skip
 
 
-def _policy(document: _Checked, path: Path) -> Policy:
+def _policy(document: _SettingsDocument, path: Path) -> Policy:
+    """Return the policy in the table `policy`."""
     table, signers = "policy", ("policy", "signers")
-    document.known(table, _RULES)
+    document.known(table, _POLICY_RULES)
     bases, formats = document.texts(table, "bases"), document.texts(table, "formats")
-    digests = all(base.startswith("sha256:") and is_hex(base[7:]) for base in bases)
-    document.check(digests, table, "bases", "is not a list of digests", "Write each as sha256: and 64 hexadecimal digits")
-    named = {*FORMATS, "other"}.issuperset(formats)
-    document.check(named, table, "formats", "has an unknown format", f"Known formats: {', '.join(FORMATS)}, other")
+    # What the rules cannot mean is an error here, not later: a wrong digest or format would just match nothing.
+    are_digests = all(base.startswith("sha256:") and is_hex(base[7:]) for base in bases)
+    document.check(are_digests, table, "bases", "is not a list of digests", "Write each as sha256: and 64 hexadecimal digits")
+    are_known = {*FORMATS, "other"}.issuperset(formats)
+    document.check(are_known, table, "formats", "has an unknown format", f"Known formats: {', '.join(FORMATS)}, other")
     return Policy(
         str(path),
         max_rank=document.count(table, "max_rank"),
@@ -128,17 +130,17 @@ def _policy(document: _Checked, path: Path) -> Policy:
     )
 
 
-def _bounds(document: _Checked, metric: str) -> Bounds:
-    """The bounds of a metric, such as `{ min = 0.7 }`."""
-    found, table = document.table("policy", "metrics", metric), ("policy", "metrics", metric)
+def _bounds(document: _SettingsDocument, metric: str) -> Bounds:
+    """Return the bounds of a metric, such as `{ min = 0.7 }`."""
+    limits, table = document.table("policy", "metrics", metric), ("policy", "metrics", metric)
     document.known(table, ("min", "max"))
-    right = found and all(type(value) in (int, float) for value in found.values())
-    document.check(right, table[:-1], metric, "is not a table of numbers", "Write it like { max = 12.5 }")
-    return Bounds(metric, *(float(found[key]) if key in found else None for key in ("min", "max")))
+    is_valid = limits and all(type(value) in (int, float) for value in limits.values())
+    document.check(is_valid, table[:-1], metric, "is not a table of numbers", "Write it like { max = 12.5 }")
+    return Bounds(metric, *(float(limits[key]) if key in limits else None for key in ("min", "max")))
 
 
-def _attestations(document: _Checked, path: Path) -> Iterator[Signed]:
-    """What must be attested: for each pattern of names kinds of attestations, each with paths of keys."""
+def _attestations(document: _SettingsDocument, path: Path) -> Iterator[Signed]:
+    """Yield the rules about attestations: for each pattern of names, kinds of attestations with the paths of keys."""
     for pattern in document.patterns(("policy", "attestations")):
         table = ("policy", "attestations", pattern)
         kinds = document.table(*table)
@@ -148,7 +150,8 @@ def _attestations(document: _Checked, path: Path) -> Iterator[Signed]:
             yield Signed(pattern, document.signers(table, kind, path), kind, str(path))
 
 
-def _validation(document: _Checked) -> Validation:
+def _validation(document: _SettingsDocument) -> Validation:
+    """Return the table `validate`."""
     document.known("validate", ("base", "runtimes", "ignore", "max_rank", "strict"))
     return Validation(
         document.text("validate", "base"),
@@ -160,139 +163,154 @@ def _validation(document: _Checked) -> Validation:
 
 
 Table = str | tuple[str, ...]
-"""The name of a table; in parts, where one may have a dot."""
+"""The name of a table, or its parts if one of them may contain a dot."""
 
 
-class _Checked:
+class _SettingsDocument:
     """A TOML document whose errors name the line."""
 
     def __init__(self, text: str, path: Path) -> None:
         self._text, self._path = text, path
         self.document = toml_file.parse(text, str(path))
-        self.known("", _TOP)
+        self.known("", _TOP_KEYS)
 
     def table(self, *name: str) -> dict[str, Any]:
-        found = self.document
+        """Return a table, or an empty one if it is missing."""
+        table = self.document
         for depth, part in enumerate(name):
-            found = found.get(part, {})
-            self.check(isinstance(found, dict), name[:depth], part, "is not a table")
-        return found
+            table = table.get(part, {})
+            self.check(isinstance(table, dict), name[:depth], part, "is not a table")
+        return table
 
     def known(self, table: Table, keys: tuple[str, ...]) -> None:
+        """Check that a table has no other keys than these."""
         for key in self.table(*_parts(table)):
             self.check(key in keys, table, key, "is unknown", f"Known keys: {', '.join(keys)}")
 
     def patterns(self, table: Table) -> list[str]:
-        """The keys of a table that are patterns of names, or names, of bounded length and number."""
+        """Return the keys of a table that are names or patterns of names, of bounded length and number."""
         *above, name = _parts(table)
-        found = list(self.table(*above, name))
-        self.check(len(found) <= MAX_PATTERNS, tuple(above), name, f"has more than {MAX_PATTERNS} patterns")
-        for pattern in found:
+        patterns = list(self.table(*above, name))
+        self.check(len(patterns) <= MAX_PATTERNS, tuple(above), name, f"has more than {MAX_PATTERNS} patterns")
+        for pattern in patterns:
             self.check(0 < len(pattern) <= MAX_PATTERN, table, pattern, "is not a pattern of names")
-        return found
+        return patterns
 
     def text(self, table: Table, key: str, *, required: bool = False) -> str | None:
+        """Return a string of one line; None if it is missing."""
         value = self.table(*_parts(table)).get(key)
-        right = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
-        self.check(right, table, key, "is missing" if value is None else "is not a string of one line")
+        # One printable line, because these values appear in errors and tables.
+        is_valid = (value is None and not required) or (isinstance(value, str) and value and value.isprintable())
+        self.check(is_valid, table, key, "is missing" if value is None else "is not a string of one line")
         return value
 
     def texts(self, table: Table, key: str) -> tuple[str, ...]:
+        """Return a list of strings; empty if it is missing."""
         rules = self.table(*_parts(table))
         value = rules.get(key, [])
-        right = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-        self.check(right and (value or key not in rules), table, key, "is not a list of strings")
-        short = len(value) <= MAX_PATTERNS and all(len(item) <= MAX_PATTERN for item in value)
+        is_valid = isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+        self.check(is_valid and (value or key not in rules), table, key, "is not a list of strings")
+        is_short = len(value) <= MAX_PATTERNS and all(len(item) <= MAX_PATTERN for item in value)
         limits = f"is not a list of at most {MAX_PATTERNS} strings of at most {MAX_PATTERN} characters"
-        self.check(short, table, key, limits)
+        self.check(is_short, table, key, limits)
         return tuple(value)
 
     def signers(self, table: Table, key: str, file: Path) -> tuple[Path | Identity, ...]:
-        """A list of keys, by their paths from the folder of the file, made absolute, and of identities, which are tables."""
+        """Return a list of keys and identities.
+
+        A key is a path relative to the folder of `file`, which is made absolute; an identity is a table.
+        """
         rules = self.table(*_parts(table))
         value = rules.get(key)
-        right = isinstance(value, list) and 0 < len(value) <= MAX_PATTERNS and all(map(_is_signer, value))
+        is_valid = isinstance(value, list) and 0 < len(value) <= MAX_PATTERNS and all(map(_is_signer, value))
         hint = 'Write it like ["keys/team.pub", { identity = "name@example.com", issuer = "https://accounts.example.com" }]'
-        self.check(right, table, key, f"is not a list of at most {MAX_PATTERNS} paths of keys, and identities", hint)
+        self.check(is_valid, table, key, f"is not a list of at most {MAX_PATTERNS} paths of keys, and identities", hint)
         folder = file.absolute().parent
-        found: list[Path | Identity] = []
-        for one in value or ():
-            if isinstance(one, str):
-                found.append(folder / os.path.expanduser(one))
+        signers: list[Path | Identity] = []
+        for entry in value or ():
+            if isinstance(entry, str):
+                signers.append(folder / os.path.expanduser(entry))
             else:
-                config = one.get("trust_config")
+                config = entry.get("trust_config")
                 path = folder / os.path.expanduser(config) if config else None
-                found.append(Identity(one["identity"], one["issuer"], path))
-        return tuple(found)
+                signers.append(Identity(entry["identity"], entry["issuer"], path))
+        return tuple(signers)
 
     def count(self, table: Table, key: str) -> int | None:
+        """Return a positive integer; None if it is missing."""
         value = self.table(*_parts(table)).get(key)
         self.check(value is None or (type(value) is int and value > 0), table, key, "is not a whole number above 0")
         return value
 
     def switch(self, table: Table, key: str) -> bool:
+        """Return a boolean; False if it is missing."""
         value = self.table(*_parts(table)).get(key, False)
         self.check(type(value) is bool, table, key, "is neither true nor false")
         return bool(value)
 
-    def check(self, right: object, table: Table, key: str, what: str, hint: str = "") -> None:
-        if not right:
+    def check(self, is_valid: object, table: Table, key: str, problem: str, hint: str = "") -> None:
+        """Raise UsageError, with the line of the key, unless `is_valid`."""
+        if not is_valid:
             inside = ".".join(_parts(table))
             line = toml_file.line_of(self._text, inside, key)
             name = f"{inside}.{key}" if inside else key
             raise UsageError(
-                f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {what}", hint, code="invalid-config"
+                f"{self._path}:{line}" if line else str(self._path), f"{name[:80]!r} {problem}", hint, code="invalid-config"
             )
 
 
 def _is_signer(value: object) -> bool:
-    """Tell whether a value is a path, or an identity with its issuer."""
+    """Return whether a value is a path, or an identity with its issuer."""
     if not isinstance(value, dict):
         return isinstance(value, str) and bool(value) and len(value) <= MAX_PATTERN and value.isprintable()
-    known = {"identity", "issuer"} <= value.keys() <= {"identity", "issuer", "trust_config"}
-    return known and all(isinstance(one, str) and 0 < len(one) <= LONGEST and one.isprintable() for one in value.values())
+    has_known_keys = {"identity", "issuer"} <= value.keys() <= {"identity", "issuer", "trust_config"}
+    return has_known_keys and all(
+        isinstance(member, str) and 0 < len(member) <= LONGEST and member.isprintable() for member in value.values()
+    )
 
 
 def _parts(table: Table) -> tuple[str, ...]:
+    """Return the parts of a table's name; the empty name is the top level."""
     return table if isinstance(table, tuple) else (table,) if table else ()
 
 
-# --- changes that leave the rest of the text alone
+# --- changes that leave the remaining text alone
 
 
 def with_remote(text: str, name: str, url: str) -> str:
-    """The TOML with one more remote, at its end, or with another URL of one."""
+    """Return the TOML with one more remote at its end, or with another URL of an existing remote."""
     if name in toml_file.parse(text, "").get("remotes", {}):
         text = without_remote(text, name)
-    block = f"[remotes.{name}]\nurl = {_quoted(url)}\n"
+    block = f"[remotes.{name}]\nurl = {_toml_string(url)}\n"
     return f"{text.rstrip()}\n\n{block}" if text.strip() else block
 
 
 def without_remote(text: str, name: str) -> str:
-    """The TOML without one of its remotes."""
+    """Return the TOML without one of its remotes."""
     lines = text.splitlines(keepends=True)
     start = toml_file.line_of(text, "remotes", name)
-    kept = lines[: start - 1] if start else lines
+    remaining = lines[: start - 1] if start else lines
     if start:
         end = next((i for i in range(start, len(lines)) if toml_file.is_header(lines[i])), len(lines))
         while end > start and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")) and end < len(lines):
             end -= 1  # comments above the next table belong to it
-        kept = lines[: start - 1] + lines[end:]
-        if end == len(lines):  # nothing is left after it
-            kept[start - 1 :] = []
-            while kept and not kept[-1].strip():
-                kept.pop()
-    return "".join(kept)
+        remaining = lines[: start - 1] + lines[end:]
+        if end == len(lines):  # nothing follows the remote
+            remaining[start - 1 :] = []
+            while remaining and not remaining[-1].strip():
+                remaining.pop()
+    return "".join(remaining)
 
 
 def with_default(text: str, name: str | None) -> str:
-    """The TOML with another default remote, or without one, in its old place or above the first table."""
-    lines, at = text.splitlines(keepends=True), toml_file.line_of(text, "", "remote")
-    new = [f"remote = {_quoted(name)}\n"] if name else []
-    if at:
-        return "".join([*lines[: at - 1], *new, *lines[at:]])
+    """Return the TOML with another default remote, or without one, in its old place or above the first table."""
+    lines, line_number = text.splitlines(keepends=True), toml_file.line_of(text, "", "remote")
+    new = [f"remote = {_toml_string(name)}\n"] if name else []
+    if line_number:
+        return "".join([*lines[: line_number - 1], *new, *lines[line_number:]])
     if not new:
         return text
+    # A key below a table's header would belong to that table.
     first = next((i for i, line in enumerate(lines) if toml_file.is_header(line)), len(lines))
     if lines[first:]:
         new.append("\n")
@@ -302,7 +320,11 @@ def with_default(text: str, name: str | None) -> str:
 
 
 def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | None) -> str:
-    """The TOML with these remotes and this default, and all else as it was; UsageError if it cannot be edited so."""
+    """Return the TOML with these remotes and this default, and everything else unchanged.
+
+    Raises:
+        UsageError: The file is written in a way that cannot be edited automatically.
+    """
     old = parse(text, path)
     new = text
     for name in old.remotes.keys() - remotes.keys():
@@ -312,20 +334,23 @@ def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | 
             new = with_remote(new, name, url)
     if old.remote != remote:
         new = with_default(new, remote)
+    # Removing a table at the start leaves an empty line that was not there before.
     if not text.startswith("\n"):
         new = new.lstrip("\n")
     tables = {name: {"url": url} for name, url in remotes.items()}
-    wanted = {**toml_file.parse(text, str(path)), "remotes": tables, "remote": remote}
+    expected = {**toml_file.parse(text, str(path)), "remotes": tables, "remote": remote}
     try:
-        made = toml_file.parse(new, str(path))
+        result = toml_file.parse(new, str(path))
     except UsageError:
-        made = {}
-    if {**made, "remotes": made.get("remotes", {}), "remote": made.get("remote")} != wanted:
+        result = {}
+    # Compared as parsed, so that no spelling of TOML that the line edits misjudge is ever written.
+    if {**result, "remotes": result.get("remotes", {}), "remote": result.get("remote")} != expected:
         raise UsageError(str(path), "is written in a way that cannot be edited automatically", "Edit it by hand")
     return new
 
 
-def _quoted(text: str) -> str:
+def _toml_string(text: str) -> str:
+    """Return a text as a TOML string."""
     import json
 
-    return json.dumps(text, ensure_ascii=False)  # of printable text, a basic string of TOML as well
+    return json.dumps(text, ensure_ascii=False)  # for printable text, a JSON string is a basic string of TOML as well

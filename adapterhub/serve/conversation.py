@@ -1,6 +1,6 @@
 """A conversation with one model, or with two side by side, over a gateway in this process.
 
-It asks as a client of the gateway does, without HTTP between them: the same names, versions, checks and engines.
+It uses the gateway like a client, but without HTTP in between: the same names, versions, checks and engines.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .gateway.app import engine_problem
 from .gateway.gateway import Asked, Gateway
 
 STOPPED = "stopped"
-"""The `finish` of an answer that was stopped before its end."""
+"""The `finish` of an answer that was stopped early."""
 OnText = Callable[[int, str], object]
-"""Called with the number of a side, 0 or 1, and with the next piece of its answer."""
+"""Callback that takes the number of a side, 0 or 1, and the next piece of its answer."""
 OnEnd = Callable[[int, "Answered"], object]
-"""Called with the number of a side, and with its answer, which has ended."""
+"""Callback that takes the number of a side, and its finished answer."""
 _DATA = b"data: {"
 
 
@@ -37,8 +37,8 @@ class Answered:
     Attributes:
         model: The name that was asked for.
         version: What answered: a name with a digest, a blend of those, or the base's name; empty until it is known.
-        tokens: Their number; None if the engine did not say.
-        seconds: From the question to the end of the answer.
+        tokens: The number of its tokens; None if the engine did not report it.
+        seconds: The time from the question to the end of the answer.
         finish: Why it ended: `stop`, `length`, STOPPED, or another word of the engine.
     """
 
@@ -52,12 +52,12 @@ class Answered:
 
 @dataclass
 class Conversation:
-    """What was said so far, and who answers.
+    """The turns of a conversation, and the models that answer.
 
     Attributes:
-        gateway: Started, in the event loop of all calls.
-        models: The names of those who answer, one or two.
-        system: The message of the system; None for none.
+        gateway: A gateway that was started in the event loop of all calls.
+        models: The names of the models that answer, one or two.
+        system: The system message; None for none.
         options: Fields of each request: `max_tokens`, `temperature`, `seed`.
     """
 
@@ -68,107 +68,109 @@ class Conversation:
     _turns: list[tuple[str, list[str]]] = field(default_factory=list, repr=False)
 
     async def use(self, model: str, side: int = 0) -> str:
-        """Have a model answer from now on, as the first or beside it; return the version that its name means now.
+        """Let a model answer from now on, as the first or beside it; return the version that its name means now.
 
         Raises:
             NotFoundError: There is no such version.
             RefusedError: The engine would not apply it as it was trained.
             LocalIOError: The engine does not answer.
         """
-        with _as_errors(self.gateway.engine.name):
+        with _translated_errors(self.gateway.engine.name):
             parts = await self.gateway.meant(Asked(CHAT, {}, model=model))
             async with self.gateway.versions.used(parts):
                 self.models[side:] = [model, *self.models[side + 1 :]]
         return self.gateway.version_of(parts)
 
     def clear(self) -> None:
-        """Forget what was said."""
+        """Forget all turns."""
         self._turns.clear()
 
     async def ask(
         self, text: str, on_text: OnText = lambda _side, _piece: None, on_end: OnEnd = lambda _side, _answered: None
     ) -> list[Answered]:
-        """Return the answers of all who answer, at the same time. To cancel it stops them, and keeps what came.
+        """Ask all models at the same time, and return their answers. Canceling stops them, and keeps what has arrived.
 
         Raises:
             NotFoundError: A version is gone.
-            RefusedError: The engine does not answer this.
-            LocalIOError: The engine does not answer for now. After each of these, the conversation is what it was before.
+            RefusedError: The engine refuses the request.
+            LocalIOError: The engine does not answer for now. After each of these errors, the conversation is as it was before.
         """
         answers = [Answered(model) for model in self.models]
-        asking = [
-            asyncio.create_task(self._answer(side, text, answered, on_text, on_end)) for side, answered in enumerate(answers)
-        ]
+        tasks = [asyncio.create_task(self._answer(side, text, answer, on_text, on_end)) for side, answer in enumerate(answers)]
         try:
-            await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         except asyncio.CancelledError:  # codespell:ignore
-            pass  # the answers end where they are
+            pass  # the answers end here, and are kept
         finally:
-            for task in asking:
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait(asking)
-        for task in asking:
+            await asyncio.wait(tasks)
+        for task in tasks:
             task.result()
-        if any(answered.text for answered in answers):
-            self._turns.append((text, [answered.text for answered in answers]))
+        # A turn without any text is dropped, so that the models never see an empty answer.
+        if any(answer.text for answer in answers):
+            self._turns.append((text, [answer.text for answer in answers]))
         return answers
 
-    async def _answer(self, side: int, text: str, answered: Answered, on_text: OnText, on_end: OnEnd) -> None:
-        began = time.monotonic()
-        asked = Asked(CHAT, {})
-        body = {"model": answered.model, "messages": self._messages(side, text), **self.options}
+    async def _answer(self, side: int, text: str, answer: Answered, on_text: OnText, on_end: OnEnd) -> None:
+        """Fill in the answer of one side, reporting its pieces and its end."""
+        started = time.monotonic()
+        request = Asked(CHAT, {})
+        body = {"model": answer.model, "messages": self._messages(side, text), **self.options}
+        # Without this option, engines do not report the number of tokens of a stream.
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
-            with _as_errors(self.gateway.engine.name):
-                async for event in self._events(asked, body):
-                    answered.version = asked.version
-                    _take(event, answered, lambda piece: on_text(side, piece))
+            with _translated_errors(self.gateway.engine.name):
+                async for event in self._events(request, body):
+                    answer.version = request.version
+                    _apply_event(event, answer, lambda piece: on_text(side, piece))
         except asyncio.CancelledError:  # codespell:ignore
-            answered.finish = STOPPED
-        answered.seconds = time.monotonic() - began
-        on_end(side, answered)
+            answer.finish = STOPPED
+        answer.seconds = time.monotonic() - started
+        on_end(side, answer)
 
     def _messages(self, side: int, text: str) -> list[dict[str, str]]:
-        """The conversation as one side knows it; what was said before there were two is the same for both."""
+        """Return the conversation as one side knows it; turns from before there were two sides are the same for both."""
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for question, answers in self._turns:
-            own = answers[side] if side < len(answers) else answers[0]
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": own}]
+            own_answer = answers[side] if side < len(answers) else answers[0]
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": own_answer}]
         return [*messages, {"role": "user", "content": text}]
 
-    async def _events(self, asked: Asked, body: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
-        """The documents of a stream."""
-        async with self.gateway.answered(asked, body) as answer:
+    async def _events(self, request: Asked, body: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield the JSON documents of a stream."""
+        async with self.gateway.answered(request, body) as answer:
             if answer.status != 200:
                 raise engine_problem(answer, await rewriting.whole(answer.body))
-            async for lines in rewriting.events(answer, asked.version, rewriting.Usage(body)):
+            async for lines in rewriting.events(answer, request.version, rewriting.Usage(body)):
                 for line in lines.split(b"\n"):
                     if line.startswith(_DATA):
                         yield json_file.parse_object(line[len(_DATA) - 1 :], "answer")
 
 
-def _take(event: Mapping[str, Any], answered: Answered, on_piece: Callable[[str], object]) -> None:
-    """Add what an event of a stream says to an answer."""
+def _apply_event(event: Mapping[str, Any], answer: Answered, on_piece: Callable[[str], object]) -> None:
+    """Add the content of a stream's event to an answer."""
     if event.get("error"):
         raise engine_failed(words_of(event))
     choices = event.get("choices")
     for choice in map(_object, choices if isinstance(choices, list) else []):
-        answered.finish = str(choice.get("finish_reason") or answered.finish)
+        answer.finish = str(choice.get("finish_reason") or answer.finish)
         piece = _object(choice.get("delta")).get("content")
         if piece and isinstance(piece, str):
-            answered.text += piece
+            answer.text += piece
             on_piece(piece)
     tokens = _object(event.get("usage")).get("completion_tokens")
-    answered.tokens = tokens if isinstance(tokens, int) else answered.tokens
+    answer.tokens = tokens if isinstance(tokens, int) else answer.tokens
 
 
 def _object(value: object) -> Mapping[str, Any]:
+    """Return `value` if it is an object, or an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 @contextmanager
-def _as_errors(engine: str) -> Iterator[None]:
-    """Turn what a gateway would answer with into the errors of this program."""
+def _translated_errors(engine: str) -> Iterator[None]:
+    """Convert the errors that a gateway would send into errors of this package."""
     try:
         yield
     except EngineDownError as error:

@@ -1,6 +1,6 @@
-"""A version for a runtime: pulled, verified, checked, converted or folded, and kept in a folder that never changes.
+"""The preparation of a version for a runtime: pulled, verified, checked, converted or folded, in a folder that never changes.
 
-Whatever the runtime would ignore, scale differently or crash on is refused here, with the code that a check has for it.
+Anything that the runtime would ignore, scale differently or crash on is refused here, with the error code of the check.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 NOT_APPLIED = "runtime"
-"""The code, as that of a check, for an adapter that a runtime does not apply and whose problems have no code of their own."""
+"""The error code for an adapter that a runtime does not apply and whose problems have no code of their own."""
 _GGUF = "adapter.gguf"
 _KEY_DIGITS = 16
-_SHOWN = 5  # problems of a code
+_MOST_PROBLEMS = 5  # of each code
 _LONGEST = 200  # characters of a name in an error
 
 
 @dataclass(frozen=True)
-class _Version:
-    """What is asked for: the ref it was resolved to, its name, its digest, and how to write its files into an empty folder."""
+class _ResolvedVersion:
+    """A version to prepare: its resolved ref, its name, its digest, and a function that writes its files into a folder."""
 
     ref: str
     name: str
@@ -59,18 +59,18 @@ class _Version:
 
 
 def resolve(ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, workspace: Workspace | None = None) -> Served:
-    """A version as a runtime reads it, in an immutable folder of the workspace's cache, with the flags that it is served with.
+    """Prepare a version for a runtime, in an immutable folder of the workspace's cache, with the flags to serve it with.
 
     Args:
         ref: A ref of the registry, or an address.
         runtime: `vllm`, `sglang`, `llama.cpp`, `mlx`, `peft` or `transformers`.
         base: The base model that it is served on. Without one, nothing is refused for not fitting it.
-        workspace: Where names are looked up; its cache, or the user's own, has the folders.
+        workspace: Where names are looked up; the folders are in its cache, or the user's own.
 
     Raises:
         NotFoundError: There is no such version.
         RefusedError: The runtime would not apply it as it was trained: `code` is that of a check, `items` has the reasons. Or
-            the policy does not allow it.
+            the policy forbids it.
         LocalIOError: The disk is full; nothing is left behind.
 
     Example:
@@ -81,82 +81,86 @@ def resolve(ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, w
     from adapterhub_converters.bases import BaseSpec
     from adapterhub_converters.runtimes import RUNTIMES
 
-    here = workspace or Workspace()
+    chosen_workspace = workspace or Workspace()
     if runtime not in RUNTIMES:
         raise ParameterError("runtime", f"unknown runtime {runtime!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
-    spec = base if base is None or isinstance(base, BaseSpec) else base_sources.read_base(base, here)
-    version = _version(ref, here)
-    folder, form = served_folder(here), f"{runtime}-{_key(runtime, spec)}"
-    path, made = folder.find(version.digest, form) or folder.make(
-        version.digest, form, partial(_make, version, runtime=runtime, base=spec)
+    spec = base if base is None or isinstance(base, BaseSpec) else base_sources.read_base(base, chosen_workspace)
+    version = _resolve_version(ref, chosen_workspace)
+    folder, form = served_folder(chosen_workspace), f"{runtime}-{_folder_key(runtime, spec)}"
+    path, record = folder.find(version.digest, form) or folder.make(
+        version.digest, form, partial(_prepare, version, runtime=runtime, base=spec)
     )
-    return _served(version, runtime, path, made, spec)
+    return _with_flags(version, runtime, path, record, spec)
 
 
 def served_folder(workspace: Workspace) -> ServedFolder:
-    """Where the served versions of a workspace are."""
+    """Return the folder of a workspace's prepared versions."""
     cache = user_folder("cache") if workspace.cache is None else Path(workspace.cache)
     return ServedFolder(cache.expanduser().absolute() / "served")
 
 
-# ---- which version
+# ---- resolving the version
 
 
-def _version(text: str, workspace: Workspace) -> _Version:
+def _resolve_version(text: str, workspace: Workspace) -> _ResolvedVersion:
+    """Resolve a ref or an address to a version."""
     if sources.is_address(text):
-        return _at_address(text, workspace)
+        return _version_at_address(text, workspace)
     try:
         ref = Ref.parse(text)
     except RefError:
         if Path(text).exists():
             raise UsageError(text, "a path, and only versions are served", "Push it first") from None
         raise
-    return _in_registry(ref, workspace)
+    return _version_in_registry(ref, workspace)
 
 
-def _in_registry(ref: Ref, workspace: Workspace) -> _Version:
+def _version_in_registry(ref: Ref, workspace: Workspace) -> _ResolvedVersion:
+    """Resolve a ref of the registry, and check the version against the policy."""
     workspace.check_name(ref.name)
     with workspace.opened() as registry:
         version = registry.resolve(ref)
         policy.check_version(registry, version, Named.of(version, str(ref)), workspace)
     workspace.deprecated(version.ref, version.deprecated)
-    pinned = f"{version.name}@{version.digest}"  # a tag may move meanwhile
-    return _Version(str(version.ref), version.name, version.digest, lambda out: pulling.pull(pinned, out, workspace))
+    pinned = f"{version.name}@{version.digest}"  # a tag may move in the meantime
+    return _ResolvedVersion(str(version.ref), version.name, version.digest, lambda out: pulling.pull(pinned, out, workspace))
 
 
-def _at_address(address: str, workspace: Workspace) -> _Version:
+def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
+    """Resolve an address, and check the version against the policy."""
     from adapterhub.remotes.location import parse
     from adapterhub.remotes.parallel import Settled
 
     place = parse(address)
     workspace.check_name(place.repository)
-    named, rules = Named.at(place, address), workspace.rules()
-    if (rules and rules.needs_manifest) or wanted(named, workspace):
+    version_names, rules = Named.at(place, address), workspace.rules()
+    if (rules and rules.needs_manifest) or wanted(version_names, workspace):
         with workspace.connect(place) as remote:
             settled = Settled(remote)
-            policy.check_policy(settled, place.reference, named, workspace)
+            policy.check_policy(settled, place.reference, version_names, workspace)
             digest = settled.manifest(place.reference).digest
     else:
         digest = digest_at(place, workspace)
 
     def write(out: Path) -> None:
+        """Pull the version; ConflictError if the tag has moved since it was resolved."""
         if pulling.pull(address, out, workspace).digest != digest:
             raise ConflictError(address, "moved while it was pulled", "Try again", code="changed-meanwhile")
 
     name = place.repository.partition("://")[2].removeprefix(f"{place.host}/")
-    return _Version(str(place), name, digest, write)
+    return _ResolvedVersion(str(place), name, digest, write)
 
 
 def digest_at(
     place: Place, workspace: Workspace, connect: Callable[[Place], AbstractContextManager[Connected]] | None = None
 ) -> Digest:
-    """The digest of the version at an address.
+    """Return the digest of the version at an address.
 
-    A remote is asked for a whole digest as well, but once: it may have the version under another name, which is not for
-    everybody who may read this one.
+    Even for a full digest, the remote is asked once: it may have the version only under another name, whose readers are not
+    necessarily those of this name.
 
     Args:
-        connect: Opens the remote; by default that of the workspace.
+        connect: Opens the remote; by default with the workspace's settings.
 
     Raises:
         NotFoundError: There is no such version under this name.
@@ -171,54 +175,57 @@ def digest_at(
 
 
 def check_name(ref: Ref, place: Place, workspace: Workspace) -> None:
-    """NotFoundError for a digest in an image layout to which no name of this adapter leads; a layout has it for all names."""
+    """Raise NotFoundError for a digest in an image layout that has it under other names only; a layout shares its blobs."""
     from adapterhub.remotes.layouts.layout import Layout
     from adapterhub.remotes.location import is_layout
 
     if ref.digest is None or not is_layout(place.repository):
         return
     with workspace.connect(place) as remote:
-        if isinstance(remote, Layout) and not any(found.startswith(ref.digest) for found in remote.digests(ref.name)):
+        if isinstance(remote, Layout) and not any(digest.startswith(ref.digest) for digest in remote.digests(ref.name)):
             raise NotFoundError(str(ref), "no such version in this image layout")
 
 
-def _key(runtime: str, base: BaseSpec | None) -> str:
-    """A key of all that determines the folder of a version besides its bytes: our rules, and the base."""
+def _folder_key(runtime: str, base: BaseSpec | None) -> str:
+    """Return a key of everything besides a version's bytes that determines its folder: our rules, and the base."""
     from adapterhub_converters.runtimes import RUNTIMES
 
-    about: list[Any] = [__version__, RUNTIMES[runtime].version]
+    # A new version of adapterhub or of the runtime's rules may convert or check differently.
+    inputs: list[Any] = [__version__, RUNTIMES[runtime].version]
     if base is not None:
-        about += [base.kind, base.architecture, base.tied, base.quantization, dict(base.config)]
-        about += [sorted((name, one.shape) for name, one in tensors.items()) for tensors in (base.tensors, base.stored)]
-        about += [sorted(base.packed), sorted(base.names), base.tokenizer_digest, base.chat_template_digest]
-        about += _weight_files(base)
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:_KEY_DIGITS]
+        inputs += [base.kind, base.architecture, base.tied, base.quantization, dict(base.config)]
+        inputs += [sorted((name, tensor.shape) for name, tensor in tensors.items()) for tensors in (base.tensors, base.stored)]
+        inputs += [sorted(base.packed), sorted(base.names), base.tokenizer_digest, base.chat_template_digest]
+        inputs += _weight_files(base)
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def _weight_files(base: BaseSpec) -> list[tuple[str, int, int]]:
-    """The weights of a base on this disk, which a conversion may read, as far as their names, sizes and times tell."""
+    """Return the names, sizes and times of a base's weight files on this disk, which a conversion may read."""
     paths = sorted(base.folder.glob("*.safetensors")) if base.folder else []
-    return [(path.name, found.st_size, found.st_mtime_ns) for path in paths if (found := path.stat())]
+    return [(path.name, status.st_size, status.st_mtime_ns) for path in paths if (status := path.stat())]
 
 
-# ---- what the runtime reads
+# ---- preparing the folder
 
 
-def _make(version: _Version, folder: Path, *, runtime: str, base: BaseSpec | None) -> Made:
-    """Write into an empty folder what the runtime reads of a version."""
+def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: BaseSpec | None) -> Made:
+    """Write what the runtime reads of a version into an empty folder."""
     from adapterhub import checks
     from adapterhub_converters.adapter_files import adapter_in
     from adapterhub_converters.runtimes import RUNTIMES
 
     reads = RUNTIMES[runtime].reads
     notes: list[str] = [] if base else ["not compared with a base model"]
+    # Next to the folder, on the same disk, so that files can be moved instead of copied.
     with tempfile.TemporaryDirectory(prefix=".pulled-", dir=folder.parent) as temporary:
         pulled = Path(temporary) / version.name.rpartition("/")[2]
         with sources.naming(pulled, version.ref):
             pulled.mkdir()
             version.write(pulled)
             source = adapter_in(pulled)
-            report = checks.check(source, base=base, limit=_SHOWN, where=version.ref)
+            report = checks.check(source, base=base, limit=_MOST_PROBLEMS, where=version.ref)
+            # SGLang applies one rank and one alpha per adapter, so every version is folded for it.
             if runtime == "sglang":
                 notes += _fold(source, folder, report, base)
             elif report.format == reads:
@@ -227,25 +234,29 @@ def _make(version: _Version, folder: Path, *, runtime: str, base: BaseSpec | Non
             else:
                 _check_applied(report, runtime)
                 notes += _convert(source, folder, reads, base)
+    # What was converted or folded is checked again, in the form that the runtime reads.
     if report.format != reads or runtime == "sglang":
-        report = checks.check(adapter_in(folder), base=base, limit=_SHOWN, where=version.ref)
+        report = checks.check(adapter_in(folder), base=base, limit=_MOST_PROBLEMS, where=version.ref)
         _check_applied(report, runtime)
     ranks, modules = cast("list[int]", report.facts["r"]), cast("list[str]", report.facts["targets"])
     rank = max(ranks, default=0)
+    # vLLM allocates for one of a few ranks, the largest of which is a hard limit.
     if runtime == "vllm" and runtime_commands.vllm_rank(rank) is None:
-        what = f"vllm: refused: supports ranks up to {runtime_commands.VLLM_RANKS[-1]}, and a module has rank {rank}"
-        raise RefusedError(version.ref, what, code="rank-above-max")
+        problem = f"vllm: refused: supports ranks up to {runtime_commands.VLLM_RANKS[-1]}, and a module has rank {rank}"
+        raise RefusedError(version.ref, problem, code="rank-above-max")
     conditions = report.verdicts[runtime].reasons
     file = str(adapter_in(folder).relative_to(folder)) if reads == "gguf" else ""
     return Made(rank, tuple(modules), tuple(dict.fromkeys((*notes, *conditions))), file)
 
 
 def _move(pulled: Path, folder: Path) -> None:
+    """Move all files of a pulled version into the folder."""
     for path in sorted(pulled.iterdir()):
         path.rename(folder / path.name)
 
 
 def _convert(source: Path, folder: Path, to: str, base: BaseSpec | None) -> list[str]:
+    """Convert an adapter into the format that the runtime reads, and return the notes."""
     from adapterhub_converters.formats import convert
 
     report = convert.convert(source, folder / _GGUF if to == "gguf" else folder, to=to, base=base)
@@ -254,39 +265,48 @@ def _convert(source: Path, folder: Path, to: str, base: BaseSpec | None) -> list
 
 
 def _fold(source: Path, folder: Path, report: Report, base: BaseSpec | None) -> list[str]:
-    """Write a PEFT folder with one rank and one alpha."""
+    """Write a PEFT folder with one rank and one alpha, which is all that SGLang applies, and return the notes."""
     from adapterhub_converters.formats import convert, peft
 
     try:
         folded = peft.folded(convert.read(source, base=base))
     except AdapterhubError:
-        _check_applied(report, "sglang")  # the reason in the words of the runtime
+        _check_applied(report, "sglang")  # gives the reason in terms of the runtime
         raise
     peft.write(folded, folder)
     return list(folded.notes)
 
 
 def _check_applied(report: Report, runtime: str) -> None:
-    """RefusedError unless the runtime applies the adapter as it was trained."""
+    """Raise RefusedError unless the runtime applies the adapter as it was trained."""
     from adapterhub_converters.runtimes import APPLIED
 
     verdict = report.verdicts[runtime]
     if verdict.verdict == APPLIED:
         return
     code = next(iter(verdict.causes), NOT_APPLIED)
-    what = ": ".join((runtime, verdict.verdict, *verdict.reasons[:1]))
-    if problem := next((one for one in report.problems if one.code == code), None):
-        what += f", such as {problem.name[:_LONGEST]}" if problem.name else f": {problem.what}"
-    raise RefusedError(report.where, what, "", verdict.reasons, code=code, runtime=runtime, verdict=verdict.verdict)
+    message = ": ".join((runtime, verdict.verdict, *verdict.reasons[:1]))
+    if problem := next((candidate for candidate in report.problems if candidate.code == code), None):
+        message += f", such as {problem.name[:_LONGEST]}" if problem.name else f": {problem.what}"
+    raise RefusedError(report.where, message, "", verdict.reasons, code=code, runtime=runtime, verdict=verdict.verdict)
 
 
-# ---- how it is served
+# ---- how to serve it
 
 
-def _served(version: _Version, runtime: str, path: Path, made: Made, base: BaseSpec | None) -> Served:
-    found = Served(
-        version.ref, version.name, version.digest, runtime, path / made.file if made.file else path, made.rank, notes=made.notes
+def _with_flags(version: _ResolvedVersion, runtime: str, path: Path, record: Made, base: BaseSpec | None) -> Served:
+    """Return the prepared version with the flags that the runtime needs."""
+    served = Served(
+        version.ref,
+        version.name,
+        version.digest,
+        runtime,
+        path / record.file if record.file else path,
+        record.rank,
+        notes=record.notes,
     )
-    where = (str(base.folder) if base.folder else base.repo or base.where) if base else ""
-    flags = runtime_commands.flags(runtime, found.model, str(found.path), rank=made.rank, modules=made.modules, base=where)
-    return replace(found, flags=flags)
+    base_name = (str(base.folder) if base.folder else base.repo or base.where) if base else ""
+    flags = runtime_commands.flags(
+        runtime, served.model, str(served.path), rank=record.rank, modules=record.modules, base=base_name
+    )
+    return replace(served, flags=flags)

@@ -1,16 +1,16 @@
-"""A resolver for vLLM: what a request names as its `model` may be a version in a registry.
+"""A resolver for vLLM: the name that a request gives as its `model` may be a version in a registry.
 
 vLLM 0.32 and 0.33 ask resolvers for names that they do not know (`vllm/lora/resolver.py`), and
 
 - never ask for a name again, whatever its tag means later: a name that may move is refused, or pinned to what it meant first;
-- read the folder again inside the engine when the adapter was evicted, and end with the server if it is gone: folders are held
+- read the folder again inside the engine after evicting the adapter, and shut down the server if it is gone: folders are held
   until this process ends;
-- serve the base, with the adapter's name and status 200, where the adapter fits no module: whatever would not be applied as it
-  was trained is refused by `resolving`;
-- pass on the words of errors, but not why an adapter could not be loaded.
+- serve the base, with the adapter's name and status 200, if the adapter fits no module: `resolving` refuses whatever would not
+  be applied as it was trained;
+- pass on the text of errors, but not why an adapter could not be loaded.
 
 `cli/vllm_settings.py` has the entry point, which reads the environment. Nothing of vLLM is imported before `register`, which
-neither reads nor writes a file: vLLM calls it in each of its processes, and resolves in one of them.
+neither reads nor writes a file: vLLM calls it in each of its processes, and resolves names in only one of them.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 RESOLVER = "adapterhub"
 """The name of the resolver in vLLM."""
 MOVING, BLEND, TOO_MANY = "moving-tag", "blend", "too-many-names"
-"""Codes of what vLLM cannot serve under one name."""
+"""The codes of errors for requests that vLLM cannot serve under one name."""
 _WORKERS = 4
-_AGAIN = 10.0  # seconds after which a name that was refused is looked up again
-_REMEMBERED = 1024  # names that were refused
-_NAMES = 10_000  # that were answered; a version may have several
+_RETRY_SECONDS = 10.0  # seconds after which a refused name is looked up again
+_REMEMBERED = 1024  # refused names that are remembered
+_NAMES = 10_000  # names that are served; a version may have several
 
 
-def _itself(ref: str) -> str:
+def _same_ref(ref: str) -> str:
     return ref
 
 
@@ -59,17 +59,17 @@ class Settings:
 
     Attributes:
         allowed: The names that may be asked for.
-        workspace: Returns the surroundings; called in a thread when the first name is asked for.
-        address: The address of a ref, where versions are pulled from a remote; by default the ref itself, in the registry.
-        remote: The name of that remote, which names may begin with; empty for one without a name.
-        base: The base model, where the name that vLLM has for it does not lead to its config; empty for vLLM's name.
-        pin: Serve names that may move, as what they mean first, until the process ends.
-        patience: Seconds that a request waits for its adapter; the work goes on for those that ask again.
+        workspace: Returns the workspace; called in a thread when the first name is asked for.
+        address: Returns the address of a ref, if versions are pulled from a remote; by default the ref itself, in the registry.
+        remote: The name of that remote, which names may begin with; empty if it has none.
+        base: The base model, if vLLM's name for it does not lead to its config; empty for vLLM's name.
+        pin: Serve names that may move, as the version they meant first, until the process ends.
+        patience: Seconds that a request waits for its adapter; the work continues for later requests.
     """
 
     allowed: Allowed
     workspace: Callable[[], Workspace] = Workspace
-    address: Callable[[str], str] = _itself
+    address: Callable[[str], str] = _same_ref
     remote: str = ""
     base: str = ""
     pin: bool = False
@@ -77,10 +77,10 @@ class Settings:
 
 
 def register(settings: Settings) -> None:
-    """Have vLLM ask for names that it does not know; nothing happens the second time.
+    """Register the resolver with vLLM; a second call does nothing.
 
     Raises:
-        RuntimeError: vLLM is set to serve the base under every name that it does not know, without asking.
+        RuntimeError: vLLM is set to serve the base under every name that it does not know, without asking resolvers.
     """
     from vllm import envs
     from vllm.logger import init_logger
@@ -99,7 +99,7 @@ def register(settings: Settings) -> None:
 
 
 def _resolver(versions: Versions) -> Any:
-    """What vLLM asks, a `LoRAResolver`."""
+    """Return the `LoRAResolver` that vLLM calls."""
     from vllm.exceptions import GracefulHTTPError, VLLMNotFoundError
     from vllm.lora.request import LoRARequest
     from vllm.lora.resolver import LoRAResolver
@@ -109,13 +109,13 @@ def _resolver(versions: Versions) -> Any:
             try:
                 served = await versions.find(lora_name, base_model_name)
             except (UsageError, RefusedError) as error:
-                found = f"{error.code}: {error}" if error.own_code else str(error)
-                raise (VLLMNotFoundError(found) if error.code == NOT_SERVED else ValueError(found)) from None
-            except NotFoundError as error:  # without its hint, which may name adapters that the client may not ask for
+                message = f"{error.code}: {error}" if error.own_code else str(error)
+                raise (VLLMNotFoundError(message) if error.code == NOT_SERVED else ValueError(message)) from None
+            except NotFoundError as error:  # without its hint, which may name adapters that the client must not see
                 raise VLLMNotFoundError(f"{lora_name}: {error.what}") from None
-            except AdapterhubError:  # a disk or a remote, which the log has: it may name what is no client's business
-                what = f"{lora_name[: names.LONGEST]}: cannot be prepared now. Ask again later"
-                raise GracefulHTTPError(what, HTTPStatus.SERVICE_UNAVAILABLE) from None
+            except AdapterhubError:  # a disk or a remote; only the log has details, which may not concern the client
+                message = f"{lora_name[: names.LONGEST]}: cannot be prepared now. Ask again later"
+                raise GracefulHTTPError(message, HTTPStatus.SERVICE_UNAVAILABLE) from None
             # vLLM replaces the id, and caches what it computed under the name and the path.
             return served and LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(served.path))
 
@@ -124,11 +124,11 @@ def _resolver(versions: Versions) -> Any:
 
 @dataclass
 class Versions:
-    """The versions that a running vLLM serves, by what requests name; each is held until the process ends.
+    """The versions that a running vLLM serves, by the names in requests; each is held until the process ends.
 
     Attributes:
         settings: What is served.
-        tell: Called with a format and a value for what the operator should know.
+        tell: Callback for the operator, which takes a format and its values.
     """
 
     settings: Settings
@@ -136,17 +136,20 @@ class Versions:
     _known: dict[str, Served] = field(default_factory=dict)
     _refused: OrderedDict[str, tuple[float, AdapterhubError]] = field(default_factory=OrderedDict)
     _work: dict[str, Future[Served]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)  # never held over the disk: the event loop waits for it
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # never held during disk access, because the event loop waits for it
 
     def __post_init__(self) -> None:
-        self._surroundings = _Surroundings(self.settings, self.tell)
+        self._environment = _Environment(self.settings, self.tell)
+        # Pulling and converting block, and vLLM resolves names in its event loop.
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix=RESOLVER)
 
     async def find(self, model: str, base: str) -> Served | None:
-        """The version that a name means, prepared; None for a text that cannot be the name of a version.
+        """Return the prepared version that a name means; None for a text that cannot be the name of a version.
 
         Args:
-            model: What the request names.
+            model: The name in the request.
             base: vLLM's name of the base model.
 
         Raises:
@@ -154,41 +157,43 @@ class Versions:
             RefusedError: It may not be served, or vLLM would not apply it as it was trained.
             RemoteError: It is not ready in time.
         """
-        if found := self._known.get(model):  # and unloaded since
-            return found
+        if served := self._known.get(model):  # known from before; vLLM has unloaded it since
+            return served
         try:
             parts = names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote)
         except RefError:
             return None
+        # A weight is a blend as well: vLLM has no way to scale an adapter per request.
         if len(parts) > 1 or parts[0].weight != 1:
             raise RefusedError(model, "a blend, and vLLM applies one adapter to a request", code=BLEND)
         self._check(model, parts[0].ref)
         with self._lock:
             work = self._work.get(model)
             if work is None:
-                work = self._work[model] = self._pool.submit(self._prepared, model, parts[0].ref, base)
+                work = self._work[model] = self._pool.submit(self._prepare, model, parts[0].ref, base)
         try:
+            # Shielded, so that the work goes on when this request gives up.
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(work)), self.settings.patience)
         except TimeoutError:
             raise RemoteError(model, f"not ready after {self.settings.patience:.0f} s", "Ask again") from None
 
     def _check(self, model: str, ref: Ref) -> None:
-        """RefusedError for a name that is not served; what a name met a moment ago, it meets again."""
+        """Raise RefusedError for a name that is not served; a recent error for the same name is raised again."""
         self.settings.allowed.check(ref)
         if names.is_moving(ref) and not self.settings.pin:
-            what = "may mean another version later, which vLLM would not notice"
-            raise RefusedError(str(ref), what, f"Name a version, like {ref.name}:v3, or a digest", code=MOVING)
+            problem = "may mean another version later, which vLLM would not notice"
+            raise RefusedError(str(ref), problem, f"Name a version, like {ref.name}:v3, or a digest", code=MOVING)
         with self._lock:
-            when, error = self._refused.get(model, (0.0, None))
-        if error is not None and time.monotonic() < when + _AGAIN:
-            raise error.with_traceback(None)  # which would grow each time
+            refused_at, error = self._refused.get(model, (0.0, None))
+        if error is not None and time.monotonic() < refused_at + _RETRY_SECONDS:
+            raise error.with_traceback(None)  # whose traceback would grow each time
         if len(self._known) >= _NAMES:
             raise RefusedError(model, f"{_NAMES:,} other names were asked for", "Restart vLLM", code=TOO_MANY)
 
-    def _prepared(self, model: str, ref: Ref, base: str) -> Served:
-        """Resolve and hold a version, in a thread."""
+    def _prepare(self, model: str, ref: Ref, base: str) -> Served:
+        """Resolve and hold a version; runs in a thread."""
         try:
-            served = self._surroundings.resolved(ref, base)
+            served = self._environment.resolve(ref, base)
         except AdapterhubError as error:
             self.tell("%a is not served: %a", model, str(error))
             with self._lock:
@@ -205,8 +210,8 @@ class Versions:
                 del self._work[model]
 
 
-class _Surroundings:
-    """A workspace, the base model, and the lease on all that was resolved; used in threads, and opened by the first."""
+class _Environment:
+    """A workspace, the base model, and the lease on everything resolved; opened by the first thread that uses it."""
 
     def __init__(self, settings: Settings, tell: Callable[..., object]) -> None:
         self._settings = settings
@@ -216,8 +221,8 @@ class _Surroundings:
         self._opened: tuple[Workspace, ServedLease] | None = None
         self._specs: dict[str, BaseSpec] = {}
 
-    def resolved(self, ref: Ref, base: str) -> Served:
-        """A version, held."""
+    def resolve(self, ref: Ref, base: str) -> Served:
+        """Prepare a version, and hold it."""
         address = self._settings.address(str(ref))
         with self._lock:
             workspace, lease = self._opened = self._opened or self._open()
@@ -227,17 +232,19 @@ class _Surroundings:
                 resolving.check_name(ref, location.parse(address), workspace)
             served = resolving.resolve(address, runtime="vllm", base=spec, workspace=workspace)
         except NotFoundError as error:
-            if error.code == "no-registry":  # its disk may be back later
+            if error.code == "no-registry":  # its disk may come back
                 raise LocalIOError(error.where, error.what) from error
             raise
         lease.add(served)
         return served
 
     def _open(self) -> tuple[Workspace, ServedLease]:
+        """Open the workspace, and a lease on its folder of prepared versions."""
         workspace = replace(self._settings.workspace(), tell=lambda note: self._tell("%a", note))
         return workspace, self._stack.enter_context(resolving.served_folder(workspace).leased())
 
     def _base(self, name: str, workspace: Workspace) -> BaseSpec:
+        """Return the specification of the base model, read once per name."""
         if name not in self._specs:
             try:
                 self._specs[name] = base_sources.read_base(name, workspace)

@@ -1,4 +1,4 @@
-"""Copy an adapter between the registry, addresses and folders. A version that is copied keeps its digest."""
+"""Copies of an adapter between the registry, addresses and folders; a copied version keeps its digest."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False) -> Version | Sent | Pulled:
-    """Copy an adapter under the same digest: to a ref of the registry, an address, or a folder.
+    """Copy an adapter under the same digest to a ref of the registry, an address, or a folder.
 
-    A target that could be a ref is one; write a folder as `./NAME`, or give a `Path`. From an address to the registry, the
-    signatures come along if the policy requires any, or on request; from the registry to an address they always do.
+    A target that could be a ref is taken as one; write a folder as `./NAME`, or give a `Path`. From an address to the registry,
+    the signatures come along if the policy requires any, or on request; from the registry to an address they always do.
     """
     from adapterhub.ref import Ref
 
@@ -48,38 +48,42 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
 
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace, *, with_signatures: bool) -> Version:
-    """A version of `ref` with the manifest of the source, or a new one where that has no adapter.json."""
+    """Store the source's manifest as a version of `ref`, or a new version if the source has no adapter.json."""
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.location import parse
 
+    # The registry's own policy applies to its names, whatever project the command runs in.
     if registry.policy is not None:
         registry.policy.check_name(ref.name)
     workspace = workspace.within(registry)
     if sources.is_address(source):
         place = parse(os.fspath(source))
         with workspace.connect(place) as remote:
-            made = remote.manifest(place.reference)
-            if made.adapter_json is not None:
-                named = Named.at(place, os.fspath(source), into=ref.name)
-                check_policy(remote, made.digest, named, workspace)
-                version = _admitted(registry, remote, made.digest, ref, workspace)
-                if with_signatures or signatures.wanted(named, workspace):
-                    keep(registry.store, made, signatures.stored(remote, made.digest), workspace.rules(), ref.name)
+            # Without an adapter.json there is no version to copy: the files are packaged below, as those of a folder are.
+            manifest = remote.manifest(place.reference)
+            if manifest.adapter_json is not None:
+                names = Named.at(place, os.fspath(source), into=ref.name)
+                check_policy(remote, manifest.digest, names, workspace)
+                version = _copy_version(registry, remote, manifest.digest, ref, workspace)
+                # Stored with the version, so that the policy can verify them here as well.
+                if with_signatures or signatures.wanted(names, workspace):
+                    keep(registry.store, manifest, signatures.stored(remote, manifest.digest), workspace.rules(), ref.name)
                 return version
-    elif (found := sources.ref_of(source, workspace)) is not None:
-        with registry.reading(found) as version:
+    elif (source_ref := sources.ref_of(source, workspace)) is not None:
+        with registry.reading(source_ref) as version:
             local = Local(registry, version.name)
             check_policy(local, version.digest, Named.of(version, str(version.ref), into=ref.name), workspace)
-            return _admitted(registry, local, version.digest, ref, workspace)
-    with sources.opened(source, workspace) as one, packaged(one, workspace, name=ref.name) as package:
+            return _copy_version(registry, local, version.digest, ref, workspace)
+    with sources.opened(source, workspace) as opened_source, packaged(opened_source, workspace, name=ref.name) as package:
         return registry.publish(package, ref)
 
 
-def _admitted(registry: Registry, source: Source, digest: str, ref: Ref, workspace: Workspace) -> Version:
+def _copy_version(registry: Registry, source: Source, digest: str, ref: Ref, workspace: Workspace) -> Version:
+    """Copy a version into the registry as the policy allows, and return it."""
     from adapterhub.remotes import copy as copying
     from adapterhub.remotes.local import Local
 
     target = Local(registry, ref.name, workspace.rules())
-    with target.at_work(), workspace.bar("copying") as show:
-        copying.copy(source, digest, target, ref.tag, show, **workspace.transfer())
+    with target.at_work(), workspace.bar("copying") as progress:
+        copying.copy(source, digest, target, ref.tag, progress, **workspace.transfer())
     return target.version or registry.resolve(ref)

@@ -1,4 +1,7 @@
-"""Comparison of a version with the policy, and of its signatures with keys, before its files are fetched."""
+"""Checks of a version against the policy, and of its signatures against keys, before its files are fetched.
+
+`adapterhub/project/policy.py` has the rules; this module says when they apply.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +23,30 @@ if TYPE_CHECKING:
 def check_policy(
     source: Source,
     reference: str,
-    named: Named,
+    names: Named,
     workspace: Workspace,
     demand: Demand = NOTHING,
 ) -> Signed | None:
-    """Compare a version with the policy, before anything but its adapter.json, or for a license its card, is fetched.
+    """Check a version against the policy, fetching only its adapter.json, or its card to find a license.
 
-    `demand` and what is returned are those of `signatures.require`.
+    `demand` and the result are as in `signatures.require`.
     """
     policy = workspace.rules()
     if policy and policy.needs_manifest:
         from adapterhub.remotes.copy import declared, read_manifest
 
-        made = source.manifest(reference)
-        manifest = read_manifest(source, made, named.where)
+        oci_manifest = source.manifest(reference)
+        manifest = read_manifest(source, oci_manifest, names.where)
         if policy.needs_license and manifest.license is None:
-            manifest = declared(source, made, manifest, named.where)
-        policy.check_manifest(manifest, named.where, size=made.files_size, metrics=_measured(source, made.digest))
-    return signatures.require(source, reference, named, workspace, demand)
+            manifest = declared(source, oci_manifest, manifest, names.where)
+        policy.check_manifest(
+            manifest, names.where, size=oci_manifest.files_size, metrics=_recorded_metrics(source, oci_manifest.digest)
+        )
+    return signatures.require(source, reference, names, workspace, demand)
 
 
-def _measured(source: Source, digest: Digest) -> Mapping[str, float]:
-    """The measurements of a version, which the logs of a registry have; none elsewhere."""
+def _recorded_metrics(source: Source, digest: Digest) -> Mapping[str, float]:
+    """Return the recorded metrics of a version, which only the logs of a registry have; empty elsewhere."""
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.parallel import unwatched
 
@@ -52,28 +57,31 @@ def _measured(source: Source, digest: Digest) -> Mapping[str, float]:
 def check_version(
     registry: Registry,
     version: Version,
-    named: Named,
+    names: Named,
     workspace: Workspace,
     demand: Demand = NOTHING,
 ) -> Signed | None:
-    """Compare a version of the registry with its policy and, beyond its name, the project's; otherwise as `check_policy`."""
+    """Check a version of the registry against the registry's policy and the project's, otherwise like `check_policy`.
+
+    The registry's policy alone decides about the name of the version.
+    """
     if registry.policy is not None:
         registry.policy.check_name(version.name)
     workspace = workspace.within(registry)
     policy = workspace.rules()
     needs_manifest = policy is not None and policy.needs_manifest
-    if not needs_manifest and not signatures.wanted(named, workspace, demand):
+    if not needs_manifest and not signatures.wanted(names, workspace, demand):
         return None
     from adapterhub.remotes.local import Local  # with an HTTP client, which most pulls do without
 
     local = Local(registry, version.name, policy)
     if needs_manifest:
-        local.check(local.manifest(version.digest), named.where, facts_only=True)
-    return signatures.require(local, version.digest, named, workspace, demand)
+        local.check(local.manifest(version.digest), names.where, facts_only=True)
+    return signatures.require(local, version.digest, names, workspace, demand)
 
 
 def check_address(source: str, workspace: Workspace) -> None:
-    """Compare the version at an address with the policy, as a pull does; nothing of its files is fetched."""
+    """Check the version at an address against the policy, as a pull does, without fetching its files."""
     from adapterhub.remotes.location import parse
 
     if (policy := workspace.rules()) is None:

@@ -1,4 +1,4 @@
-"""Pull a version: its files into a folder, or converted into another format, all of them and verified, or nothing."""
+"""The pull of a version: its files into a folder, or converted into another format, all of them and verified, or nothing."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Pulled:
-    """An adapter's files, written and verified.
+    """The files of an adapter, written and verified.
 
     Attributes:
         ref: The ref or address of its version.
-        digest: Of its manifest.
+        digest: The digest of its manifest.
         size: Bytes of its files.
         path: The folder or file that was written.
         files: Paths in the folder.
-        new: False where the folder had just these files already.
-        version: The version, of the registry.
-        manifest: The OCI manifest, of an address.
-        commit: On a hub, the commit.
-        loss: Of a conversion: how many tensors came out how (`exact`, `rounded` …).
-        cached: Of a conversion: it was made earlier.
+        new: False if the folder already had exactly these files.
+        version: The version, if it came from the registry.
+        manifest: The OCI manifest, if it came from an address.
+        commit: The commit, if it came from a hub.
+        loss: For a conversion, the number of tensors by outcome (`exact`, `rounded` …).
+        cached: For a conversion, whether it was made earlier.
     """
 
     ref: str
@@ -68,24 +68,25 @@ def pull(
     replace: bool = False,
     demand: Demand = NOTHING,
 ) -> Pulled:
-    """Write a version's files, all of them and verified, or nothing.
+    """Write the files of a version, all of them and verified, or nothing.
 
-    A folder that is another version, unmodified and stored elsewhere, is replaced; files that both have stay what they are.
+    A folder with another version that is unmodified and stored elsewhere is replaced; files that both versions have are left as
+    they are.
 
     Args:
         source: A ref of the registry, or an address.
         out: The folder or file to write; None for the name of the adapter.
         workspace: The registry, the policy, credentials.
-        conversion: Write it in another format, of a version in the registry; conversions are cached there.
-        base: The model it is for, where the conversion needs more than its adapter.json has.
+        conversion: Convert a version of the registry into another format; conversions are cached there.
+        base: The model it is for, if the conversion needs more than its adapter.json has.
         model: The name of the base in Ollama, for `ollama`.
-        name: The name of the source on a remote, which the policy is asked for instead of the address.
+        name: The name of the source on a remote, which the policy checks instead of the address.
         replace: Replace an adapter at `out` that was modified or is stored nowhere else, or a converted one.
         demand: Who must have signed it. Its signature is written next to the files.
 
     Raises:
         OutputExistsError: `out` has something that would be lost.
-        IntegrityError: It is not signed as `demand` has it; nothing is written.
+        IntegrityError: It is not signed as `demand` requires; nothing is written.
     """
     if sources.is_address(source):
         if conversion is not None:
@@ -101,44 +102,46 @@ def pull(
     with workspace.opened() as registry:
         version = registry.resolve(ref)
         signed = check_version(registry, version, Named.of(version, source), workspace, demand)
-        pinned = Ref(version.name, digest=version.digest)  # a tag may move meanwhile
+        pinned = Ref(version.name, digest=version.digest)  # a tag may move in the meantime
         if conversion is not None:
             from adapterhub.registry import conversion_cache  # late, with numpy: a plain pull only copies
             from adapterhub_converters import formats
 
             suffix = formats.FORMATS[conversion.to].suffix if conversion.to in formats.FORMATS else ""
             target = Path(out) if out else Path(ref.name.rpartition("/")[2] + suffix)
+            # A signature covers this digest only, so that a signed version is converted by its digest.
             ref, rules = pinned if signed else ref, workspace.within(registry).rules()
-            form = conversion_cache.pull(
+            converted = conversion_cache.pull(
                 registry, ref, target, conversion, base=base, model=model, policy=rules, replace=replace
             )
-            workspace.deprecated(form.version.ref, form.version.deprecated)
-            size = form.version.size or 0
+            workspace.deprecated(converted.version.ref, converted.version.deprecated)
+            size = converted.version.size or 0
             return Pulled(
-                str(form.version.ref),
-                form.version.digest,
+                str(converted.version.ref),
+                converted.version.digest,
                 size,
                 target,
-                version=form.version,
-                loss=form.loss,
-                cached=form.cached,
+                version=converted.version,
+                loss=converted.loss,
+                cached=converted.cached,
             )
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
         layers = registry.files(version)
-        there = present.look(target)
-        new = there is None or not there.holds(registry.oci_manifest(version))
-        if new:
-            if there is not None:
+        existing = present.look(target)
+        is_new = existing is None or not existing.holds(registry.oci_manifest(version))
+        if is_new:
+            if existing is not None:
+                # What nothing else has a copy of is replaced only on request.
                 if not replace:
-                    there.check_lost(lambda digest: bool(registry.holding(digest)))
-                workspace.tell(f"replaces {there}")
+                    existing.check_lost(lambda digest: bool(registry.holding(digest)))
+                workspace.tell(f"replaces {existing}")
             with workspace.bar("writing") as progress:
-                registry.pull(pinned, target, progress, there=there)
+                registry.pull(pinned, target, progress, there=existing)
     if signed:
         signatures.write(target, signed.raw)
     workspace.deprecated(version.ref, version.deprecated)
     files = tuple(layer.path for layer in layers)
-    return Pulled(str(version.ref), version.digest, version.size or 0, target, files, new, version=version)
+    return Pulled(str(version.ref), version.digest, version.size or 0, target, files, is_new, version=version)
 
 
 def _pull_from_address(
@@ -157,11 +160,12 @@ def _pull_from_address(
     target = Path(out) if out else Path(address.title)
     workspace.check_name(name or address.repository)
     with workspace.connect(address) as remote:
+        # The remote says once what the tag means, so that what was checked is what is downloaded.
         settled = Settled(remote)
         signed = check_policy(settled, address.reference, Named.at(address, name=name), workspace, demand)
-        made, new = sources.downloaded(settled, address.reference, target, address.host, workspace, replace=replace)
+        manifest, is_new = sources.downloaded(settled, address.reference, target, address.host, workspace, replace=replace)
         commit = workspace.tell_notes(remote)
     if signed:
         signatures.write(target, signed.raw)
-    files = tuple(layer.path for layer in made.layers)
-    return Pulled(str(address), made.digest, made.size, target, files, new, manifest=made, commit=commit)
+    files = tuple(layer.path for layer in manifest.layers)
+    return Pulled(str(address), manifest.digest, manifest.size, target, files, is_new, manifest=manifest, commit=commit)

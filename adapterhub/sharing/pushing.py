@@ -1,7 +1,7 @@
-"""Push an adapter to the registry or to an address. What is stored anywhere passes `registry.publish`.
+"""The push of an adapter to the registry or to an address; everything stored passes `registry.publish`.
 
-A version that is pushed to an address keeps its digest. Its files are checked as those of a folder are: a registry of others
-may contain anything.
+A version that is pushed to an address keeps its digest. Its files are checked like those of a folder, because somebody else's
+registry may contain anything.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import Connected, Source
     from adapterhub_converters.bases import BaseSpec
 
-_STALE = f"{SIGNATURE} is not about the files of this version, and was left out; sign the version itself"
+_STALE_SIGNATURE = f"{SIGNATURE} is not about the files of this version, and was left out; sign the version itself"
 IMAGE = "image"
 """The `to` of a conversion that packages an adapter as a container image."""
 
 
 def check_target(target: str, workspace: Workspace) -> None:
-    """Refuse a ref or an address that nothing can be pushed to, or that the policy does not allow, before work is done."""
+    """Refuse a ref or an address that cannot be pushed to, or that the policy forbids, before any work is done."""
     if sources.is_address(target):
         target_address(target, workspace)
     else:
-        _ref(target, workspace)
+        _pushable_ref(target, workspace)
 
 
 def push(
@@ -74,14 +74,14 @@ def push(
         target: A ref of the registry, `namespace/name[:tag]`, or an address.
         workspace: The registry, the policy, credentials.
         base: The model it was trained on, to pin.
-        conversion: Convert it first, and name the source as its parent.
+        conversion: Convert it first, and record the source as its parent.
         expect: The digest that the target must still have, or `absent`.
-        force: Store an adapter whose check finds errors.
+        force: Store an adapter even if its check finds errors.
         private: Create a repository on a hub as private.
-        name: The name of the target on a remote, which the policy is asked for instead of the address.
+        name: The name of the target on a remote, which the policy checks instead of the address.
         selection: Patterns of files of a folder to package and to leave out.
-        message: Why, for the log of the name, or the commit on a hub.
-        tags: More tags that move to the version.
+        message: The reason, for the log of the name or the commit on a hub.
+        tags: More tags to move to the version.
         metrics: Results of other programs, for the log of a name in the registry.
     """
     from adapterhub.manifest import measurement
@@ -90,7 +90,7 @@ def push(
     if sources.is_address(target):
         if measured:
             raise ParameterError("metric", "is recorded by the local registry alone", "Leave it out")
-        sent = _push_to_address(
+        result = _push_to_address(
             source,
             target,
             workspace,
@@ -103,18 +103,19 @@ def push(
             selection=selection,
             message=message,
         )
-        for more in tags:
-            sent = replace(sent, moved=tag(sent.ref, more, workspace).moved or sent.moved)
-        return sent
+        # An address takes one tag per copy, so that further tags are set afterwards.
+        for extra_tag in tags:
+            result = replace(result, moved=tag(result.ref, extra_tag, workspace).moved or result.moved)
+        return result
     if conversion is not None and conversion.to == IMAGE:
         raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
     if private:
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
-    ref = _ref(target, workspace)
+    ref = _pushable_ref(target, workspace)
     with (
-        sources.opened(source, workspace) as found,
+        sources.opened(source, workspace) as opened_source,
         packaged(
-            found,
+            opened_source,
             workspace,
             base=base,
             conversion=conversion,
@@ -131,13 +132,14 @@ def push(
             from adapterhub.registry import measurements
 
             measurements.record(registry, version.ref, measured)
+        # `publish` stores only a signature that is about these files.
         if package.signatures and not registry.store.signatures.read(version.digest, 0):
-            workspace.tell(_STALE)
+            workspace.tell(_STALE_SIGNATURE)
         return version
 
 
 def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
-    """Check an adapter that was made in a folder of its own, and store it; errors name the ref."""
+    """Check an adapter that was created in a temporary folder, and store it; errors name the ref."""
     from adapterhub.registry import publish
 
     package = publish.package(folder, where=str(ref), policy=workspace.rules())
@@ -145,7 +147,8 @@ def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
         return registry.publish(package, ref)
 
 
-def _ref(target: str, workspace: Workspace) -> Ref:
+def _pushable_ref(target: str, workspace: Workspace) -> Ref:
+    """Parse a ref that can be pushed to."""
     from adapterhub.ref import Ref
     from adapterhub.registry.moves import check_pushable
 
@@ -157,7 +160,7 @@ def _ref(target: str, workspace: Workspace) -> Ref:
 
 @contextmanager
 def packaged(
-    found: sources.Source,
+    source: sources.Source,
     workspace: Workspace,
     *,
     name: str,
@@ -168,14 +171,14 @@ def packaged(
     selection: Selection | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Iterator[Package]:
-    """The adapter, checked, or what it was converted to; `name` is the name of a converted file."""
+    """Yield the checked package of an adapter or of its conversion; `name` is the name of a converted file."""
     from adapterhub.registry import publish
 
     if conversion is None:
-        with sources.as_folder(found) as folder:
+        with sources.as_folder(source) as folder:
             yield publish.package(
                 folder,
-                where=found.where,
+                where=source.where,
                 base=base,
                 policy=workspace.rules(),
                 force=force,
@@ -188,11 +191,14 @@ def packaged(
 
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / "adapter"
-        convert = partial(recipe.convert, sources.parent(found), folder, conversion, name=name.rpartition("/")[2], base=base)
-        overridden = publish.check_adapter(found.path, where=found.where, base=base, force=force, forced=convert)
+        convert = partial(recipe.convert, sources.parent(source), folder, conversion, name=name.rpartition("/")[2], base=base)
+        # The source is checked before it is converted: a conversion could hide what is wrong with it.
+        overridden = publish.check_adapter(source.path, where=source.where, base=base, force=force, forced=convert)
         convert()
-        made = publish.package(folder, where=found.where, base=base, policy=workspace.rules(), checked=True, metrics=metrics)
-        yield replace(made, overridden=overridden)
+        package = publish.package(
+            folder, where=source.where, base=base, policy=workspace.rules(), checked=True, metrics=metrics
+        )
+        yield replace(package, overridden=overridden)
 
 
 def _push_to_address(
@@ -209,6 +215,7 @@ def _push_to_address(
     selection: Selection | None,
     message: str,
 ) -> Sent:
+    """Push an adapter to an address, as it is stored, as a new version, or as a container image."""
     from adapterhub.ref import LATEST
     from adapterhub.remotes import copy as copying
     from adapterhub.remotes.folders import LARGE, AdapterFolder
@@ -218,23 +225,25 @@ def _push_to_address(
     as_image = conversion is not None and conversion.to == IMAGE
     conversion = None if as_image else conversion
     skipped: tuple[str, ...] = ()
-    ahead: _Ahead | None = None
-    brought: tuple[bytes, ...] = ()
+    early_upload: _EarlyUpload | None = None
+    own_signatures: tuple[bytes, ...] = ()
     with ExitStack() as stack:
         remote = stack.enter_context(workspace.connect(address))
+        # Compare-and-swap: the write fails if the tag has moved since the caller looked.
         expecting(remote, expect)
         if private:
             remote.make_private()
         if message:
             remote.annotate(message)
-        if base is None and conversion is None and (there := _version(source, workspace, stack, force=force)):
-            ready, reference, overridden = there
+        if base is None and conversion is None and (checked_version := _checked_version(source, workspace, stack, force=force)):
+            version_source, reference, overridden = checked_version
         else:
-            found = stack.enter_context(sources.opened(source, workspace))
+            opened_source = stack.enter_context(sources.opened(source, workspace))
+            # Such a remote takes files before their digest is known, so large ones are hashed while they are sent.
             large = LARGE if remote.unnamed() and not as_image else sys.maxsize
             package = stack.enter_context(
                 packaged(
-                    found,
+                    opened_source,
                     workspace,
                     name=address.title,
                     base=base,
@@ -244,46 +253,51 @@ def _push_to_address(
                     selection=selection,
                 )
             )
-            ahead = None if as_image else _Ahead(remote, address.host, workspace)  # no file of an image is one of the folder
-            ready, reference = AdapterFolder(package.folder, found.where, ahead, package.draft), LATEST
-            brought = package.signatures
-            skipped, overridden = ready.skipped, tuple(problem.code for problem in package.overridden)
+            # Not for an image, whose layers are not the files of the folder.
+            early_upload = None if as_image else _EarlyUpload(remote, address.host, workspace)
+            version_source, reference = AdapterFolder(package.folder, opened_source.where, early_upload, package.draft), LATEST
+            own_signatures = package.signatures
+            skipped, overridden = version_source.skipped, tuple(problem.code for problem in package.overridden)
         if as_image:
             from adapterhub.remotes.oci.image import Image
 
-            ready, reference = Image(ready, reference), LATEST
-        named = replace(Named.at(address, os.fspath(source), name), origin="")
-        signatures.require(ready, reference, named, workspace, brought=brought)
-        made, kept = ready.manifest(reference), 0
-        with suppress(
-            RemoteError, RefusedError
-        ):  # not every registry takes them before the version, which a policy there may ask
-            kept = signatures.carry(ready, remote, made, brought)
-        with workspace.bar(f"copying to {address.host}") as show:
-            copied = copying.copy(ready, reference, remote, address.reference, show, **workspace.transfer())
-        kept = kept or signatures.carry(ready, remote, made, brought)
-        if brought and not kept and not as_image:
-            workspace.tell(_STALE if remote.referring() else f"{remote.kind} has no attachments, so {SIGNATURE} was left out")
+            version_source, reference = Image(version_source, reference), LATEST
+        names = replace(Named.at(address, os.fspath(source), name), origin="")
+        signatures.require(version_source, reference, names, workspace, brought=own_signatures)
+        manifest, attached = version_source.manifest(reference), 0
+        # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
+        # it.
+        with suppress(RemoteError, RefusedError):
+            attached = signatures.carry(version_source, remote, manifest, own_signatures)
+        with workspace.bar(f"copying to {address.host}") as progress:
+            copied = copying.copy(version_source, reference, remote, address.reference, progress, **workspace.transfer())
+        attached = attached or signatures.carry(version_source, remote, manifest, own_signatures)
+        if own_signatures and not attached and not as_image:
+            workspace.tell(
+                _STALE_SIGNATURE if remote.referring() else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
+            )
     return replace(
         sent(address, copied, remote, workspace),
-        sent=copied.sent + (ahead.sent if ahead else 0),
+        sent=copied.sent + (early_upload.sent if early_upload else 0),
         skipped=skipped,
         overridden=overridden,
     )
 
 
-def _version(
+def _checked_version(
     source: StrPath, workspace: Workspace, stack: ExitStack, *, force: bool
 ) -> tuple[Source, str, tuple[str, ...]] | None:
-    """A version to copy as it is, checked, with its digest and the errors that `force` accepted; None for a path."""
+    """Return a version to copy as it is, checked, with its digest and the errors that `force` accepted; None for a path."""
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.location import parse
 
     if sources.is_address(source):
         place = parse(os.fspath(source))
         remote = stack.enter_context(workspace.connect(place))
-        ready, overridden = stack.enter_context(_checked(remote, place, os.fspath(source), workspace, force=force))
-        return ready, place.reference, overridden
+        checked_source, overridden = stack.enter_context(
+            _fetch_checked(remote, place, os.fspath(source), workspace, force=force)
+        )
+        return checked_source, place.reference, overridden
     ref = sources.ref_of(source, workspace)
     if ref is None:
         return None
@@ -296,44 +310,48 @@ def _version(
 
 
 @contextmanager
-def _checked(
-    remote: Connected, place: Place, where: str, workspace: Workspace, *, force: bool
+def _fetch_checked(
+    remote: Connected, place: Place, location: str, workspace: Workspace, *, force: bool
 ) -> Iterator[tuple[Source, tuple[str, ...]]]:
-    """A remote whose version was fetched and checked; its blobs come from the disk where no registry can mount them."""
+    """Yield a remote whose version has been fetched and checked; its blobs are read from disk unless they can be mounted."""
     from adapterhub.registry import publish
     from adapterhub.remotes.parallel import Fetched, Settled
     from adapterhub_converters.adapter_files import adapter_in
 
+    # What is checked here must be what is copied later, even if the tag moves in between.
     settled = Settled(remote)
-    check_policy(settled, place.reference, Named.at(place, where), workspace)
+    check_policy(settled, place.reference, Named.at(place, location), workspace)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / place.title
-        made, _ = sources.downloaded(settled, place.reference, folder, place.host, workspace)
-        with sources.naming(folder, where):
-            errors = publish.check_adapter(adapter_in(folder), where=where, force=force)
-        yield Fetched(settled, folder, made), tuple(problem.code for problem in errors)
+        manifest, _ = sources.downloaded(settled, place.reference, folder, place.host, workspace)
+        with sources.naming(folder, location):
+            errors = publish.check_adapter(adapter_in(folder), where=location, force=force)
+        yield Fetched(settled, folder, manifest), tuple(problem.code for problem in errors)
 
 
-class _Ahead:
-    """Sends large files while they are hashed, to a remote that takes them so and surely has none of them."""
+class _EarlyUpload:
+    """An early upload of large files, sent while they are hashed.
+
+    It is used with a remote that takes blobs before their digest is known and surely has none of them.
+    """
 
     def __init__(self, remote: Connected, host: str, workspace: Workspace) -> None:
         self._remote, self._host, self._workspace = remote.unnamed(), host, workspace
-        self._may: bool | None = None if self._remote else False
+        self._is_new_repository: bool | None = None if self._remote else False
         self.sent = 0
 
     def __call__(self, path: str, size: int, source: Source) -> Digest | None:
-        """The digest of a file that was sent; None where it has to be hashed first."""
+        """Send a file and return its digest; None if it has to be hashed first."""
         from adapterhub.manifest.oci_manifest import Descriptor
         from adapterhub.remotes.parallel import Move, Pace
 
         remote = self._remote
-        if remote and self._may is None:
-            self._may = remote.is_new()
-        if not remote or not self._may:
+        if remote and self._is_new_repository is None:
+            self._is_new_repository = remote.is_new()
+        if not remote or not self._is_new_repository:
             return None
-        with self._workspace.bar(f"copying to {self._host}") as show:
-            move = Move([Descriptor("", "", size, path)], show, pace=Pace(self._workspace.rate))
+        with self._workspace.bar(f"copying to {self._host}") as progress:
+            move = Move([Descriptor("", "", size, path)], progress, pace=Pace(self._workspace.rate))
             digest = remote.put_unnamed(size, path, move.watched(source))
         self.sent += size
         return digest

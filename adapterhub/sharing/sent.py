@@ -1,4 +1,4 @@
-"""What a push or a copy left at an address, and the addresses that something can be sent to."""
+"""The result of a push or a copy to an address, and the addresses that can be pushed to."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Sent:
     Attributes:
         ref: Its address.
         tag: The tag that points to it.
-        digest: Of its manifest.
+        digest: The digest of its manifest.
         size: Bytes of its files.
-        sent: Bytes that had to be sent; the rest was there.
-        new: False where the name had this version already.
-        moved: True where the tag was at another version before, or at none.
-        number: Its number, in a place that has numbers.
+        sent: Bytes that had to be sent; the remaining bytes were there already.
+        new: False if the name had this version already.
+        moved: True if the tag pointed to another version before, or did not exist.
+        number: Its number, if the place numbers versions.
         skipped: Names in the pushed folder that were left out.
         overridden: Codes of the errors of its check that `force` accepted.
-        commit: On a hub, the commit.
+        commit: The commit, on a hub.
     """
 
     ref: str
@@ -50,30 +50,30 @@ class Sent:
 
 
 def target_address(target: str, workspace: Workspace, name: str | None = None) -> Place:
-    """Return the parsed address of a push, after the checks of `check_target`; the policy is asked for `name` if given."""
+    """Parse and check the target address of a push; the policy checks `name` if given, instead of the repository."""
     from adapterhub.references import is_range
     from adapterhub.remotes.location import parse
 
     address = parse(target)
     if address.digest or is_range(address.tag or ""):
-        what = "a version's digest follows from its files" if address.digest else "a range names versions that are there"
-        raise UsageError(target, what, f"Push to {address.repository}, or to a tag of it")
+        problem = "a version's digest follows from its files" if address.digest else "a range names versions that are there"
+        raise UsageError(target, problem, f"Push to {address.repository}, or to a tag of it")
     workspace.check_name(name or address.repository)
     return address
 
 
 def sent(address: Place, copied: Copied, remote: Connected, workspace: Workspace) -> Sent:
-    """Return what was copied to an address, and tell the notes of its remote."""
-    made, put = copied.manifest, copied.put
+    """Return the result of a copy to an address, and print the notes of its remote."""
+    manifest, outcome = copied.manifest, copied.put
     commit = workspace.tell_notes(remote)
     return Sent(
         address.version,
         address.reference,
-        made.digest,
-        made.size,
+        manifest.digest,
+        manifest.size,
         copied.sent,
-        new=put.new,
-        moved=put.moved,
-        number=put.number,
+        new=outcome.new,
+        moved=outcome.moved,
+        number=outcome.number,
         commit=commit,
     )

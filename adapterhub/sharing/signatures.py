@@ -1,7 +1,8 @@
-"""Signatures of adapters where they are: `model.sig` in a folder, files of the registry's store, OCI referrers at an address.
+"""The signatures of adapters, where they are stored.
 
-A version is signed by the digests in its manifest, and its signature is compared with them before a file is fetched: what is
-fetched has these digests or is an error.
+A folder has `model.sig`, the registry has files in its store, and an address has OCI referrers. A version is signed by the
+digests in its manifest, and its signature is compared with them before a file is fetched: a fetched file either has its digest
+or is an error.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ if TYPE_CHECKING:
     from adapterhub.trust.keys import Signer, TrustedSigner
 
 
-_ATTESTATION = "attestation.sigstore.json"
-"""The name of the file that an attestation is attached as; that of a signature is `model.sig`, as in a folder."""
+_ATTESTATION_FILE = "attestation.sigstore.json"
+"""The file name under which an attestation is attached; a signature is attached as `model.sig`, as in a folder."""
 
 
 @dataclass(frozen=True)
 class Signable:
-    """Something that has signatures.
+    """Something that can be signed, and its signatures.
 
     Attributes:
-        where: Its ref, its address, or the path of its folder.
-        name: What it is signed as: the name of a ref or at an address, or of the folder.
-        pinned: The ref or the address of just this version; empty for a folder.
-        digest: Of its manifest; empty for a folder.
-        files: Path to digest.
-        read: Returns its signatures, none of them verified.
-        add: Stores one; returns False if it was there.
+        location: Its ref, its address, or the path of its folder.
+        name: The name it is signed as: that of a ref, of a repository at an address, or of the folder.
+        pinned: The ref or the address of exactly this version; empty for a folder.
+        digest: The digest of its manifest; empty for a folder.
+        files: Digests by path.
+        read: Returns its signatures, unverified.
+        add: Stores a signature; returns False if it was there already.
     """
 
     where: str
@@ -64,21 +65,21 @@ class Signable:
 
 @contextmanager
 def opened(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
-    """What a folder, a ref or an address names, with its signatures, until the context ends."""
+    """Open what a folder, a ref or an address names, with its signatures, until the context ends."""
     if sources.is_address(source):
         from adapterhub.remotes.location import name_of, parse
 
         place = parse(os.fspath(source))
         with workspace.connect(place) as remote:
-            made = remote.manifest(place.reference)
+            manifest = remote.manifest(place.reference)
             yield Signable(
                 str(place),
                 name_of(place),
-                f"{place.repository}@{made.digest}",
-                made.digest,
-                files_of(made),
-                lambda: stored(remote, made.digest),
-                lambda raw: _attach(remote, made, raw),
+                f"{place.repository}@{manifest.digest}",
+                manifest.digest,
+                files_of(manifest),
+                lambda: stored(remote, manifest.digest),
+                lambda raw: _attach(remote, manifest, raw),
             )
         return
     path, ref = sources.resolve(source, workspace)
@@ -86,19 +87,20 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
         yield _folder(Path(source) if path is None else path)
         return
     with workspace.opened() as registry, registry.reading(ref) as version:
-        made, kept = registry.oci_manifest(version), registry.store.signatures
+        manifest, signature_store = registry.oci_manifest(version), registry.store.signatures
         yield Signable(
             str(version.ref),
             version.name,
             f"{version.name}@{version.digest}",
             version.digest,
-            files_of(made),
-            lambda: kept.read(made.digest, LIMIT),
-            lambda raw: kept.add(made.digest, raw),
+            files_of(manifest),
+            lambda: signature_store.read(manifest.digest, LIMIT),
+            lambda raw: signature_store.add(manifest.digest, raw),
         )
 
 
 def _folder(folder: Path) -> Signable:
+    """Return what can be signed in a folder."""
     from adapterhub.trust import statement
 
     files, name = statement.files_in(folder), folder.absolute().resolve().name
@@ -106,7 +108,7 @@ def _folder(folder: Path) -> Signable:
 
 
 def write(folder: Path, signature: bytes) -> bool:
-    """Write the signature of the files in a folder, in place of an earlier one; return False if it was there."""
+    """Write the signature of the files in a folder, replacing an earlier one; return False if it was there already."""
     return user_files.change(
         folder / SIGNATURE, lambda old: None if old == signature.decode() else signature.decode(), follow=False
     )
@@ -122,17 +124,17 @@ def sign(source: StrPath, key: Signer, workspace: Workspace, *, name: str | None
         source: What to sign.
         key: The key to sign with.
         workspace: The registry, the credentials.
-        name: What to sign it as, in place of its own name.
+        name: The name to sign it as, instead of its own.
 
     Returns:
-        What was signed, and whether the signature is new; one by ECDSA always is.
+        What was signed, and whether the signature is new; an ECDSA signature always is.
     """
     from adapterhub.trust.statement import Statement
 
-    with opened(source, workspace) as found:
-        if not found.files:
-            raise NotFoundError(found.where, "has no files to sign", "Name a folder with an adapter")
-        return found, found.add(bundle.sign(Statement(name or found.name, found.files), key))
+    with opened(source, workspace) as signable:
+        if not signable.files:
+            raise NotFoundError(signable.where, "has no files to sign", "Name a folder with an adapter")
+        return signable, signable.add(bundle.sign(Statement(name or signable.name, signable.files), key))
 
 
 def verify(
@@ -142,16 +144,16 @@ def verify(
 
     Args:
         source: What was signed.
-        keys: The keys of signers who are trusted.
+        keys: The keys of trusted signers.
         workspace: The registry, the credentials.
-        name: What it must have been signed as. By default its own name; a folder may have any.
+        name: The name it must have been signed as. By default its own name; a folder may have any.
 
     Raises:
-        IntegrityError: There is none, or it is about other files, or for another name.
+        IntegrityError: There is no such signature, or it covers other files or another name.
     """
-    with opened(source, workspace) as found:
-        expected = name or (found.name if found.digest else None)
-        return found, bundle.accepted(found.read(), keys, found.files, expected, found.where)
+    with opened(source, workspace) as signable:
+        expected = name or (signable.name if signable.digest else None)
+        return signable, bundle.accepted(signable.read(), keys, signable.files, expected, signable.where)
 
 
 # ---- requiring
@@ -162,11 +164,11 @@ class Named:
     """The names of a version.
 
     Attributes:
-        where: In errors.
-        name: For the policy: that of a ref, or a whole address.
-        signed_as: What the policy requires it to be signed as.
-        origin: The namespace that it comes from, for keys that are known there; empty where nothing comes.
-        own_name: What it is signed as where it comes from.
+        location: The name used in errors.
+        name: The name that the policy checks: that of a ref, or a whole address.
+        signed_as: The name that the policy requires it to be signed as.
+        origin: The namespace it comes from, for keys that are known there; empty if it does not come from elsewhere.
+        own_name: The name it is signed as where it comes from.
     """
 
     where: str
@@ -176,18 +178,18 @@ class Named:
     own_name: str = ""
 
     @classmethod
-    def of(cls, version: Version, where: str, *, into: str = "") -> Named:
-        """Those of a version of the registry; `into` is the name that it is copied to."""
+    def of(cls, version: Version, location: str, *, into: str = "") -> Named:
+        """Return the names of a version of the registry; `into` is the name it is copied to."""
         name = into or version.name
-        return cls(where, name, name, version.name.partition("/")[0], version.name)
+        return cls(location, name, name, version.name.partition("/")[0], version.name)
 
     @classmethod
-    def at(cls, place: Place, where: str = "", name: str | None = None, *, into: str = "") -> Named:
-        """Those of an address; `name` is that of the ref on a remote that it was made of, `into` as in `of`."""
+    def at(cls, place: Place, location: str = "", name: str | None = None, *, into: str = "") -> Named:
+        """Return the names of an address; `name` is the ref on a remote that the address was derived from, `into` as above."""
         from adapterhub.remotes.location import name_of, namespace_of
 
-        own, origin = name_of(place), quote(namespace_of(place), safe="/:@")
-        return cls(where or str(place), into or name or place.repository, into or own, origin, own)
+        own_name, origin = name_of(place), quote(namespace_of(place), safe="/:@")
+        return cls(location or str(place), into or name or place.repository, into or own_name, origin, own_name)
 
 
 @dataclass(frozen=True)
@@ -195,10 +197,10 @@ class Demand:
     """What a user requires of the signatures of a version.
 
     Attributes:
-        keys: Files or folders of keys, and identities, one of which must have signed it; empty for those of the policy and
-            those that are known for its namespace, None to require no more than these do.
-        signed_as: The name that it must have been signed as, if not its own; the policy does not accept another.
-        remember: Have the key known for the namespace from now on.
+        keys: Files or folders of keys, and identities, one of which must have signed it. Empty accepts the keys of the policy
+            and those known for its namespace; None requires no more than these do.
+        signed_as: The name it must have been signed as, if not its own; the policy does not accept another.
+        remember: Record the key as known for the namespace from now on.
     """
 
     keys: Sequence[StrPath | Identity] | None = None
@@ -209,22 +211,26 @@ class Demand:
 NOTHING = Demand()
 
 
-def wanted(named: Named, workspace: Workspace, demand: Demand = NOTHING) -> bool:
-    """Tell whether a version has to be signed or attested; UsageError if the user wants it signed, and nobody says by whom."""
+def wanted(names: Named, workspace: Workspace, demand: Demand = NOTHING) -> bool:
+    """Return whether a version must be signed or attested.
+
+    Raises:
+        UsageError: The user wants it signed, but no keys are given or known.
+    """
     policy = workspace.rules()
-    rules = policy.signed(named.name) if policy else []
-    if any(not rule.attestation for rule in rules) or _known(named.origin, workspace) or demand.keys:
+    rules = policy.signed(names.name) if policy else []
+    if any(not rule.attestation for rule in rules) or _known_signers(names.origin, workspace) or demand.keys:
         return True
     if demand.keys is not None:
-        what = "no keys are known to verify a signature with"
-        raise UsageError(named.where, what, "Name the keys or identities to accept", code="keys-required")
+        problem = "no keys are known to verify a signature with"
+        raise UsageError(names.where, problem, "Name the keys or identities to accept", code="keys-required")
     return bool(rules)
 
 
 def require(
     source: Source,
     reference: str,
-    named: Named,
+    names: Named,
     workspace: Workspace,
     demand: Demand = NOTHING,
     *,
@@ -232,42 +238,45 @@ def require(
 ) -> Signed | None:
     """Verify the signatures that a version must have, before its files are fetched.
 
-    The policy requires them for its name, the user for the namespace that it comes from, and by `demand`. They are among those
-    that were `brought` with it and those where it is.
+    The policy requires signatures for its name, the user for the namespace it comes from and by `demand`. They are searched
+    among the `supplied` signatures that came with the version and those stored with it.
 
     Returns:
-        One of the signatures that are required, that of the user first; None where none is.
+        One of the required signatures, preferring the one that the user requires; None if none is required.
 
     Raises:
-        IntegrityError: What the user requires now is not met.
-        RefusedError: What the policy requires is not met, or what is known of the namespace.
+        IntegrityError: A requirement of `demand` is not met.
+        RefusedError: A requirement of the policy is not met, or the signer is not the one known for the namespace.
     """
-    if not wanted(named, workspace, demand):
+    if not wanted(names, workspace, demand):
         return None
-    made = source.manifest(reference)
-    there = [*brought, *stored(source, made.digest)]
-    signed = check(workspace.rules(), made, lambda: there, name=named.name, where=named.where, signed_as=named.signed_as)
-    name = demand.signed_as or named.own_name or named.name
+    manifest = source.manifest(reference)
+    signatures = [*brought, *stored(source, manifest.digest)]
+    signed = check(
+        workspace.rules(), manifest, lambda: signatures, name=names.name, where=names.where, signed_as=names.signed_as
+    )
+    name = demand.signed_as or names.own_name or names.name
 
-    def accepted(keys: Sequence[TrustedSigner]) -> Signed:
-        return bundle.accepted(there, keys, files_of(made), name, named.where)
+    def accepted_signature(keys: Sequence[TrustedSigner]) -> Signed:
+        return bundle.accepted(signatures, keys, files_of(manifest), name, names.where)
 
-    if known := _known(named.origin, workspace):
-        signed = _by_known(accepted, known, named, workspace)
+    if known_signers := _known_signers(names.origin, workspace):
+        signed = _verify_by_known(accepted_signature, known_signers, names, workspace)
+    # Last, so that the signature returned is the one that the user asked for.
     if demand.keys:
         from adapterhub.trust.keys import trusted
 
-        signed = accepted(trusted(demand.keys))
-    if signed and demand.remember and named.origin and workspace.known_signers is not None:
+        signed = accepted_signature(trusted(demand.keys))
+    if signed and demand.remember and names.origin and workspace.known_signers is not None:
         from adapterhub.trust.known_signers import KnownSigners
 
-        if KnownSigners(Path(workspace.known_signers)).keep(named.origin, signed.signer):
-            workspace.tell(f"{named.origin}: from now on, what comes from there must be signed by {signed.signer.title}")
+        if KnownSigners(Path(workspace.known_signers)).keep(names.origin, signed.signer):
+            workspace.tell(f"{names.origin}: from now on, what comes from there must be signed by {signed.signer.title}")
     return signed
 
 
-def _known(origin: str, workspace: Workspace) -> Sequence[TrustedSigner]:
-    """The signers that the user has accepted for a namespace."""
+def _known_signers(origin: str, workspace: Workspace) -> Sequence[TrustedSigner]:
+    """Return the signers that the user has accepted for a namespace."""
     if not origin or workspace.known_signers is None or not Path(workspace.known_signers).exists():
         return ()
     from adapterhub.trust.known_signers import KnownSigners  # needs cryptography
@@ -275,22 +284,26 @@ def _known(origin: str, workspace: Workspace) -> Sequence[TrustedSigner]:
     return KnownSigners(Path(workspace.known_signers)).of(origin)
 
 
-def _by_known(
-    accepted: Callable[[Sequence[TrustedSigner]], Signed], known: Sequence[TrustedSigner], named: Named, workspace: Workspace
+def _verify_by_known(
+    accepted_signature: Callable[[Sequence[TrustedSigner]], Signed],
+    signers: Sequence[TrustedSigner],
+    names: Named,
+    workspace: Workspace,
 ) -> Signed:
+    """Verify a signature by the known signers of the namespace, explaining a changed signer."""
     try:
-        return accepted(known)
+        return accepted_signature(signers)
     except IntegrityError as error:
-        what = f"{error.what}; {named.origin} is known to be signed by {known[0].title}"
+        problem = f"{error.what}; {names.origin} is known to be signed by {signers[0].title}"
         hint = f"If its owner says that the signer has changed, remove the line from {workspace.known_signers}"
-        raise RefusedError(named.where, what, hint, code="known-signer") from error
+        raise RefusedError(names.where, problem, hint, code="known-signer") from error
 
 
 # ---- where signatures are
 
 
 def stored(source: Source, digest: Digest) -> list[bytes]:
-    """The signatures of a manifest at a place; none where it stores no attachments."""
+    """Return the signatures of a manifest that its place stores; empty if it stores no attachments."""
     from adapterhub.remotes.local import Local
     from adapterhub.remotes.oci import referrers
     from adapterhub.remotes.parallel import unwatched
@@ -303,40 +316,43 @@ def stored(source: Source, digest: Digest) -> list[bytes]:
     if referring is None:
         return []
 
-    def sized() -> Iterator[Sized]:
-        for one in referrers.referrers(referring, digest, bundle.MEDIA_TYPE):
-            with suppress(*UNREADABLE):  # anybody who can write there can attach anything
-                file = referrers.file_of(referring, one, digest, LIMIT)
-                yield file.size, partial(referrers.read, referring, one, file)
+    def sized_signatures() -> Iterator[Sized]:
+        for referrer in referrers.referrers(referring, digest, bundle.MEDIA_TYPE):
+            with suppress(*UNREADABLE):  # anyone who can write there can attach anything
+                file = referrers.file_of(referring, referrer, digest, LIMIT)
+                yield file.size, partial(referrers.read, referring, referrer, file)
 
-    return bounded(sized())
+    return bounded(sized_signatures())
 
 
-def carry(source: Source, remote: Connected, made: Manifest, brought: Sequence[bytes]) -> int:
+def carry(source: Source, remote: Connected, manifest: Manifest, supplied: Sequence[bytes]) -> int:
     """Attach the signatures of a version that was copied to an address, if it stores attachments; return their number.
 
-    They are those that were `brought` and those of the registry; attachments at an address are copied by request only.
+    These are the `supplied` ones and those of the registry; attachments at another address are copied on request only.
     """
     from adapterhub.remotes.local import Local
 
-    there = [*brought, *(stored(source, made.digest) if isinstance(source, Local) else ())]
-    if not there or remote.referring() is None:
+    signatures = [*supplied, *(stored(source, manifest.digest) if isinstance(source, Local) else ())]
+    # A place without attachments still gets the version; the caller decides whether that needs a note.
+    if not signatures or remote.referring() is None:
         return 0
-    done = 0
-    for raw in there:
+    attached = 0
+    for raw in signatures:
+        # A signature that is malformed or about other files is no reason to fail a copy that has succeeded.
         with suppress(FormatError, RefusedError):
-            done += is_about(raw, made) and _attach(remote, made, raw)
-    return done
+            attached += is_about(raw, manifest) and _attach(remote, manifest, raw)
+    return attached
 
 
-def _attach(remote: Connected, made: Manifest, signature: bytes) -> bool:
+def _attach(remote: Connected, manifest: Manifest, signature: bytes) -> bool:
+    """Attach one signature or attestation to a version at an address; return True."""
     from adapterhub.remotes.oci import referrers
 
     referring = remote.referring()
     if referring is None:
         raise remote.lacking("attachments", "Sign the folder before you push it, or use an OCI registry")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        file = Path(temporary) / (_ATTESTATION if attestation.among([signature]) else SIGNATURE)
+        file = Path(temporary) / (_ATTESTATION_FILE if attestation.among([signature]) else SIGNATURE)
         file.write_bytes(signature)
-        referrers.attach(referring, made, bundle.MEDIA_TYPE, [file])
+        referrers.attach(referring, manifest, bundle.MEDIA_TYPE, [file])
     return True

@@ -1,4 +1,4 @@
-"""Set and remove tags at an address."""
+"""Setting and removing tags at an address."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None =
     if name == LATEST:
         raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag", code="latest-tag")
     target = target_address(f"{place.repository}{place.mark}{parse_tag(name, source)}", workspace)
-    with workspace.connect(place) as there, workspace.connect(target) as remote:
+    with workspace.connect(place) as source_remote, workspace.connect(target) as remote:
         expecting(remote, expect)
-        copied = copying.copy(there, place.reference, remote, name, **workspace.transfer())
+        copied = copying.copy(source_remote, place.reference, remote, name, **workspace.transfer())
         return sent(target, copied, remote, workspace)
 
 

@@ -1,4 +1,4 @@
-"""Attestations: signed in-toto statements about a version, which anybody who has the inputs can compute again.
+"""Attestations: signed in-toto statements about a version, which anyone with the inputs can compute again.
 
 The subject is the digest of the version's manifest, so that a statement is about these bytes whatever their name is. A training
 is attested by SLSA provenance (slsa.dev/spec/v1.0/provenance); no standard predicate expresses the other claims.
@@ -26,14 +26,14 @@ TYPES: Mapping[str, str] = {
     MERGE: "urn:adapterhub:attestation:merge:1",
     TRAINING: "https://slsa.dev/provenance/v1",
 }
-"""Kind of attestation to the type of its predicate."""
+"""The type of the predicate of each kind of attestation."""
 CODE = "attestation"
 _KINDS = {type_: kind for kind, type_ in TYPES.items()}
-_SHOWN = 5  # reasons in an error
+_MOST_REASONS = 5  # in an error
 
 
 def kind_of(type_: str) -> str:
-    """Return the kind of attestation of a type of predicate; empty for a type that is not known here."""
+    """Return the kind of attestation with a given type of predicate; empty for an unknown type."""
     return _KINDS.get(type_, "")
 
 
@@ -44,8 +44,8 @@ class Attestation:
     Attributes:
         type: The type of the predicate, a URI.
         name: The name of the version when it was attested; informative only.
-        digest: Of its manifest.
-        predicate: What is claimed.
+        digest: The digest of its manifest.
+        predicate: The claim.
     """
 
     type: str
@@ -55,7 +55,7 @@ class Attestation:
 
     @property
     def kind(self) -> str:
-        """One of `TYPES`; empty for a type that is not known here."""
+        """One of the keys of `TYPES`; empty for an unknown type."""
         return kind_of(self.type)
 
     def dump(self) -> bytes:
@@ -69,11 +69,11 @@ class Attestation:
         return json_file.canonical(document)
 
     def sign(self, key: Signer) -> bytes:
-        """Return a bundle with the signature of the statement."""
+        """Return a bundle with the signed statement."""
         return bundle.seal(self.dump(), key, self.name)
 
     def check(self, kind: str, digest: Digest, where: str) -> None:
-        """Raise IntegrityError unless it is of this kind and about this manifest."""
+        """Raise IntegrityError unless the statement is of this kind and about this manifest."""
         if not self.kind:
             raise IntegrityError(where, f"attests {self.type[:80]!r}, which is not known here", code=CODE)
         if self.kind != kind:
@@ -84,19 +84,19 @@ class Attestation:
 
 @dataclass(frozen=True, repr=False)
 class Attested:
-    """An attestation whose signature was verified, and the trusted signer of it."""
+    """An attestation whose signature was verified, and its trusted signer."""
 
     attestation: Attestation
     signer: TrustedSigner
 
     @property
     def kind(self) -> str:
-        """`fits`, `merge` or `training`; empty for a type that is not known here."""
+        """`fits`, `merge` or `training`; empty for an unknown type."""
         return self.attestation.kind
 
     @property
     def predicate(self) -> Mapping[str, Any]:
-        """What is claimed."""
+        """The claim."""
         return self.attestation.predicate
 
     def __repr__(self) -> str:
@@ -104,11 +104,13 @@ class Attested:
 
 
 def parse(raw: bytes, where: str) -> Attestation:
-    """Parse a statement about one manifest, of any type of predicate; FormatError for another form."""
+    """Parse a statement about one manifest, with any type of predicate; FormatError for any other form."""
     document = json_file.parse_object(raw, where)
     type_, subjects, predicate = (document.get(key) for key in ("predicateType", "subject", "predicate"))
+    # Signatures of files have a predicate type of their own, and are parsed by `statement`.
     if document.get("_type") != STATEMENT_TYPE or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
-        raise FormatError(where, f"attests no {STATEMENT_TYPE}")
+        raise FormatError(where, f"does not attest a statement of the type {STATEMENT_TYPE}")
+    # One subject with one digest: anything else could be read as a statement about other bytes.
     if not isinstance(subjects, list) or len(subjects) != 1 or not isinstance(subjects[0], dict):
         raise FormatError(where, "does not attest exactly one subject")
     name, digests = subjects[0].get("name"), subjects[0].get("digest")
@@ -120,15 +122,15 @@ def parse(raw: bytes, where: str) -> Attestation:
     return Attestation(type_, name if isinstance(name, str) else "", f"sha256:{sha256}", predicate)
 
 
-def verify(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> Attested:
-    """Return what a bundle attests, if one of `signers` signed it; errors as those of `bundle.unseal`."""
-    payload, signer = bundle.unseal(raw, signers, where)
-    return Attested(parse(payload, where), signer)
+def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> Attested:
+    """Return what a bundle attests, if one of `signers` signed it; raises the errors of `bundle.unseal`."""
+    payload, signer = bundle.unseal(raw, signers, location)
+    return Attested(parse(payload, location), signer)
 
 
-def base_of(found: Attestation) -> str:
+def base_of(attestation: Attestation) -> str:
     """Return the fingerprint of the base that an attestation is about; empty if it names none."""
-    base = found.predicate.get("base")
+    base = attestation.predicate.get("base")
     fingerprint = base.get("fingerprint") if isinstance(base, dict) else None
     return fingerprint if isinstance(fingerprint, str) else ""
 
@@ -143,26 +145,26 @@ def accepted(
     kind: str,
     signers: Sequence[TrustedSigner],
     digest: Digest,
-    where: str,
+    location: str,
     *,
     check: Callable[[Attestation], object] = lambda _: None,
 ) -> Attested:
-    """Return the first attestation of a kind that is signed by one of `signers`, about this manifest, and passes `check`.
+    """Return the first attestation of a kind that one of `signers` signed, that is about this manifest and that passes `check`.
 
     Raises:
-        IntegrityError: There is none; with the reason for each.
+        IntegrityError: There is no such attestation; with the reason for each rejected one.
     """
-    found, reasons = among(bundles), []
-    for raw in found:
+    candidates, reasons = among(bundles), []
+    for raw in candidates:
         try:
-            attested = verify(raw, signers, where)
-            attested.attestation.check(kind, digest, where)
+            attested = verify(raw, signers, location)
+            attested.attestation.check(kind, digest, location)
             check(attested.attestation)
         except AdapterhubError as error:
             reasons.append(error.what)
         else:
             return attested
-    what = f"has no attestation {kind!r}"
+    problem = f"has no attestation {kind!r}"
     if reasons:
-        what += f" that is accepted, of {len(found)}: {'; '.join(dict.fromkeys(reasons[:_SHOWN]))}"
-    raise IntegrityError(where, what, "Have it attested by a signer who is accepted", code=CODE)
+        problem += f" that is accepted, of {len(candidates)}: {'; '.join(dict.fromkeys(reasons[:_MOST_REASONS]))}"
+    raise IntegrityError(location, problem, "Have it attested by a signer who is accepted", code=CODE)

@@ -1,8 +1,8 @@
-"""A bill of materials of an adapter: CycloneDX 1.7 (ECMA-424), its base, parents, data and files by digest.
+"""The bill of materials of an adapter: CycloneDX 1.7 (ECMA-424), with its base, parents, data and files by digest.
 
 cyclonedx-python-lib has no class for model cards, so the JSON is written here, and tests validate it against the official
 schema. It depends on no clock and no machine: the same version has the same bill. What is not recorded is left out, or marked
-as such. It is no legal statement.
+as such. It is not a legal statement.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SPEC = "1.7"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC}.schema.json"
 _MODEL = "machine-learning-model"
 PREFIX = "adapterhub:"
-"""That of the names of its own properties."""
+"""The prefix of adapterhub's own property names."""
 UNRECORDED = "not recorded"
-"""The value of what is not."""
+"""The value of a required field that is not recorded."""
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """An adapter that this one was made from, at whatever distance; `manifest` is None where it is not at hand."""
+    """An adapter that this one was made from, directly or not; `manifest` is None if it is not available."""
 
     digest: Digest
     name: str
@@ -43,7 +43,7 @@ class Bill:
     """A bill of materials.
 
     Attributes:
-        document: CycloneDX's JSON.
+        document: The CycloneDX JSON.
         license: The combined license.
     """
 
@@ -51,7 +51,7 @@ class Bill:
     license: Combined
 
     def dump(self) -> str:
-        """The document as text."""
+        """Return the document as text."""
         return json.dumps(self.document, indent=2, ensure_ascii=True) + "\n"
 
     def __repr__(self) -> str:
@@ -66,69 +66,80 @@ def bill(
     ancestors: Sequence[Ancestor] = (),
     base_license: str | None = None,
 ) -> Bill:
-    """Return the bill of a version.
+    """Return the bill of materials of a version.
 
     Args:
-        name: Its name, with a namespace or without.
-        digest: Of its OCI manifest.
+        name: Its name, with or without a namespace.
+        digest: The digest of its OCI manifest.
         manifest: Its adapter.json.
-        ancestors: The adapters that it was made from, and theirs.
+        ancestors: The adapters that it was made from, and those that they were made from.
         base_license: The license of the base model, which adapter.json does not have.
     """
-    manifests = [manifest, *(one.manifest for one in ancestors if one.manifest)]
-    data = list(dict.fromkeys(one for found in manifests for one in _data(found)))
-    license_ = licensing.combined([*_parts(name, manifest, ancestors, base_license), *(_data_part(one) for one in data)])
-    base, parents = _base(manifest.base, base_license), [_ancestor(one) for one in ancestors]
-    sets = [_dataset(number, one) for number, one in enumerate(data, start=1)]
+    manifests = [manifest, *(ancestor.manifest for ancestor in ancestors if ancestor.manifest)]
+    datasets = list(dict.fromkeys(dataset for source in manifests for dataset in _training_data(source)))
+    license_ = licensing.combined(
+        [*_licensed_parts(name, manifest, ancestors, base_license), *(_data_part(dataset) for dataset in datasets)]
+    )
+    base, parents = _base_component(manifest.base, base_license), [_ancestor_component(ancestor) for ancestor in ancestors]
+    dataset_components = [_dataset_component(number, dataset) for number, dataset in enumerate(datasets, start=1)]
     component = {
-        **_adapter(name, digest, manifest),
+        **_adapter_component(name, digest, manifest),
         "licenses": _own_licenses(manifest, license_),
-        "components": [_file(entry.path, entry.digest, entry.size) for entry in manifest.files],
+        "components": [_file_component(entry.path, entry.digest, entry.size) for entry in manifest.files],
         "pedigree": {"ancestors": [base, *parents], "notes": _notes(manifest)},
-        "modelCard": _model_card(manifest, sets),
-        "properties": _properties({**_facts(manifest), **_license_facts(manifest, license_), **_summary(data)}),
+        "modelCard": _model_card(manifest, dataset_components),
+        "properties": _properties({**_facts(manifest), **_license_facts(manifest, license_), **_data_totals(datasets)}),
     }
     adapter = component["bom-ref"]
     document = {
         "$schema": _SCHEMA,
         "bomFormat": "CycloneDX",
         "specVersion": SPEC,
+        # A UUID derived from name and digest, so that the same version always has the same bill.
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'adapterhub:{name}@{digest}')}",
         "version": 1,
         "metadata": {
             "tools": {"components": [{"type": "application", "name": "adapterhub", "version": __version__}]},
             "component": {key: value for key, value in component.items() if value},
         },
-        "components": sets,
+        "components": dataset_components,
         "dependencies": [
-            {"ref": adapter, "dependsOn": sorted({one["bom-ref"] for one in (base, *parents, *sets)})},
+            {"ref": adapter, "dependsOn": sorted({entry["bom-ref"] for entry in (base, *parents, *dataset_components)})},
         ],
     }
     return Bill(document, license_)
 
 
-def _parts(name: str, manifest: AdapterManifest, ancestors: Sequence[Ancestor], base_license: str | None) -> list[Part]:
+def _licensed_parts(
+    name: str, manifest: AdapterManifest, ancestors: Sequence[Ancestor], base_license: str | None
+) -> list[Part]:
+    """Return the adapter, its base and its ancestors with their licenses."""
     base = manifest.base.repo or (manifest.base.fingerprint or UNRECORDED)[:19]
     parts = [Part("adapter", name, manifest.license), Part("base", base, base_license)]
-    return parts + [Part("parent", one.name, one.manifest.license if one.manifest else None) for one in ancestors]
+    return parts + [
+        Part("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None) for ancestor in ancestors
+    ]
 
 
-def _data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
+def _training_data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
+    """Return the training data that a manifest records."""
     return (manifest.training.data if manifest.training else None) or ()
 
 
-def _data_part(one: TrainingData) -> Part:
-    return Part("data", _name_of(one), one.license)
+def _data_part(dataset: TrainingData) -> Part:
+    return Part("data", _dataset_name(dataset), dataset.license)
 
 
-def _name_of(one: TrainingData) -> str:
-    return " ".join(filter(None, (one.name or one.path or UNRECORDED, one.split)))
+def _dataset_name(dataset: TrainingData) -> str:
+    """Return the name of a data set with its split."""
+    return " ".join(filter(None, (dataset.name or dataset.path or UNRECORDED, dataset.split)))
 
 
 # ---- components
 
 
-def _adapter(name: str, digest: Digest, manifest: AdapterManifest) -> dict[str, Any]:
+def _adapter_component(name: str, digest: Digest, manifest: AdapterManifest) -> dict[str, Any]:
+    """Return the component of an adapter."""
     space, _, last = name.rpartition("/")
     return {
         "type": _MODEL,
@@ -141,44 +152,58 @@ def _adapter(name: str, digest: Digest, manifest: AdapterManifest) -> dict[str, 
     }
 
 
-def _base(base: BaseInfo, license_: str | None) -> dict[str, Any]:
+def _base_component(base: BaseInfo, license_: str | None) -> dict[str, Any]:
+    """Return the component of the base model."""
     facts = {
         "fingerprint": base.fingerprint, "tokenizer": base.tokenizer_digest, "chat-template": base.chat_template_digest,
         "quantization": base.quantization,
     }  # fmt: skip
-    known = {
+    details = {
         "group": (base.repo or "").rpartition("/")[0],
         "version": base.revision,
         "licenses": _licenses(licensing.expression(license_)),
         "properties": _properties({f"base:{key}": value for key, value in facts.items()}),
     }
     name = (base.repo or base.model_type or UNRECORDED).rpartition("/")[2]
-    return {"type": _MODEL, "bom-ref": "base", "name": name, **{key: value for key, value in known.items() if value}}
+    return {"type": _MODEL, "bom-ref": "base", "name": name, **{key: value for key, value in details.items() if value}}
 
 
-def _ancestor(one: Ancestor) -> dict[str, Any]:
-    if one.manifest is None:
-        return {"type": _MODEL, "bom-ref": f"adapter@{one.digest}", "name": one.name, "hashes": [_hash(one.digest)]}
-    found = _adapter(one.name, one.digest, one.manifest)
-    found["licenses"] = _licenses(licensing.expression(one.manifest.license))
-    return {key: value for key, value in found.items() if value}
+def _ancestor_component(ancestor: Ancestor) -> dict[str, Any]:
+    """Return the component of an ancestor, which is only its name and digest if there is no manifest."""
+    if ancestor.manifest is None:
+        return {
+            "type": _MODEL,
+            "bom-ref": f"adapter@{ancestor.digest}",
+            "name": ancestor.name,
+            "hashes": [_hash(ancestor.digest)],
+        }
+    component = _adapter_component(ancestor.name, ancestor.digest, ancestor.manifest)
+    component["licenses"] = _licenses(licensing.expression(ancestor.manifest.license))
+    return {key: value for key, value in component.items() if value}
 
 
-def _file(path: str, digest: Digest, size: int) -> dict[str, Any]:
+def _file_component(path: str, digest: Digest, size: int) -> dict[str, Any]:
+    """Return the component of a file."""
     properties = _properties({"size": size})
     return {"type": "file", "bom-ref": f"file:{path}", "name": path, "hashes": [_hash(digest)], "properties": properties}
 
 
-def _dataset(number: int, one: TrainingData) -> dict[str, Any]:
-    facts = {"split": one.split, "documents": one.documents, "tokens": one.tokens, "size": one.size}
-    known = {
-        "hashes": [_hash(one.digest)] if one.digest else [],
-        "licenses": _licenses(licensing.expression(one.license)),
-        "data": [{"type": "dataset", "name": _name_of(one)}],
+def _dataset_component(number: int, dataset: TrainingData) -> dict[str, Any]:
+    """Return the component of a data set."""
+    facts = {"split": dataset.split, "documents": dataset.documents, "tokens": dataset.tokens, "size": dataset.size}
+    details = {
+        "hashes": [_hash(dataset.digest)] if dataset.digest else [],
+        "licenses": _licenses(licensing.expression(dataset.license)),
+        "data": [{"type": "dataset", "name": _dataset_name(dataset)}],
         "properties": _properties({f"data:{key}": value for key, value in facts.items()}),
     }
-    name = one.name or one.path or UNRECORDED
-    return {"type": "data", "bom-ref": f"data-{number}", "name": name, **{key: value for key, value in known.items() if value}}
+    name = dataset.name or dataset.path or UNRECORDED
+    return {
+        "type": "data",
+        "bom-ref": f"data-{number}",
+        "name": name,
+        **{key: value for key, value in details.items() if value},
+    }
 
 
 def _hash(digest: Digest) -> dict[str, str]:
@@ -190,42 +215,49 @@ def _licenses(expression: str) -> list[dict[str, str]]:
 
 
 def _own_licenses(manifest: AdapterManifest, license_: Combined) -> list[dict[str, str]]:
-    """The license that the owner declares, and the combined one, unless that lacks a part."""
+    """Return the license that the owner declares, and the combined one unless that lacks a part."""
     declared = licensing.expression(manifest.license)
-    found = [{"expression": declared, "acknowledgement": "declared"}] if declared else []  # codespell:ignore
-    whole = license_.expression and not license_.missing
-    return [*found, {"expression": license_.expression, "acknowledgement": "concluded"}] if whole else found  # codespell:ignore
+    declared_licenses = [{"expression": declared, "acknowledgement": "declared"}] if declared else []  # codespell:ignore
+    is_complete = license_.expression and not license_.missing
+    return (
+        [*declared_licenses, {"expression": license_.expression, "acknowledgement": "concluded"}]  # codespell:ignore
+        if is_complete
+        else declared_licenses
+    )
 
 
 def _properties(facts: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Facts that have a value as CycloneDX properties: prefixed names, and texts as values."""
+    """Return the facts that have a value as CycloneDX properties, with prefixed names and values as text."""
     return [{"name": f"{PREFIX}{key}", "value": _text(value)} for key, value in facts.items() if value not in (None, "", [])]
 
 
 def _text(value: Any) -> str:
+    """Return a value as text: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-# ---- what is known of the adapter
+# ---- facts about the adapter
 
 
 def _model_card(manifest: AdapterManifest, sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return CycloneDX's model card: architecture, data sets and metrics."""
     parameters = {
         "task": manifest.task,
         "architectureFamily": manifest.base.model_type,
         "modelArchitecture": manifest.base.architecture,
-        "datasets": [{"ref": one["bom-ref"]} for one in sets],
+        "datasets": [{"ref": dataset["bom-ref"]} for dataset in sets],
     }
     metrics = (manifest.training.metrics if manifest.training else None) or {}
-    measured = [{"type": key, "value": _text(value)} for key, value in sorted(metrics.items())]
+    performance_metrics = [{"type": key, "value": _text(value)} for key, value in sorted(metrics.items())]
     card = {
         "modelParameters": {key: value for key, value in parameters.items() if value},
-        "quantitativeAnalysis": {"performanceMetrics": measured} if measured else {},
+        "quantitativeAnalysis": {"performanceMetrics": performance_metrics} if performance_metrics else {},
     }
     return {key: value for key, value in card.items() if value}
 
 
 def _facts(manifest: AdapterManifest) -> dict[str, Any]:
+    """Return the facts of adapter.json that become properties."""
     training = manifest.training
     return {
         "method": manifest.method, "r": manifest.r, "alpha": manifest.alpha, "targets": list(manifest.targets),
@@ -239,6 +271,7 @@ def _facts(manifest: AdapterManifest) -> dict[str, Any]:
 
 
 def _license_facts(manifest: AdapterManifest, license_: Combined) -> dict[str, Any]:
+    """Return the declared and the combined license, with the reasons."""
     return {
         "license:declared": licensing.expression(manifest.license) or UNRECORDED,
         "license:combined": license_.expression or UNRECORDED,
@@ -247,19 +280,20 @@ def _license_facts(manifest: AdapterManifest, license_: Combined) -> dict[str, A
     }
 
 
-def _summary(data: Sequence[TrainingData]) -> dict[str, Any]:
-    """Totals of the training data, of the numbers that every source has."""
-    return {"data:sources": len(data)} | {
+def _data_totals(datasets: Sequence[TrainingData]) -> dict[str, Any]:
+    """Return the totals of the training data, for the numbers that every data set has."""
+    return {"data:sources": len(datasets)} | {
         f"data:{key}": sum(values)
         for key in ("documents", "tokens", "size")
-        if data and all(values := [getattr(one, key) for one in data])
+        if datasets and all(values := [getattr(dataset, key) for dataset in datasets])
     }
 
 
 def _notes(manifest: AdapterManifest) -> str:
+    """Describe how the adapter was made."""
     recipe = manifest.recipe
     if recipe is not None:
         weights = {parent.digest: parent.weight for parent in manifest.parents if parent.weight is not None}
-        how = {"kind": recipe.kind, "method": recipe.method, "parameters": recipe.parameters, "weights": weights}
-        return _text({key: dict(value) if isinstance(value, Mapping) else value for key, value in how.items() if value})
+        summary = {"kind": recipe.kind, "method": recipe.method, "parameters": recipe.parameters, "weights": weights}
+        return _text({key: dict(value) if isinstance(value, Mapping) else value for key, value in summary.items() if value})
     return "trained" if manifest.training else "how it was made is not recorded"

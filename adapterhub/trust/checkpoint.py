@@ -1,6 +1,6 @@
-"""Checkpoints: the ends of all logs at one time, signed, to be kept where nobody who can write to the logs can write.
+"""Checkpoints: the signed ends of all logs at one time, to be kept out of reach of anyone who can write to the logs.
 
-A checkpoint is one JSON document: the ends, and a bundle with an in-toto statement whose subject is the digest of the rest as
+A checkpoint is one JSON document: the ends, and a bundle with an in-toto statement whose subject is the digest of the ends as
 canonical JSON. Logs may grow after it; what they contained then must still be there.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .keys import Signer, TrustedSigner
 
 PREDICATE_TYPE = "urn:adapterhub:checkpoint:1"
-MAX_CHECKPOINT = 64 << 20  # bytes; a name takes some hundred
+MAX_CHECKPOINT = 64 << 20  # bytes; a name takes a few hundred
 _SUBJECT, _BUNDLE = "logs", "bundle"
 _HINT = "Sign a new one"
 
@@ -32,8 +32,8 @@ class Checkpoint:
     """The ends of all logs at one time.
 
     Attributes:
-        time: ISO 8601 in UTC, as the signer's clock had it.
-        ends: Log to name to the number of its last entry and the digest of that.
+        time: ISO 8601 in UTC, by the signer's clock.
+        ends: Log to name to the number and the digest of the last entry.
         audit: The number and the hash of the newest row of a hub's audit log; None without a hub.
     """
 
@@ -43,15 +43,15 @@ class Checkpoint:
 
     def sign(self, key: Signer, where: str) -> bytes:
         """Return the document with its signature."""
-        rest = self._document()
+        unsigned = self._document()
         statement = {
             "_type": STATEMENT_TYPE,
-            "subject": _subject(rest),
+            "subject": _subject(unsigned),
             "predicateType": PREDICATE_TYPE,
             "predicate": {"time": self.time},
         }
         signed = json_file.parse_object(bundle.seal(json_file.canonical(statement), key, where), where)
-        return json_file.canonical({**rest, _BUNDLE: signed}) + b"\n"
+        return json_file.canonical({**unsigned, _BUNDLE: signed}) + b"\n"
 
     def _document(self) -> dict[str, Any]:
         return {"time": self.time, "ends": self.ends, "audit": self.audit}
@@ -61,38 +61,40 @@ def read(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[Chec
     """Return the checkpoint in a document, and the one of `signers` that signed it.
 
     Raises:
-        FormatError: It is no checkpoint.
-        IntegrityError: The signature is by none of them, or of another checkpoint.
+        FormatError: The document is not a checkpoint.
+        IntegrityError: None of the signers signed it, or the signature is of another checkpoint.
     """
     document = json_file.parse_object(raw, where)
     if _BUNDLE not in document:
         raise FormatError(where, "not a checkpoint: it has no signature", _HINT)
+    # Without its signature, the document is what the statement's subject covers.
     payload, signer = bundle.unseal(json_file.canonical(document.pop(_BUNDLE)), signers, where)
     statement = json_file.parse_object(payload, where)
     if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
         raise FormatError(where, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}", _HINT)
     if statement.get("subject") != _subject(document):
         raise IntegrityError(where, "was changed after it was signed", "Use a copy that was not", code="signature")
-    return _parsed(document, where), signer
+    return _parse_document(document, where), signer
 
 
 def _subject(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a statement is about: a checkpoint without its signature."""
+    """Return the subject of the statement: the digest of a checkpoint without its signature."""
     return [{"name": _SUBJECT, "digest": {"sha256": sha256_bytes(json_file.canonical(document)).removeprefix("sha256:")}}]
 
 
-def _parsed(document: dict[str, Any], where: str) -> Checkpoint:
-    """The checkpoint in a document, whose signer is trusted but may have been careless."""
+def _parse_document(document: dict[str, Any], where: str) -> Checkpoint:
+    """Parse the checkpoint in a document, whose signer is trusted but may have been careless."""
     time, ends, audit = document.get("time"), document.get("ends"), document.get("audit")
     logs = ends.values() if isinstance(ends, dict) else [None]
-    found = [end for log in logs for end in (log.values() if isinstance(log, dict) else [None])]
-    if not isinstance(time, str) or not all(map(_is_end, found)) or not (audit is None or _is_end(audit, "")):
-        raise FormatError(where, "not a checkpoint: its time, or the end of a log, is none", _HINT)
-    kept = {log: {name: (seq, digest) for name, (seq, digest) in names.items()} for log, names in document["ends"].items()}
-    return Checkpoint(time, kept, None if audit is None else (audit[0], audit[1]))
+    all_ends = [end for log in logs for end in (log.values() if isinstance(log, dict) else [None])]
+    if not isinstance(time, str) or not all(map(_is_end, all_ends)) or not (audit is None or _is_end(audit, "")):
+        raise FormatError(where, "not a checkpoint: its time or the end of a log is malformed", _HINT)
+    log_ends = {log: {name: (seq, digest) for name, (seq, digest) in names.items()} for log, names in document["ends"].items()}
+    return Checkpoint(time, log_ends, None if audit is None else (audit[0], audit[1]))
 
 
 def _is_end(value: object, prefix: str = "sha256:") -> bool:
+    """Return whether a value is a pair of an entry's number and its digest."""
     if not isinstance(value, list) or len(value) != 2 or type(value[0]) is not int or value[0] < 1:
         return False
     return isinstance(value[1], str) and value[1].startswith(prefix) and is_hex(value[1].removeprefix(prefix))

@@ -1,4 +1,4 @@
-"""Keys of signers, in PEM: ECDSA on P-256, P-384 and P-521, as OpenSSF model signing has them, and Ed25519.
+"""Keys of signers, in PEM: ECDSA on P-256, P-384 and P-521, as in OpenSSF model signing, and Ed25519.
 
 The algorithm of a signature follows from the key that the verifier trusts, never from what was signed.
 """
@@ -37,11 +37,11 @@ _CURVES: dict[str, tuple[type[ec.EllipticCurve], type[hashes.HashAlgorithm]]] = 
     "p384": (ec.SECP384R1, hashes.SHA384),
     "p521": (ec.SECP521R1, hashes.SHA512),
 }
-"""Kind of key to the curve and the hash that signatures by it use (sigstore, `PublicKeyDetails`)."""
+"""The curve and the hash of signatures by each kind of key (sigstore, `PublicKeyDetails`)."""
 ED25519 = "ed25519"
 KINDS = (*_CURVES, ED25519)
 PUBLIC_SUFFIXES = (".pem", ".pub")
-_MAX_KEY, _MAX_KEYS = 64 << 10, 1000  # bytes of a file; files in a folder, and in all that are named
+_MAX_KEY, _MAX_KEYS = 64 << 10, 1000  # bytes of a file; files in a folder, and in all sources together
 _PEM = "-----BEGIN "
 _HINT = f"Pass a key in PEM: {', '.join(KINDS)}"
 
@@ -51,10 +51,10 @@ _Private = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 @dataclass(frozen=True, eq=False)
 class PublicKey:
-    """The key of a signer who is trusted.
+    """The key of a trusted signer.
 
     Attributes:
-        where: The file that it was read from.
+        source: The file that it was read from.
     """
 
     where: str
@@ -63,7 +63,7 @@ class PublicKey:
     @property
     def kind(self) -> str:
         """One of `KINDS`."""
-        return _kind(self._key, self.where)
+        return _kind_of(self._key, self.where)
 
     @property
     def pem(self) -> bytes:
@@ -77,15 +77,15 @@ class PublicKey:
 
     @property
     def title(self) -> str:
-        """The words for it in a sentence."""
+        """A phrase that names the key in a sentence."""
         return f"the {self.kind} key {self.id[:16]}…"
 
     def document(self) -> dict[str, str | None]:
-        """The signer as JSON."""
+        """Return the signer as JSON."""
         return {"key": self.id, "type": self.kind}
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
-        """Tell whether a signature of a message is by this key."""
+        """Return whether a signature of a message is by this key."""
         try:
             if isinstance(self._key, ed25519.Ed25519PublicKey):
                 self._key.verify(signature, message)
@@ -97,23 +97,23 @@ class PublicKey:
 
 
 TrustedSigner = PublicKey | Identity
-"""Who may have signed: the owner of a key, or somebody whom Sigstore certifies."""
+"""A trusted signer: the owner of a key, or an identity certified by Sigstore."""
 
 
 class KeySigner(Protocol):
-    """What signs: a private key, wherever it is."""
+    """A signing key, wherever it is stored."""
 
     @property
     def public(self) -> PublicKey:
         """The key that verifies its signatures."""
 
     def sign(self, message: bytes) -> bytes:
-        """Return a signature of a message: of ECDSA in DER, of Ed25519 64 bytes."""
+        """Return the signature of a message: DER for ECDSA, 64 bytes for Ed25519."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PrivateKey:
-    """A key to sign with, from a file."""
+    """A signing key from a file."""
 
     where: str
     _key: _Private
@@ -124,36 +124,42 @@ class PrivateKey:
         return PublicKey(self.where, self._key.public_key())
 
     def sign(self, message: bytes) -> bytes:
-        """Return a signature of a message: of ECDSA in DER, of Ed25519 64 bytes."""
+        """Return the signature of a message: DER for ECDSA, 64 bytes for Ed25519."""
         if isinstance(self._key, ed25519.Ed25519PrivateKey):
             return self._key.sign(message)
         return self._key.sign(message, ec.ECDSA(_CURVES[self.public.kind][1]()))
 
 
 Signer = Union[KeySigner, "KeylessSigner"]
-"""What signs: a private key, or an identity."""
+"""Anything that signs: a private key, or an identity."""
 
 
-def _kind(key: object, where: str) -> str:
+def _kind_of(key: object, location: str) -> str:
+    """Return the kind of a key; RefusedError for an unsupported one."""
     if isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey):
         return ED25519
     curve = getattr(key, "curve", None)
-    for kind, (known, _) in _CURVES.items():
-        if isinstance(curve, known):
+    for kind, (curve_class, _) in _CURVES.items():
+        if isinstance(curve, curve_class):
             return kind
-    raise RefusedError(where, f"a key of the kind {getattr(curve, 'name', type(key).__name__)}, which is not supported", _HINT)
+    raise RefusedError(
+        location, f"a key of the kind {getattr(curve, 'name', type(key).__name__)}, which is not supported", _HINT
+    )
 
 
-# ---- making
+# ---- generating
 
 
 def generate(path: Path, kind: str = "p256", passphrase: bytes | None = None) -> tuple[Path, PublicKey]:
-    """Write a new pair of keys, `PATH.key`, which only its owner can read, and `PATH.pub`; return the path of each.
+    """Write a new pair of keys, `PATH.key`, which only its owner can read, and `PATH.pub`.
 
     Args:
         path: The files without their suffixes.
         kind: One of `KINDS`.
-        passphrase: Encrypts the private key; None for none.
+        passphrase: Encrypts the private key; None leaves it unencrypted.
+
+    Returns:
+        The path of the private key, and the public key.
 
     Raises:
         OutputExistsError: One of the files exists.
@@ -161,25 +167,28 @@ def generate(path: Path, kind: str = "p256", passphrase: bytes | None = None) ->
     if kind not in KINDS:
         raise ParameterError("kind", f"unknown kind of key {kind!r}", f"Known kinds: {', '.join(KINDS)}")
     key: _Private = ed25519.Ed25519PrivateKey.generate() if kind == ED25519 else ec.generate_private_key(_CURVES[kind][0]())
-    secret, public = path.with_name(f"{path.name}.key"), path.with_name(f"{path.name}.pub")
+    private_path, public_path = path.with_name(f"{path.name}.key"), path.with_name(f"{path.name}.pub")
     encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    made = PublicKey(str(public), key.public_key())
-    for file in (secret, public):
+    public_key = PublicKey(str(public_path), key.public_key())
+    # Checked for both files before either is written, so that no pair is left half written.
+    for file in (private_path, public_path):
         if file.exists() or file.is_symlink():
             raise OutputExistsError(str(file))
-    _write_new(secret, pem, private=True)
-    _write_new(public, made.pem)
-    return secret, made
+    _write_new(private_path, pem, private=True)
+    _write_new(public_path, public_key.pem)
+    return private_path, public_key
 
 
 def _write_new(path: Path, pem: bytes, *, private: bool = False) -> None:
-    def text(old: str) -> str:
+    """Write a key into a new file; OutputExistsError if it exists by now."""
+
+    def new_text(old: str) -> str:
         if old:
             raise OutputExistsError(str(path))
         return pem.decode()
 
-    user_files.change(path, text, private=private, follow=False)
+    user_files.change(path, new_text, private=private, follow=False)
 
 
 # ---- reading
@@ -189,7 +198,8 @@ def read_private(path: Path, passphrase: bytes | None = None) -> PrivateKey:
     """Read a private key that only its owner can read.
 
     Raises:
-        ParameterError: It is encrypted, and there is no passphrase (code `passphrase-required`), or a wrong one.
+        ParameterError: It is encrypted and the passphrase is missing (code `passphrase-required`) or wrong, or it is not
+            encrypted but a passphrase is given.
         LocalIOError: Others can read the file.
     """
     text = _one_pem(user_files.read(path, private=True), str(path))
@@ -197,62 +207,67 @@ def read_private(path: Path, passphrase: bytes | None = None) -> PrivateKey:
         key = serialization.load_pem_private_key(text.encode(), passphrase)
     except TypeError as error:
         if passphrase is None:
-            what = f"{path} is encrypted"
-            raise ParameterError("passphrase", what, "Pass its passphrase", code="passphrase-required") from error
+            problem = f"{path} is encrypted"
+            raise ParameterError("passphrase", problem, "Pass its passphrase", code="passphrase-required") from error
         raise ParameterError("passphrase", f"{path} is not encrypted", "Leave it out") from error
     except (ValueError, UnsupportedAlgorithm) as error:
+        # A wrong passphrase and a malformed key raise the same error; only the text tells them apart.
         if passphrase is not None and "ENCRYPTED" in text:
             raise ParameterError("passphrase", f"is not that of {path}", "Try again") from error
         raise FormatError(str(path), "not a private key in PEM", _HINT) from error
-    _kind(key, str(path))
-    return PrivateKey(str(path), key)  # type: ignore[arg-type]  # of the kinds above
+    _kind_of(key, str(path))
+    return PrivateKey(str(path), key)  # type: ignore[arg-type]  # one of the kinds above
 
 
 def read_public(path: Path) -> PublicKey:
-    """Read a public key; RefusedError for one of another kind, and for a private one."""
+    """Read a public key; RefusedError for an unsupported kind, and for a private key."""
     return parse_public(json_file.read_text(path, _MAX_KEY), str(path))
 
 
-def parse_public(text: str, where: str) -> PublicKey:
+def parse_public(text: str, location: str) -> PublicKey:
     """Parse the PEM of a public key."""
-    text = _one_pem(text, where)
+    text = _one_pem(text, location)
+    # Refused rather than used: a private key does not belong where public keys are kept.
     if "PRIVATE KEY" in text:
-        raise RefusedError(where, "a private key, where a public one is required", "Pass the public key that belongs to it")
+        raise RefusedError(location, "a private key, where a public one is required", "Pass the public key that belongs to it")
     try:
         key = serialization.load_pem_public_key(text.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise FormatError(where, "not a public key in PEM", _HINT) from error
-    _kind(key, where)
-    return PublicKey(where, key)  # type: ignore[arg-type]  # of the kinds above
+        raise FormatError(location, "not a public key in PEM", _HINT) from error
+    _kind_of(key, location)
+    return PublicKey(location, key)  # type: ignore[arg-type]  # one of the kinds above
 
 
-def _one_pem(text: str, where: str) -> str:
+def _one_pem(text: str, location: str) -> str:
+    """Return `text` if it has exactly one PEM block."""
     if not text:
-        raise NotFoundError(where, "no such key")
-    if text.count(_PEM) != 1:  # a second one would be ignored silently
-        raise FormatError(where, f"{text.count(_PEM)} keys in PEM where one is expected", _HINT)
+        raise NotFoundError(location, "no such key")
+    if text.count(_PEM) != 1:  # a second key would be ignored silently
+        raise FormatError(location, f"{text.count(_PEM)} keys in PEM where one is expected", _HINT)
     return text
 
 
-_Named = str | os.PathLike[str] | Identity
+_SignerSource = str | os.PathLike[str] | Identity
 
 
-def trusted(signers: _Named | Iterable[_Named]) -> Sequence[TrustedSigner]:
-    """Read the public keys in files, and in folders those whose names end in .pub or .pem; identities stay as they are."""
+def trusted(signers: _SignerSource | Iterable[_SignerSource]) -> Sequence[TrustedSigner]:
+    """Read the public keys in files, and in folders those named *.pub or *.pem; identities are returned as they are."""
     several = [signers] if isinstance(signers, str | os.PathLike | Identity) else signers
-    named = list(dict.fromkeys(one if isinstance(one, Identity) else Path(one) for one in several))
-    files = {file: None for path in named if isinstance(path, Path) for file in _files(path)}
+    sources = list(dict.fromkeys(signer if isinstance(signer, Identity) else Path(signer) for signer in several))
+    files = {file: None for path in sources if isinstance(path, Path) for file in _key_files(path)}
     if len(files) > _MAX_KEYS:
         raise UsageError(
             str(next(iter(files))), f"{len(files)} keys, over the limit of {_MAX_KEYS}", "Name fewer folders of keys"
         )
-    found: dict[str, PublicKey] = {}
+    # Each key once, even if several files have it.
+    public_keys: dict[str, PublicKey] = {}
     for key in map(read_public, files):
-        found.setdefault(key.id, key)
-    return [*found.values(), *(one for one in named if isinstance(one, Identity))]
+        public_keys.setdefault(key.id, key)
+    return [*public_keys.values(), *(source for source in sources if isinstance(source, Identity))]
 
 
-def _files(path: Path) -> list[Path]:
+def _key_files(path: Path) -> list[Path]:
+    """Return the files of public keys that a path names, sorted by name."""
     if not path.is_dir():
         return [path]
     try:
@@ -260,6 +275,6 @@ def _files(path: Path) -> list[Path]:
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
     if not files or len(files) > _MAX_KEYS:
-        what = f"{len(files)} keys, over the limit of {_MAX_KEYS}" if files else "no public key in it, *.pub or *.pem"
-        raise UsageError(str(path), what, "Name a folder of public keys")
+        problem = f"{len(files)} keys, over the limit of {_MAX_KEYS}" if files else "no public key in it, *.pub or *.pem"
+        raise UsageError(str(path), problem, "Name a folder of public keys")
     return files

@@ -1,8 +1,8 @@
-"""Keys that a user has accepted for a namespace: once one is known there, what comes from there must be signed by one of them.
+"""Signers that a user has accepted for a namespace: from then on, everything from there must be signed by one of them.
 
-A file of lines `SCOPE KIND KEY`, as ssh keeps the keys of hosts: the namespace, and the key without the first and last line of
-its PEM; of an identity the name, the issuer and, of a private Sigstore, the path of its trust config, each URL-encoded. A
-namespace that was free again after its owner left, and that somebody else has taken, is refused by it.
+They are kept in a file of lines `SCOPE KIND KEY`, as ssh keeps the keys of hosts: the namespace, and the key without the first
+and last line of its PEM; for an identity, the name, the issuer and, of a private Sigstore, the path of its trust config, each
+URL-encoded. This detects a namespace that somebody else took over after its owner had left.
 """
 
 from __future__ import annotations
@@ -24,28 +24,31 @@ _BEGIN, _END = "-----BEGIN PUBLIC KEY-----\n", "\n-----END PUBLIC KEY-----\n"
 
 @dataclass(frozen=True)
 class KnownSigners:
-    """The signers in a file, which need not be there."""
+    """The signers in a file, which need not exist."""
 
     path: Path
 
     def of(self, scope: str) -> list[TrustedSigner]:
         """Return the signers that are known for a namespace."""
-        return [_parsed(line, self.path) for line in user_files.read(self.path).splitlines() if line.split(" ")[0] == scope]
+        return [_parse_line(line, self.path) for line in user_files.read(self.path).splitlines() if line.split(" ")[0] == scope]
 
     def keep(self, scope: str, signer: TrustedSigner) -> bool:
-        """Remember a signer of a namespace; return False if it was known."""
-        line = f"{scope} {signer.kind} {_written(signer)}\n"
+        """Remember a signer of a namespace; return False if it was known already."""
+        # A line is appended rather than replaced: a namespace may have several signers.
+        line = f"{scope} {signer.kind} {_key_text(signer)}\n"
         return user_files.change(self.path, lambda text: None if line in text else (text or _HEAD) + line)
 
 
-def _written(signer: TrustedSigner) -> str:
+def _key_text(signer: TrustedSigner) -> str:
+    """Return the text of a signer in a line of the file."""
     if not isinstance(signer, Identity):
         return "".join(signer.pem.decode().splitlines()[1:-1])
     config = [str(signer.trust_config.absolute())] if signer.trust_config else []
     return " ".join(quote(part, safe="/:@") for part in (signer.name, signer.issuer, *config))
 
 
-def _parsed(line: str, path: Path) -> TrustedSigner:
+def _parse_line(line: str, path: Path) -> TrustedSigner:
+    """Parse a line of the file."""
     try:
         _scope, kind, *parts = line.split(" ")
         if kind == identity.KIND:
@@ -55,6 +58,6 @@ def _parsed(line: str, path: Path) -> TrustedSigner:
             return Identity(name, issuer, Path(config[0]) if config else None)
         (key,) = parts
         binascii.a2b_base64(key, strict_mode=True)
-    except (ValueError, ParameterError) as error:  # a line that is skipped would let anything through
+    except (ValueError, ParameterError) as error:  # an error, because skipping a damaged line would accept any signer
         raise UsageError(str(path), f"{line[:80]!r} is not a namespace, a kind and a key", "Remove the line") from error
     return parse_public(f"{_BEGIN}{key}{_END}", str(path))

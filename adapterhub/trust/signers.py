@@ -1,4 +1,4 @@
-"""Signers: a key in a file, or one that never leaves its hardware, by PKCS #11.
+"""Signers: a key in a file, or a key that never leaves its hardware, through PKCS #11.
 
 A key in hardware is named by a URI (RFC 7512) that also names the vendor's library, which is loaded into this process:
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .keys import Signer
 
 SCHEME = "pkcs11:"
-_PATH, _QUERY = ("token", "serial", "object", "id"), ("module-path",)
+_PATH_ATTRIBUTES, _QUERY_ATTRIBUTES = ("token", "serial", "object", "id"), ("module-path",)
 _HASHES = {"p256": hashlib.sha256, "p384": hashlib.sha384, "p521": hashlib.sha512}
 _HINT = "Write it like pkcs11:token=NAME;object=NAME?module-path=/usr/lib/LIBRARY.so"
 
@@ -40,7 +40,7 @@ def read(key: str | os.PathLike[str] | Signer, passphrase: bytes | None = None) 
 
     Args:
         key: A private key in PEM, or `pkcs11:…`.
-        passphrase: That of the key, or the PIN of its token.
+        passphrase: The passphrase of the key, or the PIN of its token.
 
     Raises:
         ParameterError: The passphrase or the PIN is missing (code `passphrase-required`) or wrong.
@@ -54,7 +54,7 @@ def read(key: str | os.PathLike[str] | Signer, passphrase: bytes | None = None) 
 
 @dataclass(frozen=True)
 class _Uri:
-    """The parts of a URI, in bytes where they may be any."""
+    """The parts of a PKCS #11 URI, as bytes where any are allowed."""
 
     text: str
     module: str
@@ -63,33 +63,35 @@ class _Uri:
 
 
 def _parse(text: str) -> _Uri:
+    """Parse a PKCS #11 URI, refusing what would be ignored."""
+    # Searched before anything is parsed, so that no error quotes the PIN.
     before, pin, _ = text.partition("pin-value=")
     if pin:
         raise UsageError(f"{before[:200]}{pin}…", "a PIN in a URI ends up in logs", "Leave pin-value out; the PIN is asked for")
     path, _, query = text.removeprefix(SCHEME).partition("?")
-    found: dict[str, bytes] = {}
-    for known, part, separator in ((_PATH, path, ";"), (_QUERY, query, "&")):
-        for one in part.split(separator) if part else ():
-            name, equals, value = one.partition("=")
-            if name not in known:
-                raise UsageError(text[:200], f"{name[:80]!r} is not supported, only {', '.join(known)}", _HINT)
-            if not equals or name in found:
+    attributes: dict[str, bytes] = {}
+    for supported, part, separator in ((_PATH_ATTRIBUTES, path, ";"), (_QUERY_ATTRIBUTES, query, "&")):
+        for attribute in part.split(separator) if part else ():
+            name, equals, value = attribute.partition("=")
+            if name not in supported:
+                raise UsageError(text[:200], f"{name[:80]!r} is not supported, only {', '.join(supported)}", _HINT)
+            if not equals or name in attributes:
                 raise UsageError(text[:200], f"{name!r} {'is given twice' if equals else 'has no value'}", _HINT)
-            found[name] = unquote_to_bytes(value)
+            attributes[name] = unquote_to_bytes(value)
     try:
-        texts = {name: value.decode() for name, value in found.items() if name != "id"}
+        texts = {name: value.decode() for name, value in attributes.items() if name != "id"}
     except UnicodeDecodeError as error:
         raise UsageError(text[:200], "is not UTF-8", _HINT) from error
-    if "module-path" not in texts or not {"token", "serial"} & texts.keys() or not {"object", "id"} & found.keys():
+    if "module-path" not in texts or not {"token", "serial"} & texts.keys() or not {"object", "id"} & attributes.keys():
         raise UsageError(text[:200], "does not name a library, a token and a key", _HINT)
-    token = {"token_label": texts.get("token"), "token_serial": found.get("serial")}
-    key = {"label": texts.get("object"), "id": found.get("id")}
+    token = {"token_label": texts.get("token"), "token_serial": attributes.get("serial")}
+    key = {"label": texts.get("object"), "id": attributes.get("id")}
     return _Uri(text, texts["module-path"], *({k: v for k, v in part.items() if v is not None} for part in (token, key)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HardwareKey:
-    """A key to sign with that never leaves its hardware; each signature opens a session of its own."""
+    """A signing key that never leaves its hardware; each signature opens its own session."""
 
     uri: _Uri
     public: PublicKey
@@ -97,32 +99,35 @@ class HardwareKey:
 
     @classmethod
     def find(cls, text: str, pin: bytes | None) -> HardwareKey:
-        """Look a key up; errors as those of `read`."""
+        """Look up a key; raises the errors of `read`."""
         uri = _parse(text)
         if pin is None:
             raise ParameterError("passphrase", f"{text} needs its PIN", "Pass it", code="passphrase-required")
+        # The public half is read from the token once; signing needs it to choose the hash.
         with _session(uri, pin) as (session, pkcs11):
             from pkcs11.util.ec import encode_ec_public_key
 
             public = session.get_key(object_class=pkcs11.ObjectClass.PUBLIC_KEY, key_type=pkcs11.KeyType.EC, **uri.key)
             key = serialization.load_der_public_key(encode_ec_public_key(public))
-        found = PublicKey(text, key)  # type: ignore[arg-type]  # a curve that is not known is refused by its kind
-        _ = found.kind
-        return cls(uri, found, pin)
+        public_key = PublicKey(text, key)  # type: ignore[arg-type]  # a curve that is not known is refused by its kind
+        # Read only to refuse an unsupported curve now rather than at the first signature.
+        _ = public_key.kind
+        return cls(uri, public_key, pin)
 
     def sign(self, message: bytes) -> bytes:
-        """Return a signature of a message, in DER."""
+        """Return the DER signature of a message."""
         digest = _HASHES[self.public.kind](message).digest()
         with _session(self.uri, self._pin) as (session, pkcs11):
             key = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, key_type=pkcs11.KeyType.EC, **self.uri.key)
             raw = key.sign(digest, mechanism=pkcs11.Mechanism.ECDSA)
+        # PKCS #11 returns r and s side by side; bundles have the DER form.
         half = len(raw) // 2
         return utils.encode_dss_signature(int.from_bytes(raw[:half]), int.from_bytes(raw[half:]))
 
 
 @contextmanager
 def _session(uri: _Uri, pin: bytes) -> Iterator[tuple[Any, Any]]:
-    """A session of a token, logged in, and the package `pkcs11`, until the context ends."""
+    """Yield a logged-in session of a token and the package `pkcs11`, closing the session at the end."""
     import pkcs11
     from pkcs11 import exceptions
 

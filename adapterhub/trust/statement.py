@@ -1,7 +1,7 @@
-"""What is signed: an in-toto statement with the name of an adapter and the digest of each of its files.
+"""The signed statement about files: an in-toto statement with the name of an adapter and the digest of each of its files.
 
-OpenSSF model signing 1.0, in the one form that leaves nothing open: whole files, sha256, each name once. The root digest in
-the subject is the sha256 of all digests in the order of the list; names are bound by the signature of the whole statement.
+It follows OpenSSF model signing 1.0, in the one form that is unambiguous: whole files, sha256, each name once. The root digest
+in the subject is the sha256 of all digests in the order of the list; names are bound by the signature of the whole statement.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 AGAIN = "Have it signed again"
 UNSIGNED = (SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore")
-"""What of a folder is not signed: the signature, and what model_signing leaves out by itself."""
+"""What is not signed in a folder: the signature itself, and what model_signing leaves out by default."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """The signed name of an adapter, and path to digest of its files."""
+    """The signed name of an adapter, and the digests of its files by path."""
 
     name: str
     files: Mapping[str, Digest]
 
     def dump(self) -> bytes:
-        """The statement in JSON, its files in the order of model_signing."""
+        """Return the statement in JSON, with the files in model_signing's order."""
+        # By path components, as model_signing sorts them, not by characters.
         paths = sorted(self.files, key=PurePosixPath)
         digests = [self.files[path].removeprefix("sha256:") for path in paths]
         resources = [
@@ -44,35 +45,37 @@ class Statement:
         serialization = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(UNSIGNED)}
         document = {
             "_type": STATEMENT_TYPE,
-            "subject": [{"name": self.name, "digest": {"sha256": _root(digests)}}],
+            "subject": [{"name": self.name, "digest": {"sha256": _root_digest(digests)}}],
             "predicateType": PREDICATE_TYPE,
             "predicate": {"serialization": serialization, "resources": resources},
         }
         return json.dumps(document, separators=(",", ":")).encode()
 
-    def check_files(self, files: Mapping[str, Digest], where: str) -> None:
-        """IntegrityError that names every file that is not what was signed, or that was not signed."""
-        found = [f"{path} (missing)" for path in self.files if path not in files]
-        found += [f"{path} (not signed)" for path in files if path not in self.files]
-        found += [f"{path} (changed)" for path in files if self.files.get(path, files[path]) != files[path]]
-        if found:
+    def check_files(self, files: Mapping[str, Digest], location: str) -> None:
+        """Raise IntegrityError that names every file that is missing, changed or not signed."""
+        differences = [f"{path} (missing)" for path in self.files if path not in files]
+        differences += [f"{path} (not signed)" for path in files if path not in self.files]
+        differences += [f"{path} (changed)" for path in files if self.files.get(path, files[path]) != files[path]]
+        if differences:
             hint = "Fetch the files that were signed, or have these signed"
-            raise IntegrityError(where, f"is not what was signed: {shortened(sorted(found))}", hint, code="signature")
+            raise IntegrityError(location, f"is not what was signed: {shortened(sorted(differences))}", hint, code="signature")
 
-    def check_name(self, name: str, where: str) -> None:
-        """IntegrityError unless it was signed under this name: the whole of it, or its last parts.
+    def check_name(self, name: str, location: str) -> None:
+        """Raise IntegrityError unless it was signed under this name, either in full or by its last parts.
 
-        model_signing signs the last part alone, the name of a folder.
+        model_signing signs only the last part, the name of a folder.
         """
         if not "/{}".format(name.replace(":", "/")).endswith(f"/{self.name}"):
-            what = f"the signature is for {self.name[:120]!r}, not for {name!r}"
-            raise IntegrityError(where, what, "Have it signed under this name", code="signature-name", name=self.name[:120])
+            problem = f"the signature is for {self.name[:120]!r}, not for {name!r}"
+            raise IntegrityError(
+                location, problem, "Have it signed under this name", code="signature-name", name=self.name[:120]
+            )
 
 
 def parse(raw: bytes, where: str) -> Statement:
-    """Parse a statement whose signature was verified; FormatError for any other form, named."""
+    """Parse a statement whose signature was verified; FormatError, with the reason, for any other form."""
     document = json_file.parse_object(raw, where)
-    _expect(document.get("_type") == STATEMENT_TYPE, where, f"signs no {STATEMENT_TYPE}")
+    _expect(document.get("_type") == STATEMENT_TYPE, where, f"does not sign a statement of the type {STATEMENT_TYPE}")
     kind = document.get("predicateType")
     _expect(kind == PREDICATE_TYPE, where, f"signs {str(kind)[:80]!r}, not {PREDICATE_TYPE}")
     subjects, predicate = document.get("subject"), _object(document.get("predicate"), where, "predicate")
@@ -82,67 +85,84 @@ def parse(raw: bytes, where: str) -> Statement:
     name = subject.get("name")
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_PATH:
         raise FormatError(where, "signs a subject without a name", AGAIN)
-    files = _files(predicate, where)
+    files = _signed_files(predicate, where)
     digests = [digest.removeprefix("sha256:") for digest in files.values()]
-    _expect(subject.get("digest") == {"sha256": _root(digests)}, where, "the digest of its subject is not that of its files")
+    _expect(
+        subject.get("digest") == {"sha256": _root_digest(digests)}, where, "the digest of its subject is not that of its files"
+    )
     return Statement(name, files)
 
 
-def _files(predicate: dict[str, Any], where: str) -> dict[str, Digest]:
-    how = _object(predicate.get("serialization"), where, "serialization")
-    _expect(how.get("method") == "files", where, f"signs {str(how.get('method'))[:80]!r}, not whole files")
-    _expect(how.get("hash_type") == "sha256", where, f"has digests by {str(how.get('hash_type'))[:80]!r}, not sha256")
+def _signed_files(predicate: dict[str, Any], location: str) -> dict[str, Digest]:
+    """Return the signed digests by path."""
+    serialization = _object(predicate.get("serialization"), location, "serialization")
+    _expect(
+        serialization.get("method") == "files", location, f"signs {str(serialization.get('method'))[:80]!r}, not whole files"
+    )
+    _expect(
+        serialization.get("hash_type") == "sha256",
+        location,
+        f"has digests by {str(serialization.get('hash_type'))[:80]!r}, not sha256",
+    )
     resources = predicate.get("resources")
     if not isinstance(resources, list) or not 0 < len(resources) <= MAX_FILES:
-        raise FormatError(where, f"signs no files, or more than {MAX_FILES}", AGAIN)
+        raise FormatError(location, f"signs no files, or more than {MAX_FILES}", AGAIN)
     files: dict[str, Digest] = {}
-    for one in resources:
-        entry = _object(one, where, "resources")
+    for resource in resources:
+        entry = _object(resource, location, "resources")
         path, digest = entry.get("name"), entry.get("digest")
         if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH:
-            raise FormatError(where, f"signs a file without a name, or with one of over {MAX_PATH} characters", AGAIN)
-        _expect(path not in files, where, f"signs the file {path[:80]!r} twice")
+            raise FormatError(location, f"signs a file without a name, or with one of over {MAX_PATH} characters", AGAIN)
+        _expect(path not in files, location, f"signs the file {path[:80]!r} twice")
         if entry.get("algorithm") != "sha256" or not isinstance(digest, str) or not is_hex(digest):
-            raise FormatError(where, f"{path[:80]}: not a sha256 digest", AGAIN)
+            raise FormatError(location, f"{path[:80]}: not a sha256 digest", AGAIN)
         files[path] = f"sha256:{digest}"
     return files
 
 
-def _object(value: object, where: str, name: str) -> dict[str, Any]:
+def _object(value: object, location: str, name: str) -> dict[str, Any]:
+    """Return `value` if it is an object."""
     if not isinstance(value, dict):
-        raise FormatError(where, f"{name} is not an object", AGAIN)
+        raise FormatError(location, f"{name} is not an object", AGAIN)
     return value
 
 
-def _expect(right: bool, where: str, what: str) -> None:
-    if not right:
-        raise FormatError(where, what, AGAIN)
+def _expect(condition: bool, location: str, problem: str) -> None:
+    """Raise FormatError unless the condition holds."""
+    if not condition:
+        raise FormatError(location, problem, AGAIN)
 
 
-def _root(digests: Sequence[str]) -> str:
+def _root_digest(digests: Sequence[str]) -> str:
+    """Return the root digest: the sha256 of all digests in their order."""
     return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
 def files_in(folder: Path) -> dict[str, Digest]:
-    """Path to digest of every file in a folder, dotfiles too, but `UNSIGNED`; RefusedError for a link, a pipe or a device."""
+    """Return the digest of every file in a folder by path, including dotfiles but not `UNSIGNED`.
+
+    Raises:
+        RefusedError: The folder has a link, a pipe or a device, or too many files.
+    """
     inside = Inside(folder)
-    found: dict[str, Digest] = {}
+    digests: dict[str, Digest] = {}
     try:
         for path, status in walk(folder, lambda path: path not in UNSIGNED):
             if path in UNSIGNED:
                 continue
-            if len(path) > MAX_PATH or len(found) > MAX_FILES:
+            # Checked while walking, before a hostile folder costs time or memory.
+            if len(path) > MAX_PATH or len(digests) > MAX_FILES:
                 raise RefusedError(str(folder), f"more than {MAX_FILES} files, or a path of more than {MAX_PATH} characters")
             try:
                 check_regular(status, folder / path)
             except IsADirectoryError:
                 continue
             with inside.open(folder / path) as file:
-                found[path] = copy_hashing(file, None)[0]
+                digests[path] = copy_hashing(file, None)[0]
     except FileNotFoundError as error:
         raise NotFoundError(str(folder), "no such folder", code="no-such-file") from error
     except NotADirectoryError as error:
         raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that") from error
     except OSError as error:
         raise LocalIOError(str(error.filename or folder), error.strerror or str(error)) from error
-    return found
+    return digests

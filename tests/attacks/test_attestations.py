@@ -102,8 +102,14 @@ def test_an_attestation_signs_no_files(secret: keys.PrivateKey) -> None:
 
 
 FORMS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "older": (lambda s: s.update(_type="https://in-toto.io/Statement/v0.1"), "attests no https://in-toto.io/Statement/v1"),
-    "no type": (lambda s: s.update(predicateType=None), "attests no https://in-toto.io/Statement/v1"),
+    "older": (
+        lambda s: s.update(_type="https://in-toto.io/Statement/v0.1"),
+        "does not attest a statement of the type https://in-toto.io/Statement/v1",
+    ),
+    "no type": (
+        lambda s: s.update(predicateType=None),
+        "does not attest a statement of the type https://in-toto.io/Statement/v1",
+    ),
     "no subject": (lambda s: s.update(subject=[]), "exactly one subject"),
     "two subjects": (lambda s: s["subject"].append(s["subject"][0]), "exactly one subject"),
     "subject of text": (lambda s: s.update(subject=["x"]), "exactly one subject"),

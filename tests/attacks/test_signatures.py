@@ -314,7 +314,10 @@ def _resource(**changes: object) -> Callable[[Any], object]:
 STATEMENTS = {
     "v0.2": (_statement(predicateType="https://model_signing/Digests/v0.1"), "signs 'https://model_signing/Digests/v0.1'"),
     "provenance": (_statement(predicateType="https://slsa.dev/provenance/v1"), "signs 'https://slsa.dev/provenance/v1'"),
-    "older statement": (_statement(_type="https://in-toto.io/Statement/v0.1"), "signs no https://in-toto.io/Statement/v1"),
+    "older statement": (
+        _statement(_type="https://in-toto.io/Statement/v0.1"),
+        "does not sign a statement of the type https://in-toto.io/Statement/v1",
+    ),
     "no subject": (_statement(subject=[]), "exactly one subject"),
     "other root": (lambda s: s["subject"][0].update(digest={"sha256": "0" * 64}), "the digest of its subject"),
     "two digests": (lambda s: s["subject"][0]["digest"].update(sha1="0"), "the digest of its subject"),

@@ -29,7 +29,7 @@ def base(tmp_path: Path) -> Path:
         (("--key", "key.pem"), 2, "key.pem: a certificate and its private key belong together"),
         (("--certificate", "no.pem", "--key", "no.pem"), 8, "no.pem: No such file"),
         (("--certificate", "text.pem", "--key", "text.pem"), 8, "text.pem: "),
-        (("--adapters", ""), 2, "patterns of names: there are none"),
+        (("--adapters", ""), 2, "patterns of names: none was given"),
         (("--route", "none.toml"), 3, "none.toml: no such file"),
         ((), 8, "vllm: does not answer"),
         (("--engine-url", "nonsense"), 2, "nonsense: is not the URL of a server"),

@@ -94,7 +94,7 @@ def test_patterns_allow_names_and_give_a_namespace() -> None:
     assert "any/name" in Allowed()
     assert "any/name" in Allowed.of([])
     for nothing in ("", " , "):  # a variable that is not set is not to open everything
-        with pytest.raises(UsageError, match="there are none"):
+        with pytest.raises(UsageError, match="none was given"):
             Allowed.of([nothing])
     with pytest.raises(RefusedError, match="other/x: is not served here"):
         allowed.check(Ref.parse("other/x:v1"))

@@ -217,7 +217,7 @@ def test_a_checkpoint_that_was_changed_is_refused(
 )
 def test_a_signed_document_that_is_no_checkpoint_is_refused(copy: Path, checkpoint: Checkpoint) -> None:
     (copy / "checkpoint.json").write_bytes(checkpoint.sign(keys.read_private(copy / "audit.key"), "x"))
-    with pytest.raises(FormatError, match="not a checkpoint: its time, or the end of a log, is none. Sign a new one"):
+    with pytest.raises(FormatError, match="not a checkpoint: its time or the end of a log is malformed. Sign a new one"):
         faults(copy)
 
 

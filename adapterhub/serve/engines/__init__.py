@@ -1,16 +1,16 @@
 """Engines: programs and libraries that generate text, behind one small protocol.
 
-    choosing.py      which one is installed, and how it is opened
-    command_lines.py the words by which they are started
-    over_http.py     what all engines that are servers share: a client, a process that is started again when it ends
+    engine_choice.py choosing the installed engine for a base, and opening it
+    command_lines.py the command lines that start engines
+    over_http.py     what all server engines share: a client, and a process that is restarted when it ends
     llama_server.py  llama.cpp's server: a process for each version behind its router, or one process for all
     vllm.py          vLLM
     sglang.py        SGLang
     mlx.py           mlx-lm
     in_process.py    the reference host, or llama.cpp's library, in this process
 
-An engine is told of a version before it is asked, by a name that no other version ever has. What it would ignore or answer with
-the base is refused here, in words. Importing this package imports none of them.
+An engine is given a version before the first request for it, by a name that no other version ever has. What it would ignore, or
+answer with the base, is refused here with a message. Importing this package imports none of the engines.
 """
 
 from __future__ import annotations
@@ -24,53 +24,53 @@ from adapterhub.serve.served import Served
 from adapterhub_converters.display import printable
 
 Blend = tuple[tuple[Served, float], ...]
-"""What a request is answered with: `()` is the base, one version with the weight 1 itself, several are a blend."""
+"""The versions that answer a request: `()` is the base, one version with weight 1 that version, several a blend."""
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 
 
 class EngineDownError(Exception):
-    """The engine does not answer for now; `seconds` until another try is worth it."""
+    """The engine does not answer for now; `seconds` until another try makes sense."""
 
-    def __init__(self, what: str, seconds: int = 2) -> None:
-        super().__init__(what)
+    def __init__(self, problem: str, seconds: int = 2) -> None:
+        super().__init__(problem)
         self.seconds = seconds
 
 
-async def _nothing() -> None:
+async def _do_nothing() -> None:
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an engine answers.
+    """An engine's answer.
 
     Attributes:
-        status: Of HTTP.
-        media_type: Of the body.
-        body: Its bytes, as they come; may raise EngineDownError.
-        close: Ends the work on it, if the body is not read to its end.
-        model: What its documents have as `model`, if they have one, or it is the answer of another version; empty for anything.
+        status: The HTTP status.
+        media_type: The type of the body.
+        body: Its bytes as they arrive; may raise EngineDownError.
+        close: Cancels the work if the body is not read to its end.
+        model: The `model` that documents with one must have, or they are another version's answer; empty for any.
     """
 
     status: int
     media_type: str
     body: AsyncIterator[bytes]
-    close: Callable[[], Awaitable[None]] = _nothing
+    close: Callable[[], Awaitable[None]] = _do_nothing
     model: str = ""
 
 
 class Engine(Protocol):
-    """A base model that can be asked with any version of its adapters.
+    """A base model that answers with any version of its adapters.
 
     Attributes:
-        name: As in the option: `llama.cpp`, `vllm` …
-        runtime: What versions are resolved for.
-        most: How many versions it may be told of at once.
-        slots: How many of them it answers with at the same time.
+        name: The name in the option: `llama.cpp`, `vllm` …
+        runtime: The runtime that versions are resolved for.
+        most: The largest number of versions that it may hold.
+        slots: The number of versions with which it answers at the same time.
         paths: The paths of the API that it answers.
         blends: Whether it answers with several versions at once.
-        keeps: Whether it may read the files of a version again that it was told to forget.
-        own: Fields of its own in a body that choose an adapter, or a cache, past the names of versions; refused.
+        keeps: Whether it may still read the files of a version that it was told to forget.
+        forbidden_fields: Its own fields in a body that would choose an adapter, or a cache, regardless of `model`; refused.
     """
 
     name: str
@@ -83,16 +83,16 @@ class Engine(Protocol):
     own: frozenset[str]
 
     async def start(self) -> None:
-        """Get ready to be asked; LocalIOError or RefusedError if it cannot be."""
+        """Start it; LocalIOError or RefusedError if it cannot start."""
 
     async def close(self) -> None:
-        """Stop it, and what it has started."""
+        """Stop it, and everything it has started."""
 
     async def healthy(self) -> bool:
         """Return whether it answers now."""
 
     async def ensure(self, served: Served) -> None:
-        """Have it know a version; return at once if it does.
+        """Make sure that it knows a version; return at once if it does.
 
         Raises:
             RefusedError: It cannot load the version.
@@ -100,26 +100,26 @@ class Engine(Protocol):
         """
 
     async def forget(self, served: Served) -> None:
-        """Have it forget a version for which no request runs."""
+        """Forget a version that no request uses."""
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
-        """Ask with versions that it knows.
+        """Send a request to be answered with versions that it knows.
 
         Args:
             path: One of `paths`.
-            body: A document of OpenAI's API; what it names as `model` does not matter.
+            body: A document of OpenAI's API; its `model` is not used.
             blend: The versions.
 
         Raises:
             EngineDownError: It does not answer for now.
-            RefusedError: It cannot answer this in the way that is asked.
+            RefusedError: It cannot answer such a request.
         """
 
 
 def words_of(document: Any) -> str:
-    """What an engine gives as the reason of a failure, in one line."""
+    """Return an engine's reason for a failure as one line."""
     if isinstance(document, dict):
         inner = document.get("error", document)
-        found = inner.get("message", inner.get("error_message", inner)) if isinstance(inner, dict) else inner
-        document = found if isinstance(found, str) else json.dumps(found)
+        message = inner.get("message", inner.get("error_message", inner)) if isinstance(inner, dict) else inner
+        document = message if isinstance(message, str) else json.dumps(message)
     return printable(" ".join(str(document).split()))[:500]

@@ -1,4 +1,4 @@
-"""Which engine serves a base: the one that is named, or what is installed for the kind of its files."""
+"""The choice of the engine for a base: the one that is named, or an installed one that reads this kind of file."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ _PROGRAMS = {LLAMA: "llama-server", VLLM: "vllm", SGLANG: "sglang", MLX: "mlx_lm
 _MODULES = {VLLM: "vllm.entrypoints.openai.api_server", SGLANG: "sglang.launch_server", MLX: "mlx_lm.server"}
 
 
-def _nothing(_note: str) -> None:
+def _do_nothing(_note: str) -> None:
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an engine is started for.
+    """The options that an engine is started with.
 
     Attributes:
         engine: One of ENGINES.
-        base: The base, by its headers.
+        base: The base, as its headers describe it.
         name: The base's own name.
-        weights: The base on this disk; None where somebody's own server has it.
-        folder: For files of the engine, new and empty.
-        url: Of somebody's own server; empty to start one.
+        weights: The base on this disk; None if the user's own server has it.
+        folder: A new and empty folder for files of the engine.
+        url: The URL of the user's own server; empty to start one.
         url_key: The key of that server; empty for none.
         program: The path of llama-server, or of a Python that has the engine; empty for what is installed.
         environ: The environment of the engine.
-        most: Versions that it answers with at the same time.
-        rank: The largest rank of them.
-        one_process: One llama-server for all versions, not one for each.
-        nf4: The reference host holds the base in NF4.
-        cache: For quantized bases, and what somebody's own server goes on reading; None for none.
-        resolves: Somebody's own vLLM has adapterhub's plugin.
-        tell: Called with what the user should know of the choice.
-        more: Further words of its command line.
+        most: The number of versions with which it answers at the same time.
+        rank: The largest rank of these versions.
+        one_process: Whether one llama-server serves all versions, instead of one each.
+        nf4: Whether the reference host holds the base in NF4.
+        cache: A folder for quantized bases, and for files that the user's own server keeps reading; None for none.
+        resolves: Whether the user's own vLLM has adapterhub's plugin.
+        tell: Callback for notes about the choice.
+        extra_words: More words of its command line.
     """
 
     engine: str
@@ -69,31 +69,33 @@ class Wanted:
     nf4: bool = False
     cache: Path | None = None
     resolves: bool = False
-    tell: Callable[[str], object] = field(default=_nothing, repr=False)
+    tell: Callable[[str], object] = field(default=_do_nothing, repr=False)
     more: tuple[str, ...] = ()
 
 
-def pick(wanted: Wanted) -> str:
-    """The name of the engine: for a GGUF file llama.cpp, for a folder vLLM, or else what is installed.
+def pick(options: Wanted) -> str:
+    """Return the name of the engine: llama.cpp for a GGUF file, vLLM for a folder, or else an installed one.
 
     Raises:
-        UsageError: Somebody's own server has to be named.
-        NotFoundError: None is installed.
+        UsageError: The engine of the user's own server must be named.
+        NotFoundError: No engine is installed.
     """
-    if wanted.engine != AUTO:
-        return wanted.engine
-    if wanted.url:
-        raise UsageError(wanted.url, "does not report which engine it is", "Name the engine", code="name-engine")
+    if options.engine != AUTO:
+        return options.engine
+    if options.url:
+        raise UsageError(options.url, "does not report which engine it is", "Name the engine", code="name-engine")
+    # mlx runs on Apple's processors only.
     apple = (MLX,) if sys.platform == "darwin" else ()
-    order: tuple[str, ...] = (LLAMA, TORCH) if wanted.base.kind == "gguf" else (VLLM, SGLANG, *apple, TORCH)
+    order: tuple[str, ...] = (LLAMA, TORCH) if options.base.kind == "gguf" else (VLLM, SGLANG, *apple, TORCH)
     for name in order:
-        if wanted.program or _installed(name, wanted.environ):
+        if options.program or _is_installed(name, options.environ):
             return name
-    what = f"none of {', '.join(order)} is installed"
-    raise NotFoundError(wanted.name, what, "Install one of them, or name the program of one", code="no-engine")
+    problem = f"none of {', '.join(order)} is installed"
+    raise NotFoundError(options.name, problem, "Install one of them, or name the program of one", code="no-engine")
 
 
-def _installed(name: str, environ: Mapping[str, str]) -> bool:
+def _is_installed(name: str, environ: Mapping[str, str]) -> bool:
+    """Return whether an engine is installed, as a module or as a program."""
     if name == TORCH:
         return all(importlib.util.find_spec(module) for module in ("torch", "transformers"))
     if name in _MODULES and importlib.util.find_spec(_MODULES[name].partition(".")[0]):
@@ -109,79 +111,80 @@ def _has_libllama() -> bool:
     return importlib.util.find_spec("llama_cpp_py_sync") is not None
 
 
-def opened(wanted: Wanted) -> Engine:
-    """The engine, not started.
+def opened(options: Wanted) -> Engine:
+    """Return the engine, not yet started.
 
     Raises:
         NotFoundError: It is not installed.
-        UsageError: It does not read the base, or the URL of somebody's own server is none.
+        UsageError: It does not read the base, or the URL of the user's own server is malformed.
     """
-    if wanted.url and not wanted.url.startswith(("http://", "https://")):
-        raise UsageError(wanted.url[:200], "is not the URL of a server", "Write it like http://127.0.0.1:8001")
-    match pick(wanted):
+    if options.url and not options.url.startswith(("http://", "https://")):
+        raise UsageError(options.url[:200], "is not the URL of a server", "Write it like http://127.0.0.1:8001")
+    match pick(options):
         case "llama.cpp":
-            return _llama_cpp(wanted)
+            return _open_llama_cpp(options)
         case "vllm":
             from . import vllm
 
-            client, process = _server(wanted, VLLM, partial(command_lines.vllm, rank=wanted.rank, most=wanted.most))
-            folder = (wanted.cache or wanted.folder) / "zeros"
-            return vllm.Vllm(client, process, base=wanted.base, folder=folder, slots=wanted.most, resolves=wanted.resolves)
+            client, process = _server(options, VLLM, partial(command_lines.vllm, rank=options.rank, most=options.most))
+            folder = (options.cache or options.folder) / "zeros"
+            return vllm.Vllm(client, process, base=options.base, folder=folder, slots=options.most, resolves=options.resolves)
         case "sglang":
             from . import sglang
 
-            client, process = _server(wanted, SGLANG, partial(command_lines.sglang, rank=wanted.rank, most=wanted.most))
-            return sglang.Sglang(client, process, most=wanted.most)
+            client, process = _server(options, SGLANG, partial(command_lines.sglang, rank=options.rank, most=options.most))
+            return sglang.Sglang(client, process, most=options.most)
         case "mlx":
             from . import mlx
 
-            client, process = _server(wanted, MLX, command_lines.mlx)
-            return mlx.Mlx(client, process, base=str(wanted.weights or wanted.name))
+            client, process = _server(options, MLX, command_lines.mlx)
+            return mlx.Mlx(client, process, base=str(options.weights or options.name))
         case _:
             from . import in_process
 
             return in_process.torch_host(
-                _on_disk(wanted), quantize=wanted.nf4, cache=wanted.cache, slots=wanted.most, rank=wanted.rank
+                _weights_on_disk(options), quantize=options.nf4, cache=options.cache, slots=options.most, rank=options.rank
             )
 
 
-def _llama_cpp(wanted: Wanted) -> Engine:
-    """llama-server, or llama.cpp's library where that program is not installed."""
+def _open_llama_cpp(options: Wanted) -> Engine:
+    """Return llama-server, or llama.cpp's library if that program is not installed."""
     from . import llama_server
 
-    if wanted.url:
-        return llama_server.Attached(wanted.url, wanted.url_key)
-    if wanted.base.kind != "gguf":
-        raise UsageError(wanted.name, "is not a GGUF file, and llama.cpp reads no other", "Convert it", code="base-to-gguf")
-    if not wanted.program and not _has_program(LLAMA, wanted.environ) and _has_libllama():
-        if wanted.more:
-            raise UsageError(wanted.more[0], "is for llama-server, which is not installed", "Install it, or name its program")
+    if options.url:
+        return llama_server.Attached(options.url, options.url_key)
+    if options.base.kind != "gguf":
+        raise UsageError(options.name, "is not a GGUF file, and llama.cpp reads no other", "Convert it", code="base-to-gguf")
+    if not options.program and not _has_program(LLAMA, options.environ) and _has_libllama():
+        if options.more:
+            raise UsageError(options.more[0], "is for llama-server, which is not installed", "Install it, or name its program")
         from . import in_process
 
-        wanted.tell(
+        options.tell(
             "llama-server is not installed: llama.cpp's library answers in this process, with a context for each request"
         )
-        return in_process.libllama(_on_disk(wanted), most=wanted.most)
-    [program] = _program(wanted, LLAMA)
-    options = llama_server.Options(
-        Path(program), _on_disk(wanted), wanted.folder, wanted.environ, most=wanted.most, more=wanted.more
+        return in_process.libllama(_weights_on_disk(options), most=options.most)
+    [program] = _program(options, LLAMA)
+    server_options = llama_server.Options(
+        Path(program), _weights_on_disk(options), options.folder, options.environ, most=options.most, more=options.more
     )
-    return llama_server.OneProcess(options) if wanted.one_process else llama_server.Router(options)
+    return llama_server.OneProcess(server_options) if options.one_process else llama_server.Router(server_options)
 
 
-def _server(wanted: Wanted, name: str, words: Callable[..., list[str]]) -> tuple[Client, Process | None]:
-    """A client and the process that it asks; none for somebody's own."""
+def _server(options: Wanted, name: str, words: Callable[..., list[str]]) -> tuple[Client, Process | None]:
+    """Return a client and the process that it talks to; None for the user's own server."""
     from adapterhub.http_server.binding import free_port
 
     from .over_http import Client, Process
 
-    if wanted.url:
-        return Client(wanted.url, wanted.url_key), None
+    if options.url:
+        return Client(options.url, options.url_key), None
+    # Chosen here rather than by the engine, because the client must know it before the engine starts.
     port = free_port()
-    named = () if name == MLX else (wanted.name,)
-    command = words(_program(wanted, name), _on_disk(wanted), *named, port, more=wanted.more)
-    environ, key = dict(wanted.environ), ""
-    if name == VLLM:  # the others take a key only where everybody on the machine can read it
+    base_names = () if name == MLX else (options.name,)
+    command = words(_program(options, name), _weights_on_disk(options), *base_names, port, extra_words=options.more)
+    environ, key = dict(options.environ), ""
+    if name == VLLM:  # the others take a key only on the command line, which everyone on the machine can read
         key = secrets.token_urlsafe(24)
         environ |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_API_KEY": key}
     client = Client(f"http://127.0.0.1:{port}", key)
@@ -189,26 +192,27 @@ def _server(wanted: Wanted, name: str, words: Callable[..., list[str]]) -> tuple
     return client, Process(command, environ, ready)
 
 
-def _program(wanted: Wanted, name: str) -> list[str]:
-    """The first words of the engine's command line."""
+def _program(options: Wanted, name: str) -> list[str]:
+    """Return the first words of the engine's command line."""
     module = _MODULES.get(name)
-    if wanted.program:
-        path = shutil.which(wanted.program, path=wanted.environ.get("PATH"))
+    if options.program:
+        path = shutil.which(options.program, path=options.environ.get("PATH"))
         if path is None:
             raise NotFoundError(
-                wanted.program, "no such program", "Name its path, or leave it out for the one that is installed"
+                options.program, "no such program", "Name its path, or leave it out for the one that is installed"
             )
         return [path, "-m", module] if module else [path]
     if module and importlib.util.find_spec(module.partition(".")[0]):
         return [sys.executable, "-m", module]
-    path = shutil.which(_PROGRAMS[name], path=wanted.environ.get("PATH"))
+    path = shutil.which(_PROGRAMS[name], path=options.environ.get("PATH"))
     if path is None:
         hint = f"Install it, or name its {'program' if module is None else 'Python'}"
         raise NotFoundError(_PROGRAMS[name], f"{name} is not installed", hint, code="no-engine")
     return [path] if module is None else [str(Path(path).resolve().with_name("python")), "-m", module]
 
 
-def _on_disk(wanted: Wanted) -> Path:
-    if wanted.weights is None:
-        raise UsageError(wanted.name, "is not on this disk", "Name its folder or file")
-    return wanted.weights
+def _weights_on_disk(options: Wanted) -> Path:
+    """Return the base's files; UsageError if they are not on this disk."""
+    if options.weights is None:
+        raise UsageError(options.name, "is not on this disk", "Name its folder or file")
+    return options.weights

@@ -1,4 +1,4 @@
-"""A host in this process, the reference host or llama.cpp's library: its thread computes, ours wait for what it says."""
+"""A host in this process, the reference host or llama.cpp's library: its thread computes, other threads wait for results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from . import Answer, Blend, EngineDownError
 
 T = TypeVar("T")
 WAITING = 256
-"""Requests that wait, a thread for each."""
+"""The largest number of waiting requests, each of which takes a thread."""
 _JSON, _EVENTS = "application/json", "text/event-stream"
 
 
 class InProcess:
-    """See `Engine`.
+    """The `Engine` for a host in this process.
 
     Args:
         open_host: Loads the base.
@@ -45,7 +45,8 @@ class InProcess:
         self._open = open_host
         self._stack = ExitStack()
         self._host: Answering | None = None
-        self._known: set[str] = set()
+        self._loaded: set[str] = set()
+        # Some more threads than waiting requests, so that loading and canceling never wait for them.
         self._threads = ThreadPoolExecutor(WAITING + 64, "answer")
 
     async def start(self) -> None:
@@ -53,7 +54,7 @@ class InProcess:
         self._host = await self._in_thread(lambda: self._stack.enter_context(self._open()))
 
     async def close(self) -> None:
-        """End the host, and the requests that are left."""
+        """Stop the host, and end the remaining requests."""
         self._host = None
         await self._in_thread(self._stack.close)
         self._threads.shutdown(wait=False)
@@ -64,23 +65,23 @@ class InProcess:
 
     async def ensure(self, served: Served) -> None:
         """Load the version into memory."""
-        found = self._running()
-        if served.model not in self._known:
-            await self._in_thread(lambda: found.load(served.model, served.path))
-            self._known.add(served.model)
+        host = self._running()
+        if served.model not in self._loaded:
+            await self._in_thread(lambda: host.load(served.model, served.path))
+            self._loaded.add(served.model)
 
     async def forget(self, served: Served) -> None:
         """Drop the version."""
-        self._known.discard(served.model)
+        self._loaded.discard(served.model)
         self._running().drop(served.model)
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
-        """Ask the host."""
-        found, named = self._running(), tuple((served.model, weight) for served, weight in blend)
+        """Send the request to the host."""
+        host, keyed_blend = self._running(), tuple((served.model, weight) for served, weight in blend)
         try:
-            completion = await self._begun(lambda: openai.ask(found, path, body, named, ""))
+            completion = await self._submit(lambda: openai.ask(host, path, body, keyed_blend, ""))
             if completion.stream:
-                return Answer(200, _EVENTS, self._events(completion), _canceling(completion))
+                return Answer(200, _EVENTS, self._events(completion), _canceler(completion))
             try:
                 return Answer(200, _JSON, _once(_bytes(await self._in_thread(completion.whole))))
             finally:
@@ -88,16 +89,17 @@ class InProcess:
         except ApiError as error:
             return Answer(error.status, _JSON, _once(_bytes(error.document)))
 
-    async def _begun(self, ask: Callable[[], Completion]) -> Completion:
-        """What a thread has asked for; if nobody waits for it any more, it is canceled as soon as it is there."""
-        asking = self._threads.submit(ask)
+    async def _submit(self, ask: Callable[[], Completion]) -> Completion:
+        """Submit a request in a thread; if its client stops waiting, it is canceled as soon as it is submitted."""
+        future = self._threads.submit(ask)
         try:
-            return await asyncio.wrap_future(asking)
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:  # codespell:ignore
-            asking.add_done_callback(_cancel_begun)
+            future.add_done_callback(_cancel_completion)
             raise
 
     async def _events(self, completion: Completion) -> AsyncIterator[bytes]:
+        """Yield the events of a stream."""
         chunks: Iterator[Mapping[str, Any]] = completion.chunks()
         try:
             while (chunk := await self._in_thread(lambda: next(chunks, None))) is not None:
@@ -107,39 +109,44 @@ class InProcess:
         yield b"data: [DONE]\n\n"
 
     def _running(self) -> Answering:
+        """Return the host; EngineDownError while it is not loaded."""
         if self._host is None:
             raise EngineDownError("the base is not loaded")
         return self._host
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Call a function in one of the threads, and wait for its result."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 def torch_host(base: Path, *, slots: int, **options: Any) -> InProcess:
-    """The reference host on a Hugging Face folder or a GGUF file; `options` are those of `host.opened`."""
+    """Return the reference host for a Hugging Face folder or a GGUF file; `options` are those of `torch_engine.open_host`."""
     from adapterhub.serve import host
 
-    opened = partial(host.opened, base, slots=slots, waiting=WAITING, **options)
-    return InProcess("torch", "peft", opened, slots=slots, most=10_000)  # it keeps in memory what fits
+    open_host = partial(host.opened, base, slots=slots, waiting=WAITING, **options)  # it keeps in memory as many as fit
+    return InProcess("torch", "peft", open_host, slots=slots, most=10_000)  # it keeps in memory what fits
 
 
 def libllama(base: Path, *, most: int) -> InProcess:
-    """llama.cpp's library on a GGUF file, with so many versions in memory."""
+    """Return llama.cpp's library for a GGUF file, with at most `most` versions in memory."""
     from adapterhub.serve.host import libllama
 
     return InProcess("llama.cpp", "llama.cpp", partial(libllama.opened, base, waiting=WAITING), slots=most, most=most)
 
 
-def _canceling(completion: Completion) -> Callable[[], Any]:
+def _canceler(completion: Completion) -> Callable[[], Any]:
+    """Return an async function that cancels a completion."""
+
     async def cancel() -> None:
         completion.cancel()
 
     return cancel
 
 
-def _cancel_begun(asking: Future[Completion]) -> None:
-    if not asking.cancelled() and asking.exception() is None:  # codespell:ignore
-        asking.result().cancel()
+def _cancel_completion(future: Future[Completion]) -> None:
+    """Cancel a completion whose client stopped waiting for it."""
+    if not future.cancelled() and future.exception() is None:  # codespell:ignore
+        future.result().cancel()
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

@@ -1,6 +1,6 @@
-"""mlx-lm's server (0.32.2 was run): one model with one adapter at a time, loaded anew at each change.
+"""mlx-lm's server (0.32.2 was run): one model with one adapter at a time, reloaded at each change.
 
-It takes the folder of an adapter in the request, and ignores it unless the request names the base by its path, too.
+It takes the folder of an adapter in the request, and ignores it unless the request also names the base by its path.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ from .over_http import Client, Process, Server
 
 
 class Mlx(Server):
-    """See `Engine`; `process` is None for somebody's own server, and `base` is what that server was started with."""
+    """The `Engine` for mlx-lm.
+
+    `process` is None for the user's own server, and `base` is what that server was started with.
+    """
 
     name = runtime = "mlx"
     blends = False
     paths = frozenset({COMPLETIONS, CHAT})
     own = frozenset({"adapters", "draft_model", "num_draft_tokens"})
-    most, slots = 10_000, 1  # it holds one
+    most, slots = 10_000, 1  # it holds only one adapter, but needs no preparation
 
     def __init__(self, client: Client, process: Process | None, *, base: str) -> None:
         super().__init__(client, process)
         self._base = base
 
     async def ensure(self, served: Served) -> None:
-        """Nothing: the request has the folder."""
+        """Do nothing: the request has the folder."""
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
-        """Ask with the base and the folder."""
+        """Send the request with the base and the folder of the adapter."""
         self.check()
-        more = {"adapters": str(blend[0][0].path)} if blend else {}
-        return await self.client.ask(path, {**body, **more}, self._base)
+        adapter_field = {"adapters": str(blend[0][0].path)} if blend else {}
+        return await self.client.ask(path, {**body, **adapter_field}, self._base)

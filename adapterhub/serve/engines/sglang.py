@@ -1,8 +1,8 @@
-"""SGLang, by its HTTP API (0.5.23 was read; it needs a GPU).
+"""SGLang, through its HTTP API (0.5.23 was read; it needs a GPU).
 
-It takes a `model` without a colon for the base, whatever it says, and one with a colon for the adapter after the first of them.
-So an adapter is asked for as `<its own name>:<adapter>`, which it looks at first and in which the adapter may have colons, and
-the base by exactly its name.
+It takes a `model` without a colon for the base, whatever it says, and one with a colon for the adapter named after the first
+colon. So an adapter is requested as `<the base's name>:<adapter>`, which SGLang looks at first and in which the adapter may
+contain colons, and the base by exactly its name.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from .over_http import Client, Process, Server, base_name
 
 
 class Sglang(Server):
-    """See `Engine`; `process` is None for somebody's own server."""
+    """The `Engine` for SGLang; `process` is None for the user's own server."""
 
     name = runtime = "sglang"
     blends = False
     paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
-    own = frozenset({"lora_path", "session_id", "session_params"})  # a session goes on with keys and values of others
+    own = frozenset({"lora_path", "session_id", "session_params"})  # a session would continue with others' keys and values
 
     def __init__(self, client: Client, process: Process | None, *, most: int) -> None:
         super().__init__(client, process)
         self.most = self.slots = most
         self._base = ""
-        self._known: set[str] = set()
+        self._loaded: set[str] = set()
         self._loading = asyncio.Lock()
         if process is not None:
-            process.begun = self._known.clear
+            process.begun = self._loaded.clear
 
     async def start(self) -> None:
-        """Start it, and ask for its name."""
+        """Start it, and ask for the name of its base."""
         await super().start()
         self._base = await base_name(self.client, "an SGLang server")
 
@@ -44,30 +44,30 @@ class Sglang(Server):
         """Load the version."""
         self.check()
         async with self._loading:
-            if served.model in self._known:
+            if served.model in self._loaded:
                 return
-            asked = {"lora_name": served.model, "lora_path": str(served.path)}
-            status, document = await self.client.call("POST", "/load_lora_adapter", asked)
+            request = {"lora_name": served.model, "lora_path": str(served.path)}
+            status, document = await self.client.call("POST", "/load_lora_adapter", request)
             if status != 200 and "already loaded" not in words_of(document):
                 raise RefusedError(served.model, f"SGLang cannot load it ({words_of(document)})")
-            self._known.add(served.model)
+            self._loaded.add(served.model)
 
     async def forget(self, served: Served) -> None:
         """Unload the version."""
         async with self._loading:
-            if served.model in self._known:
-                self._known.discard(served.model)
+            if served.model in self._loaded:
+                self._loaded.discard(served.model)
                 await self.client.call("POST", "/unload_lora_adapter", {"lora_name": served.model})
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
-        """Ask by a name that SGLang cannot take for the base."""
+        """Send the request with a name that SGLang cannot take for the base."""
         self.check()
         model = model_of(self._base, blend)
-        if path == EMBEDDINGS:  # which are answered by the path of the base, whatever was asked
+        if path == EMBEDDINGS:  # which repeat the path of the base as their model, whatever was requested
             return await self.client.ask(path, {**body, "model": model})
         return await self.client.ask(path, body, model)
 
 
 def model_of(base: str, blend: Blend) -> str:
-    """The `model` by which SGLang knows a version, or its base."""
+    """Return the `model` by which SGLang knows a version, or its base."""
     return f"{base}:{blend[0][0].model}" if blend else base

@@ -1,9 +1,9 @@
 """vLLM: adapters by name in one process, loaded while it runs (0.32.0 was run, 0.33.0 read).
 
-A name is told to it once and forever. Told to unload, it forgets the name only, and it ends when a name comes back while
+A name is told to it once and forever. Unloading makes it forget only the name, and it crashes when a name comes back while
 something of the old one is left; so nothing is ever unloaded. It evicts weights by itself, and reads the folder again, which is
-why the folder must stay. Before 0.33 its CPU build answers requests to the base with an adapter of the same batch; there the
-base is asked for by an adapter of zeros.
+why the folder must stay. Before 0.33, its CPU build answers requests to the base with an adapter of the same batch; there the
+base is requested through an adapter of zeros.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from .over_http import Client, Process, Server, base_name
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
-_RIGHT = (0, 33)  # the version from which on the base is the base in any batch
+_UNMIXED_SINCE = (0, 33)  # the version since which the base stays unmixed in any batch
 
 
 class Vllm(Server):
-    """See `Engine`.
+    """The `Engine` for vLLM.
 
     Args:
-        process: Started and ended with the engine; None for somebody's own server.
+        process: Started and stopped with the engine; None for the user's own server.
         slots: Versions in a batch.
-        base: For the adapter of zeros.
-        folder: Where that is; it has to stay as long as any vLLM that was told of it.
-        resolves: Its plugin `adapterhub.serve.vllm_plugin` finds versions by itself; for a server without our folders.
+        base: The base, to create the adapter of zeros.
+        folder: The folder for the adapter of zeros; it must exist as long as any vLLM that was told of it.
+        resolves: Whether its plugin `adapterhub.serve.vllm_plugin` finds versions by itself, for a server without our folders.
     """
 
     name = runtime = "vllm"
     blends = False
-    keeps = True  # others may ask it by the same name
+    keeps = True  # other clients may use the same name
     paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
-    own = frozenset({"kv_transfer_params", "ec_transfer_params", "vllm_xargs"})  # the last can contain the others
+    own = frozenset({"kv_transfer_params", "ec_transfer_params", "vllm_xargs"})  # vllm_xargs can contain the other two
     most = 10_000  # it evicts by itself
 
     def __init__(
@@ -60,7 +60,7 @@ class Vllm(Server):
             process.begun = self._known.clear
 
     async def start(self) -> None:
-        """Start it, and find out how its base is asked for."""
+        """Start it, and find out how its base must be requested."""
         await super().start()
         self._base = await base_name(self.client, "a vLLM server")
         if await self._mixes_base():
@@ -68,18 +68,18 @@ class Vllm(Server):
             try:
                 await self._load(self._zeros.name, self._zeros)
             except RefusedError as error:
-                what = (
+                problem = (
                     "is older than 0.33, which answers for the base with adapters of the same batch; the adapter of zeros that "
                 )
                 hint = "Use vLLM 0.33 or later, or one that sees the files here"
-                raise RefusedError(self.client.url, f"{what}prevents it cannot be loaded: {error.what}", hint) from error
+                raise RefusedError(self.client.url, f"{problem}prevents it cannot be loaded: {error.what}", hint) from error
 
     async def _mixes_base(self) -> bool:
-        """Whether it is older than the version that keeps the base apart; an unknown version is not."""
+        """Return whether it is older than the version that keeps the base unmixed; an unknown version counts as newer."""
         _, document = await self.client.call("GET", "/version")
         text = document.get("version", "") if isinstance(document, dict) else ""
         parts = str(text).split(".")[:2]
-        return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _RIGHT
+        return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _UNMIXED_SINCE
 
     async def ensure(self, served: Served) -> None:
         """Tell it the name and the folder of the version."""
@@ -91,33 +91,34 @@ class Vllm(Server):
                 await self._load(served.model, served.path)
 
     async def _load(self, name: str, folder: Path) -> None:
+        """Load an adapter under a name."""
         status, document = await self.client.call(
             "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
         )
         if status == 404 and "Not Found" in words_of(document):
             hint = "Start it with LoRA enabled, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             raise RefusedError(self.client.url, "does not load adapters while it runs", hint)
-        if status != 200 and not await self._has(name, folder):
+        if status != 200 and not await self._has_adapter(name, folder):
             raise RefusedError(name, f"vLLM cannot load it ({words_of(document)})")
         self._known.add(name)
 
-    async def _has(self, name: str, folder: Path) -> bool:
-        """Whether it knows this name for this folder, from an earlier gateway."""
+    async def _has_adapter(self, name: str, folder: Path) -> bool:
+        """Return whether it knows this name for this folder, from an earlier gateway."""
         _, document = await self.client.call("GET", "/v1/models")
         models = document.get("data", []) if isinstance(document, dict) else []
         return any(model["id"] == name and model.get("root") == str(folder) for model in models)
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
-        """Ask by the immutable name."""
+        """Send the request with the immutable name."""
         self.check()
         base = self._zeros.name if self._zeros else self._base
-        if self._zeros and base not in self._known:  # it was started anew
+        if self._zeros and base not in self._known:  # it was restarted
             await self._load(base, await asyncio.to_thread(zeros, self._spec, self._folder))
         return await self.client.ask(path, body, blend[0][0].model if blend else base)
 
 
 def zeros(base: BaseSpec, folder: Path) -> Path:
-    """A PEFT folder, made if need be, whose adapter changes nothing, on a projection of attention; named for what it has.
+    """Return a PEFT folder, created if necessary, with an adapter of zeros on one attention projection, named for its content.
 
     Raises:
         RefusedError: The base has no such layer.
@@ -130,16 +131,18 @@ def zeros(base: BaseSpec, folder: Path) -> Path:
     modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith((".q_proj.weight", ".o_proj.weight"))]
     if not modules:
         raise RefusedError(base.where, "has no layer for an adapter of zeros", "Use vLLM 0.33 or later")
+    # The first by name, so that all gateways of a base create the same folder.
     module = min(modules)
-    out, into = base.tensors[f"{module}.weight"].shape
-    place = folder / f"adapterhub-zero-{hashlib.sha256(f'{module} {out} {into}'.encode()).hexdigest()[:12]}"
+    out_features, in_features = base.tensors[f"{module}.weight"].shape
+    place = folder / f"adapterhub-zero-{hashlib.sha256(f'{module} {out_features} {in_features}'.encode()).hexdigest()[:12]}"
     if place.is_dir():
         return place
-    arrays = {f"base_model.model.{module}.lora_A.weight": np.zeros((1, into), np.float32)}
-    arrays |= {f"base_model.model.{module}.lora_B.weight": np.zeros((out, 1), np.float32)}
+    arrays = {f"base_model.model.{module}.lora_A.weight": np.zeros((1, in_features), np.float32)}
+    arrays |= {f"base_model.model.{module}.lora_B.weight": np.zeros((out_features, 1), np.float32)}
+    # Rank 1 is enough for zeros.
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [module.rpartition(".")[2]]}
     folder.mkdir(parents=True, exist_ok=True)
-    with suppress(OutputExistsError), atomic.whole(place) as made:  # another gateway may be faster
-        safetensors_file.write(made / peft.WEIGHTS, arrays, {"format": "pt"})
-        (made / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with suppress(OutputExistsError), atomic.whole(place) as new_folder:  # another gateway may be faster
+        safetensors_file.write(new_folder / peft.WEIGHTS, arrays, {"format": "pt"})
+        (new_folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
     return place

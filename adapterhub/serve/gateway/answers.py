@@ -1,4 +1,4 @@
-"""Errors in the form of OpenAI's API, which its clients raise as exceptions of their own."""
+"""Error responses in the form of OpenAI's API, which its clients raise as their own exceptions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ INVALID, MISSING, BUSY, DOWN = "invalid_request_error", "model_not_found", "rate
 
 
 class ProblemError(Exception):
-    """What is answered instead of a completion.
+    """An error to send instead of a completion.
 
     Attributes:
-        seconds: Of Retry-After; 0 for none.
+        seconds: The value of Retry-After; 0 for none.
     """
 
     def __init__(
@@ -35,49 +35,51 @@ class ProblemError(Exception):
         self.status, self.message, self.code, self.param, self.seconds = status, message, code, param, seconds
 
     def document(self) -> dict[str, object]:
-        """The error object."""
+        """Return the error object."""
         kind = INVALID if self.status < 500 and self.status != 429 else "server_error" if self.status != 429 else "requests"
         return {"error": {"message": self.message[:_LONGEST], "type": kind, "param": self.param, "code": self.code}}
 
     def body(self) -> bytes:
-        """The error object as JSON."""
+        """Return the error object as JSON."""
         return json.dumps(self.document(), ensure_ascii=False).encode("utf-8", "replace")
 
     def headers(self) -> Mapping[str, str]:
-        """What the answer has besides."""
-        more = {"retry-after": str(self.seconds)} if self.seconds else {}
-        return {"www-authenticate": "Bearer", **more} if self.status == 401 else more
+        """Return the additional headers of the response."""
+        headers = {"retry-after": str(self.seconds)} if self.seconds else {}
+        return {"www-authenticate": "Bearer", **headers} if self.status == 401 else headers
 
 
 def missing(model: str) -> ProblemError:
-    """The answer for a name that is not served to who asks; the same whether it exists or not."""
+    """Return the error for a name that is not served to this client; the same whether or not the name exists."""
     return ProblemError(404, f"The model `{model[:200]}` does not exist or is not served here", code=MISSING, param="model")
 
 
-def engine_failed(what: str) -> ProblemError:
-    """The answer where that of the engine cannot be passed on."""
-    return ProblemError(502, f"The engine failed: {what}", code="engine_failed")
+def engine_failed(reason: str) -> ProblemError:
+    """Return the error for an engine's answer that cannot be passed on."""
+    return ProblemError(502, f"The engine failed: {reason}", code="engine_failed")
 
 
 def problem_of(error: Exception, model: str) -> ProblemError:
-    """What an error is answered with."""
+    """Convert an error into the one to send; other exceptions are raised again."""
     match error:
         case ProblemError():
             return error
         case EngineDownError():
-            found = ProblemError(503, f"The engine does not answer for now: {error}", code=DOWN, seconds=error.seconds)
+            problem = ProblemError(503, f"The engine does not answer for now: {error}", code=DOWN, seconds=error.seconds)
         case RefusedError(code=code) if code == NOT_SERVED:
-            found = missing(model)
+            problem = missing(model)
         case NotFoundError(code=code) if code != "no-registry":
-            found = missing(model)
+            problem = missing(model)
         case RefError():
-            found = ProblemError(404, f"The model `{model[:200]}` does not exist: {error}", code=MISSING, param="model")
-        case RemoteError() | LocalIOError() | NotFoundError():  # where files are is for the log
-            found = ProblemError(503, "The registry, or the disk of the gateway, cannot be used for now", code=DOWN, seconds=5)
+            problem = ProblemError(404, f"The model `{model[:200]}` does not exist: {error}", code=MISSING, param="model")
+        case RemoteError() | LocalIOError() | NotFoundError():  # details, such as paths, are only for the log
+            problem = ProblemError(
+                503, "The registry, or the disk of the gateway, cannot be used for now", code=DOWN, seconds=5
+            )
         case IntegrityError():
-            found = ProblemError(502, f"The files of `{model[:200]}` are damaged", code="damaged")
+            problem = ProblemError(502, f"The files of `{model[:200]}` are damaged", code="damaged")
         case AdapterhubError():
-            found = ProblemError(400, str(error), code=error.own_code or "refused", param="model")
+            problem = ProblemError(400, str(error), code=error.own_code or "refused", param="model")
         case _:
             raise error
-    return found
+    return problem

@@ -1,4 +1,4 @@
-"""The ASGI application of a gateway: OpenAI's API over one `Gateway`, bounded bodies, one log line a request."""
+"""The ASGI application of a gateway: OpenAI's API over one `Gateway`, with bounded bodies and one log line per request."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ from .gateway import Asked, Gateway
 
 _log = logging.getLogger("adapterhub.serve.requests")
 VERSION = "x-adapterhub-version"
-_BODY_SECONDS = 60.0  # for the whole body to arrive
-_MEMORY = 8  # times the size of the largest body: the objects of its document
-_LATER = 64 << 10  # bytes of a body from which on it is parsed in a thread
-_JSON, _RAW = "application/json", "application/octet-stream"  # vLLM has embeddings as bytes, which name no model
+_BODY_SECONDS = 60.0  # until the whole body must have arrived
+_MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
+_PARSED_IN_THREAD = 64 << 10  # bytes; larger bodies are parsed in a thread, so that other requests go on
+# The second is vLLM's type for embeddings as bytes, which name no model.
+_JSON, _RAW = "application/json", "application/octet-stream"
 _FOLDER = Path(__file__).parent / "page"
-# The page for people, which asks the API like any other client.
+# The page for people, which uses the API like any other client.
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
@@ -54,11 +55,11 @@ _PAGE_HEADERS = {
 def create_app(
     gateway: Gateway, *, ready: Callable[[], object] = lambda: None, failed: Callable[[BaseException], object] = lambda _: None
 ) -> ASGIApp:
-    """Make the application; its engine is started when the server starts, and closed when it ends.
+    """Create the application, whose engine starts and stops with the server.
 
     Args:
         ready: Called once the engine answers.
-        failed: Called if it cannot be started.
+        failed: Called with the error if the engine cannot be started.
     """
 
     @asynccontextmanager
@@ -66,14 +67,15 @@ def create_app(
         app.state.gateway, app.state.bodies = gateway, _Bodies(gateway.settings.bodies)
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
+        # In the background, so that /health and /metrics answer while the engine loads its model.
         starting = asyncio.create_task(gateway.start())
 
-        def done(task: asyncio.Task[None]) -> None:
+        def report_start(task: asyncio.Task[None]) -> None:
             if not task.cancelled():  # codespell:ignore
                 error = task.exception()
                 ready() if error is None else failed(error)
 
-        starting.add_done_callback(done)
+        starting.add_done_callback(report_start)
         try:
             yield
         finally:
@@ -81,6 +83,7 @@ def create_app(
             await asyncio.wait([starting])
             await gateway.close()
 
+    # Everything else is answered by the exception handlers, in OpenAI's form.
     routes = [
         *(Route(path, _Generation(path), methods=["POST"]) for path in (COMPLETIONS, CHAT, EMBEDDINGS)),
         Route("/v1/models", _models),
@@ -89,27 +92,27 @@ def create_app(
         Route("/metrics", _metrics),
         *(Route(path, _page) for path in _PAGE),
     ]
-    problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _nowhere, 405: _nowhere}
+    problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _unknown_route, 405: _unknown_route}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
-    app.router.redirect_slashes = False  # to where the client's own headers lead
+    app.router.redirect_slashes = False  # a redirect would go to the host that the client's own headers name
     return app
 
 
 class _Bodies:
-    """The bytes of all bodies that are being read or answered."""
+    """A budget for the bytes of all bodies that are being read or answered."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._held = most, 0
+        self._most, self._used = most, 0
 
     def take(self, count: int) -> None:
-        """ProblemError where so many more do not fit."""
-        if self._held + count > self._most:
+        """Take a number of bytes; ProblemError if the budget does not allow it."""
+        if self._used + count > self._most:
             raise ProblemError(429, "The gateway has too many large requests", code=BUSY, seconds=2)
-        self._held += count
+        self._used += count
 
     def give(self, count: int) -> None:
-        """Return what was taken."""
-        self._held -= count
+        """Give back bytes that were taken."""
+        self._used -= count
 
 
 class _Generation:
@@ -122,61 +125,63 @@ class _Generation:
         """Answer a request."""
         request = Request(scope, receive)
         reply = _Reply(send)
-        asked = Asked(self._path, request.headers)
+        gateway_request = Asked(self._path, request.headers)
         gateway: Gateway = scope["app"].state.gateway
         try:
-            asked.key = gateway.key_of(asked.headers)
-            with gateway.admitted(asked.key):
-                await self._answer(gateway, request, asked, reply)
+            gateway_request.key = gateway.key_of(gateway_request.headers)
+            with gateway.admitted(gateway_request.key):
+                await self._answer(gateway, request, gateway_request, reply)
         except (ProblemError, EngineDownError, AdapterhubError) as error:
-            problem = problem_of(error, asked.model)
+            problem = problem_of(error, gateway_request.model)
             if problem.status >= 500 and problem is not error:
                 _log.warning("%s (%s)", error, reply.id)
-            await reply.problem(problem, asked.version)
+            await reply.problem(problem, gateway_request.version)
         except (ClientDisconnect, OSError):
-            reply.status = reply.status or 499  # as nginx has it: the client has gone
+            reply.status = reply.status or 499  # nginx's status for a client that has disconnected
         except Exception:
             _log.exception("a request failed (%s)", reply.id)
             if reply.status:
                 raise
             problem = ProblemError(500, f"internal error; the gateway's log has it as {reply.id}", code="internal")
-            await reply.problem(problem, asked.version)
+            await reply.problem(problem, gateway_request.version)
         finally:
-            _ended(gateway, request, asked, reply)
+            _record_end(gateway, request, gateway_request, reply)
 
-    async def _answer(self, gateway: Gateway, request: Request, asked: Asked, reply: _Reply) -> None:
+    async def _answer(self, gateway: Gateway, request: Request, gateway_request: Asked, reply: _Reply) -> None:
+        """Read the body, and answer unless the client disconnects."""
         bodies: _Bodies = request.app.state.bodies
         raw = bytearray()
         try:
             await _read(request, raw, bodies, gateway.settings.max_body)
             body = await _document(raw, gateway.settings.max_body)
-            await _unless_gone(request.receive, self._pass(gateway, asked, body, reply))
+            await _until_disconnect(request.receive, self._forward(gateway, gateway_request, body, reply))
         finally:
             bodies.give(len(raw))
-            raw.clear()  # now, and not when the collector finds the error that refers to it
+            raw.clear()  # now, not when the garbage collector finds an error that refers to it
 
-    async def _pass(self, gateway: Gateway, asked: Asked, body: Mapping[str, Any], reply: _Reply) -> None:
-        with gateway.metered(asked.key, body) as usage:
-            async with gateway.answered(asked, usage.asking()) as answer:
+    async def _forward(self, gateway: Gateway, gateway_request: Asked, body: Mapping[str, Any], reply: _Reply) -> None:
+        """Ask the engine, and send its answer on, rewritten for the client."""
+        with gateway.metered(gateway_request.key, body) as usage:
+            async with gateway.answered(gateway_request, usage.asking()) as answer:
                 usage.begun = answer.status == 200
                 kind = answer.media_type.partition(";")[0].strip().lower()
                 if usage.begun and kind == "text/event-stream":
-                    async for piece in rewriting.events(answer, asked.version, usage):
-                        if not reply.status:  # now, so that the head and the first event are sent as one
-                            await reply.begin(asked.version)
-                        await reply.more(piece)
+                    async for piece in rewriting.events(answer, gateway_request.version, usage):
+                        if not reply.status:  # only now, so that the headers and the first event are sent together
+                            await reply.begin(gateway_request.version)
+                        await reply.send_piece(piece)
                     await reply.end()
                     return
                 whole = await rewriting.whole(answer.body)
             if answer.status != 200:
                 raise engine_problem(answer, whole)
             if kind != _RAW:
-                kind, whole = _JSON, rewriting.renamed(whole, asked.version, usage, expected=answer.model)
-            await reply.whole(200, kind, asked.version, whole)
+                kind, whole = _JSON, rewriting.renamed(whole, gateway_request.version, usage, expected=answer.model)
+            await reply.send_whole(200, kind, gateway_request.version, whole)
 
 
 def engine_problem(answer: Answer, whole: bytes) -> ProblemError:
-    """What the client gets for an error of the engine: what it did wrong itself, or that the engine has failed."""
+    """Return the client's error for an error of the engine: what the client did wrong, or that the engine has failed."""
     try:
         document = json_file.parse(whole, "answer")
     except FormatError:
@@ -185,6 +190,7 @@ def engine_problem(answer: Answer, whole: bytes) -> ProblemError:
     code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
     if answer.status in (429, 503):
         return ProblemError(answer.status, f"The engine is busy: {words}", code=DOWN, seconds=2)
+    # 401, 403 and 407 would be about the gateway's own access to the engine.
     if 400 <= answer.status < 500 and answer.status not in (401, 403, 407):
         code, param = (text[:80] if isinstance(text, str) else None for text in (code, param))
         return ProblemError(answer.status, words, code=code or "refused", param=param)
@@ -192,7 +198,7 @@ def engine_problem(answer: Answer, whole: bytes) -> ProblemError:
 
 
 async def _read(request: Request, raw: bytearray, bodies: _Bodies, most: int) -> None:
-    """Read a body; ProblemError for one that is too large, or too slow."""
+    """Read a body into `raw`; ProblemError for one that is too large or too slow."""
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:20]) > most:
         raise _too_large(most)
@@ -201,6 +207,7 @@ async def _read(request: Request, raw: bytearray, bodies: _Bodies, most: int) ->
             async for piece in request.stream():
                 if len(raw) + len(piece) > most:
                     raise _too_large(most)
+                # Counted as it arrives, because a client may declare another length, or none.
                 bodies.take(len(piece))
                 raw += piece
     except TimeoutError as error:
@@ -212,30 +219,33 @@ def _too_large(most: int) -> ProblemError:
 
 
 async def _document(raw: bytearray, most: int) -> Mapping[str, Any]:
+    """Parse a body as a JSON object; ProblemError for a malformed one."""
+
     def parse() -> dict[str, Any]:
         return json_file.parse_object(bytes(raw), "body", memory=_MEMORY * most)
 
     try:
-        return parse() if len(raw) < _LATER else await asyncio.to_thread(parse)
+        return parse() if len(raw) < _PARSED_IN_THREAD else await asyncio.to_thread(parse)
     except FormatError as error:
         raise ProblemError(400, str(error), code="invalid_json") from error
 
 
-async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do some work; end it, and raise ClientDisconnect, when the client closes the connection meanwhile."""
+async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do some work, but cancel it and raise ClientDisconnect if the client closes the connection before it is done."""
 
-    async def closed() -> None:
+    async def wait_for_disconnect() -> None:
+        """Wait until the client has disconnected."""
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    working, gone = asyncio.create_task(work), asyncio.create_task(closed())
+    working, disconnect = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect())
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         working.result()
     finally:
-        gone.cancel()
+        disconnect.cancel()
         if not working.done():
             working.cancel()
             with suppress(asyncio.CancelledError, Exception):  # codespell:ignore
@@ -243,7 +253,7 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> Non
 
 
 class _Reply:
-    """What goes to the client, with the headers that every answer has."""
+    """The reply to a client, with the headers that every reply has."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -252,11 +262,11 @@ class _Reply:
         self.first: float | None = None
         self._streams = False
 
-    async def whole(
-        self, status: int, media_type: str, version: str, body: bytes, more: Mapping[str, str] | None = None
+    async def send_whole(
+        self, status: int, media_type: str, version: str, body: bytes, extra_headers: Mapping[str, str] | None = None
     ) -> None:
-        """Send an answer."""
-        await self._head(status, media_type, version, {"content-length": str(len(body)), **(more or {})})
+        """Send a complete reply."""
+        await self._head(status, media_type, version, {"content-length": str(len(body)), **(extra_headers or {})})
         await self._send({"type": "http.response.body", "body": body})
 
     async def begin(self, version: str) -> None:
@@ -264,79 +274,106 @@ class _Reply:
         self._streams = True
         await self._head(200, "text/event-stream", version, {"cache-control": "no-cache"})
 
-    async def more(self, body: bytes) -> None:
-        """Go on with it."""
+    async def send_piece(self, body: bytes) -> None:
+        """Send the next piece of the stream."""
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self, body: bytes = b"") -> None:
-        """End it."""
+        """End the stream."""
         self._streams = False
         await self._send({"type": "http.response.body", "body": body})
 
     async def problem(self, problem: ProblemError, version: str) -> None:
-        """Say what went wrong: as the answer, or as the last event of a stream that has begun."""
+        """Send an error: as the reply, or as the last event of a stream that has begun."""
         with suppress(OSError, ClientDisconnect):
             if not self.status:
-                await self.whole(problem.status, _JSON, version, problem.body(), problem.headers())
+                await self.send_whole(problem.status, _JSON, version, problem.body(), problem.headers())
             elif self._streams:
                 await self.end(b"data: " + problem.body() + b"\n\n")
 
-    async def _head(self, status: int, media_type: str, version: str, more: Mapping[str, str]) -> None:
+    async def _head(self, status: int, media_type: str, version: str, extra_headers: Mapping[str, str]) -> None:
+        """Send the status and the headers."""
         self.status, self.first = status, time.monotonic()
-        headers = {"content-type": media_type, "x-request-id": self.id, **more, **({VERSION: version} if version else {})}
+        headers = {
+            "content-type": media_type,
+            "x-request-id": self.id,
+            **extra_headers,
+            **({VERSION: version} if version else {}),
+        }
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 
-def _ended(gateway: Gateway, request: Request, asked: Asked, reply: _Reply) -> None:
+def _record_end(gateway: Gateway, request: Request, gateway_request: Asked, reply: _Reply) -> None:
+    """Count and log a request that has ended."""
     now = time.monotonic()
-    first = reply.first and reply.first - asked.started
-    gateway.metrics.count(asked.label, asked.path, reply.status, first, now - asked.started)
+    first = reply.first and reply.first - gateway_request.started
+    gateway.metrics.count(gateway_request.label, gateway_request.path, reply.status, first, now - gateway_request.started)
     address = request.client.host if request.client else ""
-    who = asked.key.name if asked.key else ""
-    model, took = printable(asked.model[:200]), round((now - asked.started) * 1000, 1)
-    fields = {"id": reply.id, "path": asked.path, "model": model, "version": asked.version, "status": reply.status, "ms": took}
-    fields |= {"first_ms": first and round(first * 1000, 1), "key": who, "address": address}
+    key_name = gateway_request.key.name if gateway_request.key else ""
+    model, took = printable(gateway_request.model[:200]), round((now - gateway_request.started) * 1000, 1)
+    fields = {
+        "id": reply.id,
+        "path": gateway_request.path,
+        "model": model,
+        "version": gateway_request.version,
+        "status": reply.status,
+        "ms": took,
+    }
+    fields |= {"first_ms": first and round(first * 1000, 1), "key": key_name, "address": address}
     line = "%s %s -> %s %d %.1f ms %s (%s)"
-    _log.info(line, asked.path, model, asked.version or "-", reply.status, took, who or "-", reply.id, extra={"fields": fields})
+    _log.info(
+        line,
+        gateway_request.path,
+        model,
+        gateway_request.version or "-",
+        reply.status,
+        took,
+        key_name or "-",
+        reply.id,
+        extra={"fields": fields},
+    )
 
 
-# ---- what there is
+# ---- the other paths
 
 
 def _gateway(request: Request) -> Gateway:
-    found: Gateway = request.app.state.gateway
-    return found
+    """Return the gateway of the application."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
 
 
 async def _problem(_request: Request, error: Exception) -> Response:
+    """Answer with an error."""
     problem = problem_of(error, "")
     return Response(problem.body(), problem.status, problem.headers(), _JSON)
 
 
-async def _nowhere(request: Request, error: Exception) -> Response:
+async def _unknown_route(request: Request, error: Exception) -> Response:
+    """Answer a request for an unknown path, or with an unsupported method."""
     status = getattr(error, "status_code", 404)
     return await _problem(request, ProblemError(status, f"{request.method} {request.url.path[:200]} is not answered here"))
 
 
 async def _models(request: Request) -> Response:
-    """GET /v1/models: what the client may ask for."""
+    """GET /v1/models: the models that the client may ask for."""
     gateway = _gateway(request)
     key = gateway.key_of(request.headers)
     with gateway.admitted(key):
-        listed = await gateway.listed(key)
+        models = await gateway.listed(key)
     base = gateway.settings.base_name
-    data = [_entry(name, found.model if found else "", "" if name == base else base) for name, found in listed]
+    data = [_entry(name, version.model if version else "", "" if name == base else base) for name, version in models]
     return JSONResponse({"object": "list", "data": data})
 
 
 async def _model(request: Request) -> Response:
     """GET /v1/models/NAME: the version that a name means now."""
     gateway, name = _gateway(request), request.path_params["model"]
-    asked = Asked("", request.headers, gateway.key_of(request.headers), name)
+    gateway_request = Asked("", request.headers, gateway.key_of(request.headers), name)
     try:
-        with gateway.admitted(asked.key):
-            parts = await gateway.meant(asked)
+        with gateway.admitted(gateway_request.key):
+            parts = await gateway.meant(gateway_request)
     except AdapterhubError as error:
         raise problem_of(error, name) from error
     version = gateway.version_of(parts)
@@ -345,21 +382,22 @@ async def _model(request: Request) -> Response:
 
 
 def _entry(name: str, version: str, parent: str) -> dict[str, Any]:
-    more = {key: value for key, value in (("root", version), ("parent", parent)) if value}
-    return {"id": name, "object": "model", "created": 0, "owned_by": "adapterhub", **more}
+    """Return OpenAI's description of a model."""
+    optional = {key: value for key, value in (("root", version), ("parent", parent)) if value}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "adapterhub", **optional}
 
 
 async def _health(request: Request) -> Response:
-    """GET /health: 200 when requests are answered."""
+    """GET /health: 200 while requests are answered."""
     gateway = _gateway(request)
-    good = await gateway.healthy()
-    state = "ok" if good else "loading" if not gateway.ready else "down"
+    is_healthy = await gateway.healthy()
+    state = "ok" if is_healthy else "loading" if not gateway.ready else "down"
     document = {"status": state, "engine": gateway.engine.name, "version": __version__}
-    return JSONResponse(document, 200 if good else 503, {} if good else {"retry-after": "2"})
+    return JSONResponse(document, 200 if is_healthy else 503, {} if is_healthy else {"retry-after": "2"})
 
 
 async def _metrics(request: Request) -> Response:
-    """GET /metrics: for those who may ask for everything, since it has the names of all."""
+    """GET /metrics: only for clients that may ask for everything, because it has the names of all models."""
     gateway = _gateway(request)
     key = gateway.key_of(request.headers)
     if key is not None and key.allowed.patterns:
@@ -368,6 +406,6 @@ async def _metrics(request: Request) -> Response:
 
 
 async def _page(request: Request) -> Response:
-    """GET /: ask adapters, one or two side by side."""
+    """GET /: the page that asks adapters, one or two side by side."""
     name, kind = _PAGE[request.url.path]
     return Response(open_file.read_bytes(_FOLDER / name), media_type=kind, headers=_PAGE_HEADERS)

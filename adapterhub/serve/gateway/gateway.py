@@ -1,4 +1,4 @@
-"""Who asks for what, what they may ask for, and which version of an adapter answers."""
+"""The gateway: who asks for what, what they may ask for, and which version of an adapter answers."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from .settings import GatewaySettings
 from .versions import Versions
 
 log = logging.getLogger("adapterhub.serve")
-_WATCHED = 64  # moving refs that are looked at, the last that were asked for
-_RECENT = 600.0  # seconds that a ref is looked at after it was asked for
+_MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
+_WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
 Parts = tuple[tuple[Found, float], ...]
 
 
 @dataclass(slots=True)
 class Asked:
-    """What is known of a request.
+    """The facts about a request.
 
     Attributes:
-        path: Of the API.
-        headers: By name in lower case.
-        key: Who asks; None where nobody needs a key.
-        model: What it names.
+        path: The path of the API.
+        headers: The headers by lowercase name.
+        key: The key of the client; None if no key is needed.
+        model: The name in the request.
         version: What answers it: the base's name, `Served.model`, or a blend of those. Empty until it is known.
-        label: The same in metrics: all blends are one.
+        label: The same for metrics, where all blends share one label.
     """
 
     path: str
@@ -61,7 +61,9 @@ class Asked:
 
 
 @dataclass(slots=True)
-class _Watched:
+class _WatchedRef:
+    """A moving ref, the digest it meant last, and the time it was last asked for."""
+
     ref: Ref
     digest: Digest | None = None
     asked: float = field(default_factory=time.monotonic)
@@ -75,6 +77,7 @@ class Gateway:
         self._rules = Rules(settings)
         self._workspace = replace(settings.workspace, policy=lambda: self._rules.policy)
         self._leases = ExitStack()
+        # One lease for all versions, held until the gateway ends.
         self._lease = self._leases.enter_context(resolving.served_folder(settings.workspace).leased())
         remote = settings.remote
         self._lookup: Lookup = (
@@ -83,14 +86,19 @@ class Gateway:
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
         self.versions = Versions(engine, self._prepare, self._lease.drop, engine.most)
 
-        self._watched: OrderedDict[str, _Watched] = OrderedDict()
+        self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
-        self._running: Bag[str] = Bag()  # requests by the name of their key, empty without one
+        self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
         self.ready = False
 
     async def start(self) -> None:
-        """Start the engine, and look at tags from then on; LocalIOError or RefusedError if the engine cannot be started."""
-        began = time.monotonic()
+        """Start the engine, and watch tags from then on.
+
+        Raises:
+            LocalIOError: The engine cannot be started.
+            RefusedError: The engine cannot be started with these settings.
+        """
+        started = time.monotonic()
         try:
             await self._lookup.check()
             await self._check_base_name()
@@ -101,20 +109,20 @@ class Gateway:
         await self.engine.start()
         self.ready = True
         self._watching = asyncio.create_task(self._watch())
-        took = round(time.monotonic() - began, 1)
+        took = round(time.monotonic() - started, 1)
         log.info("%s is ready after %.1f s", self.engine.name, took, extra={"fields": {"engine": self.engine.name, "s": took}})
 
     async def _check_base_name(self) -> None:
-        """RefusedError for a base with the name of an adapter, for which it would answer."""
-        with suppress(UsageError, NotFoundError):  # no name of an adapter
-            for part in self._parsed(self.settings.base_name):
+        """Raise RefusedError for a base with the name of an adapter, for which it would answer."""
+        with suppress(UsageError, NotFoundError):  # not the name of an adapter
+            for part in self._parse(self.settings.base_name):
                 await self._lookup.find(part.ref)
                 if part.ref.name in self.settings.allowed:
-                    where, what = self.settings.base_name, "is the name of the base and of an adapter"
-                    raise RefusedError(where, what, "Give the base another one", code="name-of-base-and-adapter")
+                    location, problem = self.settings.base_name, "is the name of the base and of an adapter"
+                    raise RefusedError(location, problem, "Give the base another one", code="name-of-base-and-adapter")
 
     async def close(self) -> None:
-        """End the engine."""
+        """Stop the engine, and release all versions."""
         self.ready = False
         if self._watching is not None:
             self._watching.cancel()
@@ -125,7 +133,7 @@ class Gateway:
         self._leases.close()
 
     async def healthy(self) -> bool:
-        """Whether requests are answered."""
+        """Return whether requests are answered."""
         return self.ready and await self.engine.healthy()
 
     @property
@@ -134,14 +142,18 @@ class Gateway:
         return self._rules.routes
 
     def reload(self) -> None:
-        """Read the routes and the policy again, and check all versions by them; a malformed file changes nothing."""
+        """Read the routes and the policy again, and check all versions against them; a malformed file changes nothing."""
         self._rules.read()
-        self.versions.check_again()  # without a change too: keys of signers, or the policy of the registry, may be others
+        self.versions.check_again()  # even without a change here: keys of signers or the registry's policy may differ
 
-    # ---- who may ask
+    # ---- access
 
     def key_of(self, headers: Mapping[str, str]) -> Key | None:
-        """Who asks; ProblemError where a key is needed and there is none, or an unknown one, and for pages of other sites."""
+        """Return the key of the client; None if no key is needed.
+
+        Raises:
+            ProblemError: A key is needed and is missing or unknown, or a page of another site sent the request.
+        """
         if not self.routes.keys:
             if not self.settings.behind_proxy:
                 _check_site(headers)
@@ -149,14 +161,14 @@ class Gateway:
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if not secret or kind.lower() != "bearer":
             raise ProblemError(401, "Send an API key as Authorization: Bearer KEY", code="invalid_api_key")
-        found = self.routes.key_of(secret.strip())
-        if found is None:
+        key = self.routes.key_of(secret.strip())
+        if key is None:
             raise ProblemError(401, "Incorrect API key", code="invalid_api_key")
-        return found
+        return key
 
     @contextmanager
     def admitted(self, key: Key | None) -> Iterator[None]:
-        """Count a request until it ends; ProblemError for one too many."""
+        """Count a request until it ends; ProblemError if there are too many."""
         if not self.ready:
             raise ProblemError(503, "The engine is starting", code=DOWN, seconds=2)
         if key is not None and key.windows is not None and (window := key.windows.count(key.name)).over:
@@ -172,12 +184,10 @@ class Gateway:
             )
         name = key.name if key is not None else ""
         if key is not None and key.most and self._running[name] >= key.most:
-            raise ProblemError(
-                429, f"As many requests of this key are running as may at once: {key.most}", code=BUSY, seconds=1
-            )
+            raise ProblemError(429, f"This key has reached its limit of requests at once: {key.most}", code=BUSY, seconds=1)
         if self._running.total() >= self.settings.requests:
-            what = f"As many requests are running as may at once: {self.settings.requests}"
-            raise ProblemError(429, what, code=BUSY, seconds=1)
+            message = f"The gateway has reached its limit of requests at once: {self.settings.requests}"
+            raise ProblemError(429, message, code=BUSY, seconds=1)
         self._running[name] += 1
         try:
             with self.metrics.now.track_inprogress():
@@ -187,7 +197,7 @@ class Gateway:
 
     @contextmanager
     def metered(self, key: Key | None, body: Mapping[str, Any]) -> Iterator[Usage]:
-        """Count the tokens of a request against the budget of its key, also of one that its client ends."""
+        """Count the tokens of a request against the budget of its key, even if its client cancels it."""
         budget = key.tokens if key is not None else None
         usage = Usage(body, counts=budget is not None)
         try:
@@ -199,34 +209,36 @@ class Gateway:
             if key is not None and budget is not None:
                 budget.count(key.name, usage.total)
 
-    # ---- what answers
+    # ---- answering
 
     @asynccontextmanager
-    async def answered(self, asked: Asked, body: Mapping[str, Any]) -> AsyncIterator[Answer]:
+    async def answered(self, request: Asked, body: Mapping[str, Any]) -> AsyncIterator[Answer]:
         """Ask the engine with the version that a request names; the answer ends with the context.
 
         Raises:
-            ProblemError: The request cannot be answered like this.
+            ProblemError: The request cannot be answered in this form.
             AdapterhubError: There is no such version, or the engine would not apply it as it was trained.
             EngineDownError: The engine does not answer for now.
         """
-        self._check(asked, body)
-        parts = await self._parts(asked, str(body.get("user") or ""))
+        self._check(request, body)
+        parts = await self._resolve_parts(request, str(body.get("user") or ""))
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
-        asked.version = self.version_of(parts)
-        asked.label = "blend" if is_blend else asked.version
+        request.version = self.version_of(parts)
+        request.label = "blend" if is_blend else request.version
+        # Refused here, because an engine without blends would answer with the first version.
         if is_blend and not self.engine.blends:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
-        async with self._counted(asked.model if parts else "", parts) as blend:
-            answer = await self.engine.ask(asked.path, body, blend)
+        async with self._open_blend(request.model if parts else "", parts) as blend:
+            answer = await self.engine.ask(request.path, body, blend)
             try:
                 yield answer
             finally:
+                # Also when the client has gone: the engine must stop generating.
                 await answer.close()
 
     @asynccontextmanager
-    async def _counted(self, model: str, parts: Parts) -> AsyncIterator[Blend]:
-        """The blend, with its name in the gauge of adapters that are waited for, then in that of those which run."""
+    async def _open_blend(self, model: str, parts: Parts) -> AsyncIterator[Blend]:
+        """Yield the blend, counting its name first in the gauge of waiting adapters, then in that of running ones."""
         with ExitStack() as waiting:
             waiting.enter_context(listed(self.metrics.waiting, model))
             async with self.versions.used(parts) as blend:
@@ -234,135 +246,147 @@ class Gateway:
                 with listed(self.metrics.running, model):
                     yield blend
 
-    def _check(self, asked: Asked, body: Mapping[str, Any]) -> None:
-        if asked.path not in self.engine.paths:
-            what = f"{self.engine.name}, as it was started, answers {' and '.join(sorted(self.engine.paths))}, not {asked.path}"
-            raise ProblemError(404, what, code="unsupported")
+    def _check(self, request: Asked, body: Mapping[str, Any]) -> None:
+        """Check the path and the body of a request, and record its `model`."""
+        if request.path not in self.engine.paths:
+            message = (
+                f"{self.engine.name}, as it was started, answers {' and '.join(sorted(self.engine.paths))}, not {request.path}"
+            )
+            raise ProblemError(404, message, code="unsupported")
         model = body.get("model")
         if not isinstance(model, str) or not model:
             raise ProblemError(400, "`model` is missing, or not a text", param="model")
-        asked.model = model
+        request.model = model
         for name in self.engine.own:
             if name in body:
-                what = f"`{name}` would choose an adapter, or a cache, past `model`; leave it out"
-                raise ProblemError(400, what, code="unsupported", param=name)
+                message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
+                raise ProblemError(400, message, code="unsupported", param=name)
 
-    async def _parts(self, asked: Asked, user: str) -> Parts:
-        """The versions that a request means at this moment, each once."""
-        model, key = asked.model, asked.key
+    async def _resolve_parts(self, request: Asked, user: str) -> Parts:
+        """Return the versions that a request means at this moment, each once."""
+        model, key = request.model, request.key
         route = self.routes.routes.get(model)
         if route is None and model == self.settings.base_name:
             self._check_allowed(key, model, model)
             return ()
         if route is not None:
             self._check_allowed(key, model, model)
-            parsed = names.parse(route.chosen(asked.headers, user, key.name if key else ""))
+            parsed = names.parse(route.chosen(request.headers, user, key.name if key else ""))
         else:
-            parsed = self._parsed(model)
+            parsed = self._parse(model)
             for part in parsed:
                 self._check_allowed(key, part.ref.name, model)
                 self.settings.allowed.check(part.ref)
+        # A version that occurs several times in a blend gets the sum of its weights.
         weights: dict[Found, float] = {}
         for part in parsed:
-            found = await self._find(part.ref)
-            weights[found] = weights.get(found, 0.0) + part.weight
+            version = await self._find_version(part.ref)
+            weights[version] = weights.get(version, 0.0) + part.weight
         return tuple(weights.items())
 
     def _check_allowed(self, key: Key | None, name: str, model: str) -> None:
+        """Raise ProblemError unless the key allows the name."""
         if key is not None and name not in key.allowed:
-            # What is not a ref gets the same error as where no adapter has the name.
-            self._parsed(model)
+            # A malformed ref gets the same error as for a client that may use all names.
+            self._parse(model)
             raise missing(model)
 
-    def _parsed(self, model: str) -> tuple[names.Part, ...]:
+    def _parse(self, model: str) -> tuple[names.Part, ...]:
+        """Parse a `model` with the gateway's namespace and remote."""
         return names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote_name)
 
-    async def _find(self, ref: Ref) -> Found:
-        found = await self._lookup.find(ref)
+    async def _find_version(self, ref: Ref) -> Found:
+        """Look up a ref, and watch it from now on if it may move."""
+        version = await self._lookup.find(ref)
         if names.is_moving(ref):
-            watched = self._watched.setdefault(str(ref), _Watched(ref))
-            watched.asked, watched.digest = time.monotonic(), found.digest
+            watched = self._watched.setdefault(str(ref), _WatchedRef(ref))
+            watched.asked, watched.digest = time.monotonic(), version.digest
             self._watched.move_to_end(str(ref))
-            if len(self._watched) > _WATCHED:
+            if len(self._watched) > _MOST_WATCHED:
                 self._watched.popitem(last=False)
-        return found
+        return version
 
     def version_of(self, parts: Parts) -> str:
-        """What an answer says it comes from."""
+        """Return the version that an answer states as its source."""
         if not parts:
             return self.settings.base_name
-        return "+".join(found.model if weight == 1 else f"{found.model}*{weight:.15g}" for found, weight in parts)
+        return "+".join(version.model if weight == 1 else f"{version.model}*{weight:.15g}" for version, weight in parts)
 
-    def _prepare(self, found: Found) -> Served:
-        base, address = self.settings.base, self._lookup.address(found)
+    def _prepare(self, version: Found) -> Served:
+        """Prepare a version for the engine, and hold a lease on it; runs in a thread."""
+        base, address = self.settings.base, self._lookup.address(version)
         served = resolving.resolve(address, runtime=self.engine.runtime, base=base, workspace=self._workspace)
-        served = replace(served, name=found.name)  # without what the URL of a remote has before it
+        served = replace(served, name=version.name)  # without the prefix that the remote's URL adds
         self._lease.add(served)
         return served
 
-    # ---- what is there
+    # ---- listing
 
     async def listed(self, key: Key | None) -> list[tuple[str, Found | None]]:
-        """What somebody may ask for, with the version that it means now; None for the base, and for routes."""
-        mine = key.allowed if key else Allowed()
-        own = [name for name in (self.settings.base_name, *self.routes.routes) if name in mine]
-        found = await self._lookup.listed(self.settings.allowed)
-        return [*((name, None) for name in own), *((ref, version) for ref, version in found if version.name in mine)]
+        """Return the names that a client may ask for, with the versions that they mean now; None for the base and routes."""
+        allowed = key.allowed if key else Allowed()
+        own_names = [name for name in (self.settings.base_name, *self.routes.routes) if name in allowed]
+        refs = await self._lookup.listed(self.settings.allowed)
+        return [*((name, None) for name in own_names), *((ref, version) for ref, version in refs if version.name in allowed)]
 
-    async def meant(self, asked: Asked) -> Parts:
-        """The versions that a name means to somebody."""
-        return await self._parts(asked, "")
+    async def meant(self, request: Asked) -> Parts:
+        """Return the versions that a name means for a client."""
+        return await self._resolve_parts(request, "")
 
-    # ---- tags that move
+    # ---- watching moving tags
 
     async def _watch(self) -> None:
-        """Look at files of rules, at the tags that are in use, and at those of routes; make ready what they have moved to."""
+        """Watch the files of rules, the tags in use and those of routes, and prepare the versions they have moved to."""
         while True:
+            # Polled rather than watched: this works on every file system, and SIGHUP reloads at once.
             if self._rules.have_changed():
                 self.reload()
-            for watched in self._to_watch():
+            for watched in self._refs_to_watch():
                 try:
-                    await self._look(watched)
+                    await self._check_moved(watched)
                 except (AdapterhubError, EngineDownError):
-                    pass  # who asks is told
+                    pass  # requests will report it
                 except Exception:
-                    log.exception("%s cannot be looked at; it will be again", watched.ref)
+                    log.exception("%s cannot be checked; it will be tried again", watched.ref)
             await self.versions.forget_idle()
             await asyncio.sleep(self.settings.poll)
 
-    def _to_watch(self) -> list[_Watched]:
-        for route in list(self.routes.routes.values())[:_WATCHED]:
+    def _refs_to_watch(self) -> list[_WatchedRef]:
+        """Return the moving refs to check: those of routes, and those asked for recently."""
+        for route in list(self.routes.routes.values())[:_MOST_WATCHED]:
             for target in (route.to, *(rule.to for rule in route.rules)):
                 for text, _ in target.shares:
                     for part in names.parse(text):
-                        self._watched.setdefault(str(part.ref), _Watched(part.ref)).asked = time.monotonic()
-        since = time.monotonic() - _RECENT
+                        self._watched.setdefault(str(part.ref), _WatchedRef(part.ref)).asked = time.monotonic()
+        since = time.monotonic() - _WATCH_SECONDS
         for name in [name for name, watched in self._watched.items() if watched.asked < since]:
             del self._watched[name]
         return [*self._watched.values()]
 
-    async def _look(self, watched: _Watched) -> None:
-        found = await self._lookup.find(watched.ref)
-        if found.digest == watched.digest:
+    async def _check_moved(self, watched: _WatchedRef) -> None:
+        """Check whether a ref has moved, and prepare its new version."""
+        version = await self._lookup.find(watched.ref)
+        if version.digest == watched.digest:
             return
         if watched.digest is not None:
             self.metrics.moves.inc()
-            fields = {"ref": str(watched.ref), "version": found.model}
-            log.info("%s is %s now", watched.ref, found.digest, extra={"fields": fields})
-        watched.digest = found.digest
-        await self.versions.prefetch(found)
+            fields = {"ref": str(watched.ref), "version": version.model}
+            log.info("%s is %s now", watched.ref, version.digest, extra={"fields": fields})
+        watched.digest = version.digest
+        await self.versions.prefetch(version)
 
 
 def _check_site(headers: Mapping[str, str]) -> None:
-    """Refuse requests that a browser sends for a page of somebody else's, where no key tells them from the user's own.
+    """Refuse requests that a browser sends for another site's page: without keys, they look like the user's own.
 
-    A site whose name leads to this machine has its own name as the host (DNS rebinding); any other has it as the origin.
+    A site whose name resolves to this machine (DNS rebinding) sends its own name as the host; any other site sends its name as
+    the origin.
     """
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if not binding.is_loopback(name.lower()):
-        what = f"Without keys, only this machine is answered, and not as {printable(host[:80])!r}; ask for localhost"
-        raise ProblemError(403, what, code="foreign_site")
+        message = f"Without keys, only requests to localhost are answered, not to {printable(host[:80])!r}"
+        raise ProblemError(403, message, code="foreign_site")
     origin = headers.get("origin", "")
     if origin and origin.partition("://")[2] != host:
         raise ProblemError(403, f"Without keys, no page of {printable(origin[:80])} is answered", code="foreign_site")

@@ -1,7 +1,7 @@
-"""Which version a ref names now.
+"""The lookup of the version that a ref names now.
 
-The registry is asked for each request, so that a moved tag counts from the next one on. A remote is asked again after some
-seconds at most, and what it said last counts while it is away.
+The registry is asked for each request, so that a moved tag counts from the next request on. A remote is asked again after a few
+seconds, and its last answer is used while it does not respond.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteE
 
 T = TypeVar("T")
 log = logging.getLogger("adapterhub.serve.lookup")
-_LISTED = 1000  # names
+_MOST_LISTED = 1000  # names
 _REMEMBERED = 1024  # refs that were looked up at a remote
 _AT_ONCE = 4  # requests to a remote
-_PATIENCE, _FIRST_PATIENCE = 1.0, 30.0  # seconds that a request waits for a remote: with an older answer, and without one
+# Seconds that a request waits for a remote: with an older answer to fall back on, and without one.
+_PATIENCE, _FIRST_PATIENCE = 1.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,57 +45,59 @@ class Found:
 
     @property
     def model(self) -> str:
-        """As `Served.model`."""
+        """The name of exactly this version, like `Served.model`."""
         return f"{self.name}@{self.digest}"
 
 
 class Lookup(Protocol):
-    """Where refs are looked up.
+    """A place where refs are looked up.
 
     Attributes:
-        is_up: Whether it answered when it was asked last.
+        is_up: Whether it answered the last time it was asked.
     """
 
     is_up: bool
 
     async def check(self) -> None:
-        """Ask it for nothing; AdapterhubError if it does not answer."""
+        """Check that it can be reached; AdapterhubError if it cannot."""
 
     async def find(self, ref: Ref) -> Found:
         """Return the version that a ref names; NotFoundError if there is none."""
 
     async def listed(self, allowed: Allowed) -> list[tuple[str, Found]]:
-        """The refs that may be asked for, up to a thousand names."""
+        """Return the refs that may be asked for, of at most a thousand names."""
 
     def address(self, version: Found) -> str:
-        """What a version is resolved by."""
+        """Return the address or ref from which a version is resolved."""
 
     def close(self) -> None:
         """Close what it has opened."""
 
 
 class RegistryLookup:
-    """See `Lookup`: the registry of a workspace, open in a thread of its own. After a failure it is opened again."""
+    """A `Lookup` in the registry of a workspace, opened in its own thread, and again after a failure."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.is_up = True
         self._workspace = workspace
         self._registry: Registry | None = None
+        # One thread, which owns the connection to the registry's database.
         self._thread = ThreadPoolExecutor(1, "lookup")
 
     async def check(self) -> None:
-        """Open the registry; AdapterhubError if it cannot be."""
+        """Open the registry; AdapterhubError if it cannot be opened."""
         await self._call(lambda _registry: None)
 
     def address(self, version: Found) -> str:
-        """Its name with its digest."""
+        """Return the name of the version with its digest."""
         return version.model
 
     async def find(self, ref: Ref) -> Found:
-        """Return the version; NotFoundError if there is none."""
+        """Return the version that a ref names; NotFoundError if there is none."""
 
         def work(registry: Registry) -> Found:
-            if registry.ledger.current(ref.name).seq == 0:  # before it is compared with all names, for a hint to nobody
+            # Without this, `row` would compare a misspelled name with all others for a hint that the client must not see.
+            if registry.ledger.current(ref.name).seq == 0:
                 raise NotFoundError(str(ref), "no such adapter")
             row = registry.row(ref)
             return Found(row.name, row.digest)
@@ -102,17 +105,18 @@ class RegistryLookup:
         return await self._call(work)
 
     async def listed(self, allowed: Allowed) -> list[tuple[str, Found]]:
-        """Names and their tags, up to a thousand names."""
+        """Return the tags of at most a thousand names."""
 
         def work(registry: Registry) -> list[tuple[str, Found]]:
             refs: list[tuple[str, Found]] = []
             names: set[str] = set()
             for row in registry.list():
-                if row.name not in allowed or (row.name not in names and len(names) >= _LISTED):
+                if row.name not in allowed or (row.name not in names and len(names) >= _MOST_LISTED):
                     continue
                 names.add(row.name)
-                found = Found(row.name, row.digest)  # a bare name means its tag `latest`, and is listed in its place
-                refs += [(row.name if tag == LATEST else f"{row.name}:{tag}", found) for tag in row.tags]
+                # A bare name means its tag `latest`, and is listed instead of that tag.
+                version = Found(row.name, row.digest)
+                refs += [(row.name if tag == LATEST else f"{row.name}:{tag}", version) for tag in row.tags]
             return refs
 
         return await self._call(work)
@@ -123,9 +127,11 @@ class RegistryLookup:
         self._thread.shutdown()
 
     async def _call(self, work: Callable[[Registry], T]) -> T:
+        """Run a function with the open registry, in the registry's thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
     def _run(self, work: Callable[[Registry], T]) -> T:
+        """Open the registry if necessary and call a function with it, keeping track of whether it answers."""
         try:
             if self._registry is None:
                 self._registry = Registry.open(self._workspace.folder())
@@ -133,93 +139,98 @@ class RegistryLookup:
             self.is_up = False
             raise
         try:
-            found = work(self._registry)
+            result = work(self._registry)
         except (NotFoundError, UsageError):
             self.is_up = True
             raise
         except Exception:
             self.is_up = False
+            # After an unexpected failure the connection may be unusable, so it is opened again the next time.
             self._close()
             raise
         self.is_up = True
-        return found
+        return result
 
     def _close(self) -> None:
+        """Close the registry, if it is open."""
         registry, self._registry = self._registry, None
         if registry is not None:
             registry.close()
 
 
 @dataclass(slots=True)
-class _Known:
-    """What a remote said of a ref: a version, or an error, when it was asked; `asking` while it is."""
+class _CachedAnswer:
+    """A remote's last answer about a ref, a version or an error, with its time; `pending` while it is being asked."""
 
     version: Found | None = None
     error: AdapterhubError | None = None
-    when: float = float("-inf")
-    asking: asyncio.Task[None] | None = None
+    answered_at: float = float("-inf")
+    pending: asyncio.Task[None] | None = None
 
 
 class RemoteLookup:
-    """See `Lookup`: a remote, asked for each ref at most once in a while.
+    """A `Lookup` at a remote, which is asked for each ref at most once in a while.
 
     Args:
-        workspace: Its credentials, proxy and so on.
-        url: As `remotes.configured.below` takes it.
-        poll: Seconds that an answer counts, also that there is no such version.
+        workspace: The workspace with its credentials, proxy and so on.
+        url: The URL, as `remotes.configured.below` takes it.
+        poll: Seconds that an answer is used, including that there is no such version.
     """
 
     def __init__(self, workspace: Workspace, url: str, poll: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.is_up = True
         self._workspace, self._url, self._poll, self._clock = workspace, url, poll, clock
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._known: OrderedDict[str, _CachedAnswer] = OrderedDict()
         self._threads = ThreadPoolExecutor(_AT_ONCE, "lookup")
         self._open: set[Connected] = set()
 
     async def check(self) -> None:
-        """Nothing: what is asked for first tells."""
+        """Do nothing: the first lookup shows whether the remote answers."""
 
     def address(self, version: Found) -> str:
-        """Its address there."""
+        """Return the address of the version at the remote."""
         return configured.below(self._url, version.model)
 
     async def find(self, ref: Ref) -> Found:
-        """Return the version that the remote named last; where it does not answer, RemoteError for a ref that it never did."""
-        known = self._known.setdefault(str(ref), _Known())
+        """Return the version that the remote named last; RemoteError if it does not answer and never did for this ref."""
+        cached = self._known.setdefault(str(ref), _CachedAnswer())
         self._known.move_to_end(str(ref))
+        # Bounded, because clients choose the names.
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        is_fixed = known.version is not None and is_whole(ref.digest)
-        if known.asking is None and not is_fixed and self._clock() - known.when >= self._poll:
-            known.asking = asyncio.create_task(self._ask(ref, known))
-        if known.asking is not None:
-            _, late = await asyncio.wait([known.asking], timeout=_PATIENCE if known.version else _FIRST_PATIENCE)
+        is_fixed = cached.version is not None and is_whole(ref.digest)
+        if cached.pending is None and not is_fixed and self._clock() - cached.answered_at >= self._poll:
+            cached.pending = asyncio.create_task(self._ask(ref, cached))
+        # A slow remote must not hold up requests that have an older answer; the lookup itself goes on.
+        if cached.pending is not None:
+            _, late = await asyncio.wait([cached.pending], timeout=_PATIENCE if cached.version else _FIRST_PATIENCE)
             if late:
-                self._tell(RemoteError(self._url, "does not answer in time"))
-        if known.version is not None:
-            return known.version
-        if known.error is not None:
-            raise known.error.with_traceback(None)  # which would grow each time
+                self._record_state(RemoteError(self._url, "does not answer in time"))
+        if cached.version is not None:
+            return cached.version
+        if cached.error is not None:
+            raise cached.error.with_traceback(None)  # whose traceback would grow each time
         raise RemoteError(str(ref), f"{self._url} does not answer in time", "Ask again")
 
-    async def _ask(self, ref: Ref, known: _Known) -> None:
+    async def _ask(self, ref: Ref, cached: _CachedAnswer) -> None:
+        """Ask the remote for a ref, and record its answer."""
         try:
             digest, was_asked = await asyncio.get_running_loop().run_in_executor(self._threads, self._digest, ref)
-        except (NotFoundError, UsageError) as error:  # an answer
-            known.version, known.error = None, error
-            self._tell(None)
+        except (NotFoundError, UsageError) as error:  # an answer, unlike other errors
+            cached.version, cached.error = None, error
+            self._record_state(None)
         except AdapterhubError as error:
-            known.error = error
-            self._tell(error)
+            cached.error = error
+            self._record_state(error)
         else:
-            known.version, known.error = Found(ref.name, digest), None
+            cached.version, cached.error = Found(ref.name, digest), None
             if was_asked:
-                self._tell(None)
+                self._record_state(None)
         finally:
-            known.when, known.asking = self._clock(), None
+            cached.answered_at, cached.pending = self._clock(), None
 
     def _digest(self, ref: Ref) -> tuple[Digest, bool]:
-        """The digest of the version, and whether the remote was asked for it."""
+        """Return the digest of the version, and whether the remote had to be asked for it."""
         opened: list[Connected] = []
 
         @contextmanager
@@ -232,25 +243,26 @@ class RemoteLookup:
                 finally:
                     self._open.discard(remote)
 
+        # `check_name` is needed for image layouts only, where a digest would be found under any name.
         place = location.parse(configured.below(self._url, str(ref)))
         resolving.check_name(ref, place, self._workspace)
         return resolving.digest_at(place, self._workspace, connect), bool(opened)
 
-    def _tell(self, error: AdapterhubError | None) -> None:
-        """Log that the remote is away, or back, once."""
+    def _record_state(self, error: AdapterhubError | None) -> None:
+        """Record whether the remote answers, logging only changes."""
         if error is not None and self.is_up:
-            log.warning("%s; what is known of its tags stays", error)
+            log.warning("%s; its last known tags are used", error)
         elif error is None and not self.is_up:
             log.info("%s answers again", self._url)
         self.is_up = error is None
 
     async def listed(self, allowed: Allowed) -> list[tuple[str, Found]]:
-        """What was asked for and is there: few remotes list names."""
-        found = [(ref, known.version) for ref, known in self._known.items() if known.version]
-        return sorted((ref, version) for ref, version in found if version.name in allowed)[:_LISTED]
+        """Return the refs that were looked up and exist, because few remotes can list names."""
+        answers = [(ref, cached.version) for ref, cached in self._known.items() if cached.version]
+        return sorted((ref, version) for ref, version in answers if version.name in allowed)[:_MOST_LISTED]
 
     def close(self) -> None:
-        """Wait for nothing more."""
+        """Stop without waiting for lookups in progress."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for remote in [*self._open]:
             remote.stop()

@@ -1,7 +1,7 @@
-"""Numbers for Prometheus, by version; and the gauge by which the gateways of Kubernetes find who has which adapter.
+"""Metrics for Prometheus by version, and the gauge that tells Kubernetes gateways which server has which adapter.
 
-The number of labels is bounded: what is asked for makes none, only a version that the engine has held, and of those the first
-thousand.
+The number of labels is bounded: the name in a request creates none, only a version that the engine has held, and of those only
+the first thousand.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from prometheus_client.registry import Collector
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_LABELS = 1000
-_OTHER = "other"
+_MOST_LABELS = 1000
+_OTHER_VERSIONS = "other"
 
 
 class Metrics:
-    """The numbers of one gateway.
+    """The metrics of one gateway.
 
     Attributes:
-        slots: Versions with which the engine answers at the same time.
+        slots: The number of versions with which the engine answers at the same time.
         is_up: Whether names can be looked up.
-        waiting: The names by which versions are asked for that the engine does not hold yet, and how many requests wait.
-        running: The same for those that are being answered.
+        waiting: The number of waiting requests, by the name of a version that the engine does not hold yet.
+        running: The number of requests being answered, by the name of their version.
     """
 
     def __init__(self, slots: int, is_up: Callable[[], bool]) -> None:
         self.registry = CollectorRegistry()
-        more: dict[str, Any] = {"registry": self.registry}
-        self._requests = Counter("adapterhub_requests", "Requests.", ("version", "path", "status"), **more)
+        options: dict[str, Any] = {"registry": self.registry}
+        self._requests = Counter("adapterhub_requests", "Requests.", ("version", "path", "status"), **options)
         self._seconds = Histogram(
-            "adapterhub_request_seconds", "Time until the end of the answer.", ("version",), buckets=_SECONDS, **more
+            "adapterhub_request_seconds", "Time until the end of the answer.", ("version",), buckets=_SECONDS, **options
         )
         self._first = Histogram(
-            "adapterhub_first_byte_seconds", "Time until the answer begins.", ("version",), buckets=_SECONDS, **more
+            "adapterhub_first_byte_seconds", "Time until the answer begins.", ("version",), buckets=_SECONDS, **options
         )
-        self.now = Gauge("adapterhub_requests_running", "Requests that are being read or answered.", **more)
-        self.moves = Counter("adapterhub_moved_tags", "Tags that were seen to move while they were in use.", **more)
-        up = Gauge("adapterhub_names_up", "1 if the registry or the remote answered when a name was looked up last.", **more)
+        self.now = Gauge("adapterhub_requests_running", "Requests that are being read or answered.", **options)
+        self.moves = Counter("adapterhub_moved_tags", "Tags that were seen to move while they were in use.", **options)
+        up = Gauge("adapterhub_names_up", "1 if the registry or the remote answered when a name was looked up last.", **options)
         up.set_function(is_up)
         self.slots = slots
         self.waiting: Bag[str] = Bag()
@@ -53,9 +53,10 @@ class Metrics:
         self.registry.register(_LoraInfo(self))
 
     def count(self, version: str, path: str, status: int, first: float | None, seconds: float) -> None:
-        """Count a request that has ended; `version` is empty if none was found."""
-        if version not in self._labels and len(self._labels) >= _LABELS:
-            version = _OTHER
+        """Count a finished request; `version` is empty if none was found."""
+        # Each label stays in memory and in Prometheus for good.
+        if version not in self._labels and len(self._labels) >= _MOST_LABELS:
+            version = _OTHER_VERSIONS
         self._labels.add(version)
         self._requests.labels(version, path, status).inc()
         if version:
@@ -64,13 +65,13 @@ class Metrics:
                 self._first.labels(version).observe(first)
 
     def page(self) -> bytes:
-        """The numbers as text."""
+        """Return all metrics as text."""
         return generate_latest(self.registry)
 
 
 @contextmanager
 def listed(bag: Bag[str], name: str) -> Iterator[None]:
-    """Have a name in a bag until the context ends; not an empty one, and none with a comma, which separates names."""
+    """Count a name in a bag until the context ends; skip empty names, and names with a comma, which separates names."""
     if not name or "," in name:
         yield
         return
@@ -84,19 +85,19 @@ def listed(bag: Bag[str], name: str) -> Iterator[None]:
 
 
 class _LoraInfo(Collector):
-    """`vllm:lora_requests_info`, as vLLM has it: its value is the time, names are separated by commas.
+    """The gauge `vllm:lora_requests_info`, as vLLM exports it: its value is the time, names are separated by commas.
 
     The inference extension of the Gateway API reads it (docs/proposals/003-model-server-protocol): a request goes to a server
-    that has its adapter, so the names are those that requests have as `model`.
+    that has its adapter, so the names are those that requests give as `model`.
     """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        """The gauge with one sample."""
+        """Yield the gauge with one sample."""
         names = ("running_lora_adapters", "waiting_lora_adapters", "max_lora")
-        found = GaugeMetricFamily("vllm:lora_requests_info", "Running stats on lora requests.", labels=names)
+        gauge = GaugeMetricFamily("vllm:lora_requests_info", "Running stats on lora requests.", labels=names)
         running, waiting = (",".join(sorted(bag)) for bag in (self._metrics.running, self._metrics.waiting))
-        found.add_metric([running, waiting, str(self._metrics.slots)], time.time())
-        yield found
+        gauge.add_metric([running, waiting, str(self._metrics.slots)], time.time())
+        yield gauge

@@ -1,4 +1,4 @@
-"""What a gateway reads again while it runs: its routes and keys, and the policies of the project and of the registry."""
+"""The files that a gateway reads again while it runs: routes and keys, and the policies of the project and the registry."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Stamps = tuple[tuple[int, int, int] | None, ...]
 
 
 class Rules:
-    """The routes and the policy, as they were read last.
+    """The routes and the policy, as last read.
 
     Attributes:
-        routes: Those of the file of routes.
-        policy: What the function of the workspace returned, which reads the project's file.
+        routes: The contents of the route file.
+        policy: The result of the workspace's function that reads the project's file.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -34,7 +34,7 @@ class Rules:
         self.policy = settings.workspace.rules()
 
     def read(self) -> None:
-        """Read both again; what is malformed changes nothing."""
+        """Read both again; a malformed file leaves its part unchanged."""
         self._read = self._stamps()
         if self._settings.routes is not None:
             try:
@@ -52,24 +52,26 @@ class Rules:
                 log.info("the policy has changed")
 
     def have_changed(self) -> bool:
-        """Whether a file is another than was read, and the same as at the last look: nobody writes it just now."""
+        """Return whether a file differs from what was read, but not from the last look, so that nobody is still writing it."""
         before, self._before = self._before, self._stamps()
         return self._read != self._before == before
 
     def _stamps(self) -> Stamps:
+        """Return the stamps of all files."""
         return tuple(map(_stamp, (self._settings.routes, *self._policies())))
 
     def _policies(self) -> Iterator[Path | None]:
-        """The files of the policies: that of the project, and that of the registry, which is read with each version."""
-        with suppress(OSError):  # the working folder is gone
+        """Yield the policy files of the project and of the registry; the latter is read with each version."""
+        with suppress(OSError):  # the working folder may be gone
             yield project_file(Path.cwd())
         with suppress(OSError, AdapterhubError):
             yield self._settings.workspace.folder() / PROJECT
 
 
 def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """Return what tells two states of a file apart: inode, size and time; None if it is missing."""
     with suppress(OSError):
         if path is not None:
-            found = path.stat()
-            return found.st_ino, found.st_size, found.st_mtime_ns
+            status = path.stat()
+            return status.st_ino, status.st_size, status.st_mtime_ns
     return None

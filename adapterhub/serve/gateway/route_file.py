@@ -1,13 +1,13 @@
-"""Routes and keys of a gateway, a TOML file.
+"""The routes and keys of a gateway, a TOML file.
 
 [routes.legal]                                    # a name that requests may ask for
 to = "team/legal:prod"                            # or shares: { "team/legal:v7" = 90, "team/legal:v8" = 10 }
 
-[[routes.legal.when]]                             # the first that fits decides
+[[routes.legal.when]]                             # the first that matches decides
 header = "x-stage: beta"                          # or user = "ada", or key = "research"
 to = "team/legal:beta"
 
-[keys.research]                                   # with keys, nobody is answered without one
+[keys.research]                                   # with keys, every request needs one
 sha256 = "…"                                      # of the key
 adapters = ["legal", "team/*"]                    # the names that it may ask for; all if absent
 requests = "600/60"                               # so many in so many seconds
@@ -32,32 +32,33 @@ from adapterhub.serve.names import Allowed
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
 
-_TARGETS, _RULES, _MOST = 16, 64, 10_000
-_NAME = 256  # characters
+_MOST_TARGETS, _MOST_RULES, _MOST_TABLES = 16, 64, 10_000
+_LONGEST_NAME = 256  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a route leads to: refs or blends, each with its share of the requests."""
+    """The target of a route: refs or blends, each with its share of the requests."""
 
     shares: tuple[tuple[str, float], ...]
 
     def chosen(self, salt: str) -> str:
-        """One of them by its share, always the same for the same `salt`; by chance for an empty one."""
+        """Choose one by its share: always the same for the same `salt`, or at random if that is empty."""
         if len(self.shares) == 1:
             return self.shares[0][0]
+        # A hash instead of a stored assignment: every gateway makes the same choice, also after a restart.
         digest = hashlib.sha256(salt.encode("utf-8", "surrogatepass")).digest()
-        at = (int.from_bytes(digest[:8]) / 2**64 if salt else random.random()) * sum(share for _, share in self.shares)  # noqa: S311
+        remaining = (int.from_bytes(digest[:8]) / 2**64 if salt else random.random()) * sum(share for _, share in self.shares)  # noqa: S311
         for text, share in self.shares:
-            at -= share
-            if at < 0:
+            remaining -= share
+            if remaining < 0:
                 return text
         return self.shares[-1][0]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Another target for requests that have a header, a user, or a key; empty texts fit all."""
+    """Another target for requests with a certain header, user, or key; empty texts match all."""
 
     to: Target
     header: tuple[str, str] = ("", "")
@@ -65,10 +66,10 @@ class Rule:
     key: str = ""
 
     def fits(self, headers: Mapping[str, str], user: str, key: str) -> bool:
-        """Return whether a request is meant."""
+        """Return whether the rule applies to a request."""
         name, value = self.header
-        named = not name or headers.get(name) == value
-        return named and self.user in ("", user) and self.key in ("", key)
+        header_fits = not name or headers.get(name) == value
+        return header_fits and self.user in ("", user) and self.key in ("", key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +81,20 @@ class Route:
     rules: tuple[Rule, ...] = ()
 
     def chosen(self, headers: Mapping[str, str], user: str, key: str) -> str:
-        """The ref or blend for a request; the same user of the same key stays with one of the shares."""
+        """Return the ref or blend for a request; the same user of the same key always gets the same share."""
         target = next((rule.to for rule in self.rules if rule.fits(headers, user, key)), self.to)
         return target.chosen(f"{self.name}\0{key}\0{user}" if user else "")
 
 
 @dataclass(slots=True)
 class Key:
-    """Somebody who may ask.
+    """A client that may ask.
 
     Attributes:
-        sha256: Of the key itself, in hexadecimal digits.
-        windows: Counts their requests; None for no limit.
+        sha256: The digest of the key itself, in hexadecimal digits.
+        windows: Counts the requests; None for no limit.
         most: Requests at once; 0 for no limit.
-        tokens: Counts the tokens of their prompts and answers; None for no limit.
+        tokens: Counts the tokens of prompts and answers; None for no limit.
     """
 
     name: str
@@ -106,75 +107,84 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """What a file has."""
+    """The contents of a route file."""
 
     routes: Mapping[str, Route] = field(default_factory=dict)
     keys: Mapping[str, Key] = field(default_factory=dict)
 
     def key_of(self, secret: str) -> Key | None:
-        """Who has a key. Digests are compared: the time that it takes tells nothing of a key that is not known already."""
+        """Return the client with a key; None if it is unknown.
+
+        Digests are looked up, so that the time it takes reveals nothing about a key that is not already known.
+        """
         return self.keys.get(hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest())
 
 
 def read(path: Path, before: Routes | None = None) -> Routes:
-    """Read a file; keys of the same name and limits go on counting where `before` was.
+    """Read a file; keys with the same name and limits keep the counts of `before`.
 
     Raises:
-        UsageError: It is malformed, with the place; or it has no keys, and `before` had some.
+        UsageError: It is malformed, with the place; or it has no keys, but `before` had some.
     """
-    where = str(path)
-    document = toml_file.parse(json_file.read_text(path, toml_file.MAX_TOML), where)
-    _check_names(document, ("routes", "keys"), where)
-    routes = {name: _route(name, table, where) for name, table in _tables(document, "routes", where).items()}
-    keys = [_key(name, table, where) for name, table in _tables(document, "keys", where).items()]
-    counted = {key.name: key for key in before.keys.values()} if before else {}
+    location = str(path)
+    document = toml_file.parse(json_file.read_text(path, toml_file.MAX_TOML), location)
+    _check_names(document, ("routes", "keys"), location)
+    routes = {name: _route(name, table, location) for name, table in _tables(document, "routes", location).items()}
+    keys = [_key(name, table, location) for name, table in _tables(document, "keys", location).items()]
+    # By name, so that a client that replaces its key keeps its count.
+    earlier = {key.name: key for key in before.keys.values()} if before else {}
     for key in keys:
-        if old := counted.get(key.name):
-            key.windows, key.tokens = _going_on(key.windows, old.windows), _going_on(key.tokens, old.tokens)
-    if counted and not keys:  # a file that is just being written; nobody opens a server to all by that
-        raise _invalid(f"{where}: keys", "all keys were removed", "Start the gateway anew to answer without keys")
-    found = {key.sha256: key for key in keys}
-    if len(found) < len(keys):
-        raise _invalid(f"{where}: keys", "two names have the same key", "Give each its own")
-    return Routes(routes, found)
+        if old := earlier.get(key.name):
+            key.windows, key.tokens = _continued_count(key.windows, old.windows), _continued_count(key.tokens, old.tokens)
+    if earlier and not keys:  # perhaps the file is just being written; that must not open a server to everybody
+        raise _invalid(f"{location}: keys", "all keys were removed", "Restart the gateway to answer without keys")
+    keys_by_digest = {key.sha256: key for key in keys}
+    if len(keys_by_digest) < len(keys):
+        raise _invalid(f"{location}: keys", "two names have the same key", "Give each its own")
+    return Routes(routes, keys_by_digest)
 
 
-def _invalid(where: str, what: str, hint: str = "") -> UsageError:
-    return UsageError(where, what, hint, code="invalid-config")
+def _invalid(location: str, problem: str, hint: str = "") -> UsageError:
+    """Return the error for an invalid file."""
+    return UsageError(location, problem, hint, code="invalid-config")
 
 
-def _going_on(new: Windows | None, old: Windows | None) -> Windows | None:
-    """The old count for the same limit."""
+def _continued_count(new: Windows | None, old: Windows | None) -> Windows | None:
+    """Return the old count if the limit is the same, otherwise the new one."""
     return old if new and old and (new.most, new.seconds) == (old.most, old.seconds) else new
 
 
-def _tables(document: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    found = document.get(name, {})
-    if not isinstance(found, dict) or not all(isinstance(table, dict) for table in found.values()):
-        raise _invalid(f"{where}: {name}", "not a table of tables", f"Write [{name}.NAME]")
-    if len(found) > _MOST:
-        raise _invalid(f"{where}: {name}", f"more than {_MOST:,}")
-    return found
+def _tables(document: Mapping[str, Any], name: str, location: str) -> dict[str, Any]:
+    """Return a table of tables; empty if it is missing."""
+    tables = document.get(name, {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise _invalid(f"{location}: {name}", "not a table of tables", f"Write [{name}.NAME]")
+    if len(tables) > _MOST_TABLES:
+        raise _invalid(f"{location}: {name}", f"more than {_MOST_TABLES:,}")
+    return tables
 
 
-def _check_names(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def _check_names(table: Mapping[str, Any], allowed: Sequence[str], location: str) -> None:
+    """Raise UsageError for a name that is not among the allowed ones."""
     for name in table:
-        if name not in known:
-            raise _invalid(f"{where}: {name[:80]}", "unknown", f"There are {', '.join(known)}")
+        if name not in allowed:
+            raise _invalid(f"{location}: {name[:80]}", "unknown", f"There are {', '.join(allowed)}")
 
 
-def _route(name: str, table: Mapping[str, Any], where: str) -> Route:
-    place = f"{where}: routes.{name[:80]}"
-    if not 0 < len(name) <= _NAME or not name.isprintable() or set(name) & set(", "):
+def _route(name: str, table: Mapping[str, Any], location: str) -> Route:
+    """Parse a route."""
+    place = f"{location}: routes.{name[:80]}"
+    if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable() or set(name) & set(", "):
         raise _invalid(place, "a name has no comma and no space, and 1 to 256 characters")
     _check_names(table, ("to", "when"), place)
     rules = table.get("when", [])
-    if not isinstance(rules, list) or len(rules) > _RULES or not all(isinstance(rule, dict) for rule in rules):
-        raise _invalid(f"{place}.when", f"not a list of at most {_RULES} tables", f"Write [[routes.{name}.when]]")
+    if not isinstance(rules, list) or len(rules) > _MOST_RULES or not all(isinstance(rule, dict) for rule in rules):
+        raise _invalid(f"{place}.when", f"not a list of at most {_MOST_RULES} tables", f"Write [[routes.{name}.when]]")
     return Route(name, _target(table, place), tuple(_rule(rule, f"{place}.when[{at}]") for at, rule in enumerate(rules)))
 
 
 def _rule(table: Mapping[str, Any], place: str) -> Rule:
+    """Parse a rule of a route."""
     _check_names(table, ("to", "header", "user", "key"), place)
     name, colon, value = _text(table, "header", place).partition(":")
     if name and not colon:
@@ -188,9 +198,10 @@ def _rule(table: Mapping[str, Any], place: str) -> Rule:
 
 
 def _target(table: Mapping[str, Any], place: str) -> Target:
+    """Parse a target: a ref or blend, or several with their shares."""
     to = table.get("to")
     shares = {to: 1} if isinstance(to, str) else to
-    if not isinstance(shares, dict) or not 0 < len(shares) <= _TARGETS:
+    if not isinstance(shares, dict) or not 0 < len(shares) <= _MOST_TARGETS:
         raise _invalid(f"{place}.to", "not a ref, and not shares of refs", 'Write to = "team/legal:prod"')
     for text, share in shares.items():
         try:
@@ -205,14 +216,16 @@ def _target(table: Mapping[str, Any], place: str) -> Target:
 
 
 def _text(table: Mapping[str, Any], name: str, place: str) -> str:
-    found = table.get(name, "")
-    if not isinstance(found, str) or len(found) > 1000:
+    """Return a text of bounded length; empty if it is missing."""
+    text = table.get(name, "")
+    if not isinstance(text, str) or len(text) > 1000:
         raise _invalid(f"{place}.{name}", "not a text")
-    return found
+    return text
 
 
-def _key(name: str, table: Mapping[str, Any], where: str) -> Key:
-    place = f"{where}: keys.{name[:80]}"
+def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
+    """Parse a key."""
+    place = f"{location}: keys.{name[:80]}"
     _check_names(table, ("sha256", "adapters", "requests", "running", "tokens"), place)
     sha256 = _text(table, "sha256", place).removeprefix("sha256:").lower()
     if not is_hex(sha256):
@@ -230,6 +243,7 @@ def _key(name: str, table: Mapping[str, Any], where: str) -> Key:
 
 
 def _limit(table: Mapping[str, Any], kind: str, place: str) -> Windows | None:
+    """Parse a limit such as `600/60`; None if it is missing."""
     text = _text(table, kind, place)
     if not text:
         return None

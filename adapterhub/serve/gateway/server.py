@@ -12,32 +12,33 @@ from .app import create_app
 from .gateway import Gateway
 from .settings import GatewaySettings
 
-_DRAIN = 30  # seconds for the requests that are running when the gateway ends
+_DRAIN = 30  # seconds for running requests when the gateway stops
 
 
 def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], object]) -> None:
-    """Run a gateway until it is told to stop by a signal.
+    """Run a gateway until a signal stops it.
 
     Args:
         ready: Called with its address, once the engine answers.
 
     Raises:
-        RefusedError: Others than this machine would reach it in the clear, or without a key; or the engine cannot be started.
+        RefusedError: Other machines could reach it unencrypted or without a key; or the engine cannot be started.
         LocalIOError: The address cannot be bound, or a program cannot be started.
     """
     gateway = Gateway(settings, engine)
     encrypted = bool(settings.certificate) or settings.behind_proxy
-    keys = bool(gateway.routes.keys)
-    binding.check_exposure(settings.host, encrypted=encrypted, asks_who=keys, code="gateway-needs-keys")
+    has_keys = bool(gateway.routes.keys)
+    binding.check_exposure(settings.host, encrypted=encrypted, asks_who=has_keys, code="gateway-needs-keys")
     sock = binding.listening(settings.host, settings.port)
     url = binding.url_of(sock, "https" if settings.certificate else "http")
     failure: list[BaseException] = []
 
-    def failed(error: BaseException) -> None:
+    def record_failure(error: BaseException) -> None:
+        """Stop the server, and keep the error."""
         failure.append(error)
         server.should_exit = True
 
-    app = create_app(gateway, ready=lambda: ready(url), failed=failed)
+    app = create_app(gateway, ready=lambda: ready(url), failed=record_failure)
     server = connections.make_server(app, certificate=settings.certificate, key=settings.key, drain=_DRAIN)
     server.run(sockets=[sock])
     if failure and isinstance(failure[0], EngineDownError):

@@ -1,4 +1,4 @@
-"""What a gateway is started with."""
+"""The settings that a gateway is started with."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ class GatewaySettings:
         base_name: The name under which the base itself is asked for.
         workspace: Where names are looked up.
         remote: The URL of the remote where names are looked up instead; empty for the registry of the workspace.
-        remote_name: Its name, which names may begin with: `hub/team/sql`; empty for one without a name.
+        remote_name: The name of the remote, which names may begin with: `hub/team/sql`; empty if it has none.
         allowed: The names of adapters that are served.
         routes: The TOML file of routes and keys; None without one.
         host: The address to bind.
         port: The port, 0 for a free one.
-        requests: Requests that run at once; more are told to come again.
+        requests: Requests that run at once; more are told to try again later.
         max_body: Bytes of one request.
         bodies: Bytes of all requests that are being read or answered.
-        poll: Seconds between two looks at the tags in use and the files of rules; at a remote, also how long an answer is used.
+        poll: Seconds between two looks at the tags in use and the files of rules; for a remote, also how long an answer is
+            used.
         certificate: The PEM file of a certificate, to serve HTTPS; None for HTTP.
         key: The PEM file of its private key.
-        behind_proxy: A proxy that ends TLS is in front.
+        behind_proxy: Whether a proxy in front terminates TLS.
     """
 
     base: BaseSpec

@@ -1,12 +1,12 @@
-"""The reference host: one base model in torch, and for every request an adapter of its own, none, or a blend of several.
+"""The reference host: one base model in torch that answers each request with its own adapter, none, or a blend of several.
 
-Written to be read. `slots` is the arithmetic: the factors of the active adapters in one stack, so that a batch whose rows use
-different adapters needs two more matrix products than the base. `attention` gives each request its own keys and values.
-`model` puts both into transformers' model and tests what it promises; `adapters` keeps versions in memory, `prefixes` what was
-computed for the beginnings of prompts, `schedule` decides who is next, `answer` turns logits into text, `streams` carries it to
-those who asked, `host` is the loop over all of it. `openai_request` reads documents of OpenAI's API, and `openai` writes the
-answers. `libllama` is another loop, without torch and for GGUF files: a context of llama.cpp for each request. Importing this
-package imports no torch.
+It is written to be read. `slots` has the arithmetic: the factors of the active adapters in one stack, so that a batch whose
+rows use different adapters needs only two more matrix products than the base. `segment_attention` gives each request its own
+keys and values. `model` puts both into transformers' model and tests what it promises; `adapter_memory` keeps versions in
+memory, `prefixes` the keys and values of prompt beginnings, `schedule` decides which request is next, `answer` turns logits
+into text, `streams` carries it to the clients, and `host_loop` is the loop over all of this. `openai_request` reads documents
+of OpenAI's API, and `openai` writes the answers. Another host, for GGUF files and without torch, is `engines/libllama.py`: a
+context of llama.cpp for each request. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def opened(
     progress: Callable[[int, int], None] | None = None,
     **limits: Any,
 ) -> Iterator[Host]:
-    """Load a base model and answer requests from a thread of its own within the block.
+    """Load a base model and answer requests in a separate thread within the block.
 
     Args:
         base: A Hugging Face folder or a GGUF file.
-        dtype: `float32`, `bfloat16` or `float16`; None for that of the base.
+        dtype: `float32`, `bfloat16` or `float16`; None for the base's own.
         quantize: Hold the linear layers in NF4.
         device: `auto`, `cpu` or `cuda`.
         cache: The folder of quantized bases; None for none.
-        progress: Called with the linear layers that are loaded, and with how many there are.
+        progress: Called with the number of loaded linear layers and their total number.
         limits: Fields of `Limits`.
 
     Raises:
@@ -56,5 +56,5 @@ def opened(
     from . import host
 
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "device": device, "cache": cache, "progress": progress}
-    with host.opened(base, Limits(**limits), **options) as made:
-        yield made
+    with host.opened(base, Limits(**limits), **options) as loaded_host:
+        yield loaded_host

@@ -1,6 +1,6 @@
-"""Adapters in memory: read from PEFT folders, refused by name where slots cannot represent them, and forgotten when unused.
+"""Adapters in memory: read from PEFT folders, refused with a reason if slots cannot represent them, and forgotten when unused.
 
-Versions never change, so a version that was forgotten to make room is read again from its folder when it is asked for.
+Versions never change, so a version that was forgotten to make room is read from its folder again at the next request.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class LoadedAdapter:
 
     Attributes:
         key: Its name, `team/sql@sha256:…`.
-        factors: In the dtype of the model.
-        number: One for each time that something is loaded: what is cached under it is of these bytes.
+        factors: Its factors, in the dtype of the model.
+        number: A number that is unique to this load: what is cached under it belongs to these bytes.
         uses: Requests that run or wait with it.
     """
 
@@ -48,7 +48,7 @@ class LoadedAdapter:
 
     @property
     def rank(self) -> int:
-        """The largest of its modules."""
+        """The largest rank of its modules."""
         return max(len(A) for A, _ in self.factors.values())
 
     @property
@@ -65,14 +65,14 @@ class Adapters:
     """The adapters of a model by their keys, for any thread.
 
     Args:
-        most: Bytes of those that no request uses.
+        most: Bytes of the adapters that no request uses.
         rank: The largest rank.
     """
 
     def __init__(self, model: Model, *, most: int, rank: int) -> None:
         self._model, self._most, self._rank = model, most, rank
         self._folders: dict[str, Path] = {}
-        self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # the last used at the end
+        self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # the most recently used at the end
         self._lock, self._loading = threading.RLock(), threading.Lock()
 
     @property
@@ -90,12 +90,14 @@ class Adapters:
             self._read(key, folder)
 
     def _read(self, key: str, folder: Path, *, again: bool = False) -> None:
+        """Read a folder into memory; with `again`, only if the version has not been dropped in the meantime."""
+        # One at a time: reading is bound by disk and memory, and two threads may want the same version.
         with self._loading:
             if key in self._loaded:  # another thread was faster
                 return
             adapter = LoadedAdapter(key, read(folder, self._model, rank=self._rank))
             with self._lock:
-                if again and key not in self._folders:  # dropped meanwhile
+                if again and key not in self._folders:  # dropped in the meantime
                     return
                 self._folders[key], self._loaded[key] = folder, adapter
                 self._make_room(adapter)
@@ -112,16 +114,18 @@ class Adapters:
         Raises:
             NotFoundError: One was never loaded, or was dropped.
         """
-        found: list[tuple[LoadedAdapter, float]] = []
+        acquired: list[tuple[LoadedAdapter, float]] = []
         try:
             for key, weight in blend:
-                found.append((self._taken(key), weight))
+                acquired.append((self._acquire_one(key), weight))
+        # All or none: a blend that is only partly loaded must not keep versions in memory.
         except BaseException:
-            self.release(tuple(found))
+            self.release(tuple(acquired))
             raise
-        return tuple(found)
+        return tuple(acquired)
 
-    def _taken(self, key: str) -> LoadedAdapter:
+    def _acquire_one(self, key: str) -> LoadedAdapter:
+        """Return one adapter and count its use, reading it again if it was forgotten."""
         while True:
             with self._lock:
                 folder, adapter = self._folders.get(key), self._loaded.get(key)
@@ -141,8 +145,9 @@ class Adapters:
             self._make_room()
 
     def _make_room(self, just_loaded: LoadedAdapter | None = None) -> None:
-        unused = [one for one in self._loaded.values() if not one.uses and one is not just_loaded]
-        size = sum(one.size for one in unused)
+        """Forget unused adapters, least recently used first, until the others fit; never the one that was just loaded."""
+        unused = [adapter for adapter in self._loaded.values() if not adapter.uses and adapter is not just_loaded]
+        size = sum(adapter.size for adapter in unused)
         for adapter in unused:
             if size <= self._most:
                 break
@@ -154,54 +159,56 @@ class Adapters:
 
 
 def read(folder: Path, model: Model, *, rank: int) -> Factors:
-    """Read a PEFT folder into factors for the slots of a model; of the largest `rank`.
+    """Read a PEFT folder into factors for the slots of a model, with ranks up to `rank`.
 
     Raises:
         RefusedError: It has parts that slots cannot represent, or is for another base. `code` is that of a check.
     """
-    found = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec)
-    trained.check_base(found, model.spec, None)
-    _check_parts(found)
-    for name, array in found.adapter.copies.items():
-        trained.check_copy(model.base, name, array, found.where)
-    return {path: _factors(path, delta, found.where, model, rank=rank) for path, delta in found.pairs.items()}
+    factors = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec)
+    trained.check_base(factors, model.spec, None)
+    _check_parts(factors)
+    for name, array in factors.adapter.copies.items():
+        trained.check_copy(model.base, name, array, factors.where)
+    return {path: _scaled_factors(path, delta, factors.where, model, rank=rank) for path, delta in factors.pairs.items()}
 
 
-def _check_parts(found: trained.Factors) -> None:
+def _check_parts(factors: trained.Factors) -> None:
     """Refuse whatever is not a low-rank delta."""
     parts: Mapping[str, object] = {
-        "has magnitudes (DoRA)": found.dora,
-        "has biases of its deltas (lora_bias)": found.lora_bias,
-        "replaces rows of a table": found.adapter.rows,
-        "replaces whole parameters": found.adapter.replaced,
-        "has no low-rank delta": not found.pairs,
+        "has magnitudes (DoRA)": factors.dora,
+        "has biases of its deltas (lora_bias)": factors.lora_bias,
+        "replaces rows of a table": factors.adapter.rows,
+        "replaces whole parameters": factors.adapter.replaced,
+        "has no low-rank delta": not factors.pairs,
     }
-    for what, there in parts.items():
-        if there:
-            names = f": {', '.join(sorted(there)[:3])}" if isinstance(there, Mapping) else ""
-            hint = "Merge it into the base, or serve it with another engine" if found.pairs else ""
-            raise RefusedError(found.where, f"{what}{names}, which cannot share a base in a batch", hint, code="runtime")
+    for problem, present in parts.items():
+        if present:
+            names = f": {', '.join(sorted(present)[:3])}" if isinstance(present, Mapping) else ""
+            hint = "Merge it into the base, or serve it with another engine" if factors.pairs else ""
+            raise RefusedError(factors.where, f"{problem}{names}, which cannot share a base in a batch", hint, code="runtime")
 
 
-def _factors(path: str, delta: object, where: str, model: Model, *, rank: int) -> tuple[Tensor, Tensor]:
+def _scaled_factors(path: str, delta: object, location: str, model: Model, *, rank: int) -> tuple[Tensor, Tensor]:
     """Return A and the transpose of B, scaled, in the dtype of the model."""
-    where = f"{where}: {path}"
+    location = f"{location}: {path}"
     shape = model.slots.shapes.get(path)
     if not isinstance(delta, LowRank):
-        raise RefusedError(where, "is not a delta of one linear layer, which cannot share a base in a batch", code="runtime")
+        raise RefusedError(location, "is not a delta of one linear layer, which cannot share a base in a batch", code="runtime")
     if shape is None:
-        known = path in dict(model.base.model.named_modules())
-        what = "is not a linear layer that can be shared in a batch" if known else "the base has no such module"
-        raise RefusedError(where, what, code="runtime" if known else "no-such-module")
+        is_module = path in dict(model.base.model.named_modules())
+        problem = "is not a linear layer that can be shared in a batch" if is_module else "the base has no such module"
+        raise RefusedError(location, problem, code="runtime" if is_module else "no-such-module")
     if delta.shape != shape:
-        what = f"is a delta of shape {delta.shape}, but the base's layer has {shape}"
-        raise RefusedError(where, what, code="shape-mismatch")
+        problem = f"is a delta of shape {delta.shape}, but the base's layer has {shape}"
+        raise RefusedError(location, problem, code="shape-mismatch")
     if delta.r > rank:
-        raise RefusedError(where, f"has rank {delta.r}, and slots have room for {rank}", code="rank-above-max")
+        raise RefusedError(location, f"has rank {delta.r}, and slots have room for {rank}", code="rank-above-max")
     factor = scaling(delta.alpha, delta.r, rslora=delta.rslora)
     A, B = (torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in (delta.lora_A, delta.lora_B))
     A, B = A.to(model.slots.dtype), (B * factor).to(model.slots.dtype).t().contiguous()
     for part in (A, B):
-        if not all(map(torch.isfinite, part.aminmax())):  # a NaN is both; eight times as fast as to ask every number
-            raise RefusedError(where, f"has a number that is not finite in {model.slots.dtype}", code="non-finite")
+        if not all(
+            map(torch.isfinite, part.aminmax())
+        ):  # NaN is both minimum and maximum; eight times as fast as checking every number
+            raise RefusedError(location, f"has a number that is not finite in {model.slots.dtype}", code="non-finite")
     return A, B

@@ -1,4 +1,4 @@
-"""From logits to text: which token comes next, what is certain of the text so far, and where the answer ends."""
+"""The way from logits to text: choosing the next token, holding back uncertain text, and ending the answer."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class Answer:
         )
 
     def add(self, logits: NDArray[np.float32]) -> Piece:
-        """Choose the next token by the logits, `(vocab,)`; returns what it adds.
+        """Choose the next token by the logits, `(vocab,)`, and return what it adds.
 
         Raises:
             RefusedError: The logits are not finite.
         """
         if not np.isfinite(logits).all():
             raise RefusedError("", "the result contains NaN or Inf")
+        # A copy, because the array may be a view of the logits of the whole batch.
         if self._request.bias:
             logits = logits.copy()
             logits[self._bias[0]] += self._bias[1]
@@ -46,6 +47,7 @@ class Answer:
         if self._request.logprobs is not None:
             logprobs = log_softmax(logits)
             logprob, top = float(logprobs[token]), likeliest(logprobs, self._request.logprobs)
+        # The text of a token that ends the answer is not part of it.
         if token in self._ends:
             return Piece(self._stops.rest(), token, logprob, top, "stop")
         text, stopped = self._stops.add(self._piece_of(token))
@@ -57,29 +59,29 @@ class Answer:
 
 
 class Stops:
-    """Text that ends before the first of some texts; what may be the beginning of one is held back."""
+    """A filter that ends text before the first stop text, holding back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._longest = max(map(len, self._stops), default=0)
-        self._held = ""
+        self._pending = ""
 
     def add(self, text: str) -> tuple[str, bool]:
-        """Return the text that is certain, and whether it ended."""
-        text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            return text[: min(found)], True
+        """Return the text that is certain, and whether a stop text ended it."""
+        text = self._pending + text
+        positions = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if positions:
+            self._pending = ""
+            return text[: min(positions)], True
         beginnings = range(max(0, len(text) - self._longest + 1), len(text))
         certain = next((at for at in beginnings if any(stop.startswith(text[at:]) for stop in self._stops)), len(text))
-        self._held = text[certain:]
+        self._pending = text[certain:]
         return text[:certain], False
 
     def rest(self) -> str:
-        """Return what is held back."""
-        held, self._held = self._held, ""
-        return held
+        """Return the text that is held back."""
+        remainder, self._pending = self._pending, ""
+        return remainder
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -89,7 +91,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def likeliest(logprobs: NDArray[np.float64], count: int) -> tuple[tuple[int, float], ...]:
-    """Return the `count` likeliest tokens with their logarithms, the likeliest first."""
+    """Return the `count` likeliest tokens with the logarithms of their probabilities, likeliest first."""
     count = min(count, len(logprobs))
     tokens = np.argpartition(-logprobs, count - 1)[:count] if count else np.zeros(0, int)
     return tuple((int(token), float(logprobs[token])) for token in sorted(tokens, key=lambda token: (-logprobs[token], token)))

@@ -1,7 +1,7 @@
 """The loop of the host: one thread that owns the model.
 
-Each turn admits who is next, reads one chunk of one prompt, and adds one token to every answer. Prompts take turns, so that a
-long one delays the others by a chunk and not by its length.
+Each turn admits the next requests, reads one chunk of one prompt, and adds one token to every answer. Prompts take turns, so
+that a long one delays the others by a chunk and not by its length.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Figures:
-    """What a host does at this moment, and did so far.
+    """What a host is doing at this moment, and has done so far.
 
     Attributes:
-        slots: Those with an adapter; `pinned` of them are used by a row.
-        rows: Requests that are answered.
+        slots: Slots with an adapter; `pinned` of them are used by a row.
+        rows: Requests that are being answered.
         waiting: Requests that wait.
         adapters: Versions in memory.
-        adapter_bytes: Of them; `slot_bytes`, `prefix_bytes` and `row_bytes` are those of the slots, and of keys and values.
-        prompt_tokens: Of all prompts so far; `found_tokens` of them were found among the prefixes.
-        answer_tokens: Of all answers so far.
+        adapter_bytes: Bytes of these versions; `slot_bytes`, `prefix_bytes` and `row_bytes` are those of the slots, and of the
+            keys and values of prefixes and rows.
+        prompt_tokens: Tokens of all prompts so far; `found_tokens` of them were found among the prefixes.
+        answer_tokens: Tokens of all answers so far.
     """
 
     slots: int
@@ -59,11 +60,11 @@ class Figures:
 
 
 class Host(Threaded):
-    """A base, its adapters, and the thread that answers; all methods are for any thread.
+    """A base, its adapters, and the thread that answers; all methods may be called from any thread.
 
     Attributes:
         text: Its tokens as text, and its chat template.
-        longest: The number of tokens of prompt and answer together, at most.
+        longest: The largest number of tokens of prompt and answer together.
         exact: Whether an answer is the same, bit for bit, alone and in a batch.
     """
 
@@ -88,14 +89,14 @@ class Host(Threaded):
         self._adapters.load(key, folder)
 
     def drop(self, key: str) -> None:
-        """Forget a version: no further request can use it, and those that do keep it until they end."""
+        """Forget a version: new requests cannot use it, and running ones keep it until they end."""
         self._adapters.drop(key)
 
     def submit(self, request: Request, *, beside: Stream | None = None) -> Stream:
-        """Have a request answered.
+        """Submit a request to be answered.
 
         Args:
-            request: What is asked for.
+            request: The request.
             beside: A stream with which the new one is to be read together.
 
         Raises:
@@ -107,11 +108,12 @@ class Host(Threaded):
         request.check(longest=self.longest, vocabulary=len(self._model.base.head))
         if len({key for key, _ in request.blend}) > self._limits.slots:
             raise RefusedError("", f"a blend of {len(request.blend)} versions, but there are {self._limits.slots} slots")
+        # Acquired before the lock is held, because a forgotten adapter may have to be read from disk.
         parts = self._adapters.taken(request.blend)
         keys_values = KeysValues(len(request.ids) + request.max_tokens)
         row = Row(request, parts, Stream(beside), Answer(request, self.text), keys_values)
         with self._wake:
-            waiting = sum(not one.stream.is_canceled for one in [*self._schedule.waiting, *self._arrived])
+            waiting = sum(not waiting_row.stream.is_canceled for waiting_row in [*self._schedule.waiting, *self._arrived])
             try:
                 self._check_room(waiting, self._limits.waiting)
             except AdapterhubError:
@@ -122,7 +124,7 @@ class Host(Threaded):
         return row.stream
 
     def figures(self) -> Figures:
-        """What it does."""
+        """Return what the host is doing."""
         rows = list(self._schedule.rows)
         return Figures(
             slots=len(self._slots),
@@ -139,9 +141,10 @@ class Host(Threaded):
             answer_tokens=self._answer_tokens,
         )
 
-    # ---- The thread
+    # ---- the thread
 
     def _work(self) -> None:
+        """Answer requests until the host is closed."""
         while True:
             with self._wake:
                 while not (self._closed or self._arrived or self._schedule.waiting or self._schedule.rows):
@@ -158,6 +161,7 @@ class Host(Threaded):
                 self._turn()
 
     def _turn(self) -> None:
+        """Admit requests, read one chunk of one prompt, and add one token to every other answer."""
         for row in self._schedule.admitted():
             with self._ending_on_error(row):
                 self._start(row)
@@ -171,16 +175,17 @@ class Host(Threaded):
                 self._add_tokens(answering)
 
     def _start(self, row: Row) -> None:
-        """Fill the slots of a row, and find the beginning of its prompt."""
+        """Fill the slots of a row, and restore the cached beginning of its prompt."""
         self._schedule.start(row)
         row.read = self._prefixes.restore(row.request.ids, row.parts, row.keys_values)
         self._prompt_tokens += len(row.request.ids)
 
     def _read(self, row: Row) -> None:
-        """Read a chunk of a prompt; the last one gives the first token of the answer."""
+        """Read a chunk of a prompt; the last chunk gives the first token of the answer."""
         chunk = row.request.ids[row.read : row.read + model.CHUNK]
         logits = self._model.run([model.Span(chunk, row.keys_values, row.read, row.use)])
         row.read += len(chunk)
+        # Prompts take turns, a chunk each.
         self._schedule.move_to_end(row)
         if row.prompt_is_read:
             self._prefixes.keep(row.request.ids, row.parts, row.keys_values)
@@ -190,12 +195,13 @@ class Host(Threaded):
         """Add a token to every answer."""
         spans = [model.Span([row.token], row.keys_values, row.read, row.use) for row in rows]
         logits = self._model.run(spans).cpu().numpy()
-        for row, own in zip(rows, logits, strict=True):
+        for row, row_logits in zip(rows, logits, strict=True):
             row.read += 1
             with self._ending_on_error(row):
-                self._add(row, own)
+                self._add(row, row_logits)
 
     def _add(self, row: Row, logits: NDArray[np.float32]) -> None:
+        """Add a token to an answer, and send the piece."""
         piece = row.answer.add(logits)
         row.token = piece.token
         self._answer_tokens += 1
@@ -204,7 +210,7 @@ class Host(Threaded):
         row.stream.put(piece)
 
     def _end(self, row: Row, error: Exception | None = None) -> None:
-        """Forget a row, and free what it holds, before its reader learns of it."""
+        """Remove a row, and free what it holds, before its client learns of it."""
         if row.has_ended:
             return
         row.has_ended = True
@@ -215,10 +221,10 @@ class Host(Threaded):
 
     @contextmanager
     def _ending_on_error(self, *rows: Row) -> Iterator[None]:
-        """End rows whose pass failed, as it does where memory is exhausted; the others go on."""
+        """End the rows of a failed pass, such as one that exhausts memory; other rows continue."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - whatever torch raises, for those who asked
+        except Exception as error:  # noqa: BLE001 - any error of torch is for the clients
             _log.warning("%d requests failed: %s", len(rows), error, exc_info=not isinstance(error, AdapterhubError))
             for row in rows:
                 self._end(row, error)
@@ -226,7 +232,7 @@ class Host(Threaded):
 
 @contextmanager
 def opened(path: Path, limits: Limits, **options: Any) -> Iterator[Host]:
-    """See `opened` of the package; `options` are those of `model.load`."""
+    """Load a base, and answer requests within the block, as `open_host` of the package; `options` are those of `model.load`."""
     loaded = model.load(path, slots=limits.slots, rows=limits.rows, **options)
     with Host(loaded, limits).started() as host:
         yield host

@@ -1,7 +1,8 @@
-"""llama.cpp's library as a host: a GGUF base, and a context of its own for every request, with the adapters of that request.
+"""llama.cpp's library as a host: a GGUF base, and a context for every request with that request's adapters.
 
-For machines without llama-server. What one version has computed is never another's, because no keys and values outlive a
-request; beginnings of prompts are read again each time for it. Requests take turns, a chunk of a prompt or a token each.
+It is for machines without llama-server. What one version has computed never reaches another, because no keys and values outlive
+a request; the price is that common beginnings of prompts are read each time. Requests take turns, each with a chunk of a prompt
+or a token.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from .streams import Stream, Threaded
 from .values import Request
 
 _log = logging.getLogger(__name__)
-_ROWS = 4  # requests that take turns
-_CHUNK = 256  # tokens of a prompt in a turn
-_CONTEXT = 4096  # tokens of prompt and answer, since a context has room for all of them from its start
+_MOST_ROWS = 4  # requests that take turns
+_CHUNK = 256  # tokens of a prompt per turn
+_CONTEXT = 4096  # tokens of prompt and answer; a context allocates room for all of them at its start
 
 
 class _Text:
-    """See `Texts`."""
+    """The `Texts` of a GGUF base."""
 
     def __init__(self, engine: LlamaCppEngine) -> None:
         self._engine, self.where = engine, engine.where
@@ -44,13 +45,13 @@ class _Text:
         return self._engine.has_template
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids; `special`: with those that the model expects at a start."""
+        """Return the ids; with `special`, include those that the model expects at the start."""
         return self._engine.tokens(text, raw=special)
 
 
 @dataclass
-class _Loaded:
-    """An adapter in memory; `rows` use it."""
+class _LoadedAdapter:
+    """An adapter in memory, and the number of rows that use it."""
 
     adapter: Any
     rows: int = 0
@@ -59,10 +60,10 @@ class _Loaded:
 
 @dataclass
 class _Row:
-    """A request; `unread` are the tokens that its context has to read next."""
+    """A request; `unread` are the tokens that its context must read next."""
 
     request: Request
-    parts: Sequence[tuple[_Loaded, float]]
+    parts: Sequence[tuple[_LoadedAdapter, float]]
     stream: Stream
     answer: Answer
     unread: list[int]
@@ -71,16 +72,16 @@ class _Row:
 
 
 class LibllamaHost(Threaded):
-    """See `Answering`."""
+    """The `AnsweringHost` on llama.cpp's library."""
 
     def __init__(self, engine: LlamaCppEngine, *, waiting: int) -> None:
         super().__init__("adapterhub-libllama")
         self.text, self.longest = _Text(engine), min(engine.longest or _CONTEXT, _CONTEXT)
         self._engine, self._most = engine, waiting
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded: dict[str, _LoadedAdapter] = {}
         self._rows: list[_Row] = []
         self._waiting: deque[_Row] = deque()
-        self._library = threading.Lock()  # for every call of llama.cpp that changes something; taken before `_wake`
+        self._library = threading.Lock()  # for every call of llama.cpp that changes something; acquired before `_wake`
 
     def load(self, key: str, path: Path) -> None:
         """Load a version from a GGUF file, unless it is in memory; RefusedError if llama.cpp cannot load it on the base."""
@@ -88,38 +89,41 @@ class LibllamaHost(Threaded):
             if key not in self._loaded:
                 adapter = self._engine.loaded(path, key)
                 with self._wake:
-                    self._loaded[key] = _Loaded(adapter)
+                    self._loaded[key] = _LoadedAdapter(adapter)
 
     def drop(self, key: str) -> None:
-        """Forget a version: no further request can use it, and those that do keep it until they end."""
+        """Forget a version: new requests cannot use it, and running ones keep it until they end."""
         with self._library:
             with self._wake:
-                found = self._loaded.pop(key, None)
-            if found is not None:
-                found.dropped = True
-                self._free([found])
+                loaded = self._loaded.pop(key, None)
+            if loaded is not None:
+                loaded.dropped = True
+                self._free([loaded])
 
-    def _free(self, parts: Sequence[_Loaded]) -> None:
-        for one in parts:
-            if one.dropped and not one.rows and one.adapter is not None:
-                self._engine.free(one.adapter)
-                one.adapter = None
+    def _free(self, parts: Sequence[_LoadedAdapter]) -> None:
+        """Free the dropped adapters that no row uses any more."""
+        for loaded in parts:
+            if loaded.dropped and not loaded.rows and loaded.adapter is not None:
+                self._engine.free(loaded.adapter)
+                loaded.adapter = None
 
     def submit(self, request: Request, *, beside: Stream | None = None) -> Stream:
-        """Have a request answered; errors are those of `Host.submit`."""
+        """Submit a request to be answered; raises the errors of `Host.submit`."""
         request.check(longest=self.longest, vocabulary=self._engine.size)
         with self._wake:
+            # Canceled requests leave the queue only when it is their turn.
             waiting = sum(not row.stream.is_canceled for row in self._waiting)
             self._check_room(waiting, self._most)
             parts = [(self._version(key), weight) for key, weight in request.blend]
-            for one, _ in parts:
-                one.rows += 1
+            for loaded, _ in parts:
+                loaded.rows += 1
             row = _Row(request, parts, Stream(beside), Answer(request, self.text), request.ids)
             self._waiting.append(row)
             self._wake.notify()
         return row.stream
 
-    def _version(self, key: str) -> _Loaded:
+    def _version(self, key: str) -> _LoadedAdapter:
+        """Return the adapter of a version; NotFoundError if it is not loaded."""
         if key not in self._loaded:
             raise NotFoundError(key, "is not loaded")
         return self._loaded[key]
@@ -127,11 +131,12 @@ class LibllamaHost(Threaded):
     # ---- The thread
 
     def _work(self) -> None:
+        """Answer requests until the host is closed."""
         while True:
             with self._wake:
                 while not (self._closed or self._rows or self._waiting):
                     self._wake.wait()
-                closed, room = self._closed, len(self._waiting) if self._closed else _ROWS - len(self._rows)
+                closed, room = self._closed, len(self._waiting) if self._closed else _MOST_ROWS - len(self._rows)
                 self._rows += [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             for row in [*self._rows]:
                 with self._library:
@@ -143,10 +148,10 @@ class LibllamaHost(Threaded):
                 return
 
     def _turn(self, row: _Row) -> None:
-        """Read a chunk of a prompt, or the last token; then add one to the answer, if nothing is left to read."""
+        """Read a chunk of a prompt, or the last token; if nothing is left to read, add a token to the answer."""
         try:
             if row.logits_after is None:
-                adapters = [(one.adapter, weight) for one, weight in row.parts]
+                adapters = [(loaded.adapter, weight) for loaded, weight in row.parts]
                 room = len(row.request.ids) + row.request.max_tokens
                 row.logits_after = row.context.enter_context(self._engine.context(adapters, room=room, at_once=_CHUNK))
             chunk, row.unread = row.unread[:_CHUNK], row.unread[_CHUNK:]
@@ -154,7 +159,7 @@ class LibllamaHost(Threaded):
             if row.unread:
                 return
             piece = row.answer.add(logits)
-        except Exception as error:  # noqa: BLE001 - whatever it raises, for those who asked
+        except Exception as error:  # noqa: BLE001 - any error is for the client
             _log.warning("a request failed: %s", error, exc_info=not isinstance(error, AdapterhubError))
             self._end(row, error)
             return
@@ -164,24 +169,24 @@ class LibllamaHost(Threaded):
         row.stream.put(piece)
 
     def _end(self, row: _Row, error: Exception | None = None) -> None:
-        """Free what a row holds, before its reader learns of its end."""
+        """Free what a row holds, before its client learns that it ended."""
         row.context.close()
         with self._wake:
             self._rows.remove(row)
-            for one, _ in row.parts:
-                one.rows -= 1
-        self._free([one for one, _ in row.parts])
+            for loaded, _ in row.parts:
+                loaded.rows -= 1
+        self._free([loaded for loaded, _ in row.parts])
         if error is not None:
             row.stream.put(error)
 
 
 @contextmanager
 def opened(base: Path, *, waiting: int) -> Iterator[LibllamaHost]:
-    """Load a GGUF base, and answer requests from a thread of its own within the block.
+    """Load a GGUF base, and answer requests in a separate thread within the block.
 
     Raises:
         MissingExtraError: The library is not installed.
-        FormatError: It cannot load the base.
+        FormatError: The library cannot load the base.
     """
     llama_cpp.check_extra()
     with llama_cpp.opened(None, base, where=str(base)) as engine, LibllamaHost(engine, waiting=waiting).started() as host:

@@ -1,4 +1,4 @@
-"""Answers to OpenAI's completions and chat completions: documents in, documents out. Knows no HTTP."""
+"""Answers in the form of OpenAI's completions and chat completions: documents in, documents out, without HTTP."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ApiError(Exception):
     """An error in OpenAI's form.
 
     Attributes:
-        status: Of HTTP.
+        status: The HTTP status.
         document: The error object.
-        retry_after: Seconds after which another try makes sense; None where it never does.
+        retry_after: Seconds after which another try makes sense; None if it never does.
     """
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -35,27 +35,28 @@ class ApiError(Exception):
 
 
 def ask(host: Answering, path: str, body: Mapping[str, Any], blend: Blend, model: str) -> Completion:
-    """Have a request answered.
+    """Submit a request to a host.
 
     Args:
         path: `COMPLETIONS` or `CHAT`.
         body: The document of the request; its `model` is not read.
-        blend: What answers.
-        model: The name of it, for the answer.
+        blend: The versions that answer.
+        model: Their name, for the answer.
 
     Raises:
         ApiError: It is malformed, or asks for something that is not supported.
     """
     with _as_api_errors():
-        asked = ApiRequest.read(host, path, body, blend)
+        api_request = ApiRequest.read(host, path, body, blend)
         streams: list[Stream] = []
         try:
-            for request in asked.requests:
+            for request in api_request.requests:
+                # In one queue, so that several answers can be read in the order in which they are generated.
                 streams.append(host.submit(request, beside=streams[-1] if streams else None))
         except BaseException:
             _cancel(streams)
             raise
-    return _KINDS[path](host, asked, streams, model)
+    return _KINDS[path](host, api_request, streams, model)
 
 
 def _cancel(streams: Sequence[Stream]) -> None:
@@ -65,7 +66,7 @@ def _cancel(streams: Sequence[Stream]) -> None:
 
 @contextmanager
 def _as_api_errors() -> Iterator[None]:
-    """Turn the errors of this program into those of the API."""
+    """Convert the errors of this package into errors of the API."""
     try:
         yield
     except FullError as error:
@@ -84,16 +85,16 @@ def _as_api_errors() -> Iterator[None]:
 
 
 class Completion:
-    """An answer that is on its way, as a document of completions; to be read once.
+    """An answer in progress, as a document of completions; to be read once.
 
     Attributes:
-        stream: Whether it was asked for in chunks.
+        stream: Whether it was requested in chunks.
     """
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
-    def __init__(self, host: Answering, asked: ApiRequest, streams: Sequence[Stream], model: str) -> None:
-        self.stream, self._asked, self._streams, self._token_text = asked.stream, asked, streams, host.text.of
+    def __init__(self, host: Answering, api_request: ApiRequest, streams: Sequence[Stream], model: str) -> None:
+        self.stream, self._request, self._streams, self._token_text = api_request.stream, api_request, streams, host.text.of
         self._common = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._counts = [0] * len(streams)
         self._lengths = [0] * len(streams)  # of the texts so far, in characters
@@ -103,27 +104,27 @@ class Completion:
         pieces: list[list[Piece]] = [[] for _ in self._streams]
         for index, piece in self._read():
             pieces[index].append(piece)
-        choices = [self._choice(index, some) for index, some in enumerate(pieces)]
+        choices = [self._choice(index, answer_pieces) for index, answer_pieces in enumerate(pieces)]
         return {**self._common, "object": self.kind, "choices": choices, "usage": self._usage()}
 
     def chunks(self) -> Iterator[Document]:
-        """Yield it in parts, without the `[DONE]` behind them; errors are those of `whole`."""
-        usage = {"usage": None} if self._asked.include_usage else {}
+        """Yield the answer in chunks, without the final `[DONE]`; raises the errors of `whole`."""
+        usage = {"usage": None} if self._request.include_usage else {}
         common = {**self._common, "object": self.chunk_kind, **usage}
         for choice in self._first_choices():
             yield {**common, "choices": [choice]}
         for index, piece in self._read():
             if piece.text or piece.finish or piece.logprob is not None:
                 yield {**common, "choices": [self._part(index, piece)]}
-        if self._asked.include_usage:
+        if self._request.include_usage:
             yield {**common, "choices": [], "usage": self._usage()}
 
     def cancel(self) -> None:
-        """Have the host forget it; from any thread, at any time."""
+        """Tell the host to drop the requests; from any thread, at any time."""
         _cancel(self._streams)
 
     def _read(self) -> Iterator[tuple[int, Piece]]:
-        """Yield the pieces of all answers; whatever ends this early cancels the requests."""
+        """Yield the pieces of all answers; if the reader stops early, cancel the requests."""
         try:
             with _as_api_errors():
                 for index, piece in together(self._streams):
@@ -133,28 +134,29 @@ class Completion:
             self.cancel()
 
     def _usage(self) -> Document:
-        prompts = sum(len(request.ids) for request in self._asked.requests[:: self._asked.n])
+        """Return the numbers of tokens; a prompt with several answers counts once."""
+        prompts = sum(len(request.ids) for request in self._request.requests[:: self._request.n])
         answers = sum(self._counts)
         return {"prompt_tokens": prompts, "completion_tokens": answers, "total_tokens": prompts + answers}
 
-    # What differs between the two kinds of documents
+    # ---- what differs between the two kinds of documents
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> Document:
         """Return an answer."""
         text = "".join(piece.text for piece in pieces)
-        rest = {"logprobs": self._logprobs(index, pieces), "finish_reason": pieces[-1].finish}
-        return {"index": index, "text": text, **rest}
+        details = {"logprobs": self._logprobs(index, pieces), "finish_reason": pieces[-1].finish}
+        return {"index": index, "text": text, **details}
 
     def _first_choices(self) -> Iterator[Document]:
-        """Yield what comes before the first piece."""
+        """Yield the chunks before the first piece."""
         yield from ()
 
     def _part(self, index: int, piece: Piece) -> Document:
-        """Return a part of an answer."""
+        """Return a chunk of an answer."""
         return self._choice(index, [piece])
 
     def _logprobs(self, index: int, pieces: Sequence[Piece]) -> Document | None:
-        """Return the logarithms of the probabilities; None if they were not asked for."""
+        """Return the logarithms of the probabilities; None if they were not requested."""
         if pieces[0].logprob is None:
             return None
         offsets = []
@@ -169,30 +171,30 @@ class Completion:
         }
 
 
-class _Chat(Completion):
-    """Answers as documents of chat completions."""
+class _ChatCompletion(Completion):
+    """An answer in progress, as a document of chat completions."""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> Document:
         """Return an answer."""
         message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
-        rest = {"logprobs": self._logprobs(index, pieces), "finish_reason": pieces[-1].finish}
-        return {"index": index, "message": message, **rest}
+        details = {"logprobs": self._logprobs(index, pieces), "finish_reason": pieces[-1].finish}
+        return {"index": index, "message": message, **details}
 
     def _first_choices(self) -> Iterator[Document]:
-        """Yield the roles."""
+        """Yield the chunks with the roles."""
         for index in range(len(self._counts)):
             yield {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
     def _part(self, index: int, piece: Piece) -> Document:
-        """Return a part of an answer."""
+        """Return a chunk of an answer."""
         delta = {"content": piece.text} if piece.text else {}
-        rest = {"logprobs": self._logprobs(index, [piece]), "finish_reason": piece.finish}
-        return {"index": index, "delta": delta, **rest}
+        details = {"logprobs": self._logprobs(index, [piece]), "finish_reason": piece.finish}
+        return {"index": index, "delta": delta, **details}
 
     def _logprobs(self, index: int, pieces: Sequence[Piece]) -> Document | None:
-        """Return the logarithms of the probabilities; None if they were not asked for."""
+        """Return the logarithms of the probabilities; None if they were not requested."""
         if pieces[0].logprob is None:
             return None
         return {
@@ -207,8 +209,9 @@ class _Chat(Completion):
         }
 
     def _token(self, token: int, logprob: float) -> Document:
+        """Return a token with the logarithm of its probability."""
         text = self._token_text(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-_KINDS: Mapping[str, type[Completion]] = {COMPLETIONS: Completion, CHAT: _Chat}
+_KINDS: Mapping[str, type[Completion]] = {COMPLETIONS: Completion, CHAT: _ChatCompletion}

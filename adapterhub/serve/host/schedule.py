@@ -1,9 +1,9 @@
-"""Who is next: requests wait in line, and each row of a batch pins the slots of its adapters.
+"""The schedule of requests: they wait in line, and each row of a batch pins the slots of its adapters.
 
-A request whose adapters find no slot may be overtaken by others, for the slots that are free are of no use to it. But not for
-ever: once it has waited for `patience` seconds nobody overtakes it, so that rows end and a slot becomes free. A slot is never
-taken from a row, and of the slots without one the least recently used is filled next: more adapters than slots cost waiting,
-and no adapter is moved in and out for every token.
+A request whose adapters find no slot may be overtaken by others, because the free slots are of no use to it. But not forever:
+once it has waited for `patience` seconds nothing overtakes it, so that rows end and a slot becomes free. A slot is never taken
+from a row, and the least recently used of the others is filled next: more adapters than slots cost waiting time, but no adapter
+is moved in and out for every token.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Row:
     """A request, waiting or in the batch.
 
     Attributes:
-        request: What is asked for.
+        request: The request.
         parts: The adapters of its blend with their weights.
-        stream: Where its pieces go.
-        answer: The tokens so far.
-        keys_values: Of what was read.
+        stream: The stream for its pieces.
+        answer: The answer so far.
+        keys_values: The keys and values of all tokens that were read.
         read: The number of tokens of prompt and answer that were read.
-        token: The last token of the answer, which is to be read next.
+        token: The last token of the answer, which is read next.
         use: The slots of its adapters.
         since: When it arrived.
         has_ended: Whether it was removed.
@@ -56,12 +56,12 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of prompt and answer at most."""
+        """The largest number of tokens of prompt and answer."""
         return len(self.request.ids) + self.request.max_tokens
 
 
 class SlotTable:
-    """Which adapter is in which slot, and how many rows use it.
+    """The table of slots: which adapter is in which slot, and how many rows use it.
 
     Args:
         fill: Called with a slot and an adapter before its first use.
@@ -70,7 +70,7 @@ class SlotTable:
     def __init__(self, count: int, fill: Callable[[int, LoadedAdapter], None]) -> None:
         self._fill = fill
         self._free = list(reversed(range(count)))
-        self._slots: OrderedDict[int, int] = OrderedDict()  # number of an adapter to slot, the last used at the end
+        self._slots: OrderedDict[int, int] = OrderedDict()  # slot by number of an adapter, the most recently used at the end
         self._pins: Counter[int] = Counter()
 
     def __len__(self) -> int:
@@ -82,20 +82,21 @@ class SlotTable:
         return len(self._pins)
 
     def has_room(self, parts: Parts) -> bool:
-        """Whether all adapters of a blend can be in slots now."""
+        """Return whether all adapters of a blend can have slots now."""
         numbers = {adapter.number for adapter, _ in parts}
         missing = numbers - {*self._slots}
         idle = {number for number in self._slots if not self._pins[number]} - numbers
         return len(missing) <= len(self._free) + len(idle)
 
     def pin(self, parts: Parts) -> Use:
-        """Put the adapters of a blend into slots, where they stay until they are unpinned; returns the slots."""
+        """Put the adapters of a blend into slots, where they stay until unpinned, and return the slots."""
         numbers = {adapter.number for adapter, _ in parts}
         for adapter, _ in parts:
             if adapter.number not in self._slots:
-                slot = self._free.pop() if self._free else self._taken_from(numbers)
+                slot = self._free.pop() if self._free else self._evict(numbers)
                 try:
                     self._fill(slot, adapter)
+                # Given back, so that a failed copy to the device does not lose a slot.
                 except BaseException:
                     self._free.append(slot)
                     raise
@@ -104,17 +105,17 @@ class SlotTable:
         self._pins.update(numbers)
         return tuple((self._slots[adapter.number], weight) for adapter, weight in parts)
 
-    def _taken_from(self, spared: set[int]) -> int:
-        """Return the slot of the adapter that was not used for the longest time."""
-        return self._slots.pop(next(one for one in self._slots if not self._pins[one] and one not in spared))
+    def _evict(self, spared: set[int]) -> int:
+        """Free the slot of the least recently used adapter that is neither pinned nor spared, and return it."""
+        return self._slots.pop(next(number for number in self._slots if not self._pins[number] and number not in spared))
 
     def unpin(self, parts: Parts) -> None:
-        """End the use of a row."""
+        """Release the slots of a row."""
         self._pins -= Counter({adapter.number for adapter, _ in parts})
 
 
 class Schedule:
-    """The requests that wait, and the rows of the batch.
+    """The waiting requests, and the rows of the batch.
 
     Args:
         token_size: Bytes of the keys and values of a token.
@@ -127,7 +128,7 @@ class Schedule:
         self.rows: list[Row] = []
 
     def remove(self, row: Row) -> None:
-        """Remove a row, which ended or was canceled, and free its slots."""
+        """Remove a row that ended or was canceled, and release its slots."""
         if row in self.rows:
             self.rows.remove(row)
             self._slots.unpin(row.parts)
@@ -135,21 +136,22 @@ class Schedule:
             self.waiting.remove(row)
 
     def move_to_end(self, row: Row) -> None:
-        """Have the others of the batch come first."""
+        """Move a row behind the others of the batch."""
         self.rows.remove(row)
         self.rows.append(row)
 
     def admitted(self) -> Iterator[Row]:
-        """Yield those that wait and whose turn it is now, in the order in which they came; each is to be started at once."""
-        late = time.monotonic() - self._limits.patience
+        """Yield the waiting requests whose turn it is, in order of arrival; the caller must start each at once."""
+        deadline = time.monotonic() - self._limits.patience
         for row in list(self.waiting):
-            tokens = sum(one.tokens for one in self.rows)
+            tokens = sum(running.tokens for running in self.rows)
+            # A request that is too large for the limit alone still runs, with the batch to itself.
             if len(self.rows) >= self._limits.rows or (self.rows and tokens + row.tokens > self._most_tokens):
                 return
             if self._slots.has_room(row.parts):
                 self.waiting.remove(row)
                 yield row
-            elif row.since < late:
+            elif row.since < deadline:
                 return
 
     def start(self, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""Answers on their way from the thread of the host to those who asked."""
+"""Streams that carry answers from the host's thread to the threads of the clients."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Item = tuple[int, Piece | Exception]
 
 
 class Stream:
-    """The pieces of an answer as they come, for one thread to iterate over; an error of the host is raised there.
+    """The pieces of an answer as they arrive, for one thread to iterate over; an error of the host is raised there.
 
     Args:
-        beside: Another stream, for both to be read `together`.
+        beside: Another stream, to be read together with this one by `read_together`.
     """
 
     def __init__(self, beside: Stream | None = None) -> None:
@@ -30,11 +30,11 @@ class Stream:
         self.is_canceled = False
 
     def put(self, item: Piece | Exception) -> None:
-        """Add a piece, or the error with which it ends."""
+        """Add a piece, or the error that ends the stream."""
         self.queue.put((self.number, item))
 
     def cancel(self) -> None:
-        """Have the host forget the request; from any thread, at any time."""
+        """Tell the host to drop the request; from any thread, at any time."""
         self.is_canceled = True
 
     def __iter__(self) -> Iterator[Piece]:
@@ -42,18 +42,21 @@ class Stream:
 
 
 def together(streams: Sequence[Stream]) -> Iterator[tuple[int, Piece]]:
-    """Yield the pieces of streams that are beside each other, each with its index among them, as they come."""
-    first, left = streams[0].number, len(streams)
-    while left:
+    """Yield the pieces of streams that share a queue as they arrive, each with the stream's index."""
+    first, unfinished = streams[0].number, len(streams)
+    while unfinished:
         number, item = streams[0].queue.get()
         if isinstance(item, Exception):
             raise item
-        left -= item.finish is not None
+        unfinished -= item.finish is not None
         yield number - first, item
 
 
 class Threaded(ABC):
-    """A host with a thread that answers. `_wake` guards what other threads hand over, and is notified of it."""
+    """A host that answers in its own thread.
+
+    `_wake` guards what other threads hand over, and is notified of it.
+    """
 
     def __init__(self, name: str) -> None:
         self._wake, self._closed = threading.Condition(), False
@@ -61,11 +64,11 @@ class Threaded(ABC):
 
     @abstractmethod
     def _work(self) -> None:
-        """Answer until `_closed`."""
+        """Answer requests until `_closed`."""
 
     @contextmanager
     def started(self) -> Iterator[Self]:
-        """Answer requests within the block; those that are left at its end are told so."""
+        """Answer requests within the block; requests that remain at its end get an error."""
         self._thread.start()
         try:
             yield self
@@ -76,7 +79,7 @@ class Threaded(ABC):
             self._thread.join()
 
     def _check_room(self, waiting: int, most: int) -> None:
-        """Refuse a request where the host is closed, or `most` wait already; called with `_wake` held."""
+        """Refuse a request if the host is closed or `most` requests are waiting; called with `_wake` held."""
         if self._closed:
             raise StoppedError("", "the host is closed")
         if waiting >= most:
@@ -88,17 +91,17 @@ class Answering(Protocol):
 
     @property
     def text(self) -> Texts:
-        """Its texts."""
+        """The base's tokens as text."""
 
     @property
     def longest(self) -> int:
-        """The number of tokens of prompt and answer together, at most."""
+        """The largest number of tokens of prompt and answer together."""
 
     def load(self, key: str, folder: Path) -> None:
-        """Have a version in memory; RefusedError if it cannot be used."""
+        """Load a version into memory; RefusedError if it cannot be used."""
 
     def drop(self, key: str) -> None:
         """Forget a version, after the last request that uses it."""
 
     def submit(self, request: Request, *, beside: Stream | None = None) -> Stream:
-        """Have a request answered."""
+        """Submit a request to be answered."""

@@ -1,4 +1,4 @@
-"""What is asked of a host, what it answers, and what it holds at most."""
+"""The values that a host takes and returns: requests, pieces of answers, and limits."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any, Protocol
 from adapterhub_converters.errors import ParameterError, RefusedError
 
 TOO_LONG = "too-long"
-"""The code of the error for a prompt and an answer that the base cannot see together."""
+"""The code of the error for a prompt and an answer that together exceed what the base can see."""
 Blend = tuple[tuple[str, float], ...]
 """Versions with their weights: `()` is the base, `(("team/sql@sha256:…", 1.0),)` one version."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A request to a host.
 
     Attributes:
         ids: The tokens of the prompt.
-        blend: What answers.
+        blend: The versions that answer.
         max_tokens: The largest number of tokens of the answer.
         temperature: 0 for the likeliest token each time.
-        top_p: Draw from the fewest likeliest tokens with this share together.
-        seed: Of the random numbers; None for one that nobody knows.
+        top_p: Draw from the smallest set of likeliest tokens that has this share of the probability.
+        seed: The seed of the random numbers; None for an unpredictable one.
         stop: Texts at which the answer ends; they are not part of it.
-        logprobs: The number of likeliest tokens to return for each place, 0 for the chosen one alone; None for nothing.
+        logprobs: The number of likeliest tokens to return for each position, 0 for only the chosen one; None for nothing.
         bias: Tokens, and what is added to their logits each time.
     """
 
@@ -41,7 +41,7 @@ class Request:
     bias: tuple[tuple[int, float], ...] = ()
 
     def check(self, *, longest: int, vocabulary: int) -> None:
-        """ParameterError unless a base of so many tokens, which sees so many together, can answer it."""
+        """Raise ParameterError unless a base with this vocabulary and context length can answer it."""
         tokens = len(self.ids) + self.max_tokens
         if not self.ids:
             raise ParameterError("prompt", "the prompt has no token to continue")
@@ -52,9 +52,9 @@ class Request:
         if self.max_tokens < 1:
             raise ParameterError("max_tokens", f"is {self.max_tokens}, which is less than 1")
         if tokens > longest:
-            asked = f"the prompt has {len(self.ids):,} tokens and the answer may have {self.max_tokens:,}"
-            what = f"{asked}, but prompt and answer together have at most {longest:,}"
-            raise ParameterError("max_tokens", what, "Ask for fewer tokens, or shorten the prompt", code=TOO_LONG)
+            sizes = f"the prompt has {len(self.ids):,} tokens and the answer may have {self.max_tokens:,}"
+            problem = f"{sizes}, but prompt and answer together have at most {longest:,}"
+            raise ParameterError("max_tokens", problem, "Ask for fewer tokens, or shorten the prompt", code=TOO_LONG)
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Piece:
     """What one more token adds to an answer.
 
     Attributes:
-        text: What is certain since the last piece; held back while it may be the beginning of a stop text or of a character.
-        token: Its id, also of a token that ends the answer and has no text.
-        logprob: Its natural logarithm of the probability, at temperature 1; None unless asked for.
-        top: The likeliest tokens at its place, with theirs.
-        finish: `stop` or `length` with the last piece, else None.
+        text: The text that has become certain; what may begin a stop text or is part of a character is held back.
+        token: Its id, even if the token ends the answer and has no text.
+        logprob: The natural logarithm of its probability, at temperature 1; None unless requested.
+        top: The likeliest tokens at its position, with their logprobs.
+        finish: `stop` or `length` with the last piece, otherwise None.
     """
 
     text: str
@@ -77,17 +77,17 @@ class Piece:
 
 
 class FullError(RefusedError):
-    """As many requests wait as may."""
+    """The queue of waiting requests is full."""
 
     default_code = "queue-full"
 
 
 class Texts(Protocol):
-    """The texts of a base."""
+    """The tokens of a base as text."""
 
     @property
     def where(self) -> str:
-        """The base, in messages."""
+        """The name of the base in messages."""
 
     @property
     def ends(self) -> frozenset[int]:
@@ -95,39 +95,39 @@ class Texts(Protocol):
 
     @property
     def longest_token(self) -> int:
-        """No token has more characters."""
+        """The largest number of characters in a token."""
 
     @property
     def has_template(self) -> bool:
         """Whether the base has a chat template."""
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Render it, up to the beginning of the answer."""
+        """Render the messages up to the beginning of the answer."""
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids; `special`: with those that the base expects at a start."""
+        """Return the ids; with `special`, include those that the base expects at the start."""
 
     def of(self, token: int) -> str:
         """Return the text of one token by itself."""
 
     def pieces(self) -> Callable[[int], str]:
-        """A function from one token after another to the text that is complete with it."""
+        """Return a function that takes one token after another, and returns the text that each completes."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a host holds at most.
+    """The limits of a host.
 
     Attributes:
         slots: Adapters that are used at the same time.
         rows: Requests that are answered at the same time.
-        waiting: Requests that wait; further ones are refused.
-        rank: The largest rank; all slots have room for the largest that is in use.
+        waiting: Requests that may wait; more are refused.
+        rank: The largest rank; all slots have room for the largest one in use.
         adapters: Bytes of adapters in memory that no request uses.
-        prefixes: Bytes of keys and values that are kept for prompts that begin alike.
+        prefixes: Bytes of keys and values that are cached for prompts that begin alike.
         keys_values: Bytes of keys and values of all rows; a request that needs more has the batch to itself.
-        tokens: Of prompt and answer together, where the base sees more or does not tell.
-        patience: Seconds after which a request that waits for a slot stops those behind it from overtaking.
+        tokens: Tokens of prompt and answer together, if the base allows more or does not say.
+        patience: Seconds after which a request that waits for a slot can no longer be overtaken.
     """
 
     slots: int = 8

@@ -122,7 +122,7 @@ def test_one_process_has_no_embeddings(run: Run, models: Models, registry: Path)
     words = ("serve", models.gguf, "--registry", registry, "--program", llama_server.program(), "--one-process", "--port", 0)
     assert "takes all adapters for embeddings" in run(*words, "--", "--embeddings", code=2).stderr
     options = Options(llama_server.program(), models.gguf, registry, more=("--embeddings",))
-    with pytest.raises(UsageError, match="whatever it is asked for. Have a process for each version") as caught:
+    with pytest.raises(UsageError, match="whatever it is asked for. Start a process for each version") as caught:
         OneProcess(options)
     assert caught.value.code == "mixed-embeddings"
 

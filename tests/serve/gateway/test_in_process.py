@@ -62,7 +62,7 @@ def in_loop(settings: GatewaySettings, test: Test) -> None:
 
 
 async def use(gateway: Gateway) -> None:
-    found = await gateway._find(Ref.parse("team/sql"))
+    found = await gateway._find_version(Ref.parse("team/sql"))
     async with gateway.versions.used([(found, 1.0)]):
         pass
 
@@ -154,7 +154,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
     (settings.routes or Path()).touch()
 
     async def test(gateway: Gateway, engine: Holder) -> None:
-        found = await gateway._find(Ref.parse("team/sql"))
+        found = await gateway._find_version(Ref.parse("team/sql"))
         async with gateway.versions.used([(found, 1.0)]):
             Path("adapterhub.toml").write_text('[policy]\nallow = ["other/*"]\n')
             gateway.reload()
@@ -169,7 +169,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
 
 def test_a_blend_is_named_with_the_weights_that_were_asked_for(settings: GatewaySettings) -> None:
     async def test(gateway: Gateway, _engine: Holder) -> None:
-        found = await gateway._find(Ref.parse("team/sql"))
+        found = await gateway._find_version(Ref.parse("team/sql"))
         for weight in ("0.1234567", "-1000", "0.7", "1e-09"):
             assert gateway.version_of(((found, float(weight)),)) == f"{found.model}*{weight}"
         assert gateway.version_of(((found, 0.1 + 0.2),)) == f"{found.model}*0.3"
@@ -186,8 +186,8 @@ def test_who_has_no_key_and_who_asks_too_much_at_once_is_told_so(settings: Gatew
                 gateway.key_of({"authorization": header})
             assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
         key = gateway.key_of({"authorization": "Bearer secret"})
-        for second, words in ((key, "As many requests of this key are running as may at once: 1"),
-                              (None, "As many requests are running as may at once: 1")):  # fmt: skip
+        for second, words in ((key, "This key has reached its limit of requests at once: 1"),
+                              (None, "The gateway has reached its limit of requests at once: 1")):  # fmt: skip
             with gateway.admitted(key), pytest.raises(ProblemError, match=words) as refused, gateway.admitted(second):
                 pass
             assert (refused.value.status, refused.value.code, refused.value.seconds) == (429, "rate_limit_exceeded", 1)
@@ -333,7 +333,7 @@ WHOLE = {
     "a list": (OK + JSON + b"[]", b"", "not a JSON object"),
     "half an object": (OK + JSON + b'{"choices":[', b"", "not valid JSON"),
     "no number": (OK + JSON + b'{"logprob":NaN}', b"", "not valid JSON"),
-    "another model": (OK + JSON + b'{"model":"base","choices":[]}', b"", "by 'base', and another model was asked"),
+    "another model": (OK + JSON + b'{"model":"base","choices":[]}', b"", "by 'base', but another model was asked"),
     "no model": (OK + JSON + b'{"model":null,"choices":[]}', b"", "by 'None'"),
     "no end": (OK + JSON, b" " * 65536, "more than 1,048,576 bytes"),
     "no end of a header": (OK + b"x: ", b"y" * 65536, "does not answer"),
@@ -361,7 +361,7 @@ STREAMS = {
     "no JSON": (b"data: {\n\n", b"", "not valid JSON"),
     "a text": (b'data: "x"\n\n', b"", "not a JSON object"),
     "another model": (b'data:{"model":"team/other","choices":[]}\r\n\r\n', b"", "by 'team/other'"),
-    "a line in another": (b': x\rdata: {"model":"team/other"}\n\n', b"", "a line break that is none"),
+    "a line in another": (b': x\rdata: {"model":"team/other"}\n\n', b"", "a carriage return inside a line"),
     "an endless event": (b"data: ", b"x" * 65536, "more than"),
     "endless events": (b"", b'data: {"choices":[]}\n\n' * 1000, "more than"),
     "endless comments": (b"", b":\n\n" * 10_000, "more than"),

@@ -99,7 +99,7 @@ def test_what_is_known_stays_while_the_remote_is_away(
     assert remote.find(f"team/sql@{two}") == two  # the remote confirmed it once, as it would have been after a restart
     assert not remote.lookup.is_up
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "what is known of its tags stays" in caplog.text
+    assert "its last known tags are used" in caplog.text
 
 
 def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> None:

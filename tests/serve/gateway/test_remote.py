@@ -52,7 +52,7 @@ def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models
             assert gateway.complete(f"team/sql@{digests[0]}", P).text == models.answer(P, 0)
             lost = gateway.complete("team/sql:v7", P)
             assert (lost.status, lost.document["error"]["code"]) == (503, "service_unavailable")
-            assert gateway.log.read_text().count("what is known of its tags stays") == 1
+            assert gateway.log.read_text().count("its last known tags are used") == 1
 
 
 def test_a_remote_that_is_not_there_by_name(run: Run, models: Models) -> None:
