@@ -1,7 +1,8 @@
-"""Evaluations of an adapter on held-out data, as one line of text that a log can hold and an index can read.
+"""Evaluations of an adapter on held-out data, each as one line of text that a log can hold and an index can read.
 
-A version and its adapter.json are immutable; an evaluation is added to it later, like a deprecation, and may be repeated with
-other data. A search finds its numbers under `<name>_<metric>`: `eval_perplexity` by default.
+A version and its adapter.json are immutable; an evaluation is added to the version later, like a deprecation, and may be
+repeated with other data. A search finds its numbers under `<name>_<metric>`: `eval_perplexity` by default.
+`registry.measurements` records evaluations.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class Evaluation:
     """One evaluation.
 
     Attributes:
-        name: A later evaluation of the same name replaces it.
+        name: A later evaluation with the same name replaces it.
         metrics: Name to value.
-        data: Path and digest of each file of data.
-        base: The base as it was loaded: `quantize`, `dtype`, and the digests of its `weights`.
+        data: Path and digest of each data file.
+        base: How the base was loaded: `quantize`, `dtype`, and the digests of its `weights`.
     """
 
     name: str
@@ -44,12 +45,12 @@ class Evaluation:
     base: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> str:
-        """The text for a log."""
+        """Return the text for a log."""
         document = {"name": self.name, "metrics": dict(self.metrics), "data": [dict(item) for item in self.data]}
         return json.dumps({**document, "base": dict(self.base)}, sort_keys=True, allow_nan=False)
 
     def document(self) -> dict[str, Any]:
-        """The evaluation as JSON."""
+        """Return the evaluation as JSON."""
         return json_file.parse_object(self.dump(), self.name)
 
     @property
@@ -70,10 +71,10 @@ def check_name(name: str, where: str) -> str:
 
 
 def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
-    """Metrics that another program measured.
+    """Return the evaluation for metrics that another program measured.
 
     Raises:
-        UsageError: A name or a value that no metric has, or too many of them.
+        UsageError: A name or value is not valid for a metric, or there are too many.
     """
     if len(metrics) > MOST:
         raise UsageError(where, f"over {MOST} metrics", "Report the most important ones")
@@ -88,7 +89,7 @@ def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
 
 
 def parse(text: str) -> Evaluation | None:
-    """Parse the text of a log entry; None if it is not an evaluation, as a foreign log may contain anything."""
+    """Parse the text of a log entry; None if it is not an evaluation, as logs from elsewhere may contain anything."""
     try:
         document = json_file.parse(text, "") if len(text) <= _MAX else None
     except FormatError:
@@ -108,12 +109,16 @@ def _is_number(value: object) -> bool:
 
 
 def line(text: str) -> str:
-    """A summary of a log entry for people; a text that is not an evaluation is returned as it is."""
-    found = parse(text)
-    return f"{found.name}: {', '.join(f'{key} {value:g}' for key, value in found.metrics.items())}" if found else text
+    """Return a summary of a log entry for people; a text that is not an evaluation is returned as it is."""
+    evaluation = parse(text)
+    return (
+        f"{evaluation.name}: {', '.join(f'{key} {value:g}' for key, value in evaluation.metrics.items())}"
+        if evaluation
+        else text
+    )
 
 
 def of_version(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
-    """The evaluations of one version, out of the marks of its name, sorted by name."""
-    found = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
-    return [item.document() for item in found if item]
+    """Return the evaluations of one version, taken from the marks of its name, sorted by name."""
+    evaluations = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
+    return [item.document() for item in evaluations if item]
