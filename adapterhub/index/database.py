@@ -31,7 +31,7 @@ SUFFIXES = ("", "-wal", "-shm", "-journal")
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
 VERSION = 9
 """`user_version` of a database with the current tables: the number of migrations."""
-_LOCK_SECONDS = 30
+_LOCK_SECONDS = 30  # to wait for another process that holds the write lock
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that names another
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 256 << 20,  # bytes of a value; a chain of pages that is a circle has no end
@@ -44,10 +44,18 @@ _LIMITS = {
 _STEPS, _STEPS_PER_BYTE = 20_000_000, 100
 _TICK = 1_000_000  # steps between two calls of the handler
 # Errors of SQLite that mean the file system or another process, not the contents of the file (sqlite.org/rescode.html).
-_LOCAL = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM",
-          "SQLITE_NOMEM", "SQLITE_PROTOCOL", "SQLITE_NOLFS", "SQLITE_AUTH")  # fmt: skip
-_NULL = type(None)
-_KINDS: dict[str, set[type]] = {"s": {str}, "i": {int}, "S": {str, _NULL}, "I": {int, _NULL}, "F": {float, _NULL}}
+_LOCAL_ERRORS = (
+    "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM",
+    "SQLITE_NOMEM", "SQLITE_PROTOCOL", "SQLITE_NOLFS", "SQLITE_AUTH",
+)  # fmt: skip
+_NONE_TYPE = type(None)
+_KINDS: dict[str, set[type]] = {
+    "s": {str},
+    "i": {int},
+    "S": {str, _NONE_TYPE},
+    "I": {int, _NONE_TYPE},
+    "F": {float, _NONE_TYPE},
+}
 
 
 class _Connection(sqlite3.Connection):
@@ -86,6 +94,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     _check_journal(path)
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     with _opening:
+        # Without implicit transactions: `Index.transaction` begins and ends them.
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS, factory=_Connection)
         connection.file = identity(path)
         _connections.add(connection)
@@ -132,7 +141,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 class Index:
-    """An open registry.db. Create one with `opening.create_index`, open one with `opening.open_index`.
+    """An open registry.db. Create one with `index_opening.create_index`, open one with `index_opening.open_index`.
 
     Attributes:
         path: The file, also for a copy in memory.
@@ -193,6 +202,7 @@ class Index:
             yield
             return
         with errors(self.path):
+            # IMMEDIATE takes the write lock now; a lock taken at the first write could find that what was read is outdated.
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -241,7 +251,9 @@ def errors(path: Path) -> Iterator[None]:
     except sqlite3.IntegrityError:
         raise
     except sqlite3.DatabaseError as error:
-        if not (isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "").startswith(_LOCAL)):
+        if not (
+            isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "").startswith(_LOCAL_ERRORS)
+        ):
             problem = "a query does not end" if getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT" else str(error)
             raise broken(path, problem) from error
         if "locked" in str(error):

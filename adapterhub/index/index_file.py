@@ -7,7 +7,7 @@ from adapterhub.store.store import Store
 from .database import Index
 from .queries import ref_lines
 
-_MOST_CHANGED = 8  # names; for more, the file is built again
+_MAX_CHANGED_NAMES = 8  # names; for more, the file is built again
 
 
 def is_current(index: Index, store: Store) -> bool:
@@ -30,9 +30,9 @@ def write(index: Index, store: Store) -> None:
     If the file is the one that was written last, only the lines of names that have moved since are replaced.
     """
     # In reverse order: a new name goes before the next name, which must be in the file already.
-    moved = [name for (name,) in index.select("SELECT name FROM unwritten ORDER BY name DESC LIMIT ?", _MOST_CHANGED + 1)]
+    moved = [name for (name,) in index.select("SELECT name FROM unwritten ORDER BY name DESC LIMIT ?", _MAX_CHANGED_NAMES + 1)]
     stamp = ""
-    if len(moved) <= _MOST_CHANGED and is_current(index, store):
+    if len(moved) <= _MAX_CHANGED_NAMES and is_current(index, store):
         stamp = store.index_file.change([(name, ref_lines(index, name), _after(index, name)) for name in moved])
     _set_stamp(index, stamp or store.index_file.write(ref_lines(index)))
 

@@ -1,9 +1,9 @@
 """The tables of registry.db, one migration after the other, by sqlite-utils.
 
 The database is an index: a file with other tables than the latest is replaced with a new one, into which the store's logs are
-replayed, so that a migration may drop any data. Released migrations are frozen; a new one raises `VERSION` in `database`, and
-changes schema.sql, the result of all of them, and `schema.DIGEST`. STRICT tables need SQLite 3.37, full-text search a SQLite
-built with FTS5, as Python's is. WITHOUT ROWID tables, which sqlite-utils cannot create, are plain SQL.
+replayed, so that a migration may drop any data. Released migrations are frozen; a new one raises `VERSION` in `index_database`,
+and changes schema.sql, the result of all of them, and `schema.DIGEST`. STRICT tables need SQLite 3.37, full-text search a
+SQLite built with FTS5, as Python's is. WITHOUT ROWID tables, which sqlite-utils cannot create, are plain SQL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILLED = (
     "facet_counts", "tags", "versions", "names",
 )  # fmt: skip
 """Tables that a rebuild empties, in this order."""
-_SEARCHED = ("name", "title", "tags", "description", "facts", "card")
+_SEARCHED_COLUMNS = ("name", "title", "tags", "description", "facts", "card")
 
 
 def apply(connection: sqlite3.Connection, version: int = VERSION) -> None:
@@ -55,7 +55,7 @@ def texts(db: Database) -> Table:
 
 def build_search(db: Database) -> None:
     """Build the full-text index `texts_fts` from the table `texts`; from then on, triggers keep it up to date."""
-    texts(db).enable_fts(_SEARCHED, tokenize="unicode61 remove_diacritics 2", create_triggers=True)
+    texts(db).enable_fts(_SEARCHED_COLUMNS, tokenize="unicode61 remove_diacritics 2", create_triggers=True)
 
 
 def drop_search(db: Database) -> None:
@@ -145,7 +145,8 @@ def made_from(db: Database) -> None:
 def tensors(db: Database) -> None:
     """Add the tensors of files of weights, one row each; there may be millions.
 
-    `key` is the part of a digest by which a tensor is found (`tensors.key`); the lists in the store have the whole digest.
+    `key` is the part of a digest by which a tensor is found (`tensor_search.key`); the lists in the store have the whole
+    digest.
     """
     db.execute("CREATE TABLE weights (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE) STRICT")
     db.execute(
@@ -177,7 +178,7 @@ def license_spelling(db: Database) -> None:
 def searched_texts(db: Database) -> None:
     """Move the searched texts into a table of their own, for which sqlite-utils keeps a full-text index."""
     db.table("search").drop()
-    columns = {"version": int, **dict.fromkeys(_SEARCHED, str)}
+    columns = {"version": int, **dict.fromkeys(_SEARCHED_COLUMNS, str)}
     texts(db).create(columns, pk="version", not_null=columns)
     build_search(db)
 

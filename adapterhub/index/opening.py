@@ -85,11 +85,11 @@ def _take_name(temporary: Path, path: Path, store: Store) -> None:
             wait_for(file.fileno())
             # If another process that creates the store has replaced the file, the new file has to be locked.
             if store.files.is_at(file, mark):
-                _link(temporary, path)
+                _link_or_rename(temporary, path)
                 return
 
 
-def _link(temporary: Path, path: Path) -> None:
+def _link_or_rename(temporary: Path, path: Path) -> None:
     if path.exists():
         return
     remove(path, ("-wal", "-shm", "-journal"))
@@ -137,7 +137,7 @@ def _open(path: Path, store: Store, *, exclusive: bool = False) -> Index:
             if _is_behind(index):
                 return _replace_outdated(index, store)
             if not _has_our_schema(index.connection):
-                raise broken(path, "it does not have just the tables of adapterhub")
+                raise broken(path, "it does not have exactly adapterhub's tables")
         except BaseException:
             index.close()
             raise
@@ -180,12 +180,12 @@ def copy_in_memory(path: Path, store: Store) -> Index:
     therefore copied only if no process has it open for writing, before and after.
     """
     index = _in_memory(path)
-    before = _at_rest(path)
+    before = _state_at_rest(path)
     if before and is_ours(path):
         with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, "ro&immutable=1")) as file:
             if file.execute("PRAGMA user_version").fetchone() == (VERSION,) and _has_our_schema(file):
                 file.backup(index.connection)
-    if index.select("SELECT 1 FROM sqlite_master") and (before != _at_rest(path) or not _is_sound(index)):
+    if index.select("SELECT 1 FROM sqlite_master") and (before != _state_at_rest(path) or not _is_sound(index)):
         index.close()
         index = _in_memory(path)
     if _is_behind(index):
@@ -204,7 +204,7 @@ def _is_sound(index: Index) -> bool:
         return False
 
 
-def _at_rest(path: Path) -> tuple[int, ...] | None:
+def _state_at_rest(path: Path) -> tuple[int, ...] | None:
     """Return what identifies a state of the file; None if a process has it open for writing, or if there is no file."""
     try:
         if any(os.stat(f"{path}{suffix}").st_size for suffix in ("-wal", "-journal") if os.path.exists(f"{path}{suffix}")):

@@ -1,4 +1,4 @@
-"""Queries of registry.db for lists, refs and maintenance. Searches are in `search` and `tensors`."""
+"""Queries of registry.db for lists, refs and maintenance. Searches are in `version_search` and `tensor_search`."""
 
 from __future__ import annotations
 
@@ -176,15 +176,15 @@ def has_blob(index: Index, name: str, digest: Digest) -> bool:
     The number of other names with the file makes no difference to the steps that this takes (sqlite.org/optoverview.html,
     "CROSS JOIN").
     """
-    of_file = "SELECT 1 FROM versions v CROSS JOIN files f ON f.version = v.id WHERE v.name = ? AND f.digest = ?"
-    sql = f"SELECT EXISTS (SELECT 1 FROM versions WHERE name = ? AND digest = ?) OR EXISTS ({of_file})"  # noqa: S608 - ours
+    file_query = "SELECT 1 FROM versions v CROSS JOIN files f ON f.version = v.id WHERE v.name = ? AND f.digest = ?"
+    sql = f"SELECT EXISTS (SELECT 1 FROM versions WHERE name = ? AND digest = ?) OR EXISTS ({file_query})"  # noqa: S608 - ours
     return bool(index.select(sql, name, digest, name, digest)[0][0])
 
 
 def names_with(index: Index, file: Digest, without: Collection[str] = ()) -> list[str]:
     """Return the names that have a version with this file, except those in `without`, sorted."""
-    of_file = "SELECT DISTINCT name FROM files f JOIN versions v ON v.id = f.version WHERE f.digest = ?"
-    records = index.select(f"{of_file} AND {shown(index, without)} ORDER BY name", file, kinds="s")
+    names_query = "SELECT DISTINCT name FROM files f JOIN versions v ON v.id = f.version WHERE f.digest = ?"
+    records = index.select(f"{names_query} AND {shown(index, without)} ORDER BY name", file, kinds="s")
     return [name for (name,) in records]
 
 

@@ -157,6 +157,7 @@ class _Replay:
 
     def _apply(self, state: Name, entry: Entry, digest: Digest) -> Name:
         number = max(state.number, entry.number)
+        # A setting does not bring back a removed name; only a push or a restore does.
         deleted = entry.op == "delete" or (state.deleted and entry.op not in ("push", "restore"))
         after = Name(entry.name, entry.seq, digest, number, deleted)
         self.index.execute(
@@ -199,8 +200,8 @@ class _Replay:
 
     def _add(self, entry: Entry, extract: rows.Extract) -> None:
         index = self.index
-        described = (*extract.columns, rows.dump_parents(extract))
-        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described, entry.seq)
+        described_columns = (*extract.columns, rows.dump_parents(extract))
+        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described_columns, entry.seq)
         places = ", ".join("?" * len(values))
         # The version may replace the newest one, whose facets are then no longer counted.
         self._count_facets(entry.name, -1)

@@ -20,6 +20,7 @@ from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import AdapterhubError, RemoteError
 
+# In this order, `queries` selects the columns and `replay` inserts them.
 COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
     "parameters": int, "license": str, "description": str,

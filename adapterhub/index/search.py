@@ -31,6 +31,7 @@ COMMON = 1000  # versions
 MAX_VALUES = 20  # most frequent values of a facet
 _COLUMNS = {"r", "size"}
 _OPERATORS = {"<", "<=", ">", ">=", "="}
+# Decimal and binary units: 10MB, 10M, 10MiB.
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
@@ -132,6 +133,7 @@ def _ranked_matches(index: Index, query: Query) -> Found:
 
 
 def _limit(query: Query) -> int:
+    # SQLite's integers have 64 bits.
     return max(0, min(query.limit, 2**62))
 
 
@@ -165,15 +167,16 @@ def _common(index: Index, query: Query) -> Found | None:
     recent_ids = [version for (version,) in index.select(latest, words, COMMON + 1)]
     if len(recent_ids) <= COMMON:
         return None
-    of_these = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
+    ids_query = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
     named_ids = [version for (version,) in index.select(latest, f"{{name title}}: ({words})", COMMON)]
-    named_rows = index.select(of_these if query.all_versions else f"{of_these} AND {_NEWEST}", json.dumps(named_ids))
-    recent_rows = index.select(f"{of_these} ORDER BY id DESC", json.dumps(recent_ids))
+    named_rows = index.select(ids_query if query.all_versions else f"{ids_query} AND {_NEWEST}", json.dumps(named_ids))
+    recent_rows = index.select(f"{ids_query} ORDER BY id DESC", json.dumps(recent_ids))
     best: dict[object, tuple[int, int]] = {}
     hidden = set(query.without)
     for tier, matches in enumerate((named_rows, recent_rows)):
         for version, name in (match for match in matches if match[1] not in hidden):
             best.setdefault(version if query.all_versions else name, (tier, version))
+    # Too few of the recent versions are left for a full page: rank all matches instead.
     if len(best) < query.limit:
         return None
     ranked = sorted(best.values(), key=lambda item: (item[0], -item[1]))
@@ -213,12 +216,12 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
         sql.append(condition)
         values.extend(value.encode(errors="replace").decode() if isinstance(value, str) else value for value in more)
 
-    of_facet = "SELECT version FROM facets WHERE kind = ? AND value = ?"
+    facet_query = "SELECT version FROM facets WHERE kind = ? AND value = ?"
     for kind, value in query.facets:
-        add(f"v.id IN ({of_facet})", "base-name" if kind == "base" and "/" not in value else kind, value)
+        add(f"v.id IN ({facet_query})", "base-name" if kind == "base" and "/" not in value else kind, value)
     for tag in query.tags:
-        of_registry = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
-        add(f"({of_registry} OR v.id IN ({of_facet}))", tag, "tag", tag)
+        tag_query = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
+        add(f"({tag_query} OR v.id IN ({facet_query}))", tag, "tag", tag)
     if query.namespace:
         add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.UNDER
     for column, bounds in query.bounds:

@@ -20,7 +20,7 @@ from .document import AdapterManifest
 NAMES = ("readme.md", "model_card.md")
 MAX_BYTES = 1 << 20  # a larger card is not read
 MAX_PROSE = 32_768  # characters that are searched
-_MAX_VALUES, _MAX_VALUE = 100, 200
+_MAX_VALUES, _MAX_VALUE = 100, 200  # values of a key, and characters of a value
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def license_in(folder: Path) -> str | None:
 
 def find(folder: Path) -> tuple[Path, bytes] | None:
     """Return the path and the bytes of the card in a folder; None if there is none that can be read."""
+    # The usual spellings first: file systems may or may not distinguish case.
     for name in ("README.md", "MODEL_CARD.md", *NAMES):
         with suppress(OSError, AdapterhubError), open_regular(folder / name) as file:
             raw = file.read(MAX_BYTES + 1)
@@ -81,6 +82,7 @@ def decode(raw: bytes) -> Card:
 
 def parse(text: str) -> Card:
     """Parse the text of a README; any text is a valid card."""
+    # Some editors begin a file with a byte order mark.
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return Card(prose=text[:MAX_PROSE])

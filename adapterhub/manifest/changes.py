@@ -1,4 +1,4 @@
-"""The differences between two versions of an adapter: facts of adapter.json, and files."""
+"""The differences between two versions of an adapter: the facts of adapter.json that changed, and the files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .document import AdapterManifest, FileEntry
 
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
 # `files` has a comparison of its own, and `modules` is compared with the weights.
-_ELSEWHERE = ("$schema", "schema_version", "files", "modules")
+_COMPARED_ELSEWHERE = ("$schema", "schema_version", "files", "modules")
+# Values that mean the same as a missing key.
 _ABSENT: tuple[Any, ...] = (None, [], {}, "")
 
 
@@ -41,7 +42,7 @@ def facts(old: AdapterManifest, new: AdapterManifest) -> tuple[Change, ...]:
     """Return the facts that differ, in the order of the document; a record that only one has, such as a training, is one."""
     old_document, new_document = old.to_dict(), new.to_dict()
     differences: list[Change] = []
-    for key in (key for key in {**old_document, **new_document} if key not in _ELSEWHERE):
+    for key in (key for key in {**old_document, **new_document} if key not in _COMPARED_ELSEWHERE):
         before, after = (None if side.get(key) in _ABSENT else side.get(key) for side in (old_document, new_document))
         both_maps = isinstance(before, Mapping) and isinstance(after, Mapping)
         differences += _changes(key, before, after) if both_maps else [Change(key, before, after)] if before != after else []

@@ -33,6 +33,7 @@ from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent,
 from .package_files import Listing
 from .package_files import listing as package_listing
 
+# A repository of the Hugging Face Hub: `name` or `organization/name`.
 _REPO = linear.Pattern(r"[\w.-]+(/[\w.-]+)?")
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ Files = Mapping[str, tuple[Digest, int]]
 Inspected = tuple[str, Adapter | Unread]
 """The format of a folder's adapter, and the adapter, whose numbers may be absent; `Unread` if it is not understood."""
 
+# What adapter.toml may declare; everything else follows from the files.
 _DECLARABLE = {"name", "description", "license", "task", "base", "training"}
 _DECLARABLE_BASE = {"repo", "revision", "quantization"}
 DERIVED = (
@@ -430,6 +432,7 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
         if not isinstance(table, Mapping):
             raise UsageError(location, f"{name} is not a table", f"Write it as [{name}]", code="invalid-config")
         _check_keys(table, allowed_keys, f"{name}.", location)
+    # Declared values pass through the document, so that the schema checks them as it checks all others.
     document = manifest.to_dict()
     document |= {key: value for key, value in declared.items() if key not in ("base", "training")}
     document["base"] |= base

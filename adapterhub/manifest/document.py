@@ -302,6 +302,7 @@ def _check(document: Mapping[str, Any], where: str) -> None:
     error = jsonschema.exceptions.best_match(validator.iter_errors(document))
     if error is not None:
         path = ".".join(map(str, error.absolute_path))
+        # jsonschema quotes the whole value in its messages.
         message = error.message if len(error.message) < 160 else f"{error.message[:120]} …"
         raise FormatError(where, f"{path}: {message}" if path else message)
 
@@ -309,7 +310,7 @@ def _check(document: Mapping[str, Any], where: str) -> None:
 # ---- between JSON and dataclasses, by the types of the fields
 
 # Fields that the document always has: null, rather than absent, if they are None. Digests depend on it.
-_NULL: Mapping[type, tuple[str, ...]] = {
+_NULLABLE_FIELDS: Mapping[type, tuple[str, ...]] = {
     AdapterManifest: ("name", "task", "r", "alpha", "license", "description", "training"),
     BaseInfo: tuple(item.name for item in fields(BaseInfo)),
     Recipe: ("rank",),
@@ -323,7 +324,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if not is_dataclass(value):
         return value
-    null = _NULL.get(type(value), ())
+    null = _NULLABLE_FIELDS.get(type(value), ())
     if isinstance(value, Recipe) and value.kind == "convert":
         null = (*null, "base")
     return {name: _plain(item) for name, item in _items(value) if item is not None or name in null}

@@ -2,7 +2,7 @@
 
 A version and its adapter.json are immutable; an evaluation is added to the version later, like a deprecation, and may be
 repeated with other data. A search finds its numbers under `<name>_<metric>`: `eval_perplexity` by default.
-`registry.measurements` records evaluations.
+`registry.measurement_log` records evaluations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST = 100
 """Metrics of an evaluation."""
 _NAME = linear.Pattern(r"[a-z][a-z0-9_-]{0,39}")
 _METRIC = linear.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
-_MAX = 100_000  # characters
+_MAX_TEXT = 100_000  # characters
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
 def parse(text: str) -> Evaluation | None:
     """Parse the text of a log entry; None if it is not an evaluation, as logs from elsewhere may contain anything."""
     try:
-        document = json_file.parse(text, "") if len(text) <= _MAX else None
+        document = json_file.parse(text, "") if len(text) <= _MAX_TEXT else None
     except FormatError:
         return None
     if not isinstance(document, dict) or not isinstance(document.get("name"), str) or not _NAME.fullmatch(document["name"]):

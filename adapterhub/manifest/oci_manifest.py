@@ -32,10 +32,10 @@ DOC_LAYER = "application/vnd.cncf.model.doc.v1.raw"
 IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
-EPOCH = "1970-01-01T00:00:00Z"
+EPOCH = "1970-01-01T00:00:00Z"  # of an adapter without a recorded training: the current time would change its digest
 MAX_MANIFEST = 4 << 20  # bytes; the size that registries must accept (distribution-spec, "Pushing manifests")
 # Bytes of all files in relation to those of distinct content: the same megabytes under ten thousand names would fill a disk.
-_REPEATED, _REPEATED_FREE = 8, 1 << 20
+_MAX_REPETITION, _FREE_REPETITION = 8, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def parse(raw: bytes, where: str) -> Manifest:
 def _repetition_problem(layers: tuple[Descriptor, ...]) -> str:
     """Return what is wrong if the files are mostly copies of each other; otherwise an empty string."""
     size, distinct = sum(layer.size for layer in layers), sum({layer.digest: layer.size for layer in layers}.values())
-    too_much = size > _REPEATED * distinct + _REPEATED_FREE
+    too_much = size > _MAX_REPETITION * distinct + _FREE_REPETITION
     return f"its files have {size} bytes, but only {distinct} bytes of different content" if too_much else ""
 
 

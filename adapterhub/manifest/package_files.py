@@ -44,7 +44,7 @@ _MAX_IGNORE = 64 << 10  # bytes of an ignore file
 MAX_PATTERNS, MAX_PATTERN = 256, 256  # of a project's, and characters of one
 _CHECKPOINT = "checkpoint-"  # transformers' Trainer
 # A registry may have been created in the adapter's own folder.
-_OWN = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
+_REGISTRY_FILES = {f"registry.db{old}{suffix}" for old in ("", ".old") for suffix in ("", "-wal", "-shm", "-journal")}
 
 # No character that is special to Windows or a shell, and no control character.
 _SPECIAL = frozenset('/\\:*?"<>|%\x7f') | {chr(code) for code in range(32)}
@@ -84,8 +84,8 @@ def _matches(path: str, patterns: Iterable[str]) -> bool:
     folders = ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
     for pattern in patterns:
         bare = pattern.strip("/")
-        tried = folders if "/" in bare else parts
-        if any(fnmatchcase(part, bare) for part in (tried[:-1] if pattern.endswith("/") else tried)):
+        subjects = folders if "/" in bare else parts
+        if any(fnmatchcase(part, bare) for part in (subjects[:-1] if pattern.endswith("/") else subjects)):
             return True
     return False
 
@@ -149,7 +149,7 @@ def survey(
         name = path.rpartition("/")[2]
         if path == SIGNATURE and stat.S_ISREG(mode):
             continue
-        if name.startswith(".") or path in _OWN or not (chosen.takes(path) and ignored.takes(path)):
+        if name.startswith(".") or path in _REGISTRY_FILES or not (chosen.takes(path) and ignored.takes(path)):
             skipped.append(path)
         elif len(path) > MAX_PATH:
             refused.append((printable(path[:120]), f"a path of more than {MAX_PATH} characters", "Move it out of the folder"))
@@ -192,14 +192,14 @@ def _walk(folder: Path, *, strict: bool) -> Iterator[tuple[str, int]]:
     A dot-folder counts as one entry; so does a folder whose path is too long and, unless `strict`, the folder of a checkpoint.
     """
 
-    def enters(path: str) -> bool:
+    def should_enter(path: str) -> bool:
         name = path.rpartition("/")[2]
         checkpoint = not strict and name.startswith(_CHECKPOINT) and name[len(_CHECKPOINT) :].isdecimal()
         return not name.startswith(".") and not checkpoint and len(path) <= MAX_PATH
 
     try:
-        for path, status in walk(folder, enters):
-            if not stat.S_ISDIR(status.st_mode) or not enters(path):
+        for path, status in walk(folder, should_enter):
+            if not stat.S_ISDIR(status.st_mode) or not should_enter(path):
                 yield path, status.st_mode
     except NotADirectoryError as error:
         raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that") from error
@@ -214,10 +214,10 @@ def refusal(path: str, mode: int) -> tuple[str, str] | None:
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a regular file"
         return f"{kind}: its target is not part of the adapter", "Replace it with the file itself"
-    return _why_not_name(path)
+    return _name_refusal(path)
 
 
-def _why_not_name(path: str) -> tuple[str, str] | None:
+def _name_refusal(path: str) -> tuple[str, str] | None:
     name = path.rpartition("/")[2]
     suffix = os.path.splitext(name)[1].lower()
     if is_pickle_name(name):
@@ -245,7 +245,9 @@ def divide_names(paths: Iterable[str]) -> tuple[list[str], list[str]]:
     sorted_paths = sorted(paths)
     has_weights = any(map(is_weights, sorted_paths))
     left_out = {
-        path for path in sorted_paths if _is_hidden(path) or path in _OWN or _is_left_out(path, has_weights=has_weights)
+        path
+        for path in sorted_paths
+        if _is_hidden(path) or path in _REGISTRY_FILES or _is_left_out(path, has_weights=has_weights)
     }
     return [path for path in sorted_paths if path not in left_out], [path for path in sorted_paths if path in left_out]
 
@@ -260,7 +262,7 @@ def _is_hidden(path: str) -> bool:
 def check_names(paths: Iterable[str], where: str) -> None:
     """Raise RefusedError for the first name that no file of an adapter may have, before remote files are fetched."""
     for path in paths:
-        if reason := _why_not_name(path):
+        if reason := _name_refusal(path):
             raise RefusedError(f"{where}: {path[:120]}", reason[0])
 
 
@@ -305,15 +307,16 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
     entry_by_key: dict[str, tuple[str, bool]] = {}
     for path in result:
         parts = path.split("/")
-        if len(path) > MAX_PATH or not all(map(_safe, parts)):
+        if len(path) > MAX_PATH or not all(map(_is_safe_name, parts)):
             raise error(where, f"file name '{printable(path[:120])}' cannot be written safely everywhere", "Rename the file")
         if len(parts) > _MAX_DEPTH:
             raise error(where, f"file name '{printable(path[:120])}' has more than {_MAX_DEPTH} parts", "Move the file up")
         if hides(path):
-            problem = f"file name '{printable(path[:120])}' has characters that nobody sees"
+            problem = f"file name '{printable(path[:120])}' has invisible characters"
             raise error(where, problem, "Rename the file")
         for depth in range(1, len(parts) + 1):
             prefix, is_file = "/".join(parts[:depth]), depth == len(parts)
+            # Canonical caseless matching (The Unicode Standard, D145): case folding may undo a normalization, hence two.
             key = normalize("NFD", normalize("NFD", prefix).casefold())
             if (is_file and key in entry_by_key) or entry_by_key.setdefault(key, (prefix, is_file)) != (prefix, is_file):
                 raise error(
@@ -322,7 +325,8 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
     return result
 
 
-def _safe(part: str) -> bool:
+def _is_safe_name(part: str) -> bool:
+    # Windows drops dots and spaces at the end of a name, and reserves device names whatever suffix follows.
     return (
         0 < len(part) <= 255
         and _SPECIAL.isdisjoint(part)

@@ -98,6 +98,7 @@ class Present:
         """Link a file as `target`, too, or copy it on a file system without hard links; ConflictError if it was edited."""
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            # Compared after linking: the file may have been edited since it was hashed.
             os.link(self.folder / path, target, follow_symlinks=False)
             same = _inode(target.lstat()) == self.files[path].inode
         except OSError:
@@ -159,6 +160,7 @@ def _hash_files(folder: Path, files: Iterable[str]) -> Iterator[tuple[str, Hashe
 
 
 def _inode(status: os.stat_result) -> tuple[int, ...]:
+    # With size and time, as an edit in place keeps the inode.
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

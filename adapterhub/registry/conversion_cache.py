@@ -76,6 +76,7 @@ def pull(
     model_name, file_name = (ollama.check(model), ollama.adapter_name(out)) if is_package else ("", "")
     conversion = dataclasses.replace(conversion, to="gguf") if is_package else conversion
     is_folder = is_package or FORMATS[conversion.to].folder
+    # Before the conversion, which can take long, rather than after it.
     atomic.check_free(out, folder=is_folder, replace=replace)
     version = registry.resolve(ref)
     with (
@@ -133,6 +134,7 @@ def _has_weights(base: BaseSpec | None) -> bool:
 
 
 def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
+    # Another version of adapterhub may convert differently. Of a base, this is what a conversion reads besides its weights.
     inputs: dict[str, Any] = {"source": digest, "by": __version__, **dataclasses.asdict(conversion)}
     if base is not None:
         inputs["base"] = [base.architecture, base.tied, base.fingerprint, dict(base.config)]

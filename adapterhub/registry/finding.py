@@ -56,9 +56,11 @@ def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> Found:
 def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Found:
     """Search for the version that a folder is, or for the bytes of a file; failing that, for the tensors in the weights."""
     if path.is_dir():
+        # The digest that the folder would get from a push.
         version_holders = holders(registry.index, oci_manifest.build(path).digest)
         if version_holders:
             return Found(source, version_holders)
+        # Only weights: configs and READMEs are often the same in unrelated adapters.
         files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
     else:
         files = [path]

@@ -59,6 +59,7 @@ def check_files(root: Path) -> None:
     """Raise RefusedError if the database, or a file that SQLite keeps next to it, is a link, a pipe or a device."""
     for suffix in SUFFIXES:
         path = Path(f"{root / FILE}{suffix}")
+        # SQLite follows links, and would write wherever they lead.
         with local_errors(path), contextlib.suppress(FileNotFoundError):
             check_regular(path.lstat(), path)
 
@@ -96,6 +97,7 @@ class Ledger:
         store.create()
         if not (root / FILE).exists():
             create_index(root / FILE, store)
+            # Record the stamp of index.json: without it, every later command would take the index for outdated.
             with contextlib.closing(cls.open(root, store)) as ledger, ledger.locked():
                 index_file.write(ledger.index, ledger.store)
         return cls.open(root, store)
@@ -123,6 +125,7 @@ class Ledger:
                 problem = f"the store is missing, and {FILE} contains no adapters itself"
                 raise IntegrityError(str(store.root), problem, "Restore the store from a backup")
             raise NotFoundError(str(root), "no registry there", "Create one", code="no-registry")
+        # Opened for writing whenever possible, even by commands that only read: there may be moves of killed writers to finish.
         if not (
             os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not has_index or os.access(root / FILE, os.W_OK))
         ):
@@ -221,12 +224,14 @@ class Ledger:
                     replay.catch_up(self.index, self.store, name, extracts)
                     index_file.write(self.index, self.store)
             except LocalIOError as error:
+                # Once the log has the entry, the move has happened: only the index is behind, and the error says so.
                 if not committed:
                     raise
-                problem = f"{error.what}; {name} has moved all the same, and the next command that can write updates the index"
+                problem = f"{error.what}; {name} has moved nevertheless; the next command that can write updates the index"
                 raise LocalIOError(error.where, problem, error.hint) from error
             with contextlib.suppress(OSError):  # a process that finds the file only replays the log again
                 self.store.files.remove(pending)
+            # Called without the lock, which the callback may need itself.
             if committed and self.moved:
                 self.moved(entry)
 
@@ -253,6 +258,7 @@ class Ledger:
                 replay.catch_up(self.index, self.store, name)
                 index_file.write(self.index, self.store)
                 replayed_markers.append(pending)
+        # Removed only now that the transactions are committed. A damaged log keeps its file, so that it is tried again.
         for pending in replayed_markers:
             with contextlib.suppress(FileNotFoundError):
                 self.store.files.remove(pending)
@@ -262,6 +268,7 @@ class Ledger:
         if index_file.is_current(self.index, self.store):
             return
         with self.locked():
+            # Another process may have caught up while this one waited for the lock.
             if not index_file.is_current(self.index, self.store):
                 self.catch_up(self.store.log.names())
                 index_file.adopt(self.index, self.store)

@@ -158,6 +158,7 @@ def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, i
     try:
         return Node(digest, tuple(reason_by_ref), registry.adapter_manifest(digest), deprecated)
     except AdapterhubError:
+        # A damaged version is still part of the lineage; fsck reports the damage.
         return Node(digest, tuple(reason_by_ref), deprecated=deprecated)
 
 

@@ -82,15 +82,15 @@ def _check_tag(log: RefLog, state: Name, row: Row, tag: str, *, known: Digest, d
 
 def _entries_in_force(log: RefLog, state: Name, number: int, database: Path) -> Iterator[tuple[Entry, Digest]]:
     """Yield the entries that may apply to a version now, newest first, and none from before it was removed for good."""
-    undone = False
+    skipping = False
     for entry, digest in _back(log, state, database):
         if entry.op == "restore" and number in entry.numbers:
-            undone = True  # skip everything back to the removal, which it undid
-        elif entry.op == "delete" and undone:
-            undone = False
+            skipping = True  # skip everything back to the removal, which it undid
+        elif entry.op == "delete" and skipping:
+            skipping = False
         elif entry.op in ("restore", "delete"):
             return
-        elif not undone:
+        elif not skipping:
             yield entry, digest
 
 

@@ -2,8 +2,8 @@
 
 A recipe has the base model, the adapters by the digests of their manifests, and the options: everything the bytes of a merge
 depend on except the class of CPU. It also has an evenly spaced sample of the numbers that the merge changes, which shows how
-far a different result is off. Recipes of adapters that were merged or converted are in `recipe`; recipes stored under a name
-are in `merge_recipes`.
+far a different result is off. Recipes of adapters that were merged or converted are in `adapter_recipe`; recipes stored under a
+name are in `recipe_store`.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ def parse(text: str, where: str) -> MergeRecipe:
     import jsonschema
 
     document = json_file.parse_object(text, where)
+    # Checked before the schema, which would only report the first field that it does not know.
     version = document.get("schema_version")
     if type(version) is int and version > VERSION and str(document.get("$schema")).startswith("urn:adapterhub:schema:merge:"):
         raise RefusedError(
@@ -243,6 +244,7 @@ def check_base(recipe: MergeRecipe, base: Path, spec: BaseSpec) -> None:
             f"its names and shapes have the fingerprint {str(spec.fingerprint)[:19]}, not {str(expected_base.fingerprint)[:19]}"
         )
         raise _other_base_error(base, recipe, reason)
+    # Only the sizes, in order: a copy of the model may name its files differently.
     sizes = [path.stat().st_size for path in _weights(base)]
     if sizes != [file.size for file in expected_base.files]:
         raise _other_base_error(base, recipe, "its weights have other sizes")
@@ -302,6 +304,7 @@ def _difference(name: str, path: Path, recorded_sample: str | None, touched: Seq
         return Difference(name, "bytes differ, and the tensors it contains")
     differing, max_ulps, offset = 0, 0, 0
     for new in samples:
+        # float32 holds float16 and bfloat16 exactly, so converting back loses nothing.
         before = old[offset : offset + len(new)].astype(new.dtype)
         differing += int(np.count_nonzero(before != new))
         max_ulps, offset = max(max_ulps, ulps(before, new)), offset + len(new)
@@ -340,11 +343,12 @@ def _sample(path: Path, touched: Sequence[str], count: int) -> Iterator[np.ndarr
         changed = {*touched, *(f"{name}.nested_absmax" for name in touched)}
         names = sorted(name for name in changed & kinds.keys() if kinds[name] in _FLOATS)
         ends = np.cumsum([0, *(math.prod(file.tensors[name].shape) for name in names)])
-        share = np.arange(1, min(count, int(ends[-1])) + 1) * _GOLDEN % 1
-        positions = np.sort((share * ends[-1]).astype(np.int64))
+        fractions = np.arange(1, min(count, int(ends[-1])) + 1) * _GOLDEN % 1
+        positions = np.sort((fractions * ends[-1]).astype(np.int64))
         for name, start, end in zip(names, ends, ends[1:], strict=False):
             offsets = positions[(positions >= start) & (positions < end)] - start
             if len(offsets):
                 info = file.tensors[name]
+                # Mapped, so that only the pages with sampled numbers are read.
                 numbers = np.memmap(path, dtypes.NUMPY[kinds[name]], "r", info.offset, (math.prod(info.shape),))
                 yield np.array(numbers[offsets])

@@ -47,7 +47,7 @@ def check_adapters(registry: Registry, adapters: Iterable[Ingredient]) -> None:
     for adapter in adapters:
         location = adapter.ref or ""
         if "://" not in location and not _whole(registry, adapter.digest):
-            problem = "is not in this registry, so that nothing would keep it for the recipe"
+            problem = "is not in this registry, so nothing would keep it for the recipe"
             raise NotFoundError(location or adapter.digest, problem, "Push it first, or write the recipe to a .json file")
 
 
@@ -67,6 +67,7 @@ def store(registry: Registry, name: str, recipe: MergeRecipe) -> StoredRecipe:
         # Stored under the lock: before that, a gc may remove the blob, which no name needs yet.
         registry.store.put_bytes(raw)
         registry.store.sync_blobs()
+        # Under the lock as well: no gc may remove an adapter between this check and the entry that keeps it.
         check_adapters(registry, recipe.adapters)
         if state.there and state.entry and state.entry.digest == digest:
             return None

@@ -54,6 +54,7 @@ def checked_tags(ref: Ref, tags: Sequence[str]) -> tuple[str, ...]:
 
 def checked_message(message: str, ref: Ref) -> str:
     """Return a message for the log, with characters that cannot be encoded replaced; RefError if it is too long."""
+    # Arguments of a command line that are not valid UTF-8 arrive as surrogates (PEP 383), which cannot be written.
     message = message.encode(errors="replace").decode()
     if len(message) > _MAX_MESSAGE:
         raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Shorten it, or link to a longer one")
@@ -111,6 +112,7 @@ def push(
         if not moved:
             return None
         check_protected(ledger, ref.name, *changed_tags)
+        # A number is never used twice, not even after a removal: a pinned ref must not come to mean other bytes.
         op, target_number = ("push", max(number, state.number + 1)) if new else ("tag", existing_rows[0].number)
         move_fields = (manifest.digest, len(manifest.raw), target_number, changed_tags, state.head)
         return Entry(ref.name, state.seq + 1, op, now(), *move_fields, message=message)
@@ -118,6 +120,7 @@ def push(
     ledger.move(ref.name, decide)
     if not complete:
         return None
+    # Exactly one row: a name has each manifest once.
     (row,) = queries.versions(ledger.index, name=ref.name, digest=manifest.digest)
     named_tag = ref.tag or next((tag for tag in tags_to_move if tag != LATEST), None)
     return replace(version_of(ledger, row, named_tag), new=new, moved=moved)
@@ -142,6 +145,7 @@ def _check_expect(ledger: Ledger, name: str, tag: str | None, expect: Digest | N
     number = queries.tags(ledger.index, name).get(tag or LATEST, 0)
     rows = queries.versions(ledger.index, name=name, number=number)
     current_digest = rows[0].digest if rows else ABSENT
+    # `expect` may be the beginning of a digest.
     if not current_digest.startswith(expected):
         problem = f"moved in the meantime: it is {current_digest}, not {expect}"
         raise ConflictError(str(Ref(name, tag=tag)), problem, "Review that version, then try again")
@@ -230,6 +234,7 @@ def deprecate(ledger: Ledger, ref: Ref, message: str, *, undo: bool) -> int:
     message = checked_message(message, ref)
 
     def decide(state: Name) -> Entry | None:
+        # Looked up again under the lock: the name may have been removed since.
         find_row(ledger, Ref(ref.name, number=row.number))
         current_message = queries.marks(ledger.index, "deprecate", ref.name).get(str(number))
         if current_message == (None if undo else message):
@@ -252,6 +257,7 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> N
     def decide(state: Name) -> Entry:
         _check_expect(ledger, ref.name, ref.tag, expect)
         find_exact_row(ledger, ref)
+        # Removing a name would remove all its tags, so none of them may be protected.
         for tag in (ref.tag,) if ref.tag else queries.marks(ledger.index, "protect", ref.name):
             check_protected(ledger, ref.name, tag)
         if not (ref.tag or force):
@@ -274,7 +280,7 @@ def _check_childless(ledger: Ledger, name: str) -> None:
         child, parent = min(parent_by_child.items(), key=lambda item: str(item[0]))
         remainder = f" ({len(parent_by_child) - 1} more like it)" if len(parent_by_child) > 1 else ""
         problem = f"{child} was made from {parent} and could not be made again{remainder}"
-        raise RefusedError(name, problem, "Force it to remove it all the same", code="has-children")
+        raise RefusedError(name, problem, "Use force to remove it anyway", code="has-children")
 
 
 def restore(ledger: Ledger, name: str) -> Restored:
@@ -288,6 +294,7 @@ def restore(ledger: Ledger, name: str) -> Restored:
                 find_row(ledger, Ref(name))  # raises NotFoundError
             raise RefusedError(name, "was not removed")
         entries = list(ledger.store.log.entries(name))
+        # Each restore makes a replay apply the whole log again.
         if sum(entry.op == "restore" for entry in entries) >= MAX_RESTORES:
             raise RefusedError(name, f"was restored {MAX_RESTORES} times, which is the limit", "Push to another name")
         pushed = removed_versions(entries)

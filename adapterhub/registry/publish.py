@@ -191,9 +191,9 @@ def check_received(
     return errors
 
 
-def _succeeds(act: Callable[[], object]) -> bool:
+def _succeeds(action: Callable[[], object]) -> bool:
     try:
-        act()
+        action()
     except AdapterhubError:
         return False
     return True
@@ -252,13 +252,14 @@ def errors_of(
     if report.format is None:  # nothing can be stored of what cannot be read
         error = RefusedError(report.where, problem_text, first.hint)
         if first.cause:
+            # The code of the cause, such as a missing file, says more than that of the check.
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
     can_force = forced is not None and _succeeds(partial(forced, errors))
     raise RefusedError(
         report.where,
         problem_text,
-        "Check it for the rest, or store it with force" if can_force else "Check it for the rest",
+        "Run the check to see all errors, or store it with force" if can_force else "Run the check to see all errors",
         code=(CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD,
         adapter=report.where,
         base=base.where if base else "",

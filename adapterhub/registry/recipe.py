@@ -207,6 +207,7 @@ def differences(stored: Path, rebuilt: Path) -> list[Difference]:
     """Compare rebuilt files with the stored ones; further stored files are ignored."""
     results = []
     for name in sorted(path for path, status in walk(rebuilt) if stat.S_ISREG(status.st_mode)):
+        # adapter.json also has what people declared, which a rebuild cannot know.
         if name.rpartition("/")[2] == ADAPTER_JSON:
             continue
         if not (stored / name).is_file():
@@ -230,9 +231,9 @@ def _tensors(stored: Path, rebuilt: Path) -> Iterator[Difference]:
             yield Difference(name, "numbers differ", ulps(before[name], after[name]))
 
 
-def ulps(left: np.ndarray, right: np.ndarray) -> int:
+def ulps(first: np.ndarray, second: np.ndarray) -> int:
     """Return the largest distance between two numbers at the same position, in units in the last place."""
-    bits = np.dtype(f"i{left.dtype.itemsize}")
+    bits = np.dtype(f"i{first.dtype.itemsize}")
     lowest = np.iinfo(bits).min
 
     def monotonic(array: np.ndarray) -> np.ndarray:
@@ -240,4 +241,4 @@ def ulps(left: np.ndarray, right: np.ndarray) -> int:
         # As integers, the bit patterns of negative floats run the other way; mirrored, they continue below 0, and -0 is 0.
         return np.where(integers < 0, int(lowest) - integers, integers)
 
-    return int(np.abs(monotonic(left) - monotonic(right)).max(initial=0))
+    return int(np.abs(monotonic(first) - monotonic(second)).max(initial=0))

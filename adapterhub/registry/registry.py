@@ -6,12 +6,13 @@
 Versions are immutable and are numbered by the push that creates them. Refs move, one log entry per move, and only ever point
 at complete manifests. Every method that takes a ref may raise RefError, NotFoundError or IntegrityError.
 
-`registry.moves` decides each move, `registry.versions` resolves refs, and `registry.ledger` keeps the store and its index in
-step.
+`registry.moves` decides each move, `registry.version_lookup` resolves refs, and `registry.ledger` keeps the store and its index
+in step.
 """
 
 from __future__ import annotations
 
+# `Registry.list` hides the built-in `list` in the annotations of the class.
 import builtins
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +57,7 @@ _TRIES = 5  # attempts of a push whose blobs a gc keeps removing
 def policy_of(folder: Path) -> Policy | None:
     """Return the policy in the adapterhub.toml of a registry's folder, whoever owns that file; None without one."""
     file = folder.absolute() / PROJECT
+    # A dangling link is an error, not a registry without a policy.
     if not os.path.lexists(file):
         return None
     from adapterhub.project import settings
@@ -161,6 +163,7 @@ class Registry:
     def show(self, ref: Ref) -> dict[str, Any]:
         """Return a version as JSON: its refs, its adapter.json upgraded to the current schema, and its OCI manifest."""
         row = self.row(ref)
+        # Artifacts of other tools may have no adapter.json.
         raw = self.store.read_document(row.digest)
         manifest = oci_manifest.parse(raw, str(row.ref))
         adapter_json = self.store.read_document(manifest.adapter_json.digest) if manifest.adapter_json else b"{}"
@@ -274,6 +277,7 @@ class Registry:
             count_bytes = counter(progress, sum(missing.values()))
             for digest in missing:
                 lease.note(digest)
+                # The lock is taken for each file anew, so that reading many gigabytes does not hold up pushes.
                 if self.store.list_tensors(digest, count_bytes) is not None:
                     with self.locked():
                         tensors.add(self.index, digest, self.store.tensors.read)
@@ -324,7 +328,7 @@ class Registry:
         message: str = "",
         tags: Sequence[str] = (),
     ) -> Version:
-        """Store an adapter that `publish.package` has checked; the arguments not listed here are those of `push`.
+        """Store an adapter that `packaging.package` has checked; the arguments not listed here are those of `push`.
 
         Args:
             package: The adapter.
@@ -334,7 +338,9 @@ class Registry:
         """
         from . import publish  # needs numpy
 
+        # Fail before any byte is stored; `moves.push` checks the same again under the lock.
         moves.check_push(self.ledger, ref, expect)
+        # The registry's own policy applies in addition to the project's, which the package has met already.
         if self.policy is not None:
             self.policy.check_name(ref.name)
             package = publish.allowed(package, self.policy)
@@ -346,6 +352,7 @@ class Registry:
             with self.store.lease("push"):
                 manifest, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
                 read_signatures = partial(signatures.known, self.store, manifest, package.signatures)
+                # Verified before any ref leads to the version.
                 signatures.check(package.policy, manifest, read_signatures, name=ref.name, where=package.where)
                 version = moves.push(self.ledger, ref, manifest, expect=expect, tags=tags_to_move, message=message)
             if version is not None:

@@ -207,6 +207,7 @@ class Repositories:
             self._store.sync_blobs()
             return state.next("push", now(), digest, size)
 
+        # Until the log entry names the new blob, only the lease keeps a gc from removing it.
         with self._store.lease("hub"):
             self._move(name, decide)
         return repository
@@ -231,6 +232,7 @@ class Repositories:
     def _state(self, name: str) -> tuple[NamedDocument, Repository | None]:
         cached = self._known.get(name)
         state = named_documents.current(self._store, name, log=HUB, known=cached[0] if cached else None)
+        # `current` returns the same object as long as the log has no newer entry.
         if cached is None or cached[0] is not state:
             cached = state, self._read(state)
             # Names without a log are not cached: anybody may ask for any name, and the cache would grow without limit.
@@ -328,6 +330,7 @@ def _dump(value: Repository | CommitRecord) -> bytes:
     if not document.get("moved_from", "-"):
         # Older documents lack the field: leaving it out keeps their bytes, and with them their digests, unchanged.
         del document["moved_from"]
+    # Always in the same form, so that the same state has the same digest.
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 

@@ -1,7 +1,7 @@
 """Signatures of pushed versions: the ones that a policy requires for a name, and the ones stored with a version.
 
 An attestation is a signature of a statement about a version; it is stored, carried and required as a signature of files is. The
-cryptography is in `adapterhub.trust`, the files in `store.signatures`.
+cryptography is in `adapterhub.trust`, the files in `store.signature_files`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _check_base(policy: Policy | None, where: str, claim: Attestation) -> None:
     if claim.kind == attestation.FITS:
         base = attestation.base_of(claim)
         if policy and not all(base in bases for bases in policy.base_digests()):
-            raise IntegrityError(where, f"the attestation is about the base {base[:19]}…, which is not one of bases")
+            raise IntegrityError(where, f"the attestation is about the base {base[:19]}…, which the policy does not allow")
 
 
 @dataclass(frozen=True)

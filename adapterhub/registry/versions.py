@@ -106,6 +106,7 @@ def find_row(ledger: Ledger, ref: Ref) -> Row:
     if not ledger.index.in_transaction:
         with contextlib.suppress(IntegrityError):
             return _row(ledger, ref, ledger.current(ref.name))
+    # Under the lock nothing moves, so a difference that remains is real.
     with ledger.locked():
         return _row(ledger, ref, ledger.current(ref.name))
 
@@ -139,6 +140,7 @@ def _check(ledger: Ledger, state: Name, row: Row, tag: str | None) -> None:
     if verified_head != state.head:
         log, pushed, database = ledger.store.log, queries.pushed_by(ledger.index, row), ledger.index.path
         log_check.check_row(log, state, row, tag, pushed=pushed, database=database, known=verified_head)
+        # What was compared with the tag also holds for the version without it.
         ledger.checked |= {(*identity, tag): state.head, (*identity, None): state.head}
 
 
@@ -195,6 +197,7 @@ def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:
             removed_number = moves[-1][1]
             moves.append((entry.seq, 0))
         elif entry.op == "restore":
+            # A restore brings a tag back only if its version came back.
             moves.append((entry.seq, removed_number if removed_number in entry.numbers else 0))
         elif entry.op in ("push", "tag", "untag") and ref.tag in entry.tags:
             moves.append((entry.seq, 0 if entry.op == "untag" else entry.number))

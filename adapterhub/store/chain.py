@@ -18,9 +18,9 @@ from .ref_log import BASES, HUB, MERGES, REFS, Entry
 LOGS = (REFS, BASES, MERGES, HUB)
 CHANGED, REMOVED, REORDERED, TRUNCATED, UNREADABLE = "changed", "removed", "reordered", "truncated", "unreadable"
 
-End = tuple[int, Digest]
+LogEnd = tuple[int, Digest]
 """The number of the last entry of a name's log, and its digest."""
-Ends = Mapping[str, Mapping[str, End]]
+LogEnds = Mapping[str, Mapping[str, LogEnd]]
 """Log to name to the end of its log."""
 
 
@@ -62,12 +62,12 @@ class Fault:
 class Chains:
     """The ends of all logs as far as their chains are intact, the first fault of each log, and the number of entries."""
 
-    ends: Ends
+    ends: LogEnds
     faults: tuple[Fault, ...]
     entries: int
 
 
-def follow(log: Log, recorded_ends: Ends | None = None) -> Chains:
+def follow(log: Log, recorded_ends: LogEnds | None = None) -> Chains:
     """Read every entry of every log, and compare it with its predecessor and with ends that were recorded before.
 
     Args:
@@ -75,24 +75,24 @@ def follow(log: Log, recorded_ends: Ends | None = None) -> Chains:
         recorded_ends: Earlier ends of the logs, which must still contain them.
     """
     recorded_ends = recorded_ends or {}
-    ends: dict[str, dict[str, End]] = {}
+    ends: dict[str, dict[str, LogEnd]] = {}
     faults: list[Fault] = []
     entries = 0
     for kind in LOGS:
         recorded, ends[kind] = recorded_ends.get(kind, {}), {}
         names = log.names(REFS) if kind == REFS else log.document_names(kind)
         for name in sorted({*names, *recorded}):
-            end, fault = _follow(log, kind, name, recorded.get(name, (0, "")))
+            end, fault = _verify_log(log, kind, name, recorded.get(name, (0, "")))
             ends[kind][name] = end
             entries += end[0]
             faults += [fault] if fault else []
     return Chains(ends, tuple(faults), entries)
 
 
-def _follow(log: Log, kind: str, name: str, recorded_end: End) -> tuple[End, Fault | None]:
+def _verify_log(log: Log, kind: str, name: str, recorded_end: LogEnd) -> tuple[LogEnd, Fault | None]:
     seq, previous_digest = 0, ""
 
-    def fault(number: int, fault_kind: str, what: str) -> tuple[End, Fault]:
+    def fault(number: int, fault_kind: str, what: str) -> tuple[LogEnd, Fault]:
         return (seq, previous_digest), Fault(log.where(name, number, log=kind), fault_kind, what)
 
     while True:

@@ -73,6 +73,7 @@ def write_layer(folder: Path, layer: Descriptor, source: object, more: More | No
     The caller has checked `layer.path` (`oci_manifest.parse` or `package_files.listing`).
     """
     path = folder / layer.path
+    # Never write through a link or into a file that somebody put into the folder meanwhile. Windows needs O_BINARY.
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

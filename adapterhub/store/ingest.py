@@ -36,6 +36,7 @@ def ingest(
     """
     from adapterhub.manifest import describe  # needs numpy, which commands that only read do without
 
+    # What killed processes left behind may take up the space that is needed now.
     store.files.sweep()
     draft = draft or describe.draft(folder)  # before anything is stored, as this may not be an adapter
     file_list = draft.listing
@@ -65,6 +66,7 @@ def ingest(
     manifest = oci_manifest.assemble(files, adapter_manifest)
     store.put_bytes(manifest.config_bytes)
     store.put_bytes(manifest.raw)
+    # Before a ref moves: no log entry may name a blob that a power cut can still destroy.
     store.sync_blobs()
     return manifest, file_list.skipped
 

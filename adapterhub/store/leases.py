@@ -66,6 +66,7 @@ def hold(files: Inside, kind: str, *, required: bool) -> Iterator[Lease]:
     finally:
         if file is not None:
             with contextlib.suppress(OSError):
+                # Removed while it is still locked, so that nobody takes it for the lease of a killed process.
                 files.remove(path)
             file.close()
 
@@ -117,6 +118,7 @@ def noted(files: Inside) -> tuple[set[str], set[str]]:
     for path in _named(files, _SUFFIX):
         with contextlib.suppress(FileNotFoundError), files.open(path) as file:
             if not _is_dead(file.fileno()):
+                # Without the line about the holder, and without a last line that is still being written.
                 digests.update(file.read().decode("utf-8", "replace").split("\n")[1:-1])
                 ids.add(path.stem)
     return digests, ids
@@ -147,6 +149,7 @@ def _is_dead(handle: int) -> bool:
         host = json_file.parse_object(os.read(handle, 4096).split(b"\n", 1)[0], "lease").get("host")
     except FormatError:
         host = None  # an incomplete line, as after a power cut
+    # The caller reads the file from its beginning.
     os.lseek(handle, 0, os.SEEK_SET)
     old = _age(os.fstat(handle)) > ABANDONED
     # A lock that can be had proves that the holder is gone only on this host: flock may not reach across a network file system.

@@ -5,8 +5,8 @@
     hub/<ns>/<name>/<seq>.json  likewise
 
 A document is a blob: the record of a base model (`adapterhub.bases.registered`), a merge recipe
-(`adapterhub.registry.merge_recipe`) or a repository (`adapterhub.registry.repositories`). Only one thing in them is read here:
-the adapters that a recipe needs.
+(`adapterhub.registry.merge_recipe`) or a repository (`adapterhub.registry.repository_records`). Only one thing in them is read
+here: the adapters that a recipe needs.
 """
 
 from __future__ import annotations

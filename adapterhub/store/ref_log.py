@@ -31,14 +31,14 @@ MAX_RESTORES = 100
 """Restores of one name: each has a replay apply the whole log again."""
 # Operations by the version of the format that introduced them. An adapterhub that does not know a version refuses its entries:
 # skipping one would show a state that never was.
-_OPS = {
+_OPS_BY_VERSION = {
     1: {"push", "tag", "untag", "delete"},
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
     3: {"evaluate"},
     4: {"restore"},
 }
-_OPS[5] = set().union(*_OPS.values())  # each with its author, and a push or a tag with a message
-_SINCE = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
+_OPS_BY_VERSION[5] = set().union(*_OPS_BY_VERSION.values())  # each with its author, and a push or a tag with a message
+_FIELD_SINCE_VERSION = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Entry:
     def dump(self) -> bytes:
         """Return the bytes of the entry's file, in the oldest version of the format that can express it."""
         # The oldest version, so that older programs that share the registry can read as many entries as possible.
-        version = min(number for number, ops in _OPS.items() if self.op in ops)
+        version = min(number for number, ops in _OPS_BY_VERSION.items() if self.op in ops)
         version = 5 if self.author or (self.message and version == 1) else version
         document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
@@ -92,17 +92,19 @@ class Entry:
         """
         document = parse_object(raw.decode("utf-8", "replace"), where)
         version = document.pop("version", None)
-        if isinstance(version, int) and version > max(_OPS):
-            problem = f"entry version {version} is newer than version {max(_OPS)}, the last supported"
+        if isinstance(version, int) and version > max(_OPS_BY_VERSION):
+            problem = f"entry version {version} is newer than version {max(_OPS_BY_VERSION)}, the last supported"
             raise RefusedError(where, problem, "Upgrade adapterhub", code="newer-version")
         kinds = {key: type(value) for key, value in document.items()}
-        if type(version) is not int or version not in _OPS or kinds != _fields(version):
+        if type(version) is not int or version not in _OPS_BY_VERSION or kinds != _fields(version):
             raise FormatError(where, "not an entry of a ref log")
         counts = [
             *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
             *document.get("numbers", ()),
         ]
-        if document["op"] not in _OPS[version] or not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+        if document["op"] not in _OPS_BY_VERSION[version] or not all(
+            type(count) is int and 0 <= count < 2**53 for count in counts
+        ):
             raise FormatError(where, "has an unknown operation, or a number that is out of range")
         if document["digest"]:
             parse_digest(document["digest"], where)
@@ -128,7 +130,7 @@ def placed(raw: bytes, name: str, seq: int, where: str) -> tuple[Entry, Digest]:
 def _fields(version: int) -> dict[str, type]:
     """Return the fields of an entry in that version of the format, with their JSON types."""
     kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
-    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version >= _SINCE.get(key, 1)}
+    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version >= _FIELD_SINCE_VERSION.get(key, 1)}
 
 
 def in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:

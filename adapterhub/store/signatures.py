@@ -17,7 +17,7 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 
 from .atomic import Files, local_errors
 
-MOST, MOST_BYTES = 1000, 64 << 20
+MOST, MAX_SIGNATURE_BYTES = 1000, 64 << 20
 """Signatures of one version that are looked at, and their bytes that are read."""
 MOST_BROUGHT = 100
 """Signatures of one version that are stored with it unasked, so that there is room for those of its user."""
@@ -35,7 +35,7 @@ def bounded(candidates: Iterable[Sized]) -> list[bytes]:
     kB, whatever the others are: a thousand of that size fit the limit of bytes. A signature that cannot be read is left out.
     """
     contents: list[bytes] = []
-    budget = MOST_BYTES
+    budget = MAX_SIGNATURE_BYTES
     for size, read in sorted(islice(candidates, MOST), key=itemgetter(0)):
         budget -= size
         if budget < 0:

@@ -5,7 +5,7 @@
     blobs/sha256/<hex>      read-only; complete and flushed before the name appears
     packs/sha256/<hex>      the same blobs, compressed on request; only adapterhub reads them (`packs`)
     tensors/sha256/<hex>    derived: the tensors of a blob of weights (`tensor_digests`)
-    signatures/sha256/<hex> signatures of versions (`signatures`)
+    signatures/sha256/<hex> signatures of versions (`signature_files`)
     refs/, bases/, merges/, hub/  logs: one exclusively created file per move (`ref_log`)
     pending/<id>.json       a move that has begun and that registry.db may not contain yet
     leases/<id>.lease       a running process and the blobs it needs (`leases`)
@@ -113,7 +113,7 @@ class Store:
     def check(self) -> None:
         """Raise RefusedError if the store's folder, or one directly in it, is a link; links further down are refused later."""
         if self.root.is_symlink():
-            problem = "a link, and a store is not followed out of the folder of its registry"
+            problem = "a link; the store must be a folder of the registry itself"
             raise RefusedError(str(self.root), problem, "Remove it, or name the registry that it leads to", code="linked-store")
         with local_errors(self.root), contextlib.suppress(FileNotFoundError):
             self.files.folders(self.root)
@@ -213,6 +213,7 @@ class Store:
     def put_stream(self, source: Any, *, more: More | None = None) -> tuple[Digest, int]:
         """Store the contents of an unbuffered file; return digest and size. Call `sync_blobs` before a ref names the blob."""
         with self.files.temporary() as (path, file):
+            # The digest is known only after the copy; if the blob exists already, the copy is dropped.
             digest, size = copy_hashing(source, file, more=more)
             if not self.holds(digest, size):
                 self.settle(path, file, digest)
@@ -260,6 +261,7 @@ class Store:
 
     def settle(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Flush a complete file in tmp/ and turn it into a blob; every new blob of the store passes through here."""
+        # Read-only, as blobs are immutable. Windows has no fchmod.
         if hasattr(os, "fchmod"):
             os.fchmod(file.fileno(), 0o444)
         # Flushed before the rename: after a power cut, a name must never lead to an incomplete blob.
@@ -301,6 +303,7 @@ class Store:
         final = self.packs.path(digest)
         with local_errors(final):
             self.files.make_dir(final.parent)
+            # In this order, so that a readable copy of the blob exists at every moment.
             self.files.move(path, final)
             self.files.sync(final.parent)
         self.drop_plain(digest)
@@ -366,6 +369,7 @@ class Store:
         leftover_paths, active_ids = dead(self.files), noted(self.files)[1]
         dead_ids = {path.stem for path in leftover_paths}
         for path in self.files.listed(self.root / "tmp"):
+            # The name begins with the id of the writer's lease.
             owner = path.name.partition("-")[0]
             with contextlib.suppress(FileNotFoundError):
                 if owner in dead_ids or (owner not in active_ids and time.time() - self.files.status(path).st_mtime > age):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HEAD = b'{"version":1,"tensors":[\n'
 _END = b'],"sha256":"'
-_MAX = 256 << 20  # bytes of a list
+_MAX_LIST = 256 << 20  # bytes of a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class TensorLists:
         """Return the tensors of a blob; None if its list is missing, incomplete or invalid."""
         path = self.path(digest)
         try:
-            return parse(self._files.read(path, _MAX), str(path))
+            return parse(self._files.read(path, _MAX_LIST), str(path))
         except (OSError, AdapterhubError):
             return self._unwritten.get(digest)
 

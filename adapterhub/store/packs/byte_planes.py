@@ -47,7 +47,7 @@ def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int 
     elif width > 1:
         words = _rotate_left(words)
     compress = _compressor(level if width == 1 and parent is None else 0).compress
-    return [_smaller(plane, compress(plane.data)) for plane in _split(words, width)]
+    return [_smaller_form(plane, compress(plane.data)) for plane in _split(words, width)]
 
 
 def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = None) -> Bytes:
@@ -95,7 +95,7 @@ def _joined(planes: list[Bytes], width: int) -> Words:
     return words
 
 
-def _smaller(plane: Bytes, compressed: bytes) -> bytes | Bytes:
+def _smaller_form(plane: Bytes, compressed: bytes) -> bytes | Bytes:
     return compressed if len(compressed) < _WORTH * len(plane) else plane
 
 

@@ -37,10 +37,10 @@ _ENTRY = np.dtype(
 _HINT = "Check the registry"
 # A block may need two blocks of its parent, each of which needs two of its own: 31 in all along the longest chain that is
 # written, if no block is used twice. In a hostile chain, blocks need many more.
-_WORK = 1 << (MAX_DEPTH + 1)
-_WORK_FREE = 256 << 20  # bytes decoded, by a read of any size
+_MAX_WORK_RATIO = 1 << (MAX_DEPTH + 1)
+_FREE_WORK = 256 << 20  # bytes decoded, by a read of any size
 _BLOCK_COST = 1 << 10  # bytes that could be decoded in the time that any block takes
-_CLEARLY = 0.95
+_CLEARLY_LESS = 0.95
 _SAMPLES, _SAMPLE = 8, 1 << 16  # blocks, and bytes of each, that show what a parent is worth
 
 
@@ -98,10 +98,10 @@ def write(
     """
     file.write(bytes(HEAD_SIZE))
     position, delta, entries = HEAD_SIZE, 0, []
-    smallest = _Smallest(level)
+    smallest = _SmallestEncoding(level)
     for block in blocks:
-        raw = _exactly(read_at, block.offset, block.size)
-        base = _exactly(parent[1], block.parent, block.size) if parent and block.parent is not None else None
+        raw = _read_exactly(read_at, block.offset, block.size)
+        base = _read_exactly(parent[1], block.parent, block.size) if parent and block.parent is not None else None
         stored, is_delta = smallest(raw, block.width, base)
         for plane in stored:
             file.write(plane)
@@ -112,6 +112,7 @@ def write(
         delta += block.size if is_delta else 0
     index = byte_planes.deflate(np.array(entries, _ENTRY).tobytes())
     file.write(index)
+    # A pack without any difference does not depend on the parent.
     digest = bytes.fromhex(parent[0].removeprefix("sha256:")) if parent and delta else bytes(32)
     # The head comes last: until then the file starts with zeros, and an incomplete pack is not taken for a pack.
     file.seek(0)
@@ -119,7 +120,7 @@ def write(
     return Written(position + len(index), delta)
 
 
-class _Smallest:
+class _SmallestEncoding:
     """Chooses the shortest form of a block: its planes, its difference from the parent, or the plain bytes.
 
     If the difference is clearly shorter than the planes of the last block that was tried without the parent, it is taken
@@ -136,7 +137,7 @@ class _Smallest:
         """Return the stored planes, and whether they are those of a difference."""
         delta = None if parent is None else byte_planes.encode(raw, width, parent, level=self._level)
         least = len(raw) if delta is None else _length(delta)
-        if delta is not None and least < _CLEARLY * self._alone.get(width, 0.0) * len(raw):
+        if delta is not None and least < _CLEARLY_LESS * self._alone.get(width, 0.0) * len(raw):
             return delta, True
         alone = byte_planes.encode(raw, width, level=self._level)
         self._alone[width] = _length(alone) / len(raw)
@@ -153,7 +154,7 @@ def _entry(block: Run, width: int, lengths: list[int], *, is_delta: bool) -> tup
     return block.size, width, is_delta, 0, block.parent if is_delta else 0, lengths + [0] * (8 - len(lengths))
 
 
-def _exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
+def _read_exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
     raw = read_at(offset, size)
     if len(raw) != size:
         raise IntegrityError("", "shorter than before: it changed while it was read", code="changed-meanwhile")
@@ -175,7 +176,7 @@ class _Work:
     def is_too_much(self, size: int) -> bool:
         """Count the decoding of a block of `size` bytes; return True if it exceeds what the requested bytes justify."""
         self.done += size + _BLOCK_COST
-        return self.done > _WORK * self.wanted + _WORK_FREE
+        return self.done > _MAX_WORK_RATIO * self.wanted + _FREE_WORK
 
 
 class Reader(io.RawIOBase):
@@ -214,7 +215,7 @@ class Reader(io.RawIOBase):
         except FormatError as error:
             raise self._damaged_pack_error("its index cannot be read") from error
         entries = np.frombuffer(raw, _ENTRY)
-        if not _sensible(entries, head):
+        if not _is_valid_index(entries, head):
             raise self._damaged_pack_error("its index is invalid")
         return entries
 
@@ -260,12 +261,12 @@ class Reader(io.RawIOBase):
             place += length
         if not entry["delta"]:
             return byte_planes.decode(stored, width, size // width)
-        parent = self._of_parent(int(entry["parent"]), size)
+        parent = self._read_parent(int(entry["parent"]), size)
         if len(parent) != size:
             raise FormatError("", "its difference needs bytes beyond the end of the parent")
         return byte_planes.decode(stored, width, size // width, np.frombuffer(parent, np.uint8))
 
-    def _of_parent(self, offset: int, size: int) -> bytes:
+    def _read_parent(self, offset: int, size: int) -> bytes:
         if isinstance(self._parent, Reader):
             return self._parent._plain(offset, size)
         return _read_at(self._parent, offset, size)
@@ -307,7 +308,7 @@ def gain(read_at: ReadAt, blocks: Sequence[Run], parent: ReadAt) -> tuple[int, i
     alone = delta = 0
     for block in shared[:: max(1, len(shared) // _SAMPLES)][:_SAMPLES]:
         size = min(block.size, _SAMPLE)
-        raw, base = _exactly(read_at, block.offset, size), _exactly(parent, block.parent or 0, size)
+        raw, base = _read_exactly(read_at, block.offset, size), _read_exactly(parent, block.parent or 0, size)
         alone += _length(byte_planes.encode(raw, block.width))
         delta += _length(byte_planes.encode(raw, block.width, base))
     return alone, delta
@@ -323,7 +324,7 @@ def _before(sizes: Any) -> Any:
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))[:-1] if len(sizes) else np.zeros(0, np.int64)
 
 
-def _sensible(entries: Any, head: Head) -> bool:
+def _is_valid_index(entries: Any, head: Head) -> bool:
     size, width, stored = entries["size"], entries["width"], entries["stored"]
     if not np.isin(width, byte_planes.WIDTHS).all() or (entries["delta"] > 1).any() or (entries["parent"] >= 2**62).any():
         return False

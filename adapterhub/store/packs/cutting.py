@@ -14,7 +14,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import FormatError
 
-_NONE: Mapping[str, str] = MappingProxyType({})
+_NO_MATCHES: Mapping[str, str] = MappingProxyType({})
 ReadAt = Callable[[int, int], bytes]
 """Returns bytes at an offset; fewer only at the end of the file."""
 
@@ -77,7 +77,7 @@ def _with_gaps(tensor_runs: list[Run], size: int) -> Iterator[Run]:
         yield Run(position, size - position, 1)
 
 
-def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NONE) -> list[Run]:
+def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NO_MATCHES) -> list[Run]:
     """Return `child` with the offsets of the same tensors in `parent`: those with the same name, type and shape.
 
     Args:

@@ -70,6 +70,7 @@ class Packs:
         for digest in self.digests():
             with contextlib.suppress(OSError):  # removed just now
                 status = self._files.status(self.path(digest))
+                # Packs are immutable: an unchanged file has the same parent as before.
                 stamp = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._heads.get(digest, ((),))[0] != stamp:
                     self._heads[digest] = stamp, self._parent(digest)
@@ -93,7 +94,7 @@ class Packs:
         except OSError as error:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
         try:
-            from .container import HEAD_SIZE, Reader, read_head
+            from .container import HEAD_SIZE, Reader, read_head  # needs numpy, which commands that only read do without
 
             head = read_head(file.read(HEAD_SIZE), str(path))
             if head.parent and depth >= READ_DEPTH:
