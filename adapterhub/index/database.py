@@ -129,6 +129,7 @@ def _guarded(connection: sqlite3.Connection) -> sqlite3.Connection:
     """Keep a database from anybody from running code or reading other files (sqlite.org/security.html)."""
     for limit, value in _LIMITS.items():
         connection.setlimit(limit, value)
+    # mmap_size = 0: a file that is truncated meanwhile would otherwise end the process with SIGBUS.
     for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection

@@ -32,6 +32,7 @@ def write(index: Index, store: Store) -> None:
     # In reverse order: a new name goes before the next name, which must be in the file already.
     moved = [name for (name,) in index.select("SELECT name FROM unwritten ORDER BY name DESC LIMIT ?", _MAX_CHANGED_NAMES + 1)]
     stamp = ""
+    # A file that another program has written is built again.
     if len(moved) <= _MAX_CHANGED_NAMES and is_current(index, store):
         stamp = store.index_file.change([(name, ref_lines(index, name), _after(index, name)) for name in moved])
     _set_stamp(index, stamp or store.index_file.write(ref_lines(index)))

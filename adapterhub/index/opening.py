@@ -64,6 +64,7 @@ def _create(path: Path, store: Store, *, instead: bool = False, wal: bool = True
                         connection.execute("PRAGMA journal_mode = WAL")
             with errors(path):
                 if instead:
+                    # Only the last replaced file is kept.
                     remove(Path(f"{path}.old"))
                     rename(path, f"{path}.old")
                 _take_name(temporary, path, store)
@@ -119,6 +120,7 @@ def open_index(path: Path, store: Store) -> Index:
         # The disk is too full for the shared memory of a write-ahead log.
         if getattr(error.__cause__, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
             return _open(path, store, exclusive=True)
+        # A database in WAL mode cannot be opened on such a file system: replace it with one without.
         if not _lacks_wal(path, error.__cause__):
             raise
     _create(path, store, instead=True, wal=False)
@@ -185,6 +187,7 @@ def copy_in_memory(path: Path, store: Store) -> Index:
         with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, "ro&immutable=1")) as file:
             if file.execute("PRAGMA user_version").fetchone() == (VERSION,) and _has_our_schema(file):
                 file.backup(index.connection)
+    # A writer may have started while the file was copied.
     if index.select("SELECT 1 FROM sqlite_master") and (before != _state_at_rest(path) or not _is_sound(index)):
         index.close()
         index = _in_memory(path)

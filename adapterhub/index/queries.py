@@ -81,6 +81,7 @@ def names(index: Index) -> list[Name]:
     """Return every name, including deleted ones, sorted."""
     records = index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name", kinds=_NAME)
     for name, *_ in records:
+        # Names become paths of logs: one from a hostile file must not lead elsewhere.
         if not is_name(name):
             raise broken(index.path, f"{name[:80]!r} is not a name")
     return [_name(row) for row in records]
@@ -245,6 +246,7 @@ def select(index: Index, where: str, *values: object) -> list[Row]:
     sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608 - fixed text
     result = []
     for *fields, parents, joined in index.select(sql, *values, kinds=_ROW):
+        # Most versions have no parents, and no tag contains a comma.
         made_from = _parents(index, parents) if parents != "[]" else ()
         fields += [made_from, tuple(sorted(joined.split(","))) if joined else ()]
         result.append(Row(*fields))
@@ -293,6 +295,7 @@ def _parents(index: Index, text: str) -> tuple[str, ...]:
 
 def by_id(index: Index, ids: Sequence[int]) -> list[Row]:
     """Return the versions with these ids, in this order. Only for use in this package."""
+    # One parameter for all ids, as SQLite limits the number of parameters.
     ids_json = json.dumps(ids)
     pairs = index.select("SELECT id, name, number FROM versions WHERE id IN (SELECT value FROM json_each(?))", ids_json)
     keys = {version: (name, number) for version, name, number in pairs}

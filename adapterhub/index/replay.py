@@ -165,6 +165,7 @@ class _Replay:
             " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
             *(after.name, after.seq, after.head, after.number, after.deleted),
         )
+        # Its lines in index.json are out of date now (`index_file.write`).
         self.index.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", entry.name)
         if entry.op == "delete":
             self._forget_name(entry.name)
@@ -218,6 +219,7 @@ class _Replay:
         index.execute_many("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in extract.parent_digests])
         self._count_facets(entry.name, 1)
         if extract.unindexed:
+            # Marked, so that lists and fsck can tell why the version has no data.
             mark = "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)"
             index.execute(mark, entry.name, queries.UNINDEXED, str(entry.number), extract.unindexed)
         for file in extract.weights:  # only files whose tensors an earlier search has listed

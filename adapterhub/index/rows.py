@@ -63,6 +63,7 @@ class Extract:
     @property
     def description(self) -> str:
         """The description in adapter.json."""
+        # The last of COLUMNS.
         return str(self.columns[-1] or "")[:MAX_TEXT]
 
     @property
@@ -91,6 +92,7 @@ def read(store: Store, digest: Digest) -> Extract:
     return Extract(
         tuple(_column(values[key] if key in values else getattr(adapter_json, key), kind) for key, kind in COLUMNS.items()),
         tuple(_text(parent.ref) or _text(parent.digest) for parent in adapter_json.parents),
+        # A merge may name the same parent twice.
         tuple(dict.fromkeys(_text(parent.digest) for parent in adapter_json.parents)),
         tuple(sorted(set(_facets(adapter_json, model_card)))),
         dict(_metrics(adapter_json.training)),

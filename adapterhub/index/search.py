@@ -1,4 +1,4 @@
-# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `_checked`, or a `?`
+# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `_require_allowed`, or a `?`
 """Search for adapters by words and facts, or by the bytes of a file.
 
 The words never reach FTS5's own syntax (sqlite.org/fts5.html, "Full-text Query Syntax"): each becomes one quoted phrase whose
@@ -112,6 +112,7 @@ class Holder:
 
 def search(index: Index, query: Query, *, facets: bool = False) -> Found:
     """Return the versions that match, best first; with `facets`, also count the facets and all matches."""
+    # Without conditions, the stored counts answer everything.
     if query == Query(limit=query.limit, without=query.without):
         return _newest(index, query, facets=facets)
     result = _common(index, query)
@@ -175,6 +176,7 @@ def _common(index: Index, query: Query) -> Found | None:
     hidden = set(query.without)
     for tier, matches in enumerate((named_rows, recent_rows)):
         for version, name in (match for match in matches if match[1] not in hidden):
+            # The first entry wins: a match in the name or title, then the latest push.
             best.setdefault(version if query.all_versions else name, (tier, version))
     # Too few of the recent versions are left for a full page: rank all matches instead.
     if len(best) < query.limit:
@@ -223,7 +225,7 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
         tag_query = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
         add(f"({tag_query} OR v.id IN ({facet_query}))", tag, "tag", tag)
     if query.namespace:
-        add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.UNDER
+        add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.IN_NAMESPACE
     for column, bounds in query.bounds:
         for bound in bounds:
             add(f"v.{_checked(column, _COLUMNS)} {_checked(bound.operator, _OPERATORS)} ?", bound.value)

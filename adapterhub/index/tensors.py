@@ -47,6 +47,7 @@ def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) ->
     )
     shares = []
     for (digest,) in files:
+        # The index has only 64 bits of each digest: compare the whole digests.
         common = shared(tensors, store.list_tensors(digest) or ())
         if common:
             count, size = len(common), sum(tensor.size for tensor in common)
@@ -114,6 +115,7 @@ def add(index: Index, digest: Digest, read: Callable[[Digest], Tensors | None]) 
     if index.select("SELECT 1 FROM weights WHERE digest = ?", digest) or (file_tensors := read(digest)) is None:
         return
     file = index.execute("INSERT INTO weights VALUES (NULL, ?)", digest)
+    # Sorted by the primary key, in which order SQLite inserts fastest.
     rows = sorted({(key(tensor.digest), file, tensor.size) for tensor in file_tensors if tensor.size})
     index.execute_many("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?)", rows)
 
@@ -137,6 +139,7 @@ def drop(index: Index, digests: Iterable[Digest], read: Callable[[Digest], Tenso
 
 def key(digest: Digest) -> int:
     """Return the first 64 bits of a digest as SQLite's INTEGER, in the order of the digests."""
+    # SQLite's INTEGER is signed; the shift keeps the order.
     return int(digest.removeprefix("sha256:")[:16], 16) - 2**63
 
 

@@ -272,6 +272,7 @@ def look(folder: Path) -> Inspected:
     try:
         return _look(folder)
     except NotUnderstoodError as error:
+        # An unknown kind can still be packaged, described by what its config claims.
         adapter = unread.read(adapter_in(folder), error)
         return adapter.format, adapter
 
@@ -367,6 +368,7 @@ def _shape(delta: Delta) -> tuple[int | None, float | None]:
 def _ranks(shapes: Mapping[str, tuple[int | None, float | None]]) -> dict[str, Any]:
     """Return the rank and alpha of most modules (of two equally common pairs, the larger), and the modules that differ."""
     counts = Counter(shapes.values())
+    # Ties are broken by value, so that the result does not depend on the order of the modules.
     shared = max(counts, key=lambda pair: (counts[pair], pair[0] or 0, pair[1] or 0), default=(None, None))
     r, alpha = shared
     modules = {

@@ -271,6 +271,7 @@ def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document of schema 1 as one of schema 2, and any other document unchanged; nothing else is checked."""
     if type(document.get("schema_version")) is not int or document["schema_version"] != 1:
         return dict(document)
+    # The renamed keys occur in these places only.
     upgraded = _renamed(document)
     if isinstance(document.get("base"), dict):
         upgraded["base"] = _renamed(document["base"])
@@ -289,6 +290,7 @@ def _renamed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dump(document: Mapping[str, Any]) -> bytes:
     try:
+        # Digests depend on this form. Python would write NaN and Infinity, which are not JSON.
         return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
         hint = "Record finite numbers and text only"

@@ -47,6 +47,7 @@ class Evaluation:
     def dump(self) -> str:
         """Return the text for a log."""
         document = {"name": self.name, "metrics": dict(self.metrics), "data": [dict(item) for item in self.data]}
+        # Always in the same form: an evaluation with the same text is not recorded twice.
         return json.dumps({**document, "base": dict(self.base)}, sort_keys=True, allow_nan=False)
 
     def document(self) -> dict[str, Any]:
@@ -100,11 +101,13 @@ def parse(text: str) -> Evaluation | None:
     if not isinstance(metrics, dict) or not isinstance(data, list) or not isinstance(base, dict):
         return None
     numbers = {key: float(value) for key, value in metrics.items() if _METRIC.fullmatch(key) and _is_number(value)}
+    # A log from elsewhere may have any number of them.
     numbers = dict(itertools.islice(numbers.items(), MOST))
     return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base)
 
 
 def _is_number(value: object) -> bool:
+    # In Python, True is an int; NaN and infinity are not valid JSON.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308 and math.isfinite(value)
 
 

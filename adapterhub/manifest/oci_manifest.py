@@ -97,6 +97,7 @@ def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest)
         files: Path to digest and size, including adapter.json.
         manifest: The content of adapter.json.
     """
+    # Sorted, as the digest depends on the order of the layers.
     layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
     if problem := _repetition_problem(layers):
         raise RefusedError(ADAPTER_JSON, problem, "Remove the copies")
@@ -210,6 +211,7 @@ def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor
     if not isinstance(value, dict):
         raise FormatError(where, "a descriptor is not an object")
     size, kind = value.get("size"), value.get("mediaType")
+    # In Python, True is an int.
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 or not isinstance(kind, str):
         raise FormatError(where, "a descriptor without a valid size or media type")
     digest = parse_digest(value.get("digest"), where)

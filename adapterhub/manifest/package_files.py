@@ -147,6 +147,7 @@ def survey(
     has_weights = any(is_weights(path) for path, _ in entries)
     for path, mode in entries:
         name = path.rpartition("/")[2]
+        # A version cannot contain the signature of itself.
         if path == SIGNATURE and stat.S_ISREG(mode):
             continue
         if name.startswith(".") or path in _REGISTRY_FILES or not (chosen.takes(path) and ignored.takes(path)):
@@ -318,6 +319,7 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
             prefix, is_file = "/".join(parts[:depth]), depth == len(parts)
             # Canonical caseless matching (The Unicode Standard, D145): case folding may undo a normalization, hence two.
             key = normalize("NFD", normalize("NFD", prefix).casefold())
+            # One file twice, two spellings of one name, or a file where another path has a folder.
             if (is_file and key in entry_by_key) or entry_by_key.setdefault(key, (prefix, is_file)) != (prefix, is_file):
                 raise error(
                     where, f"file name {path[:120]!r} collides with {entry_by_key[key][0][:120]!r}", "Rename one of them"

@@ -58,9 +58,9 @@ class Present:
         return f"the version {self.digest[:19]}" if self.digest else f"the files of {self.folder}"
 
     def holds(self, manifest: Manifest) -> bool:
-        """Return True if the folder has exactly the files of a version.
+        """Return True if the folder has exactly the files of a version; dotfiles are ignored.
 
-        Dotfiles are ignored, and so is an adapter.json, as the version would get it here, if the version has none.
+        If the version has no adapter.json, the folder may have the one that would be derived from the version's files.
         """
         expected_files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
         present_files = {path: (file.digest, file.size) for path, file in self.files.items()}
@@ -142,7 +142,7 @@ def look(folder: Path) -> Present | None:
         hashed = dict(_hash_files(folder, files))
     except LocalIOError:
         raise
-    except AdapterhubError:
+    except AdapterhubError:  # no version could have these files
         return Present(folder)
     other_paths = sorted([*skipped, *(path for path, *_ in refused)])
     return _compared(folder, hashed, other_paths)
@@ -181,5 +181,6 @@ def _compared(folder: Path, files: Mapping[str, HashedFile], others: Iterable[st
     changed += [f"{path} (edited)" for path in recorded if path in present_files and present_files[path] != recorded[path]]
     if changed:
         return Present(folder, files, visible_paths, None, tuple(sorted([*changed, *added])))
+    # Unchanged, so this is a version: its digest tells whether it exists elsewhere.
     all_files = {path: (file.digest, file.size) for path, file in files.items()}
     return Present(folder, files, visible_paths, oci_manifest.assemble(all_files, manifest).digest, tuple(added))

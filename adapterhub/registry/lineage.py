@@ -30,8 +30,8 @@ class Node:
 
     Attributes:
         digest: Digest of its OCI manifest.
-        refs: Its refs in this registry, the one asked for, or recorded by its children, first; if it has none, the refs that
-            its children recorded.
+        refs: Its refs in this registry, where the ref that was asked for and those that its children recorded come first;
+            without any, the refs that its children recorded.
         manifest: Its adapter.json; None if the adapter is not in this registry.
         deprecated: The deprecated ones among `refs`, with the reason.
     """

@@ -36,6 +36,7 @@ def check_end(log: RefLog, state: Name, database: Path, *, known: Name | None = 
         number = max(number, entry.number)
         if entry.op in ("push", "delete", "restore"):
             last = last or entry.op
+        # The last push has the highest number, so nothing before it matters.
         if entry.op == "push":
             break
     if number > state.number or (last == "delete") != state.deleted:
@@ -57,6 +58,7 @@ def check_row(log: RefLog, state: Name, row: Row, tag: str | None, *, pushed: in
     if tag:
         _check_tag(log, state, row, tag, known=known, database=database)
     else:
+        # Without a tag, only the last entry can tell that the version was removed; earlier removals are left to `fsck`.
         for entry, _ in itertools.islice(_back(log, state, database), 1):
             if entry.op == "delete":
                 raise _wrong(database, f"it has {row.name}, which is removed in the log")

@@ -60,6 +60,7 @@ def record(registry: Registry, ref: Ref, evaluation: Evaluation) -> bool:
 
     def decide(state: Name) -> Entry | None:
         nonlocal new
+        # Looked up again under the lock: the version may have been removed since.
         registry.row(Ref(ref.name, number=row.number))
         new = queries.marks(registry.index, "evaluate", row.name).get(f"{row.number} {evaluation.name}") != text
         if not new:

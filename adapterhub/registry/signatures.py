@@ -73,6 +73,7 @@ def check(
     Raises:
         RefusedError: It is not signed or attested as required (code `against-policy`).
     """
+    # Reading signatures may take requests to a remote, so they are read only if a rule needs them.
     rules = policy.signed(name) if policy else []
     if not rules:
         return None

@@ -81,6 +81,7 @@ def follow(log: Log, recorded_ends: LogEnds | None = None) -> Chains:
     for kind in LOGS:
         recorded, ends[kind] = recorded_ends.get(kind, {}), {}
         names = log.names(REFS) if kind == REFS else log.document_names(kind)
+        # A recorded name must still have its log: a whole log may have been removed.
         for name in sorted({*names, *recorded}):
             end, fault = _verify_log(log, kind, name, recorded.get(name, (0, "")))
             ends[kind][name] = end
@@ -92,8 +93,8 @@ def follow(log: Log, recorded_ends: LogEnds | None = None) -> Chains:
 def _verify_log(log: Log, kind: str, name: str, recorded_end: LogEnd) -> tuple[LogEnd, Fault | None]:
     seq, previous_digest = 0, ""
 
-    def fault(number: int, fault_kind: str, what: str) -> tuple[LogEnd, Fault]:
-        return (seq, previous_digest), Fault(log.where(name, number, log=kind), fault_kind, what)
+    def fault(number: int, fault_kind: str, problem: str) -> tuple[LogEnd, Fault]:
+        return (seq, previous_digest), Fault(log.where(name, number, log=kind), fault_kind, problem)
 
     while True:
         try:

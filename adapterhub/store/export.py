@@ -47,6 +47,7 @@ def export(
             with store.open_blob(layer.digest) as blob:
                 write_layer(folder, layer, blob, count_bytes)
     if there is not None:
+        # An edit made in the meantime would be lost with the old folder.
         there.check_unchanged()
 
 

@@ -152,7 +152,7 @@ def _is_dead(handle: int) -> bool:
     # The caller reads the file from its beginning.
     os.lseek(handle, 0, os.SEEK_SET)
     old = _age(os.fstat(handle)) > ABANDONED
-    # A lock that can be had proves that the holder is gone only on this host: flock may not reach across a network file system.
+    # A free lock proves that the holder is gone only if it ran on this host: flock may not work across a network file system.
     return (old and not _has_locks()) or (_lock(handle) and (old or host == _host()))
 
 

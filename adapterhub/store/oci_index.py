@@ -20,6 +20,7 @@ Line = tuple[str, Digest, int]
 
 _HEAD = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":['
 _END = b"]}"
+# Lines are always written in this form, so that those of a name can be found as text.
 _START = (
     '{"mediaType":"application/vnd.oci.image.manifest.v1+json","artifactType":"application/vnd.cncf.model.manifest.v1+json",'
     '"digest":'
@@ -52,7 +53,7 @@ class IndexFile:
         try:
             for name, lines, before in changes:
                 text = replace(text, name, lines, before=before)
-        except ValueError:
+        except ValueError:  # another program wrote the file: the caller builds it again
             return ""
         return self._write(text)
 
@@ -67,6 +68,7 @@ class IndexFile:
             status = self._files.status(self.path)
         except OSError:
             return ""
+        # Each write makes a new file, so the inode differs even if size and time are the same.
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
     def is_written(self, lines: Iterable[Line]) -> bool:

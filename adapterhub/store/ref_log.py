@@ -95,9 +95,11 @@ class Entry:
         if isinstance(version, int) and version > max(_OPS_BY_VERSION):
             problem = f"entry version {version} is newer than version {max(_OPS_BY_VERSION)}, the last supported"
             raise RefusedError(where, problem, "Upgrade adapterhub", code="newer-version")
+        # Exactly the fields of the version: another field could change what the entry means.
         kinds = {key: type(value) for key, value in document.items()}
         if type(version) is not int or version not in _OPS_BY_VERSION or kinds != _fields(version):
             raise FormatError(where, "not an entry of a ref log")
+        # JSON numbers are exact up to 2^53 in every program.
         counts = [
             *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
             *document.get("numbers", ()),
@@ -253,6 +255,7 @@ class RefLog:
             write_all(file, raw)
             os.fsync(file.fileno())
             file.close()
+            # Flushed before it gets its name, as taking the name commits the entry.
             if not self._files.claim(path, final):
                 return False
             self._files.sync(final.parent)

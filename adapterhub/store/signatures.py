@@ -31,11 +31,12 @@ Sized = tuple[int, Callable[[], bytes]]
 def bounded(candidates: Iterable[Sized]) -> list[bytes]:
     """Read signatures, the smallest first, within the limits.
 
-    Anybody who can write to a place can attach something there. Each of the first MOST signatures is read if it has at most 64
+    Anybody who can write to a place can attach something there. Each of the first MAX_SIGNATURES is read if it has at most 64
     kB, whatever the others are: a thousand of that size fit the limit of bytes. A signature that cannot be read is left out.
     """
     contents: list[bytes] = []
     budget = MAX_SIGNATURE_BYTES
+    # Anybody may attach large ones: they must not crowd out the others.
     for size, read in sorted(islice(candidates, MOST), key=itemgetter(0)):
         budget -= size
         if budget < 0:
@@ -59,12 +60,13 @@ class Signatures:
             return bounded((self._files.status(path).st_size, partial(self._files.read, path, limit)) for path in paths)
 
     def add(self, digest: Digest, signature: bytes, most: int = MOST) -> bool:
-        """Store a signature of a manifest; return False if it is stored already, RefusedError if there are `most` others."""
+        """Store a signature of a manifest; return False if it is stored already, RefusedError if there are `limit` others."""
         path = self._folder(digest) / sha256_bytes(signature).removeprefix("sha256:")
         with local_errors(path):
             stored_paths = self._paths(digest)
             if path in stored_paths:
                 return False
+            # Counted without a lock: two writers at once may exceed the limit by one, which does no harm.
             if len(stored_paths) >= most:
                 raise RefusedError(digest, f"has {len(stored_paths)} signatures already, as many as are kept")
             self._files.make_dir(path.parent)
@@ -90,6 +92,7 @@ class Signatures:
 
     def _paths(self, digest: Digest) -> list[Path]:
         try:
+            # Files with other names are not adapterhub's.
             return [path for path in self._files.listed(self._folder(digest)) if is_hex(path.name)]
         except FileNotFoundError:
             return []

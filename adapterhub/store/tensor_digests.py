@@ -102,6 +102,7 @@ def _runs(read_at: ReadAt, size: int) -> list[Run]:
     from adapterhub.store.packs.cutting import tensors  # needs numpy
 
     try:
+        # `pop` takes the next one from the end of the list.
         return sorted(tensors(read_at, size), key=lambda run: (run.offset, run.size), reverse=True)
     except FormatError:
         return []
@@ -166,7 +167,7 @@ class TensorLists:
         path = self.path(digest)
         try:
             return parse(self._files.read(path, _MAX_LIST), str(path))
-        except (OSError, AdapterhubError):
+        except (OSError, AdapterhubError):  # an incomplete list is made again, as if it were missing
             return self._unwritten.get(digest)
 
     def keep(self, digest: Digest, tensors: Tensors) -> None:

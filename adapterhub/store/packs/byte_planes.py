@@ -43,9 +43,11 @@ def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int 
     """
     words: Words = block.view(_WORDS[width])
     if parent is not None:
+        # Unsigned subtraction wraps around, and the addition in `decode` wraps back: nothing is lost.
         words = _zigzag(words - parent.view(_WORDS[width]))
     elif width > 1:
         words = _rotate_left(words)
+    # Only bytes that are not numbers have repeated sequences for a higher level to find.
     compress = _compressor(level if width == 1 and parent is None else 0).compress
     return [_smaller_form(plane, compress(plane.data)) for plane in _split(words, width)]
 
@@ -54,6 +56,7 @@ def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = N
     """Decode the block of `count` words from its stored planes; FormatError if they are invalid."""
     words = _joined([_plain(plane, count) for plane in planes], width)
     if parent is not None:
+        # The inverse of `_zigzag`.
         signs = words & 1
         words = words >> 1
         words ^= np.negative(signs, out=signs)

@@ -60,6 +60,7 @@ def read_head(raw: bytes, where: str) -> Head:
     if len(raw) < HEAD_SIZE or not raw.startswith(_MAGIC):
         raise FormatError(where, "not a pack", _HINT, code="check-registry")
     _, version, size, offset, length, blocks, parent = _HEAD.unpack(raw[:HEAD_SIZE])
+    # The version comes first: in a newer format, the other fields may mean anything.
     if version > _VERSION:
         raise RefusedError(
             where, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub", code="newer-version"
@@ -306,6 +307,7 @@ def gain(read_at: ReadAt, blocks: Sequence[Run], parent: ReadAt) -> tuple[int, i
     """Estimate from a few blocks how many bytes they take when encoded alone, and as a difference from a parent."""
     shared = [block for block in blocks if block.parent is not None]
     alone = delta = 0
+    # Spread over the whole file: its layers may differ.
     for block in shared[:: max(1, len(shared) // _SAMPLES)][:_SAMPLES]:
         size = min(block.size, _SAMPLE)
         raw, base = _read_exactly(read_at, block.offset, size), _read_exactly(parent, block.parent or 0, size)
@@ -325,6 +327,7 @@ def _before(sizes: Any) -> Any:
 
 
 def _is_valid_index(entries: Any, head: Head) -> bool:
+    # All entries are checked at once, before any value is used to read or to allocate.
     size, width, stored = entries["size"], entries["width"], entries["stored"]
     if not np.isin(width, byte_planes.WIDTHS).all() or (entries["delta"] > 1).any() or (entries["parent"] >= 2**62).any():
         return False

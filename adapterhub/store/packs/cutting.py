@@ -89,6 +89,7 @@ def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NO_
     named = {run.key[0]: run for run in parent if run.key}
 
     def place(run: Run) -> int | None:
+        # A tensor with the same bytes under another name is a better match than one with the same name.
         twin = named.get(equal.get(str(run.key[0]), "")) if run.key else None
         if twin is not None and twin.size == run.size:
             return twin.offset
@@ -116,6 +117,7 @@ def blocks(file_runs: list[Run], limit: int = MAX_BLOCK) -> Iterator[Run]:
 
 
 def _follows(at: Run, run: Run) -> bool:
+    # A block has one offset in the parent, so its runs must follow each other there as well.
     if at.parent is None or run.parent is None:
         return at.width == run.width and at.parent is run.parent
     return at.width == run.width and at.parent + at.size == run.parent

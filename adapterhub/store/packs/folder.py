@@ -101,6 +101,6 @@ class Packs:
                 problem = f"a chain of more than {READ_DEPTH} differences"
                 raise FormatError(str(path), problem, "Check the registry", code="check-registry")
             return Reader(file, str(path), blob(head.parent, depth + 1) if head.parent else None)
-        except BaseException:
+        except BaseException:  # no reader owns the file yet
             file.close()
             raise
