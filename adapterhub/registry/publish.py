@@ -259,7 +259,7 @@ def errors_of(
     raise RefusedError(
         report.where,
         problem_text,
-        "Run the check to see all errors, or store it with force" if can_force else "Run the check to see all errors",
+        "Check it for the rest of the errors, or store it with force" if can_force else "Check it for the rest of the errors",
         code=(CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD,
         adapter=report.where,
         base=base.where if base else "",
