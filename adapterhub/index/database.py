@@ -3,12 +3,12 @@
 It contains no data of its own: it replays the logs, and a deleted one is rebuilt from them. Its write lock is also the lock
 under which every writer moves refs.
 
-The file may be anybody's. Its schema must be that of `schema`, its values must have the types of their columns, and no
-statement runs longer than the size of the file justifies. What a ref means is compared with the log.
+The file may come from anybody. Its schema must be that of `schema`, its values must have the types of their columns, and no
+statement runs longer than the size of the file justifies. What a ref means is compared with the log (`registry.log_check`).
 
-Commands open and query it with plain `sqlite3`, which takes 10 ms to import. sqlite-utils takes 0.2 s (0.4 s of CPU time where
-pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to fill the
-tables from logs (`migrations`, `replay.rebuild`); empty ones are created by plain SQL (`schema`).
+Commands open and query it with plain `sqlite3`, which takes 10 ms to import. sqlite-utils takes 0.2 s (0.4 s of CPU time if
+pandas is installed, which it imports), twice as long as `adapterhub list` runs, and is imported only to fill the tables from
+logs (`migrations`, `replay.rebuild`); empty tables are created by plain SQL (`schema`).
 """
 
 from __future__ import annotations
@@ -31,26 +31,35 @@ SUFFIXES = ("", "-wal", "-shm", "-journal")
 APPLICATION_ID = 0x41644862  # "AdHb", at offset 68 of the file (sqlite.org/fileformat.html, "The Database Header")
 VERSION = 9
 """`user_version` of a database with the current tables: the number of migrations."""
-_LOCK_SECONDS = 30
+_LOCK_SECONDS = 30  # to wait for another process that holds the write lock
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")  # the end of a journal that names another
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 256 << 20,  # bytes of a value; a chain of pages that is a circle has no end
     sqlite3.SQLITE_LIMIT_ATTACHED: 0,
     sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 8,
 }
-# Steps of SQLite's virtual machine: a page may be a child of itself many times over, which makes a tree without an end. Listing
-# a version takes some 200 steps, and its row with all that belongs to it has over 1,000 bytes.
+# Steps of SQLite's virtual machine that a statement may take. In a hostile file a page may be its own child many times over,
+# which makes a tree without an end. Listing a version takes some 200 steps, and its row with everything that belongs to it has
+# over 1,000 bytes.
 _STEPS, _STEPS_PER_BYTE = 20_000_000, 100
 _TICK = 1_000_000  # steps between two calls of the handler
 # Errors of SQLite that mean the file system or another process, not the contents of the file (sqlite.org/rescode.html).
-_LOCAL = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM",
-          "SQLITE_NOMEM", "SQLITE_PROTOCOL", "SQLITE_NOLFS", "SQLITE_AUTH")  # fmt: skip
-_NULL = type(None)
-_KINDS: dict[str, set[type]] = {"s": {str}, "i": {int}, "S": {str, _NULL}, "I": {int, _NULL}, "F": {float, _NULL}}
+_LOCAL_ERRORS = (
+    "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM",
+    "SQLITE_NOMEM", "SQLITE_PROTOCOL", "SQLITE_NOLFS", "SQLITE_AUTH",
+)  # fmt: skip
+_NONE_TYPE = type(None)
+_KINDS: dict[str, set[type]] = {
+    "s": {str},
+    "i": {int},
+    "S": {str, _NONE_TYPE},
+    "I": {int, _NONE_TYPE},
+    "F": {float, _NONE_TYPE},
+}
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that knows its file, by `identity`, as long as it is open."""
+    """A connection that knows which file it is open on, by `identity`."""
 
     file: tuple[int, int] | None = None
 
@@ -64,10 +73,10 @@ _connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
 
 def is_ours(path: Path) -> bool:
-    """Return True if a file is a registry.db, by its first 100 bytes, which a file that this process has open is not asked for.
+    """Return True if a file is a registry.db, by its first 100 bytes or because this process has it open.
 
-    To close a file releases the locks that SQLite has on it for other threads (sqlite.org/howtocorrupt.html, 2.2), and then
-    another process removes the write-ahead log that they go on to use.
+    A file that is open is not read: closing it again would release the locks that SQLite has on it for other threads
+    (sqlite.org/howtocorrupt.html, 2.2), and another process could then remove the write-ahead log that they still use.
     """
     try:
         with _opening:
@@ -85,17 +94,18 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
     _check_journal(path)
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     with _opening:
-        found = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS, factory=_Connection)
-        found.file = identity(path)
-        _connections.add(found)
-    return _guarded(found)
+        # Without implicit transactions: `Index.transaction` begins and ends them.
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS, factory=_Connection)
+        connection.file = identity(path)
+        _connections.add(connection)
+    return _guarded(connection)
 
 
 def _check_journal(path: Path) -> None:
-    """Refuse a journal that names another file: SQLite would delete that one after it has rolled back.
+    """Raise IntegrityError for a journal that names another file: SQLite would delete that file after the rollback.
 
     Only a transaction over several databases writes such a name (sqlite.org/fileformat2.html, "The Rollback Journal"), and
-    there is none here.
+    there are none here.
     """
     journal = Path(f"{path}-journal")
     try:
@@ -116,9 +126,10 @@ def connect_memory() -> sqlite3.Connection:
 
 
 def _guarded(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """Set what keeps a database of others from running anything or reading elsewhere (sqlite.org/security.html)."""
+    """Keep a database from anybody from running code or reading other files (sqlite.org/security.html)."""
     for limit, value in _LIMITS.items():
         connection.setlimit(limit, value)
+    # mmap_size = 0: a file that is truncated meanwhile would otherwise end the process with SIGBUS.
     for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
@@ -131,13 +142,13 @@ def identity(path: Path) -> tuple[int, int]:
 
 
 class Index:
-    """An open registry.db. Use `opening.create_index` and `opening.open_index`.
+    """An open registry.db. Create one with `index_opening.create_index`, open one with `index_opening.open_index`.
 
     Attributes:
-        path: The file, also of a copy in memory.
+        path: The file, also for a copy in memory.
         connection: The connection, in autocommit mode.
         file: Device and inode of the file that was opened; None for a database in memory.
-        left_out: The names that statements pass over by `NOT left_out(name)`.
+        left_out: The names that statements skip with `NOT left_out(name)`.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, file: tuple[int, int] | None = None) -> None:
@@ -147,8 +158,9 @@ class Index:
         self.left_out: Collection[object] = ()
         self._steps = 0
         connection.set_progress_handler(self._tick, _TICK)
-        own = weakref.ref(self)  # SQLite holds the function, which the garbage collector does not see
-        connection.create_function("left_out", 1, lambda name: (index := own()) is not None and name in index.left_out)
+        # A weak reference: SQLite holds the function, which the garbage collector does not see, so self would never be freed.
+        index_ref = weakref.ref(self)
+        connection.create_function("left_out", 1, lambda name: (index := index_ref()) is not None and name in index.left_out)
 
     def _tick(self) -> bool:
         """Count the steps of a statement; return True, which interrupts it, if no database of this size justifies them."""
@@ -156,7 +168,7 @@ class Index:
         return self._steps > _STEPS and self._steps > _STEPS + _STEPS_PER_BYTE * self._size()
 
     def _size(self) -> int:
-        """Return the bytes of the file and its write-ahead log; of a database in memory, as much as it may need."""
+        """Return the bytes of the file and its write-ahead log; for a database in memory, a number without effect."""
         if self.file is None:
             return 1 << 40
         return sum(os.stat(path).st_size for path in (self.path, f"{self.path}-wal") if os.path.exists(path))
@@ -181,7 +193,7 @@ class Index:
 
     @property
     def in_transaction(self) -> bool:
-        """True while the write lock is held."""
+        """Whether the write lock is held."""
         return self.connection.in_transaction
 
     @contextmanager
@@ -191,6 +203,7 @@ class Index:
             yield
             return
         with errors(self.path):
+            # IMMEDIATE takes the write lock now; a lock taken at the first write could find that what was read is outdated.
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -201,18 +214,24 @@ class Index:
                 raise
 
     def select(self, sql: str, *values: object, kinds: str = "") -> list[tuple[Any, ...]]:
-        """Return the rows of a query; IntegrityError unless the values of each column are of its kind.
+        """Return the rows of a query.
 
-        `kinds`: A letter for each column, `s` for text and `i` for an integer; an upper-case one, or `F` for a float, may be
-        NULL. A file can have values that its STRICT tables would not take.
+        Args:
+            sql: The statement.
+            values: Its parameters.
+            kinds: A letter for each column: `s` for text, `i` for an integer; upper-case letters, and `F` for a float, allow
+                NULL.
+
+        Raises:
+            IntegrityError: A value is not of its column's kind: a file can have values that its STRICT tables would not accept.
         """
         self._steps = 0
         with errors(self.path):
-            found = self.connection.execute(sql, values).fetchall()
-        for kind, column in zip(kinds, zip(*found, strict=True), strict=False):
+            rows = self.connection.execute(sql, values).fetchall()
+        for kind, column in zip(kinds, zip(*rows, strict=True), strict=False):
             if not set(map(type, column)) <= _KINDS[kind]:
                 raise broken(self.path, "a value has the wrong type")
-        return found
+        return rows
 
     def execute(self, sql: str, *values: object) -> int | None:
         """Run a statement in a transaction; return the id of the row it inserted."""
@@ -227,21 +246,23 @@ class Index:
 
 @contextmanager
 def errors(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as LocalIOError or IntegrityError with the way to fix them; constraint violations pass."""
+    """Turn SQLite's errors into a LocalIOError or an IntegrityError with a way to fix them; constraint violations pass."""
     try:
         yield
     except sqlite3.IntegrityError:
         raise
     except sqlite3.DatabaseError as error:
-        if not (isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "").startswith(_LOCAL)):
-            what = "a query does not end" if getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT" else str(error)
-            raise broken(path, what) from error
+        if not (
+            isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "").startswith(_LOCAL_ERRORS)
+        ):
+            problem = "a query does not end" if getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT" else str(error)
+            raise broken(path, problem) from error
         if "locked" in str(error):
             hint = "Try again when the other adapterhub process has ended"
         else:
             hint = "Free some space and try again" if "full" in str(error) else ""
         raise LocalIOError(str(path), str(error), hint) from error
-    except UnicodeDecodeError as error:  # of a message of SQLite's about the file
+    except UnicodeDecodeError as error:  # SQLite quoted bytes of the file in its message
         raise broken(path, "damaged") from error
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error

@@ -1,10 +1,9 @@
-"""The tables of registry.db: one migration after the other, by sqlite-utils.
+"""The tables of registry.db, one migration after the other, by sqlite-utils.
 
-The database is an index: a file with other than the last tables is replaced with a new one, into which the store's logs are
-replayed, so that a migration may drop any data. Those that have been released are frozen; a new one raises `VERSION` of
-`database`, and changes schema.sql, which is what they all make, and `schema.DIGEST`.
-STRICT tables need SQLite 3.37, full-text search a SQLite built with FTS5, as Python's is. WITHOUT ROWID tables, which
-sqlite-utils cannot create, are plain SQL.
+The database is an index: a file with other tables than the latest is replaced with a new one, into which the store's logs are
+replayed, so that a migration may drop any data. Released migrations are frozen; a new one raises `VERSION` in `index_database`,
+and changes schema.sql, the result of all of them, and `schema.DIGEST`. STRICT tables need SQLite 3.37, full-text search a
+SQLite built with FTS5, as Python's is. WITHOUT ROWID tables, which sqlite-utils cannot create, are plain SQL.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ FILLED = (
     "facet_counts", "tags", "versions", "names",
 )  # fmt: skip
 """Tables that a rebuild empties, in this order."""
-_SEARCHED = ("name", "title", "tags", "description", "facts", "card")
+_SEARCHED_COLUMNS = ("name", "title", "tags", "description", "facts", "card")
 
 
 def apply(connection: sqlite3.Connection, version: int = VERSION) -> None:
     """Apply the migrations that a database lacks, up to `version`; call this in a transaction.
 
-    `user_version` counts the applied migrations, so that a command knows without sqlite-utils that there are none to apply. The
-    table of sqlite-utils lacks those that were applied before version 8; they are added to it.
+    `user_version` counts the applied migrations, so that a command can tell without sqlite-utils that there are none to apply.
+    The table of sqlite-utils lacks the migrations that were applied before version 8; they are added to it.
     """
     db = wrapped(connection)
     ((before,),) = db.execute("PRAGMA user_version").fetchall()
@@ -45,7 +44,7 @@ def apply(connection: sqlite3.Connection, version: int = VERSION) -> None:
 
 
 def wrapped(connection: sqlite3.Connection) -> Database:
-    """Return sqlite-utils' view of a connection, with tables STRICT and no plugins."""
+    """Return sqlite-utils' view of a connection, with STRICT tables and no plugins."""
     return Database(connection, strict=True, recursive_triggers=False, execute_plugins=False)
 
 
@@ -55,8 +54,8 @@ def texts(db: Database) -> Table:
 
 
 def build_search(db: Database) -> None:
-    """Build the full-text index `texts_fts` from the table `texts`; triggers keep it up to date from then on."""
-    texts(db).enable_fts(_SEARCHED, tokenize="unicode61 remove_diacritics 2", create_triggers=True)
+    """Build the full-text index `texts_fts` from the table `texts`; from then on, triggers keep it up to date."""
+    texts(db).enable_fts(_SEARCHED_COLUMNS, tokenize="unicode61 remove_diacritics 2", create_triggers=True)
 
 
 def drop_search(db: Database) -> None:
@@ -133,7 +132,7 @@ def marks(db: Database) -> None:
 
 @migrations()
 def made_from(db: Database) -> None:
-    """Add the versions that name a digest among their parents; indexed by version for dropping one."""
+    """Add the versions that name a digest among their parents; indexed by version, too, for dropping one."""
     db.execute(
         "CREATE TABLE made_from (parent TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (parent, version)) STRICT,"
         " WITHOUT ROWID"
@@ -144,9 +143,10 @@ def made_from(db: Database) -> None:
 
 @migrations()
 def tensors(db: Database) -> None:
-    """Add the tensors of files of weights, one row each, of which there may be millions.
+    """Add the tensors of files of weights, one row each; there may be millions.
 
-    `key` is the part of a digest that finds it (`tensors.key`); the lists in the store have the whole.
+    `key` is the part of a digest by which a tensor is found (`tensor_search.key`); the lists in the store have the whole
+    digest.
     """
     db.execute("CREATE TABLE weights (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE) STRICT")
     db.execute(
@@ -176,9 +176,9 @@ def license_spelling(db: Database) -> None:
 
 @migrations()
 def searched_texts(db: Database) -> None:
-    """Move the searched texts into a table of their own, which sqlite-utils keeps a full-text index of."""
+    """Move the searched texts into a table of their own, for which sqlite-utils keeps a full-text index."""
     db.table("search").drop()
-    columns = {"version": int, **dict.fromkeys(_SEARCHED, str)}
+    columns = {"version": int, **dict.fromkeys(_SEARCHED_COLUMNS, str)}
     texts(db).create(columns, pk="version", not_null=columns)
     build_search(db)
 

@@ -1,7 +1,7 @@
-"""Opening of registry.db: created, rebuilt, or copied into memory where it cannot be written.
+"""Opening of registry.db, which is created, rebuilt, or copied into memory if it cannot be written.
 
-A database of an older adapterhub, like one that is to be rebuilt, is never changed: a new file is made from the logs and takes
-its name, so that nothing of its schema survives.
+A database of an older adapterhub, or one to be rebuilt, is never changed: a new file is made from the logs and takes its name,
+so that nothing of its schema survives.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from .database import (
 
 
 def create_index(path: Path, store: Store) -> None:
-    """Create the index of a store. The file gets its name when it is complete; an index created meanwhile is left alone."""
+    """Create the index of a store.
+
+    The file gets its name only when it is complete; if another process has created an index meanwhile, that one is kept.
+    """
     _create(path, store)
 
 
@@ -44,25 +47,30 @@ def replace_index(path: Path, store: Store) -> list[AdapterhubError]:
 def _create(path: Path, store: Store, *, instead: bool = False, wal: bool = True) -> list[AdapterhubError]:
     """Make an index and give it its name; return the errors of logs that could not be replayed.
 
-    `instead`: Rename the one that is there. `wal`: Use a write-ahead log if the file system can share memory, as that requires.
+    Args:
+        path: The name.
+        store: The store with the logs.
+        replace_existing: Rename the index that has the name.
+        wal: Use a write-ahead log, if the file system can share memory as that requires.
     """
-    with store.lease("index", required=False) as lease:  # a gc knows by it whose the file is
+    with store.lease("index", required=False) as lease:  # tells a gc that the writer of the temporary file still runs
         temporary = store.root / "tmp" / f"{lease.id}-{os.urandom(6).hex()}.db"
         try:
             with errors(path), contextlib.closing(connect(temporary, "rwc")) as connection:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                found = fill(Index(temporary, connection), store)
+                replay_errors = fill(Index(temporary, connection), store)
                 if wal:
-                    with contextlib.suppress(sqlite3.OperationalError):  # then it keeps its rollback journal
+                    with contextlib.suppress(sqlite3.OperationalError):  # it then keeps its rollback journal
                         connection.execute("PRAGMA journal_mode = WAL")
             with errors(path):
                 if instead:
+                    # Only the last replaced file is kept.
                     remove(Path(f"{path}.old"))
                     rename(path, f"{path}.old")
                 _take_name(temporary, path, store)
         finally:
             remove(temporary)
-    return found
+    return replay_errors
 
 
 def _take_name(temporary: Path, path: Path, store: Store) -> None:
@@ -76,13 +84,13 @@ def _take_name(temporary: Path, path: Path, store: Store) -> None:
     while True:
         with store.files.open(mark) as file:
             wait_for(file.fileno())
-            # Another process that creates the store may have replaced the file: then that one has to be locked.
+            # If another process that creates the store has replaced the file, the new file has to be locked.
             if store.files.is_at(file, mark):
-                _link(temporary, path)
+                _link_or_rename(temporary, path)
                 return
 
 
-def _link(temporary: Path, path: Path) -> None:
+def _link_or_rename(temporary: Path, path: Path) -> None:
     if path.exists():
         return
     remove(path, ("-wal", "-shm", "-journal"))
@@ -95,11 +103,11 @@ def _link(temporary: Path, path: Path) -> None:
 
 
 def open_index(path: Path, store: Store) -> Index:
-    """Open registry.db; one that an older adapterhub wrote is replaced with a new one first.
+    """Open registry.db; a file from an older adapterhub is replaced with a new one first.
 
     Raises:
-        NotFoundError: No such file.
-        IntegrityError: The file is damaged, or not a registry.db, or it has tables, views or triggers of others.
+        NotFoundError: There is no such file.
+        IntegrityError: The file is damaged, or not a registry.db, or it has other tables, views or triggers.
         RefusedError: A newer adapterhub wrote it.
     """
     if not path.exists():
@@ -109,8 +117,10 @@ def open_index(path: Path, store: Store) -> Index:
     try:
         return _open(path, store)
     except LocalIOError as error:
+        # The disk is too full for the shared memory of a write-ahead log.
         if getattr(error.__cause__, "sqlite_errorname", "") == "SQLITE_IOERR_SHMSIZE":
             return _open(path, store, exclusive=True)
+        # A database in WAL mode cannot be opened on such a file system: replace it with one without.
         if not _lacks_wal(path, error.__cause__):
             raise
     _create(path, store, instead=True, wal=False)
@@ -118,25 +128,26 @@ def open_index(path: Path, store: Store) -> Index:
 
 
 def _open(path: Path, store: Store, *, exclusive: bool = False) -> Index:
-    """Open the file; `exclusive` locks it until it is closed, which needs no shared memory, as on a full disk."""
+    """Open the file; `exclusive` locks it until it is closed, which needs no shared memory and so works on a full disk."""
     with errors(path):
-        opened = identity(path)  # before it is opened: if it is replaced in between, `is_replaced` has it opened again
-        index = Index(path, connect(path, "rw"), opened)
+        # Taken before the file is opened: if the file is replaced in between, `is_replaced` notices, and it is opened again.
+        file_identity = identity(path)
+        index = Index(path, connect(path, "rw"), file_identity)
         try:
             if exclusive:
                 index.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             if _is_behind(index):
-                return _renewed(index, store)
+                return _replace_outdated(index, store)
             if not _has_our_schema(index.connection):
-                raise broken(path, "it does not have just the tables of adapterhub")
+                raise broken(path, "it does not have exactly adapterhub's tables")
         except BaseException:
             index.close()
             raise
     return index
 
 
-def _renewed(index: Index, store: Store) -> Index:
-    """Replace an index of an older adapterhub, under its lock: who waits for that finds it replaced."""
+def _replace_outdated(index: Index, store: Store) -> Index:
+    """Replace an index of an older adapterhub under its lock, so that processes that wait for the lock find it replaced."""
     path = index.path
     with contextlib.closing(index), index.transaction():
         if not index.is_replaced():
@@ -145,14 +156,15 @@ def _renewed(index: Index, store: Store) -> Index:
 
 
 def _has_our_schema(connection: sqlite3.Connection) -> bool:
-    found = schema.digest(connection)
-    if found == schema.DIGEST:
+    actual_digest = schema.digest(connection)
+    if actual_digest == schema.DIGEST:
         return True
-    from . import migrations  # imports sqlite-utils, another version of which may write statements in another way
+    # Another version of sqlite-utils may write the same statements differently: compare with what this one makes.
+    from . import migrations
 
-    with contextlib.closing(connect_memory()) as made:
-        migrations.apply(made)
-        return schema.digest(made) == found
+    with contextlib.closing(connect_memory()) as reference:
+        migrations.apply(reference)
+        return schema.digest(reference) == actual_digest
 
 
 def _lacks_wal(path: Path, cause: BaseException | None) -> bool:
@@ -164,18 +176,19 @@ def _lacks_wal(path: Path, cause: BaseException | None) -> bool:
 
 
 def copy_in_memory(path: Path, store: Store) -> Index:
-    """Open an index in memory for a process that may not write `path`: a copy of it, or built from the logs.
+    """Open an index in memory for a process that may not write `path`: a copy of it, or one built from the logs.
 
-    SQLite cannot read a WAL database that it may not write, unless no other process writes it (`immutable`). The file is
+    SQLite cannot read a WAL database that it may not write unless no other process writes it (`immutable`). The file is
     therefore copied only if no process has it open for writing, before and after.
     """
     index = _in_memory(path)
-    before = _at_rest(path)
+    before = _state_at_rest(path)
     if before and is_ours(path):
         with contextlib.suppress(sqlite3.Error), contextlib.closing(connect(path, "ro&immutable=1")) as file:
             if file.execute("PRAGMA user_version").fetchone() == (VERSION,) and _has_our_schema(file):
                 file.backup(index.connection)
-    if index.select("SELECT 1 FROM sqlite_master") and (before != _at_rest(path) or not _is_sound(index)):
+    # A writer may have started while the file was copied.
+    if index.select("SELECT 1 FROM sqlite_master") and (before != _state_at_rest(path) or not _is_sound(index)):
         index.close()
         index = _in_memory(path)
     if _is_behind(index):
@@ -194,8 +207,8 @@ def _is_sound(index: Index) -> bool:
         return False
 
 
-def _at_rest(path: Path) -> tuple[int, ...] | None:
-    """Return what identifies a state of the file; None while a process has it open for writing, or without a file."""
+def _state_at_rest(path: Path) -> tuple[int, ...] | None:
+    """Return what identifies a state of the file; None if a process has it open for writing, or if there is no file."""
     try:
         if any(os.stat(f"{path}{suffix}").st_size for suffix in ("-wal", "-journal") if os.path.exists(f"{path}{suffix}")):
             return None
@@ -206,7 +219,7 @@ def _at_rest(path: Path) -> tuple[int, ...] | None:
 
 
 def fill(index: Index, store: Store) -> list[AdapterhubError]:
-    """Make the tables in an empty database and fill them; return the errors of logs that could not be replayed."""
+    """Create the tables in an empty database and fill them; return the errors of logs that could not be replayed."""
     with index.transaction():
         schema.create(index.connection)
         return replay.rebuild(index, store) if store.log.names() else []
@@ -215,6 +228,6 @@ def fill(index: Index, store: Store) -> list[AdapterhubError]:
 def _is_behind(index: Index) -> bool:
     version = index.version
     if version > VERSION:
-        what = f"made by a newer adapterhub (index version {version}; this one supports {VERSION})"
-        raise RefusedError(str(index.path), what, "Upgrade adapterhub, or rebuild the index", code="newer-index")
+        problem = f"made by a newer adapterhub (index version {version}; this one supports {VERSION})"
+        raise RefusedError(str(index.path), problem, "Upgrade adapterhub, or rebuild the index", code="newer-index")
     return version < VERSION

@@ -1,4 +1,4 @@
-"""Queries of registry.db that lists, refs and maintenance need. Search is in `search` and `tensors`."""
+"""Queries of registry.db for lists, refs and maintenance. Searches are in `version_search` and `tensor_search`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import rows
 from .database import Index, broken
 
 UNINDEXED = "unindexed"
-"""Kind of the mark of a version of which nothing is indexed, as its documents could not be read; its value is the reason."""
+"""Kind of mark for a version that is not indexed because its documents could not be read; its value is the reason."""
 # Kinds of the columns of `names`, and of a version with its parents and tags.
 _NAME = "sisii"
 _ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in rows.COLUMNS.values()) + "sS"
@@ -25,7 +25,7 @@ _ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in rows
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """State of a name's log: its last entry, that entry's digest, the last number allotted, and whether it is deleted."""
+    """The state of a name's log: its last entry, that entry's digest, the last version number, and whether it is deleted."""
 
     name: str
     seq: int = 0
@@ -36,7 +36,7 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One version as lists show it; a field is None where adapter.json lacks it.
+    """One version as lists show it; a field is None if adapter.json lacks it.
 
     Attributes:
         size: Bytes of its files.
@@ -64,7 +64,7 @@ class Row:
 
     @property
     def ref(self) -> Ref:
-        """The name with the running number."""
+        """The name with the version number."""
         return Ref(self.name, number=self.number)
 
 
@@ -73,17 +73,18 @@ class Row:
 
 def name(index: Index, name: str) -> Name:
     """Return the state of a name when its log was last replayed; number 0 for an unknown name."""
-    found = index.select("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name, kinds=_NAME)
-    return _name(found[0]) if found else Name(name)
+    matches = index.select("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name, kinds=_NAME)
+    return _name(matches[0]) if matches else Name(name)
 
 
 def names(index: Index) -> list[Name]:
-    """Return every name, deleted ones included, sorted."""
-    found = index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name", kinds=_NAME)
-    for name, *_ in found:
+    """Return every name, including deleted ones, sorted."""
+    records = index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name", kinds=_NAME)
+    for name, *_ in records:
+        # Names become paths of logs: one from a hostile file must not lead elsewhere.
         if not is_name(name):
             raise broken(index.path, f"{name[:80]!r} is not a name")
-    return [_name(row) for row in found]
+    return [_name(row) for row in records]
 
 
 def _name(row: Sequence[Any]) -> Name:
@@ -99,14 +100,15 @@ def tags(index: Index, name: str) -> dict[str, int]:
 def marks(index: Index, kind: str, name: str) -> dict[str, str]:
     """Return the settings of one kind of a name: key to value.
 
-    `protect`: tag to an empty string. `deprecate`: number, or 0 for the whole name, to the reason. `keep`: an empty string to
-    the number of newest versions. `evaluate`: number and name to a measurement. UNINDEXED: number to the reason.
+    Keys and values by kind: `protect`: tag to an empty string. `deprecate`: number, or 0 for the whole name, to the reason.
+    `keep`: an empty string to the number of newest versions. `evaluate`: number and name to a measurement. UNINDEXED: number to
+    the reason.
     """
     return dict(index.select("SELECT key, value FROM marks WHERE kind = ? AND name = ?", kind, name, kinds="ss"))
 
 
 def deprecations(index: Index) -> dict[tuple[str, int], str]:
-    """Return the reasons for which versions, or whole names under the number 0, are deprecated."""
+    """Return the reason of each deprecation by name and version number; number 0 means the whole name."""
     sql = "SELECT name, CAST(key AS INTEGER), value FROM marks WHERE kind = 'deprecate'"
     return {(name, number): value for name, number, value in index.select(sql, kinds="sis")}
 
@@ -118,7 +120,7 @@ UNDER = "(name = ? OR (name > ? || '/' AND name < ? || '0'))"
 
 
 def under(prefix: str) -> tuple[str, str, str]:
-    """Return the values for UNDER: a name or namespace."""
+    """Return the values for IN_NAMESPACE: a name or namespace, three times."""
     return (prefix.rstrip("/"),) * 3
 
 
@@ -136,12 +138,12 @@ def versions(
     """Return the versions that meet all conditions, sorted by name, newest first.
 
     Args:
-        index: Where to look.
-        name: Of this name.
-        number: With this running number.
+        index: The index to search.
+        name: Versions of this name.
+        number: With this version number.
         prefix: Of this name or namespace.
         digest: With this manifest.
-        digest_prefix: With a manifest whose digest begins so.
+        digest_prefix: With a manifest whose digest begins like this.
         parent: Made from this manifest.
         file: With a file of this digest.
     """
@@ -164,42 +166,43 @@ def digests(index: Index, name: str) -> list[Digest]:
 
 
 def metrics(index: Index, digest: Digest) -> dict[str, float]:
-    """Return what was measured of a manifest, in its training and under any name of it, by the names that a search uses."""
+    """Return what was measured of a manifest, in its training and under any of its names, by the names that a search uses."""
     sql = "SELECT m.name, value FROM metrics m JOIN versions v ON v.id = version WHERE digest = ? ORDER BY v.name, number"
     return {name: value for name, value in index.select(sql, digest, kinds="sF") if value is not None}
 
 
 def has_blob(index: Index, name: str, digest: Digest) -> bool:
-    """Return True if a version of a name has a file of this digest, or this manifest.
+    """Return True if a version of a name has a file with this digest, or this manifest.
 
-    Who else has the file makes no difference to the steps that this takes (sqlite.org/optoverview.html, "CROSS JOIN").
+    The number of other names with the file makes no difference to the steps that this takes (sqlite.org/optoverview.html,
+    "CROSS JOIN").
     """
-    of_file = "SELECT 1 FROM versions v CROSS JOIN files f ON f.version = v.id WHERE v.name = ? AND f.digest = ?"
-    sql = f"SELECT EXISTS (SELECT 1 FROM versions WHERE name = ? AND digest = ?) OR EXISTS ({of_file})"  # noqa: S608 - ours
+    file_query = "SELECT 1 FROM versions v CROSS JOIN files f ON f.version = v.id WHERE v.name = ? AND f.digest = ?"
+    sql = f"SELECT EXISTS (SELECT 1 FROM versions WHERE name = ? AND digest = ?) OR EXISTS ({file_query})"  # noqa: S608 - ours
     return bool(index.select(sql, name, digest, name, digest)[0][0])
 
 
 def names_with(index: Index, file: Digest, without: Collection[str] = ()) -> list[str]:
-    """Return the names with a version that has a file of this digest, without some names, sorted."""
-    of_file = "SELECT DISTINCT name FROM files f JOIN versions v ON v.id = f.version WHERE f.digest = ?"
-    found = index.select(f"{of_file} AND {shown(index, without)} ORDER BY name", file, kinds="s")
-    return [name for (name,) in found]
+    """Return the names that have a version with this file, except those in `without`, sorted."""
+    names_query = "SELECT DISTINCT name FROM files f JOIN versions v ON v.id = f.version WHERE f.digest = ?"
+    records = index.select(f"{names_query} AND {shown(index, without)} ORDER BY name", file, kinds="s")
+    return [name for (name,) in records]
 
 
 def newest(index: Index, prefix: str, limit: int, without: Collection[str] = ()) -> list[Row]:
-    """Return the newest version of each name in a namespace, without some names, the last pushed first."""
+    """Return the newest version of each name in a namespace, except the names in `without`, last pushed first."""
     last = f"SELECT id FROM versions v WHERE {UNDER} AND number = (SELECT max(number) FROM versions n WHERE n.name = v.name)"  # noqa: S608
-    found = index.select(
+    records = index.select(
         f"{last} AND {shown(index, without)} ORDER BY time DESC, name LIMIT ?", *under(prefix), limit, kinds="i"
     )
-    return by_id(index, [version for (version,) in found])
+    return by_id(index, [version for (version,) in records])
 
 
 def shown(index: Index, without: Collection[str]) -> str:
-    """Return a condition that leaves names out of `versions v`, in the statements that follow.
+    """Return a condition that leaves names out of `versions v` in the statements that follow.
 
-    It takes a step for each name that it is asked about, however many are left out. A list in SQL is made when the first row
-    needs it, by which the time would tell whether there is one among what was left out.
+    It takes one step for each name that it is asked about, however many are left out. A list in SQL would be built when the
+    first row needs it, and the time for that would reveal whether any hidden name matches.
     """
     index.left_out = frozenset(without)
     return "NOT left_out(v.name)"
@@ -207,7 +210,7 @@ def shown(index: Index, without: Collection[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What a namespace has: names, versions, and bytes of their files, each file once."""
+    """What a namespace has: names, versions, and bytes of their distinct files."""
 
     namespace: str
     names: int
@@ -229,48 +232,49 @@ def totals(index: Index) -> list[Total]:
 
 
 def similar(index: Index, row: Row, columns: Sequence[str]) -> list[Row]:
-    """Return the versions of other names in the namespace of `row` that agree with it in `columns` of `versions`."""
+    """Return the versions of other names in the namespace of `row` that agree with it in some `columns` of `versions`."""
     space = row.name.partition("/")[0]
     same = "".join(f" AND {column} IS ?" for column in columns)
-    where = f"name > ? || '/' AND name < ? || '0' AND name <> ?{same}"
-    return select(index, where, space, space, row.name, *(getattr(row, column) for column in columns))
+    condition = f"name > ? || '/' AND name < ? || '0' AND name <> ?{same}"
+    return select(index, condition, space, space, row.name, *(getattr(row, column) for column in columns))
 
 
 def select(index: Index, where: str, *values: object) -> list[Row]:
-    """Return the versions that meet an SQL condition, sorted by name, newest first; for this package alone."""
+    """Return the versions that meet an SQL condition, sorted by name, newest first. Only for use in this package."""
     columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *rows.COLUMNS, "parents"))
     tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
     sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608 - fixed text
-    found = []
+    result = []
     for *fields, parents, joined in index.select(sql, *values, kinds=_ROW):
+        # Most versions have no parents, and no tag contains a comma.
         made_from = _parents(index, parents) if parents != "[]" else ()
         fields += [made_from, tuple(sorted(joined.split(","))) if joined else ()]
-        found.append(Row(*fields))
-    return found
+        result.append(Row(*fields))
+    return result
 
 
 def pushed_by(index: Index, row: Row) -> int:
-    """Return the number of the log's entry that pushed a version; 0 for one that is gone."""
-    found = index.select("SELECT seq FROM versions WHERE name = ? AND number = ?", row.name, row.number, kinds="i")
-    return int(found[0][0]) if found else 0
+    """Return the number of the log entry that pushed a version; 0 if the version is gone."""
+    records = index.select("SELECT seq FROM versions WHERE name = ? AND number = ?", row.name, row.number, kinds="i")
+    return int(records[0][0]) if records else 0
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """The number of names that have versions, of versions, and the bytes of their distinct files."""
+class RegistryTotals:
+    """What a registry has: names with versions, versions, and bytes of their distinct files."""
 
     names: int
     versions: int
     bytes: int
 
 
-def in_all(index: Index) -> Totals:
-    """Return what there is in all."""
+def in_all(index: Index) -> RegistryTotals:
+    """Return what the whole registry has."""
     sql = (
         "SELECT (SELECT COUNT(DISTINCT name) FROM versions), (SELECT COUNT(*) FROM versions),"
         " (SELECT COALESCE(SUM(size), 0) FROM (SELECT DISTINCT digest, size FROM files))"
     )
-    return Totals(*index.select(sql, kinds="iii")[0])
+    return RegistryTotals(*index.select(sql, kinds="iii")[0])
 
 
 def files(index: Index, prefix: str) -> dict[Digest, int]:
@@ -281,29 +285,30 @@ def files(index: Index, prefix: str) -> dict[Digest, int]:
 
 def _parents(index: Index, text: str) -> tuple[str, ...]:
     try:
-        found = json_file.parse(text, str(index.path))
+        parents = json_file.parse(text, str(index.path))
     except FormatError:
-        found = None
-    if not (isinstance(found, list) and all(isinstance(parent, str) for parent in found)):
+        parents = None
+    if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
         raise broken(index.path, "the parents of a version cannot be read")
-    return tuple(found)
+    return tuple(parents)
 
 
 def by_id(index: Index, ids: Sequence[int]) -> list[Row]:
-    """Return the versions with these ids, in this order; for this package alone."""
-    wanted = json.dumps(ids)
-    pairs = index.select("SELECT id, name, number FROM versions WHERE id IN (SELECT value FROM json_each(?))", wanted)
+    """Return the versions with these ids, in this order. Only for use in this package."""
+    # One parameter for all ids, as SQLite limits the number of parameters.
+    ids_json = json.dumps(ids)
+    pairs = index.select("SELECT id, name, number FROM versions WHERE id IN (SELECT value FROM json_each(?))", ids_json)
     keys = {version: (name, number) for version, name, number in pairs}
     if not keys.keys() >= set(ids):
         raise broken(index.path, "it refers to a version that it lacks")
-    found = {(row.name, row.number): row for row in select(index, "id IN (SELECT value FROM json_each(?))", wanted)}
-    return [found[keys[version]] for version in ids]
+    row_by_key = {(row.name, row.number): row for row in select(index, "id IN (SELECT value FROM json_each(?))", ids_json)}
+    return [row_by_key[keys[version]] for version in ids]
 
 
 def ref_lines(index: Index, name: str | None = None) -> list[Line]:
-    """Return the lines of index.json, of one name or of all: by name, its versions by number, then its tags."""
-    one, values = ("", ()) if name is None else ("WHERE name = ?", (name,))
-    numbers = f"SELECT name, number, 'v' || number, digest, manifest_size FROM versions {one}"  # noqa: S608 - fixed text
-    tags = f"SELECT name, NULL, tag, digest, manifest_size FROM tags JOIN versions USING (name, number) {one}"  # noqa: S608
-    found = index.select(f"{numbers} UNION ALL {tags} ORDER BY 1, 2 NULLS LAST, 3", *values, *values, kinds="sIssi")
-    return [(f"{name}:{tag}", digest, size) for name, _, tag, digest, size in found]
+    """Return the lines of index.json, for one name or for all: by name, its versions by number, then its tags."""
+    name_filter, values = ("", ()) if name is None else ("WHERE name = ?", (name,))
+    numbers = f"SELECT name, number, 'v' || number, digest, manifest_size FROM versions {name_filter}"  # noqa: S608 - fixed text
+    tags = f"SELECT name, NULL, tag, digest, manifest_size FROM tags JOIN versions USING (name, number) {name_filter}"  # noqa: S608
+    records = index.select(f"{numbers} UNION ALL {tags} ORDER BY 1, 2 NULLS LAST, 3", *values, *values, kinds="sIssi")
+    return [(f"{name}:{tag}", digest, size) for name, _, tag, digest, size in records]

@@ -1,4 +1,4 @@
-"""Replays the logs of the store into registry.db. Call these functions in a transaction."""
+"""Replay of the store's logs into registry.db. Call these functions in a transaction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ NEWEST_FACETS = (
     " WHERE NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"
 )
 
-# The same of the one name ?1. SQLite would make all of `has` for it, and look for one version there: 0.1 s at 10,000 versions.
+# The same for the one name ?1. With the statement above, SQLite would build all of `has` to look for one version in it: 0.1 s
+# at 10,000 versions.
 FACETS_OF_NEWEST = (
     "WITH newest AS (SELECT id, r FROM versions WHERE name = ?1 ORDER BY number DESC LIMIT 1)"
     " SELECT kind, value FROM facets WHERE version = (SELECT id FROM newest) UNION ALL SELECT '', '' FROM newest"
@@ -43,37 +44,37 @@ _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionErr
 
 
 def extracts(store: Store, entry: Entry) -> Extracts:
-    """What the index will contain of a version, for `catch_up`: read it before the entry is in the log for good."""
+    """Return what the index will contain of a version, for `catch_up`; call this before the entry is in the log for good."""
     return {entry.digest: _extract(store, entry.digest)} if entry.op == "push" else {}
 
 
 def _extract(store: Store, digest: Digest) -> rows.Extract:
-    """The indexed data of a version: without any, and with the reason, if a document in it cannot be read."""
+    """Return the indexed data of a version; if a document cannot be read, only the reason."""
     try:
         return rows.read(store, digest)
     except _UNREADABLE as error:
         return rows.Extract(unindexed=f"{type(error).__name__}: {error}"[: rows.MAX_REASON])
 
 
-def catch_up(index: Index, store: Store, name: str, known: Extracts | None = None, *, counting: bool = True) -> Name:
+def catch_up(index: Index, store: Store, name: str, known_extracts: Extracts | None = None, *, counting: bool = True) -> Name:
     """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow.
 
     Args:
         index: In a transaction.
         store: The logs, and the documents of versions.
         name: The name.
-        known: Versions that were read already.
-        counting: Keep the counts of facets, which are of all names, up to date.
+        known_extracts: Versions that were read already.
+        counting: Keep the counts of facets, which are about all names, up to date.
     """
     state = queries.name(index, name)
-    replay = _Replay(index, store, counting=counting, known=known)
-    while found := store.log.entry(name, state.seq + 1):
-        state = replay.entry(state, *found)
+    replay = _Replay(index, store, counting=counting, known=known_extracts)
+    while logged := store.log.entry(name, state.seq + 1):
+        state = replay.entry(state, *logged)
     return state
 
 
 def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
-    """Empty the index and replay every log; return the errors of logs that could not be replayed further."""
+    """Empty the index and replay every log; return the errors of logs that could not be replayed completely."""
     from . import migrations  # imports sqlite-utils
 
     db = migrations.wrapped(index.connection)
@@ -83,16 +84,16 @@ def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
         for table in migrations.FILLED:
             db.table(table).delete_where()
         logs = _replay_all(index, store)
-        # Counts and full-text index of everything at once take a tenth of what they take version by version.
+        # Built for everything at once, counts and full-text index take a tenth of the time that they take version by version.
         db.execute(f"INSERT INTO facet_counts SELECT kind, value, count(*) FROM ({NEWEST_FACETS}) GROUP BY 1, 2")  # noqa: S608
         migrations.build_search(db)
     return [log.error for log in logs if log.error]
 
 
-def _replay_all(index: Index, store: Store) -> list[_Log]:
+def _replay_all(index: Index, store: Store) -> list[_LogCursor]:
     """Replay every log in the order of the entries' times, so that the ids of versions are in the order of their pushes."""
     replay = _Replay(index, store, counting=False)
-    logs = [_Log(store, name) for name in store.log.names()]
+    logs = [_LogCursor(store, name) for name in store.log.names()]
     waiting = [(log.time, log.name, log) for log in logs if log.time]
     heapq.heapify(waiting)
     while waiting:
@@ -108,8 +109,8 @@ def _replay_all(index: Index, store: Store) -> list[_Log]:
     return logs
 
 
-class _Log:
-    """A name's log during a rebuild: its next entry, with that entry's time (empty at the end of the log)."""
+class _LogCursor:
+    """A position in a name's log during a rebuild: the next entry, and its time (empty at the end of the log)."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.name, self.state = name, Name(name)
@@ -124,19 +125,19 @@ class _Log:
             self._next = self._store.log.entry(self.name, seq)
         except AdapterhubError as error:
             self._next, self.error = None, error
-        # Never before an earlier entry: a clock that was set back must not change the order within a log.
+        # Not before an earlier entry's time: a clock that was set back must not change the order within a log.
         self.time = max(self.time, self._next[0].time or "0") if self._next else ""
 
     def take(self) -> tuple[Entry, Digest]:
-        """Return the next entry and read the one after it."""
+        """Return the next entry, and read the one after it."""
         assert self._next is not None  # noqa: S101 - as `time` is not empty
-        found = self._next
-        self._read(found[0].seq + 1)
-        return found
+        current = self._next
+        self._read(current[0].seq + 1)
+        return current
 
 
 class _Replay:
-    """Applies entries to the index; with `counting`, keeps the counts of facets up to date."""
+    """Applies entries to the index; with `counting`, it keeps the counts of facets up to date."""
 
     def __init__(self, index: Index, store: Store, *, counting: bool = True, known: Extracts | None = None) -> None:
         self.index, self.store, self.counting = index, store, counting
@@ -144,18 +145,19 @@ class _Replay:
 
     def entry(self, state: Name, entry: Entry, digest: Digest) -> Name:
         """Apply the entry that follows `state`; IntegrityError if it cannot follow."""
-        where = str(self.store.log.path(entry.name, entry.seq))
+        location = str(self.store.log.path(entry.name, entry.seq))
         if entry.previous != state.head:
-            what = "does not follow the entry before it: the log was changed"
-            raise IntegrityError(where, what, "Check the registry", code="check-registry")
+            problem = "does not follow the entry before it: the log was changed"
+            raise IntegrityError(location, problem, "Check the registry", code="check-registry")
         try:
             return self._apply(state, entry, digest)
         except sqlite3.IntegrityError as error:
-            what = f"contradicts the entries before it ({error})"
-            raise IntegrityError(where, what, "Check the registry", code="check-registry") from error
+            problem = f"contradicts the entries before it ({error})"
+            raise IntegrityError(location, problem, "Check the registry", code="check-registry") from error
 
     def _apply(self, state: Name, entry: Entry, digest: Digest) -> Name:
         number = max(state.number, entry.number)
+        # A setting does not bring back a removed name; only a push or a restore does.
         deleted = entry.op == "delete" or (state.deleted and entry.op not in ("push", "restore"))
         after = Name(entry.name, entry.seq, digest, number, deleted)
         self.index.execute(
@@ -163,6 +165,7 @@ class _Replay:
             " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
             *(after.name, after.seq, after.head, after.number, after.deleted),
         )
+        # Its lines in index.json are out of date now (`index_file.write`).
         self.index.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", entry.name)
         if entry.op == "delete":
             self._forget_name(entry.name)
@@ -183,11 +186,11 @@ class _Replay:
         self._mark(entry)
 
     def _restore(self, entry: Entry) -> None:
-        """Apply again what the last removal of the name undid; a tag at a version that is gone is removed instead."""
+        """Apply again what the last removal of the name undid; a tag of a version that is gone is removed instead."""
         earlier = list(itertools.takewhile(lambda before: before.seq < entry.seq, self.store.log.entries(entry.name)))
         if sum(before.op == "restore" for before in earlier) >= MAX_RESTORES:
-            where = str(self.store.log.path(entry.name, entry.seq))
-            raise IntegrityError(where, f"restores {entry.name} more than {MAX_RESTORES} times", "No later entry is read")
+            location = str(self.store.log.path(entry.name, entry.seq))
+            raise IntegrityError(location, f"restores {entry.name} more than {MAX_RESTORES} times", "No later entry is read")
         for undone in in_force(earlier)[1]:
             if undone.number in (0, *entry.numbers):
                 self._take_effect(undone)
@@ -196,28 +199,30 @@ class _Replay:
 
     # ---- versions
 
-    def _add(self, entry: Entry, found: rows.Extract) -> None:
+    def _add(self, entry: Entry, extract: rows.Extract) -> None:
         index = self.index
-        described = (*found.columns, rows.dump_parents(found))
-        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described, entry.seq)
+        described_columns = (*extract.columns, rows.dump_parents(extract))
+        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described_columns, entry.seq)
         places = ", ".join("?" * len(values))
+        # The version may replace the newest one, whose facets are then no longer counted.
         self._count_facets(entry.name, -1)
         version = index.execute(f"INSERT INTO versions VALUES (NULL, {places})", *values)  # noqa: S608 - question marks
         index.execute(
             "INSERT INTO texts (version, name, title, tags, description, facts, card) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            *(version, entry.name, found.title, "", found.description, found.words, found.prose),
+            *(version, entry.name, extract.title, "", extract.description, extract.words, extract.prose),
         )
-        index.execute_many("INSERT OR IGNORE INTO facets VALUES (?, ?, ?)", [(version, *facet) for facet in found.facets])
-        index.execute_many("INSERT OR IGNORE INTO metrics VALUES (?, ?, ?)", [(version, *m) for m in found.metrics.items()])
+        index.execute_many("INSERT OR IGNORE INTO facets VALUES (?, ?, ?)", [(version, *facet) for facet in extract.facets])
+        index.execute_many("INSERT OR IGNORE INTO metrics VALUES (?, ?, ?)", [(version, *m) for m in extract.metrics.items()])
         index.execute_many(
-            "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in found.files]
+            "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in extract.files]
         )
-        index.execute_many("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in found.parent_digests])
+        index.execute_many("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in extract.parent_digests])
         self._count_facets(entry.name, 1)
-        if found.unindexed:
+        if extract.unindexed:
+            # Marked, so that lists and fsck can tell why the version has no data.
             mark = "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)"
-            index.execute(mark, entry.name, queries.UNINDEXED, str(entry.number), found.unindexed)
-        for file in found.weights:  # only those that an earlier search has listed
+            index.execute(mark, entry.name, queries.UNINDEXED, str(entry.number), extract.unindexed)
+        for file in extract.weights:  # only files whose tensors an earlier search has listed
             tensors.add(index, file, self.store.tensors.read)
 
     def _forget_name(self, name: str) -> None:
@@ -226,20 +231,20 @@ class _Replay:
         self._forget(name, "name = ?", name)
 
     def _forget_version(self, name: str, number: int) -> None:
-        """Forget a version that has no tag."""
-        one = "DELETE FROM marks WHERE kind IN ('deprecate', ?) AND name = ? AND key = CAST(? AS TEXT)"
-        self.index.execute(one, queries.UNINDEXED, name, number)
-        of_version = "DELETE FROM marks WHERE kind = 'evaluate' AND name = ? AND key LIKE ? || ' %'"
-        self.index.execute(of_version, name, str(number))
+        """Remove a version that has no tag."""
+        delete_marks = "DELETE FROM marks WHERE kind IN ('deprecate', ?) AND name = ? AND key = CAST(? AS TEXT)"
+        self.index.execute(delete_marks, queries.UNINDEXED, name, number)
+        delete_evaluations = "DELETE FROM marks WHERE kind = 'evaluate' AND name = ? AND key LIKE ? || ' %'"
+        self.index.execute(delete_evaluations, name, str(number))
         self._forget(name, "name = ? AND number = ?", name, number)
 
     def _forget(self, name: str, where: str, *values: object) -> None:
         index = self.index
-        of_these = f"version IN (SELECT id FROM versions WHERE {where})"  # noqa: S608 - one of two fixed conditions
+        of_versions = f"version IN (SELECT id FROM versions WHERE {where})"  # noqa: S608 - one of two fixed conditions
         self._count_facets(name, -1)
-        files = index.select(f"SELECT DISTINCT digest FROM files WHERE {of_these}", *values)  # noqa: S608
+        files = index.select(f"SELECT DISTINCT digest FROM files WHERE {of_versions}", *values)  # noqa: S608
         for table in ("texts", "facets", "metrics", "files", "made_from"):
-            index.execute(f"DELETE FROM {table} WHERE {of_these}", *values)  # noqa: S608
+            index.execute(f"DELETE FROM {table} WHERE {of_versions}", *values)  # noqa: S608
         tensors.drop(index, (digest for (digest,) in files), self.store.tensors.read)
         index.execute(f"DELETE FROM versions WHERE {where}", *values)  # noqa: S608
         self._count_facets(name, 1)
@@ -263,7 +268,7 @@ class _Replay:
                 self.index.execute("DELETE FROM tags WHERE name = ? AND tag = ?", entry.name, tag)
             else:
                 self.index.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", entry.name, tag, entry.number)
-        # `latest` is not searched: to index it again with each push would cost as much as the last version's card.
+        # `latest` is not searched: indexing it again with each push would take as long as indexing the last version's card.
         moved = [tag for tag in entry.tags if tag != LATEST]
         touched = {before[tag] for tag in moved if tag in before} | ({entry.number} if moved and entry.op != "untag" else set())
         for number in touched:
@@ -294,9 +299,9 @@ class _Replay:
             self.index.execute("DELETE FROM marks WHERE kind = ? AND name = ? AND key = ?", kind, entry.name, key)
 
     def _add_evaluation(self, entry: Entry, measured: Evaluation) -> None:
-        """Record a measurement of a version, and its metrics for searches; the last one under a name replaces the others."""
+        """Record a measurement of a version, and its metrics for searches; it replaces an earlier one with the same name."""
         key = f"{entry.number} {measured.name}"
         self.index.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", entry.name, entry.op, key, measured.dump())
-        of_version = "INSERT OR REPLACE INTO metrics SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
+        insert_metrics = "INSERT OR REPLACE INTO metrics SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
         metrics = [(*metric, entry.name, entry.number) for metric in measured.found_by.items()]
-        self.index.execute_many(of_version, metrics)
+        self.index.execute_many(insert_metrics, metrics)

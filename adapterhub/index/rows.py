@@ -1,4 +1,4 @@
-"""The row of a version in registry.db: columns for lists, words and facets for search, and its files.
+"""The indexed data of a version in registry.db: columns for lists, words and facets for search, and its files.
 
 All of it comes from the version's own blobs: manifest, adapter.json and model card. A manifest from another registry may refer
 to documents that were never checked, so a value of the wrong type is left out, without affecting the others.
@@ -20,11 +20,12 @@ from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import AdapterhubError, RemoteError
 
+# In this order, `queries` selects the columns and `replay` inserts them.
 COLUMNS: dict[str, type] = {
     "size": int, "base": str, "revision": str, "method": str, "r": int, "alpha": float, "format": str, "dtype": str,
     "parameters": int, "license": str, "description": str,
 }  # fmt: skip
-MAX_FACET, MAX_TEXT, MAX_WORDS = 1_000, 32_768, 1 << 20  # characters that are searched; a longer facet is not
+MAX_FACET, MAX_TEXT, MAX_WORDS = 1_000, 32_768, 1 << 20  # characters; texts are cut off there, a longer facet is left out
 MAX_REASON = 200  # characters of the reason why nothing of a version is indexed
 # Kind of facet to the keys of a model card's front matter with the same meaning.
 CARD_FACETS = {
@@ -46,7 +47,7 @@ class Extract:
         files: Path, digest and size in bytes.
         title: Name in adapter.json and title of the model card.
         prose: Text of the model card.
-        unindexed: The reason why there is nothing else.
+        unindexed: Why there is nothing else; empty if there is.
     """
 
     columns: tuple[object, ...] = (None,) * len(COLUMNS)
@@ -62,6 +63,7 @@ class Extract:
     @property
     def description(self) -> str:
         """The description in adapter.json."""
+        # The last of COLUMNS.
         return str(self.columns[-1] or "")[:MAX_TEXT]
 
     @property
@@ -76,55 +78,56 @@ class Extract:
 
 
 def read(store: Store, digest: Digest) -> Extract:
-    """Read the indexed data of the version with manifest `digest`; none, and the reason, if a document cannot be read."""
+    """Return the indexed data of the version with manifest `digest`; if a document cannot be read, only the reason."""
     try:
-        made = oci_manifest.parse(store.read_document(digest), digest)
-        readme = _card(store, made)
-        manifest = card.fill(_manifest(store, made) or AdapterManifest.salvage({}), readme)
-    except RemoteError:  # of a store that fetches them: they are there, and can be read another time
+        manifest = oci_manifest.parse(store.read_document(digest), digest)
+        model_card = _card(store, manifest)
+        adapter_json = card.fill(_manifest(store, manifest) or AdapterManifest.salvage({}), model_card)
+    except RemoteError:  # of a store that fetches blobs: the documents exist, and can be read another time
         raise
     except AdapterhubError as error:
         return Extract(unindexed=error.what[:MAX_REASON])
-    values = {"size": made.size, "base": manifest.base.repo, "revision": manifest.base.revision}
-    values["parameters"] = manifest.parameters or None  # 0 where an unchecked document has none
+    values = {"size": manifest.size, "base": adapter_json.base.repo, "revision": adapter_json.base.revision}
+    values["parameters"] = adapter_json.parameters or None  # 0 where an unchecked document has none
     return Extract(
-        tuple(_column(values[key] if key in values else getattr(manifest, key), kind) for key, kind in COLUMNS.items()),
-        tuple(_text(parent.ref) or _text(parent.digest) for parent in manifest.parents),
-        tuple(dict.fromkeys(_text(parent.digest) for parent in manifest.parents)),
-        tuple(sorted(set(_facets(manifest, readme)))),
-        dict(_metrics(manifest.training)),
-        tuple((layer.path, layer.digest, layer.size) for layer in made.layers),
-        " ".join(filter(None, (_text(manifest.name), _text(readme.title))))[:MAX_TEXT],
-        _text(readme.prose),
+        tuple(_column(values[key] if key in values else getattr(adapter_json, key), kind) for key, kind in COLUMNS.items()),
+        tuple(_text(parent.ref) or _text(parent.digest) for parent in adapter_json.parents),
+        # A merge may name the same parent twice.
+        tuple(dict.fromkeys(_text(parent.digest) for parent in adapter_json.parents)),
+        tuple(sorted(set(_facets(adapter_json, model_card)))),
+        dict(_metrics(adapter_json.training)),
+        tuple((layer.path, layer.digest, layer.size) for layer in manifest.layers),
+        " ".join(filter(None, (_text(adapter_json.name), _text(model_card.title))))[:MAX_TEXT],
+        _text(model_card.prose),
     )
 
 
-def adapter_manifest(store: Store, made: Manifest) -> AdapterManifest | None:
-    """Read the usable part of a version's adapter.json and what its card declares besides; None without adapter.json."""
-    found = _manifest(store, made)
-    return found and card.fill(found, _card(store, made))
+def adapter_manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
+    """Return the usable part of a version's adapter.json, completed from its model card; None without adapter.json."""
+    adapter_json = _manifest(store, manifest)
+    return adapter_json and card.fill(adapter_json, _card(store, manifest))
 
 
-def _manifest(store: Store, made: Manifest) -> AdapterManifest | None:
-    """The usable part of an adapter.json, which may never have been checked."""
-    layer = made.adapter_json
+def _manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
+    """Return the usable part of an adapter.json, which may never have been checked."""
+    layer = manifest.adapter_json
     if layer is None:
         return None
     return AdapterManifest.salvage(oci_manifest.parse_json(store.read_document(layer.digest), layer.digest))
 
 
-def _card(store: Store, made: Manifest) -> Card:
+def _card(store: Store, manifest: Manifest) -> Card:
     try:
-        return card.decode(store.read_document(made.card.digest)) if made.card else Card()
+        return card.decode(store.read_document(manifest.card.digest)) if manifest.card else Card()
     except RemoteError:
         raise
     except AdapterhubError:
         return Card()
 
 
-def _facets(manifest: AdapterManifest, readme: Card) -> Iterator[tuple[str, str]]:
+def _facets(manifest: AdapterManifest, model_card: Card) -> Iterator[tuple[str, str]]:
     base, training = manifest.base, manifest.training
-    found: dict[str, list[str | None]] = {
+    values_by_kind: dict[str, list[str | None]] = {
         "base": [base.repo],
         "model_type": [base.model_type],
         "architecture": [base.architecture],
@@ -137,10 +140,10 @@ def _facets(manifest: AdapterManifest, readme: Card) -> Iterator[tuple[str, str]
         "dataset": [item.name for item in (training.data if training else None) or ()],
     }
     for kind, keys in CARD_FACETS.items():
-        # The card fills in what adapter.json lacks; where both have a value, the declared one may be newer.
-        if not any(found.get(kind, ())):
-            found[kind] = list(readme.values(*keys))
-    for kind, values in found.items():
+        # The card fills in what adapter.json lacks; if both have a value, the declared one may be newer.
+        if not any(values_by_kind.get(kind, ())):
+            values_by_kind[kind] = list(model_card.values(*keys))
+    for kind, values in values_by_kind.items():
         for value in map(_text, values):
             if value and len(value) <= MAX_FACET:
                 yield kind, value
@@ -155,7 +158,7 @@ def _metrics(training: Training | None) -> Iterator[tuple[str, float]]:
 
 
 def _text(value: object) -> str:
-    """Return text in a form that SQLite can store, in NOCASE columns too; empty for another type."""
+    """Return text in a form that SQLite can store, including in NOCASE columns; empty for another type."""
     return value.encode(errors="replace").decode().replace("\0", " ") if isinstance(value, str) else ""
 
 
@@ -168,6 +171,6 @@ def _column(value: object, kind: type) -> object:
     return value if kind is not str and abs(value) < 2**63 else None
 
 
-def dump_parents(found: Extract) -> str:
-    """Return the parents as the column of `versions` stores them."""
-    return json.dumps(found.parents)
+def dump_parents(extract: Extract) -> str:
+    """Return the parents as the column of `versions` has them."""
+    return json.dumps(extract.parents)

@@ -1,7 +1,8 @@
 """The tables of a new registry.db, as all `migrations` leave them, in plain SQL.
 
-schema.sql is what the migrations make of an empty database; a test compares, and shows what a new migration adds. Applying
-it needs no sqlite-utils, which takes longer to import than a push takes to run. Statements are separated by empty lines.
+schema.sql is what the migrations make of an empty database; a test compares the two, and shows what a new migration adds.
+Applying it needs no sqlite-utils, which takes longer to import than a push takes to run. Statements are separated by empty
+lines.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ def create(connection: sqlite3.Connection) -> None:
 
 
 def digest(connection: sqlite3.Connection) -> str:
-    """Return the digest of all that a database defines, in any spelling of quotes and spaces; empty for too many objects."""
-    found = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchmany(_MAX_OBJECTS + 1)
-    if len(found) > _MAX_OBJECTS:
+    """Return the digest of everything that a database defines, ignoring quotes and spaces; empty for too many objects."""
+    objects = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchmany(_MAX_OBJECTS + 1)
+    if len(objects) > _MAX_OBJECTS:
         return ""
     quotes = str.maketrans("[]`", '"""')
-    lines = sorted(" ".join(f"{kind} {name} {table} {sql}".translate(quotes).split()) for kind, name, table, sql in found)
+    lines = sorted(" ".join(f"{kind} {name} {table} {sql}".translate(quotes).split()) for kind, name, table, sql in objects)
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,13 +1,13 @@
-# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `_checked`, or a `?`
+# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `_require_allowed`, or a `?`
 """Search for adapters by words and facts, or by the bytes of a file.
 
 The words never reach FTS5's own syntax (sqlite.org/fts5.html, "Full-text Query Syntax"): each becomes one quoted phrase whose
-last token is a prefix, and all of them must match. Any text is a valid query. Of each name, the newest version that matches is
+last token is a prefix, and all of them must match. Any text is a valid query. The newest matching version of each name is
 found, ranked by bm25 over the columns of the index, where a match in the name weighs most. sqlite-utils builds that index, but
 its own `search` has no weights, and importing it takes longer than a search.
 
 Words that more than COMMON versions contain hardly distinguish them, and scoring each takes long (54 ms of bm25 for a word in
-50,000 versions). For these, names and titles with the words come first, then the others, the latest push first in each.
+50,000 versions). For these, names and titles with the words come first, then the others, in both the latest push first.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ COMMON = 1000  # versions
 MAX_VALUES = 20  # most frequent values of a facet
 _COLUMNS = {"r", "size"}
 _OPERATORS = {"<", "<=", ">", ">=", "="}
+# Decimal and binary units: 10MB, 10M, 10MiB.
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
 _UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
@@ -42,7 +43,7 @@ _QUANTITY = linear.Pattern(r"(-?[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?)\s*([a-z]*
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A comparison that a number must pass; `operator` in SQL's spelling."""
+    """A comparison that a number must pass; `operator` is spelled as in SQL."""
 
     operator: str
     value: float
@@ -57,13 +58,14 @@ class Query:
 
     Attributes:
         words: As typed. Without any, the newest versions come first.
-        facets: Kind (one of FACETS except `r`) and value, in any case; a base also by its name without the organization.
+        facets: Kind (one of FACETS except `r`) and value, ignoring case; a base may be named without its organization.
         tags: Tags in the registry or of the model card.
         namespace: Find adapters of this namespace only; empty for all.
         bounds: Column (`r`, or `size` in bytes) and the bounds of its number.
         metrics: Name of a metric and its bounds.
         all_versions: Return every version that matches instead of the newest of each name.
-        without: Names to leave out, and to leave out of all counts.
+        limit: The number of versions to return.
+        without: Names to leave out of the results and of all counts.
     """
 
     words: str = ""
@@ -81,7 +83,8 @@ class Query:
 class Found:
     """The best matches, the number of all matches, and the facets of all matches: kind to value to count.
 
-    `more`: There are more matches than `total`, as counting all of them would have taken longer than finding these.
+    Attributes:
+        has_more: There are more matches than `total`, as counting all of them would have taken longer than finding these.
     """
 
     rows: list[Row]
@@ -94,7 +97,8 @@ class Found:
 class Holder:
     """A version and the path of one of its files; the path is empty if the digest is that of the version's manifest.
 
-    `tensor`: Name of the tensor in that file that has the digest.
+    Attributes:
+        tensor: Name of the tensor in that file that has the digest; empty if the whole file has it.
     """
 
     row: Row
@@ -107,70 +111,74 @@ class Holder:
 
 
 def search(index: Index, query: Query, *, facets: bool = False) -> Found:
-    """Return the versions that match, best first; `facets` counts the facets and the number of all matches."""
+    """Return the versions that match, best first; with `facets`, also count the facets and all matches."""
+    # Without conditions, the stored counts answer everything.
     if query == Query(limit=query.limit, without=query.without):
         return _newest(index, query, facets=facets)
-    found = _common(index, query)
-    if found is None:
-        found = _ranked(index, query)
+    result = _common(index, query)
+    if result is None:
+        result = _ranked_matches(index, query)
     elif facets and not query.all_versions and _all_have(index, query):
-        return replace(found, total=_names(index, query), more=False, facets=_counted(index, query))
+        return replace(result, total=_names(index, query), more=False, facets=_counted(index, query))
     elif facets:
         matching, values = _matching(index, query)
-        found = replace(found, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], more=False)
-    return replace(found, facets=_count(index, query)) if facets else found
+        result = replace(result, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], more=False)
+    return replace(result, facets=_count(index, query)) if facets else result
 
 
-def _ranked(index: Index, query: Query) -> Found:
+def _ranked_matches(index: Index, query: Query) -> Found:
     matching, values = _matching(index, query)
     best = f"{matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
-    found = index.select(best, *values, _limit(query))
-    return Found(by_id(index, [version for version, _ in found]), found[0][1] if found else 0)
+    matches = index.select(best, *values, _limit(query))
+    return Found(by_id(index, [version for version, _ in matches]), matches[0][1] if matches else 0)
 
 
 def _limit(query: Query) -> int:
+    # SQLite's integers have 64 bits.
     return max(0, min(query.limit, 2**62))
 
 
 def _newest(index: Index, query: Query, *, facets: bool) -> Found:
     """Return the newest version of every name, latest first."""
     sql = f"SELECT id FROM versions v WHERE {_NEWEST} AND {shown(index, query.without)} ORDER BY time DESC, name LIMIT ?"
-    found = index.select(sql, _limit(query))
-    counted = _counted(index, query) if facets else {}
-    return Found(by_id(index, [version for (version,) in found]), _names(index, query), counted)
+    records = index.select(sql, _limit(query))
+    facet_counts = _counted(index, query) if facets else {}
+    return Found(by_id(index, [version for (version,) in records]), _names(index, query), facet_counts)
 
 
 def _names(index: Index, query: Query) -> int:
     """Return the number of names that have versions."""
-    found = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
-    hidden = index.select(f"SELECT count(*) FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}", json.dumps(query.without))
-    return int(found[0][0]) - int(hidden[0][0]) if found else 0
+    counts = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
+    hidden_counts = index.select(f"SELECT count(*) FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}", json.dumps(query.without))
+    return int(counts[0][0]) - int(hidden_counts[0][0]) if counts else 0
 
 
 def _all_have(index: Index, query: Query) -> bool:
     """Return True if every version contains the words."""
-    every = "SELECT (SELECT count(*) FROM texts_fts WHERE texts_fts MATCH ?) = (SELECT count(*) FROM versions)"
-    return bool(index.select(every, phrases(query.words))[0][0])
+    sql = "SELECT (SELECT count(*) FROM texts_fts WHERE texts_fts MATCH ?) = (SELECT count(*) FROM versions)"
+    return bool(index.select(sql, phrases(query.words))[0][0])
 
 
 def _common(index: Index, query: Query) -> Found | None:
-    """Return matches of words that over COMMON versions contain; None for fewer versions, or other conditions than words."""
+    """Return matches of words that over COMMON versions contain; None for fewer versions, or conditions other than words."""
     words = phrases(query.words)
     if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit, without=query.without):
         return None
     latest = "SELECT rowid FROM texts_fts WHERE texts_fts MATCH ? ORDER BY rowid DESC LIMIT ?"
-    some = [version for (version,) in index.select(latest, words, COMMON + 1)]
-    if len(some) <= COMMON:
+    recent_ids = [version for (version,) in index.select(latest, words, COMMON + 1)]
+    if len(recent_ids) <= COMMON:
         return None
-    of_these = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
-    named = [version for (version,) in index.select(latest, f"{{name title}}: ({words})", COMMON)]
-    found = index.select(of_these if query.all_versions else f"{of_these} AND {_NEWEST}", json.dumps(named))
-    recent = index.select(f"{of_these} ORDER BY id DESC", json.dumps(some))
+    ids_query = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
+    named_ids = [version for (version,) in index.select(latest, f"{{name title}}: ({words})", COMMON)]
+    named_rows = index.select(ids_query if query.all_versions else f"{ids_query} AND {_NEWEST}", json.dumps(named_ids))
+    recent_rows = index.select(f"{ids_query} ORDER BY id DESC", json.dumps(recent_ids))
     best: dict[object, tuple[int, int]] = {}
     hidden = set(query.without)
-    for tier, matches in enumerate((found, recent)):
+    for tier, matches in enumerate((named_rows, recent_rows)):
         for version, name in (match for match in matches if match[1] not in hidden):
+            # The first entry wins: a match in the name or title, then the latest push.
             best.setdefault(version if query.all_versions else name, (tier, version))
+    # Too few of the recent versions are left for a full page: rank all matches instead.
     if len(best) < query.limit:
         return None
     ranked = sorted(best.values(), key=lambda item: (item[0], -item[1]))
@@ -197,7 +205,7 @@ def _matching(index: Index, query: Query) -> tuple[str, list[object]]:
 
 def phrases(words: str) -> str:
     """Quote words for FTS5: each becomes a prefix, and all of them must match."""
-    # No NUL, which would end the statement, and no half of a surrogate pair, which cannot be encoded.
+    # Replace NUL, which would end the statement, and halves of surrogate pairs, which cannot be encoded.
     clean = words.replace("\0", " ").encode(errors="replace").decode()
     return " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(clean.split()))
 
@@ -210,14 +218,14 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
         sql.append(condition)
         values.extend(value.encode(errors="replace").decode() if isinstance(value, str) else value for value in more)
 
-    of_facet = "SELECT version FROM facets WHERE kind = ? AND value = ?"
+    facet_query = "SELECT version FROM facets WHERE kind = ? AND value = ?"
     for kind, value in query.facets:
-        add(f"v.id IN ({of_facet})", "base-name" if kind == "base" and "/" not in value else kind, value)
+        add(f"v.id IN ({facet_query})", "base-name" if kind == "base" and "/" not in value else kind, value)
     for tag in query.tags:
-        of_registry = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
-        add(f"({of_registry} OR v.id IN ({of_facet}))", tag, "tag", tag)
+        tag_query = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
+        add(f"({tag_query} OR v.id IN ({facet_query}))", tag, "tag", tag)
     if query.namespace:
-        add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.UNDER
+        add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.IN_NAMESPACE
     for column, bounds in query.bounds:
         for bound in bounds:
             add(f"v.{_checked(column, _COLUMNS)} {_checked(bound.operator, _OPERATORS)} ?", bound.value)
@@ -229,8 +237,8 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
     return sql, values
 
 
-def _checked(text: str, known: set[str]) -> str:
-    if text not in known:
+def _checked(text: str, allowed: set[str]) -> str:
+    if text not in allowed:
         raise ValueError(text)
     return text
 
@@ -243,13 +251,15 @@ def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
         " UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hit JOIN versions USING (id) WHERE r IS NOT NULL GROUP BY r"
         " ORDER BY n DESC, value"
     )
-    return _by_kind(index.select(counts, *values, kinds="ssi"))
+    return _group_by_kind(index.select(counts, *values, kinds="ssi"))
 
 
 def _counted(index: Index, query: Query) -> dict[str, dict[str, int]]:
-    """Return the counts for the newest version of every name."""
+    """Return the facet counts for the newest version of every name, from the counts that are kept up to date."""
     if not query.without:
-        return _by_kind(index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi"))
+        return _group_by_kind(
+            index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi")
+        )
     hidden = f"SELECT id, r FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}"
     counts = (
         f"WITH hidden AS MATERIALIZED ({hidden}), less AS (SELECT kind, value, count(*) AS n FROM hidden JOIN facets"
@@ -257,28 +267,28 @@ def _counted(index: Index, query: Query) -> dict[str, dict[str, int]]:
         " SELECT c.kind, c.value, c.n - coalesce(less.n, 0) AS remain FROM facet_counts c LEFT JOIN less"
         " ON less.kind = c.kind AND less.value = c.value COLLATE NOCASE WHERE remain > 0 ORDER BY remain DESC, c.value"
     )
-    return _by_kind(index.select(counts, json.dumps(query.without), kinds="ssi"))
+    return _group_by_kind(index.select(counts, json.dumps(query.without), kinds="ssi"))
 
 
-def _by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
-    found: dict[str, dict[str, int]] = {kind: {} for kind in FACETS}
+def _group_by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
+    count_by_kind: dict[str, dict[str, int]] = {kind: {} for kind in FACETS}
     for kind, value, count in counts:
-        if kind in found and len(found[kind]) < MAX_VALUES:
-            found[kind][value] = count
-    return found
+        if kind in count_by_kind and len(count_by_kind[kind]) < MAX_VALUES:
+            count_by_kind[kind][value] = count
+    return count_by_kind
 
 
 # ---- by bytes
 
 
 def holders(index: Index, digest: str) -> list[Holder]:
-    """Return the versions that have a file or a manifest whose digest begins with `digest`, by name, newest first."""
+    """Return the versions with a file or a manifest whose digest begins with `digest`, by name, newest first."""
     end = digest + "g"  # after every digest with this prefix
-    found = [Holder(row, "", row.digest) for row in select(index, "digest >= ? AND digest < ?", digest, end)]
+    results = [Holder(row, "", row.digest) for row in select(index, "digest >= ? AND digest < ?", digest, end)]
     files = index.select("SELECT version, path, digest FROM files WHERE digest >= ? AND digest < ?", digest, end, kinds="iss")
     rows = by_id(index, [version for version, _, _ in files])
-    found += [Holder(row, path, whole) for row, (_, path, whole) in zip(rows, files, strict=True)]
-    return sorted(found, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
+    results += [Holder(row, path, file_digest) for row, (_, path, file_digest) in zip(rows, files, strict=True)]
+    return sorted(results, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
 
 
 def parse_digest_prefix(text: str) -> str:
@@ -294,24 +304,25 @@ def parse_digest_prefix(text: str) -> str:
 
 def parse_bounds(text: str, where: str, *, size: bool = False) -> Bounds:
     """Parse `8`, `4..16`, `<10` or `>=0.5`. With `size`, units are allowed (`10MB`), and an exact size is refused."""
-    wanted = text.strip()
-    low, dots, high = wanted.partition("..")
+    expression = text.strip()
+    low, dots, high = expression.partition("..")
     if dots and (low or high):
         pairs = [(">=", low), ("<=", high)]
         return tuple(Bound(operator, _number(end, where, size=size)) for operator, end in pairs if end)
-    operator = next((one for one in ("<=", ">=", "==", "<", ">", "=") if wanted.startswith(one)), "")
+    # Longer operators first: `<` also begins `<=`.
+    operator = next((sign for sign in ("<=", ">=", "==", "<", ">", "=") if expression.startswith(sign)), "")
     if size and not operator:
         raise UsageError(where, f"{text[:80]!r} is an exact size", f"Write '<{text[:80]}', '>{text[:80]}' or 1MB..{text[:80]}")
-    return (Bound({"==": "=", "": "="}.get(operator, operator), _number(wanted[len(operator) :], where, size=size)),)
+    return (Bound({"==": "=", "": "="}.get(operator, operator), _number(expression[len(operator) :], where, size=size)),)
 
 
 def parse_metric(text: str, where: str) -> tuple[str, Bounds]:
     """Parse a comparison such as `eval_loss<0.7` into the name of a metric and its bounds."""
-    wanted = text.strip()
-    start = min((at for sign in "<>=" if (at := wanted.find(sign)) >= 0), default=0)
-    if not wanted[:start].strip():
+    expression = text.strip()
+    start = min((position for sign in "<>=" if (position := expression.find(sign)) >= 0), default=0)
+    if not expression[:start].strip():
         raise UsageError(where, f"{text[:80]!r} is not a comparison", "Write it like 'accuracy>0.8'")
-    return wanted[:start].rstrip(), parse_bounds(wanted[start:], where)
+    return expression[:start].rstrip(), parse_bounds(expression[start:], where)
 
 
 def _number(text: str, where: str, *, size: bool) -> float:

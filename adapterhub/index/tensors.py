@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - the text put into a statement here is fixed
-"""Search by tensors: which versions have the tensors of a file that no version has as a whole.
+"""Search by tensors: the versions that have the tensors of a file, when no version has the whole file.
 
 Bytes are compared, not names: a tensor is found in a file of another format, and under another name. In registry.db a tensor is
 a row of the first 64 bits of its digest and of a file's number, about 20 bytes. That finds files; the whole digests are in the
@@ -26,7 +26,7 @@ _FILES = 64  # files whose lists are read
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A file of a version, `digest`, that has `count` of the tensors that were looked for, `size` bytes in total."""
+    """A file of a version, with the digest `digest`, that has `count` of the tensors searched for, `size` bytes in total."""
 
     row: Row
     path: str
@@ -37,34 +37,35 @@ class Share:
 
 def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) -> list[Share]:
     """Return the versions that have most of some tensors: most tensors first, then most bytes, by name, newest first."""
-    wanted = json.dumps([key(tensor.digest) for tensor in tensors if tensor.size])
+    keys_json = json.dumps([key(tensor.digest) for tensor in tensors if tensor.size])
     files = index.select(
         "SELECT digest FROM (SELECT file, count(*) AS n, sum(size) AS bytes FROM tensors"
         " WHERE key IN (SELECT value FROM json_each(?)) GROUP BY file ORDER BY n DESC, bytes DESC, file LIMIT ?)"
         " JOIN weights ON id = file ORDER BY n DESC, bytes DESC, file",
-        wanted,
+        keys_json,
         _FILES,
     )
-    found = []
+    shares = []
     for (digest,) in files:
-        have = shared(tensors, store.list_tensors(digest) or ())
-        if have:
-            count, size = len(have), sum(tensor.size for tensor in have)
-            found += [Share(row, path, digest, count, size) for row, path in _places(index, digest)]
-    found.sort(key=lambda share: (-share.count, -share.size, share.row.name, -share.row.number, share.path))
-    return found[:limit]
+        # The index has only 64 bits of each digest: compare the whole digests.
+        common = shared(tensors, store.list_tensors(digest) or ())
+        if common:
+            count, size = len(common), sum(tensor.size for tensor in common)
+            shares += [Share(row, path, digest, count, size) for row, path in _places(index, digest)]
+    shares.sort(key=lambda share: (-share.count, -share.size, share.row.name, -share.row.number, share.path))
+    return shares[:limit]
 
 
 def _places(index: Index, digest: Digest) -> Iterable[tuple[Row, str]]:
     rows = {(row.name, row.number): row for row in versions(index, file=digest)}
-    found = index.select("SELECT name, number, path FROM files JOIN versions ON id = version WHERE files.digest = ?", digest)
-    return [(rows[name, number], path) for name, number, path in found]
+    records = index.select("SELECT name, number, path FROM files JOIN versions ON id = version WHERE files.digest = ?", digest)
+    return [(rows[name, number], path) for name, number, path in records]
 
 
-def shared(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
-    """Return those of `tensors` whose bytes are among the others', under any name; empty ones never are."""
-    there = {(other.digest, other.size) for other in others}
-    return [tensor for tensor in tensors if tensor.size and (tensor.digest, tensor.size) in there]
+def shared(tensors: Sequence[Tensor], candidates: Iterable[Tensor]) -> list[Tensor]:
+    """Return the tensors whose bytes are also among the `candidates`, under any name; an empty tensor never is."""
+    contents = {(candidate.digest, candidate.size) for candidate in candidates}
+    return [tensor for tensor in tensors if tensor.size and (tensor.digest, tensor.size) in contents]
 
 
 def with_digest(index: Index, store: Store, prefix: str) -> list[Holder]:
@@ -73,65 +74,72 @@ def with_digest(index: Index, store: Store, prefix: str) -> list[Holder]:
     files = index.select(
         "SELECT DISTINCT digest FROM tensors JOIN weights ON id = file WHERE key BETWEEN ? AND ? ORDER BY digest", low, high
     )
-    found = []
+    results = []
     for (digest,) in files:
-        named = [tensor for tensor in store.list_tensors(digest) or () if tensor.digest.startswith(prefix)]
-        whole = holders(index, digest) if named else []
-        found += [Holder(at.row, at.path, tensor.digest, tensor.name) for at in whole if at.path for tensor in named]
-    return sorted(found, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
+        matching = [tensor for tensor in store.list_tensors(digest) or () if tensor.digest.startswith(prefix)]
+        file_holders = holders(index, digest) if matching else []
+        results += [
+            Holder(file_holder.row, file_holder.path, tensor.digest, tensor.name)
+            for file_holder in file_holders
+            if file_holder.path
+            for tensor in matching
+        ]
+    return sorted(results, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
 
 
 def repeated(index: Index, digests: Iterable[Digest]) -> int:
-    """Return the bytes of tensors that are in more than one of these files, each without its first occurrence."""
-    found = index.select(
+    """Return the bytes of tensors that are in more than one of these files, without the first occurrence of each."""
+    records = index.select(
         "SELECT sum(size * (n - 1)) FROM (SELECT size, count(*) AS n FROM tensors WHERE file IN"
         " (SELECT id FROM weights WHERE digest IN (SELECT value FROM json_each(?))) GROUP BY key HAVING n > 1)",
         json.dumps(sorted(digests)),
     )
-    return int(found[0][0] or 0)
+    return int(records[0][0] or 0)
 
 
 # ---- rows
 
 
 def unlisted(index: Index, prefix: str | None = None) -> dict[Digest, int]:
-    """Return the files of weights, with their sizes, whose tensors are not in the index; of a name or namespace, or of all."""
-    one, values = ("1", ()) if prefix is None else (f"version IN (SELECT id FROM versions WHERE {UNDER})", under(prefix))
+    """Return the files of weights whose tensors are not in the index, with their sizes; of a name or namespace, or all."""
+    condition, values = ("1", ()) if prefix is None else (f"version IN (SELECT id FROM versions WHERE {UNDER})", under(prefix))
     sql = (
         "SELECT digest, max(size) FROM files WHERE (lower(path) LIKE '%.safetensors' OR lower(path) LIKE '%.gguf')"
-        f" AND digest NOT IN (SELECT digest FROM weights) AND {one} GROUP BY digest ORDER BY digest"
+        f" AND digest NOT IN (SELECT digest FROM weights) AND {condition} GROUP BY digest ORDER BY digest"
     )
     return dict(index.select(sql, *values))
 
 
 def add(index: Index, digest: Digest, read: Callable[[Digest], Tensors | None]) -> None:
-    """Add the tensors of a file if `read` returns them, unless the index has them already. In a transaction."""
-    if index.select("SELECT 1 FROM weights WHERE digest = ?", digest) or (found := read(digest)) is None:
+    """Add the tensors of a file if `read` returns them, unless the index has them already. Call this in a transaction."""
+    if index.select("SELECT 1 FROM weights WHERE digest = ?", digest) or (file_tensors := read(digest)) is None:
         return
     file = index.execute("INSERT INTO weights VALUES (NULL, ?)", digest)
-    rows = sorted({(key(tensor.digest), file, tensor.size) for tensor in found if tensor.size})
+    # Sorted by the primary key, in which order SQLite inserts fastest.
+    rows = sorted({(key(tensor.digest), file, tensor.size) for tensor in file_tensors if tensor.size})
     index.execute_many("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?)", rows)
 
 
 def drop(index: Index, digests: Iterable[Digest], read: Callable[[Digest], Tensors | None]) -> None:
-    """Remove the tensors of those of these files that no version has any more. In a transaction."""
+    """Remove the tensors of those files that no version has anymore. Call this in a transaction."""
     for digest in digests:
-        found = index.select("SELECT id FROM weights WHERE digest = ?", digest)
-        if not found or index.select("SELECT 1 FROM files WHERE digest = ?", digest):
+        records = index.select("SELECT id FROM weights WHERE digest = ?", digest)
+        if not records or index.select("SELECT 1 FROM files WHERE digest = ?", digest):
             continue
-        ((file,),) = found
-        listed = read(digest)
-        if listed is None:  # without its keys, every row is visited
+        ((file,),) = records
+        file_tensors = read(digest)
+        if file_tensors is None:  # without its keys, every row is visited
             index.execute("DELETE FROM tensors WHERE file = ?", file)
         else:
             index.execute_many(
-                "DELETE FROM tensors WHERE key = ? AND file = ?", [(key(tensor.digest), file) for tensor in listed]
+                "DELETE FROM tensors WHERE key = ? AND file = ?", [(key(tensor.digest), file) for tensor in file_tensors]
             )
         index.execute("DELETE FROM weights WHERE id = ?", file)
 
 
 def key(digest: Digest) -> int:
     """Return the first 64 bits of a digest as SQLite's INTEGER, in the order of the digests."""
+    # SQLite's INTEGER is signed; the shift keeps the order.
     return int(digest.removeprefix("sha256:")[:16], 16) - 2**63
 
 

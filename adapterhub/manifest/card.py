@@ -1,7 +1,7 @@
-"""Model cards: the README of an adapter, its front matter and its prose.
+"""Model cards: the README of an adapter, with its front matter and its prose.
 
-The front matter is YAML (Hugging Face's docs, "Model Cards"), of which only the forms that cards use are parsed. Anything else
-is skipped. The license and the description of a card count where neither adapter.toml nor adapter.json has one.
+The front matter is YAML (Hugging Face's docs, "Model Cards"); only the forms that cards use are parsed, and everything else is
+skipped. The license and the description of a card count if neither adapter.toml nor adapter.json has one.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .document import AdapterManifest
 NAMES = ("readme.md", "model_card.md")
 MAX_BYTES = 1 << 20  # a larger card is not read
 MAX_PROSE = 32_768  # characters that are searched
-_MAX_VALUES, _MAX_VALUE = 100, 200
+_MAX_VALUES, _MAX_VALUE = 100, 200  # values of a key, and characters of a value
 
 
 @dataclass(frozen=True)
 class Card:
-    """Front matter as key to values, and the first of the text below it."""
+    """A model card: front matter as key to values, and the beginning of the text below it."""
 
     fields: dict[str, tuple[str, ...]] = field(default_factory=dict)
     prose: str = ""
 
     def values(self, *keys: str) -> tuple[str, ...]:
-        """The values under any of these keys."""
+        """Return the values under any of these keys."""
         return tuple(value for key in keys for value in self.fields.get(key, ()))
 
     @property
@@ -41,25 +41,27 @@ class Card:
         return first.lstrip("#").strip() if first.startswith("#") else ""
 
 
-def fill(manifest: AdapterManifest, found: Card) -> AdapterManifest:
-    """The manifest, with the license and the description of a card where it has none."""
-    more: dict[str, Any] = {}
+def fill(manifest: AdapterManifest, card: Card) -> AdapterManifest:
+    """Return the manifest with the license and the description of a card where it has none."""
+    additions: dict[str, Any] = {}
     for key in ("license", "description"):
-        values = found.values(key)
+        values = card.values(key)
+        # Of two licenses, nothing says which one applies.
         if getattr(manifest, key) is None and len(values) == 1:
-            more[key] = values[0]
-    return replace(manifest, **more) if more else manifest
+            additions[key] = values[0]
+    return replace(manifest, **additions) if additions else manifest
 
 
 def license_in(folder: Path) -> str | None:
-    """The license in the card of a folder, such as that of a base model; None without exactly one."""
-    found = find(folder)
-    values = decode(found[1]).values("license") if found else ()
+    """Return the license in the card of a folder, such as that of a base model; None unless there is exactly one."""
+    card_file = find(folder)
+    values = decode(card_file[1]).values("license") if card_file else ()
     return values[0] if len(values) == 1 else None
 
 
 def find(folder: Path) -> tuple[Path, bytes] | None:
-    """The card in a folder and its bytes; None without one that can be read."""
+    """Return the path and the bytes of the card in a folder; None if there is none that can be read."""
+    # The usual spellings first: file systems may or may not distinguish case.
     for name in ("README.md", "MODEL_CARD.md", *NAMES):
         with suppress(OSError, AdapterhubError), open_regular(folder / name) as file:
             raw = file.read(MAX_BYTES + 1)
@@ -68,25 +70,26 @@ def find(folder: Path) -> tuple[Path, bytes] | None:
 
 
 def read(folder: Path) -> Card:
-    """The card in a folder; empty without one that can be read."""
-    found = find(folder)
-    return decode(found[1]) if found else Card()
+    """Return the card in a folder; empty if there is none that can be read."""
+    card_file = find(folder)
+    return decode(card_file[1]) if card_file else Card()
 
 
 def decode(raw: bytes) -> Card:
-    """The card in the bytes of a README."""
+    """Return the card in the bytes of a README."""
     return parse(raw.decode("utf-8", "replace"))
 
 
 def parse(text: str) -> Card:
-    """Parse the text of a README; any text is a card."""
+    """Parse the text of a README; any text is a valid card."""
+    # Some editors begin a file with a byte order mark.
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
         return Card(prose=text[:MAX_PROSE])
     end = next((n for n, line in enumerate(lines[1:], 1) if line.rstrip() in ("---", "...")), 0)
-    found = {
+    front_matter = {
         key: tuple(value[:_MAX_VALUE] for value in values[:_MAX_VALUES])
         for key, values in yaml_lines.mapping(lines[1:end]).items()
         if values
     }
-    return Card(found, "\n".join(lines[end + 1 if end else 1 :])[:MAX_PROSE])
+    return Card(front_matter, "\n".join(lines[end + 1 if end else 1 :])[:MAX_PROSE])

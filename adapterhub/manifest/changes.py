@@ -1,4 +1,4 @@
-"""What differs between two versions of an adapter: facts of adapter.json and files."""
+"""The differences between two versions of an adapter: the facts of adapter.json that changed, and the files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 from .document import AdapterManifest, FileEntry
 
 ADDED, REMOVED, CHANGED = "added", "removed", "changed"
-# `files` have a list of their own, and what `modules` has is compared with the weights.
-_ELSEWHERE = ("$schema", "schema_version", "files", "modules")
+# `files` has a comparison of its own, and `modules` is compared with the weights.
+_COMPARED_ELSEWHERE = ("$schema", "schema_version", "files", "modules")
+# Values that mean the same as a missing key.
 _ABSENT: tuple[Any, ...] = (None, [], {}, "")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One fact of adapter.json: a dotted key, what it was and what it is; None where it is absent."""
+    """One fact of adapter.json: a dotted key, its old and its new value; None where it is absent."""
 
     key: str
     old: Any
@@ -38,35 +39,37 @@ class FileChange:
 
 
 def facts(old: AdapterManifest, new: AdapterManifest) -> tuple[Change, ...]:
-    """The facts that differ, in the order of the document; a record that only one has, such as a training, is one of them."""
-    one, two = old.to_dict(), new.to_dict()
-    found: list[Change] = []
-    for key in (key for key in {**one, **two} if key not in _ELSEWHERE):
-        before, after = (None if side.get(key) in _ABSENT else side.get(key) for side in (one, two))
-        both = isinstance(before, Mapping) and isinstance(after, Mapping)
-        found += _changes(key, before, after) if both else [Change(key, before, after)] if before != after else []
-    return tuple(found)
+    """Return the facts that differ, in the order of the document; a record that only one has, such as a training, is one."""
+    old_document, new_document = old.to_dict(), new.to_dict()
+    differences: list[Change] = []
+    for key in (key for key in {**old_document, **new_document} if key not in _COMPARED_ELSEWHERE):
+        before, after = (None if side.get(key) in _ABSENT else side.get(key) for side in (old_document, new_document))
+        both_maps = isinstance(before, Mapping) and isinstance(after, Mapping)
+        differences += _changes(key, before, after) if both_maps else [Change(key, before, after)] if before != after else []
+    return tuple(differences)
 
 
 def files(old: Iterable[FileEntry], new: Iterable[FileEntry]) -> tuple[FileChange, ...]:
-    """The files that differ, sorted by path."""
-    one, two = ({entry.path: entry for entry in side} for side in (old, new))
+    """Return the files that differ, sorted by path."""
+    old_files, new_files = ({entry.path: entry for entry in side} for side in (old, new))
     return tuple(
-        FileChange(path, one.get(path), two.get(path)) for path in sorted({*one, *two}) if one.get(path) != two.get(path)
+        FileChange(path, old_files.get(path), new_files.get(path))
+        for path in sorted({*old_files, *new_files})
+        if old_files.get(path) != new_files.get(path)
     )
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """The values that differ between two documents, maps value by value; of `files`, the digests by path."""
+    """Return the values that differ between two documents: maps value by value, and for `files` the digests by path."""
     return _changes("", old, new)
 
 
 def _changes(prefix: str, old: Any, new: Any) -> list[Change]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
-        return [one for key in keys for one in _changes(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))]
+        return [change for key in keys for change in _changes(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))]
     if prefix == "files":
         return _changes(prefix, *({file["path"]: file["digest"] for file in side or ()} for side in (old, new)))
     if old is None and isinstance(new, Mapping):
-        return [one for key, value in new.items() for one in _changes(f"{prefix}.{key}" if prefix else key, None, value)]
+        return [change for key, value in new.items() for change in _changes(f"{prefix}.{key}" if prefix else key, None, value)]
     return [] if old == new else [Change(prefix, old, new)]

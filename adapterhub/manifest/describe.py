@@ -1,8 +1,8 @@
-"""Derive an `AdapterManifest` from an adapter's own files and from what its owner declares.
+"""Derivation of an `AdapterManifest` from an adapter's own files and from what its owner declares.
 
-A pure function of a folder: no clock, host or tool version. Records that cannot be derived (a training, the parents of a
-merge) are taken over from the adapter.json in the folder, which is refused if it contradicts the files next to it. Shapes come
-from the header of the weights, so that 200 MB of weights need no 200 MB of memory.
+It is a pure function of a folder: no clock, host or tool version. Records that cannot be derived (a training, the parents of a
+merge) are taken from the adapter.json in the folder, which is refused if it contradicts the files next to it. Shapes come from
+the header of the weights, so that 200 MB of weights do not take 200 MB of memory.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent,
 from .package_files import Listing
 from .package_files import listing as package_listing
 
+# A repository of the Hugging Face Hub: `name` or `organization/name`.
 _REPO = linear.Pattern(r"[\w.-]+(/[\w.-]+)?")
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
 
 Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
-Seen = tuple[str, Adapter | Unread]
+Inspected = tuple[str, Adapter | Unread]
 """The format of a folder's adapter, and the adapter, whose numbers may be absent; `Unread` if it is not understood."""
 
+# What adapter.toml may declare; everything else follows from the files.
 _DECLARABLE = {"name", "description", "license", "task", "base", "training"}
 _DECLARABLE_BASE = {"repo", "revision", "quantization"}
 DERIVED = (
@@ -64,28 +66,28 @@ def describe(
     recipe: Recipe | None = None,
     declared: Mapping[str, Any] | None = None,
     files: Files | None = None,
-    seen: Seen | None = None,
+    seen: Inspected | None = None,
     card: Card | None = None,
 ) -> AdapterManifest:
-    """The manifest of the adapter in `folder`; an adapter.json in it is ignored.
+    """Return the manifest of the adapter in `folder`, ignoring any adapter.json there.
 
     Args:
         folder: One adapter in any format that can be read.
-        base: The base it was trained on, if it is at hand.
+        base: The base it was trained on, if available.
         training: The trainer's record.
         parents: The adapters it was made from.
         recipe: How it was made from them.
         declared: The content of adapter.toml; None to read that file.
         files: Digests and sizes of the folder's files, if the caller has them already.
-        seen: The result of `look`, likewise.
+        inspected: The result of `inspect_adapter`, likewise.
         card: The model card, likewise.
 
     Raises:
-        UsageError: adapter.toml is malformed, or a value is not one that JSON can hold.
-        FormatError: A declared value is not of the type that the schema requires.
+        UsageError: adapter.toml is malformed, or JSON cannot hold one of its values.
+        FormatError: A declared value does not have the type that the schema requires.
     """
     adapter_format, adapter = seen or look(folder)
-    found = AdapterManifest(
+    manifest = AdapterManifest(
         name=None,
         base=_base(adapter, base),
         task=adapter.meta.task_type,
@@ -95,27 +97,27 @@ def describe(
         parents=tuple(parents),
         recipe=recipe,
     )
-    found = cards.fill(found, card or cards.read(folder))
-    return declare(found, readdeclare(folder) if declared is None else declared, folder)
+    manifest = cards.fill(manifest, card or cards.read(folder))
+    return declare(manifest, read_declared(folder) if declared is None else declared, folder)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The manifest of a folder before its files are hashed: all else of the folder has been read, once.
+    """The manifest of a folder before its files are hashed; everything else in the folder has been read once.
 
     Attributes:
         listing: The files that belong to the adapter.
-        seen: Its format and its adapter; the numbers in its tensors may be absent.
-        known: The adapter.json in the folder, None if there is none; `text` is its text.
+        inspected: Its format and its adapter; the numbers in its tensors may be absent.
+        recorded: The adapter.json in the folder, None if there is none; `text` is its text.
         declared: The content of adapter.toml.
         base: The base model to pin, if one was given. Recorded values take precedence over it.
         digests: Digests of files that were hashed on the way.
-        card: The model card, which declares what nothing else does.
+        card: The model card, whose values apply where nothing else declares them.
     """
 
     folder: Path
     listing: Listing
-    seen: Seen
+    seen: Inspected
     known: AdapterManifest | None
     text: str
     declared: Mapping[str, Any]
@@ -124,42 +126,56 @@ class Draft:
     card: Card = field(default_factory=Card)
 
     def manifest(self, files: Files | None = None) -> AdapterManifest:
-        """The manifest to publish; without `files` (path to digest and size) it names none, which is enough for a policy."""
+        """Return the manifest to publish.
+
+        Args:
+            files: Path to digest and size; None for a manifest that lists no files, which is enough to compare it with a
+                policy.
+        """
         files = {} if files is None else files
         if self.known is None:
             return describe(self.folder, base=self.base, declared=self.declared, files=files, seen=self.seen, card=self.card)
-        found = dataclasses.replace(self.known, files=_entries(files))
+        manifest = dataclasses.replace(self.known, files=_entries(files))
         if self.base is not None:
-            found = dataclasses.replace(found, base=found.base.filled_from(_base(self.seen[1], self.base)))
-        found = cards.fill(found, self.card)
-        return declare(found, self.declared, self.folder) if self.declared else found
+            manifest = dataclasses.replace(manifest, base=manifest.base.filled_from(_base(self.seen[1], self.base)))
+        manifest = cards.fill(manifest, self.card)
+        return declare(manifest, self.declared, self.folder) if self.declared else manifest
 
     def settle(self, files: Files) -> tuple[AdapterManifest, bytes]:
-        """The manifest to publish, and the bytes of its document.
+        """Return the manifest to publish, and the bytes of its document.
 
-        The adapter.json in the folder, byte for byte, if it is complete. Files and declarations that it lacks are added, and
-        files that were edited are updated. IntegrityError for one that contradicts the weights or the config: its
-        records belong to another adapter.
+        These are the bytes of the adapter.json in the folder if it is complete. Files and declarations that it lacks are added,
+        and the entries of edited files are updated.
+
+        Raises:
+            IntegrityError: The adapter.json contradicts the weights or the config: its records belong to another adapter.
         """
         if self.known is not None:
-            _check_true(self.known, files, self.seen, self.folder)
-        found = self.manifest(files)
-        return found, self.text.encode() if found == self.known else found.dump()
+            _check_recorded(self.known, files, self.seen, self.folder)
+        manifest = self.manifest(files)
+        return manifest, self.text.encode() if manifest == self.known else manifest.dump()
 
 
 def draft(
     folder: Path,
     *,
     listing: Listing | None = None,
-    seen: Seen | None = None,
+    seen: Inspected | None = None,
     text: str | None = None,
     base: BaseSpec | None = None,
     digests: Mapping[Path, Digest] | None = None,
     card: Card | None = None,
 ) -> Draft:
-    """Read a folder for its manifest; `listing`, `seen`, `text`, its adapter.json, and `card`, if the caller has them already.
+    """Read a folder and return the draft of its manifest; every other argument is for a caller that has the part already.
 
-    An empty `text` derives everything from the files, whatever an adapter.json there contains.
+    Args:
+        folder: One adapter in any format that can be read.
+        listing: The files that belong to the adapter.
+        inspected: The result of `inspect_adapter`.
+        text: The text of its adapter.json; empty to derive everything from the files, whatever an adapter.json there contains.
+        base: The base model to pin.
+        digests: Digests of files that were hashed already.
+        card: The model card.
     """
     seen = seen or look(folder)
     if text is None:
@@ -167,54 +183,62 @@ def draft(
             text = json_file.read_text(folder / ADAPTER_JSON)
         except NotFoundError:
             text = ""
-    known = AdapterManifest.parse(text, f"{folder}/{ADAPTER_JSON}") if text else None
-    declared = readdeclare(folder)
+    recorded = AdapterManifest.parse(text, f"{folder}/{ADAPTER_JSON}") if text else None
+    declared = read_declared(folder)
     return Draft(
-        folder, listing or package_listing(folder), seen, known, text, declared, base, digests or {}, card or cards.read(folder)
+        folder,
+        listing or package_listing(folder),
+        seen,
+        recorded,
+        text,
+        declared,
+        base,
+        digests or {},
+        card or cards.read(folder),
     )
 
 
-def settle(folder: Path, files: Files | None = None, seen: Seen | None = None) -> tuple[AdapterManifest, bytes]:
-    """`Draft.settle` of a folder; `files` are hashed unless they are given."""
-    return draft(folder, seen=seen).settle(digests(folder) if files is None else files)
+def settle(folder: Path, files: Files | None = None, inspected: Inspected | None = None) -> tuple[AdapterManifest, bytes]:
+    """Return the manifest of a folder and the bytes of its document, as `Draft.finalize` does; hash the files unless given."""
+    return draft(folder, seen=inspected).settle(digests(folder) if files is None else files)
 
 
-def _check_true(known: AdapterManifest, files: Files, seen: Seen, folder: Path) -> None:
-    where = f"{folder}/{ADAPTER_JSON}"
+def _check_recorded(recorded: AdapterManifest, files: Files, inspected: Inspected, folder: Path) -> None:
+    location = f"{folder}/{ADAPTER_JSON}"
     hint = "Delete adapter.json to derive it again, without its training record"
     # A card, a tokenizer or adapter.toml may be edited: their digests are updated.
-    for entry in known.files:
+    for entry in recorded.files:
         if decides(entry.path) and files.get(entry.path) != (entry.digest, entry.size):
-            what = "has other bytes than it records" if entry.path in files else "is missing, which it records"
-            raise IntegrityError(where, f"{entry.path} {what}", hint)
-    check_facts(known, seen, where, hint, folder=folder)
+            problem = "has other bytes than it records" if entry.path in files else "is missing, which it records"
+            raise IntegrityError(location, f"{entry.path} {problem}", hint)
+    check_facts(recorded, inspected, location, hint, folder=folder)
 
 
-def check_facts(known: AdapterManifest, seen: Seen, where: str, hint: str = "", *, folder: Path) -> None:
-    """Raise IntegrityError where an adapter.json contradicts the weights, those in `folder`."""
-    adapter_format, adapter = seen
-    if known.understood is False and isinstance(adapter, Adapter):
+def check_facts(recorded: AdapterManifest, inspected: Inspected, where: str, hint: str = "", *, folder: Path) -> None:
+    """Raise IntegrityError if an adapter.json contradicts the weights, which are in `folder`."""
+    adapter_format, adapter = inspected
+    if recorded.understood is False and isinstance(adapter, Adapter):
         # Recorded by a version that did not know the kind: it has what the config claims.
         adapter = unread.read(adapter_in(folder), NotUnderstoodError(where, ""))
-    before = _weights_before(adapter) if isinstance(adapter, Adapter) else {}
+    older_facts = _older_weight_facts(adapter) if isinstance(adapter, Adapter) else {}
     for key, value in _weights(adapter, adapter_format).items():
         # The reason is worded by the version that wrote it.
-        if key != "reason" and getattr(known, key) not in (value, before.get(key, value)):
-            what = f'"{key}" is {_short(known.to_dict()[key])}, but the weights have {_short(value)}'
-            raise IntegrityError(where, what, hint, code=WRONG_FACTS)
+        if key != "reason" and getattr(recorded, key) not in (value, older_facts.get(key, value)):
+            problem = f'"{key}" is {_short(recorded.to_dict()[key])}, but the weights have {_short(value)}'
+            raise IntegrityError(where, problem, hint, code=WRONG_FACTS)
 
 
-def true_manifest(folder: Path, *, seen: Seen | None = None, where: str = "") -> AdapterManifest | None:
-    """The adapter.json of a folder, compared with the headers of the weights next to it; None without one.
+def true_manifest(folder: Path, *, seen: Inspected | None = None, where: str = "") -> AdapterManifest | None:
+    """Return the adapter.json of a folder after comparing it with the headers of the weights; None if there is none.
 
     Raises:
         IntegrityError: It is not about these weights.
     """
-    known = AdapterManifest.read(folder)
-    if known is not None:
+    recorded = AdapterManifest.read(folder)
+    if recorded is not None:
         hint = "Get the adapter from its author again"
-        check_facts(known, seen or look(folder), f"{where or folder}: {ADAPTER_JSON}", hint, folder=folder)
-    return known
+        check_facts(recorded, seen or look(folder), f"{where or folder}: {ADAPTER_JSON}", hint, folder=folder)
+    return recorded
 
 
 def _short(value: object) -> str:
@@ -222,12 +246,17 @@ def _short(value: object) -> str:
 
 
 def digests(folder: Path, more: Callable[[int], object] | None = None) -> dict[str, tuple[Digest, int]]:
-    """Path to digest and size of the adapter's files, adapter.json included; `more` is called with counts of bytes read."""
+    """Return path to digest and size of the adapter's files, including adapter.json.
+
+    Args:
+        folder: The adapter's own folder.
+        count_bytes: Called with the number of bytes read since the last call.
+    """
     return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in package_listing(folder).files}
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Path to size of the adapter's files, which are not read."""
+    """Return path to size of the adapter's files, without reading them."""
     return {path: (folder / path).stat().st_size for path in package_listing(folder).files}
 
 
@@ -238,13 +267,14 @@ def _entries(files: Files) -> tuple[FileEntry, ...]:
 # ---- derived from the weights
 
 
-def look(folder: Path) -> Seen:
-    """The format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
+def look(folder: Path) -> Inspected:
+    """Return the format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
     try:
         return _look(folder)
     except NotUnderstoodError as error:
-        found = unread.read(adapter_in(folder), error)
-        return found.format, found
+        # An unknown kind can still be packaged, described by what its config claims.
+        adapter = unread.read(adapter_in(folder), error)
+        return adapter.format, adapter
 
 
 def _look(folder: Path) -> tuple[str, Adapter]:
@@ -257,7 +287,7 @@ def _look(folder: Path) -> tuple[str, Adapter]:
 
 
 def _weights(adapter: Adapter | Unread, adapter_format: str) -> dict[str, Any]:
-    """The fields of DERIVED, by name."""
+    """Return the fields listed in DERIVED, by name."""
     if isinstance(adapter, Unread):
         return _claims(adapter)
     names = {dtypes.name_of(tensor.dtype) for _, tensor in adapter.tensors()}
@@ -277,7 +307,7 @@ def _weights(adapter: Adapter | Unread, adapter_format: str) -> dict[str, Any]:
 
 
 def _claims(adapter: Unread) -> dict[str, Any]:
-    """The fields of DERIVED of an adapter that is not understood: what it claims."""
+    """Return the fields listed in DERIVED for an adapter that is not understood: what its config claims."""
     return {
         "method": adapter.method,
         "r": adapter.r,
@@ -295,12 +325,12 @@ def _claims(adapter: Unread) -> dict[str, Any]:
     }
 
 
-# The methods that are named for a kind of delta.
+# The methods that are named after a kind of delta.
 _METHODS: Mapping[type, str] = {AdaLora: "adalora", Hadamard: "loha", Kronecker: "lokr", Vera: "vera"}
 
 
 def _method(adapter: Adapter) -> str:
-    """`lora`, `dora`, `full` without a delta, or the name of another kind that all deltas are of."""
+    """Return `lora`, `dora`, `full` without a delta, or the name of another kind if all deltas are of that kind."""
     if adapter.meta.method:
         return adapter.meta.method
     kinds = {_METHODS.get(type(delta), "") for delta in adapter.deltas.values()}
@@ -311,13 +341,13 @@ def _method(adapter: Adapter) -> str:
 
 
 def _last_name(target: str) -> str:
-    """The last component of a path, with the one before it if it is a number: `to_out.0`."""
-    rest, _, last = target.rpartition(".")
-    return f"{rest.rpartition('.')[2]}.{last}" if last.isdecimal() else last
+    """Return the last component of a path, with the one before it if it is a number: `to_out.0`."""
+    prefix, _, last = target.rpartition(".")
+    return f"{prefix.rpartition('.')[2]}.{last}" if last.isdecimal() else last
 
 
-def _weights_before(adapter: Adapter) -> dict[str, Any]:
-    """What versions recorded that took every delta for LoRA, and a number for the name of a module."""
+def _older_weight_facts(adapter: Adapter) -> dict[str, Any]:
+    """Return what older versions recorded: they took every delta for LoRA, and a number for the name of a module."""
     targets = tuple(sorted({target.rpartition(".")[2] for target in adapter.deltas}))
     if not any(type(delta) in _METHODS for delta in adapter.deltas.values()):
         return {"targets": targets}
@@ -329,21 +359,22 @@ def _weights_before(adapter: Adapter) -> dict[str, Any]:
 
 
 def _shape(delta: Delta) -> tuple[int | None, float | None]:
-    """Rank and alpha of a module: LoKr has none if both its matrices are whole, and VeRA's scale is 1."""
+    """Return rank and alpha of a module: LoKr has neither if both its matrices are full, and VeRA always scales by 1."""
     if isinstance(delta, Kronecker):
         return (delta.rank, delta.alpha) if delta.rank else (None, None)
     return delta.r, None if isinstance(delta, Vera) else delta.alpha
 
 
 def _ranks(shapes: Mapping[str, tuple[int | None, float | None]]) -> dict[str, Any]:
-    """The rank and alpha that most modules share, of two equally common pairs the larger; and the modules that differ."""
+    """Return the rank and alpha of most modules (of two equally common pairs, the larger), and the modules that differ."""
     counts = Counter(shapes.values())
+    # Ties are broken by value, so that the result does not depend on the order of the modules.
     shared = max(counts, key=lambda pair: (counts[pair], pair[0] or 0, pair[1] or 0), default=(None, None))
     r, alpha = shared
     modules = {
-        target: ModuleShape(own[0], _number(own[1] or 0))
-        for target, own in sorted(shapes.items())
-        if own != shared and own[0] is not None
+        target: ModuleShape(shape[0], _number(shape[1] or 0))
+        for target, shape in sorted(shapes.items())
+        if shape != shared and shape[0] is not None
     }
     return {"r": r, "alpha": None if alpha is None else _number(alpha), "modules": modules}
 
@@ -357,7 +388,7 @@ def _number(value: float) -> float | int:
 
 def _base(adapter: Adapter | Unread, spec: BaseSpec | None) -> BaseInfo:
     repo = _published(adapter.meta.base_model) or _published(spec.repo if spec else None)
-    # The commit of one model does not apply to a model with another name.
+    # A commit belongs to one repository: it is not recorded for a model with another name.
     revision = adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None)
     if spec is None:
         return BaseInfo(repo, revision, model_type=adapter.meta.family or None)
@@ -375,35 +406,36 @@ def _base(adapter: Adapter | Unread, spec: BaseSpec | None) -> BaseInfo:
 
 
 def _published(name: str | None) -> str | None:
-    # A path of one machine means nothing on another, and would make the digest depend on who trained.
+    # A local path means nothing on another machine, and would make the digest depend on who trained the adapter.
     return name if name and _REPO.fullmatch(name) and not name.startswith(".") else None
 
 
-def readdeclare(folder: Path) -> dict[str, Any]:
-    """The content of adapter.toml; empty without one."""
-    where = f"{folder}/{ADAPTER_TOML}"
+def read_declared(folder: Path) -> dict[str, Any]:
+    """Return the content of adapter.toml; empty without one."""
+    location = f"{folder}/{ADAPTER_TOML}"
     try:
-        return toml_file.parse(json_file.read_text(folder / ADAPTER_TOML), where)
+        return toml_file.parse(json_file.read_text(folder / ADAPTER_TOML), location)
     except NotFoundError:
         return {}
 
 
-def declare(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -> AdapterManifest:
-    """`found` with declared values in place of derived or recorded ones, checked against the schema.
+def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path) -> AdapterManifest:
+    """Return the manifest with declared values in place of derived or recorded ones, checked against the schema.
 
     Raises:
         UsageError: A key cannot be declared.
         FormatError: A value is not what the schema requires.
     """
-    where = f"{folder}/{ADAPTER_TOML}"
+    location = f"{folder}/{ADAPTER_TOML}"
     training_keys = set(adapterhub_schemas.load("adapter")["properties"]["training"]["properties"])
-    _check_keys(declared, _DECLARABLE, "", where)
+    _check_keys(declared, _DECLARABLE, "", location)
     base, training = declared.get("base", {}), declared.get("training", {})
-    for name, table, known in (("base", base, _DECLARABLE_BASE), ("training", training, training_keys)):
+    for name, table, allowed_keys in (("base", base, _DECLARABLE_BASE), ("training", training, training_keys)):
         if not isinstance(table, Mapping):
-            raise UsageError(where, f"{name} is not a table", f"Write it as [{name}]", code="invalid-config")
-        _check_keys(table, known, f"{name}.", where)
-    document = found.to_dict()
+            raise UsageError(location, f"{name} is not a table", f"Write it as [{name}]", code="invalid-config")
+        _check_keys(table, allowed_keys, f"{name}.", location)
+    # Declared values pass through the document, so that the schema checks them as it checks all others.
+    document = manifest.to_dict()
     document |= {key: value for key, value in declared.items() if key not in ("base", "training")}
     document["base"] |= base
     if training:
@@ -411,15 +443,15 @@ def declare(found: AdapterManifest, declared: Mapping[str, Any], folder: Path) -
     return AdapterManifest.from_dict(document, f"{folder}/{ADAPTER_JSON}")
 
 
-def _check_keys(table: Mapping[str, Any], known: set[str], prefix: str, where: str) -> None:
-    for key in sorted(set(table) - known):
-        close = difflib.get_close_matches(key, known, 1, 0.5)
-        hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(known))}"
+def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, where: str) -> None:
+    for key in sorted(set(table) - allowed_keys):
+        close = difflib.get_close_matches(key, allowed_keys, 1, 0.5)
+        hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(allowed_keys))}"
         raise UsageError(where, f"unknown key {prefix}{key[:80]}", hint, code="invalid-config")
 
 
 def _json(value: Any) -> Any:
-    """TOML values as JSON has them: times become text, in UTC if they have an offset."""
+    """Return TOML values as JSON has them: times become text, in UTC if they have an offset."""
     if isinstance(value, Mapping):
         return {key: _json(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,10 +1,10 @@
 """`AdapterManifest`: adapter.json as a typed value, read, checked and written, across the versions of its schema.
 
-Two ways to read one. `AdapterManifest.parse` checks the text against the JSON Schema and refuses what does not fit.
-`AdapterManifest.salvage` takes the fields that fit from a document that nobody checked, so that a version that was copied
-from elsewhere can be listed.
+There are two ways to read one. `AdapterManifest.parse` checks the text against the JSON Schema and refuses what does not fit.
+`AdapterManifest.salvage` takes the fields that fit from an unchecked document, so that a version that was copied from elsewhere
+can be listed.
 
-Field names are those of the schema (`schemas/adapterhub_schemas/adapter.schema.json`), where each is explained.
+Field names are those of the schema (`schemas/adapterhub_schemas/adapter.schema.json`), which explains each.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ModuleShape:
 
 @dataclass(frozen=True, slots=True)
 class BaseInfo:
-    """The model that the adapter was trained on; None for what is not known."""
+    """The model that the adapter was trained on; a field is None if it is not known."""
 
     repo: str | None = None
     revision: str | None = None
@@ -63,9 +63,9 @@ class BaseInfo:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Numbers of the base's config.json that change what it computes, under their own names."""
 
-    def filled_from(self, other: BaseInfo) -> BaseInfo:
-        """This base, with the fields of `other` where it has none."""
-        return BaseInfo(**{item.name: getattr(self, item.name) or getattr(other, item.name) for item in fields(self)})
+    def filled_from(self, fallback: BaseInfo) -> BaseInfo:
+        """Return this base, with the fields of `fallback` where it has none."""
+        return BaseInfo(**{item.name: getattr(self, item.name) or getattr(fallback, item.name) for item in fields(self)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class LossPoint:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The record of a training; None for what was not recorded."""
+    """The record of a training; a field is None if it was not recorded."""
 
     config: Mapping[str, Any] | None = None
     data: tuple[TrainingData, ...] | None = None
@@ -119,7 +119,7 @@ class Parent:
 class Recipe:
     """The merge or the conversion that made the adapter from its parents.
 
-    In the document `rank` is always there, and so is `base` for a conversion: null and absent mean the same.
+    The document always has `rank`, and for a conversion also `base`: null and absent mean the same.
     """
 
     kind: str
@@ -144,26 +144,28 @@ class AdapterManifest:
 
     Attributes:
         name: The owner's name for the adapter.
-        base: The model that it was trained on.
+        base: The model it was trained on.
         method: `lora`, `dora`, `full` for replaced parameters alone, or the name of another kind of adapter.
         task: PEFT's task type, unless declared otherwise.
-        r: The rank of most modules; None without a low-rank delta. Likewise `alpha`.
+        r: The rank of most modules; None without a low-rank delta.
+        alpha: The alpha of most modules, likewise.
         rslora: True if any module scales by alpha / sqrt(r).
         modules: Full path to rank and alpha, for modules that differ from `r` and `alpha`.
-        targets: Last names of the modules that have a delta, sorted; `to_out.0` where the last is a number.
+        targets: Last names of the modules that have a delta, sorted; `to_out.0` if the last one is a number.
         replaced: Full paths of replaced parameters, and of tables with replaced rows, sorted.
         dtype: As safetensors spells it, or `mixed`.
         parameters: The count of numbers in the adapter.
         format: The format of the files.
-        files: Every file but adapter.json, sorted by path.
+        files: Every file except adapter.json, sorted by path.
         license: An SPDX expression.
         description: One paragraph.
         training: The record of its training, if there is one.
-        parents: The adapters that it was made from.
+        parents: The adapters it was made from.
         recipe: How it was made from them.
-        understood: False for a kind of adapter that is not known here, whose fields are what it claims; else None.
+        understood: False for a kind of adapter that adapterhub does not know, whose fields are what its config claims; else
+            None.
         reason: Why it is not understood.
-        numbers: Those that describe another kind than LoRA, by the keys of its config.
+        numbers: The numbers that describe a kind other than LoRA, by the keys of its config.
     """
 
     name: str | None
@@ -193,7 +195,7 @@ class AdapterManifest:
 
     @classmethod
     def parse(cls, text: str | bytes, where: str) -> AdapterManifest:
-        """The manifest in the text of an adapter.json.
+        """Return the manifest in the text of an adapter.json.
 
         Raises:
             FormatError: It is not JSON, or does not fit the schema; the message names the first field that does not.
@@ -203,28 +205,29 @@ class AdapterManifest:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any], where: str) -> AdapterManifest:
-        """The manifest in the JSON object `document`, checked like `parse`; UsageError for values that JSON cannot hold."""
+        """Return the manifest in a JSON object, checked as by `parse`; UsageError for values that JSON cannot hold."""
         version = document.get("schema_version")
         if type(version) is int and version > SCHEMA_VERSION:
-            what = f"schema_version {version} is newer than the {SCHEMA_VERSION} known here"
-            raise RefusedError(where, what, "Upgrade adapterhub", code="newer-version")
+            problem = f"schema_version {version} is newer than the {SCHEMA_VERSION} known here"
+            raise RefusedError(where, problem, "Upgrade adapterhub", code="newer-version")
         document = upgrade(document)
+        # Only for its error: a document built in Python may have NaN or an object in it.
         _dump(document)
         _check(document, where)
         return typing.cast(AdapterManifest, _build(cls, document))
 
     @classmethod
     def salvage(cls, document: Mapping[str, Any]) -> AdapterManifest:
-        """What can be used of a document that was never checked.
+        """Return the usable part of a document that was never checked.
 
-        A field that is missing or of another type is None, or empty where it cannot be None. Digests, names and numbers are
-        not checked, so nothing of it may become a path.
+        A field that is missing or has the wrong type is None, or empty if it cannot be None. Digests, names and numbers are not
+        checked, so no value may be used as a path.
         """
         return typing.cast(AdapterManifest, _build(cls, upgrade(document)))
 
     @classmethod
     def read(cls, folder: Path) -> AdapterManifest | None:
-        """The adapter.json of a folder, checked; None if there is none."""
+        """Return the adapter.json of a folder, checked; None if there is none."""
         try:
             text = json_file.read_text(folder / ADAPTER_JSON)
         except NotFoundError:
@@ -234,15 +237,15 @@ class AdapterManifest:
     # ---- writing
 
     def to_dict(self) -> dict[str, Any]:
-        """The document as JSON has it, under the names of the schema."""
+        """Return the document as JSON has it, under the names of the schema."""
         return {"$schema": SCHEMA_ID, "schema_version": SCHEMA_VERSION, **_plain(self)}
 
     def dump(self) -> bytes:
-        """The bytes of the document in its one spelling: keys sorted, two spaces, one newline at the end."""
+        """Return the bytes of the document in its canonical form: sorted keys, indented by two spaces, a newline at the end."""
         return _dump(self.to_dict())
 
     def write(self, folder: Path) -> None:
-        """Write adapter.json into `folder`, checked first."""
+        """Write adapter.json into `folder`, after checking the manifest against the schema."""
         _check(self.to_dict(), f"{folder}/{ADAPTER_JSON}")
         json_file.write_text(folder / ADAPTER_JSON, self.dump().decode())
 
@@ -265,9 +268,10 @@ class AdapterManifest:
 
 
 def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document in schema 2 if it is one of schema 1, else itself; nothing else about it is checked."""
+    """Return a document of schema 1 as one of schema 2, and any other document unchanged; nothing else is checked."""
     if type(document.get("schema_version")) is not int or document["schema_version"] != 1:
         return dict(document)
+    # The renamed keys occur in these places only.
     upgraded = _renamed(document)
     if isinstance(document.get("base"), dict):
         upgraded["base"] = _renamed(document["base"])
@@ -286,6 +290,7 @@ def _renamed(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dump(document: Mapping[str, Any]) -> bytes:
     try:
+        # Digests depend on this form. Python would write NaN and Infinity, which are not JSON.
         return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (ValueError, TypeError, RecursionError) as error:
         hint = "Record finite numbers and text only"
@@ -299,14 +304,15 @@ def _check(document: Mapping[str, Any], where: str) -> None:
     error = jsonschema.exceptions.best_match(validator.iter_errors(document))
     if error is not None:
         path = ".".join(map(str, error.absolute_path))
+        # jsonschema quotes the whole value in its messages.
         message = error.message if len(error.message) < 160 else f"{error.message[:120]} …"
         raise FormatError(where, f"{path}: {message}" if path else message)
 
 
 # ---- between JSON and dataclasses, by the types of the fields
 
-# Fields that are null in the document rather than absent while they are None.
-_NULL: Mapping[type, tuple[str, ...]] = {
+# Fields that the document always has: null, rather than absent, if they are None. Digests depend on it.
+_NULLABLE_FIELDS: Mapping[type, tuple[str, ...]] = {
     AdapterManifest: ("name", "task", "r", "alpha", "license", "description", "training"),
     BaseInfo: tuple(item.name for item in fields(BaseInfo)),
     Recipe: ("rank",),
@@ -320,7 +326,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if not is_dataclass(value):
         return value
-    null = _NULL.get(type(value), ())
+    null = _NULLABLE_FIELDS.get(type(value), ())
     if isinstance(value, Recipe) and value.kind == "convert":
         null = (*null, "base")
     return {name: _plain(item) for name, item in _items(value) if item is not None or name in null}
@@ -336,12 +342,14 @@ def _hints(kind: type) -> Mapping[str, Any]:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """`value` as the type `kind`; None, or empty, where it is of another. Of a list or a map, items that fit are kept."""
+    """Return `value` as the type `kind`; None or empty if it has another type. In a list or a map, items that fit are kept."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if origin is types.UnionType:
-        return next((_build(one, value) for one in arguments if one is not types.NoneType and _fits(one, value)), None)
+        return next(
+            (_build(member, value) for member in arguments if member is not types.NoneType and _fits(member, value)), None
+        )
     if origin is tuple:
         return tuple(_build(arguments[0], item) for item in value if _fits(arguments[0], item)) if _fits(kind, value) else ()
     if origin is Mapping:
@@ -349,18 +357,18 @@ def _build(kind: Any, value: Any) -> Any:
         return {key: _build(arguments[1], item) for key, item in items if _fits(arguments[1], item)}
     if is_dataclass(kind):
         table = value if isinstance(value, Mapping) else {}
-        made: Any = kind
-        return made(**{name: _build(hint, table.get(name)) for name, hint in _hints(made).items()})
+        record_type: Any = kind
+        return record_type(**{name: _build(hint, table.get(name)) for name, hint in _hints(record_type).items()})
     return value if _fits(kind, value) else kind()
 
 
 def _fits(kind: Any, value: object) -> bool:
-    """Whether a JSON value has the outer type `kind`; JSON Schema takes 8.0 for an integer, and true for no number."""
+    """Return True if a JSON value has the outer type `kind`; as in JSON Schema, 8.0 is an integer, and true is not a number."""
     origin = typing.get_origin(kind)
     if kind is Any:
         return True
     if origin is types.UnionType:
-        return any(_fits(one, value) for one in typing.get_args(kind))
+        return any(_fits(member, value) for member in typing.get_args(kind))
     if kind in (int, float):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and (kind is float or float(typing.cast(float, value)).is_integer())

@@ -1,7 +1,8 @@
-"""Evaluations of an adapter on held-out data, as one line of text that a log can hold and an index can read.
+"""Evaluations of an adapter on held-out data, each as one line of text that a log can hold and an index can read.
 
-A version and its adapter.json are immutable; an evaluation is added to it later, like a deprecation, and may be repeated with
-other data. A search finds its numbers under `<name>_<metric>`: `eval_perplexity` by default.
+A version and its adapter.json are immutable; an evaluation is added to the version later, like a deprecation, and may be
+repeated with other data. A search finds its numbers under `<name>_<metric>`: `eval_perplexity` by default.
+`registry.measurement_log` records evaluations.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MOST = 100
 """Metrics of an evaluation."""
 _NAME = linear.Pattern(r"[a-z][a-z0-9_-]{0,39}")
 _METRIC = linear.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
-_MAX = 100_000  # characters
+_MAX_TEXT = 100_000  # characters
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Evaluation:
     """One evaluation.
 
     Attributes:
-        name: A later evaluation of the same name replaces it.
+        name: A later evaluation with the same name replaces it.
         metrics: Name to value.
-        data: Path and digest of each file of data.
-        base: The base as it was loaded: `quantize`, `dtype`, and the digests of its `weights`.
+        data: Path and digest of each data file.
+        base: How the base was loaded: `quantize`, `dtype`, and the digests of its `weights`.
     """
 
     name: str
@@ -44,12 +45,13 @@ class Evaluation:
     base: Mapping[str, Any] = field(default_factory=dict)
 
     def dump(self) -> str:
-        """The text for a log."""
+        """Return the text for a log."""
         document = {"name": self.name, "metrics": dict(self.metrics), "data": [dict(item) for item in self.data]}
+        # Always in the same form: an evaluation with the same text is not recorded twice.
         return json.dumps({**document, "base": dict(self.base)}, sort_keys=True, allow_nan=False)
 
     def document(self) -> dict[str, Any]:
-        """The evaluation as JSON."""
+        """Return the evaluation as JSON."""
         return json_file.parse_object(self.dump(), self.name)
 
     @property
@@ -70,10 +72,10 @@ def check_name(name: str, where: str) -> str:
 
 
 def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
-    """Metrics that another program measured.
+    """Return the evaluation for metrics that another program measured.
 
     Raises:
-        UsageError: A name or a value that no metric has, or too many of them.
+        UsageError: A name or value is not valid for a metric, or there are too many.
     """
     if len(metrics) > MOST:
         raise UsageError(where, f"over {MOST} metrics", "Report the most important ones")
@@ -88,9 +90,9 @@ def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
 
 
 def parse(text: str) -> Evaluation | None:
-    """Parse the text of a log entry; None if it is not an evaluation, as a foreign log may contain anything."""
+    """Parse the text of a log entry; None if it is not an evaluation, as logs from elsewhere may contain anything."""
     try:
-        document = json_file.parse(text, "") if len(text) <= _MAX else None
+        document = json_file.parse(text, "") if len(text) <= _MAX_TEXT else None
     except FormatError:
         return None
     if not isinstance(document, dict) or not isinstance(document.get("name"), str) or not _NAME.fullmatch(document["name"]):
@@ -99,21 +101,27 @@ def parse(text: str) -> Evaluation | None:
     if not isinstance(metrics, dict) or not isinstance(data, list) or not isinstance(base, dict):
         return None
     numbers = {key: float(value) for key, value in metrics.items() if _METRIC.fullmatch(key) and _is_number(value)}
+    # A log from elsewhere may have any number of them.
     numbers = dict(itertools.islice(numbers.items(), MOST))
     return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base)
 
 
 def _is_number(value: object) -> bool:
+    # In Python, True is an int; NaN and infinity are not valid JSON.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308 and math.isfinite(value)
 
 
 def line(text: str) -> str:
-    """A summary of a log entry for people; a text that is not an evaluation is returned as it is."""
-    found = parse(text)
-    return f"{found.name}: {', '.join(f'{key} {value:g}' for key, value in found.metrics.items())}" if found else text
+    """Return a summary of a log entry for people; a text that is not an evaluation is returned as it is."""
+    evaluation = parse(text)
+    return (
+        f"{evaluation.name}: {', '.join(f'{key} {value:g}' for key, value in evaluation.metrics.items())}"
+        if evaluation
+        else text
+    )
 
 
 def of_version(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
-    """The evaluations of one version, out of the marks of its name, sorted by name."""
-    found = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
-    return [item.document() for item in found if item]
+    """Return the evaluations of one version, taken from the marks of its name, sorted by name."""
+    evaluations = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
+    return [item.document() for item in evaluations if item]

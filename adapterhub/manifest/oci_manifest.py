@@ -1,9 +1,9 @@
-"""The OCI image manifest whose digest is a version: a pure function of an adapter's files and its `AdapterManifest`.
+"""The OCI image manifest whose digest identifies a version: a pure function of an adapter's files and its `AdapterManifest`.
 
-One file is one raw layer. Media types are ModelPack's (modelpack/model-spec, `docs/spec.md`), whose config schema
-allows no foreign field, so base and parents are annotations of the manifest. Each layer has its name twice:
-`org.cncf.model.filepath` for ModelPack's tools and `org.opencontainers.image.title` so that a plain `oras pull` writes
-the right file. A manifest from elsewhere is checked before anything in it becomes a path or a size.
+One file is one raw layer. Media types are ModelPack's (modelpack/model-spec, `docs/spec.md`), whose config schema allows no
+foreign fields, so base and parents are annotations of the manifest. Each layer has its name twice: `org.cncf.model.filepath`
+for ModelPack's tools, and `org.opencontainers.image.title` so that a plain `oras pull` writes the right file. A manifest from
+elsewhere is checked before anything in it becomes a path or a size.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ DOC_LAYER = "application/vnd.cncf.model.doc.v1.raw"
 IMAGE_LAYER = "application/vnd.oci.image.layer.v1.tar"
 TITLE = "org.opencontainers.image.title"
 FILEPATH = "org.cncf.model.filepath"
-EPOCH = "1970-01-01T00:00:00Z"
+EPOCH = "1970-01-01T00:00:00Z"  # of an adapter without a recorded training: the current time would change its digest
 MAX_MANIFEST = 4 << 20  # bytes; the size that registries must accept (distribution-spec, "Pushing manifests")
-# Bytes of all files in relation to those of the different ones. A few kilobytes under ten thousand names would fill a disk.
-_REPEATED, _REPEATED_FREE = 8, 1 << 20
+# Bytes of all files in relation to those of distinct content: the same megabytes under ten thousand names would fill a disk.
+_MAX_REPETITION, _FREE_REPETITION = 8, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """One blob: `size` in bytes; `path` where it belongs in the adapter's folder, empty for the config."""
+    """One blob: `size` is in bytes; `path` is its place in the adapter's folder, empty for the config."""
 
     media_type: str
     digest: Digest
@@ -50,7 +50,7 @@ class Descriptor:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest's bytes and their content; `config_bytes` is empty when only the manifest was read."""
+    """The bytes of a manifest and their content; `config_bytes` is empty if only the manifest was read."""
 
     digest: Digest
     raw: bytes
@@ -66,23 +66,23 @@ class Manifest:
 
     @property
     def files_size(self) -> int:
-        """Bytes of its files but adapter.json, which a policy bounds."""
+        """Bytes of its files without adapter.json, which a policy limits."""
         return sum(layer.size for layer in self.layers if layer.path != ADAPTER_JSON)
 
     @property
     def adapter_json(self) -> Descriptor | None:
-        """The layer that holds adapter.json; None if there is none, as in artifacts of other tools."""
+        """The layer with adapter.json; None if there is none, as in artifacts of other tools."""
         return next((layer for layer in self.layers if layer.path == ADAPTER_JSON), None)
 
     @property
     def card(self) -> Descriptor | None:
-        """The layer that holds the model card; None if there is none, or a larger one than is read."""
-        found = {layer.path.lower(): layer for layer in self.layers if layer.size <= card.MAX_BYTES}
-        return next((found[name] for name in card.NAMES if name in found), None)
+        """The layer with the model card; None if there is none, or if it is too large to be read."""
+        layer_by_name = {layer.path.lower(): layer for layer in self.layers if layer.size <= card.MAX_BYTES}
+        return next((layer_by_name[name] for name in card.NAMES if name in layer_by_name), None)
 
 
 def build(folder: Path) -> Manifest:
-    """The OCI manifest of the adapter in `folder`, as a push would make it; nothing is written."""
+    """Return the OCI manifest that a push of the adapter in `folder` would create; nothing is written."""
     from . import describe  # needs numpy, which commands that only read do without
 
     files = describe.digests(folder)
@@ -91,10 +91,16 @@ def build(folder: Path) -> Manifest:
 
 
 def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest) -> Manifest:
-    """The OCI manifest of files (path to digest and size, adapter.json among them) that `manifest` describes."""
+    """Return the OCI manifest of the files that `manifest` describes.
+
+    Args:
+        files: Path to digest and size, including adapter.json.
+        manifest: The content of adapter.json.
+    """
+    # Sorted, as the digest depends on the order of the layers.
     layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
-    if what := _repetition(layers):
-        raise RefusedError(ADAPTER_JSON, what, "Remove the copies")
+    if problem := _repetition_problem(layers):
+        raise RefusedError(ADAPTER_JSON, problem, "Remove the copies")
     config_bytes = json_file.canonical(_config(layers, manifest))
     config = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
     annotations = _annotations(manifest)
@@ -114,7 +120,7 @@ def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest)
 
 
 def media_type(path: str) -> str:
-    """ModelPack's type of a file: weights, files that a runtime needs with them, or documents for people."""
+    """Return ModelPack's type of a file: weights, files that a runtime needs with them, or documents for people."""
     name = path.rpartition("/")[2]
     if is_weights(name):
         return WEIGHT_LAYER
@@ -128,7 +134,7 @@ def _layer(layer: Descriptor) -> dict[str, Any]:
 
 
 def _config(layers: tuple[Descriptor, ...], manifest: AdapterManifest) -> dict[str, Any]:
-    """ModelPack's config (`schema/config-schema.json`). Docker's model runner requires `createdAt`."""
+    """Return ModelPack's config (`schema/config-schema.json`). Docker's model runner requires `createdAt`."""
     descriptor = {
         "createdAt": (manifest.training.created if manifest.training else None) or EPOCH,
         "family": manifest.base.model_type,
@@ -149,54 +155,55 @@ def _config(layers: tuple[Descriptor, ...], manifest: AdapterManifest) -> dict[s
 
 def _annotations(manifest: AdapterManifest) -> dict[str, str]:
     base = manifest.base
-    found = {
+    annotations = {
         "io.adapterhub.kind": manifest.method,
         "io.adapterhub.base.repo": base.repo,
         "io.adapterhub.base.revision": base.revision,
         "io.adapterhub.base.fingerprint": base.fingerprint,
         "io.adapterhub.parents": json_file.canonical(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in annotations.items() if value}
 
 
 # ---- reading one from elsewhere
 
 
 def parse(raw: bytes, where: str) -> Manifest:
-    """The checked manifest in `raw`; FormatError for one whose names or sizes cannot be trusted."""
+    """Parse and check a manifest; FormatError if its names or sizes cannot be trusted."""
     if len(raw) > MAX_MANIFEST:
         raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
     document = parse_json(raw, where)
     kind, layers = document.get("mediaType", MANIFEST_TYPE), document.get("layers")
-    # Another program could take it for the other one (CVE-2021-41190; image-spec v1.1, `manifest.md`, "mediaType").
+    # A document that is both could be read as one here and as the other by another program (CVE-2021-41190; image-spec v1.1,
+    # `manifest.md`, "mediaType").
     if "manifests" in document and layers is not None:
         raise FormatError(where, "both an image manifest, with layers, and an image index, with manifests")
     if document.get("schemaVersion") != 2 or kind != MANIFEST_TYPE or not isinstance(layers, list):
-        why = (
+        detail = (
             f" but {str(kind)[:80]!r}" if kind != MANIFEST_TYPE else ": its schemaVersion is not 2, or it has no list of layers"
         )
-        raise FormatError(where, f"not an OCI image manifest{why}")
+        raise FormatError(where, f"not an OCI image manifest{detail}")
     if len(layers) > MAX_FILES:
         raise FormatError(where, f"{len(layers)} files are over the limit of {MAX_FILES}")
-    found = tuple(_descriptor(layer, where, named=True) for layer in layers)
-    check_paths((layer.path for layer in found), where)
-    if what := _repetition(found):
-        raise FormatError(where, what)
+    descriptors = tuple(_descriptor(layer, where, named=True) for layer in layers)
+    check_paths((layer.path for layer in descriptors), where)
+    if problem := _repetition_problem(descriptors):
+        raise FormatError(where, problem)
     annotations = document.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         raise FormatError(where, "annotations are not a map of strings to strings")
-    return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), where), found, annotations)
+    return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), where), descriptors, annotations)
 
 
-def _repetition(layers: tuple[Descriptor, ...]) -> str:
-    """What is wrong with files that are mostly copies of each other; empty for any others."""
+def _repetition_problem(layers: tuple[Descriptor, ...]) -> str:
+    """Return what is wrong if the files are mostly copies of each other; otherwise an empty string."""
     size, distinct = sum(layer.size for layer in layers), sum({layer.digest: layer.size for layer in layers}.values())
-    too_much = size > _REPEATED * distinct + _REPEATED_FREE
+    too_much = size > _MAX_REPETITION * distinct + _FREE_REPETITION
     return f"its files have {size} bytes, but only {distinct} bytes of different content" if too_much else ""
 
 
 def parse_json(raw: bytes, where: str, *, memory: int = json_file.MAX_MEMORY) -> dict[str, Any]:
-    """The JSON object in the bytes of a blob, of at most `memory` bytes of objects."""
+    """Return the JSON object in the bytes of a blob; `memory` limits the bytes of its objects."""
     return json_file.parse_object(raw, where, memory=memory)
 
 
@@ -204,6 +211,7 @@ def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor
     if not isinstance(value, dict):
         raise FormatError(where, "a descriptor is not an object")
     size, kind = value.get("size"), value.get("mediaType")
+    # In Python, True is an int.
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 or not isinstance(kind, str):
         raise FormatError(where, "a descriptor without a valid size or media type")
     digest = parse_digest(value.get("digest"), where)

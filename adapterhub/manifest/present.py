@@ -1,8 +1,8 @@
-"""What is in the folder that a version is to be written to: another version, unmodified, or something of the user's own.
+"""The folder that a version is to be written to: a version itself, unmodified, or something of the user's own.
 
 A folder is a version if its adapter.json names every file in it with the digest that the file has. Such a folder may be
-replaced by another version, as nothing in it is lost if somebody else has that version, which the caller knows. Files that both
-versions have are linked, so that they stay where they are for the programs that read them.
+replaced by another version, as long as the version that it is exists elsewhere, which the caller knows. Files that both
+versions have are linked, so that they stay the same files for the programs that read them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .package_files import shortened, survey
 
 
 @dataclass(frozen=True)
-class PresentFile:
-    """A file that was hashed, and the inode that it was."""
+class HashedFile:
+    """A file that was hashed, and its inode at the time."""
 
     digest: Digest
     size: int
@@ -39,58 +39,66 @@ class Present:
 
     Attributes:
         folder: Its path.
-        files: Path to content, of the files that a version could have.
-        others: All other files but dotfiles.
-        digest: Of the version that the folder is; None for one that was edited, and for anything else.
-        changed: The files that tell it from the version in its adapter.json, each with how: `README.md (edited)`.
+        files: Path to content, for the files that a version could have.
+        other_paths: All other files except dotfiles.
+        digest: The version that the folder is; None if it was edited, or is anything else.
+        changed: The files that differ from the version in its adapter.json, each with how: `README.md (edited)`.
     """
 
     folder: Path
-    files: Mapping[str, PresentFile] = field(default_factory=dict)
+    files: Mapping[str, HashedFile] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     digest: Digest | None = None
     changed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """What is lost when it is replaced."""
+        """Return what is lost if the folder is replaced."""
         if self.changed:
             return f"what has changed in {self.folder}: {shortened(self.changed)}"
         return f"the version {self.digest[:19]}" if self.digest else f"the files of {self.folder}"
 
-    def holds(self, made: Manifest) -> bool:
-        """Tell whether it has exactly the files of a version, besides dotfiles, and an adapter.json where that has none."""
-        wanted = {layer.path: (layer.digest, layer.size) for layer in made.layers}
-        there = {path: (file.digest, file.size) for path, file in self.files.items()}
-        if made.adapter_json is None and ADAPTER_JSON in there:
+    def holds(self, manifest: Manifest) -> bool:
+        """Return True if the folder has exactly the files of a version; dotfiles are ignored.
+
+        If the version has no adapter.json, the folder may have the one that would be derived from the version's files.
+        """
+        expected_files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
+        present_files = {path: (file.digest, file.size) for path, file in self.files.items()}
+        if manifest.adapter_json is None and ADAPTER_JSON in present_files:
             from . import describe  # needs numpy, which commands that only copy do without
 
             try:
-                raw = describe.settle(self.folder, wanted)[1]
+                raw = describe.settle(self.folder, expected_files)[1]
             except AdapterhubError:
                 return False
-            wanted[ADAPTER_JSON] = (sha256_bytes(raw), len(raw))
-        return there == wanted and not self.others
+            expected_files[ADAPTER_JSON] = (sha256_bytes(raw), len(raw))
+        return present_files == expected_files and not self.others
 
-    def check_lost(self, known: Callable[[Digest], bool]) -> None:
-        """Raise OutputExistsError if replacing the folder loses something; `known` tells whether a version is elsewhere."""
+    def check_lost(self, is_elsewhere: Callable[[Digest], bool]) -> None:
+        """Raise OutputExistsError if replacing the folder loses something.
+
+        Args:
+            is_elsewhere: Returns True if a version exists elsewhere.
+        """
         if self.changed and self.digest is None:
-            what = f"exists, and is not as its adapter.json records it: {shortened(self.changed)}"
-            raise OutputExistsError(str(self.folder), what)
+            problem = f"exists, and is not as its adapter.json records it: {shortened(self.changed)}"
+            raise OutputExistsError(str(self.folder), problem)
         if self.changed:
             raise OutputExistsError(
                 str(self.folder), f"exists, and has files that are part of no version: {shortened(self.changed)}"
             )
-        if self.digest is None or not known(self.digest):
+        if self.digest is None or not is_elsewhere(self.digest):
             raise OutputExistsError(str(self.folder))
 
     def has(self, layer: Descriptor) -> bool:
-        """Tell whether a file of a version is there with the same bytes."""
+        """Return True if the folder has a file of a version with the same bytes."""
         return layer.path in self.files and self.files[layer.path].digest == layer.digest
 
     def keep(self, path: str, target: Path) -> None:
-        """Name a file `target` as well: the same inode, or a copy on a file system without hard links."""
+        """Link a file as `target`, too, or copy it on a file system without hard links; ConflictError if it was edited."""
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            # Compared after linking: the file may have been edited since it was hashed.
             os.link(self.folder / path, target, follow_symlinks=False)
             same = _inode(target.lstat()) == self.files[path].inode
         except OSError:
@@ -100,7 +108,7 @@ class Present:
             raise self._changed(path)
 
     def check_unchanged(self) -> None:
-        """Raise ConflictError if a file was edited since the folder was looked at."""
+        """Raise ConflictError if a file was edited since the folder was inspected."""
         for path, file in self.files.items():
             try:
                 same = _inode((self.folder / path).lstat()) == file.inode
@@ -116,7 +124,7 @@ class Present:
 
 
 def look(folder: Path) -> Present | None:
-    """What is in `folder`; None if it is absent or empty.
+    """Return the contents of `folder`; None if it is absent or empty.
 
     Raises:
         OutputExistsError: It is a file or a link.
@@ -131,46 +139,48 @@ def look(folder: Path) -> Present | None:
         return None
     try:
         files, skipped, refused = survey(folder, strict=True)
-        hashed = dict(_hashed(folder, files))
+        hashed = dict(_hash_files(folder, files))
     except LocalIOError:
         raise
-    except AdapterhubError:
+    except AdapterhubError:  # no version could have these files
         return Present(folder)
-    others = sorted([*skipped, *(path for path, *_ in refused)])
-    return _compared(folder, hashed, others)
+    other_paths = sorted([*skipped, *(path for path, *_ in refused)])
+    return _compared(folder, hashed, other_paths)
 
 
-def _hashed(folder: Path, files: Iterable[str]) -> Iterator[tuple[str, PresentFile]]:
+def _hash_files(folder: Path, files: Iterable[str]) -> Iterator[tuple[str, HashedFile]]:
     inside = Inside(folder)
     for path in files:
         try:
             with inside.open(folder / path) as file:
                 inode = _inode(os.fstat(file.fileno()))
-                yield path, PresentFile(*copy_hashing(file, None), inode)
+                yield path, HashedFile(*copy_hashing(file, None), inode)
         except OSError as error:
             raise LocalIOError(str(folder / path), error.strerror or str(error)) from error
 
 
-def _inode(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _inode(status: os.stat_result) -> tuple[int, ...]:
+    # With size and time, as an edit in place keeps the inode.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _compared(folder: Path, files: Mapping[str, PresentFile], others: Iterable[str]) -> Present:
-    """The folder and how it differs from its own adapter.json."""
-    more = tuple(path for path in others if not path.rpartition("/")[2].startswith("."))
+def _compared(folder: Path, files: Mapping[str, HashedFile], others: Iterable[str]) -> Present:
+    """Return the folder, compared with its own adapter.json."""
+    visible_paths = tuple(path for path in others if not path.rpartition("/")[2].startswith("."))
     added = [f"{path} (added)" for path in others]
     try:
         manifest = AdapterManifest.read(folder)
     except AdapterhubError:
-        return Present(folder, files, more, None, (f"{ADAPTER_JSON} (edited)",))
+        return Present(folder, files, visible_paths, None, (f"{ADAPTER_JSON} (edited)",))
     if manifest is None:
-        return Present(folder, files, more)
+        return Present(folder, files, visible_paths)
     recorded = {entry.path: (entry.digest, entry.size) for entry in manifest.files}
-    found = {path: (file.digest, file.size) for path, file in files.items() if path != ADAPTER_JSON}
-    changed = [f"{path} (missing)" for path in recorded if path not in found]
-    changed += [f"{path} (added)" for path in found if path not in recorded]
-    changed += [f"{path} (edited)" for path in recorded if path in found and found[path] != recorded[path]]
+    present_files = {path: (file.digest, file.size) for path, file in files.items() if path != ADAPTER_JSON}
+    changed = [f"{path} (missing)" for path in recorded if path not in present_files]
+    changed += [f"{path} (added)" for path in present_files if path not in recorded]
+    changed += [f"{path} (edited)" for path in recorded if path in present_files and present_files[path] != recorded[path]]
     if changed:
-        return Present(folder, files, more, None, tuple(sorted([*changed, *added])))
-    everything = {path: (file.digest, file.size) for path, file in files.items()}
-    return Present(folder, files, more, oci_manifest.assemble(everything, manifest).digest, tuple(added))
+        return Present(folder, files, visible_paths, None, tuple(sorted([*changed, *added])))
+    # Unchanged, so this is a version: its digest tells whether it exists elsewhere.
+    all_files = {path: (file.digest, file.size) for path, file in files.items()}
+    return Present(folder, files, visible_paths, oci_manifest.assemble(all_files, manifest).digest, tuple(added))

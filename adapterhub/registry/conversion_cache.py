@@ -1,7 +1,7 @@
-"""Cache of converted versions: a version is converted when it is pulled in another format, and the result kept.
+"""The cache of converted versions: pulling a version in another format converts it and keeps the result.
 
-A conversion is stored in `cache/` under a key of everything that determines it, and used only if its bytes still have the
-recorded digest. One that used the weights of a base model, which the key does not cover, is not kept.
+A conversion is stored in `cache/` under a key of everything that determines it, and is used only if its bytes still have the
+recorded digest. A conversion that used the weights of a base model is not kept, as the key does not cover them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConversionResult:
     """A version in another format: its path, the sums of its loss report, and whether it came from the cache."""
 
     version: Version
@@ -57,32 +57,41 @@ def pull(
     model: str | None = None,
     policy: Policy | None = None,
     replace: bool = False,
-) -> Converted:
+) -> ConversionResult:
     """Write a version in another format as `out`, completely or not at all: a file, or a folder with its manifest.
 
-    For Ollama, a folder with a GGUF and a Modelfile, in which `model` is Ollama's name of the base model. The version
-    is checked before, and the result compared with the policy, as by a push: nothing else is cached. `replace` as in
-    `atomic.whole`.
+    The version is checked first, and the result compared with the policy, as by a push; nothing else is cached.
+
+    Args:
+        registry: The registry with the version.
+        ref: The version.
+        out: The file or folder to write.
+        conversion: The format and its options. For Ollama, the result is a folder with a GGUF file and a Modelfile.
+        base: The model it was trained on, if the conversion needs it.
+        model: Ollama's name of the base model.
+        policy: The project's policy; None without one.
+        replace: Replace what is at `out`, as in `atomic.whole`.
     """
-    package = conversion.to in PACKAGES
-    named, name = (ollama.check(model), ollama.adapter_name(out)) if package else ("", "")
-    conversion = dataclasses.replace(conversion, to="gguf") if package else conversion
-    is_folder = package or FORMATS[conversion.to].folder
+    is_package = conversion.to in PACKAGES
+    model_name, file_name = (ollama.check(model), ollama.adapter_name(out)) if is_package else ("", "")
+    conversion = dataclasses.replace(conversion, to="gguf") if is_package else conversion
+    is_folder = is_package or FORMATS[conversion.to].folder
+    # Before the conversion, which can take long, rather than after it.
     atomic.check_free(out, folder=is_folder, replace=replace)
     version = registry.resolve(ref)
     with (
         converted(registry, version, conversion, base=base, policy=policy) as (folder, manifest, cached),
         atomic.whole(out, folder=is_folder, replace=replace) as target,
     ):
-        if package:
-            shutil.copyfile(adapter_in(folder), target / name)
-            ollama.write(target, named, name)
+        if is_package:
+            shutil.copyfile(adapter_in(folder), target / file_name)
+            ollama.write(target, model_name, file_name)
         elif is_folder:
             shutil.copytree(folder, target, dirs_exist_ok=True)
         else:
             shutil.copyfile(adapter_in(folder), target)
     recipe = manifest.recipe if manifest else None
-    return Converted(version, out, dict((recipe.loss if recipe else None) or {}), cached)
+    return ConversionResult(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
 @contextlib.contextmanager
@@ -94,10 +103,14 @@ def converted(
     base: BaseSpec | None = None,
     policy: Policy | None = None,
 ) -> Iterator[tuple[Path, AdapterManifest | None, bool]]:
-    """Convert a version, or find it converted; yield the folder, which has a manifest, this, and whether it was found."""
+    """Convert a version, or find its conversion in the cache.
+
+    Yields:
+        The folder, the manifest in it, and whether it came from the cache.
+    """
     entry = None if _has_weights(base) else registry.store.root / "cache" / _key(version.digest, conversion, base)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        folder, cached = _cached(registry.store.files, entry), True
+        folder, cached = _cached_folder(registry.store.files, entry), True
         if folder is None:
             folder, cached = Path(temporary) / "made", False
             source = Path(temporary) / version.name.rpartition("/")[2]
@@ -106,7 +119,7 @@ def converted(
             try:
                 publish.check_adapter(path, where=str(version.ref))
                 convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
-            except AdapterhubError as error:  # the temporary path means nothing to the user
+            except AdapterhubError as error:  # name the ref: the temporary path means nothing to the user
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
         manifest = AdapterManifest.read(folder)
@@ -121,20 +134,21 @@ def _has_weights(base: BaseSpec | None) -> bool:
 
 
 def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
-    about: dict[str, Any] = {"source": digest, "by": __version__, **dataclasses.asdict(conversion)}
+    # Another version of adapterhub may convert differently. Of a base, this is what a conversion reads besides its weights.
+    inputs: dict[str, Any] = {"source": digest, "by": __version__, **dataclasses.asdict(conversion)}
     if base is not None:
-        about["base"] = [base.architecture, base.tied, base.fingerprint, dict(base.config)]
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        inputs["base"] = [base.architecture, base.tied, base.fingerprint, dict(base.config)]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _cached(files: Files, entry: Path | None) -> Path | None:
-    """Return the folder of an earlier conversion; one whose bytes have changed is removed."""
+def _cached_folder(files: Files, entry: Path | None) -> Path | None:
+    """Return the folder of an earlier conversion; if its bytes have changed, remove it and return None."""
     if entry is None or not files.exists(entry):
         return None
     with contextlib.suppress(AdapterhubError, OSError):
-        files.touch(entry)  # time of last use, which a gc reads; before the conversion is read
-        known = files.read(entry / _DIGEST).decode("utf-8", "replace")
-        if entry / _FILES in files.folders(entry) and known == oci_manifest.build(entry / _FILES).digest:
+        files.touch(entry)  # the time of its last use, so that a gc spares it; set first, as a gc may run while it is read
+        recorded_digest = files.read(entry / _DIGEST).decode("utf-8", "replace")
+        if entry / _FILES in files.folders(entry) and recorded_digest == oci_manifest.build(entry / _FILES).digest:
             return entry / _FILES
     with contextlib.suppress(OSError):
         files.remove_tree(entry)
@@ -145,7 +159,7 @@ _FILES, _DIGEST = "files", "digest"
 
 
 def _keep(folder: Path, entry: Path) -> None:
-    """Put a conversion into the cache; a full disk or a read-only registry is not an error, nor is another who was first."""
+    """Put a conversion into the cache, if that can be written and no other process was faster."""
     with contextlib.suppress(LocalIOError, OSError, OutputExistsError), atomic.whole(entry) as place:
         shutil.copytree(folder, place / _FILES)
         (place / _DIGEST).write_text(oci_manifest.build(folder).digest)

@@ -1,4 +1,4 @@
-"""Search a registry for the versions that contain a file, a folder or a digest, as a whole or by its tensors."""
+"""Search for the versions of a registry that contain a file, a folder or a digest, as a whole or by its tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapterhub_converters.containers.open_file import open_regular
 from .registry import Registry
 
 Bar = Callable[[str], AbstractContextManager[Progress | None]]
-"""Called with a title when bytes begin to be counted."""
+"""Opens a progress bar, given its title."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Found:
     """The search results for one file, folder or digest.
 
     Attributes:
+        source: The file, folder or digest, as given.
         holders: Versions that contain all of it.
-        tensors: Number of its tensors, if no version contains all of it; else 0.
+        tensors: Number of its tensors if no version contains all of it; otherwise 0.
         size: Bytes of those tensors.
         shares: Versions that contain some of those tensors.
     """
@@ -47,34 +48,36 @@ class Found:
 
 
 def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> Found:
-    """Search for a digest of a file, a version or a tensor, or the beginning of one."""
+    """Search for the digest of a file, a version or a tensor, or for the beginning of one."""
     _list_tensors(registry, bar)
     return Found(source, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
 
 
 def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Found:
-    """Search for the bytes of a file, or for the version that a folder is, else for the tensors in its weights."""
+    """Search for the version that a folder is, or for the bytes of a file; failing that, for the tensors in the weights."""
     if path.is_dir():
-        whole = holders(registry.index, oci_manifest.build(path).digest)
-        if whole:
-            return Found(source, whole)
+        # The digest that the folder would get from a push.
+        version_holders = holders(registry.index, oci_manifest.build(path).digest)
+        if version_holders:
+            return Found(source, version_holders)
+        # Only weights: configs and READMEs are often the same in unrelated adapters.
         files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
     else:
         files = [path]
-    held: list[Holder] = []
+    file_holders: list[Holder] = []
     tensors: list[Tensor] = []
     with bar("hashing") as progress:
-        more = counter(progress, sum(file.stat().st_size for file in files))
+        count_bytes = counter(progress, sum(file.stat().st_size for file in files))
         for file in files:
-            digest, found = _digests(file, more)
-            held += holders(registry.index, digest)
-            tensors += found if is_weights(file.name) else ()
-    if held:
-        return Found(source, held)
+            digest, file_tensors = _digests(file, count_bytes)
+            file_holders += holders(registry.index, digest)
+            tensors += file_tensors if is_weights(file.name) else ()
+    if file_holders:
+        return Found(source, file_holders)
     _list_tensors(registry, bar)
-    filled = tuple(tensor for tensor in tensors if tensor.size)
-    size = sum(tensor.size for tensor in filled)
-    return Found(source, [], len(filled), size, nearest(registry.index, registry.store, filled))
+    nonempty_tensors = tuple(tensor for tensor in tensors if tensor.size)
+    size = sum(tensor.size for tensor in nonempty_tensors)
+    return Found(source, [], len(nonempty_tensors), size, nearest(registry.index, registry.store, nonempty_tensors))
 
 
 def _list_tensors(registry: Registry, bar: Bar) -> None:

@@ -26,13 +26,12 @@ def find(start: Path, *, explicit: Path | None = None, default: Path | None = No
     """Find the folder of the registry to use.
 
     Args:
-        start: The folder to search from: the nearest one at or above it with a registry that belongs to the user, as git
-            requires of `.git`.
-        explicit: A registry.db or its folder, used without a search.
+        start: Search from this folder upwards for the nearest registry that belongs to the user, as git requires of `.git`.
+        explicit: A registry.db or its folder, to be used without a search.
         default: The folder to return, existing or not, if the search finds none.
 
     Raises:
-        NotFoundError: No registry found and no `default`.
+        NotFoundError: No registry was found, and there is no `default`.
     """
     if explicit is not None:
         return explicit.parent if explicit.name == FILE else explicit
@@ -47,19 +46,20 @@ def find(start: Path, *, explicit: Path | None = None, default: Path | None = No
 
 def _is_registry(folder: Path) -> bool:
     database, store = folder / FILE, folder / FOLDER
-    # A store with a damaged database counts, and one behind a link, so that opening it reports that: the next registry up is
-    # another one.
+    # A store whose database is damaged, or that is a link, counts as well: opening it then reports that, where going on to the
+    # next folder up would silently use another registry.
     if not (is_ours(database) or os.path.lexists(store / "oci-layout")):
         return False
-    # A registry that another user put in a shared folder above is not trusted unless it is named; nor are files of the user's
-    # that it links to, so that every part has to be the user's own.
+    # A registry that another user put into a shared folder above is not trusted unless it is named explicitly. It may link to
+    # files of the user's own, so every part has to belong to the user.
     return all(is_mine(path) for path in (database, store, store / "oci-layout") if os.path.lexists(path))
 
 
 def check_files(root: Path) -> None:
-    """Raise RefusedError for a database, or a file that SQLite keeps next to it, that is a link, a pipe or a device."""
+    """Raise RefusedError if the database, or a file that SQLite keeps next to it, is a link, a pipe or a device."""
     for suffix in SUFFIXES:
         path = Path(f"{root / FILE}{suffix}")
+        # SQLite follows links, and would write wherever they lead.
         with local_errors(path), contextlib.suppress(FileNotFoundError):
             check_regular(path.lstat(), path)
 
@@ -70,10 +70,10 @@ class Ledger:
     Attributes:
         root: The folder that contains registry.db and .adapterhub.
         store: The truth: blobs and logs.
-        index: Derived from the logs. `locked` replaces it when registry.db was deleted or replaced meanwhile.
+        index: Derived from the logs. `write_lock` opens it again if registry.db was deleted or replaced meanwhile.
         author: The user that the log names as the author of each move; empty to name nobody.
-        moved: Called with each entry that was committed; None to tell nobody.
-        checked: What was found to be as in a log, a version and the tag that led to it, with the digest of the log's end then.
+        on_commit: Callback for each committed log entry; None for no callback.
+        verified_heads: Log heads already compared with the index, by version and tag.
     """
 
     def __init__(self, root: Path, store: Store, index: Index) -> None:
@@ -83,11 +83,11 @@ class Ledger:
         self.author = ""
         self.moved: Callable[[Entry], object] | None = None
         self.checked: dict[tuple[object, ...], Digest] = {}
-        self._ends: dict[str, Name] = {}  # the last state of each name that was found to be that of its log
+        self._ends: dict[str, Name] = {}  # the last state of each name that agreed with its log
 
     @classmethod
     def create(cls, root: Path, store: Store | None = None) -> Ledger:
-        """Open the registry in the folder `root`; create it if there is none. `store` as in `open`."""
+        """Open the registry in the folder `root`, creating it if there is none. `store` is as in `open`."""
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -97,49 +97,54 @@ class Ledger:
         store.create()
         if not (root / FILE).exists():
             create_index(root / FILE, store)
-            with contextlib.closing(cls.open(root, store)) as made, made.locked():
-                index_file.write(made.index, made.store)
+            # Record the stamp of index.json: without it, every later command would take the index for outdated.
+            with contextlib.closing(cls.open(root, store)) as ledger, ledger.locked():
+                index_file.write(ledger.index, ledger.store)
         return cls.open(root, store)
 
     @classmethod
     def open(cls, path: Path, store: Store | None = None) -> Ledger:
-        """Open the registry in a folder, or of a registry.db, and finish in the index the moves of killed writers.
+        """Open a registry, and finish in its index the moves of writers that were killed.
 
         Args:
-            path: The folder or the file.
-            store: Where its blobs and logs are; None for those in the folder.
+            path: The folder of the registry, or its registry.db.
+            store: The store with its blobs and logs; None for the one in the folder.
 
         Raises:
             NotFoundError: There is no registry.
             IntegrityError: The store is missing, or registry.db is damaged.
-            RefusedError: A newer adapterhub made it.
+            RefusedError: It was made by a newer adapterhub.
         """
         root = path.parent if path.name == FILE else path
         store = store or Store(root / FOLDER)
         store.check()
         check_files(root)
-        there = (root / FILE).exists()
+        has_index = (root / FILE).exists()
         if not store.exists():
-            if there:
-                what = f"the store is missing, and {FILE} contains no adapters itself"
-                raise IntegrityError(str(store.root), what, "Restore the store from a backup")
+            if has_index:
+                problem = f"the store is missing, and {FILE} contains no adapters itself"
+                raise IntegrityError(str(store.root), problem, "Restore the store from a backup")
             raise NotFoundError(str(root), "no registry there", "Create one", code="no-registry")
-        if not (os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not there or os.access(root / FILE, os.W_OK))):
+        # Opened for writing whenever possible, even by commands that only read: there may be moves of killed writers to finish.
+        if not (
+            os.access(root, os.W_OK) and os.access(store.root, os.W_OK) and (not has_index or os.access(root / FILE, os.W_OK))
+        ):
             return cls._open_read_only(root, store)
-        if not there:
+        if not has_index:
             return cls.create(root, store)
         ledger = cls(root, store, open_index(root / FILE, store))
         try:
             ledger.finish_moves()
             ledger._catch_up_if_behind()
         except BaseException:
-            ledger.close()  # on a full disk it holds the one lock, for which the next one to open would wait in vain
+            # On a full disk the connection locks the file exclusively: left open, it would block the next process to open it.
+            ledger.close()
             raise
         return ledger
 
     @classmethod
     def _open_read_only(cls, root: Path, store: Store) -> Ledger:
-        """Open a registry that cannot be written: a copy of the index in memory, brought up to the logs there."""
+        """Open a registry that cannot be written, with a copy of its index in memory that is brought up to the logs."""
         ledger = cls(root, store, copy_in_memory(root / FILE, store))
         if store.log.pending_moves() or not index_file.is_current(ledger.index, store):
             with ledger.index.transaction():
@@ -148,9 +153,9 @@ class Ledger:
 
     @classmethod
     def rebuilt(cls, path: Path) -> tuple[Ledger, list[AdapterhubError]]:
-        """Open a registry with its index rebuilt from the logs; the errors are of logs that could not be replayed.
+        """Rebuild a registry's index from the logs, and open the registry; also return the errors of unreadable logs.
 
-        Nothing of the old file is used, which is kept as registry.db.old.
+        Nothing in the old file is used; it is kept as registry.db.old.
         """
         root = path.parent if path.name == FILE else path
         store = Store(root / FOLDER)
@@ -169,12 +174,13 @@ class Ledger:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the write lock of the current registry.db; one that was deleted meanwhile is created and opened again."""
+        """Hold the write lock of the current registry.db, creating and opening the file again if it was deleted meanwhile."""
         if self.index.in_transaction:
             yield
             return
         while True:
             with self.store.lease("move", required=False), self.index.transaction():
+                # Checked while the lock is held: the lock of a deleted file excludes nobody.
                 if not self.index.is_replaced():
                     yield
                     return
@@ -183,9 +189,9 @@ class Ledger:
             self._reopen()
 
     def _reopen(self) -> None:
-        """Open the index that is there now, and only then close the one before: a folder that is away may come back."""
-        before, self.index = self.index, open_index(self.root / FILE, self.store)
-        before.close()
+        """Open the current index, and close the old one only then: if its folder is unmounted for a while, it may come back."""
+        old_index, self.index = self.index, open_index(self.root / FILE, self.store)
+        old_index.close()
 
     def current(self, name: str) -> Name:
         """Return the state of a name, after replaying the entries of its log that the index lacks."""
@@ -196,7 +202,7 @@ class Ledger:
         return state
 
     def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
-        """Commit the entry that `decide` returns for the state of a name; call it again when another writer was first."""
+        """Commit the entry that `decide` returns for the state of a name; call it again if another writer committed first."""
         committed = False
         while not committed:
             try:
@@ -208,19 +214,24 @@ class Ledger:
                     entry = replace(entry, author=self.author)
                     log_check.check_end(self.store.log, state, self.index.path, known=self._ends.get(name))
                     self._ends[name] = state
-                    # Before the entry is in the log: a version that ended this process would end every later one there.
-                    known = replay.extracts(self.store, entry)
+                    # Read the version before its entry is in the log: a document that crashes this process would otherwise
+                    # crash every later process that replays the entry.
+                    extracts = replay.extracts(self.store, entry)
+                    # The pending file outlives a kill, so that the next process to open the registry replays the name into the
+                    # index.
                     pending = self.store.log.begin_move(name)
                     committed = self.store.log.append(entry)
-                    replay.catch_up(self.index, self.store, name, known)
+                    replay.catch_up(self.index, self.store, name, extracts)
                     index_file.write(self.index, self.store)
             except LocalIOError as error:
+                # Once the log has the entry, the move has happened: only the index is behind, and the error says so.
                 if not committed:
                     raise
-                what = f"{error.what}; {name} has moved all the same, and the next command that can write updates the index"
-                raise LocalIOError(error.where, what, error.hint) from error
+                problem = f"{error.what}; {name} has moved nevertheless; the next command that can write updates the index"
+                raise LocalIOError(error.where, problem, error.hint) from error
             with contextlib.suppress(OSError):  # a process that finds the file only replays the log again
                 self.store.files.remove(pending)
+            # Called without the lock, which the callback may need itself.
             if committed and self.moved:
                 self.moved(entry)
 
@@ -228,7 +239,8 @@ class Ledger:
         """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
         if self.index.file is None:  # a copy in memory
             return replay.rebuild(self.index, self.store)
-        with self.locked():  # until the new one has the name: a process that waits for the lock opens that
+        # Hold the lock until the new file has taken the name: a process that waits for it then opens the new file.
+        with self.locked():
             errors = replace_index(self.root / FILE, self.store)
         self._reopen()
         with self.locked():
@@ -236,31 +248,36 @@ class Ledger:
         return errors
 
     def finish_moves(self) -> None:
-        """Replay the names whose writers were killed before they updated the index; running writers hold the lock meanwhile."""
-        done = []
+        """Replay the names whose writers were killed before they updated the index.
+
+        A move whose writer is still running is waited for, as that writer holds the write lock.
+        """
+        replayed_markers = []
         for pending, name in self.store.log.pending_moves():
             with contextlib.suppress(AdapterhubError), self.locked():
                 replay.catch_up(self.index, self.store, name)
                 index_file.write(self.index, self.store)
-                done.append(pending)
-        for pending in done:
+                replayed_markers.append(pending)
+        # Removed only now that the transactions are committed. A damaged log keeps its file, so that it is tried again.
+        for pending in replayed_markers:
             with contextlib.suppress(FileNotFoundError):
                 self.store.files.remove(pending)
 
     def _catch_up_if_behind(self) -> None:
-        """Replay all logs into an index that may be behind them, as one from a backup; a damaged log stays behind."""
+        """Replay all logs if the index may be behind them, as one from a backup is; a damaged log stays behind."""
         if index_file.is_current(self.index, self.store):
             return
         with self.locked():
+            # Another process may have caught up while this one waited for the lock.
             if not index_file.is_current(self.index, self.store):
                 self.catch_up(self.store.log.names())
                 index_file.adopt(self.index, self.store)
 
     def catch_up(self, names: Iterable[str]) -> None:
-        """Replay what the index lacks of some names, under the write lock; a damaged log stays behind.
+        """Replay what the index lacks of some names; a damaged log stays behind. Call this under the write lock.
 
         Raises:
-            RemoteError: The store fetches blobs, and cannot.
+            RemoteError: The store fetches blobs from elsewhere, and cannot reach them.
         """
         for name in names:
             try:

@@ -1,7 +1,7 @@
-"""Lineage of an adapter: parents, bases, training data and children.
+"""The lineage of an adapter: parents, bases, training data and children.
 
-It follows the digests in each adapter.json. A parent that is not in this registry is still a node, with its digest and the ref
-it once had.
+It follows the digests in each adapter.json. A parent that is not in this registry is still a node, with its digest and the refs
+under which its children recorded it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .registry import Registry
 
-_MANY = 10_000  # adapters; a longer chain is an attack
+_MAX_NODES = 10_000  # adapters; a longer chain is an attack
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Node:
 
     Attributes:
         digest: Digest of its OCI manifest.
-        refs: Its refs in this registry, first the one asked for, or that its children were made from; without any, those
-            under which its children knew it.
+        refs: Its refs in this registry, where the ref that was asked for and those that its children recorded come first;
+            without any, the refs that its children recorded.
         manifest: Its adapter.json; None if the adapter is not in this registry.
-        deprecated: Those of `refs` that are deprecated, with the reason.
+        deprecated: The deprecated ones among `refs`, with the reason.
     """
 
     digest: Digest
@@ -58,7 +58,7 @@ class Node:
 
     @property
     def base(self) -> str:
-        """Its base model: repository and revision, else the first digits of the fingerprint, else empty."""
+        """Its base model: repository and revision, or the first digits of the fingerprint, or empty."""
         base = self.manifest.base if self.manifest else BaseInfo()
         if base.repo:
             return f"{base.repo}@{base.revision}" if base.revision else base.repo
@@ -72,7 +72,7 @@ class Node:
 
     @property
     def parents(self) -> tuple[Parent, ...]:
-        """The adapters it was made from, so far as their digests are known."""
+        """The adapters it was made from, as far as their digests are known."""
         return tuple(parent for parent in self.manifest.parents if parent.digest) if self.manifest else ()
 
 
@@ -98,7 +98,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Lineage:
-    """All ancestors and descendants of an adapter, itself included, and the merged models that contain them."""
+    """All ancestors and descendants of an adapter, itself included, and the merged models that contain any of them."""
 
     root: Digest
     nodes: Mapping[Digest, Node]
@@ -106,34 +106,35 @@ class Lineage:
     models: tuple[Model, ...] = ()
 
     def parents(self, digest: Digest) -> list[Edge]:
-        """Return the edges from the adapters that an adapter was made from."""
+        """Return the edges from the parents of an adapter."""
         return [edge for edge in self.edges if edge.child == digest]
 
     def children(self, digest: Digest) -> list[Edge]:
-        """Return the edges to the adapters that were made from it."""
+        """Return the edges to the children of an adapter."""
         return [edge for edge in self.edges if edge.parent == digest]
 
 
 def trace(registry: Registry, ref: Ref) -> Lineage:
     """Return the lineage of a version."""
-    asked = registry.resolve(ref)
-    root = asked.digest
+    version = registry.resolve(ref)
+    root = version.digest
     deprecations = registry.deprecations()
     nodes: dict[Digest, Node] = {}
+    # Two walks from the root, up and down: siblings, reachable by going up and then down, are not part of the lineage.
     for upwards in (True, False):
         waiting = [root]
-        seen = set()
-        while waiting and len(nodes) < _MANY:
+        visited = set()
+        while waiting and len(nodes) < _MAX_NODES:
             digest = waiting.pop()
-            if digest in seen:
+            if digest in visited:
                 continue
-            seen.add(digest)
+            visited.add(digest)
             node = nodes.setdefault(digest, _node(registry, digest, deprecations))
             waiting += [edge.parent for edge in _edges(node)] if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
-    known = _known_as(nodes) | {root: {str(asked.ref)}}
-    named = {digest: _named(node, known.get(digest, set())) for digest, node in nodes.items()}
-    return Lineage(root, named, edges, tuple(_models(registry, nodes)))
+    refs_in_use = _refs_named_by_children(nodes) | {root: {str(version.ref)}}
+    named_nodes = {digest: _named(node, refs_in_use.get(digest, set())) for digest, node in nodes.items()}
+    return Lineage(root, named_nodes, edges, tuple(_models(registry, nodes)))
 
 
 def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
@@ -152,12 +153,13 @@ def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]
 
 def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:
     rows = registry.holding(digest)
-    found = {str(row.ref): deprecations.get((row.name, row.number), deprecations.get((row.name, 0))) for row in rows}
-    deprecated = {ref: why for ref, why in found.items() if why is not None}
+    reason_by_ref = {str(row.ref): deprecations.get((row.name, row.number), deprecations.get((row.name, 0))) for row in rows}
+    deprecated = {ref: reason for ref, reason in reason_by_ref.items() if reason is not None}
     try:
-        return Node(digest, tuple(found), registry.adapter_manifest(digest), deprecated)
+        return Node(digest, tuple(reason_by_ref), registry.adapter_manifest(digest), deprecated)
     except AdapterhubError:
-        return Node(digest, tuple(found), deprecated=deprecated)
+        # A damaged version is still part of the lineage; fsck reports the damage.
+        return Node(digest, tuple(reason_by_ref), deprecated=deprecated)
 
 
 def _edges(node: Node) -> Iterator[Edge]:
@@ -165,18 +167,18 @@ def _edges(node: Node) -> Iterator[Edge]:
         yield Edge(parent.digest, node.digest, parent.weight, parent.method)
 
 
-def _known_as(nodes: Mapping[Digest, Node]) -> dict[Digest, set[str]]:
-    """Return the refs by which children name their parents."""
-    found: dict[Digest, set[str]] = {}
+def _refs_named_by_children(nodes: Mapping[Digest, Node]) -> dict[Digest, set[str]]:
+    """Return the refs that children recorded for their parents, by digest."""
+    refs: dict[Digest, set[str]] = {}
     for child in nodes.values():
         for parent in child.parents:
             if parent.ref:
-                found.setdefault(parent.digest, set()).add(parent.ref)
-    return found
+                refs.setdefault(parent.digest, set()).add(parent.ref)
+    return refs
 
 
-def _named(node: Node, known: set[str]) -> Node:
-    """Return a node with the refs that it is known by first; one that is not in this registry has no others."""
+def _named(node: Node, preferred: set[str]) -> Node:
+    """Return a node with the `preferred` refs first; a node that is not in this registry has no others."""
     if not node.refs:
-        return replace(node, refs=tuple(sorted(known)))
-    return replace(node, refs=tuple(sorted(node.refs, key=lambda ref: ref not in known)))
+        return replace(node, refs=tuple(sorted(preferred)))
+    return replace(node, refs=tuple(sorted(node.refs, key=lambda ref: ref not in preferred)))

@@ -1,10 +1,10 @@
-"""Comparison of what registry.db contains about a name with the name's log, which alone is true.
+"""Comparison of what registry.db says about a name with the name's log, which alone is authoritative.
 
-A log is read back from its end, each entry by the digest that the one after it has, and no further than to the entry that
-decides: the last move of a tag, or for the next number the last push. The push of a version is read where the index has it,
-so that a version by number or digest takes two entries of a log of any length. What one process has found stays true of the log
-up to there, which the digests fix, so that later it reads the newer entries only. That an index still has a version which was
-removed since, unless that was the last that happened, is left to `fsck`.
+A log is read backwards from its end, each entry by the digest recorded in its successor, and only as far as the entry that
+decides: the last move of a tag, or the last push for the next number. The push of a version is read at the position that the
+index has for it, so that a version by number or digest takes two entries of a log of any length. The digests fix everything
+before an entry, so a process that has compared a log up to there only reads newer entries later. One fault is left to `fsck`:
+an index that still has a version which was removed since, unless the removal is the last entry.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from adapterhub_converters.errors import IntegrityError
 def check_end(log: RefLog, state: Name, database: Path, *, known: Name | None = None) -> None:
     """Raise IntegrityError unless the log ends at `state`, so that an entry may follow with the next number.
 
-    `known`: An earlier state that was found to be right.
+    Args:
+        log: The log.
+        state: The state of the name in the index.
+        database: The index, for messages.
+        verified_state: An earlier state that was already compared with the log.
     """
     number, last = 0, ""
     for entry, digest in _back(log, state, database):
@@ -32,6 +36,7 @@ def check_end(log: RefLog, state: Name, database: Path, *, known: Name | None = 
         number = max(number, entry.number)
         if entry.op in ("push", "delete", "restore"):
             last = last or entry.op
+        # The last push has the highest number, so nothing before it matters.
         if entry.op == "push":
             break
     if number > state.number or (last == "delete") != state.deleted:
@@ -39,31 +44,32 @@ def check_end(log: RefLog, state: Name, database: Path, *, known: Name | None = 
 
 
 def check_row(log: RefLog, state: Name, row: Row, tag: str | None, *, pushed: int, database: Path, known: Digest = "") -> None:
-    """Raise IntegrityError unless a version is what the log pushed under its number, and `tag`, if one led to it, is at it.
+    """Raise IntegrityError unless the log pushed this version under its number, and `tag`, if given, points to it.
 
     Args:
         log: The log.
-        state: Its end.
+        state: The state of the name in the index, which is the log's end.
         row: The version.
-        tag: A tag that the index has at it.
-        pushed: The number of the entry that pushed the version, as the index has it.
+        tag: The tag that led to the version in the index, if any.
+        pushed: The number of the entry that pushed the version, according to the index.
         database: The index, for messages.
-        known: The digest of an earlier end at which all of this was right.
+        verified_head: The digest of an earlier log end at which all of this was compared.
     """
     if tag:
         _check_tag(log, state, row, tag, known=known, database=database)
     else:
+        # Without a tag, only the last entry can tell that the version was removed; earlier removals are left to `fsck`.
         for entry, _ in itertools.islice(_back(log, state, database), 1):
             if entry.op == "delete":
                 raise _wrong(database, f"it has {row.name}, which is removed in the log")
-    found = log.entry(row.name, pushed)
-    told = ("push", row.number, row.digest, row.manifest_size)
-    if found is None or (found[0].op, found[0].number, found[0].digest, found[0].size) != told:
+    logged = log.entry(row.name, pushed)
+    expected = ("push", row.number, row.digest, row.manifest_size)
+    if logged is None or (logged[0].op, logged[0].number, logged[0].digest, logged[0].size) != expected:
         raise _wrong(database, f"it has another {row.ref} than the log")
 
 
 def _check_tag(log: RefLog, state: Name, row: Row, tag: str, *, known: Digest, database: Path) -> None:
-    for entry, digest in _in_force(log, state, row.number, database):
+    for entry, digest in _entries_in_force(log, state, row.number, database):
         if digest == known:
             return
         if entry.op == "drop" and row.number in entry.numbers:
@@ -71,34 +77,34 @@ def _check_tag(log: RefLog, state: Name, row: Row, tag: str, *, known: Digest, d
         if tag in entry.tags and entry.op in ("push", "tag", "untag"):
             if entry.op != "untag" and entry.number == row.number:
                 return
-            there = "is gone" if entry.op == "untag" else f"is v{entry.number}"
-            raise _wrong(database, f"{row.name}:{tag} is v{row.number} in it, and {there} in the log")
+            logged_position = "is gone" if entry.op == "untag" else f"is v{entry.number}"
+            raise _wrong(database, f"{row.name}:{tag} is v{row.number} in it, and {logged_position} in the log")
     raise _wrong(database, f"it has another {row.name}:{tag} than the log")
 
 
-def _in_force(log: RefLog, state: Name, number: int, database: Path) -> Iterator[tuple[Entry, Digest]]:
-    """Yield the entries that may apply to a version now, newest first; none from before it was removed for good."""
-    undone = False
+def _entries_in_force(log: RefLog, state: Name, number: int, database: Path) -> Iterator[tuple[Entry, Digest]]:
+    """Yield the entries that may apply to a version now, newest first, and none from before it was removed for good."""
+    skipping = False
     for entry, digest in _back(log, state, database):
         if entry.op == "restore" and number in entry.numbers:
-            undone = True  # all back to the removal
-        elif entry.op == "delete" and undone:
-            undone = False
+            skipping = True  # skip everything back to the removal, which it undid
+        elif entry.op == "delete" and skipping:
+            skipping = False
         elif entry.op in ("restore", "delete"):
             return
-        elif not undone:
+        elif not skipping:
             yield entry, digest
 
 
 def _back(log: RefLog, state: Name, database: Path) -> Iterator[tuple[Entry, Digest]]:
     """Yield the entries of a log with their digests, newest first."""
-    wanted = state.head
+    expected_digest = state.head
     for seq in range(state.seq, 0, -1):
-        found = log.entry(state.name, seq)
-        if found is None or found[1] != wanted:
+        logged = log.entry(state.name, seq)
+        if logged is None or logged[1] != expected_digest:
             raise _wrong(database, f"it has another entry {seq} of {state.name} than the log")
-        yield found
-        wanted = found[0].previous
+        yield logged
+        expected_digest = logged[0].previous
 
 
 def _wrong(database: Path, what: str) -> IntegrityError:

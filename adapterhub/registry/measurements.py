@@ -1,4 +1,7 @@
-"""Measurements of versions, recorded in the log of their name, and gates that compare them with bounds."""
+"""Measurements of versions: recorded in the log of a name, and compared with bounds by gates.
+
+`manifest.measurement` has the text form of one measurement.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 @dataclass(frozen=True)
 class Gate:
-    """Bounds of a metric; `text` as typed."""
+    """Bounds of a metric; `text` is the gate as typed."""
 
     text: str
     metric: str
@@ -41,7 +44,7 @@ class Gate:
 
 
 def parse_gate(text: str, where: str) -> Gate:
-    """Parse a gate such as `ppl<12`, `ppl/base<0.9` or `loss<=2.1`."""
+    """Parse a gate such as `ppl<12`, `ppl/base<0.9` or `loss<=2.1`; UsageError if its metric is not measured."""
     name, bounds = parse_metric(text, where)
     metric = _GATES.get(name.replace(" ", "").lower())
     if metric is None:
@@ -50,13 +53,14 @@ def parse_gate(text: str, where: str) -> Gate:
 
 
 def record(registry: Registry, ref: Ref, evaluation: Evaluation) -> bool:
-    """Record a measurement in the log of a version; False if the last one under its name is the same."""
+    """Record a measurement in the log of a version; return False if the last one under its name is the same."""
     row = registry.row(ref)
     text = evaluation.dump()
     new = False
 
     def decide(state: Name) -> Entry | None:
         nonlocal new
+        # Looked up again under the lock: the version may have been removed since.
         registry.row(Ref(ref.name, number=row.number))
         new = queries.marks(registry.index, "evaluate", row.name).get(f"{row.number} {evaluation.name}") != text
         if not new:

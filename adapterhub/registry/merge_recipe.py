@@ -1,8 +1,9 @@
-"""Merge recipes: a merged model in a few kilobytes, as its ingredients and the digests of the result.
+"""The recipe of a merged model: its ingredients and the digests of the result, in a few kilobytes.
 
 A recipe has the base model, the adapters by the digests of their manifests, and the options: everything the bytes of a merge
-depend on except the class of CPU. It also keeps an even sample of the numbers that the merge changes, to tell how far a result
-differs.
+depend on except the class of CPU. It also has an evenly spaced sample of the numbers that the merge changes, which shows how
+far a different result is off. Recipes of adapters that were merged or converted are in `adapter_recipe`; recipes stored under a
+name are in `recipe_store`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .recipe import Difference, ulps
 SCHEMA_ID = "urn:adapterhub:schema:merge:2"
 VERSION = 2
 _MODEL = "model"  # name of the output in recipes, whatever its name on the disk
-_SAMPLE = 512  # numbers of an output that are kept
+_SAMPLE = 512  # numbers of an output that a recipe records
 _OPTIONS = ("dtype", "requantize", "shard_size", "dequantize", "as_trained", "trained_in", "force")
 _FLOATS = ("F32", "F16", "BF16")
 _GOLDEN = 0.6180339887498949
@@ -56,11 +57,11 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class RecipeBase:
-    """The model that the adapters are merged into; None for what is not known.
+    """The model that the adapters are merged into; a field is None if it is not known.
 
     Attributes:
         name: The name of its folder or file.
-        source: Its location when the recipe was written, as given.
+        source: Its location when the recipe was written, as the user gave it.
     """
 
     name: str
@@ -76,7 +77,7 @@ class RecipeBase:
 
 @dataclass(frozen=True)
 class Ingredient:
-    """An adapter: the digest of its manifest, its ref or address (None for a folder), the factor of its delta."""
+    """An adapter: the digest of its manifest, its ref or address (None for a folder), and the factor of its delta."""
 
     digest: Digest
     weight: float
@@ -85,7 +86,7 @@ class Ingredient:
 
 @dataclass(frozen=True)
 class OutputEntry:
-    """A file of the output; `sample` are numbers that the merge changes, float32 in base64."""
+    """A file of the output; `sample` has some of the numbers that the merge changes, as float32 in base64."""
 
     path: str
     size: int
@@ -95,12 +96,12 @@ class OutputEntry:
 
 @dataclass(frozen=True)
 class MergeRecipe:
-    """A recipe, as its schema explains it.
+    """A recipe; its schema explains the fields.
 
     Attributes:
-        options: Those of the merge, without its lineage.
+        options: The options of the merge, without its lineage.
         form: `folder` or `file`.
-        files: Those of the output; None if their digests were not computed.
+        files: The files of the output; None if their digests were not computed.
         made_by: The software and the machine that computed them.
     """
 
@@ -113,11 +114,11 @@ class MergeRecipe:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the output; None if it was not made."""
+        """Bytes of the output; None if its digests were not computed."""
         return None if self.files is None else sum(file.size for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON."""
+        """Return the recipe as JSON."""
         return {
             "$schema": SCHEMA_ID,
             "schema_version": VERSION,
@@ -132,36 +133,50 @@ class MergeRecipe:
         }
 
     def dump(self) -> bytes:
-        """The bytes to store."""
+        """Return the bytes to store."""
         return json.dumps(self.to_dict(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
     def merge_options(self) -> Options:
-        """The options of the merge, with the lineage that is written into the output."""
+        """Return the options of the merge, including the lineage that is written into the output."""
         base = self.base
-        known = {"repo": base.repo, "revision": base.revision, "fingerprint": base.fingerprint}
+        base_ids = {"repo": base.repo, "revision": base.revision, "fingerprint": base.fingerprint}
         adapters = [_without(asdict(adapter), "ref") for adapter in self.adapters]
-        lineage = {"base": known if base.repo else {**known, "name": base.name}, "adapters": adapters}
+        lineage = {"base": base_ids if base.repo else {**base_ids, "name": base.name}, "adapters": adapters}
         return replace(self.options, lineage=lineage)
 
 
 def _without(table: dict[str, Any], optional: str) -> dict[str, Any]:
-    """`table`, in which a key that is None is absent."""
+    """Return `table` without the key `optional` if its value is None."""
     return table if table[optional] is not None else {key: value for key, value in table.items() if key != optional}
 
 
 @dataclass(frozen=True)
 class Made:
-    """An output on the disk: `single` for one file; `touched` are the tensors that the merge changes."""
+    """An output on the disk.
+
+    Attributes:
+        single: Whether it is one file.
+        touched: The tensors that the merge changes.
+    """
 
     path: Path
     single: bool
     touched: Sequence[str]
 
 
-def of_merge(base: Path, spec: BaseSpec, source: str, options: Options, made: Made | None, *, single: bool) -> MergeRecipe:
-    """Return the recipe of a merge whose lineage is in its options, with the digests of its output and of the base's files."""
+def of_merge(base: Path, spec: BaseSpec, source: str, options: Options, output: Made | None, *, single: bool) -> MergeRecipe:
+    """Return the recipe of a merge, with the digests of its output and of the base's files.
+
+    Args:
+        base: The folder or file of the base.
+        spec: What the base is.
+        source: Its location as the user gave it.
+        options: The options of the merge, including its lineage.
+        output: The output; None for a recipe without digests.
+        single: Whether the output is one file.
+    """
     files = [
-        WeightFile(path.name, path.stat().st_size, _known(path) if made is None else sha256_file(path))
+        WeightFile(path.name, path.stat().st_size, _known(path) if output is None else sha256_file(path))
         for path in _weights(base)
     ]
     name = options.lineage["base"].get("name") or base.resolve().name
@@ -170,79 +185,85 @@ def of_merge(base: Path, spec: BaseSpec, source: str, options: Options, made: Ma
         adapters=tuple(Ingredient(**adapter) for adapter in options.lineage["adapters"]),
         options=replace(options, lineage={}),
         form="file" if single else "folder",
-        files=None if made is None else tuple(_files(made)),
+        files=None if output is None else tuple(_files(output)),
         made_by={"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},
     )
 
 
 def parse(text: str, where: str) -> MergeRecipe:
-    """Parse a recipe and check it against the schema; FormatError for another text, RefusedError for a newer schema."""
+    """Parse a recipe and check it against the schema; FormatError if it does not fit, RefusedError for a newer schema."""
     import jsonschema
 
-    found = json_file.parse_object(text, where)
-    version = found.get("schema_version")
-    if type(version) is int and version > VERSION and str(found.get("$schema")).startswith("urn:adapterhub:schema:merge:"):
+    document = json_file.parse_object(text, where)
+    # Checked before the schema, which would only report the first field that it does not know.
+    version = document.get("schema_version")
+    if type(version) is int and version > VERSION and str(document.get("$schema")).startswith("urn:adapterhub:schema:merge:"):
         raise RefusedError(
             where,
             f"schema_version {version} is newer than {VERSION}, the last supported",
             "Upgrade adapterhub",
             code="newer-version",
         )
-    found = _upgraded(found)
+    document = _upgrade(document)
     error = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(adapterhub_schemas.load("merge")).iter_errors(found)
+        jsonschema.Draft202012Validator(adapterhub_schemas.load("merge")).iter_errors(document)
     )
     if error:
-        at = "/".join(str(part) for part in error.absolute_path)
+        field_path = "/".join(str(part) for part in error.absolute_path)
         message = " ".join(error.message.split())[:120]
-        raise FormatError(where, f"not a merge recipe: {at}: {message}" if at else f"not a merge recipe: {message}")
-    base, files = found["base"], found["output"]["files"]
+        raise FormatError(
+            where, f"not a merge recipe: {field_path}: {message}" if field_path else f"not a merge recipe: {message}"
+        )
+    base, files = document["base"], document["output"]["files"]
     return MergeRecipe(
         base=RecipeBase(**{**base, "files": tuple(WeightFile(**file) for file in base["files"])}),
-        adapters=tuple(Ingredient(**adapter) for adapter in found["adapters"]),
-        options=Options(**found["options"]),
-        form=found["output"]["form"],
+        adapters=tuple(Ingredient(**adapter) for adapter in document["adapters"]),
+        options=Options(**document["options"]),
+        form=document["output"]["form"],
         files=None if files is None else tuple(OutputEntry(**file) for file in files),
-        made_by=found.get("made_by", {}),
+        made_by=document.get("made_by", {}),
     )
 
 
-def _upgraded(found: dict[str, Any]) -> dict[str, Any]:
+def _upgrade(document: dict[str, Any]) -> dict[str, Any]:
     """Convert a recipe of schema 1, which spelled two options and one key differently, to schema 2."""
-    if found.get("$schema") != "urn:adapterhub:schema:merge:1" or not isinstance(found.get("options"), dict):
-        return found
-    options = {_RENAMED.get(key, key): value for key, value in found["options"].items()}
-    return {**found, "$schema": SCHEMA_ID, "schema_version": VERSION, "options": options}
+    if document.get("$schema") != "urn:adapterhub:schema:merge:1" or not isinstance(document.get("options"), dict):
+        return document
+    options = {_RENAMED.get(key, key): value for key, value in document["options"].items()}
+    return {**document, "$schema": SCHEMA_ID, "schema_version": VERSION, "options": options}
 
 
 _RENAMED = {"requantise": "requantize", "dequantise": "dequantize"}  # codespell:ignore
 
 
 def check_base(recipe: MergeRecipe, base: Path, spec: BaseSpec) -> None:
-    """Raise RefusedError unless names, shapes and sizes are those of the recipe's base; its bytes are not read."""
-    wanted = recipe.base
-    if spec.fingerprint != wanted.fingerprint:
-        found = f"its names and shapes have the fingerprint {str(spec.fingerprint)[:19]}, not {str(wanted.fingerprint)[:19]}"
-        raise _other_base(base, recipe, found)
+    """Raise RefusedError unless names, shapes and file sizes are those of the recipe's base; the weights are not read."""
+    expected_base = recipe.base
+    if spec.fingerprint != expected_base.fingerprint:
+        reason = (
+            f"its names and shapes have the fingerprint {str(spec.fingerprint)[:19]}, not {str(expected_base.fingerprint)[:19]}"
+        )
+        raise _other_base_error(base, recipe, reason)
+    # Only the sizes, in order: a copy of the model may name its files differently.
     sizes = [path.stat().st_size for path in _weights(base)]
-    if sizes != [file.size for file in wanted.files]:
-        raise _other_base(base, recipe, "its weights have other sizes")
+    if sizes != [file.size for file in expected_base.files]:
+        raise _other_base_error(base, recipe, "its weights have other sizes")
 
 
 def check_weights(recipe: MergeRecipe, base: Path) -> bool:
     """Read the base's weights; RefusedError if they differ from the recipe's, False if the recipe lacks a digest."""
-    known = True
-    for path, wanted in zip(_weights(base), recipe.base.files, strict=True):
-        if wanted.digest is None:
-            known = False
-        elif sha256_file(path) != wanted.digest:
-            raise _other_base(base, recipe, f"{path.name} has other numbers")
-    return known
+    has_all_digests = True
+    for path, recorded_file in zip(_weights(base), recipe.base.files, strict=True):
+        if recorded_file.digest is None:
+            has_all_digests = False
+        elif sha256_file(path) != recorded_file.digest:
+            raise _other_base_error(base, recipe, f"{path.name} has other numbers")
+    return has_all_digests
 
 
-def _other_base(base: Path, recipe: MergeRecipe, why: str) -> RefusedError:
-    what = f"not the base model of the recipe, {recipe.base}: {why}"
-    return RefusedError(str(base), what, "Name the base model that the recipe was made with", code="other-base")
+def _other_base_error(base: Path, recipe: MergeRecipe, reason: str) -> RefusedError:
+    problem = f"not the base model of the recipe, {recipe.base}: {reason}"
+    return RefusedError(str(base), problem, "Name the base model that the recipe was made with", code="other-base")
 
 
 def _weights(base: Path) -> list[Path]:
@@ -250,7 +271,7 @@ def _weights(base: Path) -> list[Path]:
 
 
 def _known(path: Path) -> Digest | None:
-    """Return the digest of a file in huggingface_hub's cache, whose blobs are named by it; None for another file."""
+    """Return the digest of a file in huggingface_hub's cache, which names blobs by their digests; None for any other file."""
     real = path.resolve()
     return f"sha256:{real.name}" if real.parent.name == "blobs" and is_hex(real.name) else None
 
@@ -258,68 +279,76 @@ def _known(path: Path) -> Digest | None:
 # ---- the output
 
 
-def differences(recipe: MergeRecipe, made: Made) -> list[Difference]:
-    """Compare a rebuilt output with the recipe; empty if every byte is the same."""
-    wanted = {file.path: file for file in recipe.files or ()}
-    there = dict(_paths(made))
-    found = [Difference(name, "missing" if name in wanted else "not in the recipe") for name in wanted.keys() ^ there.keys()]
-    for name in wanted.keys() & there.keys():
-        if sha256_file(there[name]) != wanted[name].digest:
-            found.append(_difference(name, there[name], wanted[name].sample, made.touched))
-    return sorted(found, key=lambda one: one.name)
+def differences(recipe: MergeRecipe, output: Made) -> list[Difference]:
+    """Return the differences between a rebuilt output and the recipe; empty if every byte is the same."""
+    recorded = {file.path: file for file in recipe.files or ()}
+    paths = dict(_paths(output))
+    results = [
+        Difference(name, "missing" if name in recorded else "not in the recipe") for name in recorded.keys() ^ paths.keys()
+    ]
+    for name in recorded.keys() & paths.keys():
+        if sha256_file(paths[name]) != recorded[name].digest:
+            results.append(_difference(name, paths[name], recorded[name].sample, output.touched))
+    return sorted(results, key=lambda difference: difference.name)
 
 
-def _difference(name: str, path: Path, kept: str | None, touched: Sequence[str]) -> Difference:
-    if kept is None:
+def _difference(name: str, path: Path, recorded_sample: str | None, touched: Sequence[str]) -> Difference:
+    if recorded_sample is None:
         return Difference(name, "bytes differ")
     try:
-        old = np.frombuffer(base64.b64decode(kept, validate=True), "<f4")
+        old = np.frombuffer(base64.b64decode(recorded_sample, validate=True), "<f4")
     except (binascii.Error, ValueError):
         return Difference(name, "bytes differ; the numbers in the recipe cannot be read")
-    drawn = list(_sample(path, touched, len(old)))
-    if sum(len(new) for new in drawn) != len(old):
+    samples = list(_sample(path, touched, len(old)))
+    if sum(len(new) for new in samples) != len(old):
         return Difference(name, "bytes differ, and the tensors it contains")
-    apart, most, at = 0, 0, 0
-    for new in drawn:
-        before = old[at : at + len(new)].astype(new.dtype)
-        apart += int(np.count_nonzero(before != new))
-        most, at = max(most, ulps(before, new)), at + len(new)
-    if not apart:
+    differing, max_ulps, offset = 0, 0, 0
+    for new in samples:
+        # float32 holds float16 and bfloat16 exactly, so converting back loses nothing.
+        before = old[offset : offset + len(new)].astype(new.dtype)
+        differing += int(np.count_nonzero(before != new))
+        max_ulps, offset = max(max_ulps, ulps(before, new)), offset + len(new)
+    if not differing:
         return Difference(name, f"bytes differ, but none of the {len(old)} numbers in the recipe does", 0)
-    return Difference(name, f"bytes differ; {apart} of the {len(old)} numbers in the recipe differ", most)
+    return Difference(name, f"bytes differ; {differing} of the {len(old)} numbers in the recipe differ", max_ulps)
 
 
-def _files(made: Made) -> Iterator[OutputEntry]:
-    weights = [path for _, path in _paths(made) if is_weights(path.name)]
-    for name, path in _paths(made):
-        drawn = list(_sample(path, made.touched, max(16, _SAMPLE // len(weights)))) if path in weights else []
-        numbers = np.concatenate([one.astype("<f4") for one in drawn]).tobytes() if drawn else None
+def _files(output: Made) -> Iterator[OutputEntry]:
+    weights = [path for _, path in _paths(output) if is_weights(path.name)]
+    for name, path in _paths(output):
+        samples = list(_sample(path, output.touched, max(16, _SAMPLE // len(weights)))) if path in weights else []
+        numbers = np.concatenate([chunk.astype("<f4") for chunk in samples]).tobytes() if samples else None
         sample = base64.b64encode(numbers).decode() if numbers is not None else None
         yield OutputEntry(name, path.stat().st_size, sha256_file(path), sample)
 
 
-def _paths(made: Made) -> Iterator[tuple[str, Path]]:
-    """Yield every file with its name in recipes, where the output is called `model`."""
-    if made.single:
-        yield f"{_MODEL}.gguf", made.path
+def _paths(output: Made) -> Iterator[tuple[str, Path]]:
+    """Yield every file with its name in recipes, in which the output is always called `model`."""
+    if output.single:
+        yield f"{_MODEL}.gguf", output.path
         return
-    for name in sorted(path for path, status in walk(made.path) if stat.S_ISREG(status.st_mode)):
-        ours = name.startswith(f"{made.path.name}-") and name.endswith(".gguf")
-        yield f"{_MODEL}{name.removeprefix(made.path.name)}" if ours else name, made.path / name
+    for name in sorted(path for path, status in walk(output.path) if stat.S_ISREG(status.st_mode)):
+        is_shard = name.startswith(f"{output.path.name}-") and name.endswith(".gguf")
+        yield f"{_MODEL}{name.removeprefix(output.path.name)}" if is_shard else name, output.path / name
 
 
 def _sample(path: Path, touched: Sequence[str], count: int) -> Iterator[np.ndarray]:
-    """Yield a sample of the numbers that a merge changes in a file, in their own dtypes, at multiples of the golden ratio."""
+    """Yield a sample of the numbers that a merge changes in a file, in their own dtypes.
+
+    The positions are multiples of the golden ratio, modulo 1: evenly spread for any number of samples.
+    """
     with SafetensorsFile(path) if path.suffix == ".safetensors" else GGUFFile(path) as file:
         kinds = {name: str(getattr(info, "dtype", "") or getattr(info, "type_name", "")) for name, info in file.tensors.items()}
-        changed = {*touched, *(f"{name}.nested_absmax" for name in touched)}  # of a weight in NF4 the scales are floats
+        # The codes of an NF4 weight are bytes; of the tensors that make it up, the scales of its scales are floats.
+        changed = {*touched, *(f"{name}.nested_absmax" for name in touched)}
         names = sorted(name for name in changed & kinds.keys() if kinds[name] in _FLOATS)
         ends = np.cumsum([0, *(math.prod(file.tensors[name].shape) for name in names)])
-        share = np.arange(1, min(count, int(ends[-1])) + 1) * _GOLDEN % 1
-        drawn = np.sort((share * ends[-1]).astype(np.int64))
+        fractions = np.arange(1, min(count, int(ends[-1])) + 1) * _GOLDEN % 1
+        positions = np.sort((fractions * ends[-1]).astype(np.int64))
         for name, start, end in zip(names, ends, ends[1:], strict=False):
-            at = drawn[(drawn >= start) & (drawn < end)] - start
-            if len(at):
+            offsets = positions[(positions >= start) & (positions < end)] - start
+            if len(offsets):
                 info = file.tensors[name]
+                # Mapped, so that only the pages with sampled numbers are read.
                 numbers = np.memmap(path, dtypes.NUMPY[kinds[name]], "r", info.offset, (math.prod(info.shape),))
-                yield np.array(numbers[at])
+                yield np.array(numbers[offsets])

@@ -1,4 +1,4 @@
-"""Merge recipes of a registry, each under a name of one word; gc keeps the blobs of their adapters."""
+"""The merge recipes that a registry stores, each under a name of one word; gc keeps the blobs of their adapters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXPLICIT = "merge:"  # prefix of a name that is also the name of a file
 
 @dataclass(frozen=True)
 class StoredRecipe:
-    """A recipe under a name; `digest` of its document, `time` of its storing, ISO 8601 in UTC."""
+    """A recipe under a name, with the `digest` of its document and the `time` it was stored, ISO 8601 in UTC."""
 
     name: str
     digest: Digest
@@ -32,7 +32,7 @@ class StoredRecipe:
 
 
 def check_free(registry: Registry, name: str) -> None:
-    """Raise ConflictError if there is a recipe of this name."""
+    """Raise ConflictError if there is a recipe with this name."""
     _check_free(named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES))
 
 
@@ -45,27 +45,29 @@ def _check_free(state: NamedDocument) -> None:
 def check_adapters(registry: Registry, adapters: Iterable[Ingredient]) -> None:
     """Raise NotFoundError for an adapter that is neither complete in the registry nor at a URL."""
     for adapter in adapters:
-        where = adapter.ref or ""
-        if "://" not in where and not _whole(registry, adapter.digest):
-            what = "is not in this registry, so that nothing would keep it for the recipe"
-            raise NotFoundError(where or adapter.digest, what, "Push it first, or write the recipe to a .json file")
+        location = adapter.ref or ""
+        if "://" not in location and not _whole(registry, adapter.digest):
+            problem = "is not in this registry, so nothing would keep it for the recipe"
+            raise NotFoundError(location or adapter.digest, problem, "Push it first, or write the recipe to a .json file")
 
 
 def _whole(registry: Registry, digest: Digest) -> bool:
     if registry.store.size(digest) is None:
         return False
-    made = oci_manifest.parse(registry.store.read_document(digest), digest)
-    return all(registry.store.size(blob.digest) == blob.size for blob in (made.config, *made.layers))
+    manifest = oci_manifest.parse(registry.store.read_document(digest), digest)
+    return all(registry.store.size(blob.digest) == blob.size for blob in (manifest.config, *manifest.layers))
 
 
 def store(registry: Registry, name: str, recipe: MergeRecipe) -> StoredRecipe:
-    """Store a recipe under a name; ConflictError if that has another one, NotFoundError if an adapter is missing."""
+    """Store a recipe under a name; ConflictError if another recipe has the name, NotFoundError if an adapter is missing."""
     raw = recipe.dump()
     digest, size = sha256_bytes(raw), len(raw)
 
     def decide(state: NamedDocument) -> Entry | None:
-        registry.store.put_bytes(raw)  # under the lock, as a gc may remove a blob that no name needs yet
+        # Stored under the lock: before that, a gc may remove the blob, which no name needs yet.
+        registry.store.put_bytes(raw)
         registry.store.sync_blobs()
+        # Under the lock as well: no gc may remove an adapter between this check and the entry that keeps it.
         check_adapters(registry, recipe.adapters)
         if state.there and state.entry and state.entry.digest == digest:
             return None
@@ -77,7 +79,7 @@ def store(registry: Registry, name: str, recipe: MergeRecipe) -> StoredRecipe:
 
 
 def get(registry: Registry, name: str) -> StoredRecipe:
-    """Return the recipe under a name; NotFoundError if there is none."""
+    """Return the recipe with this name; NotFoundError if there is none."""
     state = named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES)
     if not state.there or state.entry is None:
         close = difflib.get_close_matches(name, names(registry), 1)
@@ -85,21 +87,21 @@ def get(registry: Registry, name: str) -> StoredRecipe:
             raise NotFoundError(name, "no merge recipe of this name", f"Did you mean {close[0]}?")
         raise NotFoundError(name, "no merge recipe of this name", "List the recipes", code="no-such-recipe")
     raw = registry.store.read_document(state.entry.digest, limit=named_documents.MAX_RECIPE)
-    found = merge_recipe.parse(raw.decode("utf-8", "replace"), f"{EXPLICIT}{name}")
-    return StoredRecipe(name, state.entry.digest, state.entry.time, found)
+    recipe = merge_recipe.parse(raw.decode("utf-8", "replace"), f"{EXPLICIT}{name}")
+    return StoredRecipe(name, state.entry.digest, state.entry.time, recipe)
 
 
 def names(registry: Registry) -> list[str]:
-    """List the names that have a recipe now, sorted; one whose log was changed is included."""
-    found = []
+    """Return the names that have a recipe now, sorted; a name whose log was tampered with is included."""
+    stored_names = []
     for name in registry.store.log.document_names(MERGES):
         try:
-            there = named_documents.current(registry.store, name, log=MERGES).there
+            exists = named_documents.current(registry.store, name, log=MERGES).there
         except AdapterhubError:
-            there = True
-        if there:
-            found.append(name)
-    return found
+            exists = True  # shown in lists, so that the damage is noticed: reading the recipe reports it
+        if exists:
+            stored_names.append(name)
+    return stored_names
 
 
 def remove(registry: Registry, name: str) -> None:

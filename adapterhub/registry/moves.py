@@ -1,4 +1,4 @@
-"""Moves of refs: each is decided for the state of a name that no other writer can change, and is one entry of its log."""
+"""Moves of refs: each is decided under the write lock, for the current state of a name, and becomes one entry of its log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_MESSAGE = 1000
 
 
 def now() -> str:
-    """Return the time for an entry of a log."""
+    """Return the current time as log entries have it: ISO 8601 in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
@@ -46,14 +46,15 @@ def check_pushable(ref: Ref) -> None:
 
 
 def checked_tags(ref: Ref, tags: Sequence[str]) -> tuple[str, ...]:
-    """Return tags that can be set by hand; RefError or RefusedError for others."""
+    """Return the tags if all of them can be set by hand; raise RefError or RefusedError otherwise."""
     for tag in tags:
         _check_not_latest(ref.name, parse_tag(tag, f"{ref.name}:{tag}"))
     return tuple(tags)
 
 
 def checked_message(message: str, ref: Ref) -> str:
-    """Return a message for the log, with what cannot be encoded replaced; RefError for one that is too long."""
+    """Return a message for the log, with characters that cannot be encoded replaced; RefError if it is too long."""
+    # Arguments of a command line that are not valid UTF-8 arrive as surrogates (PEP 383), which cannot be written.
     message = message.encode(errors="replace").decode()
     if len(message) > _MAX_MESSAGE:
         raise RefError(str(ref), f"the message is over {_MAX_MESSAGE} characters", "Shorten it, or link to a longer one")
@@ -61,7 +62,7 @@ def checked_message(message: str, ref: Ref) -> str:
 
 
 def check_push(ledger: Ledger, ref: Ref, expect: Digest | None) -> None:
-    """Raise the error that a push to `ref` ends with in the present state, before its files are stored."""
+    """Raise the error that a push to `ref` would end with now, before its files are stored."""
     check_pushable(ref)
     _check_push(ledger, ref, ledger.current(ref.name), expect)
 
@@ -69,7 +70,7 @@ def check_push(ledger: Ledger, ref: Ref, expect: Digest | None) -> None:
 def push(
     ledger: Ledger,
     ref: Ref,
-    made: Manifest,
+    manifest: Manifest,
     *,
     expect: Digest | None,
     tags: tuple[str, ...] | None = None,
@@ -77,49 +78,56 @@ def push(
     back: bool = False,
     number: int = 0,
 ) -> Version | None:
-    """Make a version of a manifest whose blobs were stored, and move tags; None if a gc has removed any of them since.
+    """Create a version from a manifest whose blobs are stored, and move tags; return None if a gc has removed any of the blobs.
 
     Args:
-        ledger: The registry's.
+        ledger: The registry's ledger.
         ref: A name, or a name and a tag.
-        made: The manifest.
+        manifest: The manifest.
         expect: The digest that `ref` must still have, or ABSENT.
         tags: Tags to move; None for those of a push to `ref`.
         message: Why, for the log.
-        back: Move `latest` also to an earlier version with the same content.
-        number: That of the version, above all that the name has had; 0 for the next one.
+        move_latest_back: Move `latest` even if the content is that of an earlier version.
+        number: The number of the version, higher than any that the name has had; 0 for the next one.
     """
     check_pushable(ref)
     new = complete = moved = False
-    wanted = tuple(dict.fromkeys(latest_tags(ref.tag) if tags is None else tags))
+    tags_to_move = tuple(dict.fromkeys(latest_tags(ref.tag) if tags is None else tags))
 
     def decide(state: Name) -> Entry | None:
         nonlocal new, complete, moved
         _check_push(ledger, ref, state, expect)
-        there = queries.versions(ledger.index, name=ref.name, digest=made.digest)
-        new = not there
-        complete = _is_complete(ledger.store, made)
+        existing_rows = queries.versions(ledger.index, name=ref.name, digest=manifest.digest)
+        new = not existing_rows
+        # Checked under the write lock: from here on no gc can remove a blob before the entry that names it is committed.
+        complete = _is_complete(ledger.store, manifest)
         if not complete:
             return None
-        moving = wanted if new else tuple(tag for tag in wanted if tag not in there[0].tags and (back or tag != LATEST))
-        moved = new or bool(moving)
+        changed_tags = (
+            tags_to_move
+            if new
+            else tuple(tag for tag in tags_to_move if tag not in existing_rows[0].tags and (back or tag != LATEST))
+        )
+        moved = new or bool(changed_tags)
         if not moved:
             return None
-        check_protected(ledger, ref.name, *moving)
-        op, of = ("push", max(number, state.number + 1)) if new else ("tag", there[0].number)
-        moves = (made.digest, len(made.raw), of, moving, state.head)
-        return Entry(ref.name, state.seq + 1, op, now(), *moves, message=message)
+        check_protected(ledger, ref.name, *changed_tags)
+        # A number is never used twice, not even after a removal: a pinned ref must not come to mean other bytes.
+        op, target_number = ("push", max(number, state.number + 1)) if new else ("tag", existing_rows[0].number)
+        move_fields = (manifest.digest, len(manifest.raw), target_number, changed_tags, state.head)
+        return Entry(ref.name, state.seq + 1, op, now(), *move_fields, message=message)
 
     ledger.move(ref.name, decide)
     if not complete:
         return None
-    (row,) = queries.versions(ledger.index, name=ref.name, digest=made.digest)
-    named = ref.tag or next((tag for tag in wanted if tag != LATEST), None)
-    return replace(version_of(ledger, row, named), new=new, moved=moved)
+    # Exactly one row: a name has each manifest once.
+    (row,) = queries.versions(ledger.index, name=ref.name, digest=manifest.digest)
+    named_tag = ref.tag or next((tag for tag in tags_to_move if tag != LATEST), None)
+    return replace(version_of(ledger, row, named_tag), new=new, moved=moved)
 
 
-def _is_complete(store: Store, made: Manifest) -> bool:
-    blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, made.digest, len(made.raw)), made.config, *made.layers)
+def _is_complete(store: Store, manifest: Manifest) -> bool:
+    blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, manifest.digest, len(manifest.raw)), manifest.config, *manifest.layers)
     return all(store.has(blob.digest, blob.size) for blob in blobs)
 
 
@@ -130,16 +138,17 @@ def _check_push(ledger: Ledger, ref: Ref, state: Name, expect: Digest | None) ->
 
 
 def _check_expect(ledger: Ledger, name: str, tag: str | None, expect: Digest | None) -> None:
-    """Raise ConflictError, which names the winner, unless a tag (None: `latest`) still points to `expect`."""
+    """Raise ConflictError, which names the current digest, unless a tag (None: `latest`) still points to `expect`."""
     if expect is None:
         return
-    wanted = expect if expect == ABSENT else parse_prefix(expect, f"{Ref(name, tag=tag)}: expect")
+    expected = expect if expect == ABSENT else parse_prefix(expect, f"{Ref(name, tag=tag)}: expect")
     number = queries.tags(ledger.index, name).get(tag or LATEST, 0)
     rows = queries.versions(ledger.index, name=name, number=number)
-    found = rows[0].digest if rows else ABSENT
-    if not found.startswith(wanted):
-        what = f"moved in the meantime: it is {found}, not {expect}"
-        raise ConflictError(str(Ref(name, tag=tag)), what, "Review that version, then try again")
+    current_digest = rows[0].digest if rows else ABSENT
+    # `expect` may be the beginning of a digest.
+    if not current_digest.startswith(expected):
+        problem = f"moved in the meantime: it is {current_digest}, not {expect}"
+        raise ConflictError(str(Ref(name, tag=tag)), problem, "Review that version, then try again")
 
 
 # ---- tags
@@ -161,7 +170,7 @@ def tag(ledger: Ledger, ref: Ref, tag: str, *, expect: Digest | None = None) -> 
 
 def restore_tag(ledger: Ledger, ref: Ref, seq: int | None) -> Version:
     """Point the tag of `ref` where it pointed before its last move or removal, or after entry `seq` of the log."""
-    tag = _tag_of(ref)
+    tag = _required_tag(ref)
     state = ledger.current(ref.name)
     if state.deleted or not state.seq:
         find_row(ledger, ref)  # raises NotFoundError
@@ -175,8 +184,8 @@ def restore_tag(ledger: Ledger, ref: Ref, seq: int | None) -> Version:
 
 
 def protect(ledger: Ledger, ref: Ref, *, on: bool) -> Version:
-    """Protect the tag of `ref`, or unprotect it."""
-    tag = _tag_of(ref)
+    """Protect the tag of `ref`, or lift its protection."""
+    tag = _required_tag(ref)
     find_exact_row(ledger, ref)
 
     def decide(state: Name) -> Entry | None:
@@ -203,7 +212,7 @@ def check_protected(ledger: Ledger, name: str, *tags: str) -> None:
             raise RefusedError(f"{name}:{tag}", "is protected", "Unprotect it first", code="protected", ref=f"{name}:{tag}")
 
 
-def _tag_of(ref: Ref) -> str:
+def _required_tag(ref: Ref) -> str:
     if ref.tag is None:
         raise RefError(str(ref), "has no tag", f"Write {ref.name}:TAG")
     _check_not_latest(ref.name, ref.tag)
@@ -225,9 +234,10 @@ def deprecate(ledger: Ledger, ref: Ref, message: str, *, undo: bool) -> int:
     message = checked_message(message, ref)
 
     def decide(state: Name) -> Entry | None:
+        # Looked up again under the lock: the name may have been removed since.
         find_row(ledger, Ref(ref.name, number=row.number))
-        found = queries.marks(ledger.index, "deprecate", ref.name).get(str(number))
-        if found == (None if undo else message):
+        current_message = queries.marks(ledger.index, "deprecate", ref.name).get(str(number))
+        if current_message == (None if undo else message):
             return None
         op, text = ("undeprecate", "") if undo else ("deprecate", message)
         return Entry(ref.name, state.seq + 1, op, now(), number=number, previous=state.head, message=text)
@@ -237,7 +247,7 @@ def deprecate(ledger: Ledger, ref: Ref, message: str, *, undo: bool) -> int:
 
 
 def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> None:
-    """Remove a tag, or a whole name with all its versions; `force` also a name that others were made from."""
+    """Remove a tag, or a name with all its versions; with `force`, even if other adapters were made from them."""
     if ref.number or ref.digest:
         raise RefusedError(str(ref), "a version cannot be removed alone", f"Remove the name {ref.name}, or a tag")
     if ref.tag:
@@ -247,6 +257,7 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> N
     def decide(state: Name) -> Entry:
         _check_expect(ledger, ref.name, ref.tag, expect)
         find_exact_row(ledger, ref)
+        # Removing a name would remove all its tags, so none of them may be protected.
         for tag in (ref.tag,) if ref.tag else queries.marks(ledger.index, "protect", ref.name):
             check_protected(ledger, ref.name, tag)
         if not (ref.tag or force):
@@ -258,44 +269,45 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> N
 
 
 def _check_childless(ledger: Ledger, name: str) -> None:
-    """Raise RefusedError if versions of other names were made from those of `name`, unless another name has the same."""
-    made = {
+    """Raise RefusedError if versions of other names were made from those of `name`, unless another name has the parent, too."""
+    parent_by_child = {
         row.ref: parent.ref
         for parent in queries.versions(ledger.index, name=name)
         for row in queries.versions(ledger.index, parent=parent.digest)
-        if row.name != name and all(held.name == name for held in queries.versions(ledger.index, digest=parent.digest))
+        if row.name != name and all(holder.name == name for holder in queries.versions(ledger.index, digest=parent.digest))
     }
-    if made:
-        child, parent = min(made.items(), key=lambda item: str(item[0]))
-        more = f" ({len(made) - 1} more like it)" if len(made) > 1 else ""
-        what = f"{child} was made from {parent} and could not be made again{more}"
-        raise RefusedError(name, what, "Force it to remove it all the same", code="has-children")
+    if parent_by_child:
+        child, parent = min(parent_by_child.items(), key=lambda item: str(item[0]))
+        remainder = f" ({len(parent_by_child) - 1} more like it)" if len(parent_by_child) > 1 else ""
+        problem = f"{child} was made from {parent} and could not be made again{remainder}"
+        raise RefusedError(name, problem, "Use force to remove it all the same", code="has-children")
 
 
 def restore(ledger: Ledger, name: str) -> Restored:
     """Undo the removal of a name, except for versions whose bytes gc has removed."""
-    found = Restored(name, (), ())
+    result = Restored(name, (), ())
 
     def decide(state: Name) -> Entry:
-        nonlocal found
+        nonlocal result
         if not state.deleted:
             if not state.seq:
                 find_row(ledger, Ref(name))  # raises NotFoundError
             raise RefusedError(name, "was not removed")
         entries = list(ledger.store.log.entries(name))
+        # Each restore makes a replay apply the whole log again.
         if sum(entry.op == "restore" for entry in entries) >= MAX_RESTORES:
             raise RefusedError(name, f"was restored {MAX_RESTORES} times, which is the limit", "Push to another name")
         pushed = removed_versions(entries)
-        whole = {number for number, digest in pushed.items() if _is_stored(ledger.store, digest)}
-        found = Restored(name, tuple(sorted(whole)), tuple(sorted(pushed.keys() - whole)))
-        return Entry(name, state.seq + 1, "restore", now(), numbers=found.numbers, previous=state.head)
+        restorable = {number for number, digest in pushed.items() if _is_stored(ledger.store, digest)}
+        result = Restored(name, tuple(sorted(restorable)), tuple(sorted(pushed.keys() - restorable)))
+        return Entry(name, state.seq + 1, "restore", now(), numbers=result.numbers, previous=state.head)
 
     ledger.move(name, decide)
-    return found
+    return result
 
 
 def _is_stored(store: Store, digest: Digest) -> bool:
-    """Return True if a version's manifest can be read and all its blobs are here."""
+    """Return True if a version's manifest can be read and all its blobs are stored."""
     try:
         return _is_complete(store, oci_manifest.parse(store.read_document(digest), digest))
     except AdapterhubError:

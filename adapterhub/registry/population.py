@@ -1,6 +1,6 @@
-"""The norms of a registry's adapters on one base, computed once for each version and cached.
+"""The spectra of a registry's adapters on one base, computed once per version and cached.
 
-What is in `cache/` may be deleted at any time, and `gc` removes what was not used for long (`conversion_cache`).
+The files in `cache/` may be deleted at any time, and `gc` removes those that were not used for long (`conversion_cache`).
 """
 
 from __future__ import annotations
@@ -28,46 +28,46 @@ if TYPE_CHECKING:
 
     from .registry import Registry
 
-MAX_ADAPTERS = 200  # of a population: the newest; each takes some seconds the first time
+MAX_ADAPTERS = 200  # the newest adapters of a base; each takes some seconds the first time
 _FILE, _FORMAT = "spectra.json", 1
 _MAX_FILE = 32 << 20  # bytes
 
 
 def others(registry: Registry, base: BaseInfo, *, without: str = "") -> Iterator[Spectra]:
-    """Yield the numbers of the newest version of every name on a base, the latest first; a version without any is left out.
+    """Yield the spectra of the newest version of every name on a base, latest first; versions without any are skipped.
 
     Args:
-        registry: Where they are.
-        base: The base by its name; where both know its fingerprint, this must be the same.
+        registry: The registry with the versions.
+        base: The base, by its repository; where both fingerprints are known, they must be equal.
         without: A name to leave out.
     """
     if not base.repo:
         return
     query = search.Query(facets=(("base", base.repo),), limit=MAX_ADAPTERS)
     for row in search.search(registry.index, query).rows:
-        if row.name != without and row.base == base.repo and _is_same(registry, row, base):
-            found = _spectra(registry, row)
-            if found:
-                yield found
+        if row.name != without and row.base == base.repo and _is_same_base(registry, row, base):
+            version_spectra = _spectra(registry, row)
+            if version_spectra:
+                yield version_spectra
 
 
-def _is_same(registry: Registry, row: Row, base: BaseInfo) -> bool:
+def _is_same_base(registry: Registry, row: Row, base: BaseInfo) -> bool:
     manifest = registry.adapter_manifest(row.digest) if base.fingerprint else None
-    other = manifest.base.fingerprint if manifest else None
-    return not other or other == base.fingerprint
+    fingerprint = manifest.base.fingerprint if manifest else None
+    return not fingerprint or fingerprint == base.fingerprint
 
 
 def _spectra(registry: Registry, row: Row) -> Spectra:
     key = hashlib.sha256(json.dumps(["spectra", _FORMAT, row.digest]).encode()).hexdigest()
     entry = registry.store.root / "cache" / key
-    found = _kept(registry, entry)
-    if found is None:
-        found = _computed(registry, row)
-        document = {target: astuple(one) for target, one in found.items()}
-        # A full disk or a read-only registry is not an error, nor is another process that was faster.
+    version_spectra = _kept(registry, entry)
+    if version_spectra is None:
+        version_spectra = _compute_spectra(registry, row)
+        document = {target: astuple(spectrum) for target, spectrum in version_spectra.items()}
+        # Only a cache: a full disk or a read-only registry is not an error, nor is another process that wrote it first.
         with contextlib.suppress(LocalIOError, OSError, OutputExistsError), atomic.whole(entry) as folder:
             (folder / _FILE).write_text(json.dumps(document))
-    return found
+    return version_spectra
 
 
 def _kept(registry: Registry, entry: Path) -> Spectra | None:
@@ -79,11 +79,11 @@ def _kept(registry: Registry, entry: Path) -> Spectra | None:
     return None
 
 
-def _computed(registry: Registry, row: Row) -> Spectra:
+def _compute_spectra(registry: Registry, row: Row) -> Spectra:
     from adapterhub.store.export import linked
 
     try:
         with registry.reading(row.ref) as version, linked(registry.store, registry.files(version)) as folder:
             return spectra.spectra(convert.read(adapter_in(folder)))[0]
-    except AdapterhubError:  # of another kind, or removed meanwhile
+    except AdapterhubError:  # a kind of adapter without spectra, or a version that was removed meanwhile
         return {}

@@ -1,7 +1,7 @@
-"""The one way in: an adapter is checked, compared with the project's policy and pinned to its base before it is stored.
+"""The gate of every store: an adapter is checked, compared with the project's policy and pinned to its base.
 
-Every command and function that stores an adapter, in the registry or in a remote, asks `package` for it. A `Package` carries
-what was read on the way, so that storing it reads each file once more and no header again.
+Every command and function that stores an adapter, in the registry or in a remote, calls `package` first. A `Package` carries
+what was read meanwhile, so that storing it reads each file only once more and no header again.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Package:
     """An adapter that may be stored.
 
     Attributes:
-        folder: It holds the adapter and nothing else.
+        folder: The folder with the adapter, and nothing else in it.
         where: The name of the adapter in errors.
-        draft: Its adapter.json but for the digests, with the base pinned.
-        overridden: The errors of its check, which `force` accepted.
-        policy: What it was compared with, which also says who must have signed it.
-        signatures: Those that came with it, unverified.
+        draft: Its adapter.json without digests, with the base pinned.
+        overridden: The errors of its check that `force` accepted.
+        policy: The policy it meets, which also says who must have signed it.
+        signatures: The signatures that came with it, unverified.
         metrics: What other programs measured, under the names that a search uses.
     """
 
@@ -75,23 +75,24 @@ def package(
 
     Args:
         folder: The adapter's own folder.
-        where: Its name in errors; the folder's path if empty.
-        base: The model it was trained on, to pin: the adapter must fit it.
-        policy: The project's, None where it has none.
+        location: The name of the adapter in errors; the folder's path if empty.
+        base: The model it was trained on, to be pinned: the adapter must fit it.
+        policy: The project's policy; None without one.
         force: Accept an adapter whose check finds errors. A policy cannot be overridden.
-        checked: It was checked in another format, from which it was converted.
-        hash_below: Hash files of fewer bytes while they are open anyway, for digests needed before sending.
+        already_checked: The adapter was converted from another format, and checked there.
+        hash_below: Hash files of fewer bytes while they are open anyway, for digests that are needed before sending.
         selection: Patterns of files to package and to leave out.
-        listed: The files to package, where the caller has looked at each.
+        file_list: The files to package, if the caller has looked at each.
         metrics: What other programs measured, under the names that a search uses, for a policy that bounds them.
 
     Raises:
-        RefusedError: The check finds errors (code `check-failed`), or the policy does not allow it (`against-policy`).
+        RefusedError: The check finds errors (code `check-failed`), or the policy does not allow the adapter
+            (`against-policy`).
     """
     where = where or str(folder)
     if checked:
-        made = Package(folder, where, describe.draft(folder, base=base), metrics=metrics or {})
-        return allowed(_signed(made), policy)
+        result = Package(folder, where, describe.draft(folder, base=base), metrics=metrics or {})
+        return allowed(_with_signatures(result), policy)
     with examined(adapter_in(folder), base=base, where=where) as (report, contents):
 
         def draft(errors: tuple[Problem, ...]) -> Draft:
@@ -99,31 +100,34 @@ def package(
                 return describe.draft(folder, base=base)
             contents.manifest()
             contents.card()
-            found = listed or listing(folder, head=partial(_head, contents, hash_below), selection=selection)
-            # Records of other weights are not those of these.
-            seen, text = contents.seen(), "" if any(one.code == "files-changed" for one in errors) else contents.manifest_text
+            file_list = listed or listing(folder, head=partial(_head, contents, hash_below), selection=selection)
+            # An adapter.json about other weights is not used: everything is derived from the files instead.
+            inspected, text = (
+                contents.seen(),
+                "" if any(problem.code == "files-changed" for problem in errors) else contents.manifest_text,
+            )
             return describe.draft(
-                folder, listing=found, seen=seen, text=text, base=base, digests=contents.digests, card=contents.card()
+                folder, listing=file_list, seen=inspected, text=text, base=base, digests=contents.digests, card=contents.card()
             )
 
         overridden = errors_of(report, base, force=force, forced=draft)
-        made = Package(folder, where, draft(overridden), overridden, metrics=metrics or {})
-    return allowed(_signed(made), policy)
+        result = Package(folder, where, draft(overridden), overridden, metrics=metrics or {})
+    return allowed(_with_signatures(result), policy)
 
 
 def _head(contents: Contents, hash_below: int, path: Path) -> bytes:
-    """The first bytes of a file, which is hashed while it is open if it is small enough."""
+    """Return the first bytes of a file, and hash the file while it is open if it is small enough."""
     if path.stat().st_size < hash_below:
         contents.digest(path)
     return contents.heads[path] if path in contents.heads else first_bytes(path)
 
 
-def _signed(package: Package) -> Package:
+def _with_signatures(package: Package) -> Package:
     return replace(package, signatures=signatures.in_folder(package.folder))
 
 
 def allowed(package: Package, policy: Policy | None) -> Package:
-    """Return the adapter with one more policy that it meets; RefusedError if it does not."""
+    """Return the adapter with one more policy that it meets; raise RefusedError if it does not meet it."""
     if policy is not None and policy.needs_manifest:
         files = (package.folder / path for path in package.draft.listing.files if path != ADAPTER_JSON)
         size = sum(file.stat().st_size for file in files)
@@ -139,14 +143,17 @@ def check_adapter(
     force: bool = False,
     forced: Callable[[], object] = lambda: None,
 ) -> tuple[Problem, ...]:
-    """Check an adapter and refuse it for errors; with `force` the errors are returned. `forced` is as in `errors_of`."""
+    """Check an adapter and raise RefusedError for its errors; with `force`, return them.
+
+    `try_storing` is as in `raise_or_collect_errors`, without an argument.
+    """
     with examined(path, base=base, where=where) as (report, contents):
         return errors_of(report, base, force=force, forced=None if contents is None else lambda _: forced())
 
 
 def check_received(
     folder: Path,
-    made: Manifest,
+    manifest: Manifest,
     *,
     where: str,
     policy: Policy | None = None,
@@ -154,16 +161,16 @@ def check_received(
     check: bool = True,
     metrics: Mapping[str, float] | None = None,
 ) -> tuple[Problem, ...]:
-    """Check a version that somebody else packaged as `package` does: its adapter, its adapter.json, and the policy.
+    """Check a version that somebody else packaged, as `package` does: its adapter, its adapter.json, and the policy.
 
     Args:
         folder: The files of the version.
-        made: Its manifest.
-        where: Its name in errors.
-        policy: The project's, None where it has none.
-        force: Accept an adapter whose check finds errors. Facts that are not those of the weights cannot be overridden.
-        check: Check the adapter; without, only its adapter.json is compared with the headers of the weights.
-        metrics: What was measured of it, besides at the end of its training.
+        manifest: Its OCI manifest.
+        location: Its name in errors.
+        policy: The project's policy; None without one.
+        force: Accept an adapter whose check finds errors. An adapter.json that contradicts the weights is never accepted.
+        check: Check the adapter; otherwise, only compare its adapter.json with the headers of the weights.
+        metrics: What was measured of it, apart from the metrics at the end of its training.
 
     Returns:
         The errors that `force` accepted.
@@ -173,33 +180,33 @@ def check_received(
         IntegrityError: Its adapter.json is not about these weights (code `wrong-facts`).
     """
     errors: tuple[Problem, ...] = ()
-    seen = None
+    inspected = None
     if check:
         with examined(adapter_in(folder), where=where) as (report, contents):
             errors = errors_of(report, None, force=force, forced=lambda _: None)
-            seen = contents.seen() if contents is not None else None
-    known = describe.true_manifest(folder, seen=seen, where=where)
-    known = known and card.fill(known, card.read(folder))
-    check_manifest(policy, known, where, size=made.files_size, metrics=metrics)
+            inspected = contents.seen() if contents is not None else None
+    adapter_manifest = describe.true_manifest(folder, seen=inspected, where=where)
+    adapter_manifest = adapter_manifest and card.fill(adapter_manifest, card.read(folder))
+    check_manifest(policy, adapter_manifest, where, size=manifest.files_size, metrics=metrics)
     return errors
 
 
-def _succeeds(act: Callable[[], object]) -> bool:
+def _succeeds(action: Callable[[], object]) -> bool:
     try:
-        act()
+        action()
     except AdapterhubError:
         return False
     return True
 
 
-def check_listed(store: Store, made: Manifest, where: str) -> None:
-    """Raise IntegrityError if the adapter.json of a manifest lists other files than the manifest does."""
-    if made.adapter_json is None:
+def check_listed(store: Store, manifest: Manifest, where: str) -> None:
+    """Raise IntegrityError if the adapter.json of a manifest does not list exactly the manifest's other files."""
+    if manifest.adapter_json is None:
         return
     where = f"{where}: {ADAPTER_JSON}"
-    listed = AdapterManifest.parse(store.read_document(made.adapter_json.digest), where).files
-    files = {FileEntry(layer.path, layer.digest, layer.size) for layer in made.layers if layer.path != ADAPTER_JSON}
-    if set(listed) != files:
+    listed_files = AdapterManifest.parse(store.read_document(manifest.adapter_json.digest), where).files
+    files = {FileEntry(layer.path, layer.digest, layer.size) for layer in manifest.layers if layer.path != ADAPTER_JSON}
+    if set(listed_files) != files:
         raise IntegrityError(where, "lists other files than the manifest")
 
 
@@ -211,7 +218,11 @@ def check_manifest(
     size: int | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> None:
-    """Compare the manifest of an adapter with the policy, if there is one that needs it; as `Policy.check_manifest`."""
+    """Compare the manifest of an adapter with the policy, if there is one that needs it.
+
+    Raises:
+        RefusedError: There is no manifest (code `no-manifest`), or the policy does not allow the adapter.
+    """
     if policy is not None and policy.needs_manifest:
         if manifest is None:
             raise RefusedError(where, "no adapter.json to compare with the project's policy", code="no-manifest")
@@ -221,29 +232,35 @@ def check_manifest(
 def errors_of(
     report: Report, base: BaseSpec | None, *, force: bool, forced: Callable[[tuple[Problem, ...]], object] | None
 ) -> tuple[Problem, ...]:
-    """The errors of a report; RefusedError for them unless `force`.
+    """Return the errors of a report if they are accepted by `force`, else raise RefusedError for them.
 
-    `forced` does what storing the adapter despite them takes: `force` is offered only if that succeeds. None if nothing helps.
+    Args:
+        report: The result of the check.
+        base: The base that the adapter was checked on, if any.
+        force: Accept errors. An adapter that cannot be read at all is never accepted.
+        try_storing: Called with the errors; does what storing the adapter despite them takes, or raises an AdapterhubError. The
+            error suggests `force` only if this succeeds. None if nothing helps.
     """
     errors = tuple(problem for problem in report.problems if problem.severity == ERROR)
     if not errors or (force and report.format is not None):
         return errors
     first = errors[0]
     misfit = f"does not fit {base.where}: " if base and any(problem.code in FIT for problem in errors) else ""
-    more = f" (and {len(errors) - 1} more error{'s' if len(errors) > 2 else ''})" if errors[1:] else ""
-    place = f"{first.where}: " if first.where else ""
-    what = f"{misfit}{first.code}: {place}{first.what}{more}"
+    suffix = f" (and {len(errors) - 1} more error{'s' if len(errors) > 2 else ''})" if errors[1:] else ""
+    location = f"{first.where}: " if first.where else ""
+    problem_text = f"{misfit}{first.code}: {location}{first.what}{suffix}"
     if report.format is None:  # nothing can be stored of what cannot be read
-        error = RefusedError(report.where, what, first.hint)
+        error = RefusedError(report.where, problem_text, first.hint)
         if first.cause:
+            # The code of the cause, such as a missing file, says more than that of the check.
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
-    forcible = forced is not None and _succeeds(partial(forced, errors))
+    can_force = forced is not None and _succeeds(partial(forced, errors))
     raise RefusedError(
         report.where,
-        what,
-        "Check it for the rest, or store it with force" if forcible else "Check it for the rest",
-        code=(CODE_ON_BASE if base else CODE) if forcible else CODE_FOR_GOOD,
+        problem_text,
+        "Check it for the rest of the errors, or store it with force" if can_force else "Check it for the rest of the errors",
+        code=(CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD,
         adapter=report.where,
         base=base.where if base else "",
     )

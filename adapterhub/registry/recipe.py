@@ -1,7 +1,7 @@
-"""Recipes of merged and converted adapters: a few lines in adapter.json from which the adapter can be made again.
+"""Recipes of adapters that were merged or converted: the few lines of adapter.json from which such an adapter can be rebuilt.
 
-A recipe and the digests of the parents are everything that a merge or a conversion depends on, except the base. With the
-parents, the result can be reproduced and compared, bit for bit on the same class of CPU.
+A merge or a conversion depends on its recipe, the digests of its parents, and the base: nothing else. Given the parents, the
+result can be reproduced and compared, bit for bit on the same class of CPU. Recipes of merged models are in `merge_recipe`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MERGE, CONVERT = "merge", "convert"
 
 @dataclass(frozen=True)
 class Conversion:
-    """Options of a conversion; `rank` is that of approximations."""
+    """Options of a conversion; `rank` is the rank of approximations."""
 
     to: str
     dtype: str = "source"
@@ -46,11 +46,11 @@ class Conversion:
 
     @property
     def allowed(self) -> Allowed:
-        """What it may lose."""
+        """The losses that the conversion may cause."""
         return Allowed(approx=self.approx, drop=list(self.drop), rank=self.rank)
 
     def recipe(self, base: BaseSpec | None, report: LossReport) -> Recipe:
-        """Return the recipe of a conversion with this loss report."""
+        """Return the recipe of a conversion that ended with this loss report."""
         return Recipe(
             kind=CONVERT,
             to=self.to,
@@ -64,13 +64,13 @@ class Conversion:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Conversion:
-        """Return the conversion of a recipe."""
+        """Return the conversion that a recipe describes."""
         return cls(recipe.to or "", recipe.dtype or "source", bool(recipe.allow_approx), recipe.allow_drop or (), recipe.rank)
 
 
 @dataclass(frozen=True)
 class Parent:
-    """An adapter that another is made from: its folder, its path and the digest of its manifest."""
+    """An adapter that another one is made from: its folder, its path and the digest of its manifest."""
 
     folder: Path
     path: Path
@@ -82,9 +82,9 @@ class Parent:
 def convert(
     parent: Parent, out: Path, conversion: Conversion, *, name: str, base: BaseSpec | None = None
 ) -> tuple[Path, LossReport]:
-    """Convert `parent` into the new or empty folder `out`, with its manifest; return the adapter's path and the losses.
+    """Convert `parent` into the new or empty folder `out`, with a manifest; return the adapter's path and the losses.
 
-    A format of one file is named `name` with its suffix.
+    In a format of one file, the file is called `name`, with the format's suffix.
     """
     with atomic.whole(out) as folder:
         target = folder if FORMATS[conversion.to].folder else folder / f"{name}{FORMATS[conversion.to].suffix}"
@@ -96,14 +96,14 @@ def convert(
             allowed=conversion.allowed,
             dtype=conversion.dtype,
         )
-        known = AdapterManifest.read(parent.folder)
-        made = describe.describe(
+        parent_manifest = AdapterManifest.read(parent.folder)
+        manifest = describe.describe(
             folder,
             base=base,
             parents=[document.Parent(parent.digest, method=CONVERT)],
             recipe=conversion.recipe(base, report),
         )
-        _inherited(made, known).write(folder)
+        _with_inherited_fields(manifest, parent_manifest).write(folder)
     return out / target.relative_to(folder) if target != folder else out, report
 
 
@@ -111,73 +111,81 @@ def convert(
 _INHERITED = ("name", "task", "license", "description")
 
 
-def _inherited(made: AdapterManifest, known: AdapterManifest | None) -> AdapterManifest:
-    if known is None:
-        return made
-    kept = {key: getattr(known, key) for key in _INHERITED if getattr(known, key) is not None}
-    return dataclasses.replace(made, base=known.base.filled_from(made.base), **kept)
+def _with_inherited_fields(manifest: AdapterManifest, parent_manifest: AdapterManifest | None) -> AdapterManifest:
+    if parent_manifest is None:
+        return manifest
+    inherited = {key: getattr(parent_manifest, key) for key in _INHERITED if getattr(parent_manifest, key) is not None}
+    return dataclasses.replace(manifest, base=parent_manifest.base.filled_from(manifest.base), **inherited)
 
 
 def merge(
     parents: Sequence[Parent],
     out: Path,
-    how: Recipe,
+    recipe: Recipe,
     *,
     base: BaseInfo | None = None,
     progress: Progress | None = None,
     replace: bool = False,
 ) -> tuple[MergeReport, AdapterManifest]:
-    """Merge `parents` into the folder `out`, with its manifest; `base` is the model they were all trained on.
+    """Merge `parents` into the folder `out`, with a manifest.
 
-    `how` has the method and its options. It is recorded, with the seed and the parameters that were used.
+    Args:
+        parents: The adapters.
+        out: The folder to write.
+        recipe: The method and its options; recorded with the seed and the parameters that were used.
+        base: The model they were all trained on.
+        progress: Called as the merge advances.
+        replace: Replace what is in `out`.
     """
     from adapterhub.merging import combine  # late: a conversion merges nothing
 
-    method = how.method or "cat"
+    method = recipe.method or "cat"
     combined, report = combine(
         [formats.read(parent.path) for parent in parents],
         [parent.weight for parent in parents],
         method=method,
-        rank=how.rank,
-        energy=how.energy,
-        budget=how.budget,
-        seed=how.seed or 0,
-        parameters=how.parameters,
+        rank=recipe.rank,
+        energy=recipe.energy,
+        budget=recipe.budget,
+        seed=recipe.seed or 0,
+        parameters=recipe.parameters,
         progress=progress,
     )
-    used = dataclasses.replace(how, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None)
-    named = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
+    recorded_recipe = dataclasses.replace(
+        recipe, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None
+    )
+    parent_records = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
     with atomic.whole(out, replace=replace) as folder:
         peft.write(combined, folder)
-        made = describe.describe(folder, parents=named, recipe=used)
-        made = dataclasses.replace(made, base=base or made.base)
-        made.write(folder)
-    return report, made
+        manifest = describe.describe(folder, parents=parent_records, recipe=recorded_recipe)
+        manifest = dataclasses.replace(manifest, base=base or manifest.base)
+        manifest.write(folder)
+    return report, manifest
 
 
 def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec | None = None) -> None:
-    """Make the adapter in `folder` again from its recipe and the parents that it names, in the new folder `out`.
+    """Make the adapter in `folder` again, from its recipe and its parents, in the new folder `out`.
 
-    Raises RefusedError if it has no recipe, or `base` is not the one it was made with.
+    Raises RefusedError if the adapter has no recipe, or if `base` is not the one it was made with.
     """
-    known = AdapterManifest.read(folder)
-    if known is None or known.recipe is None:
-        parents_named = known.parents if known else ()
-        what = "it was merged before recipes were recorded" if parents_named else "it has no parents"
-        if parents_named and parents_named[0].method == "train":
-            what = "it was trained; its training record describes how"
-        raise RefusedError(str(folder), f"no recipe to make it from: {what}", "Only merged and converted adapters have one")
-    recipe = known.recipe
+    manifest = AdapterManifest.read(folder)
+    if manifest is None or manifest.recipe is None:
+        recorded_parents = manifest.parents if manifest else ()
+        reason = "it was merged before recipes were recorded" if recorded_parents else "it has no parents"
+        if recorded_parents and recorded_parents[0].method == "train":
+            reason = "it was trained; its training record describes how"
+        raise RefusedError(str(folder), f"no recipe to make it from: {reason}", "Only merged and converted adapters have one")
+    recipe = manifest.recipe
     if not parents or (recipe.kind == CONVERT and len(parents) > 1):
-        what = f"names {len(parents)} parents for a recipe of the kind {recipe.kind!r}"
-        raise FormatError(f"{folder}/{ADAPTER_JSON}", what)
+        reason = f"names {len(parents)} parents for a recipe of the kind {recipe.kind!r}"
+        raise FormatError(f"{folder}/{ADAPTER_JSON}", reason)
     if recipe.kind == MERGE:
-        merge(parents, out, recipe, base=known.base)
+        merge(parents, out, recipe, base=manifest.base)
         return
     if recipe.base and (base is None or base.fingerprint != recipe.base):
-        given = "another one was given" if base else "none was given"
-        what = f"made with the base whose fingerprint is {recipe.base[:19]}, and {given}"
-        raise RefusedError(str(folder), what, "Pass that base", code="recipe-base-required")
+        base_note = "another one was given" if base else "none was given"
+        problem = f"made with the base whose fingerprint is {recipe.base[:19]}, and {base_note}"
+        raise RefusedError(str(folder), problem, "Pass that base", code="recipe-base-required")
     convert(parents[0], out, Conversion.of(recipe), name=_stem(folder), base=base)
 
 
@@ -188,44 +196,49 @@ def _stem(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor or a file that differs; `ulps`: the largest distance of its numbers in units in the last place, if known."""
+    """A tensor or a file that differs; `ulps` is the largest distance of its numbers in units in the last place, if known."""
 
     name: str
     what: str
     ulps: int | None = None
 
 
-def differences(stored: Path, made: Path) -> list[Difference]:
-    """Compare the rebuilt files with the stored ones; further stored files are ignored."""
-    found = []
-    for name in sorted(path for path, status in walk(made) if stat.S_ISREG(status.st_mode)):
+def differences(stored: Path, rebuilt: Path) -> list[Difference]:
+    """Compare rebuilt files with the stored ones; further stored files are ignored."""
+    results = []
+    for name in sorted(path for path, status in walk(rebuilt) if stat.S_ISREG(status.st_mode)):
+        # adapter.json also has what people declared, which a rebuild cannot know.
         if name.rpartition("/")[2] == ADAPTER_JSON:
             continue
         if not (stored / name).is_file():
-            found.append(Difference(name, "missing"))
-        elif digest.sha256_file(made / name) != digest.sha256_file(stored / name):
-            found += list(_tensors(stored, made)) if is_weights(name) else [Difference(name, "bytes differ")]
-    return found
+            results.append(Difference(name, "missing"))
+        elif digest.sha256_file(rebuilt / name) != digest.sha256_file(stored / name):
+            results += list(_tensors(stored, rebuilt)) if is_weights(name) else [Difference(name, "bytes differ")]
+    return results
 
 
-def _tensors(stored: Path, made: Path) -> Iterator[Difference]:
-    one, other = (dict(formats.read(folder).tensors()) for folder in (stored, made))
-    for name in sorted(one.keys() | other.keys()):
-        if name not in one or name not in other:
+def _tensors(stored: Path, rebuilt: Path) -> Iterator[Difference]:
+    before, after = (dict(formats.read(folder).tensors()) for folder in (stored, rebuilt))
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before or name not in after:
             yield Difference(name, "only in one of them")
-        elif one[name].shape != other[name].shape or one[name].dtype != other[name].dtype:
-            yield Difference(name, f"{one[name].dtype} {one[name].shape} became {other[name].dtype} {other[name].shape}")
-        elif one[name].tobytes() != other[name].tobytes():
-            yield Difference(name, "numbers differ", ulps(one[name], other[name]))
+        elif before[name].shape != after[name].shape or before[name].dtype != after[name].dtype:
+            yield Difference(
+                name,
+                f"{before[name].dtype} {before[name].shape} became {after[name].dtype} {after[name].shape}",
+            )
+        elif before[name].tobytes() != after[name].tobytes():
+            yield Difference(name, "numbers differ", ulps(before[name], after[name]))
 
 
-def ulps(one: np.ndarray, other: np.ndarray) -> int:
+def ulps(first: np.ndarray, second: np.ndarray) -> int:
     """Return the largest distance between two numbers at the same position, in units in the last place."""
-    bits = np.dtype(f"i{one.dtype.itemsize}")
+    bits = np.dtype(f"i{first.dtype.itemsize}")
     lowest = np.iinfo(bits).min
 
-    def ordered(array: np.ndarray) -> np.ndarray:
-        whole = np.ascontiguousarray(array).view(bits).astype(np.int64)
-        return np.where(whole < 0, int(lowest) - whole, whole)  # negative floats run the other way; -0 is 0
+    def monotonic(array: np.ndarray) -> np.ndarray:
+        integers = np.ascontiguousarray(array).view(bits).astype(np.int64)
+        # As integers, the bit patterns of negative floats run the other way; mirrored, they continue below 0, and -0 is 0.
+        return np.where(integers < 0, int(lowest) - integers, integers)
 
-    return int(np.abs(ordered(one) - ordered(other)).max(initial=0))
+    return int(np.abs(monotonic(first) - monotonic(second)).max(initial=0))

@@ -1,14 +1,18 @@
-"""A local registry: versions, refs that move, and their bytes.
+"""A local registry: versions, refs that move, and the bytes of the versions.
 
     with Registry.init(Path(".")) as registry:
         version = registry.push(Path("out/sql"), Ref.parse("team/sql"))
 
-Versions are immutable and numbered by the push that creates them. Refs move, one log entry per move, and only ever point at
-complete manifests. Every method that takes a ref may raise RefError, NotFoundError or IntegrityError.
+Versions are immutable and are numbered by the push that creates them. Refs move, one log entry per move, and only ever point
+at complete manifests. Every method that takes a ref may raise RefError, NotFoundError or IntegrityError.
+
+`registry.moves` decides each move, `registry.version_lookup` resolves refs, and `registry.ledger` keeps the store and its index
+in step.
 """
 
 from __future__ import annotations
 
+# `Registry.list` hides the built-in `list` in the annotations of the class.
 import builtins
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -47,12 +51,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Registry", "Version", "find"]
 
-_TRIES = 5
+_TRIES = 5  # attempts of a push whose blobs a gc keeps removing
 
 
 def policy_of(folder: Path) -> Policy | None:
-    """Return the policy of a registry: that of an adapterhub.toml in its folder, of any owner; None without one."""
+    """Return the policy in the adapterhub.toml of a registry's folder, whoever owns that file; None without one."""
     file = folder.absolute() / PROJECT
+    # A dangling link is an error, not a registry without a policy.
     if not os.path.lexists(file):
         return None
     from adapterhub.project import settings
@@ -68,17 +73,22 @@ class Registry:
 
     @classmethod
     def init(cls, root: Path, store: Store | None = None) -> Registry:
-        """Open the registry in the folder `root`; create it if there is none. `store` as in `open`."""
+        """Open the registry in the folder `root`, creating it if there is none. `store` is as in `open`."""
         return cls(Ledger.create(root, store))
 
     @classmethod
     def open(cls, path: Path, store: Store | None = None) -> Registry:
-        """Open the registry in a folder, or of a registry.db; `store` has its blobs and logs, None for those in the folder."""
+        """Open a registry.
+
+        Args:
+            path: The folder of the registry, or its registry.db.
+            store: The store with its blobs and logs; None for the one in the folder.
+        """
         return cls(Ledger.open(path, store))
 
     @classmethod
     def rebuilt(cls, path: Path) -> tuple[Registry, builtins.list[AdapterhubError]]:
-        """Open a registry with its index rebuilt from the logs; the errors are of logs that could not be replayed.
+        """Rebuild a registry's index from the logs, and open the registry; also return the errors of unreadable logs.
 
         A damaged registry.db is renamed to registry.db.old.
         """
@@ -107,7 +117,7 @@ class Registry:
 
     @property
     def index(self) -> Index:
-        """The index of the logs; another object after registry.db was replaced."""
+        """The index of the logs; a new object once registry.db was replaced."""
         return self.ledger.index
 
     @property
@@ -124,7 +134,7 @@ class Registry:
         return self.ledger.locked()
 
     def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
-        """Commit the entry that `decide` returns for the state of a name; call it again when another writer was first."""
+        """Commit the entry that `decide` returns for the state of a name; call it again if another writer committed first."""
         self.ledger.move(name, decide)
 
     def rebuild_index(self) -> builtins.list[AdapterhubError]:
@@ -133,29 +143,30 @@ class Registry:
 
     @cached_property
     def policy(self) -> Policy | None:
-        """The registry's own policy, which whatever is stored or pulled must meet; None without one."""
+        """The registry's own policy, which everything stored or pulled must meet; None without one."""
         return policy_of(self.root)
 
     # ---- reading
 
     def resolve(self, ref: Ref) -> Version:
-        """Return the version that `ref` names now: by tag, number, digest or range; without any of them, the newest."""
+        """Return the version that `ref` names now: by tag, number, digest or range; the newest one for a bare name."""
         return version_of(self.ledger, self.row(ref), ref.tag)
 
     def row(self, ref: Ref) -> Row:
-        """Return the version that `ref` names now, as lists show it."""
+        """Return the version that `ref` names now as a row, the form in which lists show it."""
         return find_row(self.ledger, ref)
 
     def list(self, prefix: str | None = None) -> list[Row]:
-        """Return every version, or those of a name or namespace, sorted by name, newest first."""
+        """Return all versions, or those of one name or namespace, sorted by name, newest first."""
         return queries.versions(self.index, prefix=prefix)
 
     def show(self, ref: Ref) -> dict[str, Any]:
-        """Return a version as JSON: its refs, its manifest (adapter.json in today's schema) and its OCI manifest."""
+        """Return a version as JSON: its refs, its adapter.json upgraded to the current schema, and its OCI manifest."""
         row = self.row(ref)
+        # Artifacts of other tools may have no adapter.json.
         raw = self.store.read_document(row.digest)
-        made = oci_manifest.parse(raw, str(row.ref))
-        manifest = self.store.read_document(made.adapter_json.digest) if made.adapter_json else b"{}"
+        manifest = oci_manifest.parse(raw, str(row.ref))
+        adapter_json = self.store.read_document(manifest.adapter_json.digest) if manifest.adapter_json else b"{}"
         return {
             "ref": str(row.ref),
             "name": row.name,
@@ -164,23 +175,23 @@ class Registry:
             "protected": sorted(set(row.tags) & set(queries.marks(self.index, "protect", row.name))),
             "deprecated": deprecation(self.ledger, row),
             "digest": row.digest,
-            "size": made.size,
+            "size": manifest.size,
             "time": row.time,
             "evaluations": measurement.of_version(queries.marks(self.index, "evaluate", row.name), row.number),
-            "manifest": upgrade(oci_manifest.parse_json(manifest, f"{row.ref}/{ADAPTER_JSON}")),
+            "manifest": upgrade(oci_manifest.parse_json(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
             "oci_manifest": oci_manifest.parse_json(raw, str(row.ref)),
         }
 
     def deprecations(self) -> dict[tuple[str, int], str]:
-        """Return the reasons for which versions, or whole names under the number 0, are deprecated."""
+        """Return the reason of each deprecation by name and version number; number 0 means the whole name."""
         return queries.deprecations(self.index)
 
     def holding(self, digest: Digest) -> Sequence[Row]:
-        """Return the versions with this manifest: one of each name that it was pushed to."""
+        """Return the versions with this manifest: one for each name that it was pushed to."""
         return queries.versions(self.index, digest=digest)
 
     def metrics(self, digest: Digest) -> dict[str, float]:
-        """Return what was measured of a manifest, under the names that a search uses."""
+        """Return the metrics recorded for a manifest, under the names that a search uses."""
         return queries.metrics(self.index, digest)
 
     def children(self, digest: Digest) -> Sequence[Row]:
@@ -188,7 +199,7 @@ class Registry:
         return queries.versions(self.index, parent=digest)
 
     def adapter_manifest(self, digest: Digest) -> AdapterManifest | None:
-        """Return the usable part of the adapter.json of a version, by its OCI manifest `digest`; None if it has none."""
+        """Return the usable part of a version's adapter.json, given its OCI manifest `digest`; None without adapter.json."""
         return rows.adapter_manifest(self.store, oci_manifest.parse(self.store.read_document(digest), digest))
 
     def oci_manifest(self, version: Version) -> Manifest:
@@ -196,32 +207,38 @@ class Registry:
         return oci_manifest.parse(self.store.read_document(version.digest), str(version.ref))
 
     def files(self, version: Version) -> tuple[Descriptor, ...]:
-        """Return the files of a version, sorted by path; each file is the blob of its digest."""
+        """Return the files of a version, sorted by path; each file is the blob with its digest."""
         return self.oci_manifest(version).layers
 
     @contextmanager
     def reading(self, ref: Ref) -> Iterator[Version]:
-        """Resolve a ref; until the context ends no gc removes a blob of the version, even if its name is removed."""
+        """Resolve a ref and protect its blobs: until the context ends, gc removes none of them, even if the name is removed."""
         with self.store.lease("read", required=False) as lease:
-            found = self.resolve(ref)
-            lease.note(found.digest)
-            # Resolved again: a version removed before it was noted is reported, and one removed from now on stays.
-            yield replace(self.resolve(Ref(found.name, digest=found.digest)), tag=found.tag)
+            version = self.resolve(ref)
+            lease.note(version.digest)
+            # Resolve again, now that the lease lists the version: if it was removed before that, this raises; if it is
+            # removed later, gc sees the lease and keeps the blobs.
+            yield replace(self.resolve(Ref(version.name, digest=version.digest)), tag=version.tag)
 
     def pull(self, ref: Ref, out: Path, progress: Progress | None = None, *, there: Present | None = None) -> Version:
         """Write the files of a version into `out`, a new or empty folder: all of them, verified, or none.
 
-        `progress` is called with bytes written and total bytes. `there` is what is in `out` and to be replaced.
+        Args:
+            ref: The version.
+            out: The folder.
+            progress: Called with bytes written and total bytes.
+            present: The current contents of `out`, to be replaced; None if `out` must be new or empty.
         """
         with self.reading(ref) as version, atomic.whole(out, replace=there is not None) as folder:
             export(self.store, self.files(version), folder, progress, there=there)
         return version
 
     def pull_digest(self, digest: Digest, out: Path) -> bool:
-        """Write the files of the version with this manifest, even if no name has it any more; False if it is not here."""
-        if held := self.holding(digest):
-            self.pull(Ref(held[0].name, digest=digest), out)
+        """Write the files of the version with this manifest, even if no name has it anymore; False if it is not stored."""
+        if holders := self.holding(digest):
+            self.pull(Ref(holders[0].name, digest=digest), out)
             return True
+        # No name has the manifest, but its blobs may not have been collected yet.
         if self.store.size(digest) is None:
             return False
         with self.store.lease("read", required=False) as lease, atomic.whole(out) as folder:
@@ -230,7 +247,8 @@ class Registry:
         return True
 
     def log(self, ref: Ref) -> builtins.list[Entry]:
-        """Return the log of a name, deleted or not, newest entry first; of a tag or a version, the entries about it."""
+        """Return the log of a name, deleted or not, newest entry first; for a tag or a version, only the entries about it."""
+        # A name without a log has never existed; a removed name still has one.
         if self.ledger.current(ref.name).seq == 0:
             self.row(ref)  # raises NotFoundError
         number = self.row(ref).number if ref.number or ref.digest or ref.range else 0
@@ -240,13 +258,13 @@ class Registry:
                 return entry.op == "delete" or ref.tag in entry.tags
             return not number or entry.op == "delete" or number in (entry.number, *entry.numbers)
 
-        found = [entry for entry in self.store.log.entries(ref.name) if is_about(entry)]
-        if ref.tag and not any(entry.tags for entry in found):
+        entries = [entry for entry in self.store.log.entries(ref.name) if is_about(entry)]
+        if ref.tag and not any(entry.tags for entry in entries):
             raise never_set(ref)
-        return found[::-1]
+        return entries[::-1]
 
     def list_tensors(self, progress: Progress | None = None, *, prefix: str | None = None) -> None:
-        """Make the tensor lists that are missing, which reads the weights once; `find`, disk usage and packing need them.
+        """Create the missing tensor lists, which `find`, disk usage and packing need; this reads the weights once.
 
         Args:
             progress: Called with bytes read and total bytes.
@@ -256,10 +274,11 @@ class Registry:
         if not missing:
             return
         with self.store.lease("list", required=False) as lease:
-            more = counter(progress, sum(missing.values()))
+            count_bytes = counter(progress, sum(missing.values()))
             for digest in missing:
                 lease.note(digest)
-                if self.store.list_tensors(digest, more) is not None:
+                # The lock is taken for each file anew, so that reading many gigabytes does not hold up pushes.
+                if self.store.list_tensors(digest, count_bytes) is not None:
                     with self.locked():
                         tensors.add(self.index, digest, self.store.tensors.read)
 
@@ -284,8 +303,8 @@ class Registry:
             folder: An adapter.
             ref: A name, or a name and a tag; numbers are assigned.
             base: The model it was trained on, to pin.
-            policy: Requirements on adapters, None for none.
-            force: Store an adapter whose check finds errors.
+            policy: Requirements on adapters; None for no requirements.
+            force: Store the adapter even if its check finds errors.
             expect: The digest that `ref` must still have, or `moves.ABSENT`; ConflictError names the one it has instead.
             progress: Called with bytes stored and total bytes.
 
@@ -309,30 +328,35 @@ class Registry:
         message: str = "",
         tags: Sequence[str] = (),
     ) -> Version:
-        """Push an adapter that was checked; the other arguments are those of `push`.
+        """Store an adapter that `packaging.package` has checked; the arguments not listed here are those of `push`.
 
         Args:
             package: The adapter.
             ref: A name, or a name and a tag.
-            message: Why, for the log.
+            message: Why it is pushed, for the log.
             tags: More tags that move to the version.
         """
         from . import publish  # needs numpy
 
+        # Fail before any byte is stored; `moves.push` checks the same again under the lock.
         moves.check_push(self.ledger, ref, expect)
+        # The registry's own policy applies in addition to the project's, which the package has met already.
         if self.policy is not None:
             self.policy.check_name(ref.name)
             package = publish.allowed(package, self.policy)
-        wanted = (*moves.latest_tags(ref.tag), *moves.checked_tags(ref, tags))
+        tags_to_move = (*moves.latest_tags(ref.tag), *moves.checked_tags(ref, tags))
         message = moves.checked_message(message, ref)
+        # A gc may remove blobs between storing them and moving the ref; `moves.push` then returns None and they are stored
+        # again.
         for _ in range(_TRIES):
             with self.store.lease("push"):
-                made, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
-                there = partial(signatures.known, self.store, made, package.signatures)
-                signatures.check(package.policy, made, there, name=ref.name, where=package.where)
-                version = moves.push(self.ledger, ref, made, expect=expect, tags=wanted, message=message)
+                manifest, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
+                read_signatures = partial(signatures.known, self.store, manifest, package.signatures)
+                # Verified before any ref leads to the version.
+                signatures.check(package.policy, manifest, read_signatures, name=ref.name, where=package.where)
+                version = moves.push(self.ledger, ref, manifest, expect=expect, tags=tags_to_move, message=message)
             if version is not None:
-                signatures.keep(self.store, made, package.signatures, package.policy, ref.name)
+                signatures.keep(self.store, manifest, package.signatures, package.policy, ref.name)
                 return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(
             str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running", code="changed-meanwhile"
@@ -340,7 +364,7 @@ class Registry:
 
     def admit(
         self,
-        made: Manifest,
+        manifest: Manifest,
         ref: Ref,
         *,
         expect: Digest | None = None,
@@ -348,19 +372,27 @@ class Registry:
         message: str = "",
         number: int = 0,
     ) -> Version:
-        """Push a manifest that was checked, and whose blobs were stored under a lease that is still held.
+        """Push a manifest that was checked and whose blobs were stored under a lease that is still held.
 
-        `tags` are those to move, `latest` also back to an earlier version with the same content; None for those of a push.
-        `number` is that of the version, above all that the name has had; 0 for the next one.
+        Args:
+            manifest: The manifest.
+            ref: A name, or a name and a tag.
+            expect: As in `push`.
+            tags: The tags to move, where `latest` may also move back to an earlier version with the same content; None for the
+                tags of a push.
+            message: Why it is pushed, for the log.
+            number: The number of the version, higher than any that the name has had; 0 for the next one.
         """
-        back, message = tags is not None, moves.checked_message(message, ref)
-        version = moves.push(self.ledger, ref, made, expect=expect, tags=tags, message=message, back=back, number=number)
+        move_latest_back, message = tags is not None, moves.checked_message(message, ref)
+        version = moves.push(
+            self.ledger, ref, manifest, expect=expect, tags=tags, message=message, back=move_latest_back, number=number
+        )
         if version is None:
             raise IntegrityError(str(ref), "some of its blobs are missing", "Try again")
         return version
 
     def tag(self, ref: Ref, tag: str, *, expect: Digest | None = None) -> Version:
-        """Point `tag` at the version that `ref` names, wherever it pointed before; `expect` as in `push`."""
+        """Point `tag` at the version that `ref` names, wherever it pointed before; `expect` is as in `push`."""
         return moves.tag(self.ledger, ref, tag, expect=expect)
 
     def restore_tag(self, ref: Ref, seq: int | None = None) -> Version:
@@ -368,7 +400,7 @@ class Registry:
         return moves.restore_tag(self.ledger, ref, seq)
 
     def protect(self, ref: Ref, *, on: bool = True) -> Version:
-        """Keep the tag of `ref` from being moved or removed until it is unprotected (`on=False`)."""
+        """Keep the tag of `ref` from being moved or removed, or lift that protection (`on=False`)."""
         return moves.protect(self.ledger, ref, on=on)
 
     def deprecate(self, ref: Ref, message: str = "", *, undo: bool = False) -> int:
@@ -376,16 +408,19 @@ class Registry:
         return moves.deprecate(self.ledger, ref, message, undo=undo)
 
     def rm(self, ref: Ref, *, expect: Digest | None = None, force: bool = False) -> None:
-        """Remove a tag, or a whole name with all its versions, until `restore`. `expect` as in `push`.
+        """Remove a tag, or a name with all its versions, until `restore`.
 
-        Without `force`, RefusedError for a name from whose versions others in the registry were made: those could not be made
-        again.
+        Args:
+            ref: A tag or a name.
+            expect: As in `push`.
+            force: Remove a name even if other adapters in the registry were made from its versions; without them, those could
+                not be made again, so that the default is a RefusedError.
         """
         moves.remove(self.ledger, ref, expect=expect, force=force)
 
     def restore(self, name: str) -> Restored:
-        """Undo the removal of a name: its versions, tags and settings, except for versions whose bytes gc has removed.
+        """Undo the removal of a name: restore its versions, tags and settings, except for versions whose bytes gc has removed.
 
-        The name can be pushed to again, even if no version is left. RefusedError for a name that was not removed.
+        The name can be pushed to again, even if no version is left. Raises RefusedError for a name that was not removed.
         """
         return moves.restore(self.ledger, name)

@@ -1,10 +1,10 @@
-"""What a hub keeps of a repository besides its versions: branches, commits, other manifests and their tags.
+"""A hub's record of each repository besides its versions: branches, commits, other manifests and their tags.
 
     hub/<ns>/<name>/<seq>.json    one file per move: `push` points the name at a document, `delete` removes the repository
 
-The document is a blob, small JSON that each change writes anew; a commit is a blob too. Versions and their tags stay where they
-are, in the log of refs: this is what the protocols of others need beyond that. A repository on the Hugging Face Hub has commits
-of incomplete trees, branches and a visibility; an OCI repository has manifests that are no adapters, such as signatures.
+The document is a blob: small JSON, rewritten by each change. A commit is a blob, too. Versions and their tags stay in the log
+of refs; these documents add what other protocols need. A repository on the Hugging Face Hub has commits of incomplete trees,
+branches and a visibility; an OCI repository has manifests that are not adapters, such as signatures.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class OtherManifest:
-    """A manifest that is no version: an image, an index, a signature.
+    """A manifest that is not a version: an image, an index, a signature.
 
     Attributes:
-        subject: The digest of the manifest that it is about, by sha256 or sha512, be that there or not; empty without one.
-        blobs: What it refers to, manifests of an index among them; kept as long as the manifest.
+        subject: The digest (sha256 or sha512) of the manifest that it is about, which need not exist here; empty without one.
+        blobs: The blobs it refers to, including the manifests of an index; kept as long as the manifest.
     """
 
     media_type: str
@@ -48,7 +48,12 @@ class OtherManifest:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a branch is: a commit, and that of the version that was `latest` when it was moved there, if there was one."""
+    """The position of a branch.
+
+    Attributes:
+        commit: The id of its commit.
+        after: The commit id of the version that was `latest` when the branch moved there; empty if there was none.
+    """
 
     commit: str
     after: str = ""
@@ -59,14 +64,14 @@ class Repository:
     """The state of a repository.
 
     Attributes:
-        private: Hide it from those who have no role in its namespace.
+        private: Whether it is hidden from everybody without a role in its namespace.
         created: ISO 8601 in UTC.
-        heads: Branch to commit. `main` is at `latest` if that has moved since its head was set, or if it has none.
-        commits: Id, 40 hexadecimal digits, to the digest of its document; the oldest first.
-        manifests: Manifests that are no versions, by digest.
-        tags: Tags of those, to the digest that each was given with, by sha256 or sha512.
-        moved_to: The name that it was moved to.
-        moved_from: The name that it is being moved from: until that leads here, nobody sees it; empty otherwise.
+        heads: Branch to commit. `main` follows `latest` if that has moved since the head was set, or if there is no head.
+        commits: Commit id, 40 hexadecimal digits, to the digest of its document; oldest first.
+        manifests: Manifests that are not versions, by digest.
+        tags: Tags of those manifests, to the digest (sha256 or sha512) that each tag was set with.
+        moved_to: The name it was moved to; empty if it was not moved.
+        moved_from: The name it is being moved from; empty otherwise. It is invisible until that name redirects here.
     """
 
     private: bool = False
@@ -80,16 +85,16 @@ class Repository:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it has nothing but its visibility, as of a name that was removed."""
+        """Whether it has nothing but its visibility, as after its name was removed."""
         return self == Repository(private=self.private, created=self.created)
 
     def dump(self) -> bytes:
-        """The bytes of the document."""
+        """Return the bytes of the document."""
         return _dump(self)
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> Repository:
-        """The state in a document; FormatError for anything else."""
+        """Parse a document; FormatError if it is not that of a repository."""
         document = _parsed(raw, where)
         try:
             return cls(
@@ -97,12 +102,16 @@ class Repository:
                 created=str(document["created"]),
                 heads={
                     str(name): Head(
-                        _commit_id(head["commit"], where), _commit_id(head["after"], where) if head["after"] else ""
+                        _parse_commit_id(head["commit"], where), _parse_commit_id(head["after"], where) if head["after"] else ""
                     )
                     for name, head in document["heads"].items()
                 },
-                commits={_commit_id(key, where): parse_digest(digest, where) for key, digest in document["commits"].items()},
-                manifests={parse_digest(key, where): _manifest(one, where) for key, one in document["manifests"].items()},
+                commits={
+                    _parse_commit_id(key, where): parse_digest(digest, where) for key, digest in document["commits"].items()
+                },
+                manifests={
+                    parse_digest(key, where): _manifest(manifest, where) for key, manifest in document["manifests"].items()
+                },
                 tags={str(tag): str(digest) for tag, digest in document["tags"].items()},
                 moved_to=str(document["moved_to"]),
                 moved_from=str(document.get("moved_from", "")),
@@ -113,7 +122,7 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class CommitRecord:
-    """A commit: a tree of files, and who made it.
+    """A commit: a tree of files, its author and its message.
 
     Attributes:
         files: Path to digest and size in bytes.
@@ -129,16 +138,18 @@ class CommitRecord:
     became: Digest = ""
 
     def dump(self) -> bytes:
-        """The bytes of the document; RefusedError for one that would be too large to be read again."""
+        """Return the bytes of the document; RefusedError if it would be too large to be read again."""
         raw = _dump(self)
         if len(raw) > MAX_DOCUMENT:
-            what = f"the names of {len(self.files)} files make a document of {len(raw):,} bytes"
-            raise RefusedError("commit", f"{what}, over the {MAX_DOCUMENT:,} of a commit", "Use shorter names, or fewer files")
+            problem = f"the names of {len(self.files)} files make a document of {len(raw):,} bytes"
+            raise RefusedError(
+                "commit", f"{problem}, over the {MAX_DOCUMENT:,} of a commit", "Use shorter names, or fewer files"
+            )
         return raw
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> CommitRecord:
-        """The commit in a document; FormatError for anything else."""
+        """Parse a document; FormatError if it is not that of a commit."""
         document = _parsed(raw, where)
         try:
             files = {
@@ -151,12 +162,15 @@ class CommitRecord:
 
 
 def commit_id(digest: Digest) -> str:
-    """The id of the commit with this document, or of the commit of the version with this manifest: 40 digits, as git has."""
+    """Return the commit id, 40 digits as in git, for the digest of a commit's document or of a version's manifest."""
     return digest.removeprefix("sha256:")[:40]
 
 
 class Repositories:
-    """The repositories of a registry. One object keeps what it has read, so that a second look costs one `stat`."""
+    """The repositories of a registry.
+
+    An object caches the repositories it has read, so that looking at one again costs one `stat`.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -167,60 +181,64 @@ class Repositories:
         return self._registry.store
 
     def get(self, name: str) -> Repository | None:
-        """The state of a repository; None if there is none, be there versions of that name or not."""
+        """Return the state of a repository; None if there is none, whether or not the name has versions."""
         return self._state(name)[1]
 
     def current(self, name: str) -> tuple[Digest, Repository | None]:
-        """The state of a repository, and the digest of the log's last entry; empty for an empty log."""
+        """Return the digest of the log's last entry, empty for an empty log, and the state of the repository."""
         document, repository = self._state(name)
         return document.head, repository
 
     def change(self, name: str, edit: Callable[[Repository], Repository]) -> Repository:
-        """Change a repository, which is created if it is missing; `edit` is called again when another writer was first."""
-        made = Repository()
+        """Change a repository, creating it if it is missing; `edit` is called again if another writer committed first."""
+        repository = Repository()
 
         def decide(state: NamedDocument) -> Entry | None:
-            nonlocal made
+            nonlocal repository
             before = self._read(state)
-            made = edit(before or Repository(created=now()))
-            if made == before:
+            repository = edit(before or Repository(created=now()))
+            if repository == before:
                 return None
-            raw = made.dump()
+            raw = repository.dump()
             if len(raw) > MAX_DOCUMENT:
                 raise RefusedError(name, "has too many commits or manifests", "Squash its commits, or remove manifests")
             digest, size = self._store.put_bytes(raw)
+            # The blob must be on the disk before the log entry that names it.
             self._store.sync_blobs()
             return state.next("push", now(), digest, size)
 
+        # Until the log entry names the new blob, only the lease keeps a gc from removing it.
         with self._store.lease("hub"):
             self._move(name, decide)
-        return made
+        return repository
 
     def remove(self, name: str) -> None:
-        """Remove a repository; its versions are the registry's to remove."""
+        """Remove a repository, but not its versions: those belong to the registry."""
         self._move(name, lambda state: state.next("delete", now()) if state.there else None)
 
     def names(self) -> list[str]:
-        """Every name that there is a repository of, sorted."""
+        """Return the names of all repositories, sorted."""
         return [name for name in self._store.log.names(HUB) if self.get(name) is not None]
 
     def commit(self, repository: Repository, commit: str) -> CommitRecord | None:
-        """The commit with an id; None if the repository has none of it."""
+        """Return the commit with an id; None if the repository does not have it."""
         digest = repository.commits.get(commit)
         return None if digest is None else CommitRecord.parse(self._store.read_document(digest, limit=MAX_DOCUMENT), digest)
 
     def _move(self, name: str, decide: Callable[[NamedDocument], Entry | None]) -> None:
-        known = self._state(name)[0]
-        named_documents.move(self._store, self._registry.locked, name, decide, log=HUB, known=known)
+        cached_state = self._state(name)[0]
+        named_documents.move(self._store, self._registry.locked, name, decide, log=HUB, known=cached_state)
 
     def _state(self, name: str) -> tuple[NamedDocument, Repository | None]:
-        known = self._known.get(name)
-        state = named_documents.current(self._store, name, log=HUB, known=known[0] if known else None)
-        if known is None or known[0] is not state:
-            known = state, self._read(state)
-            if state.entry is not None:  # anybody may ask for any name
-                self._known[name] = known
-        return known
+        cached = self._known.get(name)
+        state = named_documents.current(self._store, name, log=HUB, known=cached[0] if cached else None)
+        # `current` returns the same object as long as the log has no newer entry.
+        if cached is None or cached[0] is not state:
+            cached = state, self._read(state)
+            # Names without a log are not cached: anybody may ask for any name, and the cache would grow without limit.
+            if state.entry is not None:
+                self._known[name] = cached
+        return cached
 
     def _read(self, state: NamedDocument) -> Repository | None:
         if not state.there or state.entry is None:
@@ -230,61 +248,69 @@ class Repositories:
 
 def needs(store: Store, document: Digest) -> set[Digest]:
     """Return the blobs that a repository needs besides its document: commits with their files, manifests with their blobs."""
-    found = Repository.parse(store.read_document(document, limit=MAX_DOCUMENT), document)
-    needed: set[Digest] = {*found.commits.values(), *found.manifests}
-    for manifest in found.manifests.values():
+    repository = Repository.parse(store.read_document(document, limit=MAX_DOCUMENT), document)
+    needed: set[Digest] = {*repository.commits.values(), *repository.manifests}
+    for manifest in repository.manifests.values():
         needed.update(manifest.blobs)
-    for digest in found.commits.values():
+    for digest in repository.commits.values():
         record = CommitRecord.parse(store.read_document(digest, limit=MAX_DOCUMENT), digest)
         needed.update(file for file, _ in record.files.values())
     return needed
 
 
 def head_of(repository: Repository | None, branch: str, latest: str) -> str:
-    """The commit of a branch; empty where `main` is at the version `latest`, and for a branch that does not exist.
+    """Return the commit of a branch; empty if `main` is at the version `latest`, and for a branch that does not exist.
 
     Args:
-        repository: Its state, None without one.
-        branch: Its name.
-        latest: The commit of the version `latest`, empty without one.
+        repository: Its state; None if there is none.
+        branch: The name of the branch.
+        latest: The commit of the version `latest`; empty without one.
     """
     head = repository.heads.get(branch) if repository else None
     return head.commit if head and (branch != MAIN or head.after == latest) else ""
 
 
 def with_head(repository: Repository, branch: str, commit: str, *, after: str, document: Digest = "") -> Repository:
-    """The repository with a branch at a commit, whose document is added."""
+    """Return the repository with a branch at a commit; with the commit's `document`, the commit is added, too."""
     commits = {**repository.commits, commit: document} if document else repository.commits
     return replace(repository, heads={**repository.heads, branch: Head(commit, after)}, commits=commits)
 
 
 def without_head(repository: Repository, branch: str) -> Repository:
-    """The repository without a branch."""
+    """Return the repository without a branch."""
     return replace(repository, heads={name: head for name, head in repository.heads.items() if name != branch})
 
 
 def with_manifest(repository: Repository, digest: Digest, manifest: OtherManifest, tags: Mapping[str, str]) -> Repository:
-    """The repository with a manifest that is no version, and with tags to its digest, by sha256 or sha512."""
+    """Return the repository with a manifest that is not a version, and with tags that point to its sha256 or sha512 digest."""
     return replace(repository, manifests={**repository.manifests, digest: manifest}, tags={**repository.tags, **tags})
 
 
 def without_manifest(repository: Repository, digest: Digest, also: str = "") -> Repository:
-    """The repository without a manifest that is no version, and without its tags; `also` is its sha512."""
+    """Return the repository without a manifest that is not a version, and without its tags.
+
+    Args:
+        repository: The repository.
+        digest: The sha256 digest of the manifest.
+        sha512: Its sha512 digest, which tags may point to as well; empty if there is none.
+    """
     manifests = {key: manifest for key, manifest in repository.manifests.items() if key != digest}
-    tags = {tag: of for tag, of in repository.tags.items() if of not in (digest, also)}
+    tags = {tag: target for tag, target in repository.tags.items() if target not in (digest, also)}
     return replace(repository, manifests=manifests, tags=tags)
 
 
 def without_tags(repository: Repository, tags: Collection[str]) -> Repository:
-    """The repository without some tags of manifests that are no versions."""
+    """Return the repository without some tags of manifests that are not versions."""
     return replace(repository, tags={tag: digest for tag, digest in repository.tags.items() if tag not in tags})
 
 
-def _manifest(one: Any, where: str) -> OtherManifest:
-    subject = str(one["subject"])
-    annotations = {str(key): str(value) for key, value in one["annotations"].items()}
-    blobs = tuple(parse_digest(blob, where) for blob in _listed(one["blobs"]))
-    return OtherManifest(str(one["media_type"]), int(one["size"]), str(one["artifact_type"]), subject, annotations, blobs)
+def _manifest(document: Any, where: str) -> OtherManifest:
+    subject = str(document["subject"])
+    annotations = {str(key): str(value) for key, value in document["annotations"].items()}
+    blobs = tuple(parse_digest(blob, where) for blob in _listed(document["blobs"]))
+    return OtherManifest(
+        str(document["media_type"]), int(document["size"]), str(document["artifact_type"]), subject, annotations, blobs
+    )
 
 
 def _listed(value: Any) -> Iterable[Any]:
@@ -293,7 +319,7 @@ def _listed(value: Any) -> Iterable[Any]:
     return value
 
 
-def _commit_id(text: Any, where: str) -> str:
+def _parse_commit_id(text: Any, where: str) -> str:
     if not isinstance(text, str) or not is_hex(text, 40):
         raise FormatError(where, f"{str(text)[:80]!r} is not the id of a commit")
     return text
@@ -302,7 +328,9 @@ def _commit_id(text: Any, where: str) -> str:
 def _dump(value: Repository | CommitRecord) -> bytes:
     document = {"version": _VERSION, **asdict(value)}
     if not document.get("moved_from", "-"):
-        del document["moved_from"]  # as in documents that were written before there was such a field
+        # Older documents lack the field: leaving it out keeps their bytes, and with them their digests, unchanged.
+        del document["moved_from"]
+    # Always in the same form, so that the same state has the same digest.
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 

@@ -1,6 +1,7 @@
-"""Signatures of what is pushed: those that the policy requires of a name, and those that are stored with a version.
+"""Signatures of pushed versions: the ones that a policy requires for a name, and the ones stored with a version.
 
-Attestations are signatures of statements about a version, and are stored, carried and required as those of its files are.
+An attestation is a signature of a statement about a version; it is stored, carried and required as a signature of files is. The
+cryptography is in `adapterhub.trust`, the files in `store.signature_files`.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ LIMIT = bundle.MAX_BUNDLE + 1
 """Bytes to read of a signature: one more than a valid one has."""
 
 
-def files_of(made: Manifest) -> dict[str, Digest]:
-    """Path to digest of the files of a version, as they are signed."""
-    return {layer.path: layer.digest for layer in made.layers}
+def files_of(manifest: Manifest) -> dict[str, Digest]:
+    """Return the files of a version as they are signed: path to digest."""
+    return {layer.path: layer.digest for layer in manifest.layers}
 
 
 def in_folder(folder: Path) -> tuple[bytes, ...]:
-    """The signature in a folder, unverified; none without one."""
+    """Return the signature in a folder, unverified; empty if there is none."""
     path = folder / SIGNATURE
     try:
         return (Inside(folder).read(path, LIMIT),)
@@ -49,60 +50,61 @@ def in_folder(folder: Path) -> tuple[bytes, ...]:
 
 def check(
     policy: Policy | None,
-    made: Manifest,
-    signatures: Callable[[], Sequence[bytes]],
+    manifest: Manifest,
+    read_signatures: Callable[[], Sequence[bytes]],
     *,
     name: str,
     where: str,
     signed_as: str = "",
 ) -> Signed | None:
-    """Verify that a version is signed as the policy requires for its name, and that what it requires is attested.
+    """Verify that a version is signed and attested as the policy requires for its name.
 
     Args:
-        policy: None where there is none.
-        made: The manifest of the version.
-        signatures: Returns its signatures and attestations; called only if one is required.
-        name: Its name, as the policy knows it.
-        where: Its name in errors.
-        signed_as: What it was signed as, where that is another name than `name`.
+        policy: The policy; None without one.
+        manifest: The manifest of the version.
+        read_signatures: Returns its signatures and attestations; called only if one is required.
+        name: Its name, to which the rules of the policy apply.
+        location: Its name in errors.
+        signed_as: The name it was signed as, if that is not `name`.
 
     Returns:
-        A signature of its files that is required; None where none is.
+        A required signature of its files; None if the policy requires none.
 
     Raises:
-        RefusedError: It is not signed so, or not attested (code `against-policy`).
+        RefusedError: It is not signed or attested as required (code `against-policy`).
     """
+    # Reading signatures may take requests to a remote, so they are read only if a rule needs them.
     rules = policy.signed(name) if policy else []
     if not rules:
         return None
-    signed, there = None, signatures()
+    signed, bundles = None, read_signatures()
     for rule in rules:
         try:
-            signed = _check_rule(policy, rule, made, there, name=signed_as or name, where=where) or signed
+            signed = _check_rule(policy, rule, manifest, bundles, name=signed_as or name, where=where) or signed
         except IntegrityError as error:
             raise refused(where, rule.where, [f"{rule.rule}: {error.what}"], error.hint) from error
     return signed
 
 
 def _check_rule(
-    policy: Policy | None, rule: Rule, made: Manifest, there: Sequence[bytes], *, name: str, where: str
+    policy: Policy | None, rule: Rule, manifest: Manifest, bundles: Sequence[bytes], *, name: str, where: str
 ) -> Signed | None:
-    """Return the signature that a rule requires, None for an attestation; IntegrityError without it."""
+    """Return the signature that a rule requires, or None for an attestation; IntegrityError if it is missing."""
     from adapterhub.trust.keys import trusted  # needs cryptography
 
     keys = trusted(rule.keys)
     if not rule.attestation:
-        return bundle.accepted(there, keys, files_of(made), name, where)
-    attestation.accepted(there, rule.attestation, keys, made.digest, where, check=partial(_check_base, policy, where))
+        return bundle.accepted(bundles, keys, files_of(manifest), name, where)
+    attestation.accepted(bundles, rule.attestation, keys, manifest.digest, where, check=partial(_check_base, policy, where))
     return None
 
 
-def _check_base(policy: Policy | None, where: str, found: Attestation) -> None:
-    """IntegrityError for the attestation that an adapter fits a base which the policy does not allow."""
-    if found.kind == attestation.FITS:
-        base = attestation.base_of(found)
+def _check_base(policy: Policy | None, where: str, claim: Attestation) -> None:
+    """Raise IntegrityError if an attestation says that the adapter fits a base which the policy does not allow."""
+    if claim.kind == attestation.FITS:
+        base = attestation.base_of(claim)
         if policy and not all(base in bases for bases in policy.base_digests()):
-            raise IntegrityError(where, f"the attestation is about the base {base[:19]}…, which is not one of bases")
+            raise IntegrityError(where, f"the attestation is about the base {base[:19]}…, which the policy does not allow")
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,9 @@ class Shown:
 
     Attributes:
         what: `files`, the kind of an attestation, or the type of its predicate.
-        signer: Who it claims to be by.
+        signer: The signer that it claims.
         is_about: Whether it is about this version.
-        verified: Whether it is by a signer that the policy requires for the name of the version, and right.
+        verified: Whether it is valid, and its signer is one that the policy requires for the name of the version.
     """
 
     what: str
@@ -122,51 +124,53 @@ class Shown:
     verified: bool
 
 
-def shown(policy: Policy | None, made: Manifest, signatures: Iterable[bytes], name: str) -> list[Shown]:
-    """Describe the signatures of a version; those that are no bundles of the form that is read are left out."""
-    found = []
+def shown(policy: Policy | None, manifest: Manifest, signatures: Iterable[bytes], name: str) -> list[Shown]:
+    """Describe the signatures of a version, skipping those that cannot be parsed."""
+    summaries = []
     for raw in signatures:
         with suppress(AdapterhubError):
             try:
                 signer = bundle.claimed_signer(raw, name)
             except ImportError:  # no cryptography
                 signer = "an identity"
-            kind = bundle.predicate_type(raw)
-            what = "files" if kind == statement.PREDICATE_TYPE else attestation.kind_of(kind) or kind
-            found.append(Shown(what, signer, is_about(raw, made), _is_required(policy, made, raw, name)))
-    return found
+            predicate_type = bundle.predicate_type(raw)
+            statement_kind = (
+                "files" if predicate_type == statement.PREDICATE_TYPE else attestation.kind_of(predicate_type) or predicate_type
+            )
+            summaries.append(Shown(statement_kind, signer, is_about(raw, manifest), _is_required(policy, manifest, raw, name)))
+    return summaries
 
 
-def _is_required(policy: Policy | None, made: Manifest, raw: bytes, name: str) -> bool:
-    """Tell whether a bundle alone meets one of the rules of a policy that are about signers."""
+def _is_required(policy: Policy | None, manifest: Manifest, raw: bytes, name: str) -> bool:
+    """Return True if a bundle alone meets one of the policy's rules about signers."""
     for rule in policy.signed(name) if policy else ():
         with suppress(AdapterhubError):
-            _check_rule(policy, rule, made, [raw], name=name, where=name)
+            _check_rule(policy, rule, manifest, [raw], name=name, where=name)
             return True
     return False
 
 
-def known(store: Store, made: Manifest, brought: Iterable[bytes]) -> list[bytes]:
-    """Return the signatures of a version that were brought with it, and those that are stored; none is verified."""
-    return [*brought, *store.signatures.read(made.digest, LIMIT)]
+def known(store: Store, manifest: Manifest, incoming: Iterable[bytes]) -> list[bytes]:
+    """Return the signatures of a version: those that came with it and those that are stored; none is verified."""
+    return [*incoming, *store.signatures.read(manifest.digest, LIMIT)]
 
 
-def keep(store: Store, made: Manifest, signatures: Iterable[bytes], policy: Policy | None = None, name: str = "") -> None:
-    """Store the signatures and attestations that came with a version and are about it; by whom is for readers to verify.
+def keep(store: Store, manifest: Manifest, signatures: Iterable[bytes], policy: Policy | None = None, name: str = "") -> None:
+    """Store the signatures and attestations that came with a version and are about it, unverified: that is up to readers.
 
-    Of all but those that a policy requires for its name, at most MOST_BROUGHT.
+    At most MAX_UNREQUESTED of them are stored, apart from those that a policy requires for the version's name.
     """
     for raw in signatures:
-        with suppress(AdapterhubError):  # as where there are too many
-            if is_about(raw, made):
-                store.signatures.add(made.digest, raw, MOST if _is_required(policy, made, raw, name) else MOST_BROUGHT)
+        with suppress(AdapterhubError):  # too many of them, for instance: that must not fail the push
+            if is_about(raw, manifest):
+                store.signatures.add(manifest.digest, raw, MOST if _is_required(policy, manifest, raw, name) else MOST_BROUGHT)
 
 
-def is_about(raw: bytes, made: Manifest) -> bool:
-    """Tell whether a bundle claims to sign the files of a version and no others, or to attest something about it."""
+def is_about(raw: bytes, manifest: Manifest) -> bool:
+    """Return True if a bundle claims to sign the files of a version and no others, or to attest something about it."""
     with suppress(AdapterhubError):
         claimed = bundle.claimed(raw, "")
         if bundle.predicate_type(raw) == statement.PREDICATE_TYPE:
-            return statement.parse(claimed, "").files == files_of(made)
-        return attestation.parse(claimed, "").digest == made.digest
+            return statement.parse(claimed, "").files == files_of(manifest)
+        return attestation.parse(claimed, "").digest == manifest.digest
     return False

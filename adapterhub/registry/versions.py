@@ -1,6 +1,7 @@
-"""Versions of a registry, and the one that a ref names now.
+"""Versions of a registry, and the resolution of refs to them.
 
-Every function that takes a ref may raise RefError, NotFoundError or IntegrityError.
+Every function that takes a ref may raise RefError, NotFoundError or IntegrityError. `adapterhub.ref` parses refs;
+`adapterhub.references` and `adapterhub.semver` have the rules for ranges.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Version:
         new: True if this push created it; False if the name had the same content already.
         moved: True if this push moved a tag to it.
         skipped: Names in the pushed folder that were left out.
-        overridden: Codes of the errors of its check that `force` accepted.
+        overridden: Codes of the errors in its check that `force` accepted.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Version:
 
     @property
     def ref(self) -> Ref:
-        """The name with the running number."""
+        """The name with the version number."""
         return Ref(self.name, number=self.number)
 
     def __repr__(self) -> str:
@@ -61,7 +62,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Restored:
-    """A name whose removal was undone.
+    """The result of undoing the removal of a name.
 
     Attributes:
         numbers: The versions that are back.
@@ -74,36 +75,38 @@ class Restored:
 
 
 def removed_versions(entries: Iterable[Entry]) -> dict[int, Digest]:
-    """Return the manifests, by number, of the versions that the last removal of a name took."""
-    found: dict[int, Digest] = {}
+    """Return the versions that the last removal of a name deleted: number to the digest of the manifest."""
+    digest_by_number: dict[int, Digest] = {}
     for entry in in_force(entries)[1]:
         if entry.op == "push":
-            found[entry.number] = entry.digest
+            digest_by_number[entry.number] = entry.digest
         elif entry.op == "drop":
             for number in entry.numbers:
-                found.pop(number, None)
-    return found
+                digest_by_number.pop(number, None)
+    return digest_by_number
 
 
 def version_of(ledger: Ledger, row: Row, tag: str | None = None) -> Version:
-    """Return the version of a row, named by `tag`."""
+    """Return the version in a row; `tag` is the tag that named it."""
     return Version(row.name, row.number, row.digest, row.size, row.tags, tag, deprecation(ledger, row))
 
 
 def deprecation(ledger: Ledger, row: Row) -> str | None:
-    """Return why a version is deprecated, itself or with its whole name; None if it is not."""
-    found = queries.marks(ledger.index, "deprecate", row.name)
-    return found.get(str(row.number), found.get("0"))
+    """Return why a version is deprecated, by itself or with its whole name; None if it is not."""
+    reasons = queries.marks(ledger.index, "deprecate", row.name)
+    return reasons.get(str(row.number), reasons.get("0"))
 
 
 def find_row(ledger: Ledger, ref: Ref) -> Row:
-    """Return the version that `ref` names now: by tag, number, digest or range; without any of them, the newest.
+    """Return the version that `ref` names now: by tag, number, digest or range; the newest one for a bare name.
 
-    The index is compared with the log, once more under the write lock if a writer may have been between the two.
+    The index is compared with the log. If they differ, a writer may have moved the ref between the two reads, so the comparison
+    is repeated under the write lock.
     """
     if not ledger.index.in_transaction:
         with contextlib.suppress(IntegrityError):
             return _row(ledger, ref, ledger.current(ref.name))
+    # Under the lock nothing moves, so a difference that remains is real.
     with ledger.locked():
         return _row(ledger, ref, ledger.current(ref.name))
 
@@ -126,47 +129,48 @@ def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
         number, tag = (ref.number, None) if ref.number else _tagged(ledger, ref)
         rows = queries.versions(ledger.index, name=ref.name, number=number)
     if not rows:
-        raise _no_such_version(ledger, ref)
+        raise _no_such_version_error(ledger, ref)
     _check(ledger, state, rows[0], tag)
     return rows[0]
 
 
 def _check(ledger: Ledger, state: Name, row: Row, tag: str | None) -> None:
-    told = (row.name, row.number, row.digest, row.manifest_size)
-    known = ledger.checked.get((*told, tag), "")
-    if known != state.head:
+    identity = (row.name, row.number, row.digest, row.manifest_size)
+    verified_head = ledger.checked.get((*identity, tag), "")
+    if verified_head != state.head:
         log, pushed, database = ledger.store.log, queries.pushed_by(ledger.index, row), ledger.index.path
-        log_check.check_row(log, state, row, tag, pushed=pushed, database=database, known=known)
-        ledger.checked |= {(*told, tag): state.head, (*told, None): state.head}
+        log_check.check_row(log, state, row, tag, pushed=pushed, database=database, known=verified_head)
+        # What was compared with the tag also holds for the version without it.
+        ledger.checked |= {(*identity, tag): state.head, (*identity, None): state.head}
 
 
 def find_exact_row(ledger: Ledger, ref: Ref) -> Row:
-    """Return the version of a ref that is about to change: a missing tag is never read as a range, and a range is refused."""
+    """Return the version of a ref that is about to change: a missing tag is never taken for a range, and a range is refused."""
     if ref.range or (ref.tag and ledger.current(ref.name).number and ref.tag not in queries.tags(ledger.index, ref.name)):
-        raise _no_such_version(ledger, ref)
+        raise _no_such_version_error(ledger, ref)
     return find_row(ledger, ref)
 
 
 def _tagged(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
-    """Return the number that a tag or a range means, 0 for none, and the tag. A missing tag such as `1.2` may be a range."""
+    """Return the number that a tag or a range refers to, 0 if none, and the tag. A missing tag such as `1.2` may be a range."""
     tags = queries.tags(ledger.index, ref.name)
     if not ref.range and (ref.tag or LATEST) in tags:
         return tags[ref.tag or LATEST], ref.tag or LATEST
-    found = references.in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
-    return (tags[found], found) if found else (0, None)
+    matching_tag = references.in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
+    return (tags[matching_tag], matching_tag) if matching_tag else (0, None)
 
 
-def _no_such_version(ledger: Ledger, ref: Ref) -> NotFoundError:
+def _no_such_version_error(ledger: Ledger, ref: Ref) -> NotFoundError:
     tags = queries.tags(ledger.index, ref.name)
     if ref.range:
         versions = [tag for tag in tags if semver.parse(tag)]
-        what = f"no tag is in this range; the version tags are {', '.join(versions[-10:]) or 'none'}"
-        return NotFoundError(str(ref), what, "A range matches tags like 1.2.0")
+        problem = f"no tag is in this range; the version tags are {', '.join(versions[-10:]) or 'none'}"
+        return NotFoundError(str(ref), problem, "A range matches tags like 1.2.0")
     numbers = [f"v{row.number}" for row in queries.versions(ledger.index, name=ref.name)[:5]]
-    what = f"no such {'tag' if ref.tag else 'version'}; the registry has {', '.join([*tags, *numbers][:10]) or 'none'}"
+    problem = f"no such {'tag' if ref.tag else 'version'}; the registry has {', '.join([*tags, *numbers][:10]) or 'none'}"
     return NotFoundError(
         str(ref),
-        what,
+        problem,
         f"List the versions of {ref.name}",
         code="no-such-tag" if ref.tag else "no-such-version",
         name=ref.name,
@@ -175,30 +179,38 @@ def _no_such_version(ledger: Ledger, ref: Ref) -> NotFoundError:
 
 
 def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:
-    """Return the number that the tag of `ref` had after entry `seq` of a log of `end` entries; None: before its last move."""
+    """Return the number that the tag of `ref` had after an entry of the log.
+
+    Args:
+        ledger: The registry's ledger.
+        ref: A name and a tag.
+        end: The number of entries in the log.
+        seq: The entry; None for the one before the tag's last move.
+    """
     if seq is not None and not 1 <= seq <= end:
-        what = f"there is no entry {seq}; the log has 1 to {end}"
-        raise NotFoundError(str(ref), what, "Look at the log", code="look-at-log", ref=ref.name)
-    removed = 0  # what the last removal of the name took from the tag
+        problem = f"there is no entry {seq}; the log has 1 to {end}"
+        raise NotFoundError(str(ref), problem, "Look at the log", code="look-at-log", ref=ref.name)
+    removed_number = 0  # the number that the tag had when the name was last removed
     moves: list[tuple[int, int]] = [(0, 0)]  # entry, and the tag's number from there on; 0 for none
     for entry in ledger.store.log.entries(ref.name):
         if entry.op == "delete":
-            removed = moves[-1][1]
+            removed_number = moves[-1][1]
             moves.append((entry.seq, 0))
         elif entry.op == "restore":
-            moves.append((entry.seq, removed if removed in entry.numbers else 0))
+            # A restore brings a tag back only if its version came back.
+            moves.append((entry.seq, removed_number if removed_number in entry.numbers else 0))
         elif entry.op in ("push", "tag", "untag") and ref.tag in entry.tags:
             moves.append((entry.seq, 0 if entry.op == "untag" else entry.number))
     if len(moves) == 1:
         raise never_set(ref)
-    before = moves[-1][0] - 1 if seq is None else seq
-    number = [number for at, number in moves if at <= before][-1]
+    last_seq = moves[-1][0] - 1 if seq is None else seq
+    number = [number for entry_seq, number in moves if entry_seq <= last_seq][-1]
     if not number:
-        when = f"at entry {seq}" if seq is not None else f"before entry {before + 1}"
-        raise NotFoundError(str(ref), f"did not exist {when}", "Look at the log", code="look-at-log", ref=str(ref))
+        moment = f"at entry {seq}" if seq is not None else f"before entry {last_seq + 1}"
+        raise NotFoundError(str(ref), f"did not exist {moment}", "Look at the log", code="look-at-log", ref=str(ref))
     return number
 
 
 def never_set(ref: Ref) -> NotFoundError:
-    """Return the error for a tag that its name's log does not mention."""
+    """Return the error for a tag that the log of its name does not mention."""
     return NotFoundError(str(ref), "this tag was never set", "Look at the log", code="look-at-log", ref=ref.name)

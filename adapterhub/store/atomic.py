@@ -1,4 +1,4 @@
-"""The files of a store: read, listed and removed without following a link, and written complete and flushed or not at all.
+"""The files of a store: read, listed and removed without following links, and written complete and flushed or not at all.
 
 Every access to a store goes through here. A killed writer leaves a temporary file in tmp/, which nothing refers to and `sweep`
 removes.
@@ -29,6 +29,7 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EA
 
 
 _WRITE = 2  # SYNC_FILE_RANGE_WRITE
+# Python's os module lacks the call.
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
@@ -36,8 +37,8 @@ class Files(Inside):
     """The files below `root`, the folder of a store.
 
     Attributes:
-        lease: The lease that this process holds, if any. Its id starts the names of temporary files, so that those of a
-            killed process are recognized.
+        lease: The lease that this process holds, if any. Its id starts the names of temporary files, so that those of a killed
+            process are recognized.
     """
 
     def __init__(self, root: Path) -> None:
@@ -46,7 +47,7 @@ class Files(Inside):
 
     @contextmanager
     def temporary(self) -> Iterator[tuple[Path, BinaryIO]]:
-        """Open a new unbuffered file in tmp/; it is removed afterwards unless it was renamed."""
+        """Open a new unbuffered file in tmp/; it is removed at the end unless it was renamed."""
         path = self.root / "tmp" / (f"{self.lease.id}-{random_name()}" if self.lease else random_name())
         with local_errors(path):
             file = self.create(path)
@@ -58,12 +59,12 @@ class Files(Inside):
                     self.remove(path)
 
     def sweep(self) -> None:
-        """Delete files in tmp/ that were last written more than a day ago; a running writer writes its own all the time."""
+        """Delete files in tmp/ that were last written more than a day ago; a running writer keeps writing to its own."""
         with local_errors(self.root):
             for path in self.listed(self.root / "tmp"):
                 with contextlib.suppress(FileNotFoundError):  # another process swept it
-                    found = self.status(path)
-                    if found.st_mtime < time.time() - ABANDONED and not stat.S_ISDIR(found.st_mode):
+                    status = self.status(path)
+                    if status.st_mtime < time.time() - ABANDONED and not stat.S_ISDIR(status.st_mode):
                         self.remove(path)
 
     def replace(self, final: Path, data: bytes) -> None:
@@ -76,8 +77,9 @@ class Files(Inside):
             self.sync(final.parent)
 
     def claim(self, path: Path, final: Path) -> bool:
-        """Give a complete file its final name; False when that name is taken."""
+        """Give a complete file its final name; return False if that name is taken."""
         try:
+            # A hard link fails if the name exists, where a rename would replace it: this is the compare-and-swap of the logs.
             self.link(path, final)
         except FileExistsError:
             return False
@@ -93,7 +95,7 @@ class Files(Inside):
 
 @contextmanager
 def local_errors(path: Path) -> Iterator[None]:
-    """Raise an OSError of the block as a LocalIOError that names `path`."""
+    """Turn an OSError of the block into a LocalIOError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -115,9 +117,9 @@ def write_all(file: BinaryIO, data: bytes) -> None:
 
 
 def start_flush(file: BinaryIO, start: int, count: int) -> None:
-    """Have the system begin to write a part of a file to the disk, so that less is left for a flush; nothing on other systems.
+    """Ask Linux to start writing a part of a file to the disk (sync_file_range(2)), so that a later flush has less left to do.
 
-    Linux, sync_file_range(2).
+    Does nothing on other systems.
     """
     if _sync_file_range and count:
         _sync_file_range(file.fileno(), ctypes.c_int64(start), ctypes.c_int64(count), _WRITE)

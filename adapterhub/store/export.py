@@ -1,4 +1,4 @@
-"""Bytes out of a store: each file is read once and hashed as it is copied."""
+"""Copies of blobs out of a store: each file is read once and hashed as it is copied."""
 
 from __future__ import annotations
 
@@ -25,26 +25,35 @@ def export(
     *,
     there: Present | None = None,
 ) -> None:
-    """Write the files of a version into `folder`, which must be new and the caller's own; those that are `there` are kept.
+    """Write the files of a version into `folder`, which must be new and the caller's own.
 
-    `progress` is called with bytes written and total bytes. Raises IntegrityError for a missing or damaged blob.
+    Args:
+        store: The store.
+        layers: The files.
+        folder: The new folder.
+        progress: Called with bytes written and total bytes.
+        present: The folder that the new one replaces; files that it already has are linked from there.
+
+    Raises:
+        IntegrityError: A blob is missing or damaged.
     """
-    more = counter(progress, sum(layer.size for layer in layers))
+    count_bytes = counter(progress, sum(layer.size for layer in layers))
     for layer in layers:
         if there is not None and there.has(layer):
             there.keep(layer.path, folder / layer.path)
-            if more:
-                more(layer.size)
+            if count_bytes:
+                count_bytes(layer.size)
         else:
             with store.open_blob(layer.digest) as blob:
-                write_layer(folder, layer, blob, more)
+                write_layer(folder, layer, blob, count_bytes)
     if there is not None:
+        # An edit made in the meantime would be lost with the old folder.
         there.check_unchanged()
 
 
 @contextmanager
 def linked(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
-    """Yield a folder in which the blobs of a version have the names of its files; it is gone when the context ends."""
+    """Yield a temporary folder in which the blobs of a version have the names of its files."""
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         for layer in layers:
             path = Path(temporary) / layer.path
@@ -60,18 +69,19 @@ def linked(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
 
 
 def write_layer(folder: Path, layer: Descriptor, source: object, more: More | None = None) -> None:
-    """Write one file below `folder`, which must be new and the caller's own; IntegrityError for the wrong bytes.
+    """Write one file below `folder`, which must be new and the caller's own; IntegrityError if its bytes are wrong.
 
-    `layer.path` has been checked by `oci_manifest.parse` or `package_files.listing`.
+    The caller has checked `layer.path` (`oci_manifest.parse` or `package_files.listing`).
     """
     path = folder / layer.path
+    # Never write through a link or into a file that somebody put into the folder meanwhile. Windows needs O_BINARY.
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     with local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
             digest, size = copy_hashing(source, file, limit=layer.size, more=more)
     if (digest, size) != (layer.digest, layer.size):
-        what = (
+        problem = (
             f"{size} bytes with digest {digest} instead of {layer.size} bytes with digest {layer.digest}; nothing was written"
         )
-        raise IntegrityError(layer.path, what, "Check the registry", code="check-registry")
+        raise IntegrityError(layer.path, problem, "Check the registry", code="check-registry")

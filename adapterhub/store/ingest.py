@@ -1,4 +1,4 @@
-"""Bytes into a store: each file of a folder is opened once, read once and hashed as it is copied. No ref moves here."""
+"""Copies of files into a store: each is opened once, read once and hashed as it is copied. No ref moves here."""
 
 from __future__ import annotations
 
@@ -26,30 +26,32 @@ def ingest(
     """Store every blob of the adapter in `folder`; return its manifest and the names that were skipped.
 
     Args:
-        store: Where to; hold a lease on it until a ref names the manifest.
+        store: The target; hold a lease on it until a ref names the manifest.
         folder: An adapter in any supported format.
         progress: Called with bytes stored and total bytes.
-        draft: The manifest but for the digests, from a caller that has read the folder; None to read it.
+        draft: The manifest without digests, from a caller that has read the folder; None to read it here.
 
     Raises:
         IntegrityError: A file changed while it was read.
     """
     from adapterhub.manifest import describe  # needs numpy, which commands that only read do without
 
+    # What killed processes left behind may take up the space that is needed now.
     store.files.sweep()
     draft = draft or describe.draft(folder)  # before anything is stored, as this may not be an adapter
-    found = draft.listing
-    more = counter(progress, sum(_size(folder / path) for path in found.files)) if progress else None
+    file_list = draft.listing
+    count_bytes = counter(progress, sum(_size(folder / path) for path in file_list.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}
     stamps: dict[str, _Stamp] = {}
-    for path in found.files:
-        if path == ADAPTER_JSON:  # `settle` reads it; its bytes may change
+    for path in file_list.files:
+        if path == ADAPTER_JSON:  # `finalize` decides what is stored as adapter.json
             stamps[path] = _stamp(folder / path)
             continue
         with open_regular(folder / path) as file:
             stamps[path] = _stamp(file.fileno())
-            files[path] = store.put_stream(file, more=more)
-    manifest, raw = draft.settle(files)
+            files[path] = store.put_stream(file, more=count_bytes)
+    adapter_manifest, raw = draft.settle(files)
+    # Compared only after the last file was read: the files must be of one state of the folder, and adapter.json about them.
     for path, stamp in stamps.items():
         with local_errors(folder / path):
             now = _stamp(folder / path)
@@ -61,11 +63,12 @@ def ingest(
                 code="changed-meanwhile",
             )
     files[ADAPTER_JSON] = store.put_bytes(raw)
-    made = oci_manifest.assemble(files, manifest)
-    store.put_bytes(made.config_bytes)
-    store.put_bytes(made.raw)
+    manifest = oci_manifest.assemble(files, adapter_manifest)
+    store.put_bytes(manifest.config_bytes)
+    store.put_bytes(manifest.raw)
+    # Before a ref moves: no log entry may name a blob that a power cut can still destroy.
     store.sync_blobs()
-    return made, found.skipped
+    return manifest, file_list.skipped
 
 
 def _size(path: Path) -> int:
@@ -74,6 +77,6 @@ def _size(path: Path) -> int:
 
 
 def _stamp(file: Path | int) -> _Stamp:
-    """Return size, modification time and inode of a path, links not followed, or of an open file."""
+    """Return size, modification time and inode of an open file, or of a path without following links."""
     status = os.fstat(file) if isinstance(file, int) else os.stat(file, follow_symlinks=False)
     return status.st_size, status.st_mtime_ns, status.st_ino

@@ -1,9 +1,9 @@
-"""Leases: files that list the blobs a running process needs although no ref names them, or although a ref may stop to.
+"""Leases: files that list the blobs a running process needs, whether or not a ref names them.
 
 A file in `leases/` has one line about its holder, then one digest per line. The holder keeps it locked (flock), so that the
-lease of a killed process is recognized at once. Where locks are no evidence (another host, a file system or an operating system
-without them), a lease is valid for a day after it was last written. Leases save work; that no blob is lost depends on the write
-lock of registry.db alone.
+lease of a killed process is recognized at once. Where locks prove nothing (another host, a file system or an operating system
+without them), a lease is valid for a day after it was last written. Leases only save work: that no blob is lost depends on the
+write lock of registry.db alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Lease:
             self._file.write(f"{digest}\n".encode())
 
     def note_only(self, digests: Iterable[str]) -> None:
-        """Have it list these alone. Call this where no gc reads meanwhile, which could find the list incomplete."""
+        """Replace the list with these blobs. Call this while no gc can read the lease, as it might find the list incomplete."""
         if self._file is not None:
             self._file.seek(self._start)
             self._file.truncate()
@@ -50,7 +50,7 @@ class Lease:
 
 @contextmanager
 def hold(files: Inside, kind: str, *, required: bool) -> Iterator[Lease]:
-    """Hold a lease in a store. Unless it is `required`, continue without one where it cannot be written, as a reader may."""
+    """Hold a lease in a store. Unless it is `required`, continue without one if it cannot be written, as a reader may."""
     ident = os.urandom(12).hex()
     path = files.root / FOLDER / f"{ident}{_SUFFIX}"
     file = None
@@ -66,6 +66,7 @@ def hold(files: Inside, kind: str, *, required: bool) -> Iterator[Lease]:
     finally:
         if file is not None:
             with contextlib.suppress(OSError):
+                # Removed while it is still locked, so that nobody takes it for the lease of a killed process.
                 files.remove(path)
             file.close()
 
@@ -78,7 +79,7 @@ def _make(files: Inside, path: Path, kind: str) -> BinaryIO:
         _lock(file.fileno())
         holder = {"pid": os.getpid(), "host": _host(), "time": int(time.time()), "kind": kind}
         file.write(json.dumps(holder).encode() + b"\n")
-        files.move(new, path)  # a lease for others from here on, as it is locked
+        files.move(new, path)  # named only now that it is locked: an unlocked lease looks like that of a killed process
     except BaseException:
         file.close()
         raise
@@ -92,7 +93,7 @@ def _host() -> str:
 
 
 def _lock(handle: int) -> bool:
-    """Try to lock an open file; False when another process holds it or there are no locks."""
+    """Try to lock an open file; return False if another process has locked it, or if there are no locks."""
     try:
         import fcntl
 
@@ -103,7 +104,7 @@ def _lock(handle: int) -> bool:
 
 
 def wait_for(handle: int) -> None:
-    """Lock an open file until it is closed, waiting for other holders; do nothing where there are no locks."""
+    """Lock an open file until it is closed, waiting for other holders; do nothing if there are no locks."""
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
@@ -117,23 +118,24 @@ def noted(files: Inside) -> tuple[set[str], set[str]]:
     for path in _named(files, _SUFFIX):
         with contextlib.suppress(FileNotFoundError), files.open(path) as file:
             if not _is_dead(file.fileno()):
+                # Without the line about the holder, and without a last line that is still being written.
                 digests.update(file.read().decode("utf-8", "replace").split("\n")[1:-1])
                 ids.add(path.stem)
     return digests, ids
 
 
 def dead(files: Inside) -> list[Path]:
-    """List the files of leases whose holders have ended."""
-    found = []
+    """Return the files of leases whose holders have ended."""
+    dead_paths = []
     for path in _named(files, _NEW):
         with contextlib.suppress(FileNotFoundError):
             if _age(files.status(path)) > ABANDONED:
-                found.append(path)
+                dead_paths.append(path)
     for path in _named(files, _SUFFIX):
         with contextlib.suppress(FileNotFoundError), files.open(path) as file:
             if _is_dead(file.fileno()):
-                found.append(path)
-    return found
+                dead_paths.append(path)
+    return dead_paths
 
 
 def _named(files: Inside, suffix: str) -> list[Path]:
@@ -147,8 +149,10 @@ def _is_dead(handle: int) -> bool:
         host = json_file.parse_object(os.read(handle, 4096).split(b"\n", 1)[0], "lease").get("host")
     except FormatError:
         host = None  # an incomplete line, as after a power cut
+    # The caller reads the file from its beginning.
     os.lseek(handle, 0, os.SEEK_SET)
     old = _age(os.fstat(handle)) > ABANDONED
+    # A free lock proves that the holder is gone only if it ran on this host: flock may not work across a network file system.
     return (old and not _has_locks()) or (_lock(handle) and (old or host == _host()))
 
 
@@ -156,5 +160,5 @@ def _has_locks() -> bool:
     return importlib.util.find_spec("fcntl") is not None
 
 
-def _age(found: os.stat_result) -> float:
-    return time.time() - found.st_mtime
+def _age(status: os.stat_result) -> float:
+    return time.time() - status.st_mtime

@@ -1,12 +1,12 @@
-"""Documents of a registry under a name: base models and merge recipes, and what a hub keeps of a repository.
+"""Documents of a registry under a name: base models, merge recipes, and a hub's records of repositories.
 
     bases/<name>/<seq>.json     one file per move: `push` points the name at a document, `delete` frees it
     merges/<name>/<seq>.json    likewise
     hub/<ns>/<name>/<seq>.json  likewise
 
 A document is a blob: the record of a base model (`adapterhub.bases.registered`), a merge recipe
-(`adapterhub.registry.merge_recipe`) or a repository (`adapterhub.registry.repositories`). Of a recipe, only the adapters that
-it needs are read here.
+(`adapterhub.registry.merge_recipe`) or a repository (`adapterhub.registry.repository_records`). Only one thing in them is read
+here: the adapters that a recipe needs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class NamedDocument:
 
     @property
     def there(self) -> bool:
-        """True if the name points at a document."""
+        """Whether the name points at a document."""
         return self.entry is not None and self.entry.op == "push"
 
     def next(self, op: str, time: str, digest: Digest = "", size: int = 0) -> Entry:
@@ -45,22 +45,22 @@ class NamedDocument:
 
 
 def parse_document_name(name: str, where: str) -> str:
-    """Return `name` if it is a valid name of a document: one word, as each part of a ref."""
+    """Return `name` if it is a valid name of a document: one word, following the rules for each part of a ref."""
     parse_name(f"base/{name}", where)
     return name
 
 
 def current(store: Store, name: str, *, log: str = BASES, known: NamedDocument | None = None) -> NamedDocument:
-    """Read the state of a name, on from the state that is `known`; IntegrityError if its log was changed."""
-    found = known or NamedDocument(name)
-    while step := store.log.entry(name, (found.entry.seq if found.entry else 0) + 1, log=log):
+    """Return the state of a name; IntegrityError if its log was changed. Only entries after `known_state` are read."""
+    state = known or NamedDocument(name)
+    while step := store.log.entry(name, (state.entry.seq if state.entry else 0) + 1, log=log):
         entry, digest = step
-        if entry.previous != found.head or entry.op not in ("push", "delete"):
-            where = str(store.log.path(name, entry.seq, log=log))
-            what = "does not follow the entry before it: the log was changed"
-            raise IntegrityError(where, what, "Check the registry", code="check-registry")
-        found = NamedDocument(name, entry, digest)
-    return found
+        if entry.previous != state.head or entry.op not in ("push", "delete"):
+            location = str(store.log.path(name, entry.seq, log=log))
+            problem = "does not follow the entry before it: the log was changed"
+            raise IntegrityError(location, problem, "Check the registry", code="check-registry")
+        state = NamedDocument(name, entry, digest)
+    return state
 
 
 def move(
@@ -72,18 +72,18 @@ def move(
     log: str = BASES,
     known: NamedDocument | None = None,
 ) -> None:
-    """Commit the entry that `decide` returns for the state of a name; call it again when another writer was first."""
+    """Commit the entry that `decide` returns for the state of a name; call it again if another writer committed first."""
     while True:
-        with locked():  # the only protection on file systems without hard links
+        with locked():  # the compare-and-swap of the log needs hard links; on file systems without them, only the lock protects
             entry = decide(current(store, name, log=log, known=known))
             if entry is None or store.log.append(entry, log=log):
                 return
 
 
 def adapters(store: Store, document: Digest) -> dict[Digest, str]:
-    """Return the manifests that a merge recipe needs, each with the ref it came from; FormatError for another document."""
+    """Return the manifests that a merge recipe needs, each with the ref it came from; FormatError if it is not a recipe."""
     raw = store.read_document(document, limit=MAX_RECIPE)
     listed = parse_object(raw.decode("utf-8", "replace"), document).get("adapters")
-    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+    if not isinstance(listed, list) or not all(isinstance(adapter, dict) for adapter in listed):
         raise FormatError(document, "not a merge recipe")
-    return {parse_digest(one.get("digest"), document): str(one.get("ref", "")) for one in listed}
+    return {parse_digest(adapter.get("digest"), document): str(adapter.get("ref", "")) for adapter in listed}

@@ -1,9 +1,9 @@
-"""The ref log of a store: each move of a ref is one file, whose exclusive creation is the compare-and-swap.
+"""The ref log of a store: each move of a ref is one file, and creating that file exclusively is the compare-and-swap.
 
 refs/<ns>/<name>/<seq>.json   moves of an adapter's refs
 bases/<name>/<seq>.json       moves of the name of a base model (`named_documents`)
 merges/<name>/<seq>.json      moves of the name of a merge recipe
-hub/<ns>/<name>/<seq>.json    moves of what a hub keeps of a repository besides its versions
+hub/<ns>/<name>/<seq>.json    moves of a hub's record of a repository
 pending/<id>.json             a move that has begun and that registry.db may not contain yet
 """
 
@@ -29,15 +29,16 @@ DOCUMENTS = (BASES, MERGES, HUB)
 MAX_ENTRY = 4 << 20  # bytes
 MAX_RESTORES = 100
 """Restores of one name: each has a replay apply the whole log again."""
-# Operations by the version of the entry's format: an adapterhub that does not know one refuses it instead of skipping it.
-_OPS = {
+# Operations by the version of the format that introduced them. An adapterhub that does not know a version refuses its entries:
+# skipping one would show a state that never was.
+_OPS_BY_VERSION = {
     1: {"push", "tag", "untag", "delete"},
     2: {"protect", "unprotect", "deprecate", "undeprecate", "keep", "keep-all", "drop"},
     3: {"evaluate"},
     4: {"restore"},
 }
-_OPS[5] = set().union(*_OPS.values())  # each with its author, and a push or a tag with a message
-_SINCE = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
+_OPS_BY_VERSION[5] = set().union(*_OPS_BY_VERSION.values())  # each with its author, and a push or a tag with a message
+_FIELD_SINCE_VERSION = {"message": 2, "numbers": 2, "keep": 2, "author": 5}
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Entry:
     """One move of a name's refs, or one change of its settings.
 
     Attributes:
-        op: `push` (allots `number` and moves `tags`), `tag`, `untag`, `delete` (the whole name); `protect` and `unprotect`
+        op: `push` (assigns `number` and moves `tags`), `tag`, `untag`, `delete` (the whole name); `protect` and `unprotect`
             (`tags`); `deprecate` and `undeprecate` (version `number`, or the whole name if that is 0); `keep` (gc keeps the
-            `keep` newest versions and the tagged ones) and `keep-all`; `drop` (gc removed the versions `numbers`);
-            `evaluate` (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`).
+            `keep` newest versions and the tagged ones) and `keep-all`; `drop` (gc removed the versions `numbers`); `evaluate`
+            (a measurement of version `number`); `restore` (undoes the last `delete`, for the versions `numbers`).
         digest: Digest of the manifest that the tags now point to; empty for `untag` and `delete`.
         size: Size of that manifest in bytes.
         time: ISO 8601 in UTC.
-        previous: Digest of the entry before this one, so that the log cannot be changed in its middle.
+        previous: Digest of the preceding entry, so that the log cannot be changed in its middle.
         message: Why a version was pushed, tagged or deprecated; for `evaluate`, the measurement (`manifest.measurement`).
-        numbers: Versions that were dropped, or restored.
+        numbers: Versions that were dropped or restored.
         keep: Number of newest versions to keep.
         author: The user who wrote the entry, as their program names them; empty if unknown.
     """
@@ -75,7 +76,8 @@ class Entry:
 
     def dump(self) -> bytes:
         """Return the bytes of the entry's file, in the oldest version of the format that can express it."""
-        version = min(number for number, ops in _OPS.items() if self.op in ops)
+        # The oldest version, so that older programs that share the registry can read as many entries as possible.
+        version = min(number for number, ops in _OPS_BY_VERSION.items() if self.op in ops)
         version = 5 if self.author or (self.message and version == 1) else version
         document = {"version": version, **{key: getattr(self, key) for key in _fields(version)}}
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
@@ -84,21 +86,27 @@ class Entry:
     def parse(cls, raw: bytes, where: str) -> Entry:
         """Parse the bytes of an entry's file.
 
-        Raises FormatError for a malformed entry and RefusedError for one of a newer format.
+        Raises:
+            FormatError: It is malformed.
+            RefusedError: It is of a newer format.
         """
         document = parse_object(raw.decode("utf-8", "replace"), where)
         version = document.pop("version", None)
-        if isinstance(version, int) and version > max(_OPS):
-            what = f"entry version {version} is newer than version {max(_OPS)}, the last supported"
-            raise RefusedError(where, what, "Upgrade adapterhub", code="newer-version")
+        if isinstance(version, int) and version > max(_OPS_BY_VERSION):
+            problem = f"entry version {version} is newer than version {max(_OPS_BY_VERSION)}, the last supported"
+            raise RefusedError(where, problem, "Upgrade adapterhub", code="newer-version")
+        # Exactly the fields of the version: another field could change what the entry means.
         kinds = {key: type(value) for key, value in document.items()}
-        if type(version) is not int or version not in _OPS or kinds != _fields(version):
+        if type(version) is not int or version not in _OPS_BY_VERSION or kinds != _fields(version):
             raise FormatError(where, "not an entry of a ref log")
+        # JSON numbers are exact up to 2^53 in every program.
         counts = [
             *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
             *document.get("numbers", ()),
         ]
-        if document["op"] not in _OPS[version] or not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+        if document["op"] not in _OPS_BY_VERSION[version] or not all(
+            type(count) is int and 0 <= count < 2**53 for count in counts
+        ):
             raise FormatError(where, "has an unknown operation, or a number that is out of range")
         if document["digest"]:
             parse_digest(document["digest"], where)
@@ -111,9 +119,9 @@ class Entry:
 
 
 def placed(raw: bytes, name: str, seq: int, where: str) -> tuple[Entry, Digest]:
-    """Parse the bytes that entry `seq` of a name's log has, and return their digest too; errors as those of `Entry.parse`.
+    """Parse the bytes of entry `seq` of a name's log; return the entry and the digest of the bytes.
 
-    One of another name or number is a FormatError of the code `misplaced`.
+    Raises as `Entry.parse` does, and FormatError with the code `misplaced` for the entry of another name or number.
     """
     entry = Entry.parse(raw, where)
     if (entry.name, entry.seq) != (name, seq):
@@ -124,13 +132,13 @@ def placed(raw: bytes, name: str, seq: int, where: str) -> tuple[Entry, Digest]:
 def _fields(version: int) -> dict[str, type]:
     """Return the fields of an entry in that version of the format, with their JSON types."""
     kinds = {"seq": int, "size": int, "number": int, "keep": int, "tags": list, "numbers": list}
-    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version >= _SINCE.get(key, 1)}
+    return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version >= _FIELD_SINCE_VERSION.get(key, 1)}
 
 
 def in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Return the entries of a name that are in force, and those that its last removal undid, each oldest first.
 
-    A push of a version that a `restore` could not bring back is in neither.
+    A push of a version that a `restore` could not bring back is in neither list.
     """
     current: list[Entry] = []
     removed: list[Entry] = []
@@ -152,11 +160,11 @@ class RefLog:
         self.root = files.root
 
     def names(self, log: str = REFS, namespace: str = "") -> list[str]:
-        """List every adapter name in the log REFS or HUB, removed ones included, sorted; all, or those in a namespace."""
+        """Return the adapter names in the log REFS or HUB, sorted, including removed ones: all, or those in a namespace."""
         return sorted(name for name, _ in self._folders(log, namespace) if is_name(name))
 
     def strange(self) -> list[Path]:
-        """List the folders among the logs of names that no name has."""
+        """Return the folders among the logs whose names are not valid adapter names."""
         return sorted(path for name, path in self._folders(REFS) if not is_name(name))
 
     def _folders(self, log: str, namespace: str = "") -> Iterator[tuple[str, Path]]:
@@ -166,7 +174,7 @@ class RefLog:
                 yield from ((f"{space.name}/{name.name}", name) for name in self._files.folders(space))
 
     def document_names(self, log: str = BASES) -> list[str]:
-        """List every name in one of DOCUMENTS, freed ones included, sorted."""
+        """Return every name in one of DOCUMENTS, including freed ones, sorted."""
         if log == HUB:
             return self.names(HUB)
         folder = self.root / log
@@ -199,26 +207,26 @@ class RefLog:
     def ends_at(self, name: str, seq: int, *, log: str = REFS) -> bool:
         """Return True if there is no entry after `seq`.
 
-        That is asked far more often than an entry is read, so it is one system call. It may follow a link on the way, which
-        cannot show anything: a reader of entries refuses links.
+        This is called far more often than an entry is read, so it is one system call. It may follow a link on the way, which
+        does no harm: reading an entry refuses links.
         """
         try:
             os.lstat(os.path.join(self.root, log, name, f"{seq + 1:08}.json"))
         except FileNotFoundError:
             return True
         except OSError:
-            pass  # reading it will tell
+            pass  # reported when the entry is read
         return False
 
     def has_entry_after(self, name: str, seq: int, *, log: str = REFS) -> bool:
         """Return True if there is an entry with a number above `seq`.
 
-        Where the log ends at `seq`, one in between was lost.
+        If the log ends at `seq` nevertheless, an entry in between was lost.
         """
         return bool(self.after(name, seq, log=log))
 
     def after(self, name: str, seq: int, *, log: str = REFS) -> list[Path]:
-        """List the files of entries with a number above `seq`, sorted."""
+        """Return the files of entries with a number above `seq`, sorted."""
         folder = self.root / log / name
         with local_errors(folder), contextlib.suppress(FileNotFoundError):
             files = [path for path in self._files.listed(folder) if path.suffix == ".json"]
@@ -228,16 +236,16 @@ class RefLog:
     def entries(self, name: str) -> Iterator[Entry]:
         """Yield the entries of a name's log, oldest first."""
         seq = 1
-        while found := self.entry(name, seq):
-            yield found[0]
+        while logged := self.entry(name, seq):
+            yield logged[0]
             seq += 1
 
     def append(self, entry: Entry, *, log: str = REFS) -> bool:
-        """Commit an entry, flushed; False when another writer took its number first."""
+        """Commit an entry, flushed; return False if another writer took its number first."""
         return self._write(entry.dump(), entry, log)
 
     def mirror(self, raw: bytes, entry: Entry, *, log: str = REFS) -> None:
-        """Write an entry that was committed elsewhere, as the bytes that it has there, unless it is here already."""
+        """Write an entry that was committed elsewhere, with the bytes it has there, unless it is here already."""
         self._write(raw, entry, log)
 
     def _write(self, raw: bytes, entry: Entry, log: str) -> bool:
@@ -247,24 +255,25 @@ class RefLog:
             write_all(file, raw)
             os.fsync(file.fileno())
             file.close()
+            # Flushed before it gets its name, as taking the name commits the entry.
             if not self._files.claim(path, final):
                 return False
             self._files.sync(final.parent)
         return True
 
     def begin_move(self, name: str) -> Path:
-        """Record, flushed, that a ref of `name` is about to move; the caller unlinks the file once registry.db has the move."""
+        """Record, flushed, that a ref of `name` is about to move; the caller removes the file once registry.db has the move."""
         final = self.root / "pending" / f"{random_name()}.json"
         with local_errors(final):
             self._files.replace(final, json.dumps({"name": name}).encode())
         return final
 
     def pending_moves(self) -> list[tuple[Path, str]]:
-        """List the files of unfinished moves, of killed and of running writers, with their names."""
-        found = []
+        """Return the files of unfinished moves and the names they are about; their writers may be running or killed."""
+        moves = []
         with local_errors(self.root):
             for path in self._files.listed(self.root / "pending"):
-                # Its writer may have finished just now. An unreadable one, or a folder, is left for fsck to report.
+                # The writer may have finished just now. An unreadable file, or a folder, is left for fsck to report.
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError, AdapterhubError):
-                    found.append((path, parse_name(str(parse_object(self._files.read(path, MAX_ENTRY), "").get("name")), "")))
-        return found
+                    moves.append((path, parse_name(str(parse_object(self._files.read(path, MAX_ENTRY), "").get("name")), "")))
+        return moves

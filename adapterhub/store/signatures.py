@@ -1,6 +1,6 @@
-"""Signatures of versions, as they came: `signatures/sha256/<hex of the manifest>/<hex of the signature>`.
+"""Signatures of versions, stored as they came: `signatures/sha256/<hex of the manifest>/<hex of the signature>`.
 
-Nothing refers to them and they prove themselves, so that no log has them; `adapterhub.trust` tells what one is worth.
+Nothing refers to them and they prove themselves, so no log mentions them; `adapterhub.trust` verifies them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundEr
 
 from .atomic import Files, local_errors
 
-MOST, MOST_BYTES = 1000, 64 << 20
+MOST, MAX_SIGNATURE_BYTES = 1000, 64 << 20
 """Signatures of one version that are looked at, and their bytes that are read."""
 MOST_BROUGHT = 100
 """Signatures of one version that are stored with it unasked, so that there is room for those of its user."""
@@ -28,21 +28,22 @@ Sized = tuple[int, Callable[[], bytes]]
 """The bytes of a signature, and what reads it."""
 
 
-def bounded(found: Iterable[Sized]) -> list[bytes]:
+def bounded(candidates: Iterable[Sized]) -> list[bytes]:
     """Read signatures, the smallest first, within the limits.
 
-    Anybody who can write to a place can attach something there. Of the first MOST, each of up to 64 kB is read whatever the
-    others are: a thousand of that size fit the limit of bytes. One that cannot be read is left out.
+    Anybody who can write to a place can attach something there. Each of the first MAX_SIGNATURES is read if it has at most 64
+    kB, whatever the others are: a thousand of that size fit the limit of bytes. A signature that cannot be read is left out.
     """
-    kept: list[bytes] = []
-    left = MOST_BYTES
-    for size, read in sorted(islice(found, MOST), key=itemgetter(0)):
-        left -= size
-        if left < 0:
+    contents: list[bytes] = []
+    budget = MAX_SIGNATURE_BYTES
+    # Anybody may attach large ones: they must not crowd out the others.
+    for size, read in sorted(islice(candidates, MOST), key=itemgetter(0)):
+        budget -= size
+        if budget < 0:
             break
         with suppress(*UNREADABLE):
-            kept.append(read())
-    return kept
+            contents.append(read())
+    return contents
 
 
 class Signatures:
@@ -59,32 +60,39 @@ class Signatures:
             return bounded((self._files.status(path).st_size, partial(self._files.read, path, limit)) for path in paths)
 
     def add(self, digest: Digest, signature: bytes, most: int = MOST) -> bool:
-        """Store a signature of a manifest; return False if it was there, RefusedError if there are `most` others."""
+        """Store a signature of a manifest; return False if it is stored already, RefusedError if there are `limit` others."""
         path = self._folder(digest) / sha256_bytes(signature).removeprefix("sha256:")
         with local_errors(path):
-            there = self._paths(digest)
-            if path in there:
+            stored_paths = self._paths(digest)
+            if path in stored_paths:
                 return False
-            if len(there) >= most:
-                raise RefusedError(digest, f"has {len(there)} signatures already, as many as are kept")
+            # Counted without a lock: two writers at once may exceed the limit by one, which does no harm.
+            if len(stored_paths) >= most:
+                raise RefusedError(digest, f"has {len(stored_paths)} signatures already, as many as are kept")
             self._files.make_dir(path.parent)
             self._files.replace(path, signature)
         return True
 
-    def of_others(self, there: Container[Digest]) -> list[tuple[Digest, Path]]:
-        """List the manifests that are not `there`, each with the path of a signature."""
+    def of_others(self, existing: Container[Digest]) -> list[tuple[Digest, Path]]:
+        """Return the path of each signature of a manifest that is not among `existing`, with the digest of that manifest."""
         try:
             folders = self._files.folders(self.folder)
         except FileNotFoundError:
             return []
-        gone = [(f"sha256:{folder.name}", folder) for folder in folders if is_hex(folder.name)]
-        return [(digest, path) for digest, folder in gone if digest not in there for path in self._files.listed(folder)]
+        manifest_folders = [(f"sha256:{folder.name}", folder) for folder in folders if is_hex(folder.name)]
+        return [
+            (digest, path)
+            for digest, folder in manifest_folders
+            if digest not in existing
+            for path in self._files.listed(folder)
+        ]
 
     def _folder(self, digest: Digest) -> Path:
         return self.folder / parse_digest(digest, "store").removeprefix("sha256:")
 
     def _paths(self, digest: Digest) -> list[Path]:
         try:
+            # Files with other names are not adapterhub's.
             return [path for path in self._files.listed(self._folder(digest)) if is_hex(path.name)]
         except FileNotFoundError:
             return []

@@ -5,6 +5,7 @@
     blobs/sha256/<hex>      read-only; complete and flushed before the name appears
     packs/sha256/<hex>      the same blobs, compressed on request; only adapterhub reads them (`packs`)
     tensors/sha256/<hex>    derived: the tensors of a blob of weights (`tensor_digests`)
+    signatures/sha256/<hex> signatures of versions (`signature_files`)
     refs/, bases/, merges/, hub/  logs: one exclusively created file per move (`ref_log`)
     pending/<id>.json       a move that has begun and that registry.db may not contain yet
     leases/<id>.lease       a running process and the blobs it needs (`leases`)
@@ -68,7 +69,8 @@ Progress = Callable[[int, int], None]
 class Store:
     """An OCI image layout below `root`. Open one with `Store(root)`; `create` makes it if it is missing.
 
-    A hub of several machines has another kind, whose folder is a copy of what they share (`hub.storage.blobs`).
+    A hub that runs on several machines has a subclass, whose folder is a copy of the blobs that they share
+    (`hub.storage.blobs`).
 
     Attributes:
         files: Writes files of the store in one step.
@@ -90,7 +92,7 @@ class Store:
         self._blobs = root / "blobs" / "sha256"
 
     def create(self) -> None:
-        """Create the store unless there is one; `oci-layout` is written last, as without it there is no store."""
+        """Create the store unless there is one; `oci-layout` is written last, as a store exists only with that file."""
         with local_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             self.check()
@@ -104,15 +106,15 @@ class Store:
                 sync(self.root.parent)
 
     def exists(self) -> bool:
-        """Return True if there is a store at `root`; RefusedError if that is a link."""
+        """Return True if there is a store at `root`; RefusedError if `root` is a link."""
         with local_errors(self.root):
             return self.files.is_file(self.root / "oci-layout")
 
     def check(self) -> None:
-        """Raise RefusedError for a link in place of the store's folder or in it; those further down are refused when met."""
+        """Raise RefusedError if the store's folder, or one directly in it, is a link; links further down are refused later."""
         if self.root.is_symlink():
-            what = "a link, and a store is not followed out of the folder of its registry"
-            raise RefusedError(str(self.root), what, "Remove it, or name the registry that it leads to", code="linked-store")
+            problem = "a link; the store must be a folder of the registry itself"
+            raise RefusedError(str(self.root), problem, "Remove it, or name the registry that it leads to", code="linked-store")
         with local_errors(self.root), contextlib.suppress(FileNotFoundError):
             self.files.folders(self.root)
 
@@ -128,12 +130,13 @@ class Store:
             yield from self.files.listed(self._blobs)
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Return True if there is a blob of that digest and size in bytes; its bytes are not read."""
+        """Return True if there is a blob with this digest and size in bytes; its bytes are not read."""
         return self.size(digest) == size
 
     def size(self, digest: Digest, depth: int = 0) -> int | None:
-        """Return the bytes of a blob, plain or packed; None if it is missing, or packed against one that is missing."""
-        # A blob unpacked between the two checks is found by a second pass. Parents get one, or a circle would take 2^depth.
+        """Return the bytes of a blob, plain or packed; None if it is missing, or packed against a parent that is missing."""
+        # A second pass finds a blob that was unpacked between the two checks. Parents get one pass only: with two, a hostile
+        # circle of packs would take 2^depth steps.
         for _ in range(1 if depth else 2):
             with contextlib.suppress(FileNotFoundError):
                 return self.files.status(self.blob_path(digest)).st_size
@@ -144,21 +147,21 @@ class Store:
         return None
 
     def stored(self, digest: Digest) -> int:
-        """Return the bytes that a blob occupies on the disk, plain and packed; 0 if it is missing."""
-        found = 0
+        """Return the bytes that a blob occupies on the disk, plain and packed together; 0 if it is missing."""
+        total = 0
         for path in (self.blob_path(digest), self.packs.path(digest)):
             with contextlib.suppress(FileNotFoundError):
-                found += self.files.status(path).st_size
-        return found
+                total += self.files.status(path).st_size
+        return total
 
     @contextmanager
     def open_blob(self, digest: Digest) -> Iterator[BinaryIO]:
-        """Open a blob, plain or packed, for reading, unbuffered. The reader compares the digest."""
+        """Open a blob, plain or packed, for reading, unbuffered. Comparing the digest is up to the reader."""
         with self.opened(digest) as file:
             yield file
 
     def opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
-        """Open a blob that the caller closes; `depth` is the number of packs that lead to it as a parent."""
+        """Open a blob that the caller closes; `depth` is the number of packs that led here, each as the child of the next."""
         path = self.blob_path(digest)
         for _ in range(2):  # a blob unpacked between the two attempts is found by the second
             try:
@@ -172,14 +175,15 @@ class Store:
         raise IntegrityError(str(path), f"blob {digest} is missing", "Check the registry", code="check-registry")
 
     def read_document(self, digest: Digest, *, limit: int = _MAX_DOCUMENT) -> bytes:
-        """Read a small blob (a manifest, a config, adapter.json) and compare its digest; IntegrityError if it differs."""
+        """Read a small blob (a manifest, a config, an adapter.json); IntegrityError if its bytes do not have the digest."""
         with self.open_blob(digest) as file, local_errors(self.blob_path(digest)):
             raw, size = b"", 0
+            # Read one byte more than the limit, so that a larger blob is noticed without reading all of it.
             while size <= limit and (piece := file.read(min(_PIECE, limit + 1 - size))):
                 raw, size = raw + piece, size + len(piece)
         if size > limit or sha256_bytes(raw) != digest:
-            what = f"its bytes do not have the digest {digest}"
-            raise IntegrityError(str(self.blob_path(digest)), what, "Check the registry", code="check-registry")
+            problem = f"its bytes do not have the digest {digest}"
+            raise IntegrityError(str(self.blob_path(digest)), problem, "Check the registry", code="check-registry")
         return raw
 
     def rehash(self, digest: Digest, more: More | None = None) -> Digest:
@@ -190,16 +194,16 @@ class Store:
     def list_tensors(self, digest: Digest, more: More | None = None) -> Tensors | None:
         """Return the tensors of a blob of weights, from its list or, without one, from the blob itself.
 
-        The blob is then read once and the list kept, or held in memory where the store cannot be written. Returns None for a
-        missing or damaged blob.
+        The blob is then read once, and the list is written, or kept in memory if the store cannot be written. Returns None for
+        a missing or damaged blob.
         """
-        if (known := self.tensors.read(digest)) is not None:
-            return known
+        if (stored_list := self.tensors.read(digest)) is not None:
+            return stored_list
         with contextlib.suppress(IntegrityError):
             if (size := self.size(digest)) is not None:
                 with self.open_blob(digest) as blob, local_errors(self.blob_path(digest)):
-                    found, tensors = tensor_digests.digests(blob, size, more)
-                if found == digest:
+                    actual_digest, tensors = tensor_digests.digests(blob, size, more)
+                if actual_digest == digest:
                     self.tensors.keep(digest, tensors)
                     return tensors
         return None
@@ -207,15 +211,16 @@ class Store:
     # ---- writing blobs
 
     def put_stream(self, source: Any, *, more: More | None = None) -> tuple[Digest, int]:
-        """Store the contents of an unbuffered file; return digest and size in bytes. Call `sync_blobs` before naming it."""
+        """Store the contents of an unbuffered file; return digest and size. Call `sync_blobs` before a ref names the blob."""
         with self.files.temporary() as (path, file):
+            # The digest is known only after the copy; if the blob exists already, the copy is dropped.
             digest, size = copy_hashing(source, file, more=more)
             if not self.holds(digest, size):
                 self.settle(path, file, digest)
         return digest, size
 
     def put_bytes(self, data: bytes) -> tuple[Digest, int]:
-        """Store bytes in memory; return digest and size."""
+        """Store bytes as a blob; return digest and size. Call `sync_blobs` before a ref names the blob."""
         digest = sha256_bytes(data)
         if not self.holds(digest, len(data)):
             with self.files.temporary() as (path, file):
@@ -224,45 +229,48 @@ class Store:
         return digest, len(data)
 
     def put_back(self, source: Any, digest: Digest, size: int | None) -> bool:
-        """Replace a missing or damaged blob with the contents of an unbuffered file; False if these are the wrong bytes."""
+        """Replace a missing or damaged blob with the contents of an unbuffered file; False if these are not its bytes."""
         with self.files.temporary() as (path, file):
-            found = copy_hashing(source, file, limit=2**63 if size is None else size)
-            right = found[0] == digest and size in (None, found[1])
-            if right:
+            copied = copy_hashing(source, file, limit=2**63 if size is None else size)
+            is_right = copied[0] == digest and size in (None, copied[1])
+            if is_right:
                 self.settle(path, file, digest)
-        return right
+        return is_right
 
     def holds(self, digest: Digest, size: int) -> bool:
-        """Return `has`, and keep the blob from a gc: it is added to the current lease and as young as a new one."""
+        """Return True if the blob is stored, and protect it from gc: the current lease lists it, and its time is renewed."""
         if self.files.lease:
             with local_errors(self.root / "leases"):
                 self.files.lease.note(digest)
+        # The lease lists the blob before this check: a gc either sees the lease, or has removed the blob already.
         if not self.has(digest, size):
             return False
         for path in (self.blob_path(digest), self.packs.path(digest)):
             with contextlib.suppress(OSError):  # perhaps another user's file
-                self.files.touch(path)  # for a gc on another host, where leases are no evidence
+                self.files.touch(path)  # for a gc on another host, which cannot tell whether a lease's process still runs
         return True
 
     def part_path(self, digest: Digest) -> Path:
-        """Return the path in tmp/ for a blob that is being received; a later run resumes it for a day."""
+        """Return the path in tmp/ of a blob that is being received; for a day, a later run can resume it."""
         return self.root / "tmp" / f"{parse_digest(digest, 'store').removeprefix('sha256:')}.part"
 
     def adopt(self, path: Path, file: BinaryIO, digest: Digest) -> None:
-        """Give a complete file in tmp/ its name; the caller has compared its bytes with `digest`."""
+        """Turn a complete file in tmp/ into a blob; the caller has compared its bytes with `digest`."""
         with local_errors(path):
             self.settle(path, file, digest)
 
     def settle(self, path: Path, file: BinaryIO, digest: Digest) -> None:
-        """Flush a complete file in tmp/ and make it a blob; every new blob of the store comes by here."""
+        """Flush a complete file in tmp/ and turn it into a blob; every new blob of the store passes through here."""
+        # Read-only, as blobs are immutable. Windows has no fchmod.
         if hasattr(os, "fchmod"):
             os.fchmod(file.fileno(), 0o444)
+        # Flushed before the rename: after a power cut, a name must never lead to an incomplete blob.
         os.fsync(file.fileno())
         file.close()
         self.files.move(path, self.blob_path(digest))
 
     def sync_blobs(self) -> None:
-        """Flush the names of all blobs stored so far."""
+        """Flush the folder entries of all blobs stored so far."""
         with local_errors(self._blobs):
             self.files.sync(self._blobs)
 
@@ -288,31 +296,35 @@ class Store:
             yield cast(BinaryIO, packed)
 
     def adopt_pack(self, path: Path, digest: Digest) -> None:
-        """Replace a plain blob with a complete, flushed and verified pack; the plain file goes once the pack's name is safe."""
+        """Replace a plain blob with a complete, flushed and verified pack.
+
+        The plain file is removed only after the pack's name is flushed.
+        """
         final = self.packs.path(digest)
         with local_errors(final):
             self.files.make_dir(final.parent)
+            # In this order, so that a readable copy of the blob exists at every moment.
             self.files.move(path, final)
             self.files.sync(final.parent)
         self.drop_plain(digest)
 
     def drop_plain(self, digest: Digest) -> None:
-        """Remove the plain file of a blob whose pack is verified; call this under the write lock."""
+        """Remove the plain file of a blob whose pack is verified. Call this under the write lock."""
         with local_errors(self.blob_path(digest)):
             self._remove(self.blob_path(digest))
             self.files.sync(self._blobs)
 
     def make_plain(self, digest: Digest, size: int) -> None:
-        """Unpack a blob of `size` bytes; its plain file is flushed, and the pack still exists."""
+        """Unpack a blob of `size` bytes into a flushed plain file; the pack stays."""
         with self.open_pack(digest) as source, self.files.temporary() as (path, file):
             if copy_hashing(source, file, limit=size) != (digest, size):
-                what = f"its bytes do not have the digest {digest}"
-                raise IntegrityError(str(self.packs.path(digest)), what, "Check the registry", code="check-registry")
+                problem = f"its bytes do not have the digest {digest}"
+                raise IntegrityError(str(self.packs.path(digest)), problem, "Check the registry", code="check-registry")
             self.settle(path, file, digest)
         self.sync_blobs()
 
     def drop_pack(self, digest: Digest) -> None:
-        """Remove the pack of a blob that has a plain file; under the write lock, as another process may be removing that."""
+        """Remove the pack of a blob that has a plain file. Call this under the write lock: a gc might be removing that file."""
         if self.has_plain(digest):
             with local_errors(self.packs.folder):
                 self._remove(self.packs.path(digest))
@@ -330,7 +342,7 @@ class Store:
 
         Args:
             kind: What the process does, for a person who reads the file.
-            required: Raise LocalIOError where the lease cannot be written.
+            required: Raise LocalIOError if the lease cannot be written.
         """
         if self.files.lease:
             yield self.files.lease
@@ -348,36 +360,39 @@ class Store:
             return noted(self.files)[0]
 
     def unknown(self) -> list[Path]:
-        """List folders that this adapterhub does not know, in which a newer one may refer to any of the blobs."""
+        """Return the folders that this adapterhub does not know; a newer one may refer to any blob from them."""
         with local_errors(self.root):
             return [path for path in self.files.folders(self.root) if path.name not in _FOLDERS]
 
     def leftovers(self, age: float) -> list[Path]:
-        """List leases and temporary files of killed processes; temporary files without a lease after `age` seconds."""
-        found, at_work = dead(self.files), noted(self.files)[1]
-        gone = {path.stem for path in found}
+        """Return leases and temporary files of killed processes; a temporary file without a lease only after `age` seconds."""
+        leftover_paths, active_ids = dead(self.files), noted(self.files)[1]
+        dead_ids = {path.stem for path in leftover_paths}
         for path in self.files.listed(self.root / "tmp"):
+            # The name begins with the id of the writer's lease.
             owner = path.name.partition("-")[0]
             with contextlib.suppress(FileNotFoundError):
-                if owner in gone or (owner not in at_work and time.time() - self.files.status(path).st_mtime > age):
-                    found.append(path)
-        return found
+                if owner in dead_ids or (owner not in active_ids and time.time() - self.files.status(path).st_mtime > age):
+                    leftover_paths.append(path)
+        return leftover_paths
 
     def stray_lists(self, needed: set[Digest]) -> list[Path]:
-        """List the tensor lists of blobs that neither exist nor are `needed`."""
-        there = self._there(needed)
-        # Checked again: a blob may have been stored, and its list made, meanwhile.
-        return [self.tensors.path(of) for of in self.tensors.digests() if of not in there and not self.stored(of)]
+        """Return the tensor lists of blobs that neither exist nor are `needed`."""
+        existing = self._there(needed)
+        # Check each again: its blob may have been stored, and its list written, since the blobs were listed.
+        return [
+            self.tensors.path(digest) for digest in self.tensors.digests() if digest not in existing and not self.stored(digest)
+        ]
 
     def stray_signatures(self, needed: set[Digest]) -> list[Path]:
-        """List the signatures of manifests that neither exist nor are `needed`."""
-        return [path for of, path in self.signatures.of_others(self._there(needed)) if not self.stored(of)]
+        """Return the signatures of manifests that neither exist nor are `needed`."""
+        return [path for digest, path in self.signatures.of_others(self._there(needed)) if not self.stored(digest)]
 
     def _there(self, needed: set[Digest]) -> set[Digest]:
         return needed.union(f"sha256:{path.name}" for path in (*self.blobs(), *self.packs.files()))
 
     def conversions(self) -> list[Path]:
-        """List the folders of the conversion cache."""
+        """Return the folders of the conversion cache."""
         folder = self.root / "cache"
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # created with the first conversion
             return self.files.listed(folder)
@@ -385,14 +400,14 @@ class Store:
 
 
 def counter(progress: Progress | None, total: int) -> More | None:
-    """Turn numbers of bytes into calls of `progress` with bytes done and `total`; None without `progress`."""
+    """Return a function that counts bytes and calls `progress` with bytes done and `total`; None without `progress`."""
     if progress is None:
         return None
-    done = 0
+    bytes_done = 0
 
-    def more(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
+    def count_bytes(count: int) -> None:
+        nonlocal bytes_done
+        bytes_done += count
+        progress(bytes_done, total)
 
-    return more
+    return count_bytes

@@ -1,9 +1,9 @@
 """Digests of the tensors in a file of weights: what two files have in common, whatever else differs.
 
-A list is derived from the file alone. Hashing every tensor takes as long as hashing the file, so a list is made when a search,
-a disk usage report or packing needs it, not by a push, and kept in the store under the file's digest
-(`tensors/sha256/<hex>`): JSON, one line per tensor, and at the end the digest of everything before it, so that an incomplete
-list, as after a power cut, is recognized.
+A list is derived from the file alone. Hashing every tensor takes as long as hashing the file, so a list is not made by a push,
+but when a search, a disk usage report or packing needs it, and kept in the store under the file's digest
+(`tensors/sha256/<hex>`). It is JSON, one line per tensor, and ends with the digest of everything before it, which shows an
+incomplete list, as after a power cut.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 _HEAD = b'{"version":1,"tensors":[\n'
 _END = b'],"sha256":"'
-_MAX = 256 << 20  # bytes of a list
+_MAX_LIST = 256 << 20  # bytes of a list
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a file: `dtype` as the file names it, `size` in bytes, `digest` of these bytes."""
+    """One tensor of a file: `dtype` is as the file names it, `size` is in bytes, `digest` is that of these bytes."""
 
     name: str
     dtype: str
@@ -45,19 +45,19 @@ Tensors = tuple[Tensor, ...]
 
 
 class Hashing:
-    """Computes the digests of a file's tensors from its bytes, passed in order."""
+    """Computes the digests of a file's tensors from its bytes, which are passed in order."""
 
     def __init__(self, read_at: ReadAt, size: int) -> None:
         """Read the header of a file of `size` bytes."""
         self._size = size
-        self._todo = _runs(read_at, size)
+        self._pending_runs = _runs(read_at, size)
         self._found: list[Tensor] = []
         self._position = 0
         self._state = hashlib.sha256()
 
     @classmethod
     def of(cls, file: Any, size: int) -> Hashing:
-        """Start on an unbuffered file, plain or packed, at its start; its position is unchanged afterwards."""
+        """Start on an unbuffered file, plain or packed, at its beginning; its position is unchanged afterwards."""
         if hasattr(file, "read_at"):
             return cls(file.read_at, size)
 
@@ -71,9 +71,9 @@ class Hashing:
             file.seek(0)
 
     def __call__(self, piece: memoryview) -> None:
-        """Add the next bytes of the file."""
+        """Hash the next bytes of the file."""
         end = self._position + len(piece)
-        while self._todo and (run := self._todo[-1]).offset < end:
+        while self._pending_runs and (run := self._pending_runs[-1]).offset < end:
             start = max(run.offset, self._position)
             stop = min(run.offset + run.size, end)
             self._state.update(piece[start - self._position : stop - self._position])
@@ -83,7 +83,7 @@ class Hashing:
         self._position = end
 
     def _close(self) -> None:
-        run = self._todo.pop()
+        run = self._pending_runs.pop()
         name, dtype, shape = run.key
         self._found.append(Tensor(str(name), str(dtype), _shape(shape), run.size, "sha256:" + self._state.hexdigest()))
         self._state = hashlib.sha256()
@@ -92,16 +92,17 @@ class Hashing:
         """Return all tensors; None if the file was not as long as announced."""
         if self._position != self._size:
             return None
-        while self._todo and not self._todo[-1].size:  # at the very end
+        while self._pending_runs and not self._pending_runs[-1].size:  # at the very end
             self._close()
-        return None if self._todo else tuple(self._found)
+        return None if self._pending_runs else tuple(self._found)
 
 
 def _runs(read_at: ReadAt, size: int) -> list[Run]:
-    """Return the places of the tensors, last one first; empty for a file of another kind."""
+    """Return the positions of the tensors, last one first; empty for a file of another kind."""
     from adapterhub.store.packs.cutting import tensors  # needs numpy
 
     try:
+        # `pop` takes the next one from the end of the list.
         return sorted(tensors(read_at, size), key=lambda run: (run.offset, run.size), reverse=True)
     except FormatError:
         return []
@@ -112,7 +113,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def digests(file: Any, size: int, more: Callable[[int], object] | None = None) -> tuple[Digest, Tensors]:
-    """Return the digest of an unbuffered file of `size` bytes, at its start, and its tensors (empty for a file without any)."""
+    """Return the digest of an unbuffered file of `size` bytes, read from its beginning, and its tensors, if it has any."""
     hashing = Hashing.of(file, size)
     digest, _ = copy_hashing(file, None, consumer=hashing, more=more)
     return digest, hashing.result() or ()
@@ -133,8 +134,8 @@ def dump(tensors: Iterable[Tensor]) -> bytes:
 
 def parse(raw: bytes, where: str) -> Tensors:
     """Parse the bytes of a list; FormatError for anything that `dump` did not make."""
-    text, sums = raw[: -len('"}\n') - 64], raw[-len('"}\n') - 64 :]
-    if not raw.startswith(_HEAD) or not text.endswith(_END) or sums != f'{sha256_bytes(text)[7:]}"}}\n'.encode():
+    text, checksum = raw[: -len('"}\n') - 64], raw[-len('"}\n') - 64 :]
+    if not raw.startswith(_HEAD) or not text.endswith(_END) or checksum != f'{sha256_bytes(text)[7:]}"}}\n'.encode():
         raise FormatError(where, "incomplete list of tensors", "Delete it; it is made again when needed")
     try:
         return tuple(_parsed(entry, where) for entry in json_file.parse_object(raw, where, memory=None)["tensors"])
@@ -162,15 +163,15 @@ class TensorLists:
         return self.folder / digest.removeprefix("sha256:")
 
     def read(self, digest: Digest) -> Tensors | None:
-        """Read the tensors of a blob; None without a list, or with an incomplete or invalid one."""
+        """Return the tensors of a blob; None if its list is missing, incomplete or invalid."""
         path = self.path(digest)
         try:
-            return parse(self._files.read(path, _MAX), str(path))
-        except (OSError, AdapterhubError):
+            return parse(self._files.read(path, _MAX_LIST), str(path))
+        except (OSError, AdapterhubError):  # an incomplete list is made again, as if it were missing
             return self._unwritten.get(digest)
 
-    def keep(self, digest: Digest, found: Tensors) -> None:
-        """Write the list of a blob; in a store that cannot be written, hold it in memory.
+    def keep(self, digest: Digest, tensors: Tensors) -> None:
+        """Write the list of a blob; if the store cannot be written, keep it in memory.
 
         The list is not flushed: an incomplete one is recognized and made again.
         """
@@ -178,14 +179,14 @@ class TensorLists:
         try:
             self._files.make_dir(final.parent)
             with self._files.temporary() as (path, file):
-                write_all(file, dump(found))
+                write_all(file, dump(tensors))
                 file.close()
                 self._files.move(path, final)
         except (OSError, LocalIOError):
-            self._unwritten[digest] = found
+            self._unwritten[digest] = tensors
 
     def files(self) -> list[Path]:
-        """List every file in the folder, sorted."""
+        """Return every file in the folder, sorted."""
         try:
             return self._files.listed(self.folder)
         except FileNotFoundError:

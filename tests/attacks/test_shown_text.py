@@ -231,7 +231,7 @@ def test_a_file_name_with_a_character_that_nobody_sees_is_refused_and_spelled_ou
     done = run("push", "a", "team/a", code=6)
     assert f"'note{display.printable(char)}s.txt'" in done.stderr
     assert char not in done.stderr
-    with pytest.raises(RefusedError, match="characters that nobody sees"):
+    with pytest.raises(RefusedError, match="has invisible characters"):
         check_paths([f"a/{char}/b.json"], "x", RefusedError)
 
 

@@ -228,7 +228,7 @@ def test_a_name_means_one_model(named: Path, run: Any) -> None:
 def test_an_adapter_that_gc_could_not_keep_is_refused(place: Path, run: Any) -> None:
     (place / "a" / "README.md").write_text("# Another version\n")
     told = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "sql", cwd=place, code=3).stderr
-    what = "is not in this registry, so that nothing would keep it for the recipe"
+    what = "is not in this registry, so nothing would keep it for the recipe"
     assert f": {what}. Push it first, or write the recipe to a .json file  [not-found]\n" in told
 
 

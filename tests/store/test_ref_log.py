@@ -324,7 +324,7 @@ def test_a_move_whose_index_cannot_follow_reports_that_it_is_done(registry: Regi
 
     with monkeypatch.context() as patch:
         patch.setattr(IndexFile, "_write", full)
-        with pytest.raises(LocalIOError, match="No space left on device; team/sql has moved all the same"):
+        with pytest.raises(LocalIOError, match="No space left on device; team/sql has moved nevertheless"):
             registry.tag(v(2), "prod")
     with Registry.open(registry.root) as again:
         assert again.resolve(PROD).number == 2

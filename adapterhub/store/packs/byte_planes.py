@@ -1,13 +1,13 @@
-"""Encoding of numbers as byte planes that compress.
+"""The encoding of numbers as byte planes that compress.
 
 The bytes of a trained float differ: its exponent takes few values, its mantissa all of them. The bytes of a block are therefore
-sorted by their position in the number, one plane per position, and each plane is stored as zstd or, where that saves nothing,
-as it is. Before that, the bits are rotated left by one, which leaves the exponent of bfloat16 and float32 alone in the top byte
+sorted by their position in the number, one plane per position, and each plane is stored as zstd or, if that saves nothing, as
+it is. Before that, the bits are rotated left by one, which leaves the exponent of bfloat16 and float32 alone in the top byte
 and moves the sign, which is noise, to the mantissa.
 
-A block may be encoded as a difference instead: its bit patterns minus those of a near parent, as integers, with the sign in the
-lowest bit, so that small differences of either sign have high bytes of zero. Integer differences of bit patterns save more than
-XOR, and round nothing.
+A block may be encoded as a difference instead: its bit patterns minus those of a similar parent, as integers, with the sign in
+the lowest bit, so that small differences of either sign have high bytes of zero. Integer differences of bit patterns save more
+than XOR, and round nothing.
 """
 
 from __future__ import annotations
@@ -29,31 +29,34 @@ Words = NDArray[Any]  # unsigned integers, little-endian
 WIDTHS = (1, 2, 4, 8)
 DEFAULT_LEVEL = 3
 _WORDS = {width: np.dtype(f"<u{width}") for width in WIDTHS}
-_WORTH = 0.97  # a plane that zstd leaves longer than this share is stored as it is, which costs nothing to read
+_WORTH = 0.97  # a plane that zstd shrinks to no less than this share is stored as it is, which costs nothing to read
 
 
 def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int = DEFAULT_LEVEL) -> list[bytes | Bytes]:
-    """Return the stored planes of a block, lowest byte first; one with as many bytes as the block has numbers is uncompressed.
+    """Return the stored planes of a block, lowest byte first; a plane with one byte per number is uncompressed.
 
     Args:
         block: A whole number of words of `width` bytes.
         width: 1, 2, 4 or 8.
-        parent: As many bytes, to encode the block as a difference to them.
+        parent: As many bytes, to encode the block as a difference from them.
         level: zstd's level for bytes that are not numbers (`width` 1); a higher one saves nothing on planes of numbers.
     """
     words: Words = block.view(_WORDS[width])
     if parent is not None:
+        # Unsigned subtraction wraps around, and the addition in `decode` wraps back: nothing is lost.
         words = _zigzag(words - parent.view(_WORDS[width]))
     elif width > 1:
-        words = _turned(words)
+        words = _rotate_left(words)
+    # Only bytes that are not numbers have repeated sequences for a higher level to find.
     compress = _compressor(level if width == 1 and parent is None else 0).compress
-    return [_smaller(plane, compress(plane.data)) for plane in _split(words, width)]
+    return [_smaller_form(plane, compress(plane.data)) for plane in _split(words, width)]
 
 
 def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = None) -> Bytes:
-    """Decode the block of `count` words from its stored planes; FormatError for invalid ones."""
+    """Decode the block of `count` words from its stored planes; FormatError if they are invalid."""
     words = _joined([_plain(plane, count) for plane in planes], width)
     if parent is not None:
+        # The inverse of `_zigzag`.
         signs = words & 1
         words = words >> 1
         words ^= np.negative(signs, out=signs)
@@ -65,10 +68,10 @@ def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = N
     return words.view(np.uint8)
 
 
-def _turned(words: Words) -> Words:
-    turned = words << 1
-    turned |= words >> (8 * words.itemsize - 1)
-    return turned
+def _rotate_left(words: Words) -> Words:
+    rotated = words << 1
+    rotated |= words >> (8 * words.itemsize - 1)
+    return rotated
 
 
 def _zigzag(words: Words) -> Words:
@@ -95,7 +98,7 @@ def _joined(planes: list[Bytes], width: int) -> Words:
     return words
 
 
-def _smaller(plane: Bytes, compressed: bytes) -> bytes | Bytes:
+def _smaller_form(plane: Bytes, compressed: bytes) -> bytes | Bytes:
     return compressed if len(compressed) < _WORTH * len(plane) else plane
 
 
@@ -106,13 +109,13 @@ def _plain(stored: bytes, count: int) -> Bytes:
 
 
 def deflate(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
-    """Compress `data` into one zstd frame with its content size."""
+    """Compress `data` into one zstd frame that states its content size."""
     frame: bytes = _compressor(level).compress(data)
     return frame
 
 
 def inflate(stored: bytes, count: int) -> bytes:
-    """Decompress a zstd frame of `count` bytes; FormatError for any other frame, before anything is allocated for it."""
+    """Decompress a zstd frame of `count` bytes; any other frame is a FormatError before memory is allocated for it."""
     zstd = _zstd()
     try:
         # zstd allocates the content size that the frame states, whatever limit is passed: check it first.
@@ -125,7 +128,7 @@ def inflate(stored: bytes, count: int) -> bytes:
 
 
 class _Contexts(threading.local):
-    """zstd's contexts, which two threads must not use at once."""
+    """zstd's contexts, one set per thread: two threads must not use one at once."""
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
@@ -136,18 +139,18 @@ _contexts = _Contexts()
 
 
 def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """Return a compressor of a level; 0 is for planes of numbers.
+    """Return a compressor with a level; 0 is for planes of numbers.
 
     Exponents have no repeated sequences, only frequent values, so that only zstd's entropy coding saves space. A match finder
     that finds next to nothing (runs, as of zeros) makes it three times as fast, and the result smaller.
     """
-    found = _contexts.compressors.get(level)
-    if found is None:
+    compressor = _contexts.compressors.get(level)
+    if compressor is None:
         zstd = _zstd()
-        few = {"strategy": zstd.STRATEGY_FAST, "min_match": 7, "hash_log": 6, "window_log": 17}
-        parameters = zstd.ZstdCompressionParameters.from_level(level or 1, **({} if level else few))
-        found = _contexts.compressors[level] = zstd.ZstdCompressor(compression_params=parameters)
-    return found
+        entropy_only = {"strategy": zstd.STRATEGY_FAST, "min_match": 7, "hash_log": 6, "window_log": 17}
+        parameters = zstd.ZstdCompressionParameters.from_level(level or 1, **({} if level else entropy_only))
+        compressor = _contexts.compressors[level] = zstd.ZstdCompressor(compression_params=parameters)
+    return compressor
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:

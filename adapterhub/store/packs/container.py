@@ -35,18 +35,18 @@ _ENTRY = np.dtype(
     [("size", "<u4"), ("width", "u1"), ("delta", "u1"), ("zero", "<u2"), ("parent", "<u8"), ("stored", "<u4", (8,))]
 )
 _HINT = "Check the registry"
-# A block may need two of its parent, each of which two of its own: of the longest chain that is written, 31 in all, if no block
-# is used twice. A hostile chain has blocks that need many.
-_WORK = 1 << (MAX_DEPTH + 1)
-_WORK_FREE = 256 << 20  # bytes decoded, by a read of any size
+# A block may need two blocks of its parent, each of which needs two of its own: 31 in all along the longest chain that is
+# written, if no block is used twice. In a hostile chain, blocks need many more.
+_MAX_WORK_RATIO = 1 << (MAX_DEPTH + 1)
+_FREE_WORK = 256 << 20  # bytes decoded, by a read of any size
 _BLOCK_COST = 1 << 10  # bytes that could be decoded in the time that any block takes
-_CLEARLY = 0.95
+_CLEARLY_LESS = 0.95
 _SAMPLES, _SAMPLE = 8, 1 << 16  # blocks, and bytes of each, that show what a parent is worth
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of a pack: `size` of the blob in bytes; `parent`, digest of the blob it is a difference to, or empty."""
+    """The head of a pack: `size` of the blob in bytes; `parent`, the digest of the blob it is a difference from, or empty."""
 
     size: int
     parent: str
@@ -60,6 +60,7 @@ def read_head(raw: bytes, where: str) -> Head:
     if len(raw) < HEAD_SIZE or not raw.startswith(_MAGIC):
         raise FormatError(where, "not a pack", _HINT, code="check-registry")
     _, version, size, offset, length, blocks, parent = _HEAD.unpack(raw[:HEAD_SIZE])
+    # The version comes first: in a newer format, the other fields may mean anything.
     if version > _VERSION:
         raise RefusedError(
             where, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub", code="newer-version"
@@ -93,35 +94,38 @@ def write(
         read_at: Reads the blob.
         size: Size of the blob in bytes.
         blocks: The blob, as `cutting.blocks` divides it.
-        parent: Digest and reader of the parent, into which the `parent` of blocks are offsets.
+        parent: Digest and reader of the parent; the `parent` of each block is an offset into it.
         level: zstd's level for bytes that are not numbers.
     """
     file.write(bytes(HEAD_SIZE))
     position, delta, entries = HEAD_SIZE, 0, []
-    smallest = _Smallest(level)
+    smallest = _SmallestEncoding(level)
     for block in blocks:
-        raw = _exactly(read_at, block.offset, block.size)
-        base = _exactly(parent[1], block.parent, block.size) if parent and block.parent is not None else None
+        raw = _read_exactly(read_at, block.offset, block.size)
+        base = _read_exactly(parent[1], block.parent, block.size) if parent and block.parent is not None else None
         stored, is_delta = smallest(raw, block.width, base)
         for plane in stored:
             file.write(plane)
         lengths = [len(plane) for plane in stored]
-        whole = len(stored) == 1 and lengths[0] == block.size
-        entries.append(_entry(block, 1 if whole else block.width, lengths, is_delta=is_delta))
+        is_plain = len(stored) == 1 and lengths[0] == block.size
+        entries.append(_entry(block, 1 if is_plain else block.width, lengths, is_delta=is_delta))
         position += sum(lengths)
         delta += block.size if is_delta else 0
     index = byte_planes.deflate(np.array(entries, _ENTRY).tobytes())
     file.write(index)
+    # A pack without any difference does not depend on the parent.
     digest = bytes.fromhex(parent[0].removeprefix("sha256:")) if parent and delta else bytes(32)
+    # The head comes last: until then the file starts with zeros, and an incomplete pack is not taken for a pack.
     file.seek(0)
     file.write(_HEAD.pack(_MAGIC, _VERSION, size, position, len(index), len(entries), digest))
     return Written(position + len(index), delta)
 
 
-class _Smallest:
-    """Chooses the shortest of a block's planes, of its difference to the parent, and of the plain block.
+class _SmallestEncoding:
+    """Chooses the shortest form of a block: its planes, its difference from the parent, or the plain bytes.
 
-    Planes without the parent are not tried where the difference is clearly shorter than those of the last block tried.
+    If the difference is clearly shorter than the planes of the last block that was tried without the parent, it is taken
+    without trying.
     """
 
     def __init__(self, level: int) -> None:
@@ -131,10 +135,10 @@ class _Smallest:
     def __call__(
         self, raw: byte_planes.Bytes, width: int, parent: byte_planes.Bytes | None
     ) -> tuple[list[bytes | byte_planes.Bytes], bool]:
-        """Return the stored planes, and True if they are those of a difference."""
+        """Return the stored planes, and whether they are those of a difference."""
         delta = None if parent is None else byte_planes.encode(raw, width, parent, level=self._level)
         least = len(raw) if delta is None else _length(delta)
-        if delta is not None and least < _CLEARLY * self._alone.get(width, 0.0) * len(raw):
+        if delta is not None and least < _CLEARLY_LESS * self._alone.get(width, 0.0) * len(raw):
             return delta, True
         alone = byte_planes.encode(raw, width, level=self._level)
         self._alone[width] = _length(alone) / len(raw)
@@ -151,7 +155,7 @@ def _entry(block: Run, width: int, lengths: list[int], *, is_delta: bool) -> tup
     return block.size, width, is_delta, 0, block.parent if is_delta else 0, lengths + [0] * (8 - len(lengths))
 
 
-def _exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
+def _read_exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
     raw = read_at(offset, size)
     if len(raw) != size:
         raise IntegrityError("", "shorter than before: it changed while it was read", code="changed-meanwhile")
@@ -160,15 +164,20 @@ def _exactly(read_at: ReadAt, offset: int, size: int) -> byte_planes.Bytes:
 
 @dataclass(slots=True)
 class _Work:
-    """The work that the readers of one chain share: bytes `wanted` of the blob at its end, and `done`, bytes decoded."""
+    """The work that the readers of one chain share, in bytes.
+
+    Attributes:
+        requested: Bytes that were read from the blob at the end of the chain.
+        decoded: Bytes that were decoded for them.
+    """
 
     wanted: int = 0
     done: int = 0
 
     def is_too_much(self, size: int) -> bool:
-        """Count the decoding of a block of `size` bytes; return True if that exceeds what the wanted bytes justify."""
+        """Count the decoding of a block of `size` bytes; return True if it exceeds what the requested bytes justify."""
         self.done += size + _BLOCK_COST
-        return self.done > _WORK * self.wanted + _WORK_FREE
+        return self.done > _MAX_WORK_RATIO * self.wanted + _FREE_WORK
 
 
 class Reader(io.RawIOBase):
@@ -176,7 +185,7 @@ class Reader(io.RawIOBase):
 
     Args:
         file: The pack; closed with the reader.
-        where: Its name in errors.
+        location: Its name in errors.
         parent: The parent that the head names, open for reading, or None without one; closed with the reader.
     """
 
@@ -192,7 +201,7 @@ class Reader(io.RawIOBase):
         self._share(_Work())
 
     def _share(self, work: _Work) -> None:
-        """Have the parents, which were opened first, count their work here."""
+        """Let the parents, which were opened first, count their work together with this reader."""
         self._work = work
         if isinstance(self._parent, Reader):
             self._parent._share(work)
@@ -201,14 +210,14 @@ class Reader(io.RawIOBase):
         head = self.head
         self._file.seek(0, io.SEEK_END)
         if head.index_offset + head.index_size != self._file.tell() or head.index_offset < HEAD_SIZE:
-            raise self._damaged("truncated")
+            raise self._damaged_pack_error("truncated")
         try:
             raw = byte_planes.inflate(_read_at(self._file, head.index_offset, head.index_size), head.blocks * _ENTRY.itemsize)
         except FormatError as error:
-            raise self._damaged("its index cannot be read") from error
+            raise self._damaged_pack_error("its index cannot be read") from error
         entries = np.frombuffer(raw, _ENTRY)
-        if not _sensible(entries, head):
-            raise self._damaged("its index is invalid")
+        if not _is_valid_index(entries, head):
+            raise self._damaged_pack_error("its index is invalid")
         return entries
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -222,13 +231,13 @@ class Reader(io.RawIOBase):
         return bytes(out)
 
     def _copy(self, out: memoryview, offset: int) -> None:
-        at = int(np.searchsorted(self._starts, offset, "right")) - 1
+        number = int(np.searchsorted(self._starts, offset, "right")) - 1
         while len(out):
-            block = self._block(at)
-            start = offset - int(self._starts[at])
+            block = self._block(number)
+            start = offset - int(self._starts[number])
             part = block[start : start + len(out)]
             out[: len(part)] = part.data
-            out, offset, at = out[len(part) :], offset + len(part), at + 1
+            out, offset, number = out[len(part) :], offset + len(part), number + 1
 
     def _block(self, at: int) -> byte_planes.Bytes:
         if at not in self._cache:
@@ -237,9 +246,9 @@ class Reader(io.RawIOBase):
             try:
                 self._cache[at] = self._decoded(at)
             except FormatError as error:
-                if error.where:  # that of a parent
+                if error.where:  # already names the pack: a parent's
                     raise
-                raise self._damaged(f"block {at}: {error.what}") from error
+                raise self._damaged_pack_error(f"block {at}: {error.what}") from error
         return self._cache[at]
 
     def _decoded(self, at: int) -> byte_planes.Bytes:
@@ -253,27 +262,27 @@ class Reader(io.RawIOBase):
             place += length
         if not entry["delta"]:
             return byte_planes.decode(stored, width, size // width)
-        parent = self._of_parent(int(entry["parent"]), size)
+        parent = self._read_parent(int(entry["parent"]), size)
         if len(parent) != size:
             raise FormatError("", "its difference needs bytes beyond the end of the parent")
         return byte_planes.decode(stored, width, size // width, np.frombuffer(parent, np.uint8))
 
-    def _of_parent(self, offset: int, size: int) -> bytes:
+    def _read_parent(self, offset: int, size: int) -> bytes:
         if isinstance(self._parent, Reader):
             return self._parent._plain(offset, size)
         return _read_at(self._parent, offset, size)
 
-    def _damaged(self, what: str) -> FormatError:
+    def _damaged_pack_error(self, what: str) -> FormatError:
         return FormatError(self.name, f"a damaged pack: {what}", _HINT, code="check-registry")
 
     # ---- as a file
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`; less only at the end of the blob, unlike a pipe."""
+        """Fill `buffer`; unlike a pipe, return less only at the end of the blob."""
         view = memoryview(buffer).cast("B")
         view = view[: max(0, min(len(view), self.head.size - self._position))]
         self._work.wanted += len(view)
@@ -295,12 +304,13 @@ def at(file: Any) -> ReadAt:
 
 
 def gain(read_at: ReadAt, blocks: Sequence[Run], parent: ReadAt) -> tuple[int, int]:
-    """Estimate, from a few blocks that have a place in a parent, the bytes when encoded alone and as a difference."""
+    """Estimate from a few blocks how many bytes they take when encoded alone, and as a difference from a parent."""
     shared = [block for block in blocks if block.parent is not None]
     alone = delta = 0
+    # Spread over the whole file: its layers may differ.
     for block in shared[:: max(1, len(shared) // _SAMPLES)][:_SAMPLES]:
         size = min(block.size, _SAMPLE)
-        raw, base = _exactly(read_at, block.offset, size), _exactly(parent, block.parent or 0, size)
+        raw, base = _read_exactly(read_at, block.offset, size), _read_exactly(parent, block.parent or 0, size)
         alone += _length(byte_planes.encode(raw, block.width))
         delta += _length(byte_planes.encode(raw, block.width, base))
     return alone, delta
@@ -312,11 +322,12 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _before(sizes: Any) -> Any:
-    """Return, for each size, the sum of those before it."""
+    """Return, for each size, the sum of the sizes before it."""
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))[:-1] if len(sizes) else np.zeros(0, np.int64)
 
 
-def _sensible(entries: Any, head: Head) -> bool:
+def _is_valid_index(entries: Any, head: Head) -> bool:
+    # All entries are checked at once, before any value is used to read or to allocate.
     size, width, stored = entries["size"], entries["width"], entries["stored"]
     if not np.isin(width, byte_planes.WIDTHS).all() or (entries["delta"] > 1).any() or (entries["parent"] >= 2**62).any():
         return False

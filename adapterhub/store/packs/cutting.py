@@ -1,4 +1,4 @@
-"""Division of a file into runs of numbers of one width, each matched with the same numbers in a parent.
+"""The division of a file into runs of numbers of one width, each matched with the same numbers in a parent.
 
 Offset and type of a tensor come from the header of its file, read by the bounded readers; a file of another kind, or with a
 malformed header, is one run of bytes. The division does not affect the decoded bytes: a wrong width only compresses worse.
@@ -14,7 +14,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import FormatError
 
-_NONE: Mapping[str, str] = MappingProxyType({})
+_NO_MATCHES: Mapping[str, str] = MappingProxyType({})
 ReadAt = Callable[[int, int], bytes]
 """Returns bytes at an offset; fewer only at the end of the file."""
 
@@ -42,17 +42,17 @@ class Run:
 def runs(read_at: ReadAt, size: int) -> list[Run]:
     """Divide a file of `size` bytes into runs, from its first byte to its last."""
     try:
-        found = tensors(read_at, size)
+        tensor_runs = tensors(read_at, size)
     except FormatError:
-        found = []
-    return list(_filled(found, size))
+        tensor_runs = []
+    return list(_with_gaps(tensor_runs, size))
 
 
 def tensors(read_at: ReadAt, size: int) -> list[Run]:
-    """Return the tensors of a safetensors or GGUF file as runs; FormatError for another file."""
+    """Return the tensors of a safetensors or GGUF file as runs; FormatError for any other file."""
     if read_at(0, 4) == gguf_file.MAGIC:
-        found = gguf_file.read_header(read_at, size, "").tensors.values()
-        return [_run(tensor.offset, tensor.size, tensor.type_name, tensor.name, tensor.shape) for tensor in found]
+        gguf_tensors = gguf_file.read_header(read_at, size, "").tensors.values()
+        return [_run(tensor.offset, tensor.size, tensor.type_name, tensor.name, tensor.shape) for tensor in gguf_tensors]
     infos = safetensors_file.read_header(read_at, size, "").tensors.values()
     return [_run(info.offset, info.size, info.dtype, info.name, info.shape) for info in infos]
 
@@ -63,10 +63,10 @@ def _run(offset: int, size: int, kind: str, name: str, shape: tuple[int, ...]) -
     return Run(offset, size, width, (name, kind, shape))
 
 
-def _filled(found: list[Run], size: int) -> Iterator[Run]:
+def _with_gaps(tensor_runs: list[Run], size: int) -> Iterator[Run]:
     """Yield the runs in order, with runs of bytes for the gaps before, between and after them."""
     position = 0
-    for run in sorted(found, key=lambda run: run.offset):
+    for run in sorted(tensor_runs, key=lambda run: run.offset):
         if not run.size:
             continue
         if run.offset > position:
@@ -77,15 +77,19 @@ def _filled(found: list[Run], size: int) -> Iterator[Run]:
         yield Run(position, size - position, 1)
 
 
-def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NONE) -> list[Run]:
-    """Return `child` with the offsets of the same tensors in `parent`: those of equal name, type and shape.
+def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NO_MATCHES) -> list[Run]:
+    """Return `child` with the offsets of the same tensors in `parent`: those with the same name, type and shape.
 
-    `equal`: Name of a tensor in the child to the name of one in the parent that is known to have the same bytes.
+    Args:
+        child: The runs of a file.
+        parent: The runs of another file.
+        equal: Name of a tensor in the child to the name of one in the parent that is known to have the same bytes.
     """
     places = {run.key: run.offset for run in parent if run.key}
     named = {run.key[0]: run for run in parent if run.key}
 
     def place(run: Run) -> int | None:
+        # A tensor with the same bytes under another name is a better match than one with the same name.
         twin = named.get(equal.get(str(run.key[0]), "")) if run.key else None
         if twin is not None and twin.size == run.size:
             return twin.offset
@@ -94,23 +98,26 @@ def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NON
     return [Run(run.offset, run.size, run.width, run.key, place(run)) for run in child]
 
 
-def blocks(found: list[Run], limit: int = MAX_BLOCK) -> Iterator[Run]:
+def blocks(file_runs: list[Run], limit: int = MAX_BLOCK) -> Iterator[Run]:
     """Yield runs as blocks of at most `limit` bytes, a multiple of 8: large runs are cut, small ones of one width joined."""
-    at: Run | None = None
-    for run in found:
-        rest = run
-        while rest.size:
-            if at is not None and (at.size >= limit or not _follows(at, rest)):
-                yield at
-                at = None
-            taken = min(rest.size, limit - (at.size if at else 0))
-            at = Run(rest.offset, taken, rest.width, (), rest.parent) if at is None else _longer(at, taken)
-            rest = _after(rest, taken)
-    if at is not None:
-        yield at
+    block: Run | None = None
+    for run in file_runs:
+        remainder = run
+        while remainder.size:
+            if block is not None and (block.size >= limit or not _follows(block, remainder)):
+                yield block
+                block = None
+            count = min(remainder.size, limit - (block.size if block else 0))
+            block = (
+                Run(remainder.offset, count, remainder.width, (), remainder.parent) if block is None else _longer(block, count)
+            )
+            remainder = _after(remainder, count)
+    if block is not None:
+        yield block
 
 
 def _follows(at: Run, run: Run) -> bool:
+    # A block has one offset in the parent, so its runs must follow each other there as well.
     if at.parent is None or run.parent is None:
         return at.width == run.width and at.parent is run.parent
     return at.width == run.width and at.parent + at.size == run.parent
@@ -120,5 +127,5 @@ def _longer(at: Run, more: int) -> Run:
     return Run(at.offset, at.size + more, at.width, (), at.parent)
 
 
-def _after(run: Run, taken: int) -> Run:
-    return Run(run.offset + taken, run.size - taken, run.width, run.key, None if run.parent is None else run.parent + taken)
+def _after(run: Run, count: int) -> Run:
+    return Run(run.offset + count, run.size - count, run.width, run.key, None if run.parent is None else run.parent + count)

@@ -33,7 +33,7 @@ class Packs:
         return self.folder / digest.removeprefix("sha256:")
 
     def files(self) -> list[Path]:
-        """List every file in the folder, sorted."""
+        """Return every file in the folder, sorted."""
         try:
             return self._files.listed(self.folder)
         except FileNotFoundError:
@@ -48,7 +48,7 @@ class Packs:
                 yield f"sha256:{path.name}"
 
     def head(self, digest: str) -> Head | None:
-        """Read the head of a blob's pack; None without a pack."""
+        """Return the head of a blob's pack; None if it has no pack."""
         path = self.path(digest)
         try:
             raw = self._files.read(path, 64)
@@ -61,20 +61,21 @@ class Packs:
         return read_head(raw, str(path))
 
     def parents(self) -> dict[str, str]:
-        """Return the parents of packs; packs without one, and unreadable ones, are left out."""
+        """Return the parent of each pack; packs without a parent, and unreadable ones, are left out."""
         return {digest: parent for digest, parent in self.heads().items() if parent}
 
     def heads(self) -> dict[str, str | None]:
-        """Return every pack with its parent: empty without one, None for an unreadable pack."""
-        found = {}
+        """Return the parent of every pack: empty if it has none, None if the pack is unreadable."""
+        parent_by_digest = {}
         for digest in self.digests():
             with contextlib.suppress(OSError):  # removed just now
                 status = self._files.status(self.path(digest))
+                # Packs are immutable: an unchanged file has the same parent as before.
                 stamp = status.st_ino, status.st_size, status.st_mtime_ns
                 if self._heads.get(digest, ((),))[0] != stamp:
                     self._heads[digest] = stamp, self._parent(digest)
-                found[digest] = self._heads[digest][1]
-        return found
+                parent_by_digest[digest] = self._heads[digest][1]
+        return parent_by_digest
 
     def _parent(self, digest: str) -> str | None:
         try:
@@ -84,7 +85,7 @@ class Packs:
         return head.parent if head else None
 
     def open(self, digest: str, blob: Open, depth: int = 0) -> Reader | None:
-        """Open the blob in a pack for reading; `blob` opens its parents. None without a pack."""
+        """Open the blob in a pack for reading; `blob` opens its parents. Return None if it has no pack."""
         path = self.path(digest)
         try:
             file = self._files.open(path)
@@ -93,13 +94,13 @@ class Packs:
         except OSError as error:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
         try:
-            from .container import HEAD_SIZE, Reader, read_head
+            from .container import HEAD_SIZE, Reader, read_head  # needs numpy, which commands that only read do without
 
             head = read_head(file.read(HEAD_SIZE), str(path))
             if head.parent and depth >= READ_DEPTH:
-                what = f"a chain of more than {READ_DEPTH} differences"
-                raise FormatError(str(path), what, "Check the registry", code="check-registry")
+                problem = f"a chain of more than {READ_DEPTH} differences"
+                raise FormatError(str(path), problem, "Check the registry", code="check-registry")
             return Reader(file, str(path), blob(head.parent, depth + 1) if head.parent else None)
-        except BaseException:
+        except BaseException:  # no reader owns the file yet
             file.close()
             raise
