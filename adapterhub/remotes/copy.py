@@ -58,7 +58,7 @@ def unique(manifest: Manifest) -> list[Descriptor]:
     return list({blob.digest: blob for blob in (*manifest.layers, manifest.config)}.values())
 
 
-def read_manifest(source: Source, manifest: Manifest, label: str) -> AdapterManifest:
+def read_manifest(source: Source, manifest: Manifest, location: str) -> AdapterManifest:
     """Fetch only the adapter.json of a version, and verify its bytes.
 
     Raises:
@@ -68,19 +68,21 @@ def read_manifest(source: Source, manifest: Manifest, label: str) -> AdapterMani
     if blob is None or blob.size > json_file.MAX_CONFIG:
         problem = f"no {ADAPTER_JSON} to compare with the project's policy"
         raise RefusedError(
-            label, problem, "Copy it to a registry without a policy first, which derives one", code="no-manifest"
+            location, problem, "Copy it to a registry without a policy first, which derives one", code="no-manifest"
         )
-    return AdapterManifest.parse(read_blob(source, blob, label), f"{label}: {ADAPTER_JSON}")
+    return AdapterManifest.parse(read_blob(source, blob, location), f"{location}: {ADAPTER_JSON}")
 
 
-def declared(source: Source, manifest: Manifest, adapter_manifest: AdapterManifest, label: str) -> AdapterManifest:
+def declared(source: Source, manifest: Manifest, adapter_manifest: AdapterManifest, location: str) -> AdapterManifest:
     """Return the manifest of a version completed by its model card, which is fetched and verified."""
     return (
-        card.fill(adapter_manifest, card.decode(read_blob(source, manifest.card, label))) if manifest.card else adapter_manifest
+        card.fill(adapter_manifest, card.decode(read_blob(source, manifest.card, location)))
+        if manifest.card
+        else adapter_manifest
     )
 
 
-def read_blob(source: Source, blob: Descriptor, label: str) -> bytes:
+def read_blob(source: Source, blob: Descriptor, location: str) -> bytes:
     """Return the verified bytes of a small blob, whose size the caller has limited."""
     raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
     with source.open_blob(blob) as reader:
@@ -88,5 +90,5 @@ def read_blob(source: Source, blob: Descriptor, label: str) -> bytes:
         while len(raw) <= blob.size and (count := reader.readinto(buffer)):
             raw += buffer[:count]
     if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
-        raise IntegrityError(f"{label}: {blob.path}", f"received {len(raw)} bytes that do not match {blob.digest}")
+        raise IntegrityError(f"{location}: {blob.path}", f"received {len(raw)} bytes that do not match {blob.digest}")
     return bytes(raw)

@@ -324,7 +324,7 @@ def pass_over(reader: Reader, count: int) -> None:
         count -= read_count
 
 
-def seek(body: Body, blob: Descriptor, start: int, label: str) -> None:
+def seek(body: Body, blob: Descriptor, start: int, location: str) -> None:
     """Check that a body has the requested range of a blob; if it has the complete blob, skip the bytes before `start`.
 
     Raises:
@@ -337,11 +337,11 @@ def seek(body: Body, blob: Descriptor, start: int, label: str) -> None:
         range_start = _RANGE_START.match(body.headers.get("content-range", ""))
         # Nobody asked for a range if `start` is 0, and another range would be written to the wrong place.
         if not start or not range_start or int(range_start[1]) != start:
-            raise RemoteError(label, "the server sends another range than requested")
+            raise RemoteError(location, "the server sends another range than requested")
     elif start:
         pass_over(body, start)
     if body.length is not None and body.length != expected_length:
-        raise IntegrityError(label, f"the server has {body.length} bytes of it, not {expected_length}", "Ask its owner")
+        raise IntegrityError(location, f"the server has {body.length} bytes of it, not {expected_length}", "Ask its owner")
 
 
 def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES) -> bytes:

@@ -48,11 +48,13 @@ class AdapterFolder:
         draft: What was read of the folder already.
     """
 
-    def __init__(self, folder: Path, label: str = "", send_ahead: SendAhead | None = None, draft: Draft | None = None) -> None:
+    def __init__(
+        self, folder: Path, location: str = "", send_ahead: SendAhead | None = None, draft: Draft | None = None
+    ) -> None:
         from adapterhub.manifest import describe  # needs numpy, which a pull does without
 
         self.folder = folder
-        self.where = label or str(folder)
+        self.where = location or str(folder)
         draft = draft or describe.draft(folder)  # before anything is sent: this may be no adapter at all
         self.skipped = draft.listing.skipped
         files = {path: _digest_and_size(folder, path, send_ahead, draft.digests) for path in draft.listing.files}

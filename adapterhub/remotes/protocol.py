@@ -116,19 +116,19 @@ class UnnamedBlobTarget(Target, Protocol):
         """Send a blob of `size` bytes, and return its digest."""
 
 
-def damaged(label: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
+def damaged(location: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
     """Return the error for a source whose bytes, so many and of this digest, are not those of `blob`."""
     problem = f"{size} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
-    return IntegrityError(label, problem, hint, code="source-damaged")
+    return IntegrityError(location, problem, hint, code="source-damaged")
 
 
-def check_complete(blobs: Iterable[Descriptor], has_blob: Callable[[Descriptor], bool], label: str) -> None:
+def check_complete(blobs: Iterable[Descriptor], has_blob: Callable[[Descriptor], bool], location: str) -> None:
     """Raise an IntegrityError unless a place has all blobs of a manifest that is to be stored there."""
     missing = [blob for blob in blobs if not has_blob(blob)]
     if missing:
         others_text = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         problem = f"{missing[0].path or 'its config'}, blob {missing[0].digest}, is missing there{others_text}"
-        raise IntegrityError(label, problem, "Try again")
+        raise IntegrityError(location, problem, "Try again")
 
 
 class Connected(Target, ABC):

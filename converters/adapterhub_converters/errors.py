@@ -141,7 +141,7 @@ class NotUnderstoodError(RefusedError):
 
 
 def refused(
-    label: str,
+    location: str,
     reasons: Sequence[str],
     hint: str = "",
     kind: type[RefusedError] = RefusedError,
@@ -152,7 +152,7 @@ def refused(
 ) -> RefusedError:
     """Return one error of `kind` for all `reasons`: its line contains the first, `items` all of them."""
     count_text = f" (and {len(reasons) - 1} more like it)" if len(reasons) > 1 else ""
-    return kind(label, reasons[0] + count_text, hint, reasons, code=code, **fields)
+    return kind(location, reasons[0] + count_text, hint, reasons, code=code, **fields)
 
 
 class ConflictError(AdapterhubError):

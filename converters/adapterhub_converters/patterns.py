@@ -55,20 +55,20 @@ class Expression:
         RefusedError: It is longer than `MAX_PATTERN`, or has a POSIX class.
     """
 
-    def __init__(self, key: str, label: str, *, below: bool = False) -> None:
+    def __init__(self, key: str, location: str, *, below: bool = False) -> None:
         if len(key) > MAX_PATTERN:
-            raise RefusedError(label, f"a pattern of {len(key)} characters exceeds the limit of {MAX_PATTERN}")
+            raise RefusedError(location, f"a pattern of {len(key)} characters exceeds the limit of {MAX_PATTERN}")
         if _POSIX_CLASS.search(key):
             raise RefusedError(
-                label, f"pattern {key[:80]!r} has [: and :], which programs read differently", "Write the set out"
+                location, f"pattern {key[:80]!r} has [: and :], which programs read differently", "Write the set out"
             )
-        self.key, self._label, self._below = key, label, below
+        self.key, self._label, self._below = key, location, below
         self.text = rf"(.*\.)?({key})$" if below else key
         try:
             with warnings.catch_warnings(action="ignore"):  # FutureWarning: possible nested set
                 re.compile(self.text)
         except (re.error, RecursionError, OverflowError) as error:
-            raise FormatError(label, f"pattern {key[:80]!r} is not a regular expression ({error})") from error
+            raise FormatError(location, f"pattern {key[:80]!r} is not a regular expression ({error})") from error
         self._linear = _compiled_by_re2(self.text)
         self._backtracking: Any = None
 
@@ -171,8 +171,8 @@ class _ExpressionSet:
 class Patterns:
     """The keys of a mapping of patterns, in their order."""
 
-    def __init__(self, keys: Iterable[str], label: str) -> None:
-        self._keys, self._label, self._budget = list(keys), label, Budget(each=_STEPS_PER_TEXT)
+    def __init__(self, keys: Iterable[str], location: str) -> None:
+        self._keys, self._label, self._budget = list(keys), location, Budget(each=_STEPS_PER_TEXT)
         # The length of a path, then the positions of its wildcard dots, then the rest of its text, to the numbers of its keys.
         self._paths: dict[int, dict[tuple[int, ...], dict[str, list[int]]]] = {}
         self._expressions: dict[int, Expression] = {}
@@ -184,7 +184,7 @@ class Patterns:
                 group.setdefault(_without_wildcards(text, wildcards), []).append(number)
             else:
                 self._spend(_COMPILE_STEPS)
-                self._expressions[number] = Expression(key, label, below=True)
+                self._expressions[number] = Expression(key, location, below=True)
         linear = {number: expression for number, expression in self._expressions.items() if expression.is_linear}
         self._expression_set = _ExpressionSet(linear) if len(linear) > 1 else None
         self._excess_steps = 0  # steps that matching them together took beyond matching them one by one
@@ -245,9 +245,9 @@ def _without_wildcards(text: str, wildcards: tuple[int, ...]) -> str:
     return "\0".join(text[bounds[n] + 1 : bounds[n + 1]] for n in range(len(bounds) - 1))
 
 
-def fullmatch(pattern: str, target: str, label: str) -> bool:
+def fullmatch(pattern: str, target: str, location: str) -> bool:
     """Match a string of `target_modules` or `exclude_modules` against a complete module path, as peft does."""
-    expression, budget = _cached_expression(pattern, label)
+    expression, budget = _cached_expression(pattern, location)
     budget.next_text()
     return expression.matches(target, budget)
 
@@ -258,6 +258,6 @@ def escape(path: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _cached_expression(pattern: str, label: str) -> tuple[Expression, Budget]:
+def _cached_expression(pattern: str, location: str) -> tuple[Expression, Budget]:
     # One budget for all matches of a pattern, as many as a model has modules.
-    return Expression(pattern, label), Budget()
+    return Expression(pattern, location), Budget()

@@ -199,26 +199,29 @@ class HubWire(Client):
         line = "".join(char if char.isprintable() else " " for char in text[:200]).rstrip(". ")
         return line if self.unless_secret(text) else ""
 
-    def _refusal(self, answer: Answer, label: str) -> Exception:
+    def _refusal(self, answer: Answer, location: str) -> Exception:
         code = answer.headers.get("x-error-code", "")
         anonymous = not self.known
         # A hub answers 401 or 403 for repositories that do not exist, so that nobody can probe for private ones.
         if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") and answer.status in (401, 403, 404):
             kind = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "file")
             hint = f"A private one needs a login. {self.login_hint}".rstrip() if anonymous else ""
-            return NotFoundError(label, f"no such {kind} on the hub", hint)
+            return NotFoundError(location, f"no such {kind} on the hub", hint)
         if code == "GatedRepo":
             hint = f"Request access on its page{f'. {self.login_hint}' if anonymous and self.login_hint else ''}"
-            return DeniedError(label, f"HTTP {answer.status}: a gated repository", hint)
+            return DeniedError(location, f"HTTP {answer.status}: a gated repository", hint)
         if answer.status == 401 and not anonymous:
             return DeniedError(
-                label, "HTTP 401: the token was refused, or there is no such repository", self.login_hint, host=self.login_host
+                location,
+                "HTTP 401: the token was refused, or there is no such repository",
+                self.login_hint,
+                host=self.login_host,
             )
         if answer.status == 409:
-            return ConflictError(label, f"exists already{self._details(answer)}", "Push again")
+            return ConflictError(location, f"exists already{self._details(answer)}", "Push again")
         if answer.status == 412:
-            return ConflictError(label, "somebody else committed in the meantime", "Review their commit, then push again")
-        return super()._refusal(answer, label)
+            return ConflictError(location, "somebody else committed in the meantime", "Review their commit, then push again")
+        return super()._refusal(answer, location)
 
     def _details(self, answer: Answer) -> str:
         """Return the error message of an answer: `X-Error-Message`, else `error` or the first of `errors` in its body."""
@@ -300,23 +303,23 @@ class HubClient:
     def _file_url(self, commit: str, path: str) -> str:
         return f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(path)}"
 
-    def _object(self, url: str, label: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
-        answer = self.wire.ask("GET", url, label, good=(200,), limit=limit)
+    def _object(self, url: str, location: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
+        answer = self.wire.ask("GET", url, location, good=(200,), limit=limit)
         try:
-            return parse_json(answer.body, label)
+            return parse_json(answer.body, location)
         except FormatError as error:
-            raise self._not_a_hub(label) from error
+            raise self._not_a_hub(location) from error
 
-    def _not_a_hub(self, label: str) -> RemoteError:
+    def _not_a_hub(self, location: str) -> RemoteError:
         """Return the error for an answer that does not follow the API of hubs."""
-        return RemoteError(label, f"{self.endpoint} does not answer like a hub", "Check HF_ENDPOINT")
+        return RemoteError(location, f"{self.endpoint} does not answer like a hub", "Check HF_ENDPOINT")
 
 
-def _check_commit(headers: Mapping[str, str], commit: str, label: str) -> None:
+def _check_commit(headers: Mapping[str, str], commit: str, location: str) -> None:
     """Raise an IntegrityError if an answer names another commit than `commit`."""
     answered_commit = headers.get("x-repo-commit", commit)
     if answered_commit != commit:
-        raise IntegrityError(label, f"the hub sends the file of another commit, {answered_commit[:60]}", "Try again")
+        raise IntegrityError(location, f"the hub sends the file of another commit, {answered_commit[:60]}", "Try again")
 
 
 def _entry(entry: Mapping[str, Any]) -> Entry:

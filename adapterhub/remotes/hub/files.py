@@ -78,15 +78,15 @@ def same(entry: Entry | None, data: bytes) -> bool:
     return entry.oid == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def assembled(raw: bytes, label: str) -> Manifest:
+def assembled(raw: bytes, location: str) -> Manifest:
     """Return the OCI manifest of an adapter.json and the files that it lists."""
-    files = {**listed(oci_manifest.parse_json(raw, label), label), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
-    assembled_manifest = oci_manifest.assemble(files, AdapterManifest.parse(raw, label))
-    manifest = oci_manifest.parse(assembled_manifest.raw, label)
+    files = {**listed(oci_manifest.parse_json(raw, location), location), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
+    assembled_manifest = oci_manifest.assemble(files, AdapterManifest.parse(raw, location))
+    manifest = oci_manifest.parse(assembled_manifest.raw, location)
     return dataclasses.replace(manifest, config_bytes=assembled_manifest.config_bytes)
 
 
-def listed(document: Mapping[str, Any], label: str) -> dict[str, tuple[Digest, int]]:
+def listed(document: Mapping[str, Any], location: str) -> dict[str, tuple[Digest, int]]:
     """Return the files in an adapter.json: path to digest and size in bytes.
 
     Raises:
@@ -97,14 +97,14 @@ def listed(document: Mapping[str, Any], label: str) -> dict[str, tuple[Digest, i
     for entry in listed if isinstance(listed, list) else []:
         path, size = (entry.get("path"), entry.get("size")) if isinstance(entry, dict) else (None, None)
         if not isinstance(path, str) or type(size) is not int or size < 0 or path == ADAPTER_JSON or path in files:
-            raise FormatError(label, "its list of files has an invalid entry, or two of one path", _HINT)
-        files[path] = (parse_digest(entry.get("digest"), label), size)
+            raise FormatError(location, "its list of files has an invalid entry, or two of one path", _HINT)
+        files[path] = (parse_digest(entry.get("digest"), location), size)
     if not files or len(files) > MAX_FILES:
-        raise FormatError(label, f"lists no files, or more than {MAX_FILES}", _HINT)
+        raise FormatError(location, f"lists no files, or more than {MAX_FILES}", _HINT)
     return files
 
 
-def bare(files: Mapping[str, tuple[Digest, int]], label: str) -> Manifest:
+def bare(files: Mapping[str, tuple[Digest, int]], location: str) -> Manifest:
     """Return an OCI manifest of files without an adapter.json."""
     layers = [
         {
@@ -118,10 +118,10 @@ def bare(files: Mapping[str, tuple[Digest, int]], label: str) -> Manifest:
     config = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": sha256_bytes(_EMPTY), "size": len(_EMPTY)}
     document = {"schemaVersion": 2, "mediaType": oci_manifest.MANIFEST_TYPE, "config": config, "layers": layers}
     raw = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    return dataclasses.replace(oci_manifest.parse(raw, label), config_bytes=_EMPTY)
+    return dataclasses.replace(oci_manifest.parse(raw, location), config_bytes=_EMPTY)
 
 
-def importable(listing: Listing, label: str) -> tuple[list[str], list[str]]:
+def importable(listing: Listing, location: str) -> tuple[list[str], list[str]]:
     """Split the paths of a repository without an adapter.json into those that may belong to an adapter and the others.
 
     Raises:
@@ -132,14 +132,14 @@ def importable(listing: Listing, label: str) -> tuple[list[str], list[str]]:
     if ADAPTER_CONFIG not in files and not any(path.endswith(".gguf") for path in files):
         hint = "A model without adapter_config.json is a base model"
         raise NotFoundError(
-            label,
+            location,
             f"no adapter in this repository: neither {ADAPTER_JSON}, {ADAPTER_CONFIG} nor a GGUF file",
             hint,
             code="no-adapter",
         )
     if (pickles := pickled_weights(files)) and PEFT_WEIGHTS not in files:
         hint = "Ask its owner for safetensors, or convert it with peft in a sandbox"
-        raise RefusedError(f"{label}: {pickles[0]}", "a pickle can run code when it is loaded", hint)
+        raise RefusedError(f"{location}: {pickles[0]}", "a pickle can run code when it is loaded", hint)
     importable_paths: list[str] = []
     skipped: list[str] = []
     for path in sorted(files):
@@ -147,7 +147,7 @@ def importable(listing: Listing, label: str) -> tuple[list[str], list[str]]:
         # `.` and `..` are no hidden folders: `check_names` rejects them below.
         hidden = any(part.startswith(".") and part not in (".", "..") for part in parts)
         try:
-            check_names([path], label)
+            check_names([path], location)
         except RefusedError:
             skipped.append(path)
             continue

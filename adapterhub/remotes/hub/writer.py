@@ -233,8 +233,8 @@ def _addition(path: str, content: bytes | Descriptor) -> CommitOperationAdd:
 class _OutgoingFile(io.BufferedIOBase):
     """A blob as the file object that huggingface_hub wants: the library only seeks in it, and the wire reads it in pieces."""
 
-    def __init__(self, blob: Descriptor, label: str, open_at: Callable[[int], AbstractContextManager[Reader]]) -> None:
-        self.blob, self.where, self.opened = blob, label, open_at
+    def __init__(self, blob: Descriptor, location: str, open_at: Callable[[int], AbstractContextManager[Reader]]) -> None:
+        self.blob, self.where, self.opened = blob, location, open_at
         self.states = {0: hashlib.sha256()}  # by offset: the hash of the bytes before it
         self._at = 0
 
@@ -283,7 +283,7 @@ _CALL: ContextVar[tuple[HubWire, str, _OutgoingFile | None] | None] = ContextVar
 
 
 @contextmanager
-def _library_calls(wire: HubWire, label: str, file: _OutgoingFile | None = None) -> Iterator[None]:
+def _library_calls(wire: HubWire, location: str, file: _OutgoingFile | None = None) -> Iterator[None]:
     """Send the library's requests in this context and thread over `wire`, and turn its errors into one line.
 
     Raises:
@@ -292,12 +292,12 @@ def _library_calls(wire: HubWire, label: str, file: _OutgoingFile | None = None)
     session = get_session()
     if not isinstance(session.send, _RoutedSend):
         session.send = _RoutedSend(session.send)
-    token = _CALL.set((wire, label, file))
+    token = _CALL.set((wire, location, file))
     try:
         yield
     except _UNREADABLE_ANSWER as error:
         reason = wire.clean(str(error).strip().partition("\n")[0]) or type(error).__name__
-        raise RemoteError(label, f"the hub does not answer as huggingface_hub expects: {reason}") from error
+        raise RemoteError(location, f"the hub does not answer as huggingface_hub expects: {reason}") from error
     finally:
         _CALL.reset(token)
 
@@ -312,19 +312,19 @@ class _RoutedSend:
         return _send_over_wire(request, *call) if (call := _CALL.get()) else self._send(request, **options)
 
 
-def _send_over_wire(request: Any, wire: HubWire, label: str, file: _OutgoingFile | None) -> Any:
+def _send_over_wire(request: Any, wire: HubWire, location: str, file: _OutgoingFile | None) -> Any:
     """Send a request of the library over `wire`, and return the response."""
     url, path = str(request.url), request.url.path
     if path.endswith("/api/agent-harnesses"):
         raise OSError("telemetry is off")
     if path.endswith("/api/validate-yaml"):
-        label = f"{label}: README.md"
+        location = f"{location}: README.md"
     headers = {name: request.headers[name] for name in ("accept", "content-type") if name in request.headers}
     body = file.piece(int(request.headers["content-length"])) if file and request.method == "PUT" else request.content
     answer = wire.ask(
         request.method,
         url,
-        label,
+        location,
         good=range(200, 300),
         headers=headers,
         body=body or None,

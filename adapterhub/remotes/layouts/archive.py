@@ -49,8 +49,8 @@ More = Callable[[int], None]
 class Archive(Layout):
     """The layout in the tar at `path`, written if something was put and the context ends without an error."""
 
-    def __init__(self, path: Path, label: str = "", *, any_name: bool = False) -> None:
-        super().__init__(label or str(path), any_name=any_name)
+    def __init__(self, path: Path, location: str = "", *, any_name: bool = False) -> None:
+        super().__init__(location or str(path), any_name=any_name)
         self.path = path
         self._members: dict[str, Member] | None = None
         self._entries: list[Entry] | None = None

@@ -28,8 +28,8 @@ _ALLOWED_BEFORE_MARK = {"blobs", _INGEST, "index.json"}  # files that may exist 
 class LayoutFolder(Layout):
     """The layout at `root`, created by the first put."""
 
-    def __init__(self, root: Path, label: str = "", *, any_name: bool = False) -> None:
-        super().__init__(label or str(root), any_name=any_name)
+    def __init__(self, root: Path, location: str = "", *, any_name: bool = False) -> None:
+        super().__init__(location or str(root), any_name=any_name)
         self.root = Path(os.path.realpath(root))  # the folder itself may be reached by a link
         self._files = Inside(self.root)
         self._blobs = self.root / "blobs" / "sha256"

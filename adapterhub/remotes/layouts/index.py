@@ -50,25 +50,25 @@ def parse(raw: bytes, where: str) -> list[Entry]:
     return entries
 
 
-def check(entry: object, label: str) -> Entry:
+def check(entry: object, location: str) -> Entry:
     """Return a descriptor after checking its form; FormatError if it is invalid."""
     if not isinstance(entry, dict) or not isinstance(entry.get("mediaType"), str):
-        raise FormatError(label, "an entry is not a descriptor")
+        raise FormatError(location, "an entry is not a descriptor")
     size = entry.get("size")
     if type(size) is not int or not 0 <= size < 2**63:
-        raise FormatError(label, "an entry has no valid size")
-    parse_digest(entry.get("digest"), label)
+        raise FormatError(location, "an entry has no valid size")
+    parse_digest(entry.get("digest"), location)
     annotations = entry.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
-        raise FormatError(label, "annotations are not a map of strings to strings")
+        raise FormatError(location, "annotations are not a map of strings to strings")
     return entry
 
 
-def check_mark(raw: bytes, label: str) -> None:
+def check_mark(raw: bytes, location: str) -> None:
     """Raise a FormatError unless these are the bytes of an `oci-layout` of a supported version."""
-    version = parse_json(raw, label).get("imageLayoutVersion")
+    version = parse_json(raw, location).get("imageLayoutVersion")
     if version != "1.0.0":
-        raise FormatError(label, f"an image layout of version {str(version)[:40]!r}, not 1.0.0")
+        raise FormatError(location, f"an image layout of version {str(version)[:40]!r}, not 1.0.0")
 
 
 def name_of(entry: Entry) -> str | None:
@@ -121,9 +121,9 @@ def drop(entries: Sequence[Entry], name: str) -> list[Entry]:
     return remaining
 
 
-def descriptor(raw: bytes, digest: Digest, label: str) -> Entry:
+def descriptor(raw: bytes, digest: Digest, location: str) -> Entry:
     """Return the entry for a manifest, with its artifact type."""
-    document = parse_json(raw, label)
+    document = parse_json(raw, location)
     entry = {"mediaType": document.get("mediaType"), "digest": digest, "size": len(raw)}
     if artifact := artifact_type(document):
         entry["artifactType"] = artifact

@@ -29,9 +29,9 @@ class Layout(Connected):
 
     kind = "an image layout"
 
-    def __init__(self, label: str, *, any_name: bool = False) -> None:
+    def __init__(self, location: str, *, any_name: bool = False) -> None:
         super().__init__()
-        self._label = label
+        self._label = location
         self.any_name = any_name
 
     @property
@@ -72,7 +72,7 @@ class Layout(Connected):
     def _at(self, reference: str) -> str:
         return f"{self.where}{'@' if reference.startswith('sha256:') else ':'}{reference}"
 
-    def _entry(self, name: str, label: str) -> Entry:
+    def _entry(self, name: str, location: str) -> Entry:
         if not self.exists():
             raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
         entries = self.entries()
@@ -80,12 +80,12 @@ class Layout(Connected):
         # `layout://bundle.tar` means its only version, whatever that is called.
         if entry is None and name == LATEST and self.any_name:
             entry = layout_index.only(entries)
-        if entry is None and (chosen := self._name_in_range(name, entries, label)):
+        if entry is None and (chosen := self._name_in_range(name, entries, location)):
             entry = layout_index.find(entries, chosen)
         if entry is None:
             names = layout_index.names(entries)
             contents = f"it has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
-            raise NotFoundError(label, f"no such name in this image layout; {contents}", f"Write {self.where}:NAME")
+            raise NotFoundError(location, f"no such name in this image layout; {contents}", f"Write {self.where}:NAME")
         return entry
 
     def digests(self, adapter: str) -> set[Digest]:
@@ -93,7 +93,7 @@ class Layout(Connected):
         entries = self.entries() if self.exists() else []
         return {entry["digest"] for entry in entries if (layout_index.name_of(entry) or "").rpartition(":")[0] == adapter}
 
-    def _name_in_range(self, name: str, entries: list[Entry], label: str) -> str | None:
+    def _name_in_range(self, name: str, entries: list[Entry], location: str) -> str | None:
         """Return the name that a range selects, `^1.2` or `team/sql:^1.2`, among those of that adapter."""
         adapter, colon, range_text = name.rpartition(":")
         digests_by_name = {layout_index.name_of(entry) or "": entry["digest"] for entry in entries}
@@ -102,7 +102,7 @@ class Layout(Connected):
             for name_in_layout, digest in digests_by_name.items()
             if name_in_layout.rpartition(":")[0] == adapter
         }
-        tag = references.in_range(range_text, lambda: tags, tags.get, label)
+        tag = references.in_range(range_text, lambda: tags, tags.get, location)
         return tag and f"{adapter}{colon}{tag}"
 
     def document(self, reference: str) -> bytes:

@@ -38,49 +38,49 @@ class Member:
     size: int
 
 
-def scan(file: BinaryIO, length: int, label: str) -> dict[str, Member]:
+def scan(file: BinaryIO, length: int, location: str) -> dict[str, Member]:
     """Return the plain files of a tar of `length` bytes by name, reading only headers."""
     members: dict[str, Member] = {}
     folders: set[str] = set()
     offset = 0
     for _ in range(MAX_MEMBERS):
-        block = _read_block(file, offset, BLOCK, length, label)
+        block = _read_block(file, offset, BLOCK, length, location)
         if offset == 0 and block[:2] == b"\x1f\x8b":
-            raise FormatError(label, "compressed; blobs cannot be read from the middle of it", "Decompress it with gunzip")
+            raise FormatError(location, "compressed; blobs cannot be read from the middle of it", "Decompress it with gunzip")
         # A block of zeros ends the archive; the second one need not be there (POSIX.1-2017, pax).
         if not any(block):
             return members
-        member_type, name, size = _parse_header(block, label)
+        member_type, name, size = _parse_header(block, location)
         data_offset = offset + BLOCK
         if data_offset + size > length:
-            raise FormatError(label, f"{name[:80]!r} has {size} bytes, but the archive ends before: it is truncated")
+            raise FormatError(location, f"{name[:80]!r} has {size} bytes, but the archive ends before: it is truncated")
         if member_type in (_PAX, _GLOBAL):
-            _check_pax(file, data_offset, size, length, label)
+            _check_pax(file, data_offset, size, length, location)
         elif name in members or (member_type == _FILE and name in folders):
-            raise FormatError(label, f"{name[:80]!r} appears twice")
+            raise FormatError(location, f"{name[:80]!r} appears twice")
         elif member_type == _FOLDER:
             folders.add(name)
         else:
             members[name] = Member(data_offset, size)
         offset = data_offset + _padded_size(size)
-    raise FormatError(label, f"more than {MAX_MEMBERS} members")
+    raise FormatError(location, f"more than {MAX_MEMBERS} members")
 
 
-def _read_block(file: BinaryIO, offset: int, size: int, length: int, label: str) -> bytes:
+def _read_block(file: BinaryIO, offset: int, size: int, length: int, location: str) -> bytes:
     if offset + size > length:
-        raise FormatError(label, "not a tar, or a truncated one" if offset else "not a tar")
+        raise FormatError(location, "not a tar, or a truncated one" if offset else "not a tar")
     file.seek(offset)
     data = file.read(size)
     if len(data) != size:
-        raise FormatError(label, "changed while it was read", code="changed-meanwhile")
+        raise FormatError(location, "changed while it was read", code="changed-meanwhile")
     return data
 
 
-def _parse_header(block: bytes, label: str) -> tuple[bytes, str, int]:
+def _parse_header(block: bytes, location: str) -> tuple[bytes, str, int]:
     """Return the type, name and size in a header."""
     # The checksum counts its own eight bytes as spaces.
-    if _parse_number(block[148:156], label) != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]):
-        raise FormatError(label, "not a tar, or one of its headers is damaged")
+    if _parse_number(block[148:156], location) != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]):
+        raise FormatError(location, "not a tar, or one of its headers is damaged")
     member_type = _FILE if block[156:157] in (b"0", b"\0", b"7") else block[156:157]
     name_bytes = block[:100].split(b"\0", 1)[0]
     if block[257:263] == b"ustar\0" and block[345:346] != b"\0":
@@ -88,27 +88,27 @@ def _parse_header(block: bytes, label: str) -> tuple[bytes, str, int]:
     try:
         name = name_bytes.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(label, "one of its names is not UTF-8 text") from error
+        raise FormatError(location, "one of its names is not UTF-8 text") from error
     if member_type in (_PAX, _GLOBAL):
-        return member_type, name, _parse_number(block[124:136], label)
+        return member_type, name, _parse_number(block[124:136], location)
     if member_type not in (_FILE, _FOLDER):
         problem = _REFUSED_TYPES.get(member_type, f"of the type {member_type!r}")
-        raise FormatError(label, f"{name[:80]!r} is {problem}, not a plain file")
-    size = _parse_number(block[124:136], label)
+        raise FormatError(location, f"{name[:80]!r} is {problem}, not a plain file")
+    size = _parse_number(block[124:136], location)
     if member_type == _FOLDER and size:
-        raise FormatError(label, f"the folder {name[:80]!r} has {size} bytes")
-    return member_type, _plain_name(name, label), size
+        raise FormatError(location, f"the folder {name[:80]!r} has {size} bytes")
+    return member_type, _plain_name(name, location), size
 
 
-def _plain_name(name: str, label: str) -> str:
+def _plain_name(name: str, location: str) -> str:
     """Return a name without `.` parts; FormatError for one outside the archive."""
     parts = [part for part in name.rstrip("/").split("/") if part != "."]
     if name.startswith("/") or "\\" in name or not all(map(str.isprintable, parts)) or {"", ".."} & set(parts):
-        raise FormatError(label, f"the name {name[:80]!r} leads out of the archive")
+        raise FormatError(location, f"the name {name[:80]!r} leads out of the archive")
     return "/".join(parts)
 
 
-def _parse_number(field: bytes, label: str) -> int:
+def _parse_number(field: bytes, location: str) -> int:
     """Return a number in octal digits between spaces and NULs, or in GNU's base 256 for large ones."""
     if field[0] == 0x80:
         value = int.from_bytes(field[1:], "big")
@@ -116,23 +116,25 @@ def _parse_number(field: bytes, label: str) -> int:
             return value
     text = field.strip(b"\0 ")
     if not text.isdigit() or b"8" in text or b"9" in text:
-        raise FormatError(label, "not a tar, or one of its headers has an invalid number")
+        raise FormatError(location, "not a tar, or one of its headers has an invalid number")
     return int(text, 8)
 
 
-def _check_pax(file: BinaryIO, offset: int, size: int, length: int, label: str) -> None:
+def _check_pax(file: BinaryIO, offset: int, size: int, length: int, location: str) -> None:
     """Raise a FormatError for an extended header that is invalid, or that changes the name or size of the next member."""
     if size > _MAX_PAX:
-        raise FormatError(label, f"an extended header of {size} bytes, over the limit of {_MAX_PAX}")
-    text, record_start = _read_block(file, offset, size, length, label), 0
+        raise FormatError(location, f"an extended header of {size} bytes, over the limit of {_MAX_PAX}")
+    text, record_start = _read_block(file, offset, size, length, location), 0
     while record_start < size:
         length_digits, space, _ = text[record_start : record_start + 8].partition(b" ")
         record = text[record_start : record_start + int(length_digits)] if space and length_digits.isdigit() else b""
         key, equals, _ = record[len(length_digits) + 1 :].partition(b"=")
         if not equals or not record.endswith(b"\n") or int(length_digits) != len(record):
-            raise FormatError(label, "one of its extended headers is damaged")
+            raise FormatError(location, "one of its extended headers is damaged")
         if key.decode("latin-1") not in _HARMLESS:
-            raise FormatError(label, f"an extended header changes {key[:40].decode('latin-1')!r}: it could be read in two ways")
+            raise FormatError(
+                location, f"an extended header changes {key[:40].decode('latin-1')!r}: it could be read in two ways"
+            )
         record_start += len(record)
 
 

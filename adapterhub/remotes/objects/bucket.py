@@ -107,7 +107,7 @@ class Bucket:
                 return None
 
     @contextmanager
-    def stream(self, key: str, size: int, start: int, label: str) -> Iterator[Reader]:
+    def stream(self, key: str, size: int, start: int, location: str) -> Iterator[Reader]:
         """Open an object of `size` bytes for reading from `start` on.
 
         If the server does not support ranges, the bytes before are discarded. A wrong range that the server does not report is
@@ -118,15 +118,15 @@ class Bucket:
             NotFoundError: There is no such object.
         """
         self._check(key)
-        with self._retryable_errors(label) as obstore:
+        with self._retryable_errors(location) as obstore:
             try:
                 answer, answer_start = self._open_answer(obstore, key, start)
             except FileNotFoundError as error:
                 self._raise_if_no_bucket(error)
-                raise NotFoundError(label, "no such blob", "Ask its owner") from error
+                raise NotFoundError(location, "no such blob", "Ask its owner") from error
         if answer.meta["size"] != size:
-            raise IntegrityError(label, f"the store has {answer.meta['size']} bytes of it, not {size}", "Ask its owner")
-        reader = _ChunkReader(iter(answer.stream(1)), label, lambda: self._retryable_errors(label))
+            raise IntegrityError(location, f"the store has {answer.meta['size']} bytes of it, not {size}", "Ask its owner")
+        reader = _ChunkReader(iter(answer.stream(1)), location, lambda: self._retryable_errors(location))
         bytes_to_skip = start - answer_start
         while bytes_to_skip and (count := reader.readinto(memoryview(bytearray(min(bytes_to_skip, CHUNK))))):
             bytes_to_skip -= count
@@ -264,7 +264,7 @@ class Bucket:
             raise self._error_for(error) from error
 
     @contextmanager
-    def _retryable_errors(self, label: str) -> Iterator[Any]:
+    def _retryable_errors(self, location: str) -> Iterator[Any]:
         """Provide obstore as `_errors` does, with a CutError for a failure that another request may not meet."""
         try:
             with self._errors("") as obstore:
@@ -272,7 +272,7 @@ class Bucket:
         except RemoteError as error:
             if isinstance(error, _DeniedError):
                 raise
-            raise CutError(label, error.what, error.hint) from error
+            raise CutError(location, error.what, error.hint) from error
 
     def _raise_if_no_bucket(self, error: Exception) -> None:
         if self._scheme in BUCKETS and _NO_BUCKET.search(str(error)):
@@ -341,8 +341,8 @@ class _SeekableObject(io.RawIOBase, BinaryIO):
 class _ChunkReader:
     """The chunks of an answer, as they arrive, as an unbuffered file."""
 
-    def __init__(self, chunks: Iterator[Any], label: str, errors: Callable[[], Any]) -> None:
-        self._chunks, self._label, self._errors = chunks, label, errors
+    def __init__(self, chunks: Iterator[Any], location: str, errors: Callable[[], Any]) -> None:
+        self._chunks, self._label, self._errors = chunks, location, errors
         self._rest_of_chunk = memoryview(b"")
         self._progress = Progress(_IDLE_TIMEOUT)
 
@@ -403,8 +403,8 @@ def _open_store(address: ObjectAddress, environ: Mapping[str, str], retries: int
             raise RemoteError(address.store, problem, _LOGIN_HINTS[address.scheme]) from error
 
 
-def _missing_credentials(label: str, scheme: str) -> _DeniedError:
-    return _DeniedError(label, "credentials are missing", _LOGIN_HINTS[scheme])
+def _missing_credentials(location: str, scheme: str) -> _DeniedError:
+    return _DeniedError(location, "credentials are missing", _LOGIN_HINTS[scheme])
 
 
 def _endpoint(address: ObjectAddress, environ: Mapping[str, str]) -> str:

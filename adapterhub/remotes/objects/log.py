@@ -150,18 +150,18 @@ class Log:
 
     # ---- references
 
-    def version(self, reference: str, label: str) -> tuple[Digest, int]:
+    def version(self, reference: str, location: str) -> tuple[Digest, int]:
         """Return the digest and size of the manifest that a reference names."""
         ref = Ref.parse(f"{self._name}{'@' if ':' in reference else ':'}{reference}")
         state = self.there()
         if ref.digest:
             sizes = dict(state.versions.values())
-            if digest := references.begins(ref.digest, sizes, label):
+            if digest := references.begins(ref.digest, sizes, location):
                 return digest, sizes[digest]
-        elif (number := ref.number or _selected_number(state, ref, label)) in state.versions:
+        elif (number := ref.number or _selected_number(state, ref, location)) in state.versions:
             return state.versions[number]
         repository = f"{self._bucket.where}/{self._name}"
-        raise NotFoundError(label, "no such version", code="no-such-tag", repository=repository)
+        raise NotFoundError(location, "no such version", code="no-such-tag", repository=repository)
 
     def there(self) -> State:
         """Return the state of the name; NotFoundError if there is no such name."""
@@ -172,10 +172,10 @@ class Log:
         return state
 
 
-def _selected_number(state: State, ref: Ref, label: str) -> int:
+def _selected_number(state: State, ref: Ref, location: str) -> int:
     """Return the number of the version that a tag or a range selects, 0 for none. A missing tag, like `1.2`, may be a range."""
     tag = ref.tag or LATEST
     if not ref.range and tag in state.tags:
         return state.tags[tag]
-    selected = references.in_range(ref.range or tag, lambda: state.tags, state.tags.get, label)
+    selected = references.in_range(ref.range or tag, lambda: state.tags, state.tags.get, location)
     return state.tags[selected] if selected else 0

@@ -289,16 +289,16 @@ class Objects(Connected):
         return stored_entry == raw  # a repeated request finds the entry that the first one created
 
 
-def _protected_error(label: str) -> RefusedError:
+def _protected_error(location: str) -> RefusedError:
     """Return the error for a move of a protected tag."""
-    return RefusedError(label, "is protected", "Remove the protection in the registry that set it")
+    return RefusedError(location, "is protected", "Remove the protection in the registry that set it")
 
 
 def _blob_key(digest: Digest) -> str:
     return f"blobs/sha256/{parse_digest(digest, 'store').removeprefix('sha256:')}"
 
 
-def _pieces(reader: Reader, blob: Descriptor, size: int, label: str, workers: ThreadPoolExecutor) -> Iterator[bytearray]:
+def _pieces(reader: Reader, blob: Descriptor, size: int, location: str, workers: ThreadPoolExecutor) -> Iterator[bytearray]:
     """Yield the bytes of a blob in pieces, each hashed while it is sent.
 
     They are read in another thread: the caller may be obstore at work, which must not be entered again in the same thread.
@@ -320,7 +320,7 @@ def _pieces(reader: Reader, blob: Descriptor, size: int, label: str, workers: Th
         del piece, hash_job  # free it before the next piece is allocated
     digest = f"sha256:{state.hexdigest()}"
     if (sent, digest) != (blob.size, blob.digest):
-        raise damaged(label, sent, digest, blob)
+        raise damaged(location, sent, digest, blob)
     yield piece
 
 

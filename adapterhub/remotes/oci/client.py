@@ -25,11 +25,11 @@ from .credentials import Credentials
 DIGEST_HEADER = "docker-content-digest"
 
 
-def check_digest(answer: Answer, digest: str, label: str) -> None:
+def check_digest(answer: Answer, digest: str, location: str) -> None:
     """Raise an IntegrityError if a registry answers that it stored another digest than `digest`."""
     stored_digest = answer.headers.get(DIGEST_HEADER, digest)
     if stored_digest != digest:
-        raise IntegrityError(label, f"the registry stored {stored_digest[:80]}, not {digest}", "Try again")
+        raise IntegrityError(location, f"the registry stored {stored_digest[:80]}, not {digest}", "Try again")
 
 
 class RegistryClient(Client):
@@ -40,7 +40,7 @@ class RegistryClient(Client):
     @classmethod
     def to(
         cls,
-        label: str,
+        location: str,
         address: Address,
         find_credentials: Callable[[], Credentials | None],
         hint: str = "",
@@ -53,7 +53,7 @@ class RegistryClient(Client):
         `hint` is for a login that this program has no way to make; by default, the hint is to log in to the registry.
         """
         host = "" if hint else address.login
-        login = Login(label, address, hint or f"Log in to {host}", find_credentials, proxy, host=host)
+        login = Login(location, address, hint or f"Log in to {host}", find_credentials, proxy, host=host)
         return cls(
             address.base,
             login,
@@ -65,12 +65,12 @@ class RegistryClient(Client):
             boundary=login.boundary,
         )
 
-    def _refusal(self, answer: Answer, label: str) -> Exception:
-        error = super()._refusal(answer, label)
+    def _refusal(self, answer: Answer, location: str) -> Exception:
+        error = super()._refusal(answer, location)
         # Another digest is the fault of the bytes, not of the connection: sending them again would not help.
         if self._details(answer).startswith(": DIGEST_INVALID") and not isinstance(error, AgainError | DeniedError):
             problem = f"the registry received other bytes (HTTP {answer.status})"
-            return IntegrityError(label, problem, "Nothing was stored; try again")
+            return IntegrityError(location, problem, "Nothing was stored; try again")
         return error
 
     def _details(self, answer: Answer) -> str:
@@ -102,7 +102,7 @@ class Login:
 
     def __init__(
         self,
-        label: str,
+        location: str,
         address: Address,
         hint: str,
         find_credentials: Callable[[], Credentials | None],
@@ -111,14 +111,14 @@ class Login:
         host: str = "",
     ) -> None:
         self.where, self.hint, self._address, self._find, self._proxy, self._host = (
-            label,
+            location,
             hint,
             address,
             find_credentials,
             proxy,
             host,
         )
-        self.boundary = Boundary(origin(address.base, label)[1])
+        self.boundary = Boundary(origin(address.base, location)[1])
         self.secrets: tuple[str, ...] = ()
 
     def __call__(self, headers: Sequence[str], scope: str) -> str:

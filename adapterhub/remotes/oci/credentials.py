@@ -130,7 +130,7 @@ def _keys(host: str, *, plain: bool) -> list[str]:
     return [*_HUB_KEYS, *(key for key in host_keys if key not in _HUB_KEYS)] if host in _DOCKER_HUB_HOSTS else host_keys
 
 
-def _parse_entry(entry: dict[str, Any], label: str) -> Credentials | None:
+def _parse_entry(entry: dict[str, Any], location: str) -> Credentials | None:
     """Return the credentials in an entry of `auths`; None if it has no secret."""
     texts = {key: value for key, value in entry.items() if isinstance(value, str)}
     user, password = texts.get("username", ""), texts.get("password", "")
@@ -138,7 +138,7 @@ def _parse_entry(entry: dict[str, Any], label: str) -> Credentials | None:
         try:
             user, _, password = base64.b64decode(texts["auth"], validate=True).decode().rstrip("\0").partition(":")
         except (binascii.Error, ValueError) as error:
-            raise LocalIOError(label, '"auth" is not base64 of NAME:PASSWORD', "Log in again") from error
+            raise LocalIOError(location, '"auth" is not base64 of NAME:PASSWORD', "Log in again") from error
     credentials = Credentials(
         user, password, texts.get("identitytoken", ""), texts.get("registrytoken", ""), "docker's config.json"
     )

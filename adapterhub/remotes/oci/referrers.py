@@ -223,8 +223,8 @@ class _ReferrerManifest:
         )
 
 
-def _parse_descriptor(value: object, label: str) -> Descriptor:
-    entry = layout_index.check(value, label)
+def _parse_descriptor(value: object, location: str) -> Descriptor:
+    entry = layout_index.check(value, location)
     return Descriptor(entry["mediaType"], entry["digest"], entry["size"], (entry.get("annotations") or {}).get(TITLE) or "")
 
 

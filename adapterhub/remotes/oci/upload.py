@@ -52,17 +52,17 @@ class Uploader:
         self.piece, self.largest, self.notes = piece, max(largest, piece), notes
         self._client, self._address, self._pauses = client, address, pauses
 
-    def has(self, blob: Descriptor, label: str) -> bool:
+    def has(self, blob: Descriptor, location: str) -> bool:
         """Return whether the repository has a blob, by a HEAD."""
         url = self._address.blob_url(blob.digest)
         try:
-            answer = self._client.ask("HEAD", url, label, good=(200,), scope=self._address.scope(write=True))
+            answer = self._client.ask("HEAD", url, location, good=(200,), scope=self._address.scope(write=True))
         except NotFoundError:
             return False
         size = answer.number("content-length")
         return size is None or size == blob.size
 
-    def put(self, blob: Descriptor, source: Source, label: str, *, mount: Address | None = None) -> int:
+    def put(self, blob: Descriptor, source: Source, location: str, *, mount: Address | None = None) -> int:
         """Send a blob, or let the registry mount it from its repository `mount`; return the number of bytes sent.
 
         An upload that an earlier run began is resumed if the registry still has it.
@@ -70,31 +70,31 @@ class Uploader:
         if self._in_pieces(blob.size):
             # Small blobs are sent in one request, which cannot be resumed.
             for note in self.notes.of(blob.size, blob.digest):
-                sent = self._resume(blob, source, note, label)
+                sent = self._resume(blob, source, note, location)
                 if sent is not None:
                     return sent
 
         def upload_once() -> int:
-            mounted, session = self._start_upload(label, blob, mount)
+            mounted, session = self._start_upload(location, blob, mount)
             if not mounted:
                 with Sending(source, blob, pauses=self._pauses) as sending, self._new_note(blob.size) as note:
-                    self._send_blob(sending, session, note, label)
+                    self._send_blob(sending, session, note, location)
             return 0 if mounted else blob.size
 
-        return int(self._client.tried(upload_once, label))
+        return int(self._client.tried(upload_once, location))
 
-    def put_unnamed(self, size: int, path: str, source: Source, label: str) -> Digest:
+    def put_unnamed(self, size: int, path: str, source: Source, location: str) -> Digest:
         """Send a blob of `size` bytes, hashed while it is sent; return its digest."""
 
         def upload_once() -> Digest:
-            session = self._start_upload(label)[1]
+            session = self._start_upload(location)[1]
             with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._new_note(size) as note:
-                self._send_blob(sending, session, note, label)
+                self._send_blob(sending, session, note, location)
                 return sending.digest()
 
-        return str(self._client.tried(upload_once, label))
+        return str(self._client.tried(upload_once, location))
 
-    def _resume(self, blob: Descriptor, source: Source, note: Note, label: str) -> int | None:
+    def _resume(self, blob: Descriptor, source: Source, note: Note, location: str) -> int | None:
         """Resume an earlier upload; return how many bytes were sent, None if it cannot be resumed."""
         with note, Sending(source, blob, pauses=self._pauses) as sending:
             progress = note.read() if note.ours else None
@@ -105,13 +105,13 @@ class Uploader:
             if progress.sent and sending.digest() != progress.of:
                 return None
             try:
-                url, confirmed = self._upload_status(progress.url, label)
+                url, confirmed = self._upload_status(progress.url, location)
                 if not progress.sent <= confirmed <= blob.size:  # the registry lost part of it
                     note.drop()
                     return None
                 sending.hash_up_to(confirmed)
-                url = self._send_pieces(sending, url, confirmed, note, label)
-                self._finish_upload(blob, url, b"", label)
+                url = self._send_pieces(sending, url, confirmed, note, location)
+                self._finish_upload(blob, url, b"", location)
             except (GivenUpError, DeniedError):
                 raise
             except (AgainError, NotFoundError, RemoteError, IntegrityError):  # a new upload succeeds, or reports why not
@@ -120,31 +120,31 @@ class Uploader:
             note.write(replace(progress, url="", digest=blob.digest))
             return blob.size - confirmed
 
-    def _start_upload(self, label: str, blob: Descriptor | None = None, mount: Address | None = None) -> tuple[bool, Answer]:
+    def _start_upload(self, location: str, blob: Descriptor | None = None, mount: Address | None = None) -> tuple[bool, Answer]:
         """Start an upload; return whether the blob was mounted instead, and the answer."""
         query, scope = "", self._address.scope(write=True)
         if blob and mount:
             query = "?" + urlencode({"mount": blob.digest, "from": mount.name})
             scope += f" {mount.scope()}"
         url = f"{self._address.root}/blobs/uploads/{query}"
-        answer = self._client.ask("POST", url, label, good=(201, 202), scope=scope)
+        answer = self._client.ask("POST", url, location, good=(201, 202), scope=scope)
         return answer.status == 201 and bool(query), answer
 
-    def _send_blob(self, sending: Sending, session: Answer, note: Note, label: str) -> None:
+    def _send_blob(self, sending: Sending, session: Answer, note: Note, location: str) -> None:
         """Send a complete blob; one without a digest gets that of its bytes."""
         blob = sending.blob
-        url = resolved(session.url, session.headers.get("location"), label)
+        url = resolved(session.url, session.headers.get("location"), location)
         min_piece = session.number("oci-chunk-min-length") or 0
         if not self._in_pieces(blob.size):
             data = whole(sending)
             # The last request names the digest: compare before it, so that wrong bytes are never finished.
-            _check_sent(sending, label)
-            self._finish_upload(blob, url, data, label)
+            _check_sent(sending, location)
+            self._finish_upload(blob, url, data, location)
             return
-        url = self._send_pieces(sending, url, 0, note, label, least=min(min_piece, self.largest))
-        _check_sent(sending, label)
+        url = self._send_pieces(sending, url, 0, note, location, least=min(min_piece, self.largest))
+        _check_sent(sending, location)
         blob = replace(blob, digest=sending.digest())
-        self._finish_upload(blob, url, b"", label)
+        self._finish_upload(blob, url, b"", location)
         note.write(Begun("", blob.size, blob.digest))
 
     def _in_pieces(self, size: int) -> bool:
@@ -154,13 +154,13 @@ class Uploader:
         """Return a note for a new upload; one that takes a single request needs none."""
         return self.notes.new() if self._in_pieces(size) else Note(None)
 
-    def _send_pieces(self, sending: Sending, url: str, offset: int, note: Note, label: str, *, least: int = 0) -> str:
+    def _send_pieces(self, sending: Sending, url: str, offset: int, note: Note, location: str, *, least: int = 0) -> str:
         """Send a blob from `offset` on, recording the progress; return the URL to finish it at."""
         blob, size = sending.blob, max(self.piece, least)
         note.write(Begun(url, blob.size, blob.digest, offset, sending.digest()))
         while offset < blob.size:
             start_time, count = time.monotonic(), min(size, blob.size - offset)
-            url = self._send_piece(sending, url, offset, count, label)
+            url = self._send_piece(sending, url, offset, count, location)
             offset += count
             note.write(Begun(url, blob.size, blob.digest, offset, sending.digest()))
             # Pieces double while one takes less than a second, and halve when one takes more than four.
@@ -168,7 +168,7 @@ class Uploader:
             size = min(2 * size, self.largest) if seconds < 1 else max(size // 2, self.piece, least) if seconds > 4 else size
         return url
 
-    def _send_piece(self, sending: Sending, url: str, start: int, size: int, label: str) -> str:
+    def _send_piece(self, sending: Sending, url: str, start: int, size: int, location: str) -> str:
         """Send one piece, or the part of it that the registry lacks; return the URL to continue at."""
         sent, failures = 0, 0
         while True:
@@ -177,22 +177,22 @@ class Uploader:
             try:
                 scope = self._address.scope(write=True)
                 answer = self._client.ask(
-                    "PATCH", url, label, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
+                    "PATCH", url, location, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
                 )
                 if answer.status == 202:
-                    return resolved(answer.url, answer.headers.get("location"), label)
+                    return resolved(answer.url, answer.headers.get("location"), location)
                 raise AgainError("the registry refuses the next piece of the upload (HTTP 416)")
             except AgainError as error:
                 if failures == len(self._pauses):
-                    raise self._client.given_up(error, label, failures + 1) from error
-                self._client.pause(error, failures, label)
+                    raise self._client.given_up(error, location, failures + 1) from error
+                self._client.pause(error, failures, location)
                 failures += 1
             # Part of the piece may have arrived: ask before sending it again.
-            url, confirmed = self._upload_status(url, label)
+            url, confirmed = self._upload_status(url, location)
             if confirmed == start + size:
                 return url
             if not start <= confirmed < start + size:
-                raise RemoteError(label, "the registry lost part of this upload", "Try again")
+                raise RemoteError(location, "the registry lost part of this upload", "Try again")
             sent = confirmed - start
 
     def _upload_status(self, url: str, label: str) -> tuple[str, int]:
@@ -209,7 +209,7 @@ class Uploader:
         # `0-0` means no bytes as well as one byte; pieces are larger than that.
         return resolved(answer.url, location, label) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
 
-    def _finish_upload(self, blob: Descriptor, url: str, data: bytes, label: str) -> None:
+    def _finish_upload(self, blob: Descriptor, url: str, data: bytes, location: str) -> None:
         """Finish an upload; if the answer gets lost, check whether the blob is stored.
 
         Raises:
@@ -220,25 +220,25 @@ class Uploader:
         for attempt in range(len(self._pauses) + 1):
             try:
                 answer = self._client.ask(
-                    "PUT", final, label, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
+                    "PUT", final, location, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
                 )
             except (AgainError, NotFoundError) as error:
-                if self.has(blob, label):
+                if self.has(blob, location):
                     return
                 retryable = error if isinstance(error, AgainError) else AgainError(error.what)
                 if len(data) or attempt == len(self._pauses):
                     raise retryable from error
-                self._client.pause(retryable, attempt, label)
+                self._client.pause(retryable, attempt, location)
             else:
-                check_digest(answer, blob.digest, label)
+                check_digest(answer, blob.digest, location)
                 return
 
 
-def _check_sent(sending: Sending, label: str) -> None:
+def _check_sent(sending: Sending, location: str) -> None:
     """Raise an IntegrityError unless the bytes sent have the blob's size and digest; called before an upload is finished."""
     blob, digest = sending.blob, sending.digest()
     if (sending.hashed, digest) != (blob.size, blob.digest or digest):
-        raise damaged(label, sending.hashed, digest, blob)
+        raise damaged(location, sending.hashed, digest, blob)
 
 
 # ---- the bytes

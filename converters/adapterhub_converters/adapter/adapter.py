@@ -206,10 +206,10 @@ def refuse_tuned(adapter: Adapter) -> None:
         raise RefusedError(next(iter(adapter.tuned)), f"its change is by {adapter.meta.method}, which is no low-rank delta")
 
 
-def refuse_differences(adapter: Adapter, label: str) -> None:
-    """Raise a RefusedError for an adapter that adds to parameters other than weights with a delta; `label` is the format."""
+def refuse_differences(adapter: Adapter, location: str) -> None:
+    """Raise a RefusedError for an adapter that adds to parameters other than weights with a delta; `location` is the format."""
     if adapter.added:
-        raise refused(label, _difference_problems(adapter))
+        raise refused(location, _difference_problems(adapter))
 
 
 def _difference_problems(adapter: Adapter) -> list[str]:

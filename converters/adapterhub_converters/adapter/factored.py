@@ -393,12 +393,12 @@ def pair_numbers(deltas: Iterable[object]) -> int:
     return sum(r * (delta.shape[0] + math.prod(delta.shape[1:])) for r, delta in zip(ranks, factored, strict=True))
 
 
-def check_growth(stored_numbers: int, pair_count: int, label: str) -> None:
+def check_growth(stored_numbers: int, pair_count: int, location: str) -> None:
     """Raise a RefusedError if an adapter would have far more numbers in low-rank pairs than its `stored_numbers`."""
     # Small adapters may grow by any factor, large ones by a bounded one.
     if pair_count > min(_MAX_NUMBERS, _FREE_NUMBERS + _MAX_GROWTH * stored_numbers):
         problem = f"{stored_numbers:,} numbers are to become low-rank pairs of {pair_count:,}"
-        raise RefusedError(label, problem, "Use a format that has this kind of adapter")
+        raise RefusedError(location, problem, "Use a format that has this kind of adapter")
 
 
 def as_pairs(deltas: Mapping[str, Factored]) -> dict[str, LowRank | LowRankConv]:

@@ -282,35 +282,35 @@ class Architecture:
     def _has_permuted_heads(self, path: str) -> bool:
         return self.permuted and path.endswith((".q_proj", ".k_proj"))
 
-    def order(self, module: str, config: Mapping[str, Any], label: str) -> Order:
+    def order(self, module: str, config: Mapping[str, Any], location: str) -> Order:
         """Return the order of a module's rows in llama.cpp, from the numbers in a config; RefusedError without them."""
         if not self.is_reordered(module):
             return 0
         if (inner := self._in_layer(module)) and inner[1] in self.tiled:
-            return self.tiles(inner[1], config, label)
-        n_head = _count(module, config, label, "num_attention_heads")
+            return self.tiles(inner[1], config, location)
+        n_head = _count(module, config, location, "num_attention_heads")
         if self.grouped:
             # BLOOM has a group for each head.
-            groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, label)
+            groups = n_head if self.gguf == "bloom" else _falcon_groups(module, config, location)
             if n_head % groups:
-                raise RefusedError(label, f"{module}: {n_head} heads cannot be divided evenly into {groups} groups")
+                raise RefusedError(location, f"{module}: {n_head} heads cannot be divided evenly into {groups} groups")
             return groups, n_head // groups
         # Without grouped-query attention, keys have as many heads as queries.
         if module.endswith("q_proj") or config.get("num_key_value_heads") is None:
             return n_head
-        return _count(module, config, label, "num_key_value_heads")
+        return _count(module, config, location, "num_key_value_heads")
 
-    def tiles(self, path: str, config: Mapping[str, Any], label: str) -> Order:
+    def tiles(self, path: str, config: Mapping[str, Any], location: str) -> Order:
         """Return the order of the value heads in a module or parameter of linear attention."""
-        return _tiles(path, *(_count(path, config, label, f"linear_{key}") for key in _LINEAR_ATTENTION_KEYS))
+        return _tiles(path, *(_count(path, config, location, f"linear_{key}") for key in _LINEAR_ATTENTION_KEYS))
 
 
-def _count(module: str, config: Mapping[str, Any], label: str, key: str) -> int:
+def _count(module: str, config: Mapping[str, Any], location: str, key: str) -> int:
     """Return a number of heads from a config; RefusedError without it."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         problem = f"{module}: the order of its rows depends on the number of heads, which is unknown"
-        raise RefusedError(label, problem, "Name its base model", code="base-required")
+        raise RefusedError(location, problem, "Name its base model", code="base-required")
     return value
 
 
@@ -326,12 +326,12 @@ def _tiles(path: str, keys: int, values: int, key_dim: int, value_dim: int) -> O
     return first_row, keys, values // keys, 1 if path.endswith(("in_proj_a", "in_proj_b", "A_log", "dt_bias")) else value_dim
 
 
-def _falcon_groups(module: str, config: Mapping[str, Any], label: str) -> int:
+def _falcon_groups(module: str, config: Mapping[str, Any], location: str) -> int:
     # The rule of transformers' modeling_falcon.py; a GGUF base contains the number.
     if config.get("new_decoder_architecture"):
-        return _count(module, config, label, "num_kv_heads")
+        return _count(module, config, location, "num_kv_heads")
     if config.get("multi_query") is False:
-        raise RefusedError(label, f"{module}: llama.cpp does not support a Falcon without multi-query attention (Falcon-RW)")
+        raise RefusedError(location, f"{module}: llama.cpp does not support a Falcon without multi-query attention (Falcon-RW)")
     return 1
 
 

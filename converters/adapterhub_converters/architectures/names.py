@@ -39,7 +39,7 @@ EMBEDDINGS = (
 """Names of the table of token embeddings."""
 
 
-def by_class(name: str, label: str, *, whole: bool = False, folder: bool = False, experts: bool = False) -> Architecture:
+def by_class(name: str, location: str, *, whole: bool = False, folder: bool = False, experts: bool = False) -> Architecture:
     """Return the architecture of a Hugging Face class, with or without experts if several share it.
 
     Args:
@@ -66,12 +66,12 @@ def by_class(name: str, label: str, *, whole: bool = False, folder: bool = False
         if name in architecture.wrapped and not whole:
             return dataclasses.replace(architecture, text="model.language_model", whole=False)
     if folder and any(name in row.classes or name in row.wrapped for row in ADAPTERS):
-        raise RefusedError(label, f"only adapters of {name} are converted, not whole models")
+        raise RefusedError(location, f"only adapters of {name} are converted, not whole models")
     names_listed = ", ".join(
         sorted(name for architecture in candidates for name in (*architecture.classes, *architecture.wrapped))
     )
     raise RefusedError(
-        label,
+        location,
         f"{name or 'an unnamed architecture'} has no verified mapping to llama.cpp",
         f"Known: {names_listed}",
         code="unsupported-architecture",
@@ -83,7 +83,7 @@ def _with_head(name: str) -> str:
     return name.removesuffix("Model") + "ForCausalLM" if name.endswith("Model") else ""
 
 
-def by_gguf(name: str, label: str, *, experts: bool = False) -> Architecture:
+def by_gguf(name: str, location: str, *, experts: bool = False) -> Architecture:
     """Return the architecture with a `general.architecture`, with or without experts if several share it.
 
     Raises:
@@ -94,7 +94,7 @@ def by_gguf(name: str, label: str, *, experts: bool = False) -> Architecture:
         return next((architecture for architecture in matches if (architecture.experts is not None) == experts), matches[0])
     known_names = ", ".join(sorted({architecture.gguf for architecture in ADAPTERS}))
     problem = f"llama.cpp's {name[:40]!r} has no verified mapping to Hugging Face's names"
-    raise NotUnderstoodError(label, problem, f"Known: {known_names}")
+    raise NotUnderstoodError(location, problem, f"Known: {known_names}")
 
 
 Pair = tuple[np.ndarray, np.ndarray]

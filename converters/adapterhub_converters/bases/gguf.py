@@ -122,9 +122,9 @@ def _read_part(files: Files, name: str) -> _PartHeader:
     return ranged, header
 
 
-def _check_part(header: gguf_file.GGUFHeader, part_match: linear.Match | None, label: str) -> None:
+def _check_part(header: gguf_file.GGUFHeader, part_match: linear.Match | None, location: str) -> None:
     """Check that header and name agree on the part's number and the number of parts."""
-    in_header = (_header_number(header, "split.no", 0, label), _header_number(header, "split.count", 1, label))
+    in_header = (_header_number(header, "split.no", 0, location), _header_number(header, "split.count", 1, location))
     in_name = (int(part_match["part"]) - 1, int(part_match["count"])) if part_match else (0, 1)
     # A single file may state a count of 0 or 1.
     if in_header == in_name or (in_header[1] in (0, 1) and in_name[1] == 1):
@@ -132,14 +132,14 @@ def _check_part(header: gguf_file.GGUFHeader, part_match: linear.Match | None, l
     description = f"part {in_header[0]} (from 0) of {in_header[1]}"
     hint = "Name parts as llama-gguf-split does: NAME-00001-of-00003.gguf"
     if not part_match:
-        raise RefusedError(label, f"{description} of a model, and its name has no part number", hint)
-    raise FormatError(label, f"its header describes {description}, its name another", hint)
+        raise RefusedError(location, f"{description} of a model, and its name has no part number", hint)
+    raise FormatError(location, f"its header describes {description}, its name another", hint)
 
 
-def _header_number(header: gguf_file.GGUFHeader, key: str, default: int, label: str) -> int:
+def _header_number(header: gguf_file.GGUFHeader, key: str, default: int, location: str) -> int:
     value = header.metadata.get(key, default)
     if not isinstance(value, int):  # an array could not be compared with a number
-        raise FormatError(label, f"{key} is a {header.kinds[key]}, not a number")
+        raise FormatError(location, f"{key} is a {header.kinds[key]}, not a number")
     return value
 
 
@@ -164,14 +164,14 @@ def _merge_parts(parts: Sequence[_PartHeader]) -> dict[str, gguf_file.GGUFTensor
     return tensors
 
 
-def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture, label: str) -> dict[str, Any]:
+def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture, location: str) -> dict[str, Any]:
     """Return the numbers in the metadata under their names in config.json."""
     config: dict[str, Any] = {}
     arch = architecture.gguf
     for key, name in _CONFIG_KEYS.items():
         value = header.metadata.get(f"{arch}.{key}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise FormatError(label, f"{arch}.{key} is {value}")
+            raise FormatError(location, f"{arch}.{key} is {value}")
         if header.kinds.get(f"{arch}.{key}") == "FLOAT32":
             config[name] = float(str(np.float32(value)))  # so that the float32 nearest to 1e-05 reads as 1e-05
         elif isinstance(value, int | float):

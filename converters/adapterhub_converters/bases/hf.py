@@ -225,18 +225,20 @@ def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
     return [f"{part_match['stem']}-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)], None
 
 
-def _weight_map(index: Mapping[str, Any], label: str) -> dict[str, str]:
+def _weight_map(index: Mapping[str, Any], location: str) -> dict[str, str]:
     """Return the map in an index from tensor to file, whose names must be plain."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise FormatError(label, "weight_map is not a map of tensor names to file names")
+        raise FormatError(location, "weight_map is not a map of tensor names to file names")
     shards = set(weight_map.values())
     if len(shards) > _MAX_PARTS:
-        raise FormatError(label, f"weight_map names {len(shards):,} files, and no model is read from more than {_MAX_PARTS:,}")
+        raise FormatError(
+            location, f"weight_map names {len(shards):,} files, and no model is read from more than {_MAX_PARTS:,}"
+        )
     # The names come from a file: none may lead out of the folder.
     for name in shards:
         if Path(name).name != name or not name.isprintable() or "\\" in name or name in ("", ".", ".."):
-            raise FormatError(label, f"shard name {name[:80]!r} is not a plain file name")
+            raise FormatError(location, f"shard name {name[:80]!r} is not a plain file name")
     return weight_map
 
 
@@ -259,10 +261,10 @@ def _has_usual_names(files: Files, name: str, weights: _Weights) -> bool:
     return name in ("", INDEX) or (name == SINGLE and not (files.local / INDEX).exists())
 
 
-def _refuse_adapter(label: str, tensors: Collection[str]) -> None:
+def _refuse_adapter(location: str, tensors: Collection[str]) -> None:
     """Raise a FormatError for the tensors of an adapter."""
     if any(".lora_A." in name or name.endswith(".lora_a") for name in tensors):
-        raise FormatError(label, "not a base model: it contains an adapter's tensors", code="not-a-base")
+        raise FormatError(location, "not a base model: it contains an adapter's tensors", code="not-a-base")
 
 
 def _derived_tensors(config: Mapping[str, Any], architecture: str) -> dict[str, BaseTensor]:

@@ -65,7 +65,7 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def logical(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read, label: str
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read, location: str
 ) -> tuple[Shapes, dict[str, str]]:
     """Return names and shapes before quantization, and the names of unknown shape with the reason.
 
@@ -89,7 +89,7 @@ def logical(
     for name in tensors:
         weight, state, kind = name.partition(STATE)
         if state and weight in tensors:
-            known_shapes[weight] = (_bnb_shape(tensors, weight, name, read, label), kind.upper())
+            known_shapes[weight] = (_bnb_shape(tensors, weight, name, read, location), kind.upper())
             packed_reasons.pop(weight, None)
     return known_shapes, packed_reasons
 
@@ -256,19 +256,19 @@ def _mlx_shape(words: TensorInfo, scales: TensorInfo, config: Mapping[str, Any])
     return (*words.shape[:-1], in_features) if stored_bits in (2, 3, 4, 5, 6, 8) and bits in (None, stored_bits) else None
 
 
-def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: Read, label: str) -> tuple[int, ...]:
+def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: Read, location: str) -> tuple[int, ...]:
     """Return the shape in the state of a 4-bit matrix, if the matrix has that size."""
     if tensors[state].size > _MAX_STATE:
-        raise FormatError(label, f"{state}: {tensors[state].size} bytes are not a quantization state")
+        raise FormatError(location, f"{state}: {tensors[state].size} bytes are not a quantization state")
     try:
         text = read(state).decode()
     except UnicodeDecodeError as error:
-        raise FormatError(label, f"{state}: not UTF-8") from error
-    shape = json_file.parse_object(text, f"{label}: {state}").get("shape")
+        raise FormatError(location, f"{state}: not UTF-8") from error
+    shape = json_file.parse_object(text, f"{location}: {state}").get("shape")
     if not isinstance(shape, list) or not all(isinstance(dim, int) and not isinstance(dim, bool) and dim > 0 for dim in shape):
-        raise FormatError(label, f"{state}: has no valid shape")
+        raise FormatError(location, f"{state}: has no valid shape")
     # The codes take half a byte each, in whole elements of the dtype in bnb_4bit_quant_storage.
     width, size = dtypes.BITS[tensors[weight].dtype] // 8, tensors[weight].size
     if abs(size - (math.prod(shape) + 1) // 2) >= max(width, 1):
-        raise FormatError(label, f"{weight}: {size} bytes are not {shape} in four bits")
+        raise FormatError(location, f"{weight}: {size} bytes are not {shape} in four bits")
     return tuple(shape)

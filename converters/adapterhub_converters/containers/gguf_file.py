@@ -131,8 +131,8 @@ class GGUFHeader:
 class _Cursor:
     """A forward reader, a chunk at a time, which reads and allocates nothing that the file could not contain."""
 
-    def __init__(self, read_at: ReadAt, size: int, label: str) -> None:
-        self.where = label
+    def __init__(self, read_at: ReadAt, size: int, location: str) -> None:
+        self.where = location
         self._read_at = read_at
         self._limit = min(size, MAX_HEADER)
         self._exceeds_limit = size > MAX_HEADER
@@ -217,34 +217,34 @@ class _Cursor:
         return strings
 
 
-def read_header(read_at: ReadAt, size: int, label: str) -> GGUFHeader:
+def read_header(read_at: ReadAt, size: int, location: str) -> GGUFHeader:
     """Read and check the header of a GGUF file of `size` bytes; FormatError names the first fault."""
-    cursor = _Cursor(read_at, size, label)
+    cursor = _Cursor(read_at, size, location)
     if size < 24 or cursor.take(4, "the magic") != MAGIC:
-        raise FormatError(label, "not a GGUF file")
+        raise FormatError(location, "not a GGUF file")
     version = cursor.integer(4, "the version")
     if version not in VERSIONS:
         description = "big-endian" if version >> 24 in VERSIONS and version & 0xFFFFFF == 0 else f"version {version}"
-        raise FormatError(label, f"GGUF {description} is not read, only little-endian versions 2 and 3")
+        raise FormatError(location, f"GGUF {description} is not read, only little-endian versions 2 and 3")
     n_tensors, n_keys = cursor.integer(8, "the counts"), cursor.integer(8, "the counts")
     if n_tensors > MAX_TENSORS:
-        raise FormatError(label, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
+        raise FormatError(location, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
     # A key takes at least 13 bytes, a tensor at least 24: the counts must fit the file before anything is read.
     cursor.need(n_keys * 13 + n_tensors * 24, f"a header of {n_keys} keys and {n_tensors} tensors")
     if n_keys > MAX_KEYS:
-        raise FormatError(label, f"{n_keys} keys are over the limit of {MAX_KEYS}")
+        raise FormatError(location, f"{n_keys} keys are over the limit of {MAX_KEYS}")
     metadata: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     for _ in range(n_keys):
         key = cursor.text(MAX_KEY, "a key")
         if key in metadata or not key:
-            raise FormatError(label, f"key {key[:80]!r} is empty or duplicate")
+            raise FormatError(location, f"key {key[:80]!r} is empty or duplicate")
         kinds[key], metadata[key] = _value(cursor, f"key {key[:80]!r}")
-    alignment = _alignment(metadata, kinds, label)
+    alignment = _alignment(metadata, kinds, location)
     infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]
     data_start = _align(cursor.position, alignment)
     return GGUFHeader(
-        version, metadata, kinds, _place_tensors(infos, data_start, alignment, size, label), alignment, data_start
+        version, metadata, kinds, _place_tensors(infos, data_start, alignment, size, location), alignment, data_start
     )
 
 
@@ -277,13 +277,13 @@ def _numbers(cursor: _Cursor, value_type: int, count: int, item: str) -> tuple[s
     return kind, np.frombuffer(raw, dtype)
 
 
-def _alignment(metadata: Mapping[str, Any], kinds: Mapping[str, str], label: str) -> int:
+def _alignment(metadata: Mapping[str, Any], kinds: Mapping[str, str], location: str) -> int:
     """Return the alignment that the metadata sets, in bytes."""
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if kinds.get("general.alignment", "UINT32") != "UINT32":
-        raise FormatError(label, "general.alignment is not a UINT32")
+        raise FormatError(location, "general.alignment is not a UINT32")
     if not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise FormatError(label, f"general.alignment {alignment} is not a power of two up to {MAX_ALIGNMENT}")
+        raise FormatError(location, f"general.alignment {alignment} is not a power of two up to {MAX_ALIGNMENT}")
     return int(alignment)
 
 
@@ -304,21 +304,23 @@ def _read_tensor_info(cursor: _Cursor) -> GGUFTensor:
     return GGUFTensor(name, type_name, shape, offset, _size(item, type_name, shape, cursor.where))
 
 
-def _size(item: str, type_name: str, shape: Sequence[int], label: str) -> int:
+def _size(item: str, type_name: str, shape: Sequence[int], location: str) -> int:
     """Return the size of a tensor in bytes."""
     _, block, width = TYPES[type_name]
     if block > 1 and (not shape or shape[-1] % block):
-        raise FormatError(label, f"{item}: rows of {shape[-1] if shape else 1} are not whole blocks of {type_name} ({block})")
+        raise FormatError(
+            location, f"{item}: rows of {shape[-1] if shape else 1} are not whole blocks of {type_name} ({block})"
+        )
     count = 1
     for dim in shape:
         count *= dim
     # ggml counts elements and bytes in signed 64 bits; a dim of 0 must not excuse the others.
     if count // block * width >= 2**63 or any(dim >= 2**63 for dim in shape):
-        raise FormatError(label, f"{item} is too large for any file")
+        raise FormatError(location, f"{item} is too large for any file")
     return count // block * width
 
 
-def _place_tensors(infos: list[GGUFTensor], data_start: int, alignment: int, size: int, label: str) -> dict[str, GGUFTensor]:
+def _place_tensors(infos: list[GGUFTensor], data_start: int, alignment: int, size: int, location: str) -> dict[str, GGUFTensor]:
     """Return the tensors by name with absolute offsets, after checking that they do not overlap and are inside the file."""
     tensors: dict[str, GGUFTensor] = {}
     position = data_start
@@ -326,17 +328,17 @@ def _place_tensors(infos: list[GGUFTensor], data_start: int, alignment: int, siz
     for info in sorted(infos, key=lambda info: (info.offset, info.size)):
         offset = data_start + info.offset
         if info.offset % alignment:
-            raise FormatError(label, f"tensor {info.name!r} does not begin at a multiple of {alignment}")
+            raise FormatError(location, f"tensor {info.name!r} does not begin at a multiple of {alignment}")
         if offset < position:
-            raise FormatError(label, f"tensor {info.name!r} overlaps the one before it")
+            raise FormatError(location, f"tensor {info.name!r} overlaps the one before it")
         position = offset + info.size
         if position > size:
-            raise FormatError(label, f"truncated: tensor {info.name!r} ends at byte {position}, the file at {size}")
+            raise FormatError(location, f"truncated: tensor {info.name!r} ends at byte {position}, the file at {size}")
     infos.reverse()
     while infos:  # each one is freed when its replacement exists
         info = infos.pop()
         if info.name in tensors:
-            raise FormatError(label, f"tensor {info.name!r} is duplicate")
+            raise FormatError(location, f"tensor {info.name!r} is duplicate")
         tensors[info.name] = GGUFTensor(info.name, info.type_name, info.shape, data_start + info.offset, info.size)
     return tensors
 
@@ -375,12 +377,14 @@ class GGUFFile(OpenFile):
         return array
 
 
-def _dequantize(raw: np.ndarray, info: GGUFTensor, label: str) -> np.ndarray:
+def _dequantize(raw: np.ndarray, info: GGUFTensor, location: str) -> np.ndarray:
     """Return a quantized tensor as float32, by the gguf package."""
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError as error:
-        raise MissingExtraError(label, f"reading {info.type_name} needs the gguf package", "Run `pip install gguf`") from error
+        raise MissingExtraError(
+            location, f"reading {info.type_name} needs the gguf package", "Run `pip install gguf`"
+        ) from error
     _, block, width = TYPES[info.type_name]
     rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * width)
     result: np.ndarray = quants.dequantize(rows, GGMLQuantizationType[info.type_name])

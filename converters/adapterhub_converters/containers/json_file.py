@@ -45,11 +45,11 @@ def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None, 
     return _decoded(raw, where)
 
 
-def _decoded(raw: bytes, label: str) -> str:
+def _decoded(raw: bytes, location: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(label, "not UTF-8 text") from error
+        raise FormatError(location, "not UTF-8 text") from error
 
 
 def parse(
@@ -97,32 +97,32 @@ def parse(
 
 def parse_object(
     text: str | bytes,
-    label: str,
+    location: str,
     *,
     memory: int | None = MAX_MEMORY,
     make_object: Callable[[list[tuple[str, Any]]], object] | None = None,
 ) -> dict[str, Any]:
     """Parse the JSON object in `text`; arguments and errors are those of `parse`."""
-    document = parse(text, label, memory=memory, pairs=make_object)
+    document = parse(text, location, memory=memory, pairs=make_object)
     if not isinstance(document, dict):
-        raise FormatError(label, "not a JSON object")
+        raise FormatError(location, "not a JSON object")
     return document
 
 
-def read_object(path: Path, *, label: str | None = None, follow: bool = True) -> dict[str, Any]:
+def read_object(path: Path, *, location: str | None = None, follow: bool = True) -> dict[str, Any]:
     """Read the JSON object in a config file; `follow` is as in `open_regular`."""
-    return parse_object(read_text(path, where=label, follow=follow), label or str(path))
+    return parse_object(read_text(path, where=location, follow=follow), location or str(path))
 
 
 # ---- limits
 
 
-def _check_memory(text: str, memory: int, label: str) -> None:
+def _check_memory(text: str, memory: int, location: str) -> None:
     """Refuse a text whose objects may take more than `memory` in CPython, by counting the marks that they begin with."""
     if len(text) * _MAX_RATIO > memory:
         estimate = sum(text.count(mark) * size for mark, size in _SIZE_BY_MARK.items())
         if estimate > memory:
-            raise FormatError(label, f"has too many values: they would take over {memory >> 20} MiB of memory")
+            raise FormatError(location, f"has too many values: they would take over {memory >> 20} MiB of memory")
 
 
 # Measured bytes for each mark: 232 for an object of one key, 96 for a list of one value, 104 for a key and the pair it is read

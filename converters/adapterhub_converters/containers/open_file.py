@@ -114,8 +114,8 @@ def walk(folder: Path, enters: Callable[[str], bool] = lambda _: True) -> Iterat
 class OpenFile:
     """An open file; a context manager. `where` is its name in errors, by default its path; `head` its first bytes."""
 
-    def __init__(self, path: Path, *, label: str | None = None) -> None:
-        self.where = label or str(path)
+    def __init__(self, path: Path, *, location: str | None = None) -> None:
+        self.where = location or str(path)
         try:
             self._file: BinaryIO = open_regular(path, buffering=-1)
         except RefusedError as error:

@@ -84,19 +84,19 @@ class Header:
         return {name: TensorInfo(name, kind.dtype, kind.shape, offset, kind.size) for name, kind, offset in entries}
 
 
-def read_header(read_at: ReadAt, size: int, label: str) -> Header:
+def read_header(read_at: ReadAt, size: int, location: str) -> Header:
     """Read and check the header of a safetensors file of `size` bytes; FormatError names the first fault."""
     if size < 8:
-        raise FormatError(label, f"not a safetensors file: {size} bytes are fewer than its length field needs")
+        raise FormatError(location, f"not a safetensors file: {size} bytes are fewer than its length field needs")
     length = int.from_bytes(read_at(0, 8), "little")
     if length > MAX_HEADER:
-        raise FormatError(label, f"header of {length} bytes is over the limit of {MAX_HEADER}")
+        raise FormatError(location, f"header of {length} bytes is over the limit of {MAX_HEADER}")
     # Compare before reading: the length is the file's own claim.
     if length > size - 8:
-        raise FormatError(label, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
-    scanner = _Scanner(read_at, 8 + length, label)
+        raise FormatError(location, f"truncated: the header takes {length} bytes, the file has {size - 8} left")
+    scanner = _Scanner(read_at, 8 + length, location)
     scanner.read()
-    return _checked_header(scanner, 8 + length, size, label)
+    return _checked_header(scanner, 8 + length, size, location)
 
 
 _WHITESPACE = rb"[ \t\n\r]*+"
@@ -135,13 +135,13 @@ class _Scanner:
     A parser for all of JSON needs 25 times the size of a hostile header in memory, and several times that of a good one.
     """
 
-    def __init__(self, read_at: ReadAt, end: int, label: str) -> None:
+    def __init__(self, read_at: ReadAt, end: int, location: str) -> None:
         self.names: list[str] = []
         self.kinds: list[TensorKind] = []
         self.starts = array("Q")  # offsets in the data
         self.metadata: dict[str, str] = {}
         self._read_at = read_at
-        self._where = label
+        self._where = location
         self._end = end  # offset in the file at which the header ends and the data begins
         self._offset = 8  # of the next byte in the file that is not in the buffer yet
         self._buffer = b""
@@ -318,7 +318,7 @@ class _Scanner:
         return FormatError(self._where, problem)
 
 
-def _checked_header(scanner: _Scanner, data_start: int, size: int, label: str) -> Header:
+def _checked_header(scanner: _Scanner, data_start: int, size: int, location: str) -> Header:
     # No holes between tensors: a hole could hide a second file (safetensors README, "Format"). An empty tensor precedes the one
     # at the same offset.
     """Return the header with its tensors in file order, after checking that they cover the data without a gap."""
@@ -329,14 +329,14 @@ def _checked_header(scanner: _Scanner, data_start: int, size: int, label: str) -
         for start, kind, name in ordered:
             if start != position:
                 problem = "overlaps the one before it" if start < position else "leaves a hole before it"
-                raise FormatError(label, f"tensor {name!r} {problem}", code="hole" if start > position else "")
+                raise FormatError(location, f"tensor {name!r} {problem}", code="hole" if start > position else "")
             position += kind.size
         header = replace(header, names=[row[2] for row in ordered], kinds=[row[1] for row in ordered])
     *_, position = header.offsets()
     if position > size:
-        raise FormatError(label, f"truncated: the tensors end at byte {position}, the file at {size}")
+        raise FormatError(location, f"truncated: the tensors end at byte {position}, the file at {size}")
     if position < size:
-        raise FormatError(label, f"{size - position} bytes follow the last tensor", code="trailing")
+        raise FormatError(location, f"{size - position} bytes follow the last tensor", code="trailing")
     return header
 
 
