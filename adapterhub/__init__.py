@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adapterhub.auditing import Audit, audit, sign_checkpoint
     from adapterhub.base_models import ConvertedModel, convert_model, read_base
     from adapterhub.checks.report import Problem, Report
-    from adapterhub.combining import Combined
-    from adapterhub.generation import Generated
+    from adapterhub.combining import MergeResult
+    from adapterhub.generation import Generation
     from adapterhub.identity import Identity
     from adapterhub.learning import evaluate, open_trainer, train
     from adapterhub.local_registry import Registry, Versions
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from adapterhub.running import generate
     from adapterhub.scanning import Scan
     from adapterhub.serve.resolving import resolve
-    from adapterhub.serve.served import Served
-    from adapterhub.sharing.pulling import Pulled
-    from adapterhub.sharing.sent import Sent
-    from adapterhub.signing import Signature, Verified, sign, verify
-    from adapterhub.trust.attestation import Attested
+    from adapterhub.serve.served import PreparedVersion
+    from adapterhub.sharing.pulling import PullResult
+    from adapterhub.sharing.sent import PushResult
+    from adapterhub.signing import Signature, Verification, sign, verify
+    from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.bill import Bill
     from adapterhub.workspace import Workspace
     from adapterhub_converters.adapter import LossReport

@@ -23,12 +23,12 @@ import adapterhub_converters.adapter as canonical
 from adapterhub_converters.errors import ParameterError
 
 from . import base_sources, bill_of_materials, combining, comparing, describing, scanning, sources
-from .combining import Combined
-from .describing import Described
+from .combining import MergeResult
+from .describing import DescribeResult
 from .sharing import pulling, pushing
-from .sharing.pulling import Pulled
-from .sharing.sent import Sent
-from .workspace import Progress, StrPath, Workspace, listed
+from .sharing.pulling import PullResult
+from .sharing.sent import PushResult
+from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
@@ -94,14 +94,14 @@ def load(source: StrPath, *, base: Base | None = None, workspace: Workspace | No
     from adapterhub_converters.formats import convert
 
     workspace = workspace or Workspace()
-    spec = _base(base, workspace)
-    with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
+    spec = _base_spec(base, workspace)
+    with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
         read = convert.read(adapter_source.path, base=spec)
         draft = describe.draft(folder, base=spec)
         # The folder's own adapter.json, else one that is derived from its files.
-        manifest = draft.known or draft.manifest()
+        manifest = draft.recorded or draft.manifest()
     canonical_fields = {field.name: getattr(read, field.name) for field in fields(read)}
-    return Adapter(**canonical_fields, where=adapter_source.where, manifest=manifest)
+    return Adapter(**canonical_fields, where=adapter_source.location, manifest=manifest)
 
 
 def check(
@@ -139,10 +139,10 @@ def check(
     from adapterhub.checks import check as checked
 
     workspace = workspace or Workspace()
-    with sources.opened(source, workspace) as adapter_source:
+    with sources.open_source(source, workspace) as adapter_source:
         return checked(
             adapter_source.path,
-            base=_base(base, workspace),
+            base=_base_spec(base, workspace),
             runtimes=runtimes,
             max_rank=max_rank,
             headers_only=headers_only,
@@ -150,7 +150,7 @@ def check(
             ignore=ignore,
             unpublished=adapter_source.ref is None,
             limit=limit,
-            where=adapter_source.where,
+            display_name=adapter_source.location,
         )
 
 
@@ -180,7 +180,7 @@ def scan(
         >>> result.weights.kinds[0].name, result.weights.kinds[0].modules, result.weights.kinds[0].percentiles
         ('self_attn.q_proj', 2, None)
     """
-    workspace = (workspace or Workspace()).showing(progress)
+    workspace = (workspace or Workspace()).with_progress(progress)
     return scanning.scan(source, workspace, weights=weights, strict=strict, limit=limit)
 
 
@@ -229,11 +229,11 @@ def convert(
         'EXACT'
     """
     from adapterhub_converters.formats import convert as formats
-    from adapterhub_converters.formats.lossy import Allowed
+    from adapterhub_converters.formats.lossy import LossAllowance
 
     workspace = workspace or Workspace()
-    spec = _base(base, workspace)
-    with sources.opened(source, workspace) as adapter_source:
+    spec = _base_spec(base, workspace)
+    with sources.open_source(source, workspace) as adapter_source:
         # `replace` removes what is at the target, which must not be the source.
         sources.check_apart(Path(target), adapter_source.path)
         return formats.convert(
@@ -241,7 +241,7 @@ def convert(
             Path(target),
             to=to,
             base=spec,
-            allowed=Allowed(approx=allow_approx, drop=list(allow_drop), rank=rank),
+            allowed=LossAllowance(approx=allow_approx, drop=list(allow_drop), rank=rank),
             alpha=alpha,
             rslora=rslora,
             unsafe_pickle=unsafe_pickle,
@@ -258,7 +258,7 @@ def describe(
     dry_run: bool = False,
     workspace: Workspace | None = None,
     **declared: Any,
-) -> Described:
+) -> DescribeResult:
     """Write or renew the adapter.json in a folder, in place; its record of a training is kept.
 
     Args:
@@ -273,7 +273,7 @@ def describe(
         ['license']
     """
     workspace = workspace or Workspace()
-    return describing.describe(folder, declared, workspace, base=_base(base, workspace), dry_run=dry_run)
+    return describing.describe(folder, declared, workspace, base=_base_spec(base, workspace), dry_run=dry_run)
 
 
 def bom(
@@ -295,7 +295,7 @@ def bom(
         ('1.7', 'machine-learning-model')
     """
     workspace = workspace or Workspace()
-    return bill_of_materials.bom(source, workspace, base=_base(base, workspace), base_license=base_license)
+    return bill_of_materials.bom(source, workspace, base=_base_spec(base, workspace), base_license=base_license)
 
 
 # ---- several
@@ -329,12 +329,12 @@ def diff(
         >>> difference.same, difference.modules[0].status, [file.path for file in difference.files]
         (False, 'changed', ['adapter_model.safetensors'])
     """
-    workspace = (workspace or Workspace()).showing(progress)
-    return comparing.diff(a, b, workspace, base=_base(base, workspace))
+    workspace = (workspace or Workspace()).with_progress(progress)
+    return comparing.diff(a, b, workspace, base=_base_spec(base, workspace))
 
 
 # Arguments of a merge into a base that say how the model is written; those of a method go into the recipe instead.
-_WRITTEN = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force")
+_OUTPUT_OPTIONS = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force")
 
 
 @overload
@@ -353,7 +353,7 @@ def merge(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     **parameters: float | str,
-) -> Combined: ...
+) -> MergeResult: ...
 
 
 @overload
@@ -388,7 +388,7 @@ def merge(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     **parameters: Any,
-) -> Combined | FuseReport:
+) -> MergeResult | FuseReport:
     """Merge adapters into one adapter, or into a base model.
 
     The merge is recorded in the result, so that it can be repeated and verified.
@@ -425,17 +425,17 @@ def merge(
     """
     from adapterhub.manifest.document import Recipe
 
-    workspace = (workspace or Workspace()).showing(progress)
-    names = listed(adapters)
+    workspace = (workspace or Workspace()).with_progress(progress)
+    names = as_list(adapters)
     factors = [1.0] * len(names) if weights is None else list(weights)
     if len(factors) != len(names):
         raise ParameterError("weights", f"{len(factors)} for {len(names)} adapters", "Give one for each")
     with ExitStack() as stack:
         # Before any adapter is downloaded: an ambiguous output is refused at once.
-        target = Path(out) if into is not None else combining.destination(out)
-        adapter_sources = [stack.enter_context(sources.opened(text, workspace)) for text in names]
+        target = Path(out) if into is not None else combining.merge_destination(out)
+        adapter_sources = [stack.enter_context(sources.open_source(text, workspace)) for text in names]
         if into is not None:
-            output_options = {key: parameters.pop(key) for key in _WRITTEN if key in parameters}
+            output_options = {key: parameters.pop(key) for key in _OUTPUT_OPTIONS if key in parameters}
             method_recipe = Recipe(
                 kind="merge", method=parameters.pop("method", None), seed=parameters.pop("seed", None), parameters=parameters
             )
@@ -465,7 +465,7 @@ def push(
     metrics: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
-) -> Version | Sent:
+) -> Version | PushResult:
     """Check an adapter and store it as a new version, in the registry or at an address.
 
     Args:
@@ -492,12 +492,12 @@ def push(
         >>> ah.push("./sql", "layout://sql.tar:v1").tag
         'v1'
     """
-    workspace = (workspace or Workspace()).showing(progress)
+    workspace = (workspace or Workspace()).with_progress(progress)
     return pushing.push(
         source,
         target,
         workspace,
-        base=_base(base, workspace),
+        base=_base_spec(base, workspace),
         conversion=_conversion(to),
         expect=expect,
         force=force,
@@ -517,7 +517,7 @@ def pull(
     replace: bool = False,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
-) -> Pulled:
+) -> PullResult:
     """Write the files of a version, all of them and verified, or nothing.
 
     A folder that is another version, unmodified and stored elsewhere, is replaced.
@@ -535,19 +535,19 @@ def pull(
         >>> ah.pull("team/sql:prod", "./out").files[0]
         'README.md'
     """
-    workspace = (workspace or Workspace()).showing(progress)
-    spec = _base(base, workspace)
+    workspace = (workspace or Workspace()).with_progress(progress)
+    spec = _base_spec(base, workspace)
     model = _local_path(spec) if to == "ollama" else None
     return pulling.pull(source, out, workspace, conversion=_conversion(to), base=spec, model=model, replace=replace)
 
 
-def _base(base: Base | None, workspace: Workspace) -> BaseSpec | None:
+def _base_spec(base: Base | None, workspace: Workspace) -> BaseSpec | None:
     return base_sources.read_base(base, workspace) if isinstance(base, str | os.PathLike) else base
 
 
 def _local_path(base: BaseSpec | None) -> str | None:
     """Return the absolute path of a base on this machine, which Ollama takes as its name; None for any other base."""
-    return sources.here(base.where) if base else None
+    return sources.local_base_path(base.source) if base else None
 
 
 def _conversion(to: str | None) -> Conversion | None:

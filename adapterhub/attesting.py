@@ -28,12 +28,12 @@ from . import base_sources, combining, sources
 from .digest import Digest, sha256_file
 from .manifest import oci_manifest
 from .manifest.document import AdapterManifest, Parent, TrainingData
-from .registry.signatures import LIMIT, files_of
+from .registry.signatures import LIMIT, signed_files
 from .sharing import signatures
 from .trust import attestation, bundle
-from .trust.attestation import FITS, MERGE, TRAINING, TYPES, Attestation, Attested
+from .trust.attestation import FITS, MERGE, TRAINING, TYPES, Attestation, VerifiedAttestation
 from .version import __version__
-from .workspace import StrPath, Workspace, listed
+from .workspace import StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
@@ -83,7 +83,7 @@ def attest(
     builder: str = BUILDER,
     passphrase: bytes | None = None,
     workspace: Workspace | None = None,
-) -> tuple[Attested, ...]:
+) -> tuple[VerifiedAttestation, ...]:
     """Compute statements about a version, sign them, and attach them to it as signatures are.
 
     Args:
@@ -107,23 +107,23 @@ def attest(
     """
     from adapterhub.trust import keys, signers
 
-    workspace, signer, parent_keys = workspace or Workspace(), signers.read(key, passphrase), listed(parents)
+    workspace, signer, parent_keys = workspace or Workspace(), signers.read(key, passphrase), as_list(parents)
     kinds = [kind for kind, requested in ((FITS, fits is not None), (MERGE, merge), (TRAINING, training)) if requested]
     if not kinds:
         raise ParameterError("fits", "nothing to attest", "Choose what to attest", code="nothing-to-attest")
-    trusted = keys.trusted(parent_keys) if parent_keys else [signer.public]
-    with _opened(ref, workspace) as version:
+    trusted = keys.read_trusted(parent_keys) if parent_keys else [signer.public]
+    with _open_version(ref, workspace) as version:
         inputs = Inputs(fits, parent_keys, builder=builder)
         attestations = [_attestation(kind, version, inputs, trusted, workspace) for kind in kinds]
         # Sign only after every predicate was computed: a claim that does not hold leaves nothing behind.
         for statement in attestations:
             version.add(statement.sign(signer))
-    return tuple(Attested(statement, signer.public) for statement in attestations)
+    return tuple(VerifiedAttestation(statement, signer.public) for statement in attestations)
 
 
 def verify(
     source: StrPath, keys: Sequence[TrustedSigner], workspace: Workspace, *, inputs: Inputs | None = None
-) -> tuple[Signable, list[Attested], list[Finding]]:
+) -> tuple[Signable, list[VerifiedAttestation], list[Finding]]:
     """Verify the attestations of a version and, with `inputs`, compute them again.
 
     Returns:
@@ -135,45 +135,45 @@ def verify(
     version, attested, findings = _accepted_attestations(source, keys, workspace)
     if not attested:
         reasons = f" that is accepted: {'; '.join(finding.what for finding in findings[:_SHOWN])}" if findings else ""
-        return version, [], [Finding(attestation.CODE, "error", version.where, f"has no attestation{reasons}")]
+        return version, [], [Finding(attestation.CODE, "error", version.location, f"has no attestation{reasons}")]
     for signed in attested if inputs else ():
-        findings += _compared(signed.attestation, version, inputs or Inputs(), keys, workspace, others=attested)
+        findings += _comparison_findings(signed.attestation, version, inputs or Inputs(), keys, workspace, accepted=attested)
     return version, attested, findings
 
 
 def _accepted_attestations(
     source: StrPath, keys: Sequence[TrustedSigner], workspace: Workspace
-) -> tuple[Signable, list[Attested], list[Finding]]:
+) -> tuple[Signable, list[VerifiedAttestation], list[Finding]]:
     from adapterhub.maintenance.findings import Finding
 
     attested, findings = [], []
-    with _opened(source, workspace) as version:
-        for raw in attestation.among(version.read()):
+    with _open_version(source, workspace) as version:
+        for raw in attestation.attestation_bundles(version.read()):
             try:
-                signed = attestation.verify(raw, keys, version.where)
-                signed.attestation.check(signed.kind, version.digest, version.where)
+                signed = attestation.verify(raw, keys, version.location)
+                signed.attestation.check(signed.kind, version.digest, version.location)
                 attested.append(signed)
             except AdapterhubError as error:
-                findings.append(Finding(attestation.CODE, "note", version.where, error.what))
+                findings.append(Finding(attestation.CODE, "note", version.location, error.what))
     return version, attested, findings
 
 
 @contextmanager
-def _opened(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
-    with signatures.opened(source, workspace) as version:
+def _open_version(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
+    with signatures.open_signable(source, workspace) as version:
         if not version.digest:
-            raise UsageError(version.where, "is a folder, and only versions have attestations", "Push it, and name the version")
+            raise UsageError(version.location, "is a folder, and only versions have attestations", "Push it, and name the version")
         yield version
 
 
-def _compared(
+def _comparison_findings(
     recorded: Attestation,
     version: Signable,
     inputs: Inputs,
     keys: Sequence[TrustedSigner],
     workspace: Workspace,
     *,
-    others: Sequence[Attested],
+    accepted: Sequence[VerifiedAttestation],
 ) -> Iterator[Finding]:
     """Compute an attestation again and yield a finding for each way in which it differs.
 
@@ -185,33 +185,33 @@ def _compared(
         others: All accepted attestations of the version; one of them may be about the base at hand.
     """
     from adapterhub.maintenance.findings import Finding
-    from adapterhub.trust.keys import trusted
+    from adapterhub.trust.keys import read_trusted
 
-    kind, signers = recorded.kind, trusted(inputs.parents) if inputs.parents else keys
+    kind, signers = recorded.kind, read_trusted(inputs.parents) if inputs.parents else keys
     if kind == FITS and inputs.base is None:
-        message = f"{kind}: cannot be computed again without the base {attestation.base_of(recorded)[:19]}…"
-        yield Finding(attestation.CODE, "error", version.where, message, "Name the base", "attested-base")
+        message = f"{kind}: cannot be computed again without the base {attestation.base_fingerprint(recorded)[:19]}…"
+        yield Finding(attestation.CODE, "error", version.location, message, "Name the base", "attested-base")
         return
     try:
         recomputed = _attestation(kind, version, inputs, signers, workspace)
     except (RefusedError, IntegrityError, NotFoundError) as error:
-        yield Finding(attestation.CODE, "error", version.where, f"{kind}: cannot be computed again: {error.what}", error.hint)
+        yield Finding(attestation.CODE, "error", version.location, f"{kind}: cannot be computed again: {error.what}", error.hint)
         return
-    old, new = attestation.base_of(recorded), attestation.base_of(recomputed)
-    if old != new and any(attestation.base_of(other.attestation) == new for other in others):  # a version may fit several bases
+    old, new = attestation.base_fingerprint(recorded), attestation.base_fingerprint(recomputed)
+    if old != new and any(attestation.base_fingerprint(other.attestation) == new for other in accepted):  # a version may fit several bases
         message = f"{kind}: is about another base, {old[:19]}…, and was not compared"
-        yield Finding(attestation.CODE, "note", version.where, message)
+        yield Finding(attestation.CODE, "note", version.location, message)
         return
     differences = list(_differences(recorded, recomputed))
     if kind == TRAINING:
         differences += _input_differences(recomputed, inputs, workspace)
         if inputs.base is None or not inputs.data:
             message = f"{kind}: compared with the record in adapter.json, and not with the bytes of every input"
-            yield Finding(attestation.CODE, "note", version.where, message, "Name the base and the data to compare their bytes")
+            yield Finding(attestation.CODE, "note", version.location, message, "Name the base and the data to compare their bytes")
     if differences:
         remainder = f" (and {len(differences) - _SHOWN} more)" if differences[_SHOWN:] else ""
         message = f"{kind}: is another statement when it is computed again: {'; '.join(differences[:_SHOWN])}{remainder}"
-        yield Finding(attestation.CODE, "error", version.where, message)
+        yield Finding(attestation.CODE, "error", version.location, message)
 
 
 # Both sides are compared as parsed JSON: a tuple and a list, or two orders of keys, are no difference.
@@ -243,7 +243,7 @@ def _attestation(
         predicate = _merge(version, signers, workspace)
     else:
         # By digest: a tag could move between the predicate and the signature.
-        with sources.opened(version.pinned, workspace) as source, sources.naming(source.folder, version.where):
+        with sources.open_source(version.pinned, workspace) as source, sources.relabel_errors(source.folder, version.location):
             predicate = _fits(source, inputs, workspace) if kind == FITS else _training(source, inputs.builder)
     return Attestation(TYPES[kind], version.name, version.digest, predicate)
 
@@ -257,9 +257,9 @@ def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[
     base = inputs.base
     spec = base if isinstance(base, BaseSpec) else base_sources.read_base(base or "", workspace)
     if not spec.fingerprint:
-        raise RefusedError(spec.where, "its tensors are not known, so it has no digest", "Name a base with its weights")
-    report = checks.check(source.path, base=spec, limit=_SHOWN, where=source.where)
-    publish.errors_of(report, spec, force=False, forced=None)
+        raise RefusedError(spec.source, "its tensors are not known, so it has no digest", "Name a base with its weights")
+    report = checks.check(source.path, base=spec, limit=_SHOWN, display_name=source.location)
+    publish.raise_or_collect_errors(report, spec, force=False, try_storing=None)
     return {
         "base": {
             "repo": spec.repo,
@@ -279,15 +279,15 @@ def _merge(version: Signable, signers: Sequence[TrustedSigner], workspace: Works
     """Return the recipe and the parents with their signers. Raise RefusedError if a rebuild gives other bytes."""
     if sources.is_address(version.pinned):
         raise RefusedError(
-            version.where, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
+            version.location, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
         )
     rebuilt = combining.rebuild(version.pinned, workspace)
     if rebuilt.differences:
         names = ", ".join(difference.name for difference in rebuilt.differences[:_SHOWN])
         raise RefusedError(
-            version.where, f"is not what its recipe makes of its parents: {names}", "Merge them again, and push that"
+            version.location, f"is not what its recipe makes of its parents: {names}", "Merge them again, and push that"
         )
-    with workspace.opened() as registry:
+    with workspace.open_registry() as registry:
         # A recipe may name one parent many times; its signature is verified once.
         manifest = registry.adapter_manifest(version.digest)
         parents = manifest.parents if manifest else ()
@@ -306,11 +306,11 @@ def _merge(version: Signable, signers: Sequence[TrustedSigner], workspace: Works
 
 def _signer(registry: Registry, digest: Digest, signers: Sequence[TrustedSigner]) -> str:
     """Return the id of the signer of a parent. Raise IntegrityError if none of `signers` signed it."""
-    versions = registry.holding(digest)
+    versions = registry.versions_with(digest)
     label = str(versions[0].ref) if versions else digest
     manifest = oci_manifest.parse(registry.store.read_document(digest), label)
     bundles = registry.store.signatures.read(digest, LIMIT)
-    return bundle.accepted(bundles, signers, files_of(manifest), None, label).signer.id
+    return bundle.find_accepted(bundles, signers, signed_files(manifest), None, label).signer.id
 
 
 def _training(source: sources.Source, builder: str) -> dict[str, Any]:
@@ -322,19 +322,19 @@ def _training(source: sources.Source, builder: str) -> dict[str, Any]:
     manifest = AdapterManifest.read(source.folder)
     training = manifest.training if manifest else None
     if manifest is None or training is None or training.config is None:
-        raise RefusedError(source.where, "has no record of a training", "Attest what adapterhub trained")
-    data = [_data_descriptor(datum, source.where) for datum in training.data or ()]
+        raise RefusedError(source.location, "has no record of a training", "Attest what adapterhub trained")
+    data = [_data_descriptor(datum, source.location) for datum in training.data or ()]
     weights = [
         {
             "name": weights_file.path,
-            "digest": _digests(weights_file.digest),
+            "digest": _digest_set(weights_file.digest),
             "annotations": {"role": "base", "size": weights_file.size},
         }
         for weights_file in training.weights or ()
     ]
     base = manifest.base
     if not data or not (weights or base.fingerprint):
-        raise RefusedError(source.where, "its training does not record its data and its base", "Attest what adapterhub trained")
+        raise RefusedError(source.location, "its training does not record its data and its base", "Attest what adapterhub trained")
     base_annotations = {
         "role": "base",
         "revision": base.revision,
@@ -356,10 +356,10 @@ def _training(source: sources.Source, builder: str) -> dict[str, Any]:
     }
 
 
-def _data_descriptor(datum: TrainingData, where: str) -> dict[str, Any]:
+def _data_descriptor(datum: TrainingData, location: str) -> dict[str, Any]:
     name = datum.path or datum.name or "data"
     if not datum.digest:
-        raise RefusedError(where, f"its training records no digest of {name}", "Attest a training on files")
+        raise RefusedError(location, f"its training records no digest of {name}", "Attest a training on files")
     facts = {
         "split": datum.split,
         "size": datum.size,
@@ -368,14 +368,14 @@ def _data_descriptor(datum: TrainingData, where: str) -> dict[str, Any]:
         "license": datum.license,
     }
     recorded_facts = {key: value for key, value in facts.items() if value is not None}
-    return {"name": name, "digest": _digests(datum.digest), "annotations": {"role": "data", **recorded_facts}}
+    return {"name": name, "digest": _digest_set(datum.digest), "annotations": {"role": "data", **recorded_facts}}
 
 
 def _parent_descriptor(parent: Parent) -> dict[str, Any]:
-    return {"name": parent.ref or "parent", "digest": _digests(parent.digest)}
+    return {"name": parent.ref or "parent", "digest": _digest_set(parent.digest)}
 
 
-def _digests(digest: Digest) -> dict[str, str]:
+def _digest_set(digest: Digest) -> dict[str, str]:
     return {"sha256": digest.removeprefix("sha256:")}
 
 
@@ -389,7 +389,7 @@ def _input_differences(recomputed: Attestation, inputs: Inputs, workspace: Works
         if dependency["annotations"]["role"] == "base" and "digest" in dependency
     }
     for path in map(Path, inputs.data):
-        if _digests(sha256_file(path)) not in data:
+        if _digest_set(sha256_file(path)) not in data:
             yield f"{path} is not among its data"
     if isinstance(inputs.base, str | os.PathLike):
         folder = base_sources.weights(inputs.base, workspace)
@@ -397,5 +397,5 @@ def _input_differences(recomputed: Attestation, inputs: Inputs, workspace: Works
         for name, digest in weights.items():
             if name not in local_files:
                 yield f"{name} is not in {folder}"
-            elif _digests(sha256_file(local_files[name])) != digest:
+            elif _digest_set(sha256_file(local_files[name])) != digest:
                 yield f"{name} in {folder} has other bytes"

@@ -79,9 +79,9 @@ def audit(
         >>> result.ok, result.faults, result.entries > 0
         (True, (), True)
     """
-    from .trust.keys import trusted
+    from .trust.keys import read_trusted
 
-    previous, signer = _read(Path(checkpoint), trusted(keys)) if checkpoint is not None else (None, None)
+    previous, signer = _read_checkpoint(Path(checkpoint), read_trusted(keys)) if checkpoint is not None else (None, None)
     label, chains, row = _follow(registry, previous)
     return _audit(label, chains, row, previous, signer)
 
@@ -111,17 +111,17 @@ def sign_checkpoint(
         fault = chains.faults[0]
         raise IntegrityError(f"{label}: {fault.where}", f"{fault.kind}: {fault.what}", "Restore the log from a backup")
     new_checkpoint = Checkpoint(datetime.now(UTC).isoformat(timespec="seconds"), _nonempty(chains), row)
-    with atomic.whole(Path(path), folder=False, replace=replace) as file:
+    with atomic.pending_output(Path(path), folder=False, replace=replace) as file:
         file.write_bytes(new_checkpoint.sign(signer, str(path)))
     # The report counts the logs that were signed, which leaves out names without an entry.
     return _audit(label, dataclasses.replace(chains, ends=new_checkpoint.ends), row, new_checkpoint, signer.public)
 
 
 def _audit(
-    where: str, chains: Chains, row: tuple[int, str] | None, checkpoint: Checkpoint | None, signer: TrustedSigner | None
+    location: str, chains: Chains, row: tuple[int, str] | None, checkpoint: Checkpoint | None, signer: TrustedSigner | None
 ) -> Audit:
     names, rows = sum(map(len, chains.ends.values())), row[0] if row else 0
-    return Audit(where, chains.faults, names, chains.entries, rows, checkpoint, signer.where if signer else "")
+    return Audit(location, chains.faults, names, chains.entries, rows, checkpoint, signer.where if signer else "")
 
 
 def _nonempty(chains: Chains) -> dict[str, dict[str, tuple[int, str]]]:
@@ -142,13 +142,13 @@ def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
     from .hub.people import audit as rows
     from .hub.storage.log import DatabaseLog
     from .hub.storage.postgres import PostgresDatabase
-    from .store.chain import follow
+    from .store.chain import verify_chains
 
     # Opened as it is: an audit must not migrate the tables that it verifies.
     with closing(PostgresDatabase(url, as_it_is=True)) as database:
-        chains = follow(DatabaseLog(database), previous.ends if previous else None)
-        newest, broken = rows.follow(database, previous.audit if previous else None)
-        label = database.where
+        chains = verify_chains(DatabaseLog(database), previous.ends if previous else None)
+        newest, broken = rows.verify_chain(database, previous.audit if previous else None)
+        label = database.location
     faults = [broken] if broken else []
     return label, dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest
 
@@ -156,26 +156,26 @@ def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
 def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
     from .hub.database import FILE, ReadDatabase
     from .hub.people import audit as rows
-    from .store.chain import REMOVED, Fault, follow
+    from .store.chain import REMOVED, Fault, verify_chains
     from .store.store import FOLDER, Store
 
     store = Store(registry / FOLDER)
     store.check()
     if not store.exists():
         raise NotFoundError(str(registry), "no registry there", code="no-registry")
-    chains = follow(store.log, previous.ends if previous else None)
+    chains = verify_chains(store.log, previous.ends if previous else None)
     recorded_row = previous.audit if previous else None
     # registry.db is an index of the store, so an audit works without it. Only the hub's audit log is nowhere else.
     if (registry / FILE).is_file():
         with closing(ReadDatabase(registry)) as database:
-            newest, broken = rows.follow(database, recorded_row)
+            newest, broken = rows.verify_chain(database, recorded_row)
         faults = [dataclasses.replace(broken, where=f"{FILE}: {broken.where}")] if broken else []
     else:
         newest, faults = None, [Fault(FILE, REMOVED, "is missing, and the checkpoint has rows of it")] if recorded_row else []
     return str(registry), dataclasses.replace(chains, faults=(*chains.faults, *faults)), newest
 
 
-def _read(path: Path, keys: Iterable[TrustedSigner]) -> tuple[Checkpoint, TrustedSigner]:
+def _read_checkpoint(path: Path, keys: Iterable[TrustedSigner]) -> tuple[Checkpoint, TrustedSigner]:
     from .trust import checkpoint
 
     raw = json_file.read_text(path, checkpoint.MAX_CHECKPOINT).encode()

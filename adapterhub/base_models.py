@@ -84,7 +84,7 @@ def convert_model(
         >>> ah.convert_model("./bare", "bare.gguf", to="gguf").files
         ('bare.gguf',)
     """
-    path, out = sources.existing(os.fspath(source)), Path(target)
+    path, out = sources.existing_path(os.fspath(source)), Path(target)
     sources.check_apart(out, path)
     if to == "hf":
         from adapterhub_converters.formats.gguf_model import to_folder
@@ -94,7 +94,7 @@ def convert_model(
         to_folder.to_hf(path, out, replace=replace)
         sizes = {item.name: item.stat().st_size for item in sorted(out.iterdir())}
         return ConvertedModel(out, tuple(sizes), sum(sizes.values()))
-    from adapterhub.merging import Options, prepared
+    from adapterhub.merging import Options, prepare_merge
     from adapterhub_converters.containers import atomic
 
     atomic.check_free(out, folder=False, replace=replace)
@@ -106,7 +106,7 @@ def convert_model(
 
         importance = read_importance(Path(imatrix))
     options = Options(dtype=float_type, requantize=block_type, dequantize=True, importance=importance)
-    model = prepared([], path, options, gguf=True)
-    with (workspace or Workspace()).showing(progress).bar("converting") as progress_:
+    model = prepare_merge([], path, options, gguf=True)
+    with (workspace or Workspace()).with_progress(progress).bar("converting") as progress_:
         report = model.write(out, progress_, replace=replace)
     return ConvertedModel(out, (out.name,), out.stat().st_size, report)

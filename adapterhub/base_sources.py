@@ -38,12 +38,12 @@ def weights(base: StrPath, workspace: Workspace) -> Path:
     if not path.exists() and isinstance(base, str) and not text.lower().startswith(ADDRESSES):
         path = _named_weights(text, workspace)
     else:
-        path = sources.existing(text)
+        path = sources.existing_path(text)
     # A file in a Hugging Face folder means the folder; a GGUF file is a model by itself.
     return path.parent if path.is_file() and path.suffix in (".safetensors", ".json") else path
 
 
-def recorded(source: sources.Source) -> str:
+def recorded_base(source: sources.Source) -> str:
     """Return the name of the base that an adapter records, `org/name` or `org/name@revision`, to be looked up like any other.
 
     Raises:
@@ -54,7 +54,7 @@ def recorded(source: sources.Source) -> str:
     with sources.as_folder(source) as folder:
         base = describe.draft(folder).manifest().base
     if not base.repo:
-        problem = f"{source.where} records no base by name"
+        problem = f"{source.location} records no base by name"
         raise ParameterError("base", problem, "Name the model that it was trained on", code="base-required")
     return f"{base.repo}@{base.revision}" if base.revision else base.repo
 
@@ -63,17 +63,17 @@ def _named_weights(text: str, workspace: Workspace) -> Path:
     from adapterhub.bases import registered
     from adapterhub.bases.hub_address import HubPath
 
-    name = base_name(text, workspace)
+    name = registered_base_name(text, workspace)
     if name is None:
         cached = _cached_base(text, workspace)
         if cached is None:
             raise _missing_base_error(text)
         return cached
-    with workspace.opened() as registry:
+    with workspace.open_registry() as registry:
         spec = registered.get(registry, name).spec
     # A GGUF file names the model that it was made from; the weights of that model are not those of the file.
     hub_path = HubPath(spec.repo, spec.revision) if spec.kind == "hf" and spec.repo and spec.revision else None
-    cached = in_cache(hub_path, workspace) if hub_path else None
+    cached = cached_model_path(hub_path, workspace) if hub_path else None
     if cached is None:
         problem = "a base in the registry, which has its headers only, and the weights are needed"
         hint = f"Name its folder or file, or download it as {hub_path}" if hub_path else "Name its folder or file"
@@ -85,10 +85,10 @@ def _cached_base(text: str, workspace: Workspace) -> Path | None:
     from adapterhub.bases import hub_cache
 
     hub_path = hub_cache.place_of(text)
-    return in_cache(hub_path, workspace) if hub_path else None
+    return cached_model_path(hub_path, workspace) if hub_path else None
 
 
-def in_cache(hub_path: HubPath, workspace: Workspace) -> Path | None:
+def cached_model_path(hub_path: HubPath, workspace: Workspace) -> Path | None:
     """Return the folder or file of a model in the cache of huggingface_hub; None if it is not there."""
     from adapterhub.bases import hub_cache
 
@@ -103,7 +103,7 @@ def _download_base(text: str, workspace: Workspace) -> Path:
         hub = workspace.hub()
     except RemoteError as error:
         # Offline, a model that was downloaded before is as good as the hub's answer.
-        cached = in_cache(hub_path, workspace) if error.code == OFFLINE else None
+        cached = cached_model_path(hub_path, workspace) if error.code == OFFLINE else None
         if cached is None:
             raise
         return cached
@@ -128,7 +128,7 @@ def _missing_base_error(text: str) -> NotFoundError:
     return NotFoundError(text, problem, "List the bases of the registry", code="no-such-base")
 
 
-def base_name(text: str, workspace: Workspace) -> str | None:
+def registered_base_name(text: str, workspace: Workspace) -> str | None:
     """Return the name of the base in the registry that `text` is; None for a path or an address.
 
     Raises:
@@ -150,7 +150,7 @@ def base_name(text: str, workspace: Workspace) -> str | None:
         return None
     if explicit and not path_exists:
         return name
-    if not _has_base(name, workspace, there=path_exists):
+    if not _has_base(name, workspace, path_exists=path_exists):
         return None
     if path_exists:
         hint = f"Write ./{text} for the path, {_EXPLICIT}{name} for the base"
@@ -158,14 +158,14 @@ def base_name(text: str, workspace: Workspace) -> str | None:
     return name
 
 
-def _has_base(name: str, workspace: Workspace, *, there: bool) -> bool:
+def _has_base(name: str, workspace: Workspace, *, path_exists: bool) -> bool:
     from adapterhub.store import named_documents
 
     try:
-        with workspace.opened() as registry:
-            return named_documents.current(registry.store, name).there
+        with workspace.open_registry() as registry:
+            return named_documents.current(registry.store, name).exists
     except AdapterhubError as error:
-        if there or isinstance(error, NotFoundError):  # a registry that cannot be read must not get in the way of a path
+        if path_exists or isinstance(error, NotFoundError):  # a registry that cannot be read must not get in the way of a path
             return False
         raise
 
@@ -179,11 +179,11 @@ def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
     text = os.fspath(base)
     if text.lower().startswith(ADDRESSES):
         return _read_address(text, workspace)
-    name = base_name(text, workspace)
+    name = registered_base_name(text, workspace)
     if name is not None:
         from adapterhub.bases import registered
 
-        with workspace.opened() as registry:
+        with workspace.open_registry() as registry:
             return registered.get(registry, name).spec
     from adapterhub_converters import bases
 
@@ -205,7 +205,7 @@ def _read_address(text: str, workspace: Workspace) -> BaseSpec:
         hub = workspace.hub()
     except RemoteError as error:
         is_on_hub = error.code == OFFLINE and text.lower().startswith(SCHEME)
-        cached = in_cache(HubPath.parse(text), workspace) if is_on_hub else None
+        cached = cached_model_path(HubPath.parse(text), workspace) if is_on_hub else None
         if cached is None:
             raise
         from adapterhub_converters import bases

@@ -34,9 +34,9 @@ def bom(source: StrPath, workspace: Workspace, *, base: BaseSpec | None = None, 
     from adapterhub.manifest import card, describe, oci_manifest
     from adapterhub.trust.bill import bill
 
-    with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
+    with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
         files = describe.digests(folder)
-        manifest, _ = describe.settle(folder, files)
+        manifest, _ = describe.finalize(folder, files)
         digest = adapter_source.digest or oci_manifest.build(folder).digest
         name = (
             (adapter_source.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name
@@ -50,7 +50,7 @@ def _ancestors(manifest: AdapterManifest, workspace: Workspace) -> list[Ancestor
     if not manifest.parents:
         return []
     try:
-        with workspace.opened() as registry:
+        with workspace.open_registry() as registry:
             return _walk_ancestors(manifest, registry.adapter_manifest)
     except NotFoundError:  # no registry
         return _walk_ancestors(manifest, lambda _: None)

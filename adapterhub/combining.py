@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
     from adapterhub.merging import FuseReport, Merge, MergeReport, Options
-    from adapterhub.merging.into_base.extract import Extraction, Wanted
+    from adapterhub.merging.into_base.extract import Extraction, ExtractionOptions
     from adapterhub.merging.into_base.verify import Proofs
     from adapterhub.ref import Ref
-    from adapterhub.registry.recipe import Difference, Parent
+    from adapterhub.registry.recipe import RebuildDifference, ParentAdapter
     from adapterhub.registry.registry import Registry, Version
     from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.bases import BaseSpec
 
 
 @dataclass(frozen=True, repr=False)
-class Combined:
+class MergeResult:
     """An adapter that was merged from others.
 
     Attributes:
@@ -56,7 +56,7 @@ class Combined:
         return self.report._repr_html_()
 
 
-def destination(out: StrPath) -> Path | Ref:
+def merge_destination(out: StrPath) -> Path | Ref:
     """Return the folder or the ref that a text names; raise UsageError where it may be both. A `Path` is a folder.
 
     One word, or a path that begins with a dot or a slash, is a folder; a ref with a tag is a ref. `a/b` is a ref where there is
@@ -93,7 +93,7 @@ def merge_adapters(
     workspace: Workspace,
     *,
     replace: bool = False,
-) -> Combined:
+) -> MergeResult:
     """Merge adapters into one, in a new folder or as a version of the registry, where it passes the checks of a push.
 
     Args:
@@ -123,11 +123,11 @@ def merge_adapters(
 
     if isinstance(target, Path):
         report, manifest = make(target)
-        return Combined(report, manifest, path=target)
+        return MergeResult(report, manifest, path=target)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / target.name.rpartition("/")[2]
         report, manifest = make(folder)
-        return Combined(report, manifest, version=pushing.store(folder, target, workspace))
+        return MergeResult(report, manifest, version=pushing.store(folder, target, workspace))
 
 
 def common_base(adapters: Sequence[sources.Source]) -> BaseInfo | None:
@@ -157,14 +157,14 @@ def _pinned_base(source: sources.Source) -> BaseInfo:
     return manifest.base if manifest else BaseInfo()
 
 
-def trained_in(adapters: Sequence[sources.Source]) -> str | None:
+def common_quantization(adapters: Sequence[sources.Source]) -> str | None:
     """Return the quantization of the base that all adapters were trained in; None if none or more than one is recorded."""
     quantizations = {_pinned_base(source).quantization for source in adapters}
     return quantizations.pop() if len(quantizations) == 1 else None
 
 
 def extract(
-    base: Path, tuned: Path, target: Path | Ref, options: Wanted, workspace: Workspace, *, replace: bool = False
+    base: Path, tuned: Path, target: Path | Ref, options: ExtractionOptions, workspace: Workspace, *, replace: bool = False
 ) -> tuple[Adapter, Extraction, Version | None]:
     """Extract an adapter from a full fine-tune of a base, into a new folder or as a version of the registry."""
     from adapterhub.manifest import describe
@@ -185,7 +185,7 @@ def extract(
         describe.describe(folder, base=bases.read_hf(base)).write(folder)
 
     if isinstance(target, Path):
-        with atomic.whole(target, replace=replace) as scratch:
+        with atomic.pending_output(target, replace=replace) as scratch:
             write(scratch)
         return adapter, report, None
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
@@ -213,12 +213,12 @@ def merge_into(
     gguf = base.is_dir() and out.suffix == ".gguf"
     check_place(out, base)
     atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
-    merge, _ = prepare_into(adapters, weights, base, options, gguf=gguf, method=method)
+    merge, _ = prepare_merge_into(adapters, weights, base, options, gguf=gguf, method=method)
     with workspace.bar("merging") as progress:
         return merge.write(out, progress, replace=replace)
 
 
-def prepare_into(
+def prepare_merge_into(
     adapters: Sequence[sources.Source],
     weights: Sequence[float],
     base: Path,
@@ -233,7 +233,7 @@ def prepare_into(
         The merge, and the options with `trained_in` and `lineage` filled in. The warnings of the merge's report begin with a
         line for every adapter that was trained on a base with tensors of other names or shapes.
     """
-    from adapterhub.merging import join, prepared, read_base
+    from adapterhub.merging import join, prepare_merge, read_base
     from adapterhub_converters.formats import convert
 
     model = read_base(base)
@@ -244,8 +244,8 @@ def prepare_into(
         name, seed = method.method or "cat", method.seed or 0
         joined = join(tensors, weights, method=name, seed=seed, parameters=method.parameters)
         lineage |= {"method": name, "seed": seed, "parameters": dict(joined.parameters)} if joined else {}
-    options = dataclasses.replace(options, trained_in=trained_in(adapters), lineage=lineage)
-    merge = prepared(list(zip(tensors, weights, strict=True)), model, options, gguf=gguf, join=joined)
+    options = dataclasses.replace(options, trained_in=common_quantization(adapters), lineage=lineage)
+    merge = prepare_merge(list(zip(tensors, weights, strict=True)), model, options, gguf=gguf, join=joined)
     warnings = (*_other_base_warnings(adapters, spec, base), *merge.report.warnings)
     return dataclasses.replace(merge, report=dataclasses.replace(merge.report, warnings=warnings)), options
 
@@ -264,7 +264,7 @@ def _other_base_warnings(adapters: Sequence[sources.Source], spec: BaseSpec, bas
         if spec.fingerprint and pinned.fingerprint not in (None, spec.fingerprint):
             trained_on = pinned.repo or f"the base {str(pinned.fingerprint)[:19]}"
             warning = f"was trained on {trained_on}, and {base.name} has tensors of other names or shapes"
-            yield f"{source.where} {warning}. Check it on that base for the differences"
+            yield f"{source.location} {warning}. Check it on that base for the differences"
 
 
 def _lineage(adapters: Sequence[sources.Source], weights: Sequence[float], base: Path, spec: BaseSpec) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def verify_merge(
 
     spec = bases.read_hf(base) if base.is_dir() else None
     tensors = [convert.read(source.path, base=spec) for source in adapters]
-    options = Options(as_trained=onto == "as-trained", trained_in=trained_in(adapters))
+    options = Options(as_trained=onto == "as-trained", trained_in=common_quantization(adapters))
     with workspace.steps("comparing tensors") as progress:
         return verify.prove(list(zip(tensors, weights, strict=True)), base, merged, options=options, progress=progress)
 
@@ -303,7 +303,7 @@ class RebuildResult:
     """A version that was made again from its recipe; `differences` is empty if every byte is the same."""
 
     version: Version
-    differences: tuple[Difference, ...]
+    differences: tuple[RebuildDifference, ...]
 
 
 def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base: BaseSpec | None = None) -> RebuildResult:
@@ -318,29 +318,29 @@ def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base:
     from adapterhub.ref import Ref
     from adapterhub.registry import recipe
 
-    with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+    with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         stored = Path(temporary) / "stored"
         version = registry.pull(Ref.parse(ref), stored)
-        workspace.deprecated(version.ref, version.deprecated)
+        workspace.warn_if_deprecated(version.ref, version.deprecated)
         parents = list(_parents(registry, version.digest, Path(temporary)))
         rebuilt = Path(out) if out else Path(temporary) / "made"
-        with sources.naming(stored, str(version.ref)):
-            recipe.again(stored, parents, rebuilt, base=base)
+        with sources.relabel_errors(stored, str(version.ref)):
+            recipe.rebuild_adapter(stored, parents, rebuilt, base=base)
         return RebuildResult(version, tuple(recipe.differences(stored, rebuilt)))
 
 
-def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[Parent]:
+def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[ParentAdapter]:
     from adapterhub.registry import recipe
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.adapter_files import resolve_adapter
 
     manifest = registry.adapter_manifest(digest)
     folders: dict[Digest, Path] = {}  # a recipe may name one parent thousands of times
     for parent in manifest.parents if manifest else ():
-        versions = registry.holding(parent.digest)
+        versions = registry.versions_with(parent.digest)
         if not versions:
             raise NotFoundError(parent.ref or parent.digest, "this parent is not in the registry", "Push or pull it here first")
         parent_folder = folders.setdefault(versions[0].digest, folder / f"{len(folders)}")
         if not parent_folder.exists():
             registry.pull(versions[0].ref, parent_folder)
         weight = 1.0 if parent.weight is None else parent.weight
-        yield recipe.Parent(parent_folder, adapter_in(parent_folder), parent.digest, parent.ref, weight)
+        yield recipe.ParentAdapter(parent_folder, resolve_adapter(parent_folder), parent.digest, parent.ref, weight)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub_converters.adapter_files import ADAPTER_JSON, decides, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function, is_weights
 from adapterhub_converters.errors import IntegrityError
 
 from . import sources
@@ -33,7 +33,7 @@ class _ComparedVersion:
     """
 
     name: StrPath
-    where: str
+    location: str
     digest: Digest
     manifest: AdapterManifest
     files: tuple[FileEntry, ...]
@@ -41,7 +41,7 @@ class _ComparedVersion:
     @property
     def deciding_files(self) -> dict[str, Digest]:
         """The files that decide what the adapter computes; empty if none of them is known to have weights."""
-        digests = {entry.path: entry.digest for entry in self.files if decides(entry.path)}
+        digests = {entry.path: entry.digest for entry in self.files if determines_function(entry.path)}
         return digests if any(map(is_weights, digests)) else {}
 
 
@@ -61,26 +61,26 @@ def diff(a: StrPath, b: StrPath, workspace: Workspace, *, base: BaseSpec | None 
     from adapterhub.analysis import diff as functions
     from adapterhub.manifest import changes
 
-    before, after = (_version(source, workspace, base) for source in (a, b))
+    before, after = (_read_version(source, workspace, base) for source in (a, b))
     if before.deciding_files and before.deciding_files == after.deciding_files:
         difference = functions.Difference()
     else:
         with (
-            sources.opened(before.name, workspace) as first,
-            sources.opened(after.name, workspace) as second,
+            sources.open_source(before.name, workspace) as first,
+            sources.open_source(after.name, workspace) as second,
             workspace.steps("comparing") as progress,
         ):
             difference = functions.diff(first.path, second.path, base=base, progress=progress)
     return dataclasses.replace(
         difference,
-        names=(before.where, after.where),
+        names=(before.location, after.location),
         digests=(before.digest, after.digest),
         files=changes.files(before.files, after.files),
         facts=changes.facts(before.manifest, after.manifest),
     )
 
 
-def _version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
+def _read_version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
     from adapterhub.manifest.document import FileEntry
 
     stored = _remote_version(str(source), workspace) if sources.is_address(source) else _registry_version(source, workspace)
@@ -102,7 +102,7 @@ def _registry_version(source: StrPath, workspace: Workspace) -> _StoredVersion |
     ref = sources.ref_of(source, workspace)
     if ref is None:
         return None
-    with workspace.opened() as registry:
+    with workspace.open_registry() as registry:
         version = registry.resolve(ref)
         manifest = registry.adapter_manifest(version.digest)
         return (str(version.ref), registry.oci_manifest(version), manifest) if manifest else None
@@ -110,13 +110,13 @@ def _registry_version(source: StrPath, workspace: Workspace) -> _StoredVersion |
 
 def _remote_version(source: str, workspace: Workspace) -> _StoredVersion | None:
     """Return a version at an address; None for one without adapter.json, which is then derived from its files."""
-    from adapterhub.remotes.copy import read_manifest
+    from adapterhub.remotes.copy import read_adapter_manifest
     from adapterhub.remotes.location import parse
 
     address = parse(source)
     with workspace.connect(address) as remote:
         oci_document = remote.manifest(address.reference)
-        return (source, oci_document, read_manifest(remote, oci_document, source)) if oci_document.adapter_json else None
+        return (source, oci_document, read_adapter_manifest(remote, oci_document, source)) if oci_document.adapter_json else None
 
 
 def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
@@ -126,21 +126,21 @@ def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | No
     from adapterhub.store.store import counter
     from adapterhub_converters.formats import convert
 
-    with sources.opened(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
+    with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
         kind = convert.sniff(adapter_source.path)
         is_read_alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base, so a diff must, too
         known_adapter = None if is_read_alone else (kind, convert.read(adapter_source.path, base=base))
-        draft = describe.draft(folder, seen=known_adapter)
+        draft = describe.draft(folder, inspected=known_adapter)
         with workspace.bar("reading") as progress:
             files = describe.digests(folder, counter(progress, sum(describe.sizes(folder).values())))
         try:
-            manifest, raw = draft.settle(files)
+            manifest, raw = draft.finalize(files)
         # A diff is about the files themselves, so a manifest of other weights must not prevent it.
         except IntegrityError as error:
             workspace.tell(
-                f"note: {adapter_source.where}: its adapter.json is not about these files and is ignored: {error.what}"
+                f"note: {adapter_source.location}: its adapter.json is not about these files and is ignored: {error.what}"
             )
-            manifest = describe.describe(folder, files=files, seen=draft.seen, card=draft.card)
+            manifest = describe.describe(folder, files=files, inspected=draft.inspected, card=draft.card)
             raw = manifest.dump()
         oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
-        return _ComparedVersion(source, adapter_source.where, oci_document.digest, manifest, manifest.files)
+        return _ComparedVersion(source, adapter_source.location, oci_document.digest, manifest, manifest.files)

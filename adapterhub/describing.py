@@ -17,13 +17,13 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.checks import Problem
-    from adapterhub.manifest.changes import Change
+    from adapterhub.manifest.changes import FactChange
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub_converters.bases import BaseSpec
 
 
 @dataclass(frozen=True, repr=False)
-class Described:
+class DescribeResult:
     """The adapter.json of a folder.
 
     Attributes:
@@ -36,7 +36,7 @@ class Described:
 
     path: Path
     manifest: AdapterManifest
-    changes: tuple[Change, ...]
+    changes: tuple[FactChange, ...]
     new: bool
     written: bool
 
@@ -51,7 +51,7 @@ def describe(
     *,
     base: BaseSpec | None = None,
     dry_run: bool = False,
-) -> Described:
+) -> DescribeResult:
     """Write or renew the adapter.json in `folder`; its records of a training, parents and a recipe are kept.
 
     Args:
@@ -73,47 +73,47 @@ def describe(
 
     path = Path(folder)
     if not path.is_dir():
-        sources.existing(str(path))
+        sources.existing_path(str(path))
         raise UsageError(str(path), "is a file, and adapter.json describes a folder", "Put it in a folder of its own")
     draft = describing.draft(path, base=base)
     _check_toml(draft.declared, declared, f"{path}/{ADAPTER_TOML}")
     if base is not None:
-        _check_base(path, draft.known, base)
-    manifest, raw = draft.settle(describing.digests(path))
+        _check_base(path, draft.recorded, base)
+    manifest, raw = draft.finalize(describing.digests(path))
     if declared:
         manifest = describing.declare(manifest, declared, path)
         raw = manifest.dump()
-    earlier = draft.known.to_dict() if draft.known else {}
+    earlier = draft.recorded.to_dict() if draft.recorded else {}
     changes = tuple(documents.changes(earlier, manifest.to_dict()))
     must_write = bool(changes) and not dry_run
     if must_write:
-        with atomic.whole(path / ADAPTER_JSON, folder=False, replace=True) as file:
+        with atomic.pending_output(path / ADAPTER_JSON, folder=False, replace=True) as file:
             file.write_bytes(raw)
-    return Described(path / ADAPTER_JSON, manifest, changes, draft.known is None, must_write)
+    return DescribeResult(path / ADAPTER_JSON, manifest, changes, draft.recorded is None, must_write)
 
 
-def _check_toml(toml: Mapping[str, Any], declared: Mapping[str, Any], where: str) -> None:
+def _check_toml(toml: Mapping[str, Any], declared: Mapping[str, Any], location: str) -> None:
     """Refuse to declare what adapter.toml declares otherwise, because adapter.toml takes precedence in a push."""
     for key, value in declared.items():
         if isinstance(value, Mapping) and isinstance(toml.get(key), Mapping):
-            _check_toml(toml[key], value, where)
+            _check_toml(toml[key], value, location)
         elif key in toml and toml[key] != value:
-            raise UsageError(where, f"declares {key}, and takes precedence", "Change it there")
+            raise UsageError(location, f"declares {key}, and takes precedence", "Change it there")
 
 
 def _check_base(folder: Path, manifest: AdapterManifest | None, base: BaseSpec) -> None:
     from adapterhub.checks import ERROR, FIT, check
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.adapter_files import resolve_adapter
 
     pinned = manifest.base.fingerprint if manifest else None
     if pinned and pinned != base.fingerprint:
-        mismatch = f"adapter.json pins the base {pinned[:19]}, and {base.where} is another model"
+        mismatch = f"adapter.json pins the base {pinned[:19]}, and {base.source} is another model"
         raise RefusedError(str(folder), mismatch, "Name the one that it was trained on")
     # Headers suffice: they have the names and shapes, which decide whether the adapter fits.
-    report = check(adapter_in(folder), base=base, headers_only=True)
+    report = check(resolve_adapter(folder), base=base, headers_only=True)
     misfits: list[Problem] = [problem for problem in report.problems if problem.severity == ERROR and problem.code in FIT]
     if misfits:
-        misfit = f"does not fit {base.where}: {misfits[0].code}: {misfits[0].what}"
+        misfit = f"does not fit {base.source}: {misfits[0].code}: {misfits[0].what}"
         raise RefusedError(
-            str(folder), misfit, "Check it on that base", code="other-base-shapes", adapter=str(folder), base=base.where
+            str(folder), misfit, "Check it on that base", code="other-base-shapes", adapter=str(folder), base=base.source
         )

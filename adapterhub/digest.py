@@ -20,10 +20,10 @@ CHUNK = 1 << 20  # bytes; larger is not faster, and a copy holds at most two of 
 _PREFIX, _HEX = "sha256:", frozenset("0123456789abcdef")
 
 
-def parse_digest(text: object, where: str = "") -> Digest:
+def parse_digest(text: object, location: str = "") -> Digest:
     """Return `text` if it is a whole, lower-case sha256 digest, else raise FormatError."""
     if not isinstance(text, str) or not (text.startswith(_PREFIX) and is_hex(text[len(_PREFIX) :])):
-        raise FormatError(where, f"{str(text)[:80]!r} is not a digest of the form sha256:<64 hex>")
+        raise FormatError(location, f"{str(text)[:80]!r} is not a digest of the form sha256:<64 hex>")
     return text
 
 
@@ -37,19 +37,19 @@ def sha256_bytes(data: bytes) -> Digest:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path, more: Callable[[int], object] | None = None) -> Digest:
+def sha256_file(path: Path, on_bytes: Callable[[int], object] | None = None) -> Digest:
     """Return the digest of a file's bytes, read in chunks."""
-    return sha256_and_head(path, 0, more)[0]
+    return sha256_and_head(path, 0, on_bytes)[0]
 
 
-def sha256_and_head(path: Path, head: int, more: Callable[[int], object] | None = None) -> tuple[Digest, bytes]:
+def sha256_and_head(path: Path, head: int, on_bytes: Callable[[int], object] | None = None) -> tuple[Digest, bytes]:
     """Return the digest of a file's bytes and the first `head` of them, opening the file once."""
     try:
         with open_regular(path) as file:
             first = file.read(head)
             # The head is read and hashed from one handle, so that both are of the same file even if it is replaced meanwhile.
             file.seek(0)
-            return copy_hashing(file, None, more=more)[0], first
+            return copy_hashing(file, None, on_bytes=on_bytes)[0], first
     except FileNotFoundError as error:
         raise NotFoundError(str(path), "no such file", code="no-such-file") from error
     except OSError as error:
@@ -62,7 +62,7 @@ def copy_hashing(
     *,
     limit: int = 2**63,
     consumer: Callable[[memoryview], object] | None = None,
-    more: Callable[[int], object] | None = None,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> tuple[Digest, int]:
     """Copy an unbuffered file to another (None: only hash it) and return the digest and the size in bytes.
 
@@ -84,8 +84,8 @@ def copy_hashing(
             # An unbuffered file may take fewer bytes than it was given.
             while target is not None and len(chunk):
                 chunk = chunk[target.write(chunk) :]
-            if more:
-                more(n)
+            if on_bytes:
+                on_bytes(n)
     return "sha256:" + state.hexdigest(), size
 
 

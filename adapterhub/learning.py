@@ -16,7 +16,7 @@ from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import NotFoundError, ParameterError, UsageError
 
 from . import base_sources, sources
-from .workspace import Progress, StrPath, Workspace, listed
+from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
     from adapterhub.training import EvaluationResult, OnEvent, Result, TrainConfig
@@ -99,7 +99,7 @@ def open_trainer(
         raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
     target = Path(out) if out is not None else Path(path.stem if path else "")
     with ExitStack() as stack:
-        initial = sources.given(stack.enter_context(sources.opened(start, workspace))) if start is not None else None
+        initial = sources.initial_adapter(stack.enter_context(sources.open_source(start, workspace))) if start is not None else None
         cache = Path(workspace.cache) if workspace.cache is not None else None
         options = {"start": initial, "cache": cache, "replace": replace}
         yield stack.enter_context(
@@ -117,19 +117,19 @@ def forecast(config: TrainConfig, *, memory: int | None = None, workspace: Works
     from adapterhub.training.cost.budget import forecast as predicted
 
     path = config.base_path
-    with _named(config):
+    with _name_config_key(config):
         spec = base_sources.read_base(path if path.exists() else config.base.path, workspace or Workspace())
     card = card_memory(config) if memory is None else memory if config.base.device == "cuda" else None
     return predicted(config, spec, memory=memory, card=card)
 
 
 @contextmanager
-def _named(config: TrainConfig) -> Iterator[None]:
+def _name_config_key(config: TrainConfig) -> Iterator[None]:
     """Prefix the error for a missing base with the key of the config that names it."""
     try:
         yield
     except NotFoundError as error:
-        error.where = f"{config.where}: [base] path: {error.where}"
+        error.where = f"{config.location}: [base] path: {error.where}"
         raise
 
 
@@ -137,9 +137,9 @@ def _with_local_base(config: TrainConfig, workspace: Workspace) -> TrainConfig:
     """Return the config with its base on this disk, and with the name and the commit of a base from the Hub."""
     if config.base_path.exists():
         return config
-    with _named(config):
+    with _name_config_key(config):
         path = base_sources.weights(config.base.path, workspace)
-    repo, commit = hub_layout.name_of(path)
+    repo, commit = hub_layout.snapshot_of(path)
     base = replace(config.base, name=config.base.name or repo, revision=config.base.revision or commit)
     return replace(config, base=base, model=path)
 
@@ -194,7 +194,7 @@ def evaluate(
     if record is not None:
         check_name(record, "record")
     workspace = workspace or Workspace()
-    files = list(map(Path, listed(data)))
+    files = list(map(Path, as_list(data)))
     model = base_sources.weights(base, workspace)
     if not (model.is_dir() or model.suffix == ".gguf"):
         raise UsageError(
@@ -203,14 +203,14 @@ def evaluate(
     training_files = tuple(Path(file) for file in trained_on)
     options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads, trained_on=training_files)
     cache = Path(workspace.cache) if workspace.cache is not None else None
-    with sources.opened(source, workspace) as adapter_source:
-        result = measured(sources.given(adapter_source), model, files, options, progress=progress, cache=cache)
+    with sources.open_source(source, workspace) as adapter_source:
+        result = measured(sources.initial_adapter(adapter_source), model, files, options, progress=progress, cache=cache)
     # Only a version of the registry has a log for the result.
     if record is None or result.ref is None or sources.is_address(result.ref):
         return result
     from adapterhub.ref import Ref
     from adapterhub.registry import measurements
 
-    with workspace.opened() as registry:
+    with workspace.open_registry() as registry:
         measurements.record(registry, Ref.parse(result.ref), Evaluation(record, result.metrics, result.data, result.base))
     return replace(result, recorded=True)

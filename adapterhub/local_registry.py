@@ -11,15 +11,15 @@ from adapterhub_converters.errors import ParameterError
 
 from . import api
 from .ref import Ref
-from .sharing.pulling import Pulled
-from .sharing.sent import Sent
+from .sharing.pulling import PullResult
+from .sharing.sent import PushResult
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.index.queries import Row
+    from adapterhub.index.queries import VersionRow
     from adapterhub.project.policy import Policy
     from adapterhub.registry.registry import Version
-    from adapterhub.registry.versions import Restored
+    from adapterhub.registry.versions import RestoreResult
 
 
 class Versions(list["Row"]):
@@ -56,7 +56,7 @@ class Registry:
         from adapterhub.registry.registry import Registry as Opened
 
         self.folder = Path(folder).expanduser()
-        self._opened = Opened.init(self.folder)
+        self._registry = Opened.init(self.folder)
         self.workspace = Workspace(self.folder) if policy is None else Workspace(self.folder, policy)
 
     def __enter__(self) -> Self:
@@ -68,28 +68,28 @@ class Registry:
     def __repr__(self) -> str:
         return f"<Registry {self.folder}>"
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[VersionRow]:
         return iter(self.list())
 
     def close(self) -> None:
         """Close the registry."""
-        self._opened.close()
+        self._registry.close()
 
     def push(self, source: StrPath, ref: str, **options: Any) -> Version:
         """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
         result = api.push(source, ref, workspace=self.workspace, **options)
         # This class is one registry; a push to an address would bypass it.
-        if isinstance(result, Sent):
+        if isinstance(result, PushResult):
             raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
         return result
 
-    def pull(self, ref: str, out: StrPath | None = None, **options: Any) -> Pulled:
+    def pull(self, ref: str, out: StrPath | None = None, **options: Any) -> PullResult:
         """Write the files of a version; the arguments are those of `adapterhub.pull`."""
         return api.pull(ref, out, workspace=self.workspace, **options)
 
     def list(self, prefix: str | None = None) -> Versions:
         """Return every version, or those of a name or namespace, by name and newest first."""
-        return Versions(self._opened.list(prefix))
+        return Versions(self._registry.list(prefix))
 
     def search(self, words: str = "", *, limit: int = 20, all_versions: bool = False, **facets: str) -> Versions:
         """Search versions by words and facets, the best match first.
@@ -103,24 +103,24 @@ class Registry:
         from adapterhub.index import search as index
 
         query = index.Query(words=words, facets=tuple(facets.items()), limit=limit, all_versions=all_versions)
-        return Versions(index.search(self._opened.index, query).rows)
+        return Versions(index.search(self._registry.index, query).rows)
 
     def resolve(self, ref: str) -> Version:
         """Return the version that a ref names now: by tag, number, digest or range; without any of them the newest."""
-        return self._opened.resolve(Ref.parse(ref))
+        return self._registry.resolve(Ref.parse(ref))
 
     def show(self, ref: str) -> dict[str, Any]:
         """Return everything about a version: its refs, its adapter.json, its manifest, its evaluations."""
-        return self._opened.show(Ref.parse(ref))
+        return self._registry.show(Ref.parse(ref))
 
     def tag(self, ref: str, tag: str, *, expect: str | None = None) -> Version:
         """Point a tag at the version that `ref` names; `expect` is the digest it must still have, or `absent`."""
-        return self._opened.tag(Ref.parse(ref), tag, expect=expect)
+        return self._registry.tag(Ref.parse(ref), tag, expect=expect)
 
     def remove(self, ref: str, *, force: bool = False) -> None:
         """Remove a tag, or a whole name with all its versions; `restore` brings a name back."""
-        self._opened.rm(Ref.parse(ref), force=force)
+        self._registry.rm(Ref.parse(ref), force=force)
 
-    def restore(self, name: str) -> Restored:
+    def restore(self, name: str) -> RestoreResult:
         """Bring back a name that was removed, with those of its versions whose data gc has not deleted."""
-        return self._opened.restore(name)
+        return self._registry.restore(name)

@@ -17,8 +17,8 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.merging import Merge, Options
-    from adapterhub.registry.merge_recipe import Ingredient, Made, MergeRecipe
-    from adapterhub.registry.recipe import Difference
+    from adapterhub.registry.merge_recipe import Ingredient, MergeOutput, MergeRecipe
+    from adapterhub.registry.recipe import RebuildDifference
 
 
 # ---- write
@@ -62,7 +62,7 @@ def write_recipe(
     name = _new_name(out)
     with ExitStack() as stack:
         if name:
-            registry = stack.enter_context(workspace.opened(make=True))
+            registry = stack.enter_context(workspace.open_registry(make=True))
             # Refuse before the merge runs: a name that is taken, or adapters that the registry doesn't have.
             merge_recipes.check_free(registry, name)
             merge_recipes.check_adapters(
@@ -72,13 +72,13 @@ def write_recipe(
             atomic.check_free(Path(out), folder=False, replace=replace)
         target = registry.root / name if name else Path(out)
         with atomic.scratch_folder(target) as temporary:
-            model = _run(merge, temporary / "model", workspace) if digests else None
-            recipe = merge_recipe.of_merge(base, merge.base.spec, source, options, model, single=merge.single)
+            model = _write_model(merge, temporary / "model", workspace) if digests else None
+            recipe = merge_recipe.from_merge(base, merge.base.spec, source, options, model, single=merge.single)
         raw = recipe.dump()
         if name:
             merge_recipes.store(registry, name, recipe)
         else:
-            with atomic.whole(target, folder=False, replace=replace) as scratch:
+            with atomic.pending_output(target, folder=False, replace=replace) as scratch:
                 json_file.write_text(scratch, raw.decode())
     return WrittenRecipe(name or out, len(raw), recipe)
 
@@ -96,13 +96,13 @@ def _new_name(text: str) -> str | None:
         raise UsageError(text, "is neither a .json file nor a name of one word", hint) from error
 
 
-def _run(merge: Merge, out: Path, workspace: Workspace) -> Made:
+def _write_model(merge: Merge, out: Path, workspace: Workspace) -> MergeOutput:
     """Write a merged model to get the digests of its files."""
-    from adapterhub.registry.merge_recipe import Made
+    from adapterhub.registry.merge_recipe import MergeOutput
 
     with workspace.bar("merging") as progress:
         merge.write(out, progress)
-    return Made(out, merge.single, tuple(merge.report.touched))
+    return MergeOutput(out, merge.single, tuple(merge.report.touched))
 
 
 # ---- find
@@ -119,17 +119,17 @@ def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
     from adapterhub.store import named_documents
     from adapterhub_converters.containers import json_file
 
-    path, name = Path(source), _name(source)
+    path, name = Path(source), _recipe_name(source)
     if name and not path.exists():
-        with workspace.opened() as registry:
+        with workspace.open_registry() as registry:
             return merge_recipes.get(registry, name).recipe, name
-    if name and _known(name, workspace):
-        hint = f"Write ./{source} for the file, {merge_recipes.EXPLICIT}{name} for the name"
+    if name and _is_recipe_name(name, workspace):
+        hint = f"Write ./{source} for the file, {merge_recipes.NAME_PREFIX}{name} for the name"
         raise UsageError(source, "both a file and a recipe in the registry", hint, code="ambiguous")
     return merge_recipe.parse(json_file.read_text(path, named_documents.MAX_RECIPE), source), path.name.removesuffix(".json")
 
 
-def _name(text: str) -> str | None:
+def _recipe_name(text: str) -> str | None:
     """Return the registry name that `text` may be; None if it can only be a file."""
     from adapterhub.registry import merge_recipes
     from adapterhub.store import named_documents
@@ -137,16 +137,16 @@ def _name(text: str) -> str | None:
     if text.endswith(".json"):
         return None
     try:
-        return named_documents.parse_document_name(text.removeprefix(merge_recipes.EXPLICIT), text)
+        return named_documents.parse_document_name(text.removeprefix(merge_recipes.NAME_PREFIX), text)
     except UsageError:
         return None
 
 
-def _known(name: str, workspace: Workspace) -> bool:
+def _is_recipe_name(name: str, workspace: Workspace) -> bool:
     from adapterhub.registry import merge_recipes
 
     try:
-        with workspace.opened() as registry:
+        with workspace.open_registry() as registry:
             return name in merge_recipes.names(registry)
     except AdapterhubError:
         return False
@@ -156,7 +156,7 @@ def _known(name: str, workspace: Workspace) -> bool:
 
 
 @dataclass(frozen=True)
-class Materialized:
+class MaterializedModel:
     """A merged model that was made from its recipe.
 
     Attributes:
@@ -167,10 +167,10 @@ class Materialized:
 
     path: Path
     recipe: MergeRecipe
-    differences: tuple[Difference, ...]
+    differences: tuple[RebuildDifference, ...]
 
     @property
-    def compared(self) -> bool:
+    def has_digests(self) -> bool:
         """Whether the recipe has digests to compare with."""
         return self.recipe.files is not None
 
@@ -183,7 +183,7 @@ def materialize(
     base: StrPath | None = None,
     adapters: Sequence[StrPath] = (),
     replace: bool = False,
-) -> Materialized:
+) -> MaterializedModel:
     """Make a merged model from its recipe, and compare it with the digests in the recipe.
 
     Adapters come from the registry, by digest, or from the addresses in the recipe.
@@ -200,7 +200,7 @@ def materialize(
         RefusedError: The base is not that of the recipe; nothing was written.
         NotFoundError: An adapter or the base is missing.
     """
-    from adapterhub.merging import prepared, read_base
+    from adapterhub.merging import prepare_merge, read_base
     from adapterhub.registry import merge_recipe
     from adapterhub_converters.containers import atomic
     from adapterhub_converters.formats import convert
@@ -212,17 +212,17 @@ def materialize(
     with ExitStack() as stack:
         paths = _adapters(stack, recipe, adapters, workspace)
         tensors = [(convert.read(path, base=model.spec), weight) for path, weight in paths]
-        merge = prepared(tensors, model, recipe.merge_options())
+        merge = prepare_merge(tensors, model, recipe.merge_options())
         target = Path(out or (f"{name}.gguf" if merge.single else name))
         sources.check_apart(target, folder)
-        with atomic.whole(target, folder=not merge.single, replace=replace) as scratch:
+        with atomic.pending_output(target, folder=not merge.single, replace=replace) as scratch:
             if recipe.files is None and not merge_recipe.check_weights(recipe, folder):
                 workspace.tell("note: the recipe has no digests; only names, shapes and sizes of the base were compared")
-            model_files = _run(merge, scratch, workspace)
+            model_files = _write_model(merge, scratch, workspace)
             differences = merge_recipe.differences(recipe, model_files) if recipe.files is not None else []
             if differences:
                 merge_recipe.check_weights(recipe, folder)  # raises if the base is another one; the model is then discarded
-    return Materialized(target, recipe, tuple(differences))
+    return MaterializedModel(target, recipe, tuple(differences))
 
 
 def _base(recipe: MergeRecipe, explicit_path: StrPath | None, workspace: Workspace) -> Path:
@@ -233,7 +233,7 @@ def _base(recipe: MergeRecipe, explicit_path: StrPath | None, workspace: Workspa
     path = Path(recipe.base.source or recipe.base.name)
     if not path.exists() and recipe.base.repo and recipe.base.revision:
         hub_path = HubPath(recipe.base.repo, recipe.base.revision)
-        path = base_sources.in_cache(hub_path, workspace) or path
+        path = base_sources.cached_model_path(hub_path, workspace) or path
     if not path.exists():
         problem = f"the recipe has its base at {path}, and nothing is there"
         raise NotFoundError(str(recipe.base), problem, "Name its path", code="recipe-base-elsewhere")
@@ -247,7 +247,7 @@ def _adapters(
     by_digest: dict[str, Path] = {}
     recipe_digests = {adapter.digest for adapter in recipe.adapters}
     for text in explicit_adapters:
-        adapter_source = stack.enter_context(sources.opened(text, workspace))
+        adapter_source = stack.enter_context(sources.open_source(text, workspace))
         digest = sources.parent(adapter_source).digest
         if digest not in recipe_digests:
             raise UsageError(str(text), f"is {digest}, which is not an adapter of the recipe", "Name another, or leave it out")
@@ -262,13 +262,13 @@ def _adapters(
 @contextmanager
 def _fetch_adapter(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
     """Yield the path of an adapter from the registry, else from the address in the recipe."""
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.adapter_files import resolve_adapter
 
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / "adapter"
         is_stored = False
         try:
-            with workspace.opened() as registry:
+            with workspace.open_registry() as registry:
                 is_stored = registry.pull_digest(adapter.digest, folder)
         except NotFoundError:  # no registry
             pass
@@ -280,16 +280,16 @@ def _fetch_adapter(adapter: Ingredient, workspace: Workspace) -> Iterator[Path]:
             subject = f"an adapter of the recipe, {adapter.digest}," if adapter.ref else "an adapter of the recipe"
             problem, hint = f"{subject} is not in the registry", "Push or pull it here first"
             raise NotFoundError(adapter.ref or adapter.digest, problem, hint, code="recipe-adapter-missing")
-        with sources.naming(folder, adapter.ref or adapter.digest):
-            yield adapter_in(folder)
+        with sources.relabel_errors(folder, adapter.ref or adapter.digest):
+            yield resolve_adapter(folder)
 
 
 @contextmanager
 def _from_address(ref: str, digest: str, workspace: Workspace) -> Iterator[Path]:
     """Yield the path of the adapter at an address, if it still has that digest and the policy allows it."""
     # The recipe is a document of somebody else, so the policy decides about the addresses in it.
-    check_address(workspace.admitted(ref, Path("the recipe")), workspace)
-    with sources.opened(ref, workspace) as adapter_source:
+    check_address(workspace.admitted_address(ref, Path("the recipe")), workspace)
+    with sources.open_source(ref, workspace) as adapter_source:
         if adapter_source.digest != digest:
             problem = f"is another adapter now: {adapter_source.digest or 'one without a digest'}, not {digest}"
             raise NotFoundError(ref, problem, "Name the right one", code="recipe-adapter-moved")

@@ -46,7 +46,7 @@ def extent(text: str, *, size: float, bold: bool = False) -> tuple[float, float]
     return max(line[0] for line in lines) / _DPI, sum(line[1] for line in lines) / _DPI
 
 
-def fitted(text: str, inches: float, *, size: float, bold: bool = False) -> str:
+def fit_label(text: str, inches: float, *, size: float, bold: bool = False) -> str:
     """Return the `label` of a text, cut with an ellipsis to the available width."""
     full = label(text)
     if len(full) < 2 or extent(full, size=size, bold=bold)[0] <= inches:
@@ -59,9 +59,9 @@ def fitted(text: str, inches: float, *, size: float, bold: bool = False) -> str:
 def heading(axes: Any, title: str, *subtitle: str) -> None:
     """Write a title and gray lines beneath it above axes that fill the whole picture, cut to its width."""
     available = axes.figure.get_figwidth() - 1.2
-    lines = [fitted(line, available, size=9) for line in subtitle if line]
+    lines = [fit_label(line, available, size=9) for line in subtitle if line]
     axes.set_title(
-        fitted(title, available, size=13, bold=True), loc="left", fontsize=13, fontweight="bold", pad=10 + 13 * len(lines)
+        fit_label(title, available, size=13, bold=True), loc="left", fontsize=13, fontweight="bold", pad=10 + 13 * len(lines)
     )
     for number, line in enumerate(reversed(lines)):
         position = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "baseline"}
@@ -83,6 +83,6 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
         # Agg draws without a display; `pyplot` would look for one.
         FigureCanvasAgg(drawing)
         yield drawing
-        with atomic.whole(path, folder=False) as temporary:
+        with atomic.pending_output(path, folder=False) as temporary:
             # Matplotlib writes its own version into the file unless told not to.
             drawing.savefig(temporary, format="png", metadata={"Software": None})

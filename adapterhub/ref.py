@@ -45,7 +45,7 @@ class Ref:
     @classmethod
     def parse(cls, text: str) -> Ref:
         """Parse `text`; raise RefError if it is invalid."""
-        if "://" in text or address_meant(text):
+        if "://" in text or intended_address(text):
             raise _address_error(text)
         name, at_sign, digest = text.partition("@")
         name, colon, tag = name.partition(":")
@@ -68,7 +68,7 @@ class Ref:
         return f"{self.name}:{tag}" if tag else self.name
 
 
-def address_meant(text: str) -> str:
+def intended_address(text: str) -> str:
     """Return the address meant by the URL of a page on the hub, or by a name as docker writes it; empty for other texts."""
     scheme, separator, remainder = text.partition("://")
     scheme, remainder = (scheme.lower(), remainder) if separator else ("", text)
@@ -97,20 +97,20 @@ def _address_error(text: str) -> RefError:
     # Refused before the other errors, none of which may repeat the password.
     if separator and at_sign and user:
         return RefError(f"{scheme}://…@{host}", "credentials in an address end up in logs", "Remove them")
-    if intended := address_meant(text):
+    if intended := intended_address(text):
         return RefError(text, "not a ref and not an address", f"Write {intended}")
     return RefError(text, "an address, and this works on the local registry", code="local-only", address=text)
 
 
-def parse_name(name: str, where: str) -> str:
+def parse_name(name: str, location: str) -> str:
     """Return `name` if it is `namespace/name`, else raise RefError."""
     components = name.split("/")
     if len(components) != 2:
-        raise RefError(where, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
+        raise RefError(location, f"{name[:80]!r} is not namespace/name", "Write it like team/sql")
     for component in components:
         if not _is_component(component):
             hint = f"Write {name.lower()}" if name != name.lower() else "Use a-z and 0-9, with single . _ - between them"
-            raise RefError(where, f"{component[:80]!r} cannot be part of a name", hint)
+            raise RefError(location, f"{component[:80]!r} cannot be part of a name", hint)
     return name
 
 
@@ -130,14 +130,14 @@ def _is_component(text: str) -> bool:
     return all(word and _LOWER.issuperset(word) for word in text.replace("_", ".").replace("-", ".").split("."))
 
 
-def parse_tag(tag: str, where: str) -> str:
+def parse_tag(tag: str, location: str) -> str:
     """Return `tag` if it can be set by hand, else raise RefError: a version number cannot."""
     if tag.startswith(("^", "~")):
-        raise RefError(where, f"{tag[:80]!r} is a range of versions, not a tag", "Name one tag, like 1.2.0")
+        raise RefError(location, f"{tag[:80]!r} is a range of versions, not a tag", "Name one tag, like 1.2.0")
     if not is_tag(tag):
-        raise RefError(where, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not starting with . or -")
+        raise RefError(location, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not starting with . or -")
     if _is_number(tag):
-        raise RefError(where, f"{tag} is a version number, which a push assigns", "Choose another tag", code="version-number")
+        raise RefError(location, f"{tag} is a version number, which a push assigns", "Choose another tag", code="version-number")
     return tag
 
 
@@ -150,24 +150,24 @@ def _is_number(tag: str) -> bool:
     return tag[:1] == "v" and len(tag) > 1 and _DIGITS.issuperset(tag[1:])
 
 
-def parse_number(tag: str, where: str) -> int | None:
+def parse_number(tag: str, location: str) -> int | None:
     """Parse a version number like `v3`; None for any other tag."""
     if not _is_number(tag):
         return None
     if tag[1] == "0" or len(tag) > 9:
-        raise RefError(where, f"{tag[:80]} is not a version number", "They are v1, v2 and so on")
+        raise RefError(location, f"{tag[:80]} is not a version number", "They are v1, v2 and so on")
     return int(tag[1:])
 
 
-def _check_range(text: str, where: str) -> str:
+def _check_range(text: str, location: str) -> str:
     if semver.parse_range(text) is None:
-        raise RefError(where, f"{text[:80]!r} is not a range of versions", "Write it like ^1.2 or ~1.2.3")
+        raise RefError(location, f"{text[:80]!r} is not a range of versions", "Write it like ^1.2 or ~1.2.3")
     return text
 
 
-def parse_prefix(text: str, where: str) -> str:
+def parse_prefix(text: str, location: str) -> str:
     """Return a digest or a prefix of one, given with or without `sha256:`, with it."""
     digits = text.removeprefix("sha256:")
     if not 4 <= len(digits) <= 64 or not is_hex(digits, len(digits)):
-        raise RefError(where, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 4 digits")
+        raise RefError(location, f"{text[:80]!r} is not a digest", "Write @sha256: and at least its first 4 digits")
     return "sha256:" + digits

@@ -33,7 +33,7 @@ def is_prefix(reference: str) -> bool:
     return reference.startswith(_DIGEST) and len(reference) < _DIGEST_LENGTH
 
 
-def in_range(reference: str, tags: Callable[[], Iterable[str]], version_of: Callable[[str], object], where: str) -> str | None:
+def highest_tag_in_range(reference: str, tags: Callable[[], Iterable[str]], version_of: Callable[[str], object], location: str) -> str | None:
     """Return the tag of the highest version in a range; None if no tag is in it, or if the reference is not a range.
 
     Args:
@@ -49,19 +49,19 @@ def in_range(reference: str, tags: Callable[[], Iterable[str]], version_of: Call
     candidates = [] if number(reference) else semver.highest_in(reference, tags())
     if len(candidates) > 1 and len({version_of(tag) for tag in candidates}) > 1:
         problem = f"{' and '.join(candidates)} are the same version number and point to different versions"
-        raise RefError(where, problem, "Name one of them")
+        raise RefError(location, problem, "Name one of them")
     return candidates[0] if candidates else None
 
 
-def begins(prefix: str, digests: Iterable[Digest], where: str) -> Digest | None:
+def matching_digest(prefix: str, digests: Iterable[Digest], location: str) -> Digest | None:
     """Return the digest that begins with `prefix`; None if there is none. Raise RefError if there are several."""
     matches = sorted({digest for digest in digests if digest.startswith(prefix)})
     if len(matches) > 1:
-        raise ambiguous(where, matches)
+        raise ambiguous_prefix_error(location, matches)
     return matches[0] if matches else None
 
 
-def ambiguous(where: str, versions: Sequence[object]) -> RefError:
+def ambiguous_prefix_error(location: str, versions: Sequence[object]) -> RefError:
     """Return the error for the first digits of the digests of several versions."""
     problem = f"ambiguous digest prefix: {len(versions)} versions, such as {versions[0]}, {versions[1]}"
-    return RefError(where, problem, "Use more digits")
+    return RefError(location, problem, "Use more digits")

@@ -17,7 +17,7 @@ from . import base_sources, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.generation import Engine, Generated, OnText
+    from adapterhub.generation import Engine, Generation, OnText
 
 _TORCH_MODULES = ("torch", "transformers", "tokenizers", "jinja2")
 
@@ -35,7 +35,7 @@ def generate(
     seed: int = 0,
     on_text: OnText | None = None,
     workspace: Workspace | None = None,
-) -> Generated:
+) -> Generation:
     """Generate text with an adapter on its base, and without it.
 
     A Hugging Face folder runs in torch, which needs `adapterhub[train]`; a GGUF file in llama.cpp, which needs
@@ -65,20 +65,20 @@ def generate(
         >>> result.engine
         'torch'
     """
-    from adapterhub.generation import Prompt, answered
+    from adapterhub.generation import Prompt, answer_prompt
 
     if raw and system is not None:
         raise ParameterError("system", "a raw prompt has no system message", "Put it into the prompt")
     workspace = workspace or Workspace()
     with contextlib.ExitStack() as stack:
         path = None if base is None else base_sources.weights(base, workspace)
-        adapter_source = stack.enter_context(sources.opened(source, workspace))
+        adapter_source = stack.enter_context(sources.open_source(source, workspace))
         if base is None or path is None:
-            base = base_sources.recorded(adapter_source)
+            base = base_sources.recorded_base(adapter_source)
             workspace.tell(f"base: {base}, which the adapter records")
             path = base_sources.weights(base, workspace)
-        engine = stack.enter_context(_engine(adapter_source, path, workspace))
-        result = answered(
+        engine = stack.enter_context(_open_engine(adapter_source, path, workspace))
+        result = answer_prompt(
             engine,
             Prompt(prompt, system, raw),
             compare=compare,
@@ -91,12 +91,12 @@ def generate(
 
 
 @contextlib.contextmanager
-def _engine(adapter_source: sources.Source, base: Path, workspace: Workspace) -> Iterator[Engine]:
+def _open_engine(adapter_source: sources.Source, base: Path, workspace: Workspace) -> Iterator[Engine]:
     if base.suffix == ".gguf":
         from adapterhub.generation import llama_cpp
 
         llama_cpp.check_extra()
-        with _as_gguf(adapter_source, base) as adapter, llama_cpp.opened(adapter, base, where=adapter_source.where) as engine:
+        with _as_gguf(adapter_source, base) as adapter, llama_cpp.open_engine(adapter, base, location=adapter_source.location) as engine:
             yield engine
         return
     if not base.is_dir():
@@ -112,7 +112,7 @@ def _engine(adapter_source: sources.Source, base: Path, workspace: Workspace) ->
     with contextlib.ExitStack() as stack:
         # The progress ends before the model is used: its line would be mixed with the generated text.
         with workspace.steps("loading") as progress:
-            loading = torch_engine.opened(sources.given(adapter_source), base, progress=progress, cache=cache)
+            loading = torch_engine.open_engine(sources.initial_adapter(adapter_source), base, progress=progress, cache=cache)
             torch_model = stack.enter_context(loading)
         yield torch_model
 

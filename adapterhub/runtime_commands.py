@@ -78,12 +78,12 @@ def ollama(name: str, folder: str) -> str:
     return shlex.join(["ollama", "create", name, "-f", f"{folder}/Modelfile"])
 
 
-def of_adapter(style: str, target: Path, base: BaseSpec | None) -> str | None:
+def adapter_command(style: str, target: Path, base: BaseSpec | None) -> str | None:
     """Return the command for an adapter in the format `style`; None if no runtime with a command reads the format."""
     name = target.name.removesuffix(".gguf")
     match style:
         case "gguf":
-            return llama_server(str(base.where) if base and base.kind == "gguf" else "", str(target))
+            return llama_server(str(base.source) if base and base.kind == "gguf" else "", str(target))
         case "ollama":
             return ollama(name, str(target))
         case "mlx":
@@ -94,7 +94,7 @@ def of_adapter(style: str, target: Path, base: BaseSpec | None) -> str | None:
     return None
 
 
-def of_model(style: str, target: Path) -> str:
+def model_command(style: str, target: Path) -> str:
     """Return the command for a whole model, as GGUF or as a Hugging Face folder."""
     return shlex.join(["llama-server", "-m", str(target)] if style == "gguf" else ["vllm", "serve", str(target)])
 

@@ -18,7 +18,7 @@ from . import sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.spectra import Ranked, Spectra
+    from adapterhub.analysis.spectra import RankedSummary, SpectralSummaries
     from adapterhub.checks import Report
     from adapterhub.manifest.document import BaseInfo
 
@@ -38,8 +38,8 @@ class Weights:
 
     base: str | None = None
     population: int = 0
-    kinds: tuple[Ranked, ...] = ()
-    modules: tuple[Ranked, ...] = ()
+    kinds: tuple[RankedSummary, ...] = ()
+    modules: tuple[RankedSummary, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     missing: str = ""
 
@@ -79,50 +79,50 @@ def scan(
     """
     from adapterhub.checks.scan import scan as scan_files
 
-    with _opened(source, workspace) as (path, label, name):
-        report = replace(scan_files(path, where=label, limit=limit), strict=strict)
+    with _open_files(source, workspace) as (path, label, name):
+        report = replace(scan_files(path, display_name=label, limit=limit), strict=strict)
         if not weights:
             return Scan(report, Weights(missing="not asked for"))
         try:
-            return Scan(report, _weights(path, workspace, name))
+            return Scan(report, _rank_weights(path, workspace, name))
         except AdapterhubError as error:
             return Scan(report, Weights(missing=error.what))
 
 
 @contextmanager
-def _opened(source: StrPath, workspace: Workspace) -> Iterator[tuple[Path, str, str]]:
+def _open_files(source: StrPath, workspace: Workspace) -> Iterator[tuple[Path, str, str]]:
     """Yield the folder or file, its name for messages, and its name in the registry (empty for a path)."""
     # A path is scanned as it is, whatever it contains; only a ref or an address must be an adapter to be read.
     path = None if sources.is_address(source) else sources.resolve(source, workspace)[0]
     if path is not None:
         yield path, str(source), ""
         return
-    with sources.opened(source, workspace) as adapter_source:
-        yield adapter_source.folder, adapter_source.where, (adapter_source.ref or "").partition(":")[0].partition("@")[0]
+    with sources.open_source(source, workspace) as adapter_source:
+        yield adapter_source.folder, adapter_source.location, (adapter_source.ref or "").partition(":")[0].partition("@")[0]
 
 
-def _weights(path: Path, workspace: Workspace, name: str) -> Weights:
+def _rank_weights(path: Path, workspace: Workspace, name: str) -> Weights:
     from adapterhub.analysis import spectra
     from adapterhub.manifest.document import AdapterManifest, BaseInfo
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.adapter_files import resolve_adapter
     from adapterhub_converters.formats import convert
 
-    adapter = convert.read(adapter_in(path))
+    adapter = convert.read(resolve_adapter(path))
     with workspace.steps("computing norms") as progress:
         spectra_, left_out = spectra.spectra(adapter, progress=progress)
     manifest = AdapterManifest.read(path if path.is_dir() else path.parent)
     base = manifest.base if manifest else BaseInfo(adapter.meta.base_model)
-    other_spectra = _others(workspace, base, name, spectra_)
-    kinds, modules = spectra.ranked(spectra_, other_spectra)
+    other_spectra = _other_spectra(workspace, base, name, spectra_)
+    kinds, modules = spectra.rank_among(spectra_, other_spectra)
     return Weights(base.repo, len(other_spectra), tuple(kinds), tuple(modules), left_out)
 
 
-def _others(workspace: Workspace, base: BaseInfo, name: str, own_spectra: Spectra) -> list[Spectra]:
+def _other_spectra(workspace: Workspace, base: BaseInfo, name: str, own_spectra: SpectralSummaries) -> list[SpectralSummaries]:
     """Return the numbers of other adapters, leaving out the same adapter under another name."""
     from adapterhub.registry import population
 
     try:
-        with workspace.opened() as registry:
-            return [other for other in population.others(registry, base, without=name) if other != own_spectra]
+        with workspace.open_registry() as registry:
+            return [other for other in population.spectra_on_base(registry, base, without=name) if other != own_spectra]
     except NotFoundError:  # no registry
         return []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.identity import Identity
     from adapterhub.maintenance.findings import Finding, Findings
     from adapterhub.sharing.signatures import Signable
-    from adapterhub.trust.attestation import Attested
+    from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.keys import Signer, TrustedSigner
 
 
@@ -50,7 +50,7 @@ class Signature:
 
 
 @dataclass(frozen=True, repr=False)
-class Verified:
+class Verification:
     """The result of a verification.
 
     Attributes:
@@ -63,7 +63,7 @@ class Verified:
     ref: str
     findings: tuple[Finding, ...]
     signature: Signature | None = None
-    attestations: tuple[Attested, ...] = ()
+    attestations: tuple[VerifiedAttestation, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -107,7 +107,7 @@ def sign(
 
     signer = signers.read(key, passphrase)
     signed, _ = signatures.sign(source, signer, workspace or Workspace(), name=name)
-    return _signature(signed, name or signed.name, signer.public)
+    return _signature_of(signed, name or signed.name, signer.public)
 
 
 def verify(
@@ -119,7 +119,7 @@ def verify(
     recompute: Inputs | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
-) -> Verified:
+) -> Verification:
     """Compare bytes with digests: a folder with its adapter.json, a version here or at an address with its manifest.
 
     With `keys`, one of them must have signed the digests, of all of the files and no others; with `attestations`, one of them
@@ -143,34 +143,34 @@ def verify(
         >>> [finding.what for finding in ah.verify("team/sql", keys="other.pub").findings]
         ['is not signed']
     """
-    from adapterhub.trust.keys import trusted
+    from adapterhub.trust.keys import read_trusted
 
-    workspace = (workspace or Workspace()).showing(progress)
+    workspace = (workspace or Workspace()).with_progress(progress)
     if not keys and (name or attestations):
         parameter = "name" if name else "attestations"
         raise ParameterError(parameter, "is for a signature, and no key is given to verify one with", code="keys-required")
     signature: Signature | None = None
-    attested: Sequence[Attested] = ()
+    attested: Sequence[VerifiedAttestation] = ()
     try:
         exact: StrPath = source
         findings: Findings = []
         if attestations:
-            signed_version, attested, findings = attesting.verify(source, trusted(keys), workspace, inputs=recompute)
+            signed_version, attested, findings = attesting.verify(source, read_trusted(keys), workspace, inputs=recompute)
             exact = signed_version.pinned  # the signed version, even if its tag was moved meanwhile
         elif keys:
-            signed_version, accepted = signatures.verify(source, trusted(keys), workspace, name=name)
-            exact, signature = signed_version.pinned, _signature(signed_version, accepted.statement.name, accepted.signer)
+            signed_version, accepted = signatures.verify(source, read_trusted(keys), workspace, name=name)
+            exact, signature = signed_version.pinned, _signature_of(signed_version, accepted.statement.name, accepted.signer)
         findings = [
             *findings,
-            *(_compared(exact, workspace) if exact else ()),
+            *(_byte_findings(exact, workspace) if exact else ()),
         ]  # `exact` is empty for a folder whose files the signature covers
     except IntegrityError as error:  # raised for the document with the digests, or for the signature
         findings = [_error_finding(error)]
-    return Verified(os.fspath(source), tuple(findings), signature, tuple(attested))
+    return Verification(os.fspath(source), tuple(findings), signature, tuple(attested))
 
 
-def _signature(signed_version: Signable, name: str, signer: TrustedSigner) -> Signature:
-    return Signature(signed_version.where, name, signed_version.digest or None, tuple(sorted(signed_version.files)), signer)
+def _signature_of(signed_version: Signable, name: str, signer: TrustedSigner) -> Signature:
+    return Signature(signed_version.location, name, signed_version.digest or None, tuple(sorted(signed_version.files)), signer)
 
 
 def _error_finding(error: IntegrityError) -> Finding:
@@ -180,15 +180,15 @@ def _error_finding(error: IntegrityError) -> Finding:
     return Finding(code, "error", error.where, error.what, error.hint, error.code)
 
 
-def _compared(source: StrPath, workspace: Workspace) -> Findings:
+def _byte_findings(source: StrPath, workspace: Workspace) -> Findings:
     from adapterhub.maintenance import fsck
 
     if sources.is_address(source):
-        with sources.opened(source, workspace) as adapter_source:  # the download compares every digest
+        with sources.open_source(source, workspace) as adapter_source:  # the download compares every digest
             return fsck.verify_folder(adapter_source.folder)
     path, ref = sources.resolve(source, workspace)
     with workspace.bar("verifying") as progress:
         if ref is None:
             return fsck.verify_folder(Path(source) if path is None else path, progress)
-        with workspace.opened() as registry:
+        with workspace.open_registry() as registry:
             return fsck.verify(registry, ref, progress)

@@ -23,9 +23,9 @@ from .workspace import StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
-    from adapterhub.manifest.present import Present
+    from adapterhub.manifest.present import ExistingFolder
     from adapterhub.ref import Ref
-    from adapterhub.registry.recipe import Parent
+    from adapterhub.registry.recipe import ParentAdapter
     from adapterhub.remotes.protocol import Source as Remote
     from adapterhub.training import InitialAdapter
 
@@ -47,20 +47,20 @@ class Source:
 
     path: Path
     folder: Path
-    where: str
+    location: str
     ref: str | None = None
     digest: str | None = None
 
 
 @contextmanager
-def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
+def open_source(source: StrPath, workspace: Workspace) -> Iterator[Source]:
     """Yield the adapter that `source` names; copies from a registry are removed when the context ends.
 
     Raises:
         NotFoundError: It is neither a path nor a ref of the registry.
         UsageError: It is both.
     """
-    from adapterhub_converters.adapter_files import adapter_in, folder_for
+    from adapterhub_converters.adapter_files import resolve_adapter, folder_for
 
     text = os.fspath(source)
     if is_address(source):
@@ -70,46 +70,46 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Source]:
             address = parse(text)
             folder = Path(temporary) / address.title
             with workspace.connect(address) as remote:
-                digest = downloaded(remote, address.reference, folder, address.host, workspace)[0].digest
-            with naming(folder, text):
-                yield Source(adapter_in(folder), folder, text, text, digest)
+                digest = download_version(remote, address.reference, folder, address.host, workspace)[0].digest
+            with relabel_errors(folder, text):
+                yield Source(resolve_adapter(folder), folder, text, text, digest)
         return
     path, ref = resolve(source, workspace)
     if ref is None:
-        path = folder_for(existing(text) if path is None else path)
-        yield Source(adapter_in(path), path if path.is_dir() else path.parent, text)
+        path = folder_for(existing_path(text) if path is None else path)
+        yield Source(resolve_adapter(path), path if path.is_dir() else path.parent, text)
         return
-    with workspace.opened() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+    with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
         with workspace.bar("reading") as progress:
             version = registry.pull(ref, folder, progress)
-        workspace.deprecated(version.ref, version.deprecated)
-        with naming(folder, str(version.ref)):
-            yield Source(adapter_in(folder), folder, str(version.ref), str(version.ref), version.digest)
+        workspace.warn_if_deprecated(version.ref, version.deprecated)
+        with relabel_errors(folder, str(version.ref)):
+            yield Source(resolve_adapter(folder), folder, str(version.ref), str(version.ref), version.digest)
 
 
 @contextmanager
-def in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
+def open_in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
     """Yield the path of an adapter whose headers are to be read: the blobs of a version are linked, not copied or verified."""
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.adapter_files import resolve_adapter
 
     ref = ref_of(source, workspace)
     if ref is None:
-        with opened(source, workspace) as adapter_source:
+        with open_source(source, workspace) as adapter_source:
             yield adapter_source.path
         return
-    from adapterhub.store.export import linked
+    from adapterhub.store.export import linked_folder
 
     with (
-        workspace.opened() as registry,
-        registry.reading(ref) as version,
-        linked(registry.store, registry.files(version)) as folder,
-        naming(folder, str(version.ref)),
+        workspace.open_registry() as registry,
+        registry.lease_version(ref) as version,
+        linked_folder(registry.store, registry.files(version)) as folder,
+        relabel_errors(folder, str(version.ref)),
     ):
-        yield adapter_in(folder)
+        yield resolve_adapter(folder)
 
 
-def downloaded(
+def download_version(
     remote: Remote, reference: str, folder: Path, host: str, workspace: Workspace, *, replace: bool = False
 ) -> tuple[Manifest, bool]:
     """Write a version of a remote into a folder. Return its manifest, and whether it was not there already.
@@ -117,24 +117,24 @@ def downloaded(
     Another version that is there is replaced if it is unmodified, or with `replace`.
     """
     from adapterhub.remotes import folders
-    from adapterhub.remotes.oci.image import Unpacked
+    from adapterhub.remotes.oci.image import UnpackedSource
 
     unchanged: list[bool] = []
 
-    def replacing(present: Present) -> None:
+    def replacing(present: ExistingFolder) -> None:
         if not replace:
             # A version that exists in the registry or on the remote can be pulled again, so nothing is lost.
-            present.check_lost(lambda digest: _stored(digest, workspace) or folders.has_version(remote, digest))
+            present.check_lost(lambda digest: _is_stored(digest, workspace) or folders.has_version(remote, digest))
         workspace.tell(f"replaces {present}")
 
     with workspace.bar(f"pulling from {host}") as progress:
         manifest = folders.download(
-            Unpacked(remote),
+            UnpackedSource(remote),
             reference,
             folder,
             progress,
             replacing=replacing,
-            found=lambda: unchanged.append(True),
+            on_unchanged=lambda: unchanged.append(True),
             **workspace.transfer(),
         )
     if manifest.adapter_json is None:
@@ -142,11 +142,11 @@ def downloaded(
     return manifest, not unchanged
 
 
-def _stored(digest: Digest, workspace: Workspace) -> bool:
+def _is_stored(digest: Digest, workspace: Workspace) -> bool:
     """Return whether the registry has a version."""
     try:
-        with workspace.opened() as registry:
-            return bool(registry.holding(digest))
+        with workspace.open_registry() as registry:
+            return bool(registry.versions_with(digest))
     except AdapterhubError:
         return False
 
@@ -158,7 +158,7 @@ def check_apart(out: Path, source: Path) -> None:
 
 
 @contextmanager
-def naming(folder: Path, name: str) -> Iterator[None]:
+def relabel_errors(folder: Path, name: str) -> Iterator[None]:
     """Replace a temporary folder by `name` in the errors of the block: its path means nothing to their reader."""
     try:
         yield
@@ -175,41 +175,41 @@ def as_folder(source: Source) -> Iterator[Path]:
         FormatError: A file is not an adapter.
         RefusedError: The file has a name that no reader of a folder takes for weights.
     """
-    if not source.path.is_file() or source.ref or Path(source.where).is_dir():
+    if not source.path.is_file() or source.ref or Path(source.location).is_dir():
         yield source.folder
         return
     if not (is_weights(source.path.name) or is_pickle_name(source.path.name)):
         from adapterhub_converters.formats import convert  # needs numpy
 
         problem = f"an adapter in the format {convert.sniff(source.path)}, whose name ends in neither .safetensors nor .gguf"
-        raise RefusedError(source.where, problem, "Rename it, or convert it to PEFT")
+        raise RefusedError(source.location, problem, "Rename it, or convert it to PEFT")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        place(source.path, Path(temporary) / source.path.name)
-        with naming(Path(temporary), str(source.folder)):
+        link_or_copy(source.path, Path(temporary) / source.path.name)
+        with relabel_errors(Path(temporary), str(source.folder)):
             yield Path(temporary)
 
 
-def parent(source: Source, weight: float = 1.0) -> Parent:
+def parent(source: Source, weight: float = 1.0) -> ParentAdapter:
     """Return the adapter as a parent of another, by the digest that pushing it would give."""
     from adapterhub.manifest import oci_manifest
     from adapterhub.registry import recipe
 
     if source.digest:
-        return recipe.Parent(source.folder, source.path, source.digest, source.ref, weight)
+        return recipe.ParentAdapter(source.folder, source.path, source.digest, source.ref, weight)
     with as_folder(source) as folder:
         digest = oci_manifest.build(folder).digest
-    return recipe.Parent(source.folder, source.path, digest, None, weight)
+    return recipe.ParentAdapter(source.folder, source.path, digest, None, weight)
 
 
-def given(source: Source) -> InitialAdapter:
+def initial_adapter(source: Source) -> InitialAdapter:
     """Return the adapter to continue a training from, or to evaluate."""
     from adapterhub.training import InitialAdapter
 
     as_parent = parent(source)
-    return InitialAdapter(as_parent.path, as_parent.folder, as_parent.digest, source.where, as_parent.ref)
+    return InitialAdapter(as_parent.path, as_parent.folder, as_parent.digest, source.location, as_parent.ref)
 
 
-def place(path: Path, target: Path) -> None:
+def link_or_copy(path: Path, target: Path) -> None:
     """Put the same bytes under another name: as a hard link where the file system allows one, else as a copy."""
     try:
         os.link(path.resolve(), target)
@@ -238,7 +238,7 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
         UsageError: It is both, or an address.
         NotFoundError: It is neither.
     """
-    from adapterhub.ref import Ref, address_meant
+    from adapterhub.ref import Ref, intended_address
 
     text, path = os.fspath(source), Path(source)
     if is_address(source):
@@ -252,9 +252,9 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
             return path, None
         if ":" in text or "@" in text:
             raise
-        hint = error.hint if address_meant(text) else "A ref is like team/sql:v2"
+        hint = error.hint if intended_address(text) else "A ref is like team/sql:v2"
         raise NotFoundError(text, "no such file or folder, and not a ref either", hint, code="no-such-file") from error
-    if not isinstance(source, str) or (exists and not _known(ref, workspace)):
+    if not isinstance(source, str) or (exists and not _ref_exists(ref, workspace)):
         return path, None
     if not exists:
         return None, ref
@@ -263,16 +263,16 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
     raise UsageError(text, "both a path and an adapter in the registry", hint, code="ambiguous")
 
 
-def _known(ref: Ref, workspace: Workspace) -> bool:
+def _ref_exists(ref: Ref, workspace: Workspace) -> bool:
     try:
-        with workspace.opened() as registry:
+        with workspace.open_registry() as registry:
             registry.resolve(ref)
     except AdapterhubError:
         return False
     return True
 
 
-def existing(text: str) -> Path:
+def existing_path(text: str) -> Path:
     """Return the path that `text` names. Raise NotFoundError if nothing is there, and UsageError for an address."""
     if text.lower().startswith(ADDRESSES):
         problem = "is not on this disk, and the weights are needed, not only headers"
@@ -283,6 +283,6 @@ def existing(text: str) -> Path:
     return path
 
 
-def here(base: StrPath | None) -> str | None:
+def local_base_path(base: StrPath | None) -> str | None:
     """Return the absolute path of a base on this machine; None for any other base."""
     return str(Path(base).resolve()) if base and Path(base).exists() else None

@@ -31,7 +31,7 @@ def change(path: Path, new: Callable[[str], str | None], *, private: bool = Fals
     real = Path(os.path.realpath(path if follow else path.parent)) / ("" if follow else path.name)
     with _errors(path):
         real.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(real.parent):
+        with _exclusive(real.parent):
             text = new(read(path, private=private, follow=follow))
             if text is None:
                 return False
@@ -96,7 +96,7 @@ def _replace(path: Path, data: bytes, *, private: bool) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Keep other processes from changing files in `folder`, where folders can be locked.
 
     A change takes milliseconds. Anyone who can read the folder can also lock it, for as long as they like, so waiting for the

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub.project.settings import SettingsFile
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.location import Place, Surroundings
-    from adapterhub.remotes.protocol import Connected
+    from adapterhub.remotes.location import RemoteAddress, UserSettings
+    from adapterhub.remotes.protocol import OpenRemote
 
 StrPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -33,7 +33,7 @@ Bar = Callable[[str], AbstractContextManager[Progress | None]]
 _NO_ENVIRONMENT: Mapping[str, str] = {}
 
 
-def listed(paths: StrPath | Iterable[StrPath]) -> list[StrPath]:
+def as_list(paths: StrPath | Iterable[StrPath]) -> list[StrPath]:
     """Return one path or several as a list."""
     return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
@@ -189,11 +189,11 @@ class Workspace:
 
     def within(self, registry: Registry) -> Workspace:
         """Return a copy whose policy also has the rules of a registry."""
-        from adapterhub.project.policy import joined
+        from adapterhub.project.policy import join
 
-        return self if registry.policy is None else replace(self, policy=joined(self.rules(), registry.policy))
+        return self if registry.policy is None else replace(self, policy=join(self.rules(), registry.policy))
 
-    def admitted(self, address: str, file: StrPath) -> str:
+    def admitted_address(self, address: str, file: StrPath) -> str:
         """Return an address that a file of the project names, if it may be used.
 
         Raises:
@@ -241,7 +241,7 @@ class Workspace:
             raise RefusedError(file.name, problem, "Allow it, or name it yourself", code=code, owner=owner)
 
     @contextmanager
-    def opened(self, *, make: bool = False) -> Iterator[Registry]:
+    def open_registry(self, *, make: bool = False) -> Iterator[Registry]:
         """Yield the registry and close it at the end; NotFoundError if there is none, unless `make` creates it."""
         from adapterhub.registry.registry import Registry
 
@@ -260,44 +260,44 @@ class Workspace:
 
     def transfer(self) -> dict[str, Any]:
         """Return the arguments of `copy.copy` and `folders.download` that limit how fast bytes move."""
-        from adapterhub.remotes.parallel import Pace
+        from adapterhub.remotes.parallel import RateLimit
 
-        return {"jobs": self.jobs, "pace": Pace(self.rate)}
+        return {"jobs": self.jobs, "pace": RateLimit(self.rate)}
 
-    def showing(self, progress: Progress | None) -> Workspace:
+    def with_progress(self, progress: Progress | None) -> Workspace:
         """Return a copy that reports every count to `progress`; the workspace itself if that is None."""
         if progress is None:
             return self
         return replace(self, bar=lambda _title: nullcontext(progress), steps=lambda _title: nullcontext(progress))
 
-    def surroundings(self) -> Surroundings:
+    def surroundings(self) -> UserSettings:
         """Return the part of the workspace that remotes need."""
-        from adapterhub.remotes.location import Surroundings
+        from adapterhub.remotes.location import UserSettings
 
         docker = _path(self.docker)
 
         def login(host: str, plain: bool) -> str | None:
             from adapterhub.remotes.oci import credentials
 
-            stored = credentials.find(host, docker, plain=plain)
+            stored = credentials.find_credentials(host, docker, plain=plain)
             return (stored.bearer or stored.password or None) if stored else None
 
-        return Surroundings(docker, self.hub, self.environ, _path(self.uploads), self.proxy, self.author, login)
+        return UserSettings(docker, self.hub, self.environ, _path(self.uploads), self.proxy, self.author, login)
 
-    def connect(self, address_: Place) -> Connected:
+    def connect(self, address_: RemoteAddress) -> OpenRemote:
         """Open an address; the caller closes it."""
         from adapterhub.remotes import location
 
         return location.connect(address_, self.surroundings())
 
-    def tell_notes(self, remote: Connected) -> str:
+    def tell_notes(self, remote: OpenRemote) -> str:
         """Report the notes of a remote, and return the commit that was read or made; empty for a remote without commits."""
         commit = remote.commit_id
         for note in [*remote.notes, *([f"commit {commit}"] if commit else [])]:
             self.tell(note)
         return commit
 
-    def deprecated(self, ref: object, message: str | None) -> None:
+    def warn_if_deprecated(self, ref: object, message: str | None) -> None:
         """Warn that a version is deprecated; do nothing if it is not (`message` is None)."""
         if message is not None:
             self.tell(f"warning: {ref} is deprecated" + (f": {message}" if message else ""))

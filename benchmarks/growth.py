@@ -35,7 +35,7 @@ def registry_of(folder: str, versions: int) -> None:
     from adapterhub.registry.registry import Registry
 
     filled(folder, versions)
-    registry, problems = Registry.rebuilt(Path(folder))
+    registry, problems = Registry.open_with_new_index(Path(folder))
     registry.close()
     if problems:
         raise problems[0]

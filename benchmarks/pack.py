@@ -77,20 +77,20 @@ def packed(child: str, parent: str | None) -> Figures:
     """Pack a file into another and read it back, as `adapterhub pack` and a pull do."""
     made, before, size = f"{child}.packed", peak(), Path(child).stat().st_size
     with open(child, "rb", buffering=0) as source, open(parent or os.devnull, "rb", buffering=0) as base:
-        known = ("sha256:" + "1" * 64, container.at(base)) if parent else None
+        known = ("sha256:" + "1" * 64, container.offset_reader(base)) if parent else None
 
         def write() -> None:
-            reading = container.at(source)
+            reading = container.offset_reader(source)
             runs = cutting.runs(reading, size)
             if known and parent:
-                runs = cutting.matched(runs, cutting.runs(known[1], Path(parent).stat().st_size))
+                runs = cutting.match_to_parent(runs, cutting.runs(known[1], Path(parent).stat().st_size))
             with open(made, "wb") as file:
                 container.write(file, reading, size, cutting.blocks(runs), parent=known)
 
         encode = best(write)
 
-    def opened() -> container.Reader:
-        return container.Reader(open(made, "rb", buffering=0), made, open(parent, "rb", buffering=0) if parent else None)
+    def opened() -> container.PackReader:
+        return container.PackReader(open(made, "rb", buffering=0), made, open(parent, "rb", buffering=0) if parent else None)
 
     return figures(child, made, encode, opened, before)
 

@@ -150,12 +150,12 @@ def prompt_of(row: int) -> list[int]:
 def own_server(told: dict[str, Any]) -> Figures:
     import torch
 
-    from adapterhub.serve.host import Request, opened
+    from adapterhub.serve.host import Request, open_host
 
     options = Namespace(**told)
     torch.set_num_threads(options.threads)
     folder = Path(options.folder)
-    with opened(folder / "base", slots=8, rows=8, prefixes=0) as host:
+    with open_host(folder / "base", slots=8, rows=8, prefixes=0) as host:
         for number in range(8):
             host.load(str(number), folder / "adapter")
         goes_on = tuple((token, -100.0) for token in host.text.ends)
@@ -304,12 +304,12 @@ def own_slots(told: dict[str, Any]) -> Figures:
     import numpy as np
     import torch
 
-    from adapterhub.serve.host import Request, opened
+    from adapterhub.serve.host import Request, open_host
 
     options = Namespace(**told)
     torch.set_num_threads(options.threads)
     rates: dict[int, list[float]] = {options.slots: [], options.slots + 1: []}
-    with opened(Path(options.base), slots=options.slots, rows=options.slots, prefixes=0) as host:
+    with open_host(Path(options.base), slots=options.slots, rows=options.slots, prefixes=0) as host:
         for number in range(options.slots + 1):
             host.load(str(number), Path(options.plain))
         for _ in range(3):
@@ -344,9 +344,9 @@ def grown(options: Namespace) -> Iterator[Figures]:
     from adapterhub.training import devices
 
     figures: Figures = {}
-    before = devices.held(torch.device("cpu"))
+    before = devices.allocated_memory(torch.device("cpu"))
     yield figures
-    size = devices.held(torch.device("cpu")) - before
+    size = devices.allocated_memory(torch.device("cpu")) - before
     weights = (Path(options.plain) / "adapter_model.safetensors").stat().st_size
     figures |= {"grown MB": size / 1e6, "of their bytes %": 100 * size / (options.adapters * weights)}
 

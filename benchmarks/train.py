@@ -117,7 +117,7 @@ alpha = {ALPHA}
 rows = {told["rows"]}
 checkpointing = {json.dumps(told["checkpointing"])}
 """
-    return config_file.parse(text, folder=Path(), where="benchmark"), read_base(folder)
+    return config_file.parse(text, folder=Path(), location="benchmark"), read_base(folder)
 
 
 def step_operations(folder: Path, told: dict[str, Any]) -> int:
@@ -206,8 +206,8 @@ def ours(options: Namespace) -> Steps:
     from adapterhub.training.model.loading import load
 
     with BaseFiles(Path(options.base)) as files:
-        device, adapter = devices.chosen(options.device), config.LoRAConfig(r=R, alpha=ALPHA)
-        made = load(files, config.BaseConfig(options.base), adapter, where="", device=device)
+        device, adapter = devices.select(options.device), config.LoRAConfig(r=R, alpha=ALPHA)
+        made = load(files, config.BaseConfig(options.base), adapter, location="", device=device)
     if options.checkpointing:
         made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora.reset(made.model, 0)

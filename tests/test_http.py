@@ -18,9 +18,9 @@ import pytest
 from adapterhub.cli import environment
 from adapterhub.http.boundary import Boundary, LedAstrayError, Reach, reach_of
 from adapterhub.http.bounded import Progress, SlowError
-from adapterhub.http.client import MAX_REDIRECTS, Client, seconds
+from adapterhub.http.client import MAX_REDIRECTS, Client, retry_after_seconds
 from adapterhub.http.errors import AgainError, CutError, DeniedError, GivenUpError
-from adapterhub.http.urls import origin, proxy_to, resolved
+from adapterhub.http.urls import origin, proxy_to, resolve_link
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RemoteError, UsageError
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.registry import certificate
@@ -349,12 +349,12 @@ def test_a_server_that_asks_to_wait_is_waited_for(web: Web) -> None:
 
 @pytest.mark.parametrize("text", ["0", "Tue, 01 Jan 2019 00:00:00 GMT"])
 def test_a_pause_of_zero_seconds_is_no_pause(text: str) -> None:
-    assert seconds(text) == 0.0
+    assert retry_after_seconds(text) == 0.0
 
 
 @pytest.mark.parametrize("text", [None, "", "soon", "-1", "1e9", "9" * 40, "Tue, 99 Jan 2019", "٣"])
 def test_nonsense_asks_for_nothing(text: str | None) -> None:
-    assert seconds(text) is None
+    assert retry_after_seconds(text) is None
 
 
 @pytest.mark.parametrize("status", [400, 404, 418])
@@ -536,10 +536,10 @@ def test_redirects_are_followed_unless_the_caller_objects_or_something_is_sent(w
 
 
 def test_nothing_goes_from_https_to_http() -> None:
-    assert resolved("http://a/x", "https://b/y", "x") == "https://b/y"
-    assert resolved("https://a/x", "y", "x") == "https://a/y"
+    assert resolve_link("http://a/x", "https://b/y", "x") == "https://b/y"
+    assert resolve_link("https://a/x", "y", "x") == "https://a/y"
     with pytest.raises(RemoteError, match="from https to http"):
-        resolved("https://a/x", "http://a/x", "x")
+        resolve_link("https://a/x", "http://a/x", "x")
 
 
 def test_credentials_go_to_the_server_s_origin_alone(web: Web, other: Web) -> None:
@@ -592,7 +592,7 @@ def test_a_login_that_is_refused_is_not_repeated(web: Web) -> None:
 
 
 def test_a_text_with_a_secret_is_dropped() -> None:
-    asking = Client("http://127.0.0.1", secrets=lambda: ["pass"], known={"": f"Bearer {SECRET}"})
+    asking = Client("http://127.0.0.1", secrets=lambda: ["pass"], authorizations={"": f"Bearer {SECRET}"})
     assert [asking.unless_secret(text) for text in ("fine", f"no {SECRET}", "my pass!")] == ["fine", "", ""]
 
 
@@ -612,7 +612,7 @@ def test_a_server_that_is_not_there_is_one_line(web: Web) -> None:
 def test_a_malformed_address_is_the_user_s_error_only_if_typed(url: str) -> None:
     for typed, error in ((True, UsageError), (False, RemoteError)):
         with pytest.raises(error) as caught:
-            origin(url, url, typed=typed)
+            origin(url, url, is_user_input=typed)
         assert "secret" not in str(caught.value)
 
 

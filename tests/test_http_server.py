@@ -32,11 +32,11 @@ from adapterhub_converters.errors import RefusedError
 )
 def test_a_public_address_needs_encryption_and_a_login(encrypted: bool, asks_who: bool, error: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        binding.check_exposure("0.0.0.0", encrypted=encrypted, asks_who=asks_who, code="hub-needs-login")
+        binding.check_exposure("0.0.0.0", encrypted=encrypted, requires_login=asks_who, code="hub-needs-login")
     assert f"{caught.value.code} {caught.value}".startswith(error)
-    binding.check_exposure("0.0.0.0", encrypted=True, asks_who=True, code="hub-needs-login")
+    binding.check_exposure("0.0.0.0", encrypted=True, requires_login=True, code="hub-needs-login")
     for host in ("127.0.0.1", "localhost", "::1"):
-        binding.check_exposure(host, encrypted=False, asks_who=False, code="hub-needs-login")
+        binding.check_exposure(host, encrypted=False, requires_login=False, code="hub-needs-login")
 
 
 async def _app(scope: Any, _receive: Any, send: Any) -> None:
@@ -56,7 +56,7 @@ def _answer(client: socket.socket) -> bytes:
 @contextmanager
 def _serving(app: Any, **more: Any) -> Iterator[tuple[tuple[str, int], Any]]:
     """The address of a server of an application, and the server."""
-    sock = binding.listening("127.0.0.1", 0)
+    sock = binding.open_listener("127.0.0.1", 0)
     server = connections.make_server(app, certificate=None, key=None, drain=1, **more)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
@@ -194,5 +194,5 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(chunked: bool) ->
 
 def test_files_are_left_for_the_work_itself() -> None:
     resource = pytest.importorskip("resource")
-    most = connections.most_connections()
+    most = connections.max_connections()
     assert 256 <= most <= max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)

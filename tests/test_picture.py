@@ -16,7 +16,7 @@ from adapterhub import picture
 from adapterhub.analysis import norms
 from adapterhub.cli import output
 from adapterhub.cli.views import lineage_plot, merge_plot
-from adapterhub.merging import Merged, MergeReport
+from adapterhub.merging import ModuleMerge, MergeReport
 from adapterhub.registry import lineage
 from adapterhub.training.artifacts.loss_curve import loss_curve
 
@@ -80,7 +80,7 @@ def heat(layers: int, kinds: tuple[str, ...] = KINDS, *, outlier: float = 0.0, p
     cells = {f"{prefix}model.layers.{n}.mlp.{kind}": 0.01 + 0.01 * rng.random() for n in range(layers) for kind in kinds}
     if outlier:
         cells[f"{prefix}model.layers.0.mlp.{kinds[-1]}"] = outlier
-    return norms._arranged(cells, {}, relative=relative)
+    return norms._arrange(cells, {}, relative=relative)
 
 
 def test_an_outlier_ends_no_scale_and_the_picture_says_so(drawn: list[Any], tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_an_outlier_ends_no_scale_and_the_picture_says_so(drawn: list[Any], tmp_
 
 @pytest.mark.parametrize("values", [[], [0.0], [1.0, 1.9], [0.0] * 9 + [1.0], [1.0] * 9 + [3.0]])
 def test_a_scale_reaches_the_greatest_value_if_that_is_no_outlier(values: list[float]) -> None:
-    found = norms._arranged({f"m.layers.{n}.q": value for n, value in enumerate(values)}, {}, relative=False)
+    found = norms._arrange({f"m.layers.{n}.q": value for n, value in enumerate(values)}, {}, relative=False)
     assert found.scale == ((min(values), max(values)) if values else (0.0, 0.0))
-    assert found.above == ""
+    assert found.outlier_note == ""
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -119,7 +119,7 @@ def test_a_color_bar_has_a_label(drawn: list[Any], tmp_path: Path, relative: boo
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("title", ["sql", LONG])
-def test_norms_are_readable(drawn: list[Any], tmp_path: Path, found: norms.Heat, title: str) -> None:
+def test_norms_are_readable(drawn: list[Any], tmp_path: Path, found: norms.NormHeatMap, title: str) -> None:
     norms.plot(found, tmp_path / "a.png", title=title)
     assert_readable(drawn[0])
 
@@ -143,12 +143,12 @@ def test_every_color_of_a_heat_map_is_visible_on_black_and_lighter_than_the_one_
 def report(shared: tuple[str, ...], alone: tuple[str, ...], layers: int = 30) -> MergeReport:
     rng = np.random.default_rng(0)
 
-    def both() -> Merged:
+    def both() -> ModuleMerge:
         cosine = float(rng.uniform(-1, 1))
-        return Merged((4, 4), 4, 0.1, ((1.0, cosine), (cosine, 1.0)), 0.2, 0.5)
+        return ModuleMerge((4, 4), 4, 0.1, ((1.0, cosine), (cosine, 1.0)), 0.2, 0.5)
 
     modules = {f"model.layers.{n}.{kind}": both() for n in range(layers) for kind in shared}
-    modules |= {f"model.layers.{n}.{kind}": Merged((4,), 4, 0.1, ((1.0,),), 0.1) for n in range(layers) for kind in alone}
+    modules |= {f"model.layers.{n}.{kind}": ModuleMerge((4,), 4, 0.1, ((1.0,),), 0.1) for n in range(layers) for kind in alone}
     return MergeReport("ties", (1.0, 1.0), modules=modules)
 
 

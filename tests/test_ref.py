@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.ref import Ref, RefError, address_meant, is_name, is_tag, parse_tag
+from adapterhub.ref import Ref, RefError, intended_address, is_name, is_tag, parse_tag
 
 components = st.from_regex(r"[d-k0-9]{2,9}([._-][a-z0-9]{1,9}){0,3}", fullmatch=True)
 names = st.builds("{}/{}".format, components, components)
@@ -113,7 +113,7 @@ def test_running_numbers_are_not_set_by_hand() -> None:
     ],
 )
 def test_what_a_page_of_the_hub_or_a_name_of_docker_means(text: str, meant: str) -> None:
-    assert address_meant(text) == meant
+    assert intended_address(text) == meant
 
 
 @pytest.mark.parametrize(

@@ -40,27 +40,27 @@ def test_a_range_begins_with_its_sign_and_a_prefix_is_less_than_a_digest() -> No
 
 def test_the_highest_version_in_a_range_is_taken() -> None:
     tags = {"1.2.0": 1, "1.10.0": 2, "2.0.0": 3, "prod": 9}
-    assert references.in_range("^1", lambda: tags, tags.get, "r") == "1.10.0"
-    assert references.in_range("1.2", lambda: tags, tags.get, "r") == "1.2.0"
-    assert references.in_range("^3", lambda: tags, tags.get, "r") is None
-    assert references.in_range("prod", lambda: tags, tags.get, "r") is None
+    assert references.highest_tag_in_range("^1", lambda: tags, tags.get, "r") == "1.10.0"
+    assert references.highest_tag_in_range("1.2", lambda: tags, tags.get, "r") == "1.2.0"
+    assert references.highest_tag_in_range("^3", lambda: tags, tags.get, "r") is None
+    assert references.highest_tag_in_range("prod", lambda: tags, tags.get, "r") is None
 
 
 def test_a_number_is_never_a_range() -> None:
     tags = {"1.2.0": 1, "1.0.0": 2}
-    assert references.in_range("v1", lambda: tags, tags.get, "r") is None
+    assert references.highest_tag_in_range("v1", lambda: tags, tags.get, "r") is None
 
 
 def test_two_spellings_of_one_version_must_be_the_same_one() -> None:
     tags = {"1.2.0": 1, "v1.2.0": 1}
-    assert references.in_range("^1", lambda: tags, tags.get, "r") in tags
+    assert references.highest_tag_in_range("^1", lambda: tags, tags.get, "r") in tags
     with pytest.raises(RefError, match=r"r: 1\.2\.0 and v1\.2\.0 are the same version number and point to different versions"):
-        references.in_range("^1", lambda: tags, {"1.2.0": 1, "v1.2.0": 2}.get, "r")
+        references.highest_tag_in_range("^1", lambda: tags, {"1.2.0": 1, "v1.2.0": 2}.get, "r")
 
 
 def test_the_digits_of_one_digest_are_enough_and_those_of_two_are_not() -> None:
-    assert references.begins(ONE[:-1] + "0", [ONE, TWO], "r") == ONE
-    assert references.begins("sha256:a", [ONE, ONE], "r") == ONE
-    assert references.begins("sha256:b", [ONE, TWO], "r") is None
+    assert references.matching_digest(ONE[:-1] + "0", [ONE, TWO], "r") == ONE
+    assert references.matching_digest("sha256:a", [ONE, ONE], "r") == ONE
+    assert references.matching_digest("sha256:b", [ONE, TWO], "r") is None
     with pytest.raises(RefError, match=f"ambiguous digest prefix: 2 versions, such as {ONE}, {TWO}. Use more digits"):
-        references.begins("sha256:a", [TWO, ONE], "r")
+        references.matching_digest("sha256:a", [TWO, ONE], "r")

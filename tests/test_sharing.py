@@ -35,7 +35,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         blobs = [(folder / path).read_bytes() for path in files]
         for blob in (*blobs, raw, made.config_bytes, made.raw):
             registry.store.put_bytes(blob)
-        registry.admit(made, Ref.parse("team/sql"))
+        registry.push_manifest(made, Ref.parse("team/sql"))
     push("team/sql", "layout://sql.tar:v1", Workspace(registry=tmp_path / "registry"))
     return "layout://sql.tar:v1"
 

@@ -18,15 +18,15 @@ import numpy as np
 
 from adapterhub.checks import Verdict, check
 from adapterhub.digest import Digest
-from adapterhub.manifest.changes import Change, FileChange
+from adapterhub.manifest.changes import FactChange, FileChange
 from adapterhub_converters import display, dtypes
-from adapterhub_converters.adapter import Adapter, Delta, Rows, refuse_tuned, unmeasured
+from adapterhub_converters.adapter import Adapter, Delta, Rows, refuse_tuned, targets_without_magnitude
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 
-from .low_rank import Factors, alike, distance, inner, size, terms
+from .low_rank import Factors, are_comparable, distance, inner, delta_norm, terms
 
 Progress = Callable[[int, int], None]
 
@@ -120,7 +120,7 @@ class Difference:
     names: tuple[str, str] = ("", "")
     digests: tuple[Digest, Digest] = ("", "")
     files: tuple[FileChange, ...] = ()
-    facts: tuple[Change, ...] = ()
+    facts: tuple[FactChange, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Difference {' -> '.join(filter(None, self.names))}: {', '.join(self._parts()) or 'none'}>"
@@ -197,7 +197,7 @@ def _read(a: Path, b: Path, base: BaseSpec | None) -> list[Adapter]:
     Without a base, two files whose rows are both in llama.cpp's order can be compared in that order.
     """
     try:
-        return [peft.stacked(convert.read(path, base=base, mapped=True), base) for path in (a, b)]
+        return [peft.stack_experts(convert.read(path, base=base, mapped=True), base) for path in (a, b)]
     except RefusedError as error:
         if error.code != "base-required":
             raise
@@ -229,15 +229,15 @@ def natural(name: str) -> tuple[tuple[int, str], ...]:
 
 def _module(name: str, a: Delta | None, b: Delta | None, *, same: bool, measured: bool) -> ModuleChange:
     """Compare one module; `measured` if its norm is needed even where its numbers are the same."""
-    first = _side(a, size(a) if a and measured else None)
+    first = _side(a, delta_norm(a) if a and measured else None)
     # Equal numbers need no algebra, and give exactly 0 and 1.
     if same and first:
         return ModuleChange(name, SAME, first, _side(b, first.size), 0.0, 1.0, 1.0, 0.0)
-    second = _side(b, size(b) if b else None)
+    second = _side(b, delta_norm(b) if b else None)
     if a is None or b is None:
         side = first or second
         return ModuleChange(name, ADDED if a is None else REMOVED, first, second, distance=side.size if side else None)
-    if not alike(a, b):
+    if not are_comparable(a, b):
         note = f"{type(a).__name__} {a.shape} became {type(b).__name__} {b.shape}"
         return ModuleChange(name, CHANGED, first, second, note=note)
     try:
@@ -288,7 +288,7 @@ def same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _tensors(a: Adapter, b: Adapter) -> Iterator[TensorChange]:
-    first, second = dict(_others(a)), dict(_others(b))
+    first, second = dict(_other_tensors(a)), dict(_other_tensors(b))
     for name in sorted({*first, *second}, key=natural):
         tensor_a, tensor_b = first.get(name), second.get(name)
         if tensor_a is None or tensor_b is None:
@@ -299,7 +299,7 @@ def _tensors(a: Adapter, b: Adapter) -> Iterator[TensorChange]:
         yield _rows(target, a.rows.get(target), b.rows.get(target))
 
 
-def _others(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
+def _other_tensors(adapter: Adapter) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tensors of an adapter other than factors."""
     for target, delta in adapter.deltas.items():
         yield from ((f"{target}.{name}", array) for name, array in delta.parts() if name in ("magnitude", "bias"))
@@ -386,6 +386,6 @@ def _conditions(a: Adapter, b: Adapter) -> Iterator[KeyChange]:
         setting_a, setting_b = getattr(a.meta, name), getattr(b.meta, name)
         if setting_a != setting_b:
             yield KeyChange(key, setting_a, setting_b, semantic=True)
-    setting_a, setting_b = ("missing" if unmeasured(adapter) else None for adapter in (a, b))
+    setting_a, setting_b = ("missing" if targets_without_magnitude(adapter) else None for adapter in (a, b))
     if setting_a != setting_b:
         yield KeyChange("lora_magnitude_vector", setting_a, setting_b, semantic=True)

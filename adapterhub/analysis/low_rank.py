@@ -55,7 +55,7 @@ class Spectrum:
         """The number of singular values that float32 factors can represent next to the first; at least 1, also for zero."""
         return max(1, int(np.count_nonzero(self.s > _NOISE * self.s[0])))
 
-    def truncated(self, rank: int) -> Factors:
+    def truncate(self, rank: int) -> Factors:
         """Return the closest matrix of that rank (Eckart-Young), its singular values split between the factors."""
         root = np.sqrt(self.s[:rank])
         return Factors(self.u[:, :rank] * root, root[:, None] * self.vt[:rank])
@@ -77,7 +77,7 @@ def terms(delta: Delta) -> list[Factors]:
     return [Factors(lefts.reshape(lefts.shape[:2]), rights.reshape(len(rights), -1))]
 
 
-def alike(first: Delta, second: Delta) -> bool:
+def are_comparable(first: Delta, second: Delta) -> bool:
     """Return whether the matrices of two deltas can be compared: of the same shape and orientation."""
     embeddings = {isinstance(delta, LowRankEmbedding) for delta in (first, second)}
     return len(embeddings) == 1 and first.shape == second.shape
@@ -91,7 +91,7 @@ def times(tall: F64Array, small: F64Array) -> F64Array:
     return out
 
 
-def across(first: F64Array, second: F64Array) -> F64Array:
+def transpose_times(first: F64Array, second: F64Array) -> F64Array:
     """Return `first.T @ second` for `(m, r)` and `(m, k)`: all inner products of their columns."""
     total = np.zeros((first.shape[1], second.shape[1]))
     for piece in _pieces(len(first), total.size):
@@ -105,7 +105,7 @@ def _pieces(rows: int, work: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def stacked(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
+def stack_terms(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """Return `sum(weight * term)`, exactly: `[left_1 …] @ [weight_1 * right_1; …]`."""
     left = np.concatenate([term.left for term in terms], axis=1)
     return Factors(left, np.concatenate([weight * term.right for term, weight in zip(terms, weights, strict=True)]))
@@ -139,11 +139,11 @@ def basis(x: F64Array) -> tuple[F64Array, F64Array]:
     """
     q = x
     for _ in range(2):
-        vectors, values, _ = np.linalg.svd(across(q, q))  # of a symmetric matrix; the threads of eigh spin, see above
+        vectors, values, _ = np.linalg.svd(transpose_times(q, q))  # of a symmetric matrix; the threads of eigh spin, see above
         keep = values > len(values) * np.finfo(np.float64).eps * max(float(values[0]), np.finfo(np.float64).tiny)
         keep[0] = True
         q = times(q, vectors[:, keep] / np.sqrt(np.maximum(values[keep], np.finfo(np.float64).tiny)))
-    return q, across(q, x)
+    return q, transpose_times(q, x)
 
 
 def norm(matrix: Factors) -> float:
@@ -151,7 +151,7 @@ def norm(matrix: Factors) -> float:
     return float(np.sqrt(np.maximum(0.0, inner(matrix, matrix))))
 
 
-def size(delta: Delta) -> float | None:
+def delta_norm(delta: Delta) -> float | None:
     """Return the Frobenius norm of a delta; None if it has no factors, or they contain NaN."""
     try:
         total = math.hypot(*map(norm, terms(delta)))
@@ -160,7 +160,7 @@ def size(delta: Delta) -> float | None:
     return total if math.isfinite(total) else None
 
 
-def work(delta: Delta) -> int:
+def norm_cost(delta: Delta) -> int:
     """Return roughly the multiplications of `delta_norm`, from shapes alone; reading and converting a number counts as 16."""
     r = delta.pair_rank if isinstance(delta, Hadamard | Kronecker) else delta.r
     stack, rows, *columns = delta.shape if isinstance(delta, StackedLowRank) else (1, *delta.shape)
@@ -188,7 +188,7 @@ def distance(first: Factors, second: Factors) -> float:
         # No cancellation: the sum has at least half of its digits left.
         if sum(squares) > _CANCELS * (squares[0] + squares[2]):
             return float(np.sqrt(sum(squares)))
-    difference = stacked([first, second], [1.0, -1.0])
+    difference = stack_terms([first, second], [1.0, -1.0])
     columns, rows = (np.linalg.norm(difference.left, axis=0), np.linalg.norm(difference.right, axis=1))
     left = _triangle(difference.left / np.where(columns, columns, 1))
     right = _triangle(difference.right.T / np.where(rows, rows, 1))
@@ -204,7 +204,7 @@ def _triangle(x: F64Array) -> F64Array:
 
 def inner(first: Factors, second: Factors) -> float:
     """Return `sum(first * second)` over all elements: `trace((left_1.T left_2) (right_2 right_1.T))`."""
-    return float(np.sum(across(first.left, second.left) * across(first.right.T, second.right.T)))
+    return float(np.sum(transpose_times(first.left, second.left) * transpose_times(first.right.T, second.right.T)))
 
 
 def cosines(terms: Sequence[Factors]) -> tuple[tuple[float, ...], ...]:

@@ -16,8 +16,8 @@ from adapterhub_converters.adapter import Adapter, StackedLowRank, refuse_tuned
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import BaseWeights
 
-from .low_rank import size
-from .low_rank import work as work_of
+from .low_rank import delta_norm
+from .low_rank import norm_cost as work_of
 
 _ORDER = ("q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down")  # in the order of computation
 _COLUMNS = 80  # of a picture; further columns are only counted
@@ -27,7 +27,7 @@ _A_MODULE = 50e-6  # seconds for each, whatever its size
 
 
 @dataclass(frozen=True)
-class Heat:
+class NormHeatMap:
     """Frobenius norms of deltas, scalings included; under DoRA of the low-rank part.
 
     Attributes:
@@ -67,7 +67,7 @@ class Heat:
         return least, high if greatest > 2 * high > 2 * least else greatest
 
     @property
-    def above(self) -> str:
+    def outlier_note(self) -> str:
         """A note on the values beyond the scale; empty if there are none."""
         end = self.scale[1]
         cells = [
@@ -81,9 +81,9 @@ class Heat:
         value, cell = max(cells)
         return f"scale ends at the 99th percentile; {len(cells):,} above, the largest {value:.3g}: {cell}"
 
-    def folded(self, most: int) -> Heat:
+    def fold(self, row_limit: int) -> NormHeatMap:
         """Return at most `most` rows, each the mean of neighboring ones."""
-        step = math.ceil(len(self.layers) / most)
+        step = math.ceil(len(self.layers) / row_limit)
         if step < 2:
             return self
         groups = [range(start, min(start + step, len(self.layers))) for start in range(0, len(self.layers), step)]
@@ -91,7 +91,7 @@ class Heat:
         values = [
             tuple(_mean([self.values[i][column] for i in group]) for column in range(len(self.kinds))) for group in groups
         ]
-        return Heat(tuple(layers), self.kinds, tuple(values), self.others, self.left_out, self.relative)
+        return NormHeatMap(tuple(layers), self.kinds, tuple(values), self.others, self.left_out, self.relative)
 
 
 def _folded_name(names: list[str]) -> str:
@@ -103,12 +103,12 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def seconds(adapter: Adapter) -> float:
+def estimated_seconds(adapter: Adapter) -> float:
     """Estimate the seconds that a heat map takes from the shapes of an adapter, so that it is the same everywhere."""
     return sum(map(work_of, adapter.deltas.values())) / _A_SECOND + len(adapter.deltas) * _A_MODULE
 
 
-def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Heat:
+def build_heat_map(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int, int], None] | None = None) -> NormHeatMap:
     """Return the norms of an adapter's deltas.
 
     Args:
@@ -124,7 +124,7 @@ def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int,
         for count, (target, delta) in enumerate(adapter.deltas.items()):
             if progress:
                 progress(count, len(adapter.deltas))
-            norm_of_delta, key = size(delta), _key(target)
+            norm_of_delta, key = delta_norm(delta), _key(target)
             if norm_of_delta is None:
                 left_out[target] = f"a {type(delta).__name__} with a core, too large, or with a NaN"
                 continue
@@ -138,7 +138,7 @@ def heat(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int,
             norms[key] = math.hypot(totals[0], norm_of_delta), math.hypot(totals[1], base_norm) if weights else 1.0
     left_out |= {key: "the base's weight is all zeros" for key, (_, base_total) in norms.items() if not base_total}
     cells = {key: delta_total / base_total for key, (delta_total, base_total) in norms.items() if base_total}
-    return _arranged(cells, left_out, relative=base is not None)
+    return _arrange(cells, left_out, relative=base is not None)
 
 
 def _key(target: str) -> str:
@@ -171,7 +171,7 @@ def _norm(weight: np.ndarray) -> float:
     return norm
 
 
-def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> Heat:
+def _arrange(cells: Mapping[str, float], left_out: Mapping[str, str], *, relative: bool) -> NormHeatMap:
     """Arrange the norms in rows of layers and columns of kinds."""
     places = {key: split for key in cells if (split := split_layer(key))}
     stacks = list(dict.fromkeys(stack for stack, _, _ in places.values()))
@@ -179,11 +179,11 @@ def _arranged(cells: Mapping[str, float], left_out: Mapping[str, str], *, relati
     layers = sorted({(stacks.index(stack), int(number)) for stack, number, _ in places.values()})
     kinds = tuple(sorted({kind for _, _, kind in places.values()}, key=_sort_key))
     if len(layers) * len(kinds) > max(_CELLS, 2 * len(cells)):  # hardly any cell has a number: no picture of a transformer
-        return Heat((), (), (), dict(cells), dict(left_out), relative)
+        return NormHeatMap((), (), (), dict(cells), dict(left_out), relative)
     names = tuple(f"{stacks[stack]}.{number}" if len(stacks) > 1 else str(number) for stack, number in layers)
     values = tuple(tuple(cells.get(f"{stacks[stack]}.{number}.{kind}") for kind in kinds) for stack, number in layers)
     outside_layers = {key: value for key, value in cells.items() if key not in places}
-    return Heat(names, kinds, values, outside_layers, dict(left_out), relative)
+    return NormHeatMap(names, kinds, values, outside_layers, dict(left_out), relative)
 
 
 def _sort_key(kind: str) -> tuple[int, str]:
@@ -192,10 +192,10 @@ def _sort_key(kind: str) -> tuple[int, str]:
     return _ORDER.index(last) if last in _ORDER else len(_ORDER), kind
 
 
-def plot(heat_map: Heat, path: Path, *, title: str) -> None:
+def plot(heat_map: NormHeatMap, path: Path, *, title: str) -> None:
     """Write the heat map as a PNG, completely or not at all; needs matplotlib but no display."""
-    folded = heat_map.folded(80)
-    kinds = [picture.fitted(kind, 3, size=10) for kind in folded.short_kinds[:_COLUMNS]]
+    folded = heat_map.fold(80)
+    kinds = [picture.fit_label(kind, 3, size=10) for kind in folded.short_kinds[:_COLUMNS]]
     longest = max((picture.extent(kind, size=10)[0] for kind in kinds), default=0.0)
     label_height = longest if longest > 0.6 else 0.0  # inches, if they are too long to stand side by side
     height = min(9.0, max(3.0, 1.8 + 0.2 * len(folded.layers)) + label_height)
@@ -205,39 +205,39 @@ def plot(heat_map: Heat, path: Path, *, title: str) -> None:
         _draw(figure, axes, heat_map, folded, title)
 
 
-def _draw(figure: Any, axes: Any, heat_map: Heat, folded: Heat, title: str) -> None:
+def _draw(figure: Any, axes: Any, heat_map: NormHeatMap, folded: NormHeatMap, title: str) -> None:
     rows, columns = len(folded.layers), min(len(folded.kinds), _COLUMNS)
     fold_note = f"a row is the mean of {math.ceil(len(heat_map.layers) / 80)} layers" if folded is not heat_map else ""
-    picture.heading(axes, title, subtitle(heat_map), "; ".join(filter(None, (fold_note, folded.above))))
+    picture.heading(axes, title, subtitle(heat_map), "; ".join(filter(None, (fold_note, folded.outlier_note))))
     if rows and columns:
         _draw_cells(figure, axes, folded, columns)
     axes.set_facecolor(picture.LIGHT)
     step = max(1, math.ceil(rows / 40))
-    axes.set_yticks(range(0, rows, step), [picture.fitted(layer, 2, size=10) for layer in folded.layers[::step]])
+    axes.set_yticks(range(0, rows, step), [picture.fit_label(layer, 2, size=10) for layer in folded.layers[::step]])
     axes.set_ylabel("layer", color=picture.GRAY)
     notes = [f"{len(folded.kinds) - columns:,} more kinds of modules"] if columns < len(folded.kinds) else []
     if heat_map.others:
         outside_layers = ", ".join(f"{name} {value:.3g}" for name, value in list(heat_map.others.items())[:4])
         notes.append(f"outside of layers: {outside_layers}")
-    axes.set_xlabel(picture.fitted("; ".join(notes), figure.get_figwidth() - 1.2, size=9), color=picture.GRAY, fontsize=9)
+    axes.set_xlabel(picture.fit_label("; ".join(notes), figure.get_figwidth() - 1.2, size=9), color=picture.GRAY, fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=picture.GRAY, length=0)
 
 
-def _draw_cells(figure: Any, axes: Any, folded: Heat, columns: int) -> None:
+def _draw_cells(figure: Any, axes: Any, folded: NormHeatMap, columns: int) -> None:
     from matplotlib import colormaps
 
     grid = np.array([[math.nan if value is None else value for value in row[:columns]] for row in folded.values])
     least, greatest = folded.scale
     colors = colormaps["viridis"].with_extremes(over=picture.ORANGE)
     image = axes.imshow(grid, aspect="auto", cmap=colors, vmin=least, vmax=greatest, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, pad=0.02, extend="max" if folded.above else "neither")
+    bar = figure.colorbar(image, ax=axes, pad=0.02, extend="max" if folded.outlier_note else "neither")
     bar.outline.set_visible(False)
     bar.set_label("relative norm" if folded.relative else "norm", color=picture.GRAY)
     bar.ax.tick_params(colors=picture.GRAY, length=0)
 
 
-def subtitle(heat_map: Heat) -> str:
+def subtitle(heat_map: NormHeatMap) -> str:
     """Return a description of the numbers."""
     return (
         "norm of the delta over that of the base's weight"

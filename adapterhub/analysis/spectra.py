@@ -22,7 +22,7 @@ from .norms import split_layer
 
 
 @dataclass(frozen=True, slots=True)
-class Spectrum:
+class SpectralSummary:
     """Three numbers of a matrix, or their percentiles, from 0 to 100.
 
     Attributes:
@@ -37,7 +37,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class RankedSummary:
     """The numbers of a module, or of all modules of a kind, and their percentiles among those of other adapters.
 
     Attributes:
@@ -49,16 +49,16 @@ class Ranked:
 
     name: str
     modules: int
-    spectrum: Spectrum
+    spectrum: SpectralSummary
     n: int
-    percentiles: Spectrum | None
+    percentiles: SpectralSummary | None
 
 
-Spectra = Mapping[str, Spectrum]
+SpectralSummaries = Mapping[str, SpectralSummary]
 """Module to the numbers of its delta."""
 
 
-def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = None) -> tuple[Spectra, Mapping[str, str]]:
+def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = None) -> tuple[SpectralSummaries, Mapping[str, str]]:
     """Return the numbers of every module, and the modules without numbers, with the reason.
 
     The experts of a stack count as one matrix with blocks on its diagonal; under DoRA, the low-rank part is measured.
@@ -67,7 +67,7 @@ def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = N
         RefusedError: The adapter is by a tuner that adds no matrices.
     """
     refuse_tuned(adapter)
-    summaries: dict[str, Spectrum] = {}
+    summaries: dict[str, SpectralSummary] = {}
     left_out: dict[str, str] = {}
     for count, (target, delta) in enumerate(adapter.deltas.items()):
         if progress:
@@ -84,8 +84,8 @@ def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = N
     return summaries, left_out
 
 
-def _spectrum(norm: float, top: float) -> Spectrum:
-    return Spectrum(norm, top, (top / norm) ** 2 if norm else 0.0)
+def _spectrum(norm: float, top: float) -> SpectralSummary:
+    return SpectralSummary(norm, top, (top / norm) ** 2 if norm else 0.0)
 
 
 def kind_of(target: str) -> str:
@@ -94,24 +94,24 @@ def kind_of(target: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in split[2].split(".")) if split else target
 
 
-def by_kind(summaries: Spectra) -> dict[str, tuple[int, Spectrum]]:
+def by_kind(summaries: SpectralSummaries) -> dict[str, tuple[int, SpectralSummary]]:
     """Return, for each kind, the number of its modules and their numbers as of one matrix."""
-    groups: dict[str, list[Spectrum]] = {}
+    groups: dict[str, list[SpectralSummary]] = {}
     for target, summary in summaries.items():
         groups.setdefault(kind_of(target), []).append(summary)
-    return {kind: (len(group), _together(group)) for kind, group in groups.items()}
+    return {kind: (len(group), _combine(group)) for kind, group in groups.items()}
 
 
-def _together(group: Sequence[Spectrum]) -> Spectrum:
+def _combine(group: Sequence[SpectralSummary]) -> SpectralSummary:
     """Return the numbers of a matrix with the modules as blocks on its diagonal."""
     norm, energy = math.hypot(*(summary.norm for summary in group)), math.hypot(*(summary.top for summary in group))
-    return Spectrum(norm, max(summary.top for summary in group), (energy / norm) ** 2 if norm else 0.0)
+    return SpectralSummary(norm, max(summary.top for summary in group), (energy / norm) ** 2 if norm else 0.0)
 
 
-def ranked(summaries: Spectra, other_adapters: Iterable[Spectra]) -> tuple[list[Ranked], list[Ranked]]:
+def rank_among(summaries: SpectralSummaries, other_adapters: Iterable[SpectralSummaries]) -> tuple[list[RankedSummary], list[RankedSummary]]:
     """Return the kinds of modules, and the modules, of an adapter with their percentiles among those of others."""
-    of_modules: dict[str, list[Spectrum]] = {}
-    of_kinds: dict[str, list[Spectrum]] = {}
+    of_modules: dict[str, list[SpectralSummary]] = {}
+    of_kinds: dict[str, list[SpectralSummary]] = {}
     for other_summaries in other_adapters:
         for target in summaries.keys() & other_summaries.keys():
             of_modules.setdefault(target, []).append(other_summaries[target])
@@ -121,12 +121,12 @@ def ranked(summaries: Spectra, other_adapters: Iterable[Spectra]) -> tuple[list[
     return kinds, [_rank(target, 1, summary, of_modules.get(target, [])) for target, summary in summaries.items()]
 
 
-def _rank(name: str, modules: int, summary: Spectrum, others_summaries: Sequence[Spectrum]) -> Ranked:
+def _rank(name: str, modules: int, summary: SpectralSummary, others_summaries: Sequence[SpectralSummary]) -> RankedSummary:
     if not others_summaries:
-        return Ranked(name, modules, summary, 0, None)
+        return RankedSummary(name, modules, summary, 0, None)
     # One column for each of the three numbers.
     columns = zip(astuple(summary), zip(*map(astuple, others_summaries), strict=True), strict=True)
     percentiles = (
         100 * sum((x < value) + (x == value) / 2 for x in column) / len(others_summaries) for value, column in columns
     )
-    return Ranked(name, modules, summary, len(others_summaries), Spectrum(*percentiles))
+    return RankedSummary(name, modules, summary, len(others_summaries), SpectralSummary(*percentiles))

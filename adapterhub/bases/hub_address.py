@@ -40,7 +40,7 @@ class Hub:
             UsageError: The endpoint is not a URL.
             RemoteError: There is a token, and it would be sent to another machine without TLS.
         """
-        scheme, host, _ = origin(self.endpoint, self.endpoint, typed=True)
+        scheme, host, _ = origin(self.endpoint, self.endpoint, is_user_input=True)
         # HF_ENDPOINT may point at a plain HTTP server, where others on the way could read the token.
         if self.token and scheme != "https" and not is_loopback(host):
             hint = "Use https, or leave out the token"
@@ -75,10 +75,10 @@ class HubPath:
         return cls(repo, revision, path)
 
     @classmethod
-    def of_page(cls, url: str, hub: Hub) -> HubPath | None:
+    def from_page(cls, url: str, hub: Hub) -> HubPath | None:
         """Return the model of a page or file URL of this hub; None for any other URL."""
         url_without_query = url.partition("?")[0]
-        if origin(url, url_without_query, typed=True) != origin(hub.endpoint, hub.endpoint, typed=True):
+        if origin(url, url_without_query, is_user_input=True) != origin(hub.endpoint, hub.endpoint, is_user_input=True):
             return None
         match = _PAGE_PATTERN.fullmatch(urlsplit(url).path)
         if not match or match["repo"].split("/")[0] in _OTHER_PAGES:

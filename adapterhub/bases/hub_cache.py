@@ -29,7 +29,7 @@ def place_of(text: str) -> HubPath | None:
 def find(hub_path: HubPath, cache: Path) -> Path | None:
     """Return the folder or file of a model in the cache; None if it is not there."""
     commit = hub_path.revision if hub_layout.is_commit(hub_path.revision) else _commit(hub_path, cache)
-    path = cache / hub_layout.snapshot(hub_path.repo, commit) / hub_path.path if commit else None
+    path = cache / hub_layout.snapshot_path(hub_path.repo, commit) / hub_path.path if commit else None
     return path if path is not None and path.exists() else None
 
 

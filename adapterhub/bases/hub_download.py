@@ -19,8 +19,8 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFou
 
 from . import hub_cache
 from .hub_address import Hub, HubPath
-from .ranges import Known, RangeClient, gated
-from .remote import listed
+from .ranges import ListedFile, RangeClient, gated_error
+from .remote import list_files
 
 _HINT = "Delete it, and try again"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -46,10 +46,10 @@ def download(hub_path: HubPath, hub: Hub, cache: Path, *, show: Show | None = No
         RemoteError: The hub did not answer, or refused.
         IntegrityError: A file does not match the hub's listing.
     """
-    with contextlib.closing(RangeClient.of(hub)) as client:
-        commit, listing = listed(hub_path, hub, client)
+    with contextlib.closing(RangeClient.for_hub(hub)) as client:
+        commit, listing = list_files(hub_path, hub, client)
     names = _names_to_download(hub_path, listing)
-    folder = cache / hub_layout.snapshot(hub_path.repo, commit)
+    folder = cache / hub_layout.snapshot_path(hub_path.repo, commit)
     # Progress counts only files that are not in the cache yet.
     missing = sum(listing[name].size or 0 for name in names if not (folder / name).exists())
     if missing:
@@ -68,7 +68,7 @@ def download(hub_path: HubPath, hub: Hub, cache: Path, *, show: Show | None = No
     return folder / hub_path.path
 
 
-def _names_to_download(hub_path: HubPath, listing: Mapping[str, Known]) -> list[str]:
+def _names_to_download(hub_path: HubPath, listing: Mapping[str, ListedFile]) -> list[str]:
     """Return the names of the files to download.
 
     These are the named file with its parts, or configuration, tokenizer and safetensors of a folder.
@@ -97,14 +97,14 @@ def _weight_names(names: list[str]) -> list[str]:
     return [name for name in safetensors if name.startswith("model-")] if _INDEX in names else safetensors
 
 
-def _gguf_parts(name: str, listing: Mapping[str, Known]) -> list[str]:
+def _gguf_parts(name: str, listing: Mapping[str, ListedFile]) -> list[str]:
     numbered_stem, separator, count = name.removesuffix(".gguf").rpartition("-of-")
     base_name = numbered_stem.rpartition("-")[0]
     parts = [part for part in listing if separator and part.startswith(f"{base_name}-") and part.endswith(f"-of-{count}.gguf")]
     return parts or [name]
 
 
-def _only_gguf(hub_path: HubPath, prefix: str, names: list[str], listing: Mapping[str, Known]) -> str:
+def _only_gguf(hub_path: HubPath, prefix: str, names: list[str], listing: Mapping[str, ListedFile]) -> str:
     gguf_names = [name for name in names if name.endswith(".gguf")]
     if len(gguf_names) == 1:
         return prefix + gguf_names[0]
@@ -148,7 +148,7 @@ def _fetch(hub_path: HubPath, hub: Hub, cache: Path, names: list[str], show: Cal
     except AdapterhubError:
         raise
     except errors.GatedRepoError as error:
-        raise gated(str(hub_path), "a gated model", anonymous=not hub.token) from error
+        raise gated_error(str(hub_path), "a gated model", anonymous=not hub.token) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -158,7 +158,7 @@ def _fetch(hub_path: HubPath, hub: Hub, cache: Path, names: list[str], show: Cal
         raise RemoteError(str(hub_path), problem, "Files that have arrived are kept. Try again") from error
 
 
-def _verify(file: Path, listed: Known, hub_path: HubPath, digests: Path | None) -> None:
+def _verify(file: Path, listed: ListedFile, hub_path: HubPath, digests: Path | None) -> None:
     """Compare a downloaded file with the listing of the hub."""
     if not file.is_file():
         raise RemoteError(

@@ -18,7 +18,7 @@ from typing import TypeVar
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.errors import AgainError
 from adapterhub_converters import linear
-from adapterhub_converters.bases import Ranged
+from adapterhub_converters.bases import RangedFile
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
 from .hub_address import Hub
@@ -63,11 +63,11 @@ class RangeClient(Client):
     _counting: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def of(cls, hub: Hub, pauses: Sequence[float] = PAUSES) -> RangeClient:
+    def for_hub(cls, hub: Hub, pauses: Sequence[float] = PAUSES) -> RangeClient:
         """Return a client for a hub, which alone gets its token."""
         token = hub.checked_token()
         authorization_by_scope = {"": f"Bearer {token}"} if token else {}
-        return cls(hub.endpoint, pauses=pauses, proxy=hub.proxy, known=authorization_by_scope, at_hub=True)
+        return cls(hub.endpoint, pauses=pauses, proxy=hub.proxy, authorizations=authorization_by_scope, at_hub=True)
 
     def get(self, url: str, location: str, *, n: int, start: int | None = None) -> Answer:
         """Return the `n` bytes from `start`, or without a `start` the complete file if it has no more than `n` bytes.
@@ -93,12 +93,12 @@ class RangeClient(Client):
                 finally:
                     # Several files are read at once, each on its own thread.
                     with self._counting:
-                        self.fetched += body_stream.taken
+                        self.fetched += body_stream.bytes_read
                 if start is None and len(body) > n:
                     raise TooLargeError(location, f"more than the {n} bytes of a small file")
                 return dataclasses.replace(answer, body=body)
 
-        return self.tried(request, location)
+        return self.with_retries(request, location)
 
     def _refusal(self, answer: Answer, location: str) -> Exception:
         error = super()._refusal(answer, location)
@@ -107,25 +107,25 @@ class RangeClient(Client):
         status, code, at_hub = (
             answer.status,
             answer.headers.get("x-error-code", ""),
-            self.at_hub and self._at_home(answer.url, location),
+            self.at_hub and self._is_own_origin(answer.url, location),
         )
-        anonymous = at_hub and not self.known
+        anonymous = at_hub and not self.authorizations
         hint = "Set HF_TOKEN to a token that may read it" if at_hub else ""
         if code == "GatedRepo":
-            return gated(location, f"HTTP {status}: a gated model", anonymous=anonymous)
+            return gated_error(location, f"HTTP {status}: a gated model", anonymous=anonymous)
         if status in (404, 410):
             kind = {"RepoNotFound": "model", "RevisionNotFound": "revision"}.get(code, "file")
             return NotFoundError(
                 location, f"no such {kind} (HTTP {status})", "A private one needs HF_TOKEN" if anonymous else ""
             )
         if status == 401:
-            problem = "the token was refused" if at_hub and self.known else "login required"
+            problem = "the token was refused" if at_hub and self.authorizations else "login required"
             missing = ", or there is no such model" if at_hub else ""
             return RemoteError(location, f"HTTP 401: {problem}{missing}", hint)
         return ForbiddenError(location, "HTTP 403: forbidden", hint) if status == 403 else error
 
 
-def gated(location: str, problem: str, *, anonymous: bool) -> RemoteError:
+def gated_error(location: str, problem: str, *, anonymous: bool) -> RemoteError:
     """Return the error for a model whose owner grants access."""
     return RemoteError(
         location, problem, f"Ask for access on its page{' and set HF_TOKEN' if anonymous else ''}", code="gated-model"
@@ -155,7 +155,7 @@ def _bytes_to_read(body_stream: Body, answer: Answer, n: int, start: int | None,
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ListedFile:
     """The size in bytes and digest of a file in a listing; None if the listing does not have them."""
 
     size: int | None
@@ -178,7 +178,7 @@ class WebFiles:
         address: Callable[[str], str],
         label: Callable[[str], str],
         *,
-        listing: Mapping[str, Known] | None = None,
+        listing: Mapping[str, ListedFile] | None = None,
         needed: Collection[str] = (),
     ) -> None:
         self.local: Path | None = None
@@ -211,12 +211,12 @@ class WebFiles:
             raise error
         self.notes.append(f"{self.label(name)}: HTTP 403, treated as missing")
 
-    def ranged(self, name: str) -> Ranged | None:
+    def ranged(self, name: str) -> RangedFile | None:
         """Return a reader of byte ranges, or None if the file is missing; the first request brings the size."""
         if name not in self._open:
             self._open[name] = self._begin(name) if self._may_exist(name) else None
         file = self._open[name]
-        return None if file is None else Ranged(file.size, file.read_at, self.label(name))
+        return None if file is None else RangedFile(file.size, file.read_at, self.label(name))
 
     def _begin(self, name: str) -> WebFile | None:
         gguf = name.endswith(".gguf")

@@ -61,7 +61,7 @@ class BaseDocument:
 
     def dump(self) -> bytes:
         """Return the bytes to store."""
-        return json_file.canonical(self.to_dict())
+        return json_file.canonical_bytes(self.to_dict())
 
     @classmethod
     def parse(cls, raw: bytes, name: str) -> BaseDocument:
@@ -80,7 +80,7 @@ class BaseDocument:
         if version != VERSION or not _is_document(document):
             raise FormatError(name, "not the document of a base", "Add the base again", code="add-base")
         spec = BaseSpec(
-            where=name,
+            source=name,
             tensors=_base_tensors(document["tensors"]),
             stored=_base_tensors(document["stored"]),
             derived=_base_tensors(document["derived"]),
@@ -96,7 +96,7 @@ class BaseDocument:
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredBase:
     """A base with a name in a registry.
 
     Attributes:
@@ -117,7 +117,7 @@ class Registered:
         return self.document.spec
 
 
-def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bool = False) -> Registered:
+def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bool = False) -> RegisteredBase:
     """Store `spec`, which was read from `source`, under a name; adding the same base again changes nothing.
 
     Raises:
@@ -126,13 +126,13 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
     """
     named_documents.parse_document_name(name, name)
     if spec.fingerprint is None:
-        raise RefusedError(spec.where, "no shapes were read, so it has no fingerprint", "Name one with its weight files")
+        raise RefusedError(spec.source, "no shapes were read, so it has no fingerprint", "Name one with its weight files")
     document = BaseDocument(spec, source)
     raw = document.dump()
     if len(raw) > MAX_DOCUMENT:
-        raise RefusedError(spec.where, f"a document of {len(raw)} bytes is over the limit of {MAX_DOCUMENT}")
+        raise RefusedError(spec.source, f"a document of {len(raw)} bytes is over the limit of {MAX_DOCUMENT}")
     digest, size = sha256_bytes(raw), len(raw)
-    unchanged: Registered | None = None
+    unchanged: RegisteredBase | None = None
 
     def decide(state: NamedDocument) -> Entry | None:
         nonlocal unchanged
@@ -140,19 +140,19 @@ def add(registry: Registry, name: str, spec: BaseSpec, *, source: str, force: bo
         unchanged = None
         registry.store.put_bytes(raw)  # stored under the lock: a gc would remove a blob that no name refers to yet
         registry.store.sync_blobs()
-        if state.there and not force:
+        if state.exists and not force:
             unchanged = _same_or_conflict(registry, state, document)
         elif state.entry and state.entry.digest == digest:
             unchanged = _read(registry, state)
         return None if unchanged else state.next("push", _now(), digest, size)
 
-    named_documents.move(registry.store, registry.locked, name, decide)
+    named_documents.move(registry.store, registry.write_lock, name, decide)
     if unchanged is not None:
         return unchanged
     return replace(get(registry, name), new=True)
 
 
-def _same_or_conflict(registry: Registry, state: NamedDocument, document: BaseDocument) -> Registered:
+def _same_or_conflict(registry: Registry, state: NamedDocument, document: BaseDocument) -> RegisteredBase:
     """Return the base that the name refers to if it is the one in `document`; otherwise raise ConflictError."""
     existing = _read(registry, state)
     existing_document, new_document = existing.document.to_dict(), document.to_dict()
@@ -168,14 +168,14 @@ def _same_or_conflict(registry: Registry, state: NamedDocument, document: BaseDo
     raise ConflictError(state.name, problem, "Choose another name, or replace it", code="base-name-taken")
 
 
-def get(registry: Registry, name: str) -> Registered:
+def get(registry: Registry, name: str) -> RegisteredBase:
     """Return the base with a name; raise NotFoundError if there is none."""
     return _read(registry, _existing_document(registry, name))
 
 
 def _existing_document(registry: Registry, name: str) -> NamedDocument:
     state = named_documents.current(registry.store, named_documents.parse_document_name(name, name))
-    if not state.there:
+    if not state.exists:
         if suggestions := difflib.get_close_matches(name, names(registry), 1):
             raise NotFoundError(
                 name, "no base of this name", f"Did you mean {suggestions[0]}?", code="no-such-base", meant=suggestions[0]
@@ -184,18 +184,18 @@ def _existing_document(registry: Registry, name: str) -> NamedDocument:
     return state
 
 
-def _read(registry: Registry, state: NamedDocument) -> Registered:
+def _read(registry: Registry, state: NamedDocument) -> RegisteredBase:
     assert state.entry is not None  # noqa: S101 - `there` was checked
     raw = registry.store.read_document(state.entry.digest, limit=MAX_DOCUMENT)
-    return Registered(state.name, state.entry.digest, state.entry.time, BaseDocument.parse(raw, state.name))
+    return RegisteredBase(state.name, state.entry.digest, state.entry.time, BaseDocument.parse(raw, state.name))
 
 
 def names(registry: Registry) -> list[str]:
     """Return the names that refer to a base, sorted."""
-    return [name for name in registry.store.log.document_names() if named_documents.current(registry.store, name).there]
+    return [name for name in registry.store.log.document_names() if named_documents.current(registry.store, name).exists]
 
 
-def every(registry: Registry) -> tuple[list[Registered], dict[str, AdapterhubError]]:
+def all_bases(registry: Registry) -> tuple[list[RegisteredBase], dict[str, AdapterhubError]]:
     """Return every named base, and the errors of unreadable ones by name."""
     bases, damaged = [], {}
     for name in registry.store.log.document_names():
@@ -213,9 +213,9 @@ def remove(registry: Registry, name: str) -> None:
     _existing_document(registry, name)
 
     def decide(state: NamedDocument) -> Entry | None:
-        return state.next("delete", _now()) if state.there else None
+        return state.next("delete", _now()) if state.exists else None
 
-    named_documents.move(registry.store, registry.locked, name, decide)
+    named_documents.move(registry.store, registry.write_lock, name, decide)
 
 
 def _now() -> str:

@@ -20,7 +20,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
 from .hub_address import SCHEME, Hub, HubPath
-from .ranges import Known, RangeClient, WebFiles
+from .ranges import ListedFile, RangeClient, WebFiles
 
 _FILES = (".gguf", ".safetensors", ".json")
 _MAX_LISTING = 64_000_000  # bytes
@@ -33,9 +33,9 @@ def read_url(text: str, hub: Hub, *, pauses: Sequence[float] = PAUSES) -> BaseSp
         NotFoundError: There is nothing at the address, or no base.
         RemoteError: The server refused, failed, or gave an invalid answer.
     """
-    hub_path = HubPath.parse(text) if text.lower().startswith(SCHEME) else HubPath.of_page(text, hub)
+    hub_path = HubPath.parse(text) if text.lower().startswith(SCHEME) else HubPath.from_page(text, hub)
     at_hub = hub_path or origin(text, text) == origin(hub.endpoint, hub.endpoint)
-    client = RangeClient.of(hub, pauses) if at_hub else RangeClient(text, pauses=pauses, proxy=hub.proxy)
+    client = RangeClient.for_hub(hub, pauses) if at_hub else RangeClient(text, pauses=pauses, proxy=hub.proxy)
     with contextlib.closing(client):
         spec = _read_hub(hub_path, hub, client) if hub_path else _read_plain(text, client)
     return dataclasses.replace(spec, fetched=client.fetched)
@@ -66,7 +66,7 @@ def _read_plain(url: str, client: RangeClient) -> BaseSpec:
 
 def _read_hub(hub_path: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
     """Read the base at a path on a hub; its revision is the commit that the path currently means."""
-    commit, listing = listed(hub_path, hub, client)
+    commit, listing = list_files(hub_path, hub, client)
     folder, name = _split_path(hub_path, listing)
     folder_listing = {path.removeprefix(folder): listed for path, listed in listing.items() if path.startswith(folder)}
     root = f"{hub.endpoint}/{hub_path.repo}/resolve/{commit}/"
@@ -82,10 +82,10 @@ def _read_hub(hub_path: HubPath, hub: Hub, client: RangeClient) -> BaseSpec:
         raise NotFoundError(
             str(hub_path), "not a base model: there is no config.json", _weight_file_hint(model, listing), code="not-a-base"
         )
-    return hub_layout.with_name(read_files(files, name), hub_path.repo, commit)
+    return hub_layout.with_repo(read_files(files, name), hub_path.repo, commit)
 
 
-def _split_path(hub_path: HubPath, listing: Mapping[str, Known]) -> tuple[str, str]:
+def _split_path(hub_path: HubPath, listing: Mapping[str, ListedFile]) -> tuple[str, str]:
     """Return the folder in the model, empty or ending with a slash, and the file in it, empty if none is named."""
     if hub_path.path in listing:
         folder, _, name = hub_path.path.rpartition("/")
@@ -96,12 +96,12 @@ def _split_path(hub_path: HubPath, listing: Mapping[str, Known]) -> tuple[str, s
     return (f"{hub_path.path}/" if hub_path.path else ""), ""
 
 
-def _weight_file_hint(model: HubPath, listing: Mapping[str, Known]) -> str:
+def _weight_file_hint(model: HubPath, listing: Mapping[str, ListedFile]) -> str:
     weight_files = sorted(path for path in listing if path.endswith((".gguf", ".safetensors")))
     return f"Name one of its {len(weight_files)} weight files, such as {model}/{weight_files[0]}" if weight_files else ""
 
 
-def listed(hub_path: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str, Known]]:
+def list_files(hub_path: HubPath, hub: Hub, client: RangeClient) -> tuple[str, dict[str, ListedFile]]:
     """Return the commit that `hub_path` currently means, and the files of the model by path."""
     location = str(dataclasses.replace(hub_path, path=""))
     url = f"{hub.endpoint}/api/models/{hub_path.repo}/revision/{quote(hub_path.revision, safe='')}?blobs=true"
@@ -122,10 +122,10 @@ def _is_file(entry: object) -> bool:
     return isinstance(name, str) and name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def _listed_file(entry: Mapping[str, Any]) -> Known:
+def _listed_file(entry: Mapping[str, Any]) -> ListedFile:
     # The listing has digests only for files in LFS.
     lfs = entry.get("lfs")
     lfs_entry = lfs if isinstance(lfs, dict) else {}
     size, digest = lfs_entry.get("size", entry.get("size")), lfs_entry.get("sha256")
     is_valid = isinstance(size, int) and not isinstance(size, bool) and size >= 0
-    return Known(size if is_valid else None, f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None)
+    return ListedFile(size if is_valid else None, f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None)

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from adapterhub.manifest.package_files import shortened, survey
+from adapterhub.manifest.package_files import shorten_names, survey
 from adapterhub_converters import collector
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
@@ -35,7 +35,7 @@ from .report import (
     Findings,
     Group,
     Problem,
-    Repeated,
+    RepeatedProblem,
     Report,
     Verdict,
     level_of,
@@ -74,7 +74,7 @@ def check(
     ignore: Sequence[str] = (),
     unpublished: bool = False,
     limit: int | None = None,
-    where: str = "",
+    display_name: str = "",
 ) -> Report:
     """Check an adapter for problems.
 
@@ -103,18 +103,18 @@ def check(
     if unknown := sorted(set(runtimes) - set(RUNTIMES)):
         raise ParameterError("runtimes", f"unknown runtime {unknown[0]!r}", f"Known runtimes: {', '.join(RUNTIMES)}")
     check_codes(ignore)
-    with examined(path, base=base, headers_only=headers_only, limit=limit, where=where) as (report, contents):
+    with open_check(path, base=base, headers_only=headers_only, limit=limit, display_name=display_name) as (report, contents):
         required = (report.verdicts[name] for name in dict.fromkeys(runtimes))
         requirement_findings = Findings(limit)
         requirement_findings.add(_runtime_problem(verdict) for verdict in required if verdict.verdict != APPLIED)
         if contents is not None and max_rank is not None:
-            requirement_findings.add(_above(contents, max_rank))
+            requirement_findings.add(_rank_problems(contents, max_rank))
         if unpublished:
             requirement_findings.add(_package_problems(path))
         # None of these codes is one of `examined`.
         counts = {**report.counts, **requirement_findings.counts}
         problems = [
-            problem for problem in (*_in_order(requirement_findings.kept), *report.problems) if problem.code not in ignore
+            problem for problem in (*_in_order(requirement_findings.by_code), *report.problems) if problem.code not in ignore
         ]
         problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
         levels = {"package": unpublished and path.is_dir(), "max-rank": max_rank is not None, "runtimes": bool(runtimes)}
@@ -141,8 +141,8 @@ def check_codes(codes: Iterable[str]) -> None:
 
 
 @contextmanager
-def examined(
-    path: Path, *, base: BaseSpec | None = None, headers_only: bool = False, limit: int | None = None, where: str = ""
+def open_check(
+    path: Path, *, base: BaseSpec | None = None, headers_only: bool = False, limit: int | None = None, display_name: str = ""
 ) -> Iterator[tuple[Report, Contents | None]]:
     """Check an adapter as `check` does, and keep its files open until the context ends.
 
@@ -150,23 +150,23 @@ def examined(
         The report, and the contents of the adapter; None if its files are not well-formed.
     """
     findings = Findings(limit)
-    with collector.paused():
+    with collector.pause_gc():
         contents, problems = read_contents(path, base=base)
         findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
-        with collector.paused():
+        with collector.pause_gc():
             if contents is not None:
                 findings.add(_problems(contents, base, headers_only=headers_only))
-            verdicts = runtime_verdicts(contents, base, findings.kept, values=not headers_only)
-            ordered = _in_order(findings.kept)
+            verdicts = runtime_verdicts(contents, base, findings.by_code, values=not headers_only)
+            ordered = _in_order(findings.by_code)
         on_base = base is not None and contents is not None and contents.unread is None
         levels = ["files", *["values"] * (not headers_only), *["base"] * on_base]
         if on_base and contents is not None and contents.manifest_text:
             levels.append("identity")
         report = Report(
-            where=where or str(path),
+            where=display_name or str(path),
             format=contents.format if contents else None,
-            base=base.where if base else None,
+            base=base.source if base else None,
             problems=tuple(ordered),
             verdicts=verdicts,
             facts=_summary(contents) if contents else {},
@@ -177,10 +177,10 @@ def examined(
         yield report, contents
 
 
-def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem | Repeated]:
+def _problems(contents: Contents, base: BaseSpec | None, *, headers_only: bool) -> Iterator[Problem | RepeatedProblem]:
     """Yield the problems of every level; a level that cannot be finished ends with the error that stopped it."""
     # Generators: a level that fails halfway has already yielded what it found.
-    levels: list[Iterator[Problem | Repeated]] = [internal_problems(contents), earlier_problems(contents, base)]
+    levels: list[Iterator[Problem | RepeatedProblem]] = [internal_problems(contents), earlier_problems(contents, base)]
     if not headers_only:
         levels += [value_problems(contents), changed_files(contents)]
     if base is not None and contents.unread is None:
@@ -220,10 +220,10 @@ def _package_problems(path: Path) -> Iterator[Problem]:
         yield Problem("not-packaged", name, "", message, hint)
     visible = [name for name in skipped if not name.startswith(".")]
     if visible:
-        yield Problem("left-out", "", "", f"not part of the adapter: {shortened(visible)}")
+        yield Problem("left-out", "", "", f"not part of the adapter: {shorten_names(visible)}")
 
 
-def _above(contents: Contents, max_rank: int) -> Iterator[Problem]:
+def _rank_problems(contents: Contents, max_rank: int) -> Iterator[Problem]:
     """Yield the modules whose rank is above the largest allowed."""
     for target, rank in contents.ranks.items():
         if rank > max_rank:

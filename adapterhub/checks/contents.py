@@ -16,14 +16,14 @@ from adapterhub.manifest import card
 from adapterhub.manifest.card import Card
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import FULL, Adapter, Delta, Tuned, tuner_of
-from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
+from adapterhub_converters.adapter import FULL, Adapter, Delta, TunedModule, tuner_of
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import Header, SafetensorsFile, TensorInfo, TensorKind
+from adapterhub_converters.containers.safetensors_file import SafetensorsHeader, SafetensorsFile, TensorInfo, TensorKind
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.keys import identify
-from adapterhub_converters.formats.unread import Unread
+from adapterhub_converters.formats.unread import AdapterClaims
 from adapterhub_converters.patterns import Patterns
 
 Parts = Mapping[str, TensorKind]
@@ -67,14 +67,14 @@ class Contents:
     rows: dict[str, TensorKind] = field(default_factory=dict)
     row_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     copies: dict[str, TensorKind] = field(default_factory=dict)
-    others: dict[str, Delta] = field(default_factory=dict)
-    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    other_deltas: dict[str, Delta] = field(default_factory=dict)
+    tuned: Mapping[str, TunedModule] = field(default_factory=dict)
     other_tensors: dict[str, TensorKind] = field(default_factory=dict)
     renamed: list[tuple[str, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     adapter: Adapter | None = None
     ordered: bool = True
-    unread: Unread | None = None
+    unread: AdapterClaims | None = None
     notes: tuple[str, ...] = ()
     config_text: str = ""
     files: dict[Path, SafetensorsFile] = field(default_factory=dict)
@@ -104,13 +104,13 @@ class Contents:
     @property
     def targets(self) -> list[str]:
         """Every module or parameter that has a delta."""
-        return [*self.pairs, *self.others, *(target for target, change in self.tuned.items() if change.acts_on_weight)]
+        return [*self.pairs, *self.other_deltas, *(target for target, change in self.tuned.items() if change.acts_on_weight)]
 
     @cached_property
     def ranks(self) -> dict[str, int]:
         """The rank of each module with a low-rank pair, by its tensors."""
         ranks = {}
-        for parts, _ in self.alike():
+        for parts, _ in self.distinct_parts():
             tensor = parts.get("A") or parts.get("embedding_A")
             if tensor is not None and len(tensor.shape) == 2 and 0 not in tensor.shape:
                 ranks[id(parts)] = tensor.shape[0]
@@ -132,7 +132,7 @@ class Contents:
             self._matching[option] = {target: keys for target, keys in matches if keys}
         return self._matching[option]
 
-    def alike(self) -> list[tuple[Parts, int]]:
+    def distinct_parts(self) -> list[tuple[Parts, int]]:
         """Return the different mappings in `pairs`, of which there are few, and the number of modules of each."""
         counts = Counter(map(id, self.pairs.values()))
         return [(parts, counts[key]) for key, parts in {id(parts): parts for parts in self.pairs.values()}.items()]
@@ -142,7 +142,7 @@ class Contents:
         counts = Counter[TensorKind]()
         for tensors in (self.other_tensors, self.replaced, self.copies, self.rows):
             counts.update(tensors.values())
-        for parts, count in self.alike():
+        for parts, count in self.distinct_parts():
             for kind in parts.values():
                 counts[kind] += count
         return counts
@@ -204,15 +204,15 @@ class Contents:
             if path in self.files:
                 self.digests[path] = self.files[path].digest()
             else:
-                self.digests[path], self.heads[path] = sha256_and_head(path, HEAD)
+                self.digests[path], self.heads[path] = sha256_and_head(path, HEAD_SIZE)
         return self.digests[path]
 
-    def has_read(self, path: Path, text: str) -> None:
+    def record_text(self, path: Path, text: str) -> None:
         """Record the digest and the first bytes of a file, so that it need not be opened again for them."""
         self._record_bytes(path, text.encode())
 
     def _record_bytes(self, path: Path, raw: bytes) -> None:
-        self.heads[path], self.digests[path] = raw[:HEAD], sha256_bytes(raw)
+        self.heads[path], self.digests[path] = raw[:HEAD_SIZE], sha256_bytes(raw)
 
     def card(self) -> Card:
         """Return the model card of the adapter, read once; empty if there is none."""
@@ -234,18 +234,18 @@ class Contents:
         if self.manifest_text is None:
             try:
                 self.manifest_text = json_file.read_text(path)
-                self.has_read(path, self.manifest_text)
+                self.record_text(path, self.manifest_text)
             except NotFoundError:
                 self.manifest_text = ""
         return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
-    def seen(self) -> tuple[str, Adapter | Unread] | None:
+    def adapter_shapes(self) -> tuple[str, Adapter | AdapterClaims] | None:
         """Return the format, and the adapter without numbers; None for a format that must be read as a whole."""
         if self.unread is not None:
             return self.format, self.unread
         if self.files:
             headers = {path: file.header for path, file in self.files.items()}
-            return self.format, peft.parse_shapes(self.config_text, headers, where=str(self.path))
+            return self.format, peft.parse_shapes(self.config_text, headers, location=str(self.path))
         return None
 
     def close(self) -> None:
@@ -289,7 +289,7 @@ _ArrayTensors = dict[tuple[str, int], tuple[list[str], list[int], list[int]]]
 """Names, starts and ends of the tensors that one array has, by its dtype and the byte at which it begins."""
 
 
-def _runs(header: Header, skipped: Collection[str]) -> Iterator[tuple[TensorInfo, _ArrayTensors]]:
+def _runs(header: SafetensorsHeader, skipped: Collection[str]) -> Iterator[tuple[TensorInfo, _ArrayTensors]]:
     """Group tensors of floats that follow each other and fit into a piece, to read them at once; a larger one is alone.
 
     Yields:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.manifest.document import BaseInfo
-from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, decides
+from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, determines_function
 from adapterhub_converters.bases import BaseSpec
 
 from .contents import Contents
@@ -31,7 +31,7 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Yield differences between a base and the one that the adapter's manifest pins."""
     manifest = contents.manifest()
     pinned = manifest.base if manifest else BaseInfo()
-    yield from _name(contents, base, pinned)
+    yield from _name_problems(contents, base, pinned)
     if manifest is None:
         return
     if not pinned.fingerprint:
@@ -49,7 +49,7 @@ def identity_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         if recorded and actual and recorded != actual:
             message = f"trained with {_short(recorded)}, here {_short(actual)}"
             yield Problem(code, ADAPTER_JSON, f"base.{key}", message, "", recorded, actual)
-    yield from _numbers(pinned.config, base.config)
+    yield from _number_problems(pinned.config, base.config)
 
 
 def changed_files(contents: Contents) -> Iterator[Problem]:
@@ -60,7 +60,7 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
         if entry.path == ADAPTER_TOML:
             continue
         code, hint = "files-edited", ""
-        if decides(entry.path):
+        if determines_function(entry.path):
             code, hint = "files-changed", "Fetch it again; if you edited it, delete adapter.json and describe the folder again"
         if not path.is_file():
             yield Problem(code, entry.path, "", "adapter.json names it, but it is missing", hint)
@@ -70,29 +70,29 @@ def changed_files(contents: Contents) -> Iterator[Problem]:
             yield Problem(code, entry.path, "", message, hint)
 
 
-def _numbers(pinned: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[Problem]:
+def _number_problems(pinned: Mapping[str, Any], actual: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield numbers of the config that change the function and differ."""
     for key in sorted(set(pinned) & set(actual) - _SHAPES):
-        if not _same(pinned[key], actual[key]):
+        if not _same_number(pinned[key], actual[key]):
             message = f"trained with {pinned[key]}, here {actual[key]}"
             yield Problem(
                 "numerics-differ", ADAPTER_JSON, f"base.config.{key}", message, "", str(pinned[key]), str(actual[key])
             )
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same_number(a: Any, b: Any) -> bool:
     # A GGUF stores its numbers in 32 bits: 1e-05 comes back as 9.99999974e-06.
     if isinstance(a, int | float) and isinstance(b, int | float):
         return abs(a - b) <= 1e-6 * max(abs(a), abs(b))
     return bool(a == b)
 
 
-def _name(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iterator[Problem]:
+def _name_problems(contents: Contents, base: BaseSpec, pinned: BaseInfo) -> Iterator[Problem]:
     """Yield a difference between the name of the base and the one that the adapter was trained on."""
     trained = pinned.repo or contents.config.get("base_model_name_or_path")
     if isinstance(trained, str) and trained and base.repo and Path(trained).name != Path(base.repo).name:
         message = f"trained on {trained}, but this base is named {base.repo}"
-        yield Problem("base-name-differs", "", base.where, message, "", trained, base.repo)
+        yield Problem("base-name-differs", "", base.source, message, "", trained, base.repo)
 
 
 def _short(digest: object) -> str:

@@ -18,14 +18,14 @@ from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft.keys import PREFIX
 
 from .contents import PART_NAMES, Contents, Parts, Values
-from .report import Problem, Repeated
-from .target_modules import EMBEDDINGS, OUTPUTS, chosen_layers, last_of, matches, within
+from .report import Problem, RepeatedProblem
+from .target_modules import EMBEDDINGS, OUTPUTS, chosen_layers, last_of, matches, is_within
 
 _LARGE_SCALE = 64  # of the delta; trainers' defaults are 1 to 4
 _LONGEST = 300  # characters of a config's value that are worth repeating
 
 
-def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
+def internal_problems(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
     """Yield the problems that headers and config show; no values are read."""
     if contents.unread is not None:
         message = f"cannot check: {contents.unread.reason}"
@@ -37,14 +37,14 @@ def internal_problems(contents: Contents) -> Iterator[Problem | Repeated]:
     if contents.adapter is not None and (contents.adapter.meta.family or contents.adapter.meta.program):
         yield Problem("image-model", contents.weights, "", _image_model(contents.adapter.meta))
     # Modules of equal shapes share one mapping, so each is checked once, however many modules there are.
-    faults = {id(parts): list(_pair(contents.weights, parts)) for parts, _ in contents.alike()}
+    faults = {id(parts): list(_pair(contents.weights, parts)) for parts, _ in contents.distinct_parts()}
     if any(faults.values()):
-        yield from _of_each((target, faults[id(parts)]) for target, parts in contents.pairs.items())
+        yield from _repeat_by_code((target, faults[id(parts)]) for target, parts in contents.pairs.items())
     floats = contents.unread is None and not contents.is_tuned  # others may well have integers, which their reader checks
     # Each kind of tensor is checked once and its problems repeated by name.
     wrong = {kind: list(_kind(contents.weights, kind, floats=floats)) for kind in contents.kinds()}
     if any(wrong.values()):
-        yield from _of_each((name, wrong[kind]) for name, kind in contents.tensors())
+        yield from _repeat_by_code((name, wrong[kind]) for name, kind in contents.tensors())
     if contents.format == "peft" and contents.unread is None:
         yield from _config(contents)
         if contents.config.get("peft_type") == "XLORA":
@@ -78,15 +78,15 @@ def earlier_problems(contents: Contents, base: BaseSpec | None) -> Iterator[Prob
     if contents.format != "peft" or contents.unread is not None or contents.config.get("peft_type") != "LORA":
         return
     # Only adapters with experts can have this problem.
-    if not any(isinstance(delta, StackedLowRank) for delta in contents.others.values()) and (
-        base is None or not any(peft.place_of(target) for target in contents.pairs)
+    if not any(isinstance(delta, StackedLowRank) for delta in contents.other_deltas.values()) and (
+        base is None or not any(peft.expert_place(target) for target in contents.pairs)
     ):
         return
     headers = {path: file.header for path, file in contents.files.items()}
     with contextlib.suppress(AdapterhubError):  # which other checks report
-        adapter = peft.parse_shapes(contents.config_text, headers, where=str(contents.path), base=base)
-        if outdated := peft.outdated(adapter, base):
-            yield Problem("old-experts", contents.weights, "", outdated.what, got=outdated.verdict, repairable=True)
+        adapter = peft.parse_shapes(contents.config_text, headers, location=str(contents.path), base=base)
+        if outdated := peft.layout_problem(adapter, base):
+            yield Problem("old-experts", contents.weights, "", outdated.reason, got=outdated.verdict, repairable=True)
 
 
 def _image_model(meta: Meta) -> str:
@@ -110,14 +110,14 @@ def _names(contents: Contents) -> Iterator[Problem]:
             yield Problem("key-prefix", file, key, "the name does not begin with base_model.model.", hint, repairable=True)
 
 
-def _of_each(named: Iterable[tuple[str, Sequence[Problem]]]) -> Iterator[Repeated]:
+def _repeat_by_code(named: Iterable[tuple[str, Sequence[Problem]]]) -> Iterator[RepeatedProblem]:
     """Repeat problems for modules or tensors, given each name and the problems of its kind, to which it is prepended."""
     by_code: dict[str, list[tuple[str, Problem]]] = defaultdict(list)
     for name, faults in named:
         for fault in faults:
             by_code[fault.code].append((name, fault))
     for code, problems in by_code.items():
-        yield Repeated(code, problems, lambda item: item[1]._replace(name=item[0] + item[1].name))
+        yield RepeatedProblem(code, problems, lambda item: item[1]._replace(name=item[0] + item[1].name))
 
 
 def _kind(file: str, kind: TensorKind, *, floats: bool) -> Iterator[Problem]:
@@ -157,7 +157,7 @@ def _pair(file: str, parts: Parts) -> Iterator[Problem]:
             yield Problem("part-shape", file, f".{PART_NAMES[part]}", message, "", expected, str(parts[part].shape))
 
 
-def _config(contents: Contents) -> Iterator[Problem | Repeated]:
+def _config(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
     """Yield the problems of PEFT's config, alone and with the tensors."""
     config, file = contents.config, peft.CONFIG
     try:
@@ -235,7 +235,7 @@ def _not_targeted(contents: Contents) -> Iterator[Problem]:
 def _flags(contents: Contents) -> Iterator[Problem]:
     """Yield disagreements of `use_dora` and `lora_bias` with the tensors."""
     counts = Counter[str]()
-    for parts, count in contents.alike():
+    for parts, count in contents.distinct_parts():
         if "A" in parts or "B" in parts:
             counts.update(dict.fromkeys((*parts, "any"), count))
     # peft has one flag for all modules, takes a missing bias for zeros, and refuses biases with DoRA.
@@ -263,18 +263,18 @@ def _flag(
             yield Problem(code, contents.weights, name, message, hint, repairable=repairable)
 
 
-def _whole_tensors(contents: Contents) -> Iterator[Repeated]:
+def _whole_tensors(contents: Contents) -> Iterator[RepeatedProblem]:
     """Yield whole tensors whose modules `modules_to_save` does not name."""
     saved, biases = frozenset(contents.names("modules_to_save")), contents.config.get("bias", "none") != "none"
     split = ((name, *name.rpartition(".")) for name in contents.replaced)
-    wrong = [name for name, module, _, kind in split if not within(saved, module) and not (kind == "bias" and biases)]
+    wrong = [name for name, module, _, kind in split if not is_within(saved, module) and not (kind == "bias" and biases)]
 
     def problem(name: str) -> Problem:
         message = "replaces the base's own tensor for every adapter; modules_to_save does not name it"
         hint = f'Add "{name.rpartition(".")[0]}" to modules_to_save, or remove it'
         return Problem("overwrites-base", contents.weights, name, message, hint)
 
-    yield Repeated("overwrites-base", wrong, problem)
+    yield RepeatedProblem("overwrites-base", wrong, problem)
 
 
 def _unusual(contents: Contents) -> Iterator[Problem]:
@@ -293,7 +293,7 @@ def _unusual(contents: Contents) -> Iterator[Problem]:
         yield Problem("local-base-name", peft.CONFIG, "base_model_name_or_path", message, "Write the model's name on its hub")
 
 
-def _token_rows(contents: Contents) -> Iterator[Repeated]:
+def _token_rows(contents: Contents) -> Iterator[RepeatedProblem]:
     """Yield tables whose saved rows do not match `trainable_token_indices` in number."""
 
     def problem(target: str) -> Problem:
@@ -303,7 +303,7 @@ def _token_rows(contents: Contents) -> Iterator[Repeated]:
 
     shapes = ((target, len(contents.row_ids[target]), kind.shape) for target, kind in contents.rows.items())
     wrong = [target for target, count, shape in shapes if len(shape) != 2 or count != shape[0]]
-    yield Repeated("token-rows", wrong, problem)
+    yield RepeatedProblem("token-rows", wrong, problem)
 
 
 # How to view a float as an unsigned integer, the mask of its sign, and the integer from which on it is infinite or NaN.
@@ -326,11 +326,11 @@ def largest_bits(array: np.ndarray) -> tuple[int, int]:
     return int((bits & bits.dtype.type(mask)).max()), infinite
 
 
-def value_problems(contents: Contents) -> Iterator[Problem | Repeated]:
+def value_problems(contents: Contents) -> Iterator[Problem | RepeatedProblem]:
     """Yield tensors with NaN or infinity, and an adapter whose every lora_B is zero."""
-    zeros, has_outputs = list[str](), any("B" in parts or "embedding_B" in parts for parts, _ in contents.alike())
+    zeros, has_outputs = list[str](), any("B" in parts or "embedding_B" in parts for parts, _ in contents.distinct_parts())
     # Whole tensors, rows and other deltas change something, whatever lora_B holds.
-    changes = not has_outputs or bool(contents.replaced or contents.rows or contents.others)
+    changes = not has_outputs or bool(contents.replaced or contents.rows or contents.other_deltas)
     wrong: dict[str, tuple[int, int]] = {}
     for name, size, largest, non_finite in _tensor_extremes(contents):
         if non_finite:
@@ -344,7 +344,7 @@ def value_problems(contents: Contents) -> Iterator[Problem | Repeated]:
         message = "{} of {} are NaN or infinite".format(*wrong[name])
         return Problem("non-finite", contents.weights, contents.label(name), message)
 
-    yield Repeated("non-finite", list(wrong), problem)
+    yield RepeatedProblem("non-finite", list(wrong), problem)
     if not changes and (count := sum(_is_output(contents, name) for name in zeros)):
         message = f"all {count} lora_B are zero: the adapter changes nothing"
         yield Problem("does-nothing", contents.weights, "", message, "It was saved before training")

@@ -15,10 +15,10 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
-from adapterhub_converters.adapter_files import adapter_in, is_pickle_name, is_weights
+from adapterhub_converters.adapter_files import resolve_adapter, is_pickle_name, is_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import Header, SafetensorsFile, TensorKind
+from adapterhub_converters.containers.safetensors_file import SafetensorsHeader, SafetensorsFile, TensorKind
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import peft, unread
 from adapterhub_converters.formats.candidate import Candidate
@@ -38,12 +38,12 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
         NotFoundError: There is no adapter at `path`.
     """
     problems = list(_pickles(path))
-    given_path, path = path, adapter_in(path)
+    given_path, path = path, resolve_adapter(path)
     try:
         try:
             contents = _read(path, base, pickle=any(problem.code == "pickle" for problem in problems))
         except NotUnderstoodError as error:
-            contents = _unread(path, error)
+            contents = _read_unknown(path, error)
     except AdapterhubError as error:
         # A path without an adapter is the caller's mistake; a missing file inside of one is a finding.
         if isinstance(error, NotFoundError) and error.where in (str(path), str(given_path)):
@@ -64,10 +64,10 @@ def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None
     if peft.sniff(candidate):
         return _read_peft(path, candidate.config, base)
     kind = _sniff(candidate, pickle=pickle)
-    return None if kind is None else _whole(path, kind, base)
+    return None if kind is None else _read_whole(path, kind, base)
 
 
-def _unread(path: Path, error: NotUnderstoodError) -> Contents:
+def _read_unknown(path: Path, error: NotUnderstoodError) -> Contents:
     """Return the contents of an adapter of an unknown kind: its tensors, with those named as halves of pairs combined."""
     from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
     from adapterhub_converters.formats.image import factors
@@ -147,7 +147,7 @@ def _pickles(path: Path) -> Iterator[Problem]:
 def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
     """Return the contents of a PEFT adapter, with its files open."""
     contents = Contents(path, "peft", peft.WEIGHTS, json_file.parse_object(text, peft.CONFIG), config_text=text)
-    contents.has_read(path / peft.CONFIG, text)
+    contents.record_text(path / peft.CONFIG, text)
     if not any((path / name).is_file() for name in (peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(peft.WEIGHTS, "no such file", code="no-such-file")
     with contextlib.suppress(FormatError):  # which is one of several problems with the config
@@ -160,10 +160,10 @@ def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
                 _add_tensors(contents, file.header)
         if contents.is_tuned:
             headers = {shard: file.header for shard, file in contents.files.items()}
-            _set_tuned(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
+            _set_tuned(contents, peft.parse_shapes(text, headers, location=str(path), base=base))
         elif _has_other_deltas(contents):
             headers = {shard: file.header for shard, file in contents.files.items()}
-            _set_other_deltas(contents, peft.parse_shapes(text, headers, where=str(path), base=base))
+            _set_other_deltas(contents, peft.parse_shapes(text, headers, location=str(path), base=base))
     except BaseException:
         contents.close()
         raise
@@ -172,7 +172,7 @@ def _read_peft(path: Path, text: str, base: BaseSpec | None) -> Contents:
 
 def _has_other_deltas(contents: Contents) -> bool:
     """Return whether an adapter has deltas that are not a pair of matrices."""
-    convolution = any(all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts, _ in contents.alike())
+    convolution = any(all(part in parts and len(parts[part].shape) > 2 for part in ("A", "B")) for parts, _ in contents.distinct_parts())
     other_tuner = contents.config.get("peft_type") in ("ADALORA", "LOHA", "LOKR", "VERA")
     return convolution or other_tuner or any(contents.config.get(key) for key in ("target_parameters", "use_qalora"))
 
@@ -191,13 +191,13 @@ def _set_tuned(contents: Contents, adapter: Adapter) -> None:
 def _set_other_deltas(contents: Contents, adapter: Adapter) -> None:
     """Set the deltas that are not a pair of matrices, and take their tensors out of the pairs."""
     contents.notes = adapter.notes
-    contents.others = {t: delta for t, delta in adapter.deltas.items() if not isinstance(delta, LowRank | LowRankEmbedding)}
-    for target in [t for t in contents.pairs if t in contents.others or t not in adapter.deltas]:
+    contents.other_deltas = {t: delta for t, delta in adapter.deltas.items() if not isinstance(delta, LowRank | LowRankEmbedding)}
+    for target in [t for t in contents.pairs if t in contents.other_deltas or t not in adapter.deltas]:
         parts = contents.pairs.pop(target)
         contents.other_tensors |= {f"{target}.{PART_NAMES.get(part, part)}": tensor for part, tensor in parts.items()}
 
 
-def _add_tensors(contents: Contents, header: Header) -> None:
+def _add_tensors(contents: Contents, header: SafetensorsHeader) -> None:
     """Add the tensors of a file to the contents."""
     kind_of_adapter, indices = contents.config.get("peft_type"), _row_ids(contents.config.get("trainable_token_indices"))
     pairs, no_parts = contents.pairs, dict[str, TensorKind]()
@@ -235,7 +235,7 @@ def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
     }
 
 
-def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
+def _read_whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
     """Return the contents of an adapter in a format that is read as a whole."""
     from adapterhub_converters.formats import convert, find
 
@@ -245,8 +245,8 @@ def _whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
     pairs = {t: d for t, d in adapter.deltas.items() if isinstance(d, LowRank | LowRankEmbedding)}
     for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={})).items():
         contents.pairs[target] = dict(_parts(delta))
-    contents.others = {target: delta for target, delta in adapter.deltas.items() if target not in pairs}
-    for target, other_delta in contents.others.items():
+    contents.other_deltas = {target: delta for target, delta in adapter.deltas.items() if target not in pairs}
+    for target, other_delta in contents.other_deltas.items():
         contents.other_tensors |= {f"{target}.{part}": _kind(array) for part, array in other_delta.parts()}
     contents.replaced.update({name: _kind(array) for name, array in [*adapter.replaced.items(), *adapter.added.items()]})
     for target, rows in adapter.rows.items():

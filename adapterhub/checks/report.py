@@ -172,7 +172,7 @@ class Problem(NamedTuple):  # of which a hostile adapter may have a million
         return ": ".join(part for part in (self.file, self.name) if part)
 
 
-class Repeated(NamedTuple):
+class RepeatedProblem(NamedTuple):
     """Problems of one code, one for each of `places`: counted at once, but created only as far as they are retained."""
 
     code: str
@@ -185,25 +185,25 @@ class Findings:
 
     def __init__(self, limit: int | None = None) -> None:
         self.counts: Counter[str] = Counter()
-        self._kept: dict[str, list[Problem]] = {}
+        self._by_code: dict[str, list[Problem]] = {}
         self._limit = limit
 
-    def add(self, problems: Iterable[Problem | Repeated]) -> None:
+    def add(self, problems: Iterable[Problem | RepeatedProblem]) -> None:
         """Add problems."""
         for problem in problems:
-            code, count = problem.code, len(problem.places) if isinstance(problem, Repeated) else 1
+            code, count = problem.code, len(problem.places) if isinstance(problem, RepeatedProblem) else 1
             # Problems beyond the limit are counted and never created.
             room = count if self._limit is None else min(self._limit - self.counts[code], count)
             if count:
                 self.counts[code] += count
             if room > 0:
-                added = map(problem.make, problem.places[:room]) if isinstance(problem, Repeated) else (problem,)
-                self._kept.setdefault(code, []).extend(added)
+                added = map(problem.make, problem.places[:room]) if isinstance(problem, RepeatedProblem) else (problem,)
+                self._by_code.setdefault(code, []).extend(added)
 
     @property
-    def kept(self) -> Mapping[str, Sequence[Problem]]:
+    def by_code(self) -> Mapping[str, Sequence[Problem]]:
         """The retained problems, by code."""
-        return self._kept
+        return self._by_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,14 +278,14 @@ class Report:
 
     def counted(self) -> Mapping[str, int]:
         """Return the number of problems of each code that has any, whether or not `problems` has all of them."""
-        return self.counts or self._kept
+        return self.counts or self._listed_counts
 
     def left_out(self, code: str) -> int:
         """Return the number of problems of a code that a limit left out of `problems`."""
-        return self.counted().get(code, 0) - self._kept[code]
+        return self.counted().get(code, 0) - self._listed_counts[code]
 
     @cached_property
-    def _kept(self) -> Counter[str]:
+    def _listed_counts(self) -> Counter[str]:
         return Counter(problem.code for problem in self.problems)
 
     def grouped(self) -> list[Group]:

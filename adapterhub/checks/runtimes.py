@@ -97,7 +97,7 @@ def _verdict(
         unexplained = CODES[code][0] == ERROR and feature is not None and feature not in rules
         verdict = "refused" if code in _FATAL else "wrong" if code in _WRONG or unexplained else ""
         if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
-            verdict = UNKNOWN if contents is not None and contents.format == runtime.reads else REFUSED
+            verdict = UNKNOWN if contents is not None and contents.format == runtime.format else REFUSED
         consequences += [(verdict, text, code) for text in texts if verdict]
     if image_parts is not None and len(image_parts) > 1:
         message = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
@@ -108,9 +108,9 @@ def _verdict(
         consequences.append(
             ("refused", "it adds to norms or biases of the base, which only kohya's files can; merge it into its base", "")
         )
-    if contents is not None and contents.is_whole and contents.format != runtime.reads:
+    if contents is not None and contents.is_whole and contents.format != runtime.format:
         consequences.append(("refused", "whole parameters and no delta, which a merge into its base alone can express", ""))
-    if contents is not None and not contents.ordered and contents.format != runtime.reads:
+    if contents is not None and not contents.ordered and contents.format != runtime.format:
         consequences.append(("refused", "its conversion needs the base model", "order-unknown"))
     # For each feature that a problem gave, the code of the problem, as the cause of the verdict.
     origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
@@ -125,7 +125,7 @@ def _verdict(
             consequence for consequence in consequences if VERDICTS.index(consequence[0]) >= VERDICTS.index(REFUSED)
         ]
     consequences.sort(key=lambda consequence: -VERDICTS.index(consequence[0]))
-    convert = runtime.reads if contents is not None and contents.format != runtime.reads else None
+    convert = runtime.format if contents is not None and contents.format != runtime.format else None
     return Verdict(
         runtime.name,
         runtime.version,
@@ -138,7 +138,7 @@ def _verdict(
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:
     """Return the models of a pipeline that an image adapter changes, as far as it names them; None for a language model."""
-    if not naming.of_images(contents.targets):
+    if not naming.are_image_targets(contents.targets):
         return None
     return contents.adapter.meta.parts if contents.adapter else ()
 
@@ -153,7 +153,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
         return
     config = contents.config
     for part, feature in (("magnitude", "dora"), ("bias", "lora-bias")):
-        if any(part in parts for parts, _ in contents.alike()):
+        if any(part in parts for parts, _ in contents.distinct_parts()):
             yield feature, ""
     if (config.get("bias") or "none") != "none":
         yield "bias", ""
@@ -164,7 +164,7 @@ def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Ite
     yield from _init_features(contents, base)
     if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
         yield "mla", ""
-    yield from _scales(contents)
+    yield from _scale_features(contents)
     yield from _fusion_features(contents, base)
     if base is not None:
         yield from _base_features(contents, base)
@@ -212,7 +212,7 @@ def _kind_features(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "other-kind", str(contents.config["peft_type"])
         yield "kind-unsettled", str(contents.config["peft_type"])
         return
-    for delta in contents.others.values():
+    for delta in contents.other_deltas.values():
         if isinstance(delta, StackedLowRank):
             yield "experts", ""
             continue
@@ -225,7 +225,7 @@ def _kind_features(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "alora", ""
 
 
-def _scales(contents: Contents) -> Iterator[tuple[str, str]]:
+def _scale_features(contents: Contents) -> Iterator[tuple[str, str]]:
     """Yield features of ranks and scales."""
     ranks = set(contents.ranks.values())
     if ranks and max(ranks) > 16:
@@ -292,14 +292,14 @@ def _base_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, st
 def _mlx_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     from adapterhub_converters.formats.mlx import names  # late, like readers
 
-    if refused := names.refused((*contents.pairs, *contents.others), base):
+    if refused := names.unsupported_reason((*contents.pairs, *contents.other_deltas), base):
         yield "not-in-mlx", refused
 
 
 def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     """Yield modules under names that the model in memory does not have (see `bases.canonical_names`)."""
     kind = base.model_type
-    old = next((target for target in contents.pairs if canonical_names.in_memory(target, kind) != target), None)
+    old = next((target for target in contents.pairs if canonical_names.name_in_memory(target, kind) != target), None)
     if old and kind in canonical_names.PEFT_SKIPS_OLD_NAMES:
         yield "old-names", old
     elif old and kind in canonical_names.PEFT_REFUSES_OLD_NAMES:
@@ -309,11 +309,11 @@ def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str
 def _llama_cpp_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
     """Yield the first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
     try:
-        architecture = base.mapped()
+        architecture = base.llama_cpp_architecture()
     except RefusedError:
         yield "unmapped", base.architecture or "an unnamed architecture"
         return
-    stacked = (target for target, delta in contents.others.items() if isinstance(delta, StackedLowRank))
+    stacked = (target for target, delta in contents.other_deltas.items() if isinstance(delta, StackedLowRank))
     for target in (*contents.pairs, *stacked):
         if architecture.stem(target) is None:
             yield "unmapped", target

@@ -12,9 +12,9 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import TypeVar
 
 from adapterhub.checks.target_modules import block_of
-from adapterhub_converters.adapter import Delta, StackedLowRank, Tuned
+from adapterhub_converters.adapter import Delta, StackedLowRank, TunedModule
 from adapterhub_converters.bases import BaseSpec, BaseTensor
-from adapterhub_converters.bases.canonical_names import in_memory
+from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.containers.safetensors_file import TensorKind
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
@@ -36,7 +36,7 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Yield the disagreements of an adapter with a base, in both directions."""
     yield from tied_weight_problems(contents, base)
     for note in base.notes:
-        yield Problem("base-incomplete", "", base.where, note)
+        yield Problem("base-incomplete", "", base.source, note)
     # Shapes are unknown, for example for a base of which only an index was fetched.
     if not base.tensors and base.names and not base.derived:
         yield from _name_problems(contents, base)
@@ -45,11 +45,11 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
         message = "no weight files; " + (
             "shapes are derived from its config" if base.derived else "only its config was compared"
         )
-        yield Problem("base-without-weights", "", base.where, message)
+        yield Problem("base-without-weights", "", base.source, message)
         if not base.derived:
             return
         base = dataclasses.replace(base, tensors=base.derived)
-    base = yield from _renamed(contents, _replicate_layers(contents, base))
+    base = yield from _rename_base(contents, _replicate_layers(contents, base))
     missing: list[str] = []
     for target, parts in contents.pairs.items():
         weight = weight_of(base, target)
@@ -59,23 +59,23 @@ def shape_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
             yield Problem("shape-unknown", contents.weights, target, weight)
         else:
             transposed = is_conv1d(base) and last_of(target) not in OUTPUTS
-            yield from _shapes(contents.weights, target, parts, weight, transposed=transposed, known=bool(base.model_type))
-    yield from _others(contents, base, missing)
+            yield from _pair_problems(contents.weights, target, parts, weight, transposed=transposed, known_model=bool(base.model_type))
+    yield from _other_delta_problems(contents, base, missing)
     yield from _tuner_problems(contents, base, missing)
-    yield from _replaced(contents, base, missing)
-    yield from _rows(contents, base, missing)
+    yield from _replacement_problems(contents, base, missing)
+    yield from _row_problems(contents, base, missing)
     depths = depths_of(base.tensors) if base.derived else {}
-    yield from _missing(contents.weights, base, [name for name in missing if not _not_derived(contents, base, name, depths)])
+    yield from _missing_problems(contents.weights, base, [name for name in missing if not _not_derived(contents, base, name, depths)])
     yield from _coverage_problems(contents, base)
 
 
 def _name_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem]:
     """Yield disagreements in names with a base whose shapes are unknown: missing modules, and layers too many or too few."""
     without_shapes = dataclasses.replace(base, tensors={name: BaseTensor((), "") for name in base.names})
-    base = yield from _renamed(contents, without_shapes)
+    base = yield from _rename_base(contents, without_shapes)
     changed = [*contents.targets, *contents.replaced, *contents.copies, *contents.rows]
     blocks = _with_experts(base)
-    yield from _missing(contents.weights, base, [name for name in changed if not _is_named(name, base, blocks)])
+    yield from _missing_problems(contents.weights, base, [name for name in changed if not _is_named(name, base, blocks)])
     yield from _coverage_problems(contents, base)
 
 
@@ -110,7 +110,7 @@ def _is_range(item: object) -> bool:
     return isinstance(item, list) and len(item) == 2 and all(type(n) is int and 0 <= n <= 1000 for n in item)
 
 
-def _renamed(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
+def _rename_base(contents: Contents, base: BaseSpec) -> Generator[Problem, None, BaseSpec]:
     """Return the base under the adapter's names of its modules, and yield a problem for each renaming.
 
     Transformers' own renaming is tried first, then one exchange of prefixes that explains most of what is missing.
@@ -156,7 +156,7 @@ def _missing_targets(contents: Contents, base: BaseSpec) -> list[str]:
 
 def _in_memory(names: Mapping[str, _T], base: BaseSpec) -> dict[str, _T]:
     """Return the names that transformers gives parameters when it loads them."""
-    return {in_memory(name, base.model_type): value for name, value in names.items()}
+    return {name_in_memory(name, base.model_type): value for name, value in names.items()}
 
 
 def _without_prefix(names: Mapping[str, _T], prefix: str) -> dict[str, _T]:
@@ -186,7 +186,7 @@ def weight_of(base: BaseSpec, target: str) -> BaseTensor | str | None:
     return base.packed.get(f"{target}.weight") or base.packed.get(target)
 
 
-def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transposed: bool, known: bool) -> Iterator[Problem]:
+def _pair_problems(file: str, target: str, parts: Parts, weight: BaseTensor, *, transposed: bool, known_model: bool) -> Iterator[Problem]:
     """Yield the disagreement of a low-rank pair with the base's weight."""
     actual = delta_shape(parts)
     if actual is None or len(weight.shape) != 2:
@@ -197,7 +197,7 @@ def _shapes(file: str, target: str, parts: Parts, weight: BaseTensor, *, transpo
     if actual == expected:
         return
     # The transpose: only the model's class, in its config, could tell which is right.
-    if not known and actual == expected[::-1]:
+    if not known_model and actual == expected[::-1]:
         message = f"the base stores {expected}; without its config.json it is unknown which of them is the input"
         yield Problem("shape-unknown", file, target, message)
         return
@@ -222,12 +222,12 @@ def delta_shape(parts: Parts) -> tuple[int, int] | None:
     return (first.shape[1], second.shape[0]) if embedding else (second.shape[0], first.shape[1])
 
 
-def _others(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+def _other_delta_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Yield the disagreements of deltas that are not a pair of matrices."""
-    blocks = _with_experts(base) if contents.others else ()
-    loaded = _in_memory(base.tensors, base) if contents.others else {}
-    for target, delta in contents.others.items():
-        weight = base.tensor(target) or weight_of(base, target) or _stacked(base, target) or loaded.get(target)
+    blocks = _with_experts(base) if contents.other_deltas else ()
+    loaded = _in_memory(base.tensors, base) if contents.other_deltas else {}
+    for target, delta in contents.other_deltas.items():
+        weight = base.tensor(target) or weight_of(base, target) or _stacked_experts(base, target) or loaded.get(target)
         if weight is None and block_of(target) in blocks:
             weight = "stored expert by expert; transformers stacks them when it loads"
         if weight is None:
@@ -260,7 +260,7 @@ def _tuner_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> I
             yield Problem("shape-mismatch", contents.weights, target, message, "", str(weight.shape), actual)
 
 
-def _prompt_problems(contents: Contents, base: BaseSpec, change: Tuned) -> Iterator[Problem]:
+def _prompt_problems(contents: Contents, base: BaseSpec, change: TunedModule) -> Iterator[Problem]:
     """Yield the disagreement of tokens that are put before the input with the base's widths, as far as its config has them."""
     ((part, tensor),) = change.parts()
     layers = base.config.get("num_hidden_layers")
@@ -288,7 +288,7 @@ def _classifier_problems(contents: Contents, base: BaseSpec) -> Iterator[Problem
 _LISTED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 
 
-def _stacked(base: BaseSpec, target: str) -> BaseTensor | None:
+def _stacked_experts(base: BaseSpec, target: str) -> BaseTensor | None:
     """Return the parameter that transformers 5 stacks from experts that are separate in the files."""
     module, _, name = target.rpartition(".")
     old = module.replace(".mlp.", ".block_sparse_moe.")  # Mixtral's
@@ -322,7 +322,7 @@ def _possible_shapes(delta: Delta) -> set[tuple[int, ...]]:
     return {shape}
 
 
-def _replaced(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+def _replacement_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Yield the disagreements of whole tensors with those of the base that they replace or copy."""
     heads: dict[str, TensorKind] = {}
     # A head of the task is a top-level module that the base lacks.
@@ -355,7 +355,7 @@ def _whole_tensor_problem(file: str, name: str, tensor: TensorKind, weight: Base
     return Problem(code, file, name, message, "", str(weight.shape), str(tensor.shape))
 
 
-def _rows(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+def _row_problems(contents: Contents, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Yield the disagreements of replaced token rows with the base's table."""
     for target, tensor in contents.rows.items():
         weight = weight_of(base, target)
@@ -382,11 +382,11 @@ def _not_derived(contents: Contents, base: BaseSpec, name: str, depths: Mapping[
         is_whole_tensor
         or layer_of(name) is None
         or ".experts." in name
-        or f"{in_memory(name, base.model_type)}.weight" in base.tensors
+        or f"{name_in_memory(name, base.model_type)}.weight" in base.tensors
     )
 
 
-def _missing(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
+def _missing_problems(file: str, base: BaseSpec, missing: list[str]) -> Iterator[Problem]:
     """Yield one problem for all layers that the base lacks, and one for each other module."""
     if not missing:
         return

@@ -91,7 +91,7 @@ def chosen_layers(config: Mapping[str, Any]) -> frozenset[float] | None:
     return frozenset(layer for layer in (layers if isinstance(layers, list) else [layers]) if isinstance(layer, int | float))
 
 
-def within(names: Collection[str], module: str) -> bool:
+def is_within(names: Collection[str], module: str) -> bool:
     """Return whether one of `names` is a module or part of its path: `lm_head` of `model.lm_head.dense`."""
     parts = module.split(".")
     # With few names compare each; with many look up every part of the path in the set.
@@ -119,7 +119,7 @@ def targeted_modules(contents: Contents, base: BaseSpec) -> set[str]:
             continue
         if top_modules is not None and module.split(".", 1)[0] not in top_modules:
             continue
-        if saved and within(saved, module):
+        if saved and is_within(saved, module):
             continue
         if excluded and matches(excluded, excluded_names, module, None):
             continue

@@ -11,13 +11,13 @@ from adapterhub_converters.errors import UsageError
 from . import remotes
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import Place
+    from adapterhub.remotes.location import RemoteAddress
     from adapterhub.remotes.oci.referrers import Referrer
-    from adapterhub.remotes.protocol import Referring
+    from adapterhub.remotes.protocol import ReferringTarget
 
 
 @contextmanager
-def opened(address: str) -> Iterator[tuple[Referring, Place]]:
+def open_referrers(address: str) -> Iterator[tuple[ReferringTarget, RemoteAddress]]:
     """Open an address that can have attachments; raise UsageError for any other."""
     from adapterhub.remotes.location import is_address, parse
 
@@ -25,19 +25,19 @@ def opened(address: str) -> Iterator[tuple[Referring, Place]]:
         hint = "Copy it to a registry or a layout first, like oci://HOST/NAME:TAG or layout://PATH:NAME"
         raise UsageError(address, "is not an address, and attachments are stored at an address", hint)
     parsed = parse(address)
-    with remotes.opened(address) as remote:
-        referring = remote.referring()
+    with remotes.open_address(address) as remote:
+        referring = remote.as_referring_target()
         if referring is None:
             raise UsageError(address, "does not support attachments", "Use an OCI registry or an image layout")
         yield referring, parsed
 
 
-def carry(source: str, target: str) -> int:
+def copy_attachments(source: str, target: str) -> int:
     """Copy the attachments of a version to the address it will be copied to, and return their number."""
     from adapterhub.remotes.oci import referrers
 
-    with opened(source) as (source_remote, source_place), opened(target) as (target_remote, _):
-        return len(referrers.copy(source_remote, source_remote.manifest(source_place.reference).digest, target_remote))
+    with open_referrers(source) as (source_remote, source_place), open_referrers(target) as (target_remote, _):
+        return len(referrers.copy_referrers(source_remote, source_remote.manifest(source_place.reference).digest, target_remote))
 
 
 def document(referrer: Referrer) -> dict[str, object]:

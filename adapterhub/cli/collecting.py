@@ -11,8 +11,8 @@ from adapterhub.cli import output
 from adapterhub.cli.options import Settings, dry_run_option
 
 if TYPE_CHECKING:
-    from adapterhub.maintenance.gc import Swept
-    from adapterhub.serve.served import Removed
+    from adapterhub.maintenance.gc import GcResult
+    from adapterhub.serve.served import SweepResult
 
 
 def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -36,13 +36,13 @@ def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[
     return lambda function: dry_run_option(grace(last(tagged(function))))
 
 
-def emit_swept(settings: Settings, swept: Swept, served: Removed | None = None) -> None:
+def emit_swept(settings: Settings, swept: GcResult, served: SweepResult | None = None) -> None:
     """Print what a gc removed; `served` counts versions that were prepared for runtimes, which a hub doesn't have."""
     output.emit(_document(swept, served), as_json=settings.as_json, text=lambda: _text(swept, served))
 
 
-def _document(swept: Swept, served: Removed | None) -> dict[str, Any]:
-    prepared = {"served": served.folders, "served_size": served.size, "served_held": served.held} if served else {}
+def _document(swept: GcResult, served: SweepResult | None) -> dict[str, Any]:
+    prepared = {"served": served.folders, "served_size": served.size, "served_held": served.in_use} if served else {}
     return {
         "dry_run": swept.dry_run,
         "dropped": [str(ref) for ref in swept.dropped],
@@ -59,7 +59,7 @@ def _document(swept: Swept, served: Removed | None) -> dict[str, Any]:
     }
 
 
-def _text(swept: Swept, served: Removed | None) -> None:
+def _text(swept: GcResult, served: SweepResult | None) -> None:
     remove, keep = ("would remove", "would keep") if swept.dry_run else ("removed", "kept")
     for ref in swept.dropped:
         output.write(f"{remove} {ref}")
@@ -78,7 +78,7 @@ def _text(swept: Swept, served: Removed | None) -> None:
         output.write(
             f"{output.plural(swept.waiting, 'unused blob')}, {output.size(swept.waiting_size)}: within the grace period"
         )
-    held_count = served.held if served else 0
+    held_count = served.in_use if served else 0
     if held_count:
         output.write(f"{output.plural(held_count, 'served version')}: held by a running server")
     if not (swept.dropped or swept.waiting or held_count or any(count for count, _, _ in counts)):

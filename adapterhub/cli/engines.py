@@ -48,7 +48,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class EngineChoice:
     """An engine that is not started, its base, and the name of the base in requests."""
 
     engine: Engine
@@ -57,7 +57,7 @@ class Opened:
 
 
 @contextmanager
-def opened(
+def open_engine(
     base: str,
     settings: Settings,
     *,
@@ -67,16 +67,16 @@ def opened(
     name: str | None,
     max_rank: int,
     nf4: bool,
-    **more: Any,
-) -> Iterator[Opened]:
+    **fields: Any,
+) -> Iterator[EngineChoice]:
     """Open the engine of `engine_options` on a base, and print which one it is; `more` are fields of `Wanted`."""
     from adapterhub import base_sources
     from adapterhub.serve.engines import choosing
 
     spec = inputs.read_base(base, settings)
-    base_name = name or _name(base, spec)
+    base_name = name or _base_name(base, spec)
     with tempfile.TemporaryDirectory(prefix="adapterhub-serve-") as folder:
-        choice = choosing.Wanted(
+        choice = choosing.EngineOptions(
             engine,
             spec,
             base_name,
@@ -91,9 +91,9 @@ def opened(
             nf4=nf4,
             cache=environment.cache_folder(),
             tell=lambda note: output.say(output.one_line(note)),
-            **more,
+            **fields,
         )
-        chosen_engine = choosing.opened(choice)
+        chosen_engine = choosing.open_engine(choice)
         if chosen_engine.name == "torch":
             # Before the engine starts, which imports torch.
             environment.prepare_torch(same_bits_in_batches=True)
@@ -102,10 +102,10 @@ def opened(
                 f"engine: {chosen_engine.name}" + (" (found here; --engine chooses another)" if engine == "auto" else "")
             )
         )
-        yield Opened(chosen_engine, spec, base_name)
+        yield EngineChoice(chosen_engine, spec, base_name)
 
 
-def _name(base: str, spec: BaseSpec) -> str:
+def _base_name(base: str, spec: BaseSpec) -> str:
     """Return the name of a base in requests: its name on the Hub, or the name of its file or folder."""
     if "://" in base:
         return spec.repo or base.rpartition("/")[2]

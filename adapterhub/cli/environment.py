@@ -136,7 +136,7 @@ def author() -> str:
     return ""
 
 
-def hub_settings(settings: Settings, **more: Any) -> HubSettings:
+def hub_settings(settings: Settings, **options: Any) -> HubSettings:
     """Return the settings of the hub: in the folder of the registry, or where ADAPTERHUB_DATABASE and ADAPTERHUB_BLOBS say.
 
     The address of a database contains its password, so it is no option: others on the machine can read the words of a command.
@@ -144,7 +144,7 @@ def hub_settings(settings: Settings, **more: Any) -> HubSettings:
     from adapterhub.hub.settings import HubSettings
 
     defaults = {"database": os.environ.get(DATABASE, ""), "blobs": os.environ.get(BLOBS, ""), "environ": os.environ}
-    given_options = {key: value for key, value in more.items() if value is not None}
+    given_options = {key: value for key, value in options.items() if value is not None}
     return HubSettings(registry=registry_folder(settings), **{**defaults, **given_options})
 
 
@@ -242,24 +242,24 @@ def known_hosts() -> KnownHosts:
 def trusts(owner: str, file: Path) -> bool:
     """Return whether a project may lead to an owner's address: the user knows the owner, or allows it now on a terminal."""
     hosts = known_hosts()
-    if hosts.knows(owner):
+    if hosts.is_known(owner):
         return True
     # A shell that completes a word must not be asked a question.
     if not (sys.stdin.isatty() and sys.stderr.isatty()) or _COMPLETION_VARIABLE in os.environ:
         return False
     from . import output
 
-    if not output.agreed(f"{file.name} names {owner.removeprefix('https://')}, which you have not used before. Connect?"):
+    if not output.confirm(f"{file.name} names {owner.removeprefix('https://')}, which you have not used before. Connect?"):
         return False
-    hosts.keep(owner)
+    hosts.remember(owner)
     return True
 
 
-def used(address: str) -> None:
+def remember_host(address: str) -> None:
     """Remember the hosts of an address that the user named, because a file of the project names them from now on."""
     from adapterhub.remotes.location import parse
 
-    known_hosts().keep(parse(address).owner)
+    known_hosts().remember(parse(address).owner)
 
 
 def is_offline() -> bool:
@@ -438,7 +438,7 @@ def remote(name: str) -> Remote:
     return named_remotes[remote_name]
 
 
-def remote_to_ask(name: str) -> Remote:
+def trusted_remote(name: str) -> Remote:
     """Return a remote by its name, or the default one, to send requests to.
 
     Raises:
@@ -446,9 +446,9 @@ def remote_to_ask(name: str) -> Remote:
     """
     named_remote = remote(name)
     if (project_settings := project()) and named_remote.path == project_settings.path:
-        from adapterhub.remotes.configured import nobody
+        from adapterhub.remotes.configured import unused_address
 
-        Workspace(trusts=trusts).admitted(nobody(named_remote.url), named_remote.path)
+        Workspace(trusts=trusts).admitted_address(unused_address(named_remote.url), named_remote.path)
     return named_remote
 
 
@@ -459,23 +459,23 @@ def remote_at(text: str) -> Remote:
     """
     from adapterhub.remotes.configured import Remote, check_url
 
-    return Remote("", check_url(text), Path()) if "://" in text else remote_to_ask(text)
+    return Remote("", check_url(text), Path()) if "://" in text else trusted_remote(text)
 
 
-def at_remote(ref: str, name: str | None) -> str:
+def ref_at_remote(ref: str, name: str | None) -> str:
     """Return the address of a ref on the remote that --remote names; the ref itself without the option."""
     if name is None:
         return ref
-    from adapterhub.remotes.configured import below
+    from adapterhub.remotes.configured import address_below
 
-    return below(remote_to_ask(name).url, ref)
+    return address_below(trusted_remote(name).url, ref)
 
 
-def on_remote(text: str, name: str | None) -> str:
+def source_at_remote(text: str, name: str | None) -> str:
     """Do as `at_remote` for a SRC: an address, or a path that is written as one, like ./sql, is returned unchanged."""
     from adapterhub.remotes.location import is_address
 
-    return text if name is None or is_address(text) or text.startswith((".", "/")) else at_remote(text, name)
+    return text if name is None or is_address(text) or text.startswith((".", "/")) else ref_at_remote(text, name)
 
 
 def complete_remote(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -486,20 +486,20 @@ def complete_remote(_context: click.Context, _parameter: click.Parameter, typed:
         return []
 
 
-def _check_remote_name(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+def _check_remote_name(_context: click.Context, _option: click.Parameter, name: str | None) -> str | None:
     # An eager callback, because it must run before arguments are counted: a REF that was parsed as the name would be reported
     # as missing.
-    if value and ("/" in value or ":" in value):
-        hint = "Give an address without --remote" if "://" in value else "Write --remote last, or --remote NAME"
-        raise UsageError(value[:80], "cannot be the name of a remote", hint)
-    return value
+    if name and ("/" in name or ":" in name):
+        hint = "Give an address without --remote" if "://" in name else "Write --remote last, or --remote NAME"
+        raise UsageError(name[:80], "cannot be the name of a remote", hint)
+    return name
 
 
 def _check_remote_name_or_url(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
     return value if value and "://" in value else _check_remote_name(context, option, value)
 
 
-def _remote_option(what: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]) -> Callable[[F], F]:
+def _remote_option(help_text: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]) -> Callable[[F], F]:
     return click.option(
         "--remote",
         metavar="[NAME]",
@@ -508,7 +508,7 @@ def _remote_option(what: str, check: Callable[[click.Context, click.Parameter, s
         is_eager=True,
         callback=check,
         shell_complete=complete_remote,
-        help=what,
+        help=help_text,
     )
 
 
@@ -519,7 +519,7 @@ served_remote_option = _remote_option(
 
 
 @contextmanager
-def hinting(where: str) -> Iterator[None]:
+def hint_default_remote(source: str) -> Iterator[None]:
     """Add to the error for a ref that the registry doesn't have how to ask the default remote; not for an address."""
     from adapterhub.remotes.location import is_address
 
@@ -527,6 +527,6 @@ def hinting(where: str) -> Iterator[None]:
         yield
     except NotFoundError as error:
         with suppress(AdapterhubError):
-            if not is_address(where) and (name := default_remote()) and name in remotes():
+            if not is_address(source) and (name := default_remote()) and name in remotes():
                 errors.add_hint(error, f"`--remote` asks {name}", separator="; ")
         raise

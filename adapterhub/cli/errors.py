@@ -141,7 +141,7 @@ def _with_flags(fields: Mapping[str, object]) -> dict[str, object]:
     return {**fields, "options": " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)}
 
 
-def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubError | None:
+def reword(error: AdapterhubError | None) -> AdapterhubError | None:
     """Replace the parameter of an error by its option, and its hint by that of its code; return the error."""
     if error is None or error.worded:
         return error
@@ -160,7 +160,7 @@ def in_words_of_the_command_line(error: AdapterhubError | None) -> AdapterhubErr
 _LONGEST_LINE, _MOST_LINES = 2000, 50
 
 
-def lines(error: AdapterhubError) -> list[str]:
+def error_lines(error: AdapterhubError) -> list[str]:
     """Return the lines to print for an error: its problems, or the error itself, with the whole hint at the end.
 
     Names from others are in them, and lists of such names; others choose their number and length, so both are limited.
@@ -177,11 +177,11 @@ def _shorten(text: str) -> str:
     return f"{text[:_LONGEST_LINE]} … and {surplus:,} characters more" if surplus > 0 else text
 
 
-def add_hint(error: AdapterhubError, more: str, *, separator: str = ". ") -> None:
+def add_hint(error: AdapterhubError, addition: str, *, separator: str = ". ") -> None:
     """Append to the hint of an error, in the words of the command line."""
-    in_words_of_the_command_line(error)
+    reword(error)
     separator = " " if error.hint.endswith("?") else separator
-    error.hint = f"{error.hint}{separator}{more}" if error.hint else more
+    error.hint = f"{error.hint}{separator}{addition}" if error.hint else addition
     error.worded = True
 
 
@@ -191,7 +191,7 @@ def say(error: AdapterhubError, *, about: str = "") -> None:
     The code is one that `adapterhub explain` knows: the code of the class replaces one of another server.
     """
     code = error.code if error.code in ERRORS or error.code in FINDINGS else error.default_code
-    for number, line in enumerate(lines(in_words_of_the_command_line(error) or error)):
+    for number, line in enumerate(error_lines(reword(error) or error)):
         output.say(output.one_line(f"error: {about}{line}"), aside=f"[{code}]" if not number else "")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub import base_sources, sources
-from adapterhub.sources import Source, as_folder, existing, given, here, naming, parent, place
+from adapterhub.sources import Source, as_folder, existing_path, initial_adapter, local_base_path, relabel_errors, parent, link_or_copy
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
@@ -38,15 +38,15 @@ def byte_count(text: str, option: str) -> int:
     return count
 
 
-def opened(text: str, settings: Settings, *, notes: bool = True) -> AbstractContextManager[Source]:
+def open_source(text: str, settings: Settings, *, notes: bool = True) -> AbstractContextManager[Source]:
     """See `sources.opened`; prints its notes, such as that a version is deprecated, unless `notes` is off."""
     settings_workspace = workspace(settings)
-    return sources.opened(text, settings_workspace if notes else dataclasses.replace(settings_workspace, tell=lambda _: None))
+    return sources.open_source(text, settings_workspace if notes else dataclasses.replace(settings_workspace, tell=lambda _: None))
 
 
 def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:
     """See `sources.in_place`."""
-    return sources.in_place(text, workspace(settings))
+    return sources.open_in_place(text, workspace(settings))
 
 
 def ref_of(text: str, settings: Settings) -> Ref | None:
@@ -66,7 +66,7 @@ def weights(text: str, settings: Settings) -> Path:
 
 def base_name(text: str, settings: Settings) -> str | None:
     """See `base_sources.base_name`."""
-    return base_sources.base_name(text, workspace(settings))
+    return base_sources.registered_base_name(text, workspace(settings))
 
 
 def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
@@ -76,5 +76,5 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
         total = f" of {output.size(spec.size)}" if spec.size else ""
         output.say(f"read {output.size(spec.fetched)}{total} by range")
     for note in spec.notes if notes else ():
-        output.say(output.one_line(f"note: {note} ({spec.where})"))
+        output.say(output.one_line(f"note: {note} ({spec.source})"))
     return spec

@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Version
 
 
-def keep_version(settings: Settings, ref: str, version: Version) -> None:
+def record_local_version(settings: Settings, ref: str, version: Version) -> None:
     """Record a version of the local registry in the lock file."""
     from adapterhub.ref import Ref
 
-    keep(ref, None, locking.here(str(Ref(version.name, digest=version.digest)), workspace(settings)))
+    record(ref, None, locking.local_manifest(str(Ref(version.name, digest=version.digest)), workspace(settings)))
 
 
-def keep(ref: str, address: str | None, manifest: Manifest) -> None:
+def record(ref: str, address: str | None, manifest: Manifest) -> None:
     """Record a version in the lock file; `address` is None for one of the local registry."""
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
     if address is not None:
-        environment.used(address)
+        environment.remember_host(address)
     is_new = lockfile.record(path, {(locked := locking.entry(ref, address, manifest)).name: locked})
-    output.say(output.one_line(f"{'locked' if is_new else 'already locked'}: {locked.ref} in {shown(path)}"))
+    output.say(output.one_line(f"{'locked' if is_new else 'already locked'}: {locked.ref} in {display_path(path)}"))
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """Return the path of a lock file as shown to the user: its name alone in the working folder."""
     return path.name if path.parent == Path.cwd() else str(path)

@@ -9,7 +9,7 @@ from adapterhub_converters.errors import UsageError
 from . import environment
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.oci.address import Address
+    from adapterhub.remotes.oci.address import OciAddress
 
 
 HUBS = {"hub+https": "oci+https", "hub+http": "oci+http"}
@@ -22,13 +22,13 @@ def is_hub(text: str) -> bool:
 
 
 def _url(text: str) -> str:
-    remote = environment.remote_to_ask(text) if text in environment.remotes() else None
+    remote = environment.trusted_remote(text) if text in environment.remotes() else None
     return remote.url if remote else text if "://" in text else f"oci://{text}"
 
 
-def address_of(text: str) -> Address:
+def address_of(text: str) -> OciAddress:
     """Return the registry that a host, a URL or a remote names; raise UsageError for a kind with logins of its own."""
-    from adapterhub.remotes.oci.address import Address
+    from adapterhub.remotes.oci.address import OciAddress
 
     url = _url(text)
     scheme, _, remainder = url.partition("://")
@@ -41,7 +41,7 @@ def address_of(text: str) -> Address:
     if not scheme.startswith("oci"):
         raise UsageError(f"{scheme}://", "has logins of its own", _HINTS.get(scheme, _OTHER_HINT))
     # A login is for a whole registry, so any repository name will do.
-    return Address.parse(f"{scheme}://{remainder.partition('/')[0]}/x")
+    return OciAddress.parse(f"{scheme}://{remainder.partition('/')[0]}/x")
 
 
 _OTHER_HINT = "Its own tools store them, and adapterhub reads those"

@@ -199,7 +199,7 @@ def run(arguments: list[str]) -> int:
         except (BrokenPipeError, KeyboardInterrupt):
             raise
         except Exception as error:  # noqa: BLE001 - the last line of defense: users see no traceback
-            reportable = _known(error, arguments)
+            reportable = _reportable_error(error, arguments)
             code, reported = reportable.exit_code, True
             _report(reportable, arguments)
         sys.stdout.flush()
@@ -245,9 +245,9 @@ def _invoke(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _known(error: Exception, arguments: list[str]) -> AdapterhubError:
+def _reportable_error(error: Exception, arguments: list[str]) -> AdapterhubError:
     """Return the error to report for any exception; for a bug, it names a file with the traceback."""
-    reportable = errors.in_words_of_the_command_line(translate(error, arguments))
+    reportable = errors.reword(translate(error, arguments))
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
         # Printed by `say`, because a traceback can contain texts from others.

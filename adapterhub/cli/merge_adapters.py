@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.ref import Ref
 
 
-def into_adapter(
+def merge_into_adapter(
     settings: Settings,
     adapters: Sequence[inputs.Source],
     weights: Sequence[float],

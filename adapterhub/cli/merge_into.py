@@ -40,7 +40,7 @@ def run(
     places: tuple[str, str],
     into: Mapping[str, Any],
     *,
-    how: Recipe | None = None,
+    method: Recipe | None = None,
     replace: bool = False,
 ) -> None:
     """Merge into a base by a method, or as a sum if `how` is None, or show the plan; `places` are the base and the output."""
@@ -61,14 +61,14 @@ def run(
         combining.check_place(out, base)
     if into["no_digest"] and not into["recipe_only"]:
         raise UsageError("--no-digest", "is for a recipe", "Add --recipe-only", code="conflicting-options")
-    if how and into["recipe_only"]:
+    if method and into["recipe_only"]:
         raise UsageError("--recipe-only", "records a sum of adapters, and no method", "Leave one of the two out")
     # A folder merged into a .gguf is also converted; a GGUF base stays one by itself.
     gguf = base.is_dir() and out.suffix == ".gguf" and not into["recipe_only"]
     # Refuse an output that exists before the merge is prepared, which reads all weights.
     if not into["dry_run"] and not into["recipe_only"]:
         atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
-    merge, options = combining.prepare_into(adapters, weights, base, options, gguf=gguf, method=how)
+    merge, options = combining.prepare_merge_into(adapters, weights, base, options, gguf=gguf, method=method)
     for warning in merge.report.warnings:
         output.say(output.one_line(f"warning: {warning}"))
     if into["recipe_only"] and not into["dry_run"]:
@@ -80,8 +80,8 @@ def run(
             merge, options, base, places[1], settings_workspace, source=places[0], digests=digests, replace=replace
         )
         for address in filter(sources.is_address, (adapter.ref or "" for adapter in recipe.recipe.adapters)):
-            environment.used(address)
-        recipes.written(recipe, merge.report.size, as_json=settings.as_json)
+            environment.remember_host(address)
+        recipes.show_written(recipe, merge.report.size, as_json=settings.as_json)
         return
     report = merge.report
     if not into["dry_run"]:

@@ -16,7 +16,7 @@ import click
 from adapterhub_converters import formats, linear
 from adapterhub_converters.errors import AdapterhubError, OutputExistsError, UsageError
 
-from .errors import in_words_of_the_command_line
+from .errors import reword
 from .progress import EVENTS, QUIET
 
 _COUNT = linear.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
@@ -84,7 +84,7 @@ class Command(click.Command):
             # --replace does not apply to a picture, so its hint would mislead there.
             if isinstance(error, OutputExistsError) and "replace" in ctx.params and error.where != ctx.params.get("plot"):
                 error.code = "output-exists"
-            in_words_of_the_command_line(error)
+            reword(error)
             raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -144,14 +144,14 @@ def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], click.
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def base_option(detail: str, **more: Any) -> Decorator:
+def base_option(detail: str, **attributes: Any) -> Decorator:
     """Return the option `--base BASE`: the base model."""
-    return click.option("--base", metavar="BASE", help=f"Base model: {detail}", **more)
+    return click.option("--base", metavar="BASE", help=f"Base model: {detail}", **attributes)
 
 
-def output_option(detail: str, **more: Any) -> Decorator:
+def output_option(detail: str, **attributes: Any) -> Decorator:
     """Return the option `-o OUT`, the argument `out`: the file or folder to write."""
-    return click.option("-o", "--output", "out", metavar="OUT", help=f"Output: {detail}", **more)
+    return click.option("-o", "--output", "out", metavar="OUT", help=f"Output: {detail}", **attributes)
 
 
 def replace_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,9 +169,9 @@ def plot_option(detail: str) -> Decorator:
     return click.option("--plot", metavar="PNG", help=f"Also draw {detail} (needs matplotlib).")
 
 
-def adapter_option(detail: str, **more: Any) -> Decorator:
+def adapter_option(detail: str, **attributes: Any) -> Decorator:
     """Return the option `--adapter SRC`, repeatable; the argument `adapters`."""
-    return click.option("--adapter", "adapters", metavar="SRC", multiple=True, help=f"Adapter: {detail}; repeatable.", **more)
+    return click.option("--adapter", "adapters", metavar="SRC", multiple=True, help=f"Adapter: {detail}; repeatable.", **attributes)
 
 
 def headers_only_option(detail: str) -> Decorator:
@@ -179,9 +179,9 @@ def headers_only_option(detail: str) -> Decorator:
     return click.option("--headers-only", is_flag=True, help=f"Read headers only: {detail}")
 
 
-def explain_option(detail: str, **more: Any) -> Decorator:
+def explain_option(detail: str, **attributes: Any) -> Decorator:
     """Return the option `--explain NAME`: documentation of one thing."""
-    return click.option("--explain", "about", metavar="NAME", help=f"Explain a {detail}", **more)
+    return click.option("--explain", "about", metavar="NAME", help=f"Explain a {detail}", **attributes)
 
 
 def rank_option(detail: str) -> Decorator:
@@ -189,9 +189,9 @@ def rank_option(detail: str) -> Decorator:
     return click.option("--rank", metavar="R", type=click.IntRange(1), help=f"Rank of {detail}")
 
 
-def max_rank_option(detail: str, **more: Any) -> Decorator:
+def max_rank_option(detail: str, **attributes: Any) -> Decorator:
     """Return the option `--max-rank R`: the largest rank that is allowed."""
-    return click.option("--max-rank", metavar="R", type=click.IntRange(1), help=f"Maximum rank: {detail}", **more)
+    return click.option("--max-rank", metavar="R", type=click.IntRange(1), help=f"Maximum rank: {detail}", **attributes)
 
 
 class Choice(click.Choice[str]):
@@ -211,10 +211,10 @@ class Choice(click.Choice[str]):
             raise click.BadParameter(f"{error.message.rstrip('.')}. Did you mean {close[0]}?", ctx, param) from error
 
 
-def dtype_option(choices: Sequence[str], subject: str, *, default_text: str = "", **more: Any) -> Decorator:
+def dtype_option(choices: Sequence[str], subject: str, *, default_text: str = "", **attributes: Any) -> Decorator:
     """Return the option `--dtype DTYPE`: the type of numbers; `default_text` describes a default that varies."""
     help_text = f"Data type of {subject}: {', '.join(choices)}." + (f" [default: {default_text}]" if default_text else "")
-    return click.option("--dtype", metavar="DTYPE", type=Choice(choices), help=help_text, **more)
+    return click.option("--dtype", metavar="DTYPE", type=Choice(choices), help=help_text, **attributes)
 
 
 energy_option = click.option(
@@ -344,10 +344,10 @@ _LOSSES = (
 
 def loss_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that allow a conversion of an adapter to lose something: `dtype`, `allow_approx`, `allow_drop`."""
-    return losses_of(formats.DTYPES)(function)
+    return loss_options_with(formats.DTYPES)(function)
 
 
-def losses_of(dtypes: Sequence[str]) -> Decorator:
+def loss_options_with(dtypes: Sequence[str]) -> Decorator:
     """Return `loss_options` with these choices of `dtype`."""
 
     dtype = dtype_option(dtypes, "a GGUF file", default="source")
@@ -360,12 +360,12 @@ def losses_of(dtypes: Sequence[str]) -> Decorator:
     return decorate
 
 
-def dropped(values: Sequence[str]) -> tuple[str, ...]:
+def split_drops(values: Sequence[str]) -> tuple[str, ...]:
     """Return the words of every `--allow-drop`, which may be separated by commas."""
     return tuple(word.strip() for text in values for word in text.split(",") if word.strip())
 
 
-def conversion_options(*more: str) -> Decorator:
+def conversion_options(*other_names: str) -> Decorator:
     """Add `--to` and `loss_options` to a command, which gets them as one argument `conversion`; None without --to."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -375,7 +375,7 @@ def conversion_options(*more: str) -> Decorator:
         ) -> Any:
             return function(*args, conversion=_conversion(style, dtype, allow_approx, allow_drop), **kwargs)
 
-        return to_option((*formats.WRITTEN, *more))(loss_options(call))
+        return to_option((*formats.WRITTEN, *other_names))(loss_options(call))
 
     return decorate
 
@@ -389,4 +389,4 @@ def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ..
         raise UsageError("--to image", "does not convert the adapter", "Leave the other options out, or convert it first")
     from adapterhub.registry.recipe import Conversion
 
-    return Conversion(style, dtype, approx, dropped(drop))
+    return Conversion(style, dtype, approx, split_drops(drop))

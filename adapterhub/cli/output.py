@@ -25,7 +25,7 @@ from adapterhub_converters import display
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-size, number, plural = display.size, display.number, display.plural
+size, number, plural = display.format_size, display.format_count, display.format_plural
 
 
 def is_terminal() -> bool:
@@ -89,7 +89,7 @@ def one_line(text: str) -> str:
 _WORKFLOW_COMMAND = re.compile(r"(?m)(?<=#)#(?=[a-z]*\[)|^ *:(?=:)")
 
 
-def inert(text: str, spelled: str = "\\x{:02x}") -> str:
+def escape_workflow_commands(text: str, spelled: str = "\\x{:02x}") -> str:
     """Return `text` without commands to a runner of workflows.
 
     `spelled` is a format that writes a character as an escape of the text's language.
@@ -103,13 +103,13 @@ def _line(text: str) -> str:
     codes = _COLOR.split(text)
     codes[::2] = map(printable, codes[::2])
     codes[1::2] = [f"\x1b[{code}m" for code in codes[1::2]]
-    return inert("".join(codes))
+    return escape_workflow_commands("".join(codes))
 
 
 def write(text: str = "") -> None:
     """Print one line of the result; a terminal gets it broken between words if it does not fit."""
     line, screen = _line(text), width()
-    for piece in [line] if screen is None else _broken(line, screen):
+    for piece in [line] if screen is None else _wrap_line(line, screen):
         print(piece)
 
 
@@ -118,11 +118,11 @@ _PRINTED_COLOR = re.compile("\x1b\\[[0-9;]+m")
 _WORD = re.compile("^ +$| *(?:`[^`]*`|[^ ])+| +$")
 
 
-def _broken(line: str, screen: int) -> list[str]:
+def _wrap_line(line: str, screen: int) -> list[str]:
     """Break a printable line into pieces of at most `screen` columns; all but the first are indented, and no word is cut."""
 
-    def wide(text: str) -> int:
-        return len(_PRINTED_COLOR.sub("", text))
+    def wide(piece_: str) -> int:
+        return len(_PRINTED_COLOR.sub("", piece_))
 
     indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
     pieces, piece = [], ""
@@ -158,11 +158,11 @@ class Stream:
         self._line = ""
 
 
-def redraw(text: str, *, done: bool) -> None:
+def redraw(text: str, *, is_final: bool) -> None:
     """Print one line over the last one that was not done; a dumb terminal gets only lines that are done."""
     if os.environ.get("TERM") != "dumb":
-        print(f"\r{_line(text)}", end="\n" if done else "", flush=True)
-    elif done:
+        print(f"\r{_line(text)}", end="\n" if is_final else "", flush=True)
+    elif is_final:
         print(_line(text))
 
 
@@ -190,18 +190,18 @@ def say(text: str, *, aside: str = "", whole: bool = False) -> None:
     if aside:
         aside = f"  \x1b[2m{_line(aside)}\x1b[0m" if has_color(sys.stderr) else f"  {_line(aside)}"
     line = _line(text) + aside
-    pieces = _broken(line, shutil.get_terminal_size().columns) if sys.stderr.isatty() and not whole else [line]
+    pieces = _wrap_line(line, shutil.get_terminal_size().columns) if sys.stderr.isatty() and not whole else [line]
     print("\n".join(pieces), file=sys.stderr)
 
 
 @functools.cache
-def deprecated(ref: str, message: str | None) -> None:
+def warn_deprecated(ref: str, message: str | None) -> None:
     """Warn on stderr, once, that an adapter is deprecated; do nothing if `message` is None."""
     if message is not None:
         say(one_line(f"warning: {ref} is deprecated" + (f": {message}" if message else "")))
 
 
-def agreed(question: str) -> bool:
+def confirm(question: str) -> bool:
     """Ask a yes-or-no question on the terminal; return False for no, an empty answer and an interrupt."""
     import click
 
@@ -219,7 +219,7 @@ def write_json(document: Any) -> None:
 
 def json_text(document: Any, *, indent: int | None = None) -> str:
     """Return JSON in ASCII, without commands to a runner of workflows."""
-    return inert(json.dumps(document, indent=indent, ensure_ascii=True), "\\u{:04x}")
+    return escape_workflow_commands(json.dumps(document, indent=indent, ensure_ascii=True), "\\u{:04x}")
 
 
 def emit(document: Any, *, as_json: bool, text: Callable[[], None]) -> None:
@@ -258,7 +258,7 @@ def digest(text: str) -> str:
     return text[: len("sha256:") + 12] if is_terminal() else text
 
 
-def more(count: int, noun: str = "") -> str:
+def remainder_line(count: int, noun: str = "") -> str:
     """Return the last line of a shortened table or list, with the number of missing rows."""
     return f"… and {count:,} more{f' {noun}' if noun else ''} (--json has all)"
 
@@ -282,7 +282,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, screen: i
     """Return the lines of a table within `screen` columns; None for no limit."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = _widths(columns, rows)
-    visible = _shown(columns, widths, screen)
+    visible = _visible_columns(columns, widths, screen)
     lines = [_row([column.title for column in columns], columns, widths, visible, None)]
     lines += [_row(row, columns, widths, visible, screen) for row in cells]
     return [line for block in lines for line in block]
@@ -292,7 +292,7 @@ def write_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     """Print a table within the columns of the terminal, and the titles of its own columns that were left out."""
     screen = width()
     write_lines(table(columns, rows, screen=screen))
-    visible = _shown(columns, _widths(columns, rows), screen)
+    visible = _visible_columns(columns, _widths(columns, rows), screen)
     hidden = [column.title for i, column in enumerate(columns) if i not in visible and column.title]
     if hidden:
         write(color(cut(f"not shown for the width: {', '.join(hidden)}", screen), "dim"))
@@ -302,7 +302,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[in
     return [max([len(column.title), *(len(printable(row[i])) for row in rows)]) for i, column in enumerate(columns)]
 
 
-def _shown(columns: Sequence[Column], widths: Sequence[int], screen: int | None) -> list[int]:
+def _visible_columns(columns: Sequence[Column], widths: Sequence[int], screen: int | None) -> list[int]:
     """Return the columns to show: all that cannot be dropped, then each that still fits, the least droppable first."""
     visible = [i for i, column in enumerate(columns) if not column.drop or screen is None]
     for i in sorted(set(range(len(columns))) - set(visible), key=lambda i: (columns[i].drop, i)):
@@ -339,7 +339,7 @@ def cut(text: str, screen: int | None) -> str:
     return text if screen is None or len(text) <= screen else text[: max(screen - 1, 0)].rstrip() + "…"
 
 
-def wrapped(text: str, screen: int | None, *, indent: int = 0) -> list[str]:
+def wrap(text: str, screen: int | None, *, indent: int = 0) -> list[str]:
     """Return `text` as one printable line, or wrapped between words, with later lines indented."""
     text = printable(text)
     if screen is None or len(text) <= screen:

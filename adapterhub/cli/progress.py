@@ -66,7 +66,7 @@ def _progress(title: str, *, counted: bool) -> Iterator[Show | None]:
     context = click.get_current_context(silent=True)
     meta = context.meta if context else {}
     if meta.get(EVENTS):
-        with _events(title) as callback:
+        with _write_events(title) as callback:
             yield callback
     elif meta.get(QUIET) or not has_screen():
         yield None
@@ -103,11 +103,11 @@ def _draw_bar(title: str, *, counted: bool) -> Iterator[Show]:
 
 
 @contextmanager
-def _events(title: str) -> Iterator[Show]:
+def _write_events(title: str) -> Iterator[Show]:
     speed, last = _Speed(), (0, 0)
 
-    def write(event: str, **more: Any) -> None:
-        print(output.json_text({"event": event, "title": title, **more}), file=sys.stderr, flush=True)
+    def write(event: str, **fields: Any) -> None:
+        print(output.json_text({"event": event, "title": title, **fields}), file=sys.stderr, flush=True)
 
     def show(completed: int, total: int) -> None:
         nonlocal last
@@ -131,19 +131,19 @@ class _Speed:
     """The rate of work, in units per second, over the last few seconds."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
+        self._samples: deque[tuple[float, int]] = deque()
 
     def due(self, completed: int) -> bool:
         """Count `done` and return True, at most once in `_INTERVAL` seconds."""
         now = time.monotonic()
-        if self._seen and now - self._seen[-1][0] < _INTERVAL:
+        if self._samples and now - self._samples[-1][0] < _INTERVAL:
             return False
-        self._seen.append((now, completed))
-        while len(self._seen) > 2 and now - self._seen[0][0] > _WINDOW:
-            self._seen.popleft()
+        self._samples.append((now, completed))
+        while len(self._samples) > 2 and now - self._samples[0][0] > _WINDOW:
+            self._samples.popleft()
         return True
 
     def rate(self) -> float:
         """Return units per second; 0.0 until they are known."""
-        (began, first), (now, last) = self._seen[0], self._seen[-1]
+        (began, first), (now, last) = self._samples[0], self._samples[-1]
         return max(last - first, 0) / (now - began) if now > began else 0.0

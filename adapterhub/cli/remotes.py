@@ -10,27 +10,27 @@ from .environment import workspace
 from .options import Settings
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import Place, Surroundings
-    from adapterhub.remotes.protocol import Connected
+    from adapterhub.remotes.location import RemoteAddress, UserSettings
+    from adapterhub.remotes.protocol import OpenRemote
 
 
-def surroundings() -> Surroundings:
+def surroundings() -> UserSettings:
     """Return the files and variables in which credentials are kept."""
     return workspace(Settings()).surroundings()
 
 
-def connect(place: Place) -> Connected:
+def connect(place: RemoteAddress) -> OpenRemote:
     """Open a place; the caller closes it."""
     return workspace(Settings()).connect(place)
 
 
-def lacking(text: str, what: str) -> UsageError:
+def unsupported_error(text: str, feature: str) -> UsageError:
     """Return the error for a feature that the remote at an address does not have."""
-    with opened(text) as remote:
-        return remote.lacking(what)
+    with open_address(text) as remote:
+        return remote.unsupported_error(feature)
 
 
-def opened(text: str) -> Connected:
+def open_address(text: str) -> OpenRemote:
     """Open an address; the caller closes it."""
     from adapterhub.remotes import location
 

@@ -16,7 +16,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ParameterError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.trust.attestation import Attested
+    from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.keys import Signer, TrustedSigner
 
 _LONGEST = 1024  # bytes of a passphrase; OpenSSL takes no more
@@ -30,7 +30,7 @@ class Passphrase:
     No option takes the passphrase itself: others on the machine could read it.
     """
 
-    wanted: bool
+    for_new_key: bool
     from_stdin: bool
 
     def new(self) -> bytes | None:
@@ -38,22 +38,22 @@ class Passphrase:
         if self.from_stdin:
             return _line(sys.stdin.read(_LONGEST + 1))
         # Asked twice: a mistyped passphrase would make the key useless.
-        return self._asked(confirm=True) if self.wanted else None
+        return self._prompt(confirm=True) if self.for_new_key else None
 
     def existing(self) -> bytes | None:
         """Return the passphrase of a key, from stdin; None if it is not passed there."""
         return _line(sys.stdin.read(_LONGEST + 1)) if self.from_stdin else None
 
-    def _asked(self, *, confirm: bool = False) -> bytes:
+    def _prompt(self, *, confirm: bool = False) -> bytes:
         if not sys.stdin.isatty():
             raise UsageError(
                 "passphrase", "is missing, and there is no terminal to ask on", "Pipe it in with --passphrase-stdin"
             )
         return _line(str(click.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)))
 
-    def asked(self) -> bytes:
+    def from_terminal(self) -> bytes:
         """Ask on a terminal for the passphrase of an encrypted key."""
-        return self._asked()
+        return self._prompt()
 
 
 def _line(text: str) -> bytes:
@@ -64,7 +64,7 @@ def _line(text: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Own:
+class SignerOption:
     """The signer that the options of a command name.
 
     Attributes:
@@ -89,7 +89,7 @@ class Own:
         except ParameterError as error:
             if error.code != "passphrase-required":
                 raise
-        return signers.read(self.key, self.passphrase.asked())
+        return signers.read(self.key, self.passphrase.from_terminal())
 
     def _keyless(self) -> Signer:
         from adapterhub.trust import keyless
@@ -105,7 +105,7 @@ class Own:
         return keyless.KeylessSigner(token.strip(), self.trust_config)
 
 
-def attested(attestation: Attested) -> dict[str, object]:
+def attestation_document(attestation: VerifiedAttestation) -> dict[str, object]:
     """Return an attestation as JSON."""
     return {
         "kind": attestation.kind or None,
@@ -115,9 +115,9 @@ def attested(attestation: Attested) -> dict[str, object]:
     }
 
 
-def told(signer: TrustedSigner) -> str:
+def signer_line(signer: TrustedSigner) -> str:
     """Return a signer in a line: a key with its file, or an identity."""
-    return signer.title if isinstance(signer, Identity) else f"{signer.where} ({signer.kind} key {signer.id[:16]}…)"
+    return signer.title if isinstance(signer, Identity) else f"{signer.source} ({signer.kind} key {signer.id[:16]}…)"
 
 
 _OPTIONS = (
@@ -190,7 +190,7 @@ def own_signer(function: Callable[..., Any]) -> Callable[..., Any]:
             raise UsageError(
                 "--identity-token and --trust-config", "require --keyless", "Pass --keyless too", code="conflicting-options"
             )
-        return function(*args, own=Own(key, passphrase, token, trust_config), **kwargs)
+        return function(*args, own=SignerOption(key, passphrase, token, trust_config), **kwargs)
 
     return functools.reduce(lambda command_, option: option(command_), reversed(_SIGNER_OPTIONS), call)
 

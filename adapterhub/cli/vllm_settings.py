@@ -14,9 +14,9 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from adapterhub.remotes.configured import below, check_url
+from adapterhub.remotes.configured import address_below, check_url
 from adapterhub.serve import vllm_plugin
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 
@@ -42,7 +42,7 @@ def settings() -> vllm_plugin.Settings | None:
     names = os.environ.get(ALLOW, "")
     if not names.strip(", "):
         return None
-    allowed = Allowed.of([names])
+    allowed = AllowedNames.from_patterns([names])
     tags = os.environ.get(TAGS) or _TAGS[0]
     if tags not in _TAGS:
         raise RuntimeError(f"{TAGS}={tags!r} is not one of {', '.join(_TAGS)}")
@@ -66,6 +66,6 @@ def _workspace() -> Workspace:
 def _address(remote: str, ref: str) -> str:
     """Return the address of a ref on a remote, a URL or a name; the ref itself without one."""
     try:
-        return below(environment.remote_at(remote).url, ref) if remote else ref
+        return address_below(environment.remote_at(remote).url, ref) if remote else ref
     except NotFoundError as error:  # the remote is not known; to vLLM, NotFoundError would mean that the adapter is missing
         raise LocalIOError(error.where, error.what, error.hint) from error

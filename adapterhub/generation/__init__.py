@@ -37,7 +37,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Generated:
+class Generation:
     """The answer of a model.
 
     Attributes:
@@ -67,8 +67,8 @@ class Engine(Protocol):
     """
 
     name: str
-    where: str
-    longest: int | None
+    location: str
+    max_context: int | None
 
     def text_of(self, prompt: Prompt) -> str:
         """Return the text to continue."""
@@ -76,7 +76,7 @@ class Engine(Protocol):
     def tokens(self, text: str, *, raw: bool) -> list[int]:
         """Return the ids of a text; those of raw text include the tokens that the model expects at its start."""
 
-    def started(self, *, adapted: bool, room: int) -> AbstractContextManager[Callable[[list[int]], Any]]:
+    def start_decoding(self, *, adapted: bool, room: int) -> AbstractContextManager[Callable[[list[int]], Any]]:
         """Return a context manager for a function that reads further tokens and returns the logits of the next one.
 
         The logits are `(vocab,)` float32. The adapter is on if `adapted`; once it was off, it stays off. `room` is the maximum
@@ -90,7 +90,7 @@ class Engine(Protocol):
         """Return a function that gets one token after another and returns the text that each completes."""
 
 
-def answered(
+def answer_prompt(
     engine: Engine,
     prompt: Prompt,
     *,
@@ -99,7 +99,7 @@ def answered(
     temperature: float,
     seed: int,
     on_text: OnText,
-) -> Generated:
+) -> Generation:
     """Return the answers with the adapter and then, to compare, without it.
 
     Raises:
@@ -108,17 +108,17 @@ def answered(
     text = engine.text_of(prompt)
     ids = engine.tokens(text, raw=prompt.raw)
     if not ids:
-        raise RefusedError(engine.where, "the prompt has no token to continue")
-    if engine.longest is not None and len(ids) + max_tokens > engine.longest:
+        raise RefusedError(engine.location, "the prompt has no token to continue")
+    if engine.max_context is not None and len(ids) + max_tokens > engine.max_context:
         problem = (
-            f"the prompt has {len(ids):,} tokens and the answer may have {max_tokens:,}, but the model sees {engine.longest:,}"
+            f"the prompt has {len(ids):,} tokens and the answer may have {max_tokens:,}, but the model sees {engine.max_context:,}"
         )
-        raise RefusedError(engine.where, problem, "Ask for fewer tokens, or shorten the prompt", code="too-long")
+        raise RefusedError(engine.location, problem, "Ask for fewer tokens, or shorten the prompt", code="too-long")
     answers, count = [], 0
     # With the adapter first: an engine cannot turn it on again.
     for adapted in (True, False) if compare else (True,):
         pieces = []
-        with engine.started(adapted=adapted, room=len(ids) + max_tokens) as logits_after:
+        with engine.start_decoding(adapted=adapted, room=len(ids) + max_tokens) as logits_after:
             # The same seed for both answers, so that they differ only because of the adapter.
             for piece in _answer(engine, logits_after, ids, max_tokens, Sampler(temperature, seed)):
                 count += adapted
@@ -126,7 +126,7 @@ def answered(
                 if piece:
                     on_text(adapted, piece)
         answers.append("".join(pieces))
-    return Generated(answers[0], answers[1] if compare else None, text, count, engine.name)
+    return Generation(answers[0], answers[1] if compare else None, text, count, engine.name)
 
 
 def _answer(

@@ -33,10 +33,10 @@ class Text:
     """
 
     def __init__(self, base: Base, path: Path) -> None:
-        self.where, self._tokenizer = str(path), base.tokenizer
+        self.location, self._tokenizer = str(path), base.tokenizer
         config = base.model.config.get_text_config()
         longest = getattr(config, "max_position_embeddings", None)
-        self.longest = longest if isinstance(longest, int) else None
+        self.max_context = longest if isinstance(longest, int) else None
         self.longest_token = max(map(len, self._tokenizer.get_vocab()))
         self.ends = _stop_tokens(path / _GENERATION_CONFIG, config, self._tokenizer)
 
@@ -47,13 +47,13 @@ class Text:
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Render the chat template, up to the beginning of the answer, in its own limited process."""
-        return chat_template.render(self._tokenizer, messages, where=self.where, prompt=True)
+        return chat_template.render(self._tokenizer, messages, location=self.location, prompt=True)
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
         """Return the ids; with `special`, also those that the model expects at a start. A chat template writes them itself."""
         return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def of(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """Return the text of a single token, or the name of a special one."""
         return str(self._tokenizer.decode([token]))
 

@@ -38,7 +38,7 @@ def check_extra() -> None:
 
 
 @contextlib.contextmanager
-def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None = None) -> Iterator[LlamaCppEngine]:
+def open_engine(adapter: Path | None, base: Path, *, location: str, threads: int | None = None) -> Iterator[LlamaCppEngine]:
     """Load a GGUF base and a GGUF adapter called `location` in messages; by default, with a thread for each usable core.
 
     Raises:
@@ -72,9 +72,9 @@ def opened(adapter: Path | None, base: Path, *, where: str, threads: int | None 
         model = lib.llama_model_load_from_file(str(base).encode(), model_parameters)
         if model == ffi.NULL:
             raise FormatError(str(base), f"llama.cpp cannot load it ({_failure_reason(log)})")
-        engine = LlamaCppEngine((ffi, lib), model, metadata, log, where=str(base), threads=threads or _usable_cores())
+        engine = LlamaCppEngine((ffi, lib), model, metadata, log, location=str(base), threads=threads or _usable_cores())
         if adapter is not None:
-            engine.adapter = engine.loaded(adapter, where)
+            engine.adapter = engine.load_adapter(adapter, location)
         yield engine
     finally:
         if model != ffi.NULL:
@@ -103,23 +103,23 @@ class LlamaCppEngine:
     name = "llama.cpp"
 
     def __init__(
-        self, library: tuple[Any, Any], model: Any, metadata: Mapping[str, Any], log: Sequence[str], *, where: str, threads: int
+        self, library: tuple[Any, Any], model: Any, metadata: Mapping[str, Any], log: Sequence[str], *, location: str, threads: int
     ) -> None:
-        self.where, self._threads, self._log = where, threads, log
+        self.location, self._threads, self._log = location, threads, log
         self._ffi, self._lib = library
         self._model, self.adapter = model, None
         self._vocab = self._lib.llama_model_get_vocab(model)
         self.size = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self._metadata = metadata
         self._template = metadata.get("tokenizer.chat_template")
-        self.longest: int | None = int(self._lib.llama_model_n_ctx_train(model)) or None
+        self.max_context: int | None = int(self._lib.llama_model_n_ctx_train(model)) or None
 
     @property
     def has_template(self) -> bool:
         """Whether the model has a chat template."""
         return isinstance(self._template, str)
 
-    def loaded(self, adapter: Path, location: str) -> Any:
+    def load_adapter(self, adapter: Path, location: str) -> Any:
         """Load an adapter for `context`; `location` is its name in messages.
 
         Raises:
@@ -127,7 +127,7 @@ class LlamaCppEngine:
         """
         handle = self._lib.llama_adapter_lora_init(self._model, str(adapter).encode())
         if handle == self._ffi.NULL:
-            raise RefusedError(location, f"llama.cpp cannot load it on {self.where} ({_failure_reason(self._log)})")
+            raise RefusedError(location, f"llama.cpp cannot load it on {self.location} ({_failure_reason(self._log)})")
         if self._lib.llama_adapter_get_alora_n_invocation_tokens(handle):
             self.free(handle)
             raise RefusedError(location, "acts only after certain tokens (aLoRA), and here it would on all of them")
@@ -145,7 +145,7 @@ class LlamaCppEngine:
         """Render the model's own template, up to the beginning of the answer, in its own limited process."""
         special = {f"{name}_token": self._special(name) for name in ("bos", "eos")}
         variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-        return chat_template.rendered(str(self._template), {**special, **variables}, where=self.where)
+        return chat_template.render_variables(str(self._template), {**special, **variables}, location=self.location)
 
     def _special(self, name: str) -> str:
         tokens, number = self._metadata.get("tokenizer.ggml.tokens"), self._metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -159,7 +159,7 @@ class LlamaCppEngine:
         """
         if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:  # llama.cpp would abort the process
             raise RefusedError(
-                self.where, "contains no tokenizer", "Convert the model again, from a folder with tokenizer.json"
+                self.location, "contains no tokenizer", "Convert the model again, from a folder with tokenizer.json"
             )
         encoded = text.encode()
         count, special = -len(encoded) - 8, raw or not self.has_template
@@ -171,25 +171,25 @@ class LlamaCppEngine:
             count = self._lib.llama_tokenize(self._vocab, encoded, len(encoded), ids, room, special, True)
         return [int(ids[i]) for i in range(count)]
 
-    def started(self, *, adapted: bool, room: int) -> contextlib.AbstractContextManager[Callable[[list[int]], Any]]:
+    def start_decoding(self, *, adapted: bool, room: int) -> contextlib.AbstractContextManager[Callable[[list[int]], Any]]:
         """Decode in a new context, which shares no keys and values with others."""
         return self.context([(self.adapter, 1.0)] if adapted else [], room=room)
 
     @contextlib.contextmanager
     def context(
-        self, adapters: Sequence[tuple[Any, float]], *, room: int, at_once: int | None = None
+        self, adapters: Sequence[tuple[Any, float]], *, room: int, batch_size: int | None = None
     ) -> Iterator[Callable[[list[int]], Any]]:
         """Decode as `start_decoding` with adapters and their weights, at most `batch_size` tokens at once; None for all."""
         settings = self._lib.llama_context_default_params()
         settings.n_ctx = max(room, 64)
-        settings.n_batch = settings.n_ubatch = min(settings.n_ctx, at_once or settings.n_ctx)
+        settings.n_batch = settings.n_ubatch = min(settings.n_ctx, batch_size or settings.n_ctx)
         settings.n_threads = settings.n_threads_batch = self._threads
         settings.type_k = settings.type_v = _F32
         settings.flash_attn_type = _NO_FLASH
         context = self._lib.llama_init_from_model(self._model, settings)
         if context == self._ffi.NULL:
             problem = f"llama.cpp cannot make a context of {room:,} tokens ({_failure_reason(self._log)})"
-            raise RefusedError(self.where, problem, "Ask for fewer tokens")
+            raise RefusedError(self.location, problem, "Ask for fewer tokens")
         try:
             if adapters:
                 pointers = self._ffi.new("struct llama_adapter_lora *[]", [handle for handle, _ in adapters])
@@ -200,13 +200,13 @@ class LlamaCppEngine:
             def logits_after(ids: list[int]) -> Any:
                 nonlocal token_count
                 token_count += len(ids)
-                return self._decoded(context, ids, token_count - len(ids))
+                return self._decode(context, ids, token_count - len(ids))
 
             yield logits_after
         finally:
             self._lib.llama_free(context)
 
-    def _decoded(self, context: Any, ids: list[int], position: int) -> Any:
+    def _decode(self, context: Any, ids: list[int], position: int) -> Any:
         batch = self._lib.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)
@@ -216,7 +216,7 @@ class LlamaCppEngine:
                 # Only the logits of the last token are needed.
                 batch.logits[i] = i == len(ids) - 1
             if self._lib.llama_decode(context, batch):
-                raise RefusedError(self.where, f"llama.cpp cannot compute the next token ({_failure_reason(self._log)})")
+                raise RefusedError(self.location, f"llama.cpp cannot compute the next token ({_failure_reason(self._log)})")
             pointer = self._lib.llama_get_logits_ith(context, len(ids) - 1)
             return np.frombuffer(self._ffi.buffer(pointer, 4 * self.size), np.float32).copy()
         finally:
@@ -231,7 +231,7 @@ class LlamaCppEngine:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         return lambda token: decoder.decode(self.bytes_of(token, special=False))
 
-    def of(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         """Return the text of a single token, or the name of a special one."""
         return self.bytes_of(token, special=True).decode(errors="replace")
 

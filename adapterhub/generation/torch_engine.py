@@ -29,7 +29,7 @@ from . import Prompt, hf_text
 
 
 @contextlib.contextmanager
-def opened(
+def open_engine(
     adapter: InitialAdapter, base: Path, *, progress: Callable[[int, int], None] | None = None, cache: Path | None = None
 ) -> Iterator[TorchEngine]:
     """Load a base with an adapter.
@@ -40,13 +40,13 @@ def opened(
     with BaseFiles(base, cache) as files:
         factors = adapters.read(adapter, files.spec)
         if not factors.pairs:
-            raise RefusedError(factors.where, "has no low-rank factors, and no other kind of adapter can be run")
+            raise RefusedError(factors.location, "has no low-rank factors, and no other kind of adapter can be run")
         adapters.check_base(factors, files.spec, None)
         document = json_file.parse_object(files.config_text, f"{base}: config.json")
         config = BaseConfig(str(base), quantize="none", dtype=hf_text.stored_dtype(document))
-        device = devices.chosen("auto")
-        model = load(files, config, factors.config, where=factors.where, progress=progress, device=device)
-    adapters.put(model, factors)
+        device = devices.select("auto")
+        model = load(files, config, factors.config, location=factors.location, progress=progress, device=device)
+    adapters.copy_into_model(model, factors)
     chat_template.adopt(model.tokenizer, adapter.folder)
     model.model.eval()
     with torch.inference_mode(), contextlib.ExitStack() as stack:
@@ -60,10 +60,10 @@ class TorchEngine:
 
     def __init__(self, base: Base, factors: adapters.Factors, path: Path, stack: contextlib.ExitStack) -> None:
         self._text = hf_text.Text(base, path)
-        self.where, self.longest = self._text.where, self._text.longest
+        self.location, self.max_context = self._text.location, self._text.max_context
         self._base, self._adapter = base, stack
         # Modules that the adapter replaces stay in use until the adapter is turned off.
-        self._adapter.enter_context(adapters.replaced(base, factors))
+        self._adapter.enter_context(adapters.with_replaced_modules(base, factors))
 
     def text_of(self, prompt: Prompt) -> str:
         """Render the chat template in its own limited process; a model without one continues the text."""
@@ -74,7 +74,7 @@ class TorchEngine:
         return self._text.tokens(text, special=raw or not self._text.has_template)
 
     @contextlib.contextmanager
-    def started(self, *, adapted: bool, room: int) -> Iterator[Callable[[list[int]], Any]]:
+    def start_decoding(self, *, adapted: bool, room: int) -> Iterator[Callable[[list[int]], Any]]:
         """Decode with keys and values that are kept from call to call."""
         if not adapted:
             self._adapter.close()

@@ -51,7 +51,7 @@ def is_loopback(host: str) -> bool:
 
 def reach_of(address: str) -> Reach:
     """Return the reach of an IP address. ValueError for any other text."""
-    ip = _plain(ipaddress.ip_address(address.strip("[]").partition("%")[0]))
+    ip = _embedded_ipv4(ipaddress.ip_address(address.strip("[]").partition("%")[0]))
     if ip.is_link_local or ip in _METADATA:
         return Reach.LINK
     if ip.is_loopback or ip.is_unspecified:
@@ -59,7 +59,7 @@ def reach_of(address: str) -> Reach:
     return Reach.PUBLIC if ip.is_global else Reach.PRIVATE
 
 
-def _plain(ip: _Address) -> _Address:
+def _embedded_ipv4(ip: _Address) -> _Address:
     """Return the IPv4 address embedded in an IPv6 address, if there is one."""
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
@@ -67,7 +67,7 @@ def _plain(ip: _Address) -> _Address:
     return ip.ipv4_mapped or ip.sixtofour or nat64 or ip
 
 
-def _named(host: str) -> Reach | None:
+def _reach_by_name(host: str) -> Reach | None:
     """Return the reach of a host as far as its text tells; None if it has to be looked up."""
     if host.lower().rstrip(".") in _METADATA_NAMES:
         return Reach.LINK
@@ -93,7 +93,7 @@ class Boundary:
 
     def __init__(self, home: str) -> None:
         self.home = home.lower()
-        self._reach = _named(home)
+        self._reach = _reach_by_name(home)
         self._lock = threading.Lock()
 
     def check_name(self, host: str) -> None:
@@ -102,7 +102,7 @@ class Boundary:
         Raises:
             LedAstrayError: It is closer to this machine than `home`.
         """
-        if host.lower() != self.home and (reach := _named(host)) is not None:
+        if host.lower() != self.home and (reach := _reach_by_name(host)) is not None:
             self._check(host, reach)
 
     def check_peer(self, host: str, address: str) -> None:

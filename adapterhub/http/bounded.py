@@ -51,21 +51,21 @@ class _Wire(io.RawIOBase):
     def __init__(self, connected: socket.socket) -> None:
         self._socket, self._raw = connected, connected.makefile("rb", buffering=0)
         self._patience: float = connected.gettimeout() or 0.0
-        self._until: float | None = time.monotonic() + self._patience
+        self._deadline: float | None = time.monotonic() + self._patience
         self._late_message = f"no answer in time: its headers take longer than {self._patience:g} seconds"
-        self._head: int | None = MAX_HEAD  # bytes left for the head
+        self._head_left: int | None = MAX_HEAD  # bytes left for the head
         self._received = 0
         self._progress: Progress | None = None
 
     def head_is_read(self, patience: float) -> None:
         """Switch from the head to the body, which only needs the minimum speed; `patience` is the timeout of one read."""
-        self._head, self._until, self._patience, self._received = None, None, patience, 0
+        self._head_left, self._deadline, self._patience, self._received = None, None, patience, 0
         self._progress = Progress(patience)
         self._socket.settimeout(patience)
 
     def hurry(self, deadline: float, message: str) -> None:
         """Make all reads fail at a time of `time.monotonic`, with a SlowError of this text."""
-        self._until, self._late_message, self._progress = deadline, message, None
+        self._deadline, self._late_message, self._progress = deadline, message, None
 
     def readable(self) -> bool:
         return True
@@ -76,22 +76,22 @@ class _Wire(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         began = time.monotonic()
-        if self._until is not None:
-            if began >= self._until:
+        if self._deadline is not None:
+            if began >= self._deadline:
                 raise SlowError(self._late_message)
-            self._socket.settimeout(min(self._patience, self._until - began))
+            self._socket.settimeout(min(self._patience, self._deadline - began))
         try:
             count: int = self._raw.readinto(buffer) or 0
         except TimeoutError:
             # After some bytes, the server is too slow; before the first one, a retry may help.
-            if self._until is not None and self._received and time.monotonic() >= self._until:
+            if self._deadline is not None and self._received and time.monotonic() >= self._deadline:
                 raise SlowError(self._late_message) from None
             raise
-        if self._head is not None:
+        if self._head_left is not None:
             if not count and self._received:  # http.client would take the truncated headers for complete ones
                 raise http.client.IncompleteRead(b"")
-            self._head -= count
-            if self._head < 0:
+            self._head_left -= count
+            if self._head_left < 0:
                 raise NonsenseError(f"its headers are longer than {MAX_HEAD >> 10} kB")
         self._received += count
         if self._progress:

@@ -21,14 +21,14 @@ from urllib3 import HTTPResponse
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
 from .boundary import Boundary
-from .connections import FAILURES, Connections, StaleError, chain, failure
+from .connections import FAILURES, Connections, StaleError, causes_of, error_for
 from .errors import AgainError, CutError, DeniedError, GivenUpError
-from .urls import ProxyOf, next_page, no_proxy, origin, proxy_to, resolved
+from .urls import ProxyOf, next_page, no_proxy, origin, proxy_to, resolve_link
 
 MAX_REDIRECTS = 10
 PAUSES = (0.5, 1.0, 2.0)  # seconds before each retry
 TIMEOUT = 60.0  # seconds; a registry hashes what it has received before it responds
-SMALL = 1 << 16  # bytes of a response that only reports success or failure
+SMALL_BODY = 1 << 16  # bytes of a response that only reports success or failure
 _MIN_RATE = 50_000  # bytes per second of a small body, once the timeout is over
 _TOO_SLOW = f"the server sends less than {_MIN_RATE // 1000} kB a second"
 _MAX_PAUSE = 120.0  # the longest pause in seconds that a server may ask for; longer ones are reported to the user
@@ -80,12 +80,12 @@ class Body:
         taken: Bytes read so far.
     """
 
-    def __init__(self, response: HTTPResponse, url: str, where: str) -> None:
-        self.status, self.url, self.length, self.taken = response.status, url, response.length_remaining, 0
+    def __init__(self, response: HTTPResponse, url: str, location: str) -> None:
+        self.status, self.url, self.length, self.bytes_read = response.status, url, response.length_remaining, 0
         # Several headers of one name are joined.
         self.headers = {key.lower(): response.headers[key] for key in response.headers}
         self.challenges: list[str] = response.headers.getlist("WWW-Authenticate")
-        self._response, self._where = response, where
+        self._response, self._label = response, location
         # http.client fills our buffer directly; urllib3's `readinto` first makes bytes of each piece, which takes a quarter
         # longer.
         self._raw: Any = response._original_response
@@ -95,11 +95,11 @@ class Body:
         try:
             count: int = self._raw.readinto(buffer) or 0
         except FAILURES as error:
-            translated = failure(error, self._where)
-            raise CutError(self._where, translated.reason) if isinstance(translated, AgainError) else translated from error
-        if not count and len(buffer) and self.length is not None and self.taken < self.length:
-            raise CutError(self._where, f"the connection ended {self.length - self.taken} bytes too early", "Try again")
-        self.taken += count
+            translated = error_for(error, self._label)
+            raise CutError(self._label, translated.reason) if isinstance(translated, AgainError) else translated from error
+        if not count and len(buffer) and self.length is not None and self.bytes_read < self.length:
+            raise CutError(self._label, f"the connection ended {self.length - self.bytes_read} bytes too early", "Try again")
+        self.bytes_read += count
         return count
 
     def read(self, limit: int, timeout: float = TIMEOUT) -> bytes:
@@ -117,15 +117,15 @@ class Body:
                 if not (piece := self._response.read1(min(_PIECE, limit - len(data)))):
                     break
                 data += piece
-                self.taken += len(piece)
+                self.bytes_read += len(piece)
         except FAILURES as error:
-            raise failure(error, self._where) from error
+            raise error_for(error, self._label) from error
         return bytes(data)
 
     def check_identity(self) -> None:
         """Raise RemoteError if the server has compressed the body."""
         if self.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise RemoteError(self._where, "the server sends it compressed though it was asked not to")
+            raise RemoteError(self._label, "the server sends it compressed though it was asked not to")
 
     def close(self) -> None:
         """Keep the connection if the body was read to its end; otherwise close it."""
@@ -161,8 +161,8 @@ class Client:
     proxy: ProxyOf = no_proxy
     login_host: str = ""
     boundary: Boundary | None = None
-    longest: float = _MAX_LIST_SECONDS
-    known: dict[str, str] = field(default_factory=dict, repr=False)
+    max_list_seconds: float = _MAX_LIST_SECONDS
+    authorizations: dict[str, str] = field(default_factory=dict, repr=False)
     """`Authorization` by scope; the empty scope is for requests that name none."""
 
     plain_hint: ClassVar[str] = ""
@@ -178,13 +178,13 @@ class Client:
         self,
         method: str,
         url: str,
-        where: str,
+        location: str,
         *,
         good: Sequence[int],
         scope: str = "",
         headers: Mapping[str, str] | None = None,
         body: bytes | RequestBody | None = None,
-        limit: int = SMALL,
+        limit: int = SMALL_BODY,
         retry: bool = True,
         redirects: bool = True,
     ) -> Answer:
@@ -199,18 +199,18 @@ class Client:
         """
 
         def once() -> Answer:
-            with self._response(method, url, where, scope=scope, headers=headers, body=body, redirects=redirects) as response:
+            with self._response(method, url, location, scope=scope, headers=headers, body=body, redirects=redirects) as response:
                 if response.status not in good:
-                    raise self._refused(response, where)
+                    raise self._status_error(response, location)
                 response.check_identity()
                 data = response.read(limit + 1, self.timeout)
                 if len(data) > limit:
-                    raise FormatError(where, f"the answer is larger than the limit of {limit} bytes")
+                    raise FormatError(location, f"the answer is larger than the limit of {limit} bytes")
                 return Answer(response.status, response.headers, data, response.url)
 
-        return self.tried(once, where) if retry else once()
+        return self.with_retries(once, location) if retry else once()
 
-    def pages(self, url: str, where: str, *, limit: int, good: Sequence[int] = (200,), scope: str = "") -> Iterator[Answer]:
+    def pages(self, url: str, location: str, *, limit: int, good: Sequence[int] = (200,), scope: str = "") -> Iterator[Answer]:
         """Yield the pages of a list, each linked by the previous one (`Link`).
 
         Raises:
@@ -218,24 +218,24 @@ class Client:
         """
         began, size, page = time.monotonic(), 0, url
         for _ in range(MAX_PAGES):
-            answer = self.ask("GET", page, where, good=good, scope=scope, limit=limit)
+            answer = self.ask("GET", page, location, good=good, scope=scope, limit=limit)
             size += len(answer.body)
             yield answer
-            following = next_page(answer.headers.get("link", ""), answer.url, where)
+            following = next_page(answer.headers.get("link", ""), answer.url, location)
             if following is None:
                 return
             if size > _MAX_LIST_BYTES:
-                raise RemoteError(where, f"its list has more than {_MAX_LIST_BYTES // 1_000_000} MB")
-            if time.monotonic() - began > self.longest:
-                raise RemoteError(where, f"its list takes longer than {self.longest:g} seconds")
+                raise RemoteError(location, f"its list has more than {_MAX_LIST_BYTES // 1_000_000} MB")
+            if time.monotonic() - began > self.max_list_seconds:
+                raise RemoteError(location, f"its list takes longer than {self.max_list_seconds:g} seconds")
             page = following
-        raise RemoteError(where, f"its list has more than {MAX_PAGES} pages")
+        raise RemoteError(location, f"its list has more than {MAX_PAGES} pages")
 
     @contextmanager
     def stream(
         self,
         url: str,
-        where: str,
+        location: str,
         *,
         scope: str = "",
         headers: Mapping[str, str] | None = None,
@@ -246,41 +246,41 @@ class Client:
         with ExitStack() as stack:
 
             def open_once() -> Body:
-                response = stack.enter_context(self._response("GET", url, where, scope=scope, headers=headers))
+                response = stack.enter_context(self._response("GET", url, location, scope=scope, headers=headers))
                 if response.status in good:
                     return response
-                refused = self._refused(response, where)
+                refused = self._status_error(response, location)
                 stack.close()
                 raise refused
 
-            body = self.tried(open_once, where) if retry else open_once()
+            body = self.with_retries(open_once, location) if retry else open_once()
             body.check_identity()
             yield body
 
-    def tried(self, once: Callable[[], T], where: str) -> T:
+    def with_retries(self, once: Callable[[], T], location: str) -> T:
         """Return the result of `once`, which is called again after a pause while it raises AgainError and pauses are left."""
         for number in range(len(self.pauses) + 1):
             try:
                 return once()
             except AgainError as error:
                 if number == len(self.pauses):
-                    raise self.given_up(error, where, number + 1) from error
-                self.pause(error, number, where)
+                    raise self.final_error(error, location, number + 1) from error
+                self.pause(error, number, location)
         raise AssertionError
 
-    def pause(self, error: AgainError, number: int, where: str) -> None:
+    def pause(self, error: AgainError, number: int, location: str) -> None:
         """Wait before retry `number` + 1, as long as the server asked for. RemoteError if that is too long."""
         if error.pause is not None and error.pause > _MAX_PAUSE:
-            raise RemoteError(where, f"{error.reason}; it asks to wait {error.pause:.0f} seconds", "Try again then") from error
+            raise RemoteError(location, f"{error.reason}; it asks to wait {error.pause:.0f} seconds", "Try again then") from error
         if self._stopped.wait(self.pauses[number] if error.pause is None else error.pause):
-            raise RemoteError(where, "stopped") from error
+            raise RemoteError(location, "stopped") from error
 
-    def given_up(self, error: AgainError, where: str, tries: int) -> RemoteError:
+    def final_error(self, error: AgainError, location: str, tries: int) -> RemoteError:
         """Return the error for an AgainError after the last attempt."""
         hint = (
             "Check the address, and that the server is running" if "connection refused" in error.reason else "Try again later"
         )
-        return GivenUpError(where, error.reason + (f" ({tries} tries)" if tries > 1 else ""), hint)
+        return GivenUpError(location, error.reason + (f" ({tries} tries)" if tries > 1 else ""), hint)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -299,7 +299,7 @@ class Client:
         self,
         method: str,
         url: str,
-        where: str,
+        location: str,
         *,
         scope: str,
         headers: Mapping[str, str] | None,
@@ -310,20 +310,20 @@ class Client:
         logged_in, remaining = False, self.timeout
         for _ in range(MAX_REDIRECTS + 2):
             began = time.monotonic()
-            is_own_origin = self._at_home(url, where)
-            authorization = self.known.get(scope) if is_own_origin else None
+            is_own_origin = self._is_own_origin(url, location)
+            authorization = self.authorizations.get(scope) if is_own_origin else None
             auth_header = {"Authorization": authorization} if authorization else {}
-            response = self._send(method, url, where, headers={**(headers or {}), **auth_header}, body=body, within=remaining)
+            response = self._send(method, url, location, headers={**(headers or {}), **auth_header}, body=body, within=remaining)
             try:
                 if response.status in _REDIRECTS and redirects and method in ("GET", "HEAD"):
-                    _finish(response, remaining)
-                    url = resolved(url, response.headers.get("location"), where)
+                    _discard_body(response, remaining)
+                    url = resolve_link(url, response.headers.get("location"), location)
                     remaining -= time.monotonic() - began
                     if remaining <= 0:
-                        raise RemoteError(where, f"no answer in time: its redirects take longer than {self.timeout:g} seconds")
+                        raise RemoteError(location, f"no answer in time: its redirects take longer than {self.timeout:g} seconds")
                     continue
                 if response.status == 401 and is_own_origin and self.authorize and not logged_in:
-                    _finish(response, remaining)
+                    _discard_body(response, remaining)
                     self._log_in(scope, authorization, response.challenges)
                     # Start the clock again: the login took time of its own.
                     logged_in, remaining = True, self.timeout
@@ -332,63 +332,63 @@ class Client:
                 return
             finally:
                 response.close()
-        raise RemoteError(where, f"redirected more than {MAX_REDIRECTS} times")
+        raise RemoteError(location, f"redirected more than {MAX_REDIRECTS} times")
 
-    def _at_home(self, url: str, where: str) -> bool:
-        request_origin = origin(url, where)
-        return bool(self.base) and request_origin == origin(self.base, where)
+    def _is_own_origin(self, url: str, location: str) -> bool:
+        request_origin = origin(url, location)
+        return bool(self.base) and request_origin == origin(self.base, location)
 
     def _log_in(self, scope: str, refused: str | None, challenges: Sequence[str]) -> None:
         """Get the `Authorization` for a scope, unless another thread has renewed it since `refused` was sent."""
         with self._authorizing:
-            if self.authorize and self.known.get(scope) in (None, refused):
-                self.known.pop(scope, None)
-                self.known[scope] = self.authorize(challenges, scope)
+            if self.authorize and self.authorizations.get(scope) in (None, refused):
+                self.authorizations.pop(scope, None)
+                self.authorizations[scope] = self.authorize(challenges, scope)
 
     def _send(
-        self, method: str, url: str, where: str, *, headers: Mapping[str, str], body: bytes | RequestBody | None, within: float
+        self, method: str, url: str, location: str, *, headers: Mapping[str, str], body: bytes | RequestBody | None, within: float
     ) -> Body:
         all_headers = {"User-Agent": "adapterhub", "Accept-Encoding": "identity", **headers}
         if body is not None or method in ("POST", "PUT", "PATCH"):
             all_headers["Content-Length"] = str(len(body or b""))
-        scheme, host, _ = origin(url, where)
-        if self._names_secret(host, where):
-            raise RemoteError(where, "the server leads to a host whose name contains a password or token")
-        if scheme != "https" and self.base and origin(self.base, where)[0] == "https":
-            raise RemoteError(where, "the server leads from https to http", code="no-tls")
-        proxy = proxy_to(scheme, host, self.proxy, where)
+        scheme, host, _ = origin(url, location)
+        if self._names_secret(host, location):
+            raise RemoteError(location, "the server leads to a host whose name contains a password or token")
+        if scheme != "https" and self.base and origin(self.base, location)[0] == "https":
+            raise RemoteError(location, "the server leads from https to http", code="no-tls")
+        proxy = proxy_to(scheme, host, self.proxy, location)
         while True:
             try:
                 response = self._connections.send(method, url, headers=all_headers, body=body, proxy=proxy, within=within)
-                answer = Body(response, url, where)
+                answer = Body(response, url, location)
                 answer.headers |= {
                     key: self.unless_secret(answer.headers[key]) for key in _QUOTED_HEADERS & answer.headers.keys()
                 }
                 return answer
             except FAILURES as error:
                 # A server may close an idle connection at any time: send again. Not a PATCH, of which a part may have arrived.
-                stale = any(isinstance(cause, StaleError) for cause in chain(error))
+                stale = any(isinstance(cause, StaleError) for cause in causes_of(error))
                 if not stale or method == "PATCH" or self._stopped.is_set():
-                    raise failure(error, where, proxy, plain=self.plain_hint, host=host) from error
+                    raise error_for(error, location, proxy, plain=self.plain_hint, host=host) from error
 
-    def _refused(self, response: Body, where: str) -> Exception:
+    def _status_error(self, response: Body, location: str) -> Exception:
         """Return the error for a response with an unexpected status."""
-        data = response.read(SMALL, self.timeout)
-        return self._refusal(Answer(response.status, response.headers, data, response.url), where)
+        data = response.read(SMALL_BODY, self.timeout)
+        return self._refusal(Answer(response.status, response.headers, data, response.url), location)
 
-    def _refusal(self, answer: Answer, where: str) -> Exception:
+    def _refusal(self, answer: Answer, location: str) -> Exception:
         """Return the error for a status; subclasses add the errors of their servers."""
         details = self._details(answer)
         if answer.status in _RETRY_STATUSES:
-            return AgainError(f"HTTP {answer.status}{details}", seconds(answer.headers.get("retry-after")))
+            return AgainError(f"HTTP {answer.status}{details}", retry_after_seconds(answer.headers.get("retry-after")))
         if answer.status in (401, 403):
             reason = "login required" if answer.status == 401 else "forbidden"
-            if not self._at_home(answer.url, where):
-                return DeniedError(where, f"HTTP {answer.status}: {reason}")
-            return DeniedError(where, f"HTTP {answer.status}: {reason}", self.login_hint, host=self.login_host)
+            if not self._is_own_origin(answer.url, location):
+                return DeniedError(location, f"HTTP {answer.status}: {reason}")
+            return DeniedError(location, f"HTTP {answer.status}: {reason}", self.login_hint, host=self.login_host)
         if answer.status in (404, 410):
-            return NotFoundError(where, f"not found{details or f' (HTTP {answer.status})'}")
-        return RemoteError(where, f"HTTP {answer.status}{details}")
+            return NotFoundError(location, f"not found{details or f' (HTTP {answer.status})'}")
+        return RemoteError(location, f"HTTP {answer.status}{details}")
 
     def _details(self, _answer: Answer) -> str:
         """Return the server's own message about a refusal, as `: message`; empty if it has none."""
@@ -399,23 +399,23 @@ class Client:
         return "" if any(secret in text for secret in self._all_secrets()) else text
 
     def _all_secrets(self) -> list[str]:
-        return [secret for secret in (*self.secrets(), *(value.partition(" ")[2] for value in self.known.values())) if secret]
+        return [secret for secret in (*self.secrets(), *(value.partition(" ")[2] for value in self.authorizations.values())) if secret]
 
-    def _names_secret(self, host: str, where: str) -> bool:
+    def _names_secret(self, host: str, location: str) -> bool:
         """Return whether a server made a host name from a secret: host names are sent to DNS servers and appear in errors."""
-        if self.base and host == origin(self.base, where)[1]:
+        if self.base and host == origin(self.base, location)[1]:
             return False
         secrets = (secret.lower() for secret in self._all_secrets() if len(secret) >= _MIN_SECRET)
         return any(secret in host for secret in secrets)
 
 
-def _finish(response: Body, timeout: float) -> None:
+def _discard_body(response: Body, timeout: float) -> None:
     """Read the rest of a response whose body is not needed, so that its connection can be kept."""
     with contextlib.suppress(AgainError, RemoteError):
-        response.read(SMALL, timeout)
+        response.read(SMALL_BODY, timeout)
 
 
-def seconds(text: str | None) -> float | None:
+def retry_after_seconds(text: str | None) -> float | None:
     """Return the pause `Retry-After` asks for, as a number or a date (RFC 9110, section 10.2.3); None without a valid one."""
     if not text:
         return None

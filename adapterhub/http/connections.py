@@ -84,7 +84,7 @@ class Connections:
 
     def __init__(self, timeout: float, home: Boundary) -> None:
         self._timeout, self._boundary = timeout, home
-        self._all: WeakSet[_BoundedConnection] = WeakSet()
+        self._open: WeakSet[_BoundedConnection] = WeakSet()
         self._managers: dict[tuple[str, Proxy | None], PoolManager] = {}
         self._lock = threading.Lock()
 
@@ -94,7 +94,7 @@ class Connections:
             def connect(connection) -> None:  # noqa: N805
                 super().connect()
                 with self._lock:
-                    self._all.add(connection)
+                    self._open.add(connection)
 
         class Secure(Plain, HTTPSConnection):
             pass
@@ -158,7 +158,7 @@ class Connections:
     def stop(self) -> None:
         """Make requests in other threads fail at once."""
         with self._lock:
-            for connection in self._all:
+            for connection in self._open:
                 connection.shut_down()
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ class Connections:
             manager.clear()
 
 
-def chain(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
     """Yield an exception and its causes, the original cause last."""
     current: BaseException | None = error
     while current is not None:
@@ -180,8 +180,8 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         )
 
 
-def failure(
-    error: Exception, where: str, proxy: Proxy | None = None, *, plain: str = "", host: str = ""
+def error_for(
+    error: Exception, location: str, proxy: Proxy | None = None, *, plain: str = "", host: str = ""
 ) -> AgainError | RemoteError:
     """Return the meaning of one of FAILURES.
 
@@ -192,34 +192,34 @@ def failure(
         plain: The hint for a server that does not speak TLS.
         host: The requested host, which the error names unless `where` contains it.
     """
-    prefix = f"{host}: " if host not in where else ""
-    causes = list(chain(error))
+    prefix = f"{host}: " if host not in location else ""
+    causes = list(causes_of(error))
     if any(isinstance(cause, LocationParseError | UnicodeError) for cause in causes):  # not a valid DNS name
-        return RemoteError(where, f"{prefix}no such host", code="no-such-host")
-    lasting = _permanent_error(causes[-1], where, proxy, plain)
+        return RemoteError(location, f"{prefix}no such host", code="no-such-host")
+    lasting = _permanent_error(causes[-1], location, proxy, plain)
     if lasting is None:
         return AgainError(prefix + _transient_reason(causes[-1]))
     lasting.what = prefix + lasting.what
     return lasting
 
 
-def _permanent_error(cause: BaseException, where: str, proxy: Proxy | None, plain: str) -> RemoteError | None:
+def _permanent_error(cause: BaseException, location: str, proxy: Proxy | None, plain: str) -> RemoteError | None:
     """Return the error for a cause that a retry would meet as well; None for any other cause."""
     if (
         isinstance(cause, (*PERMANENT, http.client.LineTooLong)) or type(cause) is http.client.HTTPException
     ):  # http.client's error for too many headers
-        return RemoteError(where, str(cause)[:200])
+        return RemoteError(location, str(cause)[:200])
     if isinstance(cause, ssl.SSLCertVerificationError):
         hint = "If your own authority issued it, set SSL_CERT_FILE to a file with that authority's certificate"
-        return RemoteError(where, f"its certificate is not trusted ({cause.verify_message})", hint, code="certificate")
+        return RemoteError(location, f"its certificate is not trusted ({cause.verify_message})", hint, code="certificate")
     if proxy and str(cause).startswith("Tunnel connection failed"):
         reply = str(cause).partition(": ")[2][:80]
         hint = "Write its user and password into the variable that names it, like http://USER:PASSWORD@HOST:PORT"
-        return RemoteError(where, f"the proxy {proxy.host}:{proxy.port} refused ({reply})", hint if "407" in reply else "")
+        return RemoteError(location, f"the proxy {proxy.host}:{proxy.port} refused ({reply})", hint if "407" in reply else "")
     if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
-        return RemoteError(where, "it does not speak TLS", plain, code="no-tls")
+        return RemoteError(location, "it does not speak TLS", plain, code="no-tls")
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
-        return RemoteError(where, "no such host", code="no-such-host")
+        return RemoteError(location, "no such host", code="no-such-host")
     return None
 
 

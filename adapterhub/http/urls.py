@@ -22,7 +22,7 @@ def no_proxy(_scheme: str, _host: str) -> str:
     return ""
 
 
-def origin(url: str, where: str, *, typed: bool = False) -> Origin:
+def origin(url: str, location: str, *, is_user_input: bool = False) -> Origin:
     """Return the origin of a URL.
 
     Raises:
@@ -32,22 +32,22 @@ def origin(url: str, where: str, *, typed: bool = False) -> Origin:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise _address_error(where, f"an invalid address ({error})", typed) from error
+        raise _address_error(location, f"an invalid address ({error})", is_user_input) from error
     # Control characters and spaces could split a request line or a log line.
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or not url.isprintable() or " " in url:
-        raise _address_error(where, "an address that is not http or https", typed)
+        raise _address_error(location, "an address that is not http or https", is_user_input)
     if parts.username is not None or parts.password is not None:
         raise _address_error(
-            where.rpartition("@")[2], "an address with credentials, which end up in logs", typed, "Leave them out"
+            location.rpartition("@")[2], "an address with credentials, which end up in logs", is_user_input, "Leave them out"
         )
     return parts.scheme, parts.hostname.lower(), port or (443 if parts.scheme == "https" else 80)
 
 
-def _address_error(where: str, what: str, is_user_input: bool, hint: str = "") -> UsageError | RemoteError:
-    return UsageError(where, what, hint) if is_user_input else RemoteError(where, f"the server names {what}")
+def _address_error(location: str, problem: str, is_user_input: bool, hint: str = "") -> UsageError | RemoteError:
+    return UsageError(location, problem, hint) if is_user_input else RemoteError(location, f"the server names {problem}")
 
 
-def resolved(url: str, location: str | None, where: str) -> str:
+def resolve_link(url: str, location: str | None, where: str) -> str:
     """Return the URL that a `Location` or `Link` header of the response from `url` refers to.
 
     Raises:
@@ -64,7 +64,7 @@ def resolved(url: str, location: str | None, where: str) -> str:
     return target
 
 
-def next_page(link: str, url: str, where: str) -> str | None:
+def next_page(link: str, url: str, location: str) -> str | None:
     """Return the URL of the next page from the `Link` header of the response from `url` (RFC 8288); None on the last page.
 
     Raises:
@@ -75,7 +75,7 @@ def next_page(link: str, url: str, where: str) -> str | None:
         for parameter in parameters.split(";"):
             name, _, value = parameter.partition("=")
             if name.strip().lower() == "rel" and "next" in value.strip('", \t').lower().split():
-                return resolved(url, target, where)
+                return resolve_link(url, target, location)
     return None
 
 
@@ -93,7 +93,7 @@ class Proxy:
         return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-def proxy_to(scheme: str, host: str, proxy_of: ProxyOf, where: str) -> Proxy | None:
+def proxy_to(scheme: str, host: str, proxy_of: ProxyOf, location: str) -> Proxy | None:
     """Return the proxy for a host; None for a direct connection, which this machine itself always gets."""
     # This machine is never reached through a proxy, whatever the environment says.
     text = "" if is_loopback(host) else proxy_of(scheme, host)
@@ -104,13 +104,13 @@ def proxy_to(scheme: str, host: str, proxy_of: ProxyOf, where: str) -> Proxy | N
         parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port or 8080
     except ValueError as error:
-        raise RemoteError(where, "the address of the proxy is invalid", hint) from error
+        raise RemoteError(location, "the address of the proxy is invalid", hint) from error
     # urllib3 would speak TLS or SOCKS to such a proxy, which this client does not configure.
     if parts.scheme != "http":
         problem = f"the address of the proxy begins with {parts.scheme[:20]}://; only http:// is supported"
-        raise RemoteError(where, problem, hint)
+        raise RemoteError(location, problem, hint)
     if not parts.hostname:
-        raise RemoteError(where, "the address of the proxy is invalid", hint)
+        raise RemoteError(location, "the address of the proxy is invalid", hint)
     headers = {}
     if parts.username is not None:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

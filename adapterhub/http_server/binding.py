@@ -18,7 +18,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_exposure(host: str, *, encrypted: bool, asks_who: bool, code: str) -> None:
+def check_exposure(host: str, *, encrypted: bool, requires_login: bool, code: str) -> None:
     """Refuse to serve other machines without TLS, or without requiring a login.
 
     Args:
@@ -30,11 +30,11 @@ def check_exposure(host: str, *, encrypted: bool, asks_who: bool, code: str) -> 
     if not encrypted:
         hint = "Bind 127.0.0.1, give a certificate, or put a proxy with TLS in front"
         raise RefusedError(host, "tokens would cross the network in clear text", hint, code="public-needs-tls")
-    if not asks_who:
+    if not requires_login:
         raise RefusedError(host, "anyone on the network could use this server", "Require a login", code=code)
 
 
-def listening(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 picks a free one.
 
     Raises:

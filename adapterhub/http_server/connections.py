@@ -43,7 +43,7 @@ _RESERVED_FILES = 256  # files reserved for anything but connections
 _UPGRADE_HEADERS = (b"upgrade:", b"http2-settings:")
 
 
-def most_connections() -> int:
+def max_connections() -> int:
     """Return how many connections leave enough files for other work; raise the process's own limit as far as possible."""
     if sys.platform == "win32":
         return _MAX_FILES
@@ -95,7 +95,7 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > self.most:
             transport.abort()
         self._overhead = 0  # bytes since the last useful one
-        self._begun = self._received_at = self._moved = self.loop.time()
+        self._began_at = self._received_at = self._drained_at = self.loop.time()
         self._in_head = True
         self._in_request = False  # whether a request has begun and not ended
         self._unread = 0  # bytes of a response the client had not read at the last check
@@ -123,7 +123,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request."""
-        self._begun, self._in_head, self._in_request = self.loop.time(), True, True
+        self._began_at, self._in_head, self._in_request = self.loop.time(), True, True
         super().on_message_begin()
         if self.scheme == "http" and hasattr(os, "sendfile"):  # sendfile cannot encrypt
             self.scope["extensions"] = {ZERO_COPY: {}}
@@ -151,11 +151,11 @@ class Connection(HttpToolsProtocol):
         now, cycle = self.loop.time(), self.cycle
         answering = cycle is not None and not cycle.response_complete
         unread = self.transport.get_write_buffer_size()
-        late = self._in_head and now - self._begun > HEAD_SECONDS
+        late = self._in_head and now - self._began_at > HEAD_SECONDS
         silent = now - self._received_at > SILENT_SECONDS and answering and cycle.more_body and not self.flow.read_paused
-        stuck = self.flow.write_paused and unread == self._unread and now - self._moved > SILENT_SECONDS
+        stuck = self.flow.write_paused and unread == self._unread and now - self._drained_at > SILENT_SECONDS
         if unread != self._unread or not self.flow.write_paused:
-            self._unread, self._moved = unread, now
+            self._unread, self._drained_at = unread, now
         if late or silent or stuck:
             if answering:
                 cycle.disconnected = True  # ignore what the application still sends
@@ -204,26 +204,26 @@ class Connection(HttpToolsProtocol):
             os.close(target)
         return sent
 
-    async def _wait_until_writable(self, to: int) -> None:
+    async def _wait_until_writable(self, target: int) -> None:
         """Wait until a socket accepts more. TimeoutError, which is an OSError, if its client reads nothing for too long."""
         writable = asyncio.Event()
-        self.loop.add_writer(to, writable.set)
+        self.loop.add_writer(target, writable.set)
         try:
             await asyncio.wait_for(writable.wait(), SILENT_SECONDS)
         finally:
-            self.loop.remove_writer(to)
+            self.loop.remove_writer(target)
 
 
-def _send_while_writable(to: int, file: int, offset: int, count: int) -> tuple[int, bool]:
+def _send_while_writable(target: int, file: int, offset: int, count: int) -> tuple[int, bool]:
     """Send part of a file while its client keeps reading; return the bytes sent, and whether the file ended there.
 
     For a client that keeps up, the thread itself waits: going back to the event loop each time would take longer.
     """
     sent, writable = 0, select.poll()
-    writable.register(to, select.POLLOUT)
+    writable.register(target, select.POLLOUT)
     while sent < count:
         try:
-            piece_sent = os.sendfile(to, file, offset + sent, count - sent)
+            piece_sent = os.sendfile(target, file, offset + sent, count - sent)
         except BlockingIOError:
             if not writable.poll(_PATIENCE):
                 break
@@ -251,8 +251,8 @@ _BUFFER = memoryview(bytearray(_READ))
 class _BufferedReader(asyncio.BufferedProtocol):
     """Reads what arrives on any connection into one shared buffer, which the parser consumes at once."""
 
-    def __init__(self, **more: Any) -> None:
-        self._connection = Connection(**more)
+    def __init__(self, **options: Any) -> None:
+        self._connection = Connection(**options)
         for name in ("connection_made", "connection_lost", "pause_writing", "resume_writing", "eof_received"):
             setattr(self, name, getattr(self._connection, name))
 
@@ -279,7 +279,7 @@ def make_server(app: Any, *, certificate: Path | None, key: Path | None, drain: 
     """
     if (certificate is None) != (key is None):
         raise UsageError(str(certificate or key), "a certificate and its private key belong together", "Give both, or none")
-    Connection.most = most_connections()
+    Connection.most = max_connections()
     config = uvicorn.Config(
         app,
         http=_BufferedReader,  # type: ignore[arg-type]

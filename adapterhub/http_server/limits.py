@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_MOST = 50_000  # windows kept in memory
+_MAX_WINDOWS = 50_000  # windows kept in memory
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """What is left in a window, and the seconds until the next one begins; `over` if the event exceeded the limit."""
 
-    left: int
+    remaining: int
     seconds: int
     over: bool
 
@@ -22,7 +22,7 @@ class Window:
 class Windows:
     """Windows by key, each of `seconds`, in which `most` events may happen."""
 
-    most: int
+    limit: int
     seconds: int
     clock: Callable[[], float] = time.monotonic
     _counts: dict[str, tuple[float, int]] = field(default_factory=dict, repr=False)
@@ -32,10 +32,10 @@ class Windows:
         now = self.clock()
         end, count = self._counts.get(key, (0.0, 0))
         if end <= now:
-            if len(self._counts) >= _MOST:
+            if len(self._counts) >= _MAX_WINDOWS:
                 self._counts = {key: window for key, window in self._counts.items() if window[0] > now}
-                if len(self._counts) >= _MOST:
+                if len(self._counts) >= _MAX_WINDOWS:
                     self._counts.clear()  # a flood of new addresses: start over rather than grow
             end, count = now + self.seconds, 0
         self._counts[key] = end, count + events
-        return Window(max(self.most - count - events, 0), max(int(end - now + 0.999), 1), count >= self.most)
+        return Window(max(self.limit - count - events, 0), max(int(end - now + 0.999), 1), count >= self.limit)

@@ -46,7 +46,7 @@ class PlainLines(logging.Formatter):
         return "\n".join(printable(redact_tokens(line)) for line in super().format(record).split("\n"))
 
 
-def to_stderr(name: str, *, as_json: bool) -> None:
+def log_to_stderr(name: str, *, as_json: bool) -> None:
     """Write the log lines of a logger and its children to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else PlainLines())

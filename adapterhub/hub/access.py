@@ -26,8 +26,8 @@ from .people.tokens import Identity
 _BASIC = linear.Pattern(r"(?i)basic +([A-Za-z0-9+/=_-]+)")
 NOBODY = "anonymous"
 """The token of an anonymous client: docker reads even public repositories only with some token."""
-_REMEMBERED = 5.0  # seconds until a revoked token is refused and a changed role applies, at most
-_MOST = 10_000  # tokens kept in memory
+_TTL = 5.0  # seconds until a revoked token is refused and a changed role applies, at most
+_MAX_TOKENS = 10_000  # tokens kept in memory
 
 
 class NoTokenError(Exception):
@@ -82,34 +82,34 @@ class Access:
         token = token_in(headers)
         if token is None or token == NOBODY:
             return None
-        identity = self.known(token)
+        identity = self.token_identity(token)
         if identity is None:
-            self.attempt(self.failures)
+            self.count_attempt(self.failures)
             raise BadTokenError
-        asking.now().known(identity.account, identity.prefix)
+        asking.current().set_account(identity.account, identity.prefix)
         return identity
 
-    def attempt(self, windows: Windows) -> None:
+    def count_attempt(self, windows: Windows) -> None:
         """Count an attempt by the client's network.
 
         Raises:
             ThrottledError: It has made too many.
         """
-        if (window := windows.count(_network(asking.now().address))).over:
+        if (window := windows.count(_network(asking.current().address))).over:
             raise ThrottledError(window.seconds)
 
-    def known(self, token: str) -> Identity | None:
+    def token_identity(self, token: str) -> Identity | None:
         """Return the identity of a token; None if it is unknown, revoked or expired."""
         now = time.monotonic()
         until, identity = self._identities.get(token, (0.0, None))
         if until < now:
-            if len(self._identities) >= _MOST:
+            if len(self._identities) >= _MAX_TOKENS:
                 self._identities.clear()
             identity = tokens.identify(self.database, token)
             if identity:
                 # Only valid tokens are remembered: an attacker's guesses must not push them out.
-                tokens.used(self.database, identity.token)
-                self._identities[token] = now + _REMEMBERED, identity
+                tokens.record_use(self.database, identity.token)
+                self._identities[token] = now + _TTL, identity
         return identity if identity and (identity.expires is None or identity.expires > time.time()) else None
 
     def may_read(self, identity: Identity | None, name: str, repository: Repository | None) -> bool:
@@ -117,26 +117,26 @@ class Access:
         namespace = name.partition("/")[0]
         if identity is not None and identity.may("read", name):
             return True
-        readers = self.settled(namespace).readers
+        readers = self.namespace_settings(namespace).readers
         if (repository and repository.private) or readers == READERS[2]:
             return False
         return identity is not None or (readers == READERS[0] and not self.require_login)
 
-    def settled(self, namespace: str) -> Namespace:
+    def namespace_settings(self, namespace: str) -> Namespace:
         """Return the settings of a namespace, as of the last few seconds."""
         until, namespaces = self._namespaces
         if until < time.monotonic():
             namespaces = {row.name: row for row in accounts.namespaces(self.database)}
-            self._namespaces = time.monotonic() + _REMEMBERED, namespaces
+            self._namespaces = time.monotonic() + _TTL, namespaces
         return namespaces.get(namespace) or Namespace(namespace)
 
     def is_taken(self, namespace: str) -> bool:
         """Return whether a namespace belongs to somebody here, or is for its members only, as of the last few seconds."""
         until, taken_names = self._taken
         if until < time.monotonic():
-            taken_names = accounts.taken(self.database)
-            self._taken = time.monotonic() + _REMEMBERED, taken_names
-        return namespace in taken_names or self.settled(namespace).readers == READERS[2]
+            taken_names = accounts.taken_namespaces(self.database)
+            self._taken = time.monotonic() + _TTL, taken_names
+        return namespace in taken_names or self.namespace_settings(namespace).readers == READERS[2]
 
     def check_write(self, identity: Identity | None, name: str, role: str = "write") -> Identity:
         """Return the client's identity if it has a role in the namespace of `name`.
@@ -147,17 +147,17 @@ class Access:
             RefusedError: The name is an alias of another repository, and read-only.
         """
         namespace = name.partition("/")[0]
-        asking.now().changes(name)
+        asking.current().record_change(name)
         if identity is None:
             raise NoTokenError
         if not identity.may(role, name):
             actual = f"has the role {actual_role} there" if (actual_role := identity.role_in(name)) else "has no role there"
             raise ForbiddenError(f"this needs the role {role} in {namespace}: the token of {identity.account} {actual}")
-        aliases.check_own(name)
+        aliases.check_writable_name(name)
         return identity
 
 
-def writes(identity: Identity | None, name: str) -> bool:
+def may_write(identity: Identity | None, name: str) -> bool:
     """Return whether a client may write to a repository."""
     return identity is not None and identity.may("write", name.partition("/")[0])
 

@@ -43,7 +43,7 @@ def parse(name: str) -> Alias | None:
     return Alias(match[1], int(match[2] or 0), match[3] or "")
 
 
-def check_own(name: str) -> None:
+def check_writable_name(name: str) -> None:
     """Refuse to write to an alias, before anything is written."""
     if parse(name) is not None:
         problem = "is an alias for a version or a format of another repository, and is read-only"

@@ -21,11 +21,11 @@ from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteErr
 from . import asking, failures, openapi
 from .hf import routes as hf
 from .hub import Hub
-from .middleware import Audit, RateLimits
+from .middleware import AuditMiddleware, RateLimitMiddleware
 from .oauth import routes as oauth
 from .oci import routes as oci
 from .operations import routes as operations
-from .operations.metrics import Measure, Metrics
+from .operations.metrics import MetricsMiddleware, Metrics
 from .settings import HubSettings
 from .web import routes as web
 from .web.site import Site
@@ -55,13 +55,13 @@ def create_app(settings: HubSettings) -> ASGIApp:
     routes = [*api_routes(), *web.routes()]
     metrics = Metrics(routes)
     middleware = [
-        Middleware(Measure, metrics=metrics),
-        Middleware(RateLimits, limits=dict(settings.limits)),
-        Middleware(Audit),
+        Middleware(MetricsMiddleware, metrics=metrics),
+        Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
+        Middleware(AuditMiddleware),
     ]
-    handlers = dict.fromkeys((LocalIOError, RemoteError, IntegrityError), failures.answer)
+    handlers = dict.fromkeys((LocalIOError, RemoteError, IntegrityError), failures.error_response)
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
-    app.router.default = ByFirstPart(routes)
+    app.router.default = FirstPartRouter(routes)
     app.state.metrics = metrics
     return RequestGuard(app, behind_proxy=settings.behind_proxy)
 
@@ -71,7 +71,7 @@ def api_routes() -> list[BaseRoute]:
     return [*openapi.routes(), *operations.routes(), *oauth.routes(), *oci.routes(), *xet.routes(), *hf.routes()]
 
 
-class ByFirstPart:
+class FirstPartRouter:
     """A router that only tries the routes whose first path segment is the request's, or a parameter.
 
     Trying the routes of all protocols in turn would cost more than many of the handlers.
@@ -80,16 +80,16 @@ class ByFirstPart:
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         by_part = [(_first_part(route), route) for route in routes]
         parts = {part for part, _ in by_part}
-        self._below = {part: Router([route for first_part, route in by_part if first_part in (part, "")]) for part in parts}
-        self._others = Router([route for first_part, route in by_part if not first_part])
+        self._routers = {part: Router([route for first_part, route in by_part if first_part in (part, "")]) for part in parts}
+        self._fallback = Router([route for first_part, route in by_part if not first_part])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        await self.below(scope["path"])(scope, receive, send)
+        await self.router_for(scope["path"])(scope, receive, send)
 
-    def below(self, path: str) -> Router:
+    def router_for(self, path: str) -> Router:
         """Return the router for a path."""
-        return self._below.get(path[1:].partition("/")[0], self._others)
+        return self._routers.get(path[1:].partition("/")[0], self._fallback)
 
 
 def _first_part(route: BaseRoute) -> str:

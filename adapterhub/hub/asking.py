@@ -31,11 +31,11 @@ class RequestContext:
     warning: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    def known(self, account: str, prefix: str) -> None:
+    def set_account(self, account: str, prefix: str) -> None:
         """Record the account behind the request."""
         self.account, self.prefix = account, prefix
 
-    def changes(self, name: str) -> None:
+    def record_change(self, name: str) -> None:
         """Record a repository the request is about to change."""
         if name not in self.names:
             self.names.append(name)
@@ -51,6 +51,6 @@ def begin(address: str) -> RequestContext:
     return request
 
 
-def now() -> RequestContext:
+def current() -> RequestContext:
     """Return the context of the request this task answers; an empty one outside of any request."""
     return _CURRENT.get() or RequestContext()

@@ -18,7 +18,7 @@ from adapterhub_converters import linear
 
 from .workers import Workers
 
-_PIECE = 1 << 20  # bytes
+_PIECE_SIZE = 1 << 20  # bytes
 _ZERO_COPY_MIN = 256 << 10  # bytes from which zero-copy is faster than reading the file
 _RANGE = linear.Pattern(r"bytes=(\d{0,18})-(\d{0,18})")
 
@@ -67,14 +67,14 @@ class BlobResponse:
         size: int,
         headers: Mapping[str, str],
         *,
-        wanted: str | None = None,
+        range_header: str | None = None,
         address: Callable[[], str] = str,
     ) -> None:
-        self._workers, self._opened, self._size, self._address = workers, open_blob, size, address
+        self._workers, self._open_blob, self._size, self._address = workers, open_blob, size, address
         self._headers = {"accept-ranges": "bytes", **headers}
         self._status, self._start, self._length = 200, 0, size
         try:
-            byte_range = parse_range(wanted, size)
+            byte_range = parse_range(range_header, size)
         except RangeError:
             self._status, self._length = 416, 0
             self._headers["content-range"] = f"bytes */{size}"
@@ -106,7 +106,7 @@ class BlobResponse:
             if piece is None:
                 await send({"type": ZERO_COPY, "file": file.fileno(), "offset": self._start, "count": self._length})
             else:
-                await self._body(file, piece, send)
+                await self._send_body(file, piece, send)
         finally:
             # Shielded: a client that disconnects cancels this task, and the file must still be closed.
             await asyncio.shield(self._workers.read(file.close))
@@ -119,12 +119,12 @@ class BlobResponse:
         """
         if address := self._address():
             return address, None, b""
-        file = self._opened()
+        file = self._open_blob()
         if unread and isinstance(file, io.FileIO):
             return "", file, None
         try:
             _skip_to(file, self._start)
-            piece = file.read(min(_PIECE, self._length))
+            piece = file.read(min(_PIECE_SIZE, self._length))
         except BaseException:
             file.close()
             raise
@@ -133,12 +133,12 @@ class BlobResponse:
         file.close()
         return "", None, piece
 
-    async def _body(self, file: BinaryIO, piece: bytes, send: Send) -> None:
+    async def _send_body(self, file: BinaryIO, piece: bytes, send: Send) -> None:
         remaining = self._length
         while piece:  # an empty piece: the file is shorter than indexed. Cutting the connection tells the client
             remaining -= len(piece)
             # Read ahead while the network is busy with this piece.
-            next_piece = asyncio.ensure_future(self._workers.read(file.read, min(_PIECE, remaining))) if remaining else None
+            next_piece = asyncio.ensure_future(self._workers.read(file.read, min(_PIECE_SIZE, remaining))) if remaining else None
             try:
                 await send({"type": "http.response.body", "body": piece, "more_body": remaining > 0})
             finally:
@@ -153,5 +153,5 @@ def _skip_to(file: BinaryIO, start: int) -> None:
     if file.seekable():
         file.seek(start)
         return
-    while start and (piece := file.read(min(_PIECE, start))):
+    while start and (piece := file.read(min(_PIECE_SIZE, start))):
         start -= len(piece)

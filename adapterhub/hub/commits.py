@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.ref import LATEST, Ref, RefError, is_name
 from adapterhub.registry.repositories import MAIN, CommitRecord, Repository, commit_id, head_of
 from adapterhub.registry.versions import find_exact_row
@@ -20,12 +20,12 @@ from adapterhub_converters.errors import NotFoundError
 
 from . import aliases, origins
 from .aliases import Alias
-from .workers import MOST_FILES, Worker
+from .workers import MAX_CACHED_FILES, Worker
 
 HEAD = "HEAD"
 MayRead = Callable[[str, Repository | None], bool]
 """Returns whether a client may see a repository: called with its name, and its state or None if it has none."""
-_MOST = 2_000  # repositories kept in memory per thread, and commits of each
+_MAX_REMEMBERED = 2_000  # repositories kept in memory per thread, and commits of each
 _NO_NAME = "-"  # not a valid name, so no repository has it
 _ALIASES = {MAIN, HEAD, ""}
 
@@ -42,7 +42,7 @@ class Commit:
 
     id: str
     files: Mapping[str, tuple[Digest, int]]
-    row: Row | None = None
+    row: VersionRow | None = None
     title: str = ""
     description: str = ""
     author: str = ""
@@ -68,10 +68,10 @@ class View:
 
     name: str
     repository: Repository | None
-    newest: Row | None
+    newest: VersionRow | None
     frozen: bool = False
     head: str = ""
-    found: dict[str, Commit] = field(default_factory=dict, compare=False, repr=False)
+    commits_by_revision: dict[str, Commit] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def latest(self) -> str:
@@ -79,7 +79,7 @@ class View:
         return commit_id(self.newest.digest) if self.newest else ""
 
 
-def view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repository: True) -> View | None:
+def find_view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repository: True) -> View | None:
     """Look a repository up; None if it does not exist, may not be seen, or if `name` is not a valid name.
 
     A hidden repository takes the same lookups as a missing one, so that the time of a response does not tell them apart.
@@ -101,7 +101,7 @@ def view(worker: Worker, name: str, may_read: MayRead = lambda _name, _repositor
     if cached is None or previous_state != state or cached.repository is not repository:
         row = worker.registry.row(Ref(name)) if has_versions else None
         cached = View(name, repository, row, head=f"{state.head} {head}")
-        if len(worker.views) >= _MOST:
+        if len(worker.views) >= _MAX_REMEMBERED:
             worker.views.clear()
         worker.views[name] = state, cached
     return cached
@@ -116,130 +116,130 @@ def is_arriving(worker: Worker, name: str, repository: Repository | None) -> boo
 
 
 def _alias_view(worker: Worker, name: str, alias: Alias, may_read: MayRead) -> View | None:
-    source = view(worker, alias.name, may_read)
+    source = find_view(worker, alias.name, may_read)
     if source is None or source.frozen or source.newest is None or alias.form:
         return None
     try:
-        return frozen(name, source, worker.registry.row(Ref(alias.name, number=alias.number)))
+        return frozen_view(name, source, worker.registry.row(Ref(alias.name, number=alias.number)))
     except NotFoundError:
         return None
 
 
-def frozen(name: str, source: View, row: Row) -> View:
+def frozen_view(name: str, source: View, row: VersionRow) -> View:
     """Return a read-only view that has one version of another repository, or a conversion of it, and is as private."""
     state = Repository(private=bool(source.repository and source.repository.private), created=row.time)
     return View(name, state, row, frozen=True, head=f"{source.head} {row.digest}")
 
 
-def rows(worker: Worker, repo: View) -> Sequence[Row]:
+def rows(worker: Worker, view: View) -> Sequence[VersionRow]:
     """Return the versions of a repository, the newest first."""
-    if repo.newest is None:
+    if view.newest is None:
         return ()
-    return (repo.newest,) if repo.frozen else queries.versions(worker.registry.index, name=repo.name)
+    return (view.newest,) if view.frozen else queries.versions(worker.registry.index, name=view.name)
 
 
-def row_of(worker: Worker, repo: View, reference: str) -> Row:
+def row_of(worker: Worker, view: View, reference: str) -> VersionRow:
     """Return the version that a tag, a number such as `v3` or a full digest names.
 
     Raises:
         NotFoundError: There is no such version.
     """
-    if repo.frozen and repo.newest:
-        if reference in (LATEST, f"v{repo.newest.number}", repo.newest.digest):
-            return repo.newest
-    elif repo.newest:
-        text = f"{repo.name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
+    if view.frozen and view.newest:
+        if reference in (LATEST, f"v{view.newest.number}", view.newest.digest):
+            return view.newest
+    elif view.newest:
+        text = f"{view.name}{'@' if reference.startswith('sha256:') else ':'}{reference}"
         try:
             return find_exact_row(worker.registry.ledger, Ref.parse(text))
         except RefError:
             pass
-    raise NotFoundError(f"{repo.name}:{reference}", "no such version")
+    raise NotFoundError(f"{view.name}:{reference}", "no such version")
 
 
-def find(worker: Worker, repo: View, revision: str) -> Commit:
+def find(worker: Worker, view: View, revision: str) -> Commit:
     """Return the commit a revision names: a branch, a tag, a number such as `v3`, an id, a digest or a range.
 
     Raises:
         NotFoundError: There is no such commit.
     """
-    commit = repo.found.get(revision)
+    commit = view.commits_by_revision.get(revision)
     if commit is None:
-        if len(repo.found) >= _MOST:
-            repo.found.clear()
-        commit = _find(worker, repo, revision)
+        if len(view.commits_by_revision) >= _MAX_REMEMBERED:
+            view.commits_by_revision.clear()
+        commit = _find_uncached(worker, view, revision)
         # A commit with many files takes megabytes: do not keep it.
-        if len(commit.files) <= MOST_FILES:
-            repo.found[revision] = commit
+        if len(commit.files) <= MAX_CACHED_FILES:
+            view.commits_by_revision[revision] = commit
     return commit
 
 
-def _find(worker: Worker, repo: View, revision: str) -> Commit:
+def _find_uncached(worker: Worker, view: View, revision: str) -> Commit:
     branch = MAIN if revision in _ALIASES else revision.removeprefix("refs/heads/").removeprefix("refs/tags/")
-    if head := head_of(repo.repository, branch, repo.latest):
-        return by_id(worker, repo, head)
+    if head := head_of(view.repository, branch, view.latest):
+        return by_id(worker, view, head)
     if branch == MAIN:
-        return of_version(worker, repo, repo.newest) if repo.newest else EMPTY
+        return version_commit(worker, view, view.newest) if view.newest else EMPTY
     # A branch of that name was found above: an id comes second.
     if is_hex(branch, 40):
-        return by_id(worker, repo, branch)
-    if repo.frozen:
-        return of_version(worker, repo, row_of(worker, repo, branch))
+        return by_id(worker, view, branch)
+    if view.frozen:
+        return version_commit(worker, view, row_of(worker, view, branch))
     try:
         text = f"@{branch}" if branch.startswith("sha256:") else f":{branch}"
-        return of_version(worker, repo, worker.registry.row(Ref.parse(f"{repo.name}{text}")))
+        return version_commit(worker, view, worker.registry.row(Ref.parse(f"{view.name}{text}")))
     except RefError as error:
-        raise NotFoundError(f"{repo.name}:{revision}", "no such revision") from error
+        raise NotFoundError(f"{view.name}:{revision}", "no such revision") from error
 
 
-def by_id(worker: Worker, repo: View, ident: str) -> Commit:
+def by_id(worker: Worker, view: View, ident: str) -> Commit:
     """Return the commit with an id, or mirrored from the upstream commit with that id.
 
     Raises:
         NotFoundError: There is no such commit.
     """
-    if repo.frozen:
-        versions = [row for row in rows(worker, repo) if commit_id(row.digest) == ident]
+    if view.frozen:
+        versions = [row for row in rows(worker, view) if commit_id(row.digest) == ident]
     else:
         versions = (
-            queries.versions(worker.registry.index, name=repo.name, digest_prefix=f"sha256:{ident}") if repo.newest else []
+            queries.versions(worker.registry.index, name=view.name, digest_prefix=f"sha256:{ident}") if view.newest else []
         )
     if versions:
-        return of_version(worker, repo, versions[0])
-    if ident == EMPTY.id and not repo.newest:
+        return version_commit(worker, view, versions[0])
+    if ident == EMPTY.id and not view.newest:
         return EMPTY
-    record = worker.repositories.commit(repo.repository, ident) if repo.repository else None
-    if record is None and repo.newest and not repo.frozen and (origin := origins.find(worker.database, repo.name, ident)):
-        return replace(of_version(worker, repo, row_of(worker, repo, origin)), id=ident)
+    record = worker.repositories.commit(view.repository, ident) if view.repository else None
+    if record is None and view.newest and not view.frozen and (origin := origins.find(worker.database, view.name, ident)):
+        return replace(version_commit(worker, view, row_of(worker, view, origin)), id=ident)
     if record is None:
-        raise NotFoundError(f"{repo.name}@{ident}", "no such commit")
+        raise NotFoundError(f"{view.name}@{ident}", "no such commit")
     return Commit(ident, record.files, None, record.title, record.description, record.author, record.time)
 
 
-def of_version(worker: Worker, repo: View, row: Row) -> Commit:
+def version_commit(worker: Worker, view: View, row: VersionRow) -> Commit:
     """Return the commit of a version."""
-    commit, record = without_words(worker, row), _record(worker, repo, row)
+    commit, record = version_commit_without_message(worker, row), _commit_record(worker, view, row)
     if record is None:
         return commit
     return replace(commit, title=record.title, description=record.description, author=record.author)
 
 
-def without_words(worker: Worker, row: Row) -> Commit:
+def version_commit_without_message(worker: Worker, row: VersionRow) -> Commit:
     """Return the commit of a version without author and message, which are in a document of their own."""
     files = {layer.path: (layer.digest, layer.size) for layer in worker.manifest(row).layers}
     return Commit(commit_id(row.digest), files, row, f"Version v{row.number}", time=row.time)
 
 
-def _record(worker: Worker, repo: View, row: Row) -> CommitRecord | None:
+def _commit_record(worker: Worker, view: View, row: VersionRow) -> CommitRecord | None:
     """Return the author and message of a version's commit; None if the version was pushed in another way."""
-    return worker.repositories.commit(repo.repository, commit_id(row.digest)) if repo.repository else None
+    return worker.repositories.commit(view.repository, commit_id(row.digest)) if view.repository else None
 
 
-def history(worker: Worker, repo: View, revision: str) -> Iterator[Commit]:
+def history(worker: Worker, view: View, revision: str) -> Iterator[Commit]:
     """Yield the commits of a branch, or up to a commit, the newest first; without their files, as there may be millions."""
-    first = find(worker, repo, revision)
-    trees = (by_id(worker, repo, ident) for ident in reversed([*repo.repository.commits] if repo.repository else []))
+    first = find(worker, view, revision)
+    trees = (by_id(worker, view, ident) for ident in reversed([*view.repository.commits] if view.repository else []))
     tree_commits = [replace(commit, files={}) for commit in trees if commit.row is None]
-    versions = [replace(of_version(worker, repo, row), files={}) for row in rows(worker, repo)]
+    versions = [replace(version_commit(worker, view, row), files={}) for row in rows(worker, view)]
     commits = sorted([*versions, *tree_commits], key=lambda commit: commit.time, reverse=True)
     # Two ids, if the revision is an id of the upstream.
     first_ids = {first.id, commit_id(first.row.digest) if first.row else ""}
@@ -247,18 +247,18 @@ def history(worker: Worker, repo: View, revision: str) -> Iterator[Commit]:
     yield from (commit for commit in commits if commit.id not in first_ids and commit.time <= (first.time or "~"))
 
 
-def branches(repo: View) -> dict[str, str]:
+def branches(view: View) -> dict[str, str]:
     """Return branch to commit id; `main` is always included."""
-    names = [MAIN, *(name for name in (repo.repository.heads if repo.repository else ()) if name != MAIN)]
-    return {name: head_of(repo.repository, name, repo.latest) or repo.latest or EMPTY.id for name in names}
+    names = [MAIN, *(name for name in (view.repository.heads if view.repository else ()) if name != MAIN)]
+    return {name: head_of(view.repository, name, view.latest) or view.latest or EMPTY.id for name in names}
 
 
-def tags(worker: Worker, repo: View) -> dict[str, str]:
+def tags(worker: Worker, view: View) -> dict[str, str]:
     """Return tag to commit id, sorted: with numbers such as `v3`, without `latest`, which is `main`, and names of branches."""
-    reserved = {LATEST, *(repo.repository.heads if repo.repository else ())}
+    reserved = {LATEST, *(view.repository.heads if view.repository else ())}
     commit_ids = {}
-    for row in rows(worker, repo):
-        for tag in (f"v{row.number}", *(() if repo.frozen else row.tags)):
+    for row in rows(worker, view):
+        for tag in (f"v{row.number}", *(() if view.frozen else row.tags)):
             if tag not in reserved:
                 commit_ids[tag] = commit_id(row.digest)
     return dict(sorted(commit_ids.items()))

@@ -144,7 +144,7 @@ class HubDatabase:
     _pragmas: tuple[str, ...] = ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", _UNTRUSTED)
 
     def __init__(self, folder: Path) -> None:
-        self._at(folder / FILE)
+        self._set_path(folder / FILE)
         with self._errors():
             if self.path.is_symlink():
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -154,14 +154,14 @@ class HubDatabase:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         self._migrate()
 
-    def _at(self, path: Path) -> None:
-        self.path, self.where = path, str(path)
+    def _set_path(self, path: Path) -> None:
+        self.path, self.location = path, str(path)
         self._local = threading.local()
-        self._open: list[sqlite3.Connection] = []
+        self._connections: list[sqlite3.Connection] = []
 
     def close(self) -> None:
         """Close the connections of all threads."""
-        for connection in self._open:
+        for connection in self._connections:
             connection.close()
 
     def copy(self, path: Path) -> None:
@@ -207,7 +207,7 @@ class HubDatabase:
             for pragma in self._pragmas:
                 connection.execute(f"PRAGMA {pragma}")
             self._local.connection = connection
-            self._open.append(connection)
+            self._connections.append(connection)
         return connection
 
     def has_table(self, name: str) -> bool:
@@ -231,7 +231,7 @@ class HubDatabase:
         except (OSError, sqlite3.DatabaseError) as error:
             if isinstance(error, sqlite3.IntegrityError):
                 raise ConstraintError(str(error)) from error
-            raise LocalIOError(self.where, str(error)) from error
+            raise LocalIOError(self.location, str(error)) from error
 
 
 class ReadDatabase(HubDatabase):
@@ -246,7 +246,7 @@ class ReadDatabase(HubDatabase):
     _pragmas = ("query_only = ON", _UNTRUSTED)
 
     def __init__(self, folder: Path) -> None:
-        self._at(folder / FILE)
+        self._set_path(folder / FILE)
         self._copy_folder: tempfile.TemporaryDirectory[str] | None = None
         with self._errors():
             if not stat.S_ISREG(self.path.lstat().st_mode):  # lstat, not open: closing the file would release SQLite's locks

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, RemoteError
 
 
-def told(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
+def error_status(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
     """Return status, message and headers for an error that is the hub's own fault; status 0 for any other error."""
     if isinstance(error, LocalIOError):
         return 507, f"the hub cannot write: {error.what}", {}
@@ -23,9 +23,9 @@ def told(error: AdapterhubError) -> tuple[int, str, dict[str, str]]:
     return 0, "", {}
 
 
-async def answer(_request: Request, error: Exception) -> Response:
+async def error_response(_request: Request, error: Exception) -> Response:
     """Return the response for an error after the handler has returned, as when opening a blob fails."""
-    status, words, headers = told(error) if isinstance(error, AdapterhubError) else (0, "", {})
+    status, words, headers = error_status(error) if isinstance(error, AdapterhubError) else (0, "", {})
     if not status:
         raise error
     return JSONResponse({"error": words}, status, headers)

@@ -17,7 +17,7 @@ REGULAR_LIMIT = 8 << 20
 """Size in bytes from which a file is uploaded separately: inside a commit, 100 MB take 6 times as long and 10 times
 the memory.
 """
-_MOST = 100_000  # object ids kept in memory
+_MAX_OIDS = 100_000  # object ids kept in memory
 
 
 def is_lfs(path: str, size: int) -> bool:
@@ -48,7 +48,7 @@ class GitFile:
         return self.lfs or self.oid
 
 
-class GitNames:
+class GitObjectIds:
     """The object ids of a store's small files; each file is read once."""
 
     def __init__(self, store: Store) -> None:
@@ -63,7 +63,7 @@ class GitNames:
             return GitFile(path, digest, size, blob_oid(pointer), sha256, len(pointer))
         oid = self._oids.get(digest)
         if oid is None:
-            if len(self._oids) >= _MOST:
+            if len(self._oids) >= _MAX_OIDS:
                 self._oids.clear()
             oid = self._oids[digest] = self._read(digest, size)
         return GitFile(path, digest, size, oid)

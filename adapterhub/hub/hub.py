@@ -17,8 +17,8 @@ from adapterhub.digest import Digest
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import no_proxy, origin
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
-from adapterhub.project.policy import joined
+from adapterhub.index.queries import VersionRow
+from adapterhub.project.policy import join
 from adapterhub.registry.registry import policy_of
 from adapterhub.registry.repositories import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
@@ -27,9 +27,9 @@ from . import aliases, moving
 from .access import Access
 from .aliases import Alias
 from .blobs import BlobResponse
-from .commits import MayRead, View, frozen, is_arriving, view
-from .forms import Forms
-from .git import GitNames
+from .commits import MayRead, View, frozen_view, is_arriving, find_view
+from .forms import ConvertedVersions
+from .git import GitObjectIds
 from .jobs import Jobs
 from .mirror import Mirror
 from .people import accounts
@@ -37,17 +37,17 @@ from .people.accounts import READERS
 from .people.id_tokens import Issuers
 from .people.tokens import Identity
 from .quotas import Quotas
-from .releases import Releases
+from .releases import PolicyGate
 from .settings import HubSettings
 from .storage.opening import open_storage
-from .uploads import USABLE, Held, Uploads
+from .uploads import USABLE_SECONDS, UploadLeases, Uploads
 from .webhooks import Webhooks
 from .workers import Worker, Workers
 
 _log = logging.getLogger("adapterhub.hub")
 _MAINTENANCE_INTERVAL = 600.0  # seconds between two runs
 # Seconds the names hidden from a client are reused, and for how many tokens they are remembered.
-_CLOSED, _MOST = 5.0, 100
+_HIDDEN_TTL, _MAX_HIDDEN_TOKENS = 5.0, 100
 
 
 class Hub:
@@ -75,27 +75,27 @@ class Hub:
 
     def __init__(self, settings: HubSettings) -> None:
         # The operator's policy and the one stored in the registry both apply.
-        settings = replace(settings, policy=joined(settings.policy, policy_of(settings.registry)))
+        settings = replace(settings, policy=join(settings.policy, policy_of(settings.registry)))
         self.settings = settings
         self.storage = open_storage(settings)
         self.database = self.storage.database
         self.store = self.storage.store()
         self.webhooks = Webhooks(self.database, self.store.log)
-        self.workers = Workers(self.storage, moved=self.webhooks.announce)
+        self.workers = Workers(self.storage, on_move=self.webhooks.announce)
         self.access = Access(self.database, settings.require_login)
-        self.held = Held(self.store)
-        self.quotas = Quotas(self.database, self.access.settled)
-        self.uploads = Uploads(self.store, self.workers, limit=settings.max_file, room=self._room, ended=self.quotas.close)
-        self.git = GitNames(self.store)
-        self.forms = Forms(self.storage, settings.policy)
-        self.releases = Releases(settings.policy, self._views_with_file)
+        self.upload_leases = UploadLeases(self.store)
+        self.quotas = Quotas(self.database, self.access.namespace_settings)
+        self.uploads = Uploads(self.store, self.workers, limit=settings.max_file, room=self._count_upload, on_end=self.quotas.close)
+        self.git = GitObjectIds(self.store)
+        self.conversions = ConvertedVersions(self.storage, settings.policy)
+        self.policy_gate = PolicyGate(settings.policy, self._views_with_file)
         self.issuers = Issuers(settings.provider.proxy if settings.provider else no_proxy)
         # Their own threads: a provider that hangs must not occupy those of all other requests.
         self.sign_ins = Workers(self.storage, 4)
         self.secret = self._secret()
-        self._closed: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
+        self._hidden_cache: tuple[float, dict[str, Repository | None], dict[int, tuple[str, ...]]] = 0.0, {}, {}
         self._jobs = Jobs(self.database)
-        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._change_locks: dict[str, tuple[asyncio.Lock, int]] = {}
         upstream = settings.mirror
         self.mirror = (
             Mirror(upstream, settings, workers=self.workers, access=self.access, quotas=self.quotas) if upstream else None
@@ -119,29 +119,29 @@ class Hub:
 
     async def finish_moves(self) -> None:
         """Finish renames of repositories that a killed process or an error left half done."""
-        for old, new in await self.workers.run(moving.begun):
+        for old, new in await self.workers.run(moving.pending_moves):
             try:
-                async with self.moving(old, new):
+                async with self.move_lock(old, new):
                     await self.workers.run(moving.finish, old, new)
             except AdapterhubError as error:
                 _log.warning("%s is still to be moved to %s: %s", old, new, error)
 
     def _maintain(self, worker: Worker) -> None:
         self.webhooks.catch_up(queries.names(worker.registry.index))
-        self.held.turn()
+        self.upload_leases.rotate()
         self.quotas.expire()
         # Leftovers of killed processes, such as half-written copies.
         self.storage.remove_stale()
-        self.database.execute("DELETE FROM uploaded WHERE time < ?", time.time() - USABLE)
+        self.database.execute("DELETE FROM uploaded WHERE time < ?", time.time() - USABLE_SECONDS)
 
     def close(self) -> None:
         """Wait for running work, then close everything."""
         if self.mirror:
             self.mirror.close()
-        self.forms.close()
+        self.conversions.close()
         self.sign_ins.close()
         self.workers.close()
-        self.held.close()
+        self.upload_leases.close()
         self.storage.close()
 
     # ---- who asks for what
@@ -173,42 +173,42 @@ class Hub:
     def visible(self, worker: Worker, identity: Identity | None, name: str) -> View | None:
         """Return a repository, or None if it does not exist or `identity` may not see it."""
         may_read = partial(self.may_read, worker, identity)
-        return view(worker, name, may_read) or self._form(worker, name, may_read)
+        return find_view(worker, name, may_read) or self._converted_view(worker, name, may_read)
 
     def may_read(self, worker: Worker, identity: Identity | None, name: str, repository: Repository | None) -> bool:
         """Return whether `identity` may see a repository in this state; one still being renamed to is hidden from everybody."""
         return not is_arriving(worker, name, repository) and self.access.may_read(identity, name, repository)
 
-    def _form(self, worker: Worker, name: str, may_read: MayRead) -> View | None:
+    def _converted_view(self, worker: Worker, name: str, may_read: MayRead) -> View | None:
         """Return the view behind a name with a format suffix, once that conversion exists."""
         alias = aliases.parse(name)
         if alias is None or not alias.form:
             return None
-        source = view(worker, alias.source, may_read)
+        source = find_view(worker, alias.source, may_read)
         # A numbered alias is of a frozen view, one without a number of a live one.
         digest = (
-            self.forms.find(source.newest.digest, alias.form)
+            self.conversions.find(source.newest.digest, alias.form)
             if source and source.newest and source.frozen == bool(alias.number)
             else ""
         )
         return (
-            frozen(name, source, replace(source.newest, digest=digest, format=alias.form))
+            frozen_view(name, source, replace(source.newest, digest=digest, format=alias.form))
             if digest and source and source.newest
             else None
         )
 
-    def hidden(self, worker: Worker, identity: Identity | None) -> tuple[str, ...]:
+    def hidden_names(self, worker: Worker, identity: Identity | None) -> tuple[str, ...]:
         """Return the repositories to leave out of a client's lists, counts and searches, as of a few seconds ago.
 
         Each repository that is actually shown is still checked on its own.
         """
-        until, names, by_token = self._closed
+        until, names, by_token = self._hidden_cache
         if until < time.monotonic():
-            until, names, by_token = self._closed = time.monotonic() + _CLOSED, self._restricted_repositories(worker), {}
+            until, names, by_token = self._hidden_cache = time.monotonic() + _HIDDEN_TTL, self._restricted_repositories(worker), {}
         key = identity.token if identity else 0
         hidden = by_token.get(key)
         if hidden is None:
-            if len(by_token) >= _MOST:
+            if len(by_token) >= _MAX_HIDDEN_TOKENS:
                 by_token.clear()
             hidden = by_token[key] = tuple(
                 name for name, state in names.items() if not self.may_read(worker, identity, name, state)
@@ -243,7 +243,7 @@ class Hub:
         alias = aliases.parse(name)
         if self.mirror and _is_repository_read(request):
             revision = str(parts.get("revision", ""))
-            await self.mirror.look(self.identify(request), alias.name if alias else name, revision)
+            await self.mirror.refresh(self.identify(request), alias.name if alias else name, revision)
         if (
             alias
             and alias.form
@@ -251,60 +251,60 @@ class Hub:
         ):
             # A conversion takes CPU time and disk space, so a network gets only so many without a token.
             if self.identify(request) is None:
-                self.access.attempt(self.access.conversions)
-            async with self.turn(f"{row.digest} as {alias.form}"):
-                await self.forms.make(row, alias.form)
+                self.access.count_attempt(self.access.conversions)
+            async with self.change_lock(f"{row.digest} as {alias.form}"):
+                await self.conversions.make(row, alias.form)
 
-    def _version_to_convert(self, worker: Worker, identity: Identity | None, name: str, alias: Alias) -> Row | None:
+    def _version_to_convert(self, worker: Worker, identity: Identity | None, name: str, alias: Alias) -> VersionRow | None:
         if self.visible(worker, identity, name):
             return None
         source = self.visible(worker, identity, alias.source)
         if source is None or source.newest is None or source.frozen != bool(alias.number):
             return None
-        if self.quotas.limits(name):
-            self.quotas.check(worker, name, self.forms.held(worker.registry, name.partition("/")[0]))
+        if self.quotas.has_byte_limit(name):
+            self.quotas.check(worker, name, self.conversions.blob_sizes(worker.registry, name.partition("/")[0]))
         return source.newest
 
     @asynccontextmanager
-    async def turn(self, name: str) -> AsyncIterator[None]:
+    async def change_lock(self, name: str) -> AsyncIterator[None]:
         """Wait until no other request of this process changes a repository, and hold it for the block."""
         # Locks are counted and dropped with their last waiter: names come from clients, and would pile up.
-        lock, waiting = self._turns.get(name, (asyncio.Lock(), 0))
-        self._turns[name] = lock, waiting + 1
+        lock, waiting = self._change_locks.get(name, (asyncio.Lock(), 0))
+        self._change_locks[name] = lock, waiting + 1
         try:
             async with lock:
                 yield
         finally:
-            lock, waiting = self._turns[name]
+            lock, waiting = self._change_locks[name]
             if waiting > 1:
-                self._turns[name] = lock, waiting - 1
+                self._change_locks[name] = lock, waiting - 1
             else:
-                del self._turns[name]
+                del self._change_locks[name]
 
     @asynccontextmanager
-    async def moving(self, old: str, new: str) -> AsyncIterator[None]:
+    async def move_lock(self, old: str, new: str) -> AsyncIterator[None]:
         """Wait until no process of the hub renames a repository from or to these names, and no request here changes either."""
         # Always lock in the same order: two opposite renames would wait for each other forever.
         first, second = sorted((old, new))
-        claims = self._jobs.claimed(f"move {first}"), self._jobs.claimed(f"move {second}")
-        async with claims[0], claims[1], self.turn(first), self.turn(second):
+        claims = self._jobs.claim(f"move {first}"), self._jobs.claim(f"move {second}")
+        async with claims[0], claims[1], self.change_lock(first), self.change_lock(second):
             yield
 
     # ---- blobs
 
     def blob(self, digest: Digest, size: int, headers: dict[str, str], range_header: str | None) -> BlobResponse:
         """Return the response with a blob of the store. The caller has checked that the client may read it."""
-        open_blob, address = partial(self.storage.opened, digest), partial(self.storage.address, digest, size)
-        return BlobResponse(self.workers, open_blob, size, headers, wanted=range_header, address=address)
+        open_blob, address = partial(self.storage.open_blob, digest), partial(self.storage.address, digest, size)
+        return BlobResponse(self.workers, open_blob, size, headers, range_header=range_header, address=address)
 
-    def _room(self, name: str, upload: str, size: int, more: int, lifetime: float) -> int | None:
-        return self.quotas.open(self.workers.worker(), name, upload, size, more=more, lifetime=lifetime)
+    def _count_upload(self, name: str, upload: str, size: int, extra: int, lifetime: float) -> int | None:
+        return self.quotas.open(self.workers.worker(), name, upload, size, extra=extra, lifetime=lifetime)
 
     def _views_with_file(self, worker: Worker, identity: Identity | None, digest: Digest) -> Iterator[View]:
-        names = queries.names_with(worker.registry.index, digest, without=self.hidden(worker, identity))
+        names = queries.names_with(worker.registry.index, digest, without=self.hidden_names(worker, identity))
         yield from filter(None, (self.visible(worker, identity, name) for name in names))
 
-    def uploaded(self, name: str, digests: Iterable[Digest], finished_uploads: Collection[str] = ()) -> None:
+    def record_uploads(self, name: str, digests: Iterable[Digest], finished_uploads: Collection[str] = ()) -> None:
         """Record blobs as uploaded for a repository, which may use them for a day before a manifest names them.
 
         Args:
@@ -317,20 +317,20 @@ class Hub:
         """
         digests, now = list(digests), time.time()
         sizes = {digest: self.store.size(digest) or 0 for digest in digests}
-        self.quotas.check(self.workers.worker(), name, sizes, take=True, but=finished_uploads)
+        self.quotas.check(self.workers.worker(), name, sizes, count=True, except_uploads=finished_uploads)
         # The blobs count as files from here on, so their uploads must not count a second time.
         self.quotas.close(name, finished_uploads)
         # Note blobs that were already stored, too: perhaps nothing else keeps them from a gc.
-        rows = [(name, digest, now) for digest in digests if self.store.holds(digest, sizes[digest])]
+        rows = [(name, digest, now) for digest in digests if self.store.retain_if_present(digest, sizes[digest])]
         sql = "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
         self.database.execute_many(sql, rows)
 
-    def uploaded_to(self, digest: Digest) -> list[str]:
+    def upload_targets(self, digest: Digest) -> list[str]:
         """Return the repositories a blob was uploaded for in the last day."""
         sql = "SELECT name FROM uploaded WHERE digest = ? AND time >= ?"
-        return [name for (name,) in self.database.select(sql, digest, time.time() - USABLE)]
+        return [name for (name,) in self.database.select(sql, digest, time.time() - USABLE_SECONDS)]
 
-    def has_blob(
+    def blob_size(
         self, worker: Worker, repository_view: View | None, name: str, digest: Digest, *, uploads: bool = True
     ) -> int | None:
         """Return the size in bytes of a blob that a repository has; None for any other blob of the store.
@@ -339,7 +339,7 @@ class Hub:
         """
         # Ask the store last: timing must not reveal whether another repository has the blob.
         sql = "SELECT 1 FROM uploaded WHERE name = ? AND digest = ? AND time >= ?"
-        uploaded = uploads and self.database.select(sql, name, digest, time.time() - USABLE)
+        uploaded = uploads and self.database.select(sql, name, digest, time.time() - USABLE_SECONDS)
         return (
             self.store.size(digest)
             if uploaded or (repository_view and self._has_link_to(worker, repository_view, digest))

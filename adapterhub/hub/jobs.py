@@ -26,7 +26,7 @@ class Jobs:
         self._owner = secrets.token_hex(8)
 
     @asynccontextmanager
-    async def claimed(self, job: str) -> AsyncIterator[None]:
+    async def claim(self, job: str) -> AsyncIterator[None]:
         """Wait until no other process does a job, and claim it for the block, which must check what is already done."""
         while not await asyncio.to_thread(self._claim, job):
             await asyncio.sleep(_POLL)

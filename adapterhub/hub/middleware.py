@@ -38,7 +38,7 @@ def hub_of(scope: Scope) -> Hub:
     return cast(Hub, scope["app"].state.hub)
 
 
-class RateLimits:
+class RateLimitMiddleware:
     """Fixed windows for each class of requests, by token, or by address without one, reported in the headers that hf reads.
 
     The counts are this process's own: several processes allow several times as much.
@@ -75,8 +75,8 @@ class RateLimits:
         except BadTokenError:
             token = None
         # An invalid token counts by address, or each guess would get a window of its own.
-        identity = hub_of(scope).access.known(token) if token else None
-        return f"token {identity.token}" if identity else asking.now().address
+        identity = hub_of(scope).access.token_identity(token) if token else None
+        return f"token {identity.token}" if identity else asking.current().address
 
 
 def class_of(path: str) -> str:
@@ -91,8 +91,8 @@ def class_of(path: str) -> str:
 
 def _headers(kind: str, windows: Windows, window: Window) -> dict[str, str]:
     return {
-        "ratelimit": f'"{kind}";r={window.left};t={window.seconds}',
-        "ratelimit-policy": f'"fixed window";"{kind}";q={windows.most};w={windows.seconds}',
+        "ratelimit": f'"{kind}";r={window.remaining};t={window.seconds}',
+        "ratelimit-policy": f'"fixed window";"{kind}";q={windows.limit};w={windows.seconds}',
     }
 
 
@@ -102,7 +102,7 @@ def _too_many(kind: str, window: Window, headers: dict[str, str]) -> JSONRespons
     return JSONResponse({"error": message, "errors": [{"code": "TOOMANYREQUESTS", "message": message}]}, 429, all_headers)
 
 
-class Audit:
+class AuditMiddleware:
     """Writes a row of the audit log for every change, before the client is told it was made, and for every refusal."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -141,7 +141,7 @@ def handler_of(scope: Scope) -> Sequence[str]:
 
 
 def _event(scope: Scope, action: str) -> Event:
-    call, params = asking.now(), scope.get("path_params", {})
+    call, params = asking.current(), scope.get("path_params", {})
     name = " ".join(call.names) or params.get("name") or "/".join(params[key] for key in ("namespace", "repo") if key in params)
     parts = [f"{key}={value}" for key, value in params.items() if key not in ("name", "namespace", "repo")]
     detail = " ".join([*([f"{scope['method']} {scope['path']}"] if action == "refused" else parts)])

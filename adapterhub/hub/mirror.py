@@ -29,15 +29,15 @@ from adapterhub.http.errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.http_server.limits import Windows
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, is_name
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.versions import Version
-from adapterhub.remotes.copy import unique
+from adapterhub.remotes.copy import distinct_blobs
 from adapterhub.remotes.hub.client import COMMIT, Bounds, HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
-from adapterhub.remotes.local import Local
+from adapterhub.remotes.local import LocalName
 from adapterhub.remotes.protocol import Source
 from adapterhub.store.store import HUB, REFS
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
@@ -62,10 +62,10 @@ from .workers import Worker, Workers
 
 AUTHOR = "mirror"
 _log = logging.getLogger("adapterhub.hub")
-_ABSENT = 300.0  # seconds until the upstream is asked again for a missing or refused repository
+_ABSENT_TTL = 300.0  # seconds until the upstream is asked again for a missing or refused repository
 _AWAY_TTL = 30.0  # seconds until it is asked again after it did not respond
-_MOST = 10_000  # replies kept in memory
-_ASKED, _WINDOW = 100, 300  # names an address may request from the upstream, in how many seconds
+_MAX_REPLIES = 10_000  # replies kept in memory
+_MAX_ATTEMPTS, _WINDOW = 100, 300  # names an address may request from the upstream, in how many seconds
 _THREADS = 4  # repositories fetched at a time
 _PATIENCE = 5.0  # seconds that readers of a version already here wait for news; huggingface_hub gives up after 10
 _PAUSES = (0.5,)  # seconds before a retry, while clients wait
@@ -112,7 +112,7 @@ class _Reply:
 class _NameState:
     """A name that may be mirrored: its newest version here, and whether the upstream is due to be asked."""
 
-    newest: Row | None
+    newest: VersionRow | None
     due: bool
 
 
@@ -136,14 +136,14 @@ class Mirror:
         access: Access,
         quotas: Quotas,
     ) -> None:
-        self._of, self._settings = upstream, settings
+        self._upstream, self._settings = upstream, settings
         self._workers, self._access, self._quotas = workers, access, quotas
         self._database = access.database
         self._pool = ThreadPoolExecutor(_THREADS, "hub-mirror")
         self._sources: set[HubRepository] = set()
         self._running: dict[str, asyncio.Future[None]] = {}
         self._replies: dict[str, _Reply] = {}
-        self._asked = Windows(_ASKED, _WINDOW)
+        self._attempts = Windows(_MAX_ATTEMPTS, _WINDOW)
 
     def close(self) -> None:
         """Stop the transfers; each resumes when its repository is next requested."""
@@ -152,7 +152,7 @@ class Mirror:
             source.stop()
         self._pool.shutdown(cancel_futures=True)
 
-    async def look(self, identity: Identity | None, name: str, revision: str = "") -> None:
+    async def refresh(self, identity: Identity | None, name: str, revision: str = "") -> None:
         """Fetch a repository before it is read, and refresh its `main` if the last check is too old.
 
         `revision`: If it is a commit that is not here, `main` is checked again, because the commit may be new.
@@ -165,21 +165,21 @@ class Mirror:
         if address is None:
             return
         pin = revision if is_hex(revision, COMMIT) else ""
-        state = await self._workers.run(self._state, identity, name, pin)
+        state = await self._workers.run(self._name_state, identity, name, pin)
         if state is None:
             return
-        if state.due and (question := self._asking(address, pin, state)):
+        if state.due and (question := self._pending_question(address, pin, state)):
             finished, _ = await asyncio.wait([question], timeout=_PATIENCE if state.newest else None)
             if not finished:
-                asking.now().warning = "the upstream of this mirror takes long; this is what was fetched before"
+                asking.current().warning = "the upstream of this mirror takes long; this is what was fetched before"
                 return
             question.result()
         if reply := self._replies.get(name):
-            asking.now().warning = reply.warning
+            asking.current().warning = reply.warning
             if reply.refusal and state.newest is None:
                 raise NotMirroredError(f"{name} is not mirrored", reply.refusal)
 
-    def _asking(self, address: HubAddress, pin: str, state: _NameState) -> asyncio.Future[None] | None:
+    def _pending_question(self, address: HubAddress, pin: str, state: _NameState) -> asyncio.Future[None] | None:
         """Return the running request to the upstream, whoever started it; None if there is no reason to ask now."""
         name = address.name
         # Another request may have refreshed it meanwhile.
@@ -195,19 +195,19 @@ class Mirror:
         if not is_name(name) or name.count("/") != 1:
             return None
         try:
-            return HubAddress.parse(f"{self._of.prefix}{name}")
+            return HubAddress.parse(f"{self._upstream.prefix}{name}")
         except UsageError:
             return None
 
-    def _state(self, worker: Worker, identity: Identity | None, name: str, pin: str) -> _NameState | None:
+    def _name_state(self, worker: Worker, identity: Identity | None, name: str, pin: str) -> _NameState | None:
         """Return the state of a name here; None if it is this hub's own, or `identity` may not read it."""
         # Treat a hidden repository like a missing one until the end: timing must not tell them apart.
         may_read = partial(self._access.may_read, identity)
-        view, hidden = commits.view(worker, name, may_read), not may_read(name, worker.repositories.get(name))
+        view, hidden = commits.find_view(worker, name, may_read), not may_read(name, worker.repositories.get(name))
         newest = view.newest if view else None
         if newest is None and (view is not None or worker.registry.ledger.current(name).deleted):
             return None
-        if newest and not origins.has(self._database, name, newest.digest):
+        if newest and not origins.is_mirrored(self._database, name, newest.digest):
             return None
         due = not self._is_fresh(name) or (view is not None and self._is_unknown(worker, view, pin))
         is_own = due and self._is_own(worker, name.partition("/")[0])
@@ -241,7 +241,7 @@ class Mirror:
             ThrottledError: The client has asked too often, and there is no version here to serve instead.
         """
         try:
-            self._access.attempt(self._asked)
+            self._access.count_attempt(self._attempts)
         except ThrottledError:
             if state.newest is None:
                 raise
@@ -255,16 +255,16 @@ class Mirror:
         worker = self._workers.worker()
         # Not the account of the client that happened to ask.
         worker.registry.author = AUTHOR
-        view = commits.view(worker, address.name)
+        view = commits.find_view(worker, address.name)
         self._remember(address.name, self._answer(worker, address, view.newest if view else None))
         if pin:
-            self._remember(f"{address.name}@{pin}", _Reply(time.monotonic() + _ABSENT))
+            self._remember(f"{address.name}@{pin}", _Reply(time.monotonic() + _ABSENT_TTL))
 
-    def _answer(self, worker: Worker, address: HubAddress, newest: Row | None) -> _Reply:
-        refusal, lifetime = "", _ABSENT
+    def _answer(self, worker: Worker, address: HubAddress, newest: VersionRow | None) -> _Reply:
+        refusal, lifetime = "", _ABSENT_TTL
         try:
             if self._fetch(worker, address, newest):
-                lifetime = self._of.age
+                lifetime = self._upstream.age
             elif newest:
                 refusal = f"{address} is not there any more; this is what it was"
         except LocalIOError:
@@ -285,15 +285,15 @@ class Mirror:
         return _Reply(until, warning=refusal) if newest else _Reply(until, refusal=refusal)
 
     def _remember(self, key: str, reply: _Reply) -> None:
-        if len(self._replies) >= _MOST:
+        if len(self._replies) >= _MAX_REPLIES:
             self._replies.clear()
         self._replies[key] = reply
 
-    def _fetch(self, worker: Worker, address: HubAddress, newest: Row | None) -> bool:
+    def _fetch(self, worker: Worker, address: HubAddress, newest: VersionRow | None) -> bool:
         """Create a version from the commit `main` is at, unless it exists; return False if there is no such repository."""
         if self._settings.policy is not None:
             self._settings.policy.check_name(address.name)
-        source = HubRepository(address, self._of.endpoint, pauses=_PAUSES, proxy=self._of.proxy, bounds=_BOUNDS)
+        source = HubRepository(address, self._upstream.endpoint, pauses=_PAUSES, proxy=self._upstream.proxy, bounds=_BOUNDS)
         self._sources.add(source)
         try:
             try:
@@ -305,21 +305,21 @@ class Mirror:
             if newest and digest:
                 if digest != newest.digest:  # the upstream's `main` went back to an earlier commit
                     manifest, message = (
-                        Local(worker.registry, address.name).manifest(digest),
-                        f"mirrored from {address.at(commit)}",
+                        LocalName(worker.registry, address.name).manifest(digest),
+                        f"mirrored from {address.with_reference(commit)}",
                     )
-                    worker.registry.admit(manifest, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message)
+                    worker.registry.push_manifest(manifest, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message)
                 return True
             manifest = source.manifest(commit or MAIN)
             version = self._publish(worker, source, manifest, newest)
             origins.add(self._database, address.name, source.commit_id, version.digest)
-            _log.info("mirrored %s as v%d", address.at(source.commit_id), version.number)
+            _log.info("mirrored %s as v%d", address.with_reference(source.commit_id), version.number)
             return True
         finally:
             self._sources.discard(source)
             source.close()
 
-    def _publish(self, worker: Worker, source: HubRepository, manifest: Manifest, newest: Row | None) -> Version:
+    def _publish(self, worker: Worker, source: HubRepository, manifest: Manifest, newest: VersionRow | None) -> Version:
         """Receive the files of a version and store it, under the upstream's digest if it has an adapter.json."""
         name, location = source.address.name, source.address.repository
         check_adapter(source, manifest, location)
@@ -329,29 +329,29 @@ class Mirror:
                     f"{location}: {layer.path}", f"a file may have at most {self._settings.max_file:,} bytes here"
                 )
         sizes = {layer.digest: layer.size for layer in manifest.layers}
-        if (size := sum(sizes.values())) > self._of.max_bytes:
-            raise RefusedError(location, f"has {size:,} bytes, and a repository may have at most {self._of.max_bytes:,} here")
+        if (size := sum(sizes.values())) > self._upstream.max_bytes:
+            raise RefusedError(location, f"has {size:,} bytes, and a repository may have at most {self._upstream.max_bytes:,} here")
         # Before receiving anything: the sizes are known from the manifest.
-        self._quotas.check(worker, name, sizes, take=True)
+        self._quotas.check(worker, name, sizes, count=True)
         policy, message = self._settings.policy, f"mirrored from {location}@{source.commit_id}"
         expect = newest.digest if newest else ABSENT
-        local = Local(worker.registry, name)
+        local = LocalName(worker.registry, name)
         # Lease the blobs until the version that names them is committed.
-        with local.at_work():
-            for blob in unique(manifest):
+        with local.lease_for_push():
+            for blob in distinct_blobs(manifest):
                 # Receive a file even if another name here has it: knowing its digest does not prove that the upstream has its
                 # bytes.
-                if not (queries.versions(worker.registry.index, name=name, file=blob.digest) and local.has(blob)):
+                if not (queries.versions(worker.registry.index, name=name, file=blob.digest) and local.has_blob(blob)):
                     local.put_blob(blob, source)
             options: dict[str, Any] = {"tags": (LATEST,), "expect": expect, "policy": policy, "message": message}
-            with origins.making(self._database, name, source.commit_id):
+            with origins.reserve(self._database, name, source.commit_id):
                 if manifest.adapter_json is not None:
                     return publishing.publish_manifest(worker.registry, name, manifest, **options)
                 files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
                 return publishing.publish_tree(worker.registry, name, files, **options)
 
 
-def check_adapter(source: Source, manifest: Manifest, where: str) -> None:
+def check_adapter(source: Source, manifest: Manifest, location: str) -> None:
     """Refuse a repository that is not an adapter before receiving its files, by their names and by the headers of GGUF files.
 
     Raises:
@@ -361,15 +361,15 @@ def check_adapter(source: Source, manifest: Manifest, where: str) -> None:
     if manifest.adapter_json is not None:
         return
     if not publishing.is_whole(files):
-        raise RefusedError(where, "has no whole adapter in it, and this hub mirrors nothing else")
+        raise RefusedError(location, "has no whole adapter in it, and this hub mirrors nothing else")
     if ADAPTER_CONFIG in files:
         return
     ggufs = (layer for layer in manifest.layers if layer.path.endswith(".gguf") and "/" not in layer.path)
-    if not any(_is_gguf_adapter(source, layer, where) for layer in itertools.islice(ggufs, _MAX_HEADERS)):
-        raise RefusedError(where, "is a whole model, and this hub mirrors adapters only")
+    if not any(_is_gguf_adapter(source, layer, location) for layer in itertools.islice(ggufs, _MAX_HEADERS)):
+        raise RefusedError(location, "is a whole model, and this hub mirrors adapters only")
 
 
-def _is_gguf_adapter(source: Source, blob: Descriptor, where: str) -> bool:
+def _is_gguf_adapter(source: Source, blob: Descriptor, location: str) -> bool:
     from adapterhub_converters.containers import gguf_file
 
     data, buffer = bytearray(), memoryview(bytearray(1 << 16))
@@ -383,6 +383,6 @@ def _is_gguf_adapter(source: Source, blob: Descriptor, where: str) -> bool:
             return bytes(data[offset : offset + size])
 
         try:
-            return gguf_file.read_header(read_at, blob.size, f"{where}: {blob.path}").text("general.type") == "adapter"
+            return gguf_file.read_header(read_at, blob.size, f"{location}: {blob.path}").text("general.type") == "adapter"
         except FormatError:
             return False

@@ -21,17 +21,17 @@ from adapterhub.registry import measurements
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
 from adapterhub.registry.repositories import Repository
-from adapterhub.store.ref_log import in_force
+from adapterhub.store.ref_log import entries_in_force
 
 from . import asking, commits, origins, publishing
 from .commits import View
 from .database import HubDatabase
 from .people.accounts import Namespace
-from .uploads import stored
+from .uploads import sha256_of
 from .workers import Worker
 
 
-def begun(worker: Worker, *names: str) -> list[tuple[str, str]]:
+def pending_moves(worker: Worker, *names: str) -> list[tuple[str, str]]:
     """Return the old and new names of unfinished moves; if `names` are given, only those from or to one of them."""
     rows = worker.database.select("SELECT old, new FROM moves ORDER BY new")
     return [(old, new) for old, new in rows if not names or not {old, new}.isdisjoint(names)]
@@ -43,14 +43,14 @@ def check_attached(worker: Worker, view: View, new: str, namespace: Namespace) -
     version_digests = {row.digest for row in queries.versions(worker.registry.index, name=view.name)} | manifests.keys()
     for digest, manifest in manifests.items():
         publishing.check_attached(
-            namespace, f"{new}@{digest}", attached=stored(worker.database, manifest.subject) in version_digests
+            namespace, f"{new}@{digest}", attached=sha256_of(worker.database, manifest.subject) in version_digests
         )
 
 
 def begin(worker: Worker, old: str, new: str) -> None:
     """Begin a move that has been checked; from here on, any process may call `finish`."""
     # First the row, then the document: a process killed in between leaves a move that `finish` undoes or completes.
-    worker.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, asking.now().account)
+    worker.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, asking.current().account)
     state = worker.repositories.get(old) or Repository(created=now())
     worker.repositories.change(new, lambda _: replace(state, moved_from=old))
 
@@ -64,7 +64,7 @@ def finish(worker: Worker, old: str, new: str) -> None:
         # The redirect is in place: only the cleanup was interrupted.
         if source and source.moved_to == new:
             _finish_rename(worker, old, new)
-        elif commits.view(worker, old) and not (source and source.moved_to):
+        elif commits.find_view(worker, old) and not (source and source.moved_to):
             _push_versions(worker, old, new)
             _redirect_old_name(worker, old, new)
             _finish_rename(worker, old, new)
@@ -78,13 +78,13 @@ def finish(worker: Worker, old: str, new: str) -> None:
 def _push_versions(worker: Worker, old: str, new: str) -> None:
     """Push the versions of a name under a new one that has none, with their numbers, messages and marks."""
     registry = worker.registry
-    pushed, _ = in_force(registry.store.log.entries(old))
+    pushed, _ = entries_in_force(registry.store.log.entries(old))
     messages = {entry.number: entry.message for entry in pushed if entry.op == "push"}
     with registry.store.lease("move"):
         for row in reversed(queries.versions(registry.index, name=old)):
             message = messages.get(row.number, "")
             # Oldest first: version numbers only grow.
-            registry.admit(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
+            registry.push_manifest(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
     _set_marks(registry, old, new)
 
 
@@ -127,6 +127,6 @@ def _move_rows(database: HubDatabase, old: str, new: str) -> None:
         sql = "INSERT INTO uploaded SELECT ?, digest, time FROM uploaded WHERE name = ? ON CONFLICT (name, digest) DO NOTHING"
         database.execute(sql, new, old)
         database.execute("DELETE FROM uploaded WHERE name = ?", old)
-        origins.move(database, old, new)
+        origins.copy_pins(database, old, new)
         if old.partition("/")[0] == new.partition("/")[0]:
             database.execute("UPDATE publishers SET scope = ? WHERE scope = ?", new, old)

@@ -291,7 +291,7 @@ def paths() -> dict[str, dict[str, Any]]:
     return paths_by_method
 
 
-def of_route(route: BaseRoute) -> Iterator[tuple[str, str]]:
+def route_operations(route: BaseRoute) -> Iterator[tuple[str, str]]:
     """Yield the paths and methods of this document that a route answers; nothing for undocumented routes."""
     if isinstance(route, Route) and route.path not in _UNDOCUMENTED:
         path = route.path.replace("{name:path}", "{namespace}/{repo}").replace(":path}", "}")

@@ -16,7 +16,7 @@ from .database import HubDatabase
 
 
 @contextmanager
-def making(database: HubDatabase, name: str, commit: str) -> Iterator[None]:
+def reserve(database: HubDatabase, name: str, commit: str) -> Iterator[None]:
     """Record that the block creates a version from a commit, so that nobody takes it for one of this hub's own before `add`."""
     sql = "INSERT INTO mirrored VALUES (?, ?, '', ?) ON CONFLICT (name, origin) DO NOTHING"
     database.execute(sql, name, commit, time.time())
@@ -49,12 +49,12 @@ def find(database: HubDatabase, name: str, commit: str) -> Digest:
     return str(rows[0][0]) if rows else ""
 
 
-def has(database: HubDatabase, name: str, digest: Digest) -> bool:
+def is_mirrored(database: HubDatabase, name: str, digest: Digest) -> bool:
     """Return whether a version came from the upstream under this name."""
     return bool(database.select("SELECT 1 FROM mirrored WHERE name = ? AND digest = ? AND time > 0", name, digest))
 
 
-def move(database: HubDatabase, old: str, new: str) -> None:
+def copy_pins(database: HubDatabase, old: str, new: str) -> None:
     """Make the pins of a repository valid under another name, too."""
     sql = (
         "INSERT INTO mirrored SELECT ?, origin, digest, 0 FROM mirrored WHERE name = ? AND digest <> '' ON CONFLICT DO NOTHING"

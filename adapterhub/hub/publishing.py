@@ -15,7 +15,7 @@ from pathlib import Path
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.workers import Worker
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import Listing, check_file, check_names, check_paths
@@ -25,11 +25,11 @@ from adapterhub.registry.registry import Registry
 from adapterhub.registry.signatures import LIMIT
 from adapterhub.registry.signatures import check as check_signed
 from adapterhub.registry.versions import Version
-from adapterhub.store.export import linked
-from adapterhub.store.signatures import Sized, bounded
+from adapterhub.store.export import linked_folder
+from adapterhub.store.signatures import Sized, read_bounded
 from adapterhub.store.store import Store
 from adapterhub.trust.bundle import MEDIA_TYPE
-from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE, is_weights
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 _EMPTY_CONFIG = sha256_bytes(b"{}")  # the empty config of an attached manifest
@@ -54,31 +54,31 @@ def is_adapter(store: Store, files: Files) -> bool:
 def _is_gguf_adapter(store: Store, digest: Digest, size: int) -> bool:
     from adapterhub_converters.formats.candidate import Candidate
 
-    with linked(store, [Descriptor("", digest, size, "adapter.gguf")]) as folder:
+    with linked_folder(store, [Descriptor("", digest, size, "adapter.gguf")]) as folder:
         header = Candidate(folder / "adapter.gguf").gguf
         return header is not None and header.text("general.type") == "adapter"
 
 
-def check_tree(files: Files, where: str) -> None:
+def check_tree(files: Files, location: str) -> None:
     """Refuse names that no file of an adapter may have, before a tree is recorded."""
-    check_paths(sorted(files), where, RefusedError)
-    check_names(files, where)
+    check_paths(sorted(files), location, RefusedError)
+    check_names(files, location)
 
 
-def check_contents(store: Store, files: Files, where: str) -> None:
+def check_contents(store: Store, files: Files, location: str) -> None:
     """Refuse pickles and archives by their first bytes, whatever their names."""
     for path, (digest, _) in files.items():
         with store.open_blob(digest) as blob:
-            check_file(path, blob.read(HEAD), where)
+            check_file(path, blob.read(HEAD_SIZE), location)
 
 
-def check_attached(namespace: Namespace, where: str, *, attached: bool) -> None:
+def check_attached(namespace: Namespace, location: str, *, attached: bool) -> None:
     """Refuse a manifest that is not an adapter in an adapters-only namespace, unless attached to one in its repository."""
     if namespace.adapters_only and not attached:
         problem = (
             f"the namespace {namespace.name} is for adapters only, and this manifest has no adapter_config.json and weights"
         )
-        raise RefusedError(where, problem, "Push it to another namespace, or attach it to an adapter here")
+        raise RefusedError(location, problem, "Push it to another namespace, or attach it to an adapter here")
 
 
 def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes]:
@@ -99,7 +99,7 @@ def attached_signatures(worker: Worker, name: str, digest: Digest) -> list[bytes
                 if (size := store.size(blob)) is not None and size < LIMIT:
                     yield size, partial(store.read_document, blob, limit=LIMIT)
 
-    return bounded(bundles())
+    return read_bounded(bundles())
 
 
 def publish_tree(
@@ -132,20 +132,20 @@ def publish_tree(
 
     if policy is not None:
         policy.check_name(name)
-    with _folder(registry, files, name) as folder, _named(folder, name):
-        package = publish.package(folder, where=name, policy=policy, listed=Listing(tuple(sorted(files))))
+    with _linked_folder(registry, files, name) as folder, _errors_naming(folder, name):
+        package = publish.package(folder, location=name, policy=policy, file_list=Listing(tuple(sorted(files))))
         files_to_store = {path: file for path, file in files.items() if path != ADAPTER_JSON}
-        manifest, raw = package.draft.settle(files_to_store)
+        manifest, raw = package.draft.finalize(files_to_store)
         with registry.store.lease("push"):
             files_to_store[ADAPTER_JSON] = registry.store.put_bytes(raw)
             oci = oci_manifest.assemble(files_to_store, manifest)
             # Before the manifest is stored: its digest is known, which is enough to find signatures pushed earlier.
-            check_signed(policy, oci, lambda: signatures(oci.digest), name=name, where=name)
+            check_signed(policy, oci, lambda: signatures(oci.digest), name=name, location=name)
             registry.store.put_bytes(oci.config_bytes)
             registry.store.put_bytes(oci.raw)
             # The blobs must be durable before the log entry that refers to them.
             registry.store.sync_blobs()
-            return registry.admit(oci, Ref(name), expect=expect, tags=tags, message=message)
+            return registry.push_manifest(oci, Ref(name), expect=expect, tags=tags, message=message)
 
 
 def publish_manifest(
@@ -171,17 +171,17 @@ def publish_manifest(
 
     if policy is not None:
         policy.check_name(name)
-    check_signed(policy, manifest, lambda: signatures(manifest.digest), name=name, where=name)
+    check_signed(policy, manifest, lambda: signatures(manifest.digest), name=name, location=name)
     files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
-    with _folder(registry, files, name) as folder, _named(folder, name), registry.store.lease("push"):
+    with _linked_folder(registry, files, name) as folder, _errors_naming(folder, name), registry.store.lease("push"):
         publish.check_listed(registry.store, manifest, name)
-        publish.check_received(folder, manifest, where=name, policy=policy)
+        publish.check_received(folder, manifest, location=name, policy=policy)
         registry.store.put_bytes(manifest.raw)
         registry.store.sync_blobs()
-        return registry.admit(manifest, Ref(name), expect=expect, tags=tags, message=message)
+        return registry.push_manifest(manifest, Ref(name), expect=expect, tags=tags, message=message)
 
 
-def check_released(worker: Worker, policy: Policy, row: Row) -> None:
+def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:
     """Compare a version with the hub's policy before it is served: the policy may be stricter than when the version was pushed.
 
     Raises:
@@ -195,21 +195,21 @@ def check_released(worker: Worker, policy: Policy, row: Row) -> None:
     oci = oci_manifest.parse(worker.registry.store.read_document(digest), location)
     manifest, metrics = worker.registry.adapter_manifest(digest), worker.registry.metrics(digest)
     publish.check_manifest(policy, manifest, location, size=oci.files_size, metrics=metrics)
-    check_signed(policy, oci, lambda: attached_signatures(worker, row.name, digest), name=row.name, where=location)
+    check_signed(policy, oci, lambda: attached_signatures(worker, row.name, digest), name=row.name, location=location)
 
 
 @contextlib.contextmanager
-def _folder(registry: Registry, files: Files, name: str) -> Iterator[Path]:
+def _linked_folder(registry: Registry, files: Files, name: str) -> Iterator[Path]:
     """Yield a folder with the blobs under the names of the files, inside a folder with the adapter's own name."""
     check_tree(files, name)
     check_contents(registry.store, files, name)
     layers = [Descriptor("", digest, size, path) for path, (digest, size) in files.items()]
-    with linked(registry.store, layers) as folder:
+    with linked_folder(registry.store, layers) as folder:
         yield folder
 
 
 @contextlib.contextmanager
-def _named(folder: Path, name: str) -> Iterator[None]:
+def _errors_naming(folder: Path, name: str) -> Iterator[None]:
     """Name the repository, rather than a temporary folder, in errors."""
     try:
         yield

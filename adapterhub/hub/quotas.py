@@ -27,8 +27,8 @@ from .people.accounts import Namespace
 from .workers import Worker
 
 _COUNT_TTL = 10.0  # seconds
-_MOST = 100  # namespaces whose count is kept in memory
-_MOST_OPEN = 20_000  # open uploads of a namespace; each new one reads them all. A terabyte through Xet is 16,000
+_MAX_COUNTS = 100  # namespaces whose count is kept in memory
+_MAX_OPEN = 20_000  # open uploads of a namespace; each new one reads them all. A terabyte through Xet is 16,000
 
 
 class Quotas:
@@ -36,12 +36,12 @@ class Quotas:
 
     def __init__(self, database: HubDatabase, namespace_settings: Callable[[str], Namespace]) -> None:
         self._database = database
-        self._settled = namespace_settings
-        self._held: dict[str, tuple[float, dict[Digest, int]]] = {}
+        self._settings_of = namespace_settings
+        self._counts: dict[str, tuple[float, dict[Digest, int]]] = {}
         self._lock = threading.Lock()
 
     def check(
-        self, worker: Worker, name: str, files: Mapping[Digest, int], *, take: bool = False, but: Collection[str] = ()
+        self, worker: Worker, name: str, files: Mapping[Digest, int], *, count: bool = False, except_uploads: Collection[str] = ()
     ) -> None:
         """Refuse files (digest to bytes) that would exceed the limits of the namespace of `name`.
 
@@ -55,14 +55,14 @@ class Quotas:
         Raises:
             RefusedError: The files would be too many or too large.
         """
-        limits = self._settled(name.partition("/")[0])
+        limits = self._settings_of(name.partition("/")[0])
         if limits.max_bytes is None and limits.max_files is None:
             return
         with self._lock:
             counted = self._count(worker, limits.name)
             new = {digest: size for digest, size in files.items() if digest not in counted}
-            _check(limits, counted, new.values(), self._open_bytes(limits, but))
-            if take:
+            _check(limits, counted, new.values(), self._open_bytes(limits, except_uploads))
+            if count:
                 counted.update(new)
 
     def check_sizes(self, worker: Worker, name: str, sizes: Iterable[int]) -> None:
@@ -71,17 +71,17 @@ class Quotas:
         This is the last point at which a client that goes on through Xet shows our message. How many of the files are new is
         not known yet.
         """
-        limits = replace(self._settled(name.partition("/")[0]), max_files=None)
+        limits = replace(self._settings_of(name.partition("/")[0]), max_files=None)
         if limits.max_bytes is None:
             return
         with self._lock:
             _check(limits, self._count(worker, limits.name), sizes, self._open_bytes(limits, [name]))
 
-    def limits(self, name: str) -> bool:
+    def has_byte_limit(self, name: str) -> bool:
         """Return whether the namespace of `name` has a limit in bytes."""
-        return self._settled(name.partition("/")[0]).max_bytes is not None
+        return self._settings_of(name.partition("/")[0]).max_bytes is not None
 
-    def open(self, worker: Worker, name: str, upload: str, size: int, *, more: int = 0, lifetime: float) -> int | None:
+    def open(self, worker: Worker, name: str, upload: str, size: int, *, extra: int = 0, lifetime: float) -> int | None:
         """Count an open upload.
 
         Args:
@@ -98,7 +98,7 @@ class Quotas:
         Raises:
             RefusedError: There is no room for `size` bytes.
         """
-        limits, now = self._settled(name.partition("/")[0]), time.time()
+        limits, now = self._settings_of(name.partition("/")[0]), time.time()
         if limits.max_bytes is None:
             return None
         with self._lock:
@@ -107,13 +107,13 @@ class Quotas:
             with self._database.transaction():
                 previous = self._database.select("SELECT size FROM arriving WHERE id = ?", upload)
                 other_bytes = self._open_bytes(limits, [upload])
-                if not previous and self._opened(limits) >= _MOST_OPEN:
-                    problem = f"has {_MOST_OPEN:,} open uploads, which are the most that may be open"
+                if not previous and self._open_count(limits) >= _MAX_OPEN:
+                    problem = f"has {_MAX_OPEN:,} open uploads, which are the most that may be open"
                     raise RefusedError(limits.name, problem, "End one, or wait a day until they expire", code="quota")
                 if not previous or size > previous[0][0]:
                     _check(limits, counted, [size], other_bytes, files=False)
                 # Reserve ahead as far as there is room, so that a stream of unknown length does not ask for every piece.
-                size = max(size, min(size + more, limits.max_bytes - sum(counted.values()) - other_bytes))
+                size = max(size, min(size + extra, limits.max_bytes - sum(counted.values()) - other_bytes))
                 sql = (
                     "INSERT INTO arriving VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
                     " SET size = excluded.size, until = excluded.until"
@@ -123,14 +123,14 @@ class Quotas:
 
     def close(self, name: str, uploads: Iterable[str]) -> None:
         """Stop counting uploads of a repository."""
-        if self.limits(name):
+        if self.has_byte_limit(name):
             self._database.execute_many("DELETE FROM arriving WHERE id = ?", [(upload,) for upload in uploads])
 
     def expire(self) -> None:
         """Forget uploads whose lifetime has ended."""
         self._database.execute("DELETE FROM arriving WHERE until < ?", time.time())
 
-    def _opened(self, limits: Namespace) -> int:
+    def _open_count(self, limits: Namespace) -> int:
         """Return the number of open uploads of a namespace, including those without bytes so far, which take no room."""
         sql = "SELECT count(*) FROM arriving WHERE name >= ? AND name < ? AND until >= ?"
         return int(self._database.select(sql, f"{limits.name}/", f"{limits.name}0", time.time())[0][0])
@@ -142,32 +142,32 @@ class Quotas:
         return sum(size for ident, name, size in rows if ident not in except_uploads and name not in except_uploads)
 
     def _count(self, worker: Worker, namespace: str) -> dict[Digest, int]:
-        until, counted = self._held.get(namespace, (0.0, {}))
+        until, counted = self._counts.get(namespace, (0.0, {}))
         if until < time.monotonic():
-            counted = usage(worker, self._database, namespace)
-            if len(self._held) >= _MOST:
-                self._held.clear()
-            self._held[namespace] = time.monotonic() + _COUNT_TTL, counted
+            counted = namespace_files(worker, self._database, namespace)
+            if len(self._counts) >= _MAX_COUNTS:
+                self._counts.clear()
+            self._counts[namespace] = time.monotonic() + _COUNT_TTL, counted
         return counted
 
 
-def usage(worker: Worker, database: HubDatabase, namespace: str) -> dict[Digest, int]:
+def namespace_files(worker: Worker, database: HubDatabase, namespace: str) -> dict[Digest, int]:
     """Return the distinct files of a namespace, including recent uploads: digest to bytes."""
     uploaded = {digest for (digest,) in database.select(_UPLOADED, f"{namespace}/", f"{namespace}0")}
     return _files(worker, namespace, worker.registry.store.log.names(HUB, namespace), uploaded)
 
 
-def files(worker: Worker, name: str) -> dict[Digest, int]:
+def repository_files(worker: Worker, name: str) -> dict[Digest, int]:
     """Return the distinct files of a repository: digest to bytes."""
     return _files(worker, name, [name])
 
 
-def _files(worker: Worker, prefix: str, names: Iterable[str], more: Collection[Digest] = ()) -> dict[Digest, int]:
+def _files(worker: Worker, prefix: str, names: Iterable[str], extra: Collection[Digest] = ()) -> dict[Digest, int]:
     """Return the files of a name's or namespace's versions, what its repositories keep besides, and `more`: digest to bytes."""
-    version_files, other_digests, store = queries.files(worker.registry.index, prefix), set(more), worker.registry.store
+    version_files, other_digests, store = queries.files(worker.registry.index, prefix), set(extra), worker.registry.store
     for name in names:
         if repository := worker.repositories.get(name):
-            other_digests |= repositories.needs(store, sha256_bytes(repository.dump())) - set(repository.commits.values())
+            other_digests |= repositories.required_blobs(store, sha256_bytes(repository.dump())) - set(repository.commits.values())
     sizes = {digest: store.size(digest) for digest in other_digests - version_files.keys()}
     return {**version_files, **{digest: size for digest, size in sizes.items() if size is not None}}
 

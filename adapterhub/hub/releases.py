@@ -13,22 +13,22 @@ from itertools import islice
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.project.policy import Policy
 from adapterhub_converters.errors import RefusedError
 
-from .access import writes
+from .access import may_write
 from .commits import View
 from .people.tokens import Identity
 from .publishing import check_released
-from .remembered import Remembered
+from .remembered import LRUCache
 from .workers import Worker
 
-_MOST = 100_000  # verdicts kept in memory
+_MAX_VERDICTS = 100_000  # verdicts kept in memory
 _MAX_COMPARED = 100  # newest versions of a name, and other names, that are tried to justify serving a blob
 
 
-class Releases:
+class PolicyGate:
     """The gate between a hub's versions and its clients.
 
     Args:
@@ -39,12 +39,12 @@ class Releases:
     def __init__(
         self, policy: Policy | None, views_with_file: Callable[[Worker, Identity | None, Digest], Iterator[View]]
     ) -> None:
-        self._policy, self._others = policy, views_with_file
-        self._verdicts: Remembered[RefusedError | None] = Remembered(_MOST)
+        self._policy, self._views_with_file = policy, views_with_file
+        self._verdicts: LRUCache[RefusedError | None] = LRUCache(_MAX_VERDICTS)
 
-    def check(self, worker: Worker, identity: Identity | None, row: Row | None) -> None:
+    def check(self, worker: Worker, identity: Identity | None, row: VersionRow | None) -> None:
         """Raise RefusedError for a version the policy does not allow. Other manifests (`row` None) are not compared."""
-        if self._policy is not None and row is not None and not writes(identity, row.name):
+        if self._policy is not None and row is not None and not may_write(identity, row.name):
             _raise(self._version_refusal(worker, self._policy, row))
 
     def check_blob(self, worker: Worker, identity: Identity | None, view: View, digest: Digest) -> None:
@@ -52,16 +52,16 @@ class Releases:
 
         Versions of other repositories that the client may read count, too: it could get the blob there.
         """
-        if self._policy is None or writes(identity, view.name):
+        if self._policy is None or may_write(identity, view.name):
             return
         if refusal := self._blob_refusal(worker, self._policy, view, digest):
             # Bounded: a common blob, such as an empty file, may be in thousands of repositories.
-            for other_view in islice(self._others(worker, identity, digest), _MAX_COMPARED):
-                if writes(identity, other_view.name) or self._blob_refusal(worker, self._policy, other_view, digest) is None:
+            for other_view in islice(self._views_with_file(worker, identity, digest), _MAX_COMPARED):
+                if may_write(identity, other_view.name) or self._blob_refusal(worker, self._policy, other_view, digest) is None:
                     return
             _raise(refusal)
 
-    def _version_refusal(self, worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
+    def _version_refusal(self, worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:
         # Both logs: versions and marks are in one, attached signatures in the other.
         position = f"{worker.registry.ledger.current(row.name).head} {worker.repositories.current(row.name)[0]}"
         return self._verdicts.get((row.name, row.digest, position), lambda: _refusal(worker, policy, row))
@@ -82,7 +82,7 @@ class Releases:
         return verdicts[0] if verdicts and all(verdicts) else None
 
 
-def _refusal(worker: Worker, policy: Policy, row: Row) -> RefusedError | None:
+def _refusal(worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:
     try:
         check_released(worker, policy, row)
     except RefusedError as refused:
@@ -95,7 +95,7 @@ def _raise(refusal: RefusedError | None) -> None:
         raise refusal.with_traceback(None)  # a remembered error would grow with each raise
 
 
-def _rows_with_blob(worker: Worker, view: View, digest: Digest) -> Iterator[Row]:
+def _rows_with_blob(worker: Worker, view: View, digest: Digest) -> Iterator[VersionRow]:
     """Yield the versions of a repository that have a blob as a file, manifest or config, the newest first."""
     if view.frozen:
         yield from (view.newest,) if view.newest else ()

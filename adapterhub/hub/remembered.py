@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Remembered(Generic[T]):
+class LRUCache(Generic[T]):
     """The values used last, shared by all threads.
 
     Args:
@@ -18,8 +18,8 @@ class Remembered(Generic[T]):
         size: Returns the size of a value; by default 1, so that `most` limits their number.
     """
 
-    def __init__(self, most: int, size: Callable[[T], int] = lambda _: 1) -> None:
-        self._most, self._size, self._taken = most, size, 0
+    def __init__(self, max_size: int, size_of: Callable[[T], int] = lambda _: 1) -> None:
+        self._max_size, self._size_of, self._total = max_size, size_of, 0
         self._values: OrderedDict[Hashable, T] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -34,7 +34,7 @@ class Remembered(Generic[T]):
         with self._lock:
             if key not in self._values:  # another thread may have been faster
                 self._values[key] = value
-                self._taken += self._size(value)
-            while self._taken > self._most:
-                self._taken -= self._size(self._values.popitem(last=False)[1])
+                self._total += self._size_of(value)
+            while self._total > self._max_size:
+                self._total -= self._size_of(self._values.popitem(last=False)[1])
         return value

@@ -22,7 +22,7 @@ _MALLOC = ((-3, 2 << 20), (-1, 8 << 20), (-8, 1))
 def check_binding(settings: HubSettings) -> None:
     """Refuse to serve other machines without TLS, or without requiring a login."""
     encrypted = bool(settings.certificate) or settings.behind_proxy
-    binding.check_exposure(settings.host, encrypted=encrypted, asks_who=settings.require_login, code="hub-needs-login")
+    binding.check_exposure(settings.host, encrypted=encrypted, requires_login=settings.require_login, code="hub-needs-login")
 
 
 def serve(settings: HubSettings, *, ready: Callable[[str], object]) -> None:
@@ -31,7 +31,7 @@ def serve(settings: HubSettings, *, ready: Callable[[str], object]) -> None:
     if settings.provider:
         oidc.check(settings.provider)
     _reuse_memory()
-    sock = binding.listening(settings.host, settings.port)
+    sock = binding.open_listener(settings.host, settings.port)
     server = make_server(settings)
     ready(settings.url or binding.url_of(sock, "https" if settings.certificate else "http"))
     server.run(sockets=[sock])

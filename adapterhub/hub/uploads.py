@@ -30,16 +30,16 @@ _SUFFIX = ".upload"
 _IDLE = 600.0  # seconds after which the file of a session is closed until it is resumed
 _SWEEP_INTERVAL = 60.0  # seconds between sweeps of tmp/
 _ROOM_STEP = 64 << 20  # bytes by which a body of unknown size is counted in advance
-_BODY_LIFETIME, _ASKED = 3600.0, 600.0  # seconds for which a body in one request is counted, and after which to count it again
-_OPEN = 200  # sessions open at a time, unless more are being written to
+_BODY_LIFETIME, _RENEWAL_INTERVAL = 3600.0, 600.0  # seconds for which a body in one request is counted, and after which to count it again
+_MAX_OPEN = 200  # sessions open at a time, unless more are being written to
 SHA512 = "sha512:"
-USABLE = 24 * 3600.0
+USABLE_SECONDS = 24 * 3600.0
 """Seconds in which a commit or a manifest can use an upload."""
-HELD = USABLE + 3600
+LEASE_SECONDS = USABLE_SECONDS + 3600
 """Seconds for which a gc spares an upload, at least; at most twice as long."""
 
 
-def stored(database: HubDatabase, digest: str) -> Digest:
+def sha256_of(database: HubDatabase, digest: str) -> Digest:
     """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded."""
     if not digest.startswith(SHA512):
         return digest
@@ -76,17 +76,17 @@ class Upload:
     name: str
     path: Path
     file: BinaryIO
-    counted: str
+    count_id: str
     lifetime: float
     room: int | None = None
-    asked: float = 0.0
+    granted_at: float = 0.0
     size: int = 0
-    state: Any = field(default_factory=hashlib.sha256)
+    hasher: Any = field(default_factory=hashlib.sha256)
     busy: bool = False
-    used: float = field(default_factory=time.monotonic)
+    used_at: float = field(default_factory=time.monotonic)
 
 
-class Held:
+class UploadLeases:
     """Keeps uploads from a gc as long as they can be used, by two leases: the current one and its predecessor.
 
     Args:
@@ -96,31 +96,31 @@ class Held:
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._clock = store, clock
-        self._before, self._present = ExitStack(), ExitStack()
+        self._previous, self._present = ExitStack(), ExitStack()
         self._since = clock()
         self._begin()
 
     def _begin(self) -> None:
         self._store.files.lease = self._present.enter_context(hold(self._store.files, "hub", required=True))
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
         """Once the current lease has lasted its time, end its predecessor and begin another."""
-        if self._clock() - self._since >= HELD:
+        if self._clock() - self._since >= LEASE_SECONDS:
             self._since = self._clock()
-            previous, self._before, self._present = self._before, self._present, ExitStack()
+            previous, self._previous, self._present = self._previous, self._present, ExitStack()
             self._begin()
             previous.close()
 
     def close(self) -> None:
         """End both leases."""
         self._present.close()
-        self._before.close()
+        self._previous.close()
 
 
 class UploadCounter(Protocol):
     """A callback that counts an open upload in its namespace, as `Quotas.open` does; called in a thread."""
 
-    def __call__(self, name: str, upload: str, size: int, more: int, lifetime: float, /) -> int | None:
+    def __call__(self, name: str, upload: str, size: int, extra: int, lifetime: float, /) -> int | None:
         """Return the bytes the upload is counted as; None for no limit. RefusedError if there is no room."""
 
 
@@ -136,14 +136,14 @@ class Uploads:
     """
 
     def __init__(
-        self, store: Store, workers: Workers, *, limit: int, room: UploadCounter, ended: Callable[[str, Sequence[str]], object]
+        self, store: Store, workers: Workers, *, limit: int, room: UploadCounter, on_end: Callable[[str, Sequence[str]], object]
     ) -> None:
         self._store = store
         self._workers = workers
         self._limit = limit
-        self._room, self._ended = room, ended
+        self._room, self._on_end = room, on_end
         self._open: dict[str, Upload] = {}
-        self._whole: set[str] = set()  # count ids of bodies sent in one request
+        self._whole_bodies: set[str] = set()  # count ids of bodies sent in one request
         self._lock = threading.Lock()
         self._swept_at = float("-inf")
 
@@ -155,7 +155,7 @@ class Uploads:
     async def begin(self, name: str) -> Upload:
         """Begin a session for a repository."""
         ident = secrets.token_hex(16)
-        return await self._begin(ident, name, ident, 0, USABLE)
+        return await self._begin(ident, name, ident, 0, USABLE_SECONDS)
 
     async def _begin(self, ident: str, name: str, count_id: str, size: int, lifetime: float) -> Upload:
         self._close_idle()
@@ -169,9 +169,9 @@ class Uploads:
         `find` opens them again.
         """
         idle_since = time.monotonic() - _IDLE
-        waiting = sorted((session for session in self._open.values() if not session.busy), key=lambda session: session.used)
-        excess = len(self._open) - _OPEN
-        for upload in [session for position, session in enumerate(waiting) if session.used < idle_since or position < excess]:
+        waiting = sorted((session for session in self._open.values() if not session.busy), key=lambda session: session.used_at)
+        excess = len(self._open) - _MAX_OPEN
+        for upload in [session for position, session in enumerate(waiting) if session.used_at < idle_since or position < excess]:
             del self._open[upload.id]
             upload.file.close()
 
@@ -212,7 +212,7 @@ class Uploads:
                 upload = self._open.setdefault(ident, upload)
         if upload is None or upload.name != name:
             raise NotFoundError(ident[:64], "no such upload", "Begin a new one")
-        upload.used = time.monotonic()
+        upload.used_at = time.monotonic()
         return upload
 
     def _reopen(self, ident: str, name: str) -> Upload:
@@ -220,9 +220,9 @@ class Uploads:
         with local_errors(path):
             if not self._store.files.is_file(path):
                 raise NotFoundError(ident, "no such upload", "Begin a new one")
-            upload = Upload(ident, name, path, self._store.files.resume(path), ident, USABLE)
+            upload = Upload(ident, name, path, self._store.files.resume(path), ident, USABLE_SECONDS)
             while piece := upload.file.read(CHUNK):
-                upload.state.update(piece)
+                upload.hasher.update(piece)
                 upload.size += len(piece)
         self._count(upload, upload.size)
         return upload
@@ -233,8 +233,8 @@ class Uploads:
         if upload.busy:
             raise BusyError(upload.id, "another request is sending to this upload", "Try again")
 
-    def _count(self, upload: Upload, size: int, more: int = 0) -> None:
-        upload.room, upload.asked = self._room(upload.name, upload.counted, size, more, upload.lifetime), time.monotonic()
+    def _count(self, upload: Upload, size: int, extra: int = 0) -> None:
+        upload.room, upload.granted_at = self._room(upload.name, upload.count_id, size, extra, upload.lifetime), time.monotonic()
 
     async def append(self, upload: Upload, body: AsyncIterator[bytes], length: int = 0) -> None:
         """Add a body to a session; what had arrived when the connection broke stays.
@@ -256,13 +256,13 @@ class Uploads:
             if upload.room is not None and upload.size + length > upload.room:
                 await self._workers.read(self._count, upload, upload.size + length)
             # Receive the next pieces while a thread writes the last ones.
-            async for pieces in _gathered(body):
+            async for pieces in _in_chunks(body):
                 if pending:
                     await pending
                 size = upload.size + sum(map(len, pieces))
                 if size > self._limit:
                     raise RefusedError(upload.name, f"a file may have at most {self._limit:,} bytes here")
-                if upload.room is not None and (size > upload.room or upload.asked < time.monotonic() - _ASKED):
+                if upload.room is not None and (size > upload.room or upload.granted_at < time.monotonic() - _RENEWAL_INTERVAL):
                     await self._workers.read(
                         self._count, upload, max(size, upload.room), _ROOM_STEP if size > upload.room else 0
                     )
@@ -274,14 +274,14 @@ class Uploads:
                 if upload.room is not None and upload.room > upload.size:
                     await asyncio.shield(self._workers.read(self._count, upload, upload.size))
             finally:
-                upload.busy, upload.used = False, time.monotonic()
+                upload.busy, upload.used_at = False, time.monotonic()
 
     def _write(self, upload: Upload, pieces: list[bytes]) -> None:
         start = upload.size
         with local_errors(upload.path):
             for piece in pieces:
                 write_all(upload.file, piece)
-                upload.state.update(piece)
+                upload.hasher.update(piece)
                 upload.size += len(piece)
             # Start writing to disk now, so that the sync at the end is short.
             start_flush(upload.file, start, upload.size - start)
@@ -303,7 +303,7 @@ class Uploads:
         return await self._workers.read(self._finish, upload, digest, size)
 
     def _finish(self, upload: Upload, digest: str, size: int | None) -> Digest:
-        sha256 = f"sha256:{upload.state.hexdigest()}"
+        sha256 = f"sha256:{upload.hasher.hexdigest()}"
         try:
             received = self._sha512(upload) if digest.startswith(SHA512) else sha256
             if received != digest or size not in (None, upload.size):
@@ -311,7 +311,7 @@ class Uploads:
                     upload.name, f"received {upload.size} bytes of {received}, which is not {digest}", "Send it again"
                 )
             # Another upload may have stored the blob meanwhile.
-            if not self._store.holds(sha256, upload.size):
+            if not self._store.retain_if_present(sha256, upload.size):
                 self._store.adopt(upload.path, upload.file, sha256)
                 self._store.sync_blobs()
             return sha256
@@ -323,7 +323,7 @@ class Uploads:
 
     def _end(self, upload: Upload) -> None:
         if upload.room is not None:
-            self._ended(upload.name, [upload.counted])
+            self._on_end(upload.name, [upload.count_id])
 
     def _sha512(self, upload: Upload) -> str:
         with local_errors(upload.path):
@@ -359,8 +359,8 @@ class Uploads:
         # A body sent again after this process or its client was killed replaces the first count; one sent twice at the same
         # time needs room twice.
         ident, count_id = secrets.token_hex(16), f"{name}@{digest}"
-        count_id = ident if count_id in self._whole else count_id
-        self._whole.add(count_id)
+        count_id = ident if count_id in self._whole_bodies else count_id
+        self._whole_bodies.add(count_id)
         try:
             upload = await self._begin(ident, name, count_id, size or length, _BODY_LIFETIME)
             try:
@@ -370,10 +370,10 @@ class Uploads:
                 raise
             return await self.finish(upload, digest, size)
         finally:
-            self._whole.discard(count_id)
+            self._whole_bodies.discard(count_id)
 
 
-async def collected(body: AsyncIterator[bytes], limit: int) -> bytes:
+async def collect_body(body: AsyncIterator[bytes], limit: int) -> bytes:
     """Return a complete body in memory.
 
     Raises:
@@ -388,7 +388,7 @@ async def collected(body: AsyncIterator[bytes], limit: int) -> bytes:
     return b"".join(pieces)
 
 
-async def _gathered(body: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+async def _in_chunks(body: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
     """Yield the pieces of a body in lists of about 1 MiB: a thread hop per 64 KiB piece would cost more than hashing it."""
     pieces: list[bytes] = []
     size = 0

@@ -28,7 +28,7 @@ from adapterhub.http.boundary import public_only
 from adapterhub.http.client import Client
 from adapterhub.http.errors import AgainError
 from adapterhub.http.urls import origin
-from adapterhub.index.queries import Name
+from adapterhub.index.queries import LogState
 from adapterhub.registry.moves import now
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
@@ -76,14 +76,14 @@ class Delivery:
 def add(database: HubDatabase, namespace: str, url: str, *, private: bool = False) -> tuple[int, str]:
     """Add a webhook; return its id, and its secret, which is shown only once. UsageError if `url` is not a URL."""
     accounts.check_namespace(namespace)
-    origin(url, url.partition("?")[0], typed=True)
+    origin(url, url.partition("?")[0], is_user_input=True)
     secret = secrets.token_hex(32)
     sql = "INSERT INTO webhooks (namespace, url, secret, private, since) VALUES (?, ?, ?, ?, ?) RETURNING id"
     with database.transaction():
         return int(database.select(sql, namespace, url, secret, int(private), now())[0][0]), secret
 
 
-def listed(database: HubDatabase) -> list[Webhook]:
+def list_webhooks(database: HubDatabase) -> list[Webhook]:
     """Return the webhooks, by namespace."""
     rows = database.select("SELECT id, namespace, url, private FROM webhooks ORDER BY namespace, id")
     return [Webhook(ident, namespace, url, bool(private)) for ident, namespace, url, private in rows]
@@ -143,7 +143,7 @@ class Webhooks:
         """Queue the events of a move. The move is already made, so an error here is only logged."""
         self._announce(entry.name, entry.seq)
 
-    def catch_up(self, names: Iterable[Name]) -> None:
+    def catch_up(self, names: Iterable[LogState]) -> None:
         """Announce moves of these names made by killed processes, or by programs that announce nothing."""
         # Added by an older hub that did not record it.
         self._database.execute("UPDATE webhooks SET since = ? WHERE since = ''", now())
@@ -232,7 +232,7 @@ class Webhooks:
             # Claim from now on: the events before this one may have taken long.
             if not self._database.execute(claim, self._clock() + _CLAIM, ident, now):
                 continue  # another process has it
-            error = _sent(url, secret, str(ident), event, body, private=bool(private))
+            error = _post_event(url, secret, str(ident), event, body, private=bool(private))
             state = DELIVERED if not error else FAILED if tries >= len(PAUSES) else WAITING
             due = self._clock() + (PAUSES[tries] if state == WAITING else 0)
             update = "UPDATE deliveries SET state = ?, due = ?, tries = ?, error = ? WHERE id = ?"
@@ -244,7 +244,7 @@ def signature(secret: str, body: bytes) -> str:
     return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
 
 
-def _sent(url: str, secret: str, ident: str, event: str, text: str, *, private: bool) -> str:
+def _post_event(url: str, secret: str, ident: str, event: str, text: str, *, private: bool) -> str:
     """Send one event; return why that failed, or an empty string.
 
     The reason never includes the URL, whose path may be a secret of its own.

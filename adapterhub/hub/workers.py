@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from adapterhub.digest import Digest
-from adapterhub.index.queries import Name, Row
+from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.registry import Registry
@@ -20,7 +20,7 @@ from adapterhub.store.store import Entry
 
 from . import asking
 from .database import HubDatabase
-from .remembered import Remembered
+from .remembered import LRUCache
 from .storage.folder import Storage
 
 P = ParamSpec("P")
@@ -29,14 +29,14 @@ T = TypeVar("T")
 
 _MAX_ANSWER_BYTES = 16 << 20  # bytes of response bodies kept in memory
 _MAX_MANIFESTS, _MAX_CONFIGS = 2_000, 100_000  # kept in memory: documents of about 20 kB, and digests of configs
-MOST_FILES = 200
+MAX_CACHED_FILES = 200
 """Files of a version or commit kept in memory: one with 10,000 files takes 5 MB, and a tenant may have thousands of them."""
 
 
-Answers = Remembered[tuple[bytes, str]]
+Answers = LRUCache[tuple[bytes, str]]
 
 
-def _size(answer: tuple[bytes, str]) -> int:
+def _answer_size(answer: tuple[bytes, str]) -> int:
     return len(answer[0])
 
 
@@ -57,17 +57,17 @@ class Worker:
     manifests: dict[Digest, Manifest]
     configs: dict[Digest, Digest]
     database: HubDatabase
-    views: dict[str, tuple[Name, Any]] = field(default_factory=dict)
-    answers: Answers = field(default_factory=lambda: Remembered(_MAX_ANSWER_BYTES, _size))
+    views: dict[str, tuple[LogState, Any]] = field(default_factory=dict)
+    answers: Answers = field(default_factory=lambda: LRUCache(_MAX_ANSWER_BYTES, _answer_size))
 
-    def manifest(self, row: Row) -> Manifest:
+    def manifest(self, row: VersionRow) -> Manifest:
         """Return the OCI manifest of a version."""
         manifest = self.manifests.get(row.digest)
         if manifest is None:
             manifest = oci_manifest.parse(self.registry.store.read_document(row.digest), str(row.ref))
             if len(self.manifests) >= _MAX_MANIFESTS:
                 self.manifests.clear()
-            if len(manifest.layers) <= MOST_FILES:
+            if len(manifest.layers) <= MAX_CACHED_FILES:
                 self.manifests[row.digest] = manifest
         return manifest
 
@@ -88,23 +88,23 @@ class Workers:
     `moved` is called with each log entry they write.
     """
 
-    def __init__(self, storage: Storage, count: int = 8, *, moved: Callable[[Entry], object] | None = None) -> None:
-        self._storage, self._moved = storage, moved
+    def __init__(self, storage: Storage, count: int = 8, *, on_move: Callable[[Entry], object] | None = None) -> None:
+        self._storage, self._on_move = storage, on_move
         self._local = threading.local()
         self._manifests: dict[Digest, Manifest] = {}
         self._configs: dict[Digest, Digest] = {}
-        self._answers: Answers = Remembered(_MAX_ANSWER_BYTES, _size)
+        self._answers: Answers = LRUCache(_MAX_ANSWER_BYTES, _answer_size)
         self._pool = ThreadPoolExecutor(count, "hub")
         # Slow disks and clients use up these threads, and leave the others to quick lookups.
         self._bodies = ThreadPoolExecutor(count, "hub-body")
 
-    async def run(self, work: Callable[Concatenate[Worker, P], T], /, *args: P.args, **more: P.kwargs) -> T:
+    async def run(self, work: Callable[Concatenate[Worker, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work` with a worker in a thread; its moves are recorded as made by the request's account."""
-        return await self._call(self._pool, lambda: work(self.worker(), *args, **more))
+        return await self._call(self._pool, lambda: work(self.worker(), *args, **kwargs))
 
-    async def read(self, work: Callable[P, T], /, *args: P.args, **more: P.kwargs) -> T:
+    async def read(self, work: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `work`, which reads or writes bytes, in a thread of the second pool."""
-        return await self._call(self._bodies, lambda: work(*args, **more))
+        return await self._call(self._bodies, lambda: work(*args, **kwargs))
 
     async def _call(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         # The copied context carries `request_context` into the thread.
@@ -116,12 +116,12 @@ class Workers:
         worker: Worker | None = getattr(self._local, "worker", None)
         if worker is None:
             registry = self._storage.registry()
-            registry.ledger.moved = self._moved
+            registry.ledger.on_commit = self._on_move
             worker = self._local.worker = Worker(
                 registry, Repositories(registry), self._manifests, self._configs, self._storage.database, answers=self._answers
             )
         self._storage.refresh(worker.registry)
-        worker.registry.author = asking.now().account
+        worker.registry.author = asking.current().account
         return worker
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_LOCK_SECONDS, factory=_Connection)
         connection.file = identity(path)
         _connections.add(connection)
-    return _guarded(connection)
+    return _harden(connection)
 
 
 def _check_journal(path: Path) -> None:
@@ -117,15 +117,15 @@ def _check_journal(path: Path) -> None:
     except OSError as error:
         raise LocalIOError(str(journal), error.strerror or str(error)) from error
     if names_another:
-        raise broken(path, "its journal names another file, which SQLite would delete")
+        raise broken_index_error(path, "its journal names another file, which SQLite would delete")
 
 
 def connect_memory() -> sqlite3.Connection:
     """Connect to a new database in memory."""
-    return _guarded(sqlite3.connect(":memory:", isolation_level=None))
+    return _harden(sqlite3.connect(":memory:", isolation_level=None))
 
 
-def _guarded(connection: sqlite3.Connection) -> sqlite3.Connection:
+def _harden(connection: sqlite3.Connection) -> sqlite3.Connection:
     """Keep a database from anybody from running code or reading other files (sqlite.org/security.html)."""
     for limit, value in _LIMITS.items():
         connection.setlimit(limit, value)
@@ -230,7 +230,7 @@ class Index:
             rows = self.connection.execute(sql, values).fetchall()
         for kind, column in zip(kinds, zip(*rows, strict=True), strict=False):
             if not set(map(type, column)) <= _KINDS[kind]:
-                raise broken(self.path, "a value has the wrong type")
+                raise broken_index_error(self.path, "a value has the wrong type")
         return rows
 
     def execute(self, sql: str, *values: object) -> int | None:
@@ -256,21 +256,21 @@ def errors(path: Path) -> Iterator[None]:
             isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorname", "").startswith(_LOCAL_ERRORS)
         ):
             problem = "a query does not end" if getattr(error, "sqlite_errorname", "") == "SQLITE_INTERRUPT" else str(error)
-            raise broken(path, problem) from error
+            raise broken_index_error(path, problem) from error
         if "locked" in str(error):
             hint = "Try again when the other adapterhub process has ended"
         else:
             hint = "Free some space and try again" if "full" in str(error) else ""
         raise LocalIOError(str(path), str(error), hint) from error
     except UnicodeDecodeError as error:  # SQLite quoted bytes of the file in its message
-        raise broken(path, "damaged") from error
+        raise broken_index_error(path, "damaged") from error
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def broken(path: Path, what: str) -> IntegrityError:
+def broken_index_error(path: Path, problem: str) -> IntegrityError:
     """Return the error for a database that cannot be used."""
-    return IntegrityError(str(path), f"a broken registry ({what})", "Rebuild the index", code="broken-index")
+    return IntegrityError(str(path), f"a broken registry ({problem})", "Rebuild the index", code="broken-index")
 
 
 def remove(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:

@@ -34,11 +34,11 @@ def write(index: Index, store: Store) -> None:
     stamp = ""
     # A file that another program has written is built again.
     if len(moved) <= _MAX_CHANGED_NAMES and is_current(index, store):
-        stamp = store.index_file.change([(name, ref_lines(index, name), _after(index, name)) for name in moved])
+        stamp = store.index_file.change([(name, ref_lines(index, name), _next_name(index, name)) for name in moved])
     _set_stamp(index, stamp or store.index_file.write(ref_lines(index)))
 
 
-def _after(index: Index, name: str) -> str | None:
+def _next_name(index: Index, name: str) -> str | None:
     names = index.select("SELECT name FROM versions WHERE name > ? ORDER BY name LIMIT 1", name)
     return names[0][0] if names else None
 

@@ -17,7 +17,7 @@ from sqlite_utils.db import Table
 from .database import VERSION
 
 migrations = Migrations("adapterhub")
-FILLED = (
+REBUILT_TABLES = (
     "index_file", "unwritten", "marks", "texts", "facets", "metrics", "files", "made_from", "tensors", "weights",
     "facet_counts", "tags", "versions", "names",
 )  # fmt: skip
@@ -31,7 +31,7 @@ def apply(connection: sqlite3.Connection, version: int = VERSION) -> None:
     `user_version` counts the applied migrations, so that a command can tell without sqlite-utils that there are none to apply.
     The table of sqlite-utils lacks the migrations that were applied before version 8; they are added to it.
     """
-    db = wrapped(connection)
+    db = sqlite_utils_view(connection)
     ((before,),) = db.execute("PRAGMA user_version").fetchall()
     migrations.ensure_migrations_table(db)
     applied, pending = migrations.applied(db), [migration.name for migration in migrations.pending(db)]
@@ -43,7 +43,7 @@ def apply(connection: sqlite3.Connection, version: int = VERSION) -> None:
     db.execute(f"PRAGMA user_version = {version}")
 
 
-def wrapped(connection: sqlite3.Connection) -> Database:
+def sqlite_utils_view(connection: sqlite3.Connection) -> Database:
     """Return sqlite-utils' view of a connection, with STRICT tables and no plugins."""
     return Database(connection, strict=True, recursive_triggers=False, execute_plugins=False)
 

@@ -20,7 +20,7 @@ from .database import (
     APPLICATION_ID,
     VERSION,
     Index,
-    broken,
+    broken_index_error,
     connect,
     connect_memory,
     errors,
@@ -41,10 +41,10 @@ def create_index(path: Path, store: Store) -> None:
 
 def replace_index(path: Path, store: Store) -> list[AdapterhubError]:
     """Make a new index in place of the one at `path`, which becomes registry.db.old; return the errors of its logs."""
-    return _create(path, store, instead=True)
+    return _create(path, store, replace_existing=True)
 
 
-def _create(path: Path, store: Store, *, instead: bool = False, wal: bool = True) -> list[AdapterhubError]:
+def _create(path: Path, store: Store, *, replace_existing: bool = False, wal: bool = True) -> list[AdapterhubError]:
     """Make an index and give it its name; return the errors of logs that could not be replayed.
 
     Args:
@@ -63,7 +63,7 @@ def _create(path: Path, store: Store, *, instead: bool = False, wal: bool = True
                     with contextlib.suppress(sqlite3.OperationalError):  # it then keeps its rollback journal
                         connection.execute("PRAGMA journal_mode = WAL")
             with errors(path):
-                if instead:
+                if replace_existing:
                     # Only the last replaced file is kept.
                     remove(Path(f"{path}.old"))
                     rename(path, f"{path}.old")
@@ -85,7 +85,7 @@ def _take_name(temporary: Path, path: Path, store: Store) -> None:
         with store.files.open(mark) as file:
             wait_for(file.fileno())
             # If another process that creates the store has replaced the file, the new file has to be locked.
-            if store.files.is_at(file, mark):
+            if store.files.still_has_name(file, mark):
                 _link_or_rename(temporary, path)
                 return
 
@@ -123,7 +123,7 @@ def open_index(path: Path, store: Store) -> Index:
         # A database in WAL mode cannot be opened on such a file system: replace it with one without.
         if not _lacks_wal(path, error.__cause__):
             raise
-    _create(path, store, instead=True, wal=False)
+    _create(path, store, replace_existing=True, wal=False)
     return _open(path, store)
 
 
@@ -139,7 +139,7 @@ def _open(path: Path, store: Store, *, exclusive: bool = False) -> Index:
             if _is_behind(index):
                 return _replace_outdated(index, store)
             if not _has_our_schema(index.connection):
-                raise broken(path, "it does not have exactly adapterhub's tables")
+                raise broken_index_error(path, "it does not have exactly adapterhub's tables")
         except BaseException:
             index.close()
             raise

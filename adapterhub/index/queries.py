@@ -14,7 +14,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
 from . import rows
-from .database import Index, broken
+from .database import Index, broken_index_error
 
 UNINDEXED = "unindexed"
 """Kind of mark for a version that is not indexed because its documents could not be read; its value is the reason."""
@@ -24,7 +24,7 @@ _ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in rows
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class LogState:
     """The state of a name's log: its last entry, that entry's digest, the last version number, and whether it is deleted."""
 
     name: str
@@ -35,7 +35,7 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VersionRow:
     """One version as lists show it; a field is None if adapter.json lacks it.
 
     Attributes:
@@ -71,25 +71,25 @@ class Row:
 # ---- names
 
 
-def name(index: Index, name: str) -> Name:
+def name(index: Index, name: str) -> LogState:
     """Return the state of a name when its log was last replayed; number 0 for an unknown name."""
     matches = index.select("SELECT name, seq, head, number, deleted FROM names WHERE name = ?", name, kinds=_NAME)
-    return _name(matches[0]) if matches else Name(name)
+    return _name(matches[0]) if matches else LogState(name)
 
 
-def names(index: Index) -> list[Name]:
+def names(index: Index) -> list[LogState]:
     """Return every name, including deleted ones, sorted."""
     records = index.select("SELECT name, seq, head, number, deleted FROM names ORDER BY name", kinds=_NAME)
     for name, *_ in records:
         # Names become paths of logs: one from a hostile file must not lead elsewhere.
         if not is_name(name):
-            raise broken(index.path, f"{name[:80]!r} is not a name")
+            raise broken_index_error(index.path, f"{name[:80]!r} is not a name")
     return [_name(row) for row in records]
 
 
-def _name(row: Sequence[Any]) -> Name:
+def _name(row: Sequence[Any]) -> LogState:
     name, seq, head, number, deleted = row
-    return Name(name, seq, head, number, bool(deleted))
+    return LogState(name, seq, head, number, bool(deleted))
 
 
 def tags(index: Index, name: str) -> dict[str, int]:
@@ -116,10 +116,10 @@ def deprecations(index: Index) -> dict[tuple[str, int], str]:
 # ---- versions
 
 # A name, or the names in a namespace as a range that the index on `name` answers: 0 is the character after the slash.
-UNDER = "(name = ? OR (name > ? || '/' AND name < ? || '0'))"
+IN_NAMESPACE = "(name = ? OR (name > ? || '/' AND name < ? || '0'))"
 
 
-def under(prefix: str) -> tuple[str, str, str]:
+def namespace_values(prefix: str) -> tuple[str, str, str]:
     """Return the values for IN_NAMESPACE: a name or namespace, three times."""
     return (prefix.rstrip("/"),) * 3
 
@@ -134,7 +134,7 @@ def versions(
     digest_prefix: str | None = None,
     parent: Digest | None = None,
     file: Digest | None = None,
-) -> list[Row]:
+) -> list[VersionRow]:
     """Return the versions that meet all conditions, sorted by name, newest first.
 
     Args:
@@ -150,7 +150,7 @@ def versions(
     conditions = {
         "name = ?": (name,),
         "number = ?": (number,),
-        UNDER: (None,) if prefix is None else under(prefix),
+        IN_NAMESPACE: (None,) if prefix is None else namespace_values(prefix),
         "digest = ?": (digest,),
         "substr(digest, 1, length(?)) = ?": (digest_prefix, digest_prefix),
         "id IN (SELECT version FROM made_from WHERE parent = ?)": (parent,),
@@ -185,20 +185,20 @@ def has_blob(index: Index, name: str, digest: Digest) -> bool:
 def names_with(index: Index, file: Digest, without: Collection[str] = ()) -> list[str]:
     """Return the names that have a version with this file, except those in `without`, sorted."""
     names_query = "SELECT DISTINCT name FROM files f JOIN versions v ON v.id = f.version WHERE f.digest = ?"
-    records = index.select(f"{names_query} AND {shown(index, without)} ORDER BY name", file, kinds="s")
+    records = index.select(f"{names_query} AND {visible_condition(index, without)} ORDER BY name", file, kinds="s")
     return [name for (name,) in records]
 
 
-def newest(index: Index, prefix: str, limit: int, without: Collection[str] = ()) -> list[Row]:
+def newest(index: Index, prefix: str, limit: int, without: Collection[str] = ()) -> list[VersionRow]:
     """Return the newest version of each name in a namespace, except the names in `without`, last pushed first."""
-    last = f"SELECT id FROM versions v WHERE {UNDER} AND number = (SELECT max(number) FROM versions n WHERE n.name = v.name)"  # noqa: S608
+    last = f"SELECT id FROM versions v WHERE {IN_NAMESPACE} AND number = (SELECT max(number) FROM versions n WHERE n.name = v.name)"  # noqa: S608
     records = index.select(
-        f"{last} AND {shown(index, without)} ORDER BY time DESC, name LIMIT ?", *under(prefix), limit, kinds="i"
+        f"{last} AND {visible_condition(index, without)} ORDER BY time DESC, name LIMIT ?", *namespace_values(prefix), limit, kinds="i"
     )
-    return by_id(index, [version for (version,) in records])
+    return rows_by_id(index, [version for (version,) in records])
 
 
-def shown(index: Index, without: Collection[str]) -> str:
+def visible_condition(index: Index, without: Collection[str]) -> str:
     """Return a condition that leaves names out of `versions v` in the statements that follow.
 
     It takes one step for each name that it is asked about, however many are left out. A list in SQL would be built when the
@@ -209,7 +209,7 @@ def shown(index: Index, without: Collection[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class NamespaceTotals:
     """What a namespace has: names, versions, and bytes of their distinct files."""
 
     namespace: str
@@ -218,7 +218,7 @@ class Total:
     size: int
 
 
-def totals(index: Index) -> list[Total]:
+def namespace_totals(index: Index) -> list[NamespaceTotals]:
     """Return what each namespace has, the largest first."""
     space = "substr(name, 1, instr(name, '/') - 1)"
     counts = f"SELECT {space} AS space, count(DISTINCT name) AS names, count(*) AS n FROM versions GROUP BY space"  # noqa: S608
@@ -228,10 +228,10 @@ def totals(index: Index) -> list[Total]:
     )
     joined = f"({counts}) c LEFT JOIN ({sizes}) s USING (space)"
     sql = f"SELECT c.space, names, n, coalesce(s.size, 0) FROM {joined} ORDER BY 4 DESC, 1"  # noqa: S608
-    return [Total(*row) for row in index.select(sql, kinds="siii")]
+    return [NamespaceTotals(*row) for row in index.select(sql, kinds="siii")]
 
 
-def similar(index: Index, row: Row, columns: Sequence[str]) -> list[Row]:
+def similar(index: Index, row: VersionRow, columns: Sequence[str]) -> list[VersionRow]:
     """Return the versions of other names in the namespace of `row` that agree with it in some `columns` of `versions`."""
     space = row.name.partition("/")[0]
     same = "".join(f" AND {column} IS ?" for column in columns)
@@ -239,21 +239,21 @@ def similar(index: Index, row: Row, columns: Sequence[str]) -> list[Row]:
     return select(index, condition, space, space, row.name, *(getattr(row, column) for column in columns))
 
 
-def select(index: Index, where: str, *values: object) -> list[Row]:
+def select(index: Index, condition: str, *values: object) -> list[VersionRow]:
     """Return the versions that meet an SQL condition, sorted by name, newest first. Only for use in this package."""
     columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *rows.COLUMNS, "parents"))
     tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
-    sql = f"SELECT {columns}, {tags} FROM versions WHERE {where} ORDER BY name, number DESC"  # noqa: S608 - fixed text
+    sql = f"SELECT {columns}, {tags} FROM versions WHERE {condition} ORDER BY name, number DESC"  # noqa: S608 - fixed text
     result = []
     for *fields, parents, joined in index.select(sql, *values, kinds=_ROW):
         # Most versions have no parents, and no tag contains a comma.
         made_from = _parents(index, parents) if parents != "[]" else ()
         fields += [made_from, tuple(sorted(joined.split(","))) if joined else ()]
-        result.append(Row(*fields))
+        result.append(VersionRow(*fields))
     return result
 
 
-def pushed_by(index: Index, row: Row) -> int:
+def push_entry_number(index: Index, row: VersionRow) -> int:
     """Return the number of the log entry that pushed a version; 0 if the version is gone."""
     records = index.select("SELECT seq FROM versions WHERE name = ? AND number = ?", row.name, row.number, kinds="i")
     return int(records[0][0]) if records else 0
@@ -268,7 +268,7 @@ class RegistryTotals:
     bytes: int
 
 
-def in_all(index: Index) -> RegistryTotals:
+def registry_totals(index: Index) -> RegistryTotals:
     """Return what the whole registry has."""
     sql = (
         "SELECT (SELECT COUNT(DISTINCT name) FROM versions), (SELECT COUNT(*) FROM versions),"
@@ -279,8 +279,8 @@ def in_all(index: Index) -> RegistryTotals:
 
 def files(index: Index, prefix: str) -> dict[Digest, int]:
     """Return the files of all versions of a name or a namespace: digest to bytes."""
-    sql = f"SELECT DISTINCT files.digest, files.size FROM versions JOIN files ON version = versions.id WHERE {UNDER}"  # noqa: S608
-    return dict(index.select(sql, *under(prefix), kinds="si"))
+    sql = f"SELECT DISTINCT files.digest, files.size FROM versions JOIN files ON version = versions.id WHERE {IN_NAMESPACE}"  # noqa: S608
+    return dict(index.select(sql, *namespace_values(prefix), kinds="si"))
 
 
 def _parents(index: Index, text: str) -> tuple[str, ...]:
@@ -289,18 +289,18 @@ def _parents(index: Index, text: str) -> tuple[str, ...]:
     except FormatError:
         parents = None
     if not (isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)):
-        raise broken(index.path, "the parents of a version cannot be read")
+        raise broken_index_error(index.path, "the parents of a version cannot be read")
     return tuple(parents)
 
 
-def by_id(index: Index, ids: Sequence[int]) -> list[Row]:
+def rows_by_id(index: Index, ids: Sequence[int]) -> list[VersionRow]:
     """Return the versions with these ids, in this order. Only for use in this package."""
     # One parameter for all ids, as SQLite limits the number of parameters.
     ids_json = json.dumps(ids)
     pairs = index.select("SELECT id, name, number FROM versions WHERE id IN (SELECT value FROM json_each(?))", ids_json)
     keys = {version: (name, number) for version, name, number in pairs}
     if not keys.keys() >= set(ids):
-        raise broken(index.path, "it refers to a version that it lacks")
+        raise broken_index_error(index.path, "it refers to a version that it lacks")
     row_by_key = {(row.name, row.number): row for row in select(index, "id IN (SELECT value FROM json_each(?))", ids_json)}
     return [row_by_key[keys[version]] for version in ids]
 

@@ -12,13 +12,13 @@ from adapterhub.digest import Digest
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import LATEST
-from adapterhub.store.ref_log import MAX_RESTORES, in_force
+from adapterhub.store.ref_log import MAX_RESTORES, entries_in_force
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
 from . import queries, rows, tensors
 from .database import Index
-from .queries import Name
+from .queries import LogState
 
 _CACHE = 64 << 10  # KiB for a rebuild: tensors come in no order, and with SQLite's default of 2 MB it takes twice as long
 # Facets of the newest version of every name; the empty facet counts the names.
@@ -38,7 +38,7 @@ FACETS_OF_NEWEST = (
 )
 
 
-Extracts = Mapping[Digest, rows.Extract]
+Extracts = Mapping[Digest, rows.VersionExtract]
 # What reading a document that was never checked may raise beyond our own errors.
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError)
 
@@ -48,15 +48,15 @@ def extracts(store: Store, entry: Entry) -> Extracts:
     return {entry.digest: _extract(store, entry.digest)} if entry.op == "push" else {}
 
 
-def _extract(store: Store, digest: Digest) -> rows.Extract:
+def _extract(store: Store, digest: Digest) -> rows.VersionExtract:
     """Return the indexed data of a version; if a document cannot be read, only the reason."""
     try:
         return rows.read(store, digest)
     except _UNREADABLE as error:
-        return rows.Extract(unindexed=f"{type(error).__name__}: {error}"[: rows.MAX_REASON])
+        return rows.VersionExtract(unindexed=f"{type(error).__name__}: {error}"[: rows.MAX_REASON])
 
 
-def catch_up(index: Index, store: Store, name: str, known_extracts: Extracts | None = None, *, counting: bool = True) -> Name:
+def catch_up(index: Index, store: Store, name: str, known_extracts: Extracts | None = None, *, counting: bool = True) -> LogState:
     """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow.
 
     Args:
@@ -67,7 +67,7 @@ def catch_up(index: Index, store: Store, name: str, known_extracts: Extracts | N
         counting: Keep the counts of facets, which are about all names, up to date.
     """
     state = queries.name(index, name)
-    replay = _Replay(index, store, counting=counting, known=known_extracts)
+    replay = _Replay(index, store, counting=counting, known_extracts=known_extracts)
     while logged := store.log.entry(name, state.seq + 1):
         state = replay.entry(state, *logged)
     return state
@@ -77,11 +77,11 @@ def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
     """Empty the index and replay every log; return the errors of logs that could not be replayed completely."""
     from . import migrations  # imports sqlite-utils
 
-    db = migrations.wrapped(index.connection)
+    db = migrations.sqlite_utils_view(index.connection)
     db.execute(f"PRAGMA cache_size = -{_CACHE}")
     with index.transaction():
         migrations.drop_search(db)
-        for table in migrations.FILLED:
+        for table in migrations.REBUILT_TABLES:
             db.table(table).delete_where()
         logs = _replay_all(index, store)
         # Built for everything at once, counts and full-text index take a tenth of the time that they take version by version.
@@ -113,7 +113,7 @@ class _LogCursor:
     """A position in a name's log during a rebuild: the next entry, and its time (empty at the end of the log)."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self.name, self.state = name, Name(name)
+        self.name, self.state = name, LogState(name)
         self._store = store
         self.time = ""
         self._next: tuple[Entry, Digest] | None = None
@@ -139,11 +139,11 @@ class _LogCursor:
 class _Replay:
     """Applies entries to the index; with `counting`, it keeps the counts of facets up to date."""
 
-    def __init__(self, index: Index, store: Store, *, counting: bool = True, known: Extracts | None = None) -> None:
+    def __init__(self, index: Index, store: Store, *, counting: bool = True, known_extracts: Extracts | None = None) -> None:
         self.index, self.store, self.counting = index, store, counting
-        self.known = known or {}
+        self.known_extracts = known_extracts or {}
 
-    def entry(self, state: Name, entry: Entry, digest: Digest) -> Name:
+    def entry(self, state: LogState, entry: Entry, digest: Digest) -> LogState:
         """Apply the entry that follows `state`; IntegrityError if it cannot follow."""
         location = str(self.store.log.path(entry.name, entry.seq))
         if entry.previous != state.head:
@@ -155,11 +155,11 @@ class _Replay:
             problem = f"contradicts the entries before it ({error})"
             raise IntegrityError(location, problem, "Check the registry", code="check-registry") from error
 
-    def _apply(self, state: Name, entry: Entry, digest: Digest) -> Name:
+    def _apply(self, state: LogState, entry: Entry, digest: Digest) -> LogState:
         number = max(state.number, entry.number)
         # A setting does not bring back a removed name; only a push or a restore does.
         deleted = entry.op == "delete" or (state.deleted and entry.op not in ("push", "restore"))
-        after = Name(entry.name, entry.seq, digest, number, deleted)
+        after = LogState(entry.name, entry.seq, digest, number, deleted)
         self.index.execute(
             "INSERT INTO names VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq,"
             " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
@@ -177,7 +177,7 @@ class _Replay:
 
     def _take_effect(self, entry: Entry) -> None:
         if entry.op == "push":
-            self._add(entry, self.known.get(entry.digest) or _extract(self.store, entry.digest))
+            self._add(entry, self.known_extracts.get(entry.digest) or _extract(self.store, entry.digest))
         elif entry.op == "drop":
             for number in entry.numbers:
                 self._forget_version(entry.name, number)
@@ -191,7 +191,7 @@ class _Replay:
         if sum(before.op == "restore" for before in earlier) >= MAX_RESTORES:
             location = str(self.store.log.path(entry.name, entry.seq))
             raise IntegrityError(location, f"restores {entry.name} more than {MAX_RESTORES} times", "No later entry is read")
-        for undone in in_force(earlier)[1]:
+        for undone in entries_in_force(earlier)[1]:
             if undone.number in (0, *entry.numbers):
                 self._take_effect(undone)
             elif undone.op in ("push", "tag"):
@@ -199,7 +199,7 @@ class _Replay:
 
     # ---- versions
 
-    def _add(self, entry: Entry, extract: rows.Extract) -> None:
+    def _add(self, entry: Entry, extract: rows.VersionExtract) -> None:
         index = self.index
         described_columns = (*extract.columns, rows.dump_parents(extract))
         values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described_columns, entry.seq)
@@ -238,15 +238,15 @@ class _Replay:
         self.index.execute(delete_evaluations, name, str(number))
         self._forget(name, "name = ? AND number = ?", name, number)
 
-    def _forget(self, name: str, where: str, *values: object) -> None:
+    def _forget(self, name: str, condition: str, *values: object) -> None:
         index = self.index
-        of_versions = f"version IN (SELECT id FROM versions WHERE {where})"  # noqa: S608 - one of two fixed conditions
+        of_versions = f"version IN (SELECT id FROM versions WHERE {condition})"  # noqa: S608 - one of two fixed conditions
         self._count_facets(name, -1)
         files = index.select(f"SELECT DISTINCT digest FROM files WHERE {of_versions}", *values)  # noqa: S608
         for table in ("texts", "facets", "metrics", "files", "made_from"):
             index.execute(f"DELETE FROM {table} WHERE {of_versions}", *values)  # noqa: S608
         tensors.drop(index, (digest for (digest,) in files), self.store.tensors.read)
-        index.execute(f"DELETE FROM versions WHERE {where}", *values)  # noqa: S608
+        index.execute(f"DELETE FROM versions WHERE {condition}", *values)  # noqa: S608
         self._count_facets(name, 1)
 
     def _count_facets(self, name: str, n: int) -> None:
@@ -303,5 +303,5 @@ class _Replay:
         key = f"{entry.number} {measured.name}"
         self.index.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", entry.name, entry.op, key, measured.dump())
         insert_metrics = "INSERT OR REPLACE INTO metrics SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
-        metrics = [(*metric, entry.name, entry.number) for metric in measured.found_by.items()]
+        metrics = [(*metric, entry.name, entry.number) for metric in measured.searchable_metrics.items()]
         self.index.execute_many(insert_metrics, metrics)

@@ -35,7 +35,7 @@ CARD_FACETS = {
 
 
 @dataclass(frozen=True)
-class Extract:
+class VersionExtract:
     """The indexed data of a version.
 
     Attributes:
@@ -77,19 +77,19 @@ class Extract:
         return " ".join(value for kind, value in self.facets if kind != "base-name")[:MAX_WORDS]
 
 
-def read(store: Store, digest: Digest) -> Extract:
+def read(store: Store, digest: Digest) -> VersionExtract:
     """Return the indexed data of the version with manifest `digest`; if a document cannot be read, only the reason."""
     try:
         manifest = oci_manifest.parse(store.read_document(digest), digest)
         model_card = _card(store, manifest)
-        adapter_json = card.fill(_manifest(store, manifest) or AdapterManifest.salvage({}), model_card)
+        adapter_json = card.with_card(_manifest(store, manifest) or AdapterManifest.salvage({}), model_card)
     except RemoteError:  # of a store that fetches blobs: the documents exist, and can be read another time
         raise
     except AdapterhubError as error:
-        return Extract(unindexed=error.what[:MAX_REASON])
+        return VersionExtract(unindexed=error.what[:MAX_REASON])
     values = {"size": manifest.size, "base": adapter_json.base.repo, "revision": adapter_json.base.revision}
     values["parameters"] = adapter_json.parameters or None  # 0 where an unchecked document has none
-    return Extract(
+    return VersionExtract(
         tuple(_column(values[key] if key in values else getattr(adapter_json, key), kind) for key, kind in COLUMNS.items()),
         tuple(_text(parent.ref) or _text(parent.digest) for parent in adapter_json.parents),
         # A merge may name the same parent twice.
@@ -105,7 +105,7 @@ def read(store: Store, digest: Digest) -> Extract:
 def adapter_manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
     """Return the usable part of a version's adapter.json, completed from its model card; None without adapter.json."""
     adapter_json = _manifest(store, manifest)
-    return adapter_json and card.fill(adapter_json, _card(store, manifest))
+    return adapter_json and card.with_card(adapter_json, _card(store, manifest))
 
 
 def _manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
@@ -171,6 +171,6 @@ def _column(value: object, kind: type) -> object:
     return value if kind is not str and abs(value) < 2**63 else None
 
 
-def dump_parents(extract: Extract) -> str:
+def dump_parents(extract: VersionExtract) -> str:
     """Return the parents as the column of `versions` has them."""
     return json.dumps(extract.parents)

@@ -21,7 +21,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
 from .database import Index
-from .queries import Row, by_id, select, shown
+from .queries import VersionRow, rows_by_id, select, visible_condition
 
 # name, title, tags, description, facts, card: a word in a long card is the weakest evidence.
 _WEIGHTS = (8.0, 6.0, 4.0, 4.0, 3.0, 1.0)
@@ -80,17 +80,17 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best matches, the number of all matches, and the facets of all matches: kind to value to count.
 
     Attributes:
         has_more: There are more matches than `total`, as counting all of them would have taken longer than finding these.
     """
 
-    rows: list[Row]
+    rows: list[VersionRow]
     total: int
     facets: dict[str, dict[str, int]] = field(default_factory=dict)
-    more: bool = False
+    has_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Holder:
         tensor: Name of the tensor in that file that has the digest; empty if the whole file has it.
     """
 
-    row: Row
+    row: VersionRow
     path: str
     digest: Digest
     tensor: str = ""
@@ -110,27 +110,27 @@ class Holder:
 # ---- by words and facts
 
 
-def search(index: Index, query: Query, *, facets: bool = False) -> Found:
+def search(index: Index, query: Query, *, facets: bool = False) -> SearchResult:
     """Return the versions that match, best first; with `facets`, also count the facets and all matches."""
     # Without conditions, the stored counts answer everything.
     if query == Query(limit=query.limit, without=query.without):
         return _newest(index, query, facets=facets)
-    result = _common(index, query)
+    result = _common_word_matches(index, query)
     if result is None:
         result = _ranked_matches(index, query)
     elif facets and not query.all_versions and _all_have(index, query):
-        return replace(result, total=_names(index, query), more=False, facets=_counted(index, query))
+        return replace(result, total=_names(index, query), has_more=False, facets=_stored_facet_counts(index, query))
     elif facets:
         matching, values = _matching(index, query)
-        result = replace(result, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], more=False)
+        result = replace(result, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], has_more=False)
     return replace(result, facets=_count(index, query)) if facets else result
 
 
-def _ranked_matches(index: Index, query: Query) -> Found:
+def _ranked_matches(index: Index, query: Query) -> SearchResult:
     matching, values = _matching(index, query)
     best = f"{matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
     matches = index.select(best, *values, _limit(query))
-    return Found(by_id(index, [version for version, _ in matches]), matches[0][1] if matches else 0)
+    return SearchResult(rows_by_id(index, [version for version, _ in matches]), matches[0][1] if matches else 0)
 
 
 def _limit(query: Query) -> int:
@@ -138,12 +138,12 @@ def _limit(query: Query) -> int:
     return max(0, min(query.limit, 2**62))
 
 
-def _newest(index: Index, query: Query, *, facets: bool) -> Found:
+def _newest(index: Index, query: Query, *, facets: bool) -> SearchResult:
     """Return the newest version of every name, latest first."""
-    sql = f"SELECT id FROM versions v WHERE {_NEWEST} AND {shown(index, query.without)} ORDER BY time DESC, name LIMIT ?"
+    sql = f"SELECT id FROM versions v WHERE {_NEWEST} AND {visible_condition(index, query.without)} ORDER BY time DESC, name LIMIT ?"
     records = index.select(sql, _limit(query))
-    facet_counts = _counted(index, query) if facets else {}
-    return Found(by_id(index, [version for (version,) in records]), _names(index, query), facet_counts)
+    facet_counts = _stored_facet_counts(index, query) if facets else {}
+    return SearchResult(rows_by_id(index, [version for (version,) in records]), _names(index, query), facet_counts)
 
 
 def _names(index: Index, query: Query) -> int:
@@ -159,7 +159,7 @@ def _all_have(index: Index, query: Query) -> bool:
     return bool(index.select(sql, phrases(query.words))[0][0])
 
 
-def _common(index: Index, query: Query) -> Found | None:
+def _common_word_matches(index: Index, query: Query) -> SearchResult | None:
     """Return matches of words that over COMMON versions contain; None for fewer versions, or conditions other than words."""
     words = phrases(query.words)
     if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit, without=query.without):
@@ -182,7 +182,7 @@ def _common(index: Index, query: Query) -> Found | None:
     if len(best) < query.limit:
         return None
     ranked = sorted(best.values(), key=lambda item: (item[0], -item[1]))
-    return Found(by_id(index, [version for _, version in ranked[: _limit(query)]]), len(best), more=True)
+    return SearchResult(rows_by_id(index, [version for _, version in ranked[: _limit(query)]]), len(best), has_more=True)
 
 
 def _matching(index: Index, query: Query) -> tuple[str, list[object]]:
@@ -214,9 +214,9 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
     sql: list[str] = []
     values: list[object] = []
 
-    def add(condition: str, *more: object) -> None:
+    def add(condition: str, *parameters: object) -> None:
         sql.append(condition)
-        values.extend(value.encode(errors="replace").decode() if isinstance(value, str) else value for value in more)
+        values.extend(value.encode(errors="replace").decode() if isinstance(value, str) else value for value in parameters)
 
     facet_query = "SELECT version FROM facets WHERE kind = ? AND value = ?"
     for kind, value in query.facets:
@@ -228,16 +228,16 @@ def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
         add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.IN_NAMESPACE
     for column, bounds in query.bounds:
         for bound in bounds:
-            add(f"v.{_checked(column, _COLUMNS)} {_checked(bound.operator, _OPERATORS)} ?", bound.value)
+            add(f"v.{_require_allowed(column, _COLUMNS)} {_require_allowed(bound.operator, _OPERATORS)} ?", bound.value)
     if query.without:
-        add(shown(index, query.without))
+        add(visible_condition(index, query.without))
     for name, bounds in query.metrics:
-        tests = "".join(f" AND value {_checked(bound.operator, _OPERATORS)} ?" for bound in bounds)
+        tests = "".join(f" AND value {_require_allowed(bound.operator, _OPERATORS)} ?" for bound in bounds)
         add(f"v.id IN (SELECT version FROM metrics WHERE name = ?{tests})", name, *(bound.value for bound in bounds))
     return sql, values
 
 
-def _checked(text: str, allowed: set[str]) -> str:
+def _require_allowed(text: str, allowed: set[str]) -> str:
     if text not in allowed:
         raise ValueError(text)
     return text
@@ -254,7 +254,7 @@ def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
     return _group_by_kind(index.select(counts, *values, kinds="ssi"))
 
 
-def _counted(index: Index, query: Query) -> dict[str, dict[str, int]]:
+def _stored_facet_counts(index: Index, query: Query) -> dict[str, dict[str, int]]:
     """Return the facet counts for the newest version of every name, from the counts that are kept up to date."""
     if not query.without:
         return _group_by_kind(
@@ -286,7 +286,7 @@ def holders(index: Index, digest: str) -> list[Holder]:
     end = digest + "g"  # after every digest with this prefix
     results = [Holder(row, "", row.digest) for row in select(index, "digest >= ? AND digest < ?", digest, end)]
     files = index.select("SELECT version, path, digest FROM files WHERE digest >= ? AND digest < ?", digest, end, kinds="iss")
-    rows = by_id(index, [version for version, _, _ in files])
+    rows = rows_by_id(index, [version for version, _, _ in files])
     results += [Holder(row, path, file_digest) for row, (_, path, file_digest) in zip(rows, files, strict=True)]
     return sorted(results, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
 
@@ -302,31 +302,31 @@ def parse_digest_prefix(text: str) -> str:
 # ---- parsing
 
 
-def parse_bounds(text: str, where: str, *, size: bool = False) -> Bounds:
+def parse_bounds(text: str, location: str, *, size: bool = False) -> Bounds:
     """Parse `8`, `4..16`, `<10` or `>=0.5`. With `size`, units are allowed (`10MB`), and an exact size is refused."""
     expression = text.strip()
     low, dots, high = expression.partition("..")
     if dots and (low or high):
         pairs = [(">=", low), ("<=", high)]
-        return tuple(Bound(operator, _number(end, where, size=size)) for operator, end in pairs if end)
+        return tuple(Bound(operator, _number(end, location, size=size)) for operator, end in pairs if end)
     # Longer operators first: `<` also begins `<=`.
     operator = next((sign for sign in ("<=", ">=", "==", "<", ">", "=") if expression.startswith(sign)), "")
     if size and not operator:
-        raise UsageError(where, f"{text[:80]!r} is an exact size", f"Write '<{text[:80]}', '>{text[:80]}' or 1MB..{text[:80]}")
-    return (Bound({"==": "=", "": "="}.get(operator, operator), _number(expression[len(operator) :], where, size=size)),)
+        raise UsageError(location, f"{text[:80]!r} is an exact size", f"Write '<{text[:80]}', '>{text[:80]}' or 1MB..{text[:80]}")
+    return (Bound({"==": "=", "": "="}.get(operator, operator), _number(expression[len(operator) :], location, size=size)),)
 
 
-def parse_metric(text: str, where: str) -> tuple[str, Bounds]:
+def parse_metric(text: str, location: str) -> tuple[str, Bounds]:
     """Parse a comparison such as `eval_loss<0.7` into the name of a metric and its bounds."""
     expression = text.strip()
     start = min((position for sign in "<>=" if (position := expression.find(sign)) >= 0), default=0)
     if not expression[:start].strip():
-        raise UsageError(where, f"{text[:80]!r} is not a comparison", "Write it like 'accuracy>0.8'")
-    return expression[:start].rstrip(), parse_bounds(expression[start:], where)
+        raise UsageError(location, f"{text[:80]!r} is not a comparison", "Write it like 'accuracy>0.8'")
+    return expression[:start].rstrip(), parse_bounds(expression[start:], location)
 
 
-def _number(text: str, where: str, *, size: bool) -> float:
+def _number(text: str, location: str, *, size: bool) -> float:
     match = _QUANTITY.fullmatch(text.strip().lower())
     if not match or match[2] not in (_UNITS if size else {""}):
-        raise UsageError(where, f"{text[:80]!r} is not a {'size' if size else 'number'}", "Write it like 10MB" if size else "")
+        raise UsageError(location, f"{text[:80]!r} is not a {'size' if size else 'number'}", "Write it like 10MB" if size else "")
     return float(match[1]) * _UNITS[match[2]]

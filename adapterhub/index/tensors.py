@@ -17,7 +17,7 @@ from adapterhub.store.store import Store
 from adapterhub.store.tensor_digests import Tensor, Tensors
 
 from .database import Index
-from .queries import UNDER, Row, under, versions
+from .queries import IN_NAMESPACE, VersionRow, namespace_values, versions
 from .search import Holder, holders
 
 LIMIT = 20
@@ -28,7 +28,7 @@ _FILES = 64  # files whose lists are read
 class Share:
     """A file of a version, with the digest `digest`, that has `count` of the tensors searched for, `size` bytes in total."""
 
-    row: Row
+    row: VersionRow
     path: str
     digest: Digest
     count: int
@@ -48,7 +48,7 @@ def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) ->
     shares = []
     for (digest,) in files:
         # The index has only 64 bits of each digest: compare the whole digests.
-        common = shared(tensors, store.list_tensors(digest) or ())
+        common = shared_tensors(tensors, store.list_tensors(digest) or ())
         if common:
             count, size = len(common), sum(tensor.size for tensor in common)
             shares += [Share(row, path, digest, count, size) for row, path in _places(index, digest)]
@@ -56,13 +56,13 @@ def nearest(index: Index, store: Store, tensors: Tensors, limit: int = LIMIT) ->
     return shares[:limit]
 
 
-def _places(index: Index, digest: Digest) -> Iterable[tuple[Row, str]]:
+def _places(index: Index, digest: Digest) -> Iterable[tuple[VersionRow, str]]:
     rows = {(row.name, row.number): row for row in versions(index, file=digest)}
     records = index.select("SELECT name, number, path FROM files JOIN versions ON id = version WHERE files.digest = ?", digest)
     return [(rows[name, number], path) for name, number, path in records]
 
 
-def shared(tensors: Sequence[Tensor], candidates: Iterable[Tensor]) -> list[Tensor]:
+def shared_tensors(tensors: Sequence[Tensor], candidates: Iterable[Tensor]) -> list[Tensor]:
     """Return the tensors whose bytes are also among the `candidates`, under any name; an empty tensor never is."""
     contents = {(candidate.digest, candidate.size) for candidate in candidates}
     return [tensor for tensor in tensors if tensor.size and (tensor.digest, tensor.size) in contents]
@@ -87,7 +87,7 @@ def with_digest(index: Index, store: Store, prefix: str) -> list[Holder]:
     return sorted(results, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
 
 
-def repeated(index: Index, digests: Iterable[Digest]) -> int:
+def repeated_bytes(index: Index, digests: Iterable[Digest]) -> int:
     """Return the bytes of tensors that are in more than one of these files, without the first occurrence of each."""
     records = index.select(
         "SELECT sum(size * (n - 1)) FROM (SELECT size, count(*) AS n FROM tensors WHERE file IN"
@@ -100,9 +100,9 @@ def repeated(index: Index, digests: Iterable[Digest]) -> int:
 # ---- rows
 
 
-def unlisted(index: Index, prefix: str | None = None) -> dict[Digest, int]:
+def unlisted_files(index: Index, prefix: str | None = None) -> dict[Digest, int]:
     """Return the files of weights whose tensors are not in the index, with their sizes; of a name or namespace, or all."""
-    condition, values = ("1", ()) if prefix is None else (f"version IN (SELECT id FROM versions WHERE {UNDER})", under(prefix))
+    condition, values = ("1", ()) if prefix is None else (f"version IN (SELECT id FROM versions WHERE {IN_NAMESPACE})", namespace_values(prefix))
     sql = (
         "SELECT digest, max(size) FROM files WHERE (lower(path) LIKE '%.safetensors' OR lower(path) LIKE '%.gguf')"
         f" AND digest NOT IN (SELECT digest FROM weights) AND {condition} GROUP BY digest ORDER BY digest"

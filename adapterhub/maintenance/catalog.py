@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from adapterhub.digest import Digest
 from adapterhub.index import queries, replay, rows, schema, tensors
 from adapterhub.index.database import Index, connect_memory, errors
-from adapterhub.index.queries import Name, Row
+from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError
 
@@ -59,8 +59,8 @@ class ReplayedLog:
         error: The error that ended the replay early, if any.
     """
 
-    state: Name
-    rows: list[Row]
+    state: LogState
+    rows: list[VersionRow]
     unindexed: dict[str, str]
     error: AdapterhubError | None = None
 
@@ -82,7 +82,7 @@ class Catalog:
             return names, [_wrong_finding(self.index, error.what)]
 
     @contextmanager
-    def replayed(self, name: str) -> Iterator[ReplayedLog]:
+    def replayed_log(self, name: str) -> Iterator[ReplayedLog]:
         """Replay the log of a name into memory.
 
         The result, and the rows that `differences` compares with, are gone when the context ends.

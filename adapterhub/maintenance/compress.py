@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from adapterhub.digest import Digest, copy_hashing
 from adapterhub.index import queries, tensors
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
@@ -31,8 +31,8 @@ from adapterhub_converters.errors import IntegrityError, NotFoundError
 
 DEFAULT_LEVEL = byte_planes.DEFAULT_LEVEL
 _MOST_RELATIVES = 4  # candidates for a parent: this many earlier versions, and as many versions of other names
-_LEAST = 4096  # bytes; file systems free nothing smaller than a block
-_WORTH = 0.97  # a pack larger than this share of the blob is not worth keeping
+_LEAST_SAVING = 4096  # bytes; file systems free nothing smaller than a block
+_LARGEST_SHARE = 0.97  # a pack larger than this share of the blob is not worth keeping
 _KINSHIP_COLUMNS = ("base", "method", "r", "format", "dtype", "parameters")
 
 Progress = Callable[[int, int], None]
@@ -40,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Change:
+class PackingOutcome:
     """The outcome of packing or unpacking one blob.
 
     Attributes:
@@ -68,7 +68,7 @@ def pack(
     level: int = DEFAULT_LEVEL,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> list[Change]:
+) -> list[PackingOutcome]:
     """Pack the blobs of the versions of `names`, or of all versions.
 
     Manifests, configs and adapter.json stay plain because they are small and read often. Weights whose tensors are not listed
@@ -90,7 +90,7 @@ def pack(
         return [packer.pack(row, layer) for row, layer in _unique_blobs(registry, rows, progress)]
 
 
-def unpack(registry: Registry, names: Sequence[str] = (), *, progress: Progress | None = None) -> list[Change]:
+def unpack(registry: Registry, names: Sequence[str] = (), *, progress: Progress | None = None) -> list[PackingOutcome]:
     """Unpack the blobs of the versions of `names`, or of all versions."""
     with _leased_rows(registry, names) as rows:
         blobs = _unique_blobs(registry, rows, progress)
@@ -106,13 +106,13 @@ def _unpack(registry: Registry, layer: Descriptor) -> bool:
     except NotFoundError:  # another process unpacked it in the meantime
         return False
     # The pack is dropped only after the plain file is complete, so that a killed process loses nothing.
-    with registry.locked():
+    with registry.write_lock():
         registry.store.drop_pack(layer.digest)
     return True
 
 
 @contextmanager
-def _leased_rows(registry: Registry, names: Sequence[str]) -> Iterator[list[Row]]:
+def _leased_rows(registry: Registry, names: Sequence[str]) -> Iterator[list[VersionRow]]:
     """Yield the versions of `names`, under a lease that keeps a gc from removing their blobs until the context ends."""
     with registry.store.lease("pack", required=False) as lease:
         for row in selected_versions(registry, names):
@@ -122,9 +122,9 @@ def _leased_rows(registry: Registry, names: Sequence[str]) -> Iterator[list[Row]
         )  # selected again: a version may have been dropped before its lease was noted, as in `Registry.reading`
 
 
-def _unique_blobs(registry: Registry, rows: Sequence[Row], progress: Progress | None) -> Iterator[tuple[Row, Descriptor]]:
+def _unique_blobs(registry: Registry, rows: Sequence[VersionRow], progress: Progress | None) -> Iterator[tuple[VersionRow, Descriptor]]:
     """Yield every blob once, with the oldest version that needs it: later blobs may become deltas to it."""
-    blobs: dict[Digest, tuple[Row, Descriptor]] = {}
+    blobs: dict[Digest, tuple[VersionRow, Descriptor]] = {}
     for row in rows:
         for layer in _layers(registry, row):
             # adapter.json is read by nearly every command, so it stays plain.
@@ -138,21 +138,21 @@ def _unique_blobs(registry: Registry, rows: Sequence[Row], progress: Progress | 
             progress(bytes_done, total)
 
 
-def selected_versions(registry: Registry, names: Sequence[str]) -> list[Row]:
+def selected_versions(registry: Registry, names: Sequence[str]) -> list[VersionRow]:
     """Return the versions of names, namespaces or refs, or all versions, oldest push first."""
-    rows: dict[tuple[str, int], Row] = {}
+    rows: dict[tuple[str, int], VersionRow] = {}
     for name in names or (None,):
         for row in _rows(registry, name):
             rows[row.name, row.number] = row
     return sorted(rows.values(), key=_push_order)
 
 
-def _push_order(row: Row) -> tuple[str, str, int]:
+def _push_order(row: VersionRow) -> tuple[str, str, int]:
     """Return a key that sorts versions by the time of their push."""
     return row.time, row.name, row.number
 
 
-def _rows(registry: Registry, name: str | None) -> list[Row]:
+def _rows(registry: Registry, name: str | None) -> list[VersionRow]:
     if name is not None and (":" in name or "@" in name):
         version = registry.resolve(Ref.parse(name))
         return [row for row in registry.list(version.name) if row.number == version.number]
@@ -163,12 +163,12 @@ def _rows(registry: Registry, name: str | None) -> list[Row]:
     return rows
 
 
-def _layers(registry: Registry, row: Row) -> tuple[Descriptor, ...]:
+def _layers(registry: Registry, row: VersionRow) -> tuple[Descriptor, ...]:
     return oci_manifest.parse(registry.store.read_document(row.digest), str(row.ref)).layers
 
 
-def _outcome(row: Row, layer: Descriptor, stored: int, parent: Digest, outcome: str) -> Change:
-    return Change(str(row.ref), layer.path, layer.digest, layer.size, stored, parent, outcome)
+def _outcome(row: VersionRow, layer: Descriptor, stored: int, parent: Digest, outcome: str) -> PackingOutcome:
+    return PackingOutcome(str(row.ref), layer.path, layer.digest, layer.size, stored, parent, outcome)
 
 
 class _Packer:
@@ -182,43 +182,43 @@ class _Packer:
         self.registry, self.store, self.level, self.dry_run = registry, registry.store, level, dry_run
         self.parents = self.store.packs.parents()
 
-    def pack(self, row: Row, layer: Descriptor) -> Change:
+    def pack(self, row: VersionRow, layer: Descriptor) -> PackingOutcome:
         """Pack a blob if that saves enough."""
-        if self.store.has_pack(layer.digest) and self._settled(layer):
+        if self.store.has_pack(layer.digest) and self._has_valid_pack(layer):
             with contextlib.suppress(FileNotFoundError):  # another process has just unpacked it
                 head = self.store.packs.head(layer.digest)
                 stored = self.store.files.status(self.store.packs.path(layer.digest)).st_size
                 return _outcome(row, layer, stored, head.parent if head else "", "already")
-        if layer.size <= _LEAST:
+        if layer.size <= _LEAST_SAVING:
             return _outcome(row, layer, layer.size, "", "kept")
         with contextlib.ExitStack() as stack:
             blob = stack.enter_context(self.store.open_blob(layer.digest))
-            runs = cutting.runs(container.at(blob), layer.size)
+            runs = cutting.runs(container.offset_reader(blob), layer.size)
             parent, runs = self._nearest_parent(row, layer, blob, runs, stack)
             return self._encode(row, layer, blob, runs, parent)
 
-    def _settled(self, layer: Descriptor) -> bool:
+    def _has_valid_pack(self, layer: Descriptor) -> bool:
         """Return whether an existing pack is valid; then remove a plain file that a killed writer left next to it."""
         # Without a plain file the pack is all there is, and fsck is what judges it.
         if not self.store.has_plain(layer.digest) or self.dry_run:
             return True
         with contextlib.suppress(IntegrityError), self.store.open_pack(layer.digest) as file:
             if copy_hashing(file, None, limit=layer.size) == (layer.digest, layer.size):
-                with self.registry.locked():
+                with self.registry.write_lock():
                     if self.store.has_pack(layer.digest):  # unless another process has unpacked it in the meantime
                         self.store.drop_plain(layer.digest)
                         return True
         return False
 
     def _encode(
-        self, row: Row, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], parent: tuple[Digest, BinaryIO] | None
-    ) -> Change:
+        self, row: VersionRow, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], parent: tuple[Digest, BinaryIO] | None
+    ) -> PackingOutcome:
         """Encode a blob, verify the pack, and replace the plain file if that saves enough."""
         with contextlib.ExitStack() as stack:
             path, file = (Path(), None) if self.dry_run else stack.enter_context(self.store.files.temporary())
             written = self._write(file, layer, blob, runs, parent)
             digest = parent[0] if parent and written.delta else ""
-            if layer.size - written.size < _LEAST or written.size > _WORTH * layer.size:
+            if layer.size - written.size < _LEAST_SAVING or written.size > _LARGEST_SHARE * layer.size:
                 return _outcome(row, layer, layer.size, "", "kept")
             if file is not None:
                 # The plain file may be the only other copy: nothing replaces it before the pack has been read back.
@@ -236,11 +236,11 @@ class _Packer:
         blob: BinaryIO,
         runs: list[cutting.Run],
         parent: tuple[Digest, BinaryIO] | None,
-    ) -> container.Written:
+    ) -> container.PackSizes:
         buffered: Any = _NullFile() if file is None else io.BufferedWriter(file)
-        parent_source = (parent[0], container.at(parent[1])) if parent else None
+        parent_source = (parent[0], container.offset_reader(parent[1])) if parent else None
         blocks = cutting.blocks(runs)
-        written = container.write(buffered, container.at(blob), layer.size, blocks, parent=parent_source, level=self.level)
+        written = container.write(buffered, container.offset_reader(blob), layer.size, blocks, parent=parent_source, level=self.level)
         if file is not None:
             buffered.flush()
             # Detached, because the temporary file belongs to the store, which closes it.
@@ -259,7 +259,7 @@ class _Packer:
             IntegrityError: The unpacked bytes do not have the blob's digest.
         """
         with local_errors(path), self.store.files.open(path) as file:
-            reader = container.Reader(file, str(path), parent[1] if parent else None)
+            reader = container.PackReader(file, str(path), parent[1] if parent else None)
             if copy_hashing(reader, None, limit=layer.size) != (layer.digest, layer.size):
                 blob_path = str(self.store.blob_path(layer.digest))
                 problem = "its bytes do not have the digest of its name; it was not packed"
@@ -270,7 +270,7 @@ class _Packer:
 
         Return False if the blob or its parent has been removed meanwhile, or if the parent now needs the blob.
         """
-        with self.registry.locked():
+        with self.registry.write_lock():
             # Checked under the lock: since the blob was encoded, a gc or another command may have changed it or its parent.
             if not self.store.has_plain(digest):
                 return False
@@ -289,23 +289,23 @@ class _Packer:
     # ---- parents
 
     def _nearest_parent(
-        self, row: Row, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], stack: contextlib.ExitStack
+        self, row: VersionRow, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], stack: contextlib.ExitStack
     ) -> tuple[tuple[Digest, BinaryIO] | None, list[cutting.Run]]:
         """Return the open parent from which the blob differs least, and the runs with their offsets in that parent."""
-        nearest, smallest_share = None, _WORTH
+        nearest, smallest_share = None, _LARGEST_SHARE
         for candidate in self._candidates(row, layer):
             with contextlib.suppress(IntegrityError):  # a damaged blob cannot be a parent
                 file = stack.enter_context(self.store.open_blob(candidate.digest))
-                parent_runs = cutting.runs(container.at(file), candidate.size)
-                matched = cutting.matched(runs, parent_runs, self._equal_tensors(layer.digest, candidate.digest))
-                alone, delta = container.gain(container.at(blob), list(cutting.blocks(matched)), container.at(file))
+                parent_runs = cutting.runs(container.offset_reader(file), candidate.size)
+                matched = cutting.match_to_parent(runs, parent_runs, self._equal_tensors(layer.digest, candidate.digest))
+                alone, delta = container.gain(container.offset_reader(blob), list(cutting.blocks(matched)), container.offset_reader(file))
                 # Runs without a counterpart in the parent gain nothing from it, so only the matched share shrinks.
                 share = sum(run.size for run in matched if run.parent is not None) / layer.size
                 if alone and 1 - share * (1 - delta / alone) < smallest_share:
                     nearest, smallest_share = (candidate.digest, file, matched), 1 - share * (1 - delta / alone)
         return ((nearest[0], nearest[1]), nearest[2]) if nearest else (None, runs)
 
-    def _candidates(self, row: Row, layer: Descriptor) -> list[Descriptor]:
+    def _candidates(self, row: VersionRow, layer: Descriptor) -> list[Descriptor]:
         """Return files of related versions, each once, leaving out those that would create a cycle or too long a chain."""
         if not is_weights(layer.path):
             return []
@@ -319,7 +319,7 @@ class _Packer:
                 candidates.setdefault(candidate.digest, candidate)
         return list(candidates.values())
 
-    def _files_sharing_tensors(self, row: Row, layer: Descriptor) -> list[Descriptor]:
+    def _files_sharing_tensors(self, row: VersionRow, layer: Descriptor) -> list[Descriptor]:
         """Return files of earlier versions that share most tensors with this one."""
         listed = self.store.list_tensors(layer.digest) or ()
         near = tensors.nearest(self.registry.index, self.store, listed)
@@ -339,14 +339,14 @@ class _Packer:
         ]
         return {tensor.name: names[tensor.digest] for tensor in renamed_tensors if tensor.digest in names}
 
-    def _related_versions(self, row: Row) -> list[Row]:
+    def _related_versions(self, row: VersionRow) -> list[VersionRow]:
         """Return the latest versions of the name before `row`, and the latest similar ones of other names in its namespace."""
         same_name = [earlier for earlier in queries.versions(self.registry.index, name=row.name) if earlier.number < row.number]
         near = queries.similar(self.registry.index, row, _KINSHIP_COLUMNS)
         older = [earlier for earlier in near if _push_order(earlier) < _push_order(row)]
         return same_name[:_MOST_RELATIVES] + sorted(older, key=_push_order, reverse=True)[:_MOST_RELATIVES]
 
-    def _layers(self, row: Row) -> tuple[Descriptor, ...]:
+    def _layers(self, row: VersionRow) -> tuple[Descriptor, ...]:
         """Return the layers of a version, or nothing if its manifest is damaged."""
         try:
             return _layers(self.registry, row)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from adapterhub.digest import Digest
 from adapterhub.index import tensors
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Progress
@@ -39,12 +39,12 @@ class Usage:
     stored: int
 
     @property
-    def shared(self) -> int:
+    def shared_size(self) -> int:
         """Bytes that need no storage because another version has the same file."""
         return self.files - self.distinct
 
     @property
-    def saved(self) -> int:
+    def saved_size(self) -> int:
         """Bytes that packing saves."""
         return self.distinct - self.stored
 
@@ -59,7 +59,7 @@ class BaseUsage:
 
 
 @dataclass(frozen=True)
-class Report:
+class UsageReport:
     """Usage by name and by base, both sorted, and in total.
 
     Attributes:
@@ -75,17 +75,17 @@ class Report:
     unlisted: int
 
 
-def usage(registry: Registry, prefix: str | None = None, *, progress: Progress | None = None) -> Report:
+def usage(registry: Registry, prefix: str | None = None, *, progress: Progress | None = None) -> UsageReport:
     """Return the disk usage of the versions of a name or namespace, or of all; blobs shared within a group count once.
 
     Weight files whose tensors are not listed yet are read once; `progress` is called with bytes read and total bytes.
     """
     # `repeated` counts equal tensors in different files, so all must be listed first.
     registry.list_tensors(progress, prefix=prefix)
-    version_sizes = {row: _VersionSize.of(registry, row) for row in registry.list(prefix)}
-    stored = {digest: registry.store.stored(digest) for version_size in version_sizes.values() for digest in version_size.blobs}
+    version_sizes = {row: _VersionSize.read(registry, row) for row in registry.list(prefix)}
+    stored = {digest: registry.store.stored_size(digest) for version_size in version_sizes.values() for digest in version_size.blobs}
 
-    def usage_of(name: str, rows: Sequence[Row]) -> Usage:
+    def usage_of(name: str, rows: Sequence[VersionRow]) -> Usage:
         distinct = {digest: size for row in rows for digest, size in version_sizes[row].blobs.items()}
         adapters, files = len({row.name for row in rows}), sum(version_sizes[row].size for row in rows)
         return Usage(name, len(rows), adapters, files, sum(distinct.values()), sum(stored[digest] for digest in distinct))
@@ -94,21 +94,21 @@ def usage(registry: Registry, prefix: str | None = None, *, progress: Progress |
     bases = _group_rows(
         ((version_size.repo or "", version_size.fingerprint or ""), row) for row, version_size in version_sizes.items()
     )
-    return Report(
+    return UsageReport(
         [usage_of(name, rows) for name, rows in names],
         [
             BaseUsage(repo or None, fingerprint or None, usage_of(repo or fingerprint, rows))
             for (repo, fingerprint), rows in bases
         ],
         usage_of("", list(version_sizes)),
-        tensors.repeated(registry.index, stored),
-        len(tensors.unlisted(registry.index).keys() & stored.keys()),
+        tensors.repeated_bytes(registry.index, stored),
+        len(tensors.unlisted_files(registry.index).keys() & stored.keys()),
     )
 
 
-def _group_rows(pairs: Iterable[tuple[_Key, Row]]) -> list[tuple[_Key, list[Row]]]:
+def _group_rows(pairs: Iterable[tuple[_Key, VersionRow]]) -> list[tuple[_Key, list[VersionRow]]]:
     """Group rows by key, sorted by key."""
-    groups: dict[_Key, list[Row]] = {}
+    groups: dict[_Key, list[VersionRow]] = {}
     for key, row in pairs:
         groups.setdefault(key, []).append(row)
     return sorted(groups.items(), key=lambda item: item[0])
@@ -124,7 +124,7 @@ class _VersionSize:
     fingerprint: str | None = None
 
     @classmethod
-    def of(cls, registry: Registry, row: Row) -> _VersionSize:
+    def read(cls, registry: Registry, row: VersionRow) -> _VersionSize:
         """Read the sizes from the version's manifest."""
         blobs = {row.digest: row.manifest_size}
         try:

@@ -27,9 +27,9 @@ from adapterhub.ref import Ref
 from adapterhub.registry import repositories
 from adapterhub.registry.registry import Registry
 from adapterhub.store import leases, named_documents, tensor_digests
-from adapterhub.store.export import linked
+from adapterhub.store.export import linked_folder
 from adapterhub.store.packs.chains import with_parents
-from adapterhub.store.store import BASES, DOCUMENTS, HUB, MERGES, REFS, More, Progress, Store, counter, local_errors
+from adapterhub.store.store import BASES, DOCUMENTS, HUB, MERGES, REFS, ByteCounter, Progress, Store, counter, local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
@@ -37,7 +37,7 @@ from .catalog import Catalog
 from .findings import GC, REBUILD, REPAIR, REPAIR_MISSING, Finding, Findings
 
 if TYPE_CHECKING:
-    from adapterhub.store.packs.container import Head
+    from adapterhub.store.packs.container import PackHead
 
 _REF_PREFIXES = {BASES: "base", MERGES: "merge", HUB: "hub"}
 
@@ -68,7 +68,7 @@ def fsck(registry: Registry, *, quick: bool = False, progress: Progress | None =
     findings += _orphan_findings(store, needed)
     findings += _tensor_list_findings(store, needed)
     findings += _leftover_findings(store)
-    findings += [Finding("foreign", "note", str(path), "not the log of a name") for path in store.log.strange()]
+    findings += [Finding("foreign", "note", str(path), "not the log of a name") for path in store.log.stray_folders()]
     return findings
 
 
@@ -77,7 +77,7 @@ def _confirmed_findings(registry: Registry, check: Callable[[], Iterable[Finding
     first_findings = list(check())
     if all(finding.severity == "note" for finding in first_findings):
         return first_findings
-    with registry.locked():
+    with registry.write_lock():
         registry.ledger.finish_moves()
         return list(check())
 
@@ -112,7 +112,7 @@ def verify(registry: Registry, ref: Ref, progress: Progress | None = None) -> Fi
 def _compare_facts(store: Store, ref: str, manifest: Manifest) -> Iterator[Finding]:
     """Compare the adapter.json of a version with the headers of its weights; unreadable weights yield no finding."""
     if manifest.adapter_json is not None:
-        with contextlib.suppress(NotFoundError, RefusedError, FormatError), linked(store, manifest.layers) as folder:
+        with contextlib.suppress(NotFoundError, RefusedError, FormatError), linked_folder(store, manifest.layers) as folder:
             yield from _compare_folder_facts(folder, ref)
 
 
@@ -121,13 +121,13 @@ def _compare_folder_facts(folder: Path, source: str) -> Iterator[Finding]:
     from adapterhub.manifest import describe  # needs numpy
 
     try:
-        describe.true_manifest(folder, where=source)
+        describe.manifest_matching_weights(folder, location=source)
     except IntegrityError as error:
         location = error.where.replace(f"{folder}/", f"{source}: ") if str(folder) != source else error.where
         yield Finding(describe.WRONG_FACTS, "error", location, error.what, error.hint)
 
 
-def _is_right(store: Store, digest: Digest, count_bytes: More | None) -> bool:
+def _is_right(store: Store, digest: Digest, count_bytes: ByteCounter | None) -> bool:
     """Return whether the stored bytes of a blob have its digest."""
     try:
         return store.rehash(digest, count_bytes) == digest
@@ -162,13 +162,13 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
     return findings
 
 
-def rebuilt(path: Path) -> tuple[Registry, Findings]:
+def open_rebuilt(path: Path) -> tuple[Registry, Findings]:
     """Open a registry with its index rebuilt from the logs, with a finding for each log that could not be replayed."""
-    registry, errors = Registry.rebuilt(path)
-    return registry, broken_logs(errors)
+    registry, errors = Registry.open_with_new_index(path)
+    return registry, broken_log_findings(errors)
 
 
-def broken_logs(errors: list[AdapterhubError]) -> Findings:
+def broken_log_findings(errors: list[AdapterhubError]) -> Findings:
     """Convert the errors of a rebuild into findings."""
     return [Finding("broken-log", "error", error.where, error.what, error.hint, error.code) for error in errors]
 
@@ -178,7 +178,7 @@ def broken_logs(errors: list[AdapterhubError]) -> Findings:
 
 def _total_size(store: Store) -> int:
     """Return the total size of all blobs in bytes, counting packed blobs unpacked."""
-    plain = sum(store.stored(f"sha256:{path.name}") for path in store.blobs() if is_hex(path.name))
+    plain = sum(store.stored_size(f"sha256:{path.name}") for path in store.blobs() if is_hex(path.name))
     heads = (_head(store, digest) for digest in store.packs.digests())
     return plain + sum(head.size for head in heads if head)
 
@@ -197,13 +197,13 @@ def _stored_file_size(store: Store, path: Path) -> int:
         return 0
 
 
-def _head(store: Store, digest: Digest) -> Head | None:
+def _head(store: Store, digest: Digest) -> PackHead | None:
     with contextlib.suppress(AdapterhubError):
         return store.packs.head(digest)
     return None
 
 
-def _check_blobs(store: Store, damaged: dict[Digest, Finding], count_bytes: More | None, *, quick: bool) -> Iterator[Finding]:
+def _check_blobs(store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool) -> Iterator[Finding]:
     """Compare each plain blob and each pack with its name, recording damaged ones in `damaged` by digest."""
     for path in store.blobs():
         if not is_hex(path.name) or not store.files.is_file(path):
@@ -223,13 +223,13 @@ def _check_blobs(store: Store, damaged: dict[Digest, Finding], count_bytes: More
 
 
 def _check_hash(
-    store: Store, digest: Digest, file: BinaryIO, damaged: dict[Digest, Finding], count_bytes: More | None
+    store: Store, digest: Digest, file: BinaryIO, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None
 ) -> Iterator[Finding]:
     """Compare the bytes of a plain blob with its name, and its tensors with its list, if it has one."""
     listed = store.tensors.read(digest)
     with local_errors(store.blob_path(digest)):
         if listed is None:
-            actual_digest, tensors = copy_hashing(file, None, more=count_bytes)[0], None
+            actual_digest, tensors = copy_hashing(file, None, on_bytes=count_bytes)[0], None
         else:
             actual_digest, tensors = tensor_digests.digests(file, os.fstat(file.fileno()).st_size, count_bytes)
     if actual_digest != digest:
@@ -241,7 +241,7 @@ def _check_hash(
         yield Finding("wrong-tensors", "error", str(store.tensors.path(digest)), problem, hint, "delete-and-rebuild")
 
 
-def _check_packs(store: Store, damaged: dict[Digest, Finding], count_bytes: More | None, *, quick: bool) -> Iterator[Finding]:
+def _check_packs(store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool) -> Iterator[Finding]:
     """Unpack every pack and compare the bytes with its name; `quick` only opens it."""
     packed = set(store.packs.digests())
     for path in store.packs.files():
@@ -251,7 +251,7 @@ def _check_packs(store: Store, damaged: dict[Digest, Finding], count_bytes: More
             continue
         try:
             with store.open_pack(digest) as file:
-                if quick or copy_hashing(file, None, more=count_bytes)[0] == digest:
+                if quick or copy_hashing(file, None, on_bytes=count_bytes)[0] == digest:
                     continue
             problem = "the unpacked bytes do not have the digest of its name"
         except NotFoundError:  # unpacked, or removed by a gc, in the meantime
@@ -273,7 +273,7 @@ def _check_name(
 ) -> Iterator[Finding]:
     """Check that the log of a name can be replayed, that its versions are complete, and that registry.db agrees."""
     store = catalog.store
-    with catalog.replayed(name) as log:
+    with catalog.replayed_log(name) as log:
         if log.error:
             yield Finding("broken-log", "error", log.error.where, log.error.what, f"No later entry of {name} can be trusted")
         elif later := _later_entry(store, name, log.state.seq):
@@ -295,7 +295,7 @@ def _check_name(
 
 def _later_entry(store: Store, name: str, seq: int, log: str = REFS) -> str:
     """Return the file name of an entry beyond the last reachable one; empty if there is none."""
-    return min((path.name for path in store.log.after(name, seq, log=log)), default="")
+    return min((path.name for path in store.log.files_after(name, seq, log=log)), default="")
 
 
 def _check_version(
@@ -340,7 +340,7 @@ def _check_document(
     seq = state.entry.seq if state.entry else 0
     if later := _later_entry(store, name, seq, log):
         yield Finding("broken-log", "error", str(store.log.path(name, seq + 1, log=log)), f"is missing; {later} follows it")
-    if state.there and state.entry:
+    if state.exists and state.entry:
         needed.add(state.entry.digest)
         finding = _blob_finding(
             store, ref, Descriptor("application/json", state.entry.digest, state.entry.size, "its document"), damaged
@@ -357,7 +357,7 @@ def _check_document(
 def _check_repository(store: Store, ref: str, document: Digest, needed: set[Digest]) -> Iterator[Finding]:
     """Check that the commits and manifests that a hub keeps, and their blobs, are present."""
     try:
-        blobs = repositories.needs(store, document)
+        blobs = repositories.required_blobs(store, document)
     except AdapterhubError as error:
         yield Finding("damaged", "error", ref, f"its document cannot be read: {error.what}", *REPAIR)
         return
@@ -426,7 +426,7 @@ def _tensor_list_findings(store: Store, needed: set[Digest]) -> Iterator[Finding
         problem = f"{len(stray_lists)} lists of the tensors of removed blobs"
         yield Finding("leftovers", "note", str(store.tensors.folder), problem, *GC)
     if incomplete := [
-        digest for digest in store.tensors.digests() if store.tensors.read(digest) is None and store.stored(digest)
+        digest for digest in store.tensors.digests() if store.tensors.read(digest) is None and store.stored_size(digest)
     ]:
         problem = f"{len(incomplete)} incomplete lists of tensors; they are made again when a search needs them"
         yield Finding("unlisted", "note", str(store.tensors.folder), problem)
@@ -435,8 +435,8 @@ def _tensor_list_findings(store: Store, needed: set[Digest]) -> Iterator[Finding
 def _leftover_findings(store: Store) -> Iterator[Finding]:
     """Report what killed processes left behind."""
     for folder, kind in (("tmp", "temporary files of killed commands"), ("pending", "unfinished moves")):
-        count = len(store.files.listed(store.root / folder))
+        count = len(store.files.list_folder(store.root / folder))
         if count:
             yield Finding("leftovers", "note", str(store.root / folder), f"{count} {kind}", *GC)
-    if count := len(leases.dead(store.files)):
+    if count := len(leases.dead_leases(store.files)):
         yield Finding("leftovers", "note", str(store.root / "leases"), f"{count} leases of killed commands", *GC)

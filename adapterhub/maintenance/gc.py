@@ -38,12 +38,12 @@ Progress = Callable[[int, int], None]
 """Callback that takes the number of blobs done and the number of blobs."""
 GRACE = 24.0
 """Hours that a blob stays once no version needs it."""
-_BATCH = 256  # blobs; removing this many blocks writers for a few hundredths of a second
+_BATCH_SIZE = 256  # blobs; removing this many blocks writers for a few hundredths of a second
 _UNOWNED_AGE = 3600.0  # seconds that a temporary file without a lease stays at least
 
 
 @dataclass
-class Swept:
+class GcResult:
     """What a gc removed, or with `dry_run` would remove.
 
     Attributes:
@@ -76,7 +76,7 @@ def gc(
     last: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> Swept:
+) -> GcResult:
     """Drop the versions that need not be kept; remove what nothing needs, and what killed processes left.
 
     Args:
@@ -87,9 +87,9 @@ def gc(
         progress: Called with the number of blobs done and the number of blobs.
     """
     dropped = retention.drop(registry, last, dry_run=dry_run)
-    result = Swept(dry_run, dropped.refs, dropped.parents)
+    result = GcResult(dry_run, dropped.refs, dropped.parents)
     store = registry.store
-    needs = Needs(
+    needs = NeededBlobs(
         store,
         lambda: {name.name: name.seq for name in queries.names(registry.index)},
         grace * 3600,
@@ -98,7 +98,7 @@ def gc(
 
     @contextmanager
     def lock_current_index() -> Iterator[None]:
-        with registry.locked():
+        with registry.write_lock():
             # The index must have every entry before it is compared with the logs.
             for name in store.log.names():
                 replay.catch_up(registry.index, store, name)
@@ -124,10 +124,10 @@ class _LogState:
     versions: dict[int, Digest] = field(default_factory=dict)
     removed: dict[int, Digest] = field(default_factory=dict)
     named: set[Digest] = field(default_factory=set)
-    let_go: list[tuple[float, Digest]] = field(default_factory=list)
+    released: list[tuple[float, Digest]] = field(default_factory=list)
 
 
-class Needs:
+class NeededBlobs:
     """The set of needed blobs; `update`, under the write lock, brings it up to date.
 
     Args:
@@ -148,10 +148,10 @@ class Needs:
         indexed_seqs: Callable[[], dict[str, int]],
         grace: float,
         droppable: dict[str, list[int]],
-        written: Callable[[Entry, Path], float] | None = None,
+        entry_time: Callable[[Entry, Path], float] | None = None,
     ) -> None:
         self._store = store
-        self._entry_time = written or (lambda _entry, path: store.files.status(path).st_mtime)
+        self._entry_time = entry_time or (lambda _entry, path: store.files.status(path).st_mtime)
         self._indexed_seqs = indexed_seqs  # the last entry of each log in the index
         self._grace = grace
         self._since = time.time() - grace
@@ -171,7 +171,7 @@ class Needs:
             RefusedError: The store has something that only a newer adapterhub understands.
         """
         # A newer adapterhub may keep references where this one does not look.
-        for path in self._store.unknown():
+        for path in self._store.unknown_folders():
             problem = "unknown to this adapterhub, and may refer to any of the blobs; nothing was removed"
             raise RefusedError(str(path), problem, "Upgrade adapterhub, or move that folder elsewhere", code="newer-version")
         indexed_seqs = self._indexed_seqs()
@@ -184,13 +184,13 @@ class Needs:
         needed, spared = self._needed_by_versions()
         for (kind, name), log in self._documents.items():
             needed.update(log.versions.values())
-            spared.update(digest for released_at, digest in log.let_go if released_at > self._since)
+            spared.update(digest for released_at, digest in log.released if released_at > self._since)
             if kind in (MERGES, HUB):
                 needed.update(*(self._needed_by_document(kind, digest, name) for digest in log.versions.values()))
-                for digest in [digest for released_at, digest in log.let_go if released_at > self._since]:
+                for digest in [digest for released_at, digest in log.released if released_at > self._since]:
                     with contextlib.suppress(AdapterhubError):  # an unreadable one needs nothing
                         spared |= self._needed_by_document(kind, digest, name)
-        leased = self._store.leased()
+        leased = self._store.leased_digests()
         spared |= leased
         # A lease on a manifest, such as that of an open read, covers the blobs of its version.
         for digest in leased & self.manifests():
@@ -207,7 +207,7 @@ class Needs:
                     needed |= self._needed_by_version(digest, f"{name}:v{number}")
                 elif self._grace:  # in a dry run, which has not dropped it: with a grace period its blobs would stay
                     spared |= self._needed_by_removed_version(digest)
-            for released_at, digest in log.let_go:
+            for released_at, digest in log.released:
                 if released_at > self._since:
                     spared |= self._needed_by_removed_version(digest)
         return needed, spared
@@ -240,14 +240,14 @@ class Needs:
             elif entry.op == "restore":
                 log.versions = {number: digest for number, digest in log.removed.items() if number in entry.numbers}
             released_numbers = list(log.versions) if entry.op == "delete" else entry.numbers if entry.op == "drop" else ()
-            log.let_go += [(written_at, log.versions.pop(number)) for number in released_numbers if number in log.versions]
+            log.released += [(written_at, log.versions.pop(number)) for number in released_numbers if number in log.versions]
         self._logs[name] = log
 
     def _read_document_log(self, kind: str, name: str) -> None:
         """Read the new entries of a document's log; a document is released when its name is freed or gets another."""
         log = self._documents.get((kind, name), _LogState())
         for entry, written_at in self._entries(name, log, 0, kind):
-            log.let_go += [(written_at, digest) for digest in log.versions.values()]
+            log.released += [(written_at, digest) for digest in log.versions.values()]
             log.versions = {1: entry.digest} if entry.op == "push" else {}
         self._documents[kind, name] = log
 
@@ -283,7 +283,7 @@ class Needs:
     def _needed_by_repository(self, document: Digest, name: str) -> set[Digest]:
         if document not in self._blobs:
             try:
-                self._blobs[document] = repositories.needs(self._store, document)
+                self._blobs[document] = repositories.required_blobs(self._store, document)
             except AdapterhubError as error:
                 raise _damage_error(
                     name, "what a hub keeps of it cannot be read, so that the blobs it needs are unknown"
@@ -316,9 +316,9 @@ def _damage_error(location: str, problem: str) -> IntegrityError:
 
 def _collect(
     store: Store,
-    needs: Needs,
+    needs: NeededBlobs,
     locked: Callable[[], AbstractContextManager[None]],
-    result: Swept,
+    result: GcResult,
     *,
     grace: float,
     progress: Progress | None = None,
@@ -337,17 +337,17 @@ def _collect(
     # Manifests first: a version without its manifest is gone, one without a file would be damaged.
     unneeded.sort(key=lambda digest: digest not in manifests)
     removed: set[Digest] = set()
-    for start in range(0, len(unneeded), _BATCH):
+    for start in range(0, len(unneeded), _BATCH_SIZE):
         # The write lock is released between batches, so that pushes need not wait for the whole gc.
         with locked():
             needed = needs.update()
             children = Counter(parent for digest, parent in needs.parents.items() if digest not in removed)
-            for digest in unneeded[start : start + _BATCH]:
-                if digest not in needed and _remove_blob(store, digest, result, grace, held=children[digest] > 0):
+            for digest in unneeded[start : start + _BATCH_SIZE]:
+                if digest not in needed and _remove_blob(store, digest, result, grace, has_child=children[digest] > 0):
                     removed.add(digest)
                     children[needs.parents.get(digest, "")] -= 1
         if progress:
-            progress(min(start + _BATCH, len(unneeded)), len(unneeded))
+            progress(min(start + _BATCH_SIZE, len(unneeded)), len(unneeded))
     for path in (*store.blobs(), *store.packs.files()):
         if f"sha256:{path.name}" in needs.spared:
             with contextlib.suppress(FileNotFoundError):  # another process packed, unpacked or removed it in the meantime
@@ -358,26 +358,26 @@ def _collect(
         store.sync_blobs()
 
 
-def _remove_blob(store: Store, digest: Digest, result: Swept, grace: float, *, held: bool) -> bool:
+def _remove_blob(store: Store, digest: Digest, result: GcResult, grace: float, *, has_child: bool) -> bool:
     """Remove a blob, plain and packed, unless it is young or `has_child`; return whether it has no pack any more.
 
     `has_child`: The pack of another blob is a delta to this one.
     """
     # The pack first: whether it is gone decides whether its parent may go.
-    pack_gone = _remove_file(store, store.packs.path(digest), result, grace, held=held)
-    plain_gone = _remove_file(store, store.blob_path(digest), result, grace, held=held)
+    pack_gone = _remove_file(store, store.packs.path(digest), result, grace, has_child=has_child)
+    plain_gone = _remove_file(store, store.blob_path(digest), result, grace, has_child=has_child)
     if pack_gone and plain_gone and not result.dry_run:
         with local_errors(store.tensors.folder), contextlib.suppress(FileNotFoundError, PermissionError):
             store.files.remove(store.tensors.path(digest))
     return pack_gone
 
 
-def _remove_file(store: Store, path: Path, result: Swept, grace: float, *, held: bool) -> bool:
+def _remove_file(store: Store, path: Path, result: GcResult, grace: float, *, has_child: bool) -> bool:
     """Remove a file unless it is young or `has_child`; return whether it is gone, or would be."""
     with local_errors(path):
         try:
             status = store.files.status(path)
-            stays = held or status.st_mtime > time.time() - grace
+            stays = has_child or status.st_mtime > time.time() - grace
             if not stays and not result.dry_run:
                 store.files.remove(path)
         except FileNotFoundError:
@@ -393,7 +393,7 @@ def _remove_file(store: Store, path: Path, result: Swept, grace: float, *, held:
     return not stays
 
 
-def remove_conversions(store: Store, result: Swept, age: float) -> None:
+def remove_conversions(store: Store, result: GcResult, age: float) -> None:
     """Remove cached conversions that were not used for `age` seconds; using a conversion renews it first."""
     for folder in store.conversions():
         # Another gc was first, or the folder is nested too deeply to be a conversion, and stays.
@@ -407,11 +407,11 @@ def remove_conversions(store: Store, result: Swept, age: float) -> None:
             result.conversion_size += size
 
 
-def _remove_leftovers(store: Store, needed: set[Digest], result: Swept, age: float) -> None:
+def _remove_leftovers(store: Store, needed: set[Digest], result: GcResult, age: float) -> None:
     """Remove files of killed processes; under the write lock, after a replay, when no move is unfinished."""
     with local_errors(store.root):
         strays = (*store.stray_lists(needed), *store.stray_signatures(needed))
-        for path in (*store.leftovers(age), *store.files.listed(store.root / "pending"), *strays):
+        for path in (*store.leftovers(age), *store.files.list_folder(store.root / "pending"), *strays):
             try:
                 size = store.files.status(path).st_size
                 if not result.dry_run:

@@ -23,11 +23,11 @@ from adapterhub.store import named_documents
 from adapterhub.store.store import DOCUMENTS, FOLDER, Store, open_regular
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
 
-Find = Callable[[Digest], Any]
+OpenBlob = Callable[[Digest], Any]
 """Opens an unbuffered file that may have the bytes of a digest, or returns None; the caller closes the file."""
 
 
-def repair(registry: Registry, source: Path | Find) -> list[Digest]:
+def repair(registry: Registry, source: Path | OpenBlob) -> list[Digest]:
     """Restore missing or damaged blobs from a registry, an OCI layout, an adapter's folder, or a function that opens blobs.
 
     Returns the digests of the restored blobs.
@@ -35,7 +35,7 @@ def repair(registry: Registry, source: Path | Find) -> list[Digest]:
     open_blob = _blob_opener(source) if isinstance(source, Path) else source
     rows = queries.versions(registry.index)
     versions = [Descriptor(oci_manifest.MANIFEST_TYPE, row.digest, row.manifest_size) for row in rows]
-    restored = _restore(registry.store, versions, list(_documents(registry)), open_blob, registry.locked)
+    restored = _restore(registry.store, versions, list(_documents(registry)), open_blob, registry.write_lock)
     if restored:
         registry.rebuild_index()  # its data about a version comes from the restored blobs
     return restored
@@ -46,11 +46,11 @@ def _documents(registry: Registry) -> Iterator[Descriptor]:
     for log, name in [(kind, name) for kind in DOCUMENTS for name in registry.store.log.document_names(kind)]:
         with contextlib.suppress(AdapterhubError):  # a damaged log, which fsck reports
             state = named_documents.current(registry.store, name, log=log)
-            if state.there and state.entry:
+            if state.exists and state.entry:
                 yield Descriptor("application/json", state.entry.digest, state.entry.size, "its document")
 
 
-def _blob_opener(path: Path) -> Find:
+def _blob_opener(path: Path) -> OpenBlob:
     """Return the blob opener of a registry (its folder or registry.db), an OCI image layout, or an adapter's folder."""
     if not path.exists():
         raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
@@ -64,14 +64,14 @@ def _blob_opener(path: Path) -> Find:
 
 def _in_layout(store: Store, digest: Digest) -> Any:
     """Open a blob of a store, plain or unpacked."""
-    return store.opened(digest) if store.has_plain(digest) else store.packs.open(digest, store.opened)
+    return store.open_stream(digest) if store.has_plain(digest) else store.packs.open(digest, store.open_stream)
 
 
 def _open_if_file(path: Path) -> BinaryIO | None:
     return open_regular(path) if path.is_file() else None
 
 
-def _in_folder(folder: Path) -> Find:
+def _in_folder(folder: Path) -> OpenBlob:
     """Return a function that opens an adapter's files, and the manifest, config and adapter.json generated from them."""
     from adapterhub.manifest import describe  # needs numpy
 
@@ -79,7 +79,7 @@ def _in_folder(folder: Path) -> Find:
     generated: dict[Digest, bytes] = {}
     with contextlib.suppress(AdapterhubError):  # perhaps an incomplete adapter, whose files may still be the right ones
         built = oci_manifest.build(folder)
-        generated = {sha256_bytes(raw): raw for raw in (built.raw, built.config_bytes, describe.settle(folder)[1])}
+        generated = {sha256_bytes(raw): raw for raw in (built.raw, built.config_bytes, describe.finalize(folder)[1])}
     return lambda digest: (
         io.BytesIO(generated[digest]) if digest in generated else _open_if_file(files[digest]) if digest in files else None
     )
@@ -89,7 +89,7 @@ def _restore(
     store: Store,
     versions: Iterable[Descriptor],
     documents: Iterable[Descriptor],
-    open_blob: Find,
+    open_blob: OpenBlob,
     locked: Callable[[], AbstractContextManager[None]],
 ) -> list[Digest]:
     """Restore the blobs that versions (given by their manifests) and `documents` need, where `open_blob` has them.
@@ -120,7 +120,7 @@ class _Repair:
         restored: The digests of the restored blobs.
     """
 
-    def __init__(self, store: Store, open_blob: Find, locked: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, store: Store, open_blob: OpenBlob, locked: Callable[[], AbstractContextManager[None]]) -> None:
         self._store, self._open_blob, self._locked = store, open_blob, locked
         self._seen: set[Digest] = set()
         self.restored: list[Digest] = []
@@ -164,5 +164,5 @@ class _Repair:
     def _is_right(self, digest: Digest, size: int | None) -> bool:
         """Return whether the stored bytes have the digest and, if given, the size."""
         with contextlib.suppress(IntegrityError):
-            return (size is None or self._store.has(digest, size)) and self._store.rehash(digest) == digest
+            return (size is None or self._store.has_blob(digest, size)) and self._store.rehash(digest) == digest
         return False

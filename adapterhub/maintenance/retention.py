@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
-from adapterhub.index.queries import Name, Row
+from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
@@ -24,7 +24,7 @@ def keep(registry: Registry, ref: Ref, last: int | None) -> None:
         raise RefError(str(ref), "retention is set for a whole name", f"Write {ref.name}")
     registry.row(ref)
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         # Under the lock, the name may be gone by now.
         registry.row(ref)
         if _setting(registry, ref.name) == last:
@@ -35,7 +35,7 @@ def keep(registry: Registry, ref: Ref, last: int | None) -> None:
     registry.move(ref.name, decide)
 
 
-def kept(registry: Registry, ref: Ref) -> int | None:
+def retention_limit(registry: Registry, ref: Ref) -> int | None:
     """Return the number of newest versions that a gc keeps of a name; None for all."""
     return _setting(registry, registry.row(ref).name)
 
@@ -86,7 +86,7 @@ def _drop(registry: Registry, name: str, last: int | None, dropped: dict[str, se
     def droppable_numbers() -> list[int]:
         return _without_parents(registry, name, _droppable_versions(registry, name, last), dropped)
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         numbers[:] = [] if state.deleted else droppable_numbers()
         if not numbers:
             return None
@@ -107,7 +107,7 @@ def _droppable_versions(registry: Registry, name: str, last: int | None) -> dict
     return {} if count is None else droppable_versions(queries.versions(registry.index, name=name), count)
 
 
-def droppable_versions(rows: Iterable[Row], last: int) -> dict[int, Digest]:
+def droppable_versions(rows: Iterable[VersionRow], last: int) -> dict[int, Digest]:
     """Return the versions that are neither among the `last` newest nor tagged; `rows` are sorted newest first."""
     return {row.number: row.digest for at, row in enumerate(rows) if at >= last and not row.tags}
 
@@ -117,7 +117,7 @@ def _without_parents(registry: Registry, name: str, droppable: dict[int, Digest]
     leaving = set(droppable) - dropped.get(name, set())
     children = {number: registry.children(droppable[number]) for number in leaving}
 
-    def is_retained(row: Row) -> bool:
+    def is_retained(row: VersionRow) -> bool:
         return row.number not in dropped.get(row.name, ()) and not (row.name == name and row.number in leaving)
 
     before = None

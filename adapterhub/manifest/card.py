@@ -41,7 +41,7 @@ class Card:
         return first.lstrip("#").strip() if first.startswith("#") else ""
 
 
-def fill(manifest: AdapterManifest, card: Card) -> AdapterManifest:
+def with_card(manifest: AdapterManifest, card: Card) -> AdapterManifest:
     """Return the manifest with the license and the description of a card where it has none."""
     additions: dict[str, Any] = {}
     for key in ("license", "description"):

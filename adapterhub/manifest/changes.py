@@ -16,7 +16,7 @@ _ABSENT: tuple[Any, ...] = (None, [], {}, "")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FactChange:
     """One fact of adapter.json: a dotted key, its old and its new value; None where it is absent."""
 
     key: str
@@ -38,14 +38,14 @@ class FileChange:
         return ADDED if self.old is None else REMOVED if self.new is None else CHANGED
 
 
-def facts(old: AdapterManifest, new: AdapterManifest) -> tuple[Change, ...]:
+def facts(old: AdapterManifest, new: AdapterManifest) -> tuple[FactChange, ...]:
     """Return the facts that differ, in the order of the document; a record that only one has, such as a training, is one."""
     old_document, new_document = old.to_dict(), new.to_dict()
-    differences: list[Change] = []
+    differences: list[FactChange] = []
     for key in (key for key in {**old_document, **new_document} if key not in _COMPARED_ELSEWHERE):
         before, after = (None if side.get(key) in _ABSENT else side.get(key) for side in (old_document, new_document))
         both_maps = isinstance(before, Mapping) and isinstance(after, Mapping)
-        differences += _changes(key, before, after) if both_maps else [Change(key, before, after)] if before != after else []
+        differences += _changes(key, before, after) if both_maps else [FactChange(key, before, after)] if before != after else []
     return tuple(differences)
 
 
@@ -59,12 +59,12 @@ def files(old: Iterable[FileEntry], new: Iterable[FileEntry]) -> tuple[FileChang
     )
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[FactChange]:
     """Return the values that differ between two documents: maps value by value, and for `files` the digests by path."""
     return _changes("", old, new)
 
 
-def _changes(prefix: str, old: Any, new: Any) -> list[Change]:
+def _changes(prefix: str, old: Any, new: Any) -> list[FactChange]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         return [change for key in keys for change in _changes(f"{prefix}.{key}" if prefix else key, old.get(key), new.get(key))]
@@ -72,4 +72,4 @@ def _changes(prefix: str, old: Any, new: Any) -> list[Change]:
         return _changes(prefix, *({file["path"]: file["digest"] for file in side or ()} for side in (old, new)))
     if old is None and isinstance(new, Mapping):
         return [change for key, value in new.items() for change in _changes(f"{prefix}.{key}" if prefix else key, None, value)]
-    return [] if old == new else [Change(prefix, old, new)]
+    return [] if old == new else [FactChange(prefix, old, new)]

@@ -21,11 +21,11 @@ import adapterhub_schemas
 from adapterhub.digest import Digest, sha256_file
 from adapterhub_converters import dtypes, linear
 from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
-from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, adapter_in, decides
+from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, resolve_adapter, determines_function
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import IntegrityError, NotFoundError, NotUnderstoodError, UsageError
 from adapterhub_converters.formats import FORMATS, peft, unread
-from adapterhub_converters.formats.unread import Unread
+from adapterhub_converters.formats.unread import AdapterClaims
 
 from . import card as cards
 from .card import Card
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
-Inspected = tuple[str, Adapter | Unread]
+Inspected = tuple[str, Adapter | AdapterClaims]
 """The format of a folder's adapter, and the adapter, whose numbers may be absent; `Unread` if it is not understood."""
 
 # What adapter.toml may declare; everything else follows from the files.
@@ -66,7 +66,7 @@ def describe(
     recipe: Recipe | None = None,
     declared: Mapping[str, Any] | None = None,
     files: Files | None = None,
-    seen: Inspected | None = None,
+    inspected: Inspected | None = None,
     card: Card | None = None,
 ) -> AdapterManifest:
     """Return the manifest of the adapter in `folder`, ignoring any adapter.json there.
@@ -86,18 +86,18 @@ def describe(
         UsageError: adapter.toml is malformed, or JSON cannot hold one of its values.
         FormatError: A declared value does not have the type that the schema requires.
     """
-    adapter_format, adapter = seen or look(folder)
+    adapter_format, adapter = inspected or inspect_adapter(folder)
     manifest = AdapterManifest(
         name=None,
         base=_base(adapter, base),
         task=adapter.meta.task_type,
-        **_weights(adapter, adapter_format),
+        **_weight_facts(adapter, adapter_format),
         files=_entries(digests(folder) if files is None else files),
         training=training,
         parents=tuple(parents),
         recipe=recipe,
     )
-    manifest = cards.fill(manifest, card or cards.read(folder))
+    manifest = cards.with_card(manifest, card or cards.read(folder))
     return declare(manifest, read_declared(folder) if declared is None else declared, folder)
 
 
@@ -117,8 +117,8 @@ class Draft:
 
     folder: Path
     listing: Listing
-    seen: Inspected
-    known: AdapterManifest | None
+    inspected: Inspected
+    recorded: AdapterManifest | None
     text: str
     declared: Mapping[str, Any]
     base: BaseSpec | None = None
@@ -133,15 +133,15 @@ class Draft:
                 policy.
         """
         files = {} if files is None else files
-        if self.known is None:
-            return describe(self.folder, base=self.base, declared=self.declared, files=files, seen=self.seen, card=self.card)
-        manifest = dataclasses.replace(self.known, files=_entries(files))
+        if self.recorded is None:
+            return describe(self.folder, base=self.base, declared=self.declared, files=files, inspected=self.inspected, card=self.card)
+        manifest = dataclasses.replace(self.recorded, files=_entries(files))
         if self.base is not None:
-            manifest = dataclasses.replace(manifest, base=manifest.base.filled_from(_base(self.seen[1], self.base)))
-        manifest = cards.fill(manifest, self.card)
+            manifest = dataclasses.replace(manifest, base=manifest.base.filled_from(_base(self.inspected[1], self.base)))
+        manifest = cards.with_card(manifest, self.card)
         return declare(manifest, self.declared, self.folder) if self.declared else manifest
 
-    def settle(self, files: Files) -> tuple[AdapterManifest, bytes]:
+    def finalize(self, files: Files) -> tuple[AdapterManifest, bytes]:
         """Return the manifest to publish, and the bytes of its document.
 
         These are the bytes of the adapter.json in the folder if it is complete. Files and declarations that it lacks are added,
@@ -150,17 +150,17 @@ class Draft:
         Raises:
             IntegrityError: The adapter.json contradicts the weights or the config: its records belong to another adapter.
         """
-        if self.known is not None:
-            _check_recorded(self.known, files, self.seen, self.folder)
+        if self.recorded is not None:
+            _check_recorded(self.recorded, files, self.inspected, self.folder)
         manifest = self.manifest(files)
-        return manifest, self.text.encode() if manifest == self.known else manifest.dump()
+        return manifest, self.text.encode() if manifest == self.recorded else manifest.dump()
 
 
 def draft(
     folder: Path,
     *,
     listing: Listing | None = None,
-    seen: Inspected | None = None,
+    inspected: Inspected | None = None,
     text: str | None = None,
     base: BaseSpec | None = None,
     digests: Mapping[Path, Digest] | None = None,
@@ -177,7 +177,7 @@ def draft(
         digests: Digests of files that were hashed already.
         card: The model card.
     """
-    seen = seen or look(folder)
+    inspected = inspected or inspect_adapter(folder)
     if text is None:
         try:
             text = json_file.read_text(folder / ADAPTER_JSON)
@@ -188,7 +188,7 @@ def draft(
     return Draft(
         folder,
         listing or package_listing(folder),
-        seen,
+        inspected,
         recorded,
         text,
         declared,
@@ -198,9 +198,9 @@ def draft(
     )
 
 
-def settle(folder: Path, files: Files | None = None, inspected: Inspected | None = None) -> tuple[AdapterManifest, bytes]:
+def finalize(folder: Path, files: Files | None = None, inspected: Inspected | None = None) -> tuple[AdapterManifest, bytes]:
     """Return the manifest of a folder and the bytes of its document, as `Draft.finalize` does; hash the files unless given."""
-    return draft(folder, seen=inspected).settle(digests(folder) if files is None else files)
+    return draft(folder, inspected=inspected).finalize(digests(folder) if files is None else files)
 
 
 def _check_recorded(recorded: AdapterManifest, files: Files, inspected: Inspected, folder: Path) -> None:
@@ -208,27 +208,27 @@ def _check_recorded(recorded: AdapterManifest, files: Files, inspected: Inspecte
     hint = "Delete adapter.json to derive it again, without its training record"
     # A card, a tokenizer or adapter.toml may be edited: their digests are updated.
     for entry in recorded.files:
-        if decides(entry.path) and files.get(entry.path) != (entry.digest, entry.size):
+        if determines_function(entry.path) and files.get(entry.path) != (entry.digest, entry.size):
             problem = "has other bytes than it records" if entry.path in files else "is missing, which it records"
             raise IntegrityError(location, f"{entry.path} {problem}", hint)
     check_facts(recorded, inspected, location, hint, folder=folder)
 
 
-def check_facts(recorded: AdapterManifest, inspected: Inspected, where: str, hint: str = "", *, folder: Path) -> None:
+def check_facts(recorded: AdapterManifest, inspected: Inspected, location: str, hint: str = "", *, folder: Path) -> None:
     """Raise IntegrityError if an adapter.json contradicts the weights, which are in `folder`."""
     adapter_format, adapter = inspected
     if recorded.understood is False and isinstance(adapter, Adapter):
         # Recorded by a version that did not know the kind: it has what the config claims.
-        adapter = unread.read(adapter_in(folder), NotUnderstoodError(where, ""))
+        adapter = unread.read(resolve_adapter(folder), NotUnderstoodError(location, ""))
     older_facts = _older_weight_facts(adapter) if isinstance(adapter, Adapter) else {}
-    for key, value in _weights(adapter, adapter_format).items():
+    for key, value in _weight_facts(adapter, adapter_format).items():
         # The reason is worded by the version that wrote it.
         if key != "reason" and getattr(recorded, key) not in (value, older_facts.get(key, value)):
             problem = f'"{key}" is {_short(recorded.to_dict()[key])}, but the weights have {_short(value)}'
-            raise IntegrityError(where, problem, hint, code=WRONG_FACTS)
+            raise IntegrityError(location, problem, hint, code=WRONG_FACTS)
 
 
-def true_manifest(folder: Path, *, seen: Inspected | None = None, where: str = "") -> AdapterManifest | None:
+def manifest_matching_weights(folder: Path, *, inspected: Inspected | None = None, location: str = "") -> AdapterManifest | None:
     """Return the adapter.json of a folder after comparing it with the headers of the weights; None if there is none.
 
     Raises:
@@ -237,7 +237,7 @@ def true_manifest(folder: Path, *, seen: Inspected | None = None, where: str = "
     recorded = AdapterManifest.read(folder)
     if recorded is not None:
         hint = "Get the adapter from its author again"
-        check_facts(recorded, seen or look(folder), f"{where or folder}: {ADAPTER_JSON}", hint, folder=folder)
+        check_facts(recorded, inspected or inspect_adapter(folder), f"{location or folder}: {ADAPTER_JSON}", hint, folder=folder)
     return recorded
 
 
@@ -245,14 +245,14 @@ def _short(value: object) -> str:
     return json.dumps(value, default=dataclasses.asdict)[:60]
 
 
-def digests(folder: Path, more: Callable[[int], object] | None = None) -> dict[str, tuple[Digest, int]]:
+def digests(folder: Path, count_bytes: Callable[[int], object] | None = None) -> dict[str, tuple[Digest, int]]:
     """Return path to digest and size of the adapter's files, including adapter.json.
 
     Args:
         folder: The adapter's own folder.
         count_bytes: Called with the number of bytes read since the last call.
     """
-    return {path: (sha256_file(folder / path, more), (folder / path).stat().st_size) for path in package_listing(folder).files}
+    return {path: (sha256_file(folder / path, count_bytes), (folder / path).stat().st_size) for path in package_listing(folder).files}
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -267,28 +267,28 @@ def _entries(files: Files) -> tuple[FileEntry, ...]:
 # ---- derived from the weights
 
 
-def look(folder: Path) -> Inspected:
+def inspect_adapter(folder: Path) -> Inspected:
     """Return the format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
     try:
-        return _look(folder)
+        return _read_known_format(folder)
     except NotUnderstoodError as error:
         # An unknown kind can still be packaged, described by what its config claims.
-        adapter = unread.read(adapter_in(folder), error)
+        adapter = unread.read(resolve_adapter(folder), error)
         return adapter.format, adapter
 
 
-def _look(folder: Path) -> tuple[str, Adapter]:
+def _read_known_format(folder: Path) -> tuple[str, Adapter]:
     if FORMATS["peft"].sniff(folder):
         return "peft", peft.read_shapes(folder)
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
-    path = adapter_in(folder)
+    path = resolve_adapter(folder)
     return convert.sniff(path), convert.read_unordered(path)[0]  # no fact depends on the order of rows
 
 
-def _weights(adapter: Adapter | Unread, adapter_format: str) -> dict[str, Any]:
+def _weight_facts(adapter: Adapter | AdapterClaims, adapter_format: str) -> dict[str, Any]:
     """Return the fields listed in DERIVED, by name."""
-    if isinstance(adapter, Unread):
+    if isinstance(adapter, AdapterClaims):
         return _claims(adapter)
     names = {dtypes.name_of(tensor.dtype) for _, tensor in adapter.tensors()}
     return {
@@ -306,7 +306,7 @@ def _weights(adapter: Adapter | Unread, adapter_format: str) -> dict[str, Any]:
     }
 
 
-def _claims(adapter: Unread) -> dict[str, Any]:
+def _claims(adapter: AdapterClaims) -> dict[str, Any]:
     """Return the fields listed in DERIVED for an adapter that is not understood: what its config claims."""
     return {
         "method": adapter.method,
@@ -386,8 +386,8 @@ def _number(value: float) -> float | int:
 # ---- recorded and declared
 
 
-def _base(adapter: Adapter | Unread, spec: BaseSpec | None) -> BaseInfo:
-    repo = _published(adapter.meta.base_model) or _published(spec.repo if spec else None)
+def _base(adapter: Adapter | AdapterClaims, spec: BaseSpec | None) -> BaseInfo:
+    repo = _public_repo(adapter.meta.base_model) or _public_repo(spec.repo if spec else None)
     # A commit belongs to one repository: it is not recorded for a model with another name.
     revision = adapter.meta.revision or (spec.revision if spec and spec.repo == repo else None)
     if spec is None:
@@ -405,7 +405,7 @@ def _base(adapter: Adapter | Unread, spec: BaseSpec | None) -> BaseInfo:
     )
 
 
-def _published(name: str | None) -> str | None:
+def _public_repo(name: str | None) -> str | None:
     # A local path means nothing on another machine, and would make the digest depend on who trained the adapter.
     return name if name and _REPO.fullmatch(name) and not name.startswith(".") else None
 
@@ -443,11 +443,11 @@ def declare(manifest: AdapterManifest, declared: Mapping[str, Any], folder: Path
     return AdapterManifest.from_dict(document, f"{folder}/{ADAPTER_JSON}")
 
 
-def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, where: str) -> None:
+def _check_keys(table: Mapping[str, Any], allowed_keys: set[str], prefix: str, location: str) -> None:
     for key in sorted(set(table) - allowed_keys):
         close = difflib.get_close_matches(key, allowed_keys, 1, 0.5)
         hint = f"Did you mean {prefix}{close[0]}?" if close else f"Known keys: {', '.join(sorted(allowed_keys))}"
-        raise UsageError(where, f"unknown key {prefix}{key[:80]}", hint, code="invalid-config")
+        raise UsageError(location, f"unknown key {prefix}{key[:80]}", hint, code="invalid-config")
 
 
 def _json(value: Any) -> Any:

@@ -194,26 +194,26 @@ class AdapterManifest:
     # ---- reading
 
     @classmethod
-    def parse(cls, text: str | bytes, where: str) -> AdapterManifest:
+    def parse(cls, text: str | bytes, location: str) -> AdapterManifest:
         """Return the manifest in the text of an adapter.json.
 
         Raises:
             FormatError: It is not JSON, or does not fit the schema; the message names the first field that does not.
             RefusedError: A newer adapterhub wrote it.
         """
-        return cls.from_dict(json_file.parse_object(text, where), where)
+        return cls.from_dict(json_file.parse_object(text, location), location)
 
     @classmethod
-    def from_dict(cls, document: Mapping[str, Any], where: str) -> AdapterManifest:
+    def from_dict(cls, document: Mapping[str, Any], location: str) -> AdapterManifest:
         """Return the manifest in a JSON object, checked as by `parse`; UsageError for values that JSON cannot hold."""
         version = document.get("schema_version")
         if type(version) is int and version > SCHEMA_VERSION:
             problem = f"schema_version {version} is newer than the {SCHEMA_VERSION} known here"
-            raise RefusedError(where, problem, "Upgrade adapterhub", code="newer-version")
+            raise RefusedError(location, problem, "Upgrade adapterhub", code="newer-version")
         document = upgrade(document)
         # Only for its error: a document built in Python may have NaN or an object in it.
         _dump(document)
-        _check(document, where)
+        _check(document, location)
         return typing.cast(AdapterManifest, _build(cls, document))
 
     @classmethod
@@ -272,19 +272,19 @@ def upgrade(document: Mapping[str, Any]) -> dict[str, Any]:
     if type(document.get("schema_version")) is not int or document["schema_version"] != 1:
         return dict(document)
     # The renamed keys occur in these places only.
-    upgraded = _renamed(document)
+    upgraded = _with_new_spelling(document)
     if isinstance(document.get("base"), dict):
-        upgraded["base"] = _renamed(document["base"])
+        upgraded["base"] = _with_new_spelling(document["base"])
     training = document.get("training")
     if isinstance(training, dict) and isinstance(training.get("data"), list):
-        data = [_renamed(entry) if isinstance(entry, dict) else entry for entry in training["data"]]
+        data = [_with_new_spelling(entry) if isinstance(entry, dict) else entry for entry in training["data"]]
         upgraded["training"] = {**training, "data": data}
     if "$schema" in document:
         upgraded["$schema"] = str(document["$schema"]).replace("adapter:1", "adapter:2")
     return {**upgraded, "schema_version": SCHEMA_VERSION}
 
 
-def _renamed(table: Mapping[str, Any]) -> dict[str, Any]:
+def _with_new_spelling(table: Mapping[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(key, key): value for key, value in table.items()}
 
 
@@ -297,7 +297,7 @@ def _dump(document: Mapping[str, Any]) -> bytes:
         raise UsageError(ADAPTER_JSON, f"a value that JSON cannot hold ({error})", hint) from error
 
 
-def _check(document: Mapping[str, Any], where: str) -> None:
+def _check(document: Mapping[str, Any], location: str) -> None:
     import jsonschema  # late: most commands check no document
 
     validator = jsonschema.Draft202012Validator(adapterhub_schemas.load("adapter"))
@@ -306,7 +306,7 @@ def _check(document: Mapping[str, Any], where: str) -> None:
         path = ".".join(map(str, error.absolute_path))
         # jsonschema quotes the whole value in its messages.
         message = error.message if len(error.message) < 160 else f"{error.message[:120]} …"
-        raise FormatError(where, f"{path}: {message}" if path else message)
+        raise FormatError(location, f"{path}: {message}" if path else message)
 
 
 # ---- between JSON and dataclasses, by the types of the fields

@@ -21,7 +21,7 @@ from adapterhub_converters.errors import FormatError, UsageError
 DEFAULT = "eval"
 REPORTED = "reported"
 """The name of the metrics that a push reports, as another program measured them."""
-MOST = 100
+MAX_METRICS = 100
 """Metrics of an evaluation."""
 _NAME = linear.Pattern(r"[a-z][a-z0-9_-]{0,39}")
 _METRIC = linear.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
@@ -55,37 +55,37 @@ class Evaluation:
         return json_file.parse_object(self.dump(), self.name)
 
     @property
-    def found_by(self) -> dict[str, float]:
+    def searchable_metrics(self) -> dict[str, float]:
         """Metrics under the names that a search uses."""
         return {f"{self.name}_{metric}": value for metric, value in self.metrics.items()}
 
 
-def check_name(name: str, where: str) -> str:
+def check_name(name: str, location: str) -> str:
     """Return `name` if an evaluation may have it, else raise UsageError."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            where,
+            location,
             f"{name[:60]!r} is not a valid name for an evaluation",
             "Use lower-case letters, digits, - and _, as in sql-test",
         )
     return name
 
 
-def reported(metrics: Mapping[str, float], where: str) -> Evaluation:
+def reported_evaluation(metrics: Mapping[str, float], location: str) -> Evaluation:
     """Return the evaluation for metrics that another program measured.
 
     Raises:
         UsageError: A name or value is not valid for a metric, or there are too many.
     """
-    if len(metrics) > MOST:
-        raise UsageError(where, f"over {MOST} metrics", "Report the most important ones")
+    if len(metrics) > MAX_METRICS:
+        raise UsageError(location, f"over {MAX_METRICS} metrics", "Report the most important ones")
     for name, value in metrics.items():
         if not _METRIC.fullmatch(name):
             raise UsageError(
-                where, f"{name[:60]!r} is not a valid name for a metric", "Use letters, digits, ., - and _, as in exact_match"
+                location, f"{name[:60]!r} is not a valid name for a metric", "Use letters, digits, ., - and _, as in exact_match"
             )
         if not _is_number(value):
-            raise UsageError(where, f"{name}={value} is not a number", "Write NAME=VALUE, as in exact_match=0.71")
+            raise UsageError(location, f"{name}={value} is not a number", "Write NAME=VALUE, as in exact_match=0.71")
     return Evaluation(REPORTED, dict(metrics))
 
 
@@ -102,7 +102,7 @@ def parse(text: str) -> Evaluation | None:
         return None
     numbers = {key: float(value) for key, value in metrics.items() if _METRIC.fullmatch(key) and _is_number(value)}
     # A log from elsewhere may have any number of them.
-    numbers = dict(itertools.islice(numbers.items(), MOST))
+    numbers = dict(itertools.islice(numbers.items(), MAX_METRICS))
     return Evaluation(document["name"], numbers, tuple(item for item in data if isinstance(item, dict)), base)
 
 
@@ -111,7 +111,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308 and math.isfinite(value)
 
 
-def line(text: str) -> str:
+def summary_line(text: str) -> str:
     """Return a summary of a log entry for people; a text that is not an evaluation is returned as it is."""
     evaluation = parse(text)
     return (
@@ -121,7 +121,7 @@ def line(text: str) -> str:
     )
 
 
-def of_version(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
+def version_evaluations(marks: Mapping[str, str], number: int) -> list[dict[str, Any]]:
     """Return the evaluations of one version, taken from the marks of its name, sorted by name."""
     evaluations = [parse(text) for key, text in sorted(marks.items()) if key.partition(" ")[0] == str(number)]
     return [item.document() for item in evaluations if item]

@@ -86,7 +86,7 @@ def build(folder: Path) -> Manifest:
     from . import describe  # needs numpy, which commands that only read do without
 
     files = describe.digests(folder)
-    manifest, raw = describe.settle(folder, files)
+    manifest, raw = describe.finalize(folder, files)
     return assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
 
 
@@ -101,10 +101,10 @@ def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest)
     layers = tuple(Descriptor(media_type(path), digest, size, path) for path, (digest, size) in sorted(files.items()))
     if problem := _repetition_problem(layers):
         raise RefusedError(ADAPTER_JSON, problem, "Remove the copies")
-    config_bytes = json_file.canonical(_config(layers, manifest))
+    config_bytes = json_file.canonical_bytes(_config(layers, manifest))
     config = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
     annotations = _annotations(manifest)
-    raw = json_file.canonical(
+    raw = json_file.canonical_bytes(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -160,7 +160,7 @@ def _annotations(manifest: AdapterManifest) -> dict[str, str]:
         "io.adapterhub.base.repo": base.repo,
         "io.adapterhub.base.revision": base.revision,
         "io.adapterhub.base.fingerprint": base.fingerprint,
-        "io.adapterhub.parents": json_file.canonical(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
+        "io.adapterhub.parents": json_file.canonical_bytes(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
     }
     return {key: value for key, value in annotations.items() if value}
 
@@ -168,31 +168,31 @@ def _annotations(manifest: AdapterManifest) -> dict[str, str]:
 # ---- reading one from elsewhere
 
 
-def parse(raw: bytes, where: str) -> Manifest:
+def parse(raw: bytes, location: str) -> Manifest:
     """Parse and check a manifest; FormatError if its names or sizes cannot be trusted."""
     if len(raw) > MAX_MANIFEST:
-        raise FormatError(where, f"a manifest of over {MAX_MANIFEST} bytes")
-    document = parse_json(raw, where)
+        raise FormatError(location, f"a manifest of over {MAX_MANIFEST} bytes")
+    document = parse_json(raw, location)
     kind, layers = document.get("mediaType", MANIFEST_TYPE), document.get("layers")
     # A document that is both could be read as one here and as the other by another program (CVE-2021-41190; image-spec v1.1,
     # `manifest.md`, "mediaType").
     if "manifests" in document and layers is not None:
-        raise FormatError(where, "both an image manifest, with layers, and an image index, with manifests")
+        raise FormatError(location, "both an image manifest, with layers, and an image index, with manifests")
     if document.get("schemaVersion") != 2 or kind != MANIFEST_TYPE or not isinstance(layers, list):
         detail = (
             f" but {str(kind)[:80]!r}" if kind != MANIFEST_TYPE else ": its schemaVersion is not 2, or it has no list of layers"
         )
-        raise FormatError(where, f"not an OCI image manifest{detail}")
+        raise FormatError(location, f"not an OCI image manifest{detail}")
     if len(layers) > MAX_FILES:
-        raise FormatError(where, f"{len(layers)} files are over the limit of {MAX_FILES}")
-    descriptors = tuple(_descriptor(layer, where, named=True) for layer in layers)
-    check_paths((layer.path for layer in descriptors), where)
+        raise FormatError(location, f"{len(layers)} files are over the limit of {MAX_FILES}")
+    descriptors = tuple(_descriptor(layer, location, named=True) for layer in layers)
+    check_paths((layer.path for layer in descriptors), location)
     if problem := _repetition_problem(descriptors):
-        raise FormatError(where, problem)
+        raise FormatError(location, problem)
     annotations = document.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
-        raise FormatError(where, "annotations are not a map of strings to strings")
-    return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), where), descriptors, annotations)
+        raise FormatError(location, "annotations are not a map of strings to strings")
+    return Manifest(sha256_bytes(raw), raw, _descriptor(document.get("config"), location), descriptors, annotations)
 
 
 def _repetition_problem(layers: tuple[Descriptor, ...]) -> str:
@@ -202,19 +202,19 @@ def _repetition_problem(layers: tuple[Descriptor, ...]) -> str:
     return f"its files have {size} bytes, but only {distinct} bytes of different content" if too_much else ""
 
 
-def parse_json(raw: bytes, where: str, *, memory: int = json_file.MAX_MEMORY) -> dict[str, Any]:
+def parse_json(raw: bytes, location: str, *, memory: int = json_file.MAX_MEMORY) -> dict[str, Any]:
     """Return the JSON object in the bytes of a blob; `memory` limits the bytes of its objects."""
-    return json_file.parse_object(raw, where, memory=memory)
+    return json_file.parse_object(raw, location, memory=memory)
 
 
-def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor:
+def _descriptor(value: object, location: str, *, named: bool = False) -> Descriptor:
     if not isinstance(value, dict):
-        raise FormatError(where, "a descriptor is not an object")
+        raise FormatError(location, "a descriptor is not an object")
     size, kind = value.get("size"), value.get("mediaType")
     # In Python, True is an int.
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 or not isinstance(kind, str):
-        raise FormatError(where, "a descriptor without a valid size or media type")
-    digest = parse_digest(value.get("digest"), where)
+        raise FormatError(location, "a descriptor without a valid size or media type")
+    digest = parse_digest(value.get("digest"), location)
     if not named:
         return Descriptor(kind, digest, size)
     annotations = value.get("annotations")
@@ -222,5 +222,5 @@ def _descriptor(value: object, where: str, *, named: bool = False) -> Descriptor
     if path is None and kind.startswith(IMAGE_LAYER):
         path = f"{digest[7:]}.tar"  # no adapter has such a file, but `remotes.oci.image` looks into it
     if not isinstance(path, str):
-        raise FormatError(where, f"the layer {digest} has no file name")
+        raise FormatError(location, f"the layer {digest} has no file name")
     return Descriptor(kind, digest, size, path)

@@ -17,10 +17,10 @@ from pathlib import Path
 from unicodedata import normalize
 
 from adapterhub_converters.adapter_files import (
-    HEAD,
+    HEAD_SIZE,
     LITGPT_WEIGHTS,
     WEIGHT_SUFFIXES,
-    decides,
+    determines_function,
     is_pickle_name,
     is_weights,
     pickled_weights,
@@ -28,7 +28,7 @@ from adapterhub_converters.adapter_files import (
 )
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH, open_regular, walk
-from adapterhub_converters.display import hides, printable
+from adapterhub_converters.display import has_invisible, printable
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
 CONFIGS = {".json", ".toml", ".jinja", ".model", ".txt"}
@@ -75,7 +75,7 @@ class Selection:
         """Return True if the patterns allow a file to be packaged."""
         if _matches(path, self.exclude):
             return False
-        return not self.include or decides(path) or _matches(path, self.include)
+        return not self.include or determines_function(path) or _matches(path, self.include)
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
@@ -124,10 +124,10 @@ def listing(
     return Listing(tuple(check_paths(sorted(files), str(folder), RefusedError)), tuple(sorted(skipped)))
 
 
-def shortened(names: Sequence[str], most: int = 6, *, left: int = 0) -> str:
+def shorten_names(names: Sequence[str], limit: int = 6, *, unlisted: int = 0) -> str:
     """Return the first `limit` names as text, with the number of the others; `unlisted` counts others not in `names`."""
-    remaining = max(len(names) - most, 0) + left
-    return ", ".join(names[:most]) + (f" and {remaining} more" if remaining else "")
+    remaining = max(len(names) - limit, 0) + unlisted
+    return ", ".join(names[:limit]) + (f" and {remaining} more" if remaining else "")
 
 
 def survey(
@@ -260,18 +260,18 @@ def _is_hidden(path: str) -> bool:
     return checkpoint or any(part.startswith(".") and part not in (".", "..") for part in (*parents, name))
 
 
-def check_names(paths: Iterable[str], where: str) -> None:
+def check_names(paths: Iterable[str], location: str) -> None:
     """Raise RefusedError for the first name that no file of an adapter may have, before remote files are fetched."""
     for path in paths:
         if reason := _name_refusal(path):
-            raise RefusedError(f"{where}: {path[:120]}", reason[0])
+            raise RefusedError(f"{location}: {path[:120]}", reason[0])
 
 
-def check_file(path: str, head: bytes, where: str) -> None:
+def check_file(path: str, head: bytes, location: str) -> None:
     """Raise RefusedError if a remote file with these first `HEAD` bytes may not be part of an adapter."""
-    check_names([path], where)
+    check_names([path], location)
     if reason := content_refusal(head, os.path.splitext(path)[1].lower()):
-        raise RefusedError(f"{where}: {path[:120]}", reason[0])
+        raise RefusedError(f"{location}: {path[:120]}", reason[0])
 
 
 def content_refusal(head: bytes, suffix: str) -> tuple[str, str] | None:
@@ -291,12 +291,12 @@ def first_bytes(path: Path) -> bytes:
     """Return the first `HEAD` bytes of a file."""
     try:
         with open_regular(path) as file:
-            return file.read(HEAD)
+            return file.read(HEAD_SIZE)
     except OSError as error:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
+def check_paths(paths: Iterable[str], location: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
     """Return `paths` if each can be written below a folder on any system and no two collide, else raise `error`.
 
     Not allowed are: absolute paths, `..`, backslashes, drive letters, `%`, dotfiles and device names; paths of more than 32
@@ -309,12 +309,12 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
     for path in result:
         parts = path.split("/")
         if len(path) > MAX_PATH or not all(map(_is_safe_name, parts)):
-            raise error(where, f"file name '{printable(path[:120])}' cannot be written safely everywhere", "Rename the file")
+            raise error(location, f"file name '{printable(path[:120])}' cannot be written safely everywhere", "Rename the file")
         if len(parts) > _MAX_DEPTH:
-            raise error(where, f"file name '{printable(path[:120])}' has more than {_MAX_DEPTH} parts", "Move the file up")
-        if hides(path):
+            raise error(location, f"file name '{printable(path[:120])}' has more than {_MAX_DEPTH} parts", "Move the file up")
+        if has_invisible(path):
             problem = f"file name '{printable(path[:120])}' has invisible characters"
-            raise error(where, problem, "Rename the file")
+            raise error(location, problem, "Rename the file")
         for depth in range(1, len(parts) + 1):
             prefix, is_file = "/".join(parts[:depth]), depth == len(parts)
             # Canonical caseless matching (The Unicode Standard, D145): case folding may undo a normalization, hence two.
@@ -322,7 +322,7 @@ def check_paths(paths: Iterable[str], where: str, error: type[FormatError] | typ
             # One file twice, two spellings of one name, or a file where another path has a folder.
             if (is_file and key in entry_by_key) or entry_by_key.setdefault(key, (prefix, is_file)) != (prefix, is_file):
                 raise error(
-                    where, f"file name {path[:120]!r} collides with {entry_by_key[key][0][:120]!r}", "Rename one of them"
+                    location, f"file name {path[:120]!r} collides with {entry_by_key[key][0][:120]!r}", "Rename one of them"
                 )
     return result
 

@@ -15,13 +15,13 @@ from pathlib import Path
 from adapterhub.digest import Digest, copy_hashing, sha256_bytes
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, ConflictError, LocalIOError, OutputExistsError
 
 from . import oci_manifest
 from .document import AdapterManifest
 from .oci_manifest import Descriptor, Manifest
-from .package_files import shortened, survey
+from .package_files import shorten_names, survey
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HashedFile:
 
 
 @dataclass(frozen=True)
-class Present:
+class ExistingFolder:
     """A folder that is not empty.
 
     Attributes:
@@ -47,14 +47,14 @@ class Present:
 
     folder: Path
     files: Mapping[str, HashedFile] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
+    other_paths: tuple[str, ...] = ()
     digest: Digest | None = None
     changed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return what is lost if the folder is replaced."""
         if self.changed:
-            return f"what has changed in {self.folder}: {shortened(self.changed)}"
+            return f"what has changed in {self.folder}: {shorten_names(self.changed)}"
         return f"the version {self.digest[:19]}" if self.digest else f"the files of {self.folder}"
 
     def holds(self, manifest: Manifest) -> bool:
@@ -68,11 +68,11 @@ class Present:
             from . import describe  # needs numpy, which commands that only copy do without
 
             try:
-                raw = describe.settle(self.folder, expected_files)[1]
+                raw = describe.finalize(self.folder, expected_files)[1]
             except AdapterhubError:
                 return False
             expected_files[ADAPTER_JSON] = (sha256_bytes(raw), len(raw))
-        return present_files == expected_files and not self.others
+        return present_files == expected_files and not self.other_paths
 
     def check_lost(self, is_elsewhere: Callable[[Digest], bool]) -> None:
         """Raise OutputExistsError if replacing the folder loses something.
@@ -81,20 +81,20 @@ class Present:
             is_elsewhere: Returns True if a version exists elsewhere.
         """
         if self.changed and self.digest is None:
-            problem = f"exists, and is not as its adapter.json records it: {shortened(self.changed)}"
+            problem = f"exists, and is not as its adapter.json records it: {shorten_names(self.changed)}"
             raise OutputExistsError(str(self.folder), problem)
         if self.changed:
             raise OutputExistsError(
-                str(self.folder), f"exists, and has files that are part of no version: {shortened(self.changed)}"
+                str(self.folder), f"exists, and has files that are part of no version: {shorten_names(self.changed)}"
             )
         if self.digest is None or not is_elsewhere(self.digest):
             raise OutputExistsError(str(self.folder))
 
-    def has(self, layer: Descriptor) -> bool:
+    def has_file(self, layer: Descriptor) -> bool:
         """Return True if the folder has a file of a version with the same bytes."""
         return layer.path in self.files and self.files[layer.path].digest == layer.digest
 
-    def keep(self, path: str, target: Path) -> None:
+    def link_or_copy(self, path: str, target: Path) -> None:
         """Link a file as `target`, too, or copy it on a file system without hard links; ConflictError if it was edited."""
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -102,10 +102,10 @@ class Present:
             os.link(self.folder / path, target, follow_symlinks=False)
             same = _inode(target.lstat()) == self.files[path].inode
         except OSError:
-            with Inside(self.folder).open(self.folder / path) as file, open(target, "xb", buffering=0) as copy:
+            with ConfinedFiles(self.folder).open(self.folder / path) as file, open(target, "xb", buffering=0) as copy:
                 same = copy_hashing(file, copy)[0] == self.files[path].digest
         if not same:
-            raise self._changed(path)
+            raise self._changed_error(path)
 
     def check_unchanged(self) -> None:
         """Raise ConflictError if a file was edited since the folder was inspected."""
@@ -115,15 +115,15 @@ class Present:
             except OSError:
                 same = False
             if not same:
-                raise self._changed(path)
+                raise self._changed_error(path)
 
-    def _changed(self, path: str) -> ConflictError:
+    def _changed_error(self, path: str) -> ConflictError:
         return ConflictError(
             f"{self.folder}/{path}", "was edited meanwhile; nothing was written", "Run it again", code="changed-meanwhile"
         )
 
 
-def look(folder: Path) -> Present | None:
+def inspect_folder(folder: Path) -> ExistingFolder | None:
     """Return the contents of `folder`; None if it is absent or empty.
 
     Raises:
@@ -143,13 +143,13 @@ def look(folder: Path) -> Present | None:
     except LocalIOError:
         raise
     except AdapterhubError:  # no version could have these files
-        return Present(folder)
+        return ExistingFolder(folder)
     other_paths = sorted([*skipped, *(path for path, *_ in refused)])
-    return _compared(folder, hashed, other_paths)
+    return _compare_with_manifest(folder, hashed, other_paths)
 
 
 def _hash_files(folder: Path, files: Iterable[str]) -> Iterator[tuple[str, HashedFile]]:
-    inside = Inside(folder)
+    inside = ConfinedFiles(folder)
     for path in files:
         try:
             with inside.open(folder / path) as file:
@@ -164,23 +164,23 @@ def _inode(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _compared(folder: Path, files: Mapping[str, HashedFile], others: Iterable[str]) -> Present:
+def _compare_with_manifest(folder: Path, files: Mapping[str, HashedFile], other_paths: Iterable[str]) -> ExistingFolder:
     """Return the folder, compared with its own adapter.json."""
-    visible_paths = tuple(path for path in others if not path.rpartition("/")[2].startswith("."))
-    added = [f"{path} (added)" for path in others]
+    visible_paths = tuple(path for path in other_paths if not path.rpartition("/")[2].startswith("."))
+    added = [f"{path} (added)" for path in other_paths]
     try:
         manifest = AdapterManifest.read(folder)
     except AdapterhubError:
-        return Present(folder, files, visible_paths, None, (f"{ADAPTER_JSON} (edited)",))
+        return ExistingFolder(folder, files, visible_paths, None, (f"{ADAPTER_JSON} (edited)",))
     if manifest is None:
-        return Present(folder, files, visible_paths)
+        return ExistingFolder(folder, files, visible_paths)
     recorded = {entry.path: (entry.digest, entry.size) for entry in manifest.files}
     present_files = {path: (file.digest, file.size) for path, file in files.items() if path != ADAPTER_JSON}
     changed = [f"{path} (missing)" for path in recorded if path not in present_files]
     changed += [f"{path} (added)" for path in present_files if path not in recorded]
     changed += [f"{path} (edited)" for path in recorded if path in present_files and present_files[path] != recorded[path]]
     if changed:
-        return Present(folder, files, visible_paths, None, tuple(sorted([*changed, *added])))
+        return ExistingFolder(folder, files, visible_paths, None, tuple(sorted([*changed, *added])))
     # Unchanged, so this is a version: its digest tells whether it exists elsewhere.
     all_files = {path: (file.digest, file.size) for path, file in files.items()}
-    return Present(folder, files, visible_paths, oci_manifest.assemble(all_files, manifest).digest, tuple(added))
+    return ExistingFolder(folder, files, visible_paths, oci_manifest.assemble(all_files, manifest).digest, tuple(added))

@@ -1,7 +1,7 @@
 """Merge adapters into a base (`fuse`) or into one adapter (`combine`), with numpy alone."""
 
-from .adapters import METHODS, Merged, MergeReport, Progress, combine, join
-from .into_base import Change, FuseReport, Merge, Options, fuse, prepared, read_base
+from .adapters import METHODS, ModuleMerge, MergeReport, Progress, combine, join
+from .into_base import ChangeEstimate, FuseReport, Merge, Options, fuse, prepare_merge, read_base
 
 __all__ = [
     "METHODS",

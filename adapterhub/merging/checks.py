@@ -11,7 +11,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import RefusedError
 
-Weighted = Sequence[tuple[Adapter, float]]
+WeightedAdapters = Sequence[tuple[Adapter, float]]
 """Adapters and their weights."""
 _FLOATS = (dtypes.BF16, dtypes.F16, dtypes.F32, dtypes.F64)
 

@@ -22,7 +22,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
 
 FILE = "adapters.lock"
-HERE = "registry"
+LOCAL_REGISTRY = "registry"
 """The source of a version from the local registry."""
 _VERSION = 1
 _LOCK_AGAIN_HINT = "Lock it again"
@@ -31,7 +31,7 @@ _NAME_PART = linear.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True)
-class Locked:
+class LockedAdapter:
     """One adapter of a lock file.
 
     Attributes:
@@ -55,16 +55,16 @@ class Locked:
         return {"ref": self.ref, "source": self.source, "digest": self.digest, "size": self.size, "base": dict(self.base)}
 
 
-Lock = dict[str, Locked]
+Lock = dict[str, LockedAdapter]
 
 
-def entry(name: str, ref: str, source: str, manifest: Manifest) -> Locked:
+def entry(name: str, ref: str, source: str, manifest: Manifest) -> LockedAdapter:
     """Return the entry of a version with the given manifest."""
     base = {key: manifest.annotations[label] for key, label in _BASE_ANNOTATIONS.items() if label in manifest.annotations}
     # The lock file is shown in diffs and terminals, where control characters could mislead.
     if not all(value.isprintable() for value in base.values()):
         raise FormatError(ref, "its manifest has unprintable text about its base")
-    return Locked(check_name(name, ref), ref, source, manifest.digest, manifest.size, base)
+    return LockedAdapter(check_name(name, ref), ref, source, manifest.digest, manifest.size, base)
 
 
 def name_of(repository: str) -> str:
@@ -83,19 +83,19 @@ def check_name(name: str, location: str) -> str:
     return name
 
 
-def parse(text: str, where: str) -> Lock:
+def parse(text: str, location: str) -> Lock:
     """Parse a lock file; the empty text has no entries."""
     if not text:
         return {}
-    document = json_file.parse_object(text, where)
+    document = json_file.parse_object(text, location)
     adapters = document.get("adapters")
     if document.get("version") != _VERSION or not isinstance(adapters, dict):
-        raise FormatError(where, f"not a lock file of version {_VERSION}", "A newer adapterhub may have written it")
-    check_paths(adapters, where)
-    return {name: _parse_entry(name, value, where) for name, value in adapters.items()}
+        raise FormatError(location, f"not a lock file of version {_VERSION}", "A newer adapterhub may have written it")
+    check_paths(adapters, location)
+    return {name: _parse_entry(name, value, location) for name, value in adapters.items()}
 
 
-def _parse_entry(name: str, value: Any, location: str) -> Locked:
+def _parse_entry(name: str, value: Any, location: str) -> LockedAdapter:
     """Parse one entry of a lock file."""
     location = f"{location}: {name[:80]}"
     check_name(name, location)
@@ -107,7 +107,7 @@ def _parse_entry(name: str, value: Any, location: str) -> Locked:
         raise FormatError(location, '"ref", "source" and "base" are not strings', _LOCK_AGAIN_HINT)
     if type(size) is not int or not 0 <= size < 2**63:
         raise FormatError(location, '"size" is not a number of bytes', _LOCK_AGAIN_HINT)
-    return Locked(name, ref, source, parse_digest(value["digest"], location), size, base)
+    return LockedAdapter(name, ref, source, parse_digest(value["digest"], location), size, base)
 
 
 def dump(lock: Lock) -> str:
@@ -123,7 +123,7 @@ def read(path: Path) -> Lock:
     return parse(user_files.read(path, follow=False), str(path))
 
 
-def record(path: Path, entries: Mapping[str, Locked]) -> bool:
+def record(path: Path, entries: Mapping[str, LockedAdapter]) -> bool:
     """Write entries into a lock file, keeping all others; return whether that changed it."""
 
     def updated_text(text: str) -> str | None:
@@ -133,7 +133,7 @@ def record(path: Path, entries: Mapping[str, Locked]) -> bool:
     return user_files.change(path, updated_text, follow=False)
 
 
-def find(lock: Lock, ref: str, path: Path) -> Locked:
+def find(lock: Lock, ref: str, path: Path) -> LockedAdapter:
     """Return the entry of a ref; RefusedError if there is none, or only one for another version."""
     name = ref.rpartition("://")[2].partition("@")[0].partition(":")[0]
     locked = lock.get(name) or next(
@@ -150,7 +150,7 @@ def find(lock: Lock, ref: str, path: Path) -> Locked:
     return locked
 
 
-def chosen(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
+def select(lock: Lock, names: tuple[str, ...], path: Path) -> Lock:
     """Return the entries with these names, or all entries if no names are given."""
     if unknown := [name for name in names if name not in lock]:
         raise UsageError(unknown[0][:200], f"is not a name in {path}", f"It has {', '.join(lock) or 'no adapters'}")

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.manifest.package_files import shortened
+from adapterhub.manifest.package_files import shorten_names
 from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Bounds:
     min: float | None = None
     max: float | None = None
 
-    def against(self, value: float | None) -> str:
+    def violation(self, value: float | None) -> str:
         """Return what is wrong with a value, or with None for an unmeasured one; empty if it is allowed."""
         if value is None:
             return "was not measured"
@@ -47,7 +47,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class SigningRule:
     """A rule about who must have signed the adapters whose names match a pattern (`fnmatch`).
 
     Attributes:
@@ -60,7 +60,7 @@ class Signed:
     pattern: str
     keys: tuple[Path | Identity, ...]
     attestation: str = ""
-    where: str = ""
+    file: str = ""
 
     @property
     def rule(self) -> str:
@@ -106,7 +106,7 @@ class Policy:
     formats: tuple[str, ...] = ()
     max_size: int | None = None
     metrics: tuple[Bounds, ...] = ()
-    attestations: tuple[Signed, ...] = ()
+    attestations: tuple[SigningRule, ...] = ()
     also: tuple[Policy, ...] = ()
 
     @property
@@ -130,14 +130,14 @@ class Policy:
         """Raise RefusedError if `name`, of a ref or a whole address, matches no pattern of `allow`."""
         for policy in self._policies:
             if policy.allow and not any(fnmatchcase(name, pattern) for pattern in policy.allow):
-                problem, hint = f"not a name that {policy.where} allows", f"Its rule allow has {shortened(policy.allow)}"
+                problem, hint = f"not a name that {policy.where} allows", f"Its rule allow has {shorten_names(policy.allow)}"
                 raise RefusedError(name, problem, hint, code=CODE)
 
-    def signed(self, name: str) -> list[Signed]:
+    def signing_rules(self, name: str) -> list[SigningRule]:
         """Return the rules about signatures that apply to this name, those about files first."""
-        rules: list[Signed] = []
+        rules: list[SigningRule] = []
         for policy in self._policies:
-            file_rules = [Signed(pattern, keys, "", policy.where) for pattern, keys in policy.signers]
+            file_rules = [SigningRule(pattern, keys, "", policy.where) for pattern, keys in policy.signers]
             rules += [rule for rule in (*file_rules, *policy.attestations) if fnmatchcase(name, rule.pattern)]
         return sorted(rules, key=lambda rule: bool(rule.attestation))
 
@@ -146,7 +146,7 @@ class Policy:
         return [policy.bases for policy in self._policies if policy.bases]
 
     def check_manifest(
-        self, manifest: AdapterManifest, where: str, *, size: int | None = None, metrics: Mapping[str, float] = _NO_METRICS
+        self, manifest: AdapterManifest, location: str, *, size: int | None = None, metrics: Mapping[str, float] = _NO_METRICS
     ) -> None:
         """Check an adapter.json against the requirements.
 
@@ -163,7 +163,7 @@ class Policy:
         all_metrics = {**((manifest.training.metrics if manifest.training else None) or {}), **metrics}
         for policy in self._policies:
             if reasons := [*policy._violations(manifest), *policy._number_violations(size, all_metrics)]:
-                raise refused(where, policy.where, reasons)
+                raise refusal(location, policy.where, reasons)
 
     @property
     def _policies(self) -> Iterator[Policy]:
@@ -201,7 +201,7 @@ class Policy:
         for bounds in self.metrics:
             value = metrics.get(bounds.metric)
             number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-            if reason := bounds.against(number):
+            if reason := bounds.violation(number):
                 yield f"metrics.{bounds.metric}: {reason}"
 
 
@@ -211,13 +211,13 @@ def _has_base(manifest: AdapterManifest, bases: tuple[Digest, ...]) -> bool:
     return manifest.base.fingerprint in bases or (bool(weights) and all(file.digest in bases for file in weights))
 
 
-def refused(where: str, file: str, reasons: Iterable[str], hint: str = "") -> RefusedError:
+def refusal(location: str, file: str, reasons: Iterable[str], hint: str = "") -> RefusedError:
     """Return the error for an adapter that the policy in `file` forbids."""
     reasons = list(reasons)
-    return RefusedError(where, f"against the policy of {file}: {'; '.join(reasons)}", hint, reasons, code=CODE)
+    return RefusedError(location, f"against the policy of {file}: {'; '.join(reasons)}", hint, reasons, code=CODE)
 
 
-def joined(*policies: Policy | None) -> Policy | None:
+def join(*policies: Policy | None) -> Policy | None:
     """Return one policy that is met only if all of them are; None if there are none."""
     # Each once: a project's policy may be the registry's own file.
     present = list(dict.fromkeys(policy for policy in policies if policy is not None))

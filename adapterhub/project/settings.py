@@ -22,7 +22,7 @@ from adapterhub_converters.containers import toml_file
 from adapterhub_converters.errors import UsageError
 from adapterhub_converters.formats import FORMATS
 
-from .policy import ATTESTATIONS, Bounds, Policy, Signed
+from .policy import ATTESTATIONS, Bounds, Policy, SigningRule
 
 _TOP_KEYS = ("registry", "remote", "remotes", "policy", "validate")
 _REMOTE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -77,7 +77,7 @@ def parse(text: str, path: Path) -> SettingsFile:
     remotes = document.table("remotes")
     for name, entry in remotes.items():
         document.check(_REMOTE.fullmatch(name) and isinstance(entry, dict), "remotes", name, "is not a valid remote")
-        document.known(("remotes", name), ("url",))
+        document.check_keys(("remotes", name), ("url",))
         document.text(("remotes", name), "url", required=True)
     registry = document.text("", "registry")
     return SettingsFile(
@@ -107,7 +107,7 @@ _POLICY_RULES = (
 def _policy(document: _SettingsDocument, path: Path) -> Policy:
     """Return the policy in the table `policy`."""
     table, signers = "policy", ("policy", "signers")
-    document.known(table, _POLICY_RULES)
+    document.check_keys(table, _POLICY_RULES)
     bases, formats = document.texts(table, "bases"), document.texts(table, "formats")
     # What the rules cannot mean is an error here, not later: a wrong digest or format would just match nothing.
     are_digests = all(base.startswith("sha256:") and is_hex(base[7:]) for base in bases)
@@ -133,26 +133,26 @@ def _policy(document: _SettingsDocument, path: Path) -> Policy:
 def _bounds(document: _SettingsDocument, metric: str) -> Bounds:
     """Return the bounds of a metric, such as `{ min = 0.7 }`."""
     limits, table = document.table("policy", "metrics", metric), ("policy", "metrics", metric)
-    document.known(table, ("min", "max"))
+    document.check_keys(table, ("min", "max"))
     is_valid = limits and all(type(value) in (int, float) for value in limits.values())
     document.check(is_valid, table[:-1], metric, "is not a table of numbers", "Write it like { max = 12.5 }")
     return Bounds(metric, *(float(limits[key]) if key in limits else None for key in ("min", "max")))
 
 
-def _attestations(document: _SettingsDocument, path: Path) -> Iterator[Signed]:
+def _attestations(document: _SettingsDocument, path: Path) -> Iterator[SigningRule]:
     """Yield the rules about attestations: for each pattern of names, kinds of attestations with the paths of keys."""
     for pattern in document.patterns(("policy", "attestations")):
         table = ("policy", "attestations", pattern)
         kinds = document.table(*table)
         document.check(kinds, table[:-1], pattern, "names no kind of attestation", f"Kinds: {', '.join(ATTESTATIONS)}")
-        document.known(table, ATTESTATIONS)
+        document.check_keys(table, ATTESTATIONS)
         for kind in kinds:
-            yield Signed(pattern, document.signers(table, kind, path), kind, str(path))
+            yield SigningRule(pattern, document.signers(table, kind, path), kind, str(path))
 
 
 def _validation(document: _SettingsDocument) -> Validation:
     """Return the table `validate`."""
-    document.known("validate", ("base", "runtimes", "ignore", "max_rank", "strict"))
+    document.check_keys("validate", ("base", "runtimes", "ignore", "max_rank", "strict"))
     return Validation(
         document.text("validate", "base"),
         document.texts("validate", "runtimes"),
@@ -172,7 +172,7 @@ class _SettingsDocument:
     def __init__(self, text: str, path: Path) -> None:
         self._text, self._path = text, path
         self.document = toml_file.parse(text, str(path))
-        self.known("", _TOP_KEYS)
+        self.check_keys("", _TOP_KEYS)
 
     def table(self, *name: str) -> dict[str, Any]:
         """Return a table, or an empty one if it is missing."""
@@ -182,7 +182,7 @@ class _SettingsDocument:
             self.check(isinstance(table, dict), name[:depth], part, "is not a table")
         return table
 
-    def known(self, table: Table, keys: tuple[str, ...]) -> None:
+    def check_keys(self, table: Table, keys: tuple[str, ...]) -> None:
         """Check that a table has no other keys than these."""
         for key in self.table(*_parts(table)):
             self.check(key in keys, table, key, "is unknown", f"Known keys: {', '.join(keys)}")
@@ -319,7 +319,7 @@ def with_default(text: str, name: str | None) -> str:
     return "".join([*lines[:first], *new, *lines[first:]])
 
 
-def changed(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | None) -> str:
+def with_changes(text: str, path: Path, *, remotes: Mapping[str, str], remote: str | None) -> str:
     """Return the TOML with these remotes and this default, and everything else unchanged.
 
     Raises:

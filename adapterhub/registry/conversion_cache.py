@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.version import __version__
-from adapterhub_converters.adapter_files import adapter_in
+from adapterhub_converters.adapter_files import resolve_adapter
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError
 from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
 
 from . import publish
-from .recipe import Conversion, Parent, convert
+from .recipe import Conversion, ParentAdapter, convert
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
-    from adapterhub.store.atomic import Files
+    from adapterhub.store.atomic import StoreFiles
     from adapterhub_converters.bases import BaseSpec
 
     from .registry import Registry, Version
@@ -80,22 +80,22 @@ def pull(
     atomic.check_free(out, folder=is_folder, replace=replace)
     version = registry.resolve(ref)
     with (
-        converted(registry, version, conversion, base=base, policy=policy) as (folder, manifest, cached),
-        atomic.whole(out, folder=is_folder, replace=replace) as target,
+        converted_folder(registry, version, conversion, base=base, policy=policy) as (folder, manifest, cached),
+        atomic.pending_output(out, folder=is_folder, replace=replace) as target,
     ):
         if is_package:
-            shutil.copyfile(adapter_in(folder), target / file_name)
+            shutil.copyfile(resolve_adapter(folder), target / file_name)
             ollama.write(target, model_name, file_name)
         elif is_folder:
             shutil.copytree(folder, target, dirs_exist_ok=True)
         else:
-            shutil.copyfile(adapter_in(folder), target)
+            shutil.copyfile(resolve_adapter(folder), target)
     recipe = manifest.recipe if manifest else None
     return ConversionResult(version, out, dict((recipe.loss if recipe else None) or {}), cached)
 
 
 @contextlib.contextmanager
-def converted(
+def converted_folder(
     registry: Registry,
     version: Version,
     conversion: Conversion,
@@ -115,17 +115,17 @@ def converted(
             folder, cached = Path(temporary) / "made", False
             source = Path(temporary) / version.name.rpartition("/")[2]
             registry.pull(version.ref, source)
-            path = adapter_in(source)
+            path = resolve_adapter(source)
             try:
-                publish.check_adapter(path, where=str(version.ref))
-                convert(Parent(source, path, version.digest), folder, conversion, name=source.name, base=base)
+                publish.check_adapter(path, location=str(version.ref))
+                convert(ParentAdapter(source, path, version.digest), folder, conversion, name=source.name, base=base)
             except AdapterhubError as error:  # name the ref: the temporary path means nothing to the user
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
         manifest = AdapterManifest.read(folder)
         publish.check_manifest(policy, manifest, str(version.ref), metrics=registry.metrics(version.digest))
         if entry is not None and not cached:
-            _keep(folder, entry)
+            _store(folder, entry)
         yield folder, manifest, cached
 
 
@@ -141,14 +141,14 @@ def _key(digest: str, conversion: Conversion, base: BaseSpec | None) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _cached_folder(files: Files, entry: Path | None) -> Path | None:
+def _cached_folder(files: StoreFiles, entry: Path | None) -> Path | None:
     """Return the folder of an earlier conversion; if its bytes have changed, remove it and return None."""
     if entry is None or not files.exists(entry):
         return None
     with contextlib.suppress(AdapterhubError, OSError):
         files.touch(entry)  # the time of its last use, so that a gc spares it; set first, as a gc may run while it is read
         recorded_digest = files.read(entry / _DIGEST).decode("utf-8", "replace")
-        if entry / _FILES in files.folders(entry) and recorded_digest == oci_manifest.build(entry / _FILES).digest:
+        if entry / _FILES in files.list_subfolders(entry) and recorded_digest == oci_manifest.build(entry / _FILES).digest:
             return entry / _FILES
     with contextlib.suppress(OSError):
         files.remove_tree(entry)
@@ -158,8 +158,8 @@ def _cached_folder(files: Files, entry: Path | None) -> Path | None:
 _FILES, _DIGEST = "files", "digest"
 
 
-def _keep(folder: Path, entry: Path) -> None:
+def _store(folder: Path, entry: Path) -> None:
     """Put a conversion into the cache, if that can be written and no other process was faster."""
-    with contextlib.suppress(LocalIOError, OSError, OutputExistsError), atomic.whole(entry) as place:
+    with contextlib.suppress(LocalIOError, OSError, OutputExistsError), atomic.pending_output(entry) as place:
         shutil.copytree(folder, place / _FILES)
         (place / _DIGEST).write_text(oci_manifest.build(folder).digest)

@@ -12,7 +12,7 @@ from adapterhub.index.search import Holder, holders
 from adapterhub.index.tensors import Share, nearest, with_digest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.package_files import listing
-from adapterhub.store.store import More, Progress, counter, local_errors
+from adapterhub.store.store import ByteCounter, Progress, counter, local_errors
 from adapterhub.store.tensor_digests import Tensor, Tensors, digests
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.containers.open_file import open_regular
@@ -24,7 +24,7 @@ Bar = Callable[[str], AbstractContextManager[Progress | None]]
 
 
 @dataclass(frozen=True)
-class Found:
+class ContentMatches:
     """The search results for one file, folder or digest.
 
     Attributes:
@@ -47,19 +47,19 @@ class Found:
         return bool(self.holders) or bool(self.shares and self.shares[0].count == self.tensors)
 
 
-def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> Found:
+def by_digest(registry: Registry, source: str, prefix: str, bar: Bar) -> ContentMatches:
     """Search for the digest of a file, a version or a tensor, or for the beginning of one."""
     _list_tensors(registry, bar)
-    return Found(source, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
+    return ContentMatches(source, [*holders(registry.index, prefix), *with_digest(registry.index, registry.store, prefix)])
 
 
-def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Found:
+def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> ContentMatches:
     """Search for the version that a folder is, or for the bytes of a file; failing that, for the tensors in the weights."""
     if path.is_dir():
         # The digest that the folder would get from a push.
         version_holders = holders(registry.index, oci_manifest.build(path).digest)
         if version_holders:
-            return Found(source, version_holders)
+            return ContentMatches(source, version_holders)
         # Only weights: configs and READMEs are often the same in unrelated adapters.
         files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
     else:
@@ -69,15 +69,15 @@ def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Found:
     with bar("hashing") as progress:
         count_bytes = counter(progress, sum(file.stat().st_size for file in files))
         for file in files:
-            digest, file_tensors = _digests(file, count_bytes)
+            digest, file_tensors = _file_digests(file, count_bytes)
             file_holders += holders(registry.index, digest)
             tensors += file_tensors if is_weights(file.name) else ()
     if file_holders:
-        return Found(source, file_holders)
+        return ContentMatches(source, file_holders)
     _list_tensors(registry, bar)
     nonempty_tensors = tuple(tensor for tensor in tensors if tensor.size)
     size = sum(tensor.size for tensor in nonempty_tensors)
-    return Found(source, [], len(nonempty_tensors), size, nearest(registry.index, registry.store, nonempty_tensors))
+    return ContentMatches(source, [], len(nonempty_tensors), size, nearest(registry.index, registry.store, nonempty_tensors))
 
 
 def _list_tensors(registry: Registry, bar: Bar) -> None:
@@ -85,6 +85,6 @@ def _list_tensors(registry: Registry, bar: Bar) -> None:
         registry.list_tensors(progress)
 
 
-def _digests(path: Path, more: More | None) -> tuple[Digest, Tensors]:
+def _file_digests(path: Path, count_bytes: ByteCounter | None) -> tuple[Digest, Tensors]:
     with local_errors(path), open_regular(path) as file:
-        return digests(file, path.stat().st_size, more)
+        return digests(file, path.stat().st_size, count_bytes)

@@ -13,7 +13,7 @@ from adapterhub.digest import Digest
 from adapterhub.index import index_file, queries, replay
 from adapterhub.index.database import FILE, SUFFIXES, Index, is_ours
 from adapterhub.index.opening import copy_in_memory, create_index, open_index, replace_index
-from adapterhub.index.queries import Name
+from adapterhub.index.queries import LogState
 from adapterhub.store.store import FOLDER, Entry, Store, local_errors
 from adapterhub.user_files import is_mine
 from adapterhub_converters.containers.open_file import check_regular
@@ -81,9 +81,9 @@ class Ledger:
         self.store = store
         self.index = index
         self.author = ""
-        self.moved: Callable[[Entry], object] | None = None
-        self.checked: dict[tuple[object, ...], Digest] = {}
-        self._ends: dict[str, Name] = {}  # the last state of each name that agreed with its log
+        self.on_commit: Callable[[Entry], object] | None = None
+        self.verified_heads: dict[tuple[object, ...], Digest] = {}
+        self._verified_states: dict[str, LogState] = {}  # the last state of each name that agreed with its log
 
     @classmethod
     def create(cls, root: Path, store: Store | None = None) -> Ledger:
@@ -98,7 +98,7 @@ class Ledger:
         if not (root / FILE).exists():
             create_index(root / FILE, store)
             # Record the stamp of index.json: without it, every later command would take the index for outdated.
-            with contextlib.closing(cls.open(root, store)) as ledger, ledger.locked():
+            with contextlib.closing(cls.open(root, store)) as ledger, ledger.write_lock():
                 index_file.write(ledger.index, ledger.store)
         return cls.open(root, store)
 
@@ -152,7 +152,7 @@ class Ledger:
         return ledger
 
     @classmethod
-    def rebuilt(cls, path: Path) -> tuple[Ledger, list[AdapterhubError]]:
+    def open_with_new_index(cls, path: Path) -> tuple[Ledger, list[AdapterhubError]]:
         """Rebuild a registry's index from the logs, and open the registry; also return the errors of unreadable logs.
 
         Nothing in the old file is used; it is kept as registry.db.old.
@@ -164,7 +164,7 @@ class Ledger:
             return ledger, ledger.rebuild()
         errors = replace_index(root / FILE, store)
         ledger = cls.open(root)
-        with ledger.locked():
+        with ledger.write_lock():
             index_file.write(ledger.index, store)
         return ledger, errors
 
@@ -173,7 +173,7 @@ class Ledger:
         self.index.close()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def write_lock(self) -> Iterator[None]:
         """Hold the write lock of the current registry.db, creating and opening the file again if it was deleted meanwhile."""
         if self.index.in_transaction:
             yield
@@ -193,27 +193,27 @@ class Ledger:
         old_index, self.index = self.index, open_index(self.root / FILE, self.store)
         old_index.close()
 
-    def current(self, name: str) -> Name:
+    def current(self, name: str) -> LogState:
         """Return the state of a name, after replaying the entries of its log that the index lacks."""
         state = queries.name(self.index, name)
         if not self.store.log.ends_at(name, state.seq):
-            with self.locked():
+            with self.write_lock():
                 state = replay.catch_up(self.index, self.store, name)
         return state
 
-    def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
+    def move(self, name: str, decide: Callable[[LogState], Entry | None]) -> None:
         """Commit the entry that `decide` returns for the state of a name; call it again if another writer committed first."""
         committed = False
         while not committed:
             try:
-                with self.locked():
+                with self.write_lock():
                     state = replay.catch_up(self.index, self.store, name)
                     entry = decide(state)
                     if entry is None:
                         return
                     entry = replace(entry, author=self.author)
-                    log_check.check_end(self.store.log, state, self.index.path, known=self._ends.get(name))
-                    self._ends[name] = state
+                    log_check.check_end(self.store.log, state, self.index.path, verified_state=self._verified_states.get(name))
+                    self._verified_states[name] = state
                     # Read the version before its entry is in the log: a document that crashes this process would otherwise
                     # crash every later process that replays the entry.
                     extracts = replay.extracts(self.store, entry)
@@ -232,18 +232,18 @@ class Ledger:
             with contextlib.suppress(OSError):  # a process that finds the file only replays the log again
                 self.store.files.remove(pending)
             # Called without the lock, which the callback may need itself.
-            if committed and self.moved:
-                self.moved(entry)
+            if committed and self.on_commit:
+                self.on_commit(entry)
 
     def rebuild(self) -> list[AdapterhubError]:
         """Rebuild registry.db and index.json from the logs; return the errors of logs that could not be replayed."""
         if self.index.file is None:  # a copy in memory
             return replay.rebuild(self.index, self.store)
         # Hold the lock until the new file has taken the name: a process that waits for it then opens the new file.
-        with self.locked():
+        with self.write_lock():
             errors = replace_index(self.root / FILE, self.store)
         self._reopen()
-        with self.locked():
+        with self.write_lock():
             index_file.write(self.index, self.store)
         return errors
 
@@ -254,7 +254,7 @@ class Ledger:
         """
         replayed_markers = []
         for pending, name in self.store.log.pending_moves():
-            with contextlib.suppress(AdapterhubError), self.locked():
+            with contextlib.suppress(AdapterhubError), self.write_lock():
                 replay.catch_up(self.index, self.store, name)
                 index_file.write(self.index, self.store)
                 replayed_markers.append(pending)
@@ -267,7 +267,7 @@ class Ledger:
         """Replay all logs if the index may be behind them, as one from a backup is; a damaged log stays behind."""
         if index_file.is_current(self.index, self.store):
             return
-        with self.locked():
+        with self.write_lock():
             # Another process may have caught up while this one waited for the lock.
             if not index_file.is_current(self.index, self.store):
                 self.catch_up(self.store.log.names())

@@ -42,7 +42,7 @@ class Node:
     deprecated: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def how(self) -> str:
+    def origin(self) -> str:
         """Its origin in a few words."""
         if self.manifest is None:
             return "not in this registry"
@@ -87,7 +87,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Model:
+class MergedModel:
     """A merged model, stored as a recipe under a name, that contains one of the adapters."""
 
     name: str
@@ -103,7 +103,7 @@ class Lineage:
     root: Digest
     nodes: Mapping[Digest, Node]
     edges: tuple[Edge, ...]
-    models: tuple[Model, ...] = ()
+    models: tuple[MergedModel, ...] = ()
 
     def parents(self, digest: Digest) -> list[Edge]:
         """Return the edges from the parents of an adapter."""
@@ -133,11 +133,11 @@ def trace(registry: Registry, ref: Ref) -> Lineage:
             waiting += [edge.parent for edge in _edges(node)] if upwards else [row.digest for row in registry.children(digest)]
     edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
     refs_in_use = _refs_named_by_children(nodes) | {root: {str(version.ref)}}
-    named_nodes = {digest: _named(node, refs_in_use.get(digest, set())) for digest, node in nodes.items()}
+    named_nodes = {digest: _with_refs_first(node, refs_in_use.get(digest, set())) for digest, node in nodes.items()}
     return Lineage(root, named_nodes, edges, tuple(_models(registry, nodes)))
 
 
-def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]:
+def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[MergedModel]:
     names = registry.store.log.document_names(MERGES)
     if not names:
         return
@@ -148,11 +148,11 @@ def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[Model]
             recipe = merge_recipes.get(registry, name).recipe
             for adapter in recipe.adapters:
                 if adapter.digest in nodes:
-                    yield Model(name, adapter.digest, adapter.weight, str(recipe.base))
+                    yield MergedModel(name, adapter.digest, adapter.weight, str(recipe.base))
 
 
 def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:
-    rows = registry.holding(digest)
+    rows = registry.versions_with(digest)
     reason_by_ref = {str(row.ref): deprecations.get((row.name, row.number), deprecations.get((row.name, 0))) for row in rows}
     deprecated = {ref: reason for ref, reason in reason_by_ref.items() if reason is not None}
     try:
@@ -177,7 +177,7 @@ def _refs_named_by_children(nodes: Mapping[Digest, Node]) -> dict[Digest, set[st
     return refs
 
 
-def _named(node: Node, preferred: set[str]) -> Node:
+def _with_refs_first(node: Node, preferred: set[str]) -> Node:
     """Return a node with the `preferred` refs first; a node that is not in this registry has no others."""
     if not node.refs:
         return replace(node, refs=tuple(sorted(preferred)))

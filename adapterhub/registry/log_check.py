@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adapterhub.digest import Digest
-from adapterhub.index.queries import Name, Row
+from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub_converters.errors import IntegrityError
 
 
-def check_end(log: RefLog, state: Name, database: Path, *, known: Name | None = None) -> None:
+def check_end(log: RefLog, state: LogState, database: Path, *, verified_state: LogState | None = None) -> None:
     """Raise IntegrityError unless the log ends at `state`, so that an entry may follow with the next number.
 
     Args:
@@ -29,9 +29,9 @@ def check_end(log: RefLog, state: Name, database: Path, *, known: Name | None = 
         verified_state: An earlier state that was already compared with the log.
     """
     number, last = 0, ""
-    for entry, digest in _back(log, state, database):
-        if known and digest == known.head:
-            number, last = max(number, known.number), last or ("delete" if known.deleted else "")
+    for entry, digest in _entries_newest_first(log, state, database):
+        if verified_state and digest == verified_state.head:
+            number, last = max(number, verified_state.number), last or ("delete" if verified_state.deleted else "")
             break
         number = max(number, entry.number)
         if entry.op in ("push", "delete", "restore"):
@@ -40,10 +40,10 @@ def check_end(log: RefLog, state: Name, database: Path, *, known: Name | None = 
         if entry.op == "push":
             break
     if number > state.number or (last == "delete") != state.deleted:
-        raise _wrong(database, f"it has another state of {state.name} than the log")
+        raise _stale_index_error(database, f"it has another state of {state.name} than the log")
 
 
-def check_row(log: RefLog, state: Name, row: Row, tag: str | None, *, pushed: int, database: Path, known: Digest = "") -> None:
+def check_row(log: RefLog, state: LogState, row: VersionRow, tag: str | None, *, pushed: int, database: Path, verified_head: Digest = "") -> None:
     """Raise IntegrityError unless the log pushed this version under its number, and `tag`, if given, points to it.
 
     Args:
@@ -56,21 +56,21 @@ def check_row(log: RefLog, state: Name, row: Row, tag: str | None, *, pushed: in
         verified_head: The digest of an earlier log end at which all of this was compared.
     """
     if tag:
-        _check_tag(log, state, row, tag, known=known, database=database)
+        _check_tag(log, state, row, tag, verified_head=verified_head, database=database)
     else:
         # Without a tag, only the last entry can tell that the version was removed; earlier removals are left to `fsck`.
-        for entry, _ in itertools.islice(_back(log, state, database), 1):
+        for entry, _ in itertools.islice(_entries_newest_first(log, state, database), 1):
             if entry.op == "delete":
-                raise _wrong(database, f"it has {row.name}, which is removed in the log")
+                raise _stale_index_error(database, f"it has {row.name}, which is removed in the log")
     logged = log.entry(row.name, pushed)
     expected = ("push", row.number, row.digest, row.manifest_size)
     if logged is None or (logged[0].op, logged[0].number, logged[0].digest, logged[0].size) != expected:
-        raise _wrong(database, f"it has another {row.ref} than the log")
+        raise _stale_index_error(database, f"it has another {row.ref} than the log")
 
 
-def _check_tag(log: RefLog, state: Name, row: Row, tag: str, *, known: Digest, database: Path) -> None:
+def _check_tag(log: RefLog, state: LogState, row: VersionRow, tag: str, *, verified_head: Digest, database: Path) -> None:
     for entry, digest in _entries_in_force(log, state, row.number, database):
-        if digest == known:
+        if digest == verified_head:
             return
         if entry.op == "drop" and row.number in entry.numbers:
             break
@@ -78,14 +78,14 @@ def _check_tag(log: RefLog, state: Name, row: Row, tag: str, *, known: Digest, d
             if entry.op != "untag" and entry.number == row.number:
                 return
             logged_position = "is gone" if entry.op == "untag" else f"is v{entry.number}"
-            raise _wrong(database, f"{row.name}:{tag} is v{row.number} in it, and {logged_position} in the log")
-    raise _wrong(database, f"it has another {row.name}:{tag} than the log")
+            raise _stale_index_error(database, f"{row.name}:{tag} is v{row.number} in it, and {logged_position} in the log")
+    raise _stale_index_error(database, f"it has another {row.name}:{tag} than the log")
 
 
-def _entries_in_force(log: RefLog, state: Name, number: int, database: Path) -> Iterator[tuple[Entry, Digest]]:
+def _entries_in_force(log: RefLog, state: LogState, number: int, database: Path) -> Iterator[tuple[Entry, Digest]]:
     """Yield the entries that may apply to a version now, newest first, and none from before it was removed for good."""
     skipping = False
-    for entry, digest in _back(log, state, database):
+    for entry, digest in _entries_newest_first(log, state, database):
         if entry.op == "restore" and number in entry.numbers:
             skipping = True  # skip everything back to the removal, which it undid
         elif entry.op == "delete" and skipping:
@@ -96,16 +96,16 @@ def _entries_in_force(log: RefLog, state: Name, number: int, database: Path) -> 
             yield entry, digest
 
 
-def _back(log: RefLog, state: Name, database: Path) -> Iterator[tuple[Entry, Digest]]:
+def _entries_newest_first(log: RefLog, state: LogState, database: Path) -> Iterator[tuple[Entry, Digest]]:
     """Yield the entries of a log with their digests, newest first."""
     expected_digest = state.head
     for seq in range(state.seq, 0, -1):
         logged = log.entry(state.name, seq)
         if logged is None or logged[1] != expected_digest:
-            raise _wrong(database, f"it has another entry {seq} of {state.name} than the log")
+            raise _stale_index_error(database, f"it has another entry {seq} of {state.name} than the log")
         yield logged
         expected_digest = logged[0].previous
 
 
-def _wrong(database: Path, what: str) -> IntegrityError:
-    return IntegrityError(str(database), what, "Rebuild the index", code="rebuild-index")
+def _stale_index_error(database: Path, problem: str) -> IntegrityError:
+    return IntegrityError(str(database), problem, "Rebuild the index", code="rebuild-index")

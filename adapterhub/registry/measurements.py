@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adapterhub.index import queries
-from adapterhub.index.queries import Name
+from adapterhub.index.queries import LogState
 from adapterhub.index.search import Bounds, parse_metric
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
@@ -43,12 +43,12 @@ class Gate:
         return all(_COMPARE[bound.operator](metrics[self.metric], bound.value) for bound in self.bounds)
 
 
-def parse_gate(text: str, where: str) -> Gate:
+def parse_gate(text: str, location: str) -> Gate:
     """Parse a gate such as `ppl<12`, `ppl/base<0.9` or `loss<=2.1`; UsageError if its metric is not measured."""
-    name, bounds = parse_metric(text, where)
+    name, bounds = parse_metric(text, location)
     metric = _GATES.get(name.replace(" ", "").lower())
     if metric is None:
-        raise UsageError(where, f"{name[:60]!r} is not measured", f"Choose one of {', '.join(_GATES)}")
+        raise UsageError(location, f"{name[:60]!r} is not measured", f"Choose one of {', '.join(_GATES)}")
     return Gate(text, metric, bounds)
 
 
@@ -58,7 +58,7 @@ def record(registry: Registry, ref: Ref, evaluation: Evaluation) -> bool:
     text = evaluation.dump()
     new = False
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         nonlocal new
         # Looked up again under the lock: the version may have been removed since.
         registry.row(Ref(ref.name, number=row.number))

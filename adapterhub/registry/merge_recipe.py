@@ -35,7 +35,7 @@ from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .recipe import Difference, ulps
+from .recipe import RebuildDifference, ulps
 
 SCHEMA_ID = "urn:adapterhub:schema:merge:2"
 VERSION = 2
@@ -151,7 +151,7 @@ def _without(table: dict[str, Any], optional: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Made:
+class MergeOutput:
     """An output on the disk.
 
     Attributes:
@@ -164,7 +164,7 @@ class Made:
     touched: Sequence[str]
 
 
-def of_merge(base: Path, spec: BaseSpec, source: str, options: Options, output: Made | None, *, single: bool) -> MergeRecipe:
+def from_merge(base: Path, spec: BaseSpec, source: str, options: Options, output: MergeOutput | None, *, single: bool) -> MergeRecipe:
     """Return the recipe of a merge, with the digests of its output and of the base's files.
 
     Args:
@@ -176,8 +176,8 @@ def of_merge(base: Path, spec: BaseSpec, source: str, options: Options, output: 
         single: Whether the output is one file.
     """
     files = [
-        WeightFile(path.name, path.stat().st_size, _known(path) if output is None else sha256_file(path))
-        for path in _weights(base)
+        WeightFile(path.name, path.stat().st_size, _digest_in_hub_cache(path) if output is None else sha256_file(path))
+        for path in _weight_paths(base)
     ]
     name = options.lineage["base"].get("name") or base.resolve().name
     return MergeRecipe(
@@ -185,21 +185,21 @@ def of_merge(base: Path, spec: BaseSpec, source: str, options: Options, output: 
         adapters=tuple(Ingredient(**adapter) for adapter in options.lineage["adapters"]),
         options=replace(options, lineage={}),
         form="file" if single else "folder",
-        files=None if output is None else tuple(_files(output)),
+        files=None if output is None else tuple(_output_entries(output)),
         made_by={"adapterhub": __version__, "numpy": np.__version__, "machine": platform.machine()},
     )
 
 
-def parse(text: str, where: str) -> MergeRecipe:
+def parse(text: str, location: str) -> MergeRecipe:
     """Parse a recipe and check it against the schema; FormatError if it does not fit, RefusedError for a newer schema."""
     import jsonschema
 
-    document = json_file.parse_object(text, where)
+    document = json_file.parse_object(text, location)
     # Checked before the schema, which would only report the first field that it does not know.
     version = document.get("schema_version")
     if type(version) is int and version > VERSION and str(document.get("$schema")).startswith("urn:adapterhub:schema:merge:"):
         raise RefusedError(
-            where,
+            location,
             f"schema_version {version} is newer than {VERSION}, the last supported",
             "Upgrade adapterhub",
             code="newer-version",
@@ -212,7 +212,7 @@ def parse(text: str, where: str) -> MergeRecipe:
         field_path = "/".join(str(part) for part in error.absolute_path)
         message = " ".join(error.message.split())[:120]
         raise FormatError(
-            where, f"not a merge recipe: {field_path}: {message}" if field_path else f"not a merge recipe: {message}"
+            location, f"not a merge recipe: {field_path}: {message}" if field_path else f"not a merge recipe: {message}"
         )
     base, files = document["base"], document["output"]["files"]
     return MergeRecipe(
@@ -245,7 +245,7 @@ def check_base(recipe: MergeRecipe, base: Path, spec: BaseSpec) -> None:
         )
         raise _other_base_error(base, recipe, reason)
     # Only the sizes, in order: a copy of the model may name its files differently.
-    sizes = [path.stat().st_size for path in _weights(base)]
+    sizes = [path.stat().st_size for path in _weight_paths(base)]
     if sizes != [file.size for file in expected_base.files]:
         raise _other_base_error(base, recipe, "its weights have other sizes")
 
@@ -253,7 +253,7 @@ def check_base(recipe: MergeRecipe, base: Path, spec: BaseSpec) -> None:
 def check_weights(recipe: MergeRecipe, base: Path) -> bool:
     """Read the base's weights; RefusedError if they differ from the recipe's, False if the recipe lacks a digest."""
     has_all_digests = True
-    for path, recorded_file in zip(_weights(base), recipe.base.files, strict=True):
+    for path, recorded_file in zip(_weight_paths(base), recipe.base.files, strict=True):
         if recorded_file.digest is None:
             has_all_digests = False
         elif sha256_file(path) != recorded_file.digest:
@@ -266,11 +266,11 @@ def _other_base_error(base: Path, recipe: MergeRecipe, reason: str) -> RefusedEr
     return RefusedError(str(base), problem, "Name the base model that the recipe was made with", code="other-base")
 
 
-def _weights(base: Path) -> list[Path]:
+def _weight_paths(base: Path) -> list[Path]:
     return list(weight_files(base) if base.is_dir() else part_paths(base))
 
 
-def _known(path: Path) -> Digest | None:
+def _digest_in_hub_cache(path: Path) -> Digest | None:
     """Return the digest of a file in huggingface_hub's cache, which names blobs by their digests; None for any other file."""
     real = path.resolve()
     return f"sha256:{real.name}" if real.parent.name == "blobs" and is_hex(real.name) else None
@@ -279,29 +279,29 @@ def _known(path: Path) -> Digest | None:
 # ---- the output
 
 
-def differences(recipe: MergeRecipe, output: Made) -> list[Difference]:
+def differences(recipe: MergeRecipe, output: MergeOutput) -> list[RebuildDifference]:
     """Return the differences between a rebuilt output and the recipe; empty if every byte is the same."""
     recorded = {file.path: file for file in recipe.files or ()}
-    paths = dict(_paths(output))
+    paths = dict(_output_paths(output))
     results = [
-        Difference(name, "missing" if name in recorded else "not in the recipe") for name in recorded.keys() ^ paths.keys()
+        RebuildDifference(name, "missing" if name in recorded else "not in the recipe") for name in recorded.keys() ^ paths.keys()
     ]
     for name in recorded.keys() & paths.keys():
         if sha256_file(paths[name]) != recorded[name].digest:
-            results.append(_difference(name, paths[name], recorded[name].sample, output.touched))
+            results.append(_output_difference(name, paths[name], recorded[name].sample, output.touched))
     return sorted(results, key=lambda difference: difference.name)
 
 
-def _difference(name: str, path: Path, recorded_sample: str | None, touched: Sequence[str]) -> Difference:
+def _output_difference(name: str, path: Path, recorded_sample: str | None, touched: Sequence[str]) -> RebuildDifference:
     if recorded_sample is None:
-        return Difference(name, "bytes differ")
+        return RebuildDifference(name, "bytes differ")
     try:
         old = np.frombuffer(base64.b64decode(recorded_sample, validate=True), "<f4")
     except (binascii.Error, ValueError):
-        return Difference(name, "bytes differ; the numbers in the recipe cannot be read")
+        return RebuildDifference(name, "bytes differ; the numbers in the recipe cannot be read")
     samples = list(_sample(path, touched, len(old)))
     if sum(len(new) for new in samples) != len(old):
-        return Difference(name, "bytes differ, and the tensors it contains")
+        return RebuildDifference(name, "bytes differ, and the tensors it contains")
     differing, max_ulps, offset = 0, 0, 0
     for new in samples:
         # float32 holds float16 and bfloat16 exactly, so converting back loses nothing.
@@ -309,20 +309,20 @@ def _difference(name: str, path: Path, recorded_sample: str | None, touched: Seq
         differing += int(np.count_nonzero(before != new))
         max_ulps, offset = max(max_ulps, ulps(before, new)), offset + len(new)
     if not differing:
-        return Difference(name, f"bytes differ, but none of the {len(old)} numbers in the recipe does", 0)
-    return Difference(name, f"bytes differ; {differing} of the {len(old)} numbers in the recipe differ", max_ulps)
+        return RebuildDifference(name, f"bytes differ, but none of the {len(old)} numbers in the recipe does", 0)
+    return RebuildDifference(name, f"bytes differ; {differing} of the {len(old)} numbers in the recipe differ", max_ulps)
 
 
-def _files(output: Made) -> Iterator[OutputEntry]:
-    weights = [path for _, path in _paths(output) if is_weights(path.name)]
-    for name, path in _paths(output):
+def _output_entries(output: MergeOutput) -> Iterator[OutputEntry]:
+    weights = [path for _, path in _output_paths(output) if is_weights(path.name)]
+    for name, path in _output_paths(output):
         samples = list(_sample(path, output.touched, max(16, _SAMPLE // len(weights)))) if path in weights else []
         numbers = np.concatenate([chunk.astype("<f4") for chunk in samples]).tobytes() if samples else None
         sample = base64.b64encode(numbers).decode() if numbers is not None else None
         yield OutputEntry(name, path.stat().st_size, sha256_file(path), sample)
 
 
-def _paths(output: Made) -> Iterator[tuple[str, Path]]:
+def _output_paths(output: MergeOutput) -> Iterator[tuple[str, Path]]:
     """Yield every file with its name in recipes, in which the output is always called `model`."""
     if output.single:
         yield f"{_MODEL}.gguf", output.path

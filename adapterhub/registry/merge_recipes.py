@@ -18,7 +18,7 @@ from .merge_recipe import Ingredient, MergeRecipe
 from .moves import now
 from .registry import Registry
 
-EXPLICIT = "merge:"  # prefix of a name that is also the name of a file
+NAME_PREFIX = "merge:"  # prefix of a name that is also the name of a file
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def check_free(registry: Registry, name: str) -> None:
 
 
 def _check_free(state: NamedDocument) -> None:
-    if state.there:
+    if state.exists:
         hint = "Choose another name, or remove that recipe"
         raise ConflictError(state.name, "is the name of another model", hint, code="recipe-name-taken", name=state.name)
 
@@ -46,12 +46,12 @@ def check_adapters(registry: Registry, adapters: Iterable[Ingredient]) -> None:
     """Raise NotFoundError for an adapter that is neither complete in the registry nor at a URL."""
     for adapter in adapters:
         location = adapter.ref or ""
-        if "://" not in location and not _whole(registry, adapter.digest):
+        if "://" not in location and not _is_complete(registry, adapter.digest):
             problem = "is not in this registry, so nothing would keep it for the recipe"
             raise NotFoundError(location or adapter.digest, problem, "Push it first, or write the recipe to a .json file")
 
 
-def _whole(registry: Registry, digest: Digest) -> bool:
+def _is_complete(registry: Registry, digest: Digest) -> bool:
     if registry.store.size(digest) is None:
         return False
     manifest = oci_manifest.parse(registry.store.read_document(digest), digest)
@@ -69,25 +69,25 @@ def store(registry: Registry, name: str, recipe: MergeRecipe) -> StoredRecipe:
         registry.store.sync_blobs()
         # Under the lock as well: no gc may remove an adapter between this check and the entry that keeps it.
         check_adapters(registry, recipe.adapters)
-        if state.there and state.entry and state.entry.digest == digest:
+        if state.exists and state.entry and state.entry.digest == digest:
             return None
         _check_free(state)
         return state.next("push", now(), digest, size)
 
-    named_documents.move(registry.store, registry.locked, named_documents.parse_document_name(name, name), decide, log=MERGES)
+    named_documents.move(registry.store, registry.write_lock, named_documents.parse_document_name(name, name), decide, log=MERGES)
     return get(registry, name)
 
 
 def get(registry: Registry, name: str) -> StoredRecipe:
     """Return the recipe with this name; NotFoundError if there is none."""
     state = named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES)
-    if not state.there or state.entry is None:
+    if not state.exists or state.entry is None:
         close = difflib.get_close_matches(name, names(registry), 1)
         if close:
             raise NotFoundError(name, "no merge recipe of this name", f"Did you mean {close[0]}?")
         raise NotFoundError(name, "no merge recipe of this name", "List the recipes", code="no-such-recipe")
     raw = registry.store.read_document(state.entry.digest, limit=named_documents.MAX_RECIPE)
-    recipe = merge_recipe.parse(raw.decode("utf-8", "replace"), f"{EXPLICIT}{name}")
+    recipe = merge_recipe.parse(raw.decode("utf-8", "replace"), f"{NAME_PREFIX}{name}")
     return StoredRecipe(name, state.entry.digest, state.entry.time, recipe)
 
 
@@ -96,7 +96,7 @@ def names(registry: Registry) -> list[str]:
     stored_names = []
     for name in registry.store.log.document_names(MERGES):
         try:
-            exists = named_documents.current(registry.store, name, log=MERGES).there
+            exists = named_documents.current(registry.store, name, log=MERGES).exists
         except AdapterhubError:
             exists = True  # shown in lists, so that the damage is noticed: reading the recipe reports it
         if exists:
@@ -106,10 +106,10 @@ def names(registry: Registry) -> list[str]:
 
 def remove(registry: Registry, name: str) -> None:
     """Remove a recipe; its adapters are not affected."""
-    if not named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES).there:
+    if not named_documents.current(registry.store, named_documents.parse_document_name(name, name), log=MERGES).exists:
         get(registry, name)
 
     def decide(state: NamedDocument) -> Entry | None:
-        return state.next("delete", now()) if state.there else None
+        return state.next("delete", now()) if state.exists else None
 
-    named_documents.move(registry.store, registry.locked, name, decide, log=MERGES)
+    named_documents.move(registry.store, registry.write_lock, name, decide, log=MERGES)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
-from adapterhub.index.queries import Name, Row
+from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, RefError, parse_prefix, parse_tag
@@ -17,7 +17,7 @@ from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, ConflictError, RefusedError
 
 from .ledger import Ledger
-from .versions import Restored, Version, find_exact_row, find_row, number_before, removed_versions, version_of
+from .versions import RestoreResult, Version, find_exact_row, find_row, number_before, removed_versions, version_of
 
 ABSENT = "absent"
 """`expect` of a ref that must not exist yet."""
@@ -75,7 +75,7 @@ def push(
     expect: Digest | None,
     tags: tuple[str, ...] | None = None,
     message: str = "",
-    back: bool = False,
+    move_latest_back: bool = False,
     number: int = 0,
 ) -> Version | None:
     """Create a version from a manifest whose blobs are stored, and move tags; return None if a gc has removed any of the blobs.
@@ -94,7 +94,7 @@ def push(
     new = complete = moved = False
     tags_to_move = tuple(dict.fromkeys(latest_tags(ref.tag) if tags is None else tags))
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         nonlocal new, complete, moved
         _check_push(ledger, ref, state, expect)
         existing_rows = queries.versions(ledger.index, name=ref.name, digest=manifest.digest)
@@ -106,7 +106,7 @@ def push(
         changed_tags = (
             tags_to_move
             if new
-            else tuple(tag for tag in tags_to_move if tag not in existing_rows[0].tags and (back or tag != LATEST))
+            else tuple(tag for tag in tags_to_move if tag not in existing_rows[0].tags and (move_latest_back or tag != LATEST))
         )
         moved = new or bool(changed_tags)
         if not moved:
@@ -128,10 +128,10 @@ def push(
 
 def _is_complete(store: Store, manifest: Manifest) -> bool:
     blobs = (Descriptor(oci_manifest.MANIFEST_TYPE, manifest.digest, len(manifest.raw)), manifest.config, *manifest.layers)
-    return all(store.has(blob.digest, blob.size) for blob in blobs)
+    return all(store.has_blob(blob.digest, blob.size) for blob in blobs)
 
 
-def _check_push(ledger: Ledger, ref: Ref, state: Name, expect: Digest | None) -> None:
+def _check_push(ledger: Ledger, ref: Ref, state: LogState, expect: Digest | None) -> None:
     if state.deleted:
         raise ConflictError(str(ref), "this name was removed", "Restore it first", code="removed-name", name=ref.name)
     _check_expect(ledger, ref.name, ref.tag, expect)
@@ -160,7 +160,7 @@ def tag(ledger: Ledger, ref: Ref, tag: str, *, expect: Digest | None = None) -> 
     _check_not_latest(ref.name, tag)
     row = find_row(ledger, ref)
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         _check_expect(ledger, ref.name, tag, expect)
         return None if tag in find_row(ledger, row.ref).tags else _tag_entry(ledger, state, row, tag)
 
@@ -175,7 +175,7 @@ def restore_tag(ledger: Ledger, ref: Ref, seq: int | None) -> Version:
     if state.deleted or not state.seq:
         find_row(ledger, ref)  # raises NotFoundError
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         row = find_row(ledger, Ref(ref.name, number=number_before(ledger, ref, state.seq, seq)))
         return None if tag in row.tags else _tag_entry(ledger, state, row, tag)
 
@@ -188,7 +188,7 @@ def protect(ledger: Ledger, ref: Ref, *, on: bool) -> Version:
     tag = _required_tag(ref)
     find_exact_row(ledger, ref)
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         find_exact_row(ledger, ref)
         if (tag in queries.marks(ledger.index, "protect", ref.name)) == on:
             return None
@@ -199,7 +199,7 @@ def protect(ledger: Ledger, ref: Ref, *, on: bool) -> Version:
     return version_of(ledger, find_exact_row(ledger, ref), tag)
 
 
-def _tag_entry(ledger: Ledger, state: Name, row: Row, *tags: str) -> Entry:
+def _tag_entry(ledger: Ledger, state: LogState, row: VersionRow, *tags: str) -> Entry:
     check_protected(ledger, row.name, *tags)
     return Entry(row.name, state.seq + 1, "tag", now(), row.digest, row.manifest_size, row.number, tags, state.head)
 
@@ -233,7 +233,7 @@ def deprecate(ledger: Ledger, ref: Ref, message: str, *, undo: bool) -> int:
     number = row.number if ref != Ref(ref.name) else 0
     message = checked_message(message, ref)
 
-    def decide(state: Name) -> Entry | None:
+    def decide(state: LogState) -> Entry | None:
         # Looked up again under the lock: the name may have been removed since.
         find_row(ledger, Ref(ref.name, number=row.number))
         current_message = queries.marks(ledger.index, "deprecate", ref.name).get(str(number))
@@ -254,7 +254,7 @@ def remove(ledger: Ledger, ref: Ref, *, expect: Digest | None, force: bool) -> N
         _check_not_latest(ref.name, ref.tag)
     find_exact_row(ledger, ref)
 
-    def decide(state: Name) -> Entry:
+    def decide(state: LogState) -> Entry:
         _check_expect(ledger, ref.name, ref.tag, expect)
         find_exact_row(ledger, ref)
         # Removing a name would remove all its tags, so none of them may be protected.
@@ -283,11 +283,11 @@ def _check_childless(ledger: Ledger, name: str) -> None:
         raise RefusedError(name, problem, "Use force to remove it all the same", code="has-children")
 
 
-def restore(ledger: Ledger, name: str) -> Restored:
+def restore(ledger: Ledger, name: str) -> RestoreResult:
     """Undo the removal of a name, except for versions whose bytes gc has removed."""
-    result = Restored(name, (), ())
+    result = RestoreResult(name, (), ())
 
-    def decide(state: Name) -> Entry:
+    def decide(state: LogState) -> Entry:
         nonlocal result
         if not state.deleted:
             if not state.seq:
@@ -299,7 +299,7 @@ def restore(ledger: Ledger, name: str) -> Restored:
             raise RefusedError(name, f"was restored {MAX_RESTORES} times, which is the limit", "Push to another name")
         pushed = removed_versions(entries)
         restorable = {number for number, digest in pushed.items() if _is_stored(ledger.store, digest)}
-        result = Restored(name, tuple(sorted(restorable)), tuple(sorted(pushed.keys() - restorable)))
+        result = RestoreResult(name, tuple(sorted(restorable)), tuple(sorted(pushed.keys() - restorable)))
         return Entry(name, state.seq + 1, "restore", now(), numbers=result.numbers, previous=state.head)
 
     ledger.move(name, decide)

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.checks import ERROR, FIT, Problem, Report, examined
+from adapterhub.checks import ERROR, FIT, Problem, Report, open_check
 from adapterhub.manifest import card, describe
 from adapterhub.manifest.document import AdapterManifest, FileEntry
 from adapterhub.manifest.package_files import Listing, Selection, first_bytes, listing
-from adapterhub.project.policy import joined
-from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in
+from adapterhub.project.policy import join
+from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 
 from . import signatures
@@ -61,14 +61,14 @@ class Package:
 def package(
     folder: Path,
     *,
-    where: str = "",
+    location: str = "",
     base: BaseSpec | None = None,
     policy: Policy | None = None,
     force: bool = False,
-    checked: bool = False,
+    already_checked: bool = False,
     hash_below: int = 0,
     selection: Selection | None = None,
-    listed: Listing | None = None,
+    file_list: Listing | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Package:
     """Check the adapter in `folder` and compare it with the policy; nothing is stored.
@@ -89,30 +89,30 @@ def package(
         RefusedError: The check finds errors (code `check-failed`), or the policy does not allow the adapter
             (`against-policy`).
     """
-    where = where or str(folder)
-    if checked:
-        result = Package(folder, where, describe.draft(folder, base=base), metrics=metrics or {})
-        return allowed(_with_signatures(result), policy)
-    with examined(adapter_in(folder), base=base, where=where) as (report, contents):
+    location = location or str(folder)
+    if already_checked:
+        result = Package(folder, location, describe.draft(folder, base=base), metrics=metrics or {})
+        return apply_policy(_with_signatures(result), policy)
+    with open_check(resolve_adapter(folder), base=base, display_name=location) as (report, contents):
 
         def draft(errors: tuple[Problem, ...]) -> Draft:
             if contents is None:
                 return describe.draft(folder, base=base)
             contents.manifest()
             contents.card()
-            file_list = listed or listing(folder, head=partial(_head, contents, hash_below), selection=selection)
+            file_list = file_list or listing(folder, head=partial(_head, contents, hash_below), selection=selection)
             # An adapter.json about other weights is not used: everything is derived from the files instead.
             inspected, text = (
-                contents.seen(),
+                contents.adapter_shapes(),
                 "" if any(problem.code == "files-changed" for problem in errors) else contents.manifest_text,
             )
             return describe.draft(
-                folder, listing=file_list, seen=inspected, text=text, base=base, digests=contents.digests, card=contents.card()
+                folder, listing=file_list, inspected=inspected, text=text, base=base, digests=contents.digests, card=contents.card()
             )
 
-        overridden = errors_of(report, base, force=force, forced=draft)
-        result = Package(folder, where, draft(overridden), overridden, metrics=metrics or {})
-    return allowed(_with_signatures(result), policy)
+        overridden = raise_or_collect_errors(report, base, force=force, try_storing=draft)
+        result = Package(folder, location, draft(overridden), overridden, metrics=metrics or {})
+    return apply_policy(_with_signatures(result), policy)
 
 
 def _head(contents: Contents, hash_below: int, path: Path) -> bytes:
@@ -126,36 +126,36 @@ def _with_signatures(package: Package) -> Package:
     return replace(package, signatures=signatures.in_folder(package.folder))
 
 
-def allowed(package: Package, policy: Policy | None) -> Package:
+def apply_policy(package: Package, policy: Policy | None) -> Package:
     """Return the adapter with one more policy that it meets; raise RefusedError if it does not meet it."""
     if policy is not None and policy.needs_manifest:
         files = (package.folder / path for path in package.draft.listing.files if path != ADAPTER_JSON)
         size = sum(file.stat().st_size for file in files)
         policy.check_manifest(package.draft.manifest(), package.where, size=size, metrics=package.metrics)
-    return replace(package, policy=joined(package.policy, policy))
+    return replace(package, policy=join(package.policy, policy))
 
 
 def check_adapter(
     path: Path,
     *,
-    where: str,
+    location: str,
     base: BaseSpec | None = None,
     force: bool = False,
-    forced: Callable[[], object] = lambda: None,
+    try_storing: Callable[[], object] = lambda: None,
 ) -> tuple[Problem, ...]:
     """Check an adapter and raise RefusedError for its errors; with `force`, return them.
 
     `try_storing` is as in `raise_or_collect_errors`, without an argument.
     """
-    with examined(path, base=base, where=where) as (report, contents):
-        return errors_of(report, base, force=force, forced=None if contents is None else lambda _: forced())
+    with open_check(path, base=base, display_name=location) as (report, contents):
+        return raise_or_collect_errors(report, base, force=force, try_storing=None if contents is None else lambda _: try_storing())
 
 
 def check_received(
     folder: Path,
     manifest: Manifest,
     *,
-    where: str,
+    location: str,
     policy: Policy | None = None,
     force: bool = False,
     check: bool = True,
@@ -182,12 +182,12 @@ def check_received(
     errors: tuple[Problem, ...] = ()
     inspected = None
     if check:
-        with examined(adapter_in(folder), where=where) as (report, contents):
-            errors = errors_of(report, None, force=force, forced=lambda _: None)
-            inspected = contents.seen() if contents is not None else None
-    adapter_manifest = describe.true_manifest(folder, seen=inspected, where=where)
-    adapter_manifest = adapter_manifest and card.fill(adapter_manifest, card.read(folder))
-    check_manifest(policy, adapter_manifest, where, size=manifest.files_size, metrics=metrics)
+        with open_check(resolve_adapter(folder), display_name=location) as (report, contents):
+            errors = raise_or_collect_errors(report, None, force=force, try_storing=lambda _: None)
+            inspected = contents.adapter_shapes() if contents is not None else None
+    adapter_manifest = describe.manifest_matching_weights(folder, inspected=inspected, location=location)
+    adapter_manifest = adapter_manifest and card.with_card(adapter_manifest, card.read(folder))
+    check_manifest(policy, adapter_manifest, location, size=manifest.files_size, metrics=metrics)
     return errors
 
 
@@ -199,21 +199,21 @@ def _succeeds(action: Callable[[], object]) -> bool:
     return True
 
 
-def check_listed(store: Store, manifest: Manifest, where: str) -> None:
+def check_listed(store: Store, manifest: Manifest, location: str) -> None:
     """Raise IntegrityError if the adapter.json of a manifest does not list exactly the manifest's other files."""
     if manifest.adapter_json is None:
         return
-    where = f"{where}: {ADAPTER_JSON}"
-    listed_files = AdapterManifest.parse(store.read_document(manifest.adapter_json.digest), where).files
+    location = f"{location}: {ADAPTER_JSON}"
+    listed_files = AdapterManifest.parse(store.read_document(manifest.adapter_json.digest), location).files
     files = {FileEntry(layer.path, layer.digest, layer.size) for layer in manifest.layers if layer.path != ADAPTER_JSON}
     if set(listed_files) != files:
-        raise IntegrityError(where, "lists other files than the manifest")
+        raise IntegrityError(location, "lists other files than the manifest")
 
 
 def check_manifest(
     policy: Policy | None,
     manifest: AdapterManifest | None,
-    where: str,
+    location: str,
     *,
     size: int | None = None,
     metrics: Mapping[str, float] | None = None,
@@ -225,12 +225,12 @@ def check_manifest(
     """
     if policy is not None and policy.needs_manifest:
         if manifest is None:
-            raise RefusedError(where, "no adapter.json to compare with the project's policy", code="no-manifest")
-        policy.check_manifest(manifest, where, size=size, metrics=metrics or {})
+            raise RefusedError(location, "no adapter.json to compare with the project's policy", code="no-manifest")
+        policy.check_manifest(manifest, location, size=size, metrics=metrics or {})
 
 
-def errors_of(
-    report: Report, base: BaseSpec | None, *, force: bool, forced: Callable[[tuple[Problem, ...]], object] | None
+def raise_or_collect_errors(
+    report: Report, base: BaseSpec | None, *, force: bool, try_storing: Callable[[tuple[Problem, ...]], object] | None
 ) -> tuple[Problem, ...]:
     """Return the errors of a report if they are accepted by `force`, else raise RefusedError for them.
 
@@ -245,7 +245,7 @@ def errors_of(
     if not errors or (force and report.format is not None):
         return errors
     first = errors[0]
-    misfit = f"does not fit {base.where}: " if base and any(problem.code in FIT for problem in errors) else ""
+    misfit = f"does not fit {base.source}: " if base and any(problem.code in FIT for problem in errors) else ""
     suffix = f" (and {len(errors) - 1} more error{'s' if len(errors) > 2 else ''})" if errors[1:] else ""
     location = f"{first.where}: " if first.where else ""
     problem_text = f"{misfit}{first.code}: {location}{first.what}{suffix}"
@@ -255,12 +255,12 @@ def errors_of(
             # The code of the cause, such as a missing file, says more than that of the check.
             error.code, error.fields = first.cause.code, first.cause.fields
         raise error
-    can_force = forced is not None and _succeeds(partial(forced, errors))
+    can_force = try_storing is not None and _succeeds(partial(try_storing, errors))
     raise RefusedError(
         report.where,
         problem_text,
         "Check it for the rest of the errors, or store it with force" if can_force else "Check it for the rest of the errors",
         code=(CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD,
         adapter=report.where,
-        base=base.where if base else "",
+        base=base.source if base else "",
     )

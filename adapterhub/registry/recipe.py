@@ -18,13 +18,13 @@ import numpy as np
 from adapterhub import digest
 from adapterhub.manifest import describe, document
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
-from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_weights
+from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter, is_weights
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import FORMATS, peft
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.lossy import Allowed
+from adapterhub_converters.formats.lossy import LossAllowance
 
 if TYPE_CHECKING:
     from adapterhub.merging import MergeReport, Progress
@@ -45,9 +45,9 @@ class Conversion:
     rank: int | None = None
 
     @property
-    def allowed(self) -> Allowed:
+    def allowed_losses(self) -> LossAllowance:
         """The losses that the conversion may cause."""
-        return Allowed(approx=self.approx, drop=list(self.drop), rank=self.rank)
+        return LossAllowance(approx=self.approx, drop=list(self.drop), rank=self.rank)
 
     def recipe(self, base: BaseSpec | None, report: LossReport) -> Recipe:
         """Return the recipe of a conversion that ended with this loss report."""
@@ -63,13 +63,13 @@ class Conversion:
         )
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Conversion:
+    def from_recipe(cls, recipe: Recipe) -> Conversion:
         """Return the conversion that a recipe describes."""
         return cls(recipe.to or "", recipe.dtype or "source", bool(recipe.allow_approx), recipe.allow_drop or (), recipe.rank)
 
 
 @dataclass(frozen=True)
-class Parent:
+class ParentAdapter:
     """An adapter that another one is made from: its folder, its path and the digest of its manifest."""
 
     folder: Path
@@ -80,20 +80,20 @@ class Parent:
 
 
 def convert(
-    parent: Parent, out: Path, conversion: Conversion, *, name: str, base: BaseSpec | None = None
+    parent: ParentAdapter, out: Path, conversion: Conversion, *, name: str, base: BaseSpec | None = None
 ) -> tuple[Path, LossReport]:
     """Convert `parent` into the new or empty folder `out`, with a manifest; return the adapter's path and the losses.
 
     In a format of one file, the file is called `name`, with the format's suffix.
     """
-    with atomic.whole(out) as folder:
+    with atomic.pending_output(out) as folder:
         target = folder if FORMATS[conversion.to].folder else folder / f"{name}{FORMATS[conversion.to].suffix}"
         report = formats.convert(
             parent.path,
             target,
             to=conversion.to,
             base=base,
-            allowed=conversion.allowed,
+            allowed=conversion.allowed_losses,
             dtype=conversion.dtype,
         )
         parent_manifest = AdapterManifest.read(parent.folder)
@@ -119,7 +119,7 @@ def _with_inherited_fields(manifest: AdapterManifest, parent_manifest: AdapterMa
 
 
 def merge(
-    parents: Sequence[Parent],
+    parents: Sequence[ParentAdapter],
     out: Path,
     recipe: Recipe,
     *,
@@ -155,7 +155,7 @@ def merge(
         recipe, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None
     )
     parent_records = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
-    with atomic.whole(out, replace=replace) as folder:
+    with atomic.pending_output(out, replace=replace) as folder:
         peft.write(combined, folder)
         manifest = describe.describe(folder, parents=parent_records, recipe=recorded_recipe)
         manifest = dataclasses.replace(manifest, base=base or manifest.base)
@@ -163,7 +163,7 @@ def merge(
     return report, manifest
 
 
-def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec | None = None) -> None:
+def rebuild_adapter(folder: Path, parents: Sequence[ParentAdapter], out: Path, *, base: BaseSpec | None = None) -> None:
     """Make the adapter in `folder` again, from its recipe and its parents, in the new folder `out`.
 
     Raises RefusedError if the adapter has no recipe, or if `base` is not the one it was made with.
@@ -186,16 +186,16 @@ def again(folder: Path, parents: Sequence[Parent], out: Path, *, base: BaseSpec 
         base_note = "another one was given" if base else "none was given"
         problem = f"made with the base whose fingerprint is {recipe.base[:19]}, and {base_note}"
         raise RefusedError(str(folder), problem, "Pass that base", code="recipe-base-required")
-    convert(parents[0], out, Conversion.of(recipe), name=_stem(folder), base=base)
+    convert(parents[0], out, Conversion.from_recipe(recipe), name=_stem(folder), base=base)
 
 
 def _stem(folder: Path) -> str:
-    file = adapter_in(folder)
+    file = resolve_adapter(folder)
     return file.stem if file.is_file() else folder.name
 
 
 @dataclass(frozen=True)
-class Difference:
+class RebuildDifference:
     """A tensor or a file that differs; `ulps` is the largest distance of its numbers in units in the last place, if known."""
 
     name: str
@@ -203,7 +203,7 @@ class Difference:
     ulps: int | None = None
 
 
-def differences(stored: Path, rebuilt: Path) -> list[Difference]:
+def differences(stored: Path, rebuilt: Path) -> list[RebuildDifference]:
     """Compare rebuilt files with the stored ones; further stored files are ignored."""
     results = []
     for name in sorted(path for path, status in walk(rebuilt) if stat.S_ISREG(status.st_mode)):
@@ -211,24 +211,24 @@ def differences(stored: Path, rebuilt: Path) -> list[Difference]:
         if name.rpartition("/")[2] == ADAPTER_JSON:
             continue
         if not (stored / name).is_file():
-            results.append(Difference(name, "missing"))
+            results.append(RebuildDifference(name, "missing"))
         elif digest.sha256_file(rebuilt / name) != digest.sha256_file(stored / name):
-            results += list(_tensors(stored, rebuilt)) if is_weights(name) else [Difference(name, "bytes differ")]
+            results += list(_tensor_differences(stored, rebuilt)) if is_weights(name) else [RebuildDifference(name, "bytes differ")]
     return results
 
 
-def _tensors(stored: Path, rebuilt: Path) -> Iterator[Difference]:
+def _tensor_differences(stored: Path, rebuilt: Path) -> Iterator[RebuildDifference]:
     before, after = (dict(formats.read(folder).tensors()) for folder in (stored, rebuilt))
     for name in sorted(before.keys() | after.keys()):
         if name not in before or name not in after:
-            yield Difference(name, "only in one of them")
+            yield RebuildDifference(name, "only in one of them")
         elif before[name].shape != after[name].shape or before[name].dtype != after[name].dtype:
-            yield Difference(
+            yield RebuildDifference(
                 name,
                 f"{before[name].dtype} {before[name].shape} became {after[name].dtype} {after[name].shape}",
             )
         elif before[name].tobytes() != after[name].tobytes():
-            yield Difference(name, "numbers differ", ulps(before[name], after[name]))
+            yield RebuildDifference(name, "numbers differ", ulps(before[name], after[name]))
 
 
 def ulps(first: np.ndarray, second: np.ndarray) -> int:

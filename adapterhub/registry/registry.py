@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any, Self
 from adapterhub.digest import Digest
 from adapterhub.index import queries, rows, tensors
 from adapterhub.index.database import Index
-from adapterhub.index.queries import Name, Row
+from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import measurement, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, upgrade
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.present import Present
+from adapterhub.manifest.present import ExistingFolder
 from adapterhub.project import PROJECT
 from adapterhub.ref import Ref
 from adapterhub.store import ingest
@@ -41,7 +41,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
 from . import moves, signatures
 from .ledger import Ledger, find
-from .versions import Restored, Version, deprecation, find_row, never_set, version_of
+from .versions import RestoreResult, Version, deprecation, find_row, never_set, version_of
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Registry", "Version", "find"]
 
-_TRIES = 5  # attempts of a push whose blobs a gc keeps removing
+_MAX_ATTEMPTS = 5  # attempts of a push whose blobs a gc keeps removing
 
 
 def policy_of(folder: Path) -> Policy | None:
@@ -87,12 +87,12 @@ class Registry:
         return cls(Ledger.open(path, store))
 
     @classmethod
-    def rebuilt(cls, path: Path) -> tuple[Registry, builtins.list[AdapterhubError]]:
+    def open_with_new_index(cls, path: Path) -> tuple[Registry, builtins.list[AdapterhubError]]:
         """Rebuild a registry's index from the logs, and open the registry; also return the errors of unreadable logs.
 
         A damaged registry.db is renamed to registry.db.old.
         """
-        ledger, errors = Ledger.rebuilt(path)
+        ledger, errors = Ledger.open_with_new_index(path)
         return cls(ledger), errors
 
     def close(self) -> None:
@@ -129,11 +129,11 @@ class Registry:
     def author(self, name: str) -> None:
         self.ledger.author = name
 
-    def locked(self) -> AbstractContextManager[None]:
+    def write_lock(self) -> AbstractContextManager[None]:
         """Hold the write lock, under which refs move and blobs are removed."""
-        return self.ledger.locked()
+        return self.ledger.write_lock()
 
-    def move(self, name: str, decide: Callable[[Name], Entry | None]) -> None:
+    def move(self, name: str, decide: Callable[[LogState], Entry | None]) -> None:
         """Commit the entry that `decide` returns for the state of a name; call it again if another writer committed first."""
         self.ledger.move(name, decide)
 
@@ -152,11 +152,11 @@ class Registry:
         """Return the version that `ref` names now: by tag, number, digest or range; the newest one for a bare name."""
         return version_of(self.ledger, self.row(ref), ref.tag)
 
-    def row(self, ref: Ref) -> Row:
+    def row(self, ref: Ref) -> VersionRow:
         """Return the version that `ref` names now as a row, the form in which lists show it."""
         return find_row(self.ledger, ref)
 
-    def list(self, prefix: str | None = None) -> list[Row]:
+    def list(self, prefix: str | None = None) -> list[VersionRow]:
         """Return all versions, or those of one name or namespace, sorted by name, newest first."""
         return queries.versions(self.index, prefix=prefix)
 
@@ -177,7 +177,7 @@ class Registry:
             "digest": row.digest,
             "size": manifest.size,
             "time": row.time,
-            "evaluations": measurement.of_version(queries.marks(self.index, "evaluate", row.name), row.number),
+            "evaluations": measurement.version_evaluations(queries.marks(self.index, "evaluate", row.name), row.number),
             "manifest": upgrade(oci_manifest.parse_json(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
             "oci_manifest": oci_manifest.parse_json(raw, str(row.ref)),
         }
@@ -186,7 +186,7 @@ class Registry:
         """Return the reason of each deprecation by name and version number; number 0 means the whole name."""
         return queries.deprecations(self.index)
 
-    def holding(self, digest: Digest) -> Sequence[Row]:
+    def versions_with(self, digest: Digest) -> Sequence[VersionRow]:
         """Return the versions with this manifest: one for each name that it was pushed to."""
         return queries.versions(self.index, digest=digest)
 
@@ -194,7 +194,7 @@ class Registry:
         """Return the metrics recorded for a manifest, under the names that a search uses."""
         return queries.metrics(self.index, digest)
 
-    def children(self, digest: Digest) -> Sequence[Row]:
+    def children(self, digest: Digest) -> Sequence[VersionRow]:
         """Return the versions that were made from the manifest `digest`."""
         return queries.versions(self.index, parent=digest)
 
@@ -211,7 +211,7 @@ class Registry:
         return self.oci_manifest(version).layers
 
     @contextmanager
-    def reading(self, ref: Ref) -> Iterator[Version]:
+    def lease_version(self, ref: Ref) -> Iterator[Version]:
         """Resolve a ref and protect its blobs: until the context ends, gc removes none of them, even if the name is removed."""
         with self.store.lease("read", required=False) as lease:
             version = self.resolve(ref)
@@ -220,7 +220,7 @@ class Registry:
             # removed later, gc sees the lease and keeps the blobs.
             yield replace(self.resolve(Ref(version.name, digest=version.digest)), tag=version.tag)
 
-    def pull(self, ref: Ref, out: Path, progress: Progress | None = None, *, there: Present | None = None) -> Version:
+    def pull(self, ref: Ref, out: Path, progress: Progress | None = None, *, present: ExistingFolder | None = None) -> Version:
         """Write the files of a version into `out`, a new or empty folder: all of them, verified, or none.
 
         Args:
@@ -229,19 +229,19 @@ class Registry:
             progress: Called with bytes written and total bytes.
             present: The current contents of `out`, to be replaced; None if `out` must be new or empty.
         """
-        with self.reading(ref) as version, atomic.whole(out, replace=there is not None) as folder:
-            export(self.store, self.files(version), folder, progress, there=there)
+        with self.lease_version(ref) as version, atomic.pending_output(out, replace=present is not None) as folder:
+            export(self.store, self.files(version), folder, progress, present=present)
         return version
 
     def pull_digest(self, digest: Digest, out: Path) -> bool:
         """Write the files of the version with this manifest, even if no name has it anymore; False if it is not stored."""
-        if holders := self.holding(digest):
+        if holders := self.versions_with(digest):
             self.pull(Ref(holders[0].name, digest=digest), out)
             return True
         # No name has the manifest, but its blobs may not have been collected yet.
         if self.store.size(digest) is None:
             return False
-        with self.store.lease("read", required=False) as lease, atomic.whole(out) as folder:
+        with self.store.lease("read", required=False) as lease, atomic.pending_output(out) as folder:
             lease.note(digest)
             export(self.store, oci_manifest.parse(self.store.read_document(digest), digest).layers, folder)
         return True
@@ -270,7 +270,7 @@ class Registry:
             progress: Called with bytes read and total bytes.
             prefix: Only versions of this name or namespace.
         """
-        missing = tensors.unlisted(self.index, prefix)
+        missing = tensors.unlisted_files(self.index, prefix)
         if not missing:
             return
         with self.store.lease("list", required=False) as lease:
@@ -279,7 +279,7 @@ class Registry:
                 lease.note(digest)
                 # The lock is taken for each file anew, so that reading many gigabytes does not hold up pushes.
                 if self.store.list_tensors(digest, count_bytes) is not None:
-                    with self.locked():
+                    with self.write_lock():
                         tensors.add(self.index, digest, self.store.tensors.read)
 
     # ---- moving refs
@@ -343,26 +343,26 @@ class Registry:
         # The registry's own policy applies in addition to the project's, which the package has met already.
         if self.policy is not None:
             self.policy.check_name(ref.name)
-            package = publish.allowed(package, self.policy)
+            package = publish.apply_policy(package, self.policy)
         tags_to_move = (*moves.latest_tags(ref.tag), *moves.checked_tags(ref, tags))
         message = moves.checked_message(message, ref)
         # A gc may remove blobs between storing them and moving the ref; `moves.push` then returns None and they are stored
         # again.
-        for _ in range(_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             with self.store.lease("push"):
                 manifest, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
-                read_signatures = partial(signatures.known, self.store, manifest, package.signatures)
+                read_signatures = partial(signatures.all_signatures, self.store, manifest, package.signatures)
                 # Verified before any ref leads to the version.
-                signatures.check(package.policy, manifest, read_signatures, name=ref.name, where=package.where)
+                signatures.check(package.policy, manifest, read_signatures, name=ref.name, location=package.where)
                 version = moves.push(self.ledger, ref, manifest, expect=expect, tags=tags_to_move, message=message)
             if version is not None:
-                signatures.keep(self.store, manifest, package.signatures, package.policy, ref.name)
+                signatures.store_signatures(self.store, manifest, package.signatures, package.policy, ref.name)
                 return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(
             str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running", code="changed-meanwhile"
         )
 
-    def admit(
+    def push_manifest(
         self,
         manifest: Manifest,
         ref: Ref,
@@ -385,7 +385,7 @@ class Registry:
         """
         move_latest_back, message = tags is not None, moves.checked_message(message, ref)
         version = moves.push(
-            self.ledger, ref, manifest, expect=expect, tags=tags, message=message, back=move_latest_back, number=number
+            self.ledger, ref, manifest, expect=expect, tags=tags, message=message, move_latest_back=move_latest_back, number=number
         )
         if version is None:
             raise IntegrityError(str(ref), "some of its blobs are missing", "Try again")
@@ -418,7 +418,7 @@ class Registry:
         """
         moves.remove(self.ledger, ref, expect=expect, force=force)
 
-    def restore(self, name: str) -> Restored:
+    def restore(self, name: str) -> RestoreResult:
         """Undo the removal of a name: restore its versions, tags and settings, except for versions whose bytes gc has removed.
 
         The name can be pushed to again, even if no version is left. Raises RefusedError for a name that was not removed.

@@ -47,7 +47,7 @@ class OtherManifest:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class BranchHead:
     """The position of a branch.
 
     Attributes:
@@ -76,7 +76,7 @@ class Repository:
 
     private: bool = False
     created: str = ""
-    heads: Mapping[str, Head] = field(default_factory=dict)
+    heads: Mapping[str, BranchHead] = field(default_factory=dict)
     commits: Mapping[str, Digest] = field(default_factory=dict)
     manifests: Mapping[Digest, OtherManifest] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -93,31 +93,31 @@ class Repository:
         return _dump(self)
 
     @classmethod
-    def parse(cls, raw: bytes, where: str) -> Repository:
+    def parse(cls, raw: bytes, location: str) -> Repository:
         """Parse a document; FormatError if it is not that of a repository."""
-        document = _parsed(raw, where)
+        document = _parse_document(raw, location)
         try:
             return cls(
                 private=bool(document["private"]),
                 created=str(document["created"]),
                 heads={
-                    str(name): Head(
-                        _parse_commit_id(head["commit"], where), _parse_commit_id(head["after"], where) if head["after"] else ""
+                    str(name): BranchHead(
+                        _parse_commit_id(head["commit"], location), _parse_commit_id(head["after"], location) if head["after"] else ""
                     )
                     for name, head in document["heads"].items()
                 },
                 commits={
-                    _parse_commit_id(key, where): parse_digest(digest, where) for key, digest in document["commits"].items()
+                    _parse_commit_id(key, location): parse_digest(digest, location) for key, digest in document["commits"].items()
                 },
                 manifests={
-                    parse_digest(key, where): _manifest(manifest, where) for key, manifest in document["manifests"].items()
+                    parse_digest(key, location): _parse_manifest(manifest, location) for key, manifest in document["manifests"].items()
                 },
                 tags={str(tag): str(digest) for tag, digest in document["tags"].items()},
                 moved_to=str(document["moved_to"]),
                 moved_from=str(document.get("moved_from", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FormatError(where, f"not the document of a repository ({error})") from error
+            raise FormatError(location, f"not the document of a repository ({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +148,16 @@ class CommitRecord:
         return raw
 
     @classmethod
-    def parse(cls, raw: bytes, where: str) -> CommitRecord:
+    def parse(cls, raw: bytes, location: str) -> CommitRecord:
         """Parse a document; FormatError if it is not that of a commit."""
-        document = _parsed(raw, where)
+        document = _parse_document(raw, location)
         try:
             files = {
-                str(path): (parse_digest(digest, where), int(size)) for path, (digest, size) in document.pop("files").items()
+                str(path): (parse_digest(digest, location), int(size)) for path, (digest, size) in document.pop("files").items()
             }
             texts = {key: str(document[key]) for key in ("parent", "title", "description", "author", "time", "became")}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FormatError(where, f"not the document of a commit ({error})") from error
+            raise FormatError(location, f"not the document of a commit ({error})") from error
         return cls(files, **texts)
 
 
@@ -174,7 +174,7 @@ class Repositories:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._known: dict[str, tuple[NamedDocument, Repository | None]] = {}
+        self._cache: dict[str, tuple[NamedDocument, Repository | None]] = {}
 
     @property
     def _store(self) -> Store:
@@ -214,7 +214,7 @@ class Repositories:
 
     def remove(self, name: str) -> None:
         """Remove a repository, but not its versions: those belong to the registry."""
-        self._move(name, lambda state: state.next("delete", now()) if state.there else None)
+        self._move(name, lambda state: state.next("delete", now()) if state.exists else None)
 
     def names(self) -> list[str]:
         """Return the names of all repositories, sorted."""
@@ -227,26 +227,26 @@ class Repositories:
 
     def _move(self, name: str, decide: Callable[[NamedDocument], Entry | None]) -> None:
         cached_state = self._state(name)[0]
-        named_documents.move(self._store, self._registry.locked, name, decide, log=HUB, known=cached_state)
+        named_documents.move(self._store, self._registry.write_lock, name, decide, log=HUB, known_state=cached_state)
 
     def _state(self, name: str) -> tuple[NamedDocument, Repository | None]:
-        cached = self._known.get(name)
-        state = named_documents.current(self._store, name, log=HUB, known=cached[0] if cached else None)
+        cached = self._cache.get(name)
+        state = named_documents.current(self._store, name, log=HUB, known_state=cached[0] if cached else None)
         # `current` returns the same object as long as the log has no newer entry.
         if cached is None or cached[0] is not state:
             cached = state, self._read(state)
             # Names without a log are not cached: anybody may ask for any name, and the cache would grow without limit.
             if state.entry is not None:
-                self._known[name] = cached
+                self._cache[name] = cached
         return cached
 
     def _read(self, state: NamedDocument) -> Repository | None:
-        if not state.there or state.entry is None:
+        if not state.exists or state.entry is None:
             return None
         return Repository.parse(self._store.read_document(state.entry.digest, limit=MAX_DOCUMENT), f"hub/{state.name}")
 
 
-def needs(store: Store, document: Digest) -> set[Digest]:
+def required_blobs(store: Store, document: Digest) -> set[Digest]:
     """Return the blobs that a repository needs besides its document: commits with their files, manifests with their blobs."""
     repository = Repository.parse(store.read_document(document, limit=MAX_DOCUMENT), document)
     needed: set[Digest] = {*repository.commits.values(), *repository.manifests}
@@ -273,7 +273,7 @@ def head_of(repository: Repository | None, branch: str, latest: str) -> str:
 def with_head(repository: Repository, branch: str, commit: str, *, after: str, document: Digest = "") -> Repository:
     """Return the repository with a branch at a commit; with the commit's `document`, the commit is added, too."""
     commits = {**repository.commits, commit: document} if document else repository.commits
-    return replace(repository, heads={**repository.heads, branch: Head(commit, after)}, commits=commits)
+    return replace(repository, heads={**repository.heads, branch: BranchHead(commit, after)}, commits=commits)
 
 
 def without_head(repository: Repository, branch: str) -> Repository:
@@ -286,7 +286,7 @@ def with_manifest(repository: Repository, digest: Digest, manifest: OtherManifes
     return replace(repository, manifests={**repository.manifests, digest: manifest}, tags={**repository.tags, **tags})
 
 
-def without_manifest(repository: Repository, digest: Digest, also: str = "") -> Repository:
+def without_manifest(repository: Repository, digest: Digest, sha512: str = "") -> Repository:
     """Return the repository without a manifest that is not a version, and without its tags.
 
     Args:
@@ -295,7 +295,7 @@ def without_manifest(repository: Repository, digest: Digest, also: str = "") -> 
         sha512: Its sha512 digest, which tags may point to as well; empty if there is none.
     """
     manifests = {key: manifest for key, manifest in repository.manifests.items() if key != digest}
-    tags = {tag: target for tag, target in repository.tags.items() if target not in (digest, also)}
+    tags = {tag: target for tag, target in repository.tags.items() if target not in (digest, sha512)}
     return replace(repository, manifests=manifests, tags=tags)
 
 
@@ -304,24 +304,24 @@ def without_tags(repository: Repository, tags: Collection[str]) -> Repository:
     return replace(repository, tags={tag: digest for tag, digest in repository.tags.items() if tag not in tags})
 
 
-def _manifest(document: Any, where: str) -> OtherManifest:
+def _parse_manifest(document: Any, location: str) -> OtherManifest:
     subject = str(document["subject"])
     annotations = {str(key): str(value) for key, value in document["annotations"].items()}
-    blobs = tuple(parse_digest(blob, where) for blob in _listed(document["blobs"]))
+    blobs = tuple(parse_digest(blob, location) for blob in _require_list(document["blobs"]))
     return OtherManifest(
         str(document["media_type"]), int(document["size"]), str(document["artifact_type"]), subject, annotations, blobs
     )
 
 
-def _listed(value: Any) -> Iterable[Any]:
+def _require_list(value: Any) -> Iterable[Any]:
     if not isinstance(value, list):
         raise TypeError("not a list")
     return value
 
 
-def _parse_commit_id(text: Any, where: str) -> str:
+def _parse_commit_id(text: Any, location: str) -> str:
     if not isinstance(text, str) or not is_hex(text, 40):
-        raise FormatError(where, f"{str(text)[:80]!r} is not the id of a commit")
+        raise FormatError(location, f"{str(text)[:80]!r} is not the id of a commit")
     return text
 
 
@@ -334,11 +334,11 @@ def _dump(value: Repository | CommitRecord) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
-def _parsed(raw: bytes, where: str) -> dict[str, Any]:
-    document = json_file.parse_object(raw, where)
+def _parse_document(raw: bytes, location: str) -> dict[str, Any]:
+    document = json_file.parse_object(raw, location)
     version = document.pop("version", None)
     if isinstance(version, int) and version > _VERSION:
         raise RefusedError(
-            where, f"version {version} is newer than {_VERSION}, the last supported", "Upgrade adapterhub", code="newer-version"
+            location, f"version {version} is newer than {_VERSION}, the last supported", "Upgrade adapterhub", code="newer-version"
         )
     return document

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from adapterhub import references, semver
 from adapterhub.digest import Digest
 from adapterhub.index import queries
-from adapterhub.index.queries import Name, Row
+from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.ref import LATEST, Ref
-from adapterhub.store.ref_log import Entry, in_force
+from adapterhub.store.ref_log import Entry, entries_in_force
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 
 from . import log_check
@@ -61,7 +61,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoreResult:
     """The result of undoing the removal of a name.
 
     Attributes:
@@ -77,7 +77,7 @@ class Restored:
 def removed_versions(entries: Iterable[Entry]) -> dict[int, Digest]:
     """Return the versions that the last removal of a name deleted: number to the digest of the manifest."""
     digest_by_number: dict[int, Digest] = {}
-    for entry in in_force(entries)[1]:
+    for entry in entries_in_force(entries)[1]:
         if entry.op == "push":
             digest_by_number[entry.number] = entry.digest
         elif entry.op == "drop":
@@ -86,18 +86,18 @@ def removed_versions(entries: Iterable[Entry]) -> dict[int, Digest]:
     return digest_by_number
 
 
-def version_of(ledger: Ledger, row: Row, tag: str | None = None) -> Version:
+def version_of(ledger: Ledger, row: VersionRow, tag: str | None = None) -> Version:
     """Return the version in a row; `tag` is the tag that named it."""
     return Version(row.name, row.number, row.digest, row.size, row.tags, tag, deprecation(ledger, row))
 
 
-def deprecation(ledger: Ledger, row: Row) -> str | None:
+def deprecation(ledger: Ledger, row: VersionRow) -> str | None:
     """Return why a version is deprecated, by itself or with its whole name; None if it is not."""
     reasons = queries.marks(ledger.index, "deprecate", row.name)
     return reasons.get(str(row.number), reasons.get("0"))
 
 
-def find_row(ledger: Ledger, ref: Ref) -> Row:
+def find_row(ledger: Ledger, ref: Ref) -> VersionRow:
     """Return the version that `ref` names now: by tag, number, digest or range; the newest one for a bare name.
 
     The index is compared with the log. If they differ, a writer may have moved the ref between the two reads, so the comparison
@@ -105,13 +105,13 @@ def find_row(ledger: Ledger, ref: Ref) -> Row:
     """
     if not ledger.index.in_transaction:
         with contextlib.suppress(IntegrityError):
-            return _row(ledger, ref, ledger.current(ref.name))
+            return _resolve_row(ledger, ref, ledger.current(ref.name))
     # Under the lock nothing moves, so a difference that remains is real.
-    with ledger.locked():
-        return _row(ledger, ref, ledger.current(ref.name))
+    with ledger.write_lock():
+        return _resolve_row(ledger, ref, ledger.current(ref.name))
 
 
-def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
+def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:
     if state.seq == 0:
         close = difflib.get_close_matches(ref.name, [name.name for name in queries.names(ledger.index)], 1)
         if close:
@@ -124,39 +124,39 @@ def _row(ledger: Ledger, ref: Ref, state: Name) -> Row:
     if ref.digest:
         rows = queries.versions(ledger.index, name=ref.name, digest_prefix=ref.digest)
         if len(rows) > 1:
-            raise references.ambiguous(str(ref), [row.ref for row in rows])
+            raise references.ambiguous_prefix_error(str(ref), [row.ref for row in rows])
     else:
-        number, tag = (ref.number, None) if ref.number else _tagged(ledger, ref)
+        number, tag = (ref.number, None) if ref.number else _number_for_tag(ledger, ref)
         rows = queries.versions(ledger.index, name=ref.name, number=number)
     if not rows:
         raise _no_such_version_error(ledger, ref)
-    _check(ledger, state, rows[0], tag)
+    _check_against_log(ledger, state, rows[0], tag)
     return rows[0]
 
 
-def _check(ledger: Ledger, state: Name, row: Row, tag: str | None) -> None:
+def _check_against_log(ledger: Ledger, state: LogState, row: VersionRow, tag: str | None) -> None:
     identity = (row.name, row.number, row.digest, row.manifest_size)
-    verified_head = ledger.checked.get((*identity, tag), "")
+    verified_head = ledger.verified_heads.get((*identity, tag), "")
     if verified_head != state.head:
-        log, pushed, database = ledger.store.log, queries.pushed_by(ledger.index, row), ledger.index.path
-        log_check.check_row(log, state, row, tag, pushed=pushed, database=database, known=verified_head)
+        log, pushed, database = ledger.store.log, queries.push_entry_number(ledger.index, row), ledger.index.path
+        log_check.check_row(log, state, row, tag, pushed=pushed, database=database, verified_head=verified_head)
         # What was compared with the tag also holds for the version without it.
-        ledger.checked |= {(*identity, tag): state.head, (*identity, None): state.head}
+        ledger.verified_heads |= {(*identity, tag): state.head, (*identity, None): state.head}
 
 
-def find_exact_row(ledger: Ledger, ref: Ref) -> Row:
+def find_exact_row(ledger: Ledger, ref: Ref) -> VersionRow:
     """Return the version of a ref that is about to change: a missing tag is never taken for a range, and a range is refused."""
     if ref.range or (ref.tag and ledger.current(ref.name).number and ref.tag not in queries.tags(ledger.index, ref.name)):
         raise _no_such_version_error(ledger, ref)
     return find_row(ledger, ref)
 
 
-def _tagged(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
+def _number_for_tag(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
     """Return the number that a tag or a range refers to, 0 if none, and the tag. A missing tag such as `1.2` may be a range."""
     tags = queries.tags(ledger.index, ref.name)
     if not ref.range and (ref.tag or LATEST) in tags:
         return tags[ref.tag or LATEST], ref.tag or LATEST
-    matching_tag = references.in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
+    matching_tag = references.highest_tag_in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
     return (tags[matching_tag], matching_tag) if matching_tag else (0, None)
 
 

@@ -7,24 +7,24 @@ from functools import partial
 from adapterhub_converters.errors import UsageError
 
 from . import location
-from .configured import NOBODY, below, nobody
+from .configured import UNUSED_NAME, address_below, unused_address
 from .hub.client import HubAddress
-from .location import Access, Surroundings
+from .location import Access, UserSettings
 from .oci import credentials
-from .oci.address import Address
-from .oci.host import Host
+from .oci.address import OciAddress
+from .oci.host import RegistryHost
 
 
-def access(url: str, settings: Surroundings) -> Access | None:
+def access(url: str, settings: UserSettings) -> Access | None:
     """Return the rights that the registry or hub at a URL grants; None for a kind of remote that cannot be asked."""
-    address = location.parse(nobody(url))
-    if isinstance(address, Address):
-        with _host(address, settings) as host:
+    address = location.parse(unused_address(url))
+    if isinstance(address, OciAddress):
+        with _open_host(address, settings) as host:
             return host.access()
     if isinstance(address, HubAddress):
         from .hub import repository, writer
 
-        hub = repository.hub_of(address, settings)
+        hub = repository.hub_for(address, settings)
         # A hub's URL is `hf://ORG` or `hub+https://HOST/ORG`; the parsed address has a made-up name instead.
         remainder = url.partition("://")[2]
         org = remainder.partition("/")[2] if address.endpoint else remainder
@@ -32,22 +32,22 @@ def access(url: str, settings: Surroundings) -> Access | None:
     return None
 
 
-def names(url: str, prefix: str | None, settings: Surroundings) -> list[str]:
+def names(url: str, prefix: str | None, settings: UserSettings) -> list[str]:
     """Return the names below a URL, those of a namespace or all.
 
     Raises:
         UsageError: This kind of remote cannot list them.
     """
-    if not isinstance(location.parse(nobody(url)), Address):
+    if not isinstance(location.parse(unused_address(url)), OciAddress):
         raise UsageError(url, "this kind of remote cannot list its names", "Name one: namespace/name")
-    address = Address.parse(below(url, prefix or NOBODY))
-    with _host(address, settings) as host:
+    address = OciAddress.parse(address_below(url, prefix or UNUSED_NAME))
+    with _open_host(address, settings) as host:
         # The remote's URL may have a prefix, which is part of the repositories' names but not of the refs.
-        root = address.name.removesuffix(prefix or NOBODY)
+        root = address.name.removesuffix(prefix or UNUSED_NAME)
         names_below = [name.removeprefix(root) for name in host.names() if name.startswith(root)]
     return [name for name in names_below if not prefix or name == prefix or name.startswith(f"{prefix}/")]
 
 
-def _host(address: Address, settings: Surroundings) -> Host:
-    find_credentials = partial(credentials.find, address.host, settings.docker, plain=address.plain)
-    return Host(address, find_credentials, proxy=settings.proxy)
+def _open_host(address: OciAddress, settings: UserSettings) -> RegistryHost:
+    find_credentials = partial(credentials.find_credentials, address.host, settings.docker, plain=address.is_plaintext)
+    return RegistryHost(address, find_credentials, proxy=settings.proxy)

@@ -10,7 +10,7 @@ from adapterhub_converters.errors import UsageError
 
 from . import location
 
-NOBODY = "adapterhub-remote-test"
+UNUSED_NAME = "adapterhub-remote-test"
 """A name that nobody uses, to ask a remote for rights without an adapter."""
 _HUBS = {"hf": False, "hub+https": True, "hub+http": True}
 """The schemes whose names have two parts, and whether a host comes first."""
@@ -51,27 +51,27 @@ def check_url(text: str) -> str:
     if not url.isprintable() or any(part in remainder for part in "?# "):
         raise UsageError(f"{scheme}://{host}/…", "the URL of a remote has no query, fragment or space", _HINT)
     if not separator or not location.is_address(url):
-        kinds = ", ".join(f"{kind}://" for kind in location.kinds())
+        kinds = ", ".join(f"{kind}://" for kind in location.schemes())
         raise UsageError(url[:200], "unknown kind of remote", f"Supported: {kinds}")
     url = f"{scheme.lower()}://{remainder}"
     try:
         # A remote is valid if the address of some ref below it is.
-        location.parse(nobody(url))
+        location.parse(unused_address(url))
     except UsageError as error:
-        problem = error.what.replace(f"/{NOBODY}/x", "").replace(f"/{NOBODY}", "")  # not part of what the user wrote
+        problem = error.what.replace(f"/{UNUSED_NAME}/x", "").replace(f"/{UNUSED_NAME}", "")  # not part of what the user wrote
         hint = f"Write it like {_URL_EXAMPLES.get(scheme.lower(), f'{scheme.lower()}://bucket/adapters')}"
         raise UsageError(url[:200], problem, hint, code=error.own_code) from error
     return url
 
 
-def nobody(url: str) -> str:
+def unused_address(url: str) -> str:
     """Return an address on a remote where nothing is expected to be."""
     scheme, _, remainder = url.partition("://")
     has_org = scheme in _HUBS and _split_org(scheme, remainder)[1]
-    return below(url, NOBODY if has_org else f"{NOBODY}/x")
+    return address_below(url, UNUSED_NAME if has_org else f"{UNUSED_NAME}/x")
 
 
-def below(url: str, ref: str) -> str:
+def address_below(url: str, ref: str) -> str:
     """Return the address of a ref, `[namespace/…]name[:tag|@digest]`, on a remote.
 
     `oci://host/prefix` and `team/sql:v2` give `oci://host/prefix/team/sql:v2`, and likewise for all kinds but two. Names on a

@@ -12,20 +12,20 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import IntegrityError, RefusedError
 
-from .parallel import JOBS, Move, Pace
-from .protocol import Progress, Put, Source, Target
+from .parallel import JOBS, Transfer, RateLimit
+from .protocol import Progress, PutResult, Source, Target
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class CopyResult:
     """The result of a copy: the manifest, how many bytes of missing blobs were sent, and the change of the tag."""
 
     manifest: Manifest
     sent: int
-    put: Put
+    put_result: PutResult
 
 
-def copy(
+def copy_version(
     source: Source,
     reference: str,
     target: Target,
@@ -33,32 +33,32 @@ def copy(
     progress: Progress | None = None,
     *,
     jobs: int = JOBS,
-    pace: Pace | None = None,
-) -> Copied:
+    pace: RateLimit | None = None,
+) -> CopyResult:
     """Copy a version from `source` to `target`: its files, its config, its manifest, then the tag. What is there already stays.
 
     `jobs` blobs are copied at a time; the first error stops them all, and the next run resumes where each one stopped.
     """
     manifest = source.manifest(reference)
-    blobs = unique(manifest)
-    move = Move(blobs, progress, jobs, pace)
-    watched = move.watched(source)
+    blobs = distinct_blobs(manifest)
+    move = Transfer(blobs, progress, jobs, pace)
+    watched = move.watch(source)
 
     def copy_blob(blob: Descriptor) -> int:
         # Blobs are named by digest, so one that is there has the right bytes.
-        return 0 if target.has(blob) else target.put_blob(blob, watched)
+        return 0 if target.has_blob(blob) else target.put_blob(blob, watched)
 
-    sent = sum(move.each(copy_blob, blobs, source, target))
+    sent = sum(move.run_all(copy_blob, blobs, source, target))
     # The manifest, and with it the tag, last: nobody sees a version whose blobs are not all there.
-    return Copied(manifest, sent, target.put_manifest(manifest, tag))
+    return CopyResult(manifest, sent, target.put_manifest(manifest, tag))
 
 
-def unique(manifest: Manifest) -> list[Descriptor]:
+def distinct_blobs(manifest: Manifest) -> list[Descriptor]:
     """Return the blobs of a manifest, each once, the config last."""
     return list({blob.digest: blob for blob in (*manifest.layers, manifest.config)}.values())
 
 
-def read_manifest(source: Source, manifest: Manifest, location: str) -> AdapterManifest:
+def read_adapter_manifest(source: Source, manifest: Manifest, location: str) -> AdapterManifest:
     """Fetch only the adapter.json of a version, and verify its bytes.
 
     Raises:
@@ -73,10 +73,10 @@ def read_manifest(source: Source, manifest: Manifest, location: str) -> AdapterM
     return AdapterManifest.parse(read_blob(source, blob, location), f"{location}: {ADAPTER_JSON}")
 
 
-def declared(source: Source, manifest: Manifest, adapter_manifest: AdapterManifest, location: str) -> AdapterManifest:
+def with_card(source: Source, manifest: Manifest, adapter_manifest: AdapterManifest, location: str) -> AdapterManifest:
     """Return the manifest of a version completed by its model card, which is fetched and verified."""
     return (
-        card.fill(adapter_manifest, card.decode(read_blob(source, manifest.card, location)))
+        card.with_card(adapter_manifest, card.decode(read_blob(source, manifest.card, location)))
         if manifest.card
         else adapter_manifest
     )

@@ -25,24 +25,24 @@ from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
 from adapterhub_converters import linear
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
 
-from .protocol import Reader, Source, damaged
+from .protocol import Reader, Source, damaged_error
 
 # Maximum number of bytes to receive again after a kill. A note is written twice as often, since some bytes are not on disk yet.
-NOTED = 8 << 20
+NOTE_INTERVAL = 8 << 20
 PAUSES = (0.5, 1.0, 2.0)  # seconds
 _NOTE_SUFFIX = ".json"
 _RANGE_START = linear.Pattern(r"bytes (\d{1,18})-")  # of a Content-Range
-_AHEAD = 3  # chunks that may have been received and not hashed and written yet
+_CHUNKS_AHEAD = 3  # chunks that may have been received and not hashed and written yet
 # Bytes of one write. For large ones Linux takes large pages, which the host of a virtual machine has yet to allocate: 1 GiB
 # took 2.6 s of processor time in writes of 1 MiB, and 1.0 s in these.
 _WRITE_SIZE = 1 << 15
 _MIN_PROGRESS = 1 << 14  # bytes that a connection must deliver, or it counts as failed
 
 
-class Steady:
+class ResumingReader:
     """The bytes of a blob from `start` on, requested again from where the connection broke, as long as enough arrive.
 
     Attributes:
@@ -50,13 +50,13 @@ class Steady:
     """
 
     def __init__(self, source: Source, blob: Descriptor, start: int = 0, *, pauses: Sequence[float] = PAUSES) -> None:
-        self._source, self._blob, self._at, self._pauses = source, blob, start, pauses
+        self._source, self._blob, self._position, self._pauses = source, blob, start, pauses
         self._stack = ExitStack()
         self._reader: Reader | None = None
         self._failures = self._bytes_of_connection = 0
-        self.ranged = False
+        self.used_range = False
 
-    def __enter__(self) -> Steady:
+    def __enter__(self) -> ResumingReader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,8 +71,8 @@ class Steady:
         while True:
             try:
                 if self._reader is None:
-                    self.ranged |= self._at > 0
-                    self._reader = self._stack.enter_context(self._source.open_blob(self._blob, self._at))
+                    self.used_range |= self._position > 0
+                    self._reader = self._stack.enter_context(self._source.open_blob(self._blob, self._position))
                 count = self._reader.readinto(buffer) or 0
             except CutError as error:
                 self._stack.close()
@@ -86,13 +86,13 @@ class Steady:
             self._bytes_of_connection += count
             # A server that sends a few bytes per connection would otherwise be retried forever.
             self._failures = 0 if self._bytes_of_connection >= _MIN_PROGRESS else self._failures
-            self._at += count
+            self._position += count
             return count
 
 
 @contextmanager
-def received(
-    source: Source, blob: Descriptor, files: Inside, part: Path, *, pauses: Sequence[float] = PAUSES
+def receive(
+    source: Source, blob: Descriptor, files: ConfinedFiles, part: Path, *, pauses: Sequence[float] = PAUSES
 ) -> Iterator[tuple[Path, BinaryIO]]:
     """Receive a blob into `part`, one of `files`; the caller may move the verified file away.
 
@@ -100,11 +100,11 @@ def received(
         IntegrityError: The source has other bytes; none of them stay.
         ConflictError: Another process is receiving the blob there, or others can write to the file.
     """
-    with local_errors(part), _claimed(files, part) as file:
+    with local_errors(part), _open_locked(files, part) as file:
         state, size = _resume_state(files, file, part, blob)
         for is_first_try in (True, False):
             with (
-                Steady(source, blob, size, pauses=pauses) as reader,
+                ResumingReader(source, blob, size, pauses=pauses) as reader,
                 _PartWriter(_PartNote(files, part), file, state, size, blob.size) as sink,
             ):
                 size = _receive(reader, blob, sink)
@@ -112,10 +112,10 @@ def received(
                 break
             _remove(files, _note_path(part))
             file.truncate(0)
-            if not is_first_try or not reader.ranged:
-                forget(files, part)
+            if not is_first_try or not reader.used_range:
+                discard_part(files, part)
                 problem = f"received {size} bytes of sha256:{state.hexdigest()} instead of {blob.size} of {blob.digest}"
-                raise IntegrityError(f"{source.where}: {blob.path or blob.digest}", problem, "They were discarded")
+                raise IntegrityError(f"{source.location}: {blob.path or blob.digest}", problem, "They were discarded")
             # Some servers send another range than requested: fetch the complete blob, once.
             file.seek(0)
             state, size = hashlib.sha256(), 0
@@ -126,23 +126,23 @@ def received(
 
 
 @contextmanager
-def received_concurrently(source: Source, blob: Descriptor, files: Inside, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
+def receive_concurrently(source: Source, blob: Descriptor, files: ConfinedFiles, part: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """Do as `receive`, but if another process receives the blob there, use a file of our own, removed afterwards."""
     with ExitStack() as stack:
         try:
-            received_file = stack.enter_context(received(source, blob, files, part))
+            received_file = stack.enter_context(receive(source, blob, files, part))
         except ConflictError:
             own_part = part.with_name(f"{os.urandom(12).hex()}-{part.name}")
-            stack.callback(forget, files, own_part)
-            received_file = stack.enter_context(received(source, blob, files, own_part))
+            stack.callback(discard_part, files, own_part)
+            received_file = stack.enter_context(receive(source, blob, files, own_part))
         yield received_file
 
 
-def _receive(reader: Steady, blob: Descriptor, sink: _PartWriter) -> int:
+def _receive(reader: ResumingReader, blob: Descriptor, sink: _PartWriter) -> int:
     """Receive the missing bytes; return how many there are then."""
-    position = sink.done
-    while position < blob.size and (count := reader.readinto(sink.room()[: min(CHUNK, blob.size - position)])):
-        sink.put(count)
+    position = sink.size
+    while position < blob.size and (count := reader.readinto(sink.next_buffer()[: min(CHUNK, blob.size - position)])):
+        sink.consume(count)
         position += count
     return position
 
@@ -155,13 +155,13 @@ class _PartWriter:
     """
 
     def __init__(self, note: _PartNote, file: BinaryIO, state: Any, size_so_far: int, size: int) -> None:
-        self.done = self._noted = size_so_far
+        self.size = self._noted_size = size_so_far
         self._note, self._file, self._state = note, file, state
         in_threads = size - size_so_far > CHUNK
         self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1)) if in_threads else None
         length = min(CHUNK, max(size - size_so_far, 1))
         self._buffers: list[tuple[memoryview, tuple[Future[Any], ...]]] = [
-            (memoryview(bytearray(length)), _NO_JOBS) for _ in range(_AHEAD if in_threads else 1)
+            (memoryview(bytearray(length)), _NO_JOBS) for _ in range(_CHUNKS_AHEAD if in_threads else 1)
         ]
         self._broken = False
 
@@ -172,8 +172,8 @@ class _PartWriter:
         try:
             for _buffer, jobs in self._buffers:
                 _wait(jobs)
-            if self.done > self._noted:
-                self._note.write(self.done, self._state.hexdigest())
+            if self.size > self._noted_size:
+                self._note.write(self.size, self._state.hexdigest())
         except BaseException:
             if error_type is None:  # otherwise, report the first error
                 raise
@@ -181,25 +181,25 @@ class _PartWriter:
             for pool in self._pools or ():
                 pool.shutdown()
 
-    def room(self) -> memoryview:
+    def next_buffer(self) -> memoryview:
         """Return a buffer to fill for `consume`."""
         buffer, jobs = self._buffers[0]
         _wait(jobs)
         self._buffers[0] = buffer, _NO_JOBS
         return buffer
 
-    def put(self, count: int) -> None:
+    def consume(self, count: int) -> None:
         """Hash and write the first `count` bytes of the buffer that `next_buffer` returned."""
         buffer, _ = self._buffers.pop(0)
         data = buffer[:count]
-        self.done += count
+        self.size += count
         if self._pools:
             hashing, writing = self._pools
             jobs: tuple[Future[Any], ...] = hashing.submit(self._state.update, data), writing.submit(self._write, data)
-            if self.done - self._noted >= NOTED // 2:
-                self._noted = self.done
+            if self.size - self._noted_size >= NOTE_INTERVAL // 2:
+                self._noted_size = self.size
                 digest = hashing.submit(self._state.hexdigest)
-                jobs = (*jobs, writing.submit(self._write_note, self.done, digest))
+                jobs = (*jobs, writing.submit(self._write_note, self.size, digest))
         else:
             self._state.update(data)
             self._write(data)
@@ -230,18 +230,18 @@ def _wait(jobs: Iterable[Future[Any]]) -> None:
         job.result()
 
 
-def forget(files: Inside, part: Path) -> None:
+def discard_part(files: ConfinedFiles, part: Path) -> None:
     """Remove a `.part` file and its note."""
     _remove(files, part)
     _remove(files, _note_path(part))
 
 
-def _remove(files: Inside, path: Path) -> None:
+def _remove(files: ConfinedFiles, path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         files.remove(path)
 
 
-def _resume_state(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
+def _resume_state(files: ConfinedFiles, file: BinaryIO, part: Path, blob: Descriptor) -> tuple[Any, int]:
     """Return the hash and the number of the bytes that an earlier run received; the file is truncated to them."""
     state, size = hashlib.sha256(), 0
     with contextlib.suppress(OSError, FormatError, KeyError, RefusedError):
@@ -264,7 +264,7 @@ def _resume_state(files: Inside, file: BinaryIO, part: Path, blob: Descriptor) -
 class _PartNote:
     """The note next to a `.part` file."""
 
-    def __init__(self, files: Inside, part: Path) -> None:
+    def __init__(self, files: ConfinedFiles, part: Path) -> None:
         self._files, self._part = files, part
 
     def write(self, size: int, digest: str) -> None:
@@ -283,7 +283,7 @@ def _note_path(part: Path) -> Path:
 
 
 @contextmanager
-def _claimed(files: Inside, part: Path) -> Iterator[BinaryIO]:
+def _open_locked(files: ConfinedFiles, part: Path) -> Iterator[BinaryIO]:
     """Open the file and lock it.
 
     Raises:
@@ -293,16 +293,16 @@ def _claimed(files: Inside, part: Path) -> Iterator[BinaryIO]:
         with files.resume(part) as file:
             if not user_files.is_only_mine(os.fstat(file.fileno())):
                 raise ConflictError(str(part), "others can write to it", "Remove it")
-            if not _locked(file):
+            if not _try_lock(file):
                 raise ConflictError(str(part), "another process is receiving it", "Wait for that process", code="in-use")
             # The last owner may have moved the file to its final name between opening and locking: then the lock is on a
             # finished blob.
-            if files.is_at(file, part):
+            if files.still_has_name(file, part):
                 yield file
                 return
 
 
-def _locked(file: BinaryIO) -> bool:
+def _try_lock(file: BinaryIO) -> bool:
     """Try to lock a file; return False if another process has the lock, True on systems without locks."""
     try:
         import fcntl
@@ -317,14 +317,14 @@ def _locked(file: BinaryIO) -> bool:
     return True
 
 
-def pass_over(reader: Reader, count: int) -> None:
+def skip_bytes(reader: Reader, count: int) -> None:
     """Read and discard `count` bytes."""
     buffer = memoryview(bytearray(min(CHUNK, max(count, 1))))
     while count and (read_count := reader.readinto(buffer[: min(len(buffer), count)])):
         count -= read_count
 
 
-def seek(body: Body, blob: Descriptor, start: int, location: str) -> None:
+def check_range(body: Body, blob: Descriptor, start: int, location: str) -> None:
     """Check that a body has the requested range of a blob; if it has the complete blob, skip the bytes before `start`.
 
     Raises:
@@ -339,7 +339,7 @@ def seek(body: Body, blob: Descriptor, start: int, location: str) -> None:
         if not start or not range_start or int(range_start[1]) != start:
             raise RemoteError(location, "the server sends another range than requested")
     elif start:
-        pass_over(body, start)
+        skip_bytes(body, start)
     if body.length is not None and body.length != expected_length:
         raise IntegrityError(location, f"the server has {body.length} bytes of it, not {expected_length}", "Ask its owner")
 
@@ -347,11 +347,11 @@ def seek(body: Body, blob: Descriptor, start: int, location: str) -> None:
 def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES) -> bytes:
     """Return all bytes of a small blob, verified."""
     data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
-    with Steady(source, blob, pauses=pauses) as reader:
+    with ResumingReader(source, blob, pauses=pauses) as reader:
         while len(data) <= blob.size and (count := reader.readinto(buffer)):
             data += buffer[:count]
     content = bytes(data)
     digest = sha256_bytes(content)
     if (len(content), digest) != (blob.size, blob.digest):
-        raise damaged(f"{source.where}: {blob.path or blob.digest}", len(content), digest, blob)
+        raise damaged_error(f"{source.location}: {blob.path or blob.digest}", len(content), digest, blob)
     return content

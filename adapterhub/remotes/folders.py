@@ -17,18 +17,18 @@ from adapterhub.digest import Digest, is_hex, sha256_bytes, sha256_file
 from adapterhub.manifest import oci_manifest, present
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_names, listing
-from adapterhub.manifest.present import Present
+from adapterhub.manifest.present import ExistingFolder
 from adapterhub.ref import LATEST
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors, open_regular
 from adapterhub.user_files import is_only_mine
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError
 
-from .download import PAUSES, received
-from .parallel import JOBS, Move, Pace
+from .download import PAUSES, receive
+from .parallel import JOBS, Transfer, RateLimit
 from .protocol import Progress, Reader, Source
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ class AdapterFolder:
         from adapterhub.manifest import describe  # needs numpy, which a pull does without
 
         self.folder = folder
-        self.where = location or str(folder)
+        self.location = location or str(folder)
         draft = draft or describe.draft(folder)  # before anything is sent: this may be no adapter at all
         self.skipped = draft.listing.skipped
         files = {path: _digest_and_size(folder, path, send_ahead, draft.digests) for path in draft.listing.files}
-        manifest, raw = draft.settle(files)
+        manifest, raw = draft.finalize(files)
         self._manifest = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
         self._bytes = {self._manifest.config.digest: self._manifest.config_bytes, sha256_bytes(raw): raw}
         # Blobs are served by digest, wherever the file is in the folder.
@@ -67,7 +67,7 @@ class AdapterFolder:
     def manifest(self, reference: str) -> Manifest:
         """Return the only manifest, by its digest or as `latest`."""
         if reference not in (LATEST, self._manifest.digest):
-            raise NotFoundError(f"{self.where}: {reference}", "a folder has one version", "Remove the tag")
+            raise NotFoundError(f"{self.location}: {reference}", "a folder has one version", "Remove the tag")
         return self._manifest
 
     @contextlib.contextmanager
@@ -75,7 +75,7 @@ class AdapterFolder:
         """Open a file for reading; the config and adapter.json may exist only in memory."""
         data = self._bytes.get(blob.digest)
         if data is None and blob.digest not in self._paths:
-            raise NotFoundError(self.where, f"no file with the digest {blob.digest}")
+            raise NotFoundError(self.location, f"no file with the digest {blob.digest}")
         file: Any = io.BytesIO(data) if data is not None else open_regular(self._paths[blob.digest])
         with file:
             file.seek(start)
@@ -89,17 +89,17 @@ class AdapterFolder:
         """Do nothing: files are read at once."""
 
 
-LARGE = 32 << 20  # bytes; a file that takes long enough to hash to be sent in the meantime
+MIN_SENT_AHEAD = 32 << 20  # bytes; a file that takes long enough to hash to be sent in the meantime
 
 
 class _SingleFile:
     """A single file as a source, whatever digest is asked for."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self.where = path, str(path.parent)
+        self._path, self.location = path, str(path.parent)
 
     def manifest(self, reference: str) -> Manifest:
-        raise NotFoundError(self.where, f"has no {reference}")
+        raise NotFoundError(self.location, f"has no {reference}")
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -122,7 +122,7 @@ def _digest_and_size(
         size = (folder / path).stat().st_size
     digest = digests.get(folder / path)
     # A large file is hashed while it is sent, so that it is read only once.
-    if digest is None and send_ahead and size >= LARGE:
+    if digest is None and send_ahead and size >= MIN_SENT_AHEAD:
         digest = send_ahead(path, size, _SingleFile(folder / path))
     return digest or sha256_file(folder / path), size
 
@@ -133,11 +133,11 @@ def download(
     out: Path,
     progress: Progress | None = None,
     *,
-    replacing: Callable[[Present], object] | None = None,
+    replacing: Callable[[ExistingFolder], object] | None = None,
     pauses: Sequence[float] = PAUSES,
     jobs: int = JOBS,
-    pace: Pace | None = None,
-    found: Callable[[], object] | None = None,
+    pace: RateLimit | None = None,
+    on_unchanged: Callable[[], object] | None = None,
 ) -> Manifest:
     """Write the files of a version into the folder `out`: all of them, verified, or none.
 
@@ -160,12 +160,12 @@ def download(
     Raises:
         OutputExistsError: `out` has something that would be lost.
     """
-    present_files = present.look(out)
+    present_files = present.inspect_folder(out)
     manifest = source.manifest(reference)
     if present_files is not None:
         if present_files.holds(manifest):
-            if found:
-                found()
+            if on_unchanged:
+                on_unchanged()
             return manifest
         if replacing is None:
             present_files.check_lost(lambda digest: has_version(source, digest))
@@ -173,29 +173,29 @@ def download(
             replacing(present_files)
         atomic.check_free(out, replace=True)
     # The names come from the source: none may lead out of the folder.
-    check_names((layer.path for layer in manifest.layers), source.where)
+    check_names((layer.path for layer in manifest.layers), source.location)
     target = Path(os.path.abspath(out))
     # The digest is in the name, so that only a pull of the same version resumes these files.
     scratch = target.parent / f".{target.name}.pull-{manifest.digest[7:19]}"
-    kept_paths = {layer.path for layer in manifest.layers if present_files is not None and present_files.has(layer)}
+    kept_paths = {layer.path for layer in manifest.layers if present_files is not None and present_files.has_file(layer)}
     # Files that `out` has already are linked or copied into the new folder rather than received.
     layers = list({layer.digest: layer for layer in manifest.layers if layer.path not in kept_paths}.values())
-    move = Move(layers, progress, jobs, pace)
-    watched = move.watched(source)
+    move = Transfer(layers, progress, jobs, pace)
+    watched = move.watch(source)
 
     def receive_file(layer: Descriptor) -> None:
-        with received(watched, layer, files, _part_path(scratch, layer), pauses=pauses):
+        with receive(watched, layer, files, _part_path(scratch, layer), pauses=pauses):
             pass
 
-    files = Inside(scratch)
-    _make(scratch)
+    files = ConfinedFiles(scratch)
+    _make_scratch(scratch)
     try:
-        move.each(receive_file, layers, source)
+        move.run_all(receive_file, layers, source)
     finally:
         with contextlib.suppress(OSError):
             scratch.rmdir()  # if it is empty
     try:
-        with atomic.whole(out, replace=present_files is not None) as folder, _errors_name(folder, source.where):
+        with atomic.pending_output(out, replace=present_files is not None) as folder, _errors_name(folder, source.location):
             _assemble_folder(folder, manifest, scratch, present_files, kept_paths)
     finally:  # everything was received: another run would end the same way
         shutil.rmtree(scratch, ignore_errors=True)
@@ -215,7 +215,7 @@ def _part_path(scratch: Path, layer: Descriptor) -> Path:
     return scratch / f"{layer.digest[7:]}.part"
 
 
-def _make(scratch: Path) -> None:
+def _make_scratch(scratch: Path) -> None:
     """Create a folder of our own for incomplete files; refuse one that another user owns or can write to."""
     with local_errors(scratch):
         scratch.parent.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def _modification_times(folder: Path) -> list[float]:
 
 
 def _assemble_folder(
-    folder: Path, manifest: Manifest, scratch: Path, present_files: Present | None, kept_paths: set[str]
+    folder: Path, manifest: Manifest, scratch: Path, present_files: ExistingFolder | None, kept_paths: set[str]
 ) -> None:
     """Give the received files their names in `folder`, add the files that are kept, and check all as a push does."""
     received = [layer for layer in manifest.layers if layer.path not in kept_paths]
@@ -250,7 +250,7 @@ def _assemble_folder(
         path.parent.mkdir(parents=True, exist_ok=True)
         # Two paths may have the same content: the last one takes the received file, the others get copies.
         if present_files is not None and layer.path in kept_paths:
-            present_files.keep(layer.path, path)
+            present_files.link_or_copy(layer.path, path)
         elif last_paths[layer.digest] == layer.path:
             os.replace(_part_path(scratch, layer), path)
         else:
@@ -262,10 +262,10 @@ def _assemble_folder(
 
     # The manifest must be true of the files, as in a push; without one, it is derived from them.
     if manifest.adapter_json is not None:
-        describe.true_manifest(folder)
+        describe.manifest_matching_weights(folder)
     else:
         files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
-        (folder / ADAPTER_JSON).write_bytes(describe.settle(folder, files)[1])
+        (folder / ADAPTER_JSON).write_bytes(describe.finalize(folder, files)[1])
 
 
 @contextlib.contextmanager

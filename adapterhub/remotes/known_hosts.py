@@ -17,7 +17,7 @@ from adapterhub.http.boundary import is_loopback
 from adapterhub_converters.errors import AdapterhubError
 
 from . import location
-from .configured import nobody
+from .configured import unused_address
 
 _HUGGING_FACE = "https://huggingface.co"
 _HEAD = "# Whom adapterhub may ask although only a project names them, one a line.\n"
@@ -39,7 +39,7 @@ class KnownHosts:
     remotes: Sequence[str] = ()
     docker: Path | None = None
 
-    def knows(self, owner: str) -> bool:
+    def is_known(self, owner: str) -> bool:
         """Return whether an owner is known; only files are read."""
         from .oci import credentials
 
@@ -47,7 +47,7 @@ class KnownHosts:
             return True
         for url in self.remotes:
             with suppress(AdapterhubError):  # an unusable remote is reported when it is used
-                if location.parse(nobody(url)).owner == owner:
+                if location.parse(unused_address(url)).owner == owner:
                     return True
         # Only HTTP has the short form HOST[:PORT], and logins.
         url_parts = urlsplit(owner)
@@ -58,10 +58,10 @@ class KnownHosts:
         names = {owner} if is_plaintext else {owner, url_parts.netloc}
         is_listed = any(text.rstrip("/").lower() in names for text in self.allowed)
         return is_listed or (
-            self.docker is not None and credentials.is_named(url_parts.netloc, self.docker, plain=is_plaintext)
+            self.docker is not None and credentials.is_configured(url_parts.netloc, self.docker, plain=is_plaintext)
         )
 
-    def keep(self, owner: str) -> None:
+    def remember(self, owner: str) -> None:
         """Remember an owner."""
-        if not self.knows(owner):
+        if not self.is_known(owner):
             user_files.change(self.path, lambda text: (text or _HEAD) + f"{owner}\n")

@@ -13,8 +13,8 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
-from .copy import read_manifest
-from .protocol import Connected
+from .copy import read_adapter_manifest
+from .protocol import OpenRemote
 
 ADAPTER, IMAGE, OTHER = "adapter", "image", "other"
 _IMAGE_OF = "io.adapterhub.digest"
@@ -43,11 +43,11 @@ class ListedVersion:
     created: str | None = None
 
 
-def versions(remote: Connected, tags: Sequence[str]) -> list[ListedVersion]:
+def list_versions(remote: OpenRemote, tags: Sequence[str]) -> list[ListedVersion]:
     """Return the versions that these tags are at, highest number first; an unreadable manifest is a version of its own."""
     manifests_and_tags: dict[str, tuple[Manifest | None, list[str]]] = {}
     # A manifest takes a request per tag, so read several at once where the remote allows it.
-    with ThreadPoolExecutor(remote.at_once) as pool:
+    with ThreadPoolExecutor(remote.max_readers) as pool:
         for tag, manifest in zip(tags, pool.map(lambda tag: _read_manifest(remote, tag), tags), strict=True):
             # Tags of one digest are one version.
             manifests_and_tags.setdefault(manifest.digest if manifest else tag, (manifest, []))[1].append(tag)
@@ -55,14 +55,14 @@ def versions(remote: Connected, tags: Sequence[str]) -> list[ListedVersion]:
     return sorted(listed, key=lambda version: (-(references.number(version.tags[0]) or 0), version.tags))
 
 
-def _read_manifest(remote: Connected, tag: str) -> Manifest | None:
+def _read_manifest(remote: OpenRemote, tag: str) -> Manifest | None:
     """Return the manifest of a tag; None if it cannot be read as one."""
     with suppress(*_UNREADABLE):
         return remote.manifest(tag)
     return None
 
 
-def _describe_version(remote: Connected, manifest: Manifest | None, tags: Sequence[str]) -> ListedVersion:
+def _describe_version(remote: OpenRemote, manifest: Manifest | None, tags: Sequence[str]) -> ListedVersion:
     ordered = tuple(sorted(tags, key=lambda tag: (references.number(tag) is None, tag)))
     if manifest is None:
         return ListedVersion(ordered, OTHER)
@@ -72,7 +72,7 @@ def _describe_version(remote: Connected, manifest: Manifest | None, tags: Sequen
     base, created = manifest.annotations.get(_BASE), None
     if kind == ADAPTER:
         with suppress(*_UNREADABLE):
-            adapter_manifest = read_manifest(remote, manifest, remote.where)
+            adapter_manifest = read_adapter_manifest(remote, manifest, remote.location)
             base = adapter_manifest.base.repo or base
             created = adapter_manifest.training.created if adapter_manifest.training else None
     return ListedVersion(ordered, kind, manifest.digest, manifest.size, base, created)

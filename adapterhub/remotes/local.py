@@ -11,19 +11,19 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import check_file
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry, Version
-from adapterhub.store.export import linked
+from adapterhub.store.export import linked_folder
 from adapterhub.store.store import local_errors
-from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 
-from .download import pass_over, received_concurrently
-from .protocol import Put, Reader, Source, check_complete
+from .download import skip_bytes, receive_concurrently
+from .protocol import PutResult, Reader, Source, check_complete
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
 
 
-class Local:
+class LocalName:
     """One name in an open registry. Write to it inside `lease_for_push`, or a concurrent gc could remove the blobs.
 
     Attributes:
@@ -36,12 +36,12 @@ class Local:
         self.version: Version | None = None
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The name."""
         return self.name
 
     @contextmanager
-    def at_work(self) -> Iterator[Local]:
+    def lease_for_push(self) -> Iterator[LocalName]:
         """Keep blobs that are stored in this context until a manifest names them."""
         self.registry.store.files.sweep()
         with self.registry.store.lease("push"):
@@ -56,14 +56,14 @@ class Local:
     @contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """Open a blob for reading from `start` on."""
-        if not self.registry.store.has(blob.digest, blob.size):
+        if not self.registry.store.has_blob(blob.digest, blob.size):
             raise NotFoundError(self.name, f"the registry has no blob {blob.digest} of {blob.size} bytes")
         with self.registry.store.open_blob(blob.digest) as file:
             reader = cast(Reader, file)
             if start and file.seekable():
                 file.seek(start)
             else:  # a compressed blob can only be read from its start
-                pass_over(reader, start)
+                skip_bytes(reader, start)
             yield reader
 
     def tags(self) -> list[str]:
@@ -74,34 +74,34 @@ class Local:
     def stop(self, *, on: bool = True) -> None:
         """Do nothing: files are read at once."""
 
-    def has(self, blob: Descriptor) -> bool:
+    def has_blob(self, blob: Descriptor) -> bool:
         """Return whether the store has a blob."""
-        return self.registry.store.holds(blob.digest, blob.size)
+        return self.registry.store.retain_if_present(blob.digest, blob.size)
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Receive a blob in the store's tmp/, where the next run can resume it."""
         store = self.registry.store
-        with received_concurrently(source, blob, store.files, store.part_path(blob.digest)) as (path, file):
+        with receive_concurrently(source, blob, store.files, store.part_path(blob.digest)) as (path, file):
             store.adopt(path, file, blob.digest)
         return blob.size
 
-    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:
         """Make a manifest the next version of the name, if its adapter.json matches its files and the checks find no errors."""
         store = self.registry.store
         # `latest` moves with every version, so it is not a tag to set.
         ref = Ref(self.name, tag=None if tag == LATEST else tag)
-        check_complete((*manifest.layers, manifest.config), lambda blob: store.has(blob.digest, blob.size), str(ref))
-        if not store.has(manifest.digest, len(manifest.raw)):  # the files of one in the store were checked before
+        check_complete((*manifest.layers, manifest.config), lambda blob: store.has_blob(blob.digest, blob.size), str(ref))
+        if not store.has_blob(manifest.digest, len(manifest.raw)):  # the files of one in the store were checked before
             self._check_files(manifest)
-        self.check(manifest, str(ref))
+        self.check_version(manifest, str(ref))
         store.put_bytes(manifest.raw)
         with local_errors(store.root):
             # The blobs must be on disk before the index of the registry names them.
             store.sync_blobs()
-        self.version = version = self.registry.admit(manifest, ref)
-        return Put(new=version.new, moved=version.moved, number=version.number)
+        self.version = version = self.registry.push_manifest(manifest, ref)
+        return PutResult(new=version.new, moved=version.moved, number=version.number)
 
-    def check(self, manifest: Manifest, where: str, *, force: bool = False, facts_only: bool = False) -> tuple[str, ...]:
+    def check_version(self, manifest: Manifest, location: str, *, force: bool = False, facts_only: bool = False) -> tuple[str, ...]:
         """Refuse a version that a push would refuse; with `force`, return the codes of its errors instead.
 
         With `facts_only`, its adapter.json is compared with the headers of the weights and with the policy, but no weights are
@@ -109,12 +109,12 @@ class Local:
         """
         from adapterhub.registry import publish  # needs numpy
 
-        with linked(self.registry.store, manifest.layers) as folder:
+        with linked_folder(self.registry.store, manifest.layers) as folder:
             try:
                 errors = publish.check_received(
                     folder,
                     manifest,
-                    where=where,
+                    location=location,
                     policy=self.policy,
                     force=force,
                     check=not facts_only,
@@ -122,7 +122,7 @@ class Local:
                 )
             # The files were linked into a temporary folder, whose name means nothing to the user.
             except AdapterhubError as error:
-                error.where = error.where.replace(str(folder), where)
+                error.where = error.where.replace(str(folder), location)
                 raise
         return tuple(problem.code for problem in errors)
 
@@ -132,7 +132,7 @@ class Local:
 
         for layer in manifest.layers:
             with self.open_blob(layer) as file:
-                head = bytearray(HEAD)
+                head = bytearray(HEAD_SIZE)
                 count = file.readinto(head)
             check_file(layer.path, bytes(head[:count]), self.name)
         if manifest.adapter_json is None:

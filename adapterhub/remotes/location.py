@@ -17,12 +17,12 @@ from adapterhub.digest import Digest
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub_converters.errors import UsageError
 
-from .protocol import Connected
+from .protocol import OpenRemote
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
 
-_HUB_MODULE, _LAYOUT, _OBJECTS_MODULE, _OCI_MODULE = "hub.repository", "layouts.location", "objects.store", "oci.repository"
+_HUB_MODULE, _LAYOUT_MODULE, _OBJECTS_MODULE, _OCI_MODULE = "hub.repository", "layouts.location", "objects.store", "oci.repository"
 # The module of each scheme, below this package; it is imported when an address has the scheme.
 _MODULES = {
     "az": _OBJECTS_MODULE,
@@ -31,7 +31,7 @@ _MODULES = {
     "hf": _HUB_MODULE,
     "hub+http": _HUB_MODULE,
     "hub+https": _HUB_MODULE,
-    "layout": _LAYOUT,
+    "layout": _LAYOUT_MODULE,
     "oci": _OCI_MODULE,
     "oci+http": _OCI_MODULE,
     "oci+https": _OCI_MODULE,
@@ -41,7 +41,7 @@ _SKOPEO_PREFIXES = ("oci:", "oci-archive:")  # image layouts, as skopeo writes t
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class UserSettings:
     """The user's settings that a remote may need, gathered where the environment is read.
 
     Attributes:
@@ -74,14 +74,14 @@ class Access:
         why: The reason for a missing right.
     """
 
-    who: str
+    user: str
     source: str
     reads: bool
     writes: bool | None
-    why: str = ""
+    reason: str = ""
 
 
-class Place(Protocol):
+class RemoteAddress(Protocol):
     """An address: the name of an adapter in a remote, with or without a version. `str()` is its text."""
 
     @property
@@ -128,33 +128,33 @@ def is_address(text: str) -> bool:
 
 def is_layout(text: str) -> bool:
     """Return whether a text is the address of an image layout on the local disk, without importing an HTTP client."""
-    return _module_name(text) == _LAYOUT
+    return _module_name(text) == _LAYOUT_MODULE
 
 
-def kinds() -> tuple[str, ...]:
+def schemes() -> tuple[str, ...]:
     """Return all schemes."""
     return tuple(_MODULES)
 
 
-def parse(text: str) -> Place:
+def parse(text: str) -> RemoteAddress:
     """Parse an address.
 
     Raises:
         UsageError: It is invalid. The message never repeats a password.
     """
     if not is_address(text):
-        known_schemes = ", ".join(f"{kind}://" for kind in kinds())
+        known_schemes = ", ".join(f"{kind}://" for kind in schemes())
         raise UsageError(
             text.partition(":")[0][:80], "not the address of a registry or a hub", f"Begin it with one of {known_schemes}"
         )
-    address: Place = _import_module(text).parse(text)
+    address: RemoteAddress = _import_module(text).parse(text)
     return address
 
 
-def connect(address: Place, settings: Surroundings) -> Connected:
+def connect(address: RemoteAddress, settings: UserSettings) -> OpenRemote:
     """Open a remote; no request is made yet."""
     # Any kind of address can be passed: its text says which module it belongs to.
-    remote: Connected = _import_module(address.repository).connect(address, settings)
+    remote: OpenRemote = _import_module(address.repository).connect(address, settings)
     return remote
 
 
@@ -169,19 +169,19 @@ def is_below(owner: str, folder: Path) -> bool:
     return url_parts.scheme == "file" and Path(unquote(url_parts.path)).is_relative_to(folder.absolute().resolve())
 
 
-def name_of(address: Place) -> str:
+def name_of(address: RemoteAddress) -> str:
     """Return the name of the adapter at an address, without the place where it is."""
     if is_layout(address.repository):  # the tag is a complete ref
         return (address.tag or "").partition(":")[0] if "/" in (address.tag or "") else address.title
     return address.repository.partition("://")[2].removeprefix(f"{address.host}/")
 
 
-def namespace_of(address: Place) -> str:
+def namespace_of(address: RemoteAddress) -> str:
     """Return the address without the last part of its name; an image layout is a single namespace."""
     return address.repository if is_layout(address.repository) else address.repository.rpartition("/")[0]
 
 
-def expecting(remote: Connected, digest: str | None) -> None:
+def expect_digest(remote: OpenRemote, digest: str | None) -> None:
     """Write to a remote only if its tag is still at `digest`; do nothing for None.
 
     Raises:
@@ -200,4 +200,4 @@ def _module_name(text: str) -> str:
     scheme, separator, _ = text.partition("://")
     if separator and scheme.lower() in _MODULES:
         return _MODULES[scheme.lower()]
-    return _LAYOUT if text.lower().startswith(_SKOPEO_PREFIXES) else ""
+    return _LAYOUT_MODULE if text.lower().startswith(_SKOPEO_PREFIXES) else ""

@@ -28,18 +28,18 @@ class StoppedError(Exception):
 
 
 @dataclass
-class Pace:
+class RateLimit:
     """A limit in bytes per second, shared by all threads; None for no limit."""
 
     rate: float | None = None
     _free_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def most(self) -> int:
+    def chunk_size(self) -> int:
         """Return how many bytes to pass at a time: a tenth of a second's worth."""
         return 1 << 30 if self.rate is None else max(int(self.rate / 10), 1 << 10)
 
-    def spend(self, count: int) -> float:
+    def delay_after(self, count: int) -> float:
         """Count bytes that have passed; return the seconds to wait."""
         if self.rate is None:
             return 0.0
@@ -50,7 +50,7 @@ class Pace:
             return self._free_at - now
 
 
-class Move:
+class Transfer:
     """Blobs that are transferred together: read them from a `watched` source, in `each`.
 
     Attributes:
@@ -59,22 +59,22 @@ class Move:
     """
 
     def __init__(
-        self, blobs: Sequence[Descriptor], progress: Progress | None, jobs: int = JOBS, pace: Pace | None = None
+        self, blobs: Sequence[Descriptor], progress: Progress | None, jobs: int = JOBS, pace: RateLimit | None = None
     ) -> None:
-        self.jobs, self.pace = jobs, pace or Pace()
+        self.jobs, self.pace = jobs, pace or RateLimit()
         self._total = sum(blob.size for blob in blobs)
         self._progress = progress
         self._positions: dict[str, int] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
-    def watched(self, source: Source) -> WatchedSource:
+    def watch(self, source: Source) -> WatchedSource:
         """Return the source with every byte that is read from it counted."""
         return WatchedSource(source, self)
 
-    def at(self, digest: str, position: int, new_bytes: int = 0) -> None:
+    def report(self, digest: str, position: int, new_bytes: int = 0) -> None:
         """Report that a blob has been read up to `position`, `new_bytes` just now; StoppedError after another blob failed."""
-        seconds = self.pace.spend(new_bytes) if new_bytes else 0.0
+        seconds = self.pace.delay_after(new_bytes) if new_bytes else 0.0
         if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
             raise StoppedError
         with self._lock:
@@ -84,7 +84,7 @@ class Move:
                 if self._progress:
                     self._progress(sum(self._positions.values()), self._total)
 
-    def each(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: Source) -> list[Any]:
+    def run_all(self, work: Callable[[Descriptor], Any], blobs: Sequence[Descriptor], *places: Source) -> list[Any]:
         """Call `work` for each blob, and return its results. The first error stops the other blobs and `places`."""
         self._stop_places(places, on=False)
         if self.jobs < 2 or len(blobs) < 2:
@@ -113,7 +113,7 @@ class Move:
         if self._stop.is_set():
             raise StoppedError
         result = work(blob)
-        self.at(blob.digest, blob.size)
+        self.report(blob.digest, blob.size)
         return result
 
     def _stop_all(self, jobs: Sequence[Future[Any]], places: Sequence[Source]) -> None:
@@ -134,9 +134,9 @@ class _SourceWrapper:
         self.source = source
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The source's name in errors."""
-        return self.source.where
+        return self.source.location
 
     def manifest(self, reference: str) -> Manifest:
         """Return the source's manifest."""
@@ -154,30 +154,30 @@ class _SourceWrapper:
 class WatchedSource(_SourceWrapper):
     """A source that reports how much of it has been read."""
 
-    def __init__(self, source: Source, move: Move) -> None:
+    def __init__(self, source: Source, move: Transfer) -> None:
         super().__init__(source)
-        self._move = move
+        self._transfer = move
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """Open a blob with a reader that reports its progress."""
-        self._move.at(blob.digest, start)
+        self._transfer.report(blob.digest, start)
         with self.source.open_blob(blob, start) as reader:
-            yield _WatchedReader(reader, blob, start, self._move)
+            yield _WatchedReader(reader, blob, start, self._transfer)
 
 
 class _WatchedReader:
-    def __init__(self, reader: Reader, blob: Descriptor, start: int, move: Move) -> None:
-        self._reader, self._blob, self._at, self._move = reader, blob, start, move
+    def __init__(self, reader: Reader, blob: Descriptor, start: int, move: Transfer) -> None:
+        self._reader, self._blob, self._position, self._move = reader, blob, start, move
 
     def readinto(self, buffer: memoryview, /) -> int:
-        count = int(self._reader.readinto(buffer[: self._move.pace.most()]) or 0)
-        self._at += count
-        self._move.at(self._blob.digest, self._at, count)
+        count = int(self._reader.readinto(buffer[: self._move.pace.chunk_size()]) or 0)
+        self._position += count
+        self._move.report(self._blob.digest, self._position, count)
         return count
 
 
-class Settled(_SourceWrapper):
+class PinnedSource(_SourceWrapper):
     """A source that resolves each reference only once, so that the version that was checked is the one that is transferred.
 
     A tag may move between two requests, and a hostile registry could move it at every one.
@@ -185,13 +185,13 @@ class Settled(_SourceWrapper):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self._made: dict[str, Manifest] = {}
+        self._manifests: dict[str, Manifest] = {}
 
     def manifest(self, reference: str) -> Manifest:
         """Return the source's manifest, as it was at the first request."""
-        if reference not in self._made:
-            self._made[reference] = self.source.manifest(reference)
-        return self._made[reference]
+        if reference not in self._manifests:
+            self._manifests[reference] = self.source.manifest(reference)
+        return self._manifests[reference]
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -200,7 +200,7 @@ class Settled(_SourceWrapper):
             yield reader
 
 
-class Fetched(_SourceWrapper):
+class DownloadedSource(_SourceWrapper):
     """A source with a version that was downloaded into a folder: its files are read there, everything else from the source.
 
     `unwrapped` still returns the source, so that a registry can mount blobs of another repository.
@@ -222,7 +222,7 @@ class Fetched(_SourceWrapper):
             yield cast(Reader, file)
 
 
-def unwatched(source: Source) -> Source:
+def unwrapped(source: Source) -> Source:
     """Return the source behind the wrappers of this module."""
     while isinstance(source, _SourceWrapper):
         source = source.source

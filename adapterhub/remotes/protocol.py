@@ -32,7 +32,7 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Put:
+class PutResult:
     """The changes made by storing a manifest.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source(Protocol):
     """A place that an adapter can be read from."""
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The place's name in errors."""
 
     def manifest(self, reference: str) -> Manifest:
@@ -75,7 +75,7 @@ class Source(Protocol):
 class Target(Source, Protocol):
     """A place that an adapter can be written to."""
 
-    def has(self, blob: Descriptor) -> bool:
+    def has_blob(self, blob: Descriptor) -> bool:
         """Return whether the target has a blob of this digest and size, and keeps it until the manifest is stored."""
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
@@ -85,7 +85,7 @@ class Target(Source, Protocol):
             IntegrityError: The source has other bytes; they are not stored.
         """
 
-    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:
         """Store a manifest, and point a tag at it.
 
         Raises:
@@ -93,10 +93,10 @@ class Target(Source, Protocol):
         """
 
 
-class Referring(Target, Protocol):
+class ReferringTarget(Target, Protocol):
     """A target that stores manifests of any kind, and may list them by their subject."""
 
-    def document(self, reference: str) -> bytes:
+    def read_document(self, reference: str) -> bytes:
         """Return the bytes of a manifest or an index, verified; NotFoundError without one."""
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
@@ -116,7 +116,7 @@ class UnnamedBlobTarget(Target, Protocol):
         """Send a blob of `size` bytes, and return its digest."""
 
 
-def damaged(location: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
+def damaged_error(location: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
     """Return the error for a source whose bytes, so many and of this digest, are not those of `blob`."""
     problem = f"{size} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
     return IntegrityError(location, problem, hint, code="source-damaged")
@@ -131,7 +131,7 @@ def check_complete(blobs: Iterable[Descriptor], has_blob: Callable[[Descriptor],
         raise IntegrityError(location, problem, "Try again")
 
 
-class Connected(Target, ABC):
+class OpenRemote(Target, ABC):
     """An open remote; a context manager that closes it.
 
     The methods with a body are those that some kinds of remotes lack.
@@ -145,7 +145,7 @@ class Connected(Target, ABC):
     """
 
     kind: ClassVar[str]
-    at_once: ClassVar[int] = 1
+    max_readers: ClassVar[int] = 1
     commit_id = ""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class Connected(Target, ABC):
         self.commits: dict[str, str] = {}
 
     @abstractmethod
-    def find(self, digest: Digest) -> Any:
+    def open_digest(self, digest: Digest) -> Any:
         """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
 
     @abstractmethod
@@ -189,12 +189,12 @@ class Connected(Target, ABC):
         """
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
 
-    def lacking(self, feature: str, hint: str = "") -> UsageError:
+    def unsupported_error(self, feature: str, hint: str = "") -> UsageError:
         """Return the error for a feature that this kind of remote lacks; without a hint, one of the local registry only."""
         feature = f"{self.kind} has no {feature}"
         if hint:
-            return UsageError(self.where, feature, hint)
-        return UsageError(self.where, f"{feature}; this works on the local registry", code="local-only", address=self.where)
+            return UsageError(self.location, feature, hint)
+        return UsageError(self.location, f"{feature}; this works on the local registry", code="local-only", address=self.location)
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the version stays.
@@ -203,7 +203,7 @@ class Connected(Target, ABC):
             NotFoundError: There is no such tag.
             UsageError: This kind of remote cannot remove tags.
         """
-        raise self.lacking("removal of tags from here", "Remove it with the tools of that place")
+        raise self.unsupported_error("removal of tags from here", "Remove it with the tools of that place")
 
     def history(self) -> list[Entry]:
         """Return the moves of the name's tags, oldest first.
@@ -211,13 +211,13 @@ class Connected(Target, ABC):
         Raises:
             UsageError: This kind of remote keeps no log.
         """
-        raise self.lacking("log")
+        raise self.unsupported_error("log")
 
-    def referring(self) -> Referring | None:
+    def as_referring_target(self) -> ReferringTarget | None:
         """Return the remote itself if it can store attachments, else None."""
         return None
 
-    def unnamed(self) -> UnnamedBlobTarget | None:
+    def as_unnamed_target(self) -> UnnamedBlobTarget | None:
         """Return the remote itself if it takes blobs before their digests are known, else None."""
         return None
 

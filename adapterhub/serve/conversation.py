@@ -15,11 +15,11 @@ from typing import Any
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedError
 
-from .engines import CHAT, EngineDownError, words_of
+from .engines import CHAT, EngineDownError, error_text
 from .gateway import rewriting
 from .gateway.answers import ProblemError, engine_failed
 from .gateway.app import engine_problem
-from .gateway.gateway import Asked, Gateway
+from .gateway.gateway import GatewayRequest, Gateway
 
 STOPPED = "stopped"
 """The `finish` of an answer that was stopped early."""
@@ -31,7 +31,7 @@ _DATA = b"data: {"
 
 
 @dataclass
-class Answered:
+class ModelAnswer:
     """An answer.
 
     Attributes:
@@ -76,8 +76,8 @@ class Conversation:
             LocalIOError: The engine does not answer.
         """
         with _translated_errors(self.gateway.engine.name):
-            parts = await self.gateway.meant(Asked(CHAT, {}, model=model))
-            async with self.gateway.versions.used(parts):
+            parts = await self.gateway.resolve_model(GatewayRequest(CHAT, {}, model=model))
+            async with self.gateway.versions.use(parts):
                 self.models[side:] = [model, *self.models[side + 1 :]]
         return self.gateway.version_of(parts)
 
@@ -87,7 +87,7 @@ class Conversation:
 
     async def ask(
         self, text: str, on_text: OnText = lambda _side, _piece: None, on_end: OnEnd = lambda _side, _answered: None
-    ) -> list[Answered]:
+    ) -> list[ModelAnswer]:
         """Ask all models at the same time, and return their answers. Canceling stops them, and keeps what has arrived.
 
         Raises:
@@ -95,7 +95,7 @@ class Conversation:
             RefusedError: The engine refuses the request.
             LocalIOError: The engine does not answer for now. After each of these errors, the conversation is as it was before.
         """
-        answers = [Answered(model) for model in self.models]
+        answers = [ModelAnswer(model) for model in self.models]
         tasks = [asyncio.create_task(self._answer(side, text, answer, on_text, on_end)) for side, answer in enumerate(answers)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -112,10 +112,10 @@ class Conversation:
             self._turns.append((text, [answer.text for answer in answers]))
         return answers
 
-    async def _answer(self, side: int, text: str, answer: Answered, on_text: OnText, on_end: OnEnd) -> None:
+    async def _answer(self, side: int, text: str, answer: ModelAnswer, on_text: OnText, on_end: OnEnd) -> None:
         """Fill in the answer of one side, reporting its pieces and its end."""
         started = time.monotonic()
-        request = Asked(CHAT, {})
+        request = GatewayRequest(CHAT, {})
         body = {"model": answer.model, "messages": self._messages(side, text), **self.options}
         # Without this option, engines do not report the number of tokens of a stream.
         body |= {"stream": True, "stream_options": {"include_usage": True}}
@@ -137,21 +137,21 @@ class Conversation:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": own_answer}]
         return [*messages, {"role": "user", "content": text}]
 
-    async def _events(self, request: Asked, body: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+    async def _events(self, request: GatewayRequest, body: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
         """Yield the JSON documents of a stream."""
-        async with self.gateway.answered(request, body) as answer:
+        async with self.gateway.open_answer(request, body) as answer:
             if answer.status != 200:
-                raise engine_problem(answer, await rewriting.whole(answer.body))
+                raise engine_problem(answer, await rewriting.read_whole(answer.body))
             async for lines in rewriting.events(answer, request.version, rewriting.Usage(body)):
                 for line in lines.split(b"\n"):
                     if line.startswith(_DATA):
                         yield json_file.parse_object(line[len(_DATA) - 1 :], "answer")
 
 
-def _apply_event(event: Mapping[str, Any], answer: Answered, on_piece: Callable[[str], object]) -> None:
+def _apply_event(event: Mapping[str, Any], answer: ModelAnswer, on_piece: Callable[[str], object]) -> None:
     """Add the content of a stream's event to an answer."""
     if event.get("error"):
-        raise engine_failed(words_of(event))
+        raise engine_failed(error_text(event))
     choices = event.get("choices")
     for choice in map(_object, choices if isinstance(choices, list) else []):
         answer.finish = str(choice.get("finish_reason") or answer.finish)

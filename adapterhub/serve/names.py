@@ -28,14 +28,14 @@ _NUMBER = frozenset("0123456789-.eE ")  # float() would also take underscores an
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BlendPart:
     """A version in a blend, and the factor of its delta."""
 
     ref: Ref
     weight: float = 1.0
 
 
-def parse(model: str, *, namespace: str = "", remote: str = "") -> tuple[Part, ...]:
+def parse(model: str, *, namespace: str = "", remote: str = "") -> tuple[BlendPart, ...]:
     """Parse a `model` that is not the base's own name.
 
     Args:
@@ -54,7 +54,7 @@ def parse(model: str, *, namespace: str = "", remote: str = "") -> tuple[Part, .
     return tuple(_parse_part(text.strip(" ") if len(texts) > 1 else text, model, namespace, remote) for text in texts)
 
 
-def _parse_part(text: str, model: str, namespace: str, remote: str) -> Part:
+def _parse_part(text: str, model: str, namespace: str, remote: str) -> BlendPart:
     """Parse one version of a blend, with its weight."""
     name, star, factor = text.partition("*")
     name = name.rstrip(" ") if star else name
@@ -68,7 +68,7 @@ def _parse_part(text: str, model: str, namespace: str, remote: str) -> Part:
             raise RefError(model[:80], f"{first[:40]!r} is not the remote that is served here", f"Write {name[:80]}")
     ref = Ref.parse(name)
     if not star:
-        return Part(ref)
+        return BlendPart(ref)
     try:
         weight = float(factor) if set(factor) <= _NUMBER else math.nan
     except ValueError:
@@ -77,21 +77,21 @@ def _parse_part(text: str, model: str, namespace: str, remote: str) -> Part:
     if not abs(weight) <= HEAVIEST:
         problem = f"{factor[:20]!r} is not a weight from -{HEAVIEST:,.0f} to {HEAVIEST:,.0f}"
         raise RefError(model[:80], problem, "Write a blend like legal:v1*0.7+tone:v3*0.3")
-    return Part(ref, weight)
+    return BlendPart(ref, weight)
 
 
 def is_moving(ref: Ref) -> bool:
     """Return whether a ref may mean another version later: a tag, a range, the newest. A number or a full digest never does."""
-    return ref.number is None and not is_whole(ref.digest)
+    return ref.number is None and not is_full_digest(ref.digest)
 
 
-def is_whole(digest: str | None) -> bool:
+def is_full_digest(digest: str | None) -> bool:
     """Return whether a digest has all its digits, and so means exactly one version."""
     return is_hex((digest or "").removeprefix("sha256:"))
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class AllowedNames:
     """The names that are served, by patterns such as `team/*`; without patterns, all names.
 
     Attributes:
@@ -101,7 +101,7 @@ class Allowed:
     patterns: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, patterns: Sequence[str]) -> Allowed:
+    def from_patterns(cls, patterns: Sequence[str]) -> AllowedNames:
         """Read patterns from texts, each with one or several that are separated by commas.
 
         Raises:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from adapterhub import base_sources, runtime_commands, sources
 from adapterhub.ref import Ref, RefError
 from adapterhub.sharing import policy, pulling
-from adapterhub.sharing.signatures import Named, wanted
+from adapterhub.sharing.signatures import VersionNames, needs_signature
 from adapterhub.version import __version__
 from adapterhub.workspace import StrPath, Workspace, user_folder
 from adapterhub_converters.errors import (
@@ -30,14 +30,14 @@ from adapterhub_converters.errors import (
     UsageError,
 )
 
-from .names import is_whole
-from .served import Made, Served, ServedFolder
+from .names import is_full_digest
+from .served import FolderRecord, PreparedVersion, ServedFolder
 
 if TYPE_CHECKING:
     from adapterhub.checks import Report
     from adapterhub.digest import Digest
-    from adapterhub.remotes.location import Place
-    from adapterhub.remotes.protocol import Connected
+    from adapterhub.remotes.location import RemoteAddress
+    from adapterhub.remotes.protocol import OpenRemote
     from adapterhub_converters.bases import BaseSpec
 
 NOT_APPLIED = "runtime"
@@ -58,7 +58,7 @@ class _ResolvedVersion:
     write: Callable[[Path], object]
 
 
-def resolve(ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, workspace: Workspace | None = None) -> Served:
+def resolve(ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, workspace: Workspace | None = None) -> PreparedVersion:
     """Prepare a version for a runtime, in an immutable folder of the workspace's cache, with the flags to serve it with.
 
     Args:
@@ -118,10 +118,10 @@ def _resolve_version(text: str, workspace: Workspace) -> _ResolvedVersion:
 def _version_in_registry(ref: Ref, workspace: Workspace) -> _ResolvedVersion:
     """Resolve a ref of the registry, and check the version against the policy."""
     workspace.check_name(ref.name)
-    with workspace.opened() as registry:
+    with workspace.open_registry() as registry:
         version = registry.resolve(ref)
-        policy.check_version(registry, version, Named.of(version, str(ref)), workspace)
-    workspace.deprecated(version.ref, version.deprecated)
+        policy.check_version(registry, version, VersionNames.of_version(version, str(ref)), workspace)
+    workspace.warn_if_deprecated(version.ref, version.deprecated)
     pinned = f"{version.name}@{version.digest}"  # a tag may move in the meantime
     return _ResolvedVersion(str(version.ref), version.name, version.digest, lambda out: pulling.pull(pinned, out, workspace))
 
@@ -129,14 +129,14 @@ def _version_in_registry(ref: Ref, workspace: Workspace) -> _ResolvedVersion:
 def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
     """Resolve an address, and check the version against the policy."""
     from adapterhub.remotes.location import parse
-    from adapterhub.remotes.parallel import Settled
+    from adapterhub.remotes.parallel import PinnedSource
 
     place = parse(address)
     workspace.check_name(place.repository)
-    version_names, rules = Named.at(place, address), workspace.rules()
-    if (rules and rules.needs_manifest) or wanted(version_names, workspace):
+    version_names, rules = VersionNames.of_address(place, address), workspace.rules()
+    if (rules and rules.needs_manifest) or needs_signature(version_names, workspace):
         with workspace.connect(place) as remote:
-            settled = Settled(remote)
+            settled = PinnedSource(remote)
             policy.check_policy(settled, place.reference, version_names, workspace)
             digest = settled.manifest(place.reference).digest
     else:
@@ -152,7 +152,7 @@ def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
 
 
 def digest_at(
-    place: Place, workspace: Workspace, connect: Callable[[Place], AbstractContextManager[Connected]] | None = None
+    place: RemoteAddress, workspace: Workspace, connect: Callable[[RemoteAddress], AbstractContextManager[OpenRemote]] | None = None
 ) -> Digest:
     """Return the digest of the version at an address.
 
@@ -166,7 +166,7 @@ def digest_at(
         NotFoundError: There is no such version under this name.
     """
     folder, name = served_folder(workspace), f"{place.owner} {place.repository}"
-    if is_whole(place.digest) and folder.is_confirmed(name, str(place.digest)):
+    if is_full_digest(place.digest) and folder.is_confirmed(name, str(place.digest)):
         return str(place.digest)
     with (connect or workspace.connect)(place) as remote:
         digest = remote.manifest(place.reference).digest
@@ -174,7 +174,7 @@ def digest_at(
     return digest
 
 
-def check_name(ref: Ref, place: Place, workspace: Workspace) -> None:
+def check_name(ref: Ref, place: RemoteAddress, workspace: Workspace) -> None:
     """Raise NotFoundError for a digest in an image layout that has it under other names only; a layout shares its blobs."""
     from adapterhub.remotes.layouts.layout import Layout
     from adapterhub.remotes.location import is_layout
@@ -182,7 +182,7 @@ def check_name(ref: Ref, place: Place, workspace: Workspace) -> None:
     if ref.digest is None or not is_layout(place.repository):
         return
     with workspace.connect(place) as remote:
-        if isinstance(remote, Layout) and not any(digest.startswith(ref.digest) for digest in remote.digests(ref.name)):
+        if isinstance(remote, Layout) and not any(digest.startswith(ref.digest) for digest in remote.digests_of_adapter(ref.name)):
             raise NotFoundError(str(ref), "no such version in this image layout")
 
 
@@ -209,22 +209,22 @@ def _weight_files(base: BaseSpec) -> list[tuple[str, int, int]]:
 # ---- preparing the folder
 
 
-def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: BaseSpec | None) -> Made:
+def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: BaseSpec | None) -> FolderRecord:
     """Write what the runtime reads of a version into an empty folder."""
     from adapterhub import checks
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub_converters.adapter_files import resolve_adapter
     from adapterhub_converters.runtimes import RUNTIMES
 
-    reads = RUNTIMES[runtime].reads
+    reads = RUNTIMES[runtime].format
     notes: list[str] = [] if base else ["not compared with a base model"]
     # Next to the folder, on the same disk, so that files can be moved instead of copied.
     with tempfile.TemporaryDirectory(prefix=".pulled-", dir=folder.parent) as temporary:
         pulled = Path(temporary) / version.name.rpartition("/")[2]
-        with sources.naming(pulled, version.ref):
+        with sources.relabel_errors(pulled, version.ref):
             pulled.mkdir()
             version.write(pulled)
-            source = adapter_in(pulled)
-            report = checks.check(source, base=base, limit=_MOST_PROBLEMS, where=version.ref)
+            source = resolve_adapter(pulled)
+            report = checks.check(source, base=base, limit=_MOST_PROBLEMS, display_name=version.ref)
             # SGLang applies one rank and one alpha per adapter, so every version is folded for it.
             if runtime == "sglang":
                 notes += _fold(source, folder, report, base)
@@ -236,7 +236,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
                 notes += _convert(source, folder, reads, base)
     # What was converted or folded is checked again, in the form that the runtime reads.
     if report.format != reads or runtime == "sglang":
-        report = checks.check(adapter_in(folder), base=base, limit=_MOST_PROBLEMS, where=version.ref)
+        report = checks.check(resolve_adapter(folder), base=base, limit=_MOST_PROBLEMS, display_name=version.ref)
         _check_applied(report, runtime)
     ranks, modules = cast("list[int]", report.facts["r"]), cast("list[str]", report.facts["targets"])
     rank = max(ranks, default=0)
@@ -245,8 +245,8 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
         problem = f"vllm: refused: supports ranks up to {runtime_commands.VLLM_RANKS[-1]}, and a module has rank {rank}"
         raise RefusedError(version.ref, problem, code="rank-above-max")
     conditions = report.verdicts[runtime].reasons
-    file = str(adapter_in(folder).relative_to(folder)) if reads == "gguf" else ""
-    return Made(rank, tuple(modules), tuple(dict.fromkeys((*notes, *conditions))), file)
+    file = str(resolve_adapter(folder).relative_to(folder)) if reads == "gguf" else ""
+    return FolderRecord(rank, tuple(modules), tuple(dict.fromkeys((*notes, *conditions))), file)
 
 
 def _move(pulled: Path, folder: Path) -> None:
@@ -269,7 +269,7 @@ def _fold(source: Path, folder: Path, report: Report, base: BaseSpec | None) -> 
     from adapterhub_converters.formats import convert, peft
 
     try:
-        folded = peft.folded(convert.read(source, base=base))
+        folded = peft.with_one_scale(convert.read(source, base=base))
     except AdapterhubError:
         _check_applied(report, "sglang")  # gives the reason in terms of the runtime
         raise
@@ -294,9 +294,9 @@ def _check_applied(report: Report, runtime: str) -> None:
 # ---- how to serve it
 
 
-def _with_flags(version: _ResolvedVersion, runtime: str, path: Path, record: Made, base: BaseSpec | None) -> Served:
+def _with_flags(version: _ResolvedVersion, runtime: str, path: Path, record: FolderRecord, base: BaseSpec | None) -> PreparedVersion:
     """Return the prepared version with the flags that the runtime needs."""
-    served = Served(
+    served = PreparedVersion(
         version.ref,
         version.name,
         version.digest,
@@ -305,7 +305,7 @@ def _with_flags(version: _ResolvedVersion, runtime: str, path: Path, record: Mad
         record.rank,
         notes=record.notes,
     )
-    base_name = (str(base.folder) if base.folder else base.repo or base.where) if base else ""
+    base_name = (str(base.folder) if base.folder else base.repo or base.source) if base else ""
     flags = runtime_commands.flags(
         runtime, served.model, str(served.path), rank=record.rank, modules=record.modules, base=base_name
     )

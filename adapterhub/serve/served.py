@@ -31,7 +31,7 @@ from adapterhub.digest import Digest, sha256_file
 from adapterhub.store import leases
 from adapterhub.store.atomic import local_errors
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, OutputExistsError, RefusedError
 
@@ -43,7 +43,7 @@ _ABANDONED = 24 * 3600.0  # seconds after which hidden folders count as left by 
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class PreparedVersion:
     """A version as a runtime reads it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class FolderRecord:
     """The facts about the files of a prepared folder, as recorded in served.json.
 
     Attributes:
@@ -90,12 +90,12 @@ class Made:
 
 
 @dataclass
-class Removed:
+class SweepResult:
     """The number of folders that a sweep removed, or would remove, with their bytes, and of those still in use."""
 
     folders: int = 0
     size: int = 0
-    held: int = 0
+    in_use: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +103,12 @@ class ServedFolder:
     """The folder of all prepared versions."""
 
     root: Path
-    _files: Inside = field(init=False, repr=False)
+    _files: ConfinedFiles = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_files", Inside(self.root))
+        object.__setattr__(self, "_files", ConfinedFiles(self.root))
 
-    def find(self, digest: Digest, form: str) -> tuple[Path, Made] | None:
+    def find(self, digest: Digest, form: str) -> tuple[Path, FolderRecord] | None:
         """Return the folder of a version in a form, `<runtime>-<key>`, with every byte verified; None if there is none.
 
         This counts as a use of the folder.
@@ -119,7 +119,7 @@ class ServedFolder:
         parent = self._version_folder(digest)
         if not self.root.is_dir() or not self._files.exists(parent):
             return None
-        for folder in self._files.folders(parent):
+        for folder in self._files.list_subfolders(parent):
             if folder.name == form or folder.name.startswith(f"{form}~"):
                 with suppress(AdapterhubError, OSError):  # damaged, or being removed by another process
                     if (record := _read_verified(folder)) is not None:
@@ -127,7 +127,7 @@ class ServedFolder:
                         return folder, record
         return None
 
-    def make(self, digest: Digest, form: str, write: Callable[[Path], Made]) -> tuple[Path, Made]:
+    def make(self, digest: Digest, form: str, write: Callable[[Path], FolderRecord]) -> tuple[Path, FolderRecord]:
         """Fill a new folder with `write`, and return it; or the folder of another process that was faster, if it is intact.
 
         Raises:
@@ -140,7 +140,7 @@ class ServedFolder:
             # The folder that exists is damaged. It stays, because an engine may have it open.
             target = target.with_name(f"{form}~{os.urandom(4).hex()}")
         try:
-            with atomic.whole(target) as folder:
+            with atomic.pending_output(target) as folder:
                 record = write(folder)
                 _write_record(folder, record)
         except OutputExistsError:
@@ -153,7 +153,7 @@ class ServedFolder:
         return target, record
 
     @contextmanager
-    def leased(self) -> Iterator[ServedLease]:
+    def open_lease(self) -> Iterator[ServedLease]:
         """Hold a lease, empty at first, until the context or the process ends."""
         with local_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -161,13 +161,13 @@ class ServedFolder:
             yield ServedLease(self, lease)
 
     @contextmanager
-    def held(self, served: Served) -> Iterator[Served]:
+    def held(self, served: PreparedVersion) -> Iterator[PreparedVersion]:
         """Hold a lease on a prepared version, so that no gc removes it in the meantime."""
-        with self.leased() as lease:
+        with self.open_lease() as lease:
             lease.add(served)
             yield served
 
-    def is_there(self, name: str) -> bool:
+    def has_folder(self, name: str) -> bool:
         """Return whether the root has a folder of this name."""
         return self._files.exists(self.root / name)
 
@@ -190,16 +190,16 @@ class ServedFolder:
         """Return the file that records a confirmed name."""
         return self.root / _NAMES / hashlib.sha256(f"{name}@{digest}".encode()).hexdigest()
 
-    def sweep(self, *, unused: float = UNUSED, dry_run: bool = False) -> Removed:
+    def sweep(self, *, unused: float = UNUSED, dry_run: bool = False) -> SweepResult:
         """Remove folders without a lease that were not resolved for `unused` hours, and what killed processes left."""
-        result = Removed()
+        result = SweepResult()
         if not self.root.is_dir():
             return result
         with local_errors(self.root):
-            for lease in leases.dead(self._files):
+            for lease in leases.dead_leases(self._files):
                 with suppress(FileNotFoundError):
                     self._files.remove(lease)
-            for parent in self._files.folders(self.root):
+            for parent in self._files.list_subfolders(self.root):
                 if parent.name.startswith("sha256-"):
                     self._sweep(parent, unused * 3600, result, dry_run=dry_run)
             if not dry_run:
@@ -209,14 +209,14 @@ class ServedFolder:
     def _sweep_names(self, before: float) -> None:
         """Remove the confirmed names that were not used since `before`."""
         names = self.root / _NAMES
-        for path in self._files.listed(names) if self._files.exists(names) else ():
+        for path in self._files.list_folder(names) if self._files.exists(names) else ():
             with suppress(FileNotFoundError):  # another gc was first
                 if self._files.status(path).st_mtime < before:
                     self._files.remove(path)
 
-    def _sweep(self, parent: Path, unused: float, result: Removed, *, dry_run: bool) -> None:
+    def _sweep(self, parent: Path, unused: float, result: SweepResult, *, dry_run: bool) -> None:
         """Remove the unused folders of one version, and the version's folder if nothing is left in it."""
-        names = self._files.folders(parent)
+        names = self._files.list_subfolders(parent)
         for folder in names:
             before = time.time() - (_ABANDONED if folder.name.startswith(".") else unused)
             with suppress(FileNotFoundError):  # another gc was first
@@ -226,12 +226,12 @@ class ServedFolder:
             with suppress(OSError):  # another process is filling it
                 parent.rmdir()
 
-    def _remove(self, folder: Path, before: float, result: Removed, *, dry_run: bool) -> None:
+    def _remove(self, folder: Path, before: float, result: SweepResult, *, dry_run: bool) -> None:
         """Remove one folder, unless a process has a lease on it or has resolved it since `before`."""
         size = sum(status.st_size for _, status in walk(folder) if not stat.S_ISDIR(status.st_mode))
-        with self.locked():
-            if f"{folder.parent.name}/{folder.name}" in leases.noted(self._files)[0]:
-                result.held += 1
+        with self.lock():
+            if f"{folder.parent.name}/{folder.name}" in leases.active_leases(self._files)[0]:
+                result.in_use += 1
                 return
             if self._files.status(folder).st_mtime >= before:  # resolved in the meantime
                 return
@@ -247,7 +247,7 @@ class ServedFolder:
         result.size += size
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Exclude other processes while a lease is added, or checked before a folder is removed."""
         with local_errors(self.root), self._files.resume(self.root / "lock") as file:
             leases.wait_for(file.fileno())
@@ -266,32 +266,32 @@ class ServedLease:
         self._holders: dict[str, set[str]] = {}  # the models that use each folder: versions with the same files share one
         self._lock = threading.Lock()
 
-    def add(self, served: Served) -> None:
+    def add(self, served: PreparedVersion) -> None:
         """Hold a version; NotFoundError if its folder is gone."""
         name = self._folder_name(served)
-        with self._lock, self._folder.locked():
+        with self._lock, self._folder.lock():
             if name not in self._holders:
                 self._lease.note(name)
             self._holders.setdefault(name, set()).add(served.model)
             # Checked after the lease is noted: from here on no gc can remove the folder.
-            if not self._folder.is_there(name):
+            if not self._folder.has_folder(name):
                 raise NotFoundError(str(served.path), "no longer there", "Resolve the version again")
 
-    def drop(self, served: Served) -> None:
+    def drop(self, served: PreparedVersion) -> None:
         """Release a version."""
         name = self._folder_name(served)
-        with self._lock, self._folder.locked():
+        with self._lock, self._folder.lock():
             holders = self._holders.get(name, set())
             holders.discard(served.model)
             if not holders and self._holders.pop(name, None) is not None:
-                self._lease.note_only(self._holders)
+                self._lease.replace_digests(self._holders)
 
-    def _folder_name(self, served: Served) -> str:
+    def _folder_name(self, served: PreparedVersion) -> str:
         """Return the path of a version's folder below the root."""
         return "/".join(served.path.relative_to(self._folder.root).parts[:2])
 
 
-def _write_record(folder: Path, record: Made) -> None:
+def _write_record(folder: Path, record: FolderRecord) -> None:
     """Write served.json, and make all files read-only."""
     (folder / _RECORD).unlink(missing_ok=True)  # the adapter may have a file of this name, which no runtime reads
     files = {name: sha256_file(folder / name) for name in _file_names(folder)}
@@ -305,7 +305,7 @@ def _file_names(folder: Path) -> list[str]:
     return sorted(str(path) for path, status in walk(folder) if stat.S_ISREG(status.st_mode))
 
 
-def _read_verified(folder: Path) -> Made | None:
+def _read_verified(folder: Path) -> FolderRecord | None:
     """Return the record in served.json if all files match it byte for byte; otherwise None."""
     record: dict[str, Any] = json_file.read_object(folder / _RECORD, follow=False)
     files = record.pop("files", None)
@@ -316,6 +316,6 @@ def _read_verified(folder: Path) -> Made | None:
         return None
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
     try:
-        return Made(**values)
+        return FolderRecord(**values)
     except TypeError:  # members written by another version of adapterhub
         return None

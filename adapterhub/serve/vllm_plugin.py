@@ -33,8 +33,8 @@ from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
 
 from . import names, resolving
-from .names import NOT_SERVED, Allowed
-from .served import Served, ServedLease
+from .names import NOT_SERVED, AllowedNames
+from .served import PreparedVersion, ServedLease
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -45,8 +45,8 @@ MOVING, BLEND, TOO_MANY = "moving-tag", "blend", "too-many-names"
 """The codes of errors for requests that vLLM cannot serve under one name."""
 _WORKERS = 4
 _RETRY_SECONDS = 10.0  # seconds after which a refused name is looked up again
-_REMEMBERED = 1024  # refused names that are remembered
-_NAMES = 10_000  # names that are served; a version may have several
+_MOST_REFUSALS = 1024  # refused names that are remembered
+_MOST_NAMES = 10_000  # names that are served; a version may have several
 
 
 def _same_ref(ref: str) -> str:
@@ -67,7 +67,7 @@ class Settings:
         patience: Seconds that a request waits for its adapter; the work continues for later requests.
     """
 
-    allowed: Allowed
+    allowed: AllowedNames
     workspace: Callable[[], Workspace] = Workspace
     address: Callable[[str], str] = _same_ref
     remote: str = ""
@@ -95,10 +95,10 @@ def register(settings: Settings) -> None:
     logger = init_logger("vllm.adapterhub")
     if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
         logger.warning("vLLM asks for no adapter unless VLLM_ALLOW_RUNTIME_LORA_UPDATING is True")
-    LoRAResolverRegistry.register_resolver(RESOLVER, _resolver(Versions(settings, logger.warning)))
+    LoRAResolverRegistry.register_resolver(RESOLVER, _resolver(ServedVersions(settings, logger.warning)))
 
 
-def _resolver(versions: Versions) -> Any:
+def _resolver(versions: ServedVersions) -> Any:
     """Return the `LoRAResolver` that vLLM calls."""
     from vllm.exceptions import GracefulHTTPError, VLLMNotFoundError
     from vllm.lora.request import LoRARequest
@@ -123,7 +123,7 @@ def _resolver(versions: Versions) -> Any:
 
 
 @dataclass
-class Versions:
+class ServedVersions:
     """The versions that a running vLLM serves, by the names in requests; each is held until the process ends.
 
     Attributes:
@@ -133,9 +133,9 @@ class Versions:
 
     settings: Settings
     tell: Callable[..., object]
-    _known: dict[str, Served] = field(default_factory=dict)
-    _refused: OrderedDict[str, tuple[float, AdapterhubError]] = field(default_factory=OrderedDict)
-    _work: dict[str, Future[Served]] = field(default_factory=dict)
+    _served: dict[str, PreparedVersion] = field(default_factory=dict)
+    _refusals: OrderedDict[str, tuple[float, AdapterhubError]] = field(default_factory=OrderedDict)
+    _work: dict[str, Future[PreparedVersion]] = field(default_factory=dict)
     _lock: threading.Lock = field(
         default_factory=threading.Lock
     )  # never held during disk access, because the event loop waits for it
@@ -145,7 +145,7 @@ class Versions:
         # Pulling and converting block, and vLLM resolves names in its event loop.
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix=RESOLVER)
 
-    async def find(self, model: str, base: str) -> Served | None:
+    async def find(self, model: str, base: str) -> PreparedVersion | None:
         """Return the prepared version that a name means; None for a text that cannot be the name of a version.
 
         Args:
@@ -157,7 +157,7 @@ class Versions:
             RefusedError: It may not be served, or vLLM would not apply it as it was trained.
             RemoteError: It is not ready in time.
         """
-        if served := self._known.get(model):  # known from before; vLLM has unloaded it since
+        if served := self._served.get(model):  # known from before; vLLM has unloaded it since
             return served
         try:
             parts = names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote)
@@ -184,26 +184,26 @@ class Versions:
             problem = "may mean another version later, which vLLM would not notice"
             raise RefusedError(str(ref), problem, f"Name a version, like {ref.name}:v3, or a digest", code=MOVING)
         with self._lock:
-            refused_at, error = self._refused.get(model, (0.0, None))
+            refused_at, error = self._refusals.get(model, (0.0, None))
         if error is not None and time.monotonic() < refused_at + _RETRY_SECONDS:
             raise error.with_traceback(None)  # whose traceback would grow each time
-        if len(self._known) >= _NAMES:
-            raise RefusedError(model, f"{_NAMES:,} other names were asked for", "Restart vLLM", code=TOO_MANY)
+        if len(self._served) >= _MOST_NAMES:
+            raise RefusedError(model, f"{_MOST_NAMES:,} other names were asked for", "Restart vLLM", code=TOO_MANY)
 
-    def _prepare(self, model: str, ref: Ref, base: str) -> Served:
+    def _prepare(self, model: str, ref: Ref, base: str) -> PreparedVersion:
         """Resolve and hold a version; runs in a thread."""
         try:
             served = self._environment.resolve(ref, base)
         except AdapterhubError as error:
             self.tell("%a is not served: %a", model, str(error))
             with self._lock:
-                self._refused[model] = (time.monotonic(), error)
-                self._refused.move_to_end(model)
-                while len(self._refused) > _REMEMBERED:
-                    self._refused.popitem(last=False)
+                self._refusals[model] = (time.monotonic(), error)
+                self._refusals.move_to_end(model)
+                while len(self._refusals) > _MOST_REFUSALS:
+                    self._refusals.popitem(last=False)
             raise
         else:
-            self._known[model] = served
+            self._served[model] = served
             return served
         finally:
             with self._lock:
@@ -221,7 +221,7 @@ class _Environment:
         self._opened: tuple[Workspace, ServedLease] | None = None
         self._specs: dict[str, BaseSpec] = {}
 
-    def resolve(self, ref: Ref, base: str) -> Served:
+    def resolve(self, ref: Ref, base: str) -> PreparedVersion:
         """Prepare a version, and hold it."""
         address = self._settings.address(str(ref))
         with self._lock:
@@ -241,7 +241,7 @@ class _Environment:
     def _open(self) -> tuple[Workspace, ServedLease]:
         """Open the workspace, and a lease on its folder of prepared versions."""
         workspace = replace(self._settings.workspace(), tell=lambda note: self._tell("%a", note))
-        return workspace, self._stack.enter_context(resolving.served_folder(workspace).leased())
+        return workspace, self._stack.enter_context(resolving.served_folder(workspace).open_lease())
 
     def _base(self, name: str, workspace: Workspace) -> BaseSpec:
         """Return the specification of the base model, read once per name."""

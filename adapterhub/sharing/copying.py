@@ -6,16 +6,16 @@ import os
 from typing import TYPE_CHECKING
 
 from adapterhub import sources
-from adapterhub.registry.signatures import keep
+from adapterhub.registry.signatures import store_signatures
 from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import UsageError
 
 from . import signatures
 from .policy import check_policy
-from .pulling import Pulled, pull
-from .pushing import packaged, push
-from .sent import Sent
-from .signatures import Named
+from .pulling import PullResult, pull
+from .pushing import open_package, push
+from .sent import PushResult
+from .signatures import VersionNames
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import Source
 
 
-def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False) -> Version | Sent | Pulled:
+def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False) -> Version | PushResult | PullResult:
     """Copy an adapter under the same digest to a ref of the registry, an address, or a folder.
 
     A target that could be a ref is taken as one; write a folder as `./NAME`, or give a `Path`. From an address to the registry,
@@ -40,7 +40,7 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
         ref = None
     if ref is not None:
         workspace.check_name(ref.name)
-        with workspace.opened(make=True) as registry:
+        with workspace.open_registry(make=True) as registry:
             return _into_registry(registry, source, ref, workspace, with_signatures=with_signatures)
     if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
@@ -49,7 +49,7 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace, *, with_signatures: bool) -> Version:
     """Store the source's manifest as a version of `ref`, or a new version if the source has no adapter.json."""
-    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.local import LocalName
     from adapterhub.remotes.location import parse
 
     # The registry's own policy applies to its names, whatever project the command runs in.
@@ -62,28 +62,28 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
             # Without an adapter.json there is no version to copy: the files are packaged below, as those of a folder are.
             manifest = remote.manifest(place.reference)
             if manifest.adapter_json is not None:
-                names = Named.at(place, os.fspath(source), into=ref.name)
+                names = VersionNames.of_address(place, os.fspath(source), into=ref.name)
                 check_policy(remote, manifest.digest, names, workspace)
                 version = _copy_version(registry, remote, manifest.digest, ref, workspace)
                 # Stored with the version, so that the policy can verify them here as well.
-                if with_signatures or signatures.wanted(names, workspace):
-                    keep(registry.store, manifest, signatures.stored(remote, manifest.digest), workspace.rules(), ref.name)
+                if with_signatures or signatures.needs_signature(names, workspace):
+                    store_signatures(registry.store, manifest, signatures.stored_signatures(remote, manifest.digest), workspace.rules(), ref.name)
                 return version
     elif (source_ref := sources.ref_of(source, workspace)) is not None:
-        with registry.reading(source_ref) as version:
-            local = Local(registry, version.name)
-            check_policy(local, version.digest, Named.of(version, str(version.ref), into=ref.name), workspace)
+        with registry.lease_version(source_ref) as version:
+            local = LocalName(registry, version.name)
+            check_policy(local, version.digest, VersionNames.of_version(version, str(version.ref), into=ref.name), workspace)
             return _copy_version(registry, local, version.digest, ref, workspace)
-    with sources.opened(source, workspace) as opened_source, packaged(opened_source, workspace, name=ref.name) as package:
+    with sources.open_source(source, workspace) as opened_source, open_package(opened_source, workspace, name=ref.name) as package:
         return registry.publish(package, ref)
 
 
 def _copy_version(registry: Registry, source: Source, digest: str, ref: Ref, workspace: Workspace) -> Version:
     """Copy a version into the registry as the policy allows, and return it."""
     from adapterhub.remotes import copy as copying
-    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.local import LocalName
 
-    target = Local(registry, ref.name, workspace.rules())
-    with target.at_work(), workspace.bar("copying") as progress:
-        copying.copy(source, digest, target, ref.tag, progress, **workspace.transfer())
+    target = LocalName(registry, ref.name, workspace.rules())
+    with target.lease_for_push(), workspace.bar("copying") as progress:
+        copying.copy_version(source, digest, target, ref.tag, progress, **workspace.transfer())
     return target.version or registry.resolve(ref)

@@ -11,56 +11,56 @@ from typing import TYPE_CHECKING
 from adapterhub.workspace import Workspace
 
 from . import signatures
-from .signatures import NOTHING, Demand, Named
+from .signatures import NO_DEMAND, Demand, VersionNames
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.registry.registry import Registry, Version
     from adapterhub.remotes.protocol import Source
-    from adapterhub.trust.bundle import Signed
+    from adapterhub.trust.bundle import SignedStatement
 
 
 def check_policy(
     source: Source,
     reference: str,
-    names: Named,
+    names: VersionNames,
     workspace: Workspace,
-    demand: Demand = NOTHING,
-) -> Signed | None:
+    demand: Demand = NO_DEMAND,
+) -> SignedStatement | None:
     """Check a version against the policy, fetching only its adapter.json, or its card to find a license.
 
     `demand` and the result are as in `signatures.require`.
     """
     policy = workspace.rules()
     if policy and policy.needs_manifest:
-        from adapterhub.remotes.copy import declared, read_manifest
+        from adapterhub.remotes.copy import with_card, read_adapter_manifest
 
         oci_manifest = source.manifest(reference)
-        manifest = read_manifest(source, oci_manifest, names.where)
+        manifest = read_adapter_manifest(source, oci_manifest, names.location)
         if policy.needs_license and manifest.license is None:
-            manifest = declared(source, oci_manifest, manifest, names.where)
+            manifest = with_card(source, oci_manifest, manifest, names.location)
         policy.check_manifest(
-            manifest, names.where, size=oci_manifest.files_size, metrics=_recorded_metrics(source, oci_manifest.digest)
+            manifest, names.location, size=oci_manifest.files_size, metrics=_recorded_metrics(source, oci_manifest.digest)
         )
     return signatures.require(source, reference, names, workspace, demand)
 
 
 def _recorded_metrics(source: Source, digest: Digest) -> Mapping[str, float]:
     """Return the recorded metrics of a version, which only the logs of a registry have; empty elsewhere."""
-    from adapterhub.remotes.local import Local
-    from adapterhub.remotes.parallel import unwatched
+    from adapterhub.remotes.local import LocalName
+    from adapterhub.remotes.parallel import unwrapped
 
-    place = unwatched(source)
-    return place.registry.metrics(digest) if isinstance(place, Local) else {}
+    place = unwrapped(source)
+    return place.registry.metrics(digest) if isinstance(place, LocalName) else {}
 
 
 def check_version(
     registry: Registry,
     version: Version,
-    names: Named,
+    names: VersionNames,
     workspace: Workspace,
-    demand: Demand = NOTHING,
-) -> Signed | None:
+    demand: Demand = NO_DEMAND,
+) -> SignedStatement | None:
     """Check a version of the registry against the registry's policy and the project's, otherwise like `check_policy`.
 
     The registry's policy alone decides about the name of the version.
@@ -70,13 +70,13 @@ def check_version(
     workspace = workspace.within(registry)
     policy = workspace.rules()
     needs_manifest = policy is not None and policy.needs_manifest
-    if not needs_manifest and not signatures.wanted(names, workspace, demand):
+    if not needs_manifest and not signatures.needs_signature(names, workspace, demand):
         return None
-    from adapterhub.remotes.local import Local  # with an HTTP client, which most pulls do without
+    from adapterhub.remotes.local import LocalName  # with an HTTP client, which most pulls do without
 
-    local = Local(registry, version.name, policy)
+    local = LocalName(registry, version.name, policy)
     if needs_manifest:
-        local.check(local.manifest(version.digest), names.where, facts_only=True)
+        local.check_version(local.manifest(version.digest), names.location, facts_only=True)
     return signatures.require(local, version.digest, names, workspace, demand)
 
 
@@ -89,4 +89,4 @@ def check_address(source: str, workspace: Workspace) -> None:
     address = parse(source)
     policy.check_name(address.repository)
     with workspace.connect(address) as remote:
-        check_policy(remote, address.reference, Named.at(address, source), workspace)
+        check_policy(remote, address.reference, VersionNames.of_address(address, source), workspace)

@@ -12,7 +12,7 @@ from adapterhub_converters.errors import ParameterError
 
 from . import signatures
 from .policy import check_policy, check_version
-from .signatures import NOTHING, Demand, Named
+from .signatures import NO_DEMAND, Demand, VersionNames
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Pulled:
+class PullResult:
     """The files of an adapter, written and verified.
 
     Attributes:
@@ -66,8 +66,8 @@ def pull(
     model: str | None = None,
     name: str | None = None,
     replace: bool = False,
-    demand: Demand = NOTHING,
-) -> Pulled:
+    demand: Demand = NO_DEMAND,
+) -> PullResult:
     """Write the files of a version, all of them and verified, or nothing.
 
     A folder with another version that is unmodified and stored elsewhere is replaced; files that both versions have are left as
@@ -99,9 +99,9 @@ def pull(
 
     ref = Ref.parse(source)
     workspace.check_name(ref.name)  # before asking whether there is such a version
-    with workspace.opened() as registry:
+    with workspace.open_registry() as registry:
         version = registry.resolve(ref)
-        signed = check_version(registry, version, Named.of(version, source), workspace, demand)
+        signed = check_version(registry, version, VersionNames.of_version(version, source), workspace, demand)
         pinned = Ref(version.name, digest=version.digest)  # a tag may move in the meantime
         if conversion is not None:
             from adapterhub.registry import conversion_cache  # late, with numpy: a plain pull only copies
@@ -114,9 +114,9 @@ def pull(
             converted = conversion_cache.pull(
                 registry, ref, target, conversion, base=base, model=model, policy=rules, replace=replace
             )
-            workspace.deprecated(converted.version.ref, converted.version.deprecated)
+            workspace.warn_if_deprecated(converted.version.ref, converted.version.deprecated)
             size = converted.version.size or 0
-            return Pulled(
+            return PullResult(
                 str(converted.version.ref),
                 converted.version.digest,
                 size,
@@ -127,21 +127,21 @@ def pull(
             )
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
         layers = registry.files(version)
-        existing = present.look(target)
+        existing = present.inspect_folder(target)
         is_new = existing is None or not existing.holds(registry.oci_manifest(version))
         if is_new:
             if existing is not None:
                 # What nothing else has a copy of is replaced only on request.
                 if not replace:
-                    existing.check_lost(lambda digest: bool(registry.holding(digest)))
+                    existing.check_lost(lambda digest: bool(registry.versions_with(digest)))
                 workspace.tell(f"replaces {existing}")
             with workspace.bar("writing") as progress:
-                registry.pull(pinned, target, progress, there=existing)
+                registry.pull(pinned, target, progress, present=existing)
     if signed:
         signatures.write(target, signed.raw)
-    workspace.deprecated(version.ref, version.deprecated)
+    workspace.warn_if_deprecated(version.ref, version.deprecated)
     files = tuple(layer.path for layer in layers)
-    return Pulled(str(version.ref), version.digest, version.size or 0, target, files, is_new, version=version)
+    return PullResult(str(version.ref), version.digest, version.size or 0, target, files, is_new, version=version)
 
 
 def _pull_from_address(
@@ -152,20 +152,20 @@ def _pull_from_address(
     name: str | None,
     replace: bool,
     demand: Demand,
-) -> Pulled:
+) -> PullResult:
     from adapterhub.remotes.location import parse
-    from adapterhub.remotes.parallel import Settled
+    from adapterhub.remotes.parallel import PinnedSource
 
     address = parse(source)
     target = Path(out) if out else Path(address.title)
     workspace.check_name(name or address.repository)
     with workspace.connect(address) as remote:
         # The remote says once what the tag means, so that what was checked is what is downloaded.
-        settled = Settled(remote)
-        signed = check_policy(settled, address.reference, Named.at(address, name=name), workspace, demand)
-        manifest, is_new = sources.downloaded(settled, address.reference, target, address.host, workspace, replace=replace)
+        settled = PinnedSource(remote)
+        signed = check_policy(settled, address.reference, VersionNames.of_address(address, name=name), workspace, demand)
+        manifest, is_new = sources.download_version(settled, address.reference, target, address.host, workspace, replace=replace)
         commit = workspace.tell_notes(remote)
     if signed:
         signatures.write(target, signed.raw)
     files = tuple(layer.path for layer in manifest.layers)
-    return Pulled(str(address), manifest.digest, manifest.size, target, files, is_new, manifest=manifest, commit=commit)
+    return PullResult(str(address), manifest.digest, manifest.size, target, files, is_new, manifest=manifest, commit=commit)

@@ -23,8 +23,8 @@ from adapterhub_converters.errors import ParameterError, RefusedError, RemoteErr
 
 from . import signatures
 from .policy import check_policy, check_version
-from .sent import Sent, sent, target_address
-from .signatures import Named
+from .sent import PushResult, push_result, target_address
+from .signatures import VersionNames
 from .tagging import tag
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.publish import Package
     from adapterhub.registry.recipe import Conversion
     from adapterhub.registry.registry import Version
-    from adapterhub.remotes.location import Place
-    from adapterhub.remotes.protocol import Connected, Source
+    from adapterhub.remotes.location import RemoteAddress
+    from adapterhub.remotes.protocol import OpenRemote, Source
     from adapterhub_converters.bases import BaseSpec
 
 _STALE_SIGNATURE = f"{SIGNATURE} is not about the files of this version, and was left out; sign the version itself"
@@ -66,7 +66,7 @@ def push(
     message: str = "",
     tags: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
-) -> Version | Sent:
+) -> Version | PushResult:
     """Check an adapter and store it as a version, in the registry or at an address.
 
     Args:
@@ -86,7 +86,7 @@ def push(
     """
     from adapterhub.manifest import measurement
 
-    measured = measurement.reported(metrics, target) if metrics else None
+    measured = measurement.reported_evaluation(metrics, target) if metrics else None
     if sources.is_address(target):
         if measured:
             raise ParameterError("metric", "is recorded by the local registry alone", "Leave it out")
@@ -113,8 +113,8 @@ def push(
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
     ref = _pushable_ref(target, workspace)
     with (
-        sources.opened(source, workspace) as opened_source,
-        packaged(
+        sources.open_source(source, workspace) as opened_source,
+        open_package(
             opened_source,
             workspace,
             base=base,
@@ -122,9 +122,9 @@ def push(
             force=force,
             name=ref.name,
             selection=selection,
-            metrics=measured.found_by if measured else None,
+            metrics=measured.searchable_metrics if measured else None,
         ) as package,
-        workspace.opened(make=True) as registry,
+        workspace.open_registry(make=True) as registry,
         workspace.bar("storing") as progress,
     ):
         version = registry.publish(package, ref, expect=expect, progress=progress, message=message, tags=tags)
@@ -142,8 +142,8 @@ def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
     """Check an adapter that was created in a temporary folder, and store it; errors name the ref."""
     from adapterhub.registry import publish
 
-    package = publish.package(folder, where=str(ref), policy=workspace.rules())
-    with workspace.opened(make=True) as registry:
+    package = publish.package(folder, location=str(ref), policy=workspace.rules())
+    with workspace.open_registry(make=True) as registry:
         return registry.publish(package, ref)
 
 
@@ -159,7 +159,7 @@ def _pushable_ref(target: str, workspace: Workspace) -> Ref:
 
 
 @contextmanager
-def packaged(
+def open_package(
     source: sources.Source,
     workspace: Workspace,
     *,
@@ -178,7 +178,7 @@ def packaged(
         with sources.as_folder(source) as folder:
             yield publish.package(
                 folder,
-                where=source.where,
+                location=source.location,
                 base=base,
                 policy=workspace.rules(),
                 force=force,
@@ -193,10 +193,10 @@ def packaged(
         folder = Path(temporary) / "adapter"
         convert = partial(recipe.convert, sources.parent(source), folder, conversion, name=name.rpartition("/")[2], base=base)
         # The source is checked before it is converted: a conversion could hide what is wrong with it.
-        overridden = publish.check_adapter(source.path, where=source.where, base=base, force=force, forced=convert)
+        overridden = publish.check_adapter(source.path, location=source.location, base=base, force=force, try_storing=convert)
         convert()
         package = publish.package(
-            folder, where=source.where, base=base, policy=workspace.rules(), checked=True, metrics=metrics
+            folder, location=source.location, base=base, policy=workspace.rules(), already_checked=True, metrics=metrics
         )
         yield replace(package, overridden=overridden)
 
@@ -214,12 +214,12 @@ def _push_to_address(
     name: str | None,
     selection: Selection | None,
     message: str,
-) -> Sent:
+) -> PushResult:
     """Push an adapter to an address, as it is stored, as a new version, or as a container image."""
     from adapterhub.ref import LATEST
     from adapterhub.remotes import copy as copying
-    from adapterhub.remotes.folders import LARGE, AdapterFolder
-    from adapterhub.remotes.location import expecting
+    from adapterhub.remotes.folders import MIN_SENT_AHEAD, AdapterFolder
+    from adapterhub.remotes.location import expect_digest
 
     address = target_address(target, workspace, name)
     as_image = conversion is not None and conversion.to == IMAGE
@@ -230,7 +230,7 @@ def _push_to_address(
     with ExitStack() as stack:
         remote = stack.enter_context(workspace.connect(address))
         # Compare-and-swap: the write fails if the tag has moved since the caller looked.
-        expecting(remote, expect)
+        expect_digest(remote, expect)
         if private:
             remote.make_private()
         if message:
@@ -238,11 +238,11 @@ def _push_to_address(
         if base is None and conversion is None and (checked_version := _checked_version(source, workspace, stack, force=force)):
             version_source, reference, overridden = checked_version
         else:
-            opened_source = stack.enter_context(sources.opened(source, workspace))
+            opened_source = stack.enter_context(sources.open_source(source, workspace))
             # Such a remote takes files before their digest is known, so large ones are hashed while they are sent.
-            large = LARGE if remote.unnamed() and not as_image else sys.maxsize
+            large = MIN_SENT_AHEAD if remote.as_unnamed_target() and not as_image else sys.maxsize
             package = stack.enter_context(
-                packaged(
+                open_package(
                     opened_source,
                     workspace,
                     name=address.title,
@@ -255,29 +255,29 @@ def _push_to_address(
             )
             # Not for an image, whose layers are not the files of the folder.
             early_upload = None if as_image else _EarlyUpload(remote, address.host, workspace)
-            version_source, reference = AdapterFolder(package.folder, opened_source.where, early_upload, package.draft), LATEST
+            version_source, reference = AdapterFolder(package.folder, opened_source.location, early_upload, package.draft), LATEST
             own_signatures = package.signatures
             skipped, overridden = version_source.skipped, tuple(problem.code for problem in package.overridden)
         if as_image:
-            from adapterhub.remotes.oci.image import Image
+            from adapterhub.remotes.oci.image import AdapterImage
 
-            version_source, reference = Image(version_source, reference), LATEST
-        names = replace(Named.at(address, os.fspath(source), name), origin="")
-        signatures.require(version_source, reference, names, workspace, brought=own_signatures)
+            version_source, reference = AdapterImage(version_source, reference), LATEST
+        names = replace(VersionNames.of_address(address, os.fspath(source), name), origin="")
+        signatures.require(version_source, reference, names, workspace, supplied=own_signatures)
         manifest, attached = version_source.manifest(reference), 0
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.
         with suppress(RemoteError, RefusedError):
             attached = signatures.carry(version_source, remote, manifest, own_signatures)
         with workspace.bar(f"copying to {address.host}") as progress:
-            copied = copying.copy(version_source, reference, remote, address.reference, progress, **workspace.transfer())
+            copied = copying.copy_version(version_source, reference, remote, address.reference, progress, **workspace.transfer())
         attached = attached or signatures.carry(version_source, remote, manifest, own_signatures)
         if own_signatures and not attached and not as_image:
             workspace.tell(
-                _STALE_SIGNATURE if remote.referring() else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
+                _STALE_SIGNATURE if remote.as_referring_target() else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
             )
     return replace(
-        sent(address, copied, remote, workspace),
+        push_result(address, copied, remote, workspace),
         sent=copied.sent + (early_upload.sent if early_upload else 0),
         skipped=skipped,
         overridden=overridden,
@@ -288,7 +288,7 @@ def _checked_version(
     source: StrPath, workspace: Workspace, stack: ExitStack, *, force: bool
 ) -> tuple[Source, str, tuple[str, ...]] | None:
     """Return a version to copy as it is, checked, with its digest and the errors that `force` accepted; None for a path."""
-    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.local import LocalName
     from adapterhub.remotes.location import parse
 
     if sources.is_address(source):
@@ -301,32 +301,32 @@ def _checked_version(
     ref = sources.ref_of(source, workspace)
     if ref is None:
         return None
-    registry = stack.enter_context(workspace.opened())
-    version = stack.enter_context(registry.reading(ref))
-    workspace.deprecated(version.ref, version.deprecated)
-    check_version(registry, version, Named.of(version, str(version.ref)), replace(workspace, policy=registry.policy))
-    local = Local(registry, version.name, workspace.rules())
-    return local, version.digest, local.check(local.manifest(version.digest), str(version.ref), force=force)
+    registry = stack.enter_context(workspace.open_registry())
+    version = stack.enter_context(registry.lease_version(ref))
+    workspace.warn_if_deprecated(version.ref, version.deprecated)
+    check_version(registry, version, VersionNames.of_version(version, str(version.ref)), replace(workspace, policy=registry.policy))
+    local = LocalName(registry, version.name, workspace.rules())
+    return local, version.digest, local.check_version(local.manifest(version.digest), str(version.ref), force=force)
 
 
 @contextmanager
 def _fetch_checked(
-    remote: Connected, place: Place, location: str, workspace: Workspace, *, force: bool
+    remote: OpenRemote, place: RemoteAddress, location: str, workspace: Workspace, *, force: bool
 ) -> Iterator[tuple[Source, tuple[str, ...]]]:
     """Yield a remote whose version has been fetched and checked; its blobs are read from disk unless they can be mounted."""
     from adapterhub.registry import publish
-    from adapterhub.remotes.parallel import Fetched, Settled
-    from adapterhub_converters.adapter_files import adapter_in
+    from adapterhub.remotes.parallel import DownloadedSource, PinnedSource
+    from adapterhub_converters.adapter_files import resolve_adapter
 
     # What is checked here must be what is copied later, even if the tag moves in between.
-    settled = Settled(remote)
-    check_policy(settled, place.reference, Named.at(place, location), workspace)
+    settled = PinnedSource(remote)
+    check_policy(settled, place.reference, VersionNames.of_address(place, location), workspace)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / place.title
-        manifest, _ = sources.downloaded(settled, place.reference, folder, place.host, workspace)
-        with sources.naming(folder, location):
-            errors = publish.check_adapter(adapter_in(folder), where=location, force=force)
-        yield Fetched(settled, folder, manifest), tuple(problem.code for problem in errors)
+        manifest, _ = sources.download_version(settled, place.reference, folder, place.host, workspace)
+        with sources.relabel_errors(folder, location):
+            errors = publish.check_adapter(resolve_adapter(folder), location=location, force=force)
+        yield DownloadedSource(settled, folder, manifest), tuple(problem.code for problem in errors)
 
 
 class _EarlyUpload:
@@ -335,15 +335,15 @@ class _EarlyUpload:
     It is used with a remote that takes blobs before their digest is known and surely has none of them.
     """
 
-    def __init__(self, remote: Connected, host: str, workspace: Workspace) -> None:
-        self._remote, self._host, self._workspace = remote.unnamed(), host, workspace
+    def __init__(self, remote: OpenRemote, host: str, workspace: Workspace) -> None:
+        self._remote, self._host, self._workspace = remote.as_unnamed_target(), host, workspace
         self._is_new_repository: bool | None = None if self._remote else False
         self.sent = 0
 
     def __call__(self, path: str, size: int, source: Source) -> Digest | None:
         """Send a file and return its digest; None if it has to be hashed first."""
         from adapterhub.manifest.oci_manifest import Descriptor
-        from adapterhub.remotes.parallel import Move, Pace
+        from adapterhub.remotes.parallel import Transfer, RateLimit
 
         remote = self._remote
         if remote and self._is_new_repository is None:
@@ -351,7 +351,7 @@ class _EarlyUpload:
         if not remote or not self._is_new_repository:
             return None
         with self._workspace.bar(f"copying to {self._host}") as progress:
-            move = Move([Descriptor("", "", size, path)], progress, pace=Pace(self._workspace.rate))
-            digest = remote.put_unnamed(size, path, move.watched(source))
+            move = Transfer([Descriptor("", "", size, path)], progress, pace=RateLimit(self._workspace.rate))
+            digest = remote.put_unnamed(size, path, move.watch(source))
         self.sent += size
         return digest

@@ -10,13 +10,13 @@ from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
-    from adapterhub.remotes.copy import Copied
-    from adapterhub.remotes.location import Place
-    from adapterhub.remotes.protocol import Connected
+    from adapterhub.remotes.copy import CopyResult
+    from adapterhub.remotes.location import RemoteAddress
+    from adapterhub.remotes.protocol import OpenRemote
 
 
 @dataclass(frozen=True, repr=False)
-class Sent:
+class PushResult:
     """A version at an address, as a push or copy left it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Sent:
         return f"<Sent {self.ref} {self.digest[:19]}: {self.size:,} bytes, {self.sent:,} sent>"
 
 
-def target_address(target: str, workspace: Workspace, name: str | None = None) -> Place:
+def target_address(target: str, workspace: Workspace, name: str | None = None) -> RemoteAddress:
     """Parse and check the target address of a push; the policy checks `name` if given, instead of the repository."""
     from adapterhub.references import is_range
     from adapterhub.remotes.location import parse
@@ -62,11 +62,11 @@ def target_address(target: str, workspace: Workspace, name: str | None = None) -
     return address
 
 
-def sent(address: Place, copied: Copied, remote: Connected, workspace: Workspace) -> Sent:
+def push_result(address: RemoteAddress, copied: CopyResult, remote: OpenRemote, workspace: Workspace) -> PushResult:
     """Return the result of a copy to an address, and print the notes of its remote."""
-    manifest, outcome = copied.manifest, copied.put
+    manifest, outcome = copied.manifest, copied.put_result
     commit = workspace.tell_notes(remote)
-    return Sent(
+    return PushResult(
         address.version,
         address.reference,
         manifest.digest,

@@ -19,8 +19,8 @@ from urllib.parse import quote
 
 from adapterhub import sources, user_files
 from adapterhub.manifest.package_files import SIGNATURE
-from adapterhub.registry.signatures import LIMIT, check, files_of, in_folder, is_about
-from adapterhub.store.signatures import UNREADABLE, Sized, bounded
+from adapterhub.registry.signatures import LIMIT, check, signed_files, in_folder, is_about
+from adapterhub.store.signatures import UNREADABLE, Sized, read_bounded
 from adapterhub.trust import attestation, bundle
 from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from adapterhub.identity import Identity
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.registry.registry import Version
-    from adapterhub.remotes.location import Place
-    from adapterhub.remotes.protocol import Connected, Source
-    from adapterhub.trust.bundle import Signed
+    from adapterhub.remotes.location import RemoteAddress
+    from adapterhub.remotes.protocol import OpenRemote, Source
+    from adapterhub.trust.bundle import SignedStatement
     from adapterhub.trust.keys import Signer, TrustedSigner
 
 
@@ -54,7 +54,7 @@ class Signable:
         add: Stores a signature; returns False if it was there already.
     """
 
-    where: str
+    location: str
     name: str
     pinned: str
     digest: Digest
@@ -64,7 +64,7 @@ class Signable:
 
 
 @contextmanager
-def opened(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
+def open_signable(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
     """Open what a folder, a ref or an address names, with its signatures, until the context ends."""
     if sources.is_address(source):
         from adapterhub.remotes.location import name_of, parse
@@ -77,8 +77,8 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
                 name_of(place),
                 f"{place.repository}@{manifest.digest}",
                 manifest.digest,
-                files_of(manifest),
-                lambda: stored(remote, manifest.digest),
+                signed_files(manifest),
+                lambda: stored_signatures(remote, manifest.digest),
                 lambda raw: _attach(remote, manifest, raw),
             )
         return
@@ -86,14 +86,14 @@ def opened(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
     if ref is None:
         yield _folder(Path(source) if path is None else path)
         return
-    with workspace.opened() as registry, registry.reading(ref) as version:
+    with workspace.open_registry() as registry, registry.lease_version(ref) as version:
         manifest, signature_store = registry.oci_manifest(version), registry.store.signatures
         yield Signable(
             str(version.ref),
             version.name,
             f"{version.name}@{version.digest}",
             version.digest,
-            files_of(manifest),
+            signed_files(manifest),
             lambda: signature_store.read(manifest.digest, LIMIT),
             lambda raw: signature_store.add(manifest.digest, raw),
         )
@@ -131,15 +131,15 @@ def sign(source: StrPath, key: Signer, workspace: Workspace, *, name: str | None
     """
     from adapterhub.trust.statement import Statement
 
-    with opened(source, workspace) as signable:
+    with open_signable(source, workspace) as signable:
         if not signable.files:
-            raise NotFoundError(signable.where, "has no files to sign", "Name a folder with an adapter")
+            raise NotFoundError(signable.location, "has no files to sign", "Name a folder with an adapter")
         return signable, signable.add(bundle.sign(Statement(name or signable.name, signable.files), key))
 
 
 def verify(
     source: StrPath, keys: Sequence[TrustedSigner], workspace: Workspace, *, name: str | None = None
-) -> tuple[Signable, Signed]:
+) -> tuple[Signable, SignedStatement]:
     """Return what a folder, a ref or an address names, and its signature by one of `keys`.
 
     Args:
@@ -151,16 +151,16 @@ def verify(
     Raises:
         IntegrityError: There is no such signature, or it covers other files or another name.
     """
-    with opened(source, workspace) as signable:
+    with open_signable(source, workspace) as signable:
         expected = name or (signable.name if signable.digest else None)
-        return signable, bundle.accepted(signable.read(), keys, signable.files, expected, signable.where)
+        return signable, bundle.find_accepted(signable.read(), keys, signable.files, expected, signable.location)
 
 
 # ---- requiring
 
 
 @dataclass(frozen=True)
-class Named:
+class VersionNames:
     """The names of a version.
 
     Attributes:
@@ -171,20 +171,20 @@ class Named:
         own_name: The name it is signed as where it comes from.
     """
 
-    where: str
+    location: str
     name: str
     signed_as: str
     origin: str = ""
     own_name: str = ""
 
     @classmethod
-    def of(cls, version: Version, location: str, *, into: str = "") -> Named:
+    def of_version(cls, version: Version, location: str, *, into: str = "") -> VersionNames:
         """Return the names of a version of the registry; `into` is the name it is copied to."""
         name = into or version.name
         return cls(location, name, name, version.name.partition("/")[0], version.name)
 
     @classmethod
-    def at(cls, place: Place, location: str = "", name: str | None = None, *, into: str = "") -> Named:
+    def of_address(cls, place: RemoteAddress, location: str = "", name: str | None = None, *, into: str = "") -> VersionNames:
         """Return the names of an address; `name` is the ref on a remote that the address was derived from, `into` as above."""
         from adapterhub.remotes.location import name_of, namespace_of
 
@@ -208,34 +208,34 @@ class Demand:
     remember: bool = False
 
 
-NOTHING = Demand()
+NO_DEMAND = Demand()
 
 
-def wanted(names: Named, workspace: Workspace, demand: Demand = NOTHING) -> bool:
+def needs_signature(names: VersionNames, workspace: Workspace, demand: Demand = NO_DEMAND) -> bool:
     """Return whether a version must be signed or attested.
 
     Raises:
         UsageError: The user wants it signed, but no keys are given or known.
     """
     policy = workspace.rules()
-    rules = policy.signed(names.name) if policy else []
+    rules = policy.signing_rules(names.name) if policy else []
     if any(not rule.attestation for rule in rules) or _known_signers(names.origin, workspace) or demand.keys:
         return True
     if demand.keys is not None:
         problem = "no keys are known to verify a signature with"
-        raise UsageError(names.where, problem, "Name the keys or identities to accept", code="keys-required")
+        raise UsageError(names.location, problem, "Name the keys or identities to accept", code="keys-required")
     return bool(rules)
 
 
 def require(
     source: Source,
     reference: str,
-    names: Named,
+    names: VersionNames,
     workspace: Workspace,
-    demand: Demand = NOTHING,
+    demand: Demand = NO_DEMAND,
     *,
-    brought: Sequence[bytes] = (),
-) -> Signed | None:
+    supplied: Sequence[bytes] = (),
+) -> SignedStatement | None:
     """Verify the signatures that a version must have, before its files are fetched.
 
     The policy requires signatures for its name, the user for the namespace it comes from and by `demand`. They are searched
@@ -248,25 +248,25 @@ def require(
         IntegrityError: A requirement of `demand` is not met.
         RefusedError: A requirement of the policy is not met, or the signer is not the one known for the namespace.
     """
-    if not wanted(names, workspace, demand):
+    if not needs_signature(names, workspace, demand):
         return None
     manifest = source.manifest(reference)
-    signatures = [*brought, *stored(source, manifest.digest)]
+    signatures = [*supplied, *stored_signatures(source, manifest.digest)]
     signed = check(
-        workspace.rules(), manifest, lambda: signatures, name=names.name, where=names.where, signed_as=names.signed_as
+        workspace.rules(), manifest, lambda: signatures, name=names.name, location=names.location, signed_as=names.signed_as
     )
     name = demand.signed_as or names.own_name or names.name
 
-    def accepted_signature(keys: Sequence[TrustedSigner]) -> Signed:
-        return bundle.accepted(signatures, keys, files_of(manifest), name, names.where)
+    def accepted_signature(keys: Sequence[TrustedSigner]) -> SignedStatement:
+        return bundle.find_accepted(signatures, keys, signed_files(manifest), name, names.location)
 
     if known_signers := _known_signers(names.origin, workspace):
         signed = _verify_by_known(accepted_signature, known_signers, names, workspace)
     # Last, so that the signature returned is the one that the user asked for.
     if demand.keys:
-        from adapterhub.trust.keys import trusted
+        from adapterhub.trust.keys import read_trusted
 
-        signed = accepted_signature(trusted(demand.keys))
+        signed = accepted_signature(read_trusted(demand.keys))
     if signed and demand.remember and names.origin and workspace.known_signers is not None:
         from adapterhub.trust.known_signers import KnownSigners
 
@@ -281,60 +281,60 @@ def _known_signers(origin: str, workspace: Workspace) -> Sequence[TrustedSigner]
         return ()
     from adapterhub.trust.known_signers import KnownSigners  # needs cryptography
 
-    return KnownSigners(Path(workspace.known_signers)).of(origin)
+    return KnownSigners(Path(workspace.known_signers)).signers_of(origin)
 
 
 def _verify_by_known(
-    accepted_signature: Callable[[Sequence[TrustedSigner]], Signed],
+    accepted_signature: Callable[[Sequence[TrustedSigner]], SignedStatement],
     signers: Sequence[TrustedSigner],
-    names: Named,
+    names: VersionNames,
     workspace: Workspace,
-) -> Signed:
+) -> SignedStatement:
     """Verify a signature by the known signers of the namespace, explaining a changed signer."""
     try:
         return accepted_signature(signers)
     except IntegrityError as error:
         problem = f"{error.what}; {names.origin} is known to be signed by {signers[0].title}"
         hint = f"If its owner says that the signer has changed, remove the line from {workspace.known_signers}"
-        raise RefusedError(names.where, problem, hint, code="known-signer") from error
+        raise RefusedError(names.location, problem, hint, code="known-signer") from error
 
 
 # ---- where signatures are
 
 
-def stored(source: Source, digest: Digest) -> list[bytes]:
+def stored_signatures(source: Source, digest: Digest) -> list[bytes]:
     """Return the signatures of a manifest that its place stores; empty if it stores no attachments."""
-    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.local import LocalName
     from adapterhub.remotes.oci import referrers
-    from adapterhub.remotes.parallel import unwatched
-    from adapterhub.remotes.protocol import Connected
+    from adapterhub.remotes.parallel import unwrapped
+    from adapterhub.remotes.protocol import OpenRemote
 
-    place = unwatched(source)
-    if isinstance(place, Local):
+    place = unwrapped(source)
+    if isinstance(place, LocalName):
         return place.registry.store.signatures.read(digest, LIMIT)
-    referring = place.referring() if isinstance(place, Connected) else None
+    referring = place.as_referring_target() if isinstance(place, OpenRemote) else None
     if referring is None:
         return []
 
     def sized_signatures() -> Iterator[Sized]:
         for referrer in referrers.referrers(referring, digest, bundle.MEDIA_TYPE):
             with suppress(*UNREADABLE):  # anyone who can write there can attach anything
-                file = referrers.file_of(referring, referrer, digest, LIMIT)
-                yield file.size, partial(referrers.read, referring, referrer, file)
+                file = referrers.single_file(referring, referrer, digest, LIMIT)
+                yield file.size, partial(referrers.read_file, referring, referrer, file)
 
-    return bounded(sized_signatures())
+    return read_bounded(sized_signatures())
 
 
-def carry(source: Source, remote: Connected, manifest: Manifest, supplied: Sequence[bytes]) -> int:
+def carry(source: Source, remote: OpenRemote, manifest: Manifest, supplied: Sequence[bytes]) -> int:
     """Attach the signatures of a version that was copied to an address, if it stores attachments; return their number.
 
     These are the `supplied` ones and those of the registry; attachments at another address are copied on request only.
     """
-    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.local import LocalName
 
-    signatures = [*supplied, *(stored(source, manifest.digest) if isinstance(source, Local) else ())]
+    signatures = [*supplied, *(stored_signatures(source, manifest.digest) if isinstance(source, LocalName) else ())]
     # A place without attachments still gets the version; the caller decides whether that needs a note.
-    if not signatures or remote.referring() is None:
+    if not signatures or remote.as_referring_target() is None:
         return 0
     attached = 0
     for raw in signatures:
@@ -344,15 +344,15 @@ def carry(source: Source, remote: Connected, manifest: Manifest, supplied: Seque
     return attached
 
 
-def _attach(remote: Connected, manifest: Manifest, signature: bytes) -> bool:
+def _attach(remote: OpenRemote, manifest: Manifest, signature: bytes) -> bool:
     """Attach one signature or attestation to a version at an address; return True."""
     from adapterhub.remotes.oci import referrers
 
-    referring = remote.referring()
+    referring = remote.as_referring_target()
     if referring is None:
-        raise remote.lacking("attachments", "Sign the folder before you push it, or use an OCI registry")
+        raise remote.unsupported_error("attachments", "Sign the folder before you push it, or use an OCI registry")
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
-        file = Path(temporary) / (_ATTESTATION_FILE if attestation.among([signature]) else SIGNATURE)
+        file = Path(temporary) / (_ATTESTATION_FILE if attestation.attestation_bundles([signature]) else SIGNATURE)
         file.write_bytes(signature)
-        referrers.attach(referring, manifest, bundle.MEDIA_TYPE, [file])
+        referrers.attach_files(referring, manifest, bundle.MEDIA_TYPE, [file])
     return True

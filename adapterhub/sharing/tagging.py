@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from .sent import Sent, sent, target_address
+from .sent import PushResult, push_result, target_address
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
 
 
-def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None = None) -> Sent:
+def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None = None) -> PushResult:
     """Point a tag at the version at an address, in the same place; `expect` as in `push`."""
     from adapterhub.ref import LATEST, parse_tag
     from adapterhub.remotes import copy as copying
-    from adapterhub.remotes.location import expecting, parse
+    from adapterhub.remotes.location import expect_digest, parse
 
     place = parse(source)
     if name == LATEST:
         raise UsageError(f"{place.repository}:{name}", "is always the newest push", "Choose another tag", code="latest-tag")
     target = target_address(f"{place.repository}{place.mark}{parse_tag(name, source)}", workspace)
     with workspace.connect(place) as source_remote, workspace.connect(target) as remote:
-        expecting(remote, expect)
-        copied = copying.copy(source_remote, place.reference, remote, name, **workspace.transfer())
-        return sent(target, copied, remote, workspace)
+        expect_digest(remote, expect)
+        copied = copying.copy_version(source_remote, place.reference, remote, name, **workspace.transfer())
+        return push_result(target, copied, remote, workspace)
 
 
 def untag(address: str, workspace: Workspace) -> None:
@@ -42,5 +42,5 @@ def untag(address: str, workspace: Workspace) -> None:
         if place.tag == LATEST:
             raise RefusedError(address, "is always the newest push", "Name another tag", code="latest-tag")
         if not place.tag:
-            raise remote.lacking("removal of names from here", "Remove it with the tools of that place")
+            raise remote.unsupported_error("removal of names from here", "Remove it with the tools of that place")
         remote.untag(place.tag)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub_converters.containers import open_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import LocalIOError
 
 from .leases import ABANDONED, Lease
@@ -33,7 +33,7 @@ _WRITE = 2  # SYNC_FILE_RANGE_WRITE
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None) if sys.platform == "linux" else None
 
 
-class Files(Inside):
+class StoreFiles(ConfinedFiles):
     """The files below `root`, the folder of a store.
 
     Attributes:
@@ -61,7 +61,7 @@ class Files(Inside):
     def sweep(self) -> None:
         """Delete files in tmp/ that were last written more than a day ago; a running writer keeps writing to its own."""
         with local_errors(self.root):
-            for path in self.listed(self.root / "tmp"):
+            for path in self.list_folder(self.root / "tmp"):
                 with contextlib.suppress(FileNotFoundError):  # another process swept it
                     status = self.status(path)
                     if status.st_mtime < time.time() - ABANDONED and not stat.S_ISDIR(status.st_mode):

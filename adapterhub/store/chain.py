@@ -67,7 +67,7 @@ class Chains:
     entries: int
 
 
-def follow(log: Log, recorded_ends: LogEnds | None = None) -> Chains:
+def verify_chains(log: Log, recorded_ends: LogEnds | None = None) -> Chains:
     """Read every entry of every log, and compare it with its predecessor and with ends that were recorded before.
 
     Args:

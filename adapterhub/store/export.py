@@ -11,10 +11,10 @@ from pathlib import Path
 
 from adapterhub.digest import copy_hashing
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.manifest.present import Present
+from adapterhub.manifest.present import ExistingFolder
 from adapterhub_converters.errors import IntegrityError
 
-from .store import More, Progress, Store, counter, local_errors
+from .store import ByteCounter, Progress, Store, counter, local_errors
 
 
 def export(
@@ -23,7 +23,7 @@ def export(
     folder: Path,
     progress: Progress | None = None,
     *,
-    there: Present | None = None,
+    present: ExistingFolder | None = None,
 ) -> None:
     """Write the files of a version into `folder`, which must be new and the caller's own.
 
@@ -39,20 +39,20 @@ def export(
     """
     count_bytes = counter(progress, sum(layer.size for layer in layers))
     for layer in layers:
-        if there is not None and there.has(layer):
-            there.keep(layer.path, folder / layer.path)
+        if present is not None and present.has_file(layer):
+            present.link_or_copy(layer.path, folder / layer.path)
             if count_bytes:
                 count_bytes(layer.size)
         else:
             with store.open_blob(layer.digest) as blob:
                 write_layer(folder, layer, blob, count_bytes)
-    if there is not None:
+    if present is not None:
         # An edit made in the meantime would be lost with the old folder.
-        there.check_unchanged()
+        present.check_unchanged()
 
 
 @contextmanager
-def linked(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
+def linked_folder(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
     """Yield a temporary folder in which the blobs of a version have the names of its files."""
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         for layer in layers:
@@ -68,7 +68,7 @@ def linked(store: Store, layers: Sequence[Descriptor]) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def write_layer(folder: Path, layer: Descriptor, source: object, more: More | None = None) -> None:
+def write_layer(folder: Path, layer: Descriptor, source: object, count_bytes: ByteCounter | None = None) -> None:
     """Write one file below `folder`, which must be new and the caller's own; IntegrityError if its bytes are wrong.
 
     The caller has checked `layer.path` (`oci_manifest.parse` or `package_files.listing`).
@@ -79,7 +79,7 @@ def write_layer(folder: Path, layer: Descriptor, source: object, more: More | No
     with local_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, flags, 0o666), "wb", buffering=0) as file:
-            digest, size = copy_hashing(source, file, limit=layer.size, more=more)
+            digest, size = copy_hashing(source, file, limit=layer.size, on_bytes=count_bytes)
     if (digest, size) != (layer.digest, layer.size):
         problem = (
             f"{size} bytes with digest {digest} instead of {layer.size} bytes with digest {layer.digest}; nothing was written"

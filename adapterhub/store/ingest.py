@@ -49,8 +49,8 @@ def ingest(
             continue
         with open_regular(folder / path) as file:
             stamps[path] = _stamp(file.fileno())
-            files[path] = store.put_stream(file, more=count_bytes)
-    adapter_manifest, raw = draft.settle(files)
+            files[path] = store.put_stream(file, count_bytes=count_bytes)
+    adapter_manifest, raw = draft.finalize(files)
     # Compared only after the last file was read: the files must be of one state of the folder, and adapter.json about them.
     for path, stamp in stamps.items():
         with local_errors(folder / path):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import FormatError, LocalIOError
 
 ABANDONED = 24 * 3600  # seconds
@@ -40,7 +40,7 @@ class Lease:
         if self._file is not None:
             self._file.write(f"{digest}\n".encode())
 
-    def note_only(self, digests: Iterable[str]) -> None:
+    def replace_digests(self, digests: Iterable[str]) -> None:
         """Replace the list with these blobs. Call this while no gc can read the lease, as it might find the list incomplete."""
         if self._file is not None:
             self._file.seek(self._start)
@@ -49,13 +49,13 @@ class Lease:
 
 
 @contextmanager
-def hold(files: Inside, kind: str, *, required: bool) -> Iterator[Lease]:
+def hold(files: ConfinedFiles, kind: str, *, required: bool) -> Iterator[Lease]:
     """Hold a lease in a store. Unless it is `required`, continue without one if it cannot be written, as a reader may."""
     ident = os.urandom(12).hex()
     path = files.root / FOLDER / f"{ident}{_SUFFIX}"
     file = None
     try:
-        file = _make(files, path, kind)
+        file = _create_lease_file(files, path, kind)
     except OSError as error:
         with contextlib.suppress(OSError):
             files.remove(path.with_suffix(_NEW))
@@ -71,7 +71,7 @@ def hold(files: Inside, kind: str, *, required: bool) -> Iterator[Lease]:
             file.close()
 
 
-def _make(files: Inside, path: Path, kind: str) -> BinaryIO:
+def _create_lease_file(files: ConfinedFiles, path: Path, kind: str) -> BinaryIO:
     files.make_dir(path.parent)
     new = path.with_suffix(_NEW)
     file = files.create(new)
@@ -111,11 +111,11 @@ def wait_for(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
-def noted(files: Inside) -> tuple[set[str], set[str]]:
+def active_leases(files: ConfinedFiles) -> tuple[set[str], set[str]]:
     """Return the digests in leases of running processes, and the ids of these leases."""
     digests: set[str] = set()
     ids: set[str] = set()
-    for path in _named(files, _SUFFIX):
+    for path in _files_with_suffix(files, _SUFFIX):
         with contextlib.suppress(FileNotFoundError), files.open(path) as file:
             if not _is_dead(file.fileno()):
                 # Without the line about the holder, and without a last line that is still being written.
@@ -124,23 +124,23 @@ def noted(files: Inside) -> tuple[set[str], set[str]]:
     return digests, ids
 
 
-def dead(files: Inside) -> list[Path]:
+def dead_leases(files: ConfinedFiles) -> list[Path]:
     """Return the files of leases whose holders have ended."""
     dead_paths = []
-    for path in _named(files, _NEW):
+    for path in _files_with_suffix(files, _NEW):
         with contextlib.suppress(FileNotFoundError):
             if _age(files.status(path)) > ABANDONED:
                 dead_paths.append(path)
-    for path in _named(files, _SUFFIX):
+    for path in _files_with_suffix(files, _SUFFIX):
         with contextlib.suppress(FileNotFoundError), files.open(path) as file:
             if _is_dead(file.fileno()):
                 dead_paths.append(path)
     return dead_paths
 
 
-def _named(files: Inside, suffix: str) -> list[Path]:
+def _files_with_suffix(files: ConfinedFiles, suffix: str) -> list[Path]:
     with contextlib.suppress(FileNotFoundError):
-        return [path for path in files.listed(files.root / FOLDER) if path.suffix == suffix]
+        return [path for path in files.list_folder(files.root / FOLDER) if path.suffix == suffix]
     return []
 
 

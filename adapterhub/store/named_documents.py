@@ -34,7 +34,7 @@ class NamedDocument:
     head: Digest = ""
 
     @property
-    def there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the name points at a document."""
         return self.entry is not None and self.entry.op == "push"
 
@@ -44,15 +44,15 @@ class NamedDocument:
         return Entry(self.name, seq, op, time, digest, size, previous=self.head)
 
 
-def parse_document_name(name: str, where: str) -> str:
+def parse_document_name(name: str, location: str) -> str:
     """Return `name` if it is a valid name of a document: one word, following the rules for each part of a ref."""
-    parse_name(f"base/{name}", where)
+    parse_name(f"base/{name}", location)
     return name
 
 
-def current(store: Store, name: str, *, log: str = BASES, known: NamedDocument | None = None) -> NamedDocument:
+def current(store: Store, name: str, *, log: str = BASES, known_state: NamedDocument | None = None) -> NamedDocument:
     """Return the state of a name; IntegrityError if its log was changed. Only entries after `known_state` are read."""
-    state = known or NamedDocument(name)
+    state = known_state or NamedDocument(name)
     while step := store.log.entry(name, (state.entry.seq if state.entry else 0) + 1, log=log):
         entry, digest = step
         if entry.previous != state.head or entry.op not in ("push", "delete"):
@@ -70,12 +70,12 @@ def move(
     decide: Callable[[NamedDocument], Entry | None],
     *,
     log: str = BASES,
-    known: NamedDocument | None = None,
+    known_state: NamedDocument | None = None,
 ) -> None:
     """Commit the entry that `decide` returns for the state of a name; call it again if another writer committed first."""
     while True:
         with locked():  # the compare-and-swap of the log needs hard links; on file systems without them, only the lock protects
-            entry = decide(current(store, name, log=log, known=known))
+            entry = decide(current(store, name, log=log, known_state=known_state))
             if entry is None or store.log.append(entry, log=log):
                 return
 

@@ -13,7 +13,7 @@ from adapterhub.digest import Digest
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError
 
-from .atomic import Files, local_errors
+from .atomic import StoreFiles, local_errors
 
 Line = tuple[str, Digest, int]
 """`namespace/name:tag`, digest and size of the manifest. Lines are sorted by name; those of one name are contiguous."""
@@ -31,7 +31,7 @@ _NAME = '"annotations":{"org.opencontainers.image.ref.name":'
 class IndexFile:
     """The index.json of a store."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: StoreFiles) -> None:
         self._files = files
         self.path = files.root / "index.json"
 

@@ -21,7 +21,7 @@ from adapterhub.ref import RefError, is_name, parse_name, parse_tag
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 
-from .atomic import Files, local_errors, random_name, write_all
+from .atomic import StoreFiles, local_errors, random_name, write_all
 
 REFS, BASES, MERGES, HUB = "refs", "bases", "merges", "hub"
 DOCUMENTS = (BASES, MERGES, HUB)
@@ -83,22 +83,22 @@ class Entry:
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
-    def parse(cls, raw: bytes, where: str) -> Entry:
+    def parse(cls, raw: bytes, location: str) -> Entry:
         """Parse the bytes of an entry's file.
 
         Raises:
             FormatError: It is malformed.
             RefusedError: It is of a newer format.
         """
-        document = parse_object(raw.decode("utf-8", "replace"), where)
+        document = parse_object(raw.decode("utf-8", "replace"), location)
         version = document.pop("version", None)
         if isinstance(version, int) and version > max(_OPS_BY_VERSION):
             problem = f"entry version {version} is newer than version {max(_OPS_BY_VERSION)}, the last supported"
-            raise RefusedError(where, problem, "Upgrade adapterhub", code="newer-version")
+            raise RefusedError(location, problem, "Upgrade adapterhub", code="newer-version")
         # Exactly the fields of the version: another field could change what the entry means.
         kinds = {key: type(value) for key, value in document.items()}
         if type(version) is not int or version not in _OPS_BY_VERSION or kinds != _fields(version):
-            raise FormatError(where, "not an entry of a ref log")
+            raise FormatError(location, "not an entry of a ref log")
         # JSON numbers are exact up to 2^53 in every program.
         counts = [
             *(document[key] for key in ("seq", "size", "number", "keep") if key in document),
@@ -107,25 +107,25 @@ class Entry:
         if document["op"] not in _OPS_BY_VERSION[version] or not all(
             type(count) is int and 0 <= count < 2**53 for count in counts
         ):
-            raise FormatError(where, "has an unknown operation, or a number that is out of range")
+            raise FormatError(location, "has an unknown operation, or a number that is out of range")
         if document["digest"]:
-            parse_digest(document["digest"], where)
+            parse_digest(document["digest"], location)
         document["numbers"] = tuple(document.get("numbers", ()))
         try:
-            tags = tuple(parse_tag(str(tag), where) for tag in document["tags"])
+            tags = tuple(parse_tag(str(tag), location) for tag in document["tags"])
         except RefError as error:
-            raise FormatError(where, error.what) from error
+            raise FormatError(location, error.what) from error
         return cls(**{**document, "tags": tags})
 
 
-def placed(raw: bytes, name: str, seq: int, where: str) -> tuple[Entry, Digest]:
+def parse_entry_at(raw: bytes, name: str, seq: int, location: str) -> tuple[Entry, Digest]:
     """Parse the bytes of entry `seq` of a name's log; return the entry and the digest of the bytes.
 
     Raises as `Entry.parse` does, and FormatError with the code `misplaced` for the entry of another name or number.
     """
-    entry = Entry.parse(raw, where)
+    entry = Entry.parse(raw, location)
     if (entry.name, entry.seq) != (name, seq):
-        raise FormatError(where, f"is entry {entry.seq} of {entry.name[:80]}", code="misplaced")
+        raise FormatError(location, f"is entry {entry.seq} of {entry.name[:80]}", code="misplaced")
     return entry, sha256_bytes(raw)
 
 
@@ -135,7 +135,7 @@ def _fields(version: int) -> dict[str, type]:
     return {key: kinds.get(key, str) for key in Entry.__dataclass_fields__ if version >= _FIELD_SINCE_VERSION.get(key, 1)}
 
 
-def in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
+def entries_in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Return the entries of a name that are in force, and those that its last removal undid, each oldest first.
 
     A push of a version that a `restore` could not bring back is in neither list.
@@ -155,7 +155,7 @@ def in_force(entries: Iterable[Entry]) -> tuple[list[Entry], list[Entry]]:
 class RefLog:
     """The logs below the root of a store, one per name."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: StoreFiles) -> None:
         self._files = files
         self.root = files.root
 
@@ -163,15 +163,15 @@ class RefLog:
         """Return the adapter names in the log REFS or HUB, sorted, including removed ones: all, or those in a namespace."""
         return sorted(name for name, _ in self._folders(log, namespace) if is_name(name))
 
-    def strange(self) -> list[Path]:
+    def stray_folders(self) -> list[Path]:
         """Return the folders among the logs whose names are not valid adapter names."""
         return sorted(path for name, path in self._folders(REFS) if not is_name(name))
 
     def _folders(self, log: str, namespace: str = "") -> Iterator[tuple[str, Path]]:
         root = self.root / log
         with local_errors(root), contextlib.suppress(FileNotFoundError):  # created with the first name
-            for space in [root / namespace] if namespace else self._files.folders(root):
-                yield from ((f"{space.name}/{name.name}", name) for name in self._files.folders(space))
+            for space in [root / namespace] if namespace else self._files.list_subfolders(root):
+                yield from ((f"{space.name}/{name.name}", name) for name in self._files.list_subfolders(space))
 
     def document_names(self, log: str = BASES) -> list[str]:
         """Return every name in one of DOCUMENTS, including freed ones, sorted."""
@@ -179,7 +179,7 @@ class RefLog:
             return self.names(HUB)
         folder = self.root / log
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # created with the first name
-            return [item.name for item in self._files.folders(folder)]
+            return [item.name for item in self._files.list_subfolders(folder)]
         return []
 
     def path(self, name: str, seq: int, *, log: str = REFS) -> Path:
@@ -198,7 +198,7 @@ class RefLog:
         with local_errors(path), contextlib.suppress(FileNotFoundError):
             raw = self._files.read(path, MAX_ENTRY)
             try:
-                return placed(raw, name, seq, str(path))
+                return parse_entry_at(raw, name, seq, str(path))
             except FormatError as error:
                 code = error.own_code or "check-registry"
                 raise FormatError(error.where, error.what, "Check the registry", code=code) from error
@@ -223,13 +223,13 @@ class RefLog:
 
         If the log ends at `seq` nevertheless, an entry in between was lost.
         """
-        return bool(self.after(name, seq, log=log))
+        return bool(self.files_after(name, seq, log=log))
 
-    def after(self, name: str, seq: int, *, log: str = REFS) -> list[Path]:
+    def files_after(self, name: str, seq: int, *, log: str = REFS) -> list[Path]:
         """Return the files of entries with a number above `seq`, sorted."""
         folder = self.root / log / name
         with local_errors(folder), contextlib.suppress(FileNotFoundError):
-            files = [path for path in self._files.listed(folder) if path.suffix == ".json"]
+            files = [path for path in self._files.list_folder(folder) if path.suffix == ".json"]
             return [path for path in files if path.stem.isdecimal() and int(path.stem) > seq]
         return []
 
@@ -272,7 +272,7 @@ class RefLog:
         """Return the files of unfinished moves and the names they are about; their writers may be running or killed."""
         moves = []
         with local_errors(self.root):
-            for path in self._files.listed(self.root / "pending"):
+            for path in self._files.list_folder(self.root / "pending"):
                 # The writer may have finished just now. An unreadable file, or a folder, is left for fsck to report.
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError, AdapterhubError):
                     moves.append((path, parse_name(str(parse_object(self._files.read(path, MAX_ENTRY), "").get("name")), "")))

@@ -28,12 +28,12 @@ from typing import Any, BinaryIO, cast
 from adapterhub.digest import Digest, copy_hashing, parse_digest, sha256_bytes
 from adapterhub.store.packs.chains import READ_DEPTH
 from adapterhub.store.packs.folder import Packs
-from adapterhub_converters.containers.atomic import sync
+from adapterhub_converters.containers.atomic import sync_to_disk
 from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RefusedError
 
 from . import oci_index, tensor_digests
-from .atomic import Files, local_errors, open_regular, write_all
-from .leases import Lease, dead, hold, noted
+from .atomic import StoreFiles, local_errors, open_regular, write_all
+from .leases import Lease, dead_leases, hold, active_leases
 from .ref_log import BASES, DOCUMENTS, HUB, MERGES, REFS, Entry, RefLog
 from .signatures import Signatures
 from .tensor_digests import TensorLists, Tensors
@@ -59,8 +59,8 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 # `ingest` is where oras keeps incomplete blobs.
 _FOLDERS = {"blobs", "packs", "tensors", "signatures", REFS, *DOCUMENTS, "pending", "tmp", "leases", "cache", "ingest"}
 _MAX_DOCUMENT = 4 << 20  # bytes
-_PIECE = 1 << 20  # bytes
-More = Callable[[int], object]
+_CHUNK_SIZE = 1 << 20  # bytes
+ByteCounter = Callable[[int], object]
 """Called with the number of bytes read since the last call."""
 Progress = Callable[[int, int], None]
 """Called with bytes done and total bytes."""
@@ -83,7 +83,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.files = Files(root)
+        self.files = StoreFiles(root)
         self.log = RefLog(self.files)
         self.packs = Packs(self.files)
         self.tensors = TensorLists(root / "tensors" / "sha256", self.files)
@@ -103,7 +103,7 @@ class Store:
             self.files.sync(self.root / "blobs")
             if not self.exists():
                 self.files.replace(self.root / "oci-layout", _LAYOUT)
-                sync(self.root.parent)
+                sync_to_disk(self.root.parent)
 
     def exists(self) -> bool:
         """Return True if there is a store at `root`; RefusedError if `root` is a link."""
@@ -116,7 +116,7 @@ class Store:
             problem = "a link; the store must be a folder of the registry itself"
             raise RefusedError(str(self.root), problem, "Remove it, or name the registry that it leads to", code="linked-store")
         with local_errors(self.root), contextlib.suppress(FileNotFoundError):
-            self.files.folders(self.root)
+            self.files.list_subfolders(self.root)
 
     # ---- reading blobs
 
@@ -127,9 +127,9 @@ class Store:
     def blobs(self) -> Iterator[Path]:
         """Yield every file in the folder of plain blobs, sorted."""
         with local_errors(self._blobs):
-            yield from self.files.listed(self._blobs)
+            yield from self.files.list_folder(self._blobs)
 
-    def has(self, digest: Digest, size: int) -> bool:
+    def has_blob(self, digest: Digest, size: int) -> bool:
         """Return True if there is a blob with this digest and size in bytes; its bytes are not read."""
         return self.size(digest) == size
 
@@ -146,7 +146,7 @@ class Store:
                     return head.size
         return None
 
-    def stored(self, digest: Digest) -> int:
+    def stored_size(self, digest: Digest) -> int:
         """Return the bytes that a blob occupies on the disk, plain and packed together; 0 if it is missing."""
         total = 0
         for path in (self.blob_path(digest), self.packs.path(digest)):
@@ -157,17 +157,17 @@ class Store:
     @contextmanager
     def open_blob(self, digest: Digest) -> Iterator[BinaryIO]:
         """Open a blob, plain or packed, for reading, unbuffered. Comparing the digest is up to the reader."""
-        with self.opened(digest) as file:
+        with self.open_stream(digest) as file:
             yield file
 
-    def opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
+    def open_stream(self, digest: Digest, depth: int = 0) -> BinaryIO:
         """Open a blob that the caller closes; `depth` is the number of packs that led here, each as the child of the next."""
         path = self.blob_path(digest)
         for _ in range(2):  # a blob unpacked between the two attempts is found by the second
             try:
                 return self.files.open(path)
             except FileNotFoundError:
-                packed = self.packs.open(digest, self.opened, depth)
+                packed = self.packs.open(digest, self.open_stream, depth)
             except OSError as error:
                 raise LocalIOError(str(path), error.strerror or str(error)) from error
             if packed is not None:
@@ -179,19 +179,19 @@ class Store:
         with self.open_blob(digest) as file, local_errors(self.blob_path(digest)):
             raw, size = b"", 0
             # Read one byte more than the limit, so that a larger blob is noticed without reading all of it.
-            while size <= limit and (piece := file.read(min(_PIECE, limit + 1 - size))):
+            while size <= limit and (piece := file.read(min(_CHUNK_SIZE, limit + 1 - size))):
                 raw, size = raw + piece, size + len(piece)
         if size > limit or sha256_bytes(raw) != digest:
             problem = f"its bytes do not have the digest {digest}"
             raise IntegrityError(str(self.blob_path(digest)), problem, "Check the registry", code="check-registry")
         return raw
 
-    def rehash(self, digest: Digest, more: More | None = None) -> Digest:
+    def rehash(self, digest: Digest, count_bytes: ByteCounter | None = None) -> Digest:
         """Read a blob, plain or packed, and return the digest of its bytes."""
         with self.open_blob(digest) as file, local_errors(self.blob_path(digest)):
-            return copy_hashing(file, None, more=more)[0]
+            return copy_hashing(file, None, on_bytes=count_bytes)[0]
 
-    def list_tensors(self, digest: Digest, more: More | None = None) -> Tensors | None:
+    def list_tensors(self, digest: Digest, count_bytes: ByteCounter | None = None) -> Tensors | None:
         """Return the tensors of a blob of weights, from its list or, without one, from the blob itself.
 
         The blob is then read once, and the list is written, or kept in memory if the store cannot be written. Returns None for
@@ -202,7 +202,7 @@ class Store:
         with contextlib.suppress(IntegrityError):
             if (size := self.size(digest)) is not None:
                 with self.open_blob(digest) as blob, local_errors(self.blob_path(digest)):
-                    actual_digest, tensors = tensor_digests.digests(blob, size, more)
+                    actual_digest, tensors = tensor_digests.digests(blob, size, count_bytes)
                 if actual_digest == digest:
                     self.tensors.keep(digest, tensors)
                     return tensors
@@ -210,22 +210,22 @@ class Store:
 
     # ---- writing blobs
 
-    def put_stream(self, source: Any, *, more: More | None = None) -> tuple[Digest, int]:
+    def put_stream(self, source: Any, *, count_bytes: ByteCounter | None = None) -> tuple[Digest, int]:
         """Store the contents of an unbuffered file; return digest and size. Call `sync_blobs` before a ref names the blob."""
         with self.files.temporary() as (path, file):
             # The digest is known only after the copy; if the blob exists already, the copy is dropped.
-            digest, size = copy_hashing(source, file, more=more)
-            if not self.holds(digest, size):
-                self.settle(path, file, digest)
+            digest, size = copy_hashing(source, file, on_bytes=count_bytes)
+            if not self.retain_if_present(digest, size):
+                self.commit_blob(path, file, digest)
         return digest, size
 
     def put_bytes(self, data: bytes) -> tuple[Digest, int]:
         """Store bytes as a blob; return digest and size. Call `sync_blobs` before a ref names the blob."""
         digest = sha256_bytes(data)
-        if not self.holds(digest, len(data)):
+        if not self.retain_if_present(digest, len(data)):
             with self.files.temporary() as (path, file):
                 write_all(file, data)
-                self.settle(path, file, digest)
+                self.commit_blob(path, file, digest)
         return digest, len(data)
 
     def put_back(self, source: Any, digest: Digest, size: int | None) -> bool:
@@ -234,16 +234,16 @@ class Store:
             copied = copy_hashing(source, file, limit=2**63 if size is None else size)
             is_right = copied[0] == digest and size in (None, copied[1])
             if is_right:
-                self.settle(path, file, digest)
+                self.commit_blob(path, file, digest)
         return is_right
 
-    def holds(self, digest: Digest, size: int) -> bool:
+    def retain_if_present(self, digest: Digest, size: int) -> bool:
         """Return True if the blob is stored, and protect it from gc: the current lease lists it, and its time is renewed."""
         if self.files.lease:
             with local_errors(self.root / "leases"):
                 self.files.lease.note(digest)
         # The lease lists the blob before this check: a gc either sees the lease, or has removed the blob already.
-        if not self.has(digest, size):
+        if not self.has_blob(digest, size):
             return False
         for path in (self.blob_path(digest), self.packs.path(digest)):
             with contextlib.suppress(OSError):  # perhaps another user's file
@@ -257,9 +257,9 @@ class Store:
     def adopt(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Turn a complete file in tmp/ into a blob; the caller has compared its bytes with `digest`."""
         with local_errors(path):
-            self.settle(path, file, digest)
+            self.commit_blob(path, file, digest)
 
-    def settle(self, path: Path, file: BinaryIO, digest: Digest) -> None:
+    def commit_blob(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Flush a complete file in tmp/ and turn it into a blob; every new blob of the store passes through here."""
         # Read-only, as blobs are immutable. Windows has no fchmod.
         if hasattr(os, "fchmod"):
@@ -289,7 +289,7 @@ class Store:
     @contextmanager
     def open_pack(self, digest: Digest) -> Iterator[BinaryIO]:
         """Open the blob in a pack, even if there is a plain file as well."""
-        packed = self.packs.open(digest, self.opened)
+        packed = self.packs.open(digest, self.open_stream)
         if packed is None:
             raise NotFoundError(str(self.packs.path(digest)), "no such pack")
         with packed:
@@ -320,7 +320,7 @@ class Store:
             if copy_hashing(source, file, limit=size) != (digest, size):
                 problem = f"its bytes do not have the digest {digest}"
                 raise IntegrityError(str(self.packs.path(digest)), problem, "Check the registry", code="check-registry")
-            self.settle(path, file, digest)
+            self.commit_blob(path, file, digest)
         self.sync_blobs()
 
     def drop_pack(self, digest: Digest) -> None:
@@ -354,21 +354,21 @@ class Store:
             finally:
                 self.files.lease = None
 
-    def leased(self) -> set[Digest]:
+    def leased_digests(self) -> set[Digest]:
         """Return the blobs in leases of running processes."""
         with local_errors(self.root):
-            return noted(self.files)[0]
+            return active_leases(self.files)[0]
 
-    def unknown(self) -> list[Path]:
+    def unknown_folders(self) -> list[Path]:
         """Return the folders that this adapterhub does not know; a newer one may refer to any blob from them."""
         with local_errors(self.root):
-            return [path for path in self.files.folders(self.root) if path.name not in _FOLDERS]
+            return [path for path in self.files.list_subfolders(self.root) if path.name not in _FOLDERS]
 
     def leftovers(self, age: float) -> list[Path]:
         """Return leases and temporary files of killed processes; a temporary file without a lease only after `age` seconds."""
-        leftover_paths, active_ids = dead(self.files), noted(self.files)[1]
+        leftover_paths, active_ids = dead_leases(self.files), active_leases(self.files)[1]
         dead_ids = {path.stem for path in leftover_paths}
-        for path in self.files.listed(self.root / "tmp"):
+        for path in self.files.list_folder(self.root / "tmp"):
             # The name begins with the id of the writer's lease.
             owner = path.name.partition("-")[0]
             with contextlib.suppress(FileNotFoundError):
@@ -378,28 +378,28 @@ class Store:
 
     def stray_lists(self, needed: set[Digest]) -> list[Path]:
         """Return the tensor lists of blobs that neither exist nor are `needed`."""
-        existing = self._there(needed)
+        existing = self._existing_or_needed(needed)
         # Check each again: its blob may have been stored, and its list written, since the blobs were listed.
         return [
-            self.tensors.path(digest) for digest in self.tensors.digests() if digest not in existing and not self.stored(digest)
+            self.tensors.path(digest) for digest in self.tensors.digests() if digest not in existing and not self.stored_size(digest)
         ]
 
     def stray_signatures(self, needed: set[Digest]) -> list[Path]:
         """Return the signatures of manifests that neither exist nor are `needed`."""
-        return [path for digest, path in self.signatures.of_others(self._there(needed)) if not self.stored(digest)]
+        return [path for digest, path in self.signatures.signatures_of_others(self._existing_or_needed(needed)) if not self.stored_size(digest)]
 
-    def _there(self, needed: set[Digest]) -> set[Digest]:
+    def _existing_or_needed(self, needed: set[Digest]) -> set[Digest]:
         return needed.union(f"sha256:{path.name}" for path in (*self.blobs(), *self.packs.files()))
 
     def conversions(self) -> list[Path]:
         """Return the folders of the conversion cache."""
         folder = self.root / "cache"
         with local_errors(folder), contextlib.suppress(FileNotFoundError):  # created with the first conversion
-            return self.files.listed(folder)
+            return self.files.list_folder(folder)
         return []
 
 
-def counter(progress: Progress | None, total: int) -> More | None:
+def counter(progress: Progress | None, total: int) -> ByteCounter | None:
     """Return a function that counts bytes and calls `progress` with bytes done and `total`; None without `progress`."""
     if progress is None:
         return None

@@ -19,7 +19,7 @@ from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
-from .atomic import Files, write_all
+from .atomic import StoreFiles, write_all
 
 if TYPE_CHECKING:
     from adapterhub.store.packs.cutting import ReadAt, Run
@@ -51,12 +51,12 @@ class Hashing:
         """Read the header of a file of `size` bytes."""
         self._size = size
         self._pending_runs = _runs(read_at, size)
-        self._found: list[Tensor] = []
+        self._tensors: list[Tensor] = []
         self._position = 0
         self._state = hashlib.sha256()
 
     @classmethod
-    def of(cls, file: Any, size: int) -> Hashing:
+    def for_file(cls, file: Any, size: int) -> Hashing:
         """Start on an unbuffered file, plain or packed, at its beginning; its position is unchanged afterwards."""
         if hasattr(file, "read_at"):
             return cls(file.read_at, size)
@@ -85,7 +85,7 @@ class Hashing:
     def _close(self) -> None:
         run = self._pending_runs.pop()
         name, dtype, shape = run.key
-        self._found.append(Tensor(str(name), str(dtype), _shape(shape), run.size, "sha256:" + self._state.hexdigest()))
+        self._tensors.append(Tensor(str(name), str(dtype), _shape(shape), run.size, "sha256:" + self._state.hexdigest()))
         self._state = hashlib.sha256()
 
     def result(self) -> Tensors | None:
@@ -94,7 +94,7 @@ class Hashing:
             return None
         while self._pending_runs and not self._pending_runs[-1].size:  # at the very end
             self._close()
-        return None if self._pending_runs else tuple(self._found)
+        return None if self._pending_runs else tuple(self._tensors)
 
 
 def _runs(read_at: ReadAt, size: int) -> list[Run]:
@@ -112,10 +112,10 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(int(length) for length in value)
 
 
-def digests(file: Any, size: int, more: Callable[[int], object] | None = None) -> tuple[Digest, Tensors]:
+def digests(file: Any, size: int, count_bytes: Callable[[int], object] | None = None) -> tuple[Digest, Tensors]:
     """Return the digest of an unbuffered file of `size` bytes, read from its beginning, and its tensors, if it has any."""
-    hashing = Hashing.of(file, size)
-    digest, _ = copy_hashing(file, None, consumer=hashing, more=more)
+    hashing = Hashing.for_file(file, size)
+    digest, _ = copy_hashing(file, None, consumer=hashing, on_bytes=count_bytes)
     return digest, hashing.result() or ()
 
 
@@ -132,28 +132,28 @@ def dump(tensors: Iterable[Tensor]) -> bytes:
     return text + sha256_bytes(text).removeprefix("sha256:").encode() + b'"}\n'
 
 
-def parse(raw: bytes, where: str) -> Tensors:
+def parse(raw: bytes, location: str) -> Tensors:
     """Parse the bytes of a list; FormatError for anything that `dump` did not make."""
     text, checksum = raw[: -len('"}\n') - 64], raw[-len('"}\n') - 64 :]
     if not raw.startswith(_HEAD) or not text.endswith(_END) or checksum != f'{sha256_bytes(text)[7:]}"}}\n'.encode():
-        raise FormatError(where, "incomplete list of tensors", "Delete it; it is made again when needed")
+        raise FormatError(location, "incomplete list of tensors", "Delete it; it is made again when needed")
     try:
-        return tuple(_parsed(entry, where) for entry in json_file.parse_object(raw, where, memory=None)["tensors"])
+        return tuple(_parse_tensor(entry, location) for entry in json_file.parse_object(raw, location, memory=None)["tensors"])
     except (FormatError, ValueError, TypeError, KeyError) as error:
-        raise FormatError(where, "invalid list of tensors") from error
+        raise FormatError(location, "invalid list of tensors") from error
 
 
-def _parsed(entry: Any, where: str) -> Tensor:
+def _parse_tensor(entry: Any, location: str) -> Tensor:
     name, dtype, shape, size, sha256 = entry
     if not (isinstance(name, str) and isinstance(dtype, str) and type(size) is int and 0 <= size < 2**63):
         raise ValueError(name)
-    return Tensor(name, dtype, _shape(shape), size, parse_digest(f"sha256:{sha256}", where))
+    return Tensor(name, dtype, _shape(shape), size, parse_digest(f"sha256:{sha256}", location))
 
 
 class TensorLists:
     """The lists below a folder, which is created with the first one."""
 
-    def __init__(self, folder: Path, files: Files) -> None:
+    def __init__(self, folder: Path, files: StoreFiles) -> None:
         self.folder = folder
         self._files = files
         self._unwritten: dict[Digest, Tensors] = {}
@@ -188,7 +188,7 @@ class TensorLists:
     def files(self) -> list[Path]:
         """Return every file in the folder, sorted."""
         try:
-            return self._files.listed(self.folder)
+            return self._files.list_folder(self.folder)
         except FileNotFoundError:
             return []
 

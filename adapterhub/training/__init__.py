@@ -20,22 +20,22 @@ from adapterhub_converters.errors import MissingExtraError
 from .config import TrainConfig
 from .config_file import read as read_config
 from .events import (
-    Evaluated,
+    EvaluationEvent,
     EvaluationOptions,
     EvaluationResult,
     Event,
     InitialAdapter,
     Loading,
     MemoryPlan,
-    Noted,
+    NoteEvent,
     OnEvent,
     Ready,
     Report,
     Result,
-    Resumed,
-    Saved,
-    Stepped,
-    Untracked,
+    ResumeEvent,
+    SaveEvent,
+    StepEvent,
+    TrackerFailureEvent,
 )
 
 if TYPE_CHECKING:
@@ -104,15 +104,15 @@ def open_trainer(
     check_extra()
     from . import distributed
     from .artifacts import tracking
-    from .trainer import opened
+    from .trainer import new_trainer
 
-    with distributed.joined(), ExitStack() as stack:
+    with distributed.process_group(), ExitStack() as stack:
         report = on_event if on_event and distributed.first() else lambda _: None
         if distributed.first():
-            report = stack.enter_context(tracking.tracked(config, out, report))
+            report = stack.enter_context(tracking.with_trackers(config, out, report))
         # Only the first process reports: the others would repeat every event.
         options = {"force": force, "start": start, "cache": cache, "replace": replace}
-        yield stack.enter_context(opened(config, out, report, **options))  # type: ignore[arg-type]
+        yield stack.enter_context(new_trainer(config, out, report, **options))  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -153,10 +153,10 @@ def card_memory(config: TrainConfig) -> int | None:
 
     from . import devices
 
-    return devices.memory(devices.chosen(config.base.device)) if torch.cuda.is_available() else None
+    return devices.memory(devices.select(config.base.device)) if torch.cuda.is_available() else None
 
 
-def preview(config: TrainConfig, *, here: bool = True) -> Preview:
+def preview(config: TrainConfig, *, on_this_machine: bool = True) -> Preview:
     """Return what a training run will read and do. Its data are read and checked, and nothing is trained.
 
     Of large data, an evenly spaced sample of the documents is encoded. Counting tokens, steps and time needs the libraries of
@@ -171,7 +171,7 @@ def preview(config: TrainConfig, *, here: bool = True) -> Preview:
     """
     from .outlook import preview as preview_here
 
-    return preview_here(config, can_train=_missing() is None, here=here)
+    return preview_here(config, can_train=_missing() is None, on_this_machine=on_this_machine)
 
 
 def _missing() -> str | None:

@@ -219,7 +219,7 @@ class TrainConfig:
     preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     card: CardConfig = field(default_factory=CardConfig)
     folder: Path = Path()
-    where: str = "config"
+    location: str = "config"
     model: Path | None = None
     """The path of the base, if it is not `base.path`."""
 

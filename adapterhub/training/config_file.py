@@ -50,10 +50,10 @@ def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:
         raise NotFoundError(str(path), "no such file", code="no-such-file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise LocalIOError(str(path), str(error)) from error
-    return parse(text, folder=path.parent, where=str(path), changes=changes)
+    return parse(text, folder=path.parent, location=str(path), changes=changes)
 
 
-def parse(text: str, *, folder: Path, where: str, changes: Sequence[str] = ()) -> TrainConfig:
+def parse(text: str, *, folder: Path, location: str, changes: Sequence[str] = ()) -> TrainConfig:
     """Parse the TOML text of a training run.
 
     Args:
@@ -65,7 +65,7 @@ def parse(text: str, *, folder: Path, where: str, changes: Sequence[str] = ()) -
     Raises:
         UsageError: The first problem; its `problems` has all of them.
     """
-    return _ConfigParser(text, folder, where, changes).config()
+    return _ConfigParser(text, folder, location, changes).config()
 
 
 class _ConfigParser:
@@ -84,16 +84,16 @@ class _ConfigParser:
         """Return the config, or raise all problems."""
         for name in self._document:
             if name not in SECTIONS:
-                self.wrong(
+                self.report_problem(
                     "", name, "unknown section", _name_suggestion(name, SECTIONS) or f"The sections are {', '.join(SECTIONS)}"
                 )
         sections = {name: self._section(name, section_class) for name, section_class in SECTIONS.items()}
-        config = TrainConfig(**sections, folder=self._folder, where=self._where)
-        _check(config, self.wrong)
+        config = TrainConfig(**sections, folder=self._folder, location=self._where)
+        _check(config, self.report_problem)
         self._problems.check()
         return config
 
-    def wrong(self, section: str, key: str, problem: str, hint: str = "") -> None:
+    def report_problem(self, section: str, key: str, problem: str, hint: str = "") -> None:
         """Record a problem with `key`, or with a whole section if `section` is empty; only the first for each."""
         if (section, key) in self._reported:
             return
@@ -138,25 +138,25 @@ class _ConfigParser:
     def _section(self, name: str, section_class: type) -> Any:
         values = self._document.get(name, {})
         if not isinstance(values, Mapping):
-            self.wrong("", name, "is not a table")
+            self.report_problem("", name, "is not a table")
             values = {}
         fields = {item.name: item for item in dataclasses.fields(section_class)}
         key_types = typing.get_type_hints(section_class)
         valid: dict[str, Any] = {}
         for key, value in values.items():
             if key not in fields:
-                self.wrong(name, key, "unknown key", self._unknown_key_hint(name, key, fields))
+                self.report_problem(name, key, "unknown key", self._unknown_key_hint(name, key, fields))
                 continue
             if type(value) is datetime.date:  # TOML has dates without quotes
                 value = value.isoformat()  # noqa: PLW2901
             try:
                 valid[key] = _value(value, key_types[key])
             except ValueError as error:
-                self.wrong(name, key, str(error))
+                self.report_problem(name, key, str(error))
         for key, item in fields.items():
             # Keys without any default are required.
             if key not in valid and item.default is item.default_factory is dataclasses.MISSING:
-                self.wrong(name, key, "is missing")
+                self.report_problem(name, key, "is missing")
                 valid[key] = "" if key_types[key] is str else ("",)  # so that the other keys can be checked
         return section_class(**valid)
 

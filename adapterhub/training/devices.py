@@ -15,7 +15,7 @@ from torch import distributed
 from adapterhub_converters.errors import RefusedError
 
 
-def chosen(setting: str) -> Any:
+def select(setting: str) -> Any:
     """Return the device for the setting `auto`, `cpu` or `cuda`; each of several processes gets its own CUDA device.
 
     Raises:
@@ -81,7 +81,7 @@ def memory(device: torch.device) -> int | None:
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
 
 
-def held(device: torch.device) -> int:
+def allocated_memory(device: torch.device) -> int:
     """Return the bytes of this process's tensors on a CUDA device, or of the whole process on the CPU; 0 if unknown."""
     return (int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else 0) or _resident()
 

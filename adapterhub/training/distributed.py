@@ -35,7 +35,7 @@ def first() -> bool:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Connect the processes started by `torchrun` for the duration of the block."""
     if count() > 1 or not distributed.is_torchelastic_launched():
         yield
@@ -87,10 +87,10 @@ def wait() -> None:
 
 
 @contextlib.contextmanager
-def in_turn(*, when: bool) -> Iterator[None]:
+def in_turn(*, enabled: bool) -> Iterator[None]:
     """Run the block in the first process and then in all others; if not `enabled`, the same value in all, run it at once."""
-    if when and not first():
+    if enabled and not first():
         wait()
     yield
-    if when and first():
+    if enabled and first():
         wait()

@@ -42,11 +42,11 @@ def evaluate(
             config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
             adapters.check_base(factors, base_files.spec, None)
             if not factors.pairs:
-                raise RefusedError(factors.where, "has no low-rank delta to evaluate")
-            entry, device = quantized_cache.entry_of(base_files, config, factors.config), devices.chosen("auto")
-            model = load(base_files, config, factors.config, where=factors.where, progress=progress, entry=entry, device=device)
+                raise RefusedError(factors.location, "has no low-rank delta to evaluate")
+            entry, device = quantized_cache.entry_of(base_files, config, factors.config), devices.select("auto")
+            model = load(base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device)
             weights = base_files.digests
-        adapters.put(model, factors)
+        adapters.copy_into_model(model, factors)
         # Losses are comparable only if the data are read and rendered as in the training.
         recorded = _table(factors.training.config if factors.training else None, "data")
         _give_template(model.tokenizer, adapter.folder, recorded)
@@ -62,13 +62,13 @@ def evaluate(
         if share_rows(dataset.packed) and not isolates_documents(model):
             dataset = build_dataset(pack_rows=False)
         rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
-        with adapters.replaced(model, factors):
+        with adapters.with_replaced_modules(model, factors):
             # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
             loss = heldout.evaluate(model, rows, settings["rows"])
         adapters.remove(model)
         base_loss = heldout.evaluate(model, rows, settings["rows"])
     if not (math.isfinite(loss) and math.isfinite(base_loss)):
-        raise RefusedError(factors.where, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
+        raise RefusedError(factors.location, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
     return EvaluationResult(
         loss=loss,
         base_loss=base_loss,
@@ -102,7 +102,7 @@ def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> No
         date = None
     # The record of another trainer may contain anything.
     is_valid = isinstance(option_pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in option_pairs)
-    chat_template.give(tokenizer, {str(key): value for key, value in option_pairs} if is_valid else {}, date)  # type: ignore[union-attr]
+    chat_template.set_variables(tokenizer, {str(key): value for key, value in option_pairs} if is_valid else {}, date)  # type: ignore[union-attr]
 
 
 def _read_file(path: Path, recorded: dict[str, Any]) -> documents.DataFile:

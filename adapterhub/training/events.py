@@ -25,7 +25,7 @@ class InitialAdapter:
     path: Path
     folder: Path
     digest: str
-    where: str
+    location: str
     ref: str | None = None
 
 
@@ -86,7 +86,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumeEvent:
     """An interrupted run that resumes after `step`; `tokens` have been trained on so far."""
 
     step: int
@@ -95,7 +95,7 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class Stepped:
+class StepEvent:
     """A completed optimizer step.
 
     Attributes:
@@ -118,7 +118,7 @@ class Stepped:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationEvent:
     """An evaluation on the held-out data after `step` steps; the loss is in nats per token. `samples` are prompts and answers.
 
     For preference pairs, the loss is that of a pair. Instead of a perplexity there are `accuracy`, the share of pairs whose
@@ -135,7 +135,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SaveEvent:
     """The finished adapter, or if `step` is not the last one a checkpoint, written to `path`."""
 
     step: int
@@ -143,14 +143,14 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Noted:
+class NoteEvent:
     """A one-line note for the user about something that became known during the training."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Untracked:
+class TrackerFailureEvent:
     """The failure of the tracker `name` of `log_to`, with its `reason`; the training continues without that tracker."""
 
     name: str
@@ -229,7 +229,7 @@ def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))  # beyond, a float overflows
 
 
-Event = Loading | Ready | Resumed | Stepped | Evaluated | Saved | Noted | Untracked
+Event = Loading | Ready | ResumeEvent | StepEvent | EvaluationEvent | SaveEvent | NoteEvent | TrackerFailureEvent
 OnEvent = Callable[[Event], None]
 
 

@@ -252,7 +252,7 @@ class KeyExplanation:
     key: str
     default: str
     needed: bool
-    why: str
+    explanation: str
 
 
 def explain(query: str | None = None) -> list[KeyExplanation]:
@@ -306,7 +306,7 @@ def template() -> str:
         if item.section != section:
             section = item.section
             lines += ["", f"[{section}]"]
-        lines += [f"# {line}" for line in textwrap.wrap(item.why, _WIDE, break_long_words=False, break_on_hyphens=False)]
+        lines += [f"# {line}" for line in textwrap.wrap(item.explanation, _WIDE, break_long_words=False, break_on_hyphens=False)]
         sample = _SAMPLES.get(f"{section}.{item.key}")
         value = _toml(sample) if sample is not None else item.default
         lines.append(f"{item.key} = {value}" if item.needed else f"#{item.key} = {value}")

@@ -20,7 +20,7 @@ _PROCESS = Path(__file__).with_name("limited_process.py")
 MEMORY = 1 << 30  # bytes, for the process as a whole
 
 
-class ExceededError(Exception):
+class LimitExceededError(Exception):
     """A request that took more time or memory than allowed."""
 
 
@@ -61,10 +61,10 @@ class Process:
                 self._requests.flush()
                 answer = self._answers.readline()
             except BrokenPipeError as error:
-                raise ExceededError from error
+                raise LimitExceededError from error
         # The process ended before it answered: it exceeded a limit.
         if not answer.endswith(b"\n"):
-            raise ExceededError
+            raise LimitExceededError
         text, failure = json.loads(answer)
         if failure:
             raise ValueError(failure)

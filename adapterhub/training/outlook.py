@@ -29,7 +29,7 @@ class Preview:
     seconds: float | None = None
 
 
-def preview(config: TrainConfig, *, can_train: bool, here: bool) -> Preview:
+def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> Preview:
     """Preview a training run as `adapterhub.training.preview` does; `can_train` tells whether the extra is installed."""
     if not can_train or not config.base_path.exists():  # the training downloads its base first
         return Preview(survey(config, None))
@@ -38,10 +38,10 @@ def preview(config: TrainConfig, *, can_train: bool, here: bool) -> Preview:
     with BaseFiles(config.resolve(config.base.path)) as files:
         spec, tokenizer = files.spec, _tokenizer(files)
     if config.data.chat_template is not None:
-        chat_template.choose(tokenizer, config.data.chat_template, config.resolve(config.data.chat_template), config.where)
-    chat_template.give(tokenizer, config.data.template_options, config.data.date)
+        chat_template.choose(tokenizer, config.data.chat_template, config.resolve(config.data.chat_template), config.location)
+    chat_template.set_variables(tokenizer, config.data.template_options, config.data.date)
     data_survey = survey(config, tokenizer)
-    rate = _matmul_rate(config) if here else None
+    rate = _matmul_rate(config) if on_this_machine else None
     return Preview(
         data_survey, rate, _operations(config, spec, data_survey.count) / rate if data_survey.count and rate else None
     )
@@ -52,7 +52,7 @@ def _tokenizer(files: Any) -> Any:
 
     location = str(files.path)
     document = json_file.parse_object(files.config_text, f"{location}: config.json")
-    return library.config_and_tokenizer(files.folder, document, where=location)[1]
+    return library.config_and_tokenizer(files.folder, document, location=location)[1]
 
 
 def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
@@ -71,4 +71,4 @@ def _matmul_rate(config: TrainConfig) -> float:
     from .cost.report import matmul_rate
 
     with devices.threads(config.train.threads):
-        return matmul_rate(getattr(torch, config.base.dtype), devices.chosen(config.base.device))
+        return matmul_rate(getattr(torch, config.base.dtype), devices.select(config.base.device))

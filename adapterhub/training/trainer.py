@@ -30,14 +30,14 @@ from .cost import budget, memory
 from .data import chat_template
 from .data import dataset as data
 from .data.rows import Rows, sample
-from .events import InitialAdapter, Loading, OnEvent, Ready, Result, Resumed, Saved, Stepped
+from .events import InitialAdapter, Loading, OnEvent, Ready, Result, ResumeEvent, SaveEvent, StepEvent
 from .layers import lora
 from .loop import loop
 from .model import adapters, families, quantized_cache
 
 
 @contextmanager
-def opened(
+def new_trainer(
     config: TrainConfig,
     out: Path,
     on_event: OnEvent,
@@ -83,9 +83,9 @@ class Trainer:
     ) -> None:
         if start and config.preference.method == "dpo":
             problem = "continues an adapter, but dpo compares with the base alone"
-            raise RefusedError(f"{config.where}: [preference] method", problem, "Merge the adapter into the base first")
+            raise RefusedError(f"{config.location}: [preference] method", problem, "Merge the adapter into the base first")
         self._out, self._replace = out, replace
-        self._device = device = devices.chosen(config.base.device)
+        self._device = device = devices.select(config.base.device)
         self._on_event = self._meter = Meter(on_event)
         # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
@@ -105,17 +105,17 @@ class Trainer:
         train_set, heldout = data.datasets(config, base.tokenizer, cache if config.base.cache else None)
         self.rows = train_set.packed
         self._heldout = sample(heldout.packed, config.data.heldout_tokens) if heldout else None
-        length_notes = families.check_length(base.model, config.data.sequence, config.where)
+        length_notes = families.check_length(base.model, config.data.sequence, config.location)
         isolation_hint = "Preferences need a model that does" if config.preference else "Set pack = false"
-        check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.where, hint=isolation_hint)
+        check_isolation(base, [train_set.packed, *([heldout.packed] if heldout else [])], config.location, hint=isolation_hint)
         # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
         dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
         notes = [*base.notes, *dense_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout)]
         if initial:
             notes += adapters.other_weights(initial, weights)
-            adapters.check_config(initial, config.lora, base.targets, config.where)
-            adapters.put(base, initial)
+            adapters.check_config(initial, config.lora, base.targets, config.location)
+            adapters.copy_into_model(base, initial)
         # For the count of operations: the cost of attention depends on the length of documents.
         self._context = self.rows.mean_context
         self.steps = config.steps(len(self.rows))
@@ -136,7 +136,7 @@ class Trainer:
         self._run_id = checkpoint.identity(identity)
         self.state = new_state(base.model, config.train)
         if checkpoint.restore(self._path, base.model, self.state, self._run_id):
-            self._on_event(Resumed(self.state.step, self.state.tokens, self._path))
+            self._on_event(ResumeEvent(self.state.step, self.state.tokens, self._path))
 
     def run(self) -> None:
         """Run all remaining steps, with the config's evaluations and checkpoints; errors are those of `training_loop.run`."""
@@ -173,12 +173,12 @@ class Trainer:
         loss = loss or loop.usual_loss(self.base, batch, self.config.preference)
         return loop.forward_backward(self.base, batch, self.state, self.config.train, loss)
 
-    def optim_step(self) -> Stepped:
+    def optim_step(self) -> StepEvent:
         """Update the parameters with the accumulated gradients, at the learning rate of this step."""
         line = loop.optim_step(self.state, self.config.train, self.steps)
         # Whether float16 overflowed is of no concern to callers: the scale has already been lowered.
         line.pop("skipped", None)
-        stepped = Stepped(steps=self.steps, tokens_per_second=0.0, memory=devices.held(self._device), **line)
+        stepped = StepEvent(steps=self.steps, tokens_per_second=0.0, memory=devices.allocated_memory(self._device), **line)
         self._on_event(stepped)
         return stepped
 
@@ -195,7 +195,7 @@ class Trainer:
     def save_checkpoint(self) -> Path:
         """Write a checkpoint next to the adapter's folder, from which the same training run resumes, and return its path."""
         checkpoint.save(self._path, self.base.model, self.state, self._run_id, date=self.config.data.date)
-        self._on_event(Saved(self.state.step, self._path))
+        self._on_event(SaveEvent(self.state.step, self._path))
         return self._path
 
     def save(self) -> Result:
@@ -218,7 +218,7 @@ class Trainer:
         if distributed.first():
             # Removed only now that the adapter is written: until then, the checkpoint is the only copy of the work.
             self._path.unlink(missing_ok=True)
-            self._on_event(Saved(state.step, self._out))
+            self._on_event(SaveEvent(state.step, self._out))
         metrics = finish.metrics(state)
         return Result(
             folder=self._out,
@@ -240,13 +240,13 @@ def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bo
     allocated = memory.plan(config, spec, card=card).runtime
     # The plan includes memory that is no longer free: on a card the CUDA context, on a CPU all that this process holds.
     if free is None:
-        free, allocated = budget.free_memory(), devices.held(device)
-    resolved = budget.settled(config, spec, free=free, held=allocated, card=card)
+        free, allocated = budget.free_memory(), devices.allocated_memory(device)
+    resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card)
     # Must agree in all processes: with checkpointing, a step exchanges tensors once more.
     checkpointing = distributed.total(float(resolved.train.checkpointing is True)) > 0
     resolved = dataclasses.replace(resolved, train=dataclasses.replace(resolved.train, checkpointing=checkpointing))
     if not force:
-        budget.check(resolved, spec, free=free, held=allocated, card=card)
+        budget.check(resolved, spec, free=free, allocated=allocated, card=card)
     return resolved
 
 
@@ -256,7 +256,7 @@ def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnE
         files,
         config.base,
         config.lora,
-        where=config.where,
+        location=config.location,
         progress=lambda loaded, total: on_event(Loading(loaded, total)),
         entry=quantized_cache.entry_of(files, config.base, config.lora),
         device=device,
@@ -266,7 +266,7 @@ def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnE
     if config.train.checkpointing:
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.train.compile:
-        families.compile_blocks(base.model, config.where)
+        families.compile_blocks(base.model, config.location)
     return base
 
 
@@ -277,12 +277,12 @@ def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[Tra
     """
     data = config.data
     if data.chat_template is not None:
-        chat_template.choose(tokenizer, data.chat_template, config.resolve(data.chat_template), config.where)
+        chat_template.choose(tokenizer, data.chat_template, config.resolve(data.chat_template), config.location)
     if not chat_template.has_clock(tokenizer):
-        chat_template.give(tokenizer, data.template_options, None)
+        chat_template.set_variables(tokenizer, data.template_options, None)
         return config, []
     date = data.date or checkpoint.date(path) or _today()
-    chat_template.give(tokenizer, data.template_options, date)
+    chat_template.set_variables(tokenizer, data.template_options, date)
     note = f"the chat template writes a date: {date}, in all conversations and in the record; [data] date sets it"
     return dataclasses.replace(config, data=dataclasses.replace(data, date=date)), [note]
 

@@ -66,24 +66,24 @@ class Attestation:
             "predicateType": self.type,
             "predicate": self.predicate,
         }
-        return json_file.canonical(document)
+        return json_file.canonical_bytes(document)
 
     def sign(self, key: Signer) -> bytes:
         """Return a bundle with the signed statement."""
         return bundle.seal(self.dump(), key, self.name)
 
-    def check(self, kind: str, digest: Digest, where: str) -> None:
+    def check(self, kind: str, digest: Digest, location: str) -> None:
         """Raise IntegrityError unless the statement is of this kind and about this manifest."""
         if not self.kind:
-            raise IntegrityError(where, f"attests {self.type[:80]!r}, which is not known here", code=CODE)
+            raise IntegrityError(location, f"attests {self.type[:80]!r}, which is not known here", code=CODE)
         if self.kind != kind:
-            raise IntegrityError(where, f"attests {self.kind}, not {kind}", code=CODE)
+            raise IntegrityError(location, f"attests {self.kind}, not {kind}", code=CODE)
         if self.digest != digest:
-            raise IntegrityError(where, f"the attestation is about {self.digest[:19]}…, not about {digest[:19]}…", code=CODE)
+            raise IntegrityError(location, f"the attestation is about {self.digest[:19]}…, not about {digest[:19]}…", code=CODE)
 
 
 @dataclass(frozen=True, repr=False)
-class Attested:
+class VerifiedAttestation:
     """An attestation whose signature was verified, and its trusted signer."""
 
     attestation: Attestation
@@ -103,44 +103,44 @@ class Attested:
         return f"<Attested {self.attestation.digest[:19]}: {self.kind} by {self.signer.title}>"
 
 
-def parse(raw: bytes, where: str) -> Attestation:
+def parse(raw: bytes, location: str) -> Attestation:
     """Parse a statement about one manifest, with any type of predicate; FormatError for any other form."""
-    document = json_file.parse_object(raw, where)
+    document = json_file.parse_object(raw, location)
     type_, subjects, predicate = (document.get(key) for key in ("predicateType", "subject", "predicate"))
     # Signatures of files have a predicate type of their own, and are parsed by `statement`.
     if document.get("_type") != STATEMENT_TYPE or not isinstance(type_, str) or type_ == PREDICATE_TYPE:
-        raise FormatError(where, f"does not attest a statement of the type {STATEMENT_TYPE}")
+        raise FormatError(location, f"does not attest a statement of the type {STATEMENT_TYPE}")
     # One subject with one digest: anything else could be read as a statement about other bytes.
     if not isinstance(subjects, list) or len(subjects) != 1 or not isinstance(subjects[0], dict):
-        raise FormatError(where, "does not attest exactly one subject")
+        raise FormatError(location, "does not attest exactly one subject")
     name, digests = subjects[0].get("name"), subjects[0].get("digest")
     sha256 = digests.get("sha256") if isinstance(digests, dict) and len(digests) == 1 else None
     if not isinstance(sha256, str) or not is_hex(sha256):
-        raise FormatError(where, "attests a subject whose digest is not sha256 alone")
+        raise FormatError(location, "attests a subject whose digest is not sha256 alone")
     if not isinstance(predicate, dict):
-        raise FormatError(where, "attests nothing: predicate is not an object")
+        raise FormatError(location, "attests nothing: predicate is not an object")
     return Attestation(type_, name if isinstance(name, str) else "", f"sha256:{sha256}", predicate)
 
 
-def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> Attested:
+def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> VerifiedAttestation:
     """Return what a bundle attests, if one of `signers` signed it; raises the errors of `bundle.unseal`."""
     payload, signer = bundle.unseal(raw, signers, location)
-    return Attested(parse(payload, location), signer)
+    return VerifiedAttestation(parse(payload, location), signer)
 
 
-def base_of(attestation: Attestation) -> str:
+def base_fingerprint(attestation: Attestation) -> str:
     """Return the fingerprint of the base that an attestation is about; empty if it names none."""
     base = attestation.predicate.get("base")
     fingerprint = base.get("fingerprint") if isinstance(base, dict) else None
     return fingerprint if isinstance(fingerprint, str) else ""
 
 
-def among(bundles: Iterable[bytes]) -> list[bytes]:
+def attestation_bundles(bundles: Iterable[bytes]) -> list[bytes]:
     """Return the bundles that claim to attest something, leaving out signatures of files; nothing is verified."""
     return [raw for raw in bundles if bundle.predicate_type(raw) not in ("", PREDICATE_TYPE)]
 
 
-def accepted(
+def find_accepted(
     bundles: Sequence[bytes],
     kind: str,
     signers: Sequence[TrustedSigner],
@@ -148,13 +148,13 @@ def accepted(
     location: str,
     *,
     check: Callable[[Attestation], object] = lambda _: None,
-) -> Attested:
+) -> VerifiedAttestation:
     """Return the first attestation of a kind that one of `signers` signed, that is about this manifest and that passes `check`.
 
     Raises:
         IntegrityError: There is no such attestation; with the reason for each rejected one.
     """
-    candidates, reasons = among(bundles), []
+    candidates, reasons = attestation_bundles(bundles), []
     for raw in candidates:
         try:
             attested = verify(raw, signers, location)

@@ -18,7 +18,7 @@ from adapterhub.manifest.document import AdapterManifest, BaseInfo, TrainingData
 from adapterhub.version import __version__
 
 from . import licensing
-from .licensing import Combined, Part
+from .licensing import CombinedLicense, LicensedPart
 
 SPEC = "1.7"
 _SCHEMA = f"http://cyclonedx.org/schema/bom-{SPEC}.schema.json"
@@ -48,7 +48,7 @@ class Bill:
     """
 
     document: Mapping[str, Any]
-    license: Combined
+    license: CombinedLicense
 
     def dump(self) -> str:
         """Return the document as text."""
@@ -77,7 +77,7 @@ def bill(
     """
     manifests = [manifest, *(ancestor.manifest for ancestor in ancestors if ancestor.manifest)]
     datasets = list(dict.fromkeys(dataset for source in manifests for dataset in _training_data(source)))
-    license_ = licensing.combined(
+    license_ = licensing.combine(
         [*_licensed_parts(name, manifest, ancestors, base_license), *(_data_part(dataset) for dataset in datasets)]
     )
     base, parents = _base_component(manifest.base, base_license), [_ancestor_component(ancestor) for ancestor in ancestors]
@@ -112,12 +112,12 @@ def bill(
 
 def _licensed_parts(
     name: str, manifest: AdapterManifest, ancestors: Sequence[Ancestor], base_license: str | None
-) -> list[Part]:
+) -> list[LicensedPart]:
     """Return the adapter, its base and its ancestors with their licenses."""
     base = manifest.base.repo or (manifest.base.fingerprint or UNRECORDED)[:19]
-    parts = [Part("adapter", name, manifest.license), Part("base", base, base_license)]
+    parts = [LicensedPart("adapter", name, manifest.license), LicensedPart("base", base, base_license)]
     return parts + [
-        Part("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None) for ancestor in ancestors
+        LicensedPart("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None) for ancestor in ancestors
     ]
 
 
@@ -126,8 +126,8 @@ def _training_data(manifest: AdapterManifest) -> tuple[TrainingData, ...]:
     return (manifest.training.data if manifest.training else None) or ()
 
 
-def _data_part(dataset: TrainingData) -> Part:
-    return Part("data", _dataset_name(dataset), dataset.license)
+def _data_part(dataset: TrainingData) -> LicensedPart:
+    return LicensedPart("data", _dataset_name(dataset), dataset.license)
 
 
 def _dataset_name(dataset: TrainingData) -> str:
@@ -214,7 +214,7 @@ def _licenses(expression: str) -> list[dict[str, str]]:
     return [{"expression": expression}] if expression else []
 
 
-def _own_licenses(manifest: AdapterManifest, license_: Combined) -> list[dict[str, str]]:
+def _own_licenses(manifest: AdapterManifest, license_: CombinedLicense) -> list[dict[str, str]]:
     """Return the license that the owner declares, and the combined one unless that lacks a part."""
     declared = licensing.expression(manifest.license)
     declared_licenses = [{"expression": declared, "acknowledgement": "declared"}] if declared else []  # codespell:ignore
@@ -270,7 +270,7 @@ def _facts(manifest: AdapterManifest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _license_facts(manifest: AdapterManifest, license_: Combined) -> dict[str, Any]:
+def _license_facts(manifest: AdapterManifest, license_: CombinedLicense) -> dict[str, Any]:
     """Return the declared and the combined license, with the reasons."""
     return {
         "license:declared": licensing.expression(manifest.license) or UNRECORDED,

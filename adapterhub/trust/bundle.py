@@ -20,7 +20,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 
 from . import statement
-from .statement import AGAIN, Statement
+from .statement import SIGN_AGAIN_HINT, Statement
 
 if TYPE_CHECKING:
     from .keys import KeySigner, Signer, TrustedSigner
@@ -34,7 +34,7 @@ _MOST_REASONS = 5  # in an error
 
 
 @dataclass(frozen=True)
-class Signed:
+class SignedStatement:
     """A verified statement, its trusted signer, and the bundle it came in."""
 
     statement: Statement
@@ -87,7 +87,7 @@ def unseal(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple
             location, f"is signed by the key {parts.key[:16]}…, which is not accepted", _NOT_ACCEPTED_HINT, code="signature"
         )
     if not key.verifies(parts.signature, _pre_authentication(parts.payload)):
-        raise IntegrityError(location, f"the signature is not by the key {key.where}", AGAIN, code="signature")
+        raise IntegrityError(location, f"the signature is not by the key {key.source}", SIGN_AGAIN_HINT, code="signature")
     return parts.payload, key
 
 
@@ -96,15 +96,15 @@ def sign(signed: Statement, key: Signer) -> bytes:
     return seal(signed.dump(), key, signed.name)
 
 
-def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> Signed:
+def verify(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> SignedStatement:
     """Return the files that a bundle signs, if one of `signers` signed it; raises the errors of `unseal`."""
     payload, signer = unseal(raw, signers, location)
-    return Signed(statement.parse(payload, location), signer, raw)
+    return SignedStatement(statement.parse(payload, location), signer, raw)
 
 
-def accepted(
+def find_accepted(
     signatures: Sequence[bytes], signers: Sequence[TrustedSigner], files: Mapping[str, Digest], name: str | None, location: str
-) -> Signed:
+) -> SignedStatement:
     """Return the first statement signed by one of `signers` that covers exactly these files and, unless None, this name.
 
     Statements about something other than files are skipped.
@@ -133,7 +133,7 @@ def accepted(
     raise IntegrityError(location, problem, _NOT_ACCEPTED_HINT, code="signature")
 
 
-def claimed(raw: bytes, location: str) -> bytes:
+def claimed_payload(raw: bytes, location: str) -> bytes:
     """Return the statement that a bundle claims; nothing is verified."""
     return _parts(raw, location).payload
 
@@ -143,15 +143,15 @@ def claimed_signer(raw: bytes, location: str) -> str:
     parts = _parts(raw, location)
     if not parts.certificate:
         return f"the key {parts.key[:16]}…"
-    from .keyless import claimed  # needs cryptography
+    from .keyless import claimed_identity  # needs cryptography
 
-    return claimed(parts.certificate, location).title
+    return claimed_identity(parts.certificate, location).title
 
 
 def predicate_type(raw: bytes) -> str:
     """Return the type of statement that a bundle claims to have; empty if it is not a bundle of a form that is read."""
     try:
-        return str(json_file.parse_object(claimed(raw, ""), "").get("predicateType"))
+        return str(json_file.parse_object(claimed_payload(raw, ""), "").get("predicateType"))
     except AdapterhubError:
         return ""
 
@@ -169,27 +169,27 @@ class _BundleParts:
 def _parts(raw: bytes, location: str) -> _BundleParts:
     """Split a bundle into its parts, refusing every form that model_signing does not write."""
     if len(raw) > MAX_BUNDLE:
-        raise FormatError(location, f"a signature of over {MAX_BUNDLE} bytes", AGAIN)
+        raise FormatError(location, f"a signature of over {MAX_BUNDLE} bytes", SIGN_AGAIN_HINT)
     try:
         document = json_file.parse_object(raw, location)
     except FormatError as error:
-        raise FormatError(location, error.what, AGAIN) from error
+        raise FormatError(location, error.what, SIGN_AGAIN_HINT) from error
     if "mediaType" not in document:
-        raise FormatError(location, "not a bundle: it has no 'mediaType'", AGAIN)
+        raise FormatError(location, "not a bundle: it has no 'mediaType'", SIGN_AGAIN_HINT)
     if (kind := document["mediaType"]) != MEDIA_TYPE:
-        raise FormatError(location, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}", AGAIN)
+        raise FormatError(location, f"a bundle of the type {str(kind)[:80]!r}, not {MEDIA_TYPE}", SIGN_AGAIN_HINT)
     _with_members(document, ("mediaType", "verificationMaterial", "dsseEnvelope"), location)
     key, certificate = _signer(document["verificationMaterial"], location)
     envelope = _with_members(document["dsseEnvelope"], ("payload", "payloadType", "signatures"), location)
     if envelope["payloadType"] != PAYLOAD_TYPE:
-        raise FormatError(location, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", AGAIN)
+        raise FormatError(location, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", SIGN_AGAIN_HINT)
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or len(signatures) != 1:
-        raise FormatError(location, "not exactly one signature", AGAIN)
+        raise FormatError(location, "not exactly one signature", SIGN_AGAIN_HINT)
     # A missing keyid means the same as an empty one.
     entry = _with_members({"keyid": "", **_object(signatures[0], location)}, ("sig", "keyid"), location)
     if entry["keyid"] != "":
-        raise FormatError(location, "does not name its key as model_signing does", AGAIN)
+        raise FormatError(location, "does not name its key as model_signing does", SIGN_AGAIN_HINT)
     return _BundleParts(_from_base64(envelope, "payload", location), _from_base64(entry, "sig", location), key, certificate)
 
 
@@ -199,14 +199,14 @@ def _signer(value: object, location: str) -> tuple[str, bytes]:
     if _CERTIFICATE in material:
         _with_members(material, (_CERTIFICATE, _LOG), location, also=(_TIMES,))
         if not isinstance(material[_LOG], list) or len(material[_LOG]) != 1:
-            raise FormatError(location, "is signed by an identity, and has not exactly one entry of a transparency log", AGAIN)
+            raise FormatError(location, "is signed by an identity, and has not exactly one entry of a transparency log", SIGN_AGAIN_HINT)
         return "", _from_base64(_with_members(material[_CERTIFICATE], ("rawBytes",), location), "rawBytes", location)
     _with_members(material, (_KEY, _LOG), location)
     if material[_LOG] != []:
         raise RefusedError(location, "has entries of a transparency log, and is signed by a key", "Use model_signing")
     hint = _with_members(material[_KEY], ("hint",), location)["hint"]
     if not isinstance(hint, str) or not hint:
-        raise FormatError(location, "does not name its key as model_signing does", AGAIN)
+        raise FormatError(location, "does not name its key as model_signing does", SIGN_AGAIN_HINT)
     return hint, b""
 
 
@@ -215,17 +215,17 @@ def _with_members(value: object, names: tuple[str, ...], location: str, *, also:
     members = _object(value, location)
     for name in members:
         if name not in names + also:
-            raise FormatError(location, f"{name[:80]!r} has no place in a bundle that model_signing writes", AGAIN)
+            raise FormatError(location, f"{name[:80]!r} has no place in a bundle that model_signing writes", SIGN_AGAIN_HINT)
     for name in names:
         if name not in members:
-            raise FormatError(location, f"the bundle has no {name!r}", AGAIN)
+            raise FormatError(location, f"the bundle has no {name!r}", SIGN_AGAIN_HINT)
     return members
 
 
 def _object(value: object, location: str) -> dict[str, Any]:
     """Return `value` if it is an object."""
     if not isinstance(value, dict):
-        raise FormatError(location, "not a bundle: one of its parts is not an object", AGAIN)
+        raise FormatError(location, "not a bundle: one of its parts is not an object", SIGN_AGAIN_HINT)
     return value
 
 
@@ -247,5 +247,5 @@ def _from_base64(members: dict[str, Any], name: str, location: str) -> bytes:
         data = b""
     # Encoding again finds the spellings that Python's decoder tolerates.
     if not data or _to_base64(data) != value:
-        raise FormatError(location, f"{name!r} is not base64 in its canonical form", AGAIN)
+        raise FormatError(location, f"{name!r} is not base64 in its canonical form", SIGN_AGAIN_HINT)
     return data

@@ -41,7 +41,7 @@ class Checkpoint:
     ends: Mapping[str, Mapping[str, tuple[int, Digest]]]
     audit: tuple[int, str] | None = None
 
-    def sign(self, key: Signer, where: str) -> bytes:
+    def sign(self, key: Signer, location: str) -> bytes:
         """Return the document with its signature."""
         unsigned = self._document()
         statement = {
@@ -50,45 +50,45 @@ class Checkpoint:
             "predicateType": PREDICATE_TYPE,
             "predicate": {"time": self.time},
         }
-        signed = json_file.parse_object(bundle.seal(json_file.canonical(statement), key, where), where)
-        return json_file.canonical({**unsigned, _BUNDLE: signed}) + b"\n"
+        signed = json_file.parse_object(bundle.seal(json_file.canonical_bytes(statement), key, location), location)
+        return json_file.canonical_bytes({**unsigned, _BUNDLE: signed}) + b"\n"
 
     def _document(self) -> dict[str, Any]:
         return {"time": self.time, "ends": self.ends, "audit": self.audit}
 
 
-def read(raw: bytes, signers: Iterable[TrustedSigner], where: str) -> tuple[Checkpoint, TrustedSigner]:
+def read(raw: bytes, signers: Iterable[TrustedSigner], location: str) -> tuple[Checkpoint, TrustedSigner]:
     """Return the checkpoint in a document, and the one of `signers` that signed it.
 
     Raises:
         FormatError: The document is not a checkpoint.
         IntegrityError: None of the signers signed it, or the signature is of another checkpoint.
     """
-    document = json_file.parse_object(raw, where)
+    document = json_file.parse_object(raw, location)
     if _BUNDLE not in document:
-        raise FormatError(where, "not a checkpoint: it has no signature", _HINT)
+        raise FormatError(location, "not a checkpoint: it has no signature", _HINT)
     # Without its signature, the document is what the statement's subject covers.
-    payload, signer = bundle.unseal(json_file.canonical(document.pop(_BUNDLE)), signers, where)
-    statement = json_file.parse_object(payload, where)
+    payload, signer = bundle.unseal(json_file.canonical_bytes(document.pop(_BUNDLE)), signers, location)
+    statement = json_file.parse_object(payload, location)
     if (statement.get("_type"), statement.get("predicateType")) != (STATEMENT_TYPE, PREDICATE_TYPE):
-        raise FormatError(where, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}", _HINT)
+        raise FormatError(location, f"signs {str(statement.get('predicateType'))[:80]!r}, not {PREDICATE_TYPE}", _HINT)
     if statement.get("subject") != _subject(document):
-        raise IntegrityError(where, "was changed after it was signed", "Use a copy that was not", code="signature")
-    return _parse_document(document, where), signer
+        raise IntegrityError(location, "was changed after it was signed", "Use a copy that was not", code="signature")
+    return _parse_document(document, location), signer
 
 
 def _subject(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the subject of the statement: the digest of a checkpoint without its signature."""
-    return [{"name": _SUBJECT, "digest": {"sha256": sha256_bytes(json_file.canonical(document)).removeprefix("sha256:")}}]
+    return [{"name": _SUBJECT, "digest": {"sha256": sha256_bytes(json_file.canonical_bytes(document)).removeprefix("sha256:")}}]
 
 
-def _parse_document(document: dict[str, Any], where: str) -> Checkpoint:
+def _parse_document(document: dict[str, Any], location: str) -> Checkpoint:
     """Parse the checkpoint in a document, whose signer is trusted but may have been careless."""
     time, ends, audit = document.get("time"), document.get("ends"), document.get("audit")
     logs = ends.values() if isinstance(ends, dict) else [None]
     all_ends = [end for log in logs for end in (log.values() if isinstance(log, dict) else [None])]
     if not isinstance(time, str) or not all(map(_is_end, all_ends)) or not (audit is None or _is_end(audit, "")):
-        raise FormatError(where, "not a checkpoint: its time or the end of a log is malformed", _HINT)
+        raise FormatError(location, "not a checkpoint: its time or the end of a log is malformed", _HINT)
     log_ends = {log: {name: (seq, digest) for name, (seq, digest) in names.items()} for log, names in document["ends"].items()}
     return Checkpoint(time, log_ends, None if audit is None else (audit[0], audit[1]))
 

@@ -59,7 +59,7 @@ def check_extra() -> None:
 # ---- verifying
 
 
-def claimed(certificate: bytes, location: str) -> Identity:
+def claimed_identity(certificate: bytes, location: str) -> Identity:
     """Return the identity that a certificate in DER claims; FormatError if it has none. Nothing is verified."""
     try:
         extensions = x509.load_der_x509_certificate(certificate).extensions
@@ -91,7 +91,7 @@ def verify(raw: bytes, payload: bytes, certificate: bytes, identities: Iterable[
             was not valid when the log recorded the signature, or the log has something else.
         MissingExtraError: One of the identities may have signed it, but the package `sigstore` is not installed.
     """
-    claim, accepted = claimed(certificate, location), list(identities)
+    claim, accepted = claimed_identity(certificate, location), list(identities)
     if not accepted:
         problem = f"is signed without a key, by {_one_line(claim.title)}, and only keys are accepted"
         raise IntegrityError(location, problem, _NOT_ACCEPTED_HINT, code=CODE)
@@ -255,7 +255,7 @@ class KeylessSigner:
         raw: bytes = bundle.to_json().encode()
         certificate = bundle.signing_certificate.public_bytes(Encoding.DER)
         # The certificate may spell the identity differently than the token; verifiers compare with the certificate.
-        certified = claimed(certificate, location)
+        certified = claimed_identity(certificate, location)
         self.public = Identity(certified.name, certified.issuer, self.public.trust_config)
         verify(raw, payload, certificate, [self.public], location)
         return raw

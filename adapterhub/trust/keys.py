@@ -57,13 +57,13 @@ class PublicKey:
         source: The file that it was read from.
     """
 
-    where: str
+    source: str
     _key: _Public
 
     @property
     def kind(self) -> str:
         """One of `KINDS`."""
-        return _kind_of(self._key, self.where)
+        return _kind_of(self._key, self.source)
 
     @property
     def pem(self) -> bytes:
@@ -115,13 +115,13 @@ class KeySigner(Protocol):
 class PrivateKey:
     """A signing key from a file."""
 
-    where: str
+    source: str
     _key: _Private
 
     @property
     def public(self) -> PublicKey:
         """The key that verifies its signatures."""
-        return PublicKey(self.where, self._key.public_key())
+        return PublicKey(self.source, self._key.public_key())
 
     def sign(self, message: bytes) -> bytes:
         """Return the signature of a message: DER for ECDSA, 64 bytes for Ed25519."""
@@ -250,7 +250,7 @@ def _one_pem(text: str, location: str) -> str:
 _SignerSource = str | os.PathLike[str] | Identity
 
 
-def trusted(signers: _SignerSource | Iterable[_SignerSource]) -> Sequence[TrustedSigner]:
+def read_trusted(signers: _SignerSource | Iterable[_SignerSource]) -> Sequence[TrustedSigner]:
     """Read the public keys in files, and in folders those named *.pub or *.pem; identities are returned as they are."""
     several = [signers] if isinstance(signers, str | os.PathLike | Identity) else signers
     sources = list(dict.fromkeys(signer if isinstance(signer, Identity) else Path(signer) for signer in several))

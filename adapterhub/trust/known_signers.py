@@ -28,7 +28,7 @@ class KnownSigners:
 
     path: Path
 
-    def of(self, scope: str) -> list[TrustedSigner]:
+    def signers_of(self, scope: str) -> list[TrustedSigner]:
         """Return the signers that are known for a namespace."""
         return [_parse_line(line, self.path) for line in user_files.read(self.path).splitlines() if line.split(" ")[0] == scope]
 

@@ -40,7 +40,7 @@ _MOST_CHARACTERS = 200  # of an expression
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LicensedPart:
     """A part of a work: its kind, its name, and its recorded license, or None."""
 
     kind: str
@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Combined:
+class CombinedLicense:
     """The license of a work made of parts.
 
     Attributes:
@@ -100,7 +100,7 @@ def _identifier(word: str) -> str:
     return _SPDX_SPELLINGS.get(lower) or _DEPRECATED.get(lower) or f"LicenseRef-{word.replace('+', '-').replace(':', '-')}"
 
 
-def combined(parts: Sequence[Part]) -> Combined:
+def combine(parts: Sequence[LicensedPart]) -> CombinedLicense:
     """Return the license that a work made of `parts` has at least, with the reasons."""
     expressions: dict[str, None] = {}
     reasons, missing = [], []
@@ -115,4 +115,4 @@ def combined(parts: Sequence[Part]) -> Combined:
             reasons.append(f"{part.kind} {part.name}: no license is recorded, so that the expression is incomplete")
     for license_ in expressions:
         reasons += [f"{license_}: {term}" for mark, term in _TERMS.items() if mark in license_.lower()]
-    return Combined(" AND ".join(expressions), tuple(reasons), tuple(missing))
+    return CombinedLicense(" AND ".join(expressions), tuple(reasons), tuple(missing))

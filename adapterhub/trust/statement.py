@@ -14,15 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adapterhub.digest import Digest, copy_hashing, is_hex
-from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, shortened
+from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, shorten_names
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.containers.open_file import MAX_PATH, check_regular, walk
 from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-AGAIN = "Have it signed again"
+SIGN_AGAIN_HINT = "Have it signed again"
 UNSIGNED = (SIGNATURE, ".git", ".gitattributes", ".github", ".gitignore")
 """What is not signed in a folder: the signature itself, and what model_signing leaves out by default."""
 
@@ -58,7 +58,7 @@ class Statement:
         differences += [f"{path} (changed)" for path in files if self.files.get(path, files[path]) != files[path]]
         if differences:
             hint = "Fetch the files that were signed, or have these signed"
-            raise IntegrityError(location, f"is not what was signed: {shortened(sorted(differences))}", hint, code="signature")
+            raise IntegrityError(location, f"is not what was signed: {shorten_names(sorted(differences))}", hint, code="signature")
 
     def check_name(self, name: str, location: str) -> None:
         """Raise IntegrityError unless it was signed under this name, either in full or by its last parts.
@@ -72,23 +72,23 @@ class Statement:
             )
 
 
-def parse(raw: bytes, where: str) -> Statement:
+def parse(raw: bytes, location: str) -> Statement:
     """Parse a statement whose signature was verified; FormatError, with the reason, for any other form."""
-    document = json_file.parse_object(raw, where)
-    _expect(document.get("_type") == STATEMENT_TYPE, where, f"does not sign a statement of the type {STATEMENT_TYPE}")
+    document = json_file.parse_object(raw, location)
+    _expect(document.get("_type") == STATEMENT_TYPE, location, f"does not sign a statement of the type {STATEMENT_TYPE}")
     kind = document.get("predicateType")
-    _expect(kind == PREDICATE_TYPE, where, f"signs {str(kind)[:80]!r}, not {PREDICATE_TYPE}")
-    subjects, predicate = document.get("subject"), _object(document.get("predicate"), where, "predicate")
+    _expect(kind == PREDICATE_TYPE, location, f"signs {str(kind)[:80]!r}, not {PREDICATE_TYPE}")
+    subjects, predicate = document.get("subject"), _object(document.get("predicate"), location, "predicate")
     if not isinstance(subjects, list) or len(subjects) != 1:
-        raise FormatError(where, "does not sign exactly one subject", AGAIN)
-    subject = _object(subjects[0], where, "subject")
+        raise FormatError(location, "does not sign exactly one subject", SIGN_AGAIN_HINT)
+    subject = _object(subjects[0], location, "subject")
     name = subject.get("name")
     if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_PATH:
-        raise FormatError(where, "signs a subject without a name", AGAIN)
-    files = _signed_files(predicate, where)
+        raise FormatError(location, "signs a subject without a name", SIGN_AGAIN_HINT)
+    files = _signed_files(predicate, location)
     digests = [digest.removeprefix("sha256:") for digest in files.values()]
     _expect(
-        subject.get("digest") == {"sha256": _root_digest(digests)}, where, "the digest of its subject is not that of its files"
+        subject.get("digest") == {"sha256": _root_digest(digests)}, location, "the digest of its subject is not that of its files"
     )
     return Statement(name, files)
 
@@ -106,16 +106,16 @@ def _signed_files(predicate: dict[str, Any], location: str) -> dict[str, Digest]
     )
     resources = predicate.get("resources")
     if not isinstance(resources, list) or not 0 < len(resources) <= MAX_FILES:
-        raise FormatError(location, f"signs no files, or more than {MAX_FILES}", AGAIN)
+        raise FormatError(location, f"signs no files, or more than {MAX_FILES}", SIGN_AGAIN_HINT)
     files: dict[str, Digest] = {}
     for resource in resources:
         entry = _object(resource, location, "resources")
         path, digest = entry.get("name"), entry.get("digest")
         if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH:
-            raise FormatError(location, f"signs a file without a name, or with one of over {MAX_PATH} characters", AGAIN)
+            raise FormatError(location, f"signs a file without a name, or with one of over {MAX_PATH} characters", SIGN_AGAIN_HINT)
         _expect(path not in files, location, f"signs the file {path[:80]!r} twice")
         if entry.get("algorithm") != "sha256" or not isinstance(digest, str) or not is_hex(digest):
-            raise FormatError(location, f"{path[:80]}: not a sha256 digest", AGAIN)
+            raise FormatError(location, f"{path[:80]}: not a sha256 digest", SIGN_AGAIN_HINT)
         files[path] = f"sha256:{digest}"
     return files
 
@@ -123,14 +123,14 @@ def _signed_files(predicate: dict[str, Any], location: str) -> dict[str, Digest]
 def _object(value: object, location: str, name: str) -> dict[str, Any]:
     """Return `value` if it is an object."""
     if not isinstance(value, dict):
-        raise FormatError(location, f"{name} is not an object", AGAIN)
+        raise FormatError(location, f"{name} is not an object", SIGN_AGAIN_HINT)
     return value
 
 
 def _expect(condition: bool, location: str, problem: str) -> None:
     """Raise FormatError unless the condition holds."""
     if not condition:
-        raise FormatError(location, problem, AGAIN)
+        raise FormatError(location, problem, SIGN_AGAIN_HINT)
 
 
 def _root_digest(digests: Sequence[str]) -> str:
@@ -144,7 +144,7 @@ def files_in(folder: Path) -> dict[str, Digest]:
     Raises:
         RefusedError: The folder has a link, a pipe or a device, or too many files.
     """
-    inside = Inside(folder)
+    inside = ConfinedFiles(folder)
     digests: dict[str, Digest] = {}
     try:
         for path, status in walk(folder, lambda path: path not in UNSIGNED):

@@ -28,7 +28,7 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", 
 # Files that may be given instead of the adapter's folder.
 _FIXED_NAMES = (ADAPTER_CONFIG, PEFT_WEIGHTS, PEFT_INDEX, MLX_WEIGHTS, ADAPTER_JSON)
 _MODEL_INDEX = "model.safetensors.index.json"
-HEAD = 16
+HEAD_SIZE = 16
 """The number of bytes at the start of a file that `starts_like_pickle` needs."""
 
 
@@ -37,7 +37,7 @@ def is_weights(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in WEIGHT_SUFFIXES
 
 
-def decides(path: str) -> bool:
+def determines_function(path: str) -> bool:
     """Return whether a file decides what an adapter computes: weights, their index, or the config."""
     return is_weights(path) or path in (ADAPTER_CONFIG, PEFT_INDEX)
 
@@ -81,12 +81,12 @@ def adapters_at(path: Path) -> list[Path]:
     return [folder_for(path)]
 
 
-def whole_model(path: Path) -> FormatError:
+def whole_model_error(path: Path) -> FormatError:
     """Return the error for a complete model where an adapter is expected."""
     return FormatError(str(path), "is a whole model, not an adapter", "Name the adapter that is used on it", code="whole-model")
 
 
-def adapter_in(path: Path) -> Path:
+def resolve_adapter(path: Path) -> Path:
     """Return the adapter that `path` means, a file or a folder as the readers of formats take it, going by names alone.
 
     A folder with an adapter_config.json, or with the index of PEFT's shards, is an adapter as a whole. Any other folder means
@@ -103,7 +103,7 @@ def adapter_in(path: Path) -> Path:
         item for item in path.iterdir() if is_weights(item.name) and not item.name.startswith(".") and item.is_file()
     )
     if len(weight_files) > 1 and (path / _MODEL_INDEX).exists():
-        raise whole_model(path)
+        raise whole_model_error(path)
     if len(weight_files) > 1:
         count_text = f" (of {len(weight_files)} files with weights)" if weight_files[2:] else ""
         problem = f"{weight_files[0].name} and {weight_files[1].name} are two adapters{count_text}"

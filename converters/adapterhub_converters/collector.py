@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def paused() -> Iterator[None]:
+def pause_gc() -> Iterator[None]:
     """Pause the collector: traversing the values of 300,000 tensors again and again takes up to a third of a check's time."""
     enabled = gc.isenabled()
     gc.disable()

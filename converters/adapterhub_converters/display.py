@@ -19,7 +19,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|^[#+>=-]|#(?=[0-9])|:(?=//)|(?<=www)\.|@", re.IGNORECASE)
 
 
-def hides(text: str) -> bool:
+def has_invisible(text: str) -> bool:
     """Return whether a character has no shape of its own: a control character, a zero width, a mark of text direction."""
     return any(unicodedata.category(char) in _HIDDEN for char in text) or bool(_INVISIBLE.search(text))
 
@@ -56,15 +56,15 @@ def table(rows: Iterable[Sequence[object]], *, head: Sequence[object] = (), capt
         >>> table([["r", 8]], head=["field", "value"])
         '<table><tr><th>field</th><th>value</th></tr><tr><td>r</td><td>8</td></tr></table>'
     """
-    lines = [f"<caption>{_text(caption)}</caption>"] if caption else []
+    lines = [f"<caption>{_html_text(caption)}</caption>"] if caption else []
     if head:
-        lines.append("".join(f"<th>{_text(cell)}</th>" for cell in head))
+        lines.append("".join(f"<th>{_html_text(cell)}</th>" for cell in head))
         lines[-1] = f"<tr>{lines[-1]}</tr>"
-    lines += [f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    lines += [f"<tr>{''.join(f'<td>{_html_text(cell)}</td>' for cell in row)}</tr>" for row in rows]
     return f"<table>{''.join(lines)}</table>"
 
 
-def _text(value: object) -> str:
+def _html_text(value: object) -> str:
     import html  # 2 ms, for notebooks alone
 
     return "" if value is None else html.escape(printable(str(value)))
@@ -73,7 +73,7 @@ def _text(value: object) -> str:
 # ---- numbers for people
 
 
-def size(count: int) -> str:
+def format_size(count: int) -> str:
     """Return a number of bytes for people, such as `4.2 MB`; powers of 1000, as disks are sold."""
     value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
     while value >= 999.5 and len(units) > 1:
@@ -81,7 +81,7 @@ def size(count: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 100 else f"{value:.1f} {units[0]}"
 
 
-def number(count: int) -> str:
+def format_count(count: int) -> str:
     """Return a count for people, such as `2.4 M`."""
     value, units = float(count), ["", "k", "M", "G", "T", "P"]
     while value >= 999.5 and len(units) > 1:
@@ -89,6 +89,6 @@ def number(count: int) -> str:
     return f"{count}" if not units[0] else f"{value:.1f} {units[0]}"
 
 
-def plural(count: int, noun: str) -> str:
+def format_plural(count: int, noun: str) -> str:
     """Return a count with its noun: `1 error`, `2 errors`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -140,7 +140,7 @@ class NotUnderstoodError(RefusedError):
     default_code = "not-understood"
 
 
-def refused(
+def refused_error(
     location: str,
     reasons: Sequence[str],
     hint: str = "",

@@ -23,7 +23,7 @@ MAX_PATTERN = 1_000  # characters
 _STEPS_PER_SECOND = 10_000_000
 # A path: characters as they are, escaped or not; a dot that is not escaped matches any character.
 _PATH = re.compile(r"(?:[\w.-]|\\[.-])+", re.ASCII)
-_PIECE = re.compile(r"\\(.)|([\w-])|(\.)")
+_PATH_PIECE = re.compile(r"\\(.)|([\w-])|(\.)")
 _COMPILE_STEPS = 2_000  # steps to compile an expression
 _LOOKUP_STEPS = 8  # steps to look up a path
 _STEPS_PER_TEXT = 200  # steps for each text: a match of fifty expressions together takes ten
@@ -34,17 +34,17 @@ _POSIX_CLASS = re.compile(r"\[:.*:\]", re.DOTALL)  # a set of characters to `re`
 class Budget:
     """The work allowed for all texts together, in steps of about a tenth of a microsecond: a second, and more for each text."""
 
-    def __init__(self, steps_left: int = _STEPS_PER_SECOND, each: int = 1_000) -> None:
-        self.left, self.each = steps_left, each
+    def __init__(self, steps_left: int = _STEPS_PER_SECOND, steps_per_text: int = 1_000) -> None:
+        self.steps_left, self.steps_per_text = steps_left, steps_per_text
 
     def next_text(self) -> None:
         """Allow the work for one more text."""
-        self.left += self.each
+        self.steps_left += self.steps_per_text
 
     def spend(self, steps: int) -> bool:
         """Spend steps; return False if fewer were left."""
-        self.left -= steps
-        return self.left >= 0
+        self.steps_left -= steps
+        return self.steps_left >= 0
 
 
 class Expression:
@@ -98,7 +98,7 @@ class Expression:
             if self._backtracking is None:
                 self._backtracking = regex.compile(self.text, regex.VERSION0)
             match = self._backtracking.match if self._below else self._backtracking.fullmatch
-            is_match = match(text, timeout=max(budget.left, 1) / _STEPS_PER_SECOND) is not None
+            is_match = match(text, timeout=max(budget.steps_left, 1) / _STEPS_PER_SECOND) is not None
         except (TimeoutError, MemoryError, RecursionError, regex.error) as error:
             raise self._time_error() from error
         if not budget.spend(1 + int((time.monotonic() - start_time) * _STEPS_PER_SECOND)):
@@ -172,7 +172,7 @@ class Patterns:
     """The keys of a mapping of patterns, in their order."""
 
     def __init__(self, keys: Iterable[str], location: str) -> None:
-        self._keys, self._label, self._budget = list(keys), location, Budget(each=_STEPS_PER_TEXT)
+        self._keys, self._label, self._budget = list(keys), location, Budget(steps_per_text=_STEPS_PER_TEXT)
         # The length of a path, then the positions of its wildcard dots, then the rest of its text, to the numbers of its keys.
         self._paths: dict[int, dict[tuple[int, ...], dict[str, list[int]]]] = {}
         self._expressions: dict[int, Expression] = {}
@@ -234,7 +234,7 @@ class Patterns:
 
 def _parse_path(key: str) -> tuple[str, tuple[int, ...]]:
     """Return the path that a key matches, and the positions of its wildcards."""
-    pieces = [piece.groups() for piece in _PIECE.finditer(key)]
+    pieces = [piece.groups() for piece in _PATH_PIECE.finditer(key)]
     text = "".join(escaped or plain or free for escaped, plain, free in pieces)
     return text, tuple(number for number, (_, _, free) in enumerate(pieces) if free)
 

@@ -33,7 +33,7 @@ class Runtime:
 
     name: str
     version: str
-    reads: str
+    format: str
     rules: tuple[Rule, ...]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.analysis.low_rank import work
-from adapterhub.analysis.norms import heat, seconds
+from adapterhub.analysis.low_rank import norm_cost
+from adapterhub.analysis.norms import build_heat_map, estimated_seconds
 from adapterhub_converters.adapter import Adapter, Hadamard, Kronecker, LowRank, StackedLowRank
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import convert, peft
@@ -33,7 +33,7 @@ def dense(delta: LowRank | StackedLowRank) -> float:
 
 def test_norms_by_layer_and_kind() -> None:
     deltas = {Q.format(n): linear() for n in (0, 2, 10)} | {MLP.format(2): linear(), "lm_head": linear()}
-    found = heat(Adapter(deltas))
+    found = build_heat_map(Adapter(deltas))
     assert (found.layers, found.kinds, found.short_kinds) == (
         ("0", "2", "10"), ("self_attn.q_proj", "mlp.up_proj"), ("q", "up"),
     )  # fmt: skip
@@ -44,9 +44,9 @@ def test_norms_by_layer_and_kind() -> None:
 
 def test_experts_of_a_layer_are_one_number_stacked_or_apart() -> None:
     each = [linear() for _ in range(3)]
-    apart = heat(Adapter({f"model.layers.0.mlp.experts.{n}.up_proj": delta for n, delta in enumerate(each)}))
+    apart = build_heat_map(Adapter({f"model.layers.0.mlp.experts.{n}.up_proj": delta for n, delta in enumerate(each)}))
     stack = StackedLowRank(np.stack([d.lora_A for d in each]), np.stack([d.lora_B for d in each]), 6.0)
-    together = heat(Adapter({"model.layers.0.mlp.experts.up_proj": stack}))
+    together = build_heat_map(Adapter({"model.layers.0.mlp.experts.up_proj": stack}))
     assert apart.kinds == ("mlp.experts.*.up_proj",)
     assert apart.values[0][0] == pytest.approx(together.values[0][0])
     assert together.values[0][0] == pytest.approx(dense(stack))
@@ -55,27 +55,27 @@ def test_experts_of_a_layer_are_one_number_stacked_or_apart() -> None:
 def test_two_stacks_of_layers_are_distinguished_and_a_nan_is_left_out() -> None:
     bad = linear()
     bad.lora_A[0, 0] = np.nan
-    found = heat(Adapter({"encoder.layers.0.q_proj": linear(), "decoder.layers.0.q_proj": linear(), "x": bad}))
+    found = build_heat_map(Adapter({"encoder.layers.0.q_proj": linear(), "decoder.layers.0.q_proj": linear(), "x": bad}))
     assert found.layers == ("encoder.layers.0", "decoder.layers.0")
     assert set(found.left_out) == {"x"}
 
 
 def test_folding_takes_means_of_neighbors() -> None:
-    found = heat(Adapter({Q.format(n): linear() for n in range(5)}))
-    folded = found.folded(3)
+    found = build_heat_map(Adapter({Q.format(n): linear() for n in range(5)}))
+    folded = found.fold(3)
     assert folded.layers == ("0-1", "2-3", "4")
     assert folded.values[0][0] == pytest.approx(sum(row[0] or 0 for row in found.values[:2]) / 2)
-    assert found.folded(5) is found
+    assert found.fold(5) is found
 
 
 def test_norms_over_those_of_the_base(tmp_path: Path) -> None:
     base(tmp_path / "base", 2)
     path = adapter(tmp_path / "a", pairs(2))
-    zeros = heat(convert.read(path), base=tmp_path / "base")
+    zeros = build_heat_map(convert.read(path), base=tmp_path / "base")
     assert (zeros.layers, len(zeros.left_out)) == ((), 2)
     weights = {f"{Q.format(n)}.weight": np.full((8, 8), n + 1, np.float32) for n in (0, 1)}
     safetensors_file.write(tmp_path / "base/model.safetensors", weights)
-    over, plain = heat(convert.read(path), base=tmp_path / "base"), heat(convert.read(path))
+    over, plain = build_heat_map(convert.read(path), base=tmp_path / "base"), build_heat_map(convert.read(path))
     assert over.relative
     assert [row[0] for row in over.values] == [pytest.approx(row[0] / 8 / n) for n, row in enumerate(plain.values, 1) if row[0]]
 
@@ -133,12 +133,12 @@ def test_work_is_estimated_from_shapes_alone_and_is_that_of_the_pair_that_is_com
     whole = {f"hada_w{n}_{half}": np.ones(shape) for n in (1, 2) for half, shape in (("a", (6, 3)), ("b", (3, 5)))}
     halves = {"lokr_w1": np.ones((2, 3)), "lokr_w2_a": np.ones((4, 2)), "lokr_w2_b": np.ones((2, 5))}
     for delta in (Hadamard(whole, 3.0), Kronecker(halves, 2.0, 2)):
-        assert work(delta) == work(delta.as_low_rank())
+        assert norm_cost(delta) == norm_cost(delta.as_low_rank())
     pair = linear()
     stack = StackedLowRank(np.stack([pair.lora_A] * 3), np.stack([pair.lora_B] * 3), 6.0)
-    assert (work(pair), work(stack)) == ((5 + 4) * 2 * 18, 3 * (5 + 4) * 2 * 18)
+    assert (norm_cost(pair), norm_cost(stack)) == ((5 + 4) * 2 * 18, 3 * (5 + 4) * 2 * 18)
     shapes = peft.read_shapes(large(tmp_path / "a", r=1024, width=1 << 20))
-    assert 400 < seconds(shapes) < 500
+    assert 400 < estimated_seconds(shapes) < 500
 
 
 def test_show_leaves_out_what_takes_over_two_seconds(run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adapterhub.analysis import spectra
-from adapterhub.analysis.spectra import Spectrum
+from adapterhub.analysis.spectra import SpectralSummary
 from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.formats import convert
 from tests.support.adapters import write_adapter
@@ -28,7 +28,7 @@ def test_the_numbers_are_those_of_the_dense_matrices(tmp_path: Path) -> None:
 
 
 def test_modules_of_a_kind_count_together_and_experts_as_one_kind() -> None:
-    three, four = Spectrum(3, 3, 1.0), Spectrum(4, 2, 0.25)
+    three, four = SpectralSummary(3, 3, 1.0), SpectralSummary(4, 2, 0.25)
     kinds = spectra.by_kind({"m.layers.0.mlp.experts.0.up": three, "m.layers.1.mlp.experts.7.up": four, "lm_head": three})
     count, together = kinds["mlp.experts.*.up"]
     assert (count, together.norm, together.top) == (2, 5.0, 3)
@@ -37,15 +37,15 @@ def test_modules_of_a_kind_count_together_and_experts_as_one_kind() -> None:
 
 
 def test_a_percentile_counts_smaller_ones_and_half_of_the_equal_ones() -> None:
-    own = {"m.layers.0.q": Spectrum(2, 1, 0.25)}
-    others = [{"m.layers.0.q": Spectrum(norm, norm / 2, 0.25)} for norm in (1, 2, 3, 4)] + [{"m.layers.0.k": Spectrum(1, 1, 1)}]
-    (kind,), (module,) = spectra.ranked(own, others)
+    own = {"m.layers.0.q": SpectralSummary(2, 1, 0.25)}
+    others = [{"m.layers.0.q": SpectralSummary(norm, norm / 2, 0.25)} for norm in (1, 2, 3, 4)] + [{"m.layers.0.k": SpectralSummary(1, 1, 1)}]
+    (kind,), (module,) = spectra.rank_among(own, others)
     assert (module.n, kind.n) == (4, 4)
-    assert module.percentiles == kind.percentiles == Spectrum(37.5, 37.5, 50.0)
+    assert module.percentiles == kind.percentiles == SpectralSummary(37.5, 37.5, 50.0)
 
 
 def test_nothing_to_compare_with_gives_no_percentile() -> None:
-    _, (module,) = spectra.ranked({"q": Spectrum(1, 1, 1)}, [])
+    _, (module,) = spectra.rank_among({"q": SpectralSummary(1, 1, 1)}, [])
     assert (module.n, module.percentiles) == (0, None)
 
 
@@ -57,5 +57,5 @@ def test_zeros_have_no_share_and_a_nan_has_no_numbers(tmp_path: Path) -> None:
     first.lora_B[:] = 0
     second.lora_B[0, 0] = np.nan
     found, left_out = spectra.spectra(adapter)
-    assert next(iter(found.values())) == Spectrum(0, 0, 0)
+    assert next(iter(found.values())) == SpectralSummary(0, 0, 0)
     assert list(left_out.values()) == ["a NaN or an infinity"]

@@ -76,9 +76,9 @@ def test_what_is_no_good_attestation_is_refused_by_name_and_does_no_harm(
     make, expected = ATTACKS[attack]
     raw = make(secret, stranger)
     with pytest.raises(IntegrityError) as error:
-        attestation.accepted([raw], FITS, [secret.public], DIGEST, "team/sql")
+        attestation.find_accepted([raw], FITS, [secret.public], DIGEST, "team/sql")
     assert expected in error.value.what
-    found = attestation.accepted([raw, GOOD.sign(secret)], FITS, [secret.public], DIGEST, "team/sql")
+    found = attestation.find_accepted([raw, GOOD.sign(secret)], FITS, [secret.public], DIGEST, "team/sql")
     assert found.attestation == GOOD
 
 
@@ -89,14 +89,14 @@ def test_an_attestation_that_a_policy_does_not_take_leaves_the_next_one(secret: 
 
     better = Attestation(GOOD.type, GOOD.name, DIGEST, {"base": {}})
     both = [one.sign(secret) for one in (GOOD, better)]
-    assert attestation.accepted(both, FITS, [secret.public], DIGEST, "team/sql", check=check).attestation == better
+    assert attestation.find_accepted(both, FITS, [secret.public], DIGEST, "team/sql", check=check).attestation == better
     with pytest.raises(IntegrityError, match="that is accepted, of 1: is about another base"):
-        attestation.accepted(both[:1], FITS, [secret.public], DIGEST, "team/sql", check=check)
+        attestation.find_accepted(both[:1], FITS, [secret.public], DIGEST, "team/sql", check=check)
 
 
 def test_an_attestation_signs_no_files(secret: keys.PrivateKey) -> None:
     with pytest.raises(IntegrityError, match="is not signed"):
-        bundle.accepted([GOOD.sign(secret)], [secret.public], {"a": DIGEST}, None, "team/sql")
+        bundle.find_accepted([GOOD.sign(secret)], [secret.public], {"a": DIGEST}, None, "team/sql")
     with pytest.raises(FormatError):
         bundle.verify(GOOD.sign(secret), [secret.public], "team/sql")
 
@@ -137,12 +137,12 @@ def test_what_is_no_statement_is_an_error_of_one_line(raw: bytes, secret: keys.P
     with pytest.raises(AdapterhubError) as error:
         attestation.parse(raw, "x")
     assert "\n" not in str(error.value)
-    assert attestation.among([raw]) == []
+    assert attestation.attestation_bundles([raw]) == []
 
 
 def test_a_base_that_is_not_named_is_none() -> None:
     for base in (None, "x", {}, {"fingerprint": 3}):
-        assert attestation.base_of(Attestation(TYPES[FITS], "x", DIGEST, {"base": base})) == ""
+        assert attestation.base_fingerprint(Attestation(TYPES[FITS], "x", DIGEST, {"base": base})) == ""
 
 
 def test_an_attestation_whose_claims_are_text_of_others_is_shown_as_one_harmless_line(
@@ -150,6 +150,6 @@ def test_an_attestation_whose_claims_are_text_of_others_is_shown_as_one_harmless
 ) -> None:
     hostile = Attestation("\x1b[31m\nurn:x", "\x1b[2J", DIGEST, {})
     with pytest.raises(IntegrityError) as error:
-        attestation.accepted([hostile.sign(secret)], FITS, [secret.public], DIGEST, "team/sql")
+        attestation.find_accepted([hostile.sign(secret)], FITS, [secret.public], DIGEST, "team/sql")
     assert "\x1b" not in str(error.value)
     assert "\n" not in str(error.value)

@@ -65,7 +65,7 @@ DOUBLED = "{% set n = namespace(x='aaaaaaaa') %}{% for a in range(60) %}{% set n
 def test_a_template_that_asks_for_too_much_is_refused_in_one_line(impatient: None, templated: Any, template: str) -> None:
     templated.chat_template = template
     with pytest.raises(FormatError, match="^a:1: the model's chat template (refuses it|exceeds)") as caught:
-        chat_template.render(templated, CHAT, where="a:1")
+        chat_template.render(templated, CHAT, location="a:1")
     assert "\n" not in str(caught.value)
 
 
@@ -73,9 +73,9 @@ def test_a_template_is_rendered_again_after_one_that_was_ended(impatient: None, 
     templated.chat_template = LOOPS
     for _ in range(2):
         with pytest.raises(FormatError, match="exceeds 1 s"):
-            chat_template.render(templated, CHAT, where="")
+            chat_template.render(templated, CHAT, location="")
     templated.chat_template = TEMPLATE
-    assert chat_template.render(templated, CHAT, where="") == templated.apply_chat_template(CHAT, tokenize=False)
+    assert chat_template.render(templated, CHAT, location="") == templated.apply_chat_template(CHAT, tokenize=False)
 
 
 @pytest.mark.parametrize(
@@ -94,17 +94,17 @@ def test_a_template_is_rendered_again_after_one_that_was_ended(impatient: None, 
 def test_the_text_is_what_transformers_renders(templated: Any, template: str, prompt: bool) -> None:
     templated.chat_template = template
     theirs = templated.apply_chat_template(CHAT, tools=[TOOL], tokenize=False, add_generation_prompt=prompt)
-    assert chat_template.render(templated, CHAT, where="", tools=[TOOL], prompt=prompt) == theirs
+    assert chat_template.render(templated, CHAT, location="", tools=[TOOL], prompt=prompt) == theirs
 
 
 def test_conversations_with_tools_use_the_template_for_tools(templated: Any) -> None:
     templated.chat_template = {"default": "plain", "tool_use": "with tools"}
-    assert chat_template.render(templated, CHAT, where="") == "plain"
-    assert chat_template.render(templated, CHAT, where="", tools=[TOOL]) == "with tools"
+    assert chat_template.render(templated, CHAT, location="") == "plain"
+    assert chat_template.render(templated, CHAT, location="", tools=[TOOL]) == "with tools"
 
 
 def test_many_conversations_share_one_process(templated: Any) -> None:
-    chat_template._started.cache_clear()
+    chat_template._template_process.cache_clear()
     for _ in range(20):
-        chat_template.render(templated, CHAT, where="")
-    assert chat_template._started.cache_info().misses == 1
+        chat_template.render(templated, CHAT, location="")
+    assert chat_template._template_process.cache_info().misses == 1

@@ -13,7 +13,7 @@ import pytest
 
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.oci.image import Image, Unpacked
+from adapterhub.remotes.oci.image import AdapterImage, UnpackedSource
 from adapterhub.remotes.protocol import Reader
 from adapterhub_converters.errors import FormatError, NotFoundError
 from tests.remotes.test_contract import read
@@ -23,7 +23,7 @@ from tests.support.adapters import Make
 class Compressed:
     """An image with its layer in gzip; counts how many bytes of that are read."""
 
-    def __init__(self, image: Image, packed: bytes, size: int = 0) -> None:
+    def __init__(self, image: AdapterImage, packed: bytes, size: int = 0) -> None:
         self.image, self.packed, self.taken = image, packed, 0
         self.layer = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "1" * 64, size or len(packed))
         self.where = "here"
@@ -59,16 +59,16 @@ class _Counting:
 
 
 @pytest.fixture
-def image(make: Make) -> Image:
+def image(make: Make) -> AdapterImage:
     folder = make("sql")
     for n in range(200):
         (folder / f"note-{n}.md").write_text(f"{n}\n" * 100)
-    return Image(AdapterFolder(folder), "latest")
+    return AdapterImage(AdapterFolder(folder), "latest")
 
 
-def test_a_compressed_layer_of_many_files_is_read_once_in_whatever_order(image: Image) -> None:
-    source = Compressed(image, gzip.compress(read(image, image.made.layers[0])))
-    inside = Unpacked(source)
+def test_a_compressed_layer_of_many_files_is_read_once_in_whatever_order(image: AdapterImage) -> None:
+    source = Compressed(image, gzip.compress(read(image, image.image_manifest.layers[0])))
+    inside = UnpackedSource(source)
     layers = inside.manifest("latest").layers
     for blob in (*reversed(layers), *layers):
         assert "sha256:" + hashlib.sha256(read(inside, blob)).hexdigest() == blob.digest
@@ -76,34 +76,34 @@ def test_a_compressed_layer_of_many_files_is_read_once_in_whatever_order(image: 
     assert source.taken <= len(source.packed)
 
 
-def test_a_compressed_layer_that_brings_nothing_ends_with_its_size(image: Image) -> None:
+def test_a_compressed_layer_that_brings_nothing_ends_with_its_size(image: AdapterImage) -> None:
     empty = zlib.compressobj(9, zlib.DEFLATED, 31)
     head = empty.compress(b"") + empty.flush(zlib.Z_SYNC_FLUSH)
     source = Compressed(image, head + b"\0\0\0\xff\xff" * 1_000_000, size=100_000)
-    inside = Unpacked(source)
+    inside = UnpackedSource(source)
     assert read(inside, inside.manifest("latest").layers[-1]) == b""
     assert source.taken <= 100_000
 
 
-def test_a_layer_that_is_no_gzip_brings_no_file(image: Image) -> None:
-    inside = Unpacked(Compressed(image, b"no gzip at all", size=20))
+def test_a_layer_that_is_no_gzip_brings_no_file(image: AdapterImage) -> None:
+    inside = UnpackedSource(Compressed(image, b"no gzip at all", size=20))
     with pytest.raises(FormatError, match="its layer is not gzip, or is damaged"):
         read(inside, inside.manifest("latest").layers[0])
-    inside = Unpacked(Compressed(image, b"", size=20))
+    inside = UnpackedSource(Compressed(image, b"", size=20))
     assert read(inside, inside.manifest("latest").layers[0]) == b""
 
 
-def test_an_image_has_a_layer_and_a_config_and_no_other_blob(image: Image) -> None:
+def test_an_image_has_a_layer_and_a_config_and_no_other_blob(image: AdapterImage) -> None:
     other = Descriptor("", f"sha256:{7:064x}", 1)
     with pytest.raises(NotFoundError, match=f"the image has no blob {other.digest}"):
         read(image, other)
 
 
-def test_what_a_compressed_layer_has_beyond_the_packaged_files_is_not_kept(image: Image) -> None:
-    whole = read(image, image.made.layers[0])
+def test_what_a_compressed_layer_has_beyond_the_packaged_files_is_not_kept(image: AdapterImage) -> None:
+    whole = read(image, image.image_manifest.layers[0])
     source = Compressed(image, gzip.compress(whole + bytes(100 << 20), 1))
-    inside = Unpacked(source)
+    inside = UnpackedSource(source)
     for blob in inside.manifest("latest").layers:
         read(inside, blob)
-    assert inside._unzipped is not None
-    assert inside._unzipped._done <= len(whole)
+    assert inside._gzip_layer is not None
+    assert inside._gzip_layer._written <= len(whole)

@@ -22,12 +22,12 @@ from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub.remotes.objects import log
 from adapterhub.remotes.objects.address import ObjectAddress
-from adapterhub.remotes.objects.store import Objects
+from adapterhub.remotes.objects.store import ObjectRepository
 from adapterhub.remotes.oci import host, repository
-from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.address import OciAddress
 from adapterhub.store.store import Entry
 from adapterhub_converters.bases import hf
-from adapterhub_converters.bases.files import Ranged
+from adapterhub_converters.bases.files import RangedFile
 from adapterhub_converters.errors import FormatError, RefusedError, RemoteError
 from tests.attacks.test_hostile_servers import one_line
 from tests.conftest import Run
@@ -118,20 +118,20 @@ def test_a_list_of_tags_without_an_end_is_no_list(run: Run, web: Web) -> None:
 def test_lists_of_more_tags_or_names_than_anybody_has_are_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repository, "_MAX_TAGS", 3)
     monkeypatch.setattr(host, "_MAX_NAMES", 3)
-    place = Address.parse(address(web))
+    place = OciAddress.parse(address(web))
     web.files["/v2/team/sql/tags/list"] = b'{"tags": ["a", "b", "c", "d"]}'
-    with repository.Oci(place) as registry, pytest.raises(RemoteError) as error:
+    with repository.OciRepository(place) as registry, pytest.raises(RemoteError) as error:
         registry.tags()
     assert (error.value.where, error.value.what) == (address(web), "it lists more than 3 tags")
     web.files["/v2/_catalog"] = b'{"repositories": ["a", "b", "c", "d"]}'
-    with host.Host(place, lambda: None) as every, pytest.raises(RemoteError) as error:
+    with host.RegistryHost(place, lambda: None) as every, pytest.raises(RemoteError) as error:
         every.names()
     assert error.value.what == "it lists more than 3 names"
 
 
 def test_a_list_takes_only_so_long(web: Web) -> None:
     asked = endless_pages(web, "/list", lambda n: [n])
-    asking = client.Client(web.url, longest=0.0)
+    asking = client.Client(web.url, max_list_seconds=0.0)
     with pytest.raises(RemoteError, match="its list takes longer than 0 seconds"):
         list(asking.pages(f"{web.url}/list", "here", limit=100))
     assert len(asked) == 1
@@ -223,8 +223,8 @@ def test_a_manifest_that_a_layout_lists_again_and_again_is_read_once(tmp_path: P
     (tmp_path / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (tmp_path / "index.json").write_text(json.dumps({"manifests": [entry] * 1000}))
     read: list[str] = []
-    document = LayoutFolder.document
-    monkeypatch.setattr(LayoutFolder, "document", lambda self, name: read.append(name) or document(self, name))
+    document = LayoutFolder.read_document
+    monkeypatch.setattr(LayoutFolder, "read_document", lambda self, name: read.append(name) or document(self, name))
     assert LayoutFolder(tmp_path).referrers(digest_of(b"subject")) == []
     assert read == [digest_of(other)]
 
@@ -251,7 +251,7 @@ def test_the_records_of_an_extended_header_are_copied_once() -> None:
             return _Counted(super().read(size))
 
     _Counted.copied = 0
-    assert tar.scan(File(archive), len(archive), "here") == {}
+    assert tar.scan_members(File(archive), len(archive), "here") == {}
     assert _Counted.copied < 4 * len(archive)
 
 
@@ -288,13 +288,13 @@ def test_the_log_of_a_name_in_an_object_store_has_a_limit(tmp_path: Path, monkey
     folder.mkdir(parents=True)
     for entry in pushed("team/sql", 150):
         (folder / f"{entry.seq:08}.json").write_bytes(entry.dump())
-    with Objects(ObjectAddress.parse(f"{store}/team/sql"), {}) as place:
+    with ObjectRepository(ObjectAddress.parse(f"{store}/team/sql"), {}) as place:
         assert len(place.history()) == 150
         with pytest.raises(RefusedError, match="more than 150 entries or 256 MiB. Copy its versions to another name"):
-            place._appended(Entry("team/sql", 151, "tag", now()))
+            place._append(Entry("team/sql", 151, "tag", now()))
     assert not (folder / "00000151.json").exists()
     (folder / "00000151.json").write_bytes(b"{}")
-    with Objects(ObjectAddress.parse(f"{store}/team/sql"), {}) as place, pytest.raises(RefusedError, match="more than 150"):
+    with ObjectRepository(ObjectAddress.parse(f"{store}/team/sql"), {}) as place, pytest.raises(RefusedError, match="more than 150"):
         place.tags()
 
 
@@ -305,9 +305,9 @@ def test_a_log_that_breaks_at_once_is_not_read_to_its_end(tmp_path: Path, monkey
     for seq in range(1, 1001):
         (folder / f"{seq:08}.json").write_bytes(b"{}")
     asked: list[int] = []
-    raw = log.Log.raw
-    monkeypatch.setattr(log.Log, "raw", lambda self, seq: asked.append(seq) or raw(self, seq))
-    with Objects(ObjectAddress.parse(f"file://{tmp_path}/team/sql"), {}) as place, pytest.raises(FormatError):
+    raw = log.NameLog.read_entry
+    monkeypatch.setattr(log.NameLog, "read_entry", lambda self, seq: asked.append(seq) or raw(self, seq))
+    with ObjectRepository(ObjectAddress.parse(f"file://{tmp_path}/team/sql"), {}) as place, pytest.raises(FormatError):
         place.tags()
     assert len(asked) <= 64
 
@@ -328,12 +328,12 @@ def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyP
             index = {"weight_map": {f"t{n}": f"part{n}.safetensors" for n in range(100)}}
             return {"config.json": b"{}", hf.INDEX: json.dumps(index).encode()}.get(name)
 
-        def ranged(self, name: str) -> Ranged:
+        def ranged(self, name: str) -> RangedFile:
             read.append(name)
             empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
             header = json.dumps({f"{name}.{n}": empty for n in range(4)}).encode()
             data = len(header).to_bytes(8, "little") + header
-            return Ranged(len(data), lambda offset, n: data[offset : offset + n], name)
+            return RangedFile(len(data), lambda offset, n: data[offset : offset + n], name)
 
         def sha256(self, name: str) -> None:
             del name

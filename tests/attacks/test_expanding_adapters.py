@@ -56,7 +56,7 @@ def test_it_is_not_written_as_what_it_asks_for(bomb: Path, tmp_path: Path) -> No
 
 
 def test_its_norm_is_not_computed(bomb: Path) -> None:
-    heat = norms.heat(convert.read(bomb))
+    heat = norms.build_heat_map(convert.read(bomb))
     assert list(heat.left_out) == ["model.layers.0.self_attn.q_proj"]
     assert "too large" in heat.left_out["model.layers.0.self_attn.q_proj"]
 

@@ -9,50 +9,50 @@ import numpy as np
 import pytest
 
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import Value, boolean, f32, string, strings, u32
+from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, f32_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats.gguf_model import to_folder
 from tests.attacks.test_hostile_servers import one_line
 from tests.conftest import Run
 
-GOOD: dict[str, Value] = {
-    "general.architecture": string("llama"),
-    "general.type": string("model"),
-    "llama.attention.head_count": u32(2),
-    "llama.attention.head_count_kv": u32(2),
-    "llama.attention.key_length": u32(8),
-    "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
-    "llama.block_count": u32(1),
-    "llama.context_length": u32(64),
-    "llama.embedding_length": u32(16),
-    "llama.expert_count": u32(0),
-    "llama.feed_forward_length": u32(32),
-    "llama.rope.freq_base": f32(10000.0),
-    "llama.rope.dimension_count": u32(8),
-    "tokenizer.ggml.model": string("gpt2"),
-    "tokenizer.ggml.pre": string("gpt-2"),
-    "tokenizer.ggml.tokens": strings(["<s>", "a", "b", "ab"]),
-    "tokenizer.ggml.token_type": Value("[INT32]", [3, 1, 1, 1]),
-    "tokenizer.ggml.merges": strings(["a b"]),
-    "tokenizer.ggml.bos_token_id": u32(0),
-    "tokenizer.ggml.eos_token_id": u32(0),
-    "tokenizer.ggml.unknown_token_id": u32(0),
-    "tokenizer.ggml.add_bos_token": boolean(True),
-    "tokenizer.chat_template": string("{{ messages }}"),
+GOOD: dict[str, MetadataValue] = {
+    "general.architecture": string_value("llama"),
+    "general.type": string_value("model"),
+    "llama.attention.head_count": u32_value(2),
+    "llama.attention.head_count_kv": u32_value(2),
+    "llama.attention.key_length": u32_value(8),
+    "llama.attention.layer_norm_rms_epsilon": f32_value(1e-5),
+    "llama.block_count": u32_value(1),
+    "llama.context_length": u32_value(64),
+    "llama.embedding_length": u32_value(16),
+    "llama.expert_count": u32_value(0),
+    "llama.feed_forward_length": u32_value(32),
+    "llama.rope.freq_base": f32_value(10000.0),
+    "llama.rope.dimension_count": u32_value(8),
+    "tokenizer.ggml.model": string_value("gpt2"),
+    "tokenizer.ggml.pre": string_value("gpt-2"),
+    "tokenizer.ggml.tokens": strings_value(["<s>", "a", "b", "ab"]),
+    "tokenizer.ggml.token_type": MetadataValue("[INT32]", [3, 1, 1, 1]),
+    "tokenizer.ggml.merges": strings_value(["a b"]),
+    "tokenizer.ggml.bos_token_id": u32_value(0),
+    "tokenizer.ggml.eos_token_id": u32_value(0),
+    "tokenizer.ggml.unknown_token_id": u32_value(0),
+    "tokenizer.ggml.add_bos_token": bool_value(True),
+    "tokenizer.chat_template": string_value("{{ messages }}"),
 }
-OTHERS: dict[str, Value | None] = {
+OTHERS: dict[str, MetadataValue | None] = {
     "missing": None,
-    "0": u32(0),
-    "huge": u32(2**32 - 1),
-    "negative": Value("INT32", -1),
-    "NaN": f32(float("nan")),
-    "a text": string("\x1b[31mx"),
-    "no text": string(""),
-    "a boolean": boolean(True),
-    "numbers": Value("[UINT32]", [1, 2]),
-    "nothing": Value("[UINT32]", []),
-    "floats": Value("[FLOAT32]", [0.5]),
-    "texts": strings(["a", "a", "b c d", ""]),
+    "0": u32_value(0),
+    "huge": u32_value(2**32 - 1),
+    "negative": MetadataValue("INT32", -1),
+    "NaN": f32_value(float("nan")),
+    "a text": string_value("\x1b[31mx"),
+    "no text": string_value(""),
+    "a boolean": bool_value(True),
+    "numbers": MetadataValue("[UINT32]", [1, 2]),
+    "nothing": MetadataValue("[UINT32]", []),
+    "floats": MetadataValue("[FLOAT32]", [0.5]),
+    "texts": strings_value(["a", "a", "b c d", ""]),
 }
 TENSORS = {
     "token_embd.weight": (4, 16),
@@ -62,7 +62,7 @@ TENSORS = {
 }
 
 
-def written(path: Path, metadata: dict[str, Value], tensors: dict[str, tuple[int, ...]] = TENSORS) -> Path:
+def written(path: Path, metadata: dict[str, MetadataValue], tensors: dict[str, tuple[int, ...]] = TENSORS) -> Path:
     gguf_file.write(path, metadata, {name: np.ones(shape, np.float32) for name, shape in tensors.items()})
     return path
 
@@ -93,5 +93,5 @@ def test_a_tensor_of_any_other_shape_is_taken_or_refused(tmp_path: Path, name: s
 
 @pytest.mark.parametrize("key", ["llama.attention.head_count", "llama.embedding_length", "tokenizer.ggml.bos_token_id"])
 def test_a_number_that_cannot_be_is_one_line(run: Run, tmp_path: Path, key: str) -> None:
-    written(tmp_path / "m.gguf", {**GOOD, key: u32(0 if key.startswith("llama") else 4)})
+    written(tmp_path / "m.gguf", {**GOOD, key: u32_value(0 if key.startswith("llama") else 4)})
     one_line(run("convert", "m.gguf", "out", "--to", "hf", code=6), key)

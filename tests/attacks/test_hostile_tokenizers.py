@@ -33,7 +33,7 @@ def base(tiny_base: Path, tmp_path: Path) -> Path:
 
 def loaded(base: Path) -> Any:
     with BaseFiles(base) as files:
-        return library.config_and_tokenizer(files.folder, json.loads(files.config_text), where="base")[1]
+        return library.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")[1]
 
 
 def change(base: Path, **parts: Any) -> None:

@@ -219,8 +219,8 @@ def test_python_refuses_unless_its_workspace_trusts_them(
     assert trusting.folder() == tmp_path / "clone/../elsewhere"
     assert seen == [(f"file://{tmp_path / 'elsewhere'}", folder / "adapterhub.toml")]
     with pytest.raises(RefusedError, match=r"adapters\.lock: names https://registry\.example, "):
-        Workspace().admitted("oci://registry.example/team/sql", folder / "adapters.lock")
-    assert trusting.admitted("oci://registry.example/team/sql", folder / "adapters.lock") == "oci://registry.example/team/sql"
+        Workspace().admitted_address("oci://registry.example/team/sql", folder / "adapters.lock")
+    assert trusting.admitted_address("oci://registry.example/team/sql", folder / "adapters.lock") == "oci://registry.example/team/sql"
 
 
 SETTINGS = ["base_url = http://127.0.0.1:9", "http_proxy = 127.0.0.1:9", "x_extra_http_headers = {}"]
@@ -237,7 +237,7 @@ def test_the_key_of_wandb_goes_to_no_server_that_a_clone_names(
     path = tmp_path / "train.toml"
     path.write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n[train]\nlog_to = ["wandb"]\n')
     said = rf"log_to: {folder}/settings sets '{line.split(maxsplit=1)[0]}', and W&B would follow it with your key"
-    with pytest.raises(RefusedError, match=said), tracking.tracked(training.read_config(path), tmp_path / "out", print):
+    with pytest.raises(RefusedError, match=said), tracking.with_trackers(training.read_config(path), tmp_path / "out", print):
         pass
 
 
@@ -248,7 +248,7 @@ def test_settings_of_wandb_that_cannot_be_read_are_refused(tmp_path: Path, monke
     path = tmp_path / "train.toml"
     path.write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n[train]\nlog_to = ["wandb"]\n')
     said = r"wandb/settings: is not a file of W&B's settings \(.*no section headers.*\). Remove the file"
-    with pytest.raises(FormatError, match=said), tracking.tracked(training.read_config(path), tmp_path / "out", print):
+    with pytest.raises(FormatError, match=said), tracking.with_trackers(training.read_config(path), tmp_path / "out", print):
         pass
 
 

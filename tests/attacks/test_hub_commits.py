@@ -12,7 +12,7 @@ import pytest
 from adapterhub.hub import commits
 from adapterhub.hub.database import HubDatabase
 from adapterhub.hub.hf import writing
-from adapterhub.hub.workers import MOST_FILES, Worker
+from adapterhub.hub.workers import MAX_CACHED_FILES, Worker
 from adapterhub.maintenance import gc
 from adapterhub.registry import repositories
 from adapterhub.registry.repositories import Repositories
@@ -94,7 +94,7 @@ def test_paths_are_looked_up_and_not_searched_for(red: Tenant) -> None:
 
 def test_trees_of_thousands_of_files_are_not_held_in_memory(red: Tenant, adapter: Callable[..., Path]) -> None:
     """2,000 versions of 10,000 files, each made by a commit of one file, were 10 GB once somebody had looked at them."""
-    large = {f"{n}.txt": b"" for n in range(MOST_FILES)}
+    large = {f"{n}.txt": b"" for n in range(MAX_CACHED_FILES)}
     assert red.commit("open", large | {"README.md": b"#"}).ok
     red.create("whole")
     assert red.upload("whole", adapter(1)).ok
@@ -102,8 +102,8 @@ def test_trees_of_thousands_of_files_are_not_held_in_memory(red: Tenant, adapter
     with red.hub.registry() as registry, closing(HubDatabase(red.hub.folder)) as database:
         worker = Worker(registry, Repositories(registry), {}, {}, database)
         for name, held in (("red/open", 0), ("red/whole", 1)):
-            of = commits.view(worker, name)
+            of = commits.find_view(worker, name)
             assert of
             found = [commits.find(worker, of, revision) for revision in (commits.MAIN, "v1")[: held + 1]]
-            assert len(found[0].files) > MOST_FILES
-            assert (len(of.found), len(worker.manifests)) == (held, held)
+            assert len(found[0].files) > MAX_CACHED_FILES
+            assert (len(of.commits_by_revision), len(worker.manifests)) == (held, held)

@@ -35,7 +35,7 @@ def test_what_may_not_be_seen_is_in_no_list_and_no_count(hub: Running, adapter: 
     red.create("quiet", private=readers == "private")
     with closing(open_database(hub.settings)) as database:
         if readers != "private":
-            accounts.settle(database, Namespace("red", readers))
+            accounts.set_namespace(database, Namespace("red", readers))
     folder = adapter(1, base_model_name_or_path="hushed/base")
     (folder / "README.md").write_text("---\nlicense: quiet\ntags: [hushed]\n---\n# Hushed\n")
     assert red.upload("quiet", folder).ok
@@ -74,14 +74,14 @@ def test_names_that_are_not_there_are_not_remembered(hub: Running) -> None:
         found = Repositories(registry)
         for number in range(100):
             assert found.get(f"red/{number}") is None
-        assert not found._known
+        assert not found._cache
 
 
 def test_a_list_with_files_has_only_so_many_of_them_on_a_page(
     hub: Running, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 repositories of 10,000 files each would be a page of five million."""
-    monkeypatch.setattr(reading, "_MOST_SIBLINGS", 8)
+    monkeypatch.setattr(reading, "_MAX_SIBLINGS", 8)
     red = Tenant(hub, "red")
     for seed in range(4):
         red.create(f"r{seed}")

@@ -69,14 +69,14 @@ def test_versions_that_move_are_hidden_before_they_are_there(
 ) -> None:
     red.create("secret", private=True)
     assert red.upload("secret", adapter(1)).ok
-    looked, admit = [], Registry.admit
+    looked, admit = [], Registry.push_manifest
 
     def admitted(*args: object, **more: object) -> object:
         found = admit(*args, **more)  # type: ignore[arg-type]
         looked.append(seen(hub, "red/hidden"))
         return found
 
-    monkeypatch.setattr(Registry, "admit", admitted)
+    monkeypatch.setattr(Registry, "push_manifest", admitted)
     assert move(red, "secret", "hidden").ok
     assert looked == [HIDDEN]
 

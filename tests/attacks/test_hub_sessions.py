@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import uploads
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from tests.hub.conftest import Running, hub
 from tests.support.hub_tenants import Tenant
 
@@ -20,7 +20,7 @@ def open_uploads() -> int:
 
 
 def test_uploads_that_are_left_do_not_keep_files_open(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "_OPEN", 5)
+    monkeypatch.setattr(uploads, "_MAX_OPEN", 5)
     red = Tenant(hub, "red")
     places = [red.post("/v2/red/sql/blobs/uploads/").headers["location"] for _ in range(30)]
     assert open_uploads() <= 6
@@ -31,13 +31,13 @@ def test_uploads_that_are_left_do_not_keep_files_open(hub: Running, monkeypatch:
 
 def test_what_was_left_is_not_looked_at_for_each_upload(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     red, looks = Tenant(hub, "red"), []
-    listed = Inside.listed
+    listed = ConfinedFiles.list_folder
 
-    def counted(files: Inside, path: Any) -> Any:
+    def counted(files: ConfinedFiles, path: Any) -> Any:
         looks.append(path)
         return listed(files, path)
 
-    monkeypatch.setattr(Inside, "listed", counted)
+    monkeypatch.setattr(ConfinedFiles, "list_folder", counted)
     for _ in range(20):
         assert red.post("/v2/red/sql/blobs/uploads/").status_code == 202
     assert sum(path.name == "tmp" for path in looks) <= 1

@@ -34,17 +34,17 @@ def test_a_line_of_an_error_has_a_limit(run: Run, tmp_path: Path) -> None:
 
 def test_the_hint_of_a_long_error_is_whole() -> None:
     names = ", ".join(f"tensor.{number}" for number in range(10_000))
-    (line,) = errors.lines(RefusedError("a.safetensors", f"has {names}", "Remove them"))
+    (line,) = errors.error_lines(RefusedError("a.safetensors", f"has {names}", "Remove them"))
     assert line.endswith("characters more. Remove them")
     assert len(line) < 2100
-    assert errors.lines(FormatError("a", "is short", "Do this")) == ["a: is short. Do this"]
+    assert errors.error_lines(FormatError("a", "is short", "Do this")) == ["a: is short. Do this"]
 
 
 def test_the_lines_of_an_error_have_a_limit() -> None:
     error = FormatError("a", "x")
     error.problems = tuple(f"problem {number}" for number in range(1000))
-    assert len(errors.lines(error)) == 51
-    assert errors.lines(error)[-1] == "950 more problems"
+    assert len(errors.error_lines(error)) == 51
+    assert errors.error_lines(error)[-1] == "950 more problems"
 
 
 # ---- secret

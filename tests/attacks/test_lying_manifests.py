@@ -27,7 +27,7 @@ POLICY = "[policy]\nmax_rank = 1\n"
 def lying(make: Make, tmp_path: Path) -> Path:
     """A registry whose only version says r 1 of weights of rank 2, with every digest right."""
     folder = make("a")
-    document = json.loads(describe.settle(folder)[1])
+    document = json.loads(describe.finalize(folder)[1])
     text = json.dumps({**document, **LIES}).encode()
     with Registry.init(tmp_path / "lying") as registry:
         files = {}
@@ -50,9 +50,9 @@ def lying(make: Make, tmp_path: Path) -> Path:
 
 
 def _local(registry: Registry):  # type: ignore[no-untyped-def]
-    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.local import LocalName
 
-    return Local(registry, "team/sql")
+    return LocalName(registry, "team/sql")
 
 
 SAYS = '"r" is 1, but the weights have 2'

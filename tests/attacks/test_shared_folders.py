@@ -9,11 +9,11 @@ import pytest
 
 from adapterhub.registry.registry import Registry, find
 from adapterhub.remotes import download, folders
-from adapterhub.remotes.download import received
+from adapterhub.remotes.download import receive
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.user_files import is_mine
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import ConflictError, LocalIOError, RefusedError
 from tests.support.adapters import write_adapter
 
@@ -49,9 +49,9 @@ def test_the_owner_of_a_link_is_who_made_it(tmp_path: Path) -> None:
 
 
 def test_a_file_that_another_process_receives_is_left_to_it(tmp_path: Path) -> None:
-    source, files, part = AdapterFolder(write_adapter(tmp_path / "sql")), Inside(tmp_path), tmp_path / "x.part"
+    source, files, part = AdapterFolder(write_adapter(tmp_path / "sql")), ConfinedFiles(tmp_path), tmp_path / "x.part"
     blob = source.manifest("latest").layers[0]
-    with received(source, blob, files, part), pytest.raises(ConflictError) as error, received(source, blob, files, part):
+    with receive(source, blob, files, part), pytest.raises(ConflictError) as error, receive(source, blob, files, part):
         pass
     assert str(error.value) == f"{part}: another process is receiving it. Wait for that process"
     assert error.value.code == "in-use"
@@ -62,14 +62,14 @@ def test_incomplete_files_are_not_kept_where_others_can_write(tmp_path: Path) ->
     waiting.mkdir()
     waiting.chmod(0o777)
     with pytest.raises(LocalIOError) as error:
-        folders._make(waiting)
+        folders._make_scratch(waiting)
     what = "is not a folder, or others own it or can write to it"
     assert str(error.value) == f"{waiting}: {what}. Remove it, or write to another folder"
     waiting.chmod(0o700)
-    folders._make(waiting)
+    folders._make_scratch(waiting)
     (waiting / "x.part").write_text("")
     (waiting / "x.part").chmod(0o666)
-    with pytest.raises(ConflictError, match="others can write to it"), download._claimed(Inside(waiting), waiting / "x.part"):
+    with pytest.raises(ConflictError, match="others can write to it"), download._open_locked(ConfinedFiles(waiting), waiting / "x.part"):
         pass
 
 
@@ -85,7 +85,7 @@ def test_leftovers_of_killed_runs_go_when_they_are_old_and_nothing_behind_links_
     os.mkfifo(tmp_path / ".out.partial-pipe")
     os.utime(old, (OLD, OLD))
     os.utime(victim, (OLD, OLD))
-    with atomic.whole(tmp_path / "out") as out:
+    with atomic.pending_output(tmp_path / "out") as out:
         (out / "file").write_text("x")
     assert not old.exists()
     assert young.is_dir()
@@ -96,12 +96,12 @@ def test_leftovers_of_killed_runs_go_when_they_are_old_and_nothing_behind_links_
 def test_a_folder_is_locked_once_and_not_through_a_link(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    held = atomic.locked(folder)
+    held = atomic.lock_folder(folder)
     assert held is not None
-    assert atomic.locked(folder) is None
+    assert atomic.lock_folder(folder) is None
     os.close(held)
     (tmp_path / "link").symlink_to(folder)
-    assert atomic.locked(tmp_path / "link") is None
+    assert atomic.lock_folder(tmp_path / "link") is None
 
 
 def test_no_operation_follows_a_link_and_each_names_it(tmp_path: Path) -> None:
@@ -111,15 +111,15 @@ def test_no_operation_follows_a_link_and_each_names_it(tmp_path: Path) -> None:
     (outside / "file").write_text("precious")
     (root / "real" / "file").write_text("x")
     (root / "link").symlink_to(outside)
-    files = Inside(root)
+    files = ConfinedFiles(root)
     behind, here = root / "link" / "file", root / "real" / "file"
     for attempt in (
         lambda: files.open(behind),
         lambda: files.create(root / "link" / "new"),
         lambda: files.resume(behind),
         lambda: files.status(behind),
-        lambda: files.listed(root / "link"),
-        lambda: files.folders(root),
+        lambda: files.list_folder(root / "link"),
+        lambda: files.list_subfolders(root),
         lambda: files.make_dir(root / "link" / "new"),
         lambda: files.touch(behind),
         lambda: files.move(here, root / "link" / "new"),

@@ -38,7 +38,7 @@ def raw(text: str, *, annotations: bool = False) -> list[str]:
     for line in text.split("\n"):
         ours = annotations and line.startswith(("::error file=", "::warning file=", "::notice file="))
         command = "##[" in line or "##vso[" in line or (line.lstrip().startswith("::") and not ours)
-        if command or display.hides(line):
+        if command or display.has_invisible(line):
             found.append(line)
     return found
 
@@ -169,7 +169,7 @@ def test_a_line_that_a_runner_would_obey_is_written_as_one_that_it_shows(text: s
 
 def test_what_is_no_command_is_not_changed() -> None:
     for text in ("a::b", "# [x]", "## heading", "#[x]", "std::vector", "12:30"):
-        assert output.inert(text) == text
+        assert output.escape_workflow_commands(text) == text
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_markdown_refers_to_no_issue_and_keeps_the_names_of_modules() -> None:
 def test_html_of_others_is_text() -> None:
     shown = display.table([[TEXT]], head=[TEXT], caption=TEXT)
     assert "<script>" not in shown
-    assert not display.hides(shown)
+    assert not display.has_invisible(shown)
 
 
 def test_front_matter_keeps_every_text_as_a_value() -> None:
@@ -250,7 +250,7 @@ def test_a_picture_of_too_many_kinds_has_a_limited_size(tmp_path: Path) -> None:
     from adapterhub.analysis import norms
 
     cells = {f"model.layers.{n}.{'x' * 5000}{kind}": 1.0 for n in range(2) for kind in range(300)}
-    norms.plot(norms._arranged(cells, {}, relative=False), tmp_path / "a.png", title="t" * 1_000_000)
+    norms.plot(norms._arrange(cells, {}, relative=False), tmp_path / "a.png", title="t" * 1_000_000)
     width, height = np.frombuffer((tmp_path / "a.png").read_bytes()[16:24], ">u4")
     assert max(width, height) <= 10_000
 
@@ -259,7 +259,7 @@ def test_modules_that_make_no_table_are_listed_instead() -> None:
     from adapterhub.analysis import norms
 
     cells = {f"m.{n}.k{n}": 1.0 for n in range(2000)}
-    found = norms._arranged(cells, {}, relative=False)
+    found = norms._arrange(cells, {}, relative=False)
     assert (found.layers, len(found.others)) == ((), 2000)
 
 
@@ -294,4 +294,4 @@ def test_a_merged_model_card_shows_the_name_of_its_base_as_text(tmp_path: Path) 
     text = side_files.model_card(tmp_path / "base", read_base(tmp_path / "base"), lineage, (TEXT,))
     body = text.partition("---\n\n")[2]
     assert "<script>" not in body
-    assert not any(map(display.hides, text.split("\n")))
+    assert not any(map(display.has_invisible, text.split("\n")))

@@ -23,7 +23,7 @@ from adapterhub.registry import signatures
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.location import parse
 from adapterhub.remotes.oci import referrers
-from adapterhub.store.signatures import MOST, bounded
+from adapterhub.store.signatures import MAX_SIGNATURES, read_bounded
 from adapterhub.trust import bundle, keys, signers
 from adapterhub.trust.statement import Statement
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, ParameterError, RefusedError, UsageError
@@ -37,7 +37,7 @@ FILES = {"a.txt": "sha256:" + "a" * 64, "b/c.txt": "sha256:" + "b" * 64}
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     secret, public = keys.generate(tmp_path_factory.mktemp("keys") / "team")
-    return secret, Path(public.where)
+    return secret, Path(public.source)
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +133,11 @@ def test_a_small_signature_is_read_whatever_else_is_attached() -> None:
         raise IntegrityError("x", "other bytes")
 
     large = [(bundle.MAX_BUNDLE, lambda: b"large")] * 500
-    found = bounded([*large, (10, lying), (1000, lambda: b"real"), *large])
+    found = read_bounded([*large, (10, lying), (1000, lambda: b"real"), *large])
     assert found[0] == b"real"
     assert len(found) == 16  # 64 MiB of them
-    crowd = [(65_000, lambda: b"crowd")] * (MOST - 1)
-    assert b"real" in bounded([*crowd, (64 << 10, lambda: b"real")])
+    crowd = [(65_000, lambda: b"crowd")] * (MAX_SIGNATURES - 1)
+    assert b"real" in read_bounded([*crowd, (64 << 10, lambda: b"real")])
 
 
 def test_no_more_signatures_of_a_version_are_kept_than_are_read(tmp_path: Path) -> None:
@@ -154,19 +154,19 @@ def test_no_more_signatures_of_a_version_are_kept_than_are_read(tmp_path: Path) 
 def test_what_came_along_leaves_room_for_the_signature_of_the_user_and_for_one_that_is_required(
     run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signatures, "MOST_BROUGHT", 3)
+    monkeypatch.setattr(signatures, "MAX_UNREQUESTED", 3)
     run("push", make("sql"), "team/sql")
     strangers = keys.read_private(keys.generate(tmp_path / "stranger", keys.ED25519)[0])
     policy = Policy("p", signers=(("team/*", (pair[1],)),))
     with Registry.open(tmp_path / "xdg" / "adapterhub") as registry:
         made, store = registry.oci_manifest(registry.resolve(Ref("team/sql"))), registry.store
-        files = signatures.files_of(made)
+        files = signatures.signed_files(made)
         crowd = [bundle.sign(Statement(f"team/sql{n}", files), strangers) for n in range(5)]
-        signatures.keep(store, made, crowd)
-        assert len(signatures.known(store, made, ())) == 3
+        signatures.store_signatures(store, made, crowd)
+        assert len(signatures.all_signatures(store, made, ())) == 3
         required = bundle.sign(Statement("team/sql", files), keys.read_private(pair[0]))
-        signatures.keep(store, made, [required], policy, "team/sql")
-        assert required in signatures.known(store, made, ())
+        signatures.store_signatures(store, made, [required], policy, "team/sql")
+        assert required in signatures.all_signatures(store, made, ())
     keys.generate(tmp_path / "mine")
     run("sign", "team/sql", "--key", "mine.key")
     run("verify", "team/sql", "--key", "mine.pub")
@@ -179,14 +179,14 @@ def test_an_attachment_that_lies_about_its_file_does_no_harm(
     run("push", make("sql"), place)
     run("sign", place, "--key", pair[0])
     with ah.Workspace(registry=tmp_path).connect(parse(place)) as remote:
-        made, there = remote.manifest("v1"), remote.referring()
+        made, there = remote.manifest("v1"), remote.as_referring_target()
         assert there is not None
         (good,) = referrers.referrers(there, made.digest)
-        document = json.loads(there.document(good.digest))
+        document = json.loads(there.read_document(good.digest))
         for layer in ({"size": 1}, {"digest": "sha256:" + "a" * 64}):
             lying = {**document, "layers": [{**document["layers"][0], **layer}]}
             raw = json.dumps(lying).encode()
-            referrers._put(there, raw, made.digest)
+            referrers._put_referrer(there, raw, made.digest)
         assert len(referrers.referrers(there, made.digest)) == 3
     run("pull", place, "-o", "out", "--require-signature", "--key", pair[1])
 
@@ -408,7 +408,7 @@ def test_what_is_no_public_key_of_a_known_kind_is_refused(tmp_path: Path, pair: 
     made, error, expected = KEYS[attack]
     (tmp_path / "k.pub").write_bytes(made(pair[0].read_bytes(), pair[1].read_bytes()))
     with pytest.raises(error) as found:
-        keys.trusted([tmp_path])
+        keys.read_trusted([tmp_path])
     assert expected in found.value.what
 
 
@@ -552,6 +552,6 @@ def test_a_policy_cannot_name_the_same_keys_again_and_again(tmp_path: Path, monk
         (tmp_path / name).mkdir()
         keys.generate(tmp_path / name / "1", "ed25519")
         keys.generate(tmp_path / name / "2", "ed25519")
-    assert len(keys.trusted([tmp_path / "a"] * 3)) == 2
+    assert len(keys.read_trusted([tmp_path / "a"] * 3)) == 2
     with pytest.raises(UsageError, match="4 keys, over the limit of 3"):
-        keys.trusted([tmp_path / "a", tmp_path / "b"])
+        keys.read_trusted([tmp_path / "a", tmp_path / "b"])

@@ -67,7 +67,7 @@ def test_a_path_comes_before_the_cache(tmp_path: Path, monkeypatch: Any) -> None
     (tmp_path / "org").mkdir()
     base(tmp_path / "org" / "tiny", layers=3)
     monkeypatch.chdir(tmp_path)
-    assert ah.read_base("org/tiny", workspace=named(tmp_path / "hub")).where == "org/tiny"
+    assert ah.read_base("org/tiny", workspace=named(tmp_path / "hub")).source == "org/tiny"
 
 
 def test_a_registered_base_has_its_weights_in_the_cache(run: Run, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_download_brings_what_the_model_needs_and_nothing_that_runs(hub: Hub, 
     }  # fmt: skip
     commit = publish(hub, "org/tiny", files_of(tmp_path / "made") | more)
     seen: list[tuple[int, int]] = []
-    workspace = named(tmp_path / "hub", hub).showing(lambda done, total: seen.append((done, total)))
+    workspace = named(tmp_path / "hub", hub).with_progress(lambda done, total: seen.append((done, total)))
     found = base_sources.weights("hf://org/tiny", workspace)
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
     assert {file.name for file in found.iterdir()} == wanted

@@ -51,7 +51,7 @@ def test_what_comes_back_is_what_was_added(registry: Registry, spec: BaseSpec) -
     found = registered.get(registry, "tiny")
     assert (added.new, found.new, found.digest) == (True, False, added.digest)
     same(found.spec, spec)
-    assert (found.spec.where, found.spec.folder, found.document.source) == ("tiny", None, "/there")
+    assert (found.spec.source, found.spec.folder, found.document.source) == ("tiny", None, "/there")
     assert registered.names(registry) == ["tiny"]
     assert fsck(registry) == []
 

@@ -64,10 +64,10 @@ def model(folder: Path, *, shards: int = 1) -> Path:
 def gguf(folder: Path, count: int = 1) -> Path:
     """A llama with a large vocabulary and large weights, in so many parts; the last."""
     folder.mkdir(exist_ok=True)
-    words = gguf_file.strings([f"word number {n}" for n in range(100_000)])
-    metadata = {"general.architecture": gguf_file.string("llama"), "tokenizer.ggml.tokens": words}
+    words = gguf_file.strings_value([f"word number {n}" for n in range(100_000)])
+    metadata = {"general.architecture": gguf_file.string_value("llama"), "tokenizer.ggml.tokens": words}
     for n in range(count):
-        split = {"split.no": gguf_file.Value("UINT16", n), "split.count": gguf_file.Value("UINT16", count)}
+        split = {"split.no": gguf_file.MetadataValue("UINT16", n), "split.count": gguf_file.MetadataValue("UINT16", count)}
         name = "m.gguf" if count == 1 else f"m-{n + 1:05}-of-{count:05}.gguf"
         arrays = {f"blk.{n}.attn_q.weight": np.zeros((BIG // 32, 8), np.float32)}
         gguf_file.write(folder / name, {**(metadata if n == 0 else {}), **(split if count > 1 else {})}, arrays)
@@ -93,7 +93,7 @@ def test_a_folder_behind_http_is_the_folder_on_the_disk(web: Web, tmp_path: Path
     web.add(model(tmp_path / "m", shards=shards), "/some/m")
     spec = read(f"{web.url}/some/m{slash}")
     same(spec, read_base(tmp_path / "m"))
-    assert spec.where == f"{web.url}/some/m"
+    assert spec.source == f"{web.url}/some/m"
     assert spec.fetched == web.sent < shards * (1 << 16) + 5000 < spec.size
 
 
@@ -170,7 +170,7 @@ def test_a_model_on_a_hub_is_the_folder_with_its_name_and_commit(
     for text in ("hf://org/model", "hf://org/model@main", f"{web.url}/org/model", f"{web.url}/org/model/tree/main"):
         spec = read(text, hub)
         same(spec, read_base(tmp_path / "m"), "repo", "revision")
-        assert (spec.repo, spec.revision, spec.where) == ("org/model", COMMIT, "hf://org/model")
+        assert (spec.repo, spec.revision, spec.source) == ("org/model", COMMIT, "hf://org/model")
         assert spec.fetched < spec.size
     assert not any("tokenizer.json" in path for path in web.paths())  # the listing says its digest
     assert storage.requests
@@ -197,8 +197,8 @@ def test_a_file_a_folder_and_a_revision_on_a_hub(web: Web, storage: Web, tmp_pat
 
 
 def test_a_gguf_keeps_the_name_of_the_model_it_was_made_of(web: Web, storage: Web, tmp_path: Path) -> None:
-    of = {"general.source.repo_url": gguf_file.string("https://huggingface.co/org/model")}
-    gguf_file.write(tmp_path / "m.gguf", {"general.architecture": gguf_file.string("llama"), **of}, {})
+    of = {"general.source.repo_url": gguf_file.string_value("https://huggingface.co/org/model")}
+    gguf_file.write(tmp_path / "m.gguf", {"general.architecture": gguf_file.string_value("llama"), **of}, {})
     FakeHub(web, storage).publish("others/model-GGUF", tmp_path)
     spec = read("hf://others/model-GGUF/m.gguf", Hub(web.url))
     assert (spec.repo, spec.revision) == ("org/model", None)

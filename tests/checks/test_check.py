@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adapterhub import checks
 from adapterhub.checks.reading import read_contents
-from adapterhub.checks.report import Findings, Repeated
+from adapterhub.checks.report import Findings, RepeatedProblem
 from adapterhub.manifest import describe
 from adapterhub_converters import dtypes
 from adapterhub_converters.bases import BaseTensor, read_hf
@@ -269,7 +269,7 @@ def test_a_verdict_that_needs_a_conversion_agrees_with_the_conversion(
 ) -> None:
     folder, spec = adapter(tmp_path / "a", shapes, **config), base(tmp_path / "b", tied=tied)
     verdict = checks.check(folder, base=spec).verdicts[runtime]
-    style = RUNTIMES[runtime].reads
+    style = RUNTIMES[runtime].format
     if verdict.verdict == APPLIED:
         out = tmp_path / ("out.gguf" if style == "gguf" else "out")
         convert.convert(folder, out, to=style, base=spec)
@@ -374,7 +374,7 @@ def test_the_docs_count_the_rules() -> None:
     text = (ROOT / "docs/validate.md").read_text()
     for runtime in RUNTIMES.values():
         inferred = sum(rule.source.startswith("inferred:") for rule in runtime.rules)
-        assert f"| {runtime.name} | {runtime.version} | {runtime.reads} | {len(runtime.rules)} | {inferred} |" in text
+        assert f"| {runtime.name} | {runtime.version} | {runtime.format} | {len(runtime.rules)} | {inferred} |" in text
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_a_file_keeps_its_name_though_the_name_of_its_folder_begins_it(
 def test_modules_that_are_alike_share_one_mapping_of_their_parts(tmp_path: Path) -> None:
     contents, _ = read_contents(adapter(tmp_path / "a", pairs(20)), base=None)
     assert contents is not None
-    assert [count for _, count in contents.alike()] == [len(contents.pairs)] == [20]
+    assert [count for _, count in contents.distinct_parts()] == [len(contents.pairs)] == [20]
     assert sorted(contents.kinds().values()) == [20, 20]
     contents.close()
 
@@ -477,7 +477,7 @@ def test_problems_beyond_a_limit_are_counted_and_never_made() -> None:
 
     findings = Findings(3)
     findings.add(
-        [problem("a"), Repeated("token-rows", [str(n) for n in range(300_000)], problem), Repeated("bias-flag", [], problem)]
+        [problem("a"), RepeatedProblem("token-rows", [str(n) for n in range(300_000)], problem), RepeatedProblem("bias-flag", [], problem)]
     )
     assert findings.counts == {"token-rows": 300_001}
-    assert [one.name for one in findings.kept["token-rows"]] == made == ["a", "0", "1"]
+    assert [one.name for one in findings.by_code["token-rows"]] == made == ["a", "0", "1"]

@@ -255,7 +255,7 @@ def test_our_renames_are_those_of_transformers(room: Path, family: str) -> None:
     kind = CASES[_case_of(family)][1]
     base = saved(room, family, kind)
     model = getattr(transformers, family + kind).from_pretrained(base)
-    in_file = {canonical_names.in_memory(name, model.config.model_type) for name in read_base(base).tensors}
+    in_file = {canonical_names.name_in_memory(name, model.config.model_type) for name in read_base(base).tensors}
     assert in_file == {name for name, _ in model.named_parameters(remove_duplicate=True)}
 
 

@@ -197,7 +197,7 @@ def test_the_base_is_named_where_it_is_recorded(tmp_path: Path) -> None:
     fixed = fix(path, tmp_path / "out")
     assert [repair.code for repair in fixed.repairs] == ["no-base-name"]
     assert convert.read(tmp_path / "out").meta.base_model == "org/base"
-    settled, _ = describe.settle(tmp_path / "out")
+    settled, _ = describe.finalize(tmp_path / "out")
     assert settled.base.repo == "org/base"
     assert not {"files-changed"} & codes(tmp_path / "out")
 

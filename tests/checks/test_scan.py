@@ -329,8 +329,8 @@ def test_a_template_made_for_its_reader_takes_time_linear_in_its_length(piece: s
 
 
 def test_code_in_a_card_is_not_markup() -> None:
-    assert list(markup.active(markup.without_code("```\n<script>\n```\ntext\n"))) == []
-    assert list(markup.active(markup.without_code("```\n```\n<script>\n"))) == ["the element script"]
+    assert list(markup.active_content(markup.without_code("```\n<script>\n```\ntext\n"))) == []
+    assert list(markup.active_content(markup.without_code("```\n```\n<script>\n"))) == ["the element script"]
 
 
 def test_the_page_lists_every_code_that_a_scan_reports() -> None:

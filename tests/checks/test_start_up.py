@@ -14,7 +14,7 @@ def test_a_check_loads_no_reader_of_another_format(tmp_path: Path) -> None:
     adapter, base = folders.adapter(tmp_path / "a", folders.pairs(2)), folders.base(tmp_path / "b")
     code = (
         "import sys; from adapterhub.cli.main import run; "
-        f"code = run(['validate', {str(adapter)!r}, '--base', {base.where!r}, '--headers-only']); "
+        f"code = run(['validate', {str(adapter)!r}, '--base', {base.source!r}, '--headers-only']); "
         "print(*sys.modules, file=sys.stderr); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)

@@ -110,7 +110,7 @@ def test_configs_of_absurd_layers(run: Run, tmp_path: Path, numbers: dict[str, A
 )
 def test_ggufs_whose_parts_do_not_fit(run: Run, tmp_path: Path, architecture: str, tensors: dict[str, tuple[int, ...]]) -> None:
     header = gguf_file.header_bytes(
-        {"general.architecture": gguf_file.string(architecture)}, [(name, "F32", shape) for name, shape in tensors.items()]
+        {"general.architecture": gguf_file.string_value(architecture)}, [(name, "F32", shape) for name, shape in tensors.items()]
     )
     sizes = [4 * int(np.prod(shape, dtype=object)) for shape in tensors.values()]
     (tmp_path / "x.gguf").write_bytes(header + b"".join(bytes(-(-size // 32) * 32) for size in sizes))
@@ -132,7 +132,7 @@ def test_a_stack_of_more_experts_than_there_can_be_stays_as_it_is(run: Run, tmp_
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gguf_with_numbers_that_are_not_finite(run: Run, tmp_path: Path, value: float) -> None:
-    metadata = {"general.architecture": gguf_file.string("llama"), "llama.rope.freq_base": gguf_file.f32(value)}
+    metadata = {"general.architecture": gguf_file.string_value("llama"), "llama.rope.freq_base": gguf_file.f32_value(value)}
     gguf_file.write(tmp_path / "x.gguf", metadata, {"blk.0.attn_q.weight": np.ones((8, 8), np.float32)})
     assert f"llama.rope.freq_base is {value}" in run("base", "show", "x.gguf", code=4).stderr
 
@@ -148,7 +148,7 @@ def test_a_base_that_must_be_a_folder_and_a_file_that_must_be_one(run: Run, tmp_
     adapter(tmp_path / "a", pairs(2))
     gguf_file.write(
         tmp_path / "x.gguf",
-        {"general.architecture": gguf_file.string("llama")},
+        {"general.architecture": gguf_file.string_value("llama")},
         {"blk.0.attn_q.weight": np.ones((8, 8), np.float32)},
     )
     assert "Name the base's folder" in run("show", "a", "--base", "x.gguf", code=6).stderr

@@ -276,10 +276,10 @@ def test_columns_grow_together_and_the_longer_one_goes_on_alone(capsys: pytest.C
     ],
 )
 def test_lines_are_broken_between_words_by_the_cells_that_characters_take(text: str, lines: list[str]) -> None:
-    assert answers.broken(text, 8) == lines
+    assert answers.wrap_cells(text, 8) == lines
 
 
 def test_a_long_line_is_broken_in_linear_work() -> None:
-    lines = answers.broken("x" * 300_000, 8)
+    lines = answers.wrap_cells("x" * 300_000, 8)
     assert len(lines) == 37_500
     assert {*lines} == {"x" * 8}

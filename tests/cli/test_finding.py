@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapterhub.cli.views import tree
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, Terminal
 from tests.support.fixtures import Filled
@@ -134,13 +134,13 @@ def test_a_tree_has_namespaces_names_versions_and_parents(run: Run, registry: Pa
     assert "team" not in run("list", "other", "--tree").stdout.partition("from")[0]
 
 
-def row(number: int, **changes: Any) -> Row:
-    fields = dict.fromkeys(Row.__dataclass_fields__)
+def row(number: int, **changes: Any) -> VersionRow:
+    fields = dict.fromkeys(VersionRow.__dataclass_fields__)
     fields |= {"name": "team/sql", "number": number, "digest": f"sha256:{number:064}", "time": "2026-01-01T00:00:00Z"}
-    return Row(**{**fields, "parents": (), "tags": (), **changes})
+    return VersionRow(**{**fields, "parents": (), "tags": (), **changes})
 
 
-def nobody(_digest: str) -> list[Row]:
+def nobody(_digest: str) -> list[VersionRow]:
     return []
 
 

@@ -37,10 +37,10 @@ def document(run: Run, *args: object, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.Parent]:
+def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.ParentAdapter]:
     folder = tmp_path_factory.mktemp("parents")
     two_adapters(folder)
-    return [recipe.Parent(folder / name, folder / name, oci_manifest.build(folder / name).digest) for name in "ab"]
+    return [recipe.ParentAdapter(folder / name, folder / name, oci_manifest.build(folder / name).digest) for name in "ab"]
 
 
 @pytest.mark.parametrize("method", TWO)
@@ -50,7 +50,7 @@ def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, pa
     assert made.recipe.method == method
     assert set(made.recipe.parameters or {}) == set(METHODS[method].parameters)
     assert made.recipe.seed in ((3,) if METHODS[method].random else (None, 3))
-    recipe.again(tmp_path / "both", parents, tmp_path / "again")
+    recipe.rebuild_adapter(tmp_path / "both", parents, tmp_path / "again")
     assert recipe.differences(tmp_path / "both", tmp_path / "again") == []
     assert oci_manifest.build(tmp_path / "both").digest == oci_manifest.build(tmp_path / "again").digest
 

@@ -145,10 +145,10 @@ def test_a_file_in_the_base_s_folder_means_the_folder_and_a_name_reports_what_is
 
 def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
     from adapterhub_converters.containers import gguf_file
-    from adapterhub_converters.containers.gguf_file import GGUFFile, string, u32
+    from adapterhub_converters.containers.gguf_file import GGUFFile, string_value, u32_value
 
-    said = {"general.architecture": string("llama"), "llama.attention.head_count": u32(4), "llama.block_count": u32(1)}
-    said["general.type"] = string("model")
+    said = {"general.architecture": string_value("llama"), "llama.attention.head_count": u32_value(4), "llama.block_count": u32_value(1)}
+    said["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
     tensors = {"token_embd.weight": np.ones((40, 64), np.float32), "blk.0.attn_q.weight": rng.normal(size=(64, 64))}
     gguf_file.write(place / "base.gguf", said, {name: array.astype(np.float32) for name, array in tensors.items()})

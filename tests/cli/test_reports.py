@@ -22,7 +22,7 @@ NASTY = 'a, "b": <c> & 100%\x1b[31m\nnext'
 @pytest.fixture
 def report(tmp_path: Path) -> Report:
     folder = adapter(tmp_path / "sql", pairs(12, r=4), use_dora=True)
-    return checks.check(folder, base=base(tmp_path / "base", 12), where="out/my sql")
+    return checks.check(folder, base=base(tmp_path / "base", 12), display_name="out/my sql")
 
 
 def nasty(severity_code: str = "malformed") -> Report:

@@ -121,7 +121,7 @@ def test_an_adapter_that_is_stored_nowhere_is_not_replaced(run: Run, team: Path,
 def _document(folder: Path) -> bytes:
     from adapterhub.manifest import describe
 
-    return describe.settle(folder)[1]
+    return describe.finalize(folder)[1]
 
 
 def test_links_and_files_are_not_replaced(run: Run, team: Path, tmp_path: Path) -> None:

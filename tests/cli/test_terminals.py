@@ -231,14 +231,14 @@ def test_a_reader_that_is_gone_is_no_error(world: World, name: str) -> None:
 
 
 def test_color_and_long_lines_break_between_words() -> None:
-    assert output._broken("  a word and another", 12) == ["  a word and", "    another"]
-    assert output._broken("\x1b[31merror\x1b[0m in a word", 16) == ["\x1b[31merror\x1b[0m in a word"]
-    assert output._broken("\x1b[31merror\x1b[0m in a word", 12) == ["\x1b[31merror\x1b[0m in a", "  word"]
-    assert output._broken("sha256:0123456789", 8) == ["sha256:0123456789"]
-    assert output._broken("error: run `adapterhub list` first", 24) == ["error: run", "  `adapterhub list`", "  first"]
-    assert output._broken("an odd ` is a word", 10) == ["an odd `", "  is a", "  word"]
-    assert output._broken("  ", 8) == ["  "]
-    assert output._broken("", 8) == [""]
+    assert output._wrap_line("  a word and another", 12) == ["  a word and", "    another"]
+    assert output._wrap_line("\x1b[31merror\x1b[0m in a word", 16) == ["\x1b[31merror\x1b[0m in a word"]
+    assert output._wrap_line("\x1b[31merror\x1b[0m in a word", 12) == ["\x1b[31merror\x1b[0m in a", "  word"]
+    assert output._wrap_line("sha256:0123456789", 8) == ["sha256:0123456789"]
+    assert output._wrap_line("error: run `adapterhub list` first", 24) == ["error: run", "  `adapterhub list`", "  first"]
+    assert output._wrap_line("an odd ` is a word", 10) == ["an odd `", "  is a", "  word"]
+    assert output._wrap_line("  ", 8) == ["  "]
+    assert output._wrap_line("", 8) == [""]
 
 
 def test_an_error_on_a_terminal_breaks_between_words_and_keeps_a_command_whole(world: World) -> None:

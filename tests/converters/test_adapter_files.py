@@ -15,7 +15,7 @@ from adapterhub.merging.into_base import side_files
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters import adapter_files
-from adapterhub_converters.adapter_files import adapter_in
+from adapterhub_converters.adapter_files import resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 from adapterhub_converters.formats import convert, peft, pickles
 from tests.conftest import Run
@@ -71,7 +71,7 @@ def by_check(folder: Path) -> str:
 
 def by_conversion(folder: Path) -> str:
     convert.convert(folder, folder.parent / "converted", to="peft")
-    return convert.sniff(adapter_in(folder))
+    return convert.sniff(resolve_adapter(folder))
 
 
 def by_push(folder: Path) -> str:
@@ -84,13 +84,13 @@ def by_push(folder: Path) -> str:
 
 def by_comparison(folder: Path) -> str:
     assert not diff.diff(folder, folder).tensors
-    return convert.sniff(adapter_in(folder))
+    return convert.sniff(resolve_adapter(folder))
 
 
 WAYS: dict[str, Callable[[Path], str]] = {
     "check": by_check,
     "describe": lambda folder: describe.describe(folder).format,
-    "load": lambda folder: (convert.read(folder), convert.sniff(adapter_in(folder)))[1],
+    "load": lambda folder: (convert.read(folder), convert.sniff(resolve_adapter(folder)))[1],
     "convert": by_conversion,
     "push": by_push,
     "diff": by_comparison,
@@ -126,8 +126,8 @@ def test_commands_refuse_two_adapters_in_the_same_words(
 
 def test_a_file_stands_for_itself(tmp_path: Path, sources: dict[str, bytes]) -> None:
     folder = made(tmp_path / "f", {"x.gguf": "gguf", "w.safetensors": "raw"}, sources)
-    assert adapter_in(folder / "x.gguf") == folder / "x.gguf"
-    assert adapter_in(tmp_path / "missing") == tmp_path / "missing"
+    assert resolve_adapter(folder / "x.gguf") == folder / "x.gguf"
+    assert resolve_adapter(tmp_path / "missing") == tmp_path / "missing"
 
 
 # ---- pickles
@@ -148,7 +148,7 @@ def test_a_pickle_by_name_is_one_everywhere(tmp_path: Path, name: str) -> None:
         assert package_files.listing(folder).skipped == (name,)
     with pytest.raises(RefusedError, match="a pickle can run code"):
         package_files.check_names([name], "elsewhere")
-    assert pickles.found(folder / name) == folder / name
+    assert pickles.pickle_in(folder / name) == folder / name
     assert side_files.side_files(folder, set())[1][name] == "a pickle can run code when it is loaded"
 
 
@@ -156,7 +156,7 @@ def test_a_pickle_by_name_is_one_everywhere(tmp_path: Path, name: str) -> None:
 def test_weights_in_a_pickle_are_reported_by_every_suffix(tmp_path: Path, suffix: str) -> None:
     folder = adapter(tmp_path / "a", pairs(2))
     (folder / peft.WEIGHTS).rename(folder / f"adapter_model{suffix}")
-    assert pickles.found(folder) == folder / f"adapter_model{suffix}"
+    assert pickles.pickle_in(folder) == folder / f"adapter_model{suffix}"
     assert "pickle" in {problem.code for problem in checks.check(folder).problems}
     shutil.copy(folder / f"adapter_model{suffix}", folder / peft.WEIGHTS)
     assert "stray-pickle" in {problem.code for problem in checks.check(folder).problems}
@@ -171,4 +171,4 @@ def test_first_bytes_of_pickles() -> None:
 
 def test_no_adapter_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no adapter in this folder: PEFT and MLX adapters have an adapter_config.json"):
-        describe.look(tmp_path)
+        describe.inspect_adapter(tmp_path)

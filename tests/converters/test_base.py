@@ -112,7 +112,7 @@ def test_a_folder_with_a_config_is_hugging_face_regardless_of_other_files(tmp_pa
 
 
 def _gguf(path: Path, **metadata: str) -> None:
-    gguf_file.write(path, {key.replace("_", "."): gguf_file.string(value) for key, value in metadata.items()}, {})
+    gguf_file.write(path, {key.replace("_", "."): gguf_file.string_value(value) for key, value in metadata.items()}, {})
 
 
 @pytest.mark.parametrize(
@@ -261,19 +261,19 @@ def test_an_adapter_is_no_base(tmp_path: Path) -> None:
         read_base(tmp_path / "a.safetensors")
 
 
-def split(folder: Path, count: int = 3, **changes: dict[str, gguf_file.Value]) -> list[Path]:
+def split(folder: Path, count: int = 3, **changes: dict[str, gguf_file.MetadataValue]) -> list[Path]:
     """A tiny llama in `count` parts, with the keys that llama-gguf-split writes; `changes` for single parts, `p0`, `p1`, …"""
     folder.mkdir(exist_ok=True)
     tensors = {
         "token_embd.weight": (12, 8), "output.weight": (12, 8), "output_norm.weight": (8,), "blk.0.attn_q.weight": (8, 8),
         "blk.1.attn_q.weight": (8, 8),
     }  # fmt: skip
-    model = {"general.architecture": gguf_file.string("llama"), "llama.attention.head_count": gguf_file.u32(2)}
+    model = {"general.architecture": gguf_file.string_value("llama"), "llama.attention.head_count": gguf_file.u32_value(2)}
     paths = [folder / f"m-{n + 1:05}-of-{count:05}.gguf" for n in range(count)]
     for n, path in enumerate(paths):
         own = {
-            "split.no": gguf_file.Value("UINT16", n), "split.count": gguf_file.Value("UINT16", count),
-            "split.tensors.count": gguf_file.Value("INT32", len(tensors)),
+            "split.no": gguf_file.MetadataValue("UINT16", n), "split.count": gguf_file.MetadataValue("UINT16", count),
+            "split.tensors.count": gguf_file.MetadataValue("INT32", len(tensors)),
         }  # fmt: skip
         part = {name: np.zeros(shape, np.float32) for i, (name, shape) in enumerate(tensors.items()) if i % count == n}
         gguf_file.write(path, {**(model if n == 0 else {}), **own, **changes.get(f"p{n}", {})}, part)
@@ -306,15 +306,15 @@ def test_a_split_gguf_that_is_not_whole_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"p1": {"split.no": gguf_file.Value("UINT16", 2)}}, "part 2 (from 0) of 3, its name another"),
-        ({"p2": {"split.count": gguf_file.Value("UINT16", 4)}}, "part 2 (from 0) of 4, its name another"),
-        ({"p0": {"split.count": gguf_file.string("3")}}, "split.count is a STRING, not a number"),
-        ({"p0": {"split.no": gguf_file.Value("[UINT32]", [0, 1])}}, "split.no is a [UINT32], not a number"),
+        ({"p1": {"split.no": gguf_file.MetadataValue("UINT16", 2)}}, "part 2 (from 0) of 3, its name another"),
+        ({"p2": {"split.count": gguf_file.MetadataValue("UINT16", 4)}}, "part 2 (from 0) of 4, its name another"),
+        ({"p0": {"split.count": gguf_file.string_value("3")}}, "split.count is a STRING, not a number"),
+        ({"p0": {"split.no": gguf_file.MetadataValue("[UINT32]", [0, 1])}}, "split.no is a [UINT32], not a number"),
         (
-            {"p0": {"split.tensors.count": gguf_file.Value("[INT32]", [5, 5])}},
+            {"p0": {"split.tensors.count": gguf_file.MetadataValue("[INT32]", [5, 5])}},
             "split.tensors.count is a [INT32], not a number",
         ),
-        ({"p0": {"split.tensors.count": gguf_file.Value("INT32", 6)}}, "counts 6 tensors in all, the parts have 5"),
+        ({"p0": {"split.tensors.count": gguf_file.MetadataValue("INT32", 6)}}, "counts 6 tensors in all, the parts have 5"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: Any, says: str) -> None:
@@ -325,7 +325,7 @@ def test_parts_that_contradict_each_other_are_refused(tmp_path: Path, changes: A
 
 def test_a_tensor_that_two_parts_have_is_refused(tmp_path: Path) -> None:
     first, second, _ = split(tmp_path)
-    own = {f"split.{key}": gguf_file.Value("UINT16", value) for key, value in (("no", 1), ("count", 3))}
+    own = {f"split.{key}": gguf_file.MetadataValue("UINT16", value) for key, value in (("no", 1), ("count", 3))}
     gguf_file.write(second, own, {"token_embd.weight": np.zeros((12, 8), np.float32)})
     with pytest.raises(FormatError) as caught:
         read_base(first)

@@ -68,10 +68,10 @@ def in_layout(name: str, version: str, folder: Path) -> dict[str, np.ndarray]:
         product = made.scaling * made.lora_B @ made.lora_A
         wanted[key] += product.swapaxes(1, 2) if transposed else product
         deltas[key] = made
-    names = experts.by_module([*deltas])
+    names = experts.wrapper_names_by_target([*deltas])
     tensors = {}
     for target, made in deltas.items():
-        factors = zip("AB", experts.flattened(made, is_turned=turned), strict=True)
+        factors = zip("AB", experts.file_factors(made, is_swapped=turned), strict=True)
         tensors |= {f"base_model.model.{names[target]}.lora_{half}.weight": array for half, array in factors}
     config = {
         "peft_type": "LORA", "r": R, "lora_alpha": ALPHA, "target_modules": [], "peft_version": version,

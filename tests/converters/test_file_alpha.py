@@ -57,7 +57,7 @@ def array(dtype: np.dtype) -> np.ndarray:
 
 def test_a_factor_of_1_changes_nothing() -> None:
     lora_B = array(dtypes.F16)
-    found = file_alpha.folded("x", lora_B, 1.0)
+    found = file_alpha.fold("x", lora_B, 1.0)
     assert found.lora_B is lora_B
     assert found.loss == TensorLoss("x", Loss.EXACT)
 
@@ -65,7 +65,7 @@ def test_a_factor_of_1_changes_nothing() -> None:
 @pytest.mark.parametrize("factor", [2.0, 0.25, -0.5, -4.0])
 def test_a_power_of_two_keeps_the_type_and_is_exact(factor: float) -> None:
     lora_B = array(dtypes.F16)
-    found = file_alpha.folded("x", lora_B, factor)
+    found = file_alpha.fold("x", lora_B, factor)
     assert found.lora_B.dtype == dtypes.F16
     assert (found.lora_B == lora_B * np.float16(factor)).all()
     assert (found.loss.loss, found.ulps) == (Loss.EXACT, None)
@@ -73,7 +73,7 @@ def test_a_power_of_two_keeps_the_type_and_is_exact(factor: float) -> None:
 
 def test_a_power_of_two_beyond_the_type_takes_float32() -> None:
     lora_B = array(dtypes.F16)
-    found = file_alpha.folded("x", lora_B, 2.0**20)
+    found = file_alpha.fold("x", lora_B, 2.0**20)
     assert found.lora_B.dtype == dtypes.F32
     assert (found.lora_B == lora_B.astype(np.float32) * 2.0**20).all()
     assert found.loss.loss == Loss.EXACT
@@ -82,47 +82,47 @@ def test_a_power_of_two_beyond_the_type_takes_float32() -> None:
 @pytest.mark.parametrize("dtype", [dtypes.F16, dtypes.BF16])
 def test_any_factor_of_16_bits_takes_float32_and_is_recovered_bit_for_bit(dtype: np.dtype) -> None:
     lora_B = array(dtype)
-    found = file_alpha.folded("x", lora_B, 1 / 3)
+    found = file_alpha.fold("x", lora_B, 1 / 3)
     assert found.lora_B.dtype == dtypes.F32
     assert found.loss.loss == Loss.EXACT
-    assert file_alpha.unfolded(found.lora_B, 1 / 3, dtype).tobytes() == lora_B.tobytes()
+    assert file_alpha.unfold(found.lora_B, 1 / 3, dtype).tobytes() == lora_B.tobytes()
 
 
 def test_any_factor_of_float32_is_recovered_bit_for_bit_with_what_is_recorded() -> None:
     lora_B = np.random.default_rng(0).normal(size=(512, 8)).astype(np.float32)
-    found = file_alpha.folded("x", lora_B, 0.7)
+    found = file_alpha.fold("x", lora_B, 0.7)
     assert found.ulps is not None
     assert sorted({*found.ulps.ravel().tolist()}) == [-1, 0, 1]
     assert (found.loss.loss, found.loss.error) == (Loss.EXACT, None)
-    assert file_alpha.unfolded(found.lora_B, 0.7, dtypes.F32, found.ulps).tobytes() == lora_B.tobytes()
+    assert file_alpha.unfold(found.lora_B, 0.7, dtypes.F32, found.ulps).tobytes() == lora_B.tobytes()
     assert np.abs(found.lora_B / (lora_B.astype(np.float64) * 0.7) - 1).max() <= 2.0**-24
 
 
 def test_numbers_that_vanish_are_reported_as_rounded() -> None:
     for dtype in (dtypes.F16, dtypes.F32):
-        found = file_alpha.folded("x", array(dtype), 1e-40)
+        found = file_alpha.fold("x", array(dtype), 1e-40)
         assert (found.loss.loss, found.loss.error, found.ulps) == (Loss.ROUNDED, 2.0**-24, None)
 
 
 def test_two_units_in_the_last_place_are_not_recorded_but_reported() -> None:
     lora_B = np.float32([[1 + 7 * 2.0**-23]])
     factor = 0.3 * 2.0**-126  # the product is subnormal
-    found = file_alpha.folded("x", lora_B, factor)
-    off = file_alpha.unfolded(found.lora_B, factor, dtypes.F32).view(np.int32) - lora_B.view(np.int32)
+    found = file_alpha.fold("x", lora_B, factor)
+    off = file_alpha.unfold(found.lora_B, factor, dtypes.F32).view(np.int32) - lora_B.view(np.int32)
     assert abs(off) == 2
     assert (found.loss.loss, found.ulps) == (Loss.ROUNDED, None)
 
 
 def test_a_product_beyond_float32_is_refused() -> None:
     with pytest.raises(RefusedError, match="times 3e[+]38 does not fit into float32"):
-        file_alpha.folded("x", array(dtypes.F32) * 10, 3e38)
+        file_alpha.fold("x", array(dtypes.F32) * 10, 3e38)
 
 
 def test_padding_adds_zeros_at_the_end_of_an_axis() -> None:
     lora_A = np.ones((2, 3), np.float32)
-    assert file_alpha.padded(lora_A, 2, 0) is lora_A
+    assert file_alpha.pad(lora_A, 2, 0) is lora_A
     for axis, shape in ((0, (5, 3)), (1, (2, 5))):
-        found = file_alpha.padded(lora_A, 5, axis)
+        found = file_alpha.pad(lora_A, 5, axis)
         assert found.shape == shape
         assert found.sum() == lora_A.sum()
         assert (found[:2, :3] == 1).all()
@@ -130,7 +130,7 @@ def test_padding_adds_zeros_at_the_end_of_an_axis() -> None:
 
 @pytest.mark.parametrize("loss", [Loss.EXACT, Loss.ROUNDED])
 def test_the_report_of_padding_is_never_milder_than_the_one_before(loss: Loss) -> None:
-    found = file_alpha.padded_line(TensorLoss("x", loss, "before" if loss else "", 0.5), 8)
+    found = file_alpha.padded_loss(TensorLoss("x", loss, "before" if loss else "", 0.5), 8)
     assert found.loss == max(loss, Loss.REWRITTEN)
     assert (found.name, found.error) == ("x", 0.5)
     assert found.note == "padded with zeros to rank 8, recoverable bit for bit" + ("; before" if loss else "")

@@ -15,7 +15,7 @@ from adapterhub_converters.adapter import Loss
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.lossy import KINDS, Allowed
+from adapterhub_converters.formats.lossy import KINDS, LossAllowance
 from tests.conftest import ROOT
 
 TARGETS = ("peft", "raw", "mlx", "gguf", "torchtune", "litgpt", "megatron")
@@ -87,7 +87,7 @@ def model(path: Path, *, tied: bool) -> bases.BaseSpec:
 
 def cell(source: Path, target: Path, to: str, spec: bases.BaseSpec) -> str:
     """What a conversion does by default, or with which permission it does something."""
-    ways = {"": Allowed(), "approx": Allowed(approx=True), "drop": Allowed(drop=[*KINDS, "lm_head", "model.embed_tokens"])}
+    ways = {"": LossAllowance(), "approx": LossAllowance(approx=True), "drop": LossAllowance(drop=[*KINDS, "lm_head", "model.embed_tokens"])}
     for n, (word, allowed) in enumerate(ways.items()):
         try:
             report = convert.convert(source, target.with_name(f"{target.name}{n}"), to=to, base=spec, allowed=allowed)

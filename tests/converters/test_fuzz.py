@@ -63,7 +63,7 @@ def test_broken_files_never_break_the_command_line(seed: int) -> None:
 def test_a_peft_config_that_makes_no_sense_is_refused_in_one_line(change: dict[str, Any]) -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4} | change
     with pytest.raises(AdapterhubError) as caught:
-        peft.parse(json.dumps(config).replace("Infinity", "1e999"), TENSORS, {}, where="x")
+        peft.parse(json.dumps(config).replace("Infinity", "1e999"), TENSORS, {}, location="x")
     assert "\n" not in str(caught.value)
 
 

@@ -21,7 +21,7 @@ from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.names import Architecture
 from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, Value
+from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
 from adapterhub_converters.formats import gguf as gguf_lora
 from adapterhub_converters.formats import peft
 from tests.conftest import need_module
@@ -62,7 +62,7 @@ def deltas(base: BaseSpec, architecture: Architecture, *, skip: str = "nothing")
     for number, (name, tensor) in enumerate(sorted(base.tensors.items())):
         target, r, alpha = name.removesuffix(".weight"), 2 + number % 3, 3.0 + number % 5
         tied = base.tied and target in (*names.EMBEDDINGS, "lm_head")
-        if skip in name or tied or len(tensor.shape) < 2 or not architecture.stem(target) or architecture.why_unseen(target):
+        if skip in name or tied or len(tensor.shape) < 2 or not architecture.stem(target) or architecture.reason_ignored(target):
             continue
         if architecture.is_stacked(target):
             n, into, out = tensor.shape
@@ -194,7 +194,7 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
         for path, module in modules.items()
         if type(module).__name__ in ("Linear", "Conv1D", "FalconLinear")
         and architecture.stem(path)
-        and not architecture.why_unseen(path)
+        and not architecture.reason_ignored(path)
         and path != "lm_head"
         and not (name.startswith("Deepseek") and ".mlp." in path)  # peft takes shared experts for the routed ones
     ]
@@ -413,7 +413,7 @@ def test_llama_cpp_runs_gate_and_up_on_a_base_that_fuses_them(
     need_module("llama_cpp_py_sync")
     folder, gguf = models(name, converted)
     with GGUFFile(gguf) as file:
-        metadata = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        metadata = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors = {name: file.tensor(name) for name in file.tensors}
     halves = [tensors.pop(f"blk.1.ffn_{half}_exps.weight") for half in ("gate", "up")]
     tensors["blk.1.ffn_gate_up_exps.weight"] = np.concatenate(halves, axis=1)
@@ -453,7 +453,7 @@ def test_llama_cpp_runs_a_fused_projection_on_a_base_that_splits_it(tmp_path: Pa
     need_module("llama_cpp_py_sync")
     folder, gguf = models("Phi3ForCausalLM", converted)
     with GGUFFile(gguf) as file:
-        metadata = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        metadata = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors = {name: file.tensor(name) for name in file.tensors}
     for layer in (0, 1):
         rows = tensors.pop(f"blk.{layer}.attn_qkv.weight")

@@ -18,9 +18,9 @@ from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, St
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.names import Architecture
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.bases.canonical_names import in_memory
+from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, Value
+from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import gguf as gguf_lora
 from tests.conftest import need_module
@@ -74,8 +74,8 @@ def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
     folder = saved(name, kind, tmp_path / "hf")
     gguf = converted(folder, tmp_path / "base.gguf")
     base = read_base(folder)
-    architecture = base.mapped()
-    files = {in_memory(file, base.model_type): file for file in base.tensors if not _is_known(architecture, file)}
+    architecture = base.llama_cpp_architecture()
+    files = {name_in_memory(file, base.model_type): file for file in base.tensors if not _is_known(architecture, file)}
     tensors = {next((own for own in files if files[own] == file), file): tensor for file, tensor in base.tensors.items()}
     adapter = Adapter(dict(deltas(dataclasses.replace(base, tensors=tensors), architecture)))
     assert len(adapter.deltas) >= 7
@@ -100,7 +100,7 @@ def _foreign(path: Path, dst: Path) -> Path:
     with GGUFFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = {
-            key: Value(file.header.kinds[key], value)
+            key: MetadataValue(file.header.kinds[key], value)
             for key, value in file.header.metadata.items()
             if not key.startswith("adapterhub.")
         }
@@ -111,7 +111,7 @@ def _foreign(path: Path, dst: Path) -> Path:
 @pytest.mark.parametrize("name", ["Qwen3_5ForCausalLM", "Qwen3VLForConditionalGeneration", "Gemma4ForConditionalGeneration"])
 def test_a_file_of_another_program_has_the_names_of_its_base(tmp_path: Path, name: str) -> None:
     base = read_base(saved(name, "", tmp_path / "hf"))
-    adapter = Adapter(dict(deltas(base, base.mapped())))
+    adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
     again = gguf_lora.read(_foreign(tmp_path / "a.gguf", tmp_path / "b.gguf"), base=base)
     assert set(again.deltas) == set(adapter.deltas)
@@ -125,7 +125,7 @@ def test_a_file_of_another_program_has_the_names_of_its_base(tmp_path: Path, nam
 
 def test_an_adapter_of_a_model_without_a_head_has_the_tensors_of_one_with(tmp_path: Path) -> None:
     base = read_base(saved("Qwen3ForCausalLM", "", tmp_path / "hf"))
-    whole = Adapter({name: delta for name, delta in deltas(base, base.mapped()) if ".layers." in name})
+    whole = Adapter({name: delta for name, delta in deltas(base, base.llama_cpp_architecture()) if ".layers." in name})
     bare = Adapter({name.removeprefix("model."): delta for name, delta in whole.deltas.items()})
     found = []
     for number, adapter in enumerate((whole, bare)):
@@ -138,7 +138,7 @@ def test_an_adapter_of_a_model_without_a_head_has_the_tensors_of_one_with(tmp_pa
 
 def test_a_text_model_of_another_family_and_a_vision_module_are_refused(tmp_path: Path) -> None:
     base = read_base(saved("LlavaForConditionalGeneration", "", tmp_path / "hf"))
-    adapter = Adapter(dict(deltas(base, base.mapped())))
+    adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
     with pytest.raises(RefusedError, match="the text model of .* is qwen2, and not llama"):
         gguf_lora.write(adapter, tmp_path / "a.gguf", base=dataclasses.replace(base, text_type="qwen2"))
     delta = next(iter(adapter.deltas.values()))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, GGUFHeader, Value
+from adapterhub_converters.containers.gguf_file import GGUFFile, GGUFHeader, MetadataValue
 from adapterhub_converters.errors import FormatError
 from tests.conftest import need_module
 
@@ -58,8 +58,8 @@ SCALARS = {
 }
 VALUES = st.sampled_from(sorted(SCALARS)).flatmap(
     lambda kind: (
-        SCALARS[kind].map(lambda value: Value(kind, value))
-        | st.lists(SCALARS[kind], max_size=8).map(lambda values: Value(f"[{kind}]", values))
+        SCALARS[kind].map(lambda value: MetadataValue(kind, value))
+        | st.lists(SCALARS[kind], max_size=8).map(lambda values: MetadataValue(f"[{kind}]", values))
     )
 )
 ARRAYS = st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(0, 100)).map(
@@ -72,7 +72,7 @@ ARRAYS = st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), min_size
     tensors=st.dictionaries(NAMES, ARRAYS, max_size=6),
 )
 def test_what_was_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, Value], tensors: dict[str, np.ndarray]
+    tmp_path_factory: pytest.TempPathFactory, metadata: dict[str, MetadataValue], tensors: dict[str, np.ndarray]
 ) -> None:
     path = tmp_path_factory.mktemp("gguf") / "x.gguf"
     gguf_file.write(path, metadata, tensors)
@@ -158,7 +158,7 @@ def test_mutated_files_are_valid_or_refused(data: st.DataObject) -> None:
 def test_a_large_vocabulary_reads_fast_and_in_few_pieces(tmp_path: Path) -> None:
     path = tmp_path / "v.gguf"
     vocabulary = [f"token{n}" * (n % 5) for n in range(100_000)]
-    gguf_file.write(path, {"tokenizer.ggml.tokens": gguf_file.strings(vocabulary)}, {})
+    gguf_file.write(path, {"tokenizer.ggml.tokens": gguf_file.strings_value(vocabulary)}, {})
     raw, reads = path.read_bytes(), []
 
     def read_at(offset: int, n: int) -> bytes:
@@ -176,7 +176,7 @@ def test_gguf_py_reads_what_we_wrote(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(0)
     tensors = {f"t{n}": rng.integers(0, 9, (3, 2 + n)).astype(dtype) for n, dtype in enumerate(DTYPES)}
-    metadata = {"s": gguf_file.string("é"), "f": gguf_file.f32(1.5), "l": gguf_file.strings(["a", ""]), "u": gguf_file.u32(7)}
+    metadata = {"s": gguf_file.string_value("é"), "f": gguf_file.f32_value(1.5), "l": gguf_file.strings_value(["a", ""]), "u": gguf_file.u32_value(7)}
     gguf_file.write(tmp_path / "x.gguf", metadata, tensors)
     reader = GGUFReader(tmp_path / "x.gguf")
     assert {key: reader.fields[key].contents() for key in metadata} == {key: value.value for key, value in metadata.items()}

@@ -59,10 +59,10 @@ def same(one: Adapter, other: Adapter) -> None:
         assert found.scaling == pytest.approx(delta.scaling), target
 
 
-def without_source_config(path: Path, **keep: gguf_file.Value) -> Path:
+def without_source_config(path: Path, **keep: gguf_file.MetadataValue) -> Path:
     with GGUFFile(path) as file:
         kept = {
-            key: gguf_file.Value(file.header.kinds[key], value)
+            key: gguf_file.MetadataValue(file.header.kinds[key], value)
             for key, value in file.header.metadata.items()
             if not key.startswith("adapterhub.")
         }
@@ -176,8 +176,8 @@ def test_experts_without_a_source_config_are_one_parameter_where_there_are_no_mo
     name = "blk.0.ffn_up_exps.weight.lora_a"
     if not shared:
         tensors[name] = tensors[name] + 1
-        metadata = {"general.architecture": gguf_file.string("gpt-oss"), "general.type": gguf_file.string("adapter")}
-        metadata |= {"adapter.type": gguf_file.string("lora"), "adapter.lora.alpha": gguf_file.f32(6.0)}
+        metadata = {"general.architecture": gguf_file.string_value("gpt-oss"), "general.type": gguf_file.string_value("adapter")}
+        metadata |= {"adapter.type": gguf_file.string_value("lora"), "adapter.lora.alpha": gguf_file.f32_value(6.0)}
         gguf_file.write(tmp_path / "a.gguf", metadata, tensors)
     found = gguf.read(without_source_config(tmp_path / "a.gguf"), base=spec).deltas[GATE_UP]
     assert isinstance(found, StackedLowRank)
@@ -232,7 +232,7 @@ QKV = {"q": 32, "k": 16, "v": 16}
 def in_gguf(spec: BaseSpec, **shapes: tuple[int, ...]) -> BaseSpec:
     """The spec of a GGUF file with these tensors in each layer."""
     stored = {f"blk.{layer}.{name}.weight": BaseTensor(shape, "F32") for layer in (0, 1) for name, shape in shapes.items()}
-    tensors = canonical_names.of_gguf(names.by_class(spec.architecture, ""), stored, spec.config)
+    tensors = canonical_names.rename_gguf(names.by_class(spec.architecture, ""), stored, spec.config)
     return dataclasses.replace(spec, kind="gguf", tensors=tensors, stored=stored)
 
 
@@ -392,14 +392,14 @@ def test_a_source_config_that_does_not_match_the_file_is_refused(tmp_path: Path,
     path = tmp_path / "a.gguf"
     gguf.write(UNEVEN, path, base=base())
     with GGUFFile(path) as file:
-        metadata = {key: gguf_file.Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        metadata = {key: gguf_file.MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors = {name: file.tensor(name) for name in file.tensors}
     if change == "more in the file":
         tensors["blk.0.ffn_gate_exps.weight.lora_b"][2] = 1.0
         tensors["blk.0.ffn_gate_exps.weight.lora_a"][2] = 1.0
         alpha = float(metadata["adapter.lora.alpha"].value)
         digest = source_config.payload_digest(tensors, "llama", np.float32(alpha).tobytes().hex())
-        metadata["adapterhub.source.payload"] = gguf_file.string(digest)
+        metadata["adapterhub.source.payload"] = gguf_file.string_value(digest)
     key = "adapterhub.source.tensors"
     text = str(metadata[key].value)
     edits = {
@@ -409,7 +409,7 @@ def test_a_source_config_that_does_not_match_the_file_is_refused(tmp_path: Path,
     }
     if change in edits:
         assert edits[change][0] in text
-        metadata[key] = gguf_file.string(text.replace(*edits[change]))
+        metadata[key] = gguf_file.string_value(text.replace(*edits[change]))
     gguf_file.write(path, metadata, tensors)
     with pytest.raises(AdapterhubError):
         gguf.read(path)
@@ -485,10 +485,10 @@ def test_odd_blocks_of_a_source_config_are_refused(tmp_path_factory: pytest.Temp
     path = tmp_path_factory.mktemp("odd") / "a.gguf"
     gguf.write(Adapter(ONE), path, base=base())
     with GGUFFile(path) as file:
-        metadata = {key: gguf_file.Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        metadata = {key: gguf_file.MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors = {name: file.tensor(name) for name in file.tensors}
     rows = json.loads(str(metadata["adapterhub.source.tensors"].value))
-    metadata["adapterhub.source.tensors"] = gguf_file.string(json.dumps([[*rows[0][:6], *rest]]))
+    metadata["adapterhub.source.tensors"] = gguf_file.string_value(json.dumps([[*rows[0][:6], *rest]]))
     gguf_file.write(path, metadata, tensors)
     try:
         gguf.read(path)

@@ -21,7 +21,7 @@ from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbeddi
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, Value, f32, string
+from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue, f32_value, string_value
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats import gguf as gguf_lora
@@ -146,8 +146,8 @@ def test_an_alora_comes_back_with_and_without_its_config_and_ollama_does_not_get
     plain = string_keys(general_type="adapter", general_architecture="qwen2", adapter_type="lora")
     for ids in ([5, 64], [7]):  # as llama.cpp's script writes it; other tokens than the stored config has
         own = file.header.metadata if ids == [7] else {}
-        kept = {key: string(text) for key, text in own.items() if key.startswith("adapterhub.")}
-        gguf_file.write(tmp_path / "c.gguf", plain | kept | {INVOCATION: Value("[UINT32]", ids)}, tensors)
+        kept = {key: string_value(text) for key, text in own.items() if key.startswith("adapterhub.")}
+        gguf_file.write(tmp_path / "c.gguf", plain | kept | {INVOCATION: MetadataValue("[UINT32]", ids)}, tensors)
         found = gguf_lora.read(tmp_path / "c.gguf")
         assert found.meta.invocation == tuple(ids)
         (tmp_path / "c.gguf").unlink()
@@ -221,11 +221,11 @@ def test_a_file_without_our_keys_reads_to_the_same_function(tmp_path: Path) -> N
         gguf_lora.read(path)
 
 
-def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: gguf_file.Value) -> None:
+def strip(source: Path, path: Path, *, without: str = "adapterhub.", **changes: gguf_file.MetadataValue) -> None:
     """The file again as somebody else would have written it."""
     with GGUFFile(source) as file:
         kept = {
-            key: gguf_file.Value(file.header.kinds[key], value)
+            key: gguf_file.MetadataValue(file.header.kinds[key], value)
             for key, value in file.header.metadata.items()
             if not key.startswith(without)
         }
@@ -239,7 +239,7 @@ def test_a_source_config_of_another_payload_is_ignored_and_reported(tmp_path: Pa
     path = tmp_path / "a.gguf"
     gguf_lora.write(ADAPTER, path, base=llama())
     if change == "alpha":
-        strip(path, path, without="never", adapter_lora_alpha=gguf_file.f32(64.0))
+        strip(path, path, without="never", adapter_lora_alpha=gguf_file.f32_value(64.0))
     else:
         raw = bytearray(path.read_bytes())
         raw[-40] ^= 1
@@ -258,7 +258,7 @@ def test_a_source_config_with_a_wrong_scale_is_refused(tmp_path: Path) -> None:
         path,
         path,
         without="never",
-        adapterhub_source_config=gguf_file.string(config.replace('"lora_alpha": 7', '"lora_alpha": 9')),
+        adapterhub_source_config=gguf_file.string_value(config.replace('"lora_alpha": 7', '"lora_alpha": 9')),
     )
     with pytest.raises(AdapterhubError, match="the scale is 3.5 in the file and 4.5 in the source's config"):
         gguf_lora.read(path)
@@ -300,7 +300,7 @@ def test_a_source_config_that_contradicts_its_file_is_refused_by_name(
         size = sum(math.prod(file.tensors[f"{row[0]}.weight.lora_b"].shape) for row in rows if row[5])
     ulps = base64.b64encode(bytes(-(-size // 4))).decode()
     changes = {"tensors": json.dumps(rows), "ulps": ulps}
-    strip(path, path, without="never", **{f"adapterhub_source_{key}": string(text) for key, text in changes.items()})
+    strip(path, path, without="never", **{f"adapterhub_source_{key}": string_value(text) for key, text in changes.items()})
     with pytest.raises(FormatError) as caught:
         gguf_lora.read(path)
     assert f"{says}. Convert the adapter from its source again" in str(caught.value)
@@ -309,9 +309,9 @@ def test_a_source_config_that_contradicts_its_file_is_refused_by_name(
 def test_alpha_absent_means_a_scale_of_1(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     gguf_lora.write(Adapter({UP: delta(48)}), path, base=llama())
-    for change in ({}, {"adapter_lora_alpha": gguf_file.f32(0.0)}):
-        strip(path, tmp_path / "b.gguf", without="a", general_type=gguf_file.string("adapter"))
-        strip(tmp_path / "b.gguf", tmp_path / "b.gguf", adapter_type=gguf_file.string("lora"), **change)
+    for change in ({}, {"adapter_lora_alpha": gguf_file.f32_value(0.0)}):
+        strip(path, tmp_path / "b.gguf", without="a", general_type=gguf_file.string_value("adapter"))
+        strip(tmp_path / "b.gguf", tmp_path / "b.gguf", adapter_type=gguf_file.string_value("lora"), **change)
         assert gguf_lora.read(tmp_path / "b.gguf").deltas[UP].scaling == 1.0
 
 
@@ -372,8 +372,8 @@ def test_what_llama_cpp_would_get_wrong_is_refused_by_name(
     assert not (tmp_path / "a.gguf").exists()
 
 
-def string_keys(**values: str) -> dict[str, gguf_file.Value]:
-    return {key.replace("_", "."): gguf_file.string(value) for key, value in values.items()}
+def string_keys(**values: str) -> dict[str, gguf_file.MetadataValue]:
+    return {key.replace("_", "."): gguf_file.string_value(value) for key, value in values.items()}
 
 
 INVOCATION = "adapter.alora.invocation_tokens"
@@ -386,10 +386,10 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
     [
         (KIND | string_keys(general_type="model"), PAIR, "general.type is 'model', not 'adapter'"),
         (KIND | string_keys(adapter_type="other"), PAIR, "adapter.type is 'other'"),
-        (KIND | {"adapter.lora.alpha": gguf_file.u32(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
-        (KIND | {"adapter.lora.alpha": gguf_file.f32(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
-        (KIND | {INVOCATION: gguf_file.Value("[INT32]", [1])}, PAIR, "is a [INT32], but llama.cpp reads only a [UINT32]"),
-        (KIND | {INVOCATION: gguf_file.Value("[UINT32]", [2**31])}, PAIR, "an id that no token can have"),
+        (KIND | {"adapter.lora.alpha": gguf_file.u32_value(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
+        (KIND | {"adapter.lora.alpha": gguf_file.f32_value(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
+        (KIND | {INVOCATION: gguf_file.MetadataValue("[INT32]", [1])}, PAIR, "is a [INT32], but llama.cpp reads only a [UINT32]"),
+        (KIND | {INVOCATION: gguf_file.MetadataValue("[UINT32]", [2**31])}, PAIR, "an id that no token can have"),
         (KIND | string_keys(general_architecture="mamba"), PAIR, "'mamba' has no verified mapping"),
         (KIND, {"blk.0.ffn_up.weight.lora_a": PAIR["blk.0.ffn_up.weight.lora_a"]}, "'blk.0.ffn_up' has lora_a alone"),
         (KIND, PAIR | {"blk.0.ffn_up.weight.lora_b": np.ones((6, 3), np.float32)}, "do not share a rank"),
@@ -409,7 +409,7 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
     ],
 )
 def test_malformed_adapters_are_refused_in_one_line(
-    tmp_path: Path, metadata: dict[str, gguf_file.Value], tensors: dict[str, np.ndarray], says: str
+    tmp_path: Path, metadata: dict[str, gguf_file.MetadataValue], tensors: dict[str, np.ndarray], says: str
 ) -> None:
     gguf_file.write(tmp_path / "a.gguf", metadata, tensors)
     with pytest.raises(AdapterhubError) as caught:
@@ -444,21 +444,21 @@ KEYS = [
 ]  # fmt: skip
 ODD = st.sampled_from(
     [
-        Value("STRING", "x"), Value("[STRING]", ["a", "b"]), Value("[UINT32]", [1, 2]), Value("[UINT32]", []),
-        f32(float("nan")), f32(float("inf")), Value("INT64", -1), Value("UINT32", 0), Value("BOOL", True),
-        Value("FLOAT64", 1e300),
+        MetadataValue("STRING", "x"), MetadataValue("[STRING]", ["a", "b"]), MetadataValue("[UINT32]", [1, 2]), MetadataValue("[UINT32]", []),
+        f32_value(float("nan")), f32_value(float("inf")), MetadataValue("INT64", -1), MetadataValue("UINT32", 0), MetadataValue("BOOL", True),
+        MetadataValue("FLOAT64", 1e300),
     ]
 )  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), ODD, min_size=1, max_size=4))
-def test_keys_of_another_type_are_read_or_refused(written: Path, changes: dict[str, Value]) -> None:
+def test_keys_of_another_type_are_read_or_refused(written: Path, changes: dict[str, MetadataValue]) -> None:
     path = written.with_name("odd.gguf")
     strip(written, path, without="never", **{key.replace(".", "/"): value for key, value in changes.items()})
     for reader in (lambda: gguf_lora.read(path, base=llama()), lambda: read_base(path)):
         with contextlib.suppress(AdapterhubError):
             reader()
-    model = {"general/type": string("model"), "general/architecture": string("llama")}
+    model = {"general/type": string_value("model"), "general/architecture": string_value("llama")}
     strip(written, path, without="never", **({key.replace(".", "/"): value for key, value in changes.items()} | model))
     with contextlib.suppress(AdapterhubError):
         assert read_base(path).kind == "gguf"
@@ -477,7 +477,7 @@ SCRAPS = st.sampled_from(
 )
 def test_hostile_source_configs_are_refused(written: Path, key: str, text: str) -> None:
     path = written.with_name("hostile.gguf")
-    strip(written, path, without="never", **{f"adapterhub_source_{key}": gguf_file.string(text)})
+    strip(written, path, without="never", **{f"adapterhub_source_{key}": gguf_file.string_value(text)})
     with contextlib.suppress(AdapterhubError):
         gguf_lora.read(path, base=llama())
 
@@ -509,7 +509,7 @@ def test_any_alpha_comes_back_bit_for_bit(
 )
 def test_last_places_of_another_size_are_refused(tmp_path: Path, text: str, says: str) -> None:
     gguf_lora.write(ADAPTER, tmp_path / "a.gguf", base=llama())
-    strip(tmp_path / "a.gguf", tmp_path / "b.gguf", without="never", adapterhub_source_ulps=gguf_file.string(text))
+    strip(tmp_path / "a.gguf", tmp_path / "b.gguf", without="never", adapterhub_source_ulps=gguf_file.string_value(text))
     with pytest.raises(FormatError) as caught:
         gguf_lora.read(tmp_path / "b.gguf")
     assert says in str(caught.value)

@@ -252,7 +252,7 @@ def test_a_number_that_would_become_infinite_is_refused_and_an_infinite_one_stay
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
 def test_whole_blocks_are_quantized(dtype: str) -> None:
     found = writer.as_dtype("x", ROW, dtype)
-    assert isinstance(found.data, gguf_file.Packed)
+    assert isinstance(found.data, gguf_file.QuantizedTensor)
     assert found.data.type_name == dtype.upper()
     assert found.error == np.abs(ROW.astype(np.float64) - found.seen).max()
     assert 0 < found.error < {"q8_0": 0.005, "q4_0": 0.14}[dtype]

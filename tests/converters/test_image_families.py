@@ -21,7 +21,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats.image import naming, table, tables, video_transformers
-from adapterhub_converters.formats.lossy import Allowed
+from adapterhub_converters.formats.lossy import LossAllowance
 from tests.conftest import need_module
 from tests.support.images import Numbers, dense, kohya_file, pair, peft_folder
 
@@ -262,7 +262,7 @@ def test_a_table_has_every_linear_module_of_diffusers_model_and_its_shape(family
     names, shapes = table_of(family), linears(family)
     assert re.match(names.classes, FAMILIES[family].model)
     for target, shape in shapes.items():
-        found = names.written(target)
+        found = names.trainer_path(target)
         assert found, target
         path, reading = found
         assert names.read(path.replace(".", "_")) == reading
@@ -283,7 +283,7 @@ def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: st
     import torch
 
     row, names, numbers = FAMILIES[family], table_of(family), Numbers(np.float32)
-    readings = dict(found for target in linears(family) if (found := names.written(target)) and found[0].startswith(row.only))
+    readings = dict(found for target in linears(family) if (found := names.trainer_path(target)) and found[0].startswith(row.only))
     pairs = {path: (numbers(1, 24), numbers(sum(small(r, one, 24)[0] for one in r.targets), 1)) for path, r in readings.items()}
     module, _, function = row.convert.partition(".")
     # A converter of checkpoints renames, cuts and turns rows: it is given the rows of each lora_B as a weight.
@@ -311,7 +311,7 @@ def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: st
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("FLUX.1", "diffusers' transformers")])
 def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_path: Path) -> None:
-    written = {target: table_of(family).written(target) for target in linears(family)}
+    written = {target: table_of(family).trainer_path(target) for target in linears(family)}
     source = peft_folder(tmp_path / "a", {target: small(found[1], target, 24) for target, found in written.items() if found})
     spec = bases.BaseSpec("x", "hf", FAMILIES[family].model, "", {})
     formats.convert(source, tmp_path / "x.safetensors", to="kohya", base=spec)
@@ -327,7 +327,7 @@ def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_p
 
 def test_names_of_language_models_alone_are_of_no_image_model() -> None:
     names = ["layers.0.self_attn.q_proj", "layers.0.mlp.gate_proj", "layers.0.cross_attn.o_proj"]
-    assert not naming.of_images(names)
+    assert not naming.are_image_targets(names)
     assert not any(map(tables.is_foreign, names))
 
 
@@ -482,7 +482,7 @@ def distilled(model: Any, path: Path) -> dict[str, np.ndarray]:
     numbers, tensors, wanted = Numbers(np.float32), {}, {}
     for name, value in model.state_dict().items():
         module, kind = (name, "") if name.endswith("scale_shift_table") else name.rpartition(".")[::2]
-        written = video_transformers.WAN.written(module)
+        written = video_transformers.WAN.trainer_path(module)
         assert written, name
         stem = f"diffusion_model.{written[0]}"
         if kind == "weight" and value.ndim == 2:
@@ -518,7 +518,7 @@ def test_what_of_a_distilled_wan_has_no_word_is_named_and_dropped_as_allowed(tmp
         with pytest.raises(RefusedError, match="a difference to the base's own parameter cannot be expressed here") as caught:
             formats.convert(path, tmp_path / to, to=to)
         assert {item.partition(": ")[0].removeprefix("transformer.") for item in caught.value.items} == beyond
-    drop = Allowed(drop=("norms", "*.scale_shift_table"))
+    drop = LossAllowance(drop=("norms", "*.scale_shift_table"))
     report = formats.convert(path, tmp_path / "y", to="diffusers", allowed=drop)
     assert {one.name.removeprefix("transformer.") for one in report.losses if one.loss == Loss.DROPPED} == beyond
     # diffusers itself drops the same, without a word.

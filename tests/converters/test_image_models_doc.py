@@ -15,7 +15,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats.image import pipeline, tables
-from adapterhub_converters.formats.lossy import KINDS, Allowed
+from adapterhub_converters.formats.lossy import KINDS, LossAllowance
 from tests.conftest import ROOT
 from tests.support.images import Numbers, pair
 
@@ -55,7 +55,7 @@ FEATURES: dict[str, Callable[[], Content]] = {
 
 
 def cell(source: Path, target: Path, to: str) -> str:
-    for word, allowed in (("", Allowed()), ("`--allow-drop`", Allowed(drop=KINDS))):
+    for word, allowed in (("", LossAllowance()), ("`--allow-drop`", LossAllowance(drop=KINDS))):
         try:
             report = convert.convert(source, target.with_name(f"{target.name}{word}"), to=to, base=SDXL, allowed=allowed)
         except RefusedError:

@@ -63,7 +63,7 @@ def test_bytes_that_are_not_utf_8_are_refused(raw: bytes) -> None:
 def test_the_last_of_many_keys_is_found_to_be_the_first_again() -> None:
     keys = [*(f"k{n}" for n in range(200_000)), "k0"]
     with pytest.raises(ValueError, match="duplicate key 'k0'"):
-        json_file.unique([(key, None) for key in keys])
+        json_file.dict_without_duplicates([(key, None) for key in keys])
 
 
 @pytest.mark.parametrize(

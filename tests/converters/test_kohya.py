@@ -20,7 +20,7 @@ from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
 from adapterhub_converters.formats.image import diffusers, factors, kohya, table, tables
-from adapterhub_converters.formats.lossy import Allowed
+from adapterhub_converters.formats.lossy import LossAllowance
 from tests.conftest import Run
 from tests.support.images import FLUX, SDXL, Numbers, dense, files, kohya_file, pair, peft_folder
 
@@ -102,7 +102,7 @@ def test_every_name_of_a_table_goes_there_and_back(table: tables.Table, first: i
         assert found is not None
         assert found == table.read(stem.replace(".", "_"))
         assert len(found.targets) == len(reading.targets)
-        assert all(table.written(target) == (stem, found) for target in found.targets)
+        assert all(table.trainer_path(target) == (stem, found) for target in found.targets)
 
 
 def test_two_modules_of_a_base_with_one_name_are_refused(tmp_path: Path) -> None:
@@ -385,9 +385,9 @@ def test_apart_and_together_again_is_the_same_function(kind: str, order: list[st
         )
         for name in "qkv"
     }
-    whole: Any = factors.together("x", {name: deltas[name] for name in order}, reading)
+    whole: Any = factors.join_deltas("x", {name: deltas[name] for name in order}, reading)
     np.testing.assert_allclose(dense(whole), np.concatenate([dense(deltas[name]) for name in "qkv"]), rtol=1e-6, atol=1e-6)
-    again = factors.apart("x", whole, reading, "x")
+    again = factors.split_delta("x", whole, reading, "x")
     for name, delta in deltas.items():
         found: Any = again[name]
         assert (found.lora_A.tobytes(), found.lora_B.tobytes()) == (delta.lora_A.tobytes(), delta.lora_B.tobytes())
@@ -525,7 +525,7 @@ def test_several_models_are_several_adapters_to_peft(tmp_path: Path) -> None:
     ) as caught:
         convert.convert(source, tmp_path / "b", to="peft")
     assert caught.value.fields == {"drop": "text_encoder.*"}
-    drop = Allowed(drop=["text_encoder.*", "text_encoder_2.*"])
+    drop = LossAllowance(drop=["text_encoder.*", "text_encoder_2.*"])
     report = convert.convert(source, tmp_path / "b", to="peft", allowed=drop)
     assert report.summary["dropped"] == 4
     assert list(peft.read(tmp_path / "b").deltas) == [OURS.removeprefix("unet.")]

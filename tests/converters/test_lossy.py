@@ -15,7 +15,7 @@ from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats import lossy, peft
-from adapterhub_converters.formats.lossy import Allowed
+from adapterhub_converters.formats.lossy import LossAllowance
 from tests.conftest import Run
 
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"
@@ -56,7 +56,7 @@ def plain(**more: Any) -> LowRank:
 def convert(source: Path, model: Path | None, to: str = "gguf", **allowed: Any) -> tuple[Path, LossReport]:
     target = source.parent / f"out.{to}"
     spec = bases.read_base(model) if model else None
-    return target, formats.convert(source, target, to=to, base=spec, allowed=Allowed(**allowed))
+    return target, formats.convert(source, target, to=to, base=spec, allowed=LossAllowance(**allowed))
 
 
 def weight(model: Path, name: str) -> np.ndarray:

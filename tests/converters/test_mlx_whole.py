@@ -76,7 +76,7 @@ def test_the_merged_model_is_the_one_that_mlx_lm_runs(name: str, tmp_path: Path)
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("kind", sorted(whole.SAME))
+@pytest.mark.parametrize("kind", sorted(whole.SAME_PARAMETERS))
 def test_mlx_lm_loads_the_parameters_as_they_are_read(kind: str) -> None:
     need_module("mlx_lm")
     import mlx.core as mx

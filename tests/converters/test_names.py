@@ -65,18 +65,18 @@ def test_every_parameter_of_a_transformers_model_has_a_name(architecture: Archit
     assert model.config.model_type == architecture.classes[name]
     for parameter, _ in model.named_parameters():
         module = parameter.rpartition(".")[0] or parameter
-        known = architecture.stem(module) or architecture.stem(parameter) or architecture.why_unseen(module)
+        known = architecture.stem(module) or architecture.stem(parameter) or architecture.reason_ignored(module)
         assert known or parameter.endswith(NO_LINEAR), parameter
 
 
 @given(heads=st.integers(1, 4), half=st.integers(1, 4), r=st.integers(1, 3))
 def test_permutation_has_an_inverse(heads: int, half: int, r: int) -> None:
     rows = np.arange(heads * 2 * half * r).reshape(heads * 2 * half, r)
-    assert np.array_equal(names.unpermuted(names.permuted(rows, heads), heads), rows)
+    assert np.array_equal(names.unpermute_rows(names.permute_rows(rows, heads), heads), rows)
 
 
 def test_permutation_pairs_the_halves_of_each_head() -> None:
-    assert names.permuted(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert names.permute_rows(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_unknown_architectures_are_refused_by_name() -> None:

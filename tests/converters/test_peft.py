@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters.adapter import LowRank, PooledLowRank, factored_out, plain_pairs
+from adapterhub_converters.adapter import LowRank, PooledLowRank, with_factored_as_pairs, plain_pairs
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
@@ -279,7 +279,7 @@ def test_vera_is_no_pair_without_the_base_it_was_trained_on(tmp_path: Path, weig
     with pytest.raises(
         RefusedError, match="the number of its columns that a module uses depends on the base.*Name its base model"
     ):
-        factored_out(peft.read(source, base=base))
+        with_factored_as_pairs(peft.read(source, base=base))
 
 
 def test_qalora_on_a_base_that_is_not_gptq_is_plain_lora_as_in_peft(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:
     adapter = peft.read(folder(tmp_path / "a", PAIR, use_qalora=True, qalora_group_size=4))
     x = np.random.default_rng(1).normal(size=32).astype(np.float32)
     pooled = adapter.deltas["l.0.q"]
-    wide = factored_out(adapter).deltas["l.0.q"]
+    wide = with_factored_as_pairs(adapter).deltas["l.0.q"]
     groups = x.reshape(8, 4).mean(1) * 8  # peft, QALoraLinearVariant.forward
     want = pooled.scaling * (pooled.lora_B @ (pooled.lora_A @ groups))
     np.testing.assert_allclose(wide.scaling * (wide.lora_B @ (wide.lora_A @ x)), want, rtol=1e-5)
@@ -321,8 +321,8 @@ def test_any_config_is_read_or_refused_and_what_is_read_can_be_written(config: d
         arrays["base_model.model.l.e.token_adapter.trainable_tokens_delta"] = np.ones((2, 4), np.float32)
     with contextlib.suppress(AdapterhubError):
         text = json.dumps({"peft_type": "LORA", **config})
-        adapter = peft.parse(text, arrays, {}, where="a")
-        peft.parse(peft.config_text(dataclasses.replace(adapter, source=None)), peft.state_dict(adapter), {}, where="b")
+        adapter = peft.parse(text, arrays, {}, location="a")
+        peft.parse(peft.config_text(dataclasses.replace(adapter, source=None)), peft.state_dict(adapter), {}, location="b")
 
 
 WORDS = (
@@ -334,6 +334,6 @@ WORDS = (
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(".".join))
 def test_a_tensor_is_identified_by_its_module_and_end_as_by_its_whole_name(key: str) -> None:
-    full = keys.native(key)
+    full = keys.native_name(key)
     assert keys.identify(key) == (full, *keys._classify(full, key))
-    assert keys.identify(keys.PREFIX + key)[0] == keys.native(keys.PREFIX + key)
+    assert keys.identify(keys.PREFIX + key)[0] == keys.native_name(keys.PREFIX + key)

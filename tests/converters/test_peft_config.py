@@ -67,7 +67,7 @@ def test_the_first_of_two_patterns_wins_and_is_reported_once_if_they_differ() ->
     assert note.startswith(
         f'{Q}: alpha_pattern "q_proj" and "self_attn.q_proj" both match and differ; the first in the file wins'
     )
-    assert list(found.unused()) == []
+    assert list(found.unused_patterns()) == []
 
 
 def test_ranks_that_differ_are_reported_as_ranks() -> None:
@@ -80,7 +80,7 @@ def test_a_pattern_without_a_module_is_reported() -> None:
     found = scales(rank_pattern={"q_proj": 2, "o_proj": 3}, alpha_pattern={"v_proj": 5})
     found.rank(Q)
     found.alpha(Q)
-    assert list(found.unused()) == [
+    assert list(found.unused_patterns()) == [
         'rank_pattern "o_proj" matches no module of the adapter',
         'alpha_pattern "v_proj" matches no module of the adapter',
     ]

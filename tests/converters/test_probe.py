@@ -23,7 +23,7 @@ MARKS = {found: mark for mark, found in round_trips.MARKS.items()}
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return probe.tried()
+    return probe.probe_formats()
 
 
 def markdown(rows: list[Row]) -> str:
@@ -50,7 +50,7 @@ def test_the_page_names_every_tuner_and_counts_the_models_that_mlx_lm_tunes_as_a
     page = " ".join((ROOT / "docs/formats.md").read_text().split())
     words = page.lower().replace("-", "").replace("_", "").replace(" ", "")
     assert all(row.method.replace("_", "") in words for row in TUNERS.values())
-    assert f"parameters of {len(whole.SAME)} model types" in page
+    assert f"parameters of {len(whole.SAME_PARAMETERS)} model types" in page
     assert "the format `tinker`, which is read and not written" in page
 
 

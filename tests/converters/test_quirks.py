@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.checks import repair
 from adapterhub.merging import combine
-from adapterhub_converters.adapter import LowRank, plain_pairs, unmeasured
+from adapterhub_converters.adapter import LowRank, plain_pairs, targets_without_magnitude
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
@@ -61,7 +61,7 @@ def test_dora_without_magnitudes_is_reported_and_converts_only_back(tmp_path: Pa
     assert unchanged(source, tmp_path)
     (tmp_path / "c").mkdir()
     peft.write(dataclasses.replace(found, source=None), tmp_path / "c")
-    assert unmeasured(peft.read(tmp_path / "c")) == [Q]
+    assert targets_without_magnitude(peft.read(tmp_path / "c")) == [Q]
     with pytest.raises(RefusedError, match="norms of the base's rows"):
         plain_pairs(found)
     with pytest.raises(RefusedError, match="norms of the base's rows"):

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.containers.safetensors_file import Header, SafetensorsFile
+from adapterhub_converters.containers.safetensors_file import SafetensorsHeader, SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotFoundError
 from tests.conftest import need_module
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int8, np.int64, np.bool_, np.uint16, np.int32]
 
 
-def read(raw: bytes) -> Header:
+def read(raw: bytes) -> SafetensorsHeader:
     return safetensors_file.read_header(lambda offset, n: raw[offset : offset + n], len(raw), "x.safetensors")
 
 
@@ -182,15 +182,15 @@ def test_a_header_is_the_same_however_its_json_is_spaced_ordered_and_escaped(mon
     )
     expected = [("a", "F32", (2,), 8), ("b", "F16", (2, 3), 12)]
     for piece in (1, 7, 64, 1_000):  # bytes read at once
-        monkeypatch.setattr(safetensors_file, "_PIECE", piece)
+        monkeypatch.setattr(safetensors_file, "_READ_SIZE", piece)
         header = read(file(spaced, 20))
         assert [(info.name, info.dtype, info.shape, info.size) for info in header.tensors.values()] == expected
         assert header.metadata == {"format": "pt"}
 
 
 def test_an_empty_header_is_read_whole_or_not() -> None:
-    assert read(file(b"{}")) == Header([], [], {}, 10)
-    assert read(file(b"{ }  ")) == Header([], [], {}, 13)
+    assert read(file(b"{}")) == SafetensorsHeader([], [], {}, 10)
+    assert read(file(b"{ }  ")) == SafetensorsHeader([], [], {}, 13)
 
 
 @given(st.text(max_size=20), st.integers(1, 5))

@@ -21,7 +21,7 @@ SPECTRA: dict[str, Spectrum] = {
 
 @pytest.fixture(autouse=True)
 def _small_is_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(singular_values, "SMALL", 64)
+    monkeypatch.setattr(singular_values, "MAX_DIRECT", 64)
 
 
 def made(m: int, n: int, spectrum: Spectrum) -> np.ndarray:
@@ -37,7 +37,7 @@ def best(U: np.ndarray, S: np.ndarray, Vt: np.ndarray) -> np.ndarray:
 
 def assert_as_good(matrix: np.ndarray, r: int, within: float = 1e-6) -> None:
     """The product of the triplets, against that of a decomposition in float64, as PiSSA takes it out of a weight."""
-    U, S, Vt = singular_values.leading(matrix, r)
+    U, S, Vt = singular_values.leading_triplets(matrix, r)
     k = min(r, *matrix.shape)
     left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     assert (U.shape, S.shape, Vt.shape) == ((matrix.shape[0], k), (k,), (k, matrix.shape[1]))
@@ -69,7 +69,7 @@ def test_nearly_all_of_them(r: int) -> None:
 
 @pytest.mark.parametrize("matrix", [np.zeros((160, 160)), np.eye(160), np.outer(np.ones(170), np.arange(160))])
 def test_matrices_without_a_spectrum_to_speak_of(matrix: np.ndarray) -> None:
-    U, S, Vt = singular_values.leading(matrix.astype(np.float32), 4)
+    U, S, Vt = singular_values.leading_triplets(matrix.astype(np.float32), 4)
     np.testing.assert_allclose(S, np.linalg.svd(matrix, compute_uv=False)[:4], atol=1e-6 * max(1, np.abs(matrix).max() * 160))
     np.testing.assert_allclose(U.T @ U, np.eye(4), atol=1e-5)
     np.testing.assert_allclose(Vt @ Vt.T, np.eye(4), atol=1e-5)
@@ -77,14 +77,14 @@ def test_matrices_without_a_spectrum_to_speak_of(matrix: np.ndarray) -> None:
 
 def test_the_same_matrix_gives_the_same_bytes() -> None:
     matrix = made(160, 170, SPECTRA["slowly"])
-    assert [a.tobytes() for a in singular_values.leading(matrix, 8)] == [
-        a.tobytes() for a in singular_values.leading(matrix, 8)
+    assert [a.tobytes() for a in singular_values.leading_triplets(matrix, 8)] == [
+        a.tobytes() for a in singular_values.leading_triplets(matrix, 8)
     ]
 
 
 def test_what_does_not_settle_is_decomposed_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = made(160, 160, SPECTRA["falling"])
-    assert singular_values._iterated(matrix, 8, 24, 2) is not None
+    assert singular_values._iterate(matrix, 8, 24, 2) is not None
     monkeypatch.setattr(singular_values, "_ROUNDS", 1)
-    assert singular_values._iterated(matrix, 8, 24, 2) is None
+    assert singular_values._iterate(matrix, 8, 24, 2) is None
     assert_as_good(matrix, 8)

@@ -104,7 +104,7 @@ def test_peft_computes_with_every_pair(name: str, tmp_path: Path) -> None:
     for key, array in wanted.items():
         np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=1e-5, err_msg=key)
     again = format_peft.read(tmp_path / "a")
-    assert again.deltas.keys() == {canonical_names.in_memory(t, "") for t in again.deltas}
+    assert again.deltas.keys() == {canonical_names.name_in_memory(t, "") for t in again.deltas}
     assert {delta.scaling for delta in again.deltas.values()} == {2.0}
 
 
@@ -114,16 +114,16 @@ def test_halves_that_share_a_factor_stay_of_one_rank_and_other_scales_go_into_th
     up = LowRank(gate.lora_A, up.lora_B, gate.alpha)
     base = BaseSpec("a base", "hf", "Qwen3MoeForCausalLM", "qwen3_moe", {"num_experts": 1})
     layer = "model.layers.0.mlp.experts.0"
-    found = stacks.stacked(Adapter({f"{layer}.gate_proj": gate, f"{layer}.up_proj": up}), base).deltas
+    found = stacks.stack_experts(Adapter({f"{layer}.gate_proj": gate, f"{layer}.up_proj": up}), base).deltas
     ((target, delta),) = found.items()
     assert (target, delta.r) == ("model.layers.0.mlp.experts.gate_up_proj", 2)
     up = LowRank(up.lora_A, up.lora_B, 8 * gate.alpha)
-    (delta,) = stacks.stacked(Adapter({f"{layer}.gate_proj": gate, f"{layer}.up_proj": up}), base).deltas.values()
+    (delta,) = stacks.stack_experts(Adapter({f"{layer}.gate_proj": gate, f"{layer}.up_proj": up}), base).deltas.values()
     dense = delta.scaling * delta.lora_B[0] @ delta.lora_A[0]  # type: ignore[union-attr]
     np.testing.assert_allclose(dense[4:], up.scaling * up.lora_B @ up.lora_A, rtol=1e-5)
-    assert stacks.unstacked(Adapter({f"{layer}.up_proj": up}), None)
+    assert stacks.unstacked_notes(Adapter({f"{layer}.up_proj": up}), None)
     with pytest.raises(RefusedError, match="expert 4 of 1"):
-        stacks.stacked(Adapter({"model.layers.0.mlp.experts.4.up_proj": up}), base)
+        stacks.stack_experts(Adapter({"model.layers.0.mlp.experts.4.up_proj": up}), base)
 
 
 def test_the_list_of_models_is_that_of_transformers() -> None:

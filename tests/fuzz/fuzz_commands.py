@@ -228,18 +228,18 @@ _NUMBERS = {
 
 def gguf(rng: random.Random, architecture: str) -> bytes:
     """A GGUF base that holds together, with a number or a shape or two that make no sense."""
-    metadata = {"general.architecture": gguf_file.string(architecture), "general.type": gguf_file.string("model")}
-    metadata |= {f"{architecture}.{key}": gguf_file.u32(value) for key, value in _NUMBERS.items()}
+    metadata = {"general.architecture": gguf_file.string_value(architecture), "general.type": gguf_file.string_value("model")}
+    metadata |= {f"{architecture}.{key}": gguf_file.u32_value(value) for key, value in _NUMBERS.items()}
     tensors = {name: shape for name, shape in _GGUF if rng.random() < 0.6}
     for _ in range(rng.randrange(3)):
         key = rng.choice(
             [*metadata, "split.no", "split.count", "split.tensors.count", "tokenizer.chat_template", "general.source.repo_url"]
         )
         metadata[key] = rng.choice(
-            [gguf_file.u32(0), gguf_file.u32(2**32 - 1), gguf_file.string("\x1b[31m"), gguf_file.strings(["a"]),
-             gguf_file.f32(float("nan")),
-             gguf_file.f32(float("inf")), gguf_file.f32(-1.0), gguf_file.string("llama"),
-             gguf_file.string("https://huggingface.co/a/\x07b")]
+            [gguf_file.u32_value(0), gguf_file.u32_value(2**32 - 1), gguf_file.string_value("\x1b[31m"), gguf_file.strings_value(["a"]),
+             gguf_file.f32_value(float("nan")),
+             gguf_file.f32_value(float("inf")), gguf_file.f32_value(-1.0), gguf_file.string_value("llama"),
+             gguf_file.string_value("https://huggingface.co/a/\x07b")]
         )  # fmt: skip
     if tensors and rng.random() < 0.7:
         name = rng.choice(sorted(tensors))

@@ -42,7 +42,7 @@ def watched() -> contextlib.AbstractContextManager[None]:
 
 with watched():
     from adapterhub.checks import scan
-    from adapterhub.checks.scan.opened import Opened
+    from adapterhub.checks.scan.opened import ScannedFile
     from adapterhub.http import urls
     from adapterhub.hub import blobs as hub_blobs
     from adapterhub.hub.hf import lfs, writing
@@ -90,7 +90,7 @@ def _gguf(data: bytes) -> None:
 def _peft_config(data: bytes) -> None:
     name = "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {f"{name}.lora_A.weight": PAIR["q"][0], f"{name}.lora_B.weight": PAIR["q"][1]}
-    peft.parse(data.decode(errors="replace"), tensors, {}, where="x")
+    peft.parse(data.decode(errors="replace"), tensors, {}, location="x")
 
 
 def _mlx_config(data: bytes) -> None:
@@ -98,7 +98,7 @@ def _mlx_config(data: bytes) -> None:
 
 
 def _source_config(data: bytes) -> None:
-    source_config.lines_of({"adapterhub.source.tensors": data.decode(errors="replace")}, "x")
+    source_config.parse_lines({"adapterhub.source.tensors": data.decode(errors="replace")}, "x")
 
 
 def _json(data: bytes) -> None:
@@ -156,9 +156,9 @@ def _settings(data: bytes) -> None:
 def _hub_answer(data: bytes) -> None:
     document = json_file.parse_object(data, "x")
     for entry in document.get("siblings", []) if isinstance(document.get("siblings"), list) else []:
-        hub._entry(entry if isinstance(entry, dict) else {})
-    hub._named(document.get("tags"))
-    hub_files.listed(document, "x")
+        hub._parse_entry(entry if isinstance(entry, dict) else {})
+    hub._commits_by_name(document.get("tags"))
+    hub_files.listed_files(document, "x")
 
 
 def _headers(data: bytes) -> None:
@@ -168,11 +168,11 @@ def _headers(data: bytes) -> None:
 
 
 def _tar(data: bytes) -> None:
-    tar.scan(io.BytesIO(data), len(data), "x")
+    tar.scan_members(io.BytesIO(data), len(data), "x")
 
 
 def _pack(data: bytes) -> None:
-    with container.Reader(io.BytesIO(data), "x") as reader:
+    with container.PackReader(io.BytesIO(data), "x") as reader:
         reader.read_at(0, 1 << 20)
 
 
@@ -190,17 +190,17 @@ def _commit(data: bytes) -> None:
     for line in asyncio.run(lines()):
         one = json_file.parse_object(line, "x")
         if one.get("key") == "lfsFile" and isinstance(one.get("value"), dict):
-            writing._uploaded_file(str(one["value"].get("path")), one["value"])
+            writing._lfs_file(str(one["value"].get("path")), one["value"])
 
 
 def _lfs_batch(data: bytes) -> None:
-    for one in lfs._listed(json_file.parse_object(data, "x").get("objects")):
+    for one in lfs._checked_list(json_file.parse_object(data, "x").get("objects")):
         lfs._object(one)
 
 
 def _xorb(data: bytes) -> None:
     for chunk in xet.chunks(lambda at, n: data[at : at + n], len(data), "x"):
-        xet.unpacked(chunk, data[chunk.start : chunk.start + chunk.stored], "x")
+        xet.decompress(chunk, data[chunk.start : chunk.start + chunk.stored], "x")
 
 
 def _shard(data: bytes) -> None:
@@ -220,11 +220,11 @@ def _range(data: bytes) -> None:
 
 
 def _signature(data: bytes) -> None:
-    bundle.claimed(data, "x")
+    bundle.claimed_payload(data, "x")
 
 
 def _attestation(data: bytes) -> None:
-    attestation.base_of(attestation.parse(data, "x"))
+    attestation.base_fingerprint(attestation.parse(data, "x"))
 
 
 def _statement(data: bytes) -> None:
@@ -234,7 +234,7 @@ def _statement(data: bytes) -> None:
 def _scan(data: bytes) -> None:
     """A file under each name that is read in a way of its own."""
     for suffix in ("safetensors", "gguf", "png", "json", "jinja", "md", "pkl"):
-        found = scan.problems(Opened(f"x.{suffix}", len(data), lambda offset, n: data[offset : offset + n]))
+        found = scan.problems(ScannedFile(f"x.{suffix}", len(data), lambda offset, n: data[offset : offset + n]))
         if not all(one.severity for one in found):
             raise AssertionError("a problem without a severity")
 
@@ -257,8 +257,8 @@ def seeds() -> list[bytes]:
     """A good input for every parser."""
     st = safetensors_file.header_bytes([("a", "F32", (2, 2)), ("b", "F16", (3,))], {"format": "pt"}) + bytes(22)
     metadata = {
-        "general.architecture": gguf_file.string("llama"), "general.type": gguf_file.string("adapter"),
-        "adapter.lora.alpha": gguf_file.f32(2.0), "tokens": gguf_file.strings(["a", "b"]), "n": gguf_file.u32(3),
+        "general.architecture": gguf_file.string_value("llama"), "general.type": gguf_file.string_value("adapter"),
+        "adapter.lora.alpha": gguf_file.f32_value(2.0), "tokens": gguf_file.strings_value(["a", "b"]), "n": gguf_file.u32_value(3),
     }  # fmt: skip
     gguf = gguf_file.header_bytes(metadata, [("blk.0.attn_q.weight.lora_a", "F32", (2, 4))]) + bytes(64)
     config = (

@@ -19,7 +19,7 @@ from adapterhub.generation import torch_engine  # noqa: E402
 from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
 from adapterhub_converters.containers import gguf_file  # noqa: E402
-from adapterhub_converters.containers.gguf_file import Value, boolean, string, strings  # noqa: E402
+from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
 from tests.conftest import Run, need_module  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
@@ -71,9 +71,9 @@ def test_logits_are_those_of_peft_with_and_without_the_adapter(float_base: Path,
         with theirs.disable_adapter():
             alone = theirs(torch.tensor([ids])).logits[0].numpy()
     assert np.abs(expected - alone).max() > 0.1
-    with torch_engine.opened(given(tmp_path / "sql"), float_base) as engine:
+    with torch_engine.open_engine(given(tmp_path / "sql"), float_base) as engine:
         for adapted, right in ((True, expected), (False, alone)):
-            with engine.started(adapted=adapted, room=16) as logits_after:
+            with engine.start_decoding(adapted=adapted, room=16) as logits_after:
                 np.testing.assert_allclose(logits_after(ids[:4]), right[3], atol=2e-5)
                 for at in range(4, len(ids)):  # one at a time, over the keys and values that were kept
                     np.testing.assert_allclose(logits_after([ids[at]]), right[at], atol=2e-5)
@@ -213,14 +213,14 @@ def test_an_adapter_of_another_model_is_refused(run: Run, smollm2: Path, tmp_pat
 SPOKEN = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "a"]
 
 
-def spoken(path: Path, *, name: str = "LlamaForCausalLM", **tokenizer: Value) -> Path:
+def spoken(path: Path, *, name: str = "LlamaForCausalLM", **tokenizer: MetadataValue) -> Path:
     """A tiny GGUF of a SentencePiece vocabulary in which a space has no piece."""
     need_module("llama_cpp_py_sync")
-    words: dict[str, Value] = {
-        "model": string("llama"),
-        "tokens": strings(SPOKEN),
-        "scores": Value("[FLOAT32]", [0.0] * len(SPOKEN)),
-        "token_type": Value("[INT32]", [2, 3, 3, *[6] * 256, 1]),
+    words: dict[str, MetadataValue] = {
+        "model": string_value("llama"),
+        "tokens": strings_value(SPOKEN),
+        "scores": MetadataValue("[FLOAT32]", [0.0] * len(SPOKEN)),
+        "token_type": MetadataValue("[INT32]", [2, 3, 3, *[6] * 256, 1]),
     }
     return tiny.write_gguf(tiny.model(name, vocab_size=len(SPOKEN)), path, **(words | tokenizer))
 
@@ -236,7 +236,7 @@ def test_a_gguf_without_a_tokenizer_or_of_an_encoder_is_refused_and_not_answered
     with llama_cpp.opened(mute) as engine, pytest.raises(RefusedError, match=says):
         engine.tokens("hello", raw=True)
     gguf_file.write(
-        tmp_path / "bert.gguf", {"general.architecture": string("bert"), "bert.attention.causal": boolean(False)}, {}
+        tmp_path / "bert.gguf", {"general.architecture": string_value("bert"), "bert.attention.causal": bool_value(False)}, {}
     )
     says = "bert.gguf: is an encoder, which computes embeddings and no text. Name a model that generates text"
     with pytest.raises(RefusedError, match=says), llama_cpp.opened(tmp_path / "bert.gguf"):
@@ -245,7 +245,7 @@ def test_a_gguf_without_a_tokenizer_or_of_an_encoder_is_refused_and_not_answered
 
 def test_what_llama_cpp_cannot_load_is_one_line_with_its_reason(tmp_path: Path) -> None:
     need_module("llama_cpp_py_sync")
-    gguf_file.write(tmp_path / "odd.gguf", {"general.architecture": string("nonsense")}, {})
+    gguf_file.write(tmp_path / "odd.gguf", {"general.architecture": string_value("nonsense")}, {})
     with pytest.raises(FormatError) as caught, llama_cpp.opened(tmp_path / "odd.gguf"):
         pass
     assert f"{tmp_path}/odd.gguf: llama.cpp cannot load it (" in str(caught.value)
@@ -255,7 +255,7 @@ def test_what_llama_cpp_cannot_load_is_one_line_with_its_reason(tmp_path: Path) 
 def test_what_llama_cpp_cannot_compute_is_one_line_with_its_reason(tmp_path: Path) -> None:
     with llama_cpp.opened(spoken(tmp_path / "m.gguf")) as engine:
         says = r"llama.cpp cannot compute the next token \(decode: failed to .+\)"
-        with engine.started(adapted=False, room=8) as logits_after, pytest.raises(RefusedError, match=says):
+        with engine.start_decoding(adapted=False, room=8) as logits_after, pytest.raises(RefusedError, match=says):
             logits_after([len(SPOKEN)])
 
 
@@ -269,7 +269,7 @@ def test_a_context_that_needs_more_memory_than_there_is_is_refused(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), before[1]))
         try:
             says = r"llama.cpp cannot make a context of 1,000,000,000 tokens \(.+\). Ask for fewer tokens"
-            with pytest.raises(RefusedError, match=says), engine.started(adapted=False, room=10**9):
+            with pytest.raises(RefusedError, match=says), engine.start_decoding(adapted=False, room=10**9):
                 pass
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)

@@ -54,7 +54,7 @@ class Running:
 def serving(folder: Path, **settings: Any) -> Iterator[Running]:
     """A hub in a thread of this process."""
     chosen = HubSettings(registry=folder, port=0, **settings)
-    sock = binding.listening(chosen.host, chosen.port)
+    sock = binding.open_listener(chosen.host, chosen.port)
     server = make_server(chosen)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()

@@ -10,7 +10,7 @@ import pytest
 from starlette.routing import Match
 from starlette.types import Scope
 
-from adapterhub.hub.app import ByFirstPart, api_routes
+from adapterhub.hub.app import FirstPartRouter, api_routes
 from adapterhub.hub.web import routes as web
 from tests.hub.conftest import Running
 
@@ -32,7 +32,7 @@ def test_the_routes_of_a_first_part_answer_as_all_would(path: str, method: str) 
         found = [(match, route) for route in of if (match := route.matches(scope)[0]) is not Match.NONE]  # type: ignore[attr-defined]
         return [route for match, route in found if match is Match.FULL][:1] or [route for _, route in found][:1]
 
-    assert first(list(ByFirstPart(routes).below(path).routes)) == first(list(routes))
+    assert first(list(FirstPartRouter(routes).router_for(path).routes)) == first(list(routes))
 
 
 def test_a_path_that_is_none_is_refused(hub: Running) -> None:

@@ -80,7 +80,7 @@ def test_transactions_wait_for_each_other(database: HubDatabase) -> None:
 
 def test_numbers_are_given_and_references_are_held(database: HubDatabase) -> None:
     made = [tokens.create(database, account, "write") for account in ("alice", "bob")]
-    assert [(token.account, token.role) for token in tokens.listed(database)] == [("alice", "write"), ("bob", "write")]
+    assert [(token.account, token.role) for token in tokens.list_tokens(database)] == [("alice", "write"), ("bob", "write")]
     for token, account in zip(made, ("alice", "bob"), strict=True):
         found = tokens.identify(database, token)
         assert found
@@ -92,18 +92,18 @@ def test_numbers_are_given_and_references_are_held(database: HubDatabase) -> Non
 def test_who_is_admitted_enters_as_one_account_and_leaves(database: HubDatabase) -> None:
     rule = admissions.add(database, "https://login.example", {"groups": "ml"}, namespace="team", role="write")
     who = IdToken("https://login.example", {"sub": "1", "preferred_username": "ada", "groups": ["ml"]}, "", 0.0)
-    assert [admissions.enter(database, who, ("bob",)) for _ in range(2)] == ["ada", "ada"]
+    assert [admissions.admit(database, who, ("bob",)) for _ in range(2)] == ["ada", "ada"]
     session = sessions.sign_in(database, "ada")
-    found = sessions.find(database, session)
+    found = sessions.session_identity(database, session)
     assert found
     assert (found.role_in("team"), found.role_in("other")) == ("write", "")
     accounts.add(database, "root")
     admissions.link(database, "root", "https://login.example", "1")
     admissions.remove(database, rule)
-    assert admissions.enter(database, who, ()) == "root"
+    assert admissions.admit(database, who, ()) == "root"
     assert accounts.roles(database, "ada") == {"ada": "admin"}
     sessions.end(database, session)
-    assert (sessions.find(database, session), tokens.listed(database)) == (None, [])
+    assert (sessions.session_identity(database, session), tokens.list_tokens(database)) == (None, [])
 
 
 def test_texts_compare_by_their_bytes(database: HubDatabase) -> None:

@@ -43,8 +43,8 @@ class Statements:
 def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     """Listen to the databases; what is remembered for seconds is remembered for the whole test."""
     found = Statements([])
-    monkeypatch.setattr(access, "_REMEMBERED", 3600.0)
-    monkeypatch.setattr(hub, "_CLOSED", 3600.0)
+    monkeypatch.setattr(access, "_TTL", 3600.0)
+    monkeypatch.setattr(hub, "_HIDDEN_TTL", 3600.0)
     for kind in (Index, HubDatabase):
         monkeypatch.setattr(kind, "select", _listening(kind.select, found))
     return found
@@ -88,7 +88,7 @@ def tenants(statements: Statements, tmp_path: Path, adapter: Callable[..., Path]
         hide(running, "secret/plans")
         hide(running, "team/secret")
         with closing(HubDatabase(running.folder)) as database:
-            accounts.settle(database, Namespace("closed", "members"))
+            accounts.set_namespace(database, Namespace("closed", "members"))
         yield Tenants(running, running.make_token("mine", "admin", namespaces=["mine"]), foreign)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.forms import Forms
+from adapterhub.hub.forms import ConvertedVersions
 from adapterhub.hub.jobs import Jobs
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import Sending
@@ -31,7 +31,7 @@ def test_a_job_is_done_by_one_process_after_the_other(database: HubDatabase) -> 
     done: list[str] = []
 
     async def do(jobs: Jobs, name: str) -> None:
-        async with jobs.claimed("convert"):
+        async with jobs.claim("convert"):
             done.append(f"{name} begins")
             await asyncio.sleep(0)
             done.append(f"{name} ends")
@@ -61,23 +61,23 @@ def test_the_job_of_a_process_that_was_killed_is_done_by_another_once_its_lease_
 
 def check_made_once(hubs: Sequence[Running], adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Assert that of two processes which are asked for one form at once, one makes it, and both have it."""
-    asked: list[Forms] = []
-    made: list[Forms] = []
-    all_asked, converted, make = threading.Event(), Forms._converted, Forms.make
+    asked: list[ConvertedVersions] = []
+    made: list[ConvertedVersions] = []
+    all_asked, converted, make = threading.Event(), ConvertedVersions._convert, ConvertedVersions.make
 
-    async def asking(self: Forms, *words: Any) -> None:
+    async def asking(self: ConvertedVersions, *words: Any) -> None:
         asked.append(self)
         if len(asked) == len(hubs):
             all_asked.set()
         await make(self, *words)
 
-    def converting(self: Forms, *words: Any) -> Any:
+    def converting(self: ConvertedVersions, *words: Any) -> Any:
         made.append(self)
         assert all_asked.wait(60)
         return converted(self, *words)
 
-    monkeypatch.setattr(Forms, "make", asking)
-    monkeypatch.setattr(Forms, "_converted", converting)
+    monkeypatch.setattr(ConvertedVersions, "make", asking)
+    monkeypatch.setattr(ConvertedVersions, "_convert", converting)
     assert Sending(hubs[0].url, hubs[0].token).push("team/sql", adapter).status == 200
     path = "/v2/team/sql.mlx/manifests/latest"
     with ThreadPoolExecutor(len(hubs)) as pool:

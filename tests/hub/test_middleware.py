@@ -42,7 +42,7 @@ def test_a_window_ends() -> None:
     assert (windows.count("b", 7).over, windows.count("b", 0).over) == (False, True)
     now = 10.0
     found = windows.count("a")
-    assert (found.over, found.left, found.seconds) == (False, 1, 10)
+    assert (found.over, found.remaining, found.seconds) == (False, 1, 10)
 
 
 @pytest.mark.parametrize(

@@ -277,7 +277,7 @@ def _publisher(hub: Running, sending: Sending, folder: Path) -> None:
 
 def _members_only(hub: Running, sending: Sending, folder: Path) -> None:
     with closing(open_database(hub.settings)) as database:
-        accounts.settle(database, Namespace("org", readers=READERS[2]))
+        accounts.set_namespace(database, Namespace("org", readers=READERS[2]))
 
 
 @pytest.mark.parametrize("take", [_push, _remove, _create, _account, _token, _member, _publisher, _members_only])
@@ -333,7 +333,7 @@ def test_only_who_may_read_a_namespace_has_something_fetched_into_it(tmp_path: P
     put(upstream, adapter(1))
     with mirroring(tmp_path, upstream.url) as (hub, sending):
         with closing(open_database(hub.settings)) as database:
-            accounts.settle(database, Namespace("org", readers=READERS[1]))
+            accounts.set_namespace(database, Namespace("org", readers=READERS[1]))
         refused(sending.ask("GET", f"/api/models/{NAME}"))
         assert asked(upstream) == 0
         assert sending.ask("GET", f"/api/models/{NAME}", token=hub.token).status == 200
@@ -367,7 +367,7 @@ def test_what_is_not_there_is_asked_for_once_in_a_while(tmp_path: Path, upstream
 
 
 def test_an_address_that_asks_for_too_many_names_has_to_wait(tmp_path: Path, upstream: Hub, monkeypatch: Any) -> None:
-    monkeypatch.setattr(mirror, "_ASKED", 3)
+    monkeypatch.setattr(mirror, "_MAX_ATTEMPTS", 3)
     with mirroring(tmp_path, upstream.url) as (_, sending):
         statuses = [sending.ask("GET", f"/api/models/org/name{n}").status for n in range(5)]
         assert statuses == [404, 404, 404, 429, 429]
@@ -377,7 +377,7 @@ def test_an_address_that_asks_for_too_many_names_has_to_wait(tmp_path: Path, ups
 
 
 MODEL = gguf_file.header_bytes(
-    {"general.architecture": gguf_file.string("llama"), "general.type": gguf_file.string("model")}, ()
+    {"general.architecture": gguf_file.string_value("llama"), "general.type": gguf_file.string_value("model")}, ()
 )
 
 
@@ -423,7 +423,7 @@ def test_a_file_over_the_limit_and_an_adapter_against_the_policy_are_refused(
         assert "a file may have at most 1,000 bytes here" in refused(sending.ask("GET", f"/api/models/{NAME}"))
     with mirroring(tmp_path / "full", upstream.url) as (hub, sending):
         with closing(open_database(hub.settings)) as database:
-            accounts.settle(database, Namespace("org", max_bytes=1000))
+            accounts.set_namespace(database, Namespace("org", max_bytes=1000))
         assert "may hold 1,000 bytes" in refused(sending.ask("GET", f"/api/models/{NAME}"))
     with mirroring(tmp_path / "strict", upstream.url, policy=Policy(licenses=("mit",))) as (hub, sending):
         assert "license" in refused(sending.ask("GET", f"/api/models/{NAME}"))

@@ -49,7 +49,7 @@ def test_a_moved_repository_keeps_numbers_and_what_was_set_of_them(hub: Running,
         assert [(row.number, row.tags, row.digest) for row in after] == [(row.number, row.tags, row.digest) for row in before]
         assert queries.marks(registry.index, "deprecate", "other/text2sql") == {"0": "Use team/new.", "2": "Use v4."}
         assert registry.show(Ref("other/text2sql", number=3))["evaluations"][0]["metrics"] == {"loss": 0.5}
-        assert retention.kept(registry, Ref("other/text2sql")) == 2
+        assert retention.retention_limit(registry, Ref("other/text2sql")) == 2
 
 
 def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any, adapter: Callable[..., Path]) -> None:
@@ -63,12 +63,12 @@ def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any
         hf.create_branch("team/sql", branch="next")
         hf.move_repo("team/sql", "team/new")
         assert [branch.name for branch in hf.list_repo_refs("team/new").branches] == ["main", "next"]
-        assert [one.scope for one in publishers.listed(database)] == ["team/new"]
+        assert [one.scope for one in publishers.list_publishers(database)] == ["team/new"]
         assert database.select("SELECT name, digest FROM uploaded") == [("team/new", digest)]
         assert hf.model_info("team/new", revision="a" * 40).sha == "a" * 40
         assert origins.names(database, "team") == {"team/sql"}  # the upstream has no team/new
         hf.move_repo("team/new", "other/sql")
-        assert [one.scope for one in publishers.listed(database)] == ["team/new"]  # other is not its operator's
+        assert [one.scope for one in publishers.list_publishers(database)] == ["team/new"]  # other is not its operator's
 
 
 # ---- processes that are killed
@@ -144,10 +144,10 @@ def check_every_step(settings: HubSettings, run: Callable[..., int] = forked, st
             ((name, versions),) = seen(hub, old, new)
             assert versions == WHOLE
             worker = hub.workers.worker()
-            assert moving.begun(worker) == []
+            assert moving.pending_moves(worker) == []
             assert worker.repositories.get(name) == Repository(created="2026-01-01T00:00:00Z")
             assert queries.marks(worker.registry.index, "deprecate", name) == {"1": "Use v2."}
-            assert [one.scope for one in publishers.listed(hub.database)] == [name]
+            assert [one.scope for one in publishers.list_publishers(hub.database)] == [name]
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -207,7 +207,7 @@ def test_a_repository_that_is_removed_before_its_move_goes_on_is_at_neither_name
         worker.repositories.remove("team/sql")
         asyncio.run(hub.finish_moves())
         assert seen(hub, "team/sql", "team/new") == []
-        assert moving.begun(worker) == []
+        assert moving.pending_moves(worker) == []
 
 
 def test_a_name_that_was_removed_is_refused_before_anything_moves(hub: Running, adapter: Callable[..., Path]) -> None:

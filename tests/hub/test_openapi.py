@@ -13,7 +13,7 @@ from tests.hub.conftest import Running
 
 
 def test_the_document_has_every_route_and_no_other() -> None:
-    answered = {pair for route in api_routes() for pair in openapi.of_route(route)}
+    answered = {pair for route in api_routes() for pair in openapi.route_operations(route)}
     assert {(path, method) for path, item in openapi.paths().items() for method in item} == answered
 
 

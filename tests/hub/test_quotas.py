@@ -24,7 +24,7 @@ from tests.hub.xet.test_receiving import XORB, Sender, chunk, shard
 
 def settle(hub: Running, **limits: int) -> None:
     with closing(HubDatabase(hub.folder)) as database:
-        accounts.settle(database, Namespace("team", **limits))  # type: ignore[arg-type]
+        accounts.set_namespace(database, Namespace("team", **limits))  # type: ignore[arg-type]
 
 
 def test_what_is_over_the_quota_is_refused_before_it_moves(
@@ -102,7 +102,7 @@ def test_a_session_counts_while_it_is_open_and_after_a_restart(tmp_path: Path) -
 
 
 def test_uploads_without_bytes_cannot_be_begun_without_end(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quotas, "_MOST_OPEN", 3)
+    monkeypatch.setattr(quotas, "_MAX_OPEN", 3)
     settle(hub, max_bytes=1000)
     begun = [asked(hub, "POST", "/v2/team/sql/blobs/uploads/") for _ in range(4)]
     assert [one.status for one in begun] == [202, 202, 202, 400]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from adapterhub.hub.remembered import Remembered
+from adapterhub.hub.remembered import LRUCache
 
 
 def test_a_value_is_made_once_and_the_one_unused_longest_is_forgotten() -> None:
     made: list[str] = []
-    values: Remembered[str] = Remembered(2)
+    values: LRUCache[str] = LRUCache(2)
 
     def get(key: str) -> str:
         return values.get(key, lambda: made.append(key) or key)  # type: ignore[func-returns-value]
@@ -20,7 +20,7 @@ def test_a_value_is_made_once_and_the_one_unused_longest_is_forgotten() -> None:
 
 
 def test_values_have_room_by_their_sizes() -> None:
-    values: Remembered[bytes] = Remembered(10, len)
+    values: LRUCache[bytes] = LRUCache(10, len)
     kept = values.get("a", lambda: bytes(4))
     values.get("b", lambda: bytes(6))
     assert values.get("a", lambda: b"new") is kept
@@ -31,7 +31,7 @@ def test_values_have_room_by_their_sizes() -> None:
 
 
 def test_what_failed_is_made_again() -> None:
-    values: Remembered[str] = Remembered(2)
+    values: LRUCache[str] = LRUCache(2)
     with pytest.raises(ZeroDivisionError):
         values.get("c", lambda: str(1 / 0))
     assert values.get("c", lambda: "d") == "d"

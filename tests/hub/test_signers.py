@@ -25,7 +25,7 @@ def test_a_hub_takes_what_its_signers_have_signed(tmp_path: Path, run: Run, adap
     other = keys.generate(tmp_path / "other")[0]
     folder = adapter(1)
     run("describe", folder)
-    with serving(tmp_path / "hub", policy=Policy("the hub", signers=(("team/*", (Path(public.where),)),))) as hub:
+    with serving(tmp_path / "hub", policy=Policy("the hub", signers=(("team/*", (Path(public.source),)),))) as hub:
         host = hub.url.partition("://")[2]
         at = f"oci+http://{host}/team/sql"
         env = {"DOCKER_CONFIG": str(docker_config(tmp_path / "docker", host, hub.token).parent)}
@@ -36,7 +36,7 @@ def test_a_hub_takes_what_its_signers_have_signed(tmp_path: Path, run: Run, adap
         assert "the signature is for 'team/other'" in run("push", folder, at, env=env, code=5).stderr
         run("sign", folder, "--key", secret, "--name", "team/sql")
         run("push", folder, at, env=env)
-        run("pull", at, "-o", "out", "--require-signature", "--key", public.where, env=env)
+        run("pull", at, "-o", "out", "--require-signature", "--key", public.source, env=env)
         hf = client(hub, tmp_path)
         hf.create_repo("team/hf")
         with pytest.raises(HfHubHTTPError, match="is not signed"):
@@ -47,7 +47,7 @@ def test_a_repository_is_not_moved_to_a_name_that_asks_for_signatures(tmp_path: 
     from huggingface_hub.errors import HfHubHTTPError
 
     public = keys.generate(tmp_path / "team")[1]
-    with serving(tmp_path / "hub", policy=Policy("the hub", signers=(("team/*", (Path(public.where),)),))) as hub:
+    with serving(tmp_path / "hub", policy=Policy("the hub", signers=(("team/*", (Path(public.source),)),))) as hub:
         hf = client(hub, tmp_path)
         hf.create_repo("free/sql")
         hf.upload_folder(folder_path=adapter(1), repo_id="free/sql")
@@ -64,8 +64,8 @@ def test_a_namespace_for_adapters_only_takes_signatures_after_the_version(
     run("sign", folder, "--key", secret, "--name", "team/sql")
     with serving(tmp_path / "hub") as hub:
         with closing(open_database(hub.settings)) as database:
-            accounts.settle(database, Namespace("team", adapters_only=True))
+            accounts.set_namespace(database, Namespace("team", adapters_only=True))
         host = hub.url.partition("://")[2]
         env = {"DOCKER_CONFIG": str(docker_config(tmp_path / "docker", host, hub.token).parent)}
         run("push", folder, f"oci+http://{host}/team/sql", env=env)
-        run("verify", f"oci+http://{host}/team/sql", "--key", public.where, env=env)
+        run("verify", f"oci+http://{host}/team/sql", "--key", public.source, env=env)

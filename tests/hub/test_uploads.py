@@ -14,7 +14,7 @@ import pytest
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people import accounts
 from adapterhub.hub.settings import HubSettings
-from adapterhub.hub.uploads import HELD, USABLE, BusyError, Held
+from adapterhub.hub.uploads import LEASE_SECONDS, USABLE_SECONDS, BusyError, UploadLeases
 from adapterhub.maintenance.gc import gc
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
@@ -71,7 +71,7 @@ def test_a_session_that_was_ended_takes_nothing_more(opened: Hub) -> None:
 
 
 def test_a_file_that_is_sent_twice_at_a_time_counts_twice(opened: Hub) -> None:
-    accounts.settle(opened.database, accounts.Namespace("team", max_bytes=2000))
+    accounts.set_namespace(opened.database, accounts.Namespace("team", max_bytes=2000))
     digest = "sha256:" + hashlib.sha256(bytes(800)).hexdigest()
 
     async def run() -> None:
@@ -99,37 +99,37 @@ def uploaded(hub: Hub, data: bytes) -> str:
     """The digest of a file that was uploaded for team/sql."""
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     asyncio.run(hub.uploads.receive("team/sql", body(data), digest))
-    hub.uploaded("team/sql", [digest])
+    hub.record_uploads("team/sql", [digest])
     return digest
 
 
 def test_an_upload_that_nobody_uses_is_held_for_its_time_and_no_longer(opened: Hub) -> None:
     now = 0.0
-    opened.held.close()
-    opened.held = Held(opened.store, clock=lambda: now)
+    opened.upload_leases.close()
+    opened.upload_leases = UploadLeases(opened.store, clock=lambda: now)
 
     def collected() -> None:
-        opened.held.turn()
+        opened.upload_leases.rotate()
         with opened.storage.registry() as registry:
             gc(registry, grace=0)
 
     first = uploaded(opened, b"first")
-    now = HELD - 1
+    now = LEASE_SECONDS - 1
     last = uploaded(opened, b"last, of the first lease")
-    for when in (HELD, 2 * HELD - 1):
+    for when in (LEASE_SECONDS, 2 * LEASE_SECONDS - 1):
         now = when
         collected()
-        assert [opened.store.has(digest, size) for digest, size in ((first, 5), (last, 24))] == [True, True]
+        assert [opened.store.has_blob(digest, size) for digest, size in ((first, 5), (last, 24))] == [True, True]
     again = uploaded(opened, b"first")  # it was here: held anew
     assert again == first
-    now = 2 * HELD
+    now = 2 * LEASE_SECONDS
     collected()
     assert opened.store.size(last) is None
     assert opened.store.size(first)
-    now = 4 * HELD
+    now = 4 * LEASE_SECONDS
     for _ in range(2):
         collected()
-        now += HELD
+        now += LEASE_SECONDS
     assert opened.store.size(first) is None
 
 
@@ -147,10 +147,10 @@ def test_what_a_killed_process_left_is_removed_while_a_hub_runs(opened: Hub) -> 
 def test_an_upload_can_be_used_for_a_day_and_is_held_for_longer(opened: Hub) -> None:
     digest = uploaded(opened, b"a file")
     worker = opened.workers.worker()
-    assert opened.has_blob(worker, None, "team/sql", digest) == 6
-    opened.database.execute("UPDATE uploaded SET time = time - ?", USABLE)
-    assert opened.has_blob(worker, None, "team/sql", digest) is None
-    assert opened.uploaded_to(digest) == []
-    assert HELD > USABLE
+    assert opened.blob_size(worker, None, "team/sql", digest) == 6
+    opened.database.execute("UPDATE uploaded SET time = time - ?", USABLE_SECONDS)
+    assert opened.blob_size(worker, None, "team/sql", digest) is None
+    assert opened.upload_targets(digest) == []
+    assert LEASE_SECONDS > USABLE_SECONDS
     opened._maintain(worker)
     assert opened.database.select("SELECT * FROM uploaded") == []

@@ -24,7 +24,7 @@ from adapterhub.hub.database import HubDatabase
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.webhooks import Webhooks, signature
-from adapterhub.index.queries import Name
+from adapterhub.index.queries import LogState
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import NotFoundError, UsageError
@@ -141,7 +141,7 @@ def test_what_was_moved_before_a_webhook_was_added_is_not_announced_to_it(databa
     webhooks.add(database, "team", "https://ci.example/two")
     announced(sender, log, replace(ENTRY, seq=2, op="delete"))
     log.append(replace(ENTRY, seq=3, op="delete", time="9999-03-01T00:00:00Z"))
-    sender.catch_up([Name("team/sql", 3), Name("other/sql", 7)])
+    sender.catch_up([LogState("team/sql", 3), LogState("other/sql", 7)])
     sender.announce(replace(ENTRY, seq=2, op="delete"))  # by a thread that comes late
     assert [(one.webhook, one.event) for one in webhooks.deliveries(database)][::-1] == [
         *((1, event) for event in ("version.created", "tag.moved", "tag.moved")),

@@ -366,15 +366,15 @@ def test_of_common_words_titles_come_first_and_then_the_latest(crowded: Registry
     assert found(crowded, "lora", limit=4) == ["team/n1:v2", "team/n5:v2", "team/n4:v2", "team/n3:v2"]
     assert found(crowded, "lora", limit=4, all_versions=True) == ["team/n1:v2", "team/n1:v1", "team/n0:v1", "team/n5:v2"]
     result = search.search(crowded.index, Query("lora", limit=4))
-    assert (result.total, result.more) == (6, True)
+    assert (result.total, result.has_more) == (6, True)
     counted = search.search(crowded.index, Query("lora", limit=4), facets=True)
-    assert (counted.total, counted.more, counted.facets["r"]) == (6, False, {"2": 6})
+    assert (counted.total, counted.has_more, counted.facets["r"]) == (6, False, {"2": 6})
 
 
 def test_nothing_is_left_out_where_more_was_asked_for(crowded: Registry) -> None:
     for limit in (7, 20):
         result = search.search(crowded.index, Query("lora", limit=limit))
-        assert (len(result.rows), result.total, result.more) == (6, 6, False)
+        assert (len(result.rows), result.total, result.has_more) == (6, 6, False)
     assert found(crowded, "lora rare3") == ["team/n3:v1"]
     assert found(crowded, "lora", bounds=(("r", search.parse_bounds("3", "")),)) == []
 

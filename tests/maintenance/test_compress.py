@@ -108,7 +108,7 @@ def test_a_packed_version_is_pulled_byte_for_byte_under_its_old_digest(
     before = blobs(registry)
     (change,) = [change for change in compress.pack(registry) if change.outcome == "packed"]
     assert (change.ref, change.path, change.digest) == ("team/sql:v1", peft.WEIGHTS, weights(registry, "team/sql"))
-    assert change.stored == registry.store.stored(change.digest) < 0.7 * change.size
+    assert change.stored == registry.store.stored_size(change.digest) < 0.7 * change.size
     assert not registry.store.blob_path(change.digest).exists()
     assert registry.pull(SQL, tmp_path / "out").digest == version.digest
     for path in source.iterdir():
@@ -177,8 +177,8 @@ def test_use_counts_a_shared_file_once(registry: Registry, trained: Trained) -> 
     on_disk = sum(path.stat().st_size for path in (*registry.store.blobs(), *registry.store.packs.files()))
     assert total.stored == on_disk
     assert total.files == sum(found.files for found in report.names)
-    assert total.files - total.shared - total.saved == total.stored
-    assert total.shared > (tmp / peft.WEIGHTS).stat().st_size
+    assert total.files - total.shared_size - total.saved_size == total.stored
+    assert total.shared_size > (tmp / peft.WEIGHTS).stat().st_size
     assert [(base.repo, base.usage.adapters) for base in report.bases] == [("org/base", 2)]
 
 
@@ -496,7 +496,7 @@ def old(registry: Registry) -> None:
 def test_a_collection_keeps_what_a_packed_blob_needs_and_takes_the_rest_in_order(
     registry: Registry, trained: Trained, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    monkeypatch.setattr("adapterhub.maintenance.gc._BATCH", batch)
+    monkeypatch.setattr("adapterhub.maintenance.gc._BATCH_SIZE", batch)
     registry.push(trained("a"), Ref.parse("team/first"))
     registry.push(trained("b", step=1), Ref.parse("team/second"))
     compress.pack(registry)
@@ -590,14 +590,14 @@ def test_what_is_unpacked_between_two_looks_is_packed_again(
 ) -> None:
     registry.push(trained("a"), SQL)
     compress.pack(registry)
-    settled = compress._Packer._settled
+    settled = compress._Packer._has_valid_pack
 
     def and_unpacks(packer: Any, layer: Any) -> bool:
         found = settled(packer, layer)
         compress._unpack(registry, layer)
         return found
 
-    monkeypatch.setattr(compress._Packer, "_settled", and_unpacks)
+    monkeypatch.setattr(compress._Packer, "_has_valid_pack", and_unpacks)
     assert "packed" in {change.outcome for change in compress.pack(registry)}
     check_whole(registry)
 

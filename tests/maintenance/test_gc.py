@@ -100,7 +100,7 @@ def test_versions_are_dropped_only_where_requested(registry: Registry, make: Mak
     registry.deprecate(Ref.parse("team/sql:v2"), "old")
     assert gc(registry, grace=0).dropped == []
     retention.keep(registry, SQL, 2)
-    assert retention.kept(registry, SQL) == 2
+    assert retention.retention_limit(registry, SQL) == 2
     assert list(map(str, gc(registry, grace=0, dry_run=True).dropped)) == ["team/sql:v2"]
     assert list(map(str, gc(registry, grace=0).dropped)) == ["team/sql:v2"]
     assert [row.number for row in registry.list("team/sql")] == [4, 3, 1]
@@ -142,17 +142,17 @@ def test_what_a_push_at_work_found_or_put_stays(registry: Registry) -> None:
         fresh = registry.store.put_bytes(b"new")[0]
         assert gc(registry, grace=0).blobs == 0
     assert gc(registry, grace=0).blobs == 2
-    assert not registry.store.has(there, 13)
-    assert not registry.store.has(fresh, 3)
+    assert not registry.store.has_blob(there, 13)
+    assert not registry.store.has_blob(fresh, 3)
 
 
 def test_a_version_that_is_read_stays_until_it_was_read(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make(), SQL)
-    with registry.reading(SQL) as version:
+    with registry.lease_version(SQL) as version:
         registry.rm(SQL)
         assert gc(registry, grace=0).blobs == 0
         assert len(registry.files(version)) == 4
-        assert all(registry.store.has(layer.digest, layer.size) for layer in registry.files(version))
+        assert all(registry.store.has_blob(layer.digest, layer.size) for layer in registry.files(version))
     assert gc(registry, grace=0).blobs == 6
     with pytest.raises(NotFoundError):
         registry.pull(SQL, tmp_path / "out")

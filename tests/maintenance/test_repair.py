@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.index.database import VERSION
 from adapterhub.maintenance import disk_usage
-from adapterhub.maintenance.fsck import fsck, rebuilt, verify
+from adapterhub.maintenance.fsck import fsck, open_rebuilt, verify
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
 from adapterhub.ref import Ref
@@ -133,7 +133,7 @@ def test_an_unusable_database_is_set_aside_and_rebuilt(registry: Registry, kind:
     raw = path.read_bytes()
     with pytest.raises(AdapterhubError, match="[Rr]ebuild the index"), Registry.open(path) as opened:
         opened.list()
-    again, findings = rebuilt(path)
+    again, findings = open_rebuilt(path)
     with again:
         assert (again.list(), findings, fsck(again)) == (rows, [], [])
     assert (registry.root / "registry.db.old").read_bytes() == raw or kind == "pages"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from adapterhub.manifest import changes
-from adapterhub.manifest.changes import Change
+from adapterhub.manifest.changes import FactChange
 from adapterhub.manifest.document import AdapterManifest, BaseInfo, FileEntry, Training
 
 PLAIN = AdapterManifest.salvage({"r": 8, "alpha": 16, "method": "lora"})
@@ -19,16 +19,16 @@ def test_facts_have_dotted_keys_and_empty_values_are_absent() -> None:
     other = dataclasses.replace(PLAIN, license="MIT", base=BaseInfo(repo="org/base"), targets=("q_proj",))
     assert changes.facts(PLAIN, PLAIN) == ()
     assert changes.facts(PLAIN, other) == (
-        Change("base.repo", None, "org/base"),
-        Change("targets", None, ["q_proj"]),
-        Change("license", None, "MIT"),
+        FactChange("base.repo", None, "org/base"),
+        FactChange("targets", None, ["q_proj"]),
+        FactChange("license", None, "MIT"),
     )
 
 
 def test_a_record_that_one_of_both_lacks_is_one_fact_and_other_records_are_compared_key_by_key() -> None:
     one, two = (dataclasses.replace(PLAIN, training=Training(seed=seed, metrics={"loss": 1.5})) for seed in (1, 2))
     assert [change.key for change in changes.facts(PLAIN, one)] == ["training"]
-    assert changes.facts(one, two) == (Change("training.seed", 1, 2),)
+    assert changes.facts(one, two) == (FactChange("training.seed", 1, 2),)
 
 
 def test_files_are_compared_by_digest_and_are_no_facts() -> None:

@@ -103,7 +103,7 @@ def test_a_true_document_is_kept_byte_for_byte(make: Make) -> None:
     folder = make()
     text = json.dumps(describe.describe(folder, training=Training(seed=1)).to_dict())  # compact: not our own spelling
     (folder / ADAPTER_JSON).write_text(text)
-    assert describe.settle(folder)[1] == text.encode()
+    assert describe.finalize(folder)[1] == text.encode()
 
 
 def test_a_readme_and_a_declaration_added_later_keep_the_training_record(make: Make) -> None:
@@ -111,7 +111,7 @@ def test_a_readme_and_a_declaration_added_later_keep_the_training_record(make: M
     describe.describe(folder, training=Training(seed=1)).write(folder)
     (folder / "MORE.md").write_text("more")
     (folder / "adapter.toml").write_text('license = "MIT"')
-    found, raw = describe.settle(folder)
+    found, raw = describe.finalize(folder)
     assert (found.training, found.license) == (Training(seed=1), "MIT")
     assert json.loads(raw)["files"][0]["path"] == "MORE.md"
 
@@ -121,14 +121,14 @@ def test_changed_weights_make_the_document_untrue(make: Make) -> None:
     describe.describe(folder).write(folder)
     make(seed=1)
     with pytest.raises(IntegrityError, match=r"adapter_model.safetensors has other bytes than it records. Delete adapter.json"):
-        describe.settle(folder)
+        describe.finalize(folder)
 
 
 def test_a_document_edited_by_hand_is_found_out(make: Make) -> None:
     folder = make()
     dataclasses.replace(describe.describe(folder), r=64).write(folder)
     with pytest.raises(IntegrityError, match='"r" is 64, but the weights have 2'):
-        describe.settle(folder)
+        describe.finalize(folder)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
     (folder / "adapter.toml").unlink()
     files = [entry for entry in json.loads(old)["files"] if entry["path"] != "adapter.toml"]
     (folder / "adapter.json").write_text(json.dumps({**json.loads(old), "files": files}))
-    found, raw = describe.settle(folder)
+    found, raw = describe.finalize(folder)
     assert found.training is not None
     assert (found.license, found.base.quantization, found.training.data) == ("MIT", "nf4", (TrainingData(license="CC0"),))
     assert raw == (folder / "adapter.json").read_bytes()
@@ -214,21 +214,21 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
 def test_the_card_declares_what_nothing_else_does(make: Make) -> None:
     folder = make()
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ndescription: Writes SQL.\n---\n# SQL\n")
-    made = describe.settle(folder)[0]
+    made = describe.finalize(folder)[0]
     assert (made.license, made.description) == ("apache-2.0", "Writes SQL.")
     (folder / "adapter.toml").write_text('license = "MIT"\n')
-    made, raw = describe.settle(folder)
+    made, raw = describe.finalize(folder)
     assert (made.license, made.description) == ("MIT", "Writes SQL.")
     (folder / "adapter.toml").unlink()
     (folder / "adapter.json").write_bytes(raw)
     (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
-    assert describe.settle(folder)[0].license == "MIT"  # what adapter.json has takes precedence
+    assert describe.finalize(folder)[0].license == "MIT"  # what adapter.json has takes precedence
 
 
 def test_a_number_is_no_name_of_a_module_and_was_one_in_older_records(tmp_path: Path) -> None:
     delta = LowRank(np.ones((2, 8), np.float32), np.ones((8, 2), np.float32), 2.0)
     adapter = Adapter({"unet.a.to_out.0": delta, "unet.a.to_q": delta})
-    found = describe._weights(adapter, "kohya")
+    found = describe._weight_facts(adapter, "kohya")
     assert found["targets"] == ("to_out.0", "to_q")
     fields = {"name": None, "base": None, "task": None, "files": ()}
     old = AdapterManifest(**fields, **{**found, "targets": ("0", "to_q")})  # type: ignore[arg-type]

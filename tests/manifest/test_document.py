@@ -142,7 +142,7 @@ def test_a_folder_of_schema_1_keeps_its_bytes_and_its_digest(tmp_path: Path) -> 
     assert (manifest.training.data or ())[0].license == "CC0-1.0"
     shutil.copytree(STORED / "sql", tmp_path / "sql")
     (tmp_path / "sql" / "adapter.toml").unlink()  # which declares under the keys of schema 1; its digest stays listed
-    settled, bytes_ = describe.settle(tmp_path / "sql", describe.digests(STORED / "sql"))
+    settled, bytes_ = describe.finalize(tmp_path / "sql", describe.digests(STORED / "sql"))
     assert (settled, bytes_) == (manifest, raw)
     files = {**describe.digests(STORED / "sql"), "adapter.json": (sha256_bytes(raw), len(raw))}
     assert oci_manifest.assemble(files, manifest).digest == VERSIONS["team/sql:v1"]

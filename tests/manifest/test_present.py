@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest.present import Present
+from adapterhub.manifest.present import ExistingFolder
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub_converters.errors import ConflictError
 from tests.support.adapters import Make
@@ -17,7 +17,7 @@ def test_a_folder_that_is_edited_while_a_version_replaces_it_is_left_as_it_is(ma
     out = tmp_path / "out"
     download(AdapterFolder(make("old")), "latest", out)
 
-    def edit(_: Present) -> None:
+    def edit(_: ExistingFolder) -> None:
         (out / edited).write_text("mine")
 
     with pytest.raises(ConflictError) as caught:

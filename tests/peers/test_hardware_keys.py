@@ -66,7 +66,7 @@ def test_a_key_is_named_by_its_id_too_and_attests(token: Path) -> None:
     key = signers.read(uri("id=%01"), PIN)
     trusted = [keys.read_public(token / "p256.pub")]
     raw = Attestation(TYPES["fits"], "team/sql", DIGEST, {}).sign(key)
-    assert attestation.accepted([raw], "fits", trusted, DIGEST, "x").signer.id == key.public.id
+    assert attestation.find_accepted([raw], "fits", trusted, DIGEST, "x").signer.id == key.public.id
     assert bundle.verify(bundle.sign(Statement("sql", {"a": DIGEST}), key), trusted, "x").statement.name == "sql"
 
 

@@ -209,14 +209,14 @@ def test_an_identity_attests_and_signs_checkpoints(
 
 def test_what_has_both_kinds_of_signers_takes_either(private: Sigstore, good: bytes, tmp_path: Path) -> None:
     pair, public = keys.generate(tmp_path / "team")
-    trusted = keys.trusted([public.where, ah.Identity(ADA, ISSUER, private.config)])
+    trusted = keys.read_trusted([public.source, ah.Identity(ADA, ISSUER, private.config)])
     by_key = bundle.sign(Statement("sql", FILES), keys.read_private(pair))
     for raw in (by_key, good):
-        assert bundle.accepted([raw], trusted, FILES, "team/sql", "x").statement.name == "sql"
+        assert bundle.find_accepted([raw], trusted, FILES, "team/sql", "x").statement.name == "sql"
     with pytest.raises(AdapterhubError, match="is signed without a key, by .* and only keys are accepted"):
-        bundle.accepted([good], trusted[:1], FILES, "sql", "x")
+        bundle.find_accepted([good], trusted[:1], FILES, "sql", "x")
     with pytest.raises(AdapterhubError, match="is signed by the key .* which is not accepted"):
-        bundle.accepted([by_key], trusted[1:], FILES, "sql", "x")
+        bundle.find_accepted([by_key], trusted[1:], FILES, "sql", "x")
 
 
 def test_tokens_that_are_none_have_expired_or_are_refused_are_errors_of_one_line(

@@ -15,7 +15,7 @@ import pytest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.project import lockfile
-from adapterhub.project.lockfile import Locked
+from adapterhub.project.lockfile import LockedAdapter
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
@@ -23,7 +23,7 @@ from tests.support.proxy import Exchange, Proxy
 
 Make = Callable[..., Path]
 DIGEST = "sha256:" + "0" * 64
-ONE = Locked("team/sql", "team/sql:v2", "oci://host/team/sql:v2", DIGEST, 12, {"repo": "org/base"})
+ONE = LockedAdapter("team/sql", "team/sql:v2", "oci://host/team/sql:v2", DIGEST, 12, {"repo": "org/base"})
 TEXT = f"""\
 {{
   "adapters": {{
@@ -81,10 +81,10 @@ def test_a_hostile_or_broken_lock_is_refused(old: str, new: str) -> None:
 def test_names_that_would_become_one_folder_are_refused() -> None:
     with pytest.raises(FormatError, match="collides"):
         lockfile.parse(
-            lockfile.dump({name: Locked(name, "x", "registry", DIGEST, 1) for name in ("team/sql", "Team/sql")}), "x"
+            lockfile.dump({name: LockedAdapter(name, "x", "registry", DIGEST, 1) for name in ("team/sql", "Team/sql")}), "x"
         )
     with pytest.raises(FormatError, match="collides"):
-        lockfile.parse(lockfile.dump({name: Locked(name, "x", "registry", DIGEST, 1) for name in ("team", "team/sql")}), "x")
+        lockfile.parse(lockfile.dump({name: LockedAdapter(name, "x", "registry", DIGEST, 1) for name in ("team", "team/sql")}), "x")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def manifest(**annotations: str) -> Manifest:
 
 def test_an_entry_has_the_base_of_the_manifest_as_far_as_it_is_known() -> None:
     made = manifest(**{"io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc", "other": "x"})
-    found = lockfile.entry("team/sql", "team/sql:v2", lockfile.HERE, made)
-    assert found == Locked("team/sql", "team/sql:v2", "registry", made.digest, 12, {"repo": "org/base", "revision": "abc"})
+    found = lockfile.entry("team/sql", "team/sql:v2", lockfile.LOCAL_REGISTRY, made)
+    assert found == LockedAdapter("team/sql", "team/sql:v2", "registry", made.digest, 12, {"repo": "org/base", "revision": "abc"})
     with pytest.raises(FormatError, match="unprintable text about its base"):
         lockfile.entry("team/sql", "team/sql:v2", "registry", manifest(**{"io.adapterhub.base.repo": "a\x1b"}))
     with pytest.raises(FormatError, match="is not a valid name"):
@@ -185,10 +185,10 @@ def test_of_a_locked_name_with_another_version_the_lock_tells_which_it_has() -> 
 
 def test_entries_of_a_lock_are_chosen_by_name() -> None:
     lock = {"team/sql": ONE, "team/other": ONE}
-    assert lockfile.chosen(lock, (), Path("l")) == lock
-    assert lockfile.chosen(lock, ("team/other",), Path("l")) == {"team/other": ONE}
+    assert lockfile.select(lock, (), Path("l")) == lock
+    assert lockfile.select(lock, ("team/other",), Path("l")) == {"team/other": ONE}
     with pytest.raises(UsageError, match="x: is not a name in l. It has team/sql, team/other"):
-        lockfile.chosen(lock, ("team/sql", "x"), Path("l"))
+        lockfile.select(lock, ("team/sql", "x"), Path("l"))
 
 
 def test_a_link_on_the_way_to_what_is_locked_is_refused(tmp_path: Path) -> None:

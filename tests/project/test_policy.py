@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project import settings
-from adapterhub.project.policy import ATTESTATIONS, Bounds, Policy, Signed, joined
+from adapterhub.project.policy import ATTESTATIONS, Bounds, Policy, SigningRule, join
 from adapterhub.trust.attestation import TYPES
 from adapterhub_converters.errors import RefusedError, UsageError
 
@@ -74,15 +74,15 @@ def test_what_meets_the_rules_passes() -> None:
 
 
 def test_several_policies_are_met_where_each_is() -> None:
-    both = joined(Policy("one", max_rank=64), None, Policy("two", licenses=("MIT",), allow=("team/*",)))
+    both = join(Policy("one", max_rank=64), None, Policy("two", licenses=("MIT",), allow=("team/*",)))
     assert both is not None
     assert both.needs_license
     with pytest.raises(RefusedError, match="the policy of two: licenses"):
         both.check_manifest(MANIFEST, "team/sql")
     with pytest.raises(RefusedError, match="not a name that two allows"):
         both.check_name("other/sql")
-    assert joined(None, None) is None
-    assert joined(Policy("one"), Policy("one")) == Policy("one")
+    assert join(None, None) is None
+    assert join(Policy("one"), Policy("one")) == Policy("one")
 
 
 WHOLE = f"""\
@@ -110,12 +110,12 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
     assert (policy.bases, policy.formats, policy.max_size) == ((ONE,), ("peft", "other"), 200_000_000)
     assert policy.metrics == (Bounds("eval_perplexity", None, 12.0), Bounds("reported_exact.match", 0.7, 1.0))
     pattern, ci = "team/sql.*", tmp_path / "ci.pub"
-    assert policy.signed("team/sql.v2") == [
-        Signed("team/sql.v2", (tmp_path / "k.pub",), "", str(file)),
-        Signed(pattern, (ci,), "fits", str(file)),
-        Signed(pattern, (ci, tmp_path / "lab"), "training", str(file)),
+    assert policy.signing_rules("team/sql.v2") == [
+        SigningRule("team/sql.v2", (tmp_path / "k.pub",), "", str(file)),
+        SigningRule(pattern, (ci,), "fits", str(file)),
+        SigningRule(pattern, (ci, tmp_path / "lab"), "training", str(file)),
     ]
-    assert policy.signed("team/other") == []
+    assert policy.signing_rules("team/other") == []
     assert tuple(TYPES) == ATTESTATIONS
 
 

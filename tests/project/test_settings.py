@@ -91,14 +91,14 @@ def test_a_home_of_nobody_stays_as_it_is_written(tmp_path: Path) -> None:
 def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     old = settings.parse(WHOLE, path)
-    same = settings.changed(WHOLE, path, remotes=old.remotes, remote=old.remote)
+    same = settings.with_changes(WHOLE, path, remotes=old.remotes, remote=old.remote)
     assert same == WHOLE
-    more = settings.changed(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
+    more = settings.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
     assert more == WHOLE.replace('"team"', '"new"', 1) + '\n[remotes.new]\nurl = "oci://new.example"\n'
-    less = settings.changed(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
+    less = settings.with_changes(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
     assert "# read by everybody\n[remotes.free]" in less
     assert "team]" not in less
-    assert settings.changed("", path, remotes={"a": "oci://x"}, remote="a") == 'remote = "a"\n\n[remotes.a]\nurl = "oci://x"\n'
+    assert settings.with_changes("", path, remotes={"a": "oci://x"}, remote="a") == 'remote = "a"\n\n[remotes.a]\nurl = "oci://x"\n'
 
 
 _NAMES = st.sampled_from(["a", "b", "team-1", "X_y"])
@@ -112,7 +112,7 @@ def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str
     for name, url, default in steps:
         remotes = {**remotes, name: url} if url else {key: value for key, value in remotes.items() if key != name}
         remote = name if default and url else remote if remote in remotes else None
-        text = settings.changed(text, path, remotes=remotes, remote=remote)
+        text = settings.with_changes(text, path, remotes=remotes, remote=remote)
         said = tomllib.loads(text)
         assert {key: value["url"] for key, value in said.get("remotes", {}).items()} == remotes
         assert said.get("remote") == remote
@@ -124,7 +124,7 @@ def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str
 )
 def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="Edit it by hand"):
-        settings.changed(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
+        settings.with_changes(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path) -> None:

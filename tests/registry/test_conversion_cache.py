@@ -49,7 +49,7 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         assert conversion_cache.pull(registry, parent.ref, again, recipe.Conversion(to), base=spec).cached
         assert (files(again) if again.is_dir() else again.read_bytes()) == (files(out) if out.is_dir() else out.read_bytes())
 
-        given = recipe.Parent(team / source, team / source, parent.digest)
+        given = recipe.ParentAdapter(team / source, team / source, parent.digest)
         recipe.convert(given, tmp_path / "made", recipe.Conversion(to), name="made", base=spec)
         version = registry.push(tmp_path / "made", Ref.parse(f"team/as-{to}"))
         known = AdapterManifest.read(tmp_path / "made")
@@ -58,7 +58,7 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         assert (known.format, known.recipe.to, known.parents[0].digest) == (to, to, parent.digest)
         conversion_cache.pull(registry, version.ref, tmp_path / "back", recipe.Conversion("peft"))
         registry.pull(version.ref, tmp_path / "kept")
-    recipe.again(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
+    recipe.rebuild_adapter(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
     assert not recipe.differences(tmp_path / "kept", tmp_path / "anew")
     found = files(tmp_path / "back")
     assert {name: found[name] for name in files(team / source) if name != "adapter.json"} == {

@@ -37,16 +37,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         describe.describe(folder / name, base=spec).write(folder / name)
     with Registry.init(folder) as registry:
 
-        def pushed(name: str, weight: float) -> recipe.Parent:
+        def pushed(name: str, weight: float) -> recipe.ParentAdapter:
             version = registry.push(folder / name, Ref.parse(f"team/{name}"))
-            return recipe.Parent(folder / name, folder / name, version.digest, str(version.ref), weight)
+            return recipe.ParentAdapter(folder / name, folder / name, version.digest, str(version.ref), weight)
 
         pinned = describe.describe(folder / "a", base=spec).base
         a, b = pushed("a", 0.7), pushed("b", -0.3)
         recipe.merge([a, b], folder / "both", Recipe("merge", 3, "svd"), base=pinned)
         recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
         pushed("light", 1.0)
-        c = recipe.Parent(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
+        c = recipe.ParentAdapter(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
         recipe.merge([a, c], folder / "elsewhere", Recipe("merge", None, "cat"), base=pinned)
         pushed("elsewhere", 1.0)
     return folder

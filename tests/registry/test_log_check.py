@@ -50,8 +50,8 @@ def read(registry: Registry, tag: str | None, number: int, known: Digest = "") -
     """The entries that are read to check a version."""
     log = Counted(registry)
     state, row = queries.name(registry.index, SQL.name), registry.row(Ref(SQL.name, number=number))
-    pushed, database = queries.pushed_by(registry.index, row), Path("registry.db")
-    log_check.check_row(log, state, row, tag, pushed=pushed, database=database, known=known)
+    pushed, database = queries.push_entry_number(registry.index, row), Path("registry.db")
+    log_check.check_row(log, state, row, tag, pushed=pushed, database=database, verified_head=known)
     return log.read
 
 
@@ -113,7 +113,7 @@ def test_a_move_reads_the_entries_since_the_last_one_of_its_process(registry: Re
     log_check.check_end(log, state, Path("registry.db"))
     assert log.read == [*range(23, 1, -1)]
     log.read.clear()
-    log_check.check_end(log, state, Path("registry.db"), known=state)
+    log_check.check_end(log, state, Path("registry.db"), verified_state=state)
     assert log.read == [23]
 
 
@@ -121,4 +121,4 @@ def test_a_move_reads_the_entries_since_the_last_one_of_its_process(registry: Re
 def test_a_state_that_differs_from_the_log_is_refused_though_its_end_is_known(registry: Registry, wrong: Any) -> None:
     state = queries.name(registry.index, SQL.name)
     with pytest.raises(IntegrityError, match="another state"):
-        log_check.check_end(registry.store.log, replace(state, **wrong), Path("registry.db"), known=state)
+        log_check.check_end(registry.store.log, replace(state, **wrong), Path("registry.db"), verified_state=state)

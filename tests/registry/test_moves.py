@@ -40,22 +40,22 @@ def test_a_push_is_known_by_the_tag_of_its_ref_or_by_the_first_that_it_moves(reg
 def test_an_admitted_version_moves_the_tags_that_are_given_or_those_of_a_push(registry: Registry, make: Make) -> None:
     registry.push(make("a", 1), SQL)
     made = [manifest_of(registry, registry.push(make(f"b{seed}", seed), Ref.parse("other/b"))) for seed in (2, 3)]
-    assert registry.admit(made[0], SQL, tags=("dev",)).tags == ("dev",)
-    assert registry.admit(made[1], PROD).tags == ("latest", "prod")
+    assert registry.push_manifest(made[0], SQL, tags=("dev",)).tags == ("dev",)
+    assert registry.push_manifest(made[1], PROD).tags == ("latest", "prod")
 
 
 def test_an_earlier_version_becomes_the_latest_again_only_where_that_is_given(registry: Registry, make: Make) -> None:
     first = manifest_of(registry, registry.push(make("a", 1), SQL))
     registry.push(make("b", 2), SQL)
-    again = registry.admit(first, SQL)
+    again = registry.push_manifest(first, SQL)
     assert (again.number, again.new, again.moved, registry.resolve(SQL).number) == (1, False, False, 2)
-    back = registry.admit(first, SQL, tags=("latest",))
+    back = registry.push_manifest(first, SQL, tags=("latest",))
     assert (back.number, back.new, back.moved, registry.resolve(SQL).number) == (1, False, True, 1)
 
 
 def test_an_admitted_version_has_the_number_that_is_given_if_it_is_above_all_before(registry: Registry, make: Make) -> None:
     made = [manifest_of(registry, registry.push(make(f"a{seed}", seed), Ref.parse("other/a"))) for seed in range(3)]
-    numbers = [registry.admit(one, SQL, number=number).number for one, number in zip(made, (7, 3, 0), strict=True)]
+    numbers = [registry.push_manifest(one, SQL, number=number).number for one, number in zip(made, (7, 3, 0), strict=True)]
     assert numbers == [7, 8, 9]
 
 
@@ -63,7 +63,7 @@ def test_a_version_without_all_of_its_files_is_not_admitted(registry: Registry, 
     made = manifest_of(registry, registry.push(make(), Ref.parse("other/a")))
     registry.store.blob_path(made.layers[-1].digest).unlink()
     with pytest.raises(IntegrityError, match="some of its blobs are missing"):
-        registry.admit(made, SQL)
+        registry.push_manifest(made, SQL)
     assert [str(row.ref) for row in registry.list("team/sql")] == []
 
 

@@ -39,10 +39,10 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], value: float = 1.0) ->
     return path
 
 
-def gguf(folder: Path, more: dict[str, gguf_file.Value] | None = None, **shapes: tuple[int, ...]) -> Path:
+def gguf(folder: Path, more: dict[str, gguf_file.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
     folder.mkdir()
     keys = {"general.type": "adapter", "general.architecture": "next", "adapter.type": "lora"}
-    metadata = {key: gguf_file.string(value) for key, value in keys.items()} | {"adapter.lora.alpha": gguf_file.f32(4)}
+    metadata = {key: gguf_file.string_value(value) for key, value in keys.items()} | {"adapter.lora.alpha": gguf_file.f32_value(4)}
     sizes = {"a": A, "b": B, **shapes}
     tensors = {f"blk.0.ffn_up.weight.lora_{end}": np.ones(shape, np.float32) for end, shape in sizes.items()}
     gguf_file.write(folder / "adapter.gguf", metadata | (more or {}), {n: t for n, t in tensors.items() if t.size})
@@ -185,13 +185,13 @@ def test_a_kind_that_becomes_known_stays_readable(tmp_path: Path) -> None:
     assert known is not None
     assert known.understood is False
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}))
-    describe.check_facts(known, describe.look(folder), "a", folder=folder)
+    describe.check_facts(known, describe.inspect_adapter(folder), "a", folder=folder)
     for lie in ({"r": 1}, {"parameters": 1}, {"method": "full"}):
         with pytest.raises(IntegrityError, match="but the weights have"):
-            describe.check_facts(dataclasses.replace(known, **lie), describe.look(folder), "a", folder=folder)
+            describe.check_facts(dataclasses.replace(known, **lie), describe.inspect_adapter(folder), "a", folder=folder)
     other = peft(tmp_path / "b")
     with pytest.raises(IntegrityError, match='"method" is "lora", but the weights have "next"'):
-        describe.check_facts(describe.describe(folder), describe.look(other), "b", folder=other)
+        describe.check_facts(describe.describe(folder), describe.inspect_adapter(other), "b", folder=other)
 
 
 @pytest.mark.parametrize("peft_type", ["next", "NEXT", None, 7])
@@ -218,7 +218,7 @@ def test_the_record_has_the_method_and_the_numbers_that_are_there(
     delta: Any, recorded: tuple[object, ...], tmp_path: Path
 ) -> None:
     adapter = Adapter({"model.layers.0.self_attn.q_proj": delta})
-    found = describe._weights(adapter, "peft")
+    found = describe._weight_facts(adapter, "peft")
     assert (found["method"], found["r"], found["alpha"], found["modules"]) == (*recorded, {})
     # What was recorded before this was told apart stays true.
     old = {**found, "method": "lora", "r": delta.r, "alpha": delta.alpha, "modules": {}}

@@ -14,7 +14,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub_converters.containers import safetensors_file
@@ -41,7 +41,7 @@ def break_it(folder: Path) -> Path:
 def put_elsewhere(folder: Path, layout: Path) -> None:
     """Put an adapter where nobody checks it, under the tag v1."""
     with LayoutFolder(layout, str(layout)) as target:
-        copy(AdapterFolder(folder), "latest", target, "v1")
+        copy_version(AdapterFolder(folder), "latest", target, "v1")
 
 
 # A way in, as the words of a command after which `team/in` or a place below `out` would have the adapter.
@@ -94,7 +94,7 @@ def bad(request: pytest.FixtureRequest, place: Path, run: Run, host: str) -> Cal
     for address in (f"oci+http://{host}/{place.name}/bad:v1", f"layout://{place}/bundle.tar:v1"):
         parsed = location.parse(address)
         with location.connect(parsed, ah.Workspace().surroundings()) as remote:
-            copy(AdapterFolder(folder), "latest", remote, "v1")
+            copy_version(AdapterFolder(folder), "latest", remote, "v1")
     if not broken:
         (place / TOML).write_text("[policy]\nmax_rank = 1\n")
     return lambda text: ("non-finite" in text or "NaN" in text) if broken else "is over 1" in text

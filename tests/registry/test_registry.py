@@ -19,13 +19,13 @@ import pytest
 from adapterhub.index import database, queries
 from adapterhub.index.opening import create_index
 from adapterhub.maintenance import compress
-from adapterhub.maintenance.fsck import broken_logs, fsck, verify, verify_folder
+from adapterhub.maintenance.fsck import broken_log_findings, fsck, verify, verify_folder
 from adapterhub.maintenance.gc import gc
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import Registry, Version, find
-from adapterhub.registry.versions import Restored
+from adapterhub.registry.versions import RestoreResult
 from adapterhub.store.ingest import ingest
 from adapterhub.store.ref_log import RefLog
 from adapterhub.store.store import Entry, Store
@@ -59,8 +59,8 @@ class Packed(Registry):
 @pytest.fixture(params=["local", "packed"])
 def registry(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     if request.param == "packed":
-        monkeypatch.setattr(compress, "_LEAST", -(10**9))  # tiny files too
-        monkeypatch.setattr(compress, "_WORTH", 10**9)
+        monkeypatch.setattr(compress, "_LEAST_SAVING", -(10**9))  # tiny files too
+        monkeypatch.setattr(compress, "_LARGEST_SHARE", 10**9)
     with (Packed if request.param == "packed" else Registry).init(tmp_path / "registry") as made:
         yield made
 
@@ -139,7 +139,7 @@ def test_a_removed_name_is_refused_until_it_is_restored(registry: Registry, make
     with pytest.raises(ConflictError, match="this name was removed"):
         registry.push(make("a"), SQL)
     assert {finding.code for finding in fsck(registry)} == {"orphans"}
-    assert registry.restore("team/sql") == Restored("team/sql", (1,), ())
+    assert registry.restore("team/sql") == RestoreResult("team/sql", (1,), ())
     assert registry.push(make("a"), SQL).number == 1
     assert errors(registry) == []
 
@@ -173,7 +173,7 @@ def test_versions_whose_data_a_gc_removed_are_lost_by_name(registry: Registry, m
     registry.push(make("b", 1), ref("other/copy"))
     registry.rm(SQL)
     gc(registry, grace=0)
-    assert registry.restore("team/sql") == Restored("team/sql", (2,), (1,))
+    assert registry.restore("team/sql") == RestoreResult("team/sql", (2,), (1,))
     assert [(row.number, row.tags) for row in registry.list("team/sql")] == [(2, ("latest",))]
     assert registry.push(make("c", 2), SQL).number == 3
     assert errors(registry) == []
@@ -183,7 +183,7 @@ def test_a_name_without_any_version_left_can_be_pushed_to_again(registry: Regist
     registry.push(make("a"), SQL)
     registry.rm(SQL)
     gc(registry, grace=0)
-    assert registry.restore("team/sql") == Restored("team/sql", (), (1,))
+    assert registry.restore("team/sql") == RestoreResult("team/sql", (), (1,))
     with pytest.raises(NotFoundError, match="no such version"):
         registry.resolve(SQL)
     assert registry.push(make("a"), SQL).number == 2
@@ -416,7 +416,7 @@ def test_a_registry_whose_folder_was_away_goes_on_when_it_is_back(registry: Regi
     for _ in range(2):
         with pytest.raises(LocalIOError):
             registry.push(folder, SQL)
-        with pytest.raises(LocalIOError), registry.locked():
+        with pytest.raises(LocalIOError), registry.write_lock():
             pass
     assert not registry.root.exists()
     (tmp_path / "away").rename(registry.root)
@@ -503,7 +503,7 @@ def test_a_changed_log_is_found(registry: Registry, make: Make) -> None:
     path = registry.store.log.path("team/sql", 1)
     path.write_text(path.read_text().replace('"time":"2', '"time":"1'))
     assert [finding.code for finding in fsck(registry) if finding.severity == "error"] == ["broken-log"]
-    assert [finding.code for finding in broken_logs(registry.rebuild_index())] == ["broken-log"]
+    assert [finding.code for finding in broken_log_findings(registry.rebuild_index())] == ["broken-log"]
     path.unlink()
     assert "broken-log" in {finding.code for finding in fsck(registry)}
 

@@ -155,7 +155,7 @@ def test_a_version_of_the_index_that_the_log_does_not_have_is_no_version(ledger:
     logged(ledger, ("push", 1, ("latest",)), ("push", 2, ("prod",)))
     assert versions.find_row(ledger, Ref.parse("team/sql:latest")).number == 1
     ledger.index.execute("UPDATE tags SET number = 2 WHERE tag = 'latest'")
-    ledger.checked.clear()  # what this process has compared before
+    ledger.verified_heads.clear()  # what this process has compared before
     with pytest.raises(IntegrityError, match="Rebuild the index"):
         versions.find_row(ledger, Ref.parse("team/sql:latest"))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.remotes.configured import below, check_url
+from adapterhub.remotes.configured import address_below, check_url
 from adapterhub.remotes.hub import writer
-from adapterhub.remotes.oci.address import Address
+from adapterhub.remotes.oci.address import OciAddress
 from adapterhub.remotes.oci.credentials import Credentials
-from adapterhub.remotes.oci.host import Host
+from adapterhub.remotes.oci.host import RegistryHost
 from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
 from tests.support import registry
@@ -52,7 +52,7 @@ def behind(tmp_path: Path) -> Iterator[str]:
     ],
 )
 def test_a_ref_on_a_remote_is_the_address_below_it(url: str, ref: str, expected: str) -> None:
-    assert below(url, ref) == expected
+    assert address_below(url, ref) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_ref_on_a_remote_is_the_address_below_it(url: str, ref: str, expected:
 )
 def test_a_ref_that_would_leave_the_remote_or_collide_is_refused(url: str, ref: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        below(url, ref)
+        address_below(url, ref)
 
 
 @pytest.mark.parametrize("text", ["oci://user:s3cr3t@host/x", "oci://s3cr3t@host", "https://user:s3cr3t@host"])
@@ -276,7 +276,7 @@ def test_names_come_page_by_page_and_only_below_the_url(host: str) -> None:
                 found.answer = {"link": '</v2/_catalog?n=2&last=a/y>; rel="next"'}
 
         server.before = pages
-        with Host(Address.parse(f"oci://{server.address}/x"), lambda: None) as found:
+        with RegistryHost(OciAddress.parse(f"oci://{server.address}/x"), lambda: None) as found:
             assert found.names() == ["a/x", "a/y", "b/z"]
 
 
@@ -328,8 +328,8 @@ def test_remote_test_of_what_is_no_registry_is_one_line(run: Run) -> None:
 
 
 def test_a_token_of_the_wrong_kind_is_refused_before_it_is_kept(behind: str) -> None:
-    address = Address.parse(f"oci://{behind}/x")
-    with Host(address, lambda: Credentials(bearer="token-1"), pauses=()) as found, pytest.raises(RemoteError) as caught:
+    address = OciAddress.parse(f"oci://{behind}/x")
+    with RegistryHost(address, lambda: Credentials(bearer="token-1"), pauses=()) as found, pytest.raises(RemoteError) as caught:
         found.check_login()
     assert "token-1" not in str(caught.value)
 
@@ -359,7 +359,7 @@ def test_a_hub_reports_the_authenticated_user(
 
         server.before = whoami
         seen = writer.access(f"http://{server.address}", token, org, pauses=())
-        assert (seen.who, seen.reads, seen.writes) == expected
+        assert (seen.user, seen.reads, seen.writes) == expected
         with pytest.raises(RemoteError) as caught:
             writer.access(f"http://{server.address}", "hf_wrong", org, pauses=())
         assert "hf auth login" in str(caught.value)

@@ -17,18 +17,18 @@ from adapterhub.maintenance import compress
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy, unique
+from adapterhub.remotes.copy import copy_version, distinct_blobs
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
-from adapterhub.remotes.layouts.archive import Archive
+from adapterhub.remotes.layouts.archive import LayoutArchive
 from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub.remotes.local import Local
+from adapterhub.remotes.local import LocalName
 from adapterhub.remotes.objects.address import ObjectAddress
-from adapterhub.remotes.objects.store import Objects
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
-from adapterhub.remotes.protocol import Put, Reader, Source, Target
+from adapterhub.remotes.objects.store import ObjectRepository
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.remotes.protocol import PutResult, Reader, Source, Target
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError
@@ -54,14 +54,14 @@ NUMBERED = ["local", pytest.param("oci", marks=pytest.mark.peer), "our hub", "fi
 SOURCES = [*TARGETS, "folder"]
 
 
-class Packed(Local):
+class Packed(LocalName):
     """One name of a registry whose owner packs after every version, however little that gains."""
 
-    def put_manifest(self, made: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, made: Manifest, tag: str | None) -> PutResult:
         done = super().put_manifest(made, tag)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compress, "_LEAST", -(10**9))
-            patch.setattr(compress, "_WORTH", 10**9)
+            patch.setattr(compress, "_LEAST_SAVING", -(10**9))
+            patch.setattr(compress, "_LARGEST_SHARE", 10**9)
             compress.pack(self.registry)
         assert all(
             not self.registry.store.blob_path(layer.digest).exists() for layer in made.layers if layer != made.adapter_json
@@ -79,34 +79,34 @@ class Places:
         n = next(_names)
         if kind in ("local", "packed"):
             registry = self._stack.enter_context(Registry.init(self._root / f"registry-{n}"))
-            place = (Local if kind == "local" else Packed)(registry, "team/sql")
-            return self._stack.enter_context(place.at_work())
+            place = (LocalName if kind == "local" else Packed)(registry, "team/sql")
+            return self._stack.enter_context(place.lease_for_push())
         if kind == "layout":
             return self._stack.enter_context(LayoutFolder(self._root / f"layout-{n}"))
         if kind == "archive":
-            return self._stack.enter_context(Archive(self._root / f"layout-{n}.tar"))
+            return self._stack.enter_context(LayoutArchive(self._root / f"layout-{n}.tar"))
         if kind == "hf":
             hub = self._request.getfixturevalue("hub")
             address = HubAddress.parse(f"hf://contract/n{n}")
             return self._stack.enter_context(HubRepository(address, hub.url, pauses=()))
         if kind == "file":
             root = ObjectAddress.parse(f"file://{self._root}/store-{n}/team/sql")
-            return self._stack.enter_context(Objects(root, {}, pauses=()))
+            return self._stack.enter_context(ObjectRepository(root, {}, pauses=()))
         if kind == "s3":
             server = self._request.getfixturevalue("moto")
             bucket = ObjectAddress.parse(f"s3://{server.bucket()}/some/where/team/n{n}")
-            return self._stack.enter_context(Objects(bucket, server.environ, pauses=()))
+            return self._stack.enter_context(ObjectRepository(bucket, server.environ, pauses=()))
         if kind == "our hub":
             address, config = self._request.getfixturevalue("our_hub")
-            return self._stack.enter_context(Oci(Address.parse(f"{address}/contract/n{n}"), config, pauses=()))
+            return self._stack.enter_context(OciRepository(OciAddress.parse(f"{address}/contract/n{n}"), config, pauses=()))
         host = self._request.getfixturevalue("host")
-        return self._stack.enter_context(Oci(Address.parse(f"oci://{host}/contract/n{n}"), pauses=()))
+        return self._stack.enter_context(OciRepository(OciAddress.parse(f"oci://{host}/contract/n{n}"), pauses=()))
 
     def source(self, kind: str, folder: Path) -> Source:
         if kind == "folder":
             return AdapterFolder(folder)
         place = self.target(kind)
-        copy(AdapterFolder(folder), "latest", place, "latest")
+        copy_version(AdapterFolder(folder), "latest", place, "latest")
         return place
 
 
@@ -202,7 +202,7 @@ def test_an_empty_place_has_no_version_and_no_tags(places: Places, kind: str) ->
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_blob_is_read_from_anywhere_in_it(places: Places, adapter: Path, kind: str) -> None:
     source = places.source(kind, adapter)
-    for blob in unique(source.manifest("latest")):
+    for blob in distinct_blobs(source.manifest("latest")):
         whole = read(source, blob)
         assert blob_of(whole).digest == blob.digest
         for start in (1, blob.size // 2, blob.size - 1, blob.size):
@@ -213,9 +213,9 @@ def test_a_blob_is_read_from_anywhere_in_it(places: Places, adapter: Path, kind:
 @pytest.mark.parametrize("data", [b"", b"x", b"abc" * 1000], ids=["empty", "one byte", "more"])
 def test_a_blob_that_was_put_is_there(places: Places, kind: str, data: bytes) -> None:
     place, blob = places.target(kind), blob_of(data)
-    assert not place.has(blob)
+    assert not place.has_blob(blob)
     assert place.put_blob(blob, Bytes(data)) == len(data)
-    assert place.has(blob)
+    assert place.has_blob(blob)
     assert read(place, blob) == data
 
 
@@ -256,14 +256,14 @@ def test_wrong_bytes_leave_nothing_behind(places: Places, kind: str, wrong: byte
         assert error.value.hint == "They were discarded"
     words = "ended after" if kind in ("oci", "our hub") and len(wrong) < 3 else "were read"
     assert (words in error.value.what) == (error.value.code == "source-damaged")
-    assert not place.has(blob)
+    assert not place.has_blob(blob)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_manifest_without_its_blobs_is_refused(places: Places, adapter: Path, kind: str) -> None:
     place, source = places.target(kind), AdapterFolder(adapter)
     made = source.manifest("latest")
-    missing, *others = unique(made)
+    missing, *others = distinct_blobs(made)
     for blob in others:
         place.put_blob(blob, source)
     with pytest.raises(AdapterhubError) as error:
@@ -278,11 +278,11 @@ def test_a_manifest_without_its_blobs_is_refused(places: Places, adapter: Path, 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_tags_are_listed_and_move(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
     place = places.target(kind)
-    first = copy(AdapterFolder(adapter), "latest", place, "prod").manifest
-    second = copy(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "test").manifest
+    first = copy_version(AdapterFolder(adapter), "latest", place, "prod").manifest
+    second = copy_version(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "test").manifest
     assert {"prod", "test"} <= set(place.tags())
     assert (place.manifest("prod").digest, place.manifest("test").digest) == (first.digest, second.digest)
-    copy(AdapterFolder(adapter), "latest", place, "test")
+    copy_version(AdapterFolder(adapter), "latest", place, "test")
     assert place.manifest("test").digest == first.digest
 
 
@@ -290,7 +290,7 @@ def test_tags_are_listed_and_move(places: Places, adapter: Path, kind: str, tmp_
 def test_a_range_is_the_highest_tag_in_it(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
     place = places.target(kind)
     for seed, tag in enumerate(("1.2.0", "1.10.0", "2.0.0-rc.1")):
-        copy(AdapterFolder(write_adapter(tmp_path / tag, seed)), "latest", place, tag)
+        copy_version(AdapterFolder(write_adapter(tmp_path / tag, seed)), "latest", place, tag)
     assert place.manifest("^1").digest == place.manifest("1.10.0").digest
     assert place.manifest("~1.2").digest == place.manifest("1.2.0").digest
     for missing in ("^2", "^3"):
@@ -301,8 +301,8 @@ def test_a_range_is_the_highest_tag_in_it(places: Places, adapter: Path, kind: s
 @pytest.mark.parametrize("kind", TARGETS)
 def test_the_first_digits_of_a_digest_are_enough(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
     place = places.target(kind)
-    first = copy(AdapterFolder(adapter), "latest", place, "prod").manifest
-    copy(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "test")
+    first = copy_version(AdapterFolder(adapter), "latest", place, "prod").manifest
+    copy_version(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "test")
     assert place.manifest(first.digest[: len("sha256:") + 8]).digest == first.digest
     with pytest.raises(NotFoundError):
         place.manifest("sha256:00000000")
@@ -311,13 +311,13 @@ def test_the_first_digits_of_a_digest_are_enough(places: Places, adapter: Path, 
 @pytest.mark.parametrize("kind", NUMBERED)
 def test_every_version_keeps_its_number(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
     place = places.target(kind)
-    first = copy(AdapterFolder(adapter), "latest", place, "latest")
-    second = copy(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "prod")
-    assert (first.put.number, second.put.number) == (1, 2)
+    first = copy_version(AdapterFolder(adapter), "latest", place, "latest")
+    second = copy_version(AdapterFolder(write_adapter(tmp_path / "other", 1)), "latest", place, "prod")
+    assert (first.put_result.number, second.put_result.number) == (1, 2)
     assert place.manifest("v1").digest == first.manifest.digest
     assert place.manifest("v2").digest == second.manifest.digest
-    again = copy(AdapterFolder(adapter), "latest", place, "prod")
-    assert (again.put.number, place.manifest("v2").digest) == (1, second.manifest.digest)
+    again = copy_version(AdapterFolder(adapter), "latest", place, "prod")
+    assert (again.put_result.number, place.manifest("v2").digest) == (1, second.manifest.digest)
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -325,7 +325,7 @@ def test_a_target_distinguishes_new_versions_from_moved_tags(places: Places, ada
     place = places.target(kind)
 
     def put(folder: Path, tag: str) -> tuple[bool, bool]:
-        done = copy(AdapterFolder(folder), "latest", place, tag).put
+        done = copy_version(AdapterFolder(folder), "latest", place, tag).put_result
         return done.new, done.moved
 
     assert put(adapter, "prod") == (True, True)
@@ -338,14 +338,14 @@ def test_a_target_distinguishes_new_versions_from_moved_tags(places: Places, ada
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: Path, kind: str, to: str) -> None:
     source, target = places.source(kind, adapter), places.target(to)
-    copied = copy(source, "latest", target, "prod")
+    copied = copy_version(source, "latest", target, "prod")
     assert copied.manifest.digest == oci_manifest.build(adapter).digest == target.manifest("prod").digest
     there = {  # both are in one registry, or on one hub, which has files by their digests in one place if they are large
-        ("oci", "oci"): unique(copied.manifest),
-        ("our hub", "our hub"): unique(copied.manifest),
+        ("oci", "oci"): distinct_blobs(copied.manifest),
+        ("our hub", "our hub"): distinct_blobs(copied.manifest),
         ("hf", "hf"): [layer for layer in copied.manifest.layers if layer.path.endswith(".safetensors")],
     }.get((kind, to), [])
-    assert copied.sent == sum(blob.size for blob in unique(copied.manifest) if blob not in there)
+    assert copied.sent == sum(blob.size for blob in distinct_blobs(copied.manifest) if blob not in there)
     for layer in target.manifest("prod").layers:
         if layer.path != ADAPTER_JSON:
             assert read(target, layer) == (adapter / layer.path).read_bytes()
@@ -354,11 +354,11 @@ def test_a_copy_has_the_same_digest_and_the_same_bytes(places: Places, adapter: 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_what_is_there_is_not_sent_again(places: Places, adapter: Path, kind: str, tmp_path: Path) -> None:
     target = places.target(kind)
-    first = copy(AdapterFolder(adapter), "latest", target, "one")
-    assert copy(AdapterFolder(adapter), "latest", target, "two").sent == 0
+    first = copy_version(AdapterFolder(adapter), "latest", target, "one")
+    assert copy_version(AdapterFolder(adapter), "latest", target, "two").sent == 0
     other = write_adapter(tmp_path / "other")  # the same weights, another README
     (other / "README.md").write_text("# Another\n")
-    sent = copy(AdapterFolder(other), "latest", target, "three").sent
+    sent = copy_version(AdapterFolder(other), "latest", target, "three").sent
     weights = next(layer.size for layer in first.manifest.layers if layer.path.endswith(".safetensors"))
     assert 0 < sent < first.sent - weights + 100
 
@@ -366,7 +366,7 @@ def test_what_is_there_is_not_sent_again(places: Places, adapter: Path, kind: st
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_copy_reports_its_progress(places: Places, adapter: Path, kind: str) -> None:
     seen: list[tuple[int, int]] = []
-    copied = copy(AdapterFolder(adapter), "latest", places.target(kind), None, lambda *pair: seen.append(pair))
+    copied = copy_version(AdapterFolder(adapter), "latest", places.target(kind), None, lambda *pair: seen.append(pair))
     assert seen[-1] == (copied.sent, copied.sent)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -374,11 +374,11 @@ def test_a_copy_reports_its_progress(places: Places, adapter: Path, kind: str) -
 def test_the_local_registry_refuses_a_manifest_of_other_files(places: Places, adapter: Path) -> None:
     place, source = places.target("local"), AdapterFolder(adapter)
     made = source.manifest("latest")
-    for blob in unique(made):
+    for blob in distinct_blobs(made):
         place.put_blob(blob, source)
     document: dict[str, Any] = oci_manifest.parse_json(made.raw, "")
     document["layers"] = [layer for layer in document["layers"] if "README" not in str(layer)]
     with pytest.raises(IntegrityError, match="lists other files than the manifest"):
-        place.put_manifest(oci_manifest.parse(json_file.canonical(document), ""), None)
+        place.put_manifest(oci_manifest.parse(json_file.canonical_bytes(document), ""), None)
     with pytest.raises(NotFoundError):
         place.manifest("latest")

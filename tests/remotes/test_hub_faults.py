@@ -20,8 +20,8 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.remotes.copy import copy
-from adapterhub.remotes.download import NOTED
+from adapterhub.remotes.copy import copy_version
+from adapterhub.remotes.download import NOTE_INTERVAL
 from adapterhub.remotes.folders import AdapterFolder, download
 from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
@@ -69,7 +69,7 @@ def remote(host: str, *, token: str | None = None, pauses: tuple[float, ...] = (
 
 def pushed(hub: Hub, adapter: Path) -> Manifest:
     with remote(hub.host) as to:
-        return copy(AdapterFolder(adapter), "latest", to, "main").manifest
+        return copy_version(AdapterFolder(adapter), "latest", to, "main").manifest
 
 
 # ---- flips
@@ -125,7 +125,7 @@ def test_no_flip_of_what_is_stored_is_accepted_on_the_way_there(proxy: Proxy, hu
 
         proxy.before = before if seed % 2 else commit
         with remote(proxy.address) as to, pytest.raises(AdapterhubError) as caught:
-            copy(source, "latest", to, "main")
+            copy_version(source, "latest", to, "main")
         assert caught.value.exit_code in (4, 5)
         if caught.value.exit_code == 4:
             assert re.search(r"the hub has other bytes than were sent: \S+\. Push it again$", str(caught.value))
@@ -153,9 +153,9 @@ def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, hub: Hub
 
 def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "sql")
-    (folder / "notes.txt").write_bytes(b"x" * (3 * NOTED))
+    (folder / "notes.txt").write_bytes(b"x" * (3 * NOTE_INTERVAL))
     pushed(hub, folder)
-    release, received = threading.Event(), 2 * NOTED + (1 << 20)
+    release, received = threading.Event(), 2 * NOTE_INTERVAL + (1 << 20)
 
     def after(found: Exchange) -> None:
         if "notes.txt" in found.path and not release.is_set():
@@ -165,7 +165,7 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_
     command = [sys.executable, "-m", "adapterhub", "pull", "hf://org/sql", "-o", "out"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "HF_ENDPOINT": f"http://{proxy.address}", "HF_HOME": "."}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTED]:
+    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTE_INTERVAL]:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -174,8 +174,8 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_
     release.set()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     (_, again) = [found for found in proxy.seen if "notes.txt" in found.path]
-    assert again.headers["range"] == f"bytes={2 * NOTED}-"
-    assert (tmp_path / "out/notes.txt").read_bytes() == b"x" * (3 * NOTED)
+    assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
+    assert (tmp_path / "out/notes.txt").read_bytes() == b"x" * (3 * NOTE_INTERVAL)
 
 
 def _noted(note: Path) -> int:
@@ -197,7 +197,7 @@ def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, ada
 
     proxy.after = after
     with remote(proxy.address, pauses=(0.0, 0.0)) as to:
-        made = copy(AdapterFolder(adapter), "latest", to, branch).manifest
+        made = copy_version(AdapterFolder(adapter), "latest", to, branch).manifest
         assert to.commit_id == hub.repos["org/sql"].branches[branch].oid
     assert not any(lost.values())
     assert len(hub.repos["org/sql"].commits) == 2  # the hub's first, and ours
@@ -315,7 +315,7 @@ def test_a_malformed_listing_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Path,
         download(source, "main", tmp_path / "out", pauses=())
     assert caught.value.exit_code in (3, 4, 5)
     assert len(str(caught.value).splitlines()) == 1
-    for call in (lambda: remote(proxy.address).tags(), lambda: remote(proxy.address).has(oci_manifest.Descriptor("", "x", 1))):
+    for call in (lambda: remote(proxy.address).tags(), lambda: remote(proxy.address).has_blob(oci_manifest.Descriptor("", "x", 1))):
         with contextlib.suppress(RemoteError, IntegrityError):
             call()
 
@@ -410,7 +410,7 @@ def test_a_hub_without_a_usable_upload_method_is_one_line(
 
     proxy.after = after
     with remote(proxy.address) as to, pytest.raises(RemoteError):
-        copy(AdapterFolder(adapter), "latest", to, "main")
+        copy_version(AdapterFolder(adapter), "latest", to, "main")
     assert list(hub.repos["org/sql"].branches["main"].files) == [".gitattributes"]
 
 
@@ -423,7 +423,7 @@ def test_a_hub_that_claims_a_large_file_it_lacks_gets_no_commit(proxy: Proxy, hu
 
     proxy.after = after
     with remote(proxy.address) as to, pytest.raises(RemoteError, match="does not exist"):
-        copy(AdapterFolder(adapter), "latest", to, "main")
+        copy_version(AdapterFolder(adapter), "latest", to, "main")
     with remote(hub.host) as there, pytest.raises(NotFoundError):
         there.manifest("main")
 
@@ -444,7 +444,7 @@ def test_two_that_push_at_once_are_one_version_and_one_conflict(hub: Hub, tmp_pa
 
             to._writer.commit = together  # type: ignore[method-assign]
             try:
-                results.append(copy(source, "latest", to, "main").manifest.digest)
+                results.append(copy_version(source, "latest", to, "main").manifest.digest)
             except ConflictError as error:
                 results.append(error)
 

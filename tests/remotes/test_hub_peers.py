@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
@@ -68,7 +68,7 @@ def remote(hub: Hub, text: str = "hf://org/sql", token: str | None = None) -> Hu
 
 def push(hub: Hub, folder: Path, text: str = "hf://org/sql") -> HubRepository:
     with remote(hub, text) as to:
-        copy(AdapterFolder(folder), "latest", to, to.address.reference)
+        copy_version(AdapterFolder(folder), "latest", to, to.address.reference)
     return to
 
 
@@ -215,7 +215,7 @@ def test_a_card_written_on_the_hub_is_kept_and_completed(make: Make, hub: Hub, a
     push(hub, source)
     assert b"# adapterhub: written of adapter.json" in hub.repos["org/sql"].branches["main"].files["README.md"].data
     api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n# By hand\n", path_in_repo="README.md", repo_id="org/sql")
-    made = copy(AdapterFolder(source), "latest", remote(hub), "main").manifest
+    made = copy_version(AdapterFolder(source), "latest", remote(hub), "main").manifest
     card = hub.repos["org/sql"].branches["main"].files["README.md"].data
     assert b"license: mit" in card
     assert b"base_model: org/base" in card
@@ -262,15 +262,15 @@ def test_a_concurrent_commit_by_another_user_is_a_conflict(make: Make, hub: Hub,
     push(hub, make(), f"hf://org/sql@{branch}")
     other = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
-        made_of = to._writer.modes
+        made_of = to._writer.paths_stored_large
 
         def between(*args: Any) -> set[str]:
             api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id="org/sql", revision=branch)
             return made_of(*args)
 
-        to._writer.modes = between  # type: ignore[method-assign]
+        to._writer.paths_stored_large = between  # type: ignore[method-assign]
         with pytest.raises(ConflictError, match="somebody else committed") as caught:
-            copy(other, "latest", to, branch)
+            copy_version(other, "latest", to, branch)
     assert caught.value.exit_code == 7
     assert "x.txt" in hub.repos["org/sql"].branches[branch].files
 
@@ -291,15 +291,15 @@ def test_a_failed_push_leaves_a_branch_that_another_user_changed(make: Make, hub
     push(hub, make())
     other = AdapterFolder(write_adapter(tmp_path / "other", 1))
     with remote(hub) as to:
-        make_branch = to._writer.branch
+        make_branch = to._writer.create_branch
 
         def between(name: str, start: str) -> None:
             make_branch(name, start)
             api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id="org/sql", revision=name)
 
-        to._writer.branch = between  # type: ignore[method-assign]
+        to._writer.create_branch = between  # type: ignore[method-assign]
         with pytest.raises(ConflictError):
-            copy(other, "latest", to, "prod")
+            copy_version(other, "latest", to, "prod")
     assert "x.txt" in hub.repos["org/sql"].branches["prod"].files
 
 
@@ -307,7 +307,7 @@ def test_a_push_does_not_read_the_existing_versions_of_others(make: Make, hub: H
     api.create_repo("org/sql", token=TOKEN)
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="results.txt", repo_id="org/sql")
     hub.requests.clear()
-    made = copy(AdapterFolder(make()), "latest", remote(hub), "main").manifest
+    made = copy_version(AdapterFolder(make()), "latest", remote(hub), "main").manifest
     assert not [path for _, path, _ in hub.requests if "results.txt" in path]
     assert remote(hub).manifest("main").digest == made.digest
 
@@ -321,7 +321,7 @@ def test_a_push_resumes_after_a_failed_one_and_resends_no_large_file(make: Make,
     weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
     with remote(hub) as to:
         assert to.put_blob(weights, source) == 0
-        assert copy(source, "latest", to, "main").manifest.digest == remote(hub).manifest("main").digest
+        assert copy_version(source, "latest", to, "main").manifest.digest == remote(hub).manifest("main").digest
 
 
 @pytest.mark.parametrize("part", [1, 100, 1000, 1104])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.hub.client import HubAddress
 from adapterhub.remotes.hub.repository import HubRepository
@@ -36,7 +36,7 @@ def proxy() -> Iterator[Proxy]:
 
 def push(url: str, folder: Path) -> HubRepository:
     with HubRepository(HubAddress.parse("hf://org/sql"), url, TOKEN, pauses=()) as to:
-        copy(AdapterFolder(folder), "latest", to, "main")
+        copy_version(AdapterFolder(folder), "latest", to, "main")
     return to
 
 

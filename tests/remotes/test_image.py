@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub.remotes.oci.image import Image, Unpacked
+from adapterhub.remotes.oci.image import AdapterImage, UnpackedSource
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 from tests.conftest import Run, need_program
 from tests.remotes.test_contract import read
@@ -93,13 +93,13 @@ def test_what_went_in_comes_out_with_its_digest(source: Path, run: Run, tmp_path
 
 
 def test_every_blob_of_an_image_is_read_from_anywhere(source: Path) -> None:
-    image = Image(AdapterFolder(source), "latest")
-    layer = image.made.layers[0]
+    image = AdapterImage(AdapterFolder(source), "latest")
+    layer = image.image_manifest.layers[0]
     whole = read(image, layer)
     assert "sha256:" + hashlib.sha256(whole).hexdigest() == layer.digest
     for start in [*range(0, layer.size, 701), layer.size - 1, layer.size]:
         assert read(image, layer, start) == whole[start:]
-    inside = Unpacked(image)
+    inside = UnpackedSource(image)
     made = inside.manifest("latest")
     for blob in (*made.layers, made.config):
         data = read(inside, blob)
@@ -111,7 +111,7 @@ def test_bytes_that_changed_since_they_were_listed_make_no_image(source: Path) -
     folder = AdapterFolder(source)
     (source / "deep/er/more.json").write_text("[]")
     with pytest.raises(IntegrityError) as error:
-        Image(folder, "latest")
+        AdapterImage(folder, "latest")
     assert error.value.where == f"{source}: deep/er/more.json"
     assert error.value.what.startswith("2 bytes of sha256:4f53cda18c2b")
     assert " were read instead of 2 of sha256:" in error.value.what
@@ -127,7 +127,7 @@ def test_it_goes_elsewhere_only_and_converts_nothing(source: Path, run: Run) -> 
     assert "'image' is not one of" in run("pull", "team/sql", "--to", "image", code=2).stderr
 
 
-def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Unpacked:
+def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> UnpackedSource:
     """The image in a layout with another manifest and config, under digests that are right."""
     made, config, _ = layer_of(root)
     change(made, config)
@@ -137,7 +137,7 @@ def rewritten(root: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     text = json.dumps(made).encode()
     layout = LayoutFolder(root)
     layout.put_document(text, "sha256:" + hashlib.sha256(text).hexdigest(), "changed")
-    return Unpacked(layout)
+    return UnpackedSource(layout)
 
 
 LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = {
@@ -191,7 +191,7 @@ LIES: dict[str, tuple[Callable[[Any, Any], Any], type[AdapterhubError], str]] = 
 @pytest.mark.parametrize("name", LIES)
 def test_a_dishonest_image_is_refused(name: str, source: Path, tmp_path: Path) -> None:
     with LayoutFolder(tmp_path / "x") as layout:
-        copy(Image(AdapterFolder(source), "latest"), "latest", layout, "v1")
+        copy_version(AdapterImage(AdapterFolder(source), "latest"), "latest", layout, "v1")
     change, error, message = LIES[name]
     with pytest.raises(error) as caught:
         rewritten(tmp_path / "x", change).manifest("changed")

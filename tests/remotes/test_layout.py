@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 import adapterhub as ah
 from adapterhub.manifest import oci_manifest
 from adapterhub.remotes import download, location
-from adapterhub.remotes.copy import copy
-from adapterhub.remotes.download import forget, received
+from adapterhub.remotes.copy import copy_version
+from adapterhub.remotes.download import discard_part, receive
 from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.remotes.layouts import location as layout
 from adapterhub.remotes.layouts import tar as archive_tar
-from adapterhub.remotes.layouts.archive import Archive
+from adapterhub.remotes.layouts.archive import LayoutArchive
 from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, IntegrityError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
@@ -80,12 +80,12 @@ def test_a_folder_or_a_tar_is_recognized_by_prefix_content_or_name(tmp_path: Pat
         f"oci:{tmp_path}/new.tar": False,
         f"oci-archive:{tmp_path}/new": True,
     }
-    assert {text: layout.parse(text).archived for text in kinds} == kinds
+    assert {text: layout.parse(text).is_archive for text in kinds} == kinds
 
 
 def archived(folder: Path, out: Path, name: str = "v1") -> bytes:
-    with Archive(out) as target:
-        copy(AdapterFolder(folder), "latest", target, name)
+    with LayoutArchive(out) as target:
+        copy_version(AdapterFolder(folder), "latest", target, name)
     return out.read_bytes()
 
 
@@ -100,17 +100,17 @@ def test_an_archive_has_the_same_bytes_whatever_was_there_when(make: Make, tmp_p
     other, grown = make("other", 1), tmp_path / "grown.tar"
     archived(make(), grown)
     archived(other, grown, "v2")
-    with Archive(tmp_path / "both.tar") as target:  # in the other order, at once
-        copy(AdapterFolder(other), "latest", target, "v2")
-        copy(AdapterFolder(make()), "latest", target, "v1")
+    with LayoutArchive(tmp_path / "both.tar") as target:  # in the other order, at once
+        copy_version(AdapterFolder(other), "latest", target, "v2")
+        copy_version(AdapterFolder(make()), "latest", target, "v1")
     assert grown.read_bytes() == (tmp_path / "both.tar").read_bytes()
 
 
 def test_an_archive_whose_work_fails_stays_as_it_was(make: Make, tmp_path: Path) -> None:
     before, out = archived(make(), tmp_path / "one.tar"), tmp_path / "one.tar"
     for path in (out, tmp_path / "new.tar"):
-        with contextlib.suppress(RuntimeError), Archive(path) as target:
-            copy(AdapterFolder(make("other", 1)), "latest", target, "v2")
+        with contextlib.suppress(RuntimeError), LayoutArchive(path) as target:
+            copy_version(AdapterFolder(make("other", 1)), "latest", target, "v2")
             assert target.tags()[-1] == "v2"
             raise RuntimeError
     assert out.read_bytes() == before
@@ -130,12 +130,12 @@ def test_what_a_killed_writer_left_goes_after_a_day(make: Make, tmp_path: Path) 
 
 def test_entries_of_others_stay_in_the_index(make: Make, tmp_path: Path) -> None:
     with LayoutFolder(tmp_path / "x") as target:
-        copy(AdapterFolder(make()), "latest", target, "v1")
+        copy_version(AdapterFolder(make()), "latest", target, "v1")
         document = json.loads((tmp_path / "x/index.json").read_bytes())
         foreign = {"mediaType": "a/b", "digest": f"sha256:{HEX}", "size": 3, "platform": {"os": "linux"}, "urls": ["x"]}
         document["manifests"].append(foreign)
         (tmp_path / "x/index.json").write_text(json.dumps(document))
-        copy(AdapterFolder(make()), "latest", target, "v2")
+        copy_version(AdapterFolder(make()), "latest", target, "v2")
         assert target.tags() == ["v1", "v2"]
     assert foreign in json.loads((tmp_path / "x/index.json").read_bytes())["manifests"]
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["blobs", "index.json", "ingest", "oci-layout"]
@@ -147,7 +147,7 @@ def test_many_who_write_one_layout_at_once_lose_nothing(make: Make, tmp_path: Pa
 
     def put(n: int) -> None:
         with LayoutFolder(tmp_path / "x") as target:
-            copy(sources[n], "latest", target, f"v{n}")
+            copy_version(sources[n], "latest", target, f"v{n}")
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(put, range(6)))
@@ -163,7 +163,7 @@ def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(
     source = AdapterFolder(make())
     blob = next(layer for layer in source.manifest("latest").layers if layer.path.endswith(".safetensors"))
     part, final = (tmp_path / "x" / folder for folder in (f"ingest/{blob.digest[7:]}.part", f"blobs/sha256/{blob.digest[7:]}"))
-    locked, sizes = download._locked, []
+    locked, sizes = download._try_lock, []
 
     def finished(file: Any) -> bool:
         if not final.exists():
@@ -173,7 +173,7 @@ def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(
             sizes.append(final.stat().st_size)
         return locked(file)
 
-    monkeypatch.setattr(download, "_locked", finished)
+    monkeypatch.setattr(download, "_try_lock", finished)
     with LayoutFolder(tmp_path / "x") as target:
         target.put_blob(blob, source)
     assert sizes == [blob.size]
@@ -183,13 +183,13 @@ def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(
 def test_of_two_writers_of_one_archive_the_second_gets_a_conflict(make: Make, tmp_path: Path) -> None:
     out = tmp_path / "x.tar"
     archived(make(), out)
-    late = Archive(out)
-    copy(AdapterFolder(make("late", 1)), "latest", late, "v2")
+    late = LayoutArchive(out)
+    copy_version(AdapterFolder(make("late", 1)), "latest", late, "v2")
     archived(make("early", 2), out, "v3")
     with pytest.raises(ConflictError, match="changed while it was in use"):
         late.commit()
     late.close()
-    with Archive(out) as found:
+    with LayoutArchive(out) as found:
         assert found.tags() == ["v1", "v3"]
 
 
@@ -197,7 +197,7 @@ def test_a_layout_that_was_only_half_made_is_made(make: Make, tmp_path: Path) ->
     (tmp_path / "x/blobs/sha256").mkdir(parents=True)
     (tmp_path / "x/ingest").mkdir()
     with LayoutFolder(tmp_path / "x") as target:
-        copy(AdapterFolder(make()), "latest", target, "v1")
+        copy_version(AdapterFolder(make()), "latest", target, "v1")
         assert target.tags() == ["v1"]
 
 
@@ -413,7 +413,7 @@ HOSTILE = {
 def test_a_dishonest_archive_is_refused_by_name(name: str, tmp_path: Path) -> None:
     data, message = HOSTILE[name]
     (tmp_path / "x.tar").write_bytes(data)
-    with Archive(tmp_path / "x.tar") as source, pytest.raises(FormatError) as caught:
+    with LayoutArchive(tmp_path / "x.tar") as source, pytest.raises(FormatError) as caught:
         source.tags()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -424,14 +424,14 @@ def test_times_and_owners_in_a_second_header_change_nothing(tmp_path: Path) -> N
     extra = {"mtime": "1.5", "uname": "somebody", "uid": "7"}
     members = (odd("blobs/", tarfile.DIRTYPE), MARK, INDEX, odd("empty", tarfile.REGTYPE, **extra))
     (tmp_path / "x.tar").write_bytes(tar_of(*members, kind=tarfile.PAX_FORMAT))
-    with Archive(tmp_path / "x.tar") as source:
+    with LayoutArchive(tmp_path / "x.tar") as source:
         assert source.tags() == []
 
 
 def test_so_many_members_are_no_archive_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive_tar, "MAX_MEMBERS", 2)
     (tmp_path / "x.tar").write_bytes(GOOD)
-    with Archive(tmp_path / "x.tar") as source, pytest.raises(FormatError, match="more than 2 members"):
+    with LayoutArchive(tmp_path / "x.tar") as source, pytest.raises(FormatError, match="more than 2 members"):
         source.tags()
 
 
@@ -452,16 +452,16 @@ def test_a_changed_archive_has_the_right_version_or_none(archive: Path, data: st
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, 1500) | st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     (root / "bad.tar").write_bytes(raw[: data.draw(st.integers(0, len(raw)) | st.just(len(raw)))])
-    with Archive(root / "bad.tar") as source:
+    with LayoutArchive(root / "bad.tar") as source:
         try:
             assert source.manifest("v1").raw == made.raw
             for layer in made.layers:
-                with received(source, layer, Inside(root), root / "part") as (path, _):
+                with receive(source, layer, ConfinedFiles(root), root / "part") as (path, _):
                     assert path.stat().st_size == layer.size
         except AdapterhubError:
             pass  # anything else is a bug
         finally:
-            forget(Inside(root), root / "part")
+            discard_part(ConfinedFiles(root), root / "part")
 
 
 def test_names_beyond_ustar_are_written_in_a_way_that_tar_reads() -> None:

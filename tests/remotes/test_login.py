@@ -14,10 +14,10 @@ from adapterhub.http.errors import DeniedError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.location import is_address
 from adapterhub.remotes.oci import credentials
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.client import Login
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.client import Authenticator
 from adapterhub.remotes.oci.credentials import Credentials
-from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.oci.repository import OciRepository
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
 from tests.support.proxy import Exchange, Proxy
 
@@ -56,8 +56,8 @@ class World:
     def _blob(self, found: Exchange) -> None:
         found.status, found.data = 200, b"abc"
 
-    def open(self, config: Path | None) -> Oci:
-        return Oci(Address.parse(f"oci://{self.registry.address}/team/sql"), config, pauses=())
+    def open(self, config: Path | None) -> OciRepository:
+        return OciRepository(OciAddress.parse(f"oci://{self.registry.address}/team/sql"), config, pauses=())
 
 
 def config(folder: Path, host: str, **entry: str) -> Path:
@@ -66,7 +66,7 @@ def config(folder: Path, host: str, **entry: str) -> Path:
     return path
 
 
-def read(source: Oci) -> bytes:
+def read(source: OciRepository) -> bytes:
     with source.open_blob(BLOB) as reader:
         buffer = bytearray(10)
         return bytes(buffer[: reader.readinto(memoryview(buffer))])
@@ -142,7 +142,7 @@ def test_no_error_repeats_a_secret_from_a_server(servers: tuple[Proxy, Proxy, Pr
     with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError) as caught:
         read(source)
     assert str(caught.value).endswith("HTTP 400")
-    assert PASSWORD not in repr(credentials.find(world.registry.address, tmp_path / "config.json"))
+    assert PASSWORD not in repr(credentials.find_credentials(world.registry.address, tmp_path / "config.json"))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"token": 3}', b'{"token": "a\\nb"}', b"{" * 100_000])
@@ -161,14 +161,14 @@ def test_a_malformed_token_is_one_line(servers: tuple[Proxy, Proxy, Proxy], tmp_
 
 @pytest.mark.parametrize("challenge", ["", "Negotiate", 'Basic realm="x"', "Bearer", 'Bearer realm="ftp://x"', '=,="'])
 def test_without_a_password_every_challenge_ends_in_one_line(challenge: str) -> None:
-    login = Login("oci://here/x", Address.parse("oci://127.0.0.1:1/x"), "Log in", lambda: None)
+    login = Authenticator("oci://here/x", OciAddress.parse("oci://127.0.0.1:1/x"), "Log in", lambda: None)
     with pytest.raises(RemoteError):
         login([challenge] if challenge else [], "")
 
 
 def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None:
     for text in ("oci://here/x", "oci://127.0.0.1:1/x", "oci+http://here/x"):
-        login = Login(text, Address.parse(text), "Log in", lambda: Credentials("user", PASSWORD))
+        login = Authenticator(text, OciAddress.parse(text), "Log in", lambda: Credentials("user", PASSWORD))
         with pytest.raises(RemoteError, match="it asks for the password over plain HTTP") as error:
             login(['Bearer realm="http://evil.example/token"'], "")
         assert error.value.code == "no-tls"
@@ -189,21 +189,21 @@ def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None
 )  # fmt: skip
 def test_docker_s_config_is_read_as_docker_reads_it(tmp_path: Path, document: object, expected: tuple[str, str] | None) -> None:
     (tmp_path / "config.json").write_text(json.dumps(document))
-    found = credentials.find("here:1", tmp_path / "config.json")
+    found = credentials.find_credentials("here:1", tmp_path / "config.json")
     assert (found and (found.user, found.password)) == expected
 
 
 def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    assert credentials.find("here", path) is None
+    assert credentials.find_credentials("here", path) is None
     for text in ('{"auths": "s3cr3t', '{"auths": {"here": {"auth": "s3cr3t!"}}}', '{"credsStore": "../s3cr3t"}', "[]"):
         path.write_text(text)
         with pytest.raises(LocalIOError) as caught:
-            credentials.find("here", path)
+            credentials.find_credentials("here", path)
         assert "!" not in str(caught.value)
     path.write_text('{"credsStore": "is-not-there"}')
     with pytest.raises(LocalIOError, match="isn't installed"):
-        credentials.find("here", path)
+        credentials.find_credentials("here", path)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None
     ],
 )
 def test_an_address_has_host_and_version_and_round_trips_as_text(text: str, base: str, reference: str) -> None:
-    address = Address.parse(text)
+    address = OciAddress.parse(text)
     assert is_address(text)
-    assert (address.base, address.reference, str(address)) == (base, reference, text)
+    assert (address.registry_url, address.reference, str(address)) == (base, reference, text)
 
 
 @pytest.mark.parametrize(
@@ -237,19 +237,19 @@ def test_an_address_has_host_and_version_and_round_trips_as_text(text: str, base
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises((UsageError, FormatError)):
-        Address.parse(text)
+        OciAddress.parse(text)
 
 
 def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
     with pytest.raises(UsageError, match="end up in logs") as caught:
-        Address.parse(f"oci://user:{PASSWORD}@host/name")
+        OciAddress.parse(f"oci://user:{PASSWORD}@host/name")
     assert PASSWORD not in str(caught.value)
 
 
 def test_404_is_reported_as_not_found(servers: tuple[Proxy, Proxy, Proxy]) -> None:
     registry = servers[0]
     registry.before = lambda found: setattr(found, "status", 404)
-    with Oci(Address.parse(f"oci://{registry.address}/team/sql")) as source:
+    with OciRepository(OciAddress.parse(f"oci://{registry.address}/team/sql")) as source:
         for call in (lambda: source.manifest("latest"), source.tags, lambda: read(source)):
             with pytest.raises(NotFoundError):
                 call()

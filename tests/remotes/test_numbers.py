@@ -11,10 +11,10 @@ import pytest
 
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.ref import RefError
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.repository import OciRepository
 from adapterhub_converters.errors import ConflictError, NotFoundError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.peer
 Folder = Callable[..., Path]
 
 
-class Contended(Oci):
+class Contended(OciRepository):
     """A repository where another writer puts a version as well, when we put ours under v1: `before` or after it."""
 
     rival: Callable[[], object] | None = None
     before = False
 
-    def point(self, made: Manifest, reference: str) -> None:
+    def put_reference(self, made: Manifest, reference: str) -> None:
         act, self.rival = (self.rival, None) if reference == "v1" and self.rival else (None, self.rival)
         if act and self.before:
             act()
@@ -40,12 +40,12 @@ class Contended(Oci):
 
 def contend(host: str, name: str, ours: Path, theirs: Path, *, before: bool) -> tuple[set[str | None], str, str]:
     """The digests of the numbers in the end, and those of both versions, which can be read."""
-    address = Address.parse(f"oci://{host}/numbers/{name}")
-    with Oci(address, pauses=()) as other, Contended(address, pauses=()) as place:
+    address = OciAddress.parse(f"oci://{host}/numbers/{name}")
+    with OciRepository(address, pauses=()) as other, Contended(address, pauses=()) as place:
         found: list[str] = []
-        place.rival = lambda: found.append(copy(AdapterFolder(theirs), "latest", other, "latest").manifest.digest)
+        place.rival = lambda: found.append(copy_version(AdapterFolder(theirs), "latest", other, "latest").manifest.digest)
         place.before = before
-        mine = copy(AdapterFolder(ours), "latest", place, "latest").manifest.digest
+        mine = copy_version(AdapterFolder(ours), "latest", place, "latest").manifest.digest
         for digest in (mine, *found):
             assert place.manifest(digest).digest == digest
         return {place.digest_of(tag) for tag in place.tags() if tag != "latest"}, mine, found[0]
@@ -66,37 +66,37 @@ def test_a_writer_that_stalls_replaces_a_number_whose_version_stays_by_its_diges
 
 
 def test_a_number_that_is_asked_for_is_given_once(host: str, make: Folder, tmp_path: Path) -> None:
-    with Oci(Address.parse(f"oci://{host}/numbers/given"), pauses=()) as place:
-        assert copy(AdapterFolder(make()), "latest", place, "v7").put.number == 7
+    with OciRepository(OciAddress.parse(f"oci://{host}/numbers/given"), pauses=()) as place:
+        assert copy_version(AdapterFolder(make()), "latest", place, "v7").put_result.number == 7
         other = AdapterFolder(write_adapter(tmp_path / "other", 1))
         hint = f"Push to oci://{host}/numbers/given, which takes the next number"
         with pytest.raises(ConflictError, match=f", and a version number does not move. {hint}"):
-            copy(other, "latest", place, "v7")
-        assert copy(AdapterFolder(make()), "latest", place, "v7").put.moved is False
-        assert copy(other, "latest", place, "latest").put.number == 8
+            copy_version(other, "latest", place, "v7")
+        assert copy_version(AdapterFolder(make()), "latest", place, "v7").put_result.moved is False
+        assert copy_version(other, "latest", place, "latest").put_result.number == 8
 
 
 def test_a_number_that_another_writer_takes_at_once_is_a_conflict(host: str, make: Folder, tmp_path: Path) -> None:
-    address = Address.parse(f"oci://{host}/numbers/taken")
-    with Oci(address, pauses=()) as other, Contended(address, pauses=()) as place:
-        theirs = copy(AdapterFolder(write_adapter(tmp_path / "theirs", 1)), "latest", other, "v9").manifest
-        place.rival = lambda: other.point(theirs, "v1")
+    address = OciAddress.parse(f"oci://{host}/numbers/taken")
+    with OciRepository(address, pauses=()) as other, Contended(address, pauses=()) as place:
+        theirs = copy_version(AdapterFolder(write_adapter(tmp_path / "theirs", 1)), "latest", other, "v9").manifest
+        place.rival = lambda: other.put_reference(theirs, "v1")
         with pytest.raises(ConflictError) as error:
-            copy(AdapterFolder(make()), "latest", place, "v1")
+            copy_version(AdapterFolder(make()), "latest", place, "v1")
         what = "another writer took this number. Review that version, or push without a number"
         assert str(error.value) == f"oci://{host}/numbers/taken:v1: {what}"
         assert place.digest_of("v1") == theirs.digest
 
 
 def test_a_version_that_another_tool_pushed_gets_a_number_with_its_next_push(host: str, make: Folder, tmp_path: Path) -> None:
-    with Oci(Address.parse(f"oci://{host}/numbers/foreign"), pauses=()) as place:
-        copied = copy(AdapterFolder(make()), "latest", place, "latest")
-    with Oci(Address.parse(f"oci://{host}/numbers/skopeo"), pauses=()) as there:
+    with OciRepository(OciAddress.parse(f"oci://{host}/numbers/foreign"), pauses=()) as place:
+        copied = copy_version(AdapterFolder(make()), "latest", place, "latest")
+    with OciRepository(OciAddress.parse(f"oci://{host}/numbers/skopeo"), pauses=()) as there:
         words = ["skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "-q"]
         images = [f"docker://{host}/numbers/{name}:latest" for name in ("foreign", "skopeo")]
         subprocess.run([*words, *images], check=True, capture_output=True)
         assert there.tags() == ["latest"]
-        again = copy(AdapterFolder(make()), "latest", there, "latest").put
+        again = copy_version(AdapterFolder(make()), "latest", there, "latest").put_result
         assert (again.new, again.moved, again.number, there.tags()) == (False, False, 1, ["latest", "v1"])
         assert there.manifest("v1").digest == copied.manifest.digest
 
@@ -112,7 +112,7 @@ def test_tags_of_attachments_are_no_versions(host: str, run: Run, make: Folder, 
 
 def test_digits_that_two_versions_share_are_refused(host: str, tmp_path: Path) -> None:
     seen: dict[str, AdapterFolder] = {}
-    with Oci(Address.parse(f"oci://{host}/numbers/digits"), pauses=()) as place:
+    with OciRepository(OciAddress.parse(f"oci://{host}/numbers/digits"), pauses=()) as place:
         for seed in range(40):
             folder = AdapterFolder(write_adapter(tmp_path / f"a{seed}", seed))
             start = folder.manifest("latest").digest[:8]
@@ -120,7 +120,7 @@ def test_digits_that_two_versions_share_are_refused(host: str, tmp_path: Path) -
                 break
             seen[start] = folder
         for one in (folder, seen[start]):
-            copy(one, "latest", place, "latest")
+            copy_version(one, "latest", place, "latest")
         with pytest.raises(RefError, match="ambiguous digest prefix"):
             place.manifest(start)
         with pytest.raises(NotFoundError):

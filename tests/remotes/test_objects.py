@@ -16,12 +16,12 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.local import Local
+from adapterhub.remotes.local import LocalName
 from adapterhub.remotes.location import parse
 from adapterhub.remotes.objects.address import ObjectAddress
-from adapterhub.remotes.objects.store import SINGLE_WRITER, Objects
+from adapterhub.remotes.objects.store import SINGLE_WRITER, ObjectRepository
 from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError
 from tests.conftest import Run
@@ -38,16 +38,16 @@ def adapter(tmp_path: Path) -> Path:
     return write_adapter(tmp_path / "sql")
 
 
-def place(server: Server | Path, bucket: str = "", name: str = NAME, **options: object) -> Objects:
+def place(server: Server | Path, bucket: str = "", name: str = NAME, **options: object) -> ObjectRepository:
     """A name in a bucket of a server, or in a folder."""
     if isinstance(server, Path):
-        return Objects(ObjectAddress.parse(f"file://{server}/{name}"), {}, pauses=(), **options)  # type: ignore[arg-type]
+        return ObjectRepository(ObjectAddress.parse(f"file://{server}/{name}"), {}, pauses=(), **options)  # type: ignore[arg-type]
     address = ObjectAddress.parse(f"s3://{bucket}/deep/down/{name}")
-    return Objects(address, server.environ, pauses=(), **{"retries": 0, **options})  # type: ignore[arg-type]
+    return ObjectRepository(address, server.environ, pauses=(), **{"retries": 0, **options})  # type: ignore[arg-type]
 
 
 @contextmanager
-def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[Objects]:
+def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[ObjectRepository]:
     with place(server, bucket) as found:
         found.expect(digest)
         yield found
@@ -112,7 +112,7 @@ def test_versions_are_numbered_and_found_as_in_a_registry(moto: Server, tmp_path
     bucket, made = moto.bucket(), []
     for seed, tag in enumerate(("1.0.0", "1.2.0", "prod")):
         with place(moto, bucket) as to:
-            made.append(copy(AdapterFolder(write_adapter(tmp_path / str(seed), seed)), "latest", to, tag).manifest)
+            made.append(copy_version(AdapterFolder(write_adapter(tmp_path / str(seed), seed)), "latest", to, tag).manifest)
     with place(moto, bucket) as found:
         digests = [found.manifest(reference).digest for reference in ("v1", "v2", "v3")]
         assert digests == [one.digest for one in made]
@@ -130,14 +130,14 @@ def test_versions_are_numbered_and_found_as_in_a_registry(moto: Server, tmp_path
 def test_a_version_cannot_be_pushed_to_a_number_a_range_or_a_digest(moto: Server, adapter: Path) -> None:
     for reference in (":v3", ":^1.2", "@sha256:abcd"):
         with place(moto, moto.bucket(), NAME + reference) as to, pytest.raises(UsageError, match="assigns the number"):
-            copy(AdapterFolder(adapter), "latest", to, to.address.reference)
+            copy_version(AdapterFolder(adapter), "latest", to, to.address.reference)
 
 
 def test_the_same_content_again_writes_nothing(moto: Server, adapter: Path) -> None:
     bucket = moto.bucket()
     for _ in range(2):
         with place(moto, bucket) as to:
-            copied = copy(AdapterFolder(adapter), "latest", to, "prod")
+            copied = copy_version(AdapterFolder(adapter), "latest", to, "prod")
     assert copied.sent == 0
     with place(moto, bucket) as found, pytest.raises(NotFoundError):
         found.manifest("v2")
@@ -148,13 +148,13 @@ def test_expect_compares_and_moves_at_once(moto: Server, tmp_path: Path) -> None
     one, two = (AdapterFolder(write_adapter(tmp_path / str(seed), seed)) for seed in range(2))
     first = one.manifest("latest").digest
     with expecting(moto, bucket, ABSENT) as to:
-        copy(one, "latest", to, "prod")
+        copy_version(one, "latest", to, "prod")
     with expecting(moto, bucket, ABSENT) as to, pytest.raises(ConflictError, match=first):
-        copy(two, "latest", to, "prod")
+        copy_version(two, "latest", to, "prod")
     with expecting(moto, bucket, first[:20]) as to:
-        copy(two, "latest", to, "prod")
+        copy_version(two, "latest", to, "prod")
     with expecting(moto, bucket, first) as to, pytest.raises(ConflictError):
-        copy(one, "latest", to, "prod")
+        copy_version(one, "latest", to, "prod")
 
 
 # ---- what the store can
@@ -163,11 +163,11 @@ def test_expect_compares_and_moves_at_once(moto: Server, tmp_path: Path) -> None
 def test_a_store_that_cannot_create_exclusively_is_written_with_a_warning(rclone: Server, adapter: Path) -> None:
     bucket = rclone.bucket()
     with place(rclone, bucket) as to:
-        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
         assert to.notes == [SINGLE_WRITER]
         assert to.manifest("prod").digest == oci_manifest.build(adapter).digest
     with expecting(rclone, bucket, ABSENT) as to, pytest.raises(RefusedError, match="cannot compare"):
-        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
     assert rclone.folder is not None
     assert not (rclone.folder / bucket / "deep/down/capabilities.json").exists()
 
@@ -175,17 +175,17 @@ def test_a_store_that_cannot_create_exclusively_is_written_with_a_warning(rclone
 def test_what_was_proven_is_remembered_for_that_server_alone(moto: Server, adapter: Path, tmp_path: Path) -> None:
     bucket = moto.bucket()
     with place(moto, bucket) as to:
-        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
         assert to.notes == []
         raw = to._bucket.read("capabilities.json", 1000)
         assert raw is not None
         assert json.loads(raw) == {"version": 1, "endpoint": moto.url, "exclusive": True}
-        to._bucket.put("capabilities.json", raw.replace(moto.url.encode(), b"http://elsewhere"))
+        to._bucket.put_object("capabilities.json", raw.replace(moto.url.encode(), b"http://elsewhere"))
     with place(moto, bucket, "team/other") as to:
-        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
         assert to._bucket.read("capabilities.json", 1000) == raw
     with place(tmp_path / "store") as to:  # asked anew each time: one folder may be on another disk tomorrow
-        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
         assert to.notes == []
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["blobs", "oci-layout", "refs", "tmp"]
     assert list((tmp_path / "store/tmp").iterdir()) == []
@@ -194,7 +194,7 @@ def test_what_was_proven_is_remembered_for_that_server_alone(moto: Server, adapt
 def test_a_server_that_sends_all_for_a_range_is_read_from_anywhere(rclone: Server, adapter: Path) -> None:
     source, bucket = AdapterFolder(adapter), rclone.bucket()
     with place(rclone, bucket) as to:
-        made = copy(source, "latest", to, "prod").manifest
+        made = copy_version(source, "latest", to, "prod").manifest
         for blob in made.layers:
             with to.open_blob(blob, 3) as reader:
                 buffer = bytearray(blob.size)
@@ -213,8 +213,8 @@ def test_a_server_that_sends_all_for_a_range_is_read_from_anywhere(rclone: Serve
 def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tmp_path: Path, adapter: Path) -> None:
     bucket, root = moto.bucket(), tmp_path / "reg"
     with place(moto, bucket) as to:
-        copy(AdapterFolder(adapter), "latest", to, "prod")
-        copy(AdapterFolder(write_adapter(tmp_path / "more", 1)), "latest", to, "test")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(write_adapter(tmp_path / "more", 1)), "latest", to, "test")
     synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
     with Registry.open(root) as registry:
         assert not [finding for finding in fsck(registry) if finding.severity == "error"]
@@ -229,7 +229,7 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
             oci_manifest.build(adapter).digest,
         )
         with pytest.raises(RefusedError, match="protected"):
-            copy(AdapterFolder(tmp_path / "third"), "latest", found, "again")
+            copy_version(AdapterFolder(tmp_path / "third"), "latest", found, "again")
         with Registry.open(root) as registry:
             registry.protect(Ref.parse("team/sql:again"), on=False)
             registry.rm(Ref.parse("team/sql"))
@@ -237,7 +237,7 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
         with pytest.raises(NotFoundError, match="removed"):
             found.tags()
         with pytest.raises(ConflictError, match="this name was removed"):
-            copy(AdapterFolder(adapter), "latest", found, "prod")
+            copy_version(AdapterFolder(adapter), "latest", found, "prod")
 
 
 def synced(server: Server, source: str, target: str) -> None:
@@ -256,7 +256,7 @@ def synced(server: Server, source: str, target: str) -> None:
 
 def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) -> None:
     with place(tmp_path / "store") as to:
-        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
     (tmp_path / "reg").mkdir()
     (tmp_path / "store").rename(tmp_path / "reg" / FOLDER)
     with Registry.open(tmp_path / "reg") as registry:
@@ -265,7 +265,7 @@ def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) ->
     with place(tmp_path / "reg" / FOLDER) as live:
         assert live.manifest("prod").digest == oci_manifest.build(adapter).digest
         with pytest.raises(RefusedError, match="store of a local registry"):
-            copy(AdapterFolder(adapter), "latest", live, "test")
+            copy_version(AdapterFolder(adapter), "latest", live, "test")
 
 
 def test_a_missing_folder_is_not_found_and_not_made(tmp_path: Path) -> None:
@@ -375,10 +375,10 @@ def test_without_obstore_one_line_explains_how_to_install_it(tmp_path: Path, run
 def test_an_adapter_goes_from_bucket_to_folder_and_into_the_registry(moto: Server, adapter: Path, tmp_path: Path) -> None:
     digest = oci_manifest.build(adapter).digest
     with place(moto, moto.bucket()) as one, place(tmp_path / "store") as two, Registry.init(tmp_path / "reg") as registry:
-        copy(AdapterFolder(adapter), "latest", one, "prod")
-        copy(one, "prod", two, "prod")
-        with Local(registry, NAME).at_work() as local:
-            copy(two, "prod", local, "prod")
+        copy_version(AdapterFolder(adapter), "latest", one, "prod")
+        copy_version(one, "prod", two, "prod")
+        with LocalName(registry, NAME).lease_for_push() as local:
+            copy_version(two, "prod", local, "prod")
         assert {two.manifest("v1").digest, local.manifest("v1").digest} == {digest}
         download(two, "prod", tmp_path / "out")
     assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
@@ -386,9 +386,9 @@ def test_an_adapter_goes_from_bucket_to_folder_and_into_the_registry(moto: Serve
 
 def test_verify_reads_again_what_was_put(moto: Server, adapter: Path) -> None:
     with place(moto, moto.bucket(), verify=True) as to:
-        copy(AdapterFolder(adapter), "latest", to, "prod")
-        put = to._bucket.put
-        to._bucket.put = lambda key, data: put(key, bytes(len(data)))  # type: ignore[method-assign]
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
+        put = to._bucket.put_object
+        to._bucket.put_object = lambda key, data: put(key, bytes(len(data)))  # type: ignore[method-assign]
         blob = AdapterFolder(write_adapter(adapter.parent / "more", 1)).manifest("latest").layers[0]
         with pytest.raises(IntegrityError, match="other bytes than were sent"):
             to.put_blob(blob, AdapterFolder(adapter.parent / "more"))

@@ -17,9 +17,9 @@ from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy, unique
+from adapterhub.remotes.copy import copy_version, distinct_blobs
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.objects.store import Objects
+from adapterhub.remotes.objects.store import ObjectRepository
 from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RemoteError
 from tests.cli.test_process import PATH
@@ -52,7 +52,7 @@ def adapter(tmp_path: Path) -> Path:
 
 def pushed(server: Server, bucket: str, adapter: Path) -> Manifest:
     with place(server, bucket) as to:
-        return copy(AdapterFolder(adapter), "latest", to, "prod").manifest
+        return copy_version(AdapterFolder(adapter), "latest", to, "prod").manifest
 
 
 def readme(made: Manifest) -> Descriptor:
@@ -88,8 +88,8 @@ def test_of_8_processes_that_race_for_an_entry_one_wins_each_time(moto: Server, 
     go.touch()
     answers = [writer.communicate(timeout=60)[0].strip() for writer in writers]
     assert sorted(answers) == ["False"] * 7 + ["True"]
-    with place(moto, bucket) as _, Objects(_.address.parse(f"s3://{bucket}/team/sql"), moto.environ) as found:
-        raw = found._log.raw(1)
+    with place(moto, bucket) as _, ObjectRepository(_.address.parse(f"s3://{bucket}/team/sql"), moto.environ) as found:
+        raw = found._log.read_entry(1)
         assert raw is not None
         assert Entry.parse(raw, "").time == f"writer {answers.index('True')}"
 
@@ -102,7 +102,7 @@ def test_8_who_push_at_once_get_8_versions(moto: Server, tmp_path: Path) -> None
     def push(folder: AdapterFolder) -> None:
         try:
             with place(moto, bucket, retries=3) as to:
-                copy(folder, "latest", to, "prod")
+                copy_version(folder, "latest", to, "prod")
         except BaseException as error:
             failures.append(error)
 
@@ -122,15 +122,15 @@ def test_an_entry_of_another_writer_is_noticed_where_nothing_is_exclusive(
 ) -> None:
     with place(rclone, rclone.bucket()) as to:
         source = AdapterFolder(adapter)
-        for blob in unique(source.manifest("latest")):
+        for blob in distinct_blobs(source.manifest("latest")):
             to.put_blob(blob, source)
-        create = to._bucket.create
+        create = to._bucket.create_object
 
         def late(key: str, data: bytes) -> bool:
             create(key, data)
             return create(key, data.replace(b'"prod"', b'"test"'))
 
-        monkeypatch.setattr(to._bucket, "create", late)
+        monkeypatch.setattr(to._bucket, "create_object", late)
         with pytest.raises(ConflictError, match="another writer") as caught:
             to.put_manifest(source.manifest("latest"), "prod")
         assert caught.value.exit_code == 7
@@ -145,7 +145,7 @@ def test_a_created_entry_whose_answer_got_lost_is_known_as_ones_own(proxy: Proxy
 
     proxy.after = after
     with place(behind(proxy), bucket, retries=3) as to:
-        copy(AdapterFolder(adapter), "latest", to, "prod")
+        copy_version(AdapterFolder(adapter), "latest", to, "prod")
     assert [found.status for found in proxy.seen if "/refs/" in found.path and found.method == "PUT"] == [200, 412]
     with place(moto, bucket) as found, pytest.raises(NotFoundError):
         found.manifest("v2")
@@ -211,7 +211,7 @@ def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_resumed(moto: Server
 def test_a_flipped_byte_on_the_server_is_never_written(rclone: Server, adapter: Path, tmp_path: Path, run: Run) -> None:
     bucket = rclone.bucket()
     with place(rclone, bucket, retries=3) as to:  # rclone fails now and then where two requests make a folder at once
-        made = copy(AdapterFolder(adapter), "latest", to, "prod").manifest
+        made = copy_version(AdapterFolder(adapter), "latest", to, "prod").manifest
     assert rclone.folder is not None
     blobs = rclone.folder / bucket / "deep/down/blobs/sha256"
     for digest in (made.digest, made.layers[0].digest, readme(made).digest):
@@ -316,11 +316,11 @@ def test_a_short_blob_there_is_no_blob(proxy: Proxy, moto: Server, adapter: Path
     made = pushed(moto, bucket, adapter)
     with place(moto, bucket) as to:
         key = f"blobs/sha256/{readme(made).digest[7:]}"
-        to._bucket.put(key, b"short")
-        assert not to.has(readme(made))
+        to._bucket.put_object(key, b"short")
+        assert not to.has_blob(readme(made))
         with pytest.raises(IntegrityError, match="has 5 bytes"), to.open_blob(readme(made)):
             pass
-        assert copy(AdapterFolder(adapter), "latest", to, "prod").sent == readme(made).size
+        assert copy_version(AdapterFolder(adapter), "latest", to, "prod").sent == readme(made).size
 
 
 # ---- the log
@@ -332,7 +332,7 @@ def test_a_tampered_log_is_not_trusted(moto: Server, tmp_path: Path, harm: str) 
     for seed in range(3):
         pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
     with place(moto, bucket) as found:
-        first, second = (found._log.raw(seq) for seq in (1, 2))
+        first, second = (found._log.read_entry(seq) for seq in (1, 2))
         assert first is not None
         assert second is not None
         key = found._log.key(2)
@@ -342,11 +342,11 @@ def test_a_tampered_log_is_not_trusted(moto: Server, tmp_path: Path, harm: str) 
             document = json.loads(second)
             document["time"] = "1999-01-01T00:00:00Z"
             changed = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-            found._bucket.put(key, {"changed": changed, "swapped": first, "nonsense": b"{"}[harm])
+            found._bucket.put_object(key, {"changed": changed, "swapped": first, "nonsense": b"{"}[harm])
     with place(moto, bucket) as found, pytest.raises(IntegrityError):
         found.manifest("latest")
     with place(moto, bucket) as to, pytest.raises(IntegrityError):
-        copy(AdapterFolder(tmp_path / "0"), "latest", to, "test")
+        copy_version(AdapterFolder(tmp_path / "0"), "latest", to, "test")
 
 
 def test_a_list_that_is_behind_hides_no_entry(proxy: Proxy, moto: Server, tmp_path: Path) -> None:
@@ -376,10 +376,10 @@ def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server
             (adapter / "README.md").write_bytes(text[:-1] + b"!")
             with pytest.raises(IntegrityError, match="were read instead"):
                 to.put_blob(blob, source)
-            assert not to.has(blob)
+            assert not to.has_blob(blob)
             (adapter / "README.md").write_bytes(text)
             assert to.put_blob(blob, source) == blob.size
-            assert to.has(blob)
+            assert to.has_blob(blob)
             with to.open_blob(blob) as reader:
                 buffer, n = bytearray(blob.size), 0
                 while got := reader.readinto(memoryview(buffer)[n:]):
@@ -394,9 +394,9 @@ def test_a_stalled_reader_causes_no_lost_version(moto: Server, adapter: Path) ->
     """A place that was opened long ago sees what was pushed since, and appends to that."""
     bucket = moto.bucket()
     with place(moto, bucket) as old:
-        copy(AdapterFolder(adapter), "latest", old, "prod")
+        copy_version(AdapterFolder(adapter), "latest", old, "prod")
         (adapter / "README.md").write_text("# 2\n")
         pushed(moto, bucket, adapter)
         (adapter / "README.md").write_text("# 3\n")
-        made = copy(AdapterFolder(adapter), "latest", old, "prod").manifest
+        made = copy_version(AdapterFolder(adapter), "latest", old, "prod").manifest
         assert old.manifest("v3").digest == made.digest

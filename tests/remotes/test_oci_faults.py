@@ -19,11 +19,11 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.remotes.copy import copy, unique
-from adapterhub.remotes.download import NOTED
+from adapterhub.remotes.copy import copy_version, distinct_blobs
+from adapterhub.remotes.download import NOTE_INTERVAL
 from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.repository import OciRepository
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError
 from tests.cli.test_process import PATH
 from tests.support.adapters import write_adapter
@@ -47,13 +47,13 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def remote(host: str, name: str, *, pauses: tuple[float, ...] = (0.0,), piece: int = 1 << 16) -> Oci:
-    return Oci(Address.parse(f"oci://{host}/faults/{name}"), pauses=pauses, piece=piece, largest=piece)
+def remote(host: str, name: str, *, pauses: tuple[float, ...] = (0.0,), piece: int = 1 << 16) -> OciRepository:
+    return OciRepository(OciAddress.parse(f"oci://{host}/faults/{name}"), pauses=pauses, piece=piece, largest=piece)
 
 
 def pushed(host: str, name: str, adapter: Path) -> Manifest:
     with remote(host, name) as to:
-        return copy(AdapterFolder(adapter), "latest", to, "latest").manifest
+        return copy_version(AdapterFolder(adapter), "latest", to, "latest").manifest
 
 
 def readme(made: Manifest) -> Descriptor:
@@ -68,7 +68,7 @@ def flip(data: bytes, dice: random.Random) -> bytes:
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_whole_copy_has_a_connection_for_each_of_its_jobs(proxy: Proxy, adapter: Path, tmp_path: Path, jobs: int) -> None:
     with remote(proxy.address, f"kept-{jobs}") as place:
-        copy(AdapterFolder(adapter), "latest", place, "latest", jobs=jobs)
+        copy_version(AdapterFolder(adapter), "latest", place, "latest", jobs=jobs)
         download(place, "latest", tmp_path / "out", jobs=jobs)
     assert len(proxy.seen) > 20
     assert 1 <= proxy.connections <= jobs
@@ -122,7 +122,7 @@ def test_none_of_30_flips_on_the_way_there_is_accepted(proxy: Proxy, host: str, 
 
         proxy.before = before
         with remote(proxy.address, name, pauses=()) as to, pytest.raises(AdapterhubError) as caught:
-            copy(source, "latest", to, "latest", jobs=1)
+            copy_version(source, "latest", to, "latest", jobs=1)
         assert caught.value.exit_code in (4, 5)
         with remote(host, name) as there, pytest.raises(NotFoundError):
             there.manifest("latest")
@@ -181,8 +181,8 @@ def test_existing_files_are_trusted_only_by_digest(proxy: Proxy, host: str, adap
 @pytest.mark.parametrize("target", ["out", "team/sql"], ids=["folder", "registry"])
 def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp_path: Path, target: str) -> None:
     folder = write_adapter(tmp_path / "sql")
-    (folder / "README.md").write_bytes(b"x" * (3 * NOTED))
-    made, received = pushed(host, f"killed-{target.replace('/', '-')}", folder), 2 * NOTED + (1 << 20)
+    (folder / "README.md").write_bytes(b"x" * (3 * NOTE_INTERVAL))
+    made, received = pushed(host, f"killed-{target.replace('/', '-')}", folder), 2 * NOTE_INTERVAL + (1 << 20)
     release = threading.Event()
 
     def after(found: Exchange) -> None:
@@ -194,7 +194,7 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp
     command = [sys.executable, "-m", "adapterhub", "copy", address, target if "/" in target else f"./{target}"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "ADAPTERHUB_REGISTRY": str(tmp_path / "reg")}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTED]:
+    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTE_INTERVAL]:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -203,8 +203,8 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp
     release.set()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     (_, again) = [found for found in proxy.seen if readme(made).digest in found.path]
-    assert again.headers["range"] == f"bytes={2 * NOTED}-"
-    assert len(again.data) + received <= readme(made).size + NOTED
+    assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
+    assert len(again.data) + received <= readme(made).size + NOTE_INTERVAL
 
 
 def _noted(note: Path) -> int:
@@ -243,10 +243,10 @@ def test_an_upload_whose_answers_got_lost_ends_well(proxy: Proxy, host: str, ada
     name = f"up-{lost.replace(' ', '-')}"
     losing(proxy, lost)
     with remote(proxy.address, name) as to:
-        made = copy(AdapterFolder(adapter), "latest", to, "latest").manifest
+        made = copy_version(AdapterFolder(adapter), "latest", to, "latest").manifest
     with remote(host, name) as there:
         assert there.manifest("latest").digest == made.digest
-        assert all(there.has(blob) for blob in unique(made))
+        assert all(there.has_blob(blob) for blob in distinct_blobs(made))
 
 
 @pytest.mark.parametrize("lost", LOST)
@@ -263,7 +263,7 @@ def test_an_upload_resumes_at_the_offset_the_registry_reports(adapter: Path, los
 
         proxy.before = before
         to.put_blob(blob, source)
-        assert to.has(blob)
+        assert to.has_blob(blob)
     assert uploads.blobs == {blob.digest: (adapter / "README.md").read_bytes()}
     assert len(uploads.sessions) == 1
     assert sum(len(found.body) for found in proxy.seen if found.status == 202) == blob.size
@@ -273,10 +273,10 @@ def test_an_upload_of_which_the_registry_lost_a_part_begins_anew(adapter: Path, 
     source, uploads = AdapterFolder(adapter), Uploads()
     blob = readme(source.manifest("latest"))
     with Proxy() as proxy:
-        address = Address.parse(f"oci://{proxy.address}/faults/lost")
+        address = OciAddress.parse(f"oci://{proxy.address}/faults/lost")
 
-        def place() -> Oci:
-            return Oci(address, pauses=(), piece=1 << 16, largest=1 << 16, uploads=tmp_path / "notes")
+        def place() -> OciRepository:
+            return OciRepository(address, pauses=(), piece=1 << 16, largest=1 << 16, uploads=tmp_path / "notes")
 
         def cut(found: Exchange) -> None:
             uploads.answer(found)
@@ -335,7 +335,7 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, h
 
 def test_a_registry_that_claims_blobs_it_lacks_gets_no_tag(proxy: Proxy, host: str, adapter: Path) -> None:
     source = AdapterFolder(adapter)
-    sizes = {blob.digest: blob.size for blob in unique(source.manifest("latest"))}
+    sizes = {blob.digest: blob.size for blob in distinct_blobs(source.manifest("latest"))}
 
     def before(found: Exchange) -> None:
         if found.method == "HEAD" and "/blobs/" in found.path:
@@ -343,7 +343,7 @@ def test_a_registry_that_claims_blobs_it_lacks_gets_no_tag(proxy: Proxy, host: s
 
     proxy.before = before
     with remote(proxy.address, "has-not") as to, pytest.raises(RemoteError, match="unknown"):
-        copy(source, "latest", to, "latest")
+        copy_version(source, "latest", to, "latest")
     with remote(host, "has-not") as there, pytest.raises(NotFoundError):
         there.manifest("latest")
 
@@ -479,7 +479,7 @@ def test_a_dishonest_response_body_is_one_error_and_leaves_no_file(
     assert not (tmp_path / "out").exists()
     left = [path for path in tmp_path.rglob("*") if not path.is_relative_to(adapter) and path.is_file()]
     assert {path.suffix for path in left} <= {".part", ".json"}
-    assert sum(path.stat().st_size for path in left) < 2 * sum(blob.size for blob in unique(made))
+    assert sum(path.stat().st_size for path in left) < 2 * sum(blob.size for blob in distinct_blobs(made))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 3}', b'{"tags": {"a": 1}}', b"{" * 5000, b"\xff"])
@@ -508,11 +508,11 @@ def test_tags_come_page_by_page_and_never_for_ever(proxy: Proxy) -> None:
 
 def test_a_full_disk_is_one_line_and_the_next_run_resumes(host: str, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "sql")
-    (folder / "README.md").write_bytes(b"x" * (3 * NOTED))
+    (folder / "README.md").write_bytes(b"x" * (3 * NOTE_INTERVAL))
     made = pushed(host, "full", folder)
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * NOTED + 5000}, {2 * NOTED + 5000}))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * NOTE_INTERVAL + 5000}, {2 * NOTE_INTERVAL + 5000}))\n"
         "from adapterhub.cli.main import run; sys.exit(run(sys.argv[1:]))"
     )
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH}
@@ -525,4 +525,4 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(host: str, tmp_path: P
         with remote(proxy.address, "full") as source:
             download(source, "latest", tmp_path / "out")
     asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
-    assert asked == [None, f"bytes={2 * NOTED}-"]
+    assert asked == [None, f"bytes={2 * NOTE_INTERVAL}-"]

@@ -20,14 +20,14 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.copy import copy
-from adapterhub.remotes.download import NOTED
-from adapterhub.remotes.folders import LARGE, AdapterFolder, download
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.copy import copy_version
+from adapterhub.remotes.download import NOTE_INTERVAL
+from adapterhub.remotes.folders import MIN_SENT_AHEAD, AdapterFolder, download
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.repository import OciRepository
 from adapterhub.remotes.oci.upload import PIECE
-from adapterhub.remotes.oci.upload_notes import Begun, Uploads
-from adapterhub.remotes.parallel import Move, Pace
+from adapterhub.remotes.oci.upload_notes import UploadProgress, UploadNotes
+from adapterhub.remotes.parallel import Transfer, RateLimit
 from adapterhub.remotes.protocol import Reader
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
@@ -44,8 +44,8 @@ MIB = 1 << 20
 KILLS = 6
 
 
-def remote(host: str, name: str, kept: Path | None = None, *, piece: int = MIB) -> Oci:
-    return Oci(Address.parse(f"oci://{host}/moving/{name}"), pauses=(0.0,), piece=piece, largest=piece, uploads=kept)
+def remote(host: str, name: str, kept: Path | None = None, *, piece: int = MIB) -> OciRepository:
+    return OciRepository(OciAddress.parse(f"oci://{host}/moving/{name}"), pauses=(0.0,), piece=piece, largest=piece, uploads=kept)
 
 
 def write_large(folder: Path, size: int, seed: int = 0) -> Path:
@@ -101,9 +101,9 @@ class Later:
 
 
 def test_a_pull_killed_6_times_receives_at_most_8_MiB_again_each_time(host: str, tmp_path: Path) -> None:
-    folder, dice = write_large(tmp_path / "sql", 6 * NOTED), random.Random(1)
+    folder, dice = write_large(tmp_path / "sql", 6 * NOTE_INTERVAL), random.Random(1)
     with remote(host, "killed") as to:
-        made = copy(AdapterFolder(folder), "latest", to, "latest").manifest
+        made = copy_version(AdapterFolder(folder), "latest", to, "latest").manifest
     big = max(made.layers, key=lambda layer: layer.size)
     part = tmp_path / f".out.pull-{made.digest[7:19]}" / f"{big.digest[7:]}.part"
     had = []
@@ -118,12 +118,12 @@ def test_a_pull_killed_6_times_receives_at_most_8_MiB_again_each_time(host: str,
     asked = [found.headers.get("range") for found in proxy.seen if big.digest in found.path]
     starts = [int(text[6:-1]) if text else 0 for text in asked]
     assert len(starts) == KILLS + 1
-    assert all(start > size - NOTED for start, size in zip(starts[1:], had, strict=True))
+    assert all(start > size - NOTE_INTERVAL for start, size in zip(starts[1:], had, strict=True))
     assert (tmp_path / "out/README.md").read_bytes() == (folder / "README.md").read_bytes()
 
 
 def test_a_push_killed_6_times_resumes_where_the_registry_keeps_partial_uploads(tmp_path: Path) -> None:
-    folder, there, dice = write_large(tmp_path / "sql", LARGE + 5000), uploads.Uploads(), random.Random(2)
+    folder, there, dice = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000), uploads.Uploads(), random.Random(2)
     with Proxy() as proxy:
         proxy.before = there.answer
         address = f"oci://{proxy.address}/moving/killed"
@@ -139,8 +139,8 @@ def test_a_push_killed_6_times_resumes_where_the_registry_keeps_partial_uploads(
 
 
 def test_a_killed_push_to_docker_registry_sends_no_finished_blob_again(host: str, tmp_path: Path) -> None:
-    folder = write_large(tmp_path / "sql", LARGE + 5000)
-    (folder / "second.md").write_bytes(random.Random(9).randbytes(LARGE // 2 + 5000).hex().encode())
+    folder = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000)
+    (folder / "second.md").write_bytes(random.Random(9).randbytes(MIN_SENT_AHEAD // 2 + 5000).hex().encode())
     with Proxy(host) as proxy:
         push = Program(tmp_path, "push", "sql", f"oci://{proxy.address}/moving/finished", "--jobs", "1", "--json")
 
@@ -149,7 +149,7 @@ def test_a_killed_push_to_docker_registry_sends_no_finished_blob_again(host: str
 
         assert push.killed_when(lambda: any(map(finished, list(proxy.seen))))
         sent = json.loads(push.run().stdout)["sent"]
-    assert sent < 2 * LARGE
+    assert sent < 2 * MIN_SENT_AHEAD
     with remote(host, "finished") as there:
         assert there.manifest("latest").digest == oci_manifest.build(folder).digest
 
@@ -197,7 +197,7 @@ def test_an_upload_is_resumed_only_if_its_bytes_are_the_same(fixed: tuple[Proxy,
     assert there.sent == 3 * MIB
     with remote(proxy.address, "on", tmp_path / "kept") as to:
         assert to.put_blob(blob_of(data), Bytes(data)) == 3 * MIB
-        assert to.has(blob_of(data))
+        assert to.has_blob(blob_of(data))
     assert there.sent == 6 * MIB
 
     # One that nobody knew the digest of, and then another file of the same size.
@@ -214,9 +214,9 @@ def test_an_upload_is_resumed_only_if_its_bytes_are_the_same(fixed: tuple[Proxy,
 def test_an_invalid_note_is_skipped(fixed: tuple[Proxy, uploads.Uploads], tmp_path: Path, note: str) -> None:
     proxy, _ = fixed
     data = bytes(6 * MIB)
-    kept = Uploads(tmp_path, f"oci://{proxy.address}/moving/on")
-    with kept.new() as made:
-        made.write(Begun("http://127.0.0.1:1/", 6 * MIB, "", MIB, "sha256:0"))
+    kept = UploadNotes(tmp_path, f"oci://{proxy.address}/moving/on")
+    with kept.new_note() as made:
+        made.write(UploadProgress("http://127.0.0.1:1/", 6 * MIB, "", MIB, "sha256:0"))
     (path,) = tmp_path.rglob("*.json")
     path.write_text(note)
     with remote(proxy.address, "on", tmp_path) as to:
@@ -232,7 +232,7 @@ def test_notes_are_for_this_user_s_eyes_and_go_with_the_manifest(host: str, tmp_
         (note,) = (tmp_path / "kept").rglob("*.json")
         assert [path.stat().st_mode & 0o077 for path in (note, note.parent)] == [0, 0]
         assert not to.is_new()
-        copy(source, "latest", to, "latest")
+        copy_version(source, "latest", to, "latest")
     assert list((tmp_path / "kept").iterdir()) == []
 
 
@@ -240,7 +240,7 @@ def test_notes_are_for_this_user_s_eyes_and_go_with_the_manifest(host: str, tmp_
 
 
 def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: str, tmp_path: Path) -> None:
-    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    folder = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000)
     with Proxy(host) as proxy:
         done = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead", "--json").stdout)
         first = [found.method for found in proxy.seen if "/blobs/" in found.path][:3]
@@ -252,13 +252,13 @@ def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: st
 
 
 def test_of_what_becomes_an_image_no_file_is_sent_by_itself(run: Run, host: str, tmp_path: Path) -> None:
-    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    folder = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000)
     done = json.loads(run("push", folder, f"oci://{host}/moving/image", "--to", "image", "--json").stdout)
-    assert LARGE < done["sent"] < 2 * LARGE
+    assert MIN_SENT_AHEAD < done["sent"] < 2 * MIN_SENT_AHEAD
 
 
 def test_what_the_policy_refuses_is_not_sent_ahead(run: Run, host: str, tmp_path: Path) -> None:
-    folder = write_large(tmp_path / "sql", LARGE + 5000)
+    folder = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000)
     (tmp_path / "adapterhub.toml").write_text("[policy]\nmax_rank = 1\n")
     with Proxy(host) as proxy:
         assert "rank 2 is over 1" in run("push", folder, f"oci://{proxy.address}/moving/refused", code=6).stderr
@@ -268,7 +268,7 @@ def test_what_the_policy_refuses_is_not_sent_ahead(run: Run, host: str, tmp_path
 def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", 4 * MIB)
     with remote(host, "first") as to:
-        made = copy(AdapterFolder(folder), "latest", to, "latest").manifest
+        made = copy_version(AdapterFolder(folder), "latest", to, "latest").manifest
     big = max(made.layers, key=lambda layer: layer.size)
     weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
     half = threading.Event()
@@ -342,15 +342,15 @@ class Interrupted(list[Descriptor]):
 def test_a_signal_while_the_first_begin_ends_those_that_wait() -> None:
     place = Waiting()
     with pytest.raises(KeyboardInterrupt):
-        Move([], None).each(place.work, Interrupted(place), place)
+        Transfer([], None).run_all(place.work, Interrupted(place), place)
     assert place.ended.is_set()  # still: a thread of which the pool was not told in time may be about to wait
 
 
 def test_a_place_waits_again_after_a_signal_once_it_is_used_again() -> None:
     place, waited = Waiting(), []
     with pytest.raises(KeyboardInterrupt):
-        Move([], None).each(place.work, Interrupted(place), place)
-    Move([], None).each(lambda _: waited.append(not place.ended.is_set()), [Descriptor("", "sha256:a", 0)] * 2, place)
+        Transfer([], None).run_all(place.work, Interrupted(place), place)
+    Transfer([], None).run_all(lambda _: waited.append(not place.ended.is_set()), [Descriptor("", "sha256:a", 0)] * 2, place)
     assert waited == [True, True]
 
 
@@ -359,7 +359,7 @@ def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path)
     for job in (1, 4):
         seen: list[tuple[int, int]] = []
         with remote(host, f"progress-{job}") as to:
-            copy(AdapterFolder(folder), "latest", to, "latest", lambda *pair: seen.append(pair), jobs=job)  # noqa: B023
+            copy_version(AdapterFolder(folder), "latest", to, "latest", lambda *pair: seen.append(pair), jobs=job)  # noqa: B023
             download(to, "latest", tmp_path / f"out-{job}", lambda *pair: seen.append(pair), jobs=job)  # noqa: B023
         halves = [n for n in range(1, len(seen)) if seen[n][1] != seen[n - 1][1]]
         for part in (seen[: halves[0]], seen[halves[0] :]):
@@ -369,9 +369,9 @@ def test_progress_never_goes_back_and_ends_at_the_end(host: str, tmp_path: Path)
 
 
 def test_a_pace_asks_for_as_much_time_as_its_rate_takes() -> None:
-    pace = Pace(1000.0)
-    assert [round(pace.spend(500), 1) for _ in range(4)] == [0.5, 1.0, 1.5, 2.0]
-    assert Pace().spend(10**9) == 0.0
+    pace = RateLimit(1000.0)
+    assert [round(pace.delay_after(500), 1) for _ in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    assert RateLimit().delay_after(10**9) == 0.0
 
 
 def test_what_is_not_wanted_any_more_is_not_begun(host: str) -> None:
@@ -383,7 +383,7 @@ def test_what_is_not_wanted_any_more_is_not_begun(host: str) -> None:
         raise NotFoundError("here", "no")
 
     with pytest.raises(NotFoundError):
-        Move(blobs, None, 2).each(work, blobs)
+        Transfer(blobs, None, 2).run_all(work, blobs)
     assert len(begun_) < 50
 
 
@@ -406,7 +406,7 @@ def test_events_are_JSON_lines_and_a_pipe_gets_nothing_else(run: Run, host: str,
 def test_a_terminal_sees_bytes_speed_and_time_left_unless_it_is_to_be_quiet(host: str, tmp_path: Path, quiet: bool) -> None:
     folder = write_large(tmp_path / "sql", 2_000_000)
     with remote(host, f"terminal-{int(quiet)}") as to:
-        copy(AdapterFolder(folder), "latest", to, "latest")
+        copy_version(AdapterFolder(folder), "latest", to, "latest")
     ours, theirs = pty.openpty()
     words = ["pull", f"oci://{host}/moving/terminal-{int(quiet)}", "-o", "out", "--limit-rate", "3M"]
     command = [sys.executable, "-m", "adapterhub", *words, *(["-q"] if quiet else [])]
@@ -457,13 +457,13 @@ def test_what_others_made_without_a_manifest_is_there_with_the_one_that_follows(
         made = source.manifest("latest")
         document = oci_manifest.parse_json(made.raw, "")
         document["layers"] = [layer for layer in document["layers"] if ADAPTER_JSON not in str(layer)]
-        plain = oci_manifest.parse(json_file.canonical(document), "")
+        plain = oci_manifest.parse(json_file.canonical_bytes(document), "")
         for blob in (*plain.layers, plain.config):
             to.put_blob(blob, source)
         to.put_manifest(plain, "latest")
         found: list[bool] = []
         for _ in range(2):
-            download(to, "latest", tmp_path / "out", found=lambda: found.append(True))
+            download(to, "latest", tmp_path / "out", on_unchanged=lambda: found.append(True))
         assert found == [True]
         (tmp_path / "out/adapter.json").write_text("{}")
         with pytest.raises(OutputExistsError):

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layouts.archive import Archive
+from adapterhub.remotes.layouts.archive import LayoutArchive
 from adapterhub.remotes.layouts.folder import LayoutFolder
 from adapterhub.remotes.oci import referrers
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.repository import OciRepository
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 from tests.conftest import Run, need_program
 from tests.remotes.test_oci_peers import call
@@ -159,7 +159,7 @@ def test_oras_discovers_what_we_attached_and_we_what_oras_did(address: str, scan
 def attached_layout(folder: Path, root: Path, change: Callable[[dict[str, Any]], Any]) -> tuple[LayoutFolder, str]:
     """A layout with a version, and about it a manifest that says odd things."""
     layout = LayoutFolder(root)
-    made = copy(AdapterFolder(folder), "latest", layout, "v1").manifest
+    made = copy_version(AdapterFolder(folder), "latest", layout, "v1").manifest
     subject = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)}
     document = {
         "schemaVersion": 2, "mediaType": oci_manifest.MANIFEST_TYPE, "artifactType": SCAN, "subject": subject, "layers": [],
@@ -194,7 +194,7 @@ def test_a_dishonest_attachment_is_refused(
     layout, digest = attached_layout(make(), tmp_path / "x", change)
     (found,) = referrers.referrers(layout, digest)
     with pytest.raises(error, match=message):
-        referrers.fetch(layout, found, tmp_path / "out")
+        referrers.fetch_files(layout, found, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -202,19 +202,19 @@ def test_an_attachment_without_files_has_nothing_to_write(make: Make, tmp_path: 
     layout, digest = attached_layout(make(), tmp_path / "x", lambda it: it)
     (found,) = referrers.referrers(layout, digest)
     with pytest.raises(NotFoundError) as error:
-        referrers.fetch(layout, found, tmp_path / "out")
-    assert str(error.value) == f"{layout.where}@{found.digest}: the attachment has no files with a name"
+        referrers.fetch_files(layout, found, tmp_path / "out")
+    assert str(error.value) == f"{layout.location}@{found.digest}: the attachment has no files with a name"
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.peer
 def test_no_more_is_attached_than_is_listed(make: Make, host: str, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(referrers, "MAX_REFERRERS", 1)
-    with Oci(Address.parse(f"oci://{host}/attached/many")) as place:
-        made = copy(AdapterFolder(make()), "latest", place, "v1").manifest
-        referrers.attach(place, made, SCAN, [scan])
+    with OciRepository(OciAddress.parse(f"oci://{host}/attached/many")) as place:
+        made = copy_version(AdapterFolder(make()), "latest", place, "v1").manifest
+        referrers.attach_files(place, made, SCAN, [scan])
         with pytest.raises(RefusedError) as error:
-            referrers.attach(place, made, SIGNATURE, [scan])
+            referrers.attach_files(place, made, SIGNATURE, [scan])
     assert error.value.what == f"{made.digest} has 1 attachments already, as many as are listed"
 
 
@@ -225,19 +225,19 @@ def test_an_attachment_with_other_bytes_is_not_written(make: Make, run: Run, sca
     blob.write_bytes(b"x" * blob.stat().st_size)
     run("attached", "oci:x:v1", "-o", "out", code=4)
     assert not (tmp_path / "out").exists()
-    with LayoutFolder(tmp_path / "x") as source, Archive(tmp_path / "y.tar") as target, pytest.raises(IntegrityError):
-        referrers.copy(source, oci_manifest.build(tmp_path / "adapter").digest, target)
+    with LayoutFolder(tmp_path / "x") as source, LayoutArchive(tmp_path / "y.tar") as target, pytest.raises(IntegrityError):
+        referrers.copy_referrers(source, oci_manifest.build(tmp_path / "adapter").digest, target)
     assert not (tmp_path / "y.tar").exists()
 
 
 @pytest.mark.peer
 def test_an_index_that_another_wrote_over_ours_is_renewed_with_both(make: Make, host: str, scan: Path) -> None:
-    with Proxy(host) as proxy, Oci(Address.parse(f"oci://{proxy.address}/attached/race")) as place:
-        made = copy(AdapterFolder(make()), "latest", place, "v1").manifest
+    with Proxy(host) as proxy, OciRepository(OciAddress.parse(f"oci://{proxy.address}/attached/race")) as place:
+        made = copy_version(AdapterFolder(make()), "latest", place, "v1").manifest
         tag = made.digest.replace(":", "-")
-        with Oci(Address.parse(f"oci://{host}/attached/race")) as other:
-            theirs = referrers.attach(other, made, SIGNATURE, [scan])
-            index = other.document(tag)
+        with OciRepository(OciAddress.parse(f"oci://{host}/attached/race")) as other:
+            theirs = referrers.attach_files(other, made, SIGNATURE, [scan])
+            index = other.read_document(tag)
             writes = []
 
             def after(found: Exchange) -> None:
@@ -247,6 +247,6 @@ def test_an_index_that_another_wrote_over_ours_is_renewed_with_both(make: Make, 
                         other.put_document(index, "sha256:" + hashlib.sha256(index).hexdigest(), tag)
 
             proxy.after = after
-            ours = referrers.attach(place, made, SCAN, [scan])
+            ours = referrers.attach_files(place, made, SCAN, [scan])
         assert len(writes) == 2
         assert {each.digest for each in referrers.referrers(place, made.digest)} == {ours.digest, theirs.digest}

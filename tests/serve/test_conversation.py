@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import running
-from adapterhub.serve.conversation import STOPPED, Answered, Conversation
+from adapterhub.serve.conversation import STOPPED, ModelAnswer, Conversation
 from adapterhub.serve.engines.in_process import torch_host
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.settings import GatewaySettings
@@ -69,7 +69,7 @@ def test_both_sides_go_on_from_their_own_answers(conversation: Conversation, run
 def test_pieces_are_the_answer_and_facts_come_at_its_end(conversation: Conversation, runner: asyncio.Runner) -> None:
     conversation.system = "be brief"
     pieces: list[str] = []
-    ended: list[Answered] = []
+    ended: list[ModelAnswer] = []
     [answered] = runner.run(conversation.ask(P, lambda _, piece: pieces.append(piece), lambda _, found: ended.append(found)))
     assert ("".join(pieces), ended) == (answered.text, [answered])
     assert answered.tokens is not None
@@ -119,7 +119,7 @@ def test_a_cancellation_keeps_what_came(conversation: Conversation, runner: asyn
     conversation.options = {**conversation.options, "max_tokens": 1900}
     runner.run(conversation.use("team/a0", 1))
 
-    async def stop() -> list[Answered]:
+    async def stop() -> list[ModelAnswer]:
         def enough(_side: int, _piece: str) -> None:
             asking.cancel()
 

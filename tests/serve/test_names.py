@@ -6,7 +6,7 @@ import pytest
 
 from adapterhub.ref import Ref, RefError
 from adapterhub.serve import names
-from adapterhub.serve.names import Allowed, Part
+from adapterhub.serve.names import AllowedNames, BlendPart
 from adapterhub_converters.errors import RefusedError, UsageError
 
 DIGEST = "sha256:" + "5f" * 32
@@ -22,7 +22,7 @@ DIGEST = "sha256:" + "5f" * 32
     ],
 )
 def test_a_model_is_a_version_or_a_blend(text: str, parts: list[tuple[str, float]]) -> None:
-    assert names.parse(text, namespace="team") == tuple(Part(Ref.parse(ref), weight) for ref, weight in parts)
+    assert names.parse(text, namespace="team") == tuple(BlendPart(Ref.parse(ref), weight) for ref, weight in parts)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_name_of_the_remote_may_come_first() -> None:
     for ref in refs:
         assert names.parse(f"hub/{ref}", namespace="other", remote="hub") == names.parse(ref)
     assert names.parse("hub/team/a*0.5 + team/b", remote="hub") == names.parse("team/a*0.5+team/b")
-    assert names.parse("hub/sql:v1", remote="hub") == (Part(Ref.parse("hub/sql:v1")),)  # two parts: a namespace
+    assert names.parse("hub/sql:v1", remote="hub") == (BlendPart(Ref.parse("hub/sql:v1")),)  # two parts: a namespace
 
 
 @pytest.mark.parametrize("remote", ["", "mirror"])
@@ -88,13 +88,13 @@ def test_tags_move_and_versions_do_not(text: str, moves: bool) -> None:
 
 
 def test_patterns_allow_names_and_give_a_namespace() -> None:
-    allowed = Allowed.of(["team/*, other/sql"])
+    allowed = AllowedNames.from_patterns(["team/*, other/sql"])
     assert [name in allowed for name in ("team/x", "other/sql", "other/x")] == [True, True, False]
-    assert (allowed.namespace, Allowed.of(["team/*"]).namespace, Allowed.of(["*/sql"]).namespace) == ("", "team", "")
-    assert "any/name" in Allowed()
-    assert "any/name" in Allowed.of([])
+    assert (allowed.namespace, AllowedNames.from_patterns(["team/*"]).namespace, AllowedNames.from_patterns(["*/sql"]).namespace) == ("", "team", "")
+    assert "any/name" in AllowedNames()
+    assert "any/name" in AllowedNames.from_patterns([])
     for nothing in ("", " , "):  # a variable that is not set is not to open everything
         with pytest.raises(UsageError, match="none was given"):
-            Allowed.of([nothing])
+            AllowedNames.from_patterns([nothing])
     with pytest.raises(RefusedError, match="other/x: is not served here"):
         allowed.check(Ref.parse("other/x:v1"))

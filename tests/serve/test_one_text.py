@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import adapterhub as ah
-from adapterhub.serve.host.streams import Answering
+from adapterhub.serve.host.streams import AnsweringHost
 from tests.conftest import need_module
 from tests.support.serving import Models
 
@@ -21,14 +21,14 @@ def serving_base(request: pytest.FixtureRequest, models: Models, tmp_path_factor
     from adapterhub.serve.host import libllama
 
     if request.param == "torch":
-        with host.opened(models.base) as found:
+        with host.open_host(models.base) as found:
             found.load("a0", models.adapter(0))
             yield found, models.base
     else:
         need_module("llama_cpp_py_sync")
         adapter = tmp_path_factory.mktemp("gguf") / "a0.gguf"
         ah.convert(models.adapter(0), adapter, to="gguf", base=models.gguf)
-        with libllama.opened(models.gguf, waiting=8) as found:
+        with libllama.open_libllama(models.gguf, waiting=8) as found:
             found.load("a0", adapter)
             yield found, models.gguf
 
@@ -36,7 +36,7 @@ def serving_base(request: pytest.FixtureRequest, models: Models, tmp_path_factor
 @pytest.mark.parametrize(("temperature", "seed"), [(0.0, 0), (0.9, 1), (0.9, 2), (1.5, 3)])
 @pytest.mark.parametrize("raw", [False, True])
 def test_an_adapter_that_both_can_run_answers_the_same(
-    serving_base: tuple[Answering, Path], models: Models, temperature: float, seed: int, raw: bool
+    serving_base: tuple[AnsweringHost, Path], models: Models, temperature: float, seed: int, raw: bool
 ) -> None:
     from adapterhub.serve.host import openai
     from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS

@@ -16,7 +16,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.project.policy import Policy
 from adapterhub.serve.resolving import served_folder
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import peft
@@ -55,7 +55,7 @@ def product(delta: object) -> np.ndarray:
     return np.asarray(delta.scaling * (delta.lora_B.astype(np.float64) @ delta.lora_A))
 
 
-def resolved(here: ah.Workspace, runtime: str = "vllm", ref: str = "team/sql") -> Served:
+def resolved(here: ah.Workspace, runtime: str = "vllm", ref: str = "team/sql") -> PreparedVersion:
     return ah.resolve(ref, runtime=runtime, base="base", workspace=here)
 
 
@@ -70,7 +70,7 @@ def test_each_runtime_gets_the_function_that_was_pushed_in_its_own_format(here: 
     assert loaded.targets == source.targets
     for target, delta in source.deltas.items():
         np.testing.assert_allclose(product(loaded.deltas[target]), product(delta), rtol=1e-5)
-    if RUNTIMES[runtime].reads == "peft" and runtime != "sglang":
+    if RUNTIMES[runtime].format == "peft" and runtime != "sglang":
         assert (served.path / peft.WEIGHTS).read_bytes() == next(Path.cwd().glob("team-sql*")).joinpath(
             peft.WEIGHTS
         ).read_bytes()
@@ -335,7 +335,7 @@ def test_a_collection_spares_what_a_server_holds(here: ah.Workspace) -> None:
     pushed(here)
     served, folder = resolved(here), served_folder(here)
     with folder.held(served):
-        assert folder.sweep(unused=-1).held == 1
+        assert folder.sweep(unused=-1).in_use == 1
         assert served.path.is_dir()
     assert folder.sweep(unused=-1).folders == 1
     assert not served.path.exists()

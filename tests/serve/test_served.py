@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from adapterhub.serve import served
-from adapterhub.serve.served import Made, Served, ServedFolder
+from adapterhub.serve.served import FolderRecord, PreparedVersion, ServedFolder
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from tests.registry.forks import finished, fork, under_strace
 
 DIGEST = "sha256:" + "5f" * 32
-MADE = Made(4, ("q_proj", "v_proj"), ("folded",), "adapter.gguf")
+MADE = FolderRecord(4, ("q_proj", "v_proj"), ("folded",), "adapter.gguf")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> ServedFolder:
     return ServedFolder(tmp_path / "served")
 
 
-def written(place: Path) -> Made:
+def written(place: Path) -> FolderRecord:
     (place / "adapter.gguf").write_bytes(b"weights" * 10_000)
     return MADE
 
@@ -36,8 +36,8 @@ def made(folder: ServedFolder, form: str = "vllm-1") -> Path:
     return folder.make(DIGEST, form, written)[0]
 
 
-def at(path: Path) -> Served:
-    return Served("team/sql:v1", "team/sql", DIGEST, "vllm", path, 4)
+def at(path: Path) -> PreparedVersion:
+    return PreparedVersion("team/sql:v1", "team/sql", DIGEST, "vllm", path, 4)
 
 
 def aged(path: Path, hours: float = 10_000) -> Path:
@@ -124,11 +124,11 @@ def test_only_what_nobody_holds_and_nobody_resolved_lately_is_removed(folder: Se
     path, recent = aged(made(folder)), made(folder, "sglang-1")
     with folder.held(at(path / "adapter.gguf")):
         swept = folder.sweep()
-        assert (swept.folders, swept.held) == (0, 1)
+        assert (swept.folders, swept.in_use) == (0, 1)
     assert folder.sweep(dry_run=True).folders == 1
     assert path.exists()
     swept = folder.sweep()
-    assert (swept.folders, swept.size > 70_000, swept.held) == (1, True, 0)
+    assert (swept.folders, swept.size > 70_000, swept.in_use) == (1, True, 0)
     assert not path.exists()
     assert recent.exists()
     aged(recent)
@@ -139,16 +139,16 @@ def test_only_what_nobody_holds_and_nobody_resolved_lately_is_removed(folder: Se
 def test_what_is_held_no_longer_is_removed_unless_another_name_of_it_is_held(folder: ServedFolder) -> None:
     one, two = aged(made(folder)), aged(made(folder, "sglang-1"))
     served = {name: replace(at(one), name=name) for name in ("team/a", "team/b")}  # the same files
-    with folder.leased() as lease:
+    with folder.open_lease() as lease:
         for each in (*served.values(), at(two)):
             lease.add(each)
         lease.add(served["team/a"])  # twice is once
         lease.drop(served["team/a"])
         lease.drop(served["team/a"])
-        assert folder.sweep().held == 2
+        assert folder.sweep().in_use == 2
         lease.drop(served["team/b"])
         swept = folder.sweep()
-        assert (swept.folders, swept.held) == (1, 1)
+        assert (swept.folders, swept.in_use) == (1, 1)
         assert not one.exists()
         with pytest.raises(NotFoundError, match="no longer there. Resolve the version again"):
             lease.add(served["team/a"])
@@ -166,7 +166,7 @@ def test_what_a_killed_server_held_is_known_at_once(folder: ServedFolder) -> Non
     child = fork(serve)
     while not (folder.root / "ready").exists():
         time.sleep(0.01)
-    assert folder.sweep().held == 1
+    assert folder.sweep().in_use == 1
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert folder.sweep().folders == 1

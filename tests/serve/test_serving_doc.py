@@ -12,7 +12,7 @@ from adapterhub.remotes.configured import check_url
 from adapterhub.serve import names
 from adapterhub.serve.engines.choosing import ENGINES
 from adapterhub.serve.gateway import route_file
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub_converters.runtimes import RUNTIMES
 from tests.conftest import ROOT, need_module
 
@@ -60,7 +60,7 @@ def test_the_server_in_the_manifests_serves_what_its_routes_name() -> None:
     assert {name for name in variables if name.startswith("ADAPTERHUB_")} <= OURS
     assert variables["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     check_url(variables[environment.REMOTE])
-    allowed = Allowed.of([variables[vllm_settings.ALLOW]])
+    allowed = AllowedNames.from_patterns([variables[vllm_settings.ALLOW]])
     for rule in found["InferenceModelRewrite"]["spec"]["rules"]:
         for target in rule["targets"]:
             ((ref, weight),) = ((part.ref, part.weight) for part in names.parse(target["modelRewrite"]))

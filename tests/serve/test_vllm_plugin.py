@@ -16,10 +16,10 @@ import pytest
 import adapterhub as ah
 from adapterhub.remotes import configured
 from adapterhub.serve import vllm_plugin
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub.serve.resolving import served_folder
-from adapterhub.serve.served import Served
-from adapterhub.serve.vllm_plugin import Settings, Versions
+from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.vllm_plugin import Settings, ServedVersions
 from adapterhub_converters.errors import LocalIOError, NotFoundError, RefusedError, RemoteError
 from tests.support import registry
 from tests.support.folders import Shapes, adapter, base, pairs
@@ -34,13 +34,13 @@ class Server:
         self.workspace = ah.Workspace(registry=folder / "registry", policy=None, cache=folder / "cache")
         self.told: list[str] = []
         self.base = str(folder / "base")
-        chosen = Settings(Allowed.of(["team/*"]), lambda: self.workspace)
-        self.versions = Versions(replace(chosen, **settings), lambda form, *values: self.told.append(form % values))
+        chosen = Settings(AllowedNames.from_patterns(["team/*"]), lambda: self.workspace)
+        self.versions = ServedVersions(replace(chosen, **settings), lambda form, *values: self.told.append(form % values))
 
-    def find(self, *models: str) -> list[Served | None]:
+    def find(self, *models: str) -> list[PreparedVersion | None]:
         """The versions of names that are asked for at once."""
 
-        async def all_of_them() -> list[Served | None]:
+        async def all_of_them() -> list[PreparedVersion | None]:
             return list(await asyncio.gather(*(self.versions.find(model, self.base) for model in models)))
 
         return asyncio.run(all_of_them())
@@ -125,14 +125,14 @@ def test_what_was_refused_is_remembered_for_a_while(start: Callable[..., Server]
 def test_unknown_names_leave_no_more_than_a_bounded_memory(
     start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_plugin, "_REMEMBERED", 8)
+    monkeypatch.setattr(vllm_plugin, "_MOST_REFUSALS", 8)
     server = start()
     server.push("team/sql")
     for number in range(1, 40):
         with pytest.raises(NotFoundError):
             server.find(f"team/none{number}:v1")
-    assert (len(server.versions._refused), len(server.versions._work), len(server.versions._known)) == (8, 0, 0)
-    monkeypatch.setattr(vllm_plugin, "_NAMES", 1)
+    assert (len(server.versions._refusals), len(server.versions._work), len(server.versions._served)) == (8, 0, 0)
+    monkeypatch.setattr(vllm_plugin, "_MOST_NAMES", 1)
     server.find("team/sql:v1")
     with pytest.raises(RefusedError, match="1 other names were asked for"):
         server.find("sql:v1")
@@ -165,7 +165,7 @@ def test_what_was_served_is_held_until_the_process_ends(start: Callable[..., Ser
     server.push("team/sql")
     server.find("team/sql:v1")
     folder = served_folder(server.workspace)
-    assert folder.sweep(unused=-1).held == 1
+    assert folder.sweep(unused=-1).in_use == 1
     del server
     assert folder.sweep(unused=-1).folders in (0, 1)  # once its lease is closed, which ends with the process at the latest
 
@@ -209,7 +209,7 @@ def test_a_digest_is_served_under_those_names_alone_that_the_remote_has_for_it(
 
 def test_so_it_is_from_an_image_layout_where_digests_have_no_names(start: Callable[..., Server], tmp_path: Path) -> None:
     url = f"layout://{tmp_path}/layout"
-    server = start(address=partial(configured.below, url))
+    server = start(address=partial(configured.address_below, url))
     digest = server.push("team/secret")
     ah.push("team/secret", f"{url}:team/secret:v1", workspace=server.workspace)
     assert server.find(f"team/secret@{digest}") != [None]

@@ -171,7 +171,7 @@ def test_a_hub_whose_database_is_gone_is_a_fault(copy: Path) -> None:
 def test_a_key_that_is_encrypted_signs_with_its_passphrase(copy: Path) -> None:
     secret, public = keys.generate(copy / "locked", passphrase=b"open sesame")
     ah.sign_checkpoint(copy / "r", copy / "another.json", secret, passphrase=b"open sesame")
-    assert ah.audit(copy / "r", checkpoint=copy / "another.json", keys=public.where).ok
+    assert ah.audit(copy / "r", checkpoint=copy / "another.json", keys=public.source).ok
 
 
 def test_a_log_that_was_changed_is_not_signed(copy: Path) -> None:

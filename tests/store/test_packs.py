@@ -25,11 +25,11 @@ DIGEST = "sha256:" + "1" * 64
 
 def pack(blob: bytes, parent: bytes | None = None, *, limit: int = cutting.MAX_BLOCK) -> bytes:
     """The pack of a blob, alone or against a parent."""
-    reading = container.at(io.BytesIO(blob))
+    reading = container.offset_reader(io.BytesIO(blob))
     runs, known = cutting.runs(reading, len(blob)), None
     if parent is not None:
-        before = container.at(io.BytesIO(parent))
-        runs, known = cutting.matched(runs, cutting.runs(before, len(parent))), (DIGEST, before)
+        before = container.offset_reader(io.BytesIO(parent))
+        runs, known = cutting.match_to_parent(runs, cutting.runs(before, len(parent))), (DIGEST, before)
     file = io.BytesIO()
     written = container.write(file, reading, len(blob), cutting.blocks(runs, limit), parent=known)
     assert written.size == len(file.getvalue())
@@ -37,7 +37,7 @@ def pack(blob: bytes, parent: bytes | None = None, *, limit: int = cutting.MAX_B
 
 
 def unpack(raw: bytes, parent: bytes | None = None) -> bytes:
-    with container.Reader(io.BytesIO(raw), "x.pack", None if parent is None else io.BytesIO(parent)) as reader:
+    with container.PackReader(io.BytesIO(raw), "x.pack", None if parent is None else io.BytesIO(parent)) as reader:
         return reader.read()
 
 
@@ -86,7 +86,7 @@ def test_a_difference_to_anything_comes_back(parent: bytes, child: bytes) -> Non
 @settings(max_examples=30)
 @given(tensors(), st.data())
 def test_any_part_can_be_read_at_its_offset(blob: bytes, data: st.DataObject) -> None:
-    with container.Reader(io.BytesIO(pack(blob, limit=16)), "x") as reader:
+    with container.PackReader(io.BytesIO(pack(blob, limit=16)), "x") as reader:
         for _ in range(5):
             offset, size = data.draw(st.integers(0, len(blob) + 5)), data.draw(st.integers(0, len(blob)))
             assert reader.read_at(offset, size) == blob[offset : offset + size]
@@ -104,9 +104,9 @@ def test_every_bit_pattern_survives_either_coding(width: int) -> None:
 def test_a_gguf_file_is_cut_at_its_tensors(tmp_path: Path) -> None:
     values = (np.random.default_rng(0).normal(size=(64, 512)) * 0.02).astype(np.float16)
     arrays = {"a.lora_a": values, "b.lora_b": values.astype(np.float32)}
-    gguf_file.write(tmp_path / "x.gguf", {"general.architecture": gguf_file.Value("STRING", "llama")}, arrays)
+    gguf_file.write(tmp_path / "x.gguf", {"general.architecture": gguf_file.MetadataValue("STRING", "llama")}, arrays)
     blob = (tmp_path / "x.gguf").read_bytes()
-    found = {run.key[0]: run.width for run in cutting.runs(container.at(io.BytesIO(blob)), len(blob)) if run.key}
+    found = {run.key[0]: run.width for run in cutting.runs(container.offset_reader(io.BytesIO(blob)), len(blob)) if run.key}
     assert found == {"a.lora_a": 2, "b.lora_b": 4}
     assert unpack(pack(blob)) == blob
 

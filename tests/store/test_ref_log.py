@@ -17,7 +17,7 @@ from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import Registry
 from adapterhub.store.oci_index import IndexFile
-from adapterhub.store.ref_log import BASES, HUB, RefLog, in_force
+from adapterhub.store.ref_log import BASES, HUB, RefLog, entries_in_force
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, LocalIOError, NotFoundError, RefusedError
 from tests.conftest import Run
@@ -205,9 +205,9 @@ def test_a_removal_is_undone_for_the_versions_that_the_restore_lists() -> None:
     pushes = [Entry("team/sql", number, "push", "t", number=number) for number in (1, 2)]
     tagged, removed = Entry("team/sql", 3, "tag", "t", number=1), Entry("team/sql", 4, "delete", "t")
     restored, pushed = Entry("team/sql", 5, "restore", "t", numbers=(2,)), Entry("team/sql", 6, "push", "t", number=3)
-    assert in_force([*pushes, tagged]) == ([*pushes, tagged], [])
-    assert in_force([*pushes, tagged, removed]) == ([], [*pushes, tagged])
-    current, undone = in_force([*pushes, tagged, removed, restored, pushed])
+    assert entries_in_force([*pushes, tagged]) == ([*pushes, tagged], [])
+    assert entries_in_force([*pushes, tagged, removed]) == ([], [*pushes, tagged])
+    current, undone = entries_in_force([*pushes, tagged, removed, restored, pushed])
     assert (current, undone) == ([pushes[1], tagged, pushed], [*pushes, tagged])
 
 
@@ -237,7 +237,7 @@ def test_entries_beyond_a_gap_are_found(log: RefLog) -> None:
     for seq in (1, 3, 4):
         log.append(Entry("team/sql", seq, "delete", "t"))
     (log.path("team/sql", 1).parent / "00000009.txt").touch()
-    assert log.after("team/sql", 3) == [log.path("team/sql", 4)]
+    assert log.files_after("team/sql", 3) == [log.path("team/sql", 4)]
     assert [log.has_entry_after("team/sql", seq) for seq in (1, 4)] == [True, False]
 
 

@@ -22,8 +22,8 @@ from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy
-from adapterhub.remotes.local import Local
+from adapterhub.remotes.copy import copy_version
+from adapterhub.remotes.local import LocalName
 from adapterhub.store import tensor_digests
 from adapterhub.store.tensor_digests import Hashing, Tensor
 from adapterhub_converters.containers import safetensors_file
@@ -347,9 +347,9 @@ def test_a_list_goes_with_its_blob(registry: Registry, make: Make) -> None:
 def test_a_copy_from_another_registry_is_found_by_its_tensors(registry: Registry, make: Make, tmp_path: Path) -> None:
     registry.push(make("a"), SQL)
     with Registry.init(tmp_path / "other") as other:
-        target = Local(other, "team/sql")
-        with target.at_work():
-            copy(Local(registry, "team/sql"), "v1", target, None)
+        target = LocalName(other, "team/sql")
+        with target.lease_for_push():
+            copy_version(LocalName(registry, "team/sql"), "v1", target, None)
         for one in (registry, other):
             one.list_tensors()
         assert everything(other) == everything(registry) != []

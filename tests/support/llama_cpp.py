@@ -15,7 +15,7 @@ from adapterhub.generation.llama_cpp import LlamaCppEngine
 @contextlib.contextmanager
 def opened(model: Path, adapter: Path | None = None) -> Iterator[LlamaCppEngine]:
     """Load a model and, if given, an adapter; threads wait for each other in a spin, so there is only one."""
-    with llama_cpp.opened(adapter, model, where=str(adapter), threads=1) as engine:
+    with llama_cpp.open_engine(adapter, model, location=str(adapter), threads=1) as engine:
         yield engine
 
 
@@ -34,17 +34,17 @@ def gated_logits(model: Path, tokens: Sequence[int], adapter: Path) -> np.ndarra
         settings.n_threads = settings.n_threads_batch = 1
         context = lib.llama_init_from_model(engine._model, settings)
         try:
-            found = [np.array(engine._decoded(context, [token], i)) for i, token in enumerate(tokens[:start])]
+            found = [np.array(engine._decode(context, [token], i)) for i, token in enumerate(tokens[:start])]
             lib.llama_set_adapters_lora(
                 context, ffi.new("struct llama_adapter_lora *[]", [delta]), 1, ffi.new("float[]", [1.0])
             )
             later = list(tokens)[start:]
-            return np.stack([*found, *(np.array(engine._decoded(context, [t], start + i)) for i, t in enumerate(later))])
+            return np.stack([*found, *(np.array(engine._decode(context, [t], start + i)) for i, t in enumerate(later))])
         finally:
             lib.llama_free(context)
 
 
 def logits(model: Path, tokens: Sequence[int], adapter: Path | None = None) -> np.ndarray:
     """Logits `(len(tokens), n_vocab)` after each token, float32."""
-    with opened(model, adapter) as engine, engine.started(adapted=adapter is not None, room=len(tokens)) as logits_after:
+    with opened(model, adapter) as engine, engine.start_decoding(adapted=adapter is not None, room=len(tokens)) as logits_after:
         return np.stack([logits_after([token]) for token in tokens])

@@ -9,7 +9,7 @@ import numpy as np
 
 from adapterhub_converters.architectures import names
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import Value, f32, string, u32
+from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
 
 CONFIG: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -17,15 +17,15 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 # What a GGUF of each architecture says beside the numbers that all have (llama.cpp, conversion/*.py, set_gguf_parameters).
-EXTRAS: dict[str, dict[str, Value]] = {
+EXTRAS: dict[str, dict[str, MetadataValue]] = {
     "granite": {
-        "attention.scale": f32(0.25), "embedding_scale": f32(2.0), "residual_scale": f32(0.5), "logit_scale": f32(2.0),
+        "attention.scale": f32_value(0.25), "embedding_scale": f32_value(2.0), "residual_scale": f32_value(0.5), "logit_scale": f32_value(2.0),
     },
     "gemma2": {
-        "attn_logit_softcapping": f32(50.0), "final_logit_softcapping": f32(30.0), "attention.sliding_window": u32(4096),
+        "attn_logit_softcapping": f32_value(50.0), "final_logit_softcapping": f32_value(30.0), "attention.sliding_window": u32_value(4096),
     },
-    "gemma3": {"attention.sliding_window": u32(4096)},
-    "phi3": {"rope.scaling.original_context_length": u32(256), "attention.sliding_window": u32(256)},
+    "gemma3": {"attention.sliding_window": u32_value(4096)},
+    "phi3": {"rope.scaling.original_context_length": u32_value(256), "attention.sliding_window": u32_value(256)},
 }  # fmt: skip
 # What write_gguf can write without llama.cpp's own conversion.
 GGUF = (
@@ -179,39 +179,39 @@ def _adds_one(name: str) -> bool:
     return name.startswith(("Gemma", "Qwen3_5")) and not name.startswith("Gemma4")
 
 
-def write_gguf(made: Any, path: Path, **tokenizer: Value) -> Path:
+def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:
     """`made` as a GGUF model in float32, by default without a tokenizer, which is enough for llama.cpp to run token ids."""
     config = made.config.to_dict()
     architecture = names.by_class(config["architectures"][0] if config.get("architectures") else type(made).__name__, "tiny")
-    metadata: dict[str, Value] = {
-        "general.architecture": string(architecture.gguf),
-        "general.type": string("model"),
-        "general.name": string("tiny"),
+    metadata: dict[str, MetadataValue] = {
+        "general.architecture": string_value(architecture.gguf),
+        "general.type": string_value("model"),
+        "general.name": string_value("tiny"),
     }
-    numbers: dict[str, Value] = {
-        "block_count": u32(config["num_hidden_layers"]),
-        "context_length": u32(config["max_position_embeddings"]),
-        "embedding_length": u32(config["hidden_size"]),
-        "feed_forward_length": u32(config["intermediate_size"]),
-        "attention.head_count": u32(config["num_attention_heads"]),
-        "attention.head_count_kv": u32(config["num_key_value_heads"]),
-        "attention.key_length": u32(made.config.head_dim),
-        "attention.value_length": u32(made.config.head_dim),
-        "rope.dimension_count": u32(made.config.head_dim),
-        "rope.freq_base": f32(_rope_theta(config)),
-        "attention.layer_norm_rms_epsilon": f32(config.get("rms_norm_eps", 1e-6)),
-        "attention.layer_norm_epsilon": f32(config.get("norm_epsilon", 1e-5)),
-        "vocab_size": u32(config["vocab_size"]),
+    numbers: dict[str, MetadataValue] = {
+        "block_count": u32_value(config["num_hidden_layers"]),
+        "context_length": u32_value(config["max_position_embeddings"]),
+        "embedding_length": u32_value(config["hidden_size"]),
+        "feed_forward_length": u32_value(config["intermediate_size"]),
+        "attention.head_count": u32_value(config["num_attention_heads"]),
+        "attention.head_count_kv": u32_value(config["num_key_value_heads"]),
+        "attention.key_length": u32_value(made.config.head_dim),
+        "attention.value_length": u32_value(made.config.head_dim),
+        "rope.dimension_count": u32_value(made.config.head_dim),
+        "rope.freq_base": f32_value(_rope_theta(config)),
+        "attention.layer_norm_rms_epsilon": f32_value(config.get("rms_norm_eps", 1e-6)),
+        "attention.layer_norm_epsilon": f32_value(config.get("norm_epsilon", 1e-5)),
+        "vocab_size": u32_value(config["vocab_size"]),
     } | EXTRAS.get(architecture.gguf, {})
     metadata |= {f"{architecture.gguf}.{key}": value for key, value in numbers.items()}
-    metadata |= {f"tokenizer.ggml.{key}": value for key, value in ({"model": string("none")} | tokenizer).items()}
+    metadata |= {f"tokenizer.ggml.{key}": value for key, value in ({"model": string_value("none")} | tokenizer).items()}
     tensors: dict[str, np.ndarray] = {}
     for name, parameter in made.named_parameters():
         module, _, kind = name.rpartition(".")
         array = parameter.detach().numpy()
         if architecture.is_norm(module) and architecture.gguf.startswith("gemma"):
             array = array + 1  # llama.cpp's Gemma norms include the 1 (conversion/gemma.py)
-        tensors[f"{architecture.stem(module)}.{kind}"] = names.permuted(array, architecture.order(module, config, "tiny"))
+        tensors[f"{architecture.stem(module)}.{kind}"] = names.permute_rows(array, architecture.order(module, config, "tiny"))
     gguf_file.write(path, metadata, tensors)
     return path
 

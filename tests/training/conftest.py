@@ -67,11 +67,11 @@ def load_base(path: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str =
     from adapterhub.training.model.loading import load
 
     with BaseFiles(path) as files:
-        return load(files, base, adapter, where=where, **options)
+        return load(files, base, adapter, location=where, **options)
 
 
 def packed_rows(examples: Iterable[Example], sequence: int, **options: Any) -> Rows:
     """Pack examples into rows, as the trainer does."""
     from adapterhub.training.data import rows, tokens
 
-    return rows.pack(tokens.collected(((example, b"") for example in examples), set()), sequence, **options).all()
+    return rows.pack(tokens.collect(((example, b"") for example in examples), set()), sequence, **options).all()

@@ -39,5 +39,5 @@ def test_output_and_gradients_are_torchs(kind: str) -> None:
 
 
 def test_documents_that_a_block_does_not_see_are_not_multiplied() -> None:
-    ranges = list(attention._ranges(documents()[:1], TOKENS))
+    ranges = list(attention._visible_ranges(documents()[:1], TOKENS))
     assert [(keys.start, keys.stop) for _, keys in ranges] == [(0, 128), (100, 256), (250, TOKENS)]

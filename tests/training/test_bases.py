@@ -160,7 +160,7 @@ def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monke
     file.write_bytes(b"one")
     first = digest_cache.digest(file, cache)
     assert not (cache / "digests").exists()  # it changed a moment ago, and might again within the clock's tick
-    monkeypatch.setattr(digest_cache, "_SETTLED", -1)
+    monkeypatch.setattr(digest_cache, "_CLOCK_TICK", -1)
     assert digest_cache.digest(file, cache) == first
     (remembered,) = (cache / "digests").iterdir()
     said = json.loads(remembered.read_text())
@@ -291,8 +291,8 @@ def test_an_output_layer_must_equal_the_table_that_it_is_tied_to(same: bool, tmp
 
 def test_a_model_without_its_weights_is_refused_by_the_name_of_a_parameter(tiny_base: Path) -> None:
     with BaseFiles(tiny_base) as files:
-        made, _ = library.config_and_tokenizer(files.folder, json.loads(files.config_text), where="base")
-    model = library.empty(made, torch.float32, where="base")
+        made, _ = library.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")
+    model = library.empty_model(made, torch.float32, location="base")
     with pytest.raises(RefusedError, match=r"base: model.\S+ is not in its files, and transformers computes no value for it"):
         families.compute_buffers(model, "base")
 
@@ -308,7 +308,7 @@ def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     source = tiny(tmp_path / "a.gguf")
     made = loaded(source, entry_of(source, tmp_path / "cache"))
     with gguf_file.GGUFFile(source) as file:
-        q = names.unpermuted(file.tensor("blk.0.attn_q.weight"), 2)
+        q = names.unpermute_rows(file.tensor("blk.0.attn_q.weight"), 2)
         wanted = nf4.quantize(torch.from_numpy(np.ascontiguousarray(q)))
     layer = made.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert isinstance(layer, lora.LoRALinear)

@@ -56,7 +56,7 @@ def test_a_date_in_the_chat_template_is_that_of_the_first_day(
     assert (known.training.config or {})["data"]["date"] == "2026-01-31"
 
     def stop(event: object) -> None:
-        if isinstance(event, train.Stepped) and event.step == 3:
+        if isinstance(event, train.StepEvent) and event.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -78,7 +78,7 @@ def test_a_date_in_the_chat_template_is_that_of_the_first_day(
 
 def test_what_is_no_date_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\[data\] date: is not a date. Write it like 2026-11-26"):
-        config_file.parse('[base]\npath = "m"\n[data]\ntrain = "t"\ndate = "soon"\n', folder=Path(), where="c.toml")
+        config_file.parse('[base]\npath = "m"\n[data]\ntrain = "t"\ndate = "soon"\n', folder=Path(), location="c.toml")
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_templates_by_name(name: str, answer: str, plain_base: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_base)
     chat_template.choose(tokenizer, name, plain_base / name, "c.toml")
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    example = encode({"messages": turns}, tokenizer, loss="completion", where="")
+    example = encode({"messages": turns}, tokenizer, loss="completion", location="")
     assert tokenizer.decode(example.ids[example.trained]).startswith(answer)
 
 

@@ -24,7 +24,7 @@ def test_defaults_and_paths_relative_to_the_file(tmp_path: Path) -> None:
 
 def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
     text = SMALL + "[lora]\nlayers = [2, 0]\nrank_pattern = {up_proj = 4, q_proj = 8}\nalpha_pattern = {q_proj = 16}\n"
-    read = config_file.parse(text, folder=Path(), where="c.toml")
+    read = config_file.parse(text, folder=Path(), location="c.toml")
     lora = read.lora
     assert read.document()["lora"]["rank_pattern"] == [["up_proj", 4], ["q_proj", 8]]
     assert (lora.layers, list(lora.rank_pattern.items())) == ((2, 0), [("up_proj", 4), ("q_proj", 8)])
@@ -75,14 +75,14 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
 )
 def test_refused(text: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        config_file.parse(text, folder=Path(), where="c.toml")
+        config_file.parse(text, folder=Path(), location="c.toml")
     assert says in str(caught.value)
 
 
 def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
     text = '[base]\npath = "b"\n[data]\n[lora]\nrank = 8\nalpha = "x"\ndropout = 2\n'
     with pytest.raises(UsageError) as caught:
-        config_file.parse(text, folder=Path(), where="c.toml")
+        config_file.parse(text, folder=Path(), location="c.toml")
     assert caught.value.problems == (
         "c.toml:3: [data] train: is missing",
         "c.toml:5: [lora] rank: unknown key. Did you mean r?",
@@ -91,13 +91,13 @@ def test_all_problems_are_reported_at_once_each_with_its_line() -> None:
     )
     many = SMALL + "[lora]\n" + "".join(f"key{number} = 1\n" for number in range(5000))
     with pytest.raises(UsageError) as caught:
-        config_file.parse(many, folder=Path(), where="c.toml")
+        config_file.parse(many, folder=Path(), location="c.toml")
     assert (len(caught.value.problems), caught.value.problems[-1]) == (21, "4,980 more problems")
 
 
 def test_changes_replace_values_of_the_file_and_are_recorded() -> None:
     changes = ("train.steps=10", "base.quantize=none", 'lora.targets=["q_proj"]', "train.learning_rate = 1e-3")
-    read = config_file.parse(SMALL + "[train]\nsteps = 5\n", folder=Path(), where="c.toml", changes=changes)
+    read = config_file.parse(SMALL + "[train]\nsteps = 5\n", folder=Path(), location="c.toml", changes=changes)
     assert (read.train.steps, read.base.quantize, read.train.learning_rate) == (10, "none", 1e-3)
     assert (read.document()["train"]["steps"], read.document()["lora"]["targets"]) == (10, ["q_proj"])
 
@@ -114,7 +114,7 @@ def test_changes_replace_values_of_the_file_and_are_recorded() -> None:
 )
 def test_an_invalid_change_is_quoted(change: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        config_file.parse(SMALL, folder=Path(), where="c.toml", changes=[change])
+        config_file.parse(SMALL, folder=Path(), location="c.toml", changes=[change])
     assert says in str(caught.value)
 
 

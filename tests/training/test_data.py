@@ -17,7 +17,7 @@ from adapterhub.training.data import dataset as data
 from adapterhub.training.data import documents, survey
 from adapterhub.training.data.examples import Example, encode
 from adapterhub.training.data.rows import IGNORED, Rows, document_lengths, lengths, mean_context, order, pack
-from adapterhub.training.data.tokens import TRAINED, collected
+from adapterhub.training.data.tokens import TRAINED, collect
 from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
 from tests.conftest import need_module
 
@@ -120,7 +120,7 @@ def test_examples_stay_whole_and_share_rows(tmp_path: Path, tokenizer: object) -
 def test_examples_of_any_lengths_fill_rows_nearly_and_all_are_there() -> None:
     sizes = np.random.default_rng(0).integers(1, 200, 20_000)
     examples = [Example(np.full(size, number), np.ones(size, bool), joint=True) for number, size in enumerate(sizes)]
-    rows = pack(collected(((example, b"") for example in examples), set()), 128)
+    rows = pack(collect(((example, b"") for example in examples), set()), 128)
     assert sorted((rows.marked[rows.starts] & ~TRAINED).tolist()) == list(range(len(examples)))
     filled = np.add.reduceat(rows.segments, rows.bounds[:-1])
     assert filled.max() == 128
@@ -128,7 +128,7 @@ def test_examples_of_any_lengths_fill_rows_nearly_and_all_are_there() -> None:
 
 
 def test_packing_takes_memory_for_the_documents_however_long_a_row_is() -> None:
-    tokens = collected(((Example(np.ones(size), np.ones(size, bool), joint=True), b"") for size in (5, 3, 4)), set())
+    tokens = collect(((Example(np.ones(size), np.ones(size, bool), joint=True), b"") for size in (5, 3, 4)), set())
     tracemalloc.start()
     rows = pack(tokens, 1 << 24)
     peak = tracemalloc.get_traced_memory()[1]
@@ -309,7 +309,7 @@ def trls(name: str) -> str:
 def test_answers_are_those_of_trls_templates_with_generation_marks(name: str, turns: int, forgetful) -> None:  # type: ignore[no-untyped-def]
     forgetful.chat_template = trls(f"{name}_training")
     messages = say(("user", "a"), ("assistant", "bb"), ("user", "c"), ("assistant", "dd"))[:turns]
-    ours = encode({"messages": messages}, forgetful, loss="completion", where="")
+    ours = encode({"messages": messages}, forgetful, loss="completion", location="")
     if name in ("idefics3", "smolvlm"):  # which write no content that is not in parts
         messages = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
     theirs = forgetful.apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
@@ -336,7 +336,7 @@ def test_calls_of_tools_are_answers(forgetful, tmp_path: Path, tools: object) ->
 
 def learned(turns: list[dict[str, object]], tokenizer: object, **more: object) -> str:
     """What of a conversation is trained on."""
-    example = encode({"messages": turns, **more}, tokenizer, loss="completion", where="a.jsonl:1")
+    example = encode({"messages": turns, **more}, tokenizer, loss="completion", location="a.jsonl:1")
     return tokenizer.decode(example.ids[example.trained])  # type: ignore[attr-defined,no-any-return]
 
 
@@ -441,8 +441,8 @@ def test_a_tokenizer_that_ends_texts_itself_ends_them_once(tmp_path: Path) -> No
     core.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     core.post_processor = tokenizers.processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
     ending = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    assert encode({"text": "a b"}, ending, loss="all", where="").ids.tolist() == [0, 2, 3, 1]
-    pair = encode({"prompt": "a", "completion": "b"}, ending, loss="completion", where="")
+    assert encode({"text": "a b"}, ending, loss="all", location="").ids.tolist() == [0, 2, 3, 1]
+    pair = encode({"prompt": "a", "completion": "b"}, ending, loss="completion", location="")
     assert pair.ids.tolist() == [0, 2, 3, 1]
     assert pair.trained.tolist() == [False, False, True, True]
 
@@ -486,7 +486,7 @@ def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tok
 def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenizer: object) -> None:
     write(tmp_path / "a.jsonl", {"text": "document"})
     text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout_share = 0.01\n'
-    settings = config_file.parse(text, folder=tmp_path, where="c.toml")
+    settings = config_file.parse(text, folder=tmp_path, location="c.toml")
     says = (
         r"c.toml: \[data\] heldout_share: it holds out whole documents, and of 1 one part is empty. Name other files in heldout"
     )
@@ -497,7 +497,7 @@ def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenize
 def mix(tmp_path: Path, shares: dict[str, float], more: str = "") -> config_file.TrainConfig:
     sources = ", ".join(f'{{path = "{name}.jsonl", share = {share}}}' for name, share in shares.items())
     text = f'[base]\npath = "b"\n[data]\ntrain = [{sources}]\nsequence = 64\n{more}'
-    return config_file.parse(text, folder=tmp_path, where="c.toml")
+    return config_file.parse(text, folder=tmp_path, location="c.toml")
 
 
 def test_files_are_mixed_by_their_shares_of_the_tokens(tmp_path: Path, tokenizer: object) -> None:
@@ -544,13 +544,13 @@ def test_passages_of_held_out_texts_that_are_trained_on_are_reported(tmp_path: P
     write(tmp_path / "a.jsonl", {"text": f"{others[0]}  {passage}"}, {"prompt": others[1], "completion": "x"})
     write(tmp_path / "b.jsonl", {"text": f"{passage}\n{others[1]}"})
     text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout = "b.jsonl"\nsequence = 512\n'
-    train_set, heldout = data.datasets(config_file.parse(text, folder=tmp_path, where="c.toml"), tokenizer)
+    train_set, heldout = data.datasets(config_file.parse(text, folder=tmp_path, location="c.toml"), tokenizer)
     assert heldout is not None
     assert heldout.shared == pytest.approx(8 / 22)
     (note,) = data.overlap(train_set, heldout)
     assert note.startswith("36% of the runs of 8 words in the held-out texts are in the training data too: its perplexity")
     write(tmp_path / "b.jsonl", {"prompt": passage, "completion": others[1]})
-    _, heldout = data.datasets(config_file.parse(text, folder=tmp_path, where="c.toml"), tokenizer)
+    _, heldout = data.datasets(config_file.parse(text, folder=tmp_path, location="c.toml"), tokenizer)
     assert heldout is not None
     assert heldout.shared == 0
 
@@ -565,11 +565,11 @@ def test_without_packing_each_document_has_a_row(tmp_path: Path, tokenizer: obje
 
 def test_grouping_by_length_keeps_every_row_and_puts_like_to_like() -> None:
     sizes = np.random.default_rng(0).integers(1, 100, 403)
-    drawn = order(403, 806, 3, sizes=sizes, together=4)
+    drawn = order(403, 806, 3, sizes=sizes, rows_per_step=4)
     assert sorted(drawn[:403].tolist()) == list(range(403)) == sorted(drawn[403:].tolist())
     spread = [np.ptp(sizes[drawn[start : start + 4]]) for start in range(0, 400, 4)]
     assert np.mean(spread) < 10
-    assert (order(403, 806, 3, sizes=sizes, together=4) == drawn).all()
+    assert (order(403, 806, 3, sizes=sizes, rows_per_step=4) == drawn).all()
     assert np.corrcoef(sizes[drawn[:400]], np.arange(400))[0, 1] ** 2 < 0.1  # not the longest first
 
 

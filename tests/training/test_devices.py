@@ -87,11 +87,11 @@ def test_no_operation_of_a_step_mixes_devices(learn: Run, tiny_base: Path) -> No
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    assert devices.chosen("cpu").type == "cpu"
+    assert devices.select("cpu").type == "cpu"
     if not torch.cuda.is_available():
-        assert devices.chosen("auto").type == "cpu"
+        assert devices.select("auto").type == "cpu"
         with pytest.raises(RefusedError, match="torch finds no CUDA device"):
-            devices.chosen("cuda")
+            devices.select("cuda")
 
 
 def test_cuda_uses_only_kernels_that_give_the_same_bytes_and_an_operation_without_one_is_refused(

@@ -132,7 +132,7 @@ def test_a_table_is_read_under_the_names_of_its_columns(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("instruction\toutput\nq\ta\n")
     assert records(tmp_path / "a.csv") == [ASKED, {"instruction": 'say "hi",\nthen go', "output": "x" * 200_000}]
     assert records(tmp_path / "a.tsv") == [ASKED]
-    assert [document.where for document in documents.read(tmp_path / "a.csv").documents] == [
+    assert [document.location for document in documents.read(tmp_path / "a.csv").documents] == [
         f"{tmp_path}/a.csv:2", f"{tmp_path}/a.csv:3",
     ]  # fmt: skip
 
@@ -172,7 +172,7 @@ def test_plain_text_is_one_document_or_its_paragraphs_or_lines(tmp_path: Path) -
     assert records(path, split_text="paragraphs") == [{"text": "one\ntwo"}, {"text": "three"}]
     assert records(path, split_text="lines") == [{"text": "one"}, {"text": "two"}, {"text": "three"}]
     split = documents.read(path, documents.Options(split_text="paragraphs")).documents
-    assert [document.where for document in split] == [f"{path}:1", f"{path}:6"]
+    assert [document.location for document in split] == [f"{path}:1", f"{path}:6"]
 
 
 def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:

@@ -18,22 +18,22 @@ def test_every_key_explains_its_default() -> None:
     keys = {(section, item.name) for section, kind in config.SECTIONS.items() for item in dataclasses.fields(kind)}
     told = explain.explain()
     assert {(item.section, item.key) for item in told} == keys
-    assert [f"{item.section}.{item.key}" for item in told if not item.why.endswith(".")] == []
+    assert [f"{item.section}.{item.key}" for item in told if not item.explanation.endswith(".")] == []
     assert {item.key for item in told if item.needed} == {"path", "train"}
 
 
 def test_a_new_config_has_every_key_and_trains_as_it_stands() -> None:
     text = explain.template()
-    read = config_file.parse(text, folder=Path(), where="new")
+    read = config_file.parse(text, folder=Path(), location="new")
     assert read == dataclasses.replace(
-        config_file.parse('[base]\npath = "model"\n[data]\ntrain = ["train.jsonl"]\n', folder=Path(), where="new")
+        config_file.parse('[base]\npath = "model"\n[data]\ntrain = ["train.jsonl"]\n', folder=Path(), location="new")
     )
     assert max(map(len, text.splitlines())) <= 128
     everything = re.sub(r"^#(\w+ =)", r"\1", text, flags=re.MULTILINE)
     document = tomllib.loads(everything)
     for section, kind in config.SECTIONS.items():
         assert list(document[section]) == [item.name for item in dataclasses.fields(kind)]
-    config_file.parse(everything, folder=Path(), where="new")
+    config_file.parse(everything, folder=Path(), location="new")
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "train.learning_rate", "[train] learning_rate"])

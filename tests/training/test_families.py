@@ -22,7 +22,7 @@ from adapterhub.training.model import adapters, families  # noqa: E402
 from adapterhub.training.model.base import Base, Logits, check_isolation, isolates_documents, share_rows  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
-from adapterhub_converters.formats.peft.experts import by_module  # noqa: E402
+from adapterhub_converters.formats.peft.experts import wrapper_names_by_target  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.support import tiny  # noqa: E402
 from tests.training import test_kinds as kinds  # noqa: E402
@@ -80,7 +80,7 @@ def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
     words = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha, "task_type": "CAUSAL_LM"}
     modules = [path for path in layers if path not in stacks]
     made = get_peft_model(model, LoraConfig(**words, target_modules=modules, target_parameters=stacks or None))
-    stems = by_module(stacks)
+    stems = wrapper_names_by_target(stacks)
     for path, layer in layers.items():
         theirs = made.base_model.model.get_submodule(stems.get(path, path))
         A, B = layer.lora_A.data, layer.lora_B.data
@@ -132,7 +132,7 @@ def test_losses_and_gradients_are_pefts_and_peft_loads_the_result(name: str, tmp
     ours.model.eval()
     with torch.no_grad():
         z = torch.nn.functional.linear(ours.states(ids, positions), ours.head, ours.head_bias)
-        torch.testing.assert_close(ours.logits.of(z), again(ids).logits, rtol=1e-4, atol=2e-4)
+        torch.testing.assert_close(ours.logits.apply(z), again(ids).logits, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_the_loss_without_logits_has_the_gradients_of_the_loss_with_them(shape: 
     ours = loss.cross_entropy(hidden, head, labels, ids=ids, rows=rows, bias=bias, shape=shape).sum()
     found = torch.autograd.grad(ours, (hidden, rows))
     z = torch.nn.functional.linear(hidden, head.index_copy(0, ids, rows), bias)
-    theirs = torch.nn.functional.cross_entropy(shape.of(z).flatten(0, 1), labels.flatten(), reduction="sum")
+    theirs = torch.nn.functional.cross_entropy(shape.apply(z).flatten(0, 1), labels.flatten(), reduction="sum")
     torch.testing.assert_close(ours, theirs)
     for own, other in zip(found, torch.autograd.grad(theirs, (hidden, rows)), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
@@ -260,7 +260,7 @@ def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
     settings = dataclasses.replace(settings, base=dataclasses.replace(settings.base, dtype="bfloat16"))
     found = []
     for multiple in (1, 32):
-        monkeypatch.setattr(experts, "_ROWS", multiple)
+        monkeypatch.setattr(experts, "_ROW_MULTIPLE", multiple)
         made = kinds.loaded(settings)
         state = new_state(made.model, settings.train)
         found.append([loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])

@@ -97,7 +97,7 @@ def test_transformers_loads_it_with_the_same_ids(smollm: tuple[Path, Path], llam
     assert chat.endswith("<|im_start|>user\nhi<|im_end|>\n")
 
 
-def tiny(path: Path, **changes: gguf_file.Value) -> Path:
+def tiny(path: Path, **changes: gguf_file.MetadataValue) -> Path:
     """A one-layer llama in F32: hidden 8, two heads of 4, one of keys and values."""
     rng = np.random.default_rng(0)
     shapes = {
@@ -105,7 +105,7 @@ def tiny(path: Path, **changes: gguf_file.Value) -> Path:
         "blk.0.attn_q": (8, 8), "blk.0.attn_k": (4, 8), "blk.0.attn_v": (4, 8), "blk.0.attn_output": (8, 8),
         "blk.0.ffn_gate": (12, 8), "blk.0.ffn_up": (12, 8), "blk.0.ffn_down": (8, 12),
     }  # fmt: skip
-    u32, f32, text = gguf_file.u32, gguf_file.f32, gguf_file.string
+    u32, f32, text = gguf_file.u32_value, gguf_file.f32_value, gguf_file.string_value
     metadata = {
         "general.architecture": text("llama"),
         "llama.block_count": u32(1),
@@ -118,9 +118,9 @@ def tiny(path: Path, **changes: gguf_file.Value) -> Path:
         "llama.rope.freq_base": f32(10000.0),
         "tokenizer.ggml.model": text("gpt2"),
         "tokenizer.ggml.pre": text("smollm"),
-        "tokenizer.ggml.tokens": gguf_file.strings(["<s>", "a", "b", "ab", "\u0120", "</s>"]),
-        "tokenizer.ggml.token_type": gguf_file.Value("[INT32]", [3, 1, 1, 1, 1, 3]),
-        "tokenizer.ggml.merges": gguf_file.strings(["a b"]),
+        "tokenizer.ggml.tokens": gguf_file.strings_value(["<s>", "a", "b", "ab", "\u0120", "</s>"]),
+        "tokenizer.ggml.token_type": gguf_file.MetadataValue("[INT32]", [3, 1, 1, 1, 1, 3]),
+        "tokenizer.ggml.merges": gguf_file.strings_value(["a b"]),
         "tokenizer.ggml.bos_token_id": u32(0),
         "tokenizer.ggml.eos_token_id": u32(5),
         **{key.replace("__", "."): value for key, value in changes.items()},
@@ -142,7 +142,7 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
     assert read_base(tmp_path / "hf").fingerprint == read_base(source).fingerprint
     with gguf_file.GGUFFile(source) as file, safetensors_file.SafetensorsFile(tmp_path / "hf" / "model.safetensors") as made:
         q = made.tensor("model.layers.0.self_attn.q_proj.weight").astype(np.float32)
-        np.testing.assert_allclose(names.permuted(q, 2), file.tensor("blk.0.attn_q.weight"), rtol=2**-8)
+        np.testing.assert_allclose(names.permute_rows(q, 2), file.tensor("blk.0.attn_q.weight"), rtol=2**-8)
         v = made.tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)
         np.testing.assert_allclose(v, file.tensor("blk.0.attn_v.weight"), rtol=2**-8)
     assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "hf"}
@@ -152,7 +152,7 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
 
 def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    to_folder.to_hf(tiny(tmp_path / "a.gguf", tokenizer__ggml__add_bos_token=gguf_file.boolean(value=True)), tmp_path / "hf")
+    to_folder.to_hf(tiny(tmp_path / "a.gguf", tokenizer__ggml__add_bos_token=gguf_file.bool_value(value=True)), tmp_path / "hf")
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     assert tokenizer.encode("ab a</s>").ids == [0, 3, 4, 1, 5]
 
@@ -160,20 +160,20 @@ def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"general__architecture": gguf_file.string("qwen2")}, "architecture 'qwen2' cannot be converted to"),
-        ({"tokenizer__ggml__pre": gguf_file.string("llama-bpe")}, "only gpt-2, smollm; another one would split differently"),
-        ({"tokenizer__ggml__model": gguf_file.string("llama")}, "tokenizer model 'llama' cannot be converted to"),
-        ({"llama__rope__scaling__type": gguf_file.string("yarn")}, "llama.rope.scaling.type = yarn changes"),
-        ({"llama__rope__dimension_count": gguf_file.u32(2)}, "a partial rotary embedding"),
-        ({"llama__block_count": gguf_file.string("")}, "llama.block_count is '', not a number"),
-        ({"llama__block_count": gguf_file.Value("[UINT32]", [1])}, "llama.block_count is an array, not one value"),
+        ({"general__architecture": gguf_file.string_value("qwen2")}, "architecture 'qwen2' cannot be converted to"),
+        ({"tokenizer__ggml__pre": gguf_file.string_value("llama-bpe")}, "only gpt-2, smollm; another one would split differently"),
+        ({"tokenizer__ggml__model": gguf_file.string_value("llama")}, "tokenizer model 'llama' cannot be converted to"),
+        ({"llama__rope__scaling__type": gguf_file.string_value("yarn")}, "llama.rope.scaling.type = yarn changes"),
+        ({"llama__rope__dimension_count": gguf_file.u32_value(2)}, "a partial rotary embedding"),
+        ({"llama__block_count": gguf_file.string_value("")}, "llama.block_count is '', not a number"),
+        ({"llama__block_count": gguf_file.MetadataValue("[UINT32]", [1])}, "llama.block_count is an array, not one value"),
         (
-            {"tokenizer__ggml__token_type": gguf_file.Value("[INT32]", [3, 1])},
+            {"tokenizer__ggml__token_type": gguf_file.MetadataValue("[INT32]", [3, 1])},
             "tokenizer.ggml.token_type has 2 entries for 6 tokens",
         ),
     ],
 )
-def test_refused_by_name(tmp_path: Path, changes: dict[str, gguf_file.Value], says: str) -> None:
+def test_refused_by_name(tmp_path: Path, changes: dict[str, gguf_file.MetadataValue], says: str) -> None:
     with pytest.raises(RefusedError) as caught:
         to_folder.to_hf(tiny(tmp_path / "a.gguf", **changes), tmp_path / "hf")
     assert says in str(caught.value)

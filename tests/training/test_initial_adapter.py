@@ -142,7 +142,7 @@ def test_going_on_is_training_on_to_the_bit(kind: str, tmp_path: Path, tiny_base
     found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     again = kinds.loaded(settings)
     adapters.check_config(found, settings.lora, again.targets, "c.toml")
-    adapters.put(again, found)
+    adapters.copy_into_model(again, found)
     assert advanced(again, settings, 3) == advanced(straight, settings, 3)
     for (name, own), (_, other) in zip(
         lora.trained_parameters(again.model), lora.trained_parameters(straight.model), strict=True
@@ -162,7 +162,7 @@ def test_what_is_put_in_can_be_measured_and_taken_out(kind: str, tmp_path: Path,
     peft_format.write(adapters.trained_adapter(settings, made), tmp_path)
     found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     measured = load_base(folder, settings.base, found.config, where="./first")
-    adapters.put(measured, found)
+    adapters.copy_into_model(measured, found)
     assert heldout.evaluate(measured, kinds.rows(), 4) == after
     adapters.remove(measured)
     assert heldout.evaluate(measured, kinds.rows(), 4) == before
@@ -205,8 +205,8 @@ def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path:
     settings = kinds.whole(tiny_base)
     ours = load_base(tiny_base, settings.base, found.config, where="./theirs")
     alone = heldout.evaluate(ours, kinds.rows(), 4)
-    adapters.put(ours, found)
-    with adapters.replaced(ours, found):
+    adapters.copy_into_model(ours, found)
+    with adapters.with_replaced_modules(ours, found):
         measured = heldout.evaluate(ours, kinds.rows(), 4)
     adapters.remove(ours)
     assert heldout.evaluate(ours, kinds.rows(), 4) == alone

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 from adapterhub.training.layers import attention, varlen  # noqa: E402
-from adapterhub.training.model.base import Base, by_documents, isolates_documents  # noqa: E402
+from adapterhub.training.model.base import Base, with_documents_if_equivalent, isolates_documents  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.support import tiny  # noqa: E402
 
@@ -87,7 +87,7 @@ def test_documents_share_the_rows_of_the_families_that_the_docs_list(family: str
 def test_attention_by_documents_computes_what_masks_do(family: str) -> None:
     window = {"sliding_window": 4} if family in ("mistral", "cohere2", "exaone4", "gemma3_text", "gemma4_text") else {}
     masked = Base(made(family, **window), None, ())
-    base = by_documents(masked)
+    base = with_documents_if_equivalent(masked)
     assert base.by_documents is (family not in ("gemma2", "gpt2", "nemotron"))
     positions = np.stack([np.concatenate([np.arange(20), np.arange(9), np.arange(11)]), np.arange(40)])
     ids = torch.randint(0, 259, positions.shape, generator=torch.Generator().manual_seed(2))

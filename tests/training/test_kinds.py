@@ -202,7 +202,7 @@ def test_loftq_makes_up_for_quantizing(iterations: int, better: float) -> None:
     torch.manual_seed(0)
     weight = torch.randn(96, 128) * 0.05
     words = config.LoRAConfig(init="loftq", init_iterations=iterations)
-    matrix, factors = variants.initial_factors(weight, words, r=16, scaling=2.0, quantized=True, where="w")
+    matrix, factors = variants.initial_factors(weight, words, r=16, scaling=2.0, quantized=True, location="w")
     plain = (weight - nf4.dequantize(nf4.quantize(weight), torch.float32)).norm()
     left = (weight - nf4.dense(matrix, torch.float32) - 2.0 * factors[1] @ factors[0]).norm()
     assert left < better * plain
@@ -213,7 +213,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_sum(iterations: int) -> N
     torch.manual_seed(0)
     weight = torch.randn(40, 60)
     words = config.LoRAConfig(init="pissa", init_iterations=iterations)
-    rest, (A, B) = variants.initial_factors(weight, words, r=5, scaling=3.0, quantized=False, where="w")
+    rest, (A, B) = variants.initial_factors(weight, words, r=5, scaling=3.0, quantized=False, location="w")
     torch.testing.assert_close(rest + 3.0 * B @ A, weight, rtol=1e-5, atol=1e-5)
     values = torch.linalg.svdvals(weight)
     torch.testing.assert_close(torch.linalg.matrix_norm(rest, 2), values[5], rtol=0.02, atol=0)

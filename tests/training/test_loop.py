@@ -118,7 +118,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
     state, said = new_state(made.model, options), []
     loop.run(made, rows(), None, state, options, steps=6, save=Path, on_event=said.append)
     assert [line["step"] for line in state.log if line.get("skipped")] == [2, 3, 5]
-    noted = [event.text for event in said if isinstance(event, training.Noted)]
+    noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
     assert noted[0] == "step 2 changed nothing, because its gradient is not finite"
     assert len(noted) == 3
     assert all(torch.isfinite(parameter).all() for _, parameter in lora.trained_parameters(made.model))
@@ -165,11 +165,11 @@ def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
     """How busy this machine is, and how fast, no test can know; the trial itself runs."""
     trial = devices.gain_of_one_thread
     monkeypatch.setattr(devices, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
-    monkeypatch.setattr(loop, "_SETTLED", 2)
+    monkeypatch.setattr(loop, "_TRIAL_STEP", 2)
     plan, said = training.read_config(settings(tmp_path, tiny_base, **WAITING)), []
     monkeypatch.setattr(loop, "cores_are_busy", lambda: busy)
     training.run(plan, tmp_path / "out", on_event=said.append)
-    noted = [event.text for event in said if isinstance(event, training.Noted)]
+    noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
     assert len(noted) == notes
     assert all("with threads = 1 it would be about 2.5 times as fast" in note for note in noted)
     assert contents(tmp_path / "out") == quiet
@@ -279,7 +279,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(learn: Run, tmp_path: Path, tiny
     assert not (tmp_path / "out").exists()
     events: list[training.Event] = []
     training.run(training.read_config(path), tmp_path / "out", on_event=events.append)
-    assert [event.step for event in events if isinstance(event, training.Resumed)] == [3]
+    assert [event.step for event in events if isinstance(event, training.ResumeEvent)] == [3]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -335,11 +335,11 @@ def test_a_log_that_fails_meanwhile_is_reported_and_gets_no_more_events() -> Non
         raise ConnectionError("no such\nhost")
 
     tell = tracking.logging_to({"bad": bad, "good": lambda step, numbers: told["good"].append(step)}, said.append)
-    steps = [training.Stepped(n, 3, 1.0, 1e-3, 1.0, 10 * n, 5.0, 0) for n in (1, 2, 3)]
+    steps = [training.StepEvent(n, 3, 1.0, 1e-3, 1.0, 10 * n, 5.0, 0) for n in (1, 2, 3)]
     for step in steps:
         tell(step)
     assert told == {"good": [1, 2, 3], "bad": [1]}
-    assert said == [training.Untracked("bad", "no such host"), *steps]
+    assert said == [training.TrackerFailureEvent("bad", "no such host"), *steps]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -356,16 +356,16 @@ def test_a_log_receives_whether_the_training_failed(
             seen.append(kind)
             raise ConnectionError("gone")
 
-    monkeypatch.setitem(tracking._KINDS, "tensorboard", lambda config, out: Opened())
+    monkeypatch.setitem(tracking._TRACKERS, "tensorboard", lambda config, out: Opened())
     settled = training.read_config(settings(tmp_path, tiny_base, log_to=["tensorboard"]))
     said: list[Any] = []
     try:
-        with tracking.tracked(settled, tmp_path / "out", said.append):
+        with tracking.with_trackers(settled, tmp_path / "out", said.append):
             if fails:
                 raise UsageError("x", "wrong")
     except ConnectionError:
         assert fails
-    assert (seen, said) == (([UsageError], []) if fails else ([None], [training.Untracked("tensorboard", "gone")]))
+    assert (seen, said) == (([UsageError], []) if fails else ([None], [training.TrackerFailureEvent("tensorboard", "gone")]))
 
 
 def test_a_curve_in_a_line() -> None:

@@ -139,7 +139,7 @@ def test_what_cannot_fit_is_refused_with_the_least_change_that_makes_it_fit(tmp_
     spec = read_base(tiny_base)
     total = memory.plan(config, spec).total
     budget.check(config, spec, free=total)
-    budget.check(config, spec, free=total - 1, held=1)
+    budget.check(config, spec, free=total - 1, allocated=1)
     budget.check(config, spec, free=None)
     with pytest.raises(RefusedError, match=r"Set micro_rows = 1$"):
         budget.check(config, spec, free=total - 1)
@@ -159,15 +159,15 @@ def test_checkpointing_is_chosen_where_it_does_not_fit_otherwise(tmp_path: Path,
     spec = read_base(tiny_base)
     assert config.train.checkpointing == "auto"
     total = memory.plan(config, spec).total
-    assert budget.settled(config, spec, free=total).train.checkpointing is False
-    assert budget.settled(config, spec, free=total - 1, held=1).train.checkpointing is False
-    assert budget.settled(config, spec, free=None).train.checkpointing is False
-    settled = budget.settled(config, spec, free=total - 1)
+    assert budget.resolve_auto(config, spec, free=total).train.checkpointing is False
+    assert budget.resolve_auto(config, spec, free=total - 1, allocated=1).train.checkpointing is False
+    assert budget.resolve_auto(config, spec, free=None).train.checkpointing is False
+    settled = budget.resolve_auto(config, spec, free=total - 1)
     assert settled.train.checkpointing is True
     assert memory.plan(settled, spec).total < total
     for said in (True, False):
         chosen = dataclasses.replace(config, train=dataclasses.replace(config.train, checkpointing=said))
-        assert budget.settled(chosen, spec, free=1) == chosen
+        assert budget.resolve_auto(chosen, spec, free=1) == chosen
 
 
 def test_the_base_is_dequantized_where_it_fits(tmp_path: Path, tiny_base: Path) -> None:
@@ -178,12 +178,12 @@ def test_the_base_is_dequantized_where_it_fits(tmp_path: Path, tiny_base: Path) 
     dense = dataclasses.replace(config, base=dataclasses.replace(config.base, hold="dense"))
     quantized, whole = (memory.plan(each, spec).total for each in (auto, dense))
     assert quantized < whole
-    assert budget.settled(auto, spec, free=whole).base.hold == "dense"
-    assert budget.settled(auto, spec, free=None).base.hold == "dense"
-    settled = budget.settled(auto, spec, free=whole - 1)
+    assert budget.resolve_auto(auto, spec, free=whole).base.hold == "dense"
+    assert budget.resolve_auto(auto, spec, free=None).base.hold == "dense"
+    settled = budget.resolve_auto(auto, spec, free=whole - 1)
     assert (settled.base.hold, settled.train.checkpointing) == ("quantized", False)
     dora = dataclasses.replace(auto, lora=dataclasses.replace(config.lora, dora=True))
-    assert budget.settled(dora, spec, free=None).base.hold == "quantized"
+    assert budget.resolve_auto(dora, spec, free=None).base.hold == "quantized"
     alone = dataclasses.replace(dense, train=dataclasses.replace(dense.train, checkpointing=False, rows=1))
     with pytest.raises(RefusedError, match='Set hold = "quantized"'):
         budget.check(alone, spec, free=memory.plan(alone, spec).total - 1)

@@ -87,7 +87,7 @@ def test_the_expression_that_a_gpu_compiles_to_one_kernel_gives_the_same_bits() 
         graphs.append(graph)
         return graph
 
-    fused = nf4.fused(backend)  # type: ignore[arg-type]
+    fused = nf4.compile_dequantize(backend)  # type: ignore[arg-type]
     for shape in [(192, 576), (520, 1024), (2048, 640), (3, 16_384)]:
         matrix = nf4.quantize(weight(shape, torch.bfloat16))
         assert nf4.fits_fused(matrix)

@@ -44,7 +44,7 @@ DPO = config.PreferenceConfig("dpo", beta=0.5)
 
 def examples(pairs: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
     found = [shapes.pair(pair, "") for pair in pairs]
-    return [encode(pair[side], tokenizer, loss="completion", where="") for pair in found for side in shapes.SIDES]
+    return [encode(pair[side], tokenizer, loss="completion", location="") for pair in found for side in shapes.SIDES]
 
 
 def our_losses(
@@ -64,7 +64,7 @@ def test_packed_pairs_learn_what_padded_ones_do(method: Any, tiny_base: Path) ->
         settings = whole(tiny_base)
         made = loaded(settings)
         rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
-        assert preference.count(rows) == len(PAIRS)
+        assert preference.pair_count(rows) == len(PAIRS)
         assert (len(rows) < len(PAIRS)) == packed
         options = replace(settings.train, rows=len(rows), micro_rows=None if packed else 2)
         state = new_state(made.model, options)
@@ -138,7 +138,7 @@ def test_a_side_is_cut_at_half_a_row_and_a_pair_without_an_answer_left_out(token
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     file = documents.read(path, documents.Options(pairs=True))
     built = dataset.build([file], tokenizer, sequence=48, loss="completion", seed=0, pairs=True)
-    assert preference.count(built.rows) == 1
+    assert preference.pair_count(built.rows) == 1
     assert (built.documents, built.truncated) == (2, 3)
     assert built.rows.label_tokens == 23 + 2
     assert (built.rows.labels[0, :23] != IGNORED).all()
@@ -183,7 +183,7 @@ def test_a_training_prefers_the_chosen_answers_and_records_it(method: str, tmp_p
     assert result.accuracy_before is not None
     assert result.accuracy_after == 1.0 > result.accuracy_before - 1e-9
     assert result.perplexity_after is None
-    evaluated = [event for event in events if isinstance(event, training.Evaluated)]
+    evaluated = [event for event in events if isinstance(event, training.EvaluationEvent)]
     assert [event.step for event in evaluated] == [0, 4, 8, 12]
     assert evaluated[-1].margin > evaluated[0].margin
     manifest = AdapterManifest.read(tmp_path / "out")

@@ -31,8 +31,8 @@ def test_a_rate_is_that_of_exactly_this_card_or_unknown(name: str | None, dtype:
 
 def test_the_share_of_an_unknown_rate_is_unknown() -> None:
     assert REPORT.mfu == pytest.approx(200 / 989)
-    assert view._took(REPORT)["MFU"] == "20.2% of the 989 TFLOP/s of the data sheet of NVIDIA H100 80GB HBM3"
+    assert view._cost_pairs(REPORT)["MFU"] == "20.2% of the 989 TFLOP/s of the data sheet of NVIDIA H100 80GB HBM3"
     unknown = dataclasses.replace(REPORT, card="Some Card", peak_rate=None)
     assert unknown.mfu is None
-    assert view._took(unknown)["MFU"] == "unknown, since Some Card is not among the cards whose data sheets are known"
-    assert "MFU" not in view._took(dataclasses.replace(unknown, card=None))
+    assert view._cost_pairs(unknown)["MFU"] == "unknown, since Some Card is not among the cards whose data sheets are known"
+    assert "MFU" not in view._cost_pairs(dataclasses.replace(unknown, card=None))

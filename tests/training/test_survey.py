@@ -15,7 +15,7 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, Refused
 
 def settings(tmp_path: Path, more: str = "") -> TrainConfig:
     text = f'[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nsequence = 32\n{more}[train]\nrows = 2\nepochs = 2\n'
-    return config_file.parse(text, folder=tmp_path, where="c.toml")
+    return config_file.parse(text, folder=tmp_path, location="c.toml")
 
 
 @pytest.mark.parametrize("more", ["", "pack = false\n", "heldout_share = 0.3\n"])
@@ -39,7 +39,7 @@ def test_the_numbers_are_those_of_the_training(tmp_path: Path, tokenizer: object
 
 
 def test_large_data_are_estimated_from_a_part(tmp_path: Path, tokenizer: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "_DOCUMENTS", 50)
+    monkeypatch.setattr(survey, "_MAX_DOCUMENTS", 50)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "x" * (number % 17)}) + "\n" for number in range(1000)))
     found, (train, _) = survey.survey(settings(tmp_path), tokenizer), dataset.datasets(settings(tmp_path), tokenizer)
     assert found.count is not None
@@ -51,7 +51,7 @@ def test_large_data_are_estimated_from_a_part(tmp_path: Path, tokenizer: object,
 def test_of_one_large_text_only_the_beginning_is_encoded(
     tmp_path: Path, tokenizer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "_CHARACTERS", 500)
+    monkeypatch.setattr(survey, "_MAX_CHARACTERS", 500)
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 10_000}))
     count = survey.survey(settings(tmp_path), tokenizer).count
     assert count is not None

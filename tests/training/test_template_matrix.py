@@ -140,9 +140,9 @@ def test_what_is_learned_is_the_answers_or_the_conversation_is_refused(name: str
         if what in REFUSED.get(name, ()):
             says = "the chat template writes earlier turns differently" if name == "gemma4" else "the model's chat template"
             with pytest.raises(AdapterhubError, match=f"^a.jsonl:1: {says}"):
-                encode(record, tokens, loss="completion", where="a.jsonl:1")
+                encode(record, tokens, loss="completion", location="a.jsonl:1")
             continue
-        example = encode(record, tokens, loss="completion", where="a.jsonl:1")
+        example = encode(record, tokens, loss="completion", location="a.jsonl:1")
         assert example.unwritten == (what in UNWRITTEN.get(name, ())), what
         text = tokens.decode(example.ids)
         encoded = tokens(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -28,7 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     for name, records in (("a", [*RECORDS, {"messages": CHAT}]), ("b", [RECORDS[3], {"text": "new"}])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = '[base]\npath = "b"\n[data]\ntrain = "a.jsonl"\nheldout = "b.jsonl"\nsequence = 32\n'
-    return config_file.parse(text, folder=tmp_path, where="c.toml")
+    return config_file.parse(text, folder=tmp_path, location="c.toml")
 
 
 def entries(tmp_path: Path) -> list[Path]:
@@ -102,7 +102,7 @@ def test_the_memory_of_a_first_start_does_not_grow_with_the_tokens(tmp_path: Pat
     peaks, found = [], []
     for out in (None, tmp_path / "tokens.npy"):
         tracemalloc.start()
-        found.append(tokens.collected(((example, bytes(8)) for _ in range(1000)), set(), out))
+        found.append(tokens.collect(((example, bytes(8)) for _ in range(1000)), set(), out))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert found[0].marked.nbytes == 20_000_000
@@ -115,9 +115,9 @@ def test_the_memory_of_a_first_start_does_not_grow_with_the_tokens(tmp_path: Pat
 
 def test_the_mean_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     example = Example(np.arange(40), np.ones(40, bool), joint=False)
-    packed = rows.pack(tokens.collected([(example, bytes(8))], set()), 16)
+    packed = rows.pack(tokens.collect([(example, bytes(8))], set()), 16)
     first = packed.mean_context
-    monkeypatch.delattr(rows.Packed, "take")  # which fills rows
+    monkeypatch.delattr(rows.PackedRows, "take")  # which fills rows
     assert packed.mean_context == first == (16**2 * 2 + 8**2) / 40
 
 

@@ -369,7 +369,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(trained, learn: Run, tmp_path: 
         train.run(train.read_config(changed), tmp_path / "out")
     events: list[train.Event] = []
     train.run(train.read_config(path), tmp_path / "out", on_event=events.append)
-    assert any(isinstance(event, train.Resumed) for event in events)
+    assert any(isinstance(event, train.ResumeEvent) for event in events)
     for name, raw in contents(out).items():
         assert contents(tmp_path / "out")[name] == raw, name
     assert not checkpoint.exists()
@@ -405,7 +405,7 @@ def test_the_memory_plan_counts_what_there_is(trained) -> None:  # type: ignore[
 
 def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[no-untyped-def]
     out, path, events, result = trained
-    read = sum(event.read for event in events if isinstance(event, train.Stepped))
+    read = sum(event.read for event in events if isinstance(event, train.StepEvent))
     report, settings_ = result.report, train.read_config(path)
     linears, head, trained_numbers = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 64 * 96 * 3), 259 * 64, report.parameters
     windows = [size for text in TEXTS[:20] for size in (48, (len(text) + 1) % 48)]  # of 49 to 95 tokens
@@ -432,8 +432,8 @@ def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained
     raw = (tiny_base / "model.safetensors").read_bytes()
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     assert training["weights"] == [{"path": "model.safetensors", "digest": digest, "size": len(raw)}]
-    steps = [{"step": event.step, "loss": event.loss} for event in events if isinstance(event, train.Stepped)]
-    asked = [{"step": event.step, "heldout_loss": event.loss} for event in events if isinstance(event, train.Evaluated)]
+    steps = [{"step": event.step, "loss": event.loss} for event in events if isinstance(event, train.StepEvent)]
+    asked = [{"step": event.step, "heldout_loss": event.loss} for event in events if isinstance(event, train.EvaluationEvent)]
     assert training["curve"] == [asked[0], *steps, asked[1]]
     assert set(training) == {"config", "data", "weights", "seed", "versions", "metrics", "curve"}
 

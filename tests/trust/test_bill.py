@@ -10,7 +10,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.cli.views.bills import page
 from adapterhub.trust import licensing
-from adapterhub.trust.licensing import Part
+from adapterhub.trust.licensing import LicensedPart
 from tests.conftest import Run
 from tests.support.adapters import Make, write_adapter
 from tests.support.bills import trained
@@ -74,8 +74,8 @@ def test_a_license_is_written_as_spdx_does(given: str | None, expected: str) -> 
 
 
 def test_a_choice_stays_one_where_licenses_are_joined_and_a_missing_one_is_named() -> None:
-    parts = [Part("adapter", "a", "mit or apache-2.0"), Part("base", "b", "gemma"), Part("parent", "c", None)]
-    found = licensing.combined(parts)
+    parts = [LicensedPart("adapter", "a", "mit or apache-2.0"), LicensedPart("base", "b", "gemma"), LicensedPart("parent", "c", None)]
+    found = licensing.combine(parts)
     assert found.expression == "(MIT OR Apache-2.0) AND LicenseRef-gemma"
     assert found.missing == ("parent c",)
     assert any("no license is recorded" in reason for reason in found.reasons)

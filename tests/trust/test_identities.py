@@ -94,18 +94,18 @@ def test_known_signers_keep_identities_whatever_is_in_them(tmp_path: Path) -> No
     known, odd = KnownSigners(tmp_path / "known"), Identity("a b/%20@x", "https://x/ y", tmp_path / "a b.json")
     _, public = keys.generate(tmp_path / "team")
     assert [known.keep("team", one) for one in (ADA, odd, public, ADA)] == [True, True, True, False]
-    assert [one.id for one in known.of("team")] == [ADA.id, odd.id, public.id]
-    assert known.of("team")[1] == odd
+    assert [one.id for one in known.signers_of("team")] == [ADA.id, odd.id, public.id]
+    assert known.signers_of("team")[1] == odd
     for line in ("team sigstore a\n", "team sigstore a b c d\n", "team sigstore  b\n"):
         known.path.write_text(line)
         with pytest.raises(UsageError, match="is not a namespace, a kind and a key"):
-            known.of("team")
+            known.signers_of("team")
 
 
 def test_a_policy_names_identities_next_to_keys(tmp_path: Path) -> None:
     text = '[policy.signers]\n"team/*" = ["k.pub", {{ identity = "{0}", issuer = "{1}", trust_config = "t.json" }}]\n'
     policy = settings.parse(text.format(ADA.name, ADA.issuer), tmp_path / "adapterhub.toml").policy
-    (rule,) = policy.signed("team/sql")
+    (rule,) = policy.signing_rules("team/sql")
     assert rule.keys == (tmp_path / "k.pub", Identity(ADA.name, ADA.issuer, tmp_path / "t.json"))
 
 

@@ -19,7 +19,7 @@ CURVES = ("p256", "p384", "p521")
 @pytest.fixture(params=CURVES)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     secret, public = keys.generate(tmp_path / "signer", request.param)
-    return secret, Path(public.where)
+    return secret, Path(public.source)
 
 
 def test_model_signing_verifies_what_is_signed_here(run: Run, make: Make, pair: tuple[Path, Path]) -> None:
@@ -77,7 +77,7 @@ def test_model_signing_signs_with_a_key_that_a_passphrase_encrypts(run: Run, mak
     folder, (secret, public) = make("sql"), keys.generate(tmp_path / "k", passphrase=b"correct horse")
     assert model_signing("sign", secret, folder, "wrong horse") != ""
     assert model_signing("sign", secret, folder, "correct horse") == ""
-    run("verify", folder, "--key", public.where)
+    run("verify", folder, "--key", public.source)
 
 
 def test_model_signing_reads_no_ed25519_which_is_said_where_one_is_made(run: Run, make: Make, tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_what_would_pass_there_by_leaving_out_files_is_refused_here(run: Run, ma
         statement["predicate"]["serialization"]["ignore_paths"].append("adapter_model.safetensors")
 
     resign(folder / "model.sig", keys.read_private(secret), without_weights)
-    run("verify", folder, "--key", public.where)  # it is signed all the same
+    run("verify", folder, "--key", public.source)  # it is signed all the same
     (folder / ".gitignore").write_text("covered by neither")
-    run("verify", folder, "--key", public.where)
+    run("verify", folder, "--key", public.source)
     (folder / "more.safetensors").write_bytes(b"not signed")
-    assert "more.safetensors (not signed)" in run("verify", folder, "--key", public.where, code=1).stdout
+    assert "more.safetensors (not signed)" in run("verify", folder, "--key", public.source, code=1).stdout

@@ -20,7 +20,7 @@ from tests.support.adapters import Make
 @pytest.fixture
 def team(tmp_path: Path) -> tuple[Path, Path]:
     secret, public = keys.generate(tmp_path / "keys" / "team")
-    return secret, Path(public.where)
+    return secret, Path(public.source)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ __all__ = ["Fixed", "Proposal", "Repair", "fix"]
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixResult:
     """The result of `fix`.
 
     Attributes:
@@ -36,7 +36,7 @@ class Fixed:
     out: Path | None
     repairs: tuple[Repair, ...]
     proposals: tuple[Proposal, ...]
-    left: tuple[Problem, ...]
+    remaining: tuple[Problem, ...]
     left_out: tuple[str, ...] = ()
 
 
@@ -48,7 +48,7 @@ def fix(
     alpha: float | None = None,
     rslora: bool = False,
     dry_run: bool = False,
-) -> Fixed:
+) -> FixResult:
     """Repair a copy of the PEFT folder or lone state dict `path` as the folder `out`, completely or not at all.
 
     Args:
@@ -71,14 +71,14 @@ def fix(
         repair_config(draft, base)
         bring_experts_forward(draft, base)
         if not draft.repairs:
-            return Fixed(None, (), tuple(draft.proposals), _left(path, base))
+            return FixResult(None, (), tuple(draft.proposals), _remaining_problems(path, base))
         with _folder(out, dry_run=dry_run) as folder:
             left_out = write_draft(draft, folder)
-            remaining = _left(folder, base)
-    return Fixed(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), remaining, left_out)
+            remaining = _remaining_problems(folder, base)
+    return FixResult(None if dry_run else out, tuple(draft.repairs), tuple(draft.proposals), remaining, left_out)
 
 
-def _left(path: Path, base: BaseSpec | None) -> tuple[Problem, ...]:
+def _remaining_problems(path: Path, base: BaseSpec | None) -> tuple[Problem, ...]:
     """Return the problems that a check finds in an adapter."""
     return tuple(check(path, base=base, headers_only=True).problems)
 
@@ -90,5 +90,5 @@ def _folder(out: Path, *, dry_run: bool) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             yield Path(temporary)
     else:
-        with atomic.whole(out) as folder:
+        with atomic.pending_output(out) as folder:
             yield folder

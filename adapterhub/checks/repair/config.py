@@ -30,19 +30,19 @@ _REPO = linear.Pattern(r"[\w.-]+/[\w.-]+")
 def repair_config(draft: Draft, base: BaseSpec | None) -> None:
     """Repair every disagreement of the config with the tensors, and two keys that it should not lack."""
     pairs = draft.pairs()
-    quirks.refuse(draft.config, pairs, draft.where)
-    _kind(draft, pairs)
+    quirks.refuse_torchtune_dora(draft.config, pairs, draft.source_name)
+    _repair_kind(draft, pairs)
     _repair_unknown_keys(draft)
     _repair_base_name(draft, base)
     if draft.config.get("peft_type") == "LORA" and pairs:
-        _targets(draft, pairs)
-        _ranks(draft, pairs)
-        _alphas(draft, pairs)
+        _repair_targets(draft, pairs)
+        _repair_ranks(draft, pairs)
+        _propose_alphas(draft, pairs)
         _repair_biases(draft, pairs)
-        _magnitudes(draft, pairs)
+        _repair_magnitudes(draft, pairs)
 
 
-def _kind(draft: Draft, pairs: Shapes) -> None:
+def _repair_kind(draft: Draft, pairs: Shapes) -> None:
     """Set a missing `peft_type` if all tensors are plain LoRA."""
     if draft.config.get("peft_type"):
         return
@@ -102,7 +102,7 @@ def _manifest_repo(draft: Draft) -> str | None:
     return manifest.base.repo if manifest else None
 
 
-def _targets(draft: Draft, pairs: Shapes) -> None:
+def _repair_targets(draft: Draft, pairs: Shapes) -> None:
     """List all modules in `target_modules`: PEFT builds the modules that it names and skips the tensors of all others."""
     if draft.config.get("target_parameters"):
         return
@@ -121,7 +121,7 @@ def _targets(draft: Draft, pairs: Shapes) -> None:
     draft.record("not-targeted", f'"target_modules" {before}: it now lists the {len(pairs)} modules that have tensors')
 
 
-def _ranks(draft: Draft, pairs: Shapes) -> None:
+def _repair_ranks(draft: Draft, pairs: Shapes) -> None:
     """Take ranks from the tensors: peft refuses to load them into modules of another rank."""
     if draft.config.get("target_parameters"):  # only the rank in the config tells the number of experts
         return
@@ -162,7 +162,7 @@ def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
     return patterns if isinstance(patterns, dict) and all(map(_is_number, patterns.values())) else None
 
 
-def _alphas(draft: Draft, pairs: Shapes) -> None:
+def _propose_alphas(draft: Draft, pairs: Shapes) -> None:
     """Propose how to fix doubtful patterns: tensors do not contain their alpha, so only the author knows it."""
     patterns = _numbers(draft.config, "alpha_pattern")
     if patterns is None:
@@ -207,7 +207,7 @@ def _bias_obstacle(config: Mapping[str, Any], pairs: Shapes) -> str:
     return "on an embedding" if any("embedding_A" in parts for parts in pairs.values()) else ""
 
 
-def _magnitudes(draft: Draft, pairs: Shapes) -> None:
+def _repair_magnitudes(draft: Draft, pairs: Shapes) -> None:
     """Make `use_dora` agree with the tensors."""
     with_magnitude = [target for target, parts in pairs.items() if "magnitude" in parts]
     flag = bool(draft.config.get("use_dora"))

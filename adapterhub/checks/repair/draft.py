@@ -63,17 +63,17 @@ class Draft:
     proposals: list[Proposal] = field(default_factory=list)
 
     @property
-    def where(self) -> str:
+    def source_name(self) -> str:
         """The source, for errors."""
         return str(self.folder or "the file")
 
-    def record(self, code: str, what: str) -> None:
+    def record(self, code: str, message: str) -> None:
         """Record a repair."""
-        self.repairs.append(Repair(code, what))
+        self.repairs.append(Repair(code, message))
 
-    def propose(self, code: str, what: str, remedy: str) -> None:
+    def propose(self, code: str, message: str, remedy: str) -> None:
         """Record a proposal."""
-        self.proposals.append(Proposal(code, what, remedy))
+        self.proposals.append(Proposal(code, message, remedy))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, by its new name."""
@@ -89,9 +89,9 @@ class Draft:
                 pairs.setdefault(target, {})[part] = self.shape(name)
         return pairs
 
-    def mapped(self) -> dict[str, np.ndarray]:
+    def tensor_views(self) -> dict[str, np.ndarray]:
         """Return the tensors of the files by their new names, as views."""
-        return {name: self.files[key].mapped(key) for name, key in self.names.items()}
+        return {name: self.files[key].map_tensor(key) for name, key in self.names.items()}
 
     @property
     def must_rewrite_weights(self) -> bool:
@@ -118,7 +118,7 @@ def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Dra
             file = stack.enter_context(SafetensorsFile(item))
             files.update(dict.fromkeys(file.tensors, file))
             metadata = dict(file.header.metadata)
-        config = _config(path, metadata, alpha, rslora=rslora)
+        config = _read_config(path, metadata, alpha, rslora=rslora)
         lone = not (folder and (folder / peft.CONFIG).is_file())
         draft = Draft(folder, config, {key: key for key in files}, files, metadata, lone)
         if lone:
@@ -138,11 +138,11 @@ def _check_kind(path: Path) -> None:
         raise RefusedError(str(path), "an archive of Tinker; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(
-            str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested(path), code="no-adapter"
+            str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested_adapter_hint(path), code="no-adapter"
         )
 
 
-def _config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:
+def _read_config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:
     """Return the config of the folder or in the header of the file, or one made of `alpha`; removes it from `metadata`."""
     file = path / peft.CONFIG
     text = json_file.read_text(file) if file.is_file() else metadata.pop(raw.CONFIG_KEY, None)
@@ -170,17 +170,17 @@ def write_draft(draft: Draft, folder: Path) -> tuple[str, ...]:
     # Files that this function writes itself and does not copy.
     written = {peft.CONFIG, ADAPTER_JSON}
     if draft.must_rewrite_weights:
-        written |= {peft.INDEX, *(Path(file.where).name for file in draft.files.values())}
-        safetensors_file.write(folder / peft.WEIGHTS, draft.tensors or draft.mapped(), draft.metadata or {"format": "pt"})
+        written |= {peft.INDEX, *(Path(file.location).name for file in draft.files.values())}
+        safetensors_file.write(folder / peft.WEIGHTS, draft.tensors or draft.tensor_views(), draft.metadata or {"format": "pt"})
     # In their order: peft takes the first pattern that matches.
     json_file.write_text(folder / peft.CONFIG, json.dumps(draft.config, indent=2, ensure_ascii=False) + "\n")
-    left_out = _copy(draft.folder, folder, written) if draft.folder else ()
+    left_out = _copy_other_files(draft.folder, folder, written) if draft.folder else ()
     if draft.folder and (draft.folder / ADAPTER_JSON).is_file():
-        _manifest(draft, draft.folder, folder)
+        _write_manifest(draft, draft.folder, folder)
     return left_out
 
 
-def _copy(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
+def _copy_other_files(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
     """Copy the files that are packaged and not written anew; return the names of the others."""
     left_out = []
     for item in sorted(source.iterdir()):
@@ -193,7 +193,7 @@ def _copy(source: Path, folder: Path, written: set[str]) -> tuple[str, ...]:
     return tuple(left_out)
 
 
-def _manifest(draft: Draft, source: Path, folder: Path) -> None:
+def _write_manifest(draft: Draft, source: Path, folder: Path) -> None:
     """Write the source's manifest with the facts that the repairs change; omit it if it did not match the source."""
     try:
         manifest = AdapterManifest.read(source)

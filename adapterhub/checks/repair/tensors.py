@@ -10,7 +10,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.base_weights import BaseWeights
 from adapterhub_converters.formats.peft import quirks
-from adapterhub_converters.formats.peft.keys import PREFIX, cleaned, native
+from adapterhub_converters.formats.peft.keys import PREFIX, identify_all, native_name
 
 from .draft import Draft
 
@@ -26,8 +26,8 @@ def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
         RefusedError: The file has several adapters.
     """
     # Refuses two tensors that would get the same name.
-    cleaned(draft.names, draft.where)
-    names, _ = quirks.unwrapped({_native(name): key for name, key in draft.names.items()}, base)
+    identify_all(draft.names, draft.source_name)
+    names, _ = quirks.without_linear({_native(name): key for name, key in draft.names.items()}, base)
     unprefixed = [name for name in names if not name.startswith(PREFIX)]
     prefix = _prefix(unprefixed, base) if len(unprefixed) == len(names) else None
     if unprefixed and prefix is None:
@@ -43,7 +43,7 @@ def rename_tensors(draft: Draft, base: BaseSpec | None) -> None:
 
 def _native(name: str) -> str:
     """Return PEFT's name of a tensor; PEFT itself removes the `.weight` of a magnitude."""
-    peft_name = native(name)
+    peft_name = native_name(name)
     return name if peft_name == name.removesuffix(".weight") else peft_name
 
 
@@ -52,13 +52,13 @@ def _prefix(unprefixed: list[str], base: BaseSpec | None) -> str | None:
     if not unprefixed or any(name.startswith("base_model.") for name in unprefixed):
         return None
     if base is not None and base.tensors:
-        extras = [extra for extra in ("", "model.") if all(_known(extra + name, base) for name in unprefixed)]
+        extras = [extra for extra in ("", "model.") if all(_is_in_base(extra + name, base) for name in unprefixed)]
         return PREFIX + extras[0] if len(extras) == 1 else None
     certain = all(name.startswith(_ROOTS) and not name.startswith("model.model.") for name in unprefixed)
     return PREFIX if certain else None
 
 
-def _known(name: str, base: BaseSpec) -> bool:
+def _is_in_base(name: str, base: BaseSpec) -> bool:
     """Return whether the base has the module or parameter that a tensor changes."""
     kind, target, _ = peft.classify(PREFIX + name)
     return target in base.tensors or (kind in ("pair", "rows") and f"{target}.weight" in base.tensors)
@@ -103,8 +103,8 @@ def bring_experts_forward(draft: Draft, base: BaseSpec | None) -> None:
         return
     text = json.dumps(draft.config, indent=2, ensure_ascii=False)
     try:
-        adapter = peft.parse(text, draft.mapped(), draft.metadata, where=draft.where, base=base)
-        newer = peft.brought_forward(adapter, base)
+        adapter = peft.parse(text, draft.tensor_views(), draft.metadata, location=draft.source_name, base=base)
+        newer = peft.upgrade_layout(adapter, base)
     except RefusedError as error:
         draft.propose("old-experts", error.what, error.hint or "Save it again with peft")
         return

@@ -23,14 +23,14 @@ from typing import Any
 
 from adapterhub.checks.report import SEVERITIES, Findings, Problem, Report
 from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, check_paths, content_refusal, is_packaged, refusal
-from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD, WEIGHT_SUFFIXES, is_pickle_name
+from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE, WEIGHT_SUFFIXES, is_pickle_name
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.containers.open_file import MAX_PATH, open_regular, walk
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, NotFoundError, RefusedError
 
 from . import archives, configs, markup, pickles, templates, weights
-from .opened import Opened, opened
+from .opened import ScannedFile, wrap_file
 
 _MAX_TEXT = 64 << 20  # bytes of a text; the largest tokenizer.json known has 35 MB
 _START = 4096  # bytes in which a file shows what it is
@@ -42,7 +42,7 @@ _NOT_ENTERED = ".git"
 _OF_REPOSITORY = {".gitattributes", ".gitignore", ".adapterhubignore", SIGNATURE}
 
 
-def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
+def scan(path: Path, *, display_name: str = "", limit: int | None = None) -> Report:
     """Scan a folder, or one file.
 
     Args:
@@ -58,33 +58,33 @@ def scan(path: Path, *, where: str = "", limit: int | None = None) -> Report:
         RefusedError: The folder has more files than any adapter.
     """
     try:
-        return report(_files(path), where or str(path), limit)
+        return report(_files(path), display_name or str(path), limit)
     except FileNotFoundError as error:
-        raise NotFoundError(where or str(path), "no such file or folder", code="no-such-file") from error
+        raise NotFoundError(display_name or str(path), "no such file or folder", code="no-such-file") from error
     except OSError as error:
         raise LocalIOError(str(error.filename or path), error.strerror or str(error)) from error
 
 
-def report(files: Iterable[tuple[int, Iterator[Problem]]], where: str, limit: int | None = None) -> Report:
+def report(files: Iterable[tuple[int, Iterator[Problem]]], display_name: str, limit: int | None = None) -> Report:
     """Return the report on files, each given by its size and its problems; arguments and result are those of `scan`."""
     findings, facts = Findings(limit), {"files": 0, "bytes": 0}
     for size, of_file in files:
         findings.add(of_file)
         facts["files"] += 1
         facts["bytes"] += size
-    all_problems = [problem for same_code in findings.kept.values() for problem in same_code]
+    all_problems = [problem for same_code in findings.by_code.values() for problem in same_code]
     all_problems.sort(key=lambda problem: SEVERITIES.index(problem.severity))
-    return Report(where, None, None, tuple(all_problems), facts=facts, levels=("scan",), counts=dict(findings.counts))
+    return Report(display_name, None, None, tuple(all_problems), facts=facts, levels=("scan",), counts=dict(findings.counts))
 
 
 def _files(path: Path) -> Iterator[tuple[int, Iterator[Problem]]]:
     """Yield the size and the problems of each file, which is open meanwhile."""
     if not path.is_dir():
         with open_regular(path) as file:
-            scan_file = opened(file, path.name)
+            scan_file = wrap_file(file, path.name)
             yield scan_file.size, problems(scan_file)
         return
-    inside = Inside(path.resolve())
+    inside = ConfinedFiles(path.resolve())
     for count, (name, status) in enumerate(walk(path, lambda name: os.path.basename(name) != _NOT_ENTERED)):
         if count >= MAX_FILES:
             raise RefusedError(str(path), f"more than {MAX_FILES} files", "Scan the adapter's own folder")
@@ -96,14 +96,14 @@ def _files(path: Path) -> Iterator[tuple[int, Iterator[Problem]]]:
             yield 0, iter([Problem("not-packaged", name, "", message, hint)])
         else:
             with inside.open(inside.root / name) as file:
-                scan_file = opened(file, name)
+                scan_file = wrap_file(file, name)
                 yield scan_file.size, problems(scan_file)
 
 
-def problems(file: Opened) -> Iterator[Problem]:
+def problems(file: ScannedFile) -> Iterator[Problem]:
     """Yield the problems of one file."""
     if file.path not in _OF_REPOSITORY:
-        yield from _name(file.path)
+        yield from _name_problems(file.path)
     head = file.read_at(0, _START)
     # Whatever the suffix: loaders of pickles go by the contents.
     pickle = pickles.find(file.read_at(0, pickles.MAX_BYTES))
@@ -118,16 +118,16 @@ def problems(file: Opened) -> Iterator[Problem]:
         yield Problem("archive", file.path, "", f"{archive.kind}, whatever its name is")
     if program or file.suffix in archives.CODE_SUFFIXES:
         yield Problem("program", file.path, "", f"a program: {program or file.suffix}")
-    if file.suffix in WEIGHT_SUFFIXES and (reason := content_refusal(head[:HEAD], file.suffix)):
+    if file.suffix in WEIGHT_SUFFIXES and (reason := content_refusal(head[:HEAD_SIZE], file.suffix)):
         yield Problem("disguised", file.path, "", *reason)
     elif file.suffix in _BINARY:
         yield from _BINARY[file.suffix](file)
         yield from weights.polyglot(file)
     elif not (pickle or archive or program):
-        yield from _text(file)
+        yield from _text_problems(file)
 
 
-def _name(path: str) -> Iterator[Problem]:
+def _name_problems(path: str) -> Iterator[Problem]:
     """Yield what a push refuses or leaves out by the name alone."""
     try:
         check_paths([part for part in [path] if not os.path.basename(part).startswith(".")], "")
@@ -137,36 +137,36 @@ def _name(path: str) -> Iterator[Problem]:
         yield Problem("left-out", path, "", "not of a type that a push packages")
 
 
-def _no_problems(_file: Opened) -> Iterator[Problem]:
+def _no_problems(_file: ScannedFile) -> Iterator[Problem]:
     return iter(())
 
 
-_BINARY: Mapping[str, Callable[[Opened], Iterator[Problem]]] = {
+_BINARY: Mapping[str, Callable[[ScannedFile], Iterator[Problem]]] = {
     ".safetensors": weights.safetensors, ".gguf": weights.gguf, ".png": weights.png, ".model": _no_problems,
 }  # fmt: skip
 
 
-def _text(file: Opened) -> Iterator[Problem]:
+def _text_problems(file: ScannedFile) -> Iterator[Problem]:
     """Yield the problems of a file that should be a text."""
     if file.size > _MAX_TEXT:
         yield Problem("not-scanned", file.path, "", f"a text of more than {_MAX_TEXT >> 20} MiB")
         yield from weights.polyglot(file)
         return
-    text = _decoded(file.read_at(0, _MAX_TEXT))
+    text = _decode(file.read_at(0, _MAX_TEXT))
     if text is None:
         listed = is_packaged(os.path.basename(file.path))
         message = "named like a text, but is not UTF-8 text" if listed else "bytes of no type that an adapter needs"
         yield Problem("disguised" if listed else "unknown-binary", file.path, "", message)
         yield from weights.polyglot(file)
         return
-    yield from _shown(file, text)
+    yield from _page_problems(file, text)
     if file.suffix == ".jinja":
         yield from templates.problems(file.path, "", text)
     elif os.path.basename(file.path) not in _VOCABULARIES:
-        yield from _json_problems(file.path, text) if file.suffix == ".json" else markup.invisible(file.path, text)
+        yield from _json_problems(file.path, text) if file.suffix == ".json" else markup.invisible_characters(file.path, text)
 
 
-def _decoded(raw: bytes) -> str | None:
+def _decode(raw: bytes) -> str | None:
     """Return bytes as text; None if they are not UTF-8 text."""
     try:
         return None if b"\0" in raw else raw.decode()
@@ -174,7 +174,7 @@ def _decoded(raw: bytes) -> str | None:
         return None
 
 
-def _shown(file: Opened, text: str) -> Iterator[Problem]:
+def _page_problems(file: ScannedFile, text: str) -> Iterator[Problem]:
     """Yield the effects of a text in a program that shows it as a page."""
     if archives.zip_in(file):
         yield Problem("polyglot", file.path, "", "a zip archive as well")
@@ -182,7 +182,7 @@ def _shown(file: Opened, text: str) -> Iterator[Problem]:
     if not is_page and text.lstrip()[:16].lower().startswith(_PAGES):
         yield Problem("polyglot", file.path, "", "begins like a page, which a browser shows as one")
     if is_page or file.suffix == ".md" or os.path.basename(file.path) == ADAPTER_JSON:
-        for message in markup.active(markup.without_code(text) if file.suffix == ".md" else text):
+        for message in markup.active_content(markup.without_code(text) if file.suffix == ".md" else text):
             yield Problem("active-markup", file.path, "", f"has {message}")
 
 
@@ -194,9 +194,9 @@ def _json_problems(path: str, text: str) -> Iterator[Problem]:
         yield Problem("malformed", path, "", error.what)
         return
     if os.path.basename(path) == ADAPTER_JSON:
-        yield from markup.invisible(path, text)
+        yield from markup.invisible_characters(path, text)
     for fault in configs.faults(document):
-        yield Problem(fault.code, path, fault.key, fault.what)
+        yield Problem(fault.code, path, fault.key, fault.message)
     for key, template in _templates(document):
         yield from templates.problems(path, key, template)
 

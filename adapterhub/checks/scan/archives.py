@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from adapterhub_converters.containers.open_file import MAX_PATH
 
 from . import pickles
-from .opened import Opened
+from .opened import ScannedFile
 
 _ARCHIVES = (
     (b"\x1f\x8b\x08", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
@@ -57,7 +57,7 @@ class EmbeddedFile:
     pickle: pickles.Pickle | None = None
 
 
-def archive_at_start(file: Opened, head: bytes) -> EmbeddedFile | None:
+def archive_at_start(file: ScannedFile, head: bytes) -> EmbeddedFile | None:
     """Return the archive, or the stream of compressed bytes, that a file is; None for any other file."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return zip_in(file) or EmbeddedFile("zip", 0)
@@ -77,7 +77,7 @@ def program_at_start(head: bytes) -> str:
     return next((kind for magic, kind in _PROGRAMS if head.startswith(magic)), "")
 
 
-def zip_in(file: Opened) -> EmbeddedFile | None:
+def zip_in(file: ScannedFile) -> EmbeddedFile | None:
     """Return the zip archive that ends a file, wherever it begins: other programs look for its directory from the end."""
     start = max(0, file.size - _END)
     tail = file.read_at(start, _END)
@@ -96,7 +96,7 @@ def zip_in(file: Opened) -> EmbeddedFile | None:
     return None
 
 
-def _pickle_in(file: Opened) -> pickles.Pickle | None:
+def _pickle_in(file: ScannedFile) -> pickles.Pickle | None:
     """Return the first member of a zip that is a pickle, such as `data.pkl` of torch."""
     try:
         with zipfile.ZipFile(_Seekable(file)) as archive:  # which asks for these four methods only
@@ -113,7 +113,7 @@ def _pickle_in(file: Opened) -> pickles.Pickle | None:
 class _Seekable:
     """A scanned file as zipfile reads it."""
 
-    def __init__(self, file: Opened) -> None:
+    def __init__(self, file: ScannedFile) -> None:
         self._file, self._at = file, 0
 
     def seekable(self) -> bool:
@@ -137,7 +137,7 @@ class _Seekable:
         return data
 
 
-def embedded(file: Opened) -> Iterator[EmbeddedFile]:
+def find_embedded(file: ScannedFile) -> Iterator[EmbeddedFile]:
     """Yield archives and programs anywhere after the start of a file, and pages near it; one of each kind."""
     reported: set[str] = set()
     head = file.read_at(0, _SNIFFED)

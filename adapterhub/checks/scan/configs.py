@@ -14,7 +14,7 @@ class Fault(NamedTuple):
 
     code: str
     key: str
-    what: str
+    message: str
 
 
 def _auto_map(value: Any) -> str:

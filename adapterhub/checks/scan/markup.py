@@ -30,7 +30,7 @@ _INVISIBLE = {
 }  # fmt: skip
 
 
-def active(text: str) -> Iterator[str]:
+def active_content(text: str) -> Iterator[str]:
     """Yield what would run or load something if `text` were shown unchanged, one of each kind."""
     # Browsers decode entities before they act, so `&#106;avascript:` must match as well.
     decoded = text if "&" not in text else f"{text}\n{html.unescape(_DIGITS.sub(_short, text))}"
@@ -65,7 +65,7 @@ def without_code(text: str) -> str:
     return "".join(lines)
 
 
-def invisible(path: str, text: str, key: str = "") -> Iterator[Problem]:
+def invisible_characters(path: str, text: str, key: str = "") -> Iterator[Problem]:
     """Yield a problem with the first invisible characters of a text, as code points."""
     characters = (
         () if text.isascii() else dict.fromkeys(char for char in text.removeprefix("\ufeff") if ord(char) in _INVISIBLE)

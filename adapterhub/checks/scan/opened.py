@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 _PIECE = 4 << 20  # bytes that are read at once
 
 
-class Opened(NamedTuple):
+class ScannedFile(NamedTuple):
     """A file: its path in the adapter with forward slashes, its size in bytes, and its bytes from an offset on."""
 
     path: str
@@ -32,7 +32,7 @@ class Opened(NamedTuple):
             at += len(piece) - overlap
 
 
-def opened(file: BinaryIO, path: str, size: int | None = None) -> Opened:
+def wrap_file(file: BinaryIO, path: str, size: int | None = None) -> ScannedFile:
     """Wrap an open file, which the caller still has to close, with its size if that is known."""
 
     def read_at(offset: int, n: int) -> bytes:
@@ -43,4 +43,4 @@ def opened(file: BinaryIO, path: str, size: int | None = None) -> Opened:
             remaining -= len(part)
         return b"".join(parts)
 
-    return Opened(path, os.fstat(file.fileno()).st_size if size is None else size, read_at)
+    return ScannedFile(path, os.fstat(file.fileno()).st_size if size is None else size, read_at)

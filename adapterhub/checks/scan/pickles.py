@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_converters.adapter_files import HEAD, starts_like_pickle, starts_like_safetensors
+from adapterhub_converters.adapter_files import HEAD_SIZE, starts_like_pickle, starts_like_safetensors
 
 MAX_BYTES = 16 << 20  # of a pickle that are looked at
 _MAX_OPCODES = 500_000
@@ -51,7 +51,7 @@ class Pickle:
 
 def find(data: bytes) -> Pickle | None:
     """Return the effects of the pickle that `data` begins with, the first `MAX_BYTES` of a file; None if it is not a pickle."""
-    announced = starts_like_pickle(data[:HEAD]) and data[:1] == b"\x80" and not starts_like_safetensors(data[:HEAD])
+    announced = starts_like_pickle(data[:HEAD_SIZE]) and data[:1] == b"\x80" and not starts_like_safetensors(data[:HEAD_SIZE])
     imports: dict[str, None] = {}
     calls = False
     file, budget = io.BytesIO(data), itertools.count()

@@ -157,8 +157,8 @@ def problems(path: str, key: str, template: str) -> Iterator[Problem]:
         yield Problem("not-scanned", path, key, f"a chat template of more than {MAX_TEMPLATE} characters")
         return
     for fault in faults(template):
-        yield Problem(fault.code, path, key, fault.what)
-    yield from markup.invisible(path, template, key)
+        yield Problem(fault.code, path, key, fault.message)
+    yield from markup.invisible_characters(path, template, key)
 
 
 def faults(template: str) -> Iterator[Fault]:
@@ -166,15 +166,15 @@ def faults(template: str) -> Iterator[Fault]:
     parts = split(template)
     reported: set[tuple[str, str]] = set()
     for fault in (*_escapes(parts), *_switches(parts), *_links(parts), *_words(parts)):
-        if (fault.code, fault.what) not in reported:
-            reported.add((fault.code, fault.what))
+        if (fault.code, fault.message) not in reported:
+            reported.add((fault.code, fault.message))
             yield fault
 
 
 def _escapes(parts: Sequence[Part]) -> Iterator[Fault]:
     """Yield ways out of the sandbox."""
     for part in parts:
-        tokens = _joined(part.tokens)
+        tokens = _join_texts(part.tokens)
         if part.kind == "block" and tokens and tokens[0].value in _LOADS and tokens[0].kind == "name":
             yield Fault("template-escape", "", f"loads another file by `{tokens[0].value}`")
         for before, token, after in zip([None, *tokens], tokens, [*tokens[1:], None], strict=False):
@@ -197,7 +197,7 @@ def _reaches(before: Token | None, token: Token, after: Token | None) -> str:
     return ""
 
 
-def _joined(tokens: Sequence[Token]) -> list[Token]:
+def _join_texts(tokens: Sequence[Token]) -> list[Token]:
     """Return the tokens with texts joined where `~`, `+` or nothing at all is between them."""
     joined: list[Token] = []
     pieces: list[str] = []  # of the text that comes next, joined once, and not piece by piece
@@ -278,16 +278,16 @@ def _is_key(clause: Sequence[Token], index: int) -> bool:
     return subscript and before[0] != "in" and (before[0] in (")", "]") or before[0].isidentifier())
 
 
-def _written(parts: Sequence[Part]) -> Iterator[str]:
+def _output_texts(parts: Sequence[Part]) -> Iterator[str]:
     """Yield the texts that a template may write: its own, and those in its expressions."""
     for part in parts:
         if part.kind == "data":
             yield part.text
-        yield from (token.value for token in _joined(part.tokens) if token.kind == "text")
+        yield from (token.value for token in _join_texts(part.tokens) if token.kind == "text")
 
 
 def _links(parts: Sequence[Part]) -> Iterator[Fault]:
-    for text in _written(parts):
+    for text in _output_texts(parts):
         for scheme in ("http://", "https://"):
             if (at := text.find(scheme)) >= 0:
                 yield Fault("template-link", "", f"writes the address {text[at:].split()[0][:_SHORT]}")
@@ -295,6 +295,6 @@ def _links(parts: Sequence[Part]) -> Iterator[Fault]:
 
 def _words(parts: Sequence[Part]) -> Iterator[Fault]:
     """Yield the longest text that a template adds to a conversation, for the reader to judge."""
-    longest = max((" ".join(text.split()) for text in _written(parts)), key=len, default="")
+    longest = max((" ".join(text.split()) for text in _output_texts(parts)), key=len, default="")
     if longest.count(" ") >= 4:
         yield Fault("template-text", "", f"may add the text: {longest[:200]}{'…' if len(longest) > 200 else ''}")

@@ -9,7 +9,7 @@ from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import FormatError
 
 from . import archives, markup, templates
-from .opened import Opened
+from .opened import ScannedFile
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 100_000
@@ -18,20 +18,20 @@ _TEMPLATES = "tokenizer.chat_template"  # and those whose names begin with it
 _CODES = {"trailing": "trailing-data", "hole": "hidden-data"}
 
 
-def safetensors(file: Opened) -> Iterator[Problem]:
+def safetensors(file: ScannedFile) -> Iterator[Problem]:
     """Yield the problems of a safetensors file; its reader refuses holes, overlaps and bytes after the last tensor."""
     try:
         header = safetensors_file.read_header(file.read_at, file.size, file.path)
     except FormatError as error:
         yield Problem(_CODES.get(error.code, "malformed"), file.path, "", error.what)
         length = int.from_bytes(file.read_at(0, 8), "little")
-        yield from _text(file, file.read_at(8, min(length, _MAX_TEXT)).decode("utf-8", "replace"))
+        yield from _text_problems(file, file.read_at(8, min(length, _MAX_TEXT)).decode("utf-8", "replace"))
         return
-    yield from _text(file, "\n".join([*header.metadata, *header.metadata.values()])[:_MAX_TEXT])
-    yield from _text(file, "\n".join(name for name in header.names if "<" in name)[:_MAX_TEXT])
+    yield from _text_problems(file, "\n".join([*header.metadata, *header.metadata.values()])[:_MAX_TEXT])
+    yield from _text_problems(file, "\n".join(name for name in header.names if "<" in name)[:_MAX_TEXT])
 
 
-def gguf(file: Opened) -> Iterator[Problem]:
+def gguf(file: ScannedFile) -> Iterator[Problem]:
     """Yield the problems of a GGUF file, whose readers skip bytes between tensors and after the last one."""
     try:
         header = gguf_file.read_header(file.read_at, file.size, file.path)
@@ -50,15 +50,15 @@ def gguf(file: Opened) -> Iterator[Problem]:
         if header.kinds[key] == "STRING" and key.startswith(_TEMPLATES):
             yield from templates.problems(file.path, key, value)
         elif header.kinds[key] == "STRING":
-            yield from _text(file, value[:_MAX_TEXT], key)
+            yield from _text_problems(file, value[:_MAX_TEXT], key)
 
 
-def _is_foreign(file: Opened, begin: int, end: int, alignment: int) -> bool:
+def _is_foreign(file: ScannedFile, begin: int, end: int, alignment: int) -> bool:
     """Return whether there is more between two positions than zeros for the alignment."""
     return end > begin and (end - begin >= alignment or file.read_at(begin, end - begin).strip(b"\0") != b"")
 
 
-def png(file: Opened) -> Iterator[Problem]:
+def png(file: ScannedFile) -> Iterator[Problem]:
     """Yield the problems of a PNG: its chunks end with IEND, and the file with them."""
     at = len(_PNG)
     if file.read_at(0, at) != _PNG:
@@ -77,9 +77,9 @@ def png(file: Opened) -> Iterator[Problem]:
         yield Problem("trailing-data", file.path, "", f"{file.size - at} bytes follow the end of the picture")
 
 
-def polyglot(file: Opened) -> Iterator[Problem]:
+def polyglot(file: ScannedFile) -> Iterator[Problem]:
     """Yield what other programs would find in a file of bytes."""
-    embedded = {item.kind: item for item in archives.embedded(file)}
+    embedded = {item.kind: item for item in archives.find_embedded(file)}
     at_end = archives.zip_in(file)
     if at_end is not None:
         embedded["zip"] = at_end
@@ -88,6 +88,6 @@ def polyglot(file: Opened) -> Iterator[Problem]:
         yield Problem("polyglot", file.path, "", message)
 
 
-def _text(file: Opened, text: str, key: str = "") -> Iterator[Problem]:
-    for message in markup.active(text) if "<" in text or "&" in text else ():
+def _text_problems(file: ScannedFile, text: str, key: str = "") -> Iterator[Problem]:
+    for message in markup.active_content(text) if "<" in text or "&" in text else ():
         yield Problem("active-markup", file.path, key, f"its header has {message}")

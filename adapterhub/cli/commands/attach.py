@@ -28,9 +28,9 @@ def attach(settings: Settings, *, address: str, files: tuple[str, ...], kind: st
     """
     from adapterhub.remotes.oci import referrers
 
-    with attachments.opened(address) as (registry, parsed):
+    with attachments.open_referrers(address) as (registry, parsed):
         subject = registry.manifest(parsed.reference)
-        added = referrers.attach(registry, subject, kind, [Path(file) for file in files])
+        added = referrers.attach_files(registry, subject, kind, [Path(file) for file in files])
     document = {"ref": str(parsed), "subject": subject.digest, **attachments.document(added)}
     text = (
         f"{parsed.repository}@{output.digest(added.digest)}  {added.artifact_type}, attached to {output.digest(subject.digest)}"

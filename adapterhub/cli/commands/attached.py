@@ -35,13 +35,13 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
     from adapterhub.remotes.oci import referrers
 
     files: list[str] | None = None
-    with attachments.opened(address) as (registry, parsed):
+    with attachments.open_referrers(address) as (registry, parsed):
         # A full digest saves the request for the manifest.
         has_full_digest = parsed.digest and not references.is_prefix(parsed.digest)
         digest = parsed.digest if parsed.digest and has_full_digest else registry.manifest(parsed.reference).digest
         attachments_ = referrers.referrers(registry, digest, kind)
         if out is not None:
-            files = referrers.fetch(registry, _only_attachment(attachments_, address, kind), Path(out))
+            files = referrers.fetch_files(registry, _only_attachment(attachments_, address, kind), Path(out))
     document: dict[str, object] = {
         "ref": str(parsed),
         "subject": digest,

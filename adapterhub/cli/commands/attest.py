@@ -34,7 +34,7 @@ def attest(
     settings: Settings,
     *,
     ref: str,
-    own: signing.Own,
+    own: signing.SignerOption,
     fits: str | None,
     merge: bool,
     training: bool,
@@ -61,7 +61,7 @@ def attest(
     document = {
         "ref": ref,
         "digest": statements[0].attestation.digest,
-        "attestations": [signing.attested(statement) for statement in statements],
+        "attestations": [signing.attestation_document(statement) for statement in statements],
     }
 
     def text() -> None:

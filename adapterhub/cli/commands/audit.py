@@ -54,12 +54,12 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
         raise UsageError("--checkpoint and --key", "require each other", "Pass both, or neither", code="conflicting-options")
     result = auditing.audit(_audit_target(settings), checkpoint=checkpoint, keys=keys)
     findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in result.faults]
-    success_text = f"{_counted(result)} follow each from the one before"
+    success_text = f"{_counts_text(result)} follow each from the one before"
     if result.checkpoint:
         success_text += f", and go on from the checkpoint of {result.checkpoint.time}, signed by {result.signer}"
     else:
         success_text += "; without a checkpoint, nothing shows what is missing at an end"
-    return view.show(settings, result.where, findings, good=success_text)
+    return view.show(settings, result.where, findings, success_text=success_text)
 
 
 @audit.command(
@@ -71,7 +71,7 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
 @signing.own_signer
 @replace_option
 @click.pass_obj
-def checkpoint(settings: Settings, *, out: Path, own: signing.Own, replace: bool) -> None:
+def checkpoint(settings: Settings, *, out: Path, own: signing.SignerOption, replace: bool) -> None:
     """Verify the logs, and write a signed file with the end of each.
 
     Keep the file where nobody who can write to the registry can write: it proves later that what is in the logs now still is.
@@ -81,7 +81,7 @@ def checkpoint(settings: Settings, *, out: Path, own: signing.Own, replace: bool
     result = auditing.sign_checkpoint(_audit_target(settings), out, own.read(), replace=replace)
     document = {"checkpoint": str(out), "names": result.names, "entries": result.entries, "rows": result.rows}
     output.emit(
-        document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counted(result)} signed"))
+        document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counts_text(result)} signed"))
     )
 
 
@@ -93,6 +93,6 @@ def _audit_target(settings: Settings) -> str | Path:
     return database if database and not has_registry else folder
 
 
-def _counted(result: Any) -> str:
+def _counts_text(result: Any) -> str:
     rows = f" and {output.plural(result.rows, 'row')} of the hub" if result.rows else ""
     return f"{result.entries} {'entry' if result.entries == 1 else 'entries'} of {output.plural(result.names, 'log')}{rows}"

@@ -16,7 +16,7 @@ from adapterhub.cli.output import Column
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
-    from adapterhub.bases.registered import BaseDocument, Registered
+    from adapterhub.bases.registered import BaseDocument, RegisteredBase
     from adapterhub_converters.bases import BaseSpec
 
 
@@ -66,7 +66,7 @@ def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
 
     parse_document_name(name, name)
     spec = inputs.read_base(source, settings)
-    recorded_source = spec.where if "://" in spec.where else str(Path(spec.where).absolute())
+    recorded_source = spec.source if "://" in spec.source else str(Path(spec.source).absolute())
     with open_registry(settings, make=True) as registry:
         registered_base = registered.add(registry, name, spec, source=recorded_source, force=force)
     model = registered_base.spec.repo or registered_base.spec.architecture or registered_base.spec.kind
@@ -103,7 +103,7 @@ def list_(settings: Settings) -> int:
     from adapterhub.bases import registered
 
     with open_registry(settings) as registry:
-        bases, damaged = registered.every(registry)
+        bases, damaged = registered.all_bases(registry)
     for name, error in damaged.items():
         errors.say(error, about=f"base {name}: ")
     document = {
@@ -114,7 +114,7 @@ def list_(settings: Settings) -> int:
     return 1 if damaged else 0
 
 
-def _list_text(bases: list[Registered]) -> None:
+def _list_text(bases: list[RegisteredBase]) -> None:
     if not bases:
         output.say("no base models yet; add one with `adapterhub base add NAME BASE`")
         return
@@ -123,7 +123,7 @@ def _list_text(bases: list[Registered]) -> None:
             item.name,
             item.spec.repo or "-",
             item.spec.architecture or "-",
-            _stored(item.spec),
+            _number_type(item.spec),
             str(len(item.spec.tensors)),
             output.digest(item.spec.fingerprint or ""),
             item.time[:10],
@@ -151,10 +151,10 @@ def show(settings: Settings, source: str) -> None:
         with open_registry(settings) as registry:
             registered_base = registered.get(registry, name)
         spec = registered_base.spec
-        document = {**_document(registered_base), **_whole(registered_base.document)}
+        document = {**_document(registered_base), **_full_document(registered_base.document)}
     else:
         spec = inputs.read_base(source, settings, notes=False)
-        document = {"name": None, "digest": None, "time": None, **_whole(registered.BaseDocument(spec, spec.where))}
+        document = {"name": None, "digest": None, "time": None, **_full_document(registered.BaseDocument(spec, spec.source))}
     output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document, spec))
 
 
@@ -169,7 +169,7 @@ def _show_text(document: Mapping[str, Any], spec: BaseSpec) -> None:
         "fingerprint": output.digest(document["fingerprint"] or ""),
         "tokenizer": output.digest(document["tokenizer_digest"] or ""),
         "template": output.digest(document["chat_template_digest"] or ""),
-        "weights": ", ".join([output.plural(len(document["tensors"]), "tensor"), _stored(spec), *stored]),
+        "weights": ", ".join([output.plural(len(document["tensors"]), "tensor"), _number_type(spec), *stored]),
         "output": "the embedding table (tied)" if document["tied"] else "",
         "numbers": ", ".join(f"{key} {value}" for key, value in document["config"].items()),
         "note": "; ".join(document["notes"]),
@@ -195,18 +195,18 @@ def rm(settings: Settings, name: str) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed base {name}"))
 
 
-def _document(registered_base: Registered) -> dict[str, Any]:
+def _document(registered_base: RegisteredBase) -> dict[str, Any]:
     fields = registered_base.document.to_dict()
     summary = {key: value for key, value in fields.items() if key not in ("version", "tensors", "config", "notes")}
     return {"name": registered_base.name, "digest": registered_base.digest, "time": registered_base.time, **summary}
 
 
-def _whole(document: BaseDocument) -> dict[str, Any]:
+def _full_document(document: BaseDocument) -> dict[str, Any]:
     tensors = {name: {"dtype": tensor.dtype, "shape": list(tensor.shape)} for name, tensor in document.spec.tensors.items()}
     return {**{key: value for key, value in document.to_dict().items() if key != "version"}, "tensors": tensors}
 
 
-def _stored(spec: BaseSpec) -> str:
+def _number_type(spec: BaseSpec) -> str:
     """Return the quantization, or the dtype of most tensors."""
     dtypes = [tensor.dtype for tensor in spec.tensors.values()]
     return spec.quantization or max(sorted(set(dtypes)), key=dtypes.count, default="-")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import complete_ref, on_remote, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, source_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, base_option, command, output_option, replace_option
 
 
@@ -47,12 +47,12 @@ def bom(
     from adapterhub_converters.containers import atomic, json_file
 
     spec = inputs.read_base(base, settings) if base else None
-    bill = bill_of_materials.bom(on_remote(source, remote), workspace(settings), base=spec, base_license=base_license)
+    bill = bill_of_materials.bom(source_at_remote(source, remote), workspace(settings), base=spec, base_license=base_license)
     text = page(bill) if html else bill.dump()
     if out is None:
         output.write_document(text.rstrip("\n"))
         return
-    with atomic.whole(Path(out), folder=False, replace=replace) as file:
+    with atomic.pending_output(Path(out), folder=False, replace=replace) as file:
         json_file.write_text(file, text)
     license_ = bill.license
     missing = f"; without a license: {', '.join(license_.missing)}" if license_.missing else ""

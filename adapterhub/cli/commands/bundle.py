@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.layouts.bundle import Item
+    from adapterhub.remotes.layouts.bundle import BundleItem
 
 
 @command(
@@ -47,15 +47,15 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool
     with ExitStack() as stack:
         items, missing = _items(settings, refs, stack, with_parents=with_parents)
         with bytes_bar("bundling") as callback:
-            size = layout_bundle.bundle(items, Path(out), archived=archived, progress=callback, replace=replace)
+            size = layout_bundle.write_bundle(items, Path(out), archived=archived, progress=callback, replace=replace)
     for digest in missing:
         output.say(f"not included: the parent {digest}, which is not in this registry")
-    versions = [{"ref": item.name, "digest": item.made.digest, "size": item.made.size} for item in items]
+    versions = [{"ref": item.name, "digest": item.manifest.digest, "size": item.manifest.size} for item in items]
     document = {"output": out, "size": size, "versions": versions, "missing": missing}
 
     def text() -> None:
         for item in items:
-            output.write(f"{item.name or '-'}  {output.size(item.made.size)}  {output.digest(item.made.digest)}")
+            output.write(f"{item.name or '-'}  {output.size(item.manifest.size)}  {output.digest(item.manifest.digest)}")
         output.write(f"{out}: {output.plural(len(items), 'version')}, {output.size(size)}, verified")
 
     output.emit(document, as_json=settings.as_json, text=text)
@@ -63,12 +63,12 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool
 
 def _items(
     settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
-) -> tuple[list[Item], list[Digest]]:
+) -> tuple[list[BundleItem], list[Digest]]:
     """Return the versions to bundle, open until the stack closes, and the digests of missing parents."""
     from adapterhub.remotes.layouts.bundle import ancestors
     from adapterhub.remotes.location import is_address
 
-    items: list[Item] = []
+    items: list[BundleItem] = []
     local: list[Ref] = []
     missing: list[Digest] = []
     for text in dict.fromkeys(refs):
@@ -88,45 +88,45 @@ def _items(
         registry_items = [_registry_item(registry, ref, stack, settings) for ref in local]
         if with_parents:
             # The parents come after the requested versions, in the order of the lineage, so that the archive is reproducible.
-            parents, missing = ancestors(registry, [item.made.digest for item in registry_items])
+            parents, missing = ancestors(registry, [item.manifest.digest for item in registry_items])
             registry_items += [_registry_item(registry, ref, stack, settings) for ref in parents]
         items = [*registry_items, *items]
     return items, missing
 
 
-def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) -> Item:
+def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) -> BundleItem:
     """Open a version of the registry; it is named by the tag of its ref, else by its number."""
     from adapterhub.index import queries
-    from adapterhub.remotes.layouts.bundle import Item
-    from adapterhub.remotes.local import Local
+    from adapterhub.remotes.layouts.bundle import BundleItem
+    from adapterhub.remotes.local import LocalName
     from adapterhub.sharing.policy import check_version
-    from adapterhub.sharing.signatures import Named
+    from adapterhub.sharing.signatures import VersionNames
 
-    version = stack.enter_context(registry.reading(ref))
-    output.deprecated(str(version.ref), version.deprecated)
+    version = stack.enter_context(registry.lease_version(ref))
+    output.warn_deprecated(str(version.ref), version.deprecated)
     command_workspace = workspace(settings)
     command_workspace.check_name(version.name)
-    check_version(registry, version, Named.of(version, str(version.ref)), command_workspace)
-    source = Local(registry, version.name)
+    check_version(registry, version, VersionNames.of_version(version, str(version.ref)), command_workspace)
+    source = LocalName(registry, version.name)
     name = f"{ref.name}:{ref.tag}" if ref.tag and ref.tag in queries.tags(registry.index, ref.name) else str(version.ref)
-    return Item(source, source.manifest(version.digest), name)
+    return BundleItem(source, source.manifest(version.digest), name)
 
 
-def _remote_item(text: str, stack: ExitStack, settings: Settings) -> Item:
+def _remote_item(text: str, stack: ExitStack, settings: Settings) -> BundleItem:
     """Open a version at an address; it is named by the last parts of its repository, or unnamed if given by digest."""
-    from adapterhub.remotes.layouts.bundle import Item
+    from adapterhub.remotes.layouts.bundle import BundleItem
     from adapterhub.remotes.layouts.location import LayoutAddress
     from adapterhub.remotes.location import parse
-    from adapterhub.remotes.parallel import Settled
+    from adapterhub.remotes.parallel import PinnedSource
     from adapterhub.sharing.policy import check_policy
-    from adapterhub.sharing.signatures import Named
+    from adapterhub.sharing.signatures import VersionNames
 
     parsed = parse(text)
-    command_workspace, source = workspace(settings), Settled(stack.enter_context(remotes.opened(text)))
+    command_workspace, source = workspace(settings), PinnedSource(stack.enter_context(remotes.open_address(text)))
     command_workspace.check_name(parsed.repository)
-    check_policy(source, parsed.reference, Named.at(parsed, text), command_workspace)
+    check_policy(source, parsed.reference, VersionNames.of_address(parsed, text), command_workspace)
     name = parsed.tag
     if not isinstance(parsed, LayoutAddress) and not parsed.digest:
         path = parsed.repository.partition("://")[2].partition("/")[2]
         name = f"{'/'.join(path.split('/')[-2:])}:{parsed.reference}"
-    return Item(source, source.manifest(parsed.reference), name)
+    return BundleItem(source, source.manifest(parsed.reference), name)

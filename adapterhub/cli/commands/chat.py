@@ -23,7 +23,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.serve.conversation import Answered, Conversation
+    from adapterhub.serve.conversation import ModelAnswer, Conversation
 
 _LONGEST = 1 << 20  # the most bytes of a line
 _DIGEST = linear.Pattern(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
@@ -85,12 +85,12 @@ def chat(
 
     prepare_torch()
     if settings.debug:
-        logs.to_stderr("adapterhub.serve", as_json=False)
+        logs.log_to_stderr("adapterhub.serve", as_json=False)
     logging.getLogger("adapterhub.serve").addHandler(
         logging.NullHandler()
     )  # an error is reported by its turn; without a handler, logging would print it again
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with engines.opened(base, settings, **engine_settings) as chosen, asyncio.Runner() as runner:
+    with engines.open_engine(base, settings, **engine_settings) as chosen, asyncio.Runner() as runner:
         gateway_settings = GatewaySettings(base=chosen.spec, base_name=chosen.name, workspace=workspace(settings))
         gateway = Gateway(gateway_settings, chosen.engine)
         try:
@@ -122,16 +122,16 @@ class _ChatSession:
         """Take lines until there are no more. An error is shown to a person, and ends a pipe."""
         if self._is_person:
             self._note("/help lists the commands; Ctrl-D ends")
-        for line in _typed() if self._is_person else _piped_lines():
+        for line in _typed_lines() if self._is_person else _piped_lines():
             try:
-                if not self._take(line):
+                if not self._take_line(line):
                     return
             except AdapterhubError as error:
                 if not self._is_person:
                     raise
                 errors.say(error)
 
-    def _take(self, line: str) -> bool:
+    def _take_line(self, line: str) -> bool:
         """Do what a line says; return False at the end."""
         if line.startswith("/") and not line.startswith("//"):
             return self._run_command(*line.split(maxsplit=1))
@@ -185,11 +185,11 @@ class _ChatSession:
             answers = self._runner.run(self._conversation.ask(text))
             self.turns.append({"prompt": text, "answers": [dataclasses.asdict(answered) for answered in answers]})
         else:
-            answers = self._shown(text)
+            answers = self._show_answers(text)
         if not self._is_person and any(answered.finish == STOPPED for answered in answers):
             raise KeyboardInterrupt  # ends a pipe
 
-    def _shown(self, text: str) -> list[Answered]:
+    def _show_answers(self, text: str) -> list[ModelAnswer]:
         """Ask, and show the answers as they arrive: in columns if a person's terminal has room for two."""
         models, screen = self._conversation.models, output.width() or 0
         columns = self._is_person and len(models) > 1 and screen >= WIDE
@@ -201,7 +201,7 @@ class _ChatSession:
             view.close()
             raise
 
-    def _facts(self, answered: Answered) -> str:
+    def _facts(self, answered: ModelAnswer) -> str:
         """Return which version answered, with how many tokens and in what time."""
         tokens = "" if answered.tokens is None else output.plural(answered.tokens, "token")
         ended = {"length": "cut at --max-tokens", "stop": ""}.get(answered.finish, answered.finish)
@@ -220,7 +220,7 @@ class _ChatSession:
             output.say(text)
 
 
-def _typed() -> Iterator[str]:
+def _typed_lines() -> Iterator[str]:
     """Yield the lines that a person types, until Ctrl-D or Ctrl-C."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - `input` uses it from then on: editing, and the lines before

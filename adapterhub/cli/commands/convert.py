@@ -16,8 +16,8 @@ from adapterhub.cli.options import (
     alpha_option,
     base_option,
     command,
-    dropped,
-    losses_of,
+    split_drops,
+    loss_options_with,
     model_option,
     rank_option,
     replace_option,
@@ -43,7 +43,7 @@ _FORMATS = (*formats.names(), *formats.MODELS)
 @click.argument("target", metavar="DST")
 @to_option(_FORMATS)
 @base_option("needed by formats that require its names or shapes: a folder, a file or a URL.")
-@losses_of(MODEL_DTYPES)
+@loss_options_with(MODEL_DTYPES)
 @rank_option("an approximation. [default: the adapter's]")
 @alpha_option
 @rslora_option
@@ -113,7 +113,7 @@ def convert(
         base=spec,
         dtype=dtype,
         allow_approx=allow_approx,
-        allow_drop=dropped(allow_drop),
+        allow_drop=split_drops(allow_drop),
         rank=rank,
         alpha=alpha,
         rslora=rslora,
@@ -122,7 +122,7 @@ def convert(
         replace=replace,
         workspace=workspace(settings),
     )
-    run_command = runtime_commands.of_adapter(style, Path(target), spec)
+    run_command = runtime_commands.adapter_command(style, Path(target), spec)
     document = {"source": source, "target": target, "format": style, "run": run_command, **losses.document(report)}
 
     def text() -> None:
@@ -156,7 +156,7 @@ def _convert_model(
     model = convert_model(
         source, target, to=style, dtype=dtype, imatrix=imatrix, replace=replace, workspace=workspace(settings)
     )
-    run_command = runtime_commands.of_model(style, Path(target))
+    run_command = runtime_commands.model_command(style, Path(target))
     document: dict[str, object] = {"source": source, "target": target, "format": style, "run": run_command}
     report = model.report
     document |= fused.document(report) if report else {"files": list(model.files), "size": model.size}

@@ -7,9 +7,9 @@ import click
 from adapterhub.cli import attachments, output
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, command, transfer_options
-from adapterhub.cli.publish import published, pulled
+from adapterhub.cli.publish import render_push, render_pull
 from adapterhub.sharing import copying
-from adapterhub.sharing.pulling import Pulled
+from adapterhub.sharing.pulling import PullResult
 
 
 @command(
@@ -33,7 +33,7 @@ def copy(settings: Settings, source: str, target: str, *, referrers: bool, signa
     Signatures in this registry are copied with their version to an address that stores attachments.
     """
     if referrers:  # attachments come first, so that a tag never leads to a version without them
-        output.say(f"{output.plural(attachments.carry(source, target), 'attachment')} copied")
+        output.say(f"{output.plural(attachments.copy_attachments(source, target), 'attachment')} copied")
     result = copying.copy(source, target, workspace(settings), with_signatures=signatures)
-    document, text = pulled(result) if isinstance(result, Pulled) else published(result)
+    document, text = render_pull(result) if isinstance(result, PullResult) else render_push(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

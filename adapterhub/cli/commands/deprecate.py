@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option
+from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
@@ -29,9 +29,9 @@ def deprecate(settings: Settings, *, ref: str, message: str, undo: bool, remote:
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address
 
-    address = at_remote(ref, remote)
+    address = ref_at_remote(ref, remote)
     if is_address(address):
-        raise remotes.lacking(address, "deprecation of versions")
+        raise remotes.unsupported_error(address, "deprecation of versions")
     target = Ref.parse(ref)
     if undo and message:
         raise UsageError("--undo", "cannot be combined with MESSAGE", "Leave one out", code="conflicting-options")

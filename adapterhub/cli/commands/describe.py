@@ -14,8 +14,8 @@ from adapterhub.cli.options import Settings, base_option, command, dry_run_optio
 from adapterhub_converters.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.describing import Described
-    from adapterhub.manifest.changes import Change
+    from adapterhub.describing import DescribeResult
+    from adapterhub.manifest.changes import FactChange
 
 _SHOWN = 60  # the most characters of a value
 _SCHEMA = ("$schema", "schema_version")
@@ -58,7 +58,7 @@ def describe(
 
     facts: dict[str, Any] = {key: value for key, value in declared.items() if value is not None}
     for pair in pairs:
-        _put(facts, pair)
+        _set_value(facts, pair)
     spec = inputs.read_base(base, settings) if base else None
     result = describing.describe(folder, facts, workspace(settings), base=spec, dry_run=dry_run)
     document = {
@@ -71,7 +71,7 @@ def describe(
     output.emit(document, as_json=settings.as_json, text=lambda: _text(result))
 
 
-def _put(facts: dict[str, Any], pair: str) -> None:
+def _set_value(facts: dict[str, Any], pair: str) -> None:
     """Put the value of `a.b=value` into nested tables: as JSON if it is valid JSON, else as text."""
     key, equals, text = pair.partition("=")
     keys = key.split(".")
@@ -96,7 +96,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _text(result: Described) -> None:
+def _text(result: DescribeResult) -> None:
     if not result.changes:
         output.write(f"{result.path}: up to date")
         return
@@ -108,12 +108,12 @@ def _text(result: Described) -> None:
     config = [change for change in relevant if change.key.startswith(_CONFIG) and change.old is None]
     for change in relevant:
         if change not in config:
-            output.write(output.one_line(f"  {change.key}: {_shown(change, result.new)}"))
+            output.write(output.one_line(f"  {change.key}: {_change_text(change, result.new)}"))
     if config:
         output.write(f"  {_CONFIG[:-1]}: {output.plural(len(config), 'value')}")
 
 
-def _shown(change: Change, new: bool) -> str:
+def _change_text(change: FactChange, new: bool) -> str:
     return _short(change.new) if new else f"{_short(change.old)} -> {_short(change.new)}"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import on_remote, remote_option, workspace
+from adapterhub.cli.environment import source_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 
@@ -52,7 +52,7 @@ def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: boo
     from adapterhub import comparing
 
     spec = inputs.read_base(base, settings) if base else None
-    difference = comparing.diff(on_remote(a, remote), on_remote(b, remote), workspace(settings), base=spec)
+    difference = comparing.diff(source_at_remote(a, remote), source_at_remote(b, remote), workspace(settings), base=spec)
     output.emit(_document(difference), as_json=settings.as_json, text=lambda: _text(difference))
     return 1 if exit_code and not difference.same else 0
 
@@ -90,7 +90,7 @@ def _text(difference: Difference) -> None:
     head, detail = _summary(difference)
     line = output.one_line(f"{difference.names[0]} -> {difference.names[1]}: {head}{detail}")
     colored = output.color(head, "green" if difference.same else "yellow")
-    for number, piece in enumerate(output.wrapped(line, screen, indent=2)):
+    for number, piece in enumerate(output.wrap(line, screen, indent=2)):
         output.write(piece.replace(f": {head}", f": {colored}", 1) if not number else piece)
     for section in (
         _file_lines(difference),
@@ -142,7 +142,7 @@ def _cut(lines: Sequence[str], rows: int) -> Iterator[str]:
     """Yield the head of a table, its first rows, and the number of the others."""
     yield from lines[: 1 + _SHOWN]
     if rows > _SHOWN:
-        yield output.more(rows - _SHOWN)
+        yield output.remainder_line(rows - _SHOWN)
 
 
 def _file_lines(difference: Difference) -> Iterator[str]:
@@ -198,11 +198,11 @@ def _value_texts(before: Any, after: Any) -> tuple[str, str]:
 
 def _without(items: list[Any], excluded: list[Any]) -> list[Any]:
     """Return the items that are not in `others`. It takes linear time, because the lists come from somebody else."""
-    excluded_texts = set(map(_plain, excluded))
-    return [item for item in items if _plain(item) not in excluded_texts]
+    excluded_texts = set(map(_canonical_text, excluded))
+    return [item for item in items if _canonical_text(item) not in excluded_texts]
 
 
-def _plain(item: Any) -> str:
+def _canonical_text(item: Any) -> str:
     return json.dumps(item, sort_keys=True)
 
 
@@ -239,7 +239,7 @@ def _change_lines(name: str, changes: Counter[tuple[str, str]]) -> Iterator[str]
     for (before, after), count in changes.most_common(3):
         yield f"{name} {before} -> {after} in {output.plural(count, 'module')}"
     if len(changes) > 3:
-        yield output.more(len(changes) - 3, f"changes of {name}")
+        yield output.remainder_line(len(changes) - 3, f"changes of {name}")
 
 
 def _module_lines(difference: Difference) -> Iterator[str]:
@@ -248,7 +248,7 @@ def _module_lines(difference: Difference) -> Iterator[str]:
     changed.sort(key=lambda module: (order[module.status], -(module.change or 0.0)))
     if not changed:
         return
-    prefix = _shared([module.name for module in changed])
+    prefix = _common_prefix([module.name for module in changed])
     rows = [[module.name.removeprefix(prefix), *_numbers(module), module.note or _rank(module)] for module in changed]
     title = f"MODULE of {prefix.rstrip('.')}" if prefix else "MODULE"
     columns = (
@@ -282,7 +282,7 @@ def _percent(change: float | None) -> str:
     return f"{change:.1%}" if change >= 0.001 else f"{change:.1e}"
 
 
-def _shared(names: Sequence[str]) -> str:
+def _common_prefix(names: Sequence[str]) -> str:
     """Return the common prefix of all module paths, up to a dot."""
     # The first and the last name in sorted order share the prefix that all have.
     first, last = (min(names), max(names)) if len(names) > 1 else ("", "")

@@ -15,7 +15,7 @@ from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
-    from adapterhub.maintenance.disk_usage import BaseUsage, Report, Usage
+    from adapterhub.maintenance.disk_usage import BaseUsage, UsageReport, Usage
     from adapterhub.registry.registry import Registry
 
 _SHORT = 12 + len("sha256:")
@@ -48,16 +48,16 @@ def du(settings: Settings, prefix: str | None, base: Sequence[str]) -> None:
     from adapterhub.maintenance import disk_usage
     from adapterhub_converters.errors import NotFoundError
 
-    models = [_known(text, settings) for text in base]
+    models = [_model_of_option(text, settings) for text in base]
     with open_registry(settings) as registry:
         with bytes_bar("listing tensors") as progress:
             report = disk_usage.usage(registry, prefix, progress=progress)
-        registered_models = _kept(registry)
+        registered_models = _registered_models(registry)
     if prefix and not report.names:
         raise NotFoundError(prefix, "no adapter of this name or namespace", "Run `adapterhub list`")
     for model in models:
         if not any(model.fits(base) for base in report.bases):
-            output.say(output.one_line(f"{model.where}: no version here was trained on it"))
+            output.say(output.one_line(f"{model.location}: no version here was trained on it"))
     models += registered_models  # --base comes first
     output.emit(_document(report, models), as_json=settings.as_json, text=lambda: _usage_text(report, models))
 
@@ -66,7 +66,7 @@ def du(settings: Settings, prefix: str | None, base: Sequence[str]) -> None:
 class _Model:
     """A model to compare with: its path or name, its identity, the size of its weights in bytes."""
 
-    where: str
+    location: str
     repo: str | None
     fingerprint: str | None
     size: int
@@ -77,7 +77,7 @@ class _Model:
         return base.repo is not None and base.repo == self.repo
 
 
-def _known(text: str, settings: Settings) -> _Model:
+def _model_of_option(text: str, settings: Settings) -> _Model:
     """Return the model that --base names; raise UsageError if its size is unknown."""
     from adapterhub_converters.errors import UsageError
 
@@ -87,25 +87,25 @@ def _known(text: str, settings: Settings) -> _Model:
     return _Model(text, spec.repo, spec.fingerprint, spec.size)
 
 
-def _kept(registry: Registry) -> list[_Model]:
+def _registered_models(registry: Registry) -> list[_Model]:
     """Return the registered bases with their sizes. Unreadable ones are ignored here; `fsck` reports them."""
     from adapterhub.bases import registered
 
-    specs = [(base.name, base.spec) for base in registered.every(registry)[0]]
+    specs = [(base.name, base.spec) for base in registered.all_bases(registry)[0]]
     return [_Model(name, spec.repo, spec.fingerprint, spec.size) for name, spec in specs if spec.size]
 
 
-def _whole(base: BaseUsage, models: Sequence[_Model]) -> int | None:
+def _whole_models_size(base: BaseUsage, models: Sequence[_Model]) -> int | None:
     """Return the size of the versions on a base as whole models; None if the size of the base is unknown."""
     size = next((model.size for model in models if model.fits(base)), None)
     return None if size is None else size * base.usage.versions
 
 
-def _document(report: Report, models: Sequence[_Model]) -> dict[str, Any]:
+def _document(report: UsageReport, models: Sequence[_Model]) -> dict[str, Any]:
     return {
         "names": [{"name": usage.name, **_numbers(usage)} for usage in report.names],
         "bases": [
-            {"repo": base.repo, "fingerprint": base.fingerprint, **_numbers(base.usage), "whole_models": _whole(base, models)}
+            {"repo": base.repo, "fingerprint": base.fingerprint, **_numbers(base.usage), "whole_models": _whole_models_size(base, models)}
             for base in report.bases
         ],
         "total": _numbers(report.total),
@@ -117,7 +117,7 @@ def _numbers(usage: Usage) -> dict[str, int]:
     return {key: getattr(usage, key) for key in ("versions", "adapters", "files", "shared", "distinct", "saved", "stored")}
 
 
-def _usage_text(report: Report, models: Sequence[_Model]) -> None:
+def _usage_text(report: UsageReport, models: Sequence[_Model]) -> None:
     if not report.names:
         output.say("no adapters yet; store one with `adapterhub push SRC namespace/name`")
         return
@@ -137,21 +137,21 @@ def _usage_text(report: Report, models: Sequence[_Model]) -> None:
         distinction = (
             f" ({base.fingerprint[:_SHORT] if base.fingerprint else 'not pinned'})" if repos.count(base.repo) > 1 else ""
         )
-        for line in output.wrapped(_base_line(base, _whole(base, models), distinction), output.width(), indent=2):
+        for line in output.wrap(_base_line(base, _whole_models_size(base, models), distinction), output.width(), indent=2):
             output.write(line)
 
 
 def _cells(name: str, usage: Usage) -> list[str]:
-    saved = [f"-{output.size(count)}" if count else "-" for count in (usage.shared, usage.saved)]
+    saved = [f"-{output.size(count)}" if count else "-" for count in (usage.shared_size, usage.saved_size)]
     return [name, str(usage.versions), output.size(usage.files), *saved, output.size(usage.stored)]
 
 
-def _base_line(base: BaseUsage, whole: int | None, more: str) -> str:
+def _base_line(base: BaseUsage, whole_size: int | None, distinction: str) -> str:
     """Return the line of a base; `more` tells it from another of the same name."""
     usage = base.usage
     name = base.repo or (f"base {base.fingerprint[:_SHORT]}" if base.fingerprint else "no base recorded")
     count = f"{output.plural(usage.versions, 'version')} of {output.plural(usage.adapters, 'adapter')}"
-    line = f"{name}{more if base.repo else ''}: {count} in {output.size(usage.stored)}"
-    if whole is None:
+    line = f"{name}{distinction if base.repo else ''}: {count} in {output.size(usage.stored)}"
+    if whole_size is None:
         return line
-    return f"{line}; as whole models {output.size(whole)}, {whole / max(1, usage.stored):,.0f} times as large"
+    return f"{line}; as whole models {output.size(whole_size)}, {whole_size / max(1, usage.stored):,.0f} times as large"

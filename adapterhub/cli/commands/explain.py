@@ -55,6 +55,6 @@ def explain(settings: Settings, code: str | None) -> None:
         ):
             if paragraph:
                 output.write()
-                output.write_lines(output.wrapped(paragraph, output.width()))
+                output.write_lines(output.wrap(paragraph, output.width()))
 
     output.emit(item._asdict(), as_json=settings.as_json, text=text)

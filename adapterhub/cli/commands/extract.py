@@ -24,7 +24,7 @@ from adapterhub.cli.output import Column
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.merging.into_base.extract import Extracted, Extraction
+    from adapterhub.merging.into_base.extract import WeightExtraction, Extraction
 
 _SHOWN = 12  # the most rows of a table
 
@@ -63,13 +63,13 @@ def extract(
     BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is
     computed from the adapter as written. Changes that no low-rank matrix can express are named, or stored whole with --rest.
     """
-    from adapterhub.merging.into_base.extract import Wanted
+    from adapterhub.merging.into_base.extract import ExtractionOptions
 
     if (rank is None) == (energy is None):
         raise UsageError("extract", "requires either --rank or --energy", "Add --rank 32, for example")
     folder, tuned_folder = inputs.weights(base, settings), inputs.weights(tuned, settings)
-    options = Wanted(rank, energy, max_rank, rest, dtype.upper())
-    target = combining.destination(out)
+    options = ExtractionOptions(rank, energy, max_rank, rest, dtype.upper())
+    target = combining.merge_destination(out)
     adapter, report, version = combining.extract(folder, tuned_folder, target, options, workspace(settings), replace=replace)
     out = str(version.ref if version else target)
     document = _document(out, report)
@@ -86,7 +86,7 @@ def _document(out: str, report: Extraction) -> dict[str, Any]:
                 "rank": weight.rank,
                 "change": weight.change if math.isfinite(weight.change) else None,
                 "error": weight.error,
-                "left_out": weight.why or None,
+                "left_out": weight.reason or None,
             }
             for weight in report.weights
         },
@@ -98,8 +98,8 @@ def _text(out: str, report: Extraction, parameters: int) -> None:
     from adapterhub.merging.into_base.extract import ranks
 
     extracted, left_out = (
-        [weight for weight in report.weights if not weight.why],
-        [weight for weight in report.weights if weight.why],
+        [weight for weight in report.weights if not weight.reason],
+        [weight for weight in report.weights if weight.reason],
     )
     all_ranks = ranks(report.weights)
     rank_text = (
@@ -115,8 +115,8 @@ def _text(out: str, report: Extraction, parameters: int) -> None:
         largest = max(left_out, key=lambda weight: weight.change)
         output.write(
             output.one_line(
-                f"  left out: {output.plural(len(left_out), 'tensor')} ({', '.join(sorted({item.why for item in left_out}))}), "
-                f"largest {largest.name}: {_change(largest)} of its norm; --rest stores them whole"
+                f"  left out: {output.plural(len(left_out), 'tensor')} ({', '.join(sorted({item.reason for item in left_out}))}), "
+                f"largest {largest.name}: {_change_text(largest)} of its norm; --rest stores them whole"
             )
         )
     output.write()
@@ -125,13 +125,13 @@ def _text(out: str, report: Extraction, parameters: int) -> None:
     output.write_table(
         columns,
         [
-            [weight.name, str(weight.rank) if weight.rank else "whole", _change(weight), f"{weight.error:.3g}"]
+            [weight.name, str(weight.rank) if weight.rank else "whole", _change_text(weight), f"{weight.error:.3g}"]
             for weight in worst[:_SHOWN]
         ],
     )
     if len(worst) > _SHOWN:
-        output.write(output.more(len(worst) - _SHOWN, "with smaller errors"))
+        output.write(output.remainder_line(len(worst) - _SHOWN, "with smaller errors"))
 
 
-def _change(weight: Extracted) -> str:
+def _change_text(weight: WeightExtraction) -> str:
     return f"{weight.change:.2%}" if math.isfinite(weight.change) else "all"

@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry
-from adapterhub.cli.inputs import existing
+from adapterhub.cli.inputs import existing_path
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
@@ -19,7 +19,7 @@ from adapterhub_converters.errors import NotFoundError, UsageError
 if TYPE_CHECKING:
     from adapterhub.index.search import Holder
     from adapterhub.index.tensors import Share
-    from adapterhub.registry.finding import Found
+    from adapterhub.registry.finding import ContentMatches
 
 _Deprecations = Mapping[tuple[str, int], str]
 
@@ -51,9 +51,9 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
         raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with open_registry(settings) as registry:
         results = [finding.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
-        results += [finding.by_content(registry, text, existing(text), bytes_bar) for text in files]
+        results += [finding.by_content(registry, text, existing_path(text), bytes_bar) for text in files]
         deprecated = registry.deprecations()
-        unlisted = len(tensors.unlisted(registry.index))
+        unlisted = len(tensors.unlisted_files(registry.index))
     missing = [item for item in results if not item.is_whole]
     # "Not found" would be too strong a claim if some tensors could not be searched.
     if unlisted and missing:
@@ -68,7 +68,7 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     return NotFoundError.exit_code if missing else 0
 
 
-def _document(result: Found, deprecated: _Deprecations) -> dict[str, Any]:
+def _document(result: ContentMatches, deprecated: _Deprecations) -> dict[str, Any]:
     tensors = None
     if not result.holders and result.tensors:
         tensors = {
@@ -95,7 +95,7 @@ def _share(share: Share, deprecated: _Deprecations) -> dict[str, Any]:
     return {"ref": row["ref"], "tags": row["tags"], **location, "adapter": row}
 
 
-def _find_text(results: Sequence[Found]) -> None:
+def _find_text(results: Sequence[ContentMatches]) -> None:
     columns = [Column("REF"), Column("TAGS", drop=2), Column("FILE", drop=1)]
     if any(item.shares for item in results):
         columns.append(Column("TENSORS"))
@@ -104,7 +104,7 @@ def _find_text(results: Sequence[Found]) -> None:
         columns.insert(0, Column("SOURCE"))
     cells = []
     for item in results:
-        for row, place, share in _held(item):
+        for row, place, share in _holder_rows(item):
             cells.append([*([item.source] if several else []), str(row.ref), ", ".join(row.tags) or "-", place, share])
     output.write_table(columns, [row[: len(columns)] for row in cells])
     for item in results:
@@ -113,7 +113,7 @@ def _find_text(results: Sequence[Found]) -> None:
             output.say(output.one_line(f"{item.source}: no version contains it{suffix}"))
 
 
-def _held(result: Found) -> list[tuple[Any, str, str]]:
+def _holder_rows(result: ContentMatches) -> list[tuple[Any, str, str]]:
     """Return the row, the place and the share of each version that has the file."""
     whole_rows = [
         (holder.row, ": ".join(filter(None, (holder.path, holder.tensor))) or "(the whole adapter)", "all")

@@ -13,7 +13,7 @@ from adapterhub.cli.options import Settings, alpha_option, base_option, command,
 from adapterhub.cli.views import groups
 
 if TYPE_CHECKING:
-    from adapterhub.checks.repair import Fixed
+    from adapterhub.checks.repair import FixResult
     from adapterhub.checks.report import Problem
 
 
@@ -42,21 +42,21 @@ def fix(
     from adapterhub.checks import repair as library
 
     spec = inputs.read_base(base, settings) if base else None
-    with inputs.opened(source, settings) as adapter_source:
+    with inputs.open_source(source, settings) as adapter_source:
         name = adapter_source.folder.resolve().name if adapter_source.path.is_dir() else adapter_source.path.stem
         target = Path(out) if out else Path(f"{name}-fixed")
         fixed = library.fix(adapter_source.path, target, base=spec, alpha=alpha, rslora=rslora, dry_run=dry_run)
-        label = adapter_source.where
+        label = adapter_source.location
     output.emit(_document(label, fixed), as_json=settings.as_json, text=lambda: _text(label, fixed, dry_run=dry_run, base=base))
 
 
-def _document(where: str, fixed: Fixed) -> dict[str, Any]:
+def _document(location: str, fixed: FixResult) -> dict[str, Any]:
     return {
-        "source": where,
+        "source": location,
         "output": str(fixed.out) if fixed.out else None,
         "repaired": [asdict(repair) for repair in fixed.repairs],
         "proposed": [asdict(proposal) for proposal in fixed.proposals],
-        "left": [_problem(problem) for problem in fixed.left],
+        "left": [_problem(problem) for problem in fixed.remaining],
         "left_out": list(fixed.left_out),
     }
 
@@ -68,11 +68,11 @@ def _problem(problem: Problem) -> dict[str, Any]:
     return {"severity": problem.severity, **fields, "hint": reports.hint_of(problem)}
 
 
-def _text(where: str, fixed: Fixed, *, dry_run: bool, base: str | None) -> None:
+def _text(location: str, fixed: FixResult, *, dry_run: bool, base: str | None) -> None:
     if not fixed.repairs:
-        head = f"{where}: nothing to repair, nothing written"
+        head = f"{location}: nothing to repair, nothing written"
     elif dry_run:
-        head = f"{where}: {output.plural(len(fixed.repairs), 'repair')}, nothing written (--dry-run)"
+        head = f"{location}: {output.plural(len(fixed.repairs), 'repair')}, nothing written (--dry-run)"
     else:
         head = f"{fixed.out}: {output.plural(len(fixed.repairs), 'repair')}"
     output.write(output.one_line(head))
@@ -85,9 +85,9 @@ def _text(where: str, fixed: Fixed, *, dry_run: bool, base: str | None) -> None:
         output.write(line)
     if fixed.left_out:
         output.write(output.one_line(f"not copied: {', '.join(fixed.left_out)}"))
-    counts = [output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.left))]
+    counts = [output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.remaining))]
     if counts:
-        remaining_path, base_option = fixed.out or where, f" --base {base}" if base else ""
+        remaining_path, base_option = fixed.out or location, f" --base {base}" if base else ""
         output.write(
             output.one_line(f"remaining: {', '.join(counts)}; see `adapterhub validate {remaining_path}{base_option}`")
         )

@@ -63,7 +63,7 @@ def formats(settings: Settings) -> None:
         "image_models": families,
         "gguf_models": models,
         "tuners": [{"method": row.method, "merges": not row.unmerged} for row in TUNERS.values()],
-        "mlx_full": sorted(whole.SAME),
+        "mlx_full": sorted(whole.SAME_PARAMETERS),
     }
     lines = {
         "image and video models in kohya and diffusers": families,
@@ -72,7 +72,7 @@ def formats(settings: Settings) -> None:
         ),
         "peft's tuners that are no low-rank deltas, merged into a base": [r.method for r in TUNERS.values() if not r.unmerged],
         "those that no weight can express, described and checked": [r.method for r in TUNERS.values() if r.unmerged],
-        "models that mlx-lm tuned as a whole (full), merged into a base": sorted(whole.SAME),
+        "models that mlx-lm tuned as a whole (full), merged into a base": sorted(whole.SAME_PARAMETERS),
     }
     output.emit(document, as_json=settings.as_json, text=lambda: _text(rows, other_formats, lines))
 
@@ -88,7 +88,7 @@ def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str,
     output.write_pairs(dict(other_formats))
     output.write()
     for title, items in lists.items():
-        for line in output.wrapped(f"{title}: {', '.join(items)}", output.width(), indent=2):
+        for line in output.wrap(f"{title}: {', '.join(items)}", output.width(), indent=2):
             output.write(line)
     output.write()
     written = [row for row in rows if row.writes]

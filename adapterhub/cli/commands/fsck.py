@@ -43,7 +43,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
         raise UsageError(option, f"requires {required}", f"Pass {required} too", code="conflicting-options")
     # Opening the registry would refuse a broken index, so it is rebuilt first.
     if rebuild:
-        registry, findings = checks.rebuilt(registry_folder(settings))
+        registry, findings = checks.open_rebuilt(registry_folder(settings))
     else:
         registry, findings = open_registry(settings), []
     with registry:
@@ -53,7 +53,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
         root = str(registry.root)
     if source:
         output.say(f"restored {output.plural(len(restored), 'blob')} from {output.one_line(source)}")
-    return view.show(settings, root, findings, good="clean")
+    return view.show(settings, root, findings, success_text="clean")
 
 
 def _repair(registry: Registry, source: str) -> list[str]:
@@ -62,5 +62,5 @@ def _repair(registry: Registry, source: str) -> list[str]:
 
     if not is_address(source):
         return repair(registry, Path(source))
-    with remotes.opened(source) as remote:
-        return repair(registry, remote.find)
+    with remotes.open_address(source) as remote:
+        return repair(registry, remote.open_digest)

@@ -63,12 +63,12 @@ def info(settings: Settings) -> None:
 
 
 @contextmanager
-def _noting(problems: list[str]) -> Iterator[None]:
+def _collecting_problems(problems: list[str]) -> Iterator[None]:
     """Add an error in the block to the problems."""
     try:
         yield
     except AdapterhubError as error:
-        reworded = errors.in_words_of_the_command_line(error)
+        reworded = errors.reword(error)
         text = output.one_line(str(reworded))
         if text not in problems:
             problems.append(text)
@@ -76,7 +76,7 @@ def _noting(problems: list[str]) -> Iterator[None]:
 
 def _registry(settings: Settings, problems: list[str]) -> dict[str, Any]:
     document: dict[str, Any] = {"path": None, "chosen_by": None, "exists": False, "adapters": 0, "versions": 0}
-    with _noting(problems):
+    with _collecting_problems(problems):
         path, document["chosen_by"] = environment.chosen_registry(settings)
         document["path"] = str(path)
         document["exists"] = (path / "registry.db").exists() or (path / ".adapterhub").is_dir()
@@ -96,13 +96,13 @@ def _settings_files(problems: list[str]) -> dict[str, Any]:
     document: dict[str, Any] = {"project": None, "policy": False, "lock": None, "user": None}
     from adapterhub.project.policy import Policy
 
-    with _noting(problems):
+    with _collecting_problems(problems):
         document["project"] = _or_null(project_file(Path.cwd()))  # shown even if it cannot be read
         if project := environment.project():
             # A policy without rules differs from an empty one only in the file that it comes from.
             document |= {"project": str(project.path), "policy": replace(project.policy, where="") != Policy("")}
             environment.validation(project)
-    with _noting(problems):
+    with _collecting_problems(problems):
         lock = environment.lock_file()
         document["lock"] = str(lock) if lock.is_file() else None
         if user_settings := environment.user():
@@ -111,7 +111,7 @@ def _settings_files(problems: list[str]) -> dict[str, Any]:
 
 
 def _remotes(problems: list[str]) -> list[dict[str, Any]]:
-    with _noting(problems):
+    with _collecting_problems(problems):
         default, named_remotes = environment.default_remote(), environment.remotes()
         if default and default not in named_remotes:
             problems.append(f"{default}: the default remote, but no remote has this name; `adapterhub remote add` adds it")
@@ -127,15 +127,15 @@ def _logins(problems: list[str]) -> dict[str, Any]:
 
     path = environment.docker_config()
     document: dict[str, Any] = {"file": str(path), "hosts": []}
-    with _noting(problems):
-        document["hosts"] = credentials.hosts(path)
+    with _collecting_problems(problems):
+        document["hosts"] = credentials.configured_hosts(path)
     return document
 
 
 def _hub(problems: list[str]) -> dict[str, Any]:
     if environment.is_offline():
         return {"endpoint": None, "token": False, "offline": True}
-    with _noting(problems):
+    with _collecting_problems(problems):
         hub = environment.hub()
         return {"endpoint": hub.endpoint, "token": bool(hub.token), "offline": False}
     return {"endpoint": None, "token": False, "offline": False}
@@ -186,7 +186,7 @@ def _write(document: dict[str, Any]) -> None:
         del lines[""]
     output.write_pairs({key: value for key, value in lines.items() if value})
     for problem in document["problems"]:
-        for line in output.wrapped(f"problem: {problem}", output.width(), indent=2):
+        for line in output.wrap(f"problem: {problem}", output.width(), indent=2):
             output.write(line)
 
 
@@ -194,8 +194,8 @@ def _with_default(remote: dict[str, Any]) -> str:
     return f"{remote['name']} {remote['url']}{' (default)' if remote['default'] else ''}"
 
 
-def _or_none(path: str | None, more: str = "") -> str:
-    return f"{path}{f' ({more})' if more else ''}" if path else "none"
+def _or_none(path: str | None, note: str = "") -> str:
+    return f"{path}{f' ({note})' if note else ''}" if path else "none"
 
 
 def _space(folder: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def keep(settings: Settings, *, name: str, last: int | None, tagged: bool, every
         if last or tagged or everything:
             # 0: only the newest version and those with a tag.
             retention.keep(registry, target, None if everything else last or 0)
-        count = retention.kept(registry, target)
+        count = retention.retention_limit(registry, target)
     text = (
         f"{name}: every version"
         if count is None

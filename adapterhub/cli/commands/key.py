@@ -52,6 +52,6 @@ def generate(settings: Settings, *, path: Path, kind: str, passphrase: signing.P
     secret, public = keys.generate(path, kind, passphrase.new())
     if public.kind == keys.ED25519:
         output.say("model_signing cannot verify signatures by this kind of key; adapterhub can")
-    document = {"private": str(secret), "public": public.where, "type": public.kind, "id": public.id}
-    text = f"{secret}, {public.where}: {public.kind} key {public.id[:16]}…"
+    document = {"private": str(secret), "public": public.source, "type": public.kind, "id": public.id}
+    text = f"{secret}, {public.source}: {public.kind} key {public.id[:16]}…"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import at_remote, open_registry, remote_option
+from adapterhub.cli.environment import ref_at_remote, open_registry, remote_option
 from adapterhub.cli.options import Settings, command, plot_option
 from adapterhub.cli.views import lineage as view
 
@@ -33,16 +33,16 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote
     from adapterhub.registry.lineage import trace
     from adapterhub.remotes.location import is_address
 
-    address = at_remote(ref, remote)
+    address = ref_at_remote(ref, remote)
     if is_address(address):
         # A remote has the parents in its manifests, but nothing that leads from a parent to its children.
-        raise remotes.lacking(address, "record of what was made from an adapter")
+        raise remotes.unsupported_error(address, "record of what was made from an adapter")
 
     with open_registry(settings) as registry:
         graph = trace(registry, Ref.parse(ref))
     for node in graph.nodes.values():
         for ref_, message in node.deprecated.items():
-            output.deprecated(ref_, message)
+            output.warn_deprecated(ref_, message)
     if plot:
         from adapterhub.cli.views import lineage_plot
 

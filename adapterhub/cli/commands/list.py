@@ -17,7 +17,7 @@ from adapterhub.cli.views.versions import row_document, write_rows
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.index.queries import Row
+    from adapterhub.index.queries import VersionRow
     from adapterhub.registry.registry import Registry
 
 
@@ -57,11 +57,11 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
     if remote is not None:
         _list_remote(settings, prefix, remote, as_tree=as_tree)
         return
-    if prefix and (host := _host(prefix)):
-        _names(settings, None, host, None)
+    if prefix and (host := _registry_url(prefix)):
+        _list_names(settings, None, host, None)
         return
     if prefix and is_address(prefix):
-        _versions(settings, prefix, as_tree=as_tree)
+        _list_versions(settings, prefix, as_tree=as_tree)
         return
     with open_registry(settings) as registry:
         rows = registry.list(prefix)
@@ -70,26 +70,26 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
         deprecations = registry.deprecations()
         for (name, number), message in sorted(deprecations.items()) if rows else ():
             if any(row.name == name and number in (0, row.number) for row in rows):
-                output.deprecated(f"{name}:v{number}" if number else name, message)
+                output.warn_deprecated(f"{name}:v{number}" if number else name, message)
         document = (
             tree.document(rows, deprecations) if as_tree else {"adapters": [row_document(row, deprecations) for row in rows]}
         )
         output.emit(document, as_json=settings.as_json, text=lambda: _list_text(registry, rows, deprecations, as_tree=as_tree))
 
 
-def _list_text(registry: Registry, rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool) -> None:
+def _list_text(registry: Registry, rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool) -> None:
     if not rows:
         problem = f"no adapters yet in {registry.root}"
         output.say(output.one_line(f"{problem}; store one with `adapterhub push SRC namespace/name`"))
         return
     if as_tree:
-        for line in tree.lines(rows, registry.holding, screen=output.width()):
+        for line in tree.lines(rows, registry.versions_with, screen=output.width()):
             output.write(line)
         return
     write_rows(rows, Column("PUSHED", drop=3), lambda row: row.time[:10], deprecated)
 
 
-def _versions(settings: Settings, text: str, *, as_tree: bool) -> None:
+def _list_versions(settings: Settings, text: str, *, as_tree: bool) -> None:
     """List the tagged versions at an address."""
     from adapterhub.remotes import listing
     from adapterhub.remotes.location import parse
@@ -102,7 +102,7 @@ def _versions(settings: Settings, text: str, *, as_tree: bool) -> None:
     with remotes.connect(address) as remote:
         tags = remote.tags()
         commits = dict(remote.commits)
-        versions = listing.versions(remote, tags)
+        versions = listing.list_versions(remote, tags)
     if not tags:
         output.say("no tags")
     rows = [asdict(version) | {"ref": f"{address.repository}{address.mark}{version.tags[0]}"} for version in versions]
@@ -132,16 +132,16 @@ def _cells(row: Mapping[str, Any], commits: Mapping[str, str]) -> list[str]:
 
 def _list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
     """List the tags of a name on a remote, or its names."""
-    from adapterhub.remotes.configured import NOBODY, below
+    from adapterhub.remotes.configured import UNUSED_NAME, address_below
 
-    remote_entry = environment.remote_to_ask(name)
+    remote_entry = environment.trusted_remote(name)
     if as_tree or (prefix and "/" in prefix):
-        _versions(settings, below(remote_entry.url, prefix or NOBODY), as_tree=as_tree)
+        _list_versions(settings, address_below(remote_entry.url, prefix or UNUSED_NAME), as_tree=as_tree)
         return
-    _names(settings, prefix, remote_entry.url, remote_entry.name)
+    _list_names(settings, prefix, remote_entry.url, remote_entry.name)
 
 
-def _names(settings: Settings, prefix: str | None, url: str, remote: str | None) -> None:
+def _list_names(settings: Settings, prefix: str | None, url: str, remote: str | None) -> None:
     from adapterhub.remotes import access
 
     names = access.names(url, prefix, remotes.surroundings())
@@ -151,7 +151,7 @@ def _names(settings: Settings, prefix: str | None, url: str, remote: str | None)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(names))
 
 
-def _host(text: str) -> str | None:
+def _registry_url(text: str) -> str | None:
     """Return the checked URL of a registry without a name, `oci://HOST`; None for any other text."""
     from adapterhub.remotes.configured import check_url
 

@@ -14,7 +14,7 @@ from adapterhub.cli.output import Column
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.project.lockfile import Lock, Locked
+    from adapterhub.project.lockfile import Lock, LockedAdapter
 
 
 @command(
@@ -45,23 +45,23 @@ def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check
     if update:
         _update(settings, refs)
     elif refs:
-        entries = [_resolved(settings, ref, remote) for ref in refs]
+        entries = [_resolve(settings, ref, remote) for ref in refs]
         _record(settings, {entry.name: entry for entry in entries})
     else:
         _show(settings)
     return 0
 
 
-def _resolved(settings: Settings, ref: str, remote: str | None) -> Locked:
+def _resolve(settings: Settings, ref: str, remote: str | None) -> LockedAdapter:
     """Return the entry of the version that a ref points to now."""
     from adapterhub.remotes.location import is_address
 
-    address = environment.at_remote(ref, remote)
+    address = environment.ref_at_remote(ref, remote)
     if is_address(address):
-        environment.used(address)
-        return locking.locked(ref, address, workspace(settings))
-    with environment.hinting(ref):
-        return locking.locked(ref, None, workspace(settings))
+        environment.remember_host(address)
+        return locking.entry_of_ref(ref, address, workspace(settings))
+    with environment.hint_default_remote(ref):
+        return locking.entry_of_ref(ref, None, workspace(settings))
 
 
 def _record(settings: Settings, entries: Lock) -> None:
@@ -78,7 +78,7 @@ def _record(settings: Settings, entries: Lock) -> None:
     def text() -> None:
         for name, entry in entries.items():
             output.write(f"{name}  {output.size(entry.size)}  {output.digest(entry.digest)}  {entry.source}")
-        output.say(f"{'locked in' if is_new else 'already locked in'} {locks.shown(path)}")
+        output.say(f"{'locked in' if is_new else 'already locked in'} {locks.display_path(path)}")
 
     output.emit(document, as_json=settings.as_json, text=text)
 
@@ -87,10 +87,10 @@ def _update(settings: Settings, names: tuple[str, ...]) -> None:
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
-    entries = lockfile.chosen(lockfile.read(path), names, path)
+    entries = lockfile.select(lockfile.read(path), names, path)
     _record(
         settings,
-        {name: locking.again(locked, workspace(settings), environment.lock_file()) for name, locked in entries.items()},
+        {name: locking.resolve_again(locked, workspace(settings), environment.lock_file()) for name, locked in entries.items()},
     )
 
 
@@ -98,11 +98,11 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
     from adapterhub.project import lockfile
 
     path = environment.lock_file()
-    entries = lockfile.chosen(lockfile.read(path), names, path)
+    entries = lockfile.select(lockfile.read(path), names, path)
     rows = []
     for name, locked in sorted(entries.items()):
         try:
-            current_digest = locking.again(locked, workspace(settings), path).digest
+            current_digest = locking.resolve_again(locked, workspace(settings), path).digest
         except NotFoundError:
             current_digest = None
         rows.append(
@@ -154,5 +154,5 @@ def _show(settings: Settings) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_LIST, cells))
 
 
-def _base(locked: Locked) -> str:
+def _base(locked: LockedAdapter) -> str:
     return locked.base.get("repo", "").rpartition("/")[2] or output.digest(locked.base.get("fingerprint", "-"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option, workspace
+from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option, workspace
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 
@@ -45,7 +45,7 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address
 
-    address = at_remote(ref, remote)
+    address = ref_at_remote(ref, remote)
     if is_address(address):
         name, entries = _remote_log(address, settings)
     else:
@@ -100,7 +100,7 @@ def _cells(entry: Entry) -> list[str]:
     if entry.op == "evaluate":
         from adapterhub.manifest import measurement
 
-        reason = measurement.line(entry.message)
+        reason = measurement.summary_line(entry.message)
     if entry.op == "keep":
         reason = f"the {entry.keep} newest and tagged versions" if entry.keep else "tagged versions"
     return [

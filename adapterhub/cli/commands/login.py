@@ -15,7 +15,7 @@ from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.oci.address import Address
+    from adapterhub.remotes.oci.address import OciAddress
     from adapterhub.remotes.oci.credentials import Credentials
 
 _LONGEST = 1 << 16  # the most characters of a token
@@ -52,40 +52,40 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
         accepted = _registry_credentials(
             address, _credentials_source(address.host, username, password=password_stdin, token=token_stdin)
         )
-    stored_in = credentials.store(address.host, environment.docker_config(), accepted, plain=address.plain)
+    stored_in = credentials.store_credentials(address.host, environment.docker_config(), accepted, plain=address.is_plaintext)
     document = {"host": address.host, "user": accepted.user, "stored_in": stored_in}
     user_text = f" as {accepted.user}" if accepted.user else ""
     text = f"{address.host}: logged in{user_text}; stored in {stored_in}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(output.one_line(text)))
 
 
-def _registry_credentials(address: Address, ask: Callable[[], Credentials]) -> Credentials:
+def _registry_credentials(address: OciAddress, ask: Callable[[], Credentials]) -> Credentials:
     """Return credentials that a registry accepts; `given` is called once the registry requires a login."""
-    from adapterhub.remotes.oci.host import GIVEN, Host
+    from adapterhub.remotes.oci.host import NOT_STORED, RegistryHost
 
     # A registry may ask for a login several times; a person is asked once.
-    ask_once = functools.cache(lambda: replace(ask(), source=GIVEN))
+    ask_once = functools.cache(lambda: replace(ask(), source=NOT_STORED))
     hint = "Nothing was stored; check the user name and the password"
-    with Host(address, ask_once, hint, proxy=environment.proxy) as server:
+    with RegistryHost(address, ask_once, hint, proxy=environment.proxy) as server:
         server.check_login()
     return ask_once()
 
 
-def _hub_credentials(address: Address, username: str | None, *, password: bool, token: bool) -> Credentials:
+def _hub_credentials(address: OciAddress, username: str | None, *, password: bool, token: bool) -> Credentials:
     """Return a token of a hub, from stdin or for a code that a person approves."""
     from adapterhub.remotes.hub.login import HubLogin
     from adapterhub.remotes.oci.credentials import Credentials
 
     if username or password:
         raise UsageError("--username", "is not used at a hub", "Leave it out, or pass a token with --token-stdin")
-    hub = HubLogin(address.base, environment.proxy)
+    hub = HubLogin(address.registry_url, environment.proxy)
     if token:
         bearer = _secret(sys.stdin.read(_LONGEST), "--token-stdin")
     else:
         login = hub.begin()
         output.say(output.one_line(f"open {login.page} and enter the code {login.code}"))
         bearer = hub.wait(login)
-    return Credentials(hub.whose(bearer), bearer)
+    return Credentials(hub.account_name(bearer), bearer)
 
 
 def _credentials_source(host: str, username: str | None, *, password: bool, token: bool) -> Callable[[], Credentials]:
@@ -126,9 +126,9 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _secret(text: str, where: str) -> str:
+def _secret(text: str, option: str) -> str:
     secret = text.removesuffix("\n").removesuffix("\r")
     if not secret or not secret.isprintable() or len(text) == _LONGEST:
         problem = "is empty" if not secret else "is not one printable line"
-        raise UsageError(where, problem, "Pass it as a single line")
+        raise UsageError(option, problem, "Pass it as a single line")
     return secret

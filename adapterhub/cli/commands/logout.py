@@ -21,8 +21,8 @@ def logout(settings: Settings, host: str) -> None:
     from adapterhub.remotes.oci import credentials
 
     address, config = logins.address_of(host), environment.docker_config()
-    if not credentials.forget(address.host, config, plain=address.plain):
-        hosts = credentials.hosts(config)
+    if not credentials.forget_credentials(address.host, config, plain=address.is_plaintext):
+        hosts = credentials.configured_hosts(config)
         raise NotFoundError(address.host, "no login is stored for it", f"Logins: {', '.join(hosts)}" if hosts else "")
     document = {"host": address.host}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"{address.host}: logged out"))

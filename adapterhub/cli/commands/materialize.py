@@ -64,7 +64,7 @@ def materialize(
 def _remove(settings: Settings, source: str) -> None:
     from adapterhub.registry import merge_recipes
 
-    name = source.removeprefix(merge_recipes.EXPLICIT)
+    name = source.removeprefix(merge_recipes.NAME_PREFIX)
     with open_registry(settings) as registry:
         merge_recipes.remove(registry, name)
     document = {"removed": name, "kind": "merge"}

@@ -185,20 +185,20 @@ def merge(
             raise UsageError(out, "is a GGUF file, and a merge of adapters writes a folder", hint)
     with ExitStack() as stack:
         if base:
-            sources = [stack.enter_context(inputs.opened(text, settings)) for text in source]
+            sources = [stack.enter_context(inputs.open_source(text, settings)) for text in source]
             merge_into.run(
                 settings,
                 sources,
                 factors,
                 (base, out),
                 into,
-                how=_recipe(given_options) if given_options else None,
+                method=_recipe(given_options) if given_options else None,
                 replace=replace,
             )
             return
-        target = combining.destination(out)
-        sources = [stack.enter_context(inputs.opened(text, settings)) for text in source]
-        merge_adapters.into_adapter(
+        target = combining.merge_destination(out)
+        sources = [stack.enter_context(inputs.open_source(text, settings)) for text in source]
+        merge_adapters.merge_into_adapter(
             settings, sources, factors, target, _recipe(given_options), plot=given_options.get("plot"), replace=replace
         )
 

@@ -14,7 +14,7 @@ from adapterhub.cli.progress import bytes_bar
 from adapterhub.cli.views import changes as view
 
 if TYPE_CHECKING:
-    from adapterhub.maintenance.compress import Change
+    from adapterhub.maintenance.compress import PackingOutcome
 
 
 @command(
@@ -48,7 +48,7 @@ def pack(settings: Settings, names: Sequence[str], *, dry_run: bool, level: int)
     view.show(settings, changes, lambda: _packed_line(changes, verb), dry_run=dry_run)
 
 
-def _packed_line(changes: Sequence[Change], verb: str) -> str:
+def _packed_line(changes: Sequence[PackingOutcome], verb: str) -> str:
     packed = [change for change in changes if change.outcome == "packed"]
     before, after = sum(change.size for change in packed), sum(change.stored for change in packed)
     share = f" ({after / before:.0%})" if before else ""

@@ -9,7 +9,7 @@ import click
 
 from adapterhub import locking
 from adapterhub.cli import environment, inputs, locks, output, signing
-from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
+from adapterhub.cli.environment import ref_at_remote, complete_ref, hint_default_remote, remote_option, workspace
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -20,7 +20,7 @@ from adapterhub.cli.options import (
     replace_option,
     transfer_options,
 )
-from adapterhub.cli.publish import converted, pulled
+from adapterhub.cli.publish import render_conversion, render_pull
 from adapterhub.identity import Identity
 from adapterhub.sharing import pulling
 from adapterhub.sharing.signatures import Demand
@@ -102,9 +102,9 @@ def pull(
             lock or remote is not None or base is not None or conversion is not None or bundled or offline
         )
         only_locked_options = only_locked_options and not (require_signature or keys or signed_as or remember)
-        _pull_locked(settings, ref, out, locked=locked, alone=only_locked_options, replace=replace)
+        _pull_locked(settings, ref, out, locked=locked, only_locked_options=only_locked_options, replace=replace)
         return
-    address = at_remote(ref, remote)
+    address = ref_at_remote(ref, remote)
     if bundled or offline:
         # The address of the version in the bundle takes the place of the ref: what follows is one path.
         address = _bundle_address(address, bundled, base=base, offline=offline)
@@ -120,30 +120,30 @@ def pull(
     ref_there = None if remote is None else ref
     demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember)
     spec = inputs.read_base(base, settings) if base else None
-    with hinting(address):
+    with hint_default_remote(address):
         result = pulling.pull(
             address,
             out,
             workspace(settings),
             conversion=conversion,
             base=spec,
-            model=_model(conversion, model, spec.where if spec else None),
+            model=_model(conversion, model, spec.source if spec else None),
             name=ref_there.partition("@")[0].partition(":")[0] if ref_there else None,
             replace=replace,
             demand=demand,
         )
     if lock and result.version is not None:
-        locks.keep_version(settings, ref, result.version)
+        locks.record_local_version(settings, ref, result.version)
     elif lock and result.manifest is not None:
-        locks.keep(ref_there or address, address, result.manifest)
-    document, text = converted(result, conversion.to) if conversion else pulled(result)
+        locks.record(ref_there or address, address, result.manifest)
+    document, text = render_conversion(result, conversion.to) if conversion else render_pull(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
 def _model(conversion: Conversion | None, model: str | None, base: str | None) -> str | None:
     """Return the name of the base in Ollama: the given one, else its path."""
     if conversion is None or conversion.to == "ollama":
-        return model or inputs.here(base)
+        return model or inputs.local_base_path(base)
     if model:
         raise UsageError("--model", f"the format {conversion.to} records no name of a base", "Leave it out")
     return None
@@ -157,7 +157,7 @@ def _bundle_address(text: str, source: str | None, *, base: str | None, offline:
     """
     from adapterhub.remotes import location
     from adapterhub.remotes.layouts import location as layout
-    from adapterhub.remotes.layouts.bundle import named
+    from adapterhub.remotes.layouts.bundle import resolve_name
 
     if offline:
         for name_ in (text, base or ""):
@@ -177,17 +177,17 @@ def _bundle_address(text: str, source: str | None, *, base: str | None, offline:
     if address.tag or address.digest:
         raise UsageError(source, "names a version, as the ref does", f"Write --from {address.path}")
     with layout.connect(address) as bundled:
-        name = named(bundled, text)
+        name = resolve_name(bundled, text)
     return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"
 
 
-def _pull_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, alone: bool, replace: bool) -> None:
+def _pull_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, only_locked_options: bool, replace: bool) -> None:
     """Pull the versions in the lock file below a folder, or one of them. `alone`: there is no option that contradicts it."""
     from adapterhub.project import lockfile
 
     if not locked:
         raise UsageError("pull", "Missing argument 'REF'", "See `adapterhub pull --help`")
-    if not alone:
+    if not only_locked_options:
         raise UsageError(
             "--locked", "takes refs and addresses from the lock file", "Leave out --remote, --lock, --to, --base and --key"
         )

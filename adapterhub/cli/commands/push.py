@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import at_remote, complete_ref, remote_option, workspace
+from adapterhub.cli.environment import ref_at_remote, complete_ref, remote_option, workspace
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -17,7 +17,7 @@ from adapterhub.cli.options import (
     force_option,
     transfer_options,
 )
-from adapterhub.cli.publish import published
+from adapterhub.cli.publish import render_push
 from adapterhub.manifest.package_files import Selection
 from adapterhub.sharing import pushing
 from adapterhub_converters.errors import UsageError
@@ -79,10 +79,10 @@ def push(
     keeps its name and tag there. --to converts the adapter first and records SRC as its parent; `--to image`, at remotes only,
     pushes a container image.
     """
-    ref = ref or _same(source, settings, remote)
+    ref = ref or _ref_of_source(source, settings, remote)
     result = pushing.push(
         source,
-        at_remote(ref, remote),
+        ref_at_remote(ref, remote),
         workspace(settings),
         base=inputs.read_base(base, settings) if base else None,
         conversion=conversion,
@@ -98,7 +98,7 @@ def push(
     # A log has an entry only for a move, so there is nothing to record the message in.
     if message and not (result.new or result.moved):
         output.say("nothing has changed, so the message is not recorded")
-    report = published(result)
+    report = render_push(result)
     output.emit(report.document, as_json=settings.as_json, text=lambda: output.write(report.text))
 
 
@@ -110,7 +110,7 @@ def _metric(text: str) -> tuple[str, float]:
         raise UsageError("--metric", f"{text[:80]!r} is not NAME=VALUE", "Write it like exact_match=0.71") from error
 
 
-def _same(source: str, settings: Settings, remote: str | None) -> str:
+def _ref_of_source(source: str, settings: Settings, remote: str | None) -> str:
     """Return the name and tag of a ref that is pushed to a remote without another one; the number is assigned there."""
     if remote is None:
         raise UsageError("push", "Missing argument 'REF'", "See `adapterhub push --help`")

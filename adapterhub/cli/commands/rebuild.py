@@ -13,7 +13,7 @@ from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, output_option
 
 if TYPE_CHECKING:
-    from adapterhub.registry.recipe import Difference
+    from adapterhub.registry.recipe import RebuildDifference
 
 
 @command(
@@ -50,7 +50,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     return 1 if differences else 0
 
 
-def _verdict(ref: str, differences: Sequence[Difference]) -> Iterator[str]:
+def _verdict(ref: str, differences: Sequence[RebuildDifference]) -> Iterator[str]:
     if not differences:
         yield f"{ref}: rebuilt, every byte matches"
         return
@@ -61,4 +61,4 @@ def _verdict(ref: str, differences: Sequence[Difference]) -> Iterator[str]:
         count = f" (at most {output.plural(difference.ulps, 'unit')} in the last place)" if difference.ulps is not None else ""
         yield f"  {difference.name}: {difference.what}{count}"
     if len(differences) > 10:
-        yield f"  {output.more(len(differences) - 10)}"
+        yield f"  {output.remainder_line(len(differences) - 10)}"

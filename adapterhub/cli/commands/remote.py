@@ -54,7 +54,7 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
     URL is oci://HOST[/PREFIX], without credentials: `adapterhub login NAME` stores those.
     """
     from adapterhub.project.settings import check_remote_name
-    from adapterhub.remotes.configured import check_url, nobody
+    from adapterhub.remotes.configured import check_url, unused_address
 
     check_remote_name(name)
     url = check_url(url)
@@ -66,7 +66,7 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
 
     path = _file(project)
     new = _change(path, with_remote)
-    environment.used(nobody(url))
+    environment.remember_host(unused_address(url))
     text = f"{'' if new else 'already there: '}{name}  {url}  ({path})"
     document = {"name": name, "url": url, "default": is_default, "file": str(path), "new": new}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
@@ -167,8 +167,8 @@ def test(settings: Settings, name: str) -> None:
     An OCI registry is asked to accept an invalid manifest, which it refuses; a Hugging Face hub is asked about the token. Exits
     5 when a remote cannot be reached, or may not be read or written.
     """
-    remote_entry = environment.remote_to_ask(name)
-    document = _asked(remote_entry)
+    remote_entry = environment.trusted_remote(name)
+    document = _access_document(remote_entry)
     user_text = f"{document['user']} ({document['login']})" if document["user"] else "anonymous: it did not ask"
     lines = {
         "remote": f"{remote_entry.name}  {remote_entry.url}",
@@ -184,17 +184,17 @@ def test(settings: Settings, name: str) -> None:
         raise RemoteError(remote_entry.url, f"may not be {verb}: {document['why']}", hint)
 
 
-def _asked(remote_entry: Remote) -> dict[str, Any]:
+def _access_document(remote_entry: Remote) -> dict[str, Any]:
     from adapterhub.remotes import access
-    from adapterhub.remotes.configured import nobody
+    from adapterhub.remotes.configured import unused_address
 
     document = {"name": remote_entry.name, "url": remote_entry.url}
     # A remote of this kind has no request that tells who the user is, so only reading is tried.
     if (rights := access.access(remote_entry.url, remotes.surroundings())) is None:
-        with remotes.opened(nobody(remote_entry.url)) as connected, contextlib.suppress(NotFoundError):
+        with remotes.open_address(unused_address(remote_entry.url)) as connected, contextlib.suppress(NotFoundError):
             connected.tags()
         return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
-    answers = {"user": rights.who, "login": rights.source, "read": rights.reads, "write": rights.writes, "why": rights.why}
+    answers = {"user": rights.user, "login": rights.source, "read": rights.reads, "write": rights.writes, "why": rights.reason}
     return {**document, "asks": True, **answers}
 
 
@@ -219,7 +219,7 @@ def _change(path: Path, update: Any) -> bool:
 
     def new(text: str) -> str | None:
         remotes, default = update(project.parse(text, path))
-        new_text = project.changed(text, path, remotes=remotes, remote=default)
+        new_text = project.with_changes(text, path, remotes=remotes, remote=default)
         return new_text if new_text != text else None
 
     return user_files.change(path, new, follow=path == environment.user_file())

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import environment, inputs, output
-from adapterhub.cli.environment import at_remote, complete_ref, hinting, remote_option, workspace
+from adapterhub.cli.environment import ref_at_remote, complete_ref, hint_default_remote, remote_option, workspace
 from adapterhub.cli.options import Choice, Settings, base_option, command
 
 if TYPE_CHECKING:
-    from adapterhub.serve.served import Served
+    from adapterhub.serve.served import PreparedVersion
 
 
 @command(
@@ -37,14 +37,14 @@ def resolve(settings: Settings, *, ref: str, runtime: str, base: str | None, rem
     """
     from adapterhub.serve import resolving
 
-    address = at_remote(ref, remote)
+    address = ref_at_remote(ref, remote)
     spec = inputs.read_base(base, settings) if base else None
-    with hinting(address):
+    with hint_default_remote(address):
         prepared = resolving.resolve(address, runtime=runtime, base=spec, workspace=workspace(settings))
     output.emit(_document(prepared), as_json=settings.as_json, text=lambda: _text(prepared))
 
 
-def _document(prepared: Served) -> dict[str, Any]:
+def _document(prepared: PreparedVersion) -> dict[str, Any]:
     return {
         "ref": prepared.ref,
         "model": prepared.model,
@@ -57,7 +57,7 @@ def _document(prepared: Served) -> dict[str, Any]:
     }
 
 
-def _text(prepared: Served) -> None:
+def _text(prepared: PreparedVersion) -> None:
     for note in prepared.notes:
         output.say(output.one_line(f"note: {note}"))
     output.write(str(prepared.path))

@@ -11,7 +11,7 @@ from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 
 if TYPE_CHECKING:
-    from adapterhub.registry.versions import Restored
+    from adapterhub.registry.versions import RestoreResult
 
 
 @command(
@@ -34,7 +34,7 @@ def restore(settings: Settings, *, name: str) -> None:
     output.emit(document, as_json=settings.as_json, text=lambda: _write(result))
 
 
-def _write(result: Restored) -> None:
+def _write(result: RestoreResult) -> None:
     output.write(f"restored {result.name} with {output.plural(len(result.numbers), 'version')}")
     if result.lost:
         output.write(f"lost, because gc has removed their data: {', '.join(f'v{number}' for number in result.lost)}")

@@ -7,7 +7,7 @@ import sys
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option, workspace
+from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
 from adapterhub.sharing import tagging
 from adapterhub_converters.errors import UsageError
@@ -36,7 +36,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address
 
-    address = at_remote(ref, remote)
+    address = ref_at_remote(ref, remote)
     if is_address(address):
         if expect:
             raise UsageError("--expect", "is for the local registry", "Leave it out", code="conflicting-options")
@@ -50,7 +50,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
         # Only a person at a terminal is asked: a program would wait forever.
         if kind == "name" and not yes and not settings.as_json and sys.stdin.isatty():
             versions = output.plural(len(registry.list(target.name)), "version")
-            if not output.agreed(f"Remove {target} with {versions}?"):
+            if not output.confirm(f"Remove {target} with {versions}?"):
                 output.say("nothing was removed")
                 raise SystemExit(1)
         registry.rm(target, expect=expect, force=force)

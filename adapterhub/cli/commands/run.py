@@ -56,7 +56,7 @@ def run(
 
     prepare_torch()
     text = _prompt(prompt, file)
-    screen = _Screen(compare=not no_base, shown=not settings.as_json)
+    screen = _Screen(compare=not no_base, is_visible=not settings.as_json)
     result = running.generate(
         source, text, base=base, compare=not no_base, on_text=screen.show, workspace=workspace(settings), **generation_options
     )
@@ -76,14 +76,14 @@ def run(
 class _Screen:
     """A screen that shows text as it arrives; with two answers, each has a heading."""
 
-    def __init__(self, *, compare: bool, shown: bool) -> None:
-        self._compare, self._shown = compare, shown
+    def __init__(self, *, compare: bool, is_visible: bool) -> None:
+        self._compare, self._is_visible = compare, is_visible
         self._adapted: bool | None = None
         self._stream = output.Stream()
 
     def show(self, adapted: bool, piece: str) -> None:
         """Write a piece of an answer."""
-        if not self._shown:
+        if not self._is_visible:
             return
         if adapted != self._adapted:
             self._begin(adapted)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import open_registry, remote_option, remote_to_ask
+from adapterhub.cli.environment import open_registry, remote_option, trusted_remote
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views.versions import row_document, write_rows
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.index.search import Found, Query
+    from adapterhub.index.search import SearchResult, Query
 
 
 @command(
@@ -68,7 +68,7 @@ def _refuse_remote(words: Sequence[str], remote: str | None) -> None:
 
     problem = "has no index to search; this works on the local registry"
     if remote is not None:
-        remote_entry = remote_to_ask(remote)
+        remote_entry = trusted_remote(remote)
         raise UsageError(remote_entry.url, problem, f"List its names with `adapterhub list --remote {remote_entry.name}`")
     if address := next(filter(is_address, words), None):
         raise UsageError(address, problem, f"List its names with `adapterhub list {address}`")
@@ -96,15 +96,15 @@ def _query(options: Mapping[str, Any]) -> Query:
     )
 
 
-def _search_text(result: Found, deprecated: Mapping[tuple[str, int], str], *, facets: bool) -> None:
+def _search_text(result: SearchResult, deprecated: Mapping[tuple[str, int], str], *, facets: bool) -> None:
     row_count = len(result.rows)
     if row_count:
         last = Column("DESCRIPTION", drop=1, cut=True)
         write_rows(result.rows, last, lambda row: " ".join((row.description or "-").split()), deprecated)
     if not result.total and not row_count:
         output.say("no matches")
-    elif result.total > row_count or result.more:
-        output.say(f"{row_count} of {'more than ' if result.more else ''}{result.total}; --limit shows more")
+    elif result.total > row_count or result.has_more:
+        output.say(f"{row_count} of {'more than ' if result.has_more else ''}{result.total}; --limit shows more")
     counted = {kind: counts for kind, counts in result.facets.items() if counts} if facets else {}
     if counted:
         output.write()

@@ -90,20 +90,20 @@ def serve(
     from adapterhub.http_server import logs
     from adapterhub.serve.gateway import server
     from adapterhub.serve.gateway.settings import GatewaySettings
-    from adapterhub.serve.names import Allowed
+    from adapterhub.serve.names import AllowedNames
     from adapterhub.workspace import Workspace
 
-    logs.to_stderr("adapterhub.serve", as_json=settings.as_json)
+    logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
     fields: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "more": more}
     remote_ = None if remote is None else environment.remote_at(remote)
-    with engines.opened(base, settings, **engine_settings, **fields) as chosen:
+    with engines.open_engine(base, settings, **engine_settings, **fields) as chosen:
         gateway = GatewaySettings(
             base=chosen.spec,
             base_name=chosen.name,
             workspace=replace(workspace(settings), policy=Workspace().policy),  # reads the policy file each time
             remote=remote_.url if remote_ else "",
             remote_name=remote_.name if remote_ else "",
-            allowed=Allowed.of(adapters),
+            allowed=AllowedNames.from_patterns(adapters),
             routes=routes,
             host=host,
             port=port,

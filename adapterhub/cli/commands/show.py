@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output, progress
-from adapterhub.cli.environment import complete_ref, on_remote, open_registry, remote_option
+from adapterhub.cli.environment import complete_ref, source_at_remote, open_registry, remote_option
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import norms as heat
@@ -24,7 +24,7 @@ _COUNT = 100_000  # a metric of at least this size is a count, and shown as one
 _HASHED = 2 * 10**9  # bytes of files that take about as long to read and hash
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.norms import Heat
+    from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.manifest.document import AdapterManifest
 
 
@@ -53,18 +53,18 @@ def show(
     if headers_only and (base or plot or full):
         option = next(name for name, value in (("--base", base), ("--plot", plot), ("--full", full)) if value)
         raise UsageError("--headers-only", f"reads no values, and {option} needs them", "Leave one of them out")
-    source = on_remote(source, remote)
+    source = source_at_remote(source, remote)
     ref = inputs.ref_of(source, settings)
     demand = _NormDemand(base, plot, full)
     if ref is not None:
         with open_registry(settings) as registry:
             document = registry.show(ref)
-        output.deprecated(document["ref"], document["deprecated"])
+        output.warn_deprecated(document["ref"], document["deprecated"])
         norms = None if headers_only else _norms(source, settings, demand)
     else:
-        with inputs.opened(source, settings) as adapter_source:
+        with inputs.open_source(source, settings) as adapter_source:
             with inputs.as_folder(adapter_source) as folder:
-                document = _path(source, folder, full=full)
+                document = _path_document(source, folder, full=full)
             norms = None if headers_only else _norms(str(adapter_source.path), settings, demand)
     if norms is not None:
         document = {**document, "norms": heat.document(norms)}
@@ -83,7 +83,7 @@ class _NormDemand:
         return bool(self.base or self.plot or self.full)
 
 
-def _path(where: str, folder: Path, *, full: bool) -> dict[str, Any]:
+def _path_document(location: str, folder: Path, *, full: bool) -> dict[str, Any]:
     """Return the document of a folder; without digests if its files are large, unless `full`."""
     from adapterhub.digest import sha256_bytes
     from adapterhub.manifest import describe, oci_manifest
@@ -91,14 +91,14 @@ def _path(where: str, folder: Path, *, full: bool) -> dict[str, Any]:
     sizes = describe.sizes(folder)
     draft = describe.draft(folder)
     document: dict[str, Any] = dict.fromkeys(("ref", "name", "number", "deprecated", "digest", "time", "oci_manifest"))
-    document |= {"path": where, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
+    document |= {"path": location, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
     if sum(sizes.values()) > _HASHED and not full:
         entries = [{"path": path, "size": size} for path, size in sorted(sizes.items()) if path != ADAPTER_JSON]
         return {**document, "manifest": {**draft.manifest().to_dict(), "files": entries}}
     with progress.bytes_bar("reading") if full else nullcontext() as show:
-        manifest, raw = draft.settle(files := describe.digests(folder, counter(show, sum(sizes.values()))))
+        manifest, raw = draft.finalize(files := describe.digests(folder, counter(show, sum(sizes.values()))))
     oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
-    packaged = oci_manifest.parse_json(oci_document.raw, where)
+    packaged = oci_manifest.parse_json(oci_document.raw, location)
     return {
         **document,
         "digest": oci_document.digest,
@@ -108,7 +108,7 @@ def _path(where: str, folder: Path, *, full: bool) -> dict[str, Any]:
     }
 
 
-def _text(document: Mapping[str, Any], norms: Heat | str | None) -> None:
+def _text(document: Mapping[str, Any], norms: NormHeatMap | str | None) -> None:
     from adapterhub.manifest.document import AdapterManifest
 
     manifest = AdapterManifest.salvage(document["manifest"])
@@ -173,7 +173,7 @@ def _metrics(metrics: object) -> str:
     )
 
 
-def _norms(source: str, settings: Settings, demand: _NormDemand) -> Heat | str:
+def _norms(source: str, settings: Settings, demand: _NormDemand) -> NormHeatMap | str:
     """Return the norms of an adapter, and draw them to a PNG if asked for; or the reason why there are none.
 
     Raises:
@@ -194,12 +194,12 @@ def _norms(source: str, settings: Settings, demand: _NormDemand) -> Heat | str:
             return f"left out, about {seconds:.0f} seconds of work; --full computes them"
         bar = progress.count_bar("computing norms") if demand else nullcontext()
         with (
-            inputs.opened(source, settings, notes=False) as adapter_source,
+            inputs.open_source(source, settings, notes=False) as adapter_source,
             bar as show,
         ):  # the notes were shown with the document
             adapter = convert.read(adapter_source.path, base=spec, mapped=True)
-            norms = analysis.heat(adapter, base=weights, progress=show)
-            label = adapter_source.where
+            norms = analysis.build_heat_map(adapter, base=weights, progress=show)
+            label = adapter_source.location
     except AdapterhubError as error:
         if demand.base or demand.plot:
             raise
@@ -215,4 +215,4 @@ def _seconds(source: str, settings: Settings) -> float:
     from adapterhub_converters.formats import convert, peft
 
     with inputs.in_place(source, settings) as path:
-        return picture.seconds(peft.read_shapes(path) if convert.sniff(path) == "peft" else convert.read(path))
+        return picture.estimated_seconds(peft.read_shapes(path) if convert.sniff(path) == "peft" else convert.read(path))

@@ -26,7 +26,7 @@ from adapterhub.manifest.package_files import SIGNATURE
     help="Name of the adapter that is signed. [default: the name of the ref, the address or the folder]",
 )
 @click.pass_obj
-def sign(settings: Settings, *, source: str, own: signing.Own, name: str | None) -> None:
+def sign(settings: Settings, *, source: str, own: signing.SignerOption, name: str | None) -> None:
     """Sign an adapter: its name and the digest of each of its files, as OpenSSF model signing does.
 
     The signature is written to model.sig in a folder, stored in the registry for a version in it, and attached to a version in

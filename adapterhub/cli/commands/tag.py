@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import at_remote, complete_ref, open_registry, remote_option, workspace
+from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option
-from adapterhub.cli.publish import published
+from adapterhub.cli.publish import render_push
 from adapterhub.cli.views.versions import version_document
 from adapterhub.sharing import tagging
 from adapterhub_converters.errors import UsageError
@@ -60,7 +60,7 @@ def tag(
     from adapterhub.ref import Ref
     from adapterhub.remotes.location import is_address
 
-    address = at_remote(ref, remote)
+    address = ref_at_remote(ref, remote)
     if is_address(address):
         _tag_at_address(settings, address, tag_name, expect=expect, only_here=protect is not None or restore is not None)
         return
@@ -80,10 +80,10 @@ def tag(
 
 def _tag_at_address(settings: Settings, address: str, name: str | None, *, expect: str | None, only_here: bool) -> None:
     if only_here:
-        raise remotes.lacking(address, "protection of tags, and no log to restore them from")
+        raise remotes.unsupported_error(address, "protection of tags, and no log to restore them from")
     if name is None:
         raise UsageError(address, "TAG is missing", f"Write `adapterhub tag {address} TAG`")
-    report = published(tagging.tag(address, name, workspace(settings), expect=expect))
+    report = render_push(tagging.tag(address, name, workspace(settings), expect=expect))
     output.emit(report.document, as_json=settings.as_json, text=lambda: output.write(report.text))
 
 

@@ -21,7 +21,7 @@ from adapterhub.cli.options import (
     output_option,
     replace_option,
 )
-from adapterhub.cli.publish import published
+from adapterhub.cli.publish import render_push
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
 from adapterhub.sharing import pushing
@@ -92,7 +92,7 @@ def train(
     from adapterhub.training import read_config
 
     if new is not None or about is not None or config is None:
-        return _aside(settings, config, new, about)
+        return _init_or_explain(settings, config, new, about)
     prepare_torch()
     if memory and not dry_run:
         raise UsageError("--memory", "plans for a device, and nothing is trained on it", "Add --dry-run")
@@ -100,7 +100,7 @@ def train(
     if dry_run:
         planned_memory = byte_count(memory, "--memory") if memory else None
         forecast = learning.forecast(train_config, memory=planned_memory, workspace=workspace(settings))
-        return train_plan.show(settings, train_config, forecast, force=force, here=planned_memory is None)
+        return train_plan.show(settings, train_config, forecast, force=force, is_local=planned_memory is None)
     if ref:
         # Checked before a training of hours, not after it.
         pushing.check_target(ref, workspace(settings))
@@ -121,14 +121,14 @@ def train(
 def _push_result(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
     """Push the trained adapter; an error names the folder, which stays."""
     try:
-        return published(pushing.push(folder, ref, workspace(settings))).document
+        return render_push(pushing.push(folder, ref, workspace(settings))).document
     except AdapterhubError as error:
         source = folder if folder.is_absolute() else f"./{folder}"
         errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
         raise
 
 
-def _aside(settings: Settings, config: str | None, new: str | None, about: str | None) -> int:
+def _init_or_explain(settings: Settings, config: str | None, new: str | None, about: str | None) -> int:
     """Run --init or --explain."""
     if sum(value is not None for value in (config, new, about)) != 1:
         raise UsageError("train", "takes one of CONFIG, --init and --explain", "Write a CONFIG with `adapterhub train --init`")
@@ -156,7 +156,7 @@ def _explain(settings: Settings, key: str) -> int:
                 output.write()
             default = f" = {item.default}" if item.default else ", required" if item.needed else ", not set by default"
             output.write(f"[{item.section}] {item.key}{default}")
-            for line in output.wrapped(item.why, output.width()):
+            for line in output.wrap(item.explanation, output.width()):
                 output.write(line)
 
     output.emit({"keys": [dataclasses.asdict(item) for item in items]}, as_json=settings.as_json, text=text)

@@ -81,9 +81,9 @@ def verify(
     )
     success_text = "every byte matches"
     if (signature := result.signature) is not None:
-        success_text += f", signed as {signature.name} by {signing.told(signature.signer)}"
+        success_text += f", signed as {signature.name} by {signing.signer_line(signature.signer)}"
     for statement in result.attestations:
         success_text += f", {statement.kind} attested by {statement.signer.where}"
     success_text += ", computed again" if recompute else ""
-    attested = {"attestations": [signing.attested(statement) for statement in result.attestations]} if attestations else {}
-    return view.show(settings, source, result.findings, good=success_text, more=attested)
+    attested = {"attestations": [signing.attestation_document(statement) for statement in result.attestations]} if attestations else {}
+    return view.show(settings, source, result.findings, success_text=success_text, extra=attested)

@@ -46,7 +46,7 @@ def verify_merge(
     factors = weights_of(weights, len(adapters))
     folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
     with ExitStack() as stack:
-        sources = [stack.enter_context(inputs.opened(text, settings)) for text in adapters]
+        sources = [stack.enter_context(inputs.open_source(text, settings)) for text in adapters]
         proofs = combining.verify_merge(model, folder, sources, factors, workspace(settings), onto=onto or "original")
     output.emit(_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _text(merged, adapters, proofs))
     return 0 if proofs.good else 1
@@ -66,7 +66,7 @@ def _document(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> dict[st
                 "verdict": proof.verdict,
                 "ok": proof.good,
                 "strength": None if proof.strength is None else [None if math.isnan(s) else s for s in proof.strength],
-                "rest": proof.rest if proof.rest is None or math.isfinite(proof.rest) else None,
+                "rest": proof.residual if proof.residual is None or math.isfinite(proof.residual) else None,
                 "note": proof.note,
             }
             for proof in proofs.tensors
@@ -97,7 +97,7 @@ def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
         columns = (Column("TENSOR"), Column("VERDICT"), Column("STRENGTH", right=True, drop=1), Column("WHY", wrap=True))
         output.write_table(columns, [_row(proof) for proof in failed[:_SHOWN]])
         if len(failed) > _SHOWN:
-            output.write(output.more(len(failed) - _SHOWN))
+            output.write(output.remainder_line(len(failed) - _SHOWN))
     conclusion = (
         "ok: base plus adapters, nothing else" if not failed else f"{output.plural(len(failed), 'tensor')} not as expected"
     )
@@ -107,5 +107,5 @@ def _text(merged: str, adapters: tuple[str, ...], proofs: Proofs) -> None:
 
 def _row(proof: Proof) -> list[str]:
     strength = "-" if proof.strength is None else " ".join(f"{s:.3f}" for s in proof.strength if not math.isnan(s))
-    unexplained = f"{proof.rest:.1%} unexplained" if proof.strength and proof.rest is not None else ""
+    unexplained = f"{proof.residual:.1%} unexplained" if proof.strength and proof.residual is not None else ""
     return [proof.name, proof.verdict, strength, proof.note or unexplained]

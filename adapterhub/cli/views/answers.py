@@ -61,7 +61,7 @@ class OneByOne:
 class _Column:
     """The lines of an answer, each with whether it is dim; `line` is the one that still grows."""
 
-    wide: int
+    width: int
     lines: list[tuple[str, bool]] = field(default_factory=list)
     line: str = ""
     ended: bool = False
@@ -75,17 +75,17 @@ class _Column:
             self._grow(text)
 
     def _grow(self, text: str) -> None:
-        *complete, self.line = broken(self.line + text, self.wide)
+        *complete, self.line = wrap_cells(self.line + text, self.width)
         self.lines += [(line, False) for line in complete]
 
     def end(self, note: str) -> None:
         self.lines += [(self.line, False)] if self.line else []
-        self.lines += [(line, True) for line in broken(printable(note), self.wide)]
+        self.lines += [(line, True) for line in wrap_cells(printable(note), self.width)]
         self.line, self.ended = "", True
 
     def cell(self, row: int) -> str:
         text, dim = self.lines[row] if row < len(self.lines) else (self.line if row == len(self.lines) else "", False)
-        padded = text + " " * (self.wide - cells(text))
+        padded = text + " " * (self.width - cells(text))
         return output.color(padded, "dim") if dim else padded
 
 
@@ -103,9 +103,9 @@ class SideBySide:
         column_width = (screen - 1 - len(self._bar) * (len(titles) - 1)) // len(titles)
         self._columns = [_Column(column_width) for _ in titles]
         self._row, self._open = 0, False
-        heads = [broken(printable(title), column_width)[0] for title in titles]
+        heads = [wrap_cells(printable(title), column_width)[0] for title in titles]
         cut = [output.color(head + " " * (column_width - cells(head)), "bold") for head in heads]
-        output.redraw(self._bar.join(cut), done=True)
+        output.redraw(self._bar.join(cut), is_final=True)
 
     def show(self, side: int, piece: str) -> None:
         """Show a piece of an answer."""
@@ -120,7 +120,7 @@ class SideBySide:
     def close(self) -> None:
         """End the last line."""
         if self._open:
-            output.redraw(self._text(), done=True)
+            output.redraw(self._text(), is_final=True)
         self._open = False
 
     def _draw(self) -> None:
@@ -128,10 +128,10 @@ class SideBySide:
         while any(self._row < len(column.lines) for column in self._columns) and all(
             column.ended or self._row < len(column.lines) for column in self._columns
         ):
-            output.redraw(self._text(), done=True)
+            output.redraw(self._text(), is_final=True)
             self._row, self._open = self._row + 1, False
         if not all(column.ended for column in self._columns):
-            output.redraw(self._text(), done=False)
+            output.redraw(self._text(), is_final=False)
             self._open = True
 
     def _text(self) -> str:
@@ -147,12 +147,12 @@ def _cell(char: str) -> int:
     return 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-def broken(text: str, columns: int) -> list[str]:
+def wrap_cells(text: str, columns: int) -> list[str]:
     """Break a printable line into pieces of at most `columns` cells, between words if there is a space; indentation stays."""
-    return [*_broken(text, columns)]
+    return [*_wrapped_pieces(text, columns)]
 
 
-def _broken(text: str, columns: int) -> Iterator[str]:
+def _wrapped_pieces(text: str, columns: int) -> Iterator[str]:
     start = used = 0
     space = -1
     for index, char in enumerate(text):

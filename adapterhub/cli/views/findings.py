@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def show(
-    settings: Settings, where: str, findings: Sequence[Finding], *, good: str, more: Mapping[str, object] | None = None
+    settings: Settings, location: str, findings: Sequence[Finding], *, success_text: str, extra: Mapping[str, object] | None = None
 ) -> int:
     """Print the findings, or a document of them that also has the keys `more`. Return 1 if one is an error, else 0."""
     errors = sum(finding.severity == "error" for finding in findings)
     document = {
         "ok": not errors,
-        "source": where,
+        "source": location,
         "findings": [
             {
                 "code": finding.code,
@@ -33,13 +33,13 @@ def show(
             }
             for finding in findings
         ],
-        **(more or {}),
+        **(extra or {}),
     }
 
     def text() -> None:
         for line in groups.lines(map(_item, findings), output.width()):
             output.write(line)
-        output.write(f"{where}: {good if not errors else output.plural(errors, 'error')}")
+        output.write(f"{location}: {success_text if not errors else output.plural(errors, 'error')}")
 
     output.emit(document, as_json=settings.as_json, text=text)
     return 1 if errors else 0

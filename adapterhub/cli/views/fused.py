@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from . import groups
 
 if TYPE_CHECKING:
-    from adapterhub.merging import Change, FuseReport
+    from adapterhub.merging import ChangeEstimate, FuseReport
 
 _SHOWN = 5  # rows of the table
 
@@ -29,8 +29,8 @@ def document(report: FuseReport) -> dict[str, Any]:
         "touched": {
             name: {
                 "relative": change.relative,
-                "kept": change.kept,
-                "doubt": change.doubt,
+                "kept": change.retained,
+                "doubt": change.uncertainty,
                 "error_original": change.original,
                 "error_as_trained": change.as_trained,
             }
@@ -53,7 +53,7 @@ def text(report: FuseReport) -> None:
     changes = {name: change for name, change in report.touched.items() if change.relative is not None}
     if changes:
         largest = max(change.relative or 0.0 for change in changes.values())
-        least_kept = min(change.kept for change in changes.values() if change.kept is not None)
+        least_kept = min(change.retained for change in changes.values() if change.retained is not None)
         advice = (
             "; all of it with --dtype f32"
             if any(change.is_lost and not change.quantized for change in changes.values())
@@ -78,21 +78,21 @@ def text(report: FuseReport) -> None:
 
 
 def _write(line: str) -> None:
-    for part in output.wrapped(output.one_line(line), output.width(), indent=4):
+    for part in output.wrap(output.one_line(line), output.width(), indent=4):
         output.write(part)
 
 
-def _worst(changes: Mapping[str, Change]) -> list[str]:
+def _worst(changes: Mapping[str, ChangeEstimate]) -> list[str]:
     """Return the table of the modules that lost most to rounding."""
-    worst = sorted(changes.items(), key=lambda item: item[1].kept or 0.0)[:_SHOWN]
+    worst = sorted(changes.items(), key=lambda item: item[1].retained or 0.0)[:_SHOWN]
     has_errors = any(change.original is not None for _, change in worst)
     columns = [output.Column("LEAST KEPT"), output.Column("CHANGE", right=True, drop=1), output.Column("KEPT", right=True)]
     if has_errors:
         columns += [output.Column("ERROR ORIGINAL", right=True, drop=2), output.Column("AS TRAINED", right=True, drop=3)]
     rows = []
     for name, change in worst:
-        doubt = f" ± {change.doubt:.0%}" if change.doubt > _DOUBT else ""
-        row = [name, f"{change.relative:.2%}", f"{change.kept:.1%}{doubt}"]
+        doubt = f" ± {change.uncertainty:.0%}" if change.uncertainty > _DOUBT else ""
+        row = [name, f"{change.relative:.2%}", f"{change.retained:.1%}{doubt}"]
         if has_errors:
             row += [f"{change.original:.2%}", f"{change.as_trained:.2%}"]
         rows.append(row)

@@ -27,14 +27,14 @@ class Item:
 
     kind: str
     name: str
-    what: str
+    message: str
     hint: str = ""
     place: str = ""
     color: str = ""
 
 
 def lines(
-    items: Iterable[Item], screen: int | None, *, indent: int = 0, others: Mapping[str, int] | None = None
+    items: Iterable[Item], screen: int | None, *, indent: int = 0, hidden: Mapping[str, int] | None = None
 ) -> Iterator[str]:
     """Yield lines of text: one for each kind and message, whose numbers may differ, with the first names and a count.
 
@@ -42,21 +42,21 @@ def lines(
     """
     kinds: dict[str, dict[str, list[Item]]] = {}
     for item in items:
-        kinds.setdefault(item.kind, {}).setdefault(_NUMBER.sub(lambda match: f"{match[1]}#", item.what), []).append(item)
+        kinds.setdefault(item.kind, {}).setdefault(_NUMBER.sub(lambda match: f"{match[1]}#", item.message), []).append(item)
     margin = " " * indent
     for kind, variants in kinds.items():
         shown_groups = list(variants.values())[:_SHOWN]
         color = shown_groups[0][0].color
         for group in shown_groups:
             text = output.one_line(f"{kind} {_names(group)}{_message(group)}")
-            first, *continuation = output.wrapped(margin + text, screen, indent=indent + 4)
+            first, *continuation = output.wrap(margin + text, screen, indent=indent + 4)
             yield first.replace(kind, output.color(kind, color), 1) if color else first
             yield from continuation
-        hidden_count = sum(map(len, list(variants.values())[_SHOWN:])) + (others or {}).get(kind, 0)
+        hidden_count = sum(map(len, list(variants.values())[_SHOWN:])) + (hidden or {}).get(kind, 0)
         if hidden_count:
-            yield f"{margin}    {output.more(hidden_count, kind.rstrip(':'))}"
+            yield f"{margin}    {output.remainder_line(hidden_count, kind.rstrip(':'))}"
         for hint in dict.fromkeys(group[0].hint for group in shown_groups if group[0].hint):
-            yield from output.wrapped(output.one_line(f"{margin}    hint: {hint}"), screen, indent=indent + 10)
+            yield from output.wrap(output.one_line(f"{margin}    hint: {hint}"), screen, indent=indent + 10)
 
 
 def _names(group: Sequence[Item]) -> str:
@@ -67,16 +67,16 @@ def _names(group: Sequence[Item]) -> str:
     if not any(names):
         return place if len(group) == 1 else f"{place}{len(group)} times: "
     remainder = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
-    return f"{place}{', '.join(names[:_SHOWN])}{remainder}{': ' if group[0].what else ''}"
+    return f"{place}{', '.join(names[:_SHOWN])}{remainder}{': ' if group[0].message else ''}"
 
 
 def _message(group: Sequence[Item]) -> str:
     """Return the message, with `0.1 to 0.3` for a number that differs."""
-    number_rows = [[match[2] for match in _NUMBER.finditer(item.what)] for item in group]
+    number_rows = [[match[2] for match in _NUMBER.finditer(item.message)] for item in group]
     spans = iter((min(column, key=float), max(column, key=float)) for column in zip(*number_rows, strict=True))
 
     def span(match: linear.Match) -> str:
         least, most = next(spans)
         return match[1] + (least if float(least) == float(most) else f"{least} to {most}")
 
-    return _NUMBER.sub(span, group[0].what)
+    return _NUMBER.sub(span, group[0].message)

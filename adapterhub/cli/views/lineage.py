@@ -35,7 +35,7 @@ def _node(node: Node) -> dict[str, Any]:
         "refs": list(node.refs),
         "here": node.manifest is not None,
         "deprecated": dict(node.deprecated),
-        "how": node.how,
+        "how": node.origin,
         "base": manifest.get("base"),
         "data": (manifest.get("training") or {}).get("data") or [],
         "recipe": manifest.get("recipe"),
@@ -49,7 +49,7 @@ def name_of(node: Node) -> str:
 
 def _about(node: Node) -> str:
     rank = node.manifest.r if node.manifest else None
-    facts = [node.how, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
+    facts = [node.origin, f"r {rank}" if rank else "", node.base and f"on {node.base}"]
     return ", ".join(fact for fact in facts if fact)
 
 
@@ -113,19 +113,19 @@ def dot(graph: Lineage) -> Iterator[str]:
         # Dashed: an ancestor that is known by its digest only.
         style = "" if node.manifest else ", style=dashed"
         bold = ", penwidth=2" if node.digest == graph.root else ""
-        label = _quoted(f"{name_of(node)}: {_about(node)}")
-        yield f"  {_quoted(node.digest)} [label={label}{style}{bold}];"
+        label = _quote(f"{name_of(node)}: {_about(node)}")
+        yield f"  {_quote(node.digest)} [label={label}{style}{bold}];"
     bases = {node.base for node in graph.nodes.values() if node.base}
     for base in sorted(bases):
-        yield f"  {_quoted(f'base {base}')} [label={_quoted(base)}, shape=cylinder];"
+        yield f"  {_quote(f'base {base}')} [label={_quote(base)}, shape=cylinder];"
     for node in graph.nodes.values():
         if node.base and not graph.parents(node.digest):
-            yield f"  {_quoted(node.digest)} -> {_quoted(f'base {node.base}')} [style=dotted];"
+            yield f"  {_quote(node.digest)} -> {_quote(f'base {node.base}')} [style=dotted];"
     for edge in graph.edges:
-        label = f" [label={_quoted(f'{edge.weight:g}')}]" if edge.weight is not None else ""
-        yield f"  {_quoted(edge.child)} -> {_quoted(edge.parent)}{label};"
+        label = f" [label={_quote(f'{edge.weight:g}')}]" if edge.weight is not None else ""
+        yield f"  {_quote(edge.child)} -> {_quote(edge.parent)}{label};"
     yield "}"
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return '"' + printable(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -60,8 +60,8 @@ def draw(graph: Lineage, path: Path) -> None:
             _draw_box(axes, layout_.centers[name], sizes[name], box)
 
 
-def _too_large(what: str) -> RefusedError:
-    return RefusedError("--plot", f"{what} are too many for a picture", "Draw the output of --dot, or use --json")
+def _too_large(subject: str) -> RefusedError:
+    return RefusedError("--plot", f"{subject} are too many for a picture", "Draw the output of --dot, or use --json")
 
 
 def _graph(graph: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
@@ -93,7 +93,7 @@ def _graph(graph: Lineage) -> tuple[dict[str, _Box], dict[Edge, str]]:
 
 def _about(node: Node) -> str:
     rank = node.manifest.r if node.manifest else None
-    return node.how + (f", r {rank}" if rank else "")
+    return node.origin + (f", r {rank}" if rank else "")
 
 
 def _lines(*texts: str) -> str:

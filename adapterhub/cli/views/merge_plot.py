@@ -14,13 +14,13 @@ from adapterhub import picture
 from adapterhub.cli import output
 
 if TYPE_CHECKING:
-    from adapterhub.merging import Merged, MergeReport
+    from adapterhub.merging import ModuleMerge, MergeReport
 
 _KINDS, _POINTS = 16, 1000  # the most kinds of modules in a picture (the frequent ones win), and points of each
 _NAMED = 4  # kinds that a note names
 
 
-def _least_cosine(module: Merged) -> float:
+def _least_cosine(module: ModuleMerge) -> float:
     return min((row[j] for i, row in enumerate(module.cosines) for j in range(i)), default=math.nan)
 
 
@@ -40,20 +40,20 @@ _PANELS: _Panels = (
 def draw(report: MergeReport, path: Path, *, title: str) -> None:
     """Draw the least cosine, the signs apart and the energy lost of each module into a PNG."""
     panels = _PANELS if any(len(module.ranks) > 1 for module in report.modules.values()) else _PANELS[-1:]
-    kinds: dict[str, list[tuple[int, Merged]]] = {}
+    kinds: dict[str, list[tuple[int, ModuleMerge]]] = {}
     for name, module in report.modules.items():
         numbers = [part for part in name.split(".") if part.isdecimal() and len(part) < 10]
         last = name.rpartition(".")[2]
         kinds.setdefault("" if last in numbers[:1] else last, []).append((int(numbers[0]) if numbers else 0, module))
     with picture.figure(path, 8, 1.2 + 2 * len(panels)) as figure:
         figure.suptitle(
-            picture.fitted(f"{title}: {report.method}", 7.6, size=13, bold=True),
+            picture.fit_label(f"{title}: {report.method}", 7.6, size=13, bold=True),
             x=0.02, ha="left", fontsize=13, fontweight="bold",
         )  # fmt: skip
         _draw(figure, panels, kinds)
 
 
-def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, Merged]]]) -> None:
+def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, ModuleMerge]]]) -> None:
     from matplotlib import colormaps
 
     kinds_shown = sorted(sorted(kinds, key=lambda kind: -len(kinds[kind]))[:_KINDS])
@@ -64,7 +64,7 @@ def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, Merg
             modules = sorted(kinds[kind], key=lambda item: item[0])
             # Every n-th module, so that at most _POINTS remain.
             points = [(layer, value(module)) for layer, module in modules[:: -(-len(modules) // _POINTS)]]
-            label = picture.fitted(kind, 1.4, size=8)
+            label = picture.fit_label(kind, 1.4, size=8)
             axes.plot(*zip(*points, strict=True), "o", markersize=3.5, alpha=0.8, color=color, label=label)
         axes.set_ylim(least - 0.04, 1.04)
         axes.set_title(title, loc="left", color=picture.GRAY, fontsize=9)
@@ -79,7 +79,7 @@ def _draw(figure: Any, panels: _Panels, kinds: Mapping[str, list[tuple[int, Merg
     figure.legend(*rows[0].get_legend_handles_labels(), **legend)
 
 
-def _notes(kinds: Mapping[str, list[tuple[int, Merged]]], *, compared: bool) -> list[str]:
+def _notes(kinds: Mapping[str, list[tuple[int, ModuleMerge]]], *, compared: bool) -> list[str]:
     """Return notes on what the picture leaves out."""
     notes = [f"{len(kinds) - _KINDS:,} more kinds of modules are not shown"] if len(kinds) > _KINDS else []
     alone = {kind: sum(len(module.ranks) < 2 for _, module in modules) for kind, modules in kinds.items()}
@@ -88,5 +88,5 @@ def _notes(kinds: Mapping[str, list[tuple[int, Merged]]], *, compared: bool) -> 
         listed = ", ".join([*names[:_NAMED], "…"] if len(names) > _NAMED else names)
         count = output.plural(sum(alone.values()), "module")
         note = f"no cosine and no signs for {count} that one adapter alone changes: {listed}"
-        notes.append(picture.fitted(note, 7.6, size=9))
+        notes.append(picture.fit_label(note, 7.6, size=9))
     return notes

@@ -12,16 +12,16 @@ from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
     from adapterhub.manifest.document import AdapterManifest
-    from adapterhub.merging import Merged, MergeReport
+    from adapterhub.merging import ModuleMerge, MergeReport
     from adapterhub.registry.registry import Version
 
 _WORST = 10  # rows of the table on a terminal
 
 
-def document(where: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def document(location: str, version: Version | None, report: MergeReport, parents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the report as JSON; the keys are stable."""
     return {
-        "output": where,
+        "output": location,
         "ref": str(version.ref) if version else None,
         "digest": version.digest if version else None,
         "method": report.method,
@@ -45,13 +45,13 @@ def document(where: str, version: Version | None, report: MergeReport, parents: 
     }
 
 
-def lines(where: str, manifest: AdapterManifest, report: MergeReport) -> Iterator[str]:
+def lines(location: str, manifest: AdapterManifest, report: MergeReport) -> Iterator[str]:
     """Yield the lines of the report."""
     modules = report.modules
     ranks = sorted({module.rank for module in modules.values()}) or [0]
     rank = f"r {ranks[0]}" if len(ranks) == 1 else f"r {ranks[0]} to {ranks[-1]}"
     count = output.plural(len(modules), "module")
-    yield f"{where}: {report.method}, {count}, {rank}, {output.number(manifest.parameters)} parameters"
+    yield f"{location}: {report.method}, {count}, {rank}, {output.number(manifest.parameters)} parameters"
     settings = [f"{name} {value}" for name, value in report.parameters.items()]
     if report.seed is not None:
         settings.append(f"seed {report.seed}")
@@ -86,12 +86,12 @@ def _table(report: MergeReport) -> Iterator[str]:
     yield ""
     yield from output.table(_COLUMNS, [_cells(name, module) for name, module in visible], screen=output.width())
     if len(visible) < len(order):
-        yield output.more(len(order) - len(visible), "with smaller losses")
+        yield output.remainder_line(len(order) - len(visible), "with smaller losses")
     if not all(module.exact for module in shared.values()):
         yield "signs apart: over a random sample of 65,536 elements of each module"
 
 
-def _cells(name: str, module: Merged) -> list[str]:
+def _cells(name: str, module: ModuleMerge) -> list[str]:
     cosines = [row[j] for i, row in enumerate(module.cosines) for j in range(i)]
     ranks = "+".join(map(str, module.ranks))
     numbers = [f"{min(cosines):.3f}", f"{module.signs:.1%}", f"{module.lost:.2%}", f"{module.error:.1e}"]

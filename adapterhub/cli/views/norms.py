@@ -13,23 +13,23 @@ from adapterhub_converters.display import printable
 from . import groups
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.norms import Heat
+    from adapterhub.analysis.norms import NormHeatMap
 
 _ROWS = 40  # rows of a picture; more layers are averaged into these
 _GAP = "·"
 
 
-def document(norms: Heat | str) -> dict[str, Any]:
+def document(norms: NormHeatMap | str) -> dict[str, Any]:
     """Return the norms as JSON; `missing` has the reason if there are none."""
     return {"missing": norms} if isinstance(norms, str) else {"missing": None, **asdict(norms)}
 
 
-def lines(norms: Heat | str | None) -> Iterator[str]:
+def lines(norms: NormHeatMap | str | None) -> Iterator[str]:
     """Yield the lines of the norms."""
     if norms is None:
         return
     if isinstance(norms, str):
-        yield from output.wrapped(f"norms: {norms}", output.width(), indent=2)
+        yield from output.wrap(f"norms: {norms}", output.width(), indent=2)
         return
     from adapterhub.analysis.norms import subtitle
 
@@ -42,7 +42,7 @@ def lines(norms: Heat | str | None) -> Iterator[str]:
     yield from groups.lines((groups.Item("left out:", *item) for item in norms.left_out.items()), output.width())
 
 
-def _numbers(norms: Heat) -> list[str]:
+def _numbers(norms: NormHeatMap) -> list[str]:
     columns = (Column("LAYER"), *(Column(kind, right=True) for kind in norms.short_kinds))
     rows = [
         [layer, *("-" if value is None else f"{value:.4g}" for value in row)]
@@ -51,9 +51,9 @@ def _numbers(norms: Heat) -> list[str]:
     return output.table(columns, rows)
 
 
-def _picture(norms: Heat) -> Iterator[str]:
+def _picture(norms: NormHeatMap) -> Iterator[str]:
     """Yield the picture: rows are layers, columns kinds of modules, colors go from the least to the greatest norm."""
-    visible, screen = norms.folded(_ROWS), output.width() or 80
+    visible, screen = norms.fold(_ROWS), output.width() or 80
     label = max(len("layer"), *(len(printable(layer)) for layer in visible.layers))
     names = list(map(printable, visible.short_kinds))
     available = (screen - label) // len(names) - 1
@@ -69,12 +69,12 @@ def _picture(norms: Heat) -> Iterator[str]:
             yield " ".join([printable(layer).ljust(label), *(_cell(row[i], least, greatest, column_width) for i in columns)])
     if names[0] == "1":
         listed = ", ".join(f"{number + 1} {kind}" for number, kind in enumerate(visible.short_kinds))
-        yield from output.wrapped(listed, screen, indent=2)
+        yield from output.wrap(listed, screen, indent=2)
     ramp = "".join(output.heat(step / 7, 1) for step in range(8))
     folded = f"; a row is the mean of {-(-len(norms.layers) // _ROWS)} layers" if visible is not norms else ""
     yield f"{least:.3g} {ramp} {greatest:.3g}{folded}"
-    if visible.above:
-        yield from output.wrapped(visible.above, screen, indent=2)
+    if visible.outlier_note:
+        yield from output.wrap(visible.outlier_note, screen, indent=2)
 
 
 def _cell(value: float | None, least: float, greatest: float, width: int) -> str:

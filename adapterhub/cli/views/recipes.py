@@ -9,10 +9,10 @@ from adapterhub.cli import output
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
-    from adapterhub.materializing import Materialized, WrittenRecipe
+    from adapterhub.materializing import MaterializedModel, WrittenRecipe
     from adapterhub.registry.merge_recipe import MergeRecipe
     from adapterhub.registry.merge_recipes import StoredRecipe
-    from adapterhub.registry.recipe import Difference
+    from adapterhub.registry.recipe import RebuildDifference
 
 _SHOWN = 10  # files that differ
 _LIST = (
@@ -24,7 +24,7 @@ _LIST = (
 )
 
 
-def written(result: WrittenRecipe, model_size: int, *, as_json: bool) -> None:
+def show_written(result: WrittenRecipe, model_size: int, *, as_json: bool) -> None:
     """Show a recipe that was written; notes about its folders go to stderr."""
     for adapter in result.recipe.adapters:
         if adapter.ref is None and result.out.endswith(".json"):
@@ -61,12 +61,12 @@ def _row(stored: StoredRecipe) -> list[str]:
     return [stored.name, str(stored.recipe.base), ", ".join(adapters), output.size(size) if size else "-", stored.time[:10]]
 
 
-def materialized_document(model: Materialized) -> dict[str, Any]:
+def materialized_document(model: MaterializedModel) -> dict[str, Any]:
     """Return a model that was made from its recipe as JSON; the keys are stable."""
     return {
         "output": str(model.path),
-        "compared": model.compared,
-        "same": not model.differences if model.compared else None,
+        "compared": model.has_digests,
+        "same": not model.differences if model.has_digests else None,
         "differences": [
             {"name": difference.name, "what": difference.what, "ulps": difference.ulps} for difference in model.differences
         ],
@@ -74,7 +74,7 @@ def materialized_document(model: Materialized) -> dict[str, Any]:
     }
 
 
-def materialized_lines(model: Materialized) -> Iterator[str]:
+def materialized_lines(model: MaterializedModel) -> Iterator[str]:
     """Yield the comparison of a model with its recipe."""
     out, recipe = model.path, model.recipe
     if recipe.files is None:
@@ -86,8 +86,8 @@ def materialized_lines(model: Materialized) -> Iterator[str]:
     yield from _difference_lines(model, recipe, len(recipe.files))
 
 
-def _difference_lines(model: Materialized, recipe: MergeRecipe, count: int) -> Iterator[str]:
-    differences: Sequence[Difference] = model.differences
+def _difference_lines(model: MaterializedModel, recipe: MergeRecipe, count: int) -> Iterator[str]:
+    differences: Sequence[RebuildDifference] = model.differences
     ulps = [difference.ulps for difference in differences if difference.ulps is not None]
     largest = f", by {output.plural(max(ulps), 'unit')} in the last place at most" if ulps else ""
     yield output.one_line(f"{model.path}: {output.plural(len(differences), 'file')} of {count} not as in the recipe{largest}")
@@ -95,6 +95,6 @@ def _difference_lines(model: Materialized, recipe: MergeRecipe, count: int) -> I
         distance = f", by {difference.ulps} units in the last place at most" if difference.ulps is not None else ""
         yield output.one_line(f"  {difference.name}: {difference.what}{distance}")
     if len(differences) > _SHOWN:
-        yield f"  {output.more(len(differences) - _SHOWN)}"
+        yield f"  {output.remainder_line(len(differences) - _SHOWN)}"
     made_by = ", ".join(f"{key} {value}" for key, value in recipe.made_by.items())
     yield output.one_line(f"  the recipe was made with {made_by}; another kind of CPU rounds differently")

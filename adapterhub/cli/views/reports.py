@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adapterhub.checks import CODES, ERROR, NOTE, SCAN, WARNING, Problem, Report, Verdict, level_of
-from adapterhub.cli.errors import in_words_of_the_command_line
-from adapterhub.cli.output import Column, color, inert, json_text, number, one_line, plural, table
-from adapterhub.manifest.package_files import shortened
+from adapterhub.cli.errors import reword
+from adapterhub.cli.output import Column, color, escape_workflow_commands, json_text, number, one_line, plural, table
+from adapterhub.manifest.package_files import shorten_names
 from adapterhub.version import __version__
 from adapterhub_converters.display import markdown as in_markdown
 from adapterhub_converters.display import printable
@@ -33,14 +33,14 @@ def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool
     """
     for report in reports:
         if len(reports) == 1 or verbose or report.count(ERROR) or report.count(WARNING):
-            yield from _lines(report, screen, all_verdicts=len(reports) == 1 or verbose)
+            yield from _report_lines(report, screen, all_verdicts=len(reports) == 1 or verbose)
             yield from [""] if len(reports) > 1 else []
     if len(reports) > 1:
         columns = [*map(Column, _SUMMARY[:4]), Column(_SUMMARY[4], wrap=True)]
         yield from table(columns, [_row(report) for report in reports], screen=screen)
         failed = [report.where for report in reports if not report.ok]
         verdict = (
-            color(f"{len(failed)} not ok", "red") + one_line(f": {shortened(failed, 10)}")
+            color(f"{len(failed)} not ok", "red") + one_line(f": {shorten_names(failed, 10)}")
             if failed
             else color("all ok", "green")
         )
@@ -50,7 +50,7 @@ def lines(reports: Sequence[Report], *, screen: int | None = None, verbose: bool
 def problem_lines(report: Report, screen: int | None) -> Iterator[str]:
     """Yield the problems of a report, grouped by code."""
     left_out = {_kind(code): report.left_out(code) for code in report.counted()}
-    return groups.lines(map(_item, report.problems), screen, others=left_out)
+    return groups.lines(map(_item, report.problems), screen, hidden=left_out)
 
 
 def _row(report: Report) -> list[str]:
@@ -60,14 +60,14 @@ def _row(report: Report) -> list[str]:
     return [one_line(report.where), "ok" if report.ok else "not ok", *numbers, refused if report.format else "not read"]
 
 
-def _lines(report: Report, screen: int | None, *, all_verdicts: bool) -> Iterator[str]:
+def _report_lines(report: Report, screen: int | None, *, all_verdicts: bool) -> Iterator[str]:
     yield from (*_headline(report), "")
     if report.problems:
         yield from (*problem_lines(report, screen), "")
     verdicts = [verdict for verdict in report.verdicts.values() if all_verdicts or verdict.verdict != APPLIED]
     if report.format is not None and verdicts:
         yield from (*_verdict_lines(verdicts, screen), "")
-    yield _sum(report)
+    yield _summary_line(report)
 
 
 def _headline(report: Report) -> list[str]:
@@ -100,7 +100,7 @@ def _kind(code: str) -> str:
 
 def hint_of(problem: Problem) -> str:
     """Return the hint of a problem in the words of the command line."""
-    cause = in_words_of_the_command_line(problem.cause)
+    cause = reword(problem.cause)
     hint = cause.hint if cause else problem.hint
     repair = "`adapterhub fix` repairs it" if problem.repairable else ""
     return "; ".join(filter(None, (_HINTS.get(problem.code, hint), repair)))
@@ -116,8 +116,8 @@ def _verdict_reason(verdict: Verdict) -> str:
     return one_line("; ".join([*first, *verdict.reasons[:_MAX_REASONS]]))
 
 
-def _sum(report: Report) -> str:
-    counts = [text for severity in (ERROR, WARNING, NOTE) if (text := _counted(report, severity))]
+def _summary_line(report: Report) -> str:
+    counts = [text for severity in (ERROR, WARNING, NOTE) if (text := _count_text(report, severity))]
     ignored = f"; ignored: {_ignored_text(report)}" if report.ignored else ""
     if report.ok:
         return color("ok", "green") + (f": {', '.join(counts)}" if counts else ": nothing to report") + ignored
@@ -125,7 +125,7 @@ def _sum(report: Report) -> str:
     return color("not ok", "red") + f"{reason}: {', '.join(counts)}{ignored}"
 
 
-def _counted(report: Report, severity: str) -> str:
+def _count_text(report: Report, severity: str) -> str:
     """Return a count such as `2 errors in 24 places`; empty if there is none."""
     codes, count = _kinds(report, severity), report.count(severity)
     return (plural(codes, severity) + (f" in {count:,} places" if count > codes else "")) if count else ""
@@ -303,11 +303,11 @@ def _line(problem: Problem) -> str:
 def _attribute(value: str) -> str:
     from xml.sax.saxutils import quoteattr  # which imports urllib.request: 15 ms that only this report needs
 
-    return inert(quoteattr(one_line(value)), "&#{};")
+    return escape_workflow_commands(quoteattr(one_line(value)), "&#{};")
 
 
 def _element(value: str) -> str:
-    return inert(value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"), "&#{};")
+    return escape_workflow_commands(value.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"), "&#{};")
 
 
 def github(reports: Sequence[Report]) -> str:
@@ -327,7 +327,7 @@ def _github(report: Report) -> Iterator[str]:
     refused = [f"{v.runtime} {v.verdict}" for v in report.verdicts.values() if v.verdict != APPLIED]
     ignored = f"; ignored: {_ignored_text(report)}" if report.ignored else ""
     verdicts_text = f" ({', '.join(refused)})" if refused else ""
-    yield f"{inert(one_line(report.where))}: {'ok' if report.ok else 'not ok'}{verdicts_text}{ignored}"
+    yield f"{escape_workflow_commands(one_line(report.where))}: {'ok' if report.ok else 'not ok'}{verdicts_text}{ignored}"
 
 
 def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
@@ -352,7 +352,7 @@ def _causes(report: Report) -> Iterator[tuple[Problem, str]]:
             message = first.what if len({problem.what for problem in problems}) == 1 else CODES[first.code][1]
             # Problems beyond the limit may be in any file with this code; nearly always there is only one such file.
             left_out = report.left_out(first.code) if first.file == files[first.code] else 0
-            names = shortened([problem.name for problem in problems if problem.name], 3, left=left_out)
+            names = shorten_names([problem.name for problem in problems if problem.name], 3, unlisted=left_out)
             yield first, _sentence(first._replace(name=names, what=message))
 
 
@@ -368,11 +368,11 @@ def markdown(reports: Sequence[Report]) -> str:
         ignored = [f"- ignored: {_ignored_text(report)}"] if report.ignored else []
         if causes or ignored:
             lines_ += ["", f"**{in_markdown(report.where)}**", "", *causes, *ignored]
-    return inert("\n".join(lines_), "&#{};")
+    return escape_workflow_commands("\n".join(lines_), "&#{};")
 
 
 def _data(value: str) -> str:
-    return inert(printable(value)).replace("%", "%25")
+    return escape_workflow_commands(printable(value)).replace("%", "%25")
 
 
 def _property(value: str) -> str:

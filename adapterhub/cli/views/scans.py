@@ -13,7 +13,7 @@ from adapterhub.cli.output import Column
 from . import reports
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.spectra import Ranked
+    from adapterhub.analysis.spectra import RankedSummary
     from adapterhub.scanning import Scan, Weights
 
 _ROWS = 24  # kinds of modules; a language model has 4 to 16
@@ -52,12 +52,12 @@ def lines(scan: Scan, screen: int | None) -> Iterator[str]:
     if counts:
         yield f"found {', '.join(counts)}"
     else:
-        yield from output.wrapped("found nothing of what scan looks for, which proves nothing about the rest", screen)
+        yield from output.wrap("found nothing of what scan looks for, which proves nothing about the rest", screen)
 
 
 def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     if weights.missing:
-        yield from output.wrapped(f"no numbers of weights: {weights.missing}", screen, indent=2)
+        yield from output.wrap(f"no numbers of weights: {weights.missing}", screen, indent=2)
         return
     columns = (
         Column("MODULES"), Column("COUNT", right=True),
@@ -68,19 +68,19 @@ def _weight_lines(weights: Weights, screen: int | None) -> Iterator[str]:
     )  # fmt: skip
     yield from output.table(columns, [_row(ranked) for ranked in weights.kinds[:_ROWS]], screen=screen)
     if len(weights.kinds) > _ROWS:
-        yield output.more(len(weights.kinds) - _ROWS)
+        yield output.remainder_line(len(weights.kinds) - _ROWS)
     # Three are enough to see the reason; --json has all.
     for name, reason in list(weights.left_out.items())[:3]:
-        yield from output.wrapped(f"without numbers: {name}: {reason}", screen, indent=2)
+        yield from output.wrap(f"without numbers: {name}: {reason}", screen, indent=2)
     among = f"{output.plural(weights.population, 'other adapter')} of {weights.base or 'an unknown base'} in the registry"
     explained = (
         "NORM of the delta, TOP singular value, SHARE of the energy in that one; PCT: percentile among N adapters, of the "
         f"{among}. No verdict follows from them."
     )
-    yield from output.wrapped(explained, screen)
+    yield from output.wrap(explained, screen)
 
 
-def _row(ranked: Ranked) -> list[str]:
+def _row(ranked: RankedSummary) -> list[str]:
     percentiles = ranked.percentiles
     ranks = (
         ["-"] * 3

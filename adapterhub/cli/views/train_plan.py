@@ -22,14 +22,14 @@ _PARTS = {
 }  # fmt: skip
 
 
-def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: bool, here: bool) -> int:
+def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: bool, is_local: bool) -> int:
     """Print the plan. Return the exit code that the training would have if it cannot fit, unless forced.
 
     `here` says whether the plan is for this machine.
     """
     from adapterhub.training import preview
 
-    preview_ = preview(config, here=here)
+    preview_ = preview(config, on_this_machine=is_local)
     checkpoints = forecast.config.train.checkpointing is True
     document = {
         "fits": None if forecast.free is None else forecast.misfit is None,
@@ -47,21 +47,21 @@ def show(settings: Settings, config: TrainConfig, forecast: Forecast, *, force: 
     }
 
     def text() -> None:
-        output.write(trained(forecast.parameters, forecast.base_parameters))
+        output.write(trained_line(forecast.parameters, forecast.base_parameters))
         output.write()
         _write_data(preview_, config)
         output.write()
         for line in table(forecast.memory):
             output.write(line)
         if config.train.checkpointing == "auto":
-            output.write(checkpointing(checkpoints))
+            output.write(checkpointing_line(checkpoints))
         output.write()
         for line in _what_if(forecast):
             output.write(line)
         output.write()
         output.write(f"full fine-tuning in float32 needs at least {output.size(forecast.full_fine_tuning)}")
         if forecast.free is not None:
-            location = "" if here else " on the device that is planned for"
+            location = "" if is_local else " on the device that is planned for"
             output.write(f"{output.size(forecast.free)} free{location}")
 
     output.emit(document, as_json=settings.as_json, text=text)
@@ -126,13 +126,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
-def trained(adapter: int, base: int) -> str:
+def trained_line(adapter: int, base: int) -> str:
     """Return a sentence about the trained share of the parameters."""
     share = f" ({adapter / (base + adapter):.2%})" if base else ""
     return f"trains {output.number(adapter)} of {output.number(base + adapter)} parameters{share}"
 
 
-def checkpointing(enabled: bool) -> str:
+def checkpointing_line(enabled: bool) -> str:
     """Return a sentence about the choice of `checkpointing = "auto"`."""
     return "checkpointing: on, because it does not fit without" if enabled else "checkpointing: off, because it fits without"
 

@@ -18,7 +18,7 @@ from . import train_plan
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from adapterhub.training import Evaluated, Event, Ready, Report, Result, Resumed, Stepped, TrainConfig
+    from adapterhub.training import EvaluationEvent, Event, Ready, Report, Result, ResumeEvent, StepEvent, TrainConfig
 
 _LINES = 10  # about so many lines about steps in a log
 
@@ -51,7 +51,7 @@ class Screen:
             "Loading": lambda e: self._advance("loading the base", e.done, e.total, ""),
             "Ready": self._show_ready,
             "Resumed": self._show_resumed,
-            "Stepped": self._step,
+            "Stepped": self._show_step,
             "Evaluated": self._show_evaluation,
             "Saved": lambda e: None,
             "Noted": lambda e: output.say(output.one_line(f"note: {e.text}")),
@@ -73,16 +73,16 @@ class Screen:
         if self._bar is not None and self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
-        for line in _before(self._config, ready):
+        for line in _start_lines(self._config, ready):
             output.say(line)
         self._advance(f"step 0/{ready.steps}", 0, ready.steps, "")
 
-    def _show_resumed(self, resumed: Resumed) -> None:
+    def _show_resumed(self, resumed: ResumeEvent) -> None:
         output.say(f"resuming after step {resumed.step}, from {resumed.path}")
         steps = self.ready.steps if self.ready else 0
         self._advance(f"step {resumed.step}/{steps}", resumed.step, steps, "")
 
-    def _step(self, step: Stepped) -> None:
+    def _show_step(self, step: StepEvent) -> None:
         from adapterhub.training.artifacts import loss_curve
 
         self._losses.append(step.loss)
@@ -96,7 +96,7 @@ class Screen:
         if self._bar is None and (step.step % max(1, step.steps // _LINES) == 0 or step.step == step.steps):
             output.say(f"step {step.step}/{step.steps}  {text}")
 
-    def _show_evaluation(self, evaluated: Evaluated) -> None:
+    def _show_evaluation(self, evaluated: EvaluationEvent) -> None:
         measurement = f"perplexity {evaluated.perplexity:.3f}"
         if evaluated.accuracy is not None:
             measurement = f"pairs: {evaluated.accuracy:.1%} preferred, margin {evaluated.margin:.3f}, loss {evaluated.loss:.3f}"
@@ -105,23 +105,23 @@ class Screen:
             output.say(f"  {output.one_line(f'{prompt} → {answer}')}")
 
 
-def _before(config: TrainConfig, ready: Ready) -> list[str]:
+def _start_lines(config: TrainConfig, ready: Ready) -> list[str]:
     """Return the lines before the first step: the trained parameters, the base, the data, the memory."""
     in_16, in_4 = output.size(ready.base_in_16_bits), output.size(ready.base_in_4_bits)
     return [
-        train_plan.trained(ready.parameters, ready.base_parameters),
-        f"base: {in_16} in 16 bits, {in_4} in 4 bits; loaded {_held(config)}",
+        train_plan.trained_line(ready.parameters, ready.base_parameters),
+        f"base: {in_16} in 16 bits, {in_4} in 4 bits; loaded {_base_storage(config)}",
         (
             f"data: {output.plural(ready.documents, 'document')}, {output.number(ready.tokens)} tokens in "
             f"{output.plural(ready.rows, 'row')}; {output.plural(ready.steps, 'step')}"
         ),
         f"memory: {output.size(ready.memory.total)} at the peak; --dry-run shows its parts",
-        *([train_plan.checkpointing(ready.checkpointing)] if config.train.checkpointing == "auto" else []),
+        *([train_plan.checkpointing_line(ready.checkpointing)] if config.train.checkpointing == "auto" else []),
         *(f"note: {note}" for note in ready.notes),
     ]
 
 
-def _held(config: TrainConfig) -> str:
+def _base_storage(config: TrainConfig) -> str:
     return "in 4 bits (NF4)" if config.base.quantize == "nf4" else f"as {config.base.dtype}"
 
 
@@ -166,14 +166,14 @@ def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
             output.say("warning: the held-out data became less likely; see `adapterhub train --explain keep_best`")
     if result.accuracy_before is not None and result.accuracy_after is not None:
         output.write(f"held-out pairs preferred {result.accuracy_before:.1%} -> {result.accuracy_after:.1%}")
-    output.write_pairs(_took(result.report) if result.report else {})
+    output.write_pairs(_cost_pairs(result.report) if result.report else {})
     for file in _files(result.folder):
         output.write(f"  {file['path']}  {output.size(file['size'])}")
     if pushed:
         output.write(f"pushed {pushed['ref']}  {output.digest(pushed['digest'])}")
 
 
-def _took(report: Report) -> dict[str, str]:
+def _cost_pairs(report: Report) -> dict[str, str]:
     """Return memory and speed, next to the prediction and to full fine-tuning."""
     full = output.size(report.full_fine_tuning)
     share = f"{report.peak / report.full_fine_tuning:.0%} of the {full} or more for full fine-tuning"

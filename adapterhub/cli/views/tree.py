@@ -7,17 +7,17 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli import output
-from adapterhub.manifest.package_files import shortened
+from adapterhub.manifest.package_files import shorten_names
 
 from .versions import row_document
 
 if TYPE_CHECKING:
-    from adapterhub.index.queries import Row
+    from adapterhub.index.queries import VersionRow
 
 MOST = 10  # the most versions of a name and parents of a version on a terminal; a pipe gets all
 
 
-def document(rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+def document(rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str]) -> dict[str, Any]:
     """Return the tree as JSON; `rows` are sorted by name, newest first."""
     return {
         "namespaces": [
@@ -32,7 +32,7 @@ def document(rows: Sequence[Row], deprecated: Mapping[tuple[str, int], str]) -> 
     }
 
 
-def lines(rows: Sequence[Row], holding: Callable[[str], Sequence[Row]], *, screen: int | None) -> Iterator[str]:
+def lines(rows: Sequence[VersionRow], holding: Callable[[str], Sequence[VersionRow]], *, screen: int | None) -> Iterator[str]:
     """Yield the lines of the tree within `screen` columns; None for no limit, and all versions.
 
     `holding` returns the versions with a digest, for parents that are not among `rows`.
@@ -50,12 +50,12 @@ def lines(rows: Sequence[Row], holding: Callable[[str], Sequence[Row]], *, scree
             yield from (output.cut(f"    {line}", screen) for line in _versions(versions, refs, screen))
 
 
-def _group_by_namespace(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, list[Row]]]]]:
+def _group_by_namespace(rows: Sequence[VersionRow]) -> list[tuple[str, list[tuple[str, list[VersionRow]]]]]:
     by_name = [(name, list(versions)) for name, versions in groupby(rows, lambda row: row.name)]
     return [(space, list(names)) for space, names in groupby(by_name, lambda item: item[0].partition("/")[0])]
 
 
-def _versions(rows: Sequence[Row], refs: Mapping[str, Sequence[str]], screen: int | None) -> Iterator[str]:
+def _versions(rows: Sequence[VersionRow], refs: Mapping[str, Sequence[str]], screen: int | None) -> Iterator[str]:
     # A version with a tag is shown even if it is old: somebody uses it by that name.
     visible = [row for n, row in enumerate(rows) if screen is None or n < MOST or row.tags]
     number_width = max(len(str(row.number)) for row in visible) + 1
@@ -83,4 +83,4 @@ def _parents(parents: Sequence[str], refs: Mapping[str, Sequence[str]], screen: 
 
 
 def _known_as(refs: Sequence[str]) -> str:
-    return refs[0] + (f" (also {shortened(refs[1:], MOST)})" if refs[1:] else "") if refs else ""
+    return refs[0] + (f" (also {shorten_names(refs[1:], MOST)})" if refs[1:] else "") if refs else ""

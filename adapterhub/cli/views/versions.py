@@ -9,7 +9,7 @@ from adapterhub.cli import output
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
-    from adapterhub.index.queries import Row
+    from adapterhub.index.queries import VersionRow
     from adapterhub.registry.registry import Version
 
 
@@ -25,12 +25,12 @@ _Deprecations = Mapping[tuple[str, int], str]
 """The type of the result of `Registry.deprecations`."""
 
 
-def write_rows(rows: Sequence[Row], last: Column, cell: Callable[[Row], str], deprecated: _Deprecations) -> None:
+def write_rows(rows: Sequence[VersionRow], last: Column, cell: Callable[[VersionRow], str], deprecated: _Deprecations) -> None:
     """Print a table of versions: ref, tags, base, method, rank, size, and one more column."""
     output.write_table((*_COLUMNS, last), [[*_cells(row, _reason(row, deprecated)), cell(row)] for row in rows])
 
 
-def _reason(row: Row, deprecated: _Deprecations) -> str | None:
+def _reason(row: VersionRow, deprecated: _Deprecations) -> str | None:
     """Return why a version is deprecated; None if it is not. A name may be deprecated as a whole, under the number 0."""
     return deprecated.get((row.name, row.number), deprecated.get((row.name, 0)))
 
@@ -50,7 +50,7 @@ def version_document(version: Version) -> dict[str, Any]:
     }
 
 
-def _cells(row: Row, reason: str | None) -> list[str]:
+def _cells(row: VersionRow, reason: str | None) -> list[str]:
     marks = [*row.tags, *(["(deprecated)"] if reason is not None else [])]
     return [
         str(row.ref),
@@ -62,7 +62,7 @@ def _cells(row: Row, reason: str | None) -> list[str]:
     ]
 
 
-def row_document(row: Row, deprecated: _Deprecations) -> dict[str, Any]:
+def row_document(row: VersionRow, deprecated: _Deprecations) -> dict[str, Any]:
     """Return the document of a version in a list."""
     return {
         "ref": str(row.ref),

@@ -10,8 +10,8 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.people.tokens import Identity
 
-from .answers import error
-from .reading import found, name_of
+from .answers import error_response
+from .reading import visible_view, name_of
 
 
 async def whoami(hub: Hub, request: Request) -> Response:
@@ -44,7 +44,7 @@ def _organizations(identity: Identity) -> list[str]:
 async def auth_check(hub: Hub, request: Request) -> Response:
     """GET …/auth-check: whether the client may read a repository."""
     identity, name = hub.identify(request), name_of(request)
-    await hub.workers.run(lambda worker: found(hub, worker, identity, name))
+    await hub.workers.run(lambda worker: visible_view(hub, worker, identity, name))
     return JSONResponse({})
 
 
@@ -60,4 +60,4 @@ async def nothing(_hub: Hub, _request: Request) -> Response:
 
 async def unknown(_hub: Hub, request: Request) -> Response:
     """Refuse anything of the Hugging Face Hub's API that this hub does not have."""
-    return error(501, f"{request.url.path}: this hub has adapters, their versions and accounts; not this", "NotImplemented")
+    return error_response(501, f"{request.url.path}: this hub has adapters, their versions and accounts; not this", "NotImplemented")

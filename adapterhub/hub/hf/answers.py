@@ -34,7 +34,7 @@ _STATUS: tuple[tuple[type[AdapterhubError], int], ...] = (
 )  # fmt: skip
 
 
-class AnswerError(Exception):
+class ResponseError(Exception):
     """An error with its HTTP status, its code for programs, and its message."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -43,7 +43,7 @@ class AnswerError(Exception):
 
     def response(self) -> Response:
         """Return the response."""
-        return error(self.status, self.message, self.code, self.headers)
+        return error_response(self.status, self.message, self.code, self.headers)
 
 
 class MovedError(Exception):
@@ -59,7 +59,7 @@ class MovedError(Exception):
         return RedirectResponse(request.url.path.replace(f"/{self.old}", f"/{self.new}", 1) + query, 307)
 
 
-def error(status: int, message: str, code: str = "", headers: Mapping[str, str] | None = None) -> Response:
+def error_response(status: int, message: str, code: str = "", headers: Mapping[str, str] | None = None) -> Response:
     """Return an error response as JSON, with the headers that huggingface_hub shows."""
     text = printable(message)[:2000]
     all_headers = {"x-error-message": text.encode("latin-1", "replace").decode("latin-1"), **(headers or {})}
@@ -68,9 +68,9 @@ def error(status: int, message: str, code: str = "", headers: Mapping[str, str] 
     return JSONResponse({"error": text}, status, all_headers)
 
 
-def no_such_repository(name: str) -> AnswerError:
+def no_such_repository(name: str) -> ResponseError:
     """Return the error for a repository that does not exist or that the client may not see."""
-    return AnswerError(404, REPO, f"{name}: no such repository")
+    return ResponseError(404, REPO, f"{name}: no such repository")
 
 
 def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
@@ -83,24 +83,24 @@ def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
             return await handler(request.app.state.hub, request)
         except MovedError as moved:
             return moved.response(request)
-        except (AnswerError, NoTokenError, ForbiddenError, ThrottledError, AdapterhubError) as failure:
-            return answer(failure)
+        except (ResponseError, NoTokenError, ForbiddenError, ThrottledError, AdapterhubError) as failure:
+            return failure_response(failure)
 
     return endpoint
 
 
-def answer(failure: Exception) -> Response:
+def failure_response(failure: Exception) -> Response:
     """Return the response for an error; raise it again if it is a bug of ours."""
-    if isinstance(failure, AnswerError):
+    if isinstance(failure, ResponseError):
         return failure.response()
     if isinstance(failure, ThrottledError):
-        return error(429, str(failure), headers={"retry-after": str(failure.seconds)})
+        return error_response(429, str(failure), headers={"retry-after": str(failure.seconds)})
     if isinstance(failure, BadTokenError):
-        return error(401, "Invalid credentials in Authorization header")
+        return error_response(401, "Invalid credentials in Authorization header")
     if isinstance(failure, NoTokenError):
-        return error(401, "A token is needed: log in with `hf auth login`, or set HF_TOKEN")
-    if isinstance(failure, AdapterhubError) and (hub_error := failures.told(failure))[0]:
-        return error(hub_error[0], hub_error[1], headers=hub_error[2])
+        return error_response(401, "A token is needed: log in with `hf auth login`, or set HF_TOKEN")
+    if isinstance(failure, AdapterhubError) and (hub_error := failures.error_status(failure))[0]:
+        return error_response(hub_error[0], hub_error[1], headers=hub_error[2])
     status = (
         403 if isinstance(failure, ForbiddenError) else next((code for kind, code in _STATUS if isinstance(failure, kind)), 0)
     )
@@ -108,4 +108,4 @@ def answer(failure: Exception) -> Response:
         raise failure
     # huggingface_hub raises its own exception for each of these codes.
     code = "" if status != 404 else REPO if isinstance(failure, NotMirroredError) else REVISION
-    return error(status, str(failure), code)
+    return error_response(status, str(failure), code)

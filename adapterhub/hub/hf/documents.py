@@ -8,16 +8,16 @@ from typing import Any
 
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git import GitFile
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.card import Card
 
 
-def moment(time: str) -> str:
+def with_milliseconds(time: str) -> str:
     """Return a registry time with the milliseconds that old clients require."""
     return f"{time.removesuffix('Z')}.000Z" if time else "1970-01-01T00:00:00.000Z"
 
 
-def model(view: View, commit: Commit, files: Sequence[GitFile], card: Card | None, *, blobs: bool = False) -> dict[str, Any]:
+def model_info(view: View, commit: Commit, files: Sequence[GitFile], card: Card | None, *, blobs: bool = False) -> dict[str, Any]:
     """Return a repository at a commit (`ModelInfo`)."""
     row = commit.row
     document = summary(view, row, commit.id, card)
@@ -31,7 +31,7 @@ def model(view: View, commit: Commit, files: Sequence[GitFile], card: Card | Non
     return document
 
 
-def summary(view: View, row: Row | None, sha: str, card: Card | None = None) -> dict[str, Any]:
+def summary(view: View, row: VersionRow | None, sha: str, card: Card | None = None) -> dict[str, Any]:
     """Return a repository as an entry of a list."""
     repository, name = view.repository, view.name
     changed = row.time if row else repository.created if repository else ""
@@ -48,8 +48,8 @@ def summary(view: View, row: Row | None, sha: str, card: Card | None = None) -> 
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "createdAt": moment((repository.created if repository else "") or changed),
-        "lastModified": moment(changed),
+        "createdAt": with_milliseconds((repository.created if repository else "") or changed),
+        "lastModified": with_milliseconds(changed),
         "library_name": "peft",
         "pipeline_tag": next(iter(card.values("pipeline_tag")), None) if card else None,
         "tags": tags(row, card),
@@ -57,7 +57,7 @@ def summary(view: View, row: Row | None, sha: str, card: Card | None = None) -> 
     }
 
 
-def tags(row: Row | None, card: Card | None) -> list[str]:
+def tags(row: VersionRow | None, card: Card | None) -> list[str]:
     """Return the tags that repositories are filtered by."""
     all_tags = ["peft"]
     if row:
@@ -69,7 +69,7 @@ def tags(row: Row | None, card: Card | None) -> list[str]:
     return list(dict.fromkeys(tag for tag in all_tags if tag))
 
 
-def card_data(card: Card | None, row: Row | None) -> dict[str, Any]:
+def card_data(card: Card | None, row: VersionRow | None) -> dict[str, Any]:
     """Return the front matter of the model card, with facts of the adapter where the card says nothing."""
     data: dict[str, Any] = {}
     for key, values in (card.fields if card else {}).items():
@@ -98,7 +98,7 @@ def _sibling(file: GitFile, *, blobs: bool) -> dict[str, Any]:
     return sibling
 
 
-def entry(file: GitFile, commit: Commit | None = None) -> dict[str, Any]:
+def file_entry(file: GitFile, commit: Commit | None = None) -> dict[str, Any]:
     """Return a file of a tree; with its commit for `expand`."""
     document: dict[str, Any] = {"type": "file", "oid": file.oid, "size": file.size, "path": file.path}
     if file.lfs:
@@ -108,14 +108,14 @@ def entry(file: GitFile, commit: Commit | None = None) -> dict[str, Any]:
     return document
 
 
-def folder(path: str, commit: Commit) -> dict[str, Any]:
+def folder_entry(path: str, commit: Commit) -> dict[str, Any]:
     """Return a folder of a tree."""
     return {"type": "directory", "oid": commit.id, "size": 0, "path": path, "lastCommit": last_commit(commit)}
 
 
 def last_commit(commit: Commit) -> dict[str, Any]:
     """Return the last commit of a file; here, that is always the commit of its tree."""
-    return {"id": commit.id, "title": commit.title, "date": moment(commit.time)}
+    return {"id": commit.id, "title": commit.title, "date": with_milliseconds(commit.time)}
 
 
 def folders(paths: Iterable[str], below: str) -> list[str]:
@@ -137,10 +137,10 @@ def commit_entry(commit: Commit) -> dict[str, Any]:
         "title": commit.title,
         "message": commit.description,
         "authors": authors,
-        "date": moment(commit.time),
+        "date": with_milliseconds(commit.time),
     }
 
 
-def ref(kind: str, name: str, commit: str) -> dict[str, str]:
+def ref_entry(kind: str, name: str, commit: str) -> dict[str, str]:
     """Return a branch (`kind` heads) or a tag (`kind` tags)."""
     return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit}

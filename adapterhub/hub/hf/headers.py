@@ -14,8 +14,8 @@ from adapterhub.hub.workers import Worker
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .answers import ENTRY, AnswerError
-from .reading import at, found, name_of
+from .answers import ENTRY, ResponseError
+from .reading import commit_at, visible_view, name_of
 
 _INDEX = ".safetensors.index.json"
 _MAX_INDEX, _MAX_HEADERS = 4 << 20, 16 << 20  # bytes of an index, and of all headers in one response
@@ -26,7 +26,7 @@ async def headers(hub: Hub, request: Request) -> Response:
     identity, name, path = hub.identify(request), name_of(request), request.path_params["path"]
 
     def work(worker: Worker) -> dict[str, Any]:
-        commit = at(worker, found(hub, worker, identity, name), commits.HEAD)
+        commit = commit_at(worker, visible_view(hub, worker, identity, name), commits.HEAD)
         folder, slash, file = path.rpartition("/")
         index, shards = _read_index(hub, commit, path) if file.endswith(_INDEX) else ({}, [file])
         read, remaining = {}, _MAX_HEADERS
@@ -40,7 +40,7 @@ async def headers(hub: Hub, request: Request) -> Response:
 
 def _file(commit: Commit, path: str) -> tuple[str, int]:
     if path not in commit.files:
-        raise AnswerError(404, ENTRY, f"{path}: no such file", {"x-repo-commit": commit.id})
+        raise ResponseError(404, ENTRY, f"{path}: no such file", {"x-repo-commit": commit.id})
     return commit.files[path]
 
 
@@ -57,7 +57,7 @@ def _read_index(hub: Hub, commit: Commit, path: str) -> tuple[dict[str, Any], li
     return index, list(dict.fromkeys(shards.values()))
 
 
-def _header(hub: Hub, commit: Commit, path: str, most: int) -> tuple[dict[str, Any], int]:
+def _header(hub: Hub, commit: Commit, path: str, limit: int) -> tuple[dict[str, Any], int]:
     """Return the header of a safetensors file as stored, and its size in bytes.
 
     Raises:
@@ -66,11 +66,11 @@ def _header(hub: Hub, commit: Commit, path: str, most: int) -> tuple[dict[str, A
     from adapterhub_converters.containers import safetensors_file
 
     digest, size = _file(commit, path)
-    with hub.storage.opened(digest) as file:
+    with hub.storage.open_blob(digest) as file:
         raw = _read(file, 8)
         length = int.from_bytes(raw, "little")
         # The length is a claim of the file: check it before reading that much.
-        if length > most:
+        if length > limit:
             raise RefusedError(path, f"headers of over {_MAX_HEADERS:,} bytes; read them by ranges of the files")
         raw += _read(file, length)
     header = safetensors_file.read_header(lambda start, count: raw[start : start + count], size, path)

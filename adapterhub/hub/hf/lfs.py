@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.hub import commits
-from adapterhub.hub.access import writes
+from adapterhub.hub.access import may_write
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
@@ -26,31 +26,31 @@ from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from .answers import AnswerError, error
-from .reading import found, name_of
-from .repositories import document
+from .answers import ResponseError, error_response
+from .reading import visible_view, name_of
+from .repositories import read_document
 
 UPLOAD, DOWNLOAD = "upload", "download"
 MEDIA_TYPE = "application/vnd.git-lfs+json"
-_MOST = 1000  # objects in a batch
+_MAX_OBJECTS = 1000  # objects in a batch
 _LIFETIME = 3600  # seconds in which an address is valid: an upload must start by then, but may end later
 
 
 async def batch(hub: Hub, request: Request) -> Response:
     """POST /{id}.git/info/lfs/objects/batch."""
-    identity, name, fields = hub.identify(request), name_of(request), await document(request)
+    identity, name, fields = hub.identify(request), name_of(request), await read_document(request)
     operation = UPLOAD if fields.get("operation") == UPLOAD else DOWNLOAD
     uploading = operation == UPLOAD
-    objects = [_object(entry) for entry in _listed(fields.get("objects"))]
+    objects = [_object(entry) for entry in _checked_list(fields.get("objects"))]
 
     def work(worker: Worker) -> list[tuple[int | None, str]]:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         if uploading:
             hub.access.check_write(identity, name)
-            hub.quotas.check(worker, name, dict(objects), but=[name])
+            hub.quotas.check(worker, name, dict(objects), except_uploads=[name])
         # Only what this repository has: otherwise the response would reveal blobs of others.
-        sizes = [hub.has_blob(worker, view, name, digest, uploads=writes(identity, name)) for digest, _ in objects]
-        hub.uploaded(
+        sizes = [hub.blob_size(worker, view, name, digest, uploads=may_write(identity, name)) for digest, _ in objects]
+        hub.record_uploads(
             name,
             [digest for (digest, size), stored_size in zip(objects, sizes, strict=True) if uploading and stored_size == size],
         )
@@ -65,7 +65,7 @@ async def batch(hub: Hub, request: Request) -> Response:
         )
         limit = hub.settings.max_file
         answers.append(
-            _answer(digest, size, href, there=stored_size == size, uploading=uploading, limit=limit, refused=refusal)
+            _answer(digest, size, href, is_stored=stored_size == size, uploading=uploading, limit=limit, refusal=refusal)
         )
     answer = {"transfer": "basic", "objects": answers, "hash_algo": "sha256"}
     return JSONResponse(answer, media_type=MEDIA_TYPE)
@@ -74,15 +74,15 @@ async def batch(hub: Hub, request: Request) -> Response:
 def _refusal(hub: Hub, worker: Worker, identity: Identity | None, view: View, digest: Digest) -> str:
     """Return why the policy does not let a file out; empty if it does."""
     try:
-        hub.releases.check_blob(worker, identity, view, digest)
+        hub.policy_gate.check_blob(worker, identity, view, digest)
     except RefusedError as refused:
         return str(refused)
     return ""
 
 
-def _listed(value: Any) -> list[Any]:
-    if not isinstance(value, list) or len(value) > _MOST:
-        raise UsageError("objects", f"not a list of at most {_MOST} objects")
+def _checked_list(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > _MAX_OBJECTS:
+        raise UsageError("objects", f"not a list of at most {_MAX_OBJECTS} objects")
     return value
 
 
@@ -93,15 +93,15 @@ def _object(entry: Any) -> tuple[Digest, int]:
     return f"sha256:{oid}", size
 
 
-def _answer(digest: Digest, size: int, href: str, *, there: bool, uploading: bool, limit: int, refused: str) -> dict[str, Any]:
+def _answer(digest: Digest, size: int, href: str, *, is_stored: bool, uploading: bool, limit: int, refusal: str) -> dict[str, Any]:
     answer: dict[str, Any] = {"oid": digest.removeprefix("sha256:"), "size": size, "authenticated": True}
     if size > limit:
         answer["error"] = {"code": 422, "message": f"a file may have at most {limit:,} bytes"}
-    elif uploading and not there:
+    elif uploading and not is_stored:
         answer["actions"] = {"upload": {"href": href}, "verify": {"href": href}}
-    elif not uploading and there and refused:
-        answer["error"] = {"code": 403, "message": printable(refused)[:2000]}
-    elif not uploading and there:
+    elif not uploading and is_stored and refusal:
+        answer["error"] = {"code": 403, "message": printable(refusal)[:2000]}
+    elif not uploading and is_stored:
         answer["actions"] = {"download": {"href": href}}
     elif not uploading:
         answer["error"] = {"code": 404, "message": "no such object"}
@@ -117,7 +117,7 @@ def _signature(hub: Hub, *fields: str) -> str:
     return hmac.new(hub.secret, "\n".join(fields).encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
-def _checked(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, int]:
+def _checked_address(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, int]:
     """Return the repository, digest and size in a signed address.
 
     Raises:
@@ -131,34 +131,34 @@ def _checked(hub: Hub, request: Request, operation: str) -> tuple[str, Digest, i
     )
     # The signature is checked first, so `expires` is a number of ours.
     if not is_valid or int(expires) < time.time():
-        raise AnswerError(403, "", f"this address is not valid any more for this {operation}; begin again")
+        raise ResponseError(403, "", f"this address is not valid any more for this {operation}; begin again")
     return name, f"sha256:{oid}", int(size)
 
 
 async def put(hub: Hub, request: Request) -> Response:
     """PUT /lfs/{id}/{oid}: receive the bytes of a file."""
-    name, digest, size = _checked(hub, request, UPLOAD)
+    name, digest, size = _checked_address(hub, request, UPLOAD)
     length = request.headers.get("content-length", "")
     # Refuse before reading: the announced size is signed into the address.
     if length not in ("", str(size)):
-        return error(400, f"{length} bytes are announced, and {size} were to be sent")
+        return error_response(400, f"{length} bytes are announced, and {size} were to be sent")
     await hub.uploads.receive(name, request.stream(), digest, size)
-    await hub.workers.read(hub.uploaded, name, [digest])
+    await hub.workers.read(hub.record_uploads, name, [digest])
     return Response(status_code=200)
 
 
 async def verify(hub: Hub, request: Request) -> Response:
     """POST /lfs/{id}/{oid}: whether a file has arrived. Some clients never ask, so the commit checks again."""
-    name, digest, size = _checked(hub, request, UPLOAD)
-    stored_size = await hub.workers.run(lambda worker: hub.has_blob(worker, commits.view(worker, name), name, digest))
-    return JSONResponse({}) if stored_size == size else error(404, f"{name}: {digest} has not arrived")
+    name, digest, size = _checked_address(hub, request, UPLOAD)
+    stored_size = await hub.workers.run(lambda worker: hub.blob_size(worker, commits.find_view(worker, name), name, digest))
+    return JSONResponse({}) if stored_size == size else error_response(404, f"{name}: {digest} has not arrived")
 
 
 async def get(hub: Hub, request: Request) -> Any:
     """GET /lfs/{id}/{oid}: for git-lfs."""
-    name, digest, size = _checked(hub, request, DOWNLOAD)
-    if not await hub.workers.read(hub.store.has, digest, size):
-        return error(404, f"{name}: {digest} is not here any more")
+    name, digest, size = _checked_address(hub, request, DOWNLOAD)
+    if not await hub.workers.read(hub.store.has_blob, digest, size):
+        return error_response(404, f"{name}: {digest} is not here any more")
     return hub.blob(
         digest,
         size,

@@ -17,7 +17,7 @@ from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.git import GitFile
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.uploads import TooLargeError, collected
+from adapterhub.hub.uploads import TooLargeError, collect_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import search
 from adapterhub.index.search import Query
@@ -28,31 +28,31 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 from . import documents
-from .answers import ENTRY, REVISION, AnswerError, MovedError, no_such_repository
+from .answers import ENTRY, REVISION, ResponseError, MovedError, no_such_repository
 
 _PAGE, _PAGE_EXPANDED, _MAX_LISTED, _MAX_COUNTED = 1000, 50, 500, 1000
-_MOST_SIBLINGS = 20_000  # files in one list of repositories
+_MAX_SIBLINGS = 20_000  # files in one list of repositories
 _MAX_BODY = 4 << 20  # bytes of a JSON body
 _MAX_FILTERS, _MAX_FIELDS = 50, 10_000
 
 
 def name_of(request: Request) -> str:
     """Return the repository of a path. Names are lower case here, but clients may have learned another spelling."""
-    return f"{part(request, 'namespace')}/{part(request, 'repo')}".lower()
+    return f"{path_part(request, 'namespace')}/{path_part(request, 'repo')}".lower()
 
 
-def part(request: Request, key: str) -> str:
+def path_part(request: Request, key: str) -> str:
     """Return a path parameter with its escaped slashes decoded (`app.RequestGuard` keeps them escaped)."""
     return str(request.path_params.get(key, "")).replace("%2F", "/")
 
 
-def number(request: Request, key: str, default: int = 0) -> int:
+def query_number(request: Request, key: str, default: int = 0) -> int:
     """Return a whole number of the query string, at most a million; `default` for anything else."""
     text = request.query_params.get(key, "")
     return min(int(text), 1_000_000) if text.isascii() and text.isdecimal() and len(text) < 20 else default
 
 
-def found(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
+def visible_view(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
     """Return a repository that the client may see.
 
     Raises:
@@ -69,7 +69,7 @@ def found(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> Vie
     return view
 
 
-def at(worker: Worker, view: View, revision: str) -> Commit:
+def commit_at(worker: Worker, view: View, revision: str) -> Commit:
     """Return the commit of a revision.
 
     Raises:
@@ -78,7 +78,7 @@ def at(worker: Worker, view: View, revision: str) -> Commit:
     try:
         return commits.find(worker, view, revision)
     except NotFoundError as error:
-        raise AnswerError(404, REVISION, str(error)) from error
+        raise ResponseError(404, REVISION, str(error)) from error
 
 
 def files_of(hub: Hub, commit: Commit) -> list[GitFile]:
@@ -113,40 +113,40 @@ def _json(document: bytes, headers: Mapping[str, str] | None = None) -> Response
 async def model_info(hub: Hub, request: Request) -> Response:
     """GET /api/models/{id} and /revision/{rev}."""
     identity, name = hub.identify(request), name_of(request)
-    revision = part(request, "revision") or commits.HEAD
+    revision = path_part(request, "revision") or commits.HEAD
     blobs = request.query_params.get("blobs", "") in ("true", "1", "True")
 
     def work(worker: Worker) -> bytes:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         return worker.answers.get(("model", name, view.head, revision, blobs), partial(build, worker, view))[0]
 
     def build(worker: Worker, view: View) -> tuple[bytes, str]:
-        commit = at(worker, view, revision)
-        return _dump(documents.model(view, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
+        commit = commit_at(worker, view, revision)
+        return _dump(documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
 
     return _json(await hub.workers.run(work))
 
 
 async def without_namespace(_hub: Hub, request: Request) -> Response:
     """GET of a model such as `gpt2`: clients look for base models here, too, but adapters always have a namespace."""
-    raise no_such_repository(part(request, "repo"))
+    raise no_such_repository(path_part(request, "repo"))
 
 
 async def list_models(hub: Hub, request: Request) -> Response:
     """GET /api/models: by words, author, and the tags of `api_documents.tags`; the newest first if there are no words."""
     identity, params = hub.identify(request), request.query_params
-    limit, start = max(1, min(number(request, "limit", 100), _MAX_LISTED)), number(request, "cursor")
+    limit, start = max(1, min(query_number(request, "limit", 100), _MAX_LISTED)), query_number(request, "cursor")
     query = _query(params.get("search", ""), params.getlist("filter"), params.get("author", "").lower())
     full = params.get("full", "").lower() in ("true", "1")
 
     def work(worker: Worker) -> tuple[list[dict[str, Any]], bool]:
-        views = visible(hub, worker, identity, query, most=start + limit + 1)[start:]
+        views = matching_views(hub, worker, identity, query, most=start + limit + 1)[start:]
         listed: list[dict[str, Any]] = []
         files = 0
         for view in views[:limit]:
-            commit = commits.without_words(worker, view.newest) if view.newest else commits.EMPTY
+            commit = commits.version_commit_without_message(worker, view.newest) if view.newest else commits.EMPTY
             files += len(commit.files) if full else 0
-            if listed and files > _MOST_SIBLINGS:
+            if listed and files > _MAX_SIBLINGS:
                 break
             summary = documents.summary(view, view.newest, commit.id, card_of(hub, commit))
             listed.append({**summary, "siblings": documents.siblings(files_of(hub, commit))} if full else summary)
@@ -161,9 +161,9 @@ async def list_models(hub: Hub, request: Request) -> Response:
     return JSONResponse(listed, headers=headers)
 
 
-def visible(hub: Hub, worker: Worker, identity: Identity | None, query: Query, *, most: int) -> list[View]:
+def matching_views(hub: Hub, worker: Worker, identity: Identity | None, query: Query, *, most: int) -> list[View]:
     """Return the repositories with versions that match a query, as far as the client may see them."""
-    limit, query = most, replace(query, without=hub.hidden(worker, identity))
+    limit, query = most, replace(query, without=hub.hidden_names(worker, identity))
     while True:
         rows = search.search(worker.registry.index, replace(query, limit=limit)).rows
         views = [view for view in (hub.visible(worker, identity, row.name) for row in rows) if view and view.newest]
@@ -174,14 +174,14 @@ def visible(hub: Hub, worker: Worker, identity: Identity | None, query: Query, *
 
 async def overview(hub: Hub, request: Request) -> Response:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview: a namespace with anything visible in it."""
-    identity, namespace = hub.identify(request), part(request, "namespace").lower()
+    identity, namespace = hub.identify(request), path_part(request, "namespace").lower()
 
     def work(worker: Worker) -> int:
-        return len(visible(hub, worker, identity, Query(namespace=namespace), most=_MAX_COUNTED))
+        return len(matching_views(hub, worker, identity, Query(namespace=namespace), most=_MAX_COUNTED))
 
     models = await hub.workers.run(work)
     if not models and not (identity and identity.account == namespace):
-        raise AnswerError(404, "", f"{namespace}: no such user or organization")
+        raise ResponseError(404, "", f"{namespace}: no such user or organization")
     answer = {
         "_id": namespace,
         "name": namespace,
@@ -217,7 +217,7 @@ async def tags_by_type(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> dict[str, set[str]]:
         by_kind: dict[str, set[str]] = {"license": set(), "language": set(), "dataset": set(), "other": set()}
-        for view in visible(hub, worker, identity, Query(), most=_MAX_COUNTED):
+        for view in matching_views(hub, worker, identity, Query(), most=_MAX_COUNTED):
             for tag in documents.tags(view.newest, None):
                 kind, _, value = tag.rpartition(":")
                 by_kind[kind if kind in by_kind else "other"].add(tag if value else "")
@@ -237,9 +237,9 @@ async def refs(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> dict[str, Any]:
-        view = found(hub, worker, identity, name)
-        heads = [documents.ref("heads", branch, commit) for branch, commit in commits.branches(view).items()]
-        tags = [documents.ref("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
+        view = visible_view(hub, worker, identity, name)
+        heads = [documents.ref_entry("heads", branch, commit) for branch, commit in commits.branches(view).items()]
+        tags = [documents.ref_entry("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
         return {"branches": heads, "tags": tags, "converts": [], "pullRequests": []}
 
     return JSONResponse(await hub.workers.run(work))
@@ -247,12 +247,12 @@ async def refs(hub: Hub, request: Request) -> Response:
 
 async def history(hub: Hub, request: Request) -> Response:
     """GET …/commits/{rev}, in pages."""
-    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
-    page = number(request, "p")
+    identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
+    page = query_number(request, "p")
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = found(hub, worker, identity, name)
-        at(worker, view, revision)
+        view = visible_view(hub, worker, identity, name)
+        commit_at(worker, view, revision)
         return [documents.commit_entry(commit) for commit in commits.history(worker, view, revision)]
 
     listed = await hub.workers.run(work)
@@ -268,7 +268,7 @@ async def history(hub: Hub, request: Request) -> Response:
 
 async def tree(hub: Hub, request: Request) -> Response:
     """GET …/tree/{rev}[/{dir}], in pages."""
-    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
+    identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     folder = request.path_params.get("path", "").strip("/")
     recursive, expand = (request.query_params.get(key, "").lower() in ("true", "1") for key in ("recursive", "expand"))
     after = request.query_params.get("cursor", "")
@@ -276,23 +276,23 @@ async def tree(hub: Hub, request: Request) -> Response:
     limit = _PAGE_EXPANDED if expand else _PAGE
 
     def work(worker: Worker) -> tuple[bytes, str]:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         return worker.answers.get(
             ("tree", name, view.head, revision, folder, recursive, expand, after), partial(build, worker, view)
         )
 
     def build(worker: Worker, view: View) -> tuple[bytes, str]:
-        commit = at(worker, view, revision)
+        commit = commit_at(worker, view, revision)
         inside = {path for path in commit.files if not folder or path.startswith(f"{folder}/")}
         if folder and not inside:
-            raise AnswerError(404, ENTRY, f"{folder}: no such folder", {"x-repo-commit": commit.id})
+            raise ResponseError(404, ENTRY, f"{folder}: no such folder", {"x-repo-commit": commit.id})
         start = len(folder) + 1 if folder else 0
         shown_files = [
             file for file in files_of(hub, commit) if file.path in inside and (recursive or "/" not in file.path[start:])
         ]
-        listed = [documents.entry(file, commit if expand else None) for file in shown_files]
+        listed = [documents.file_entry(file, commit if expand else None) for file in shown_files]
         parents = documents.folders(inside, folder)
-        listed += [documents.folder(path, commit) for path in parents if recursive or "/" not in path[start:]]
+        listed += [documents.folder_entry(path, commit) for path in parents if recursive or "/" not in path[start:]]
         listed = sorted((entry for entry in listed if entry["path"] > after), key=lambda entry: str(entry["path"]))
         return _dump(listed[:limit]), listed[limit - 1]["path"] if len(listed) > limit else ""
 
@@ -306,19 +306,19 @@ async def tree(hub: Hub, request: Request) -> Response:
 
 async def paths_info(hub: Hub, request: Request) -> Response:
     """POST …/paths-info/{rev}, as a form or as JSON."""
-    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
+    identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     paths, expand = await _paths(request)
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = found(hub, worker, identity, name)
-        commit = at(worker, view, revision)
+        view = visible_view(hub, worker, identity, name)
+        commit = commit_at(worker, view, revision)
         folders = set(documents.folders(commit.files, ""))
         listed = []
         for path in dict.fromkeys(paths):
             if path in commit.files:
-                listed.append(documents.entry(hub.git.file(path, *commit.files[path]), commit if expand else None))
+                listed.append(documents.file_entry(hub.git.file(path, *commit.files[path]), commit if expand else None))
             elif path in folders:
-                listed.append(documents.folder(path, commit))
+                listed.append(documents.folder_entry(path, commit))
         return listed
 
     return JSONResponse(await hub.workers.run(work))
@@ -326,11 +326,11 @@ async def paths_info(hub: Hub, request: Request) -> Response:
 
 async def _paths(request: Request) -> tuple[list[str], bool]:
     if request.headers.get("content-type", "").startswith("application/json"):
-        document = json_file.parse_object(await body(request, _MAX_BODY), "paths-info")
+        document = json_file.parse_object(await read_body(request, _MAX_BODY), "paths-info")
         paths = document.get("paths", [])
         paths = [paths] if isinstance(paths, str) else [str(path) for path in paths] if isinstance(paths, list) else []
         return [path.strip("/") for path in paths], bool(document.get("expand"))
-    fields = parse_form(await body(request, _MAX_BODY))
+    fields = parse_form(await read_body(request, _MAX_BODY))
     return [path.strip("/") for path in fields.get("paths", [])], fields.get("expand", [""])[0].lower() in ("true", "1")
 
 
@@ -344,29 +344,29 @@ def parse_form(raw: bytes) -> dict[str, list[str]]:
         raise UsageError("form", f"more than {_MAX_FIELDS:,} fields") from error
 
 
-async def body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     """Return the body of a request. AnswerError with status 413 over `limit` bytes."""
     try:
-        return await collected(request.stream(), limit)
+        return await collect_body(request.stream(), limit)
     except TooLargeError as error:
-        raise AnswerError(413, "", str(error)) from error
+        raise ResponseError(413, "", str(error)) from error
 
 
 async def resolve(hub: Hub, request: Request) -> Any:
     """GET and HEAD /{id}/resolve/{rev}/{path}."""
-    identity, name, revision = hub.identify(request), name_of(request), part(request, "revision")
+    identity, name, revision = hub.identify(request), name_of(request), path_part(request, "revision")
     path = request.path_params["path"]
 
     def work(worker: Worker) -> tuple[Commit, GitFile]:
-        view = found(hub, worker, identity, name)
-        commit = at(worker, view, revision)
+        view = visible_view(hub, worker, identity, name)
+        commit = commit_at(worker, view, revision)
         if path not in commit.files:
-            raise AnswerError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
+            raise ResponseError(404, ENTRY, f"{path}: no such file in {name}@{revision}", {"x-repo-commit": commit.id})
         file = hub.git.file(path, *commit.files[path])
         if commit.row:
-            hub.releases.check(worker, identity, commit.row)
+            hub.policy_gate.check(worker, identity, commit.row)
         else:
-            hub.releases.check_blob(worker, identity, view, file.digest)
+            hub.policy_gate.check_blob(worker, identity, view, file.digest)
         return commit, file
 
     commit, file = await hub.workers.run(work)

@@ -25,22 +25,22 @@ from adapterhub.registry.repositories import MAIN, Repository, with_head, withou
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
-from .answers import AnswerError, MovedError, no_such_repository
-from .reading import at, body, found, name_of, part
+from .answers import ResponseError, MovedError, no_such_repository
+from .reading import commit_at, read_body, visible_view, name_of, path_part
 
 _MAX_BODY = 2 << 20  # bytes
 
 
-async def document(request: Request) -> dict[str, Any]:
+async def read_document(request: Request) -> dict[str, Any]:
     """Return the JSON object in the body of a request; an empty one without a body."""
-    raw = await body(request, _MAX_BODY)
+    raw = await read_body(request, _MAX_BODY)
     return json_file.parse_object(raw, request.url.path) if raw.strip() else {}
 
 
-def _named(fields: dict[str, Any], account: str) -> str:
+def _repository_name(fields: dict[str, Any], account: str) -> str:
     """Return the repository a document names: `name`, `organization` and `name`, or a name in the account's own namespace."""
     if fields.get("type") not in (None, "model"):
-        raise AnswerError(501, "NotImplemented", f"this hub has adapters (type model), no {str(fields['type'])[:40]}s")
+        raise ResponseError(501, "NotImplemented", f"this hub has adapters (type model), no {str(fields['type'])[:40]}s")
     name = str(fields.get("name", ""))
     if "/" not in name:
         name = f"{fields.get('organization') or account}/{name}"
@@ -53,14 +53,14 @@ def _is_private(fields: dict[str, Any]) -> bool:
 
 async def create(hub: Hub, request: Request) -> Response:
     """POST /api/repos/create; 409 with the same body for a repository that exists."""
-    identity, fields = hub.identify(request), await document(request)
+    identity, fields = hub.identify(request), await read_document(request)
     if identity is None:
         raise NoTokenError
-    name = _named(fields, identity.account)
+    name = _repository_name(fields, identity.account)
     hub.access.check_write(identity, name)
 
     def work(worker: Worker) -> bool:
-        if (view := commits.view(worker, name)) is not None:
+        if (view := commits.find_view(worker, name)) is not None:
             if not hub.access.may_read(identity, name, view.repository):
                 raise no_such_repository(name)
             return False
@@ -72,20 +72,20 @@ async def create(hub: Hub, request: Request) -> Response:
         worker.repositories.change(name, lambda _: Repository(private=_is_private(fields), created=now()))
         return True
 
-    async with hub.turn(name):
+    async with hub.change_lock(name):
         is_new = await hub.workers.run(work)
     return JSONResponse({"url": f"{hub.url(request)}/{name}", "name": name, "id": name}, 200 if is_new else 409)
 
 
 async def delete(hub: Hub, request: Request) -> Response:
     """DELETE /api/repos/delete: remove the name and its versions, which can be restored until a gc has run."""
-    identity, fields = hub.identify(request), await document(request)
+    identity, fields = hub.identify(request), await read_document(request)
     if identity is None:
         raise NoTokenError
-    name = _named(fields, identity.account)
+    name = _repository_name(fields, identity.account)
 
     def work(worker: Worker) -> None:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
         if view.newest:
             worker.registry.rm(Ref(name))
@@ -95,33 +95,33 @@ async def delete(hub: Hub, request: Request) -> Response:
         else:
             worker.repositories.remove(name)
 
-    async with hub.turn(name):
+    async with hub.change_lock(name):
         await hub.workers.run(work)
     return JSONResponse({})
 
 
 async def move(hub: Hub, request: Request) -> Response:
     """POST /api/repos/move: rename a repository; the old name redirects. Repeating a finished request succeeds."""
-    identity, fields = hub.identify(request), await document(request)
+    identity, fields = hub.identify(request), await read_document(request)
     old, new = (parse_name(str(fields.get(key, "")).lower(), key) for key in ("fromRepo", "toRepo"))
     if old == new:
         raise ConflictError(new, "exists already", "Choose another name")
     # Both names stay locked until the move is finished, so no push can slip in between.
-    async with hub.moving(old, new):
+    async with hub.move_lock(old, new):
         await hub.workers.run(_move, hub, identity, old, new)
     return JSONResponse({"url": f"{hub.url(request)}/{new}"})
 
 
 def _move(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: str) -> None:
     try:
-        view = found(hub, worker, identity, old)
+        view = visible_view(hub, worker, identity, old)
     except MovedError as moved:
         if moved.new == new:
             return
         raise ConflictError(old, f"was moved to {moved.new}", "Move that") from moved
     for name in (old, new):
         hub.access.check_write(identity, name)
-    unfinished = moving.begun(worker, old, new)  # left by a killed process
+    unfinished = moving.pending_moves(worker, old, new)  # left by a killed process
     for names in unfinished:
         moving.finish(worker, *names)
     if unfinished:
@@ -137,27 +137,27 @@ def _check_move(worker: Worker, hub: Hub, view: View, new: str) -> None:
     old, policy = view.name, hub.settings.policy
     if policy is not None:
         policy.check_name(new)
-    if commits.view(worker, new) is not None:
+    if commits.find_view(worker, new) is not None:
         raise ConflictError(new, "exists already", "Choose another name")
     if worker.registry.ledger.current(new).deleted:
         raise RefusedError(new, "this name was removed", "Ask the operator to restore it, or choose another name")
     check_protected(worker.registry.ledger, old, *queries.marks(worker.registry.index, "protect", old))
     if old.partition("/")[0] != new.partition("/")[0]:
-        moving.check_attached(worker, view, new, hub.access.settled(new.partition("/")[0]))
-        hub.quotas.check(worker, new, quotas.files(worker, old), take=True)
+        moving.check_attached(worker, view, new, hub.access.namespace_settings(new.partition("/")[0]))
+        hub.quotas.check(worker, new, quotas.repository_files(worker, old), count=True)
     for row in queries.versions(worker.registry.index, name=old):
         attached = partial(publishing.attached_signatures, worker, old, row.digest)
-        signatures.check(policy, worker.manifest(row), attached, name=new, where=f"{old}:v{row.number}")
+        signatures.check(policy, worker.manifest(row), attached, name=new, location=f"{old}:v{row.number}")
 
 
 async def settings(hub: Hub, request: Request) -> Response:
     """PUT …/settings: who can see a repository."""
-    identity, name, fields = hub.identify(request), name_of(request), await document(request)
+    identity, name, fields = hub.identify(request), name_of(request), await read_document(request)
     if fields.get("gated"):
-        raise AnswerError(501, "NotImplemented", "this hub has no gated repositories: make it private")
+        raise ResponseError(501, "NotImplemented", "this hub has no gated repositories: make it private")
 
     def work(worker: Worker) -> None:
-        found(hub, worker, identity, name)
+        visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
         if "private" in fields or "visibility" in fields:
             worker.repositories.change(name, lambda state: replace(state, private=_is_private(fields)))
@@ -171,13 +171,13 @@ async def settings(hub: Hub, request: Request) -> Response:
 
 async def create_branch(hub: Hub, request: Request) -> Response:
     """POST …/branch/{b}."""
-    identity, name, branch, fields = hub.identify(request), name_of(request), part(request, "branch"), await document(request)
+    identity, name, branch, fields = hub.identify(request), name_of(request), path_part(request, "branch"), await read_document(request)
 
     def work(worker: Worker) -> None:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
         _check_free(worker, view, branch)
-        start = at(worker, view, str(fields.get("startingPoint") or MAIN))
+        start = commit_at(worker, view, str(fields.get("startingPoint") or MAIN))
         worker.repositories.change(name, lambda state: with_head(state, branch, start.id, after=view.latest))
 
     await hub.workers.run(work)
@@ -186,10 +186,10 @@ async def create_branch(hub: Hub, request: Request) -> Response:
 
 async def delete_branch(hub: Hub, request: Request) -> Response:
     """DELETE …/branch/{b}."""
-    identity, name, branch = hub.identify(request), name_of(request), part(request, "branch")
+    identity, name, branch = hub.identify(request), name_of(request), path_part(request, "branch")
 
     def work(worker: Worker) -> None:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
         if branch == MAIN:
             raise RefusedError(f"{name}@{branch}", "the main branch cannot be deleted")
@@ -215,16 +215,16 @@ async def create_tag(hub: Hub, request: Request) -> Response:
     identity, name, revision, fields = (
         hub.identify(request),
         name_of(request),
-        part(request, "revision"),
-        await document(request),
+        path_part(request, "revision"),
+        await read_document(request),
     )
     tag = str(fields.get("tag", ""))
 
     def work(worker: Worker) -> None:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
         _check_free(worker, view, tag)
-        commit = at(worker, view, revision)
+        commit = commit_at(worker, view, revision)
         if commit.row is None:
             raise RefusedError(
                 f"{name}@{revision}", "is not a whole adapter, and only versions have tags", "Upload the rest first"
@@ -237,10 +237,10 @@ async def create_tag(hub: Hub, request: Request) -> Response:
 
 async def delete_tag(hub: Hub, request: Request) -> Response:
     """DELETE …/tag/{tag}."""
-    identity, name, tag = hub.identify(request), name_of(request), part(request, "revision")
+    identity, name, tag = hub.identify(request), name_of(request), path_part(request, "revision")
 
     def work(worker: Worker) -> None:
-        found(hub, worker, identity, name)
+        visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
         worker.registry.rm(Ref.parse(f"{name}:{tag}"))
 
@@ -253,7 +253,7 @@ async def delete_tag(hub: Hub, request: Request) -> Response:
 
 async def validate_yaml(hub: Hub, request: Request) -> Response:
     """POST /api/validate-yaml: check the front matter of a card before anything is uploaded."""
-    text = str((await document(request)).get("content", ""))
+    text = str((await read_document(request)).get("content", ""))
     errors, warnings = await hub.workers.read(_check_card, text)
     answer = {
         "errors": [{"message": message} for message in errors],

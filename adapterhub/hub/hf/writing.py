@@ -25,17 +25,17 @@ from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import MAX_FILES, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, is_tag
 from adapterhub.registry.moves import ABSENT, now
-from adapterhub.registry.repositories import MAIN, CommitRecord, Head, Repository, commit_id
+from adapterhub.registry.repositories import MAIN, CommitRecord, BranchHead, Repository, commit_id
 from adapterhub.registry.versions import Version
-from adapterhub_converters.adapter_files import ADAPTER_JSON, decides
+from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 
-from .answers import AnswerError
-from .reading import at, found, name_of, part
-from .repositories import document
+from .answers import ResponseError
+from .reading import commit_at, visible_view, name_of, path_part
+from .repositories import read_document
 
 _MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
 _MAX_COMMIT = 1 << 30  # bytes of all lines
@@ -49,17 +49,17 @@ async def preupload(hub: Hub, request: Request) -> Response:
     identity, name, revision, fields = (
         hub.identify(request),
         name_of(request),
-        part(request, "revision"),
-        await document(request),
+        path_part(request, "revision"),
+        await read_document(request),
     )
     files = fields.get("files")
     listed = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
     paths = [str(entry.get("path", "")) for entry in listed]
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
-        current_files = at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
+        current_files = commit_at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
         ignored = set(divide_names({*paths, *current_files})[1])
         sizes = [entry.get("size") for path, entry in zip(paths, listed, strict=True) if path not in ignored]
         hub.quotas.check_sizes(worker, name, [size for size in sizes if type(size) is int])
@@ -103,14 +103,14 @@ class _Changes:
     description: str = ""
     parent: str = ""
     files: _Tree = field(default_factory=dict)
-    within: set[str] = field(default_factory=set)
+    inline: set[str] = field(default_factory=set)
     removed: set[str] = field(default_factory=set)
     removed_folders: set[str] = field(default_factory=set)
 
-    def applied(self, tree: Mapping[str, tuple[Digest, int]]) -> _Tree:
+    def apply_to(self, tree: Mapping[str, tuple[Digest, int]]) -> _Tree:
         """Return the tree after the commit. An adapter.json that does not match new weights is dropped: it is derived again."""
         remaining = {path: file for path, file in tree.items() if path not in self.removed and not self._is_below(path)}
-        changed = any(decides(path) and tree.get(path) != file for path, file in self.files.items())
+        changed = any(determines_function(path) and tree.get(path) != file for path, file in self.files.items())
         if changed and ADAPTER_JSON not in self.files:
             remaining.pop(ADAPTER_JSON, None)
         return {**remaining, **self.files}
@@ -122,12 +122,12 @@ class _Changes:
 
 async def commit(hub: Hub, request: Request) -> Response:
     """POST …/commit/{rev}: one JSON document per line."""
-    identity, name, branch = hub.identify(request), name_of(request), part(request, "revision") or MAIN
+    identity, name, branch = hub.identify(request), name_of(request), path_part(request, "revision") or MAIN
     if request.query_params.get("create_pr", "").lower() in ("1", "true"):
-        raise AnswerError(501, "NotImplemented", "this hub has no pull requests: commit to a branch")
+        raise ResponseError(501, "NotImplemented", "this hub has no pull requests: commit to a branch")
     await hub.workers.run(_check_writer, hub, identity, name)
     changes = await _read_changes(hub, request, name)
-    async with hub.turn(name):
+    async with hub.change_lock(name):
         new_commit, notes = await hub.workers.run(_commit, hub, identity, f"{name}@{branch}", changes)
     url = f"{hub.url(request)}/{name}/commit/{new_commit.id}"
     answer = {"success": True, "commitUrl": url, "commitOid": new_commit.id, "hookOutput": ""}
@@ -138,7 +138,7 @@ async def commit(hub: Hub, request: Request) -> Response:
 
 
 def _check_writer(worker: Worker, hub: Hub, identity: Identity | None, name: str) -> None:
-    found(hub, worker, identity, name)
+    visible_view(hub, worker, identity, name)
     hub.access.check_write(identity, name)
 
 
@@ -155,11 +155,11 @@ async def _read_changes(hub: Hub, request: Request, name: str) -> _Changes:
             changes.title, changes.description = str(value.get("summary", ""))[:500], str(value.get("description", ""))[:10_000]
             changes.parent = str(value.get("parentCommit") or "")
         elif key == "file":
-            changes.files[path] = await hub.workers.read(_stored, hub, path, value)
-            changes.within.add(path)
+            changes.files[path] = await hub.workers.read(_store_inline_file, hub, path, value)
+            changes.inline.add(path)
         elif key == "lfsFile":
-            changes.files[path] = _uploaded_file(path, value)
-            changes.within.discard(path)
+            changes.files[path] = _lfs_file(path, value)
+            changes.inline.discard(path)
         elif key == "deletedFile":
             changes.removed.add(path)
         elif key == "deletedFolder":
@@ -180,7 +180,7 @@ async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in body:
         total += len(piece)
         if total > _MAX_COMMIT:
-            raise AnswerError(413, "", f"a commit of more than {_MAX_COMMIT:,} bytes: upload large files on their own")
+            raise ResponseError(413, "", f"a commit of more than {_MAX_COMMIT:,} bytes: upload large files on their own")
         *complete, tail = piece.split(b"\n")
         for line in complete:
             if text := b"".join([*pieces, line]).strip():
@@ -189,12 +189,12 @@ async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         pieces.append(tail)
         length += len(tail)
         if length > _MAX_LINE:
-            raise AnswerError(413, "", f"a line of more than {_MAX_LINE:,} bytes: upload large files on their own")
+            raise ResponseError(413, "", f"a line of more than {_MAX_LINE:,} bytes: upload large files on their own")
     if text := b"".join(pieces).strip():
         yield text
 
 
-def _stored(hub: Hub, path: str, value: dict[str, Any]) -> tuple[Digest, int]:
+def _store_inline_file(hub: Hub, path: str, value: dict[str, Any]) -> tuple[Digest, int]:
     """Store a small file; the hub's lease keeps it from a gc until the commit is made."""
     if value.get("encoding", "base64") != "base64":
         raise FormatError("commit", f"{path[:80]}: the encoding {str(value['encoding'])[:40]!r} is not known")
@@ -205,41 +205,41 @@ def _stored(hub: Hub, path: str, value: dict[str, Any]) -> tuple[Digest, int]:
     return hub.store.put_bytes(data)
 
 
-def _uploaded_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
+def _lfs_file(path: str, value: dict[str, Any]) -> tuple[Digest, int]:
     oid, size = value.get("oid"), value.get("size")
     if not isinstance(oid, str) or not is_hex(oid):
         raise FormatError("commit", f"{path[:80]}: {str(oid)[:80]!r} is not a sha256")
     return f"sha256:{oid}", size if type(size) is int else -1
 
 
-def _commit(worker: Worker, hub: Hub, identity: Identity | None, where: str, changes: _Changes) -> tuple[Commit, str]:
+def _commit(worker: Worker, hub: Hub, identity: Identity | None, address: str, changes: _Changes) -> tuple[Commit, str]:
     """Commit to `name@branch`; return the commit, and notes for its author."""
-    name, _, branch = where.partition("@")
-    view = found(hub, worker, identity, name)
+    name, _, branch = address.partition("@")
+    view = visible_view(hub, worker, identity, name)
     head = _head(worker, view, branch)
     sized_changes = _with_sizes(hub, worker, view, changes)
     if changes.parent and changes.parent != head.id:
         parent = commits.by_id(worker, view, changes.parent)
         # A retry of a commit that succeeded: report that commit.
-        if _same(sized_changes.applied(parent.files), head.files):
+        if _has_same_files(sized_changes.apply_to(parent.files), head.files):
             return head, ""
-        raise AnswerError(412, "", f"{name}@{branch} has moved to {head.id} since {changes.parent}: commit to that again")
-    tree = sized_changes.applied(head.files)
-    if _same(tree, head.files):
+        raise ResponseError(412, "", f"{name}@{branch} has moved to {head.id} since {changes.parent}: commit to that again")
+    tree = sized_changes.apply_to(head.files)
+    if _has_same_files(tree, head.files):
         return head, ""
     paths, left_out = divide_names(tree)
     tree = {path: tree[path] for path in paths}
     publishing.check_tree(tree, name)
-    hub.quotas.check(worker, name, {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}, take=True)
+    hub.quotas.check(worker, name, {tree[path][0]: tree[path][1] for path in sized_changes.files if path in tree}, count=True)
     record = CommitRecord(tree, head.id, changes.title, changes.description, identity.account if identity else "", now())
     _check_history(view, record)
     if not publishing.is_whole(tree):
         publishing.check_contents(
             worker.registry.store, {path: tree[path] for path in sized_changes.files if path in tree}, name
         )
-        return _keep(worker, view, branch, record), "not a whole adapter yet, so that it has no version number"
+        return _record_commit(worker, view, branch, record), "not a whole adapter yet, so that it has no version number"
     version = _publish(worker, hub, view, branch, record)
-    new_commit = _keep(worker, view, branch, replace(record, became=version.digest))
+    new_commit = _record_commit(worker, view, branch, replace(record, became=version.digest))
     notes = [f"{name}:v{version.number}" if version.new else f"has the content of {name}:v{version.number}"]
     notes += [f"left out: {', '.join(left_out[:6])}"] if left_out else []
     return new_commit, "; ".join(notes)
@@ -256,22 +256,22 @@ def _head(worker: Worker, view: View, branch: str) -> Commit:
     if branch not in commits.branches(view):
         if not is_tag(branch) or branch == LATEST or branch in commits.tags(worker, view):
             raise RefusedError(f"{view.name}@{branch}", "is not a branch", "Commit to main, or create a branch first")
-        raise AnswerError(404, "RevisionNotFound", f"{view.name}@{branch}: no such branch")
-    return at(worker, view, branch)
+        raise ResponseError(404, "RevisionNotFound", f"{view.name}@{branch}: no such branch")
+    return commit_at(worker, view, branch)
 
 
 def _with_sizes(hub: Hub, worker: Worker, view: View, changes: _Changes) -> _Changes:
     """Return the changes with the sizes of files uploaded earlier. UsageError unless the repository may use those blobs."""
     files = {}
     for path, (digest, size) in changes.files.items():
-        stored_size = size if path in changes.within else hub.has_blob(worker, view, view.name, digest)
+        stored_size = size if path in changes.inline else hub.blob_size(worker, view, view.name, digest)
         if stored_size is None or size not in (stored_size, -1):
             raise UsageError(f"{view.name}: {path[:80]}", f"{digest} was not uploaded", "Upload it again")
         files[path] = digest, stored_size
     return replace(changes, files=files)
 
 
-def _same(tree: Mapping[str, tuple[Digest, int]], current: Mapping[str, tuple[Digest, int]]) -> bool:
+def _has_same_files(tree: Mapping[str, tuple[Digest, int]], current: Mapping[str, tuple[Digest, int]]) -> bool:
     """Return whether a tree has the same files as the current one, whose adapter.json it inherits if it has none."""
     derived = {ADAPTER_JSON: current[ADAPTER_JSON]} if ADAPTER_JSON in current else {}
     return {**derived, **tree} == dict(current)
@@ -285,7 +285,7 @@ def _publish(worker: Worker, hub: Hub, view: View, branch: str, record: CommitRe
     return publishing.publish_tree(worker.registry, view.name, record.files, **options)
 
 
-def _keep(worker: Worker, view: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None) -> Commit:
+def _record_commit(worker: Worker, view: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None) -> Commit:
     """Record a commit and move its branch there; `only` lists the earlier commits to retain, None for all."""
     document_digest, _ = worker.registry.store.put_bytes(record.dump())
     ident = commit_id(record.became or document_digest)
@@ -296,17 +296,17 @@ def _keep(worker: Worker, view: View, branch: str, record: CommitRecord, *, only
         moved = state.heads.get(branch) != before.get(branch) if only is None else state.heads != before
         # Another process of the hub moved the branch. A version on main is exempt: the log has already decided its order.
         if moved and not (record.became and branch == MAIN and only is None):
-            raise AnswerError(412, "", f"{view.name}@{branch} has moved meanwhile: commit again")
+            raise ResponseError(412, "", f"{view.name}@{branch} has moved meanwhile: commit again")
         retained = {key: digest for key, digest in state.commits.items() if only is None or key in only}
         all_commits = {**retained, ident: document_digest}
         latest = view.latest if not record.became or branch != MAIN else ident
-        heads = {**state.heads, branch: Head(ident, latest)}
+        heads = {**state.heads, branch: BranchHead(ident, latest)}
         return replace(state, commits=all_commits, heads=heads)
 
     with worker.registry.store.lease("hub"):
         worker.registry.store.put_bytes(record.dump())
         worker.repositories.change(view.name, edit)
-    after = commits.view(worker, view.name)
+    after = commits.find_view(worker, view.name)
     return commits.by_id(worker, after or view, ident)
 
 
@@ -315,21 +315,21 @@ def _keep(worker: Worker, view: View, branch: str, record: CommitRecord, *, only
 
 async def squash(hub: Hub, request: Request) -> Response:
     """POST …/super-squash/{b}: replace the commits of a branch by one; versions, and commits of other branches, stay."""
-    identity, name, branch, fields = hub.identify(request), name_of(request), part(request, "branch"), await document(request)
+    identity, name, branch, fields = hub.identify(request), name_of(request), path_part(request, "branch"), await read_document(request)
     title = str(fields.get("message", ""))[:500]
 
     def work(worker: Worker) -> None:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
-        head = at(worker, view, branch)
+        head = commit_at(worker, view, branch)
         if branch not in commits.branches(view):
             raise UsageError(f"{name}@{branch}", "is not a branch", "Squash a branch")
         if view.repository and view.repository.commits:
             author, became = identity.account if identity else "", head.row.digest if head.row else ""
             record = CommitRecord(head.files, title=title, author=author, time=now(), became=became)
-            _keep(worker, view, branch, record, only=_commits_of_other_branches(worker, view.repository, branch))
+            _record_commit(worker, view, branch, record, only=_commits_of_other_branches(worker, view.repository, branch))
 
-    async with hub.turn(name):
+    async with hub.change_lock(name):
         await hub.workers.run(work)
     return JSONResponse({})
 

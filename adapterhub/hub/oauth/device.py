@@ -9,37 +9,37 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import asking
-from adapterhub.hub.hf.reading import body, parse_form
+from adapterhub.hub.hf.reading import read_body, parse_form
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people import devices
-from adapterhub.hub.people.devices import EXPIRES, INTERVAL
+from adapterhub.hub.people.devices import CODE_LIFETIME, POLL_INTERVAL
 from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.web.posting import check_origin, check_session, sent
-from adapterhub.hub.web.site import Asked, Page, answered, rendered
+from adapterhub.hub.web.posting import check_origin, check_session, read_fields
+from adapterhub.hub.web.site import PageRequest, Page, answer_page, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
 _MAX_FORM = 16 << 10  # bytes
 
 
-async def form(request: Request) -> dict[str, str]:
+async def read_form(request: Request) -> dict[str, str]:
     """Return the fields of a form, the first value of each."""
-    return {name: values[0] for name, values in parse_form(await body(request, _MAX_FORM)).items()}
+    return {name: values[0] for name, values in parse_form(await read_body(request, _MAX_FORM)).items()}
 
 
 async def begin(hub: Hub, request: Request) -> Response:
     """POST /oauth/device: the codes of a new login."""
-    await form(request)
-    hub.access.attempt(hub.access.logins)
-    device, code = await hub.workers.read(devices.begin, hub.database, asking.now().address)
+    await read_form(request)
+    hub.access.count_attempt(hub.access.logins)
+    device, code = await hub.workers.read(devices.begin, hub.database, asking.current().address)
     url = f"{hub.url(request)}/device"
     answer = {
         "device_code": device,
         "user_code": code,
         "verification_uri": url,
         "verification_uri_complete": f"{url}?code={code}",
-        "expires_in": EXPIRES,
-        "interval": INTERVAL,
+        "expires_in": CODE_LIFETIME,
+        "interval": POLL_INTERVAL,
     }
     return JSONResponse(answer, headers={"cache-control": "no-store"})
 
@@ -67,56 +67,56 @@ class DevicePage(Page):
 
 async def page(request: Request) -> Response:
     """GET /device: the form."""
-    return await answered(request, _shown, public=True)
+    return await answer_page(request, _code_form, public=True)
 
 
-def _shown(page_request: Asked, _worker: Worker) -> Response:
+def _code_form(page_request: PageRequest, _worker: Worker) -> Response:
     code = page_request.query("code")
-    return _approval_form(page_request, code) if code else rendered(page_request, DevicePage())
+    return _approval_form(page_request, code) if code else render_page(page_request, DevicePage())
 
 
-def _approval_form(page_request: Asked, code: str, wrong: str = "") -> Response:
+def _approval_form(page_request: PageRequest, code: str, wrong: str = "") -> Response:
     """Return the form to approve a pending login."""
     # Codes are short: limit the guesses of a network.
-    page_request.hub.access.attempt(page_request.hub.access.codes)
+    page_request.hub.access.count_attempt(page_request.hub.access.codes)
     try:
-        login = devices.waiting(page_request.hub.database, code)
+        login = devices.pending_login(page_request.hub.database, code)
     except AdapterhubError as error:
-        return rendered(page_request, DevicePage(wrong=str(error)), 404)
-    return rendered(page_request, DevicePage(login.code, login.address or "an unknown address", wrong), 403 if wrong else 200)
+        return render_page(page_request, DevicePage(wrong=str(error)), 404)
+    return render_page(page_request, DevicePage(login.code, login.address or "an unknown address", wrong), 403 if wrong else 200)
 
 
 async def decide(request: Request) -> Response:
     """POST /device: approve or refuse a login, by the account that is signed in or has a token of this hub."""
-    fields = await sent(request)
+    fields = await read_fields(request)
 
-    def work(page_request: Asked, _worker: Worker) -> Response:
+    def work(page_request: PageRequest, _worker: Worker) -> Response:
         check_origin(page_request)
         code = fields.get("code", "")
         identity = _deciding_identity(page_request, fields)
         if identity is None:
             return _approval_form(page_request, code, "This is not a token of this hub.")
-        asking.now().known(identity.account, identity.prefix)
-        page_request.hub.access.attempt(page_request.hub.access.codes)
+        asking.current().set_account(identity.account, identity.prefix)
+        page_request.hub.access.count_attempt(page_request.hub.access.codes)
         try:
             if fields.get("answer") == "deny":
                 login = devices.deny(page_request.hub.database, code)
-                return rendered(page_request, DevicePage(done=f"The login {login.code} was refused."))
+                return render_page(page_request, DevicePage(done=f"The login {login.code} was refused."))
             login = devices.approve(page_request.hub.database, code, identity)
         except RefusedError as error:
             return _approval_form(page_request, code, str(error))  # the login stays pending, for another token
         except AdapterhubError as error:
-            return rendered(page_request, DevicePage(wrong=str(error)), 404)
+            return render_page(page_request, DevicePage(wrong=str(error)), 404)
         outcome = f"The login {login.code} was approved for {identity.account}. You can close this page."
-        return rendered(page_request, DevicePage(done=outcome))
+        return render_page(page_request, DevicePage(done=outcome))
 
-    return await answered(request, work, public=True)
+    return await answer_page(request, work, public=True)
 
 
-def _deciding_identity(page_request: Asked, fields: dict[str, str]) -> Identity | None:
+def _deciding_identity(page_request: PageRequest, fields: dict[str, str]) -> Identity | None:
     """Return the owner of the token in the form, or else of the session."""
     if token := fields.get("token", "").strip():
-        return page_request.hub.access.known(token)
+        return page_request.hub.access.token_identity(token)
     if page_request.who:
         check_session(page_request, fields)
     return page_request.who

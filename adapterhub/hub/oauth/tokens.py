@@ -8,15 +8,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub import asking
-from adapterhub.hub.hf.repositories import document
+from adapterhub.hub.hf.repositories import read_document
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people import devices, publishers
-from adapterhub.hub.people.devices import DeviceError, Granted
+from adapterhub.hub.people.devices import DeviceError, TokenGrant
 from adapterhub.hub.people.tokens import prefix_of
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError
 
-from .device import form
+from .device import read_form
 
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _SUBJECTS = ("urn:ietf:params:oauth:token-type:id_token", "urn:ietf:params:oauth:token-type:jwt")
@@ -28,8 +28,8 @@ _NO_STORE = {"cache-control": "no-store"}
 async def token(hub: Hub, request: Request) -> Response:
     """POST /oauth/token."""
     if request.headers.get("content-type", "").startswith("application/json"):
-        return await _exchange_response(hub, request, await document(request))
-    fields = await form(request)
+        return await _exchange_response(hub, request, await read_document(request))
+    fields = await read_form(request)
     kind = fields.get("grant_type", "")
     try:
         if kind == _DEVICE:
@@ -37,16 +37,16 @@ async def token(hub: Hub, request: Request) -> Response:
         if kind == "refresh_token":
             return _grant_response(await hub.workers.read(devices.renew, hub.database, fields.get("refresh_token", "")))
     except DeviceError as error:
-        return refused(str(error))
-    return refused("unsupported_grant_type", kind[:80])
+        return error_response(str(error))
+    return error_response("unsupported_grant_type", kind[:80])
 
 
 async def _exchange_response(hub: Hub, request: Request, fields: dict[str, Any]) -> Response:
     """Return the response to a CI job's token exchange: RFC 8693, as huggingface_hub requests it."""
     subject_token, resource = (str(fields.get(name, "")) for name in ("subject_token", "resource"))
     if fields.get("grant_type") != _EXCHANGE or fields.get("subject_token_type") not in _SUBJECTS:
-        return refused("unsupported_grant_type")
-    hub.access.attempt(hub.access.logins)
+        return error_response("unsupported_grant_type")
+    hub.access.count_attempt(hub.access.logins)
     try:
         # The audience must be the hub's own address: if the Host header counted, a token made for another service would do.
         audience = hub.own_url(request)
@@ -54,10 +54,10 @@ async def _exchange_response(hub: Hub, request: Request, fields: dict[str, Any])
             publishers.exchange, hub.database, hub.issuers, subject_token, resource, audience
         )
     except AdapterhubError as error:
-        return refused("invalid_grant", str(error))
-    context = asking.now()
-    context.known(publisher.account, prefix_of(access_token))
-    context.changes(resource)
+        return error_response("invalid_grant", str(error))
+    context = asking.current()
+    context.set_account(publisher.account, prefix_of(access_token))
+    context.record_change(resource)
     answer = {
         "access_token": access_token,
         "token_type": "bearer",
@@ -67,15 +67,15 @@ async def _exchange_response(hub: Hub, request: Request, fields: dict[str, Any])
     return JSONResponse(answer, headers=_NO_STORE)
 
 
-def refused(code: str, reason: str = "") -> Response:
+def error_response(code: str, reason: str = "") -> Response:
     """Return an OAuth error (RFC 6749, 5.2)."""
     header_text = printable(reason)[:1000].encode("latin-1", "replace").decode("latin-1")
     headers = {**_NO_STORE, **({"x-error-message": header_text} if reason else {})}
     return JSONResponse({"error": code, **({"error_description": reason} if reason else {})}, 400, headers)
 
 
-def _grant_response(grant: Granted) -> Response:
-    asking.now().known(grant.account, prefix_of(grant.token))
+def _grant_response(grant: TokenGrant) -> Response:
+    asking.current().set_account(grant.account, prefix_of(grant.token))
     answer = {
         "access_token": grant.token,
         "token_type": "bearer",

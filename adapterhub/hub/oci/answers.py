@@ -54,46 +54,46 @@ def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
             await hub.prepare(request)
             return await handler(hub, request)
         except ClientDisconnect:
-            return _error(400, "BLOB_UPLOAD_INVALID", "the connection was closed before the whole body had arrived")
+            return _error_response(400, "BLOB_UPLOAD_INVALID", "the connection was closed before the whole body had arrived")
         except ThrottledError as error:  # a subclass of NoTokenError, so it comes first
-            return _error(429, "TOOMANYREQUESTS", str(error), {"retry-after": str(error.seconds)})
+            return _error_response(429, "TOOMANYREQUESTS", str(error), {"retry-after": str(error.seconds)})
         except NoTokenError as error:
-            return _challenge(hub, request, bad=isinstance(error, BadTokenError))
+            return _challenge(hub, request, is_invalid=isinstance(error, BadTokenError))
         except (OciError, ForbiddenError, AdapterhubError) as failure:
-            return _answer(failure)
+            return _failure_response(failure)
 
     return endpoint
 
 
-def _answer(failure: Exception) -> Response:
+def _failure_response(failure: Exception) -> Response:
     """Return the response for an error; raise it again if it is a bug of ours."""
     if isinstance(failure, OciError):
-        return _error(failure.status, failure.code, failure.message, failure.headers)
+        return _error_response(failure.status, failure.code, failure.message, failure.headers)
     if isinstance(failure, ForbiddenError) or (isinstance(failure, RefusedError) and failure.code == "protected"):
-        return _error(403, "DENIED", str(failure))
-    if isinstance(failure, AdapterhubError) and (hub_error := failures.told(failure))[0]:
-        return _error(hub_error[0], "UNKNOWN", hub_error[1], hub_error[2])
+        return _error_response(403, "DENIED", str(failure))
+    if isinstance(failure, AdapterhubError) and (hub_error := failures.error_status(failure))[0]:
+        return _error_response(hub_error[0], "UNKNOWN", hub_error[1], hub_error[2])
     for kind, status, code in _ERRORS:
         if isinstance(failure, kind):
-            return _error(status, code, str(failure))
+            return _error_response(status, code, str(failure))
     raise failure
 
 
-def _error(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def _error_response(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
     error = {"code": code, "message": printable(message)[:2000]}
     return JSONResponse({"errors": [error]}, status, {**VERSION, **(headers or {})})
 
 
-def _challenge(hub: Hub, request: Request, *, bad: bool) -> Response:
+def _challenge(hub: Hub, request: Request, *, is_invalid: bool) -> Response:
     """Return the response to a client without a valid token: where to get one, or that it can be sent as a password.
 
     Bearer comes first: skopeo takes the first challenge it gets, and would answer a Basic one with an empty password.
     """
-    message = "the token is not valid" if bad else "a token is needed: log in with any user name and the token as the password"
+    message = "the token is not valid" if is_invalid else "a token is needed: log in with any user name and the token as the password"
     url, name = hub.url(request), str(request.path_params.get("name", ""))
     actions = "pull" if request.method in ("GET", "HEAD") else "pull,push"
     scope = f',scope="repository:{name}:{actions}"' if is_name(name) else ""
-    answer = _error(401, "UNAUTHORIZED", message)
+    answer = _error_response(401, "UNAUTHORIZED", message)
     answer.headers.append("www-authenticate", f'Bearer realm="{url}/v2/token",service="{urlsplit(url).netloc}"{scope}')
     answer.headers.append("www-authenticate", 'Basic realm="adapterhub"')
     return answer

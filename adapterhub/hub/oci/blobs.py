@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub.access import writes
+from adapterhub.hub.access import may_write
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.uploads import BusyError, Upload
@@ -23,8 +23,8 @@ from adapterhub_converters import linear
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 
 from .answers import DIGEST, VERSION, OciError
-from .reading import check_readable
-from .references import check_open, parse_digest, remember, stored, writer_of
+from .reading import mountable_size
+from .references import check_pushable, parse_digest, record_sha512, sha256_of, writable_name
 
 _RANGE = linear.Pattern(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/.*)?")
 
@@ -32,31 +32,31 @@ _RANGE = linear.Pattern(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/.*)?")
 async def begin(hub: Hub, request: Request) -> Response:
     """POST /v2/{name}/blobs/uploads/: begin a session, mount the blob `mount`, or receive a whole blob with `digest`."""
     identity = hub.identify(request)
-    name, query = writer_of(hub, identity, request), request.query_params
+    name, query = writable_name(hub, identity, request), request.query_params
     # Refuse before the body: a client would otherwise send gigabytes for nothing.
-    await hub.workers.run(check_open, name)
+    await hub.workers.run(check_pushable, name)
     if mount := query.get("mount"):
         digest = parse_digest(mount)
         if sha256 := await hub.workers.run(_mountable, hub, identity, digest, [query["from"]] if "from" in query else None):
-            return await _stored(hub, name, digest, sha256)
+            return await _record_blob(hub, name, digest, sha256)
     elif query.get("digest"):
         digest = parse_digest(query["digest"])
         with _errors():
             sha256 = await hub.uploads.receive(name, request.stream(), digest, length=_length(request))
-        return await _stored(hub, name, digest, sha256)
-    return _at(await hub.uploads.begin(name), 202)
+        return await _record_blob(hub, name, digest, sha256)
+    return _session_response(await hub.uploads.begin(name), 202)
 
 
 def _mountable(worker: Worker, hub: Hub, identity: Identity | None, digest_asked: str, sources: list[str] | None) -> Digest:
     """Return the sha256 of a blob that the client may read in one of `sources`, or with None in any repository; else empty."""
-    digest = stored(hub, digest_asked) or digest_asked
+    digest = sha256_of(hub, digest_asked) or digest_asked
     if sources is None:
         # A mount without `from` is tried in every repository the client can see (distribution-spec, "Mounting a blob from
         # another repository").
-        sources = [name for name in hub.uploaded_to(digest) if writes(identity, name)]
-        sources += queries.names_with(worker.registry.index, digest, without=hub.hidden(worker, identity))
+        sources = [name for name in hub.upload_targets(digest) if may_write(identity, name)]
+        sources += queries.names_with(worker.registry.index, digest, without=hub.hidden_names(worker, identity))
     names = [name for name in sources if is_name(name)]
-    return digest if any(check_readable(hub, worker, identity, name, digest) is not None for name in names) else ""
+    return digest if any(mountable_size(hub, worker, identity, name, digest) is not None for name in names) else ""
 
 
 async def append(hub: Hub, request: Request) -> Response:
@@ -65,7 +65,7 @@ async def append(hub: Hub, request: Request) -> Response:
     _check_range(upload, request)
     with _errors():
         await hub.uploads.append(upload, request.stream(), _length(request))
-    return _at(upload, 202)
+    return _session_response(upload, 202)
 
 
 async def finish(hub: Hub, request: Request) -> Response:
@@ -76,12 +76,12 @@ async def finish(hub: Hub, request: Request) -> Response:
     with _errors():
         await hub.uploads.append(upload, request.stream(), _length(request))
         sha256 = await hub.uploads.finish(upload, digest)
-    return await _stored(hub, upload.name, digest, sha256)
+    return await _record_blob(hub, upload.name, digest, sha256)
 
 
 async def status(hub: Hub, request: Request) -> Response:
     """GET of a session: how much has arrived."""
-    return _at(await _session(hub, request), 204)
+    return _session_response(await _session(hub, request), 204)
 
 
 async def cancel(hub: Hub, request: Request) -> Response:
@@ -94,13 +94,13 @@ async def cancel(hub: Hub, request: Request) -> Response:
 
 async def delete(hub: Hub, request: Request) -> Response:
     """DELETE /v2/{name}/blobs/{digest}: refused, because blobs go with the last manifest that names them."""
-    writer_of(hub, hub.identify(request), request)
+    writable_name(hub, hub.identify(request), request)
     parse_digest(str(request.path_params["digest"]))
     raise OciError(405, "UNSUPPORTED", "a blob is removed by a gc, once no manifest names it")
 
 
 async def _session(hub: Hub, request: Request) -> Upload:
-    name = writer_of(hub, hub.identify(request), request)
+    name = writable_name(hub, hub.identify(request), request)
     with _errors():
         return await hub.uploads.find(str(request.path_params["session"]), name)
 
@@ -118,11 +118,11 @@ def _check_range(upload: Upload, request: Request) -> None:
         return
     match = _RANGE.fullmatch(header.strip())
     if not match or int(match[2]) < int(match[1]):
-        raise OciError(416, "BLOB_UPLOAD_INVALID", f"{header[:80]!r} is not a range of bytes", _place(upload))
+        raise OciError(416, "BLOB_UPLOAD_INVALID", f"{header[:80]!r} is not a range of bytes", _session_headers(upload))
     if int(match[1]) != upload.size:
-        raise OciError(416, "BLOB_UPLOAD_INVALID", f"the next byte is {upload.size}, not {match[1]}", _place(upload))
+        raise OciError(416, "BLOB_UPLOAD_INVALID", f"the next byte is {upload.size}, not {match[1]}", _session_headers(upload))
     if length.isdecimal() and int(length) != int(match[2]) - int(match[1]) + 1:
-        raise OciError(400, "SIZE_INVALID", f"{length[:20]} bytes are not the range {match[0][:80]}", _place(upload))
+        raise OciError(400, "SIZE_INVALID", f"{length[:20]} bytes are not the range {match[0][:80]}", _session_headers(upload))
 
 
 @contextmanager
@@ -140,10 +140,10 @@ def _errors() -> Iterator[None]:
         raise OciError(413, "SIZE_INVALID", str(error)) from error
 
 
-async def _stored(hub: Hub, name: str, digest: str, sha256: Digest) -> Response:
+async def _record_blob(hub: Hub, name: str, digest: str, sha256: Digest) -> Response:
     def work() -> None:
-        remember(hub, digest, sha256)
-        hub.uploaded(name, [sha256])
+        record_sha512(hub, digest, sha256)
+        hub.record_uploads(name, [sha256])
 
     await hub.workers.read(work)
     return _created_response(name, digest)
@@ -153,11 +153,11 @@ def _created_response(name: str, digest: str) -> Response:
     return Response(status_code=201, headers={**VERSION, "location": f"/v2/{name}/blobs/{digest}", DIGEST: digest})
 
 
-def _at(upload: Upload, status: int) -> Response:
-    return Response(status_code=status, headers={**VERSION, **_place(upload)})
+def _session_response(upload: Upload, status: int) -> Response:
+    return Response(status_code=status, headers={**VERSION, **_session_headers(upload)})
 
 
-def _place(upload: Upload) -> dict[str, str]:
+def _session_headers(upload: Upload) -> dict[str, str]:
     """Return the address of a session and the range it has so far; `0-0` also means that nothing has arrived."""
     return {
         "location": f"/v2/{upload.name}/blobs/uploads/{upload.id}",

@@ -26,7 +26,7 @@ _FOREIGN_LAYERS = ("application/vnd.oci.image.layer.nondistributable.", "applica
 # Content types of clients that do not say what they send.
 _GENERIC_TYPES = {"", "application/json", "application/octet-stream", "application/x-www-form-urlencoded", "text/plain"}
 _TYPE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
-_MOST = 20_000  # descriptors in a manifest
+_MAX_DESCRIPTORS = 20_000  # descriptors in a manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,61 +56,61 @@ class Document:
     files: Mapping[str, tuple[str, int]]
 
 
-def parse(raw: bytes, content_type: str, where: str) -> Document:
+def parse(raw: bytes, content_type: str, location: str) -> Document:
     """Parse the manifest in the body of a request.
 
     Raises:
         FormatError: It is malformed.
         OciError: A digest in it is malformed.
     """
-    document = parse_json(raw, where)
-    kind = _kind(document, content_type.partition(";")[0].strip(), where)
+    document = parse_json(raw, location)
+    kind = _media_type(document, content_type.partition(";")[0].strip(), location)
     strict = kind in _IMAGES or kind in _INDEXES
     if strict:
-        _check(document, kind, where)
-    layers, config, subject = _listed(document.get("layers")), document.get("config"), document.get("subject")
-    descriptors = [*([config] if config is not None else []), *layers, *_listed(document.get("manifests"))]
+        _check_image(document, kind, location)
+    layers, config, subject = _as_list(document.get("layers")), document.get("config"), document.get("subject")
+    descriptors = [*([config] if config is not None else []), *layers, *_as_list(document.get("manifests"))]
     if not strict:
-        descriptors = [entry for entry in (*descriptors, *_listed(document.get("blobs"))) if _is_descriptor(entry)]
-    if len(descriptors) > _MOST:
-        raise FormatError(where, f"{len(descriptors)} descriptors are over the limit of {_MOST}")
+        descriptors = [entry for entry in (*descriptors, *_as_list(document.get("blobs"))) if _is_descriptor(entry)]
+    if len(descriptors) > _MAX_DESCRIPTORS:
+        raise FormatError(location, f"{len(descriptors)} descriptors are over the limit of {_MAX_DESCRIPTORS}")
     annotations = document.get("annotations") or {}
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
-        raise FormatError(where, "annotations are not a map of strings to strings")
+        raise FormatError(location, "annotations are not a map of strings to strings")
     return Document(
         kind,
         artifact_type(document),
-        _reference(subject, where, strict=True).digest if subject is not None else "",
+        _reference(subject, location, strict=True).digest if subject is not None else "",
         annotations,
-        tuple(_reference(entry, where, strict=strict) for entry in descriptors),
-        {name: (layer["digest"], layer["size"]) for layer in layers if (name := _name(layer))} if kind == MANIFEST_TYPE else {},
+        tuple(_reference(entry, location, strict=strict) for entry in descriptors),
+        {name: (layer["digest"], layer["size"]) for layer in layers if (name := _file_path(layer))} if kind == MANIFEST_TYPE else {},
     )
 
 
-def _kind(document: Mapping[str, Any], content_type: str, where: str) -> str:
+def _media_type(document: Mapping[str, Any], content_type: str, location: str) -> str:
     """Return the media type of the request, or of the document if the request has none."""
     declared = document.get("mediaType")
     if declared is not None and content_type not in _GENERIC_TYPES and declared != content_type:
-        raise FormatError(where, f"its mediaType is {str(declared)[:80]!r}, and it was sent as {content_type[:80]!r}")
+        raise FormatError(location, f"its mediaType is {str(declared)[:80]!r}, and it was sent as {content_type[:80]!r}")
     kind = declared if declared is not None else content_type
     if not isinstance(kind, str) or not _TYPE.fullmatch(kind) or (declared is None and kind in _GENERIC_TYPES):
-        raise FormatError(where, f"{str(kind)[:80]!r} is not the media type of a manifest")
+        raise FormatError(location, f"{str(kind)[:80]!r} is not the media type of a manifest")
     return kind
 
 
-def _check(document: Mapping[str, Any], kind: str, where: str) -> None:
+def _check_image(document: Mapping[str, Any], kind: str, location: str) -> None:
     """Check the structure of an image manifest or an index."""
     if document.get("schemaVersion") != 2:
-        raise FormatError(where, "schemaVersion is not 2")
+        raise FormatError(location, "schemaVersion is not 2")
     # Another program could take it for the other one (CVE-2021-41190).
     if "manifests" in document and "layers" in document:
-        raise FormatError(where, "both an image manifest, with layers, and an image index, with manifests")
+        raise FormatError(location, "both an image manifest, with layers, and an image index, with manifests")
     lists, config = ("layers", document.get("config")) if kind in _IMAGES else ("manifests", {})
     if not isinstance(document.get(lists), list) or not isinstance(config, dict):
-        raise FormatError(where, "an image manifest needs a config and layers, and an image index needs manifests")
+        raise FormatError(location, "an image manifest needs a config and layers, and an image index needs manifests")
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
@@ -121,15 +121,15 @@ def _is_descriptor(entry: Any) -> bool:
         return False
 
 
-def _reference(descriptor: Any, where: str, *, strict: bool) -> Reference:
+def _reference(descriptor: Any, location: str, *, strict: bool) -> Reference:
     """Return a checked descriptor. If `strict`, its blob must exist here, unless it is meant to be fetched from elsewhere."""
     kind, size = (descriptor.get("mediaType"), descriptor.get("size")) if isinstance(descriptor, dict) else (None, None)
     if not isinstance(kind, str) or type(size) is not int or not 0 <= size < 2**63:
-        raise FormatError(where, "a descriptor without a media type or a size")
+        raise FormatError(location, "a descriptor without a media type or a size")
     return Reference(parse_digest(str(descriptor.get("digest"))), size, strict and not kind.startswith(_FOREIGN_LAYERS))
 
 
-def _name(layer: Any) -> str:
+def _file_path(layer: Any) -> str:
     """Return the path of the file in a layer; empty if it has none."""
     annotations = layer.get("annotations") if isinstance(layer, dict) else None
     path = (annotations.get(TITLE) or annotations.get(FILEPATH)) if isinstance(annotations, dict) else None

@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
-from adapterhub.hub.access import NoTokenError, writes
+from adapterhub.hub.access import NoTokenError, may_write
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
 from adapterhub.registry.repositories import Repository
 from adapterhub.registry.versions import deprecation
@@ -27,14 +27,14 @@ from adapterhub.remotes.layouts.index import INDEX_TYPE
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .answers import DIGEST, VERSION, OciError
-from .references import found, known_as, name_of, parse_digest, stored
+from .references import visible_view, sha512_of, name_of, parse_digest, sha256_of
 
-_MOST = 1000  # repositories in a page
+_MAX_PAGE = 1000  # repositories in a page
 _IMMUTABLE = "private, max-age=31536000, immutable"  # for requests by digest
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredManifest:
     """A manifest of a repository: its digest as its tag records it, its bytes, its media type, and why it is deprecated, if so.
 
     `row` is the version behind it, if any.
@@ -44,7 +44,7 @@ class Found:
     raw: bytes
     media_type: str
     deprecated: str | None = None
-    row: Row | None = None
+    row: VersionRow | None = None
 
 
 async def get_manifest(hub: Hub, request: Request) -> Response:
@@ -52,9 +52,9 @@ async def get_manifest(hub: Hub, request: Request) -> Response:
     identity, name, reference = hub.identify(request), name_of(request), str(request.path_params["reference"])
     digest = parse_digest(reference) if ":" in reference else ""
 
-    def work(worker: Worker) -> Found:
-        found_manifest = manifest(hub, worker, found(hub, worker, identity, name), reference)
-        hub.releases.check(worker, identity, found_manifest.row)
+    def work(worker: Worker) -> StoredManifest:
+        found_manifest = find_manifest(hub, worker, visible_view(hub, worker, identity, name), reference)
+        hub.policy_gate.check(worker, identity, found_manifest.row)
         return found_manifest
 
     found_manifest = await hub.workers.run(work)
@@ -79,26 +79,26 @@ def warning(text: str) -> str:
     return f'299 - "{printable}"'.encode("latin-1", "replace").decode("latin-1")
 
 
-def manifest(hub: Hub, worker: Worker, view: View, reference: str) -> Found:
+def find_manifest(hub: Hub, worker: Worker, view: View, reference: str) -> StoredManifest:
     """Return the manifest that a tag, a number or a digest names: of a version, or another one of the repository.
 
     Raises:
         OciError: There is no such manifest.
     """
     try:
-        row = commits.row_of(worker, view, stored(hub, reference) if ":" in reference else reference)
+        row = commits.row_of(worker, view, sha256_of(hub, reference) if ":" in reference else reference)
     except NotFoundError:
         pass
     else:
         raw = worker.registry.store.read_document(row.digest)
-        return Found(row.digest, raw, MANIFEST_TYPE, deprecation(worker.registry.ledger, row), row)
+        return StoredManifest(row.digest, raw, MANIFEST_TYPE, deprecation(worker.registry.ledger, row), row)
     # Not a version: look among the other manifests.
     repository = view.repository or Repository()
     digest_in_tag = reference if ":" in reference else repository.tags.get(reference, "")
-    digest = stored(hub, digest_in_tag)
+    digest = sha256_of(hub, digest_in_tag)
     if digest not in repository.manifests:
         raise OciError(404, "MANIFEST_UNKNOWN", f"{view.name}: no manifest {reference[:140]}")
-    return Found(digest_in_tag, worker.registry.store.read_document(digest), repository.manifests[digest].media_type)
+    return StoredManifest(digest_in_tag, worker.registry.store.read_document(digest), repository.manifests[digest].media_type)
 
 
 async def get_blob(hub: Hub, request: Request) -> Any:
@@ -106,7 +106,7 @@ async def get_blob(hub: Hub, request: Request) -> Any:
     identity, name, requested = hub.identify(request), name_of(request), parse_digest(str(request.path_params["digest"]))
 
     def work(worker: Worker) -> tuple[Digest, int]:
-        digest = stored(hub, requested)
+        digest = sha256_of(hub, requested)
         # Another repository may have uploaded under this sha512.
         size = readable_size(hub, worker, identity, name, digest or requested)
         if size is None and identity is None:  # a client that logs in only when challenged may have just uploaded it
@@ -131,18 +131,18 @@ def readable_size(hub: Hub, worker: Worker, identity: Identity | None, name: str
     Raises:
         RefusedError: Every version with the blob is refused by the policy.
     """
-    view = _seen(hub, worker, identity, name)
-    size = hub.has_blob(worker, view, view.name if view else name, digest, uploads=writes(identity, name))
+    view = _visible_or_new(hub, worker, identity, name)
+    size = hub.blob_size(worker, view, view.name if view else name, digest, uploads=may_write(identity, name))
     if view and size is not None:
-        hub.releases.check_blob(worker, identity, view, digest)
+        hub.policy_gate.check_blob(worker, identity, view, digest)
     return size
 
 
-def _seen(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View | None:
+def _visible_or_new(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View | None:
     """Return a visible repository; None for a missing one that the account may create."""
-    if writes(identity, name) and hub.visible(worker, identity, name) is None:
+    if may_write(identity, name) and hub.visible(worker, identity, name) is None:
         return None
-    return found(hub, worker, identity, name)
+    return visible_view(hub, worker, identity, name)
 
 
 async def tags(hub: Hub, request: Request) -> Response:
@@ -150,34 +150,34 @@ async def tags(hub: Hub, request: Request) -> Response:
     identity, name, query = hub.identify(request), name_of(request), request.query_params
 
     def work(worker: Worker) -> list[str]:
-        view = found(hub, worker, identity, name)
+        view = visible_view(hub, worker, identity, name)
         listed = {"latest"} if view.frozen else set(view.repository.tags) if view.repository else set()
         for row in commits.rows(worker, view):
             listed.update((f"v{row.number}", *(() if view.frozen else row.tags)))
         return sorted(tag for tag in listed if tag > query.get("last", ""))
 
-    listed, headers = _page(request, await hub.workers.run(work), _most(request))
+    listed, headers = _page(request, await hub.workers.run(work), _page_limit(request))
     return JSONResponse({"name": name, "tags": listed}, headers=headers)
 
 
-def _most(request: Request) -> int | None:
+def _page_limit(request: Request) -> int | None:
     """Return how many entries the client wants; None for all."""
     text = request.query_params.get("n", "")
     return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
-def _page(request: Request, listed: list[str], most: int | None) -> tuple[list[str], dict[str, str]]:
+def _page(request: Request, listed: list[str], limit: int | None) -> tuple[list[str], dict[str, str]]:
     """Return the first entries, and headers with a link to the next page."""
-    if most is None or most >= len(listed):
+    if limit is None or limit >= len(listed):
         return listed, VERSION
-    listed = listed[:most]
-    link = {"link": f'<{request.url.path}?n={most}&last={quote(listed[-1])}>; rel="next"'} if listed else {}
+    listed = listed[:limit]
+    link = {"link": f'<{request.url.path}?n={limit}&last={quote(listed[-1])}>; rel="next"'} if listed else {}
     return listed, {**VERSION, **link}
 
 
 async def catalog(hub: Hub, request: Request) -> Response:
     """GET /v2/_catalog, as docker's registry has it: the repositories the client may see, in pages."""
-    identity, last, limit = hub.identify(request), request.query_params.get("last", ""), min(_most(request) or _MOST, _MOST)
+    identity, last, limit = hub.identify(request), request.query_params.get("last", ""), min(_page_limit(request) or _MAX_PAGE, _MAX_PAGE)
     # Challenge first: clients send their token only when asked, and would see public repositories only.
     if identity is None and "authorization" not in request.headers:
         raise NoTokenError
@@ -202,14 +202,14 @@ async def referrers(hub: Hub, request: Request) -> Response:
     kind = request.query_params.get("artifactType", "")
 
     def work(worker: Worker) -> list[dict[str, Any]]:
-        view = _seen(hub, worker, identity, name)
-        digest = stored(hub, subject)
+        view = _visible_or_new(hub, worker, identity, name)
+        digest = sha256_of(hub, subject)
         # An attachment may name its subject by sha256 or by sha512.
-        subjects = {subject, digest, known_as(hub, digest)} - {""}
+        subjects = {subject, digest, sha512_of(hub, digest)} - {""}
         listed = []
         for manifest_digest, manifest in (view.repository.manifests if view and view.repository else {}).items():
             if manifest.subject in subjects and kind in ("", manifest.artifact_type):
-                sha512 = subject.startswith("sha512:") and known_as(hub, manifest_digest)
+                sha512 = subject.startswith("sha512:") and sha512_of(hub, manifest_digest)
                 entry: dict[str, Any] = {
                     "mediaType": manifest.media_type,
                     "digest": sha512 or manifest_digest,
@@ -227,7 +227,7 @@ async def referrers(hub: Hub, request: Request) -> Response:
     return Response(json.dumps(answer, separators=(",", ":")), headers=headers)
 
 
-def check_readable(hub: Hub, worker: Worker, identity: Identity | None, name: str, digest: Digest) -> int | None:
+def mountable_size(hub: Hub, worker: Worker, identity: Identity | None, name: str, digest: Digest) -> int | None:
     """Like `readable_size`, for a mount: None also if the source repository is missing or its blob hidden from the client."""
     try:
         return readable_size(hub, worker, identity, name, digest)

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from adapterhub.digest import Digest, is_hex, sha256_bytes
 from adapterhub.hub import uploads
 from adapterhub.hub.access import NoTokenError
-from adapterhub.hub.commits import View, view
+from adapterhub.hub.commits import View, find_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.people.tokens import Identity
 from adapterhub.hub.uploads import SHA512
@@ -36,7 +36,7 @@ def name_of(request: Request) -> str:
     return name
 
 
-def writer_of(hub: Hub, identity: Identity | None, request: Request) -> str:
+def writable_name(hub: Hub, identity: Identity | None, request: Request) -> str:
     """Return the repository of a path, for an account that may write to it.
 
     Raises:
@@ -53,7 +53,7 @@ def writer_of(hub: Hub, identity: Identity | None, request: Request) -> str:
     return name
 
 
-def found(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
+def visible_view(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> View:
     """Return a repository that a client may see, under its new name if it was renamed.
 
     Raises:
@@ -73,9 +73,9 @@ def found(hub: Hub, worker: Worker, identity: Identity | None, name: str) -> Vie
     raise OciError(404, "NAME_UNKNOWN", f"{name}: no such repository")
 
 
-def check_open(worker: Worker, name: str) -> View | None:
+def check_pushable(worker: Worker, name: str) -> View | None:
     """Return the repository about to be pushed to, None for a new one. OciError for a name that was removed or renamed."""
-    current = view(worker, name)
+    current = find_view(worker, name)
     if current is None and worker.registry.ledger.current(name).deleted:
         raise OciError(
             400, "NAME_INVALID", f"{name}: this name was removed. Ask the operator to restore it, or choose another name"
@@ -112,18 +112,18 @@ def digest_of(data: bytes, like: str = "") -> str:
     return SHA512 + hashlib.sha512(data).hexdigest() if like.startswith(SHA512) else sha256_bytes(data)
 
 
-def stored(hub: Hub, digest: str) -> Digest:
+def sha256_of(hub: Hub, digest: str) -> Digest:
     """Return the sha256 for a digest; empty for a sha512 under which nothing was uploaded."""
-    return uploads.stored(hub.database, digest)
+    return uploads.sha256_of(hub.database, digest)
 
 
-def remember(hub: Hub, digest: str, sha256: Digest) -> None:
+def record_sha512(hub: Hub, digest: str, sha256: Digest) -> None:
     """Record the sha256 of a blob uploaded under a sha512; does nothing for other digests."""
     if digest.startswith(SHA512):
         hub.database.execute("INSERT INTO sha512 VALUES (?, ?) ON CONFLICT DO NOTHING", digest, sha256)
 
 
-def known_as(hub: Hub, digest: Digest) -> str:
+def sha512_of(hub: Hub, digest: Digest) -> str:
     """Return the sha512 under which a blob was uploaded, if any; else empty."""
     rows = hub.database.select("SELECT digest FROM sha512 WHERE sha256 = ?", digest)
     return str(rows[0][0]) if rows else ""

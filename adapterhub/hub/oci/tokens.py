@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.hub.access import NOBODY, BadTokenError, NoTokenError, token_in
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.uploads import TooLargeError, collected
+from adapterhub.hub.uploads import TooLargeError, collect_body
 
 from .answers import VERSION, OciError
 
@@ -30,9 +30,9 @@ async def ping(hub: Hub, request: Request) -> Response:
 async def token(hub: Hub, request: Request) -> Response:
     """GET and POST /v2/token: any scope is granted; what the token allows is checked wherever it is used."""
     sent_token = await _form_token(request) if request.method == "POST" else token_in(request.headers)
-    if sent_token is not None and hub.access.known(sent_token) is None:
+    if sent_token is not None and hub.access.token_identity(sent_token) is None:
         # Count it like any other invalid token: this endpoint must not be a way to guess faster.
-        hub.access.attempt(hub.access.failures)
+        hub.access.count_attempt(hub.access.failures)
         raise BadTokenError
     answer = {"token": sent_token or NOBODY, "access_token": sent_token or NOBODY, "expires_in": _LIFETIME}
     return JSONResponse(answer, headers={**VERSION, "cache-control": "no-store"})
@@ -43,7 +43,7 @@ async def _form_token(request: Request) -> str | None:
     from urllib.parse import parse_qs
 
     try:
-        raw = await collected(request.stream(), _MAX_FORM)
+        raw = await collect_body(request.stream(), _MAX_FORM)
         fields = parse_qs(raw.decode("utf-8", "replace"), max_num_fields=100)
     except (TooLargeError, ValueError) as error:
         raise OciError(400, "UNSUPPORTED", "not the form of a request for a token") from error

@@ -17,7 +17,7 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.hub import commits, publishing
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.uploads import TooLargeError, collected
+from adapterhub.hub.uploads import TooLargeError, collect_body
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.manifest import oci_manifest
@@ -40,8 +40,8 @@ from adapterhub_converters.errors import NotFoundError
 from . import documents
 from .answers import DIGEST, VERSION, OciError
 from .documents import Document
-from .reading import manifest, warning
-from .references import check_open, check_tag, digest_of, known_as, parse_digest, remember, stored, writer_of
+from .reading import find_manifest, warning
+from .references import check_pushable, check_tag, digest_of, sha512_of, parse_digest, record_sha512, sha256_of, writable_name
 
 NUMBER = "adapterhub-version"
 """A header with the version number of a pushed manifest, like v3, or `none` if it is not an adapter."""
@@ -55,21 +55,21 @@ class _Push:
 
     raw: bytes
     digest: Digest
-    named: str
+    named_digest: str
     document: Document
     tags: tuple[str, ...]
 
 
 async def put(hub: Hub, request: Request) -> Response:
     """PUT /v2/{name}/manifests/{reference}; a manifest pushed by digest may be tagged with `?tag=`."""
-    name, reference = writer_of(hub, hub.identify(request), request), str(request.path_params["reference"])
+    name, reference = writable_name(hub, hub.identify(request), request), str(request.path_params["reference"])
     digest = parse_digest(reference) if ":" in reference else ""
     query_tags = tuple(dict.fromkeys(request.query_params.getlist("tag"))) if digest else ()
     tags = tuple(map(check_tag, query_tags if digest else (reference,)))
     if len(tags) > _MAX_TAGS:
         raise OciError(400, "MANIFEST_INVALID", f"more than {_MAX_TAGS} tags")
     try:
-        raw = await collected(request.stream(), MAX_MANIFEST)
+        raw = await collect_body(request.stream(), MAX_MANIFEST)
     except TooLargeError as error:
         raise OciError(413, "SIZE_INVALID", f"{name}: a manifest has at most {MAX_MANIFEST:,} bytes") from error
     kind = request.headers.get("content-type", "")
@@ -82,9 +82,9 @@ async def put(hub: Hub, request: Request) -> Response:
 
     # In a thread: hashing and parsing 4 MB would hold up the event loop.
     push = await hub.workers.read(parse)
-    async with hub.turn(name):
-        version = await hub.workers.run(_put, hub, name, push)
-    headers = {**VERSION, "location": f"/v2/{name}/manifests/{push.named}", DIGEST: push.named}
+    async with hub.change_lock(name):
+        version = await hub.workers.run(_store_manifest, hub, name, push)
+    headers = {**VERSION, "location": f"/v2/{name}/manifests/{push.named_digest}", DIGEST: push.named_digest}
     if push.document.subject:
         headers["oci-subject"] = push.document.subject
     headers[NUMBER] = f"v{version.number}" if version else "none"
@@ -96,23 +96,23 @@ async def put(hub: Hub, request: Request) -> Response:
     return answer
 
 
-def _put(worker: Worker, hub: Hub, name: str, push: _Push) -> Version | None:
+def _store_manifest(worker: Worker, hub: Hub, name: str, push: _Push) -> Version | None:
     """Store a manifest; return its version, None if it is not an adapter."""
-    view = check_open(worker, name)
-    remember(hub, push.named, push.digest)
-    blobs = _checked(worker, hub, view, name, push.document)
-    named_files = {path: (stored(hub, digest), size) for path, (digest, size) in push.document.files.items()}
+    view = check_pushable(worker, name)
+    record_sha512(hub, push.named_digest, push.digest)
+    blobs = _check_references(worker, hub, view, name, push.document)
+    named_files = {path: (sha256_of(hub, digest), size) for path, (digest, size) in push.document.files.items()}
     files = {path: file for path, file in named_files.items() if file[0] in blobs}
     # A manifest with a subject is an attachment, whatever files it has.
     if not push.document.subject and publishing.is_adapter(worker.registry.store, files):
         return _publish(worker, hub, view, name, push)
-    namespace = hub.access.settled(name.partition("/")[0])
+    namespace = hub.access.namespace_settings(name.partition("/")[0])
     publishing.check_attached(namespace, name, attached=_is_attached(worker, hub, view, push.document))
-    _keep(worker, view, name, push, blobs)
+    _keep_other_manifest(worker, view, name, push, blobs)
     return None
 
 
-def _checked(worker: Worker, hub: Hub, view: View | None, name: str, document: Document) -> tuple[Digest, ...]:
+def _check_references(worker: Worker, hub: Hub, view: View | None, name: str, document: Document) -> tuple[Digest, ...]:
     """Return the blobs and manifests named by a manifest that the repository has.
 
     Raises:
@@ -120,9 +120,9 @@ def _checked(worker: Worker, hub: Hub, view: View | None, name: str, document: D
     """
     blobs: dict[Digest, int | None] = {"": None}
     for reference in document.references:
-        digest = stored(hub, reference.digest)
+        digest = sha256_of(hub, reference.digest)
         if digest not in blobs:
-            blobs[digest] = hub.has_blob(worker, view, name, digest)
+            blobs[digest] = hub.blob_size(worker, view, name, digest)
         size = blobs[digest]
         if size is None and reference.required:
             raise OciError(400, "MANIFEST_BLOB_UNKNOWN", f"{name}: {reference.digest} was not uploaded to this repository")
@@ -147,7 +147,7 @@ def _publish(worker: Worker, hub: Hub, view: View | None, name: str, push: _Push
     tags = tuple(tag for tag in push.tags if tag not in numbers)
     if existing:  # checked when it was first pushed
         with worker.registry.store.lease("push"):
-            version = worker.registry.admit(oci, Ref(name), tags=tags)
+            version = worker.registry.push_manifest(oci, Ref(name), tags=tags)
     else:
         tags = tuple(dict.fromkeys((LATEST, *tags)))
         signatures = partial(publishing.attached_signatures, worker, name)
@@ -165,7 +165,7 @@ def _move_branches(worker: Worker, name: str, version: Version, tags: Sequence[s
     state = worker.repositories.get(name)
     if state is None or not any(tag in state.heads or tag in state.tags for tag in tags):
         return
-    after = commits.view(worker, name)
+    after = commits.find_view(worker, name)
 
     def edit(state: Repository) -> Repository:
         for tag in tags:
@@ -182,12 +182,12 @@ def _move_branches(worker: Worker, name: str, version: Version, tags: Sequence[s
 def _is_attached(worker: Worker, hub: Hub, view: View | None, document: Document) -> bool:
     """Return whether the subject of a manifest is in the same repository."""
     try:
-        return bool(document.subject and view and manifest(hub, worker, view, document.subject))
+        return bool(document.subject and view and find_manifest(hub, worker, view, document.subject))
     except OciError:
         return False
 
 
-def _keep(worker: Worker, view: View | None, name: str, push: _Push, blobs: tuple[Digest, ...]) -> None:
+def _keep_other_manifest(worker: Worker, view: View | None, name: str, push: _Push, blobs: tuple[Digest, ...]) -> None:
     """Store a manifest that is not an adapter, and move tags to it."""
     version_tags = queries.tags(worker.registry.index, name) if view and view.newest else {}
     for tag in push.tags if version_tags else ():
@@ -204,10 +204,10 @@ def _keep(worker: Worker, view: View | None, name: str, push: _Push, blobs: tupl
     with store.lease("push"):
         for digest in blobs:
             # Note the blobs in the lease, so that a gc spares them until the repository's document refers to them.
-            store.holds(digest, store.size(digest) or 0)
+            store.retain_if_present(digest, store.size(digest) or 0)
         store.put_bytes(push.raw)
         store.sync_blobs()
-        tags = dict.fromkeys(push.tags, push.named)
+        tags = dict.fromkeys(push.tags, push.named_digest)
         worker.repositories.change(name, lambda state: with_manifest(state, push.digest, other_manifest, tags))
     for tag in moved:  # the tag belonged to a version until now
         worker.registry.rm(Ref(name, tag=tag))
@@ -218,25 +218,25 @@ def _keep(worker: Worker, view: View | None, name: str, push: _Push, blobs: tupl
 
 async def delete(hub: Hub, request: Request) -> Response:
     """DELETE /v2/{name}/manifests/{reference}: remove a tag, or a manifest that is not a version, with its tags."""
-    name, reference = writer_of(hub, hub.identify(request), request), str(request.path_params["reference"])
+    name, reference = writable_name(hub, hub.identify(request), request), str(request.path_params["reference"])
     if ":" in reference:
         parse_digest(reference)
-    async with hub.turn(name):
+    async with hub.change_lock(name):
         await hub.workers.run(_delete, hub, name, reference)
     return Response(status_code=202, headers=VERSION)
 
 
 def _delete(worker: Worker, hub: Hub, name: str, reference: str) -> None:
-    view = check_open(worker, name)
+    view = check_pushable(worker, name)
     if view is None:
         raise OciError(404, "NAME_UNKNOWN", f"{name}: no such repository")
     state = view.repository or Repository()
-    digest = stored(hub, reference) if ":" in reference else ""
+    digest = sha256_of(hub, reference) if ":" in reference else ""
     try:
         row = commits.row_of(worker, view, digest or reference)
     except NotFoundError:
         if digest in state.manifests:
-            worker.repositories.change(name, lambda state: without_manifest(state, digest, known_as(hub, digest)))
+            worker.repositories.change(name, lambda state: without_manifest(state, digest, sha512_of(hub, digest)))
         elif reference in state.tags:
             worker.repositories.change(name, lambda state: without_tags(state, (reference,)))
         else:

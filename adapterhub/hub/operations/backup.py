@@ -44,9 +44,9 @@ def write(root: Path, out: Path, progress: Progress = None) -> int:
     """
     with Registry.open(root) as registry, closing(HubDatabase(root)) as database, registry.store.lease("backup") as lease:
         store = registry.store
-        with atomic.whole(out, folder=False) as path, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        with atomic.pending_output(out, folder=False) as path, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             copy = Path(scratch) / FILE
-            with registry.locked():
+            with registry.write_lock():
                 database.copy(copy)
                 entries = list(_entries(store))
                 digests = sorted(_digests(store))
@@ -67,7 +67,7 @@ def write(root: Path, out: Path, progress: Progress = None) -> int:
                         raise IntegrityError(
                             str(store.root), f"{digest} was removed meanwhile", "Try again", code="changed-meanwhile"
                         )
-                    with store.opened(digest) as blob:
+                    with store.open_stream(digest) as blob:
                         file.write(tar.header(_BLOBS + digest.removeprefix("sha256:"), size))
                         _copy_blob(blob, file, size, digest)
                         file.write(tar.padding(size))
@@ -91,13 +91,13 @@ def _entries(store: Store) -> Iterator[str]:
     """Yield the files of all logs, relative to the store."""
     for log in _LOGS:
         if store.files.exists(store.root / log):
-            yield from (path.relative_to(store.root).as_posix() for path in _below(store, store.root / log))
+            yield from (path.relative_to(store.root).as_posix() for path in _log_files(store, store.root / log))
 
 
-def _below(store: Store, folder: Path) -> Iterator[Path]:
-    yield from (path for path in store.files.listed(folder) if path.suffix == _ENTRY_SUFFIX)
-    for inner in store.files.folders(folder):
-        yield from _below(store, inner)
+def _log_files(store: Store, folder: Path) -> Iterator[Path]:
+    yield from (path for path in store.files.list_folder(folder) if path.suffix == _ENTRY_SUFFIX)
+    for inner in store.files.list_subfolders(folder):
+        yield from _log_files(store, inner)
 
 
 def _digests(store: Store) -> set[Digest]:
@@ -132,14 +132,14 @@ def restore(file: Path, root: Path, progress: Progress = None) -> None:
     """
     with open_file.open_regular(file) as source:
         length = source.seek(0, os.SEEK_END)
-        members = tar.scan(source, length, str(file))
+        members = tar.scan_members(source, length, str(file))
         for name in members:
             if not _is_backup_member(name):
                 raise FormatError(str(file), f"{name[:80]!r} is not part of a backup")
         if not {_LAYOUT, _INDEX, FILE} <= members.keys():
             raise FormatError(str(file), "not the backup of a hub, or not all of it")
         total, extracted_bytes = sum(member.size for member in members.values()), 0
-        with atomic.whole(root) as new:
+        with atomic.pending_output(root) as new:
             for name, member in members.items():
                 _extract(source, member, name, new)
                 extracted_bytes += member.size

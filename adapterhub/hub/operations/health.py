@@ -59,13 +59,13 @@ async def ready(request: Request) -> Response:
 def checks(database: HubDatabase, store: Store) -> list[Check]:
     """Check that the database responds, the store can be written, and the disk has space."""
     return [
-        _tried("database", lambda: _database(database)),
-        _tried("store", lambda: _store(store)),
-        _tried("disk", lambda: _disk(store.root)),
+        _run_check("database", lambda: _database(database)),
+        _run_check("store", lambda: _store(store)),
+        _run_check("disk", lambda: _disk(store.root)),
     ]
 
 
-def _tried(name: str, check: Callable[[], Check]) -> Check:
+def _run_check(name: str, check: Callable[[], Check]) -> Check:
     try:
         return check()
     except (AdapterhubError, OSError) as error:
@@ -108,11 +108,11 @@ def diagnosis(registry: Path, certificate: Path | None = None) -> list[Check]:
         return [Check("database", ERROR, str(error))]
     try:
         results = checks(database, Store(registry / FOLDER))
-        results += [_tried("permissions", lambda: _permissions(database.path)), _tried("clock", lambda: _clock(database))]
-        results += [_tried("accounts", lambda: _accounts(database)), _tried("audit", lambda: _chain(database))]
+        results += [_run_check("permissions", lambda: _permissions(database.path)), _run_check("clock", lambda: _clock(database))]
+        results += [_run_check("accounts", lambda: _accounts(database)), _run_check("audit", lambda: _chain(database))]
     finally:
         database.close()
-    return [*results, _tried("certificate", lambda: _certificate(certificate))] if certificate else results
+    return [*results, _run_check("certificate", lambda: _certificate(certificate))] if certificate else results
 
 
 def _permissions(path: Path) -> Check:
@@ -143,12 +143,12 @@ def _accounts(database: HubDatabase) -> Check:
 def _chain(database: HubDatabase) -> Check:
     from adapterhub.hub.people import audit
 
-    _, broken = audit.follow(database)
+    _, broken = audit.verify_chain(database)
     return Check("audit") if broken is None else Check("audit", ERROR, f"{broken.where} {broken.what}")
 
 
 def _certificate(path: Path) -> Check:
-    ends = expires(path)
+    ends = certificate_end(path)
     remaining = ends - time.time()
     day = datetime.datetime.fromtimestamp(ends, datetime.UTC).date()
     if remaining < 0:
@@ -156,7 +156,7 @@ def _certificate(path: Path) -> Check:
     return Check("certificate", WARNING if remaining < _SOON else OK, f"it ends on {day}")
 
 
-def expires(path: Path) -> float:
+def certificate_end(path: Path) -> float:
     """Return when the first certificate in a PEM file ends, in seconds since the epoch.
 
     Raises:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapterhub.hub.hf.answers import AnswerError
+from adapterhub.hub.hf.answers import ResponseError
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
@@ -76,14 +76,14 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _sum(self, worker: Worker) -> None:
-        totals = queries.in_all(worker.registry.index)
+        totals = queries.registry_totals(worker.registry.index)
         self.names.set(totals.names)
         self.versions.set(totals.versions)
         self.stored.set(totals.bytes)
         self.free.set(shutil.disk_usage(worker.registry.root).free)
 
 
-class Measure:
+class MetricsMiddleware:
     """Middleware that times and counts every request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -123,6 +123,6 @@ class Measure:
 async def page(hub: Hub, request: Request) -> Response:
     """GET /metrics; needs a token where everything else does."""
     if hub.identify(request) is None and hub.access.require_login:
-        raise AnswerError(401, "", "the metrics of this hub need a token")
+        raise ResponseError(401, "", "the metrics of this hub need a token")
     metrics: Metrics = request.app.state.metrics
     return Response(await metrics.page(hub), media_type=_TYPE)

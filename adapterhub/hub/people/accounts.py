@@ -62,7 +62,7 @@ def check_namespace(name: str) -> str:
     return name
 
 
-def least(role: str, other_role: str) -> str:
+def lesser_role(role: str, other_role: str) -> str:
     """Return the lesser of two roles."""
     return min(role, other_role, key=ROLES.index)
 
@@ -80,10 +80,10 @@ def add(database: HubDatabase, name: str) -> None:
     with database.transaction():
         if database.select("SELECT 1 FROM accounts WHERE name = ? AND removed IS NULL", name):
             raise ConflictError(name, "an account with this name already exists", "Choose another name")
-        ensure(database, name)
+        ensure_account(database, name)
 
 
-def ensure(database: HubDatabase, name: str) -> None:
+def ensure_account(database: HubDatabase, name: str) -> None:
     """Add an account if it is missing, within a transaction. Identities linked to a removed account of that name are lost."""
     sql = "DELETE FROM identities WHERE account = ? AND account IN (SELECT name FROM accounts WHERE removed IS NOT NULL)"
     database.execute(sql, name)
@@ -113,7 +113,7 @@ def _no_account(name: str) -> NotFoundError:
     return NotFoundError(name[:80], "no account with this name", code="no-such-account")
 
 
-def listed(database: HubDatabase) -> list[Account]:
+def list_accounts(database: HubDatabase) -> list[Account]:
     """Return the accounts, by name."""
     rows = database.select("SELECT name, created FROM accounts WHERE removed IS NULL ORDER BY name")
     members = database.select("SELECT account, namespace, role FROM members ORDER BY namespace")
@@ -158,7 +158,7 @@ _MEMBER = "SELECT namespace, role FROM members WHERE account = ? ORDER BY namesp
 # ---- namespaces
 
 
-def namespace(database: HubDatabase, name: str) -> Namespace:
+def namespace_settings(database: HubDatabase, name: str) -> Namespace:
     """Return the settings of a namespace."""
     return next((row for row in namespaces(database) if row.name == name), Namespace(name))
 
@@ -169,7 +169,7 @@ def namespaces(database: HubDatabase) -> list[Namespace]:
     return [Namespace(name, readers, size, files, bool(only)) for name, readers, size, files, only in database.select(sql)]
 
 
-def taken(database: HubDatabase) -> set[str]:
+def taken_namespaces(database: HubDatabase) -> set[str]:
     """Return the namespaces that belong to somebody here.
 
     These are the ones of accounts, including removed ones; with members, publishers, or a rule that adds members; and those a
@@ -185,7 +185,7 @@ def taken(database: HubDatabase) -> set[str]:
     return {str(scope).partition("/")[0] for scope in scopes} - {EVERYWHERE}
 
 
-def settle(database: HubDatabase, settings: Namespace) -> None:
+def set_namespace(database: HubDatabase, settings: Namespace) -> None:
     """Set the settings of a namespace."""
     check_namespace(settings.name)
     if settings.readers not in READERS:

@@ -82,7 +82,7 @@ def add(
         return int(database.select(sql, issuer, json.dumps(dict(claims)), namespace, role)[0][0])
 
 
-def listed(database: HubDatabase) -> list[Admission]:
+def list_rules(database: HubDatabase) -> list[Admission]:
     """Return the rules, by issuer."""
     rows = database.select("SELECT id, issuer, claims, namespace, role FROM admissions ORDER BY issuer, id")
     return [Admission(row[0], row[1], json_file.parse_object(row[2], "hub.db"), row[3], row[4]) for row in rows]
@@ -112,7 +112,7 @@ def link(database: HubDatabase, account: str, issuer: str, subject: str) -> None
         database.execute(sql, issuer, _subject(subject), account)
 
 
-def enter(database: HubDatabase, id_token: IdToken, taken_names: Collection[str], *, mirrors: bool = False) -> str:
+def admit(database: HubDatabase, id_token: IdToken, taken_names: Collection[str], *, mirrors: bool = False) -> str:
     """Return the account of a person who logged in at their issuer, created if needed, with the roles the rules now give.
 
     Args:
@@ -133,11 +133,11 @@ def enter(database: HubDatabase, id_token: IdToken, taken_names: Collection[str]
         )
         rows = database.select(sql, id_token.issuer, subject)
         account, linked, removed = rows[0] if rows else ("", 0, None)
-        rules = [rule for rule in listed(database) if rule.issuer == id_token.issuer and _admits(rule, id_token.claims)]
+        rules = [rule for rule in list_rules(database) if rule.issuer == id_token.issuer and _admits(rule, id_token.claims)]
         admitted = removed is None and bool(linked or rules)
         if admitted and not account:
             account = _free_name(id_token.claims, {*taken_names, *_names_in_use(database)}, mirrors=mirrors)
-            accounts.ensure(database, account)
+            accounts.ensure_account(database, account)
             database.execute("INSERT INTO identities VALUES (?, ?, ?, 0)", id_token.issuer, subject, account)
         if account:
             _set_rule_roles(database, account, rules if admitted else ())
@@ -171,13 +171,13 @@ def _set_rule_roles(database: HubDatabase, account: str, rules: Sequence[Admissi
 
 def _admits(rule: Admission, claims: Mapping[str, Any]) -> bool:
     return all(
-        _email_matches(claims, value) if name == _EMAIL else _has(claims, name, value) for name, value in rule.claims.items()
+        _email_matches(claims, value) if name == _EMAIL else _has_claim(claims, name, value) for name, value in rule.claims.items()
     )
 
 
-def _has(claims: Mapping[str, Any], name: str, value: str) -> bool:
+def _has_claim(claims: Mapping[str, Any], name: str, value: str) -> bool:
     claim = claims.get(name)
-    return any(id_tokens.is_value(item, value) for item in (claim if isinstance(claim, list) else [claim]))
+    return any(id_tokens.claim_equals(item, value) for item in (claim if isinstance(claim, list) else [claim]))
 
 
 def _email_matches(claims: Mapping[str, Any], value: str) -> bool:
@@ -213,4 +213,4 @@ def _name_of(text: object) -> str:
 def _names_in_use(database: HubDatabase) -> set[str]:
     """Return every namespace that belongs to somebody, or that the operator has configured."""
     sql = "SELECT name FROM namespaces UNION SELECT namespace FROM webhooks"
-    return accounts.taken(database) | {name for (name,) in database.select(sql)}
+    return accounts.taken_namespaces(database) | {name for (name,) in database.select(sql)}

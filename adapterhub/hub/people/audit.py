@@ -54,9 +54,9 @@ def record(database: HubDatabase, event: Event) -> None:
         )
 
 
-def _hash(before: str, values: tuple[Any, ...]) -> str:
+def _hash(previous_hash: str, values: tuple[Any, ...]) -> str:
     # The hub only writes JSON types. For any other type, written by somebody else, no hash is right.
-    return hashlib.sha256((before + json.dumps(values, separators=(",", ":"), default=repr)).encode()).hexdigest()
+    return hashlib.sha256((previous_hash + json.dumps(values, separators=(",", ":"), default=repr)).encode()).hexdigest()
 
 
 def events(database: HubDatabase, *, name: str = "", account: str = "", limit: int = 100) -> list[Event]:
@@ -73,7 +73,7 @@ def _event(row: tuple[Any, ...]) -> Event:
     return Event(action, name, detail, account, token, address, ident, time, row_hash)
 
 
-def follow(database: HubDatabase, checkpoint: tuple[int, str] | None = None) -> tuple[tuple[int, str] | None, Fault | None]:
+def verify_chain(database: HubDatabase, checkpoint: tuple[int, str] | None = None) -> tuple[tuple[int, str] | None, Fault | None]:
     """Verify that each row follows from the previous one, and that a row recorded in a checkpoint is unchanged.
 
     Args:
@@ -84,8 +84,8 @@ def follow(database: HubDatabase, checkpoint: tuple[int, str] | None = None) -> 
         The number and hash of the newest row, None if there are no rows; and the first broken row, None if all are intact.
     """
 
-    def fault(kind: str, what: str) -> Fault:
-        return Fault(f"audit row {number}", kind, what)
+    def fault(kind: str, problem: str) -> Fault:
+        return Fault(f"audit row {number}", kind, problem)
 
     newest, previous_hash, number = None, _START, 1
     recorded = database.has_table("audit")  # the first versions of hub.db had no audit log

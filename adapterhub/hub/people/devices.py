@@ -18,13 +18,13 @@ from . import accounts, tokens
 from .accounts import ROLES
 from .tokens import DEVICE, SERVICE, Identity
 
-EXPIRES, INTERVAL = 900, 5
+CODE_LIFETIME, POLL_INTERVAL = 900, 5
 """Seconds until a code expires, and between two polls for it."""
 TOKEN_LIFETIME = 30 * 86400  # seconds; clients renew a token a day before its end
 _REFRESH_LIFETIME = 90 * 86400  # seconds
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # no vowels, so that no code is a word, and no letters that look alike
 _LENGTH = 8
-_MOST = 1000  # logins waiting for approval
+_MAX_PENDING = 1000  # logins waiting for approval
 _YES, _NO = "approved", "denied"
 
 
@@ -42,7 +42,7 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
-class Granted:
+class TokenGrant:
     """A token for an account, its refresh token, and the seconds until the token expires."""
 
     account: str
@@ -61,26 +61,26 @@ def begin(database: HubDatabase, address: str) -> tuple[str, str]:
     with database.transaction():
         database.execute("DELETE FROM devices WHERE expires < ?", now)
         # Anybody may begin logins, so their number is limited.
-        if database.select("SELECT COUNT(*) FROM devices")[0][0] >= _MOST:
+        if database.select("SELECT COUNT(*) FROM devices")[0][0] >= _MAX_PENDING:
             raise RefusedError("login", "too many logins wait for approval", "Try again in some minutes")
         code = "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
         sql = "INSERT INTO devices (hash, code, address, expires, polled) VALUES (?, ?, ?, ?, 0)"
-        database.execute(sql, tokens.hashed(device), code, address, now + EXPIRES)
+        database.execute(sql, tokens.hash_of(device), code, address, now + CODE_LIFETIME)
     return device, f"{code[:4]}-{code[4:]}"
 
 
-def _plain(code: str) -> str:
+def _normalized(code: str) -> str:
     return "".join(letter for letter in code.upper() if letter in _LETTERS)
 
 
-def waiting(database: HubDatabase, code: str) -> Login:
+def pending_login(database: HubDatabase, code: str) -> Login:
     """Return the pending login with a person's code.
 
     Raises:
         NotFoundError: There is none.
     """
     sql = "SELECT code, address, expires FROM devices WHERE code = ? AND expires > ? AND answer IS NULL"
-    for stored_code, address, expires in database.select(sql, _plain(code[:40]), time.time()):
+    for stored_code, address, expires in database.select(sql, _normalized(code[:40]), time.time()):
         return Login(f"{stored_code[:4]}-{stored_code[4:]}", address, expires)
     raise NotFoundError(code[:40], "no login waits for this code", "Check the code, or begin the login again")
 
@@ -96,7 +96,7 @@ def approve(database: HubDatabase, code: str, identity: Identity) -> Login:
         raise RefusedError(identity.account, problem, "Approve it with a token of your account")
     kind = SERVICE if identity.roles is None else DEVICE
     values = (_YES, identity.account, identity.role, json.dumps(list(identity.namespaces)), kind)
-    return _answer(database, code, "answer = ?, account = ?, role = ?, namespaces = ?, kind = ?", *values)
+    return _record_answer(database, code, "answer = ?, account = ?, role = ?, namespaces = ?, kind = ?", *values)
 
 
 def approve_as(database: HubDatabase, code: str, account: str) -> Login:
@@ -111,23 +111,23 @@ def approve_as(database: HubDatabase, code: str, account: str) -> Login:
 
 def deny(database: HubDatabase, code: str) -> Login:
     """Refuse a login."""
-    return _answer(database, code, "answer = ?", _NO)
+    return _record_answer(database, code, "answer = ?", _NO)
 
 
-def _answer(database: HubDatabase, code: str, changes: str, *values: object) -> Login:
+def _record_answer(database: HubDatabase, code: str, changes: str, *values: object) -> Login:
     with database.transaction():
-        login = waiting(database, code)
-        database.execute(f"UPDATE devices SET {changes} WHERE code = ?", *values, _plain(login.code))  # noqa: S608 - ours
+        login = pending_login(database, code)
+        database.execute(f"UPDATE devices SET {changes} WHERE code = ?", *values, _normalized(login.code))  # noqa: S608 - ours
     return login
 
 
-def collect(database: HubDatabase, device: str) -> Granted:
+def collect(database: HubDatabase, device: str) -> TokenGrant:
     """Return the token of an approved login, once.
 
     Raises:
         DeviceError: The login is pending, refused or expired.
     """
-    key, now = tokens.hashed(device), time.time()
+    key, now = tokens.hash_of(device), time.time()
     with database.transaction():
         sql = "SELECT expires, polled, answer, account, role, namespaces, kind FROM devices WHERE hash = ?"
         rows = database.select(sql, key)
@@ -138,17 +138,17 @@ def collect(database: HubDatabase, device: str) -> Granted:
             database.execute("DELETE FROM devices WHERE hash = ?", key)
             if answer == _YES:
                 accounts.check_account(database, account)  # it may have been removed since the approval
-                names = tokens.names(namespaces)
+                names = tokens.parse_scope(namespaces)
                 identity = Identity(account, role, names)
                 return _grant(database, identity, kind, secrets.token_hex(8))
         else:
             database.execute("UPDATE devices SET polled = ? WHERE hash = ?", now, key)
     if answer is not None:
         raise DeviceError("access_denied")
-    raise DeviceError("slow_down" if now - polled < INTERVAL - 1 else "authorization_pending")
+    raise DeviceError("slow_down" if now - polled < POLL_INTERVAL - 1 else "authorization_pending")
 
 
-def renew(database: HubDatabase, refresh: str) -> Granted:
+def renew(database: HubDatabase, refresh: str) -> TokenGrant:
     """Return a new token for a login.
 
     Raises:
@@ -160,7 +160,7 @@ def renew(database: HubDatabase, refresh: str) -> Granted:
             "SELECT r.family, r.used, r.expires, t.id, t.account, t.role, t.namespaces, t.kind, t.revoked"
             " FROM refreshes r JOIN tokens t ON t.id = r.token WHERE r.hash = ?"
         )
-        rows = database.select(sql, tokens.hashed(refresh))
+        rows = database.select(sql, tokens.hash_of(refresh))
         is_valid = False
         if rows:
             family, used, expires, old_token, account, role, namespaces, kind, revoked = rows[0]
@@ -169,9 +169,9 @@ def renew(database: HubDatabase, refresh: str) -> Granted:
                 # The refresh token was used before, so it has leaked: end every token of this login.
                 database.execute(_END_FAMILY, now, family)
             if is_valid:
-                database.execute("UPDATE refreshes SET used = ? WHERE hash = ?", now, tokens.hashed(refresh))
+                database.execute("UPDATE refreshes SET used = ? WHERE hash = ?", now, tokens.hash_of(refresh))
                 database.execute("UPDATE tokens SET revoked = ? WHERE id = ?", now, old_token)
-                names = tokens.names(namespaces)
+                names = tokens.parse_scope(namespaces)
                 return _grant(database, Identity(account, role, names), kind, family)
     raise DeviceError("invalid_grant")
 
@@ -179,11 +179,11 @@ def renew(database: HubDatabase, refresh: str) -> Granted:
 _END_FAMILY = "UPDATE tokens SET revoked = ? WHERE revoked IS NULL AND id IN (SELECT token FROM refreshes WHERE family = ?)"
 
 
-def _grant(database: HubDatabase, identity: Identity, kind: str, family: str) -> Granted:
+def _grant(database: HubDatabase, identity: Identity, kind: str, family: str) -> TokenGrant:
     limits = tokens.Limits(namespaces=identity.namespaces, kind=kind, lifetime=TOKEN_LIFETIME)
     token, ident = tokens.issue(database, identity.account, identity.role, **limits)
     refresh = secrets.token_urlsafe(32)
     database.execute("DELETE FROM refreshes WHERE expires < ?", time.time())
     sql = "INSERT INTO refreshes (hash, family, token, expires) VALUES (?, ?, ?, ?)"
-    database.execute(sql, tokens.hashed(refresh), family, ident, time.time() + _REFRESH_LIFETIME)
-    return Granted(identity.account, token, refresh, TOKEN_LIFETIME)
+    database.execute(sql, tokens.hash_of(refresh), family, ident, time.time() + _REFRESH_LIFETIME)
+    return TokenGrant(identity.account, token, refresh, TOKEN_LIFETIME)

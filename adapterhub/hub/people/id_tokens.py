@@ -29,7 +29,7 @@ _MAX_DOCUMENT = 1 << 20  # bytes
 _LEEWAY = 60  # seconds that clocks may differ
 _MAX_VALIDITY = 86400  # the longest validity of a token that is accepted, in seconds
 _KEYS_TTL, _REFETCH_INTERVAL = 3600.0, 60.0  # seconds for which keys are reused, and between fetches for an unknown key id
-_MOST = 100  # keys kept of an issuer
+_MAX_KEYS = 100  # keys kept of an issuer
 _RSA_BITS = range(2048, 8193)
 
 
@@ -53,27 +53,27 @@ class IssuerConfiguration:
 
 def issuer_of(token: str) -> str:
     """Return the issuer a token names, to find the keys to verify it with. The name alone proves nothing."""
-    return str(_parsed(token)[1].get("iss", ""))
+    return str(_parse(token)[1].get("iss", ""))
 
 
-def _parsed(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
+def _parse(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes, bytes]:
     """Return header, claims, the signed bytes, and the signature."""
     parts = token.split(".")
     if len(parts) != 3 or len(token) > _MAX_TOKEN or not token.isascii():
         raise FormatError(_LOCATION, "not a signed JSON web token")
-    header, claims, signature = (_decoded(part) for part in parts)
+    header, claims, signature = (_decode(part) for part in parts)
     signed = token.rpartition(".")[0].encode()
     return json_file.parse_object(header, _LOCATION), json_file.parse_object(claims, _LOCATION), signed, signature
 
 
-def _decoded(text: str) -> bytes:
+def _decode(text: str) -> bytes:
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise FormatError(_LOCATION, "not a JSON web token: a part is not in base64url") from error
 
 
-def is_value(claim: object, value: str) -> bool:
+def claim_equals(claim: object, value: str) -> bool:
     """Return whether a claim has exactly a value; numbers and booleans are compared in their JSON form."""
     return claim == value if isinstance(claim, str) else claim is not None and json.dumps(claim) == value
 
@@ -83,8 +83,8 @@ class Issuers:
 
     def __init__(self, proxy: ProxyOf = no_proxy, clock: Callable[[], float] = time.monotonic) -> None:
         self._proxy, self._clock = proxy, clock
-        self._known: dict[str, tuple[float, IssuerConfiguration]] = {}
-        self._turns: dict[str, threading.Lock] = {}  # one per issuer, so that a slow issuer delays only itself
+        self._configurations: dict[str, tuple[float, IssuerConfiguration]] = {}
+        self._locks: dict[str, threading.Lock] = {}  # one per issuer, so that a slow issuer delays only itself
 
     def about(self, issuer: str) -> Mapping[str, Any]:
         """Return the configuration of an issuer (OpenID Connect Discovery 1.0)."""
@@ -92,20 +92,20 @@ class Issuers:
 
     def keys(self, issuer: str, ident: object) -> list[dict[str, Any]]:
         """Return the keys of an issuer with an id; fetch them again if there is none."""
-        return _named(self._configuration_of(issuer, lambda configuration: bool(_named(configuration.keys, ident))).keys, ident)
+        return _keys_with_id(self._configuration_of(issuer, lambda configuration: bool(_keys_with_id(configuration.keys, ident))).keys, ident)
 
     def _configuration_of(self, issuer: str, is_enough: Callable[[IssuerConfiguration], bool]) -> IssuerConfiguration:
         """Return a configuration of the last hour; fetch it again, at most once a minute, unless `is_enough` accepts it."""
-        with self._turns.setdefault(issuer, threading.Lock()):
-            fetched_at, configuration = self._known.get(issuer, (float("-inf"), IssuerConfiguration({}, ())))
+        with self._locks.setdefault(issuer, threading.Lock()):
+            fetched_at, configuration = self._configurations.get(issuer, (float("-inf"), IssuerConfiguration({}, ())))
             age = self._clock() - fetched_at
             if age > _KEYS_TTL or (not is_enough(configuration) and age > _REFETCH_INTERVAL):
                 configuration = _fetch_configuration(issuer, self._proxy)
-                self._known[issuer] = self._clock(), configuration
+                self._configurations[issuer] = self._clock(), configuration
         return configuration
 
 
-def _named(keys: Sequence[dict[str, Any]], ident: object) -> list[dict[str, Any]]:
+def _keys_with_id(keys: Sequence[dict[str, Any]], ident: object) -> list[dict[str, Any]]:
     return [key for key in keys if ident is None or key.get("kid") == ident]
 
 
@@ -114,11 +114,11 @@ def client_of(issuer: str, proxy: ProxyOf, secrets: Callable[[], Sequence[str]] 
     return Client(issuer, pauses=(), timeout=10.0, proxy=proxy, secrets=secrets)
 
 
-def document(client: Client, issuer: str, url: object, method: str = "GET", **more: Any) -> dict[str, Any]:
+def fetch_document(client: Client, issuer: str, url: object, method: str = "GET", **options: Any) -> dict[str, Any]:
     """Return a JSON object at an address named by the issuer; `options` are passed to `Client.ask`."""
     if not isinstance(url, str) or origin(url, issuer)[0] != origin(issuer, issuer)[0]:
         raise FormatError(issuer, "its configuration has no valid HTTPS address")
-    answer = client.ask(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **more)
+    answer = client.ask(method, url, issuer, good=(200,), limit=_MAX_DOCUMENT, **options)
     return json_file.parse_object(answer.body, issuer)
 
 
@@ -126,16 +126,16 @@ def _fetch_configuration(issuer: str, proxy: ProxyOf) -> IssuerConfiguration:
     """Fetch the configuration and the keys of an issuer."""
     check_issuer(issuer)
     with closing(client_of(issuer, proxy)) as client:
-        about = document(client, issuer, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+        about = fetch_document(client, issuer, f"{issuer.rstrip('/')}/.well-known/openid-configuration")
         if about.get("issuer") != issuer:
             raise FormatError(issuer, "its configuration names another issuer")
-        keys = document(client, issuer, about.get("jwks_uri")).get("keys")
-    return IssuerConfiguration(about, [key for key in keys[:_MOST] if isinstance(key, dict)] if isinstance(keys, list) else [])
+        keys = fetch_document(client, issuer, about.get("jwks_uri")).get("keys")
+    return IssuerConfiguration(about, [key for key in keys[:_MAX_KEYS] if isinstance(key, dict)] if isinstance(keys, list) else [])
 
 
 def check_issuer(issuer: str) -> None:
     """Raise UsageError or RefusedError unless a text is the URL of an issuer, with TLS unless on this machine."""
-    scheme, host, _ = origin(issuer, issuer, typed=True)
+    scheme, host, _ = origin(issuer, issuer, is_user_input=True)
     if scheme != "https" and not is_loopback(host):
         raise RefusedError(issuer, "its keys are not served over HTTPS", "Use https")
 
@@ -154,7 +154,7 @@ def verify(token: str, issuer: str, audience: str, issuers: Issuers, *, now: flo
     Raises:
         AdapterhubError: The token is invalid or expired, or the issuer's keys cannot be fetched.
     """
-    header, claims, signed, signature = _parsed(token)
+    header, claims, signed, signature = _parse(token)
     if claims.get("iss") != issuer:
         raise RefusedError(_LOCATION, "it was issued by another issuer")
     algorithm = header.get("alg")
@@ -195,7 +195,7 @@ def _rs256(key: Mapping[str, Any], signed: bytes, signature: bytes) -> bool:
     if key.get("kty") != "RSA" or key.get("use", "sig") != "sig":
         return False
     try:
-        n, e = (int.from_bytes(_decoded(str(key.get(name, "")))) for name in ("n", "e"))
+        n, e = (int.from_bytes(_decode(str(key.get(name, "")))) for name in ("n", "e"))
         if n.bit_length() not in _RSA_BITS:
             return False
         rsa.RSAPublicNumbers(e, n).public_key().verify(signature, signed, padding.PKCS1v15(), hashes.SHA256())
@@ -212,7 +212,7 @@ def _es256(key: Mapping[str, Any], signed: bytes, signature: bytes) -> bool:
     if key.get("kty") != "EC" or key.get("crv") != "P-256" or key.get("use", "sig") != "sig" or len(signature) != 64:
         return False
     try:
-        x, y = (int.from_bytes(_decoded(str(key.get(name, "")))) for name in ("x", "y"))
+        x, y = (int.from_bytes(_decode(str(key.get(name, "")))) for name in ("x", "y"))
         public = ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
         r, s = int.from_bytes(signature[:32]), int.from_bytes(signature[32:])
         public.verify(utils.encode_dss_signature(r, s), signed, ec.ECDSA(hashes.SHA256()))

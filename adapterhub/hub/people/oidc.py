@@ -25,7 +25,7 @@ from adapterhub.hub.settings import Provider
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 
 from . import id_tokens
-from .id_tokens import IdToken, Issuers, client_of, document
+from .id_tokens import IdToken, Issuers, client_of, fetch_document
 
 LIFETIME = 600
 """Seconds in which a login must be completed."""
@@ -63,24 +63,24 @@ class Login:
     @property
     def state(self) -> str:
         """The value the provider returns with its answer, which ties that to this browser."""
-        return self._made("state")
+        return self._derived("state")
 
     @property
     def nonce(self) -> str:
         """The value in the ID token, which ties that to this login."""
-        return self._made("nonce")
+        return self._derived("nonce")
 
     @property
     def verifier(self) -> str:
         """The secret with which only the hub can redeem the code."""
-        return self._made("verifier")
+        return self._derived("verifier")
 
     @property
     def challenge(self) -> str:
         """The hash of the verifier, which the provider stores."""
         return base64.urlsafe_b64encode(hashlib.sha256(self.verifier.encode()).digest()).decode().rstrip("=")
 
-    def _made(self, use: str) -> str:
+    def _derived(self, use: str) -> str:
         return hmac.new(self.key, f"oidc {use}\n{self.cookie}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
     def check(self, state: str) -> str:
@@ -96,7 +96,7 @@ class Login:
         raise RefusedError("sign-in", "this login was begun in another browser, or too long ago", "Begin it again")
 
 
-def address(provider: Provider, issuers: Issuers, login: Login, redirect_uri: str) -> str:
+def login_url(provider: Provider, issuers: Issuers, login: Login, redirect_uri: str) -> str:
     """Return the provider's URL to log in at; it redirects back to `redirect_uri` at the hub.
 
     Raises:
@@ -149,7 +149,7 @@ def complete(provider: Provider, issuers: Issuers, login: Login, redirect_uri: s
             raise RefusedError(provider.issuer, "gives no ID token")
         id_token = id_tokens.verify(token, provider.issuer, provider.client, issuers, now=time.time(), nonce=login.nonce)
         # The signed claims of the ID token win over those of userinfo.
-        return replace(id_token, claims={**_more(client, provider, about, tokens, id_token), **id_token.claims})
+        return replace(id_token, claims={**_user_info(client, provider, about, tokens, id_token), **id_token.claims})
 
 
 def _redeem_code(client: Client, provider: Provider, about: Mapping[str, Any], fields: dict[str, str]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _redeem_code(client: Client, provider: Provider, about: Mapping[str, Any], f
         form |= {"client_id": provider.client, **({"client_secret": provider.secret} if provider.secret else {})}
     body = urlencode(form).encode()
     try:
-        return document(
+        return fetch_document(
             client, provider.issuer, about.get("token_endpoint"), "POST", headers=headers, body=body, redirects=False
         )
     except DeniedError as error:
@@ -173,7 +173,7 @@ def _redeem_code(client: Client, provider: Provider, about: Mapping[str, Any], f
         raise RefusedError(provider.issuer, problem, "Ask the hub's operator to check them") from error
 
 
-def _more(
+def _user_info(
     client: Client, provider: Provider, about: Mapping[str, Any], tokens: Mapping[str, Any], id_token: IdToken
 ) -> dict[str, Any]:
     """Return the claims of the userinfo endpoint (Core 1.0, 5.3): many providers have names and groups only there."""
@@ -181,7 +181,7 @@ def _more(
     if endpoint is None or not isinstance(access, str) or len(access) > _MAX_TOKEN:
         return {}
     headers = {"Authorization": f"Bearer {access}", "Accept": "application/json"}
-    claims = document(client, provider.issuer, endpoint, headers=headers, redirects=False)
+    claims = fetch_document(client, provider.issuer, endpoint, headers=headers, redirects=False)
     if claims.get("sub") != id_token.claims.get("sub"):
         raise RefusedError(provider.issuer, "has the data of another user than the one who logged in")
     return claims

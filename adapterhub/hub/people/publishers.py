@@ -58,12 +58,12 @@ def add(database: HubDatabase, scope: str, issuer: str, claims: Mapping[str, str
         hint = f"Give one of {', '.join(_IDENTIFYING_CLAIMS)}"
         raise UsageError(issuer, "its claims would trust everybody who uses this provider", hint)
     with database.transaction():
-        accounts.ensure(database, account)
+        accounts.ensure_account(database, account)
         sql = "INSERT INTO publishers (scope, issuer, claims, account) VALUES (?, ?, ?, ?) RETURNING id"
         return int(database.select(sql, scope, issuer, json.dumps(dict(claims)), account)[0][0])
 
 
-def listed(database: HubDatabase) -> list[Publisher]:
+def list_publishers(database: HubDatabase) -> list[Publisher]:
     """Return the publishers, by scope."""
     rows = database.select("SELECT id, scope, issuer, claims, account FROM publishers ORDER BY scope, id")
     return [Publisher(row[0], row[1], row[2], json_file.parse_object(row[3], "hub.db"), row[4]) for row in rows]
@@ -88,7 +88,7 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
     # Before any verification: keys are only fetched from issuers that some publisher names.
     issuer = id_tokens.issuer_of(token)
     scopes = {resource, resource.partition("/")[0]}
-    trusted = [candidate for candidate in listed(database) if candidate.issuer == issuer and candidate.scope in scopes]
+    trusted = [candidate for candidate in list_publishers(database) if candidate.issuer == issuer and candidate.scope in scopes]
     if not trusted:
         raise RefusedError(
             resource[:200], f"no publisher at {issuer[:200]} is trusted here", "Ask the hub's operator to add it"
@@ -112,4 +112,4 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
 
 
 def _matches(publisher: Publisher, claims: Mapping[str, object]) -> bool:
-    return all(id_tokens.is_value(claims.get(name), value) for name, value in publisher.claims.items())
+    return all(id_tokens.claim_equals(claims.get(name), value) for name, value in publisher.claims.items())

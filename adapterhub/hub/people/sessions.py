@@ -36,10 +36,10 @@ def sign_in(database: HubDatabase, account: str) -> str:
         return start(database, token, SIGNED_IN)
 
 
-def find(database: HubDatabase, cookie: str) -> Identity | None:
+def session_identity(database: HubDatabase, cookie: str) -> Identity | None:
     """Return the identity of a session; None if it is unknown or over, or its token is revoked or expired."""
     rows = database.select("SELECT token FROM sessions WHERE id = ? AND expires > ?", _hash(cookie), time.time())
-    return tokens.by_id(database, rows[0][0]) if rows else None
+    return tokens.identify_by_id(database, rows[0][0]) if rows else None
 
 
 def end(database: HubDatabase, cookie: str) -> None:

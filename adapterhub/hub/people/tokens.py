@@ -54,7 +54,7 @@ class Identity:
         if self.roles is None:
             return self.role
         roles = [self.roles[name] for name in (namespace, EVERYWHERE) if name in self.roles]
-        return accounts.least(self.role, max(roles, key=ROLES.index)) if roles else ""
+        return accounts.lesser_role(self.role, max(roles, key=ROLES.index)) if roles else ""
 
     def may(self, role: str, name: str) -> bool:
         """Return whether the token has at least a role in a namespace or a repository."""
@@ -97,7 +97,7 @@ def create(database: HubDatabase, account: str, role: str, **limits: Unpack[Limi
     for name in (account, *limits.get("namespaces", ())):
         accounts.check_namespace(name)
     with database.transaction():
-        accounts.ensure(database, account)
+        accounts.ensure_account(database, account)
         return issue(database, account, role, **limits)[0]
 
 
@@ -106,7 +106,7 @@ def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limit
     token = _PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
     now, lifetime = time.time(), limits.get("lifetime")
     scope, kind = json.dumps(list(limits.get("namespaces", ()))), limits.get("kind", SERVICE)
-    values = (account, hashed(token), prefix_of(token), role, scope, kind, now, now + lifetime if lifetime else None)
+    values = (account, hash_of(token), prefix_of(token), role, scope, kind, now, now + lifetime if lifetime else None)
     sql = (
         "INSERT INTO tokens (account, hash, prefix, role, namespaces, kind, created, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " RETURNING id"
@@ -116,10 +116,10 @@ def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limit
 
 def identify(database: HubDatabase, token: str) -> Identity | None:
     """Return the identity of a token; None if it is unknown, revoked or expired."""
-    return _identity(database, "hash", hashed(token))
+    return _identity(database, "hash", hash_of(token))
 
 
-def by_id(database: HubDatabase, ident: int) -> Identity | None:
+def identify_by_id(database: HubDatabase, ident: int) -> Identity | None:
     """Return the identity of the token with an id; None as for `identify`."""
     return _identity(database, "id", ident)
 
@@ -130,18 +130,18 @@ def _identity(database: HubDatabase, column: str, value: object) -> Identity | N
         if expires is None or expires > time.time():
             # Looked up at each use, so that a role taken away is gone from existing tokens.
             roles = None if kind in _KINDS_WITH_ROLE else accounts.roles(database, account)
-            return Identity(account, role, names(namespaces), ident, expires, prefix, roles)
+            return Identity(account, role, parse_scope(namespaces), ident, expires, prefix, roles)
     return None
 
 
-def listed(database: HubDatabase) -> list[Token]:
+def list_tokens(database: HubDatabase) -> list[Token]:
     """Return the valid tokens, by account."""
     sql = (
         "SELECT id, account, prefix, role, namespaces, kind, created, expires, used FROM tokens"
         " WHERE revoked IS NULL ORDER BY account, id"
     )
     rows = database.select(sql)
-    return [Token(row[0], row[1], row[2], row[3], names(row[4]), row[5], row[6], row[7], row[8]) for row in rows]
+    return [Token(row[0], row[1], row[2], row[3], parse_scope(row[4]), row[5], row[6], row[7], row[8]) for row in rows]
 
 
 def revoke(database: HubDatabase, ident: int) -> None:
@@ -161,12 +161,12 @@ def revoke_all(database: HubDatabase, account: str, kinds: Sequence[str]) -> Non
         database.execute(sql, time.time(), account, kind)
 
 
-def used(database: HubDatabase, ident: int) -> None:
+def record_use(database: HubDatabase, ident: int) -> None:
     """Record that a token was just used."""
     database.execute("UPDATE tokens SET used = ? WHERE id = ?", time.time(), ident)
 
 
-def names(text: str) -> tuple[str, ...]:
+def parse_scope(text: str) -> tuple[str, ...]:
     """Return the namespaces and repositories that a row limits its token to."""
     return tuple(json_file.parse(text, "hub.db"))
 
@@ -176,6 +176,6 @@ def prefix_of(token: str) -> str:
     return token[:_PREFIX_LENGTH]
 
 
-def hashed(token: str) -> str:
+def hash_of(token: str) -> str:
     """Return the stored form of a secret. A plain hash is enough, because secrets have many random bits."""
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -26,20 +26,20 @@ from adapterhub.store.atomic import local_errors
 from adapterhub.store.store import Store
 from adapterhub_converters.errors import IntegrityError
 
-from .log import Log, NoIndexFile, SharedLog
+from .log import LogMirror, NoIndexFile, SharedLog
 from .postgres import PostgresDatabase
 
 T = TypeVar("T")
 _PART_SIZE = 8 << 20  # bytes in one part of an upload
-_MOST = 1_000_000  # blobs about which facts are kept in memory
-RELIED = 3600.0
+_MAX_REMEMBERED = 1_000_000  # blobs about which facts are kept in memory
+RELIANCE_SECONDS = 3600.0
 """Seconds in which a process may rely on a blob it has noted."""
 _MIN_AGE = 3600.0  # seconds for which a copy stays after its last use
 _TRIM_FRACTION = 16  # the cache is trimmed when it has grown by this fraction of its limit
 
 
 @dataclass
-class Blobs:
+class BucketBlobs:
     """The state of the bucket that all threads of a process share.
 
     Attributes:
@@ -69,27 +69,27 @@ class Blobs:
     def rely(self, digest: Digest) -> int | None:
         """Return the size in bytes of a blob that the bucket will keep for the next hour; None if it is not there."""
         relied_on = self.relied.get(digest)
-        if relied_on and relied_on[0] > time.monotonic() - RELIED:
+        if relied_on and relied_on[0] > time.monotonic() - RELIANCE_SECONDS:
             return relied_on[1]
         noted_at = self._note(digest)  # note first, then look: a gc that runs in between spares the blob
         size = self.bucket.size(blob_key(digest))
         if size is None:
             self.sizes.pop(digest, None)
         else:
-            self._seen(digest, size, noted_at)
+            self._record_presence(digest, size, noted_at)
         return size
 
     def _note(self, digest: Digest) -> float:
         """Protect a blob from a gc, waiting while one is removing it; return when it was noted."""
         now = time.monotonic()
         noted_at = self.noted.get(digest)
-        if noted_at is None or noted_at <= now - RELIED:
-            self.database.hold(digest)
+        if noted_at is None or noted_at <= now - RELIANCE_SECONDS:
+            self.database.note_blob(digest)
             _remember(self.noted, digest, now)
             return now
         return noted_at
 
-    def _seen(self, digest: Digest, size: int, noted: float) -> None:
+    def _record_presence(self, digest: Digest, size: int, noted: float) -> None:
         _remember(self.sizes, digest, size)
         _remember(self.relied, digest, (noted, size))
 
@@ -97,20 +97,20 @@ class Blobs:
         """Write a blob into the bucket."""
         noted_at = self._note(digest)
         file.seek(0)
-        put_pieces(self.bucket, digest, pieces(file), size)
-        self._seen(digest, size, noted_at)
+        put_pieces(self.bucket, digest, read_pieces(file), size)
+        self._record_presence(digest, size, noted_at)
 
 
 class SharedStore(Store):
     """A store with its blobs in a bucket and its log in PostgreSQL; its folder has only what can be fetched again."""
 
-    def __init__(self, root: Path, blobs: Blobs, log: Log) -> None:
+    def __init__(self, root: Path, blobs: BucketBlobs, log: LogMirror) -> None:
         super().__init__(root)
         self._shared = blobs
         self.log = SharedLog(self.files, log)
         self.index_file = NoIndexFile(self.files)
 
-    def has(self, digest: Digest, size: int) -> bool:
+    def has_blob(self, digest: Digest, size: int) -> bool:
         """Return whether the bucket has a blob of that digest and size."""
         return self._shared.rely(digest) == size
 
@@ -119,7 +119,7 @@ class SharedStore(Store):
         local_size = super().size(digest, depth)
         return self._shared.size(digest) if local_size is None else local_size
 
-    def opened(self, digest: Digest, depth: int = 0) -> BinaryIO:
+    def open_stream(self, digest: Digest, depth: int = 0) -> BinaryIO:
         """Open a blob, fetching it if it is not here."""
         self.has_plain(digest)
         with contextlib.suppress(OSError):
@@ -135,7 +135,7 @@ class SharedStore(Store):
         """Return whether a blob can be read without asking the bucket."""
         return super().has_plain(digest)
 
-    def settle(self, path: Path, file: BinaryIO, digest: Digest) -> None:
+    def commit_blob(self, path: Path, file: BinaryIO, digest: Digest) -> None:
         """Make a complete file in tmp/ a blob, in the bucket first."""
         # Bucket first: a name here must never exist without the blob there.
         self._shared.put(digest, file, os.fstat(file.fileno()).st_size)
@@ -145,7 +145,7 @@ class SharedStore(Store):
         size = self._shared.size(digest)
         if size is None:
             return False
-        location = f"{self._shared.bucket.where}/{blob_key(digest)}"
+        location = f"{self._shared.bucket.location}/{blob_key(digest)}"
         with self.files.temporary() as (path, file):
             with self._shared.bucket.stream(blob_key(digest), size, 0, location) as source:
                 # Hashed on arrival: a damaged blob of the bucket must not become a copy here.
@@ -179,10 +179,10 @@ class SharedStore(Store):
             total -= size
 
 
-def _remember(what: dict[Digest, T], digest: Digest, value: T) -> None:
-    if len(what) >= _MOST:
-        what.clear()
-    what[digest] = value
+def _remember(memory: dict[Digest, T], digest: Digest, value: T) -> None:
+    if len(memory) >= _MAX_REMEMBERED:
+        memory.clear()
+    memory[digest] = value
 
 
 def blob_key(digest: Digest) -> str:
@@ -193,12 +193,12 @@ def blob_key(digest: Digest) -> str:
 def put_pieces(bucket: Bucket, digest: Digest, parts: Iterator[bytearray], size: int) -> None:
     """Write a blob of `size` bytes into a bucket, in one request if it is one piece."""
     if size <= _PART_SIZE:
-        bucket.put(blob_key(digest), b"".join(parts))
+        bucket.put_object(blob_key(digest), b"".join(parts))
     else:
         bucket.put_pieces(blob_key(digest), parts, _PART_SIZE)
 
 
-def pieces(file: BinaryIO) -> Iterator[bytearray]:
+def read_pieces(file: BinaryIO) -> Iterator[bytearray]:
     """Yield the bytes of an unbuffered file in pieces."""
     while True:
         piece = bytearray(_PART_SIZE)

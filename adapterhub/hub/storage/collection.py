@@ -17,18 +17,18 @@ from pathlib import Path
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
-from adapterhub.maintenance.gc import GRACE, Needs, Progress, Swept
+from adapterhub.maintenance.gc import GRACE, NeededBlobs, Progress, GcResult
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import ParameterError, RefusedError
 
-from .blobs import RELIED, blob_key
+from .blobs import RELIANCE_SECONDS, blob_key
 from .log import LOGS, parse_copy
 from .shared import TEMPORARY, SharedStorage
 
-LEAST = 2 * RELIED / 3600
+MIN_GRACE = 2 * RELIANCE_SECONDS / 3600
 """The shortest grace period, in hours."""
-_PARTS = 2 * 24 * 3600.0  # seconds for which a part of an upload stays: twice as long as it can be used
+_PART_LIFETIME = 2 * 24 * 3600.0  # seconds for which a part of an upload stays: twice as long as it can be used
 _BATCH, _AT_ONCE = 64, 8  # blobs per batch: others that note one of them wait for a second or two
 
 
@@ -39,7 +39,7 @@ def collect(
     last: int | None = None,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> Swept:
+) -> GcResult:
     """Drop versions that need not be kept, and remove unneeded blobs and parts of uploads from the bucket.
 
     Args:
@@ -53,22 +53,22 @@ def collect(
         RefusedError: The bucket has moves that the database lacks.
         IntegrityError: What a version needs cannot be determined.
     """
-    if grace < LEAST:
-        raise ParameterError("grace", f"{grace:g} h is too short for uploads in progress", f"Set at least {LEAST:g}")
+    if grace < MIN_GRACE:
+        raise ParameterError("grace", f"{grace:g} h is too short for uploads in progress", f"Set at least {MIN_GRACE:g}")
     with storage.registry() as registry:
         _check_log(storage, registry)
         dropped = retention.drop(registry, last, dry_run=dry_run)
-        swept = Swept(dry_run, dropped.refs, dropped.parents)
+        swept = GcResult(dry_run, dropped.refs, dropped.parents)
         needs = _NeededBlobs(storage, registry, grace, dropped.numbers if dry_run else {})
         _sweep(storage, needs, swept, grace, progress)
     _remove_parts(storage, swept)
     return swept
 
 
-def _remove_parts(storage: SharedStorage, swept: Swept) -> None:
+def _remove_parts(storage: SharedStorage, swept: GcResult) -> None:
     """Remove parts of uploads that no client can continue any more."""
     for key, size, modified in storage.bucket.objects(TEMPORARY):
-        if modified < time.time() - _PARTS:
+        if modified < time.time() - _PART_LIFETIME:
             if not swept.dry_run:
                 storage.bucket.remove(key)
             swept.leftovers += 1
@@ -80,21 +80,21 @@ class _NeededBlobs:
 
     def __init__(self, storage: SharedStorage, registry: Registry, grace: float, unkept: dict[str, list[int]]) -> None:
         self._storage, self._registry = storage, registry
-        self._by_logs = Needs(registry.store, self._known, grace * 3600, unkept, written=_written)
+        self._by_logs = NeededBlobs(registry.store, self._known_positions, grace * 3600, unkept, entry_time=_written_at)
 
-    def _known(self) -> dict[str, int]:
+    def _known_positions(self) -> dict[str, int]:
         return {name.name: name.seq for name in queries.names(self._registry.index)}
 
     def update(self) -> tuple[set[Digest], set[Digest]]:
         """Return the needed blobs, and those of them that only the grace period keeps."""
         self._storage.refresh(self._registry)
-        with self._registry.locked():
+        with self._registry.write_lock():
             stay = self._by_logs.update()
         uploaded = {digest for (digest,) in self._storage.database.select("SELECT digest FROM uploaded")}
         return stay | uploaded, self._by_logs.spared - uploaded
 
 
-def _written(entry: Entry, _path: Path) -> float:
+def _written_at(entry: Entry, _path: Path) -> float:
     """Return when an entry was written; the mirror's file only tells when it arrived here."""
     try:
         return datetime.datetime.fromisoformat(entry.time).timestamp()
@@ -113,12 +113,12 @@ def _check_log(storage: SharedStorage, registry: Registry) -> None:
     for (log, name), seq in newest.items():
         if registry.store.log.entry(name, seq, log=log) is None:
             problem = f"has entry {seq} of {log}/{name}, which the database lacks; nothing was removed"
-            raise RefusedError(storage.bucket.where, problem, "Restore the database from a backup, or recover an empty one")
+            raise RefusedError(storage.bucket.location, problem, "Restore the database from a backup, or recover an empty one")
 
 
-def _sweep(storage: SharedStorage, needs: _NeededBlobs, swept: Swept, grace: float, progress: Progress | None) -> None:
+def _sweep(storage: SharedStorage, needs: _NeededBlobs, swept: GcResult, grace: float, progress: Progress | None) -> None:
     stay, spared = needs.update()
-    noted, spared_since = storage.database.held(grace), time.time() - grace * 3600
+    noted, spared_since = storage.database.noted_blobs(grace), time.time() - grace * 3600
     sizes: dict[Digest, int] = {}
     for key, size, modified in storage.bucket.objects("blobs/sha256"):
         name = key.rpartition("/")[2]
@@ -145,6 +145,6 @@ def _remove(storage: SharedStorage, batch: Sequence[Digest], needs: _NeededBlobs
     # Look again right before removing: a push may have named one of these blobs since the sweep began.
     stay, _ = needs.update()
     unneeded = [digest for digest in batch if digest not in stay]
-    with storage.database.let_go(unneeded, grace) as removed, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with storage.database.lock_unnoted(unneeded, grace) as removed, ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(lambda digest: storage.bucket.remove(blob_key(digest)), removed))
     return removed

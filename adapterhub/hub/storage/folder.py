@@ -9,7 +9,7 @@ from typing import BinaryIO
 from adapterhub.digest import Digest
 from adapterhub.hub.database import HubDatabase
 from adapterhub.registry.registry import Registry
-from adapterhub.store.atomic import Files, local_errors, write_all
+from adapterhub.store.atomic import StoreFiles, local_errors, write_all
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import FOLDER, Store
 
@@ -43,9 +43,9 @@ class Storage:
     def refresh(self, registry: Registry) -> None:
         """Bring a registry up to date with moves by other machines."""
 
-    def opened(self, digest: Digest) -> BinaryIO:
+    def open_blob(self, digest: Digest) -> BinaryIO:
         """Open a blob to be sent; the caller closes it."""
-        return self.store().opened(digest)
+        return self.store().open_stream(digest)
 
     def address(self, digest: Digest, size: int) -> str:
         """Return an address where a client can get a blob without the hub, for some minutes; empty if it cannot."""
@@ -65,14 +65,14 @@ class Storage:
                 files.move(new, path)
         return True
 
-    def kept(self, name: str) -> BinaryIO | None:
+    def open_kept(self, name: str) -> BinaryIO | None:
         """Open a kept file, which the caller closes; None if there is none."""
         path = self._files().root / "tmp" / name
         with local_errors(path), suppress(FileNotFoundError):
             return self._files().open(path)
         return None
 
-    def _files(self) -> Files:
+    def _files(self) -> StoreFiles:
         return self.store().files
 
     def remove_stale(self) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from adapterhub.digest import Digest
 from adapterhub.remotes.objects.bucket import Bucket
-from adapterhub.store.atomic import Files
+from adapterhub.store.atomic import StoreFiles
 from adapterhub.store.oci_index import IndexFile, Line
-from adapterhub.store.ref_log import REFS, Entry, RefLog, placed
+from adapterhub.store.ref_log import REFS, Entry, RefLog, parse_entry_at
 from adapterhub.store.store import DOCUMENTS
 from adapterhub_converters import linear
 from adapterhub_converters.errors import AdapterhubError, FormatError
@@ -31,7 +31,7 @@ _COPY = linear.Pattern(r"(refs|bases|merges|hub)/([a-z0-9._/-]+)/([0-9]{8,15})\.
 _MAX_COPIES = 100  # entries copied with each move, so that those the bucket failed to take catch up
 
 
-class Log:
+class LogMirror:
     """The state of the log that all threads of a process share: how far it is mirrored.
 
     Attributes:
@@ -42,10 +42,10 @@ class Log:
 
     def __init__(self, root: Path, database: PostgresDatabase, bucket: Bucket) -> None:
         self.database, self.bucket = database, bucket
-        self._files = Files(root)
+        self._files = StoreFiles(root)
         self._mark = root / "seen"
         self._seen = 0
-        self.turn = threading.Lock()
+        self.refresh_lock = threading.Lock()
 
     def open(self) -> None:
         """Continue where the mirror left off."""
@@ -54,11 +54,11 @@ class Log:
 
     def has_news(self) -> bool:
         """Return whether the log has entries that the mirror may lack."""
-        return bool(self.database.after(self._seen, 1))
+        return bool(self.database.rows_after(self._seen, 1))
 
     def pages(self) -> Iterator[list[LogRow]]:
         """Yield the entries that the mirror may lack, in batches, oldest first."""
-        while rows := self.database.after(self._seen, _PAGE_SIZE):
+        while rows := self.database.rows_after(self._seen, _PAGE_SIZE):
             yield rows
             self._seen = max(self._seen, rows[-1].id)
 
@@ -82,7 +82,7 @@ class Log:
 class SharedLog(RefLog):
     """The mirror of the log, below the root of a store."""
 
-    def __init__(self, files: Files, shared: Log) -> None:
+    def __init__(self, files: StoreFiles, shared: LogMirror) -> None:
         super().__init__(files)
         self._shared = shared
 
@@ -95,7 +95,7 @@ class SharedLog(RefLog):
             # Only after the commit: a bucket that cannot be written to must not fail the move.
             copy_entries(database, self._shared.bucket)
         else:
-            self._shared.mirror(database.of_name(log, entry.name, entry.seq))
+            self._shared.mirror(database.rows_of_name(log, entry.name, entry.seq))
         return is_committed
 
 
@@ -115,21 +115,21 @@ class DatabaseLog:
 
     def entry(self, name: str, seq: int, *, log: str = REFS) -> tuple[Entry, Digest] | None:
         """Return entry `seq` (from 1) of a name's log and the digest of its bytes; None if it is missing."""
-        raw = self._of(log, name).get(seq)
-        return None if raw is None else placed(raw, name, seq, self.where(name, seq, log=log))
+        raw = self._entries_of(log, name).get(seq)
+        return None if raw is None else parse_entry_at(raw, name, seq, self.where(name, seq, log=log))
 
     def has_entry_after(self, name: str, seq: int, *, log: str = REFS) -> bool:
         """Return whether there is an entry with a number above `seq`."""
-        return any(number > seq for number in self._of(log, name))
+        return any(number > seq for number in self._entries_of(log, name))
 
     def where(self, name: str, seq: int, *, log: str = REFS) -> str:
         """Return the key of an entry's copy."""
         return copy_key(log, name, seq)
 
-    def _of(self, log: str, name: str) -> dict[int, bytes]:
+    def _entries_of(self, log: str, name: str) -> dict[int, bytes]:
         """Return the entries of a name by number, all as of one moment; those of the last requested name are cached."""
         if self._name != (log, name):
-            self._name, self._rows = (log, name), {row.seq: row.raw for row in self._database.of_name(log, name, 1)}
+            self._name, self._rows = (log, name), {row.seq: row.raw for row in self._database.rows_of_name(log, name, 1)}
         return self._rows
 
 
@@ -172,10 +172,10 @@ def copy_entries(database: PostgresDatabase, bucket: Bucket, most: int = _MAX_CO
 
     A bucket that cannot be written to does not fail the move: the entry is in the log, and is copied with a later one.
     """
-    rows = database.uncopied(most)
+    rows = database.rows_without_copy(most)
     try:
         with ThreadPoolExecutor(min(_THREADS, len(rows) or 1)) as pool:
-            list(pool.map(lambda row: bucket.put(copy_key(row.log, row.name, row.seq), row.raw), rows))
+            list(pool.map(lambda row: bucket.put_object(copy_key(row.log, row.name, row.seq), row.raw), rows))
     except AdapterhubError as error:
         _log.warning("the log has entries that the bucket lacks: %s", error)
         return 0

@@ -24,7 +24,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
-from .blobs import blob_key, pieces, put_pieces
+from .blobs import blob_key, read_pieces, put_pieces
 from .log import LOGS, copy_entries, parse_copy
 from .postgres import LogRow, PostgresDatabase
 
@@ -50,8 +50,8 @@ def move_in(folder: Path, database: PostgresDatabase, bucket: Bucket, progress: 
         IntegrityError: A blob is damaged.
     """
     _check_empty(database)
-    bucket.make()
-    with Registry.open(folder) as registry, registry.locked(), closing(HubDatabase(folder)) as tables:
+    bucket.create_folder()
+    with Registry.open(folder) as registry, registry.write_lock(), closing(HubDatabase(folder)) as tables:
         store = registry.store
         sizes = _sizes(store)
         size = _send(store, sizes, bucket, progress)
@@ -74,11 +74,11 @@ def move_out(database: PostgresDatabase, bucket: Bucket, folder: Path, progress:
         OutputExistsError: The folder exists.
         IntegrityError: A blob is damaged, or a log cannot be replayed.
     """
-    with atomic.whole(folder) as new_folder, Registry.init(new_folder) as registry, closing(HubDatabase(new_folder)) as tables:
+    with atomic.pending_output(folder) as new_folder, Registry.init(new_folder) as registry, closing(HubDatabase(new_folder)) as tables:
         entries = 0
         for rows in _pages(database):
             for row in rows:
-                registry.store.log.mirror(row.raw, _parsed(row), log=row.log)
+                registry.store.log.mirror(row.raw, _parse_row(row), log=row.log)
             entries += len(rows)
         blobs = {f"sha256:{key.rpartition('/')[2]}": size for key, size, _ in bucket.objects("blobs/sha256")}
         advance = counter(progress, sum(blobs.values()))
@@ -112,14 +112,14 @@ def recover(database: PostgresDatabase, bucket: Bucket) -> int:
         seqs = [row.seq for row in group]
         if seqs != list(range(1, len(seqs) + 1)):
             missing = min(set(range(1, seqs[-1])) - set(seqs))
-            raise IntegrityError(f"{bucket.where}/{log}/{name}", f"entry {missing} is missing", "Restore it from a backup")
+            raise IntegrityError(f"{bucket.location}/{log}/{name}", f"entry {missing} is missing", "Restore it from a backup")
     with database.transaction():
         return _fill(database, rows, copied=True)
 
 
 def _check_empty(database: PostgresDatabase) -> None:
-    if database.after(0, 1) or database.select("SELECT 1 FROM accounts LIMIT 1"):
-        raise RefusedError(database.where, "has a hub already", "Name an empty database")
+    if database.rows_after(0, 1) or database.select("SELECT 1 FROM accounts LIMIT 1"):
+        raise RefusedError(database.location, "has a hub already", "Name an empty database")
 
 
 # ---- blobs
@@ -140,7 +140,7 @@ def _send(store: Store, sizes: dict[Digest, int], bucket: Bucket, progress: Prog
         if bucket.size(blob_key(digest)) == size:
             return 0
         with store.open_blob(digest) as file:
-            put_pieces(bucket, digest, _checked(pieces(file), digest), size)
+            put_pieces(bucket, digest, _verified_pieces(read_pieces(file), digest), size)
         return size
 
     total = 0
@@ -152,7 +152,7 @@ def _send(store: Store, sizes: dict[Digest, int], bucket: Bucket, progress: Prog
     return total
 
 
-def _checked(parts: Iterable[bytearray], digest: Digest) -> Iterator[bytearray]:
+def _verified_pieces(parts: Iterable[bytearray], digest: Digest) -> Iterator[bytearray]:
     hasher = hashlib.sha256()
     for piece in parts:
         hasher.update(piece)
@@ -184,12 +184,12 @@ def _fill(database: PostgresDatabase, rows: Iterable[LogRow], *, copied: bool) -
 
 def _pages(database: PostgresDatabase) -> Iterator[list[LogRow]]:
     last = 0
-    while rows := database.after(last, _PAGE_SIZE):
+    while rows := database.rows_after(last, _PAGE_SIZE):
         yield rows
         last = rows[-1].id
 
 
-def _parsed(row: LogRow) -> Entry:
+def _parse_row(row: LogRow) -> Entry:
     entry = Entry.parse(row.raw, f"{row.log}/{row.name}/{row.seq}")
     if (entry.name, entry.seq) != (row.name, row.seq):
         raise FormatError(f"{row.log}/{row.name}/{row.seq}", f"contains entry {entry.seq} of {entry.name[:80]}")
@@ -202,7 +202,7 @@ def _read_copy(bucket: Bucket, key: str) -> LogRow | None:
     if position is None or raw is None:
         return None
     row = LogRow(0, *position, raw)
-    _parsed(row)
+    _parse_row(row)
     return row
 
 

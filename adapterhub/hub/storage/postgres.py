@@ -20,7 +20,7 @@ from adapterhub_converters.errors import NotFoundError, RefusedError, RemoteErro
 
 _log = logging.getLogger("adapterhub.hub")
 _CONNECTIONS = 16
-_PATIENCE = 10  # seconds to wait for a connection
+_CONNECT_TIMEOUT = 10  # seconds to wait for a connection
 _RECONNECT = 5  # seconds of one attempt to reconnect; the next request starts another, so that pauses stay short
 _SETTINGS = "-c statement_timeout=60s -c lock_timeout=30s -c idle_in_transaction_session_timeout=60s"
 _READ_ONLY = " -c default_transaction_read_only=on"
@@ -71,12 +71,12 @@ class PostgresDatabase(HubDatabase):
     def __init__(self, url: str, *, as_it_is: bool = False) -> None:
         from psycopg_pool import ConnectionPool
 
-        self.where = _shown(url)
+        self.location = _address_without_credentials(url)
         self._local = threading.local()
         options = _SETTINGS + (_READ_ONLY if as_it_is else "")
         connection_options = {
             "autocommit": True,
-            "connect_timeout": _PATIENCE,
+            "connect_timeout": _CONNECT_TIMEOUT,
             "options": options,
             "application_name": "adapterhub",
         }
@@ -85,17 +85,17 @@ class PostgresDatabase(HubDatabase):
             min_size=1,
             max_size=_CONNECTIONS,
             kwargs=connection_options,
-            timeout=_PATIENCE,
+            timeout=_CONNECT_TIMEOUT,
             reconnect_timeout=_RECONNECT,
             open=False,
         )
         try:
             with self._errors():
-                self._pool.open(wait=True, timeout=_PATIENCE)
+                self._pool.open(wait=True, timeout=_CONNECT_TIMEOUT)
             if not as_it_is:
                 self._migrate()
             elif not self.has_table("hub"):
-                raise NotFoundError(self.where, "has no tables of a hub", "Name the database that the hub is started with")
+                raise NotFoundError(self.location, "has no tables of a hub", "Name the database that the hub is started with")
             self.identity = str(self.select("SELECT identity FROM hub")[0][0])
         except BaseException:
             self._pool.close()
@@ -128,7 +128,7 @@ class PostgresDatabase(HubDatabase):
             connection.transaction(),
             connection.cursor() as cursor,
         ):
-            cursor.executemany(_psycopg_sql(sql), [_plain(row) for row in rows])
+            cursor.executemany(_psycopg_sql(sql), [_sqlite_values(row) for row in rows])
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -148,7 +148,7 @@ class PostgresDatabase(HubDatabase):
 
     def _run(self, sql: str, values: Sequence[object]) -> Any:
         with self._connection_for_thread() as connection, self._errors():
-            return connection.execute(_psycopg_sql(sql), _plain(values))
+            return connection.execute(_psycopg_sql(sql), _sqlite_values(values))
 
     @contextmanager
     def _connection_for_thread(self) -> Iterator[Any]:
@@ -170,7 +170,7 @@ class PostgresDatabase(HubDatabase):
             self.execute("INSERT INTO hub SELECT 0 WHERE NOT EXISTS (SELECT FROM hub)")
             version = self.select("SELECT version FROM hub")[0][0]
             if version > len(MIGRATIONS):
-                raise RefusedError(self.where, "a newer adapterhub made it", "Upgrade adapterhub", code="newer-version")
+                raise RefusedError(self.location, "a newer adapterhub made it", "Upgrade adapterhub", code="newer-version")
             for script in MIGRATIONS[version:]:
                 for statement in filter(str.strip, script.split(";")):
                     self.execute(_TYPE.sub(lambda match: _TYPES[match[0]], statement))
@@ -186,11 +186,11 @@ class PostgresDatabase(HubDatabase):
         except psycopg.IntegrityError as error:
             raise ConstraintError(str(error)) from error
         except PoolTimeout as error:
-            raise RemoteError(self.where, "no connection to the database", "Try again later") from error
+            raise RemoteError(self.location, "no connection to the database", "Try again later") from error
         except psycopg.Error as error:
             if isinstance(error, psycopg.OperationalError) and error.sqlstate in (None, "57P01"):
-                raise _GoneError(self.where, "the database has closed the connection", "Try again") from error
-            raise RemoteError(self.where, f"the database refuses the request: {str(error).partition(chr(10))[0]}") from error
+                raise _GoneError(self.location, "the database has closed the connection", "Try again") from error
+            raise RemoteError(self.location, f"the database refuses the request: {str(error).partition(chr(10))[0]}") from error
 
     # ---- the log
 
@@ -205,12 +205,12 @@ class PostgresDatabase(HubDatabase):
         )
         return bool(self.execute(sql, log, name, seq, raw, _APPENDS))
 
-    def after(self, ident: int, most: int) -> list[LogRow]:
+    def rows_after(self, ident: int, limit: int) -> list[LogRow]:
         """Return the entries after the row `ident`, oldest first."""
         sql = "SELECT id, log, name, seq, entry FROM entries WHERE id > ? ORDER BY id LIMIT ?"
-        return [LogRow(*row) for row in self.select(sql, ident, most)]
+        return [LogRow(*row) for row in self.select(sql, ident, limit)]
 
-    def of_name(self, log: str, name: str, seq: int) -> list[LogRow]:
+    def rows_of_name(self, log: str, name: str, seq: int) -> list[LogRow]:
         """Return the entries of a name from `seq` on."""
         sql = "SELECT id, log, name, seq, entry FROM entries WHERE log = ? AND name = ? AND seq >= ? ORDER BY seq"
         return [LogRow(*row) for row in self.select(sql, log, name, seq)]
@@ -219,10 +219,10 @@ class PostgresDatabase(HubDatabase):
         """Return the names that have entries, sorted."""
         return [name for (name,) in self.select("SELECT DISTINCT name FROM entries WHERE log = ? ORDER BY name", log)]
 
-    def uncopied(self, most: int) -> list[LogRow]:
+    def rows_without_copy(self, limit: int) -> list[LogRow]:
         """Return entries without a copy in the bucket."""
         sql = "SELECT id, log, name, seq, entry FROM entries WHERE NOT copied ORDER BY id LIMIT ?"
-        return [LogRow(*row) for row in self.select(sql, most)]
+        return [LogRow(*row) for row in self.select(sql, limit)]
 
     def mark_copied(self, rows: Sequence[LogRow]) -> None:
         """Record that entries have been copied."""
@@ -230,17 +230,17 @@ class PostgresDatabase(HubDatabase):
 
     # ---- blobs
 
-    def hold(self, digest: Digest) -> None:
+    def note_blob(self, digest: Digest) -> None:
         """Note that a process relies on a blob of the bucket, after waiting for any gc that is removing it."""
         self.execute("INSERT INTO held VALUES (?, now()) ON CONFLICT (digest) DO UPDATE SET time = excluded.time", digest)
 
-    def held(self, hours: float) -> set[Digest]:
+    def noted_blobs(self, hours: float) -> set[Digest]:
         """Return the blobs noted within some hours."""
         rows = self.select("SELECT digest FROM held WHERE time >= now() - make_interval(secs => ?)", hours * 3600)
         return {digest for (digest,) in rows}
 
     @contextmanager
-    def let_go(self, digests: Sequence[Digest], hours: float) -> Iterator[list[Digest]]:
+    def lock_unnoted(self, digests: Sequence[Digest], hours: float) -> Iterator[list[Digest]]:
         """Yield those blobs that were not noted for some hours; until the block ends, processes that note one of them wait."""
         with self._connection_for_thread() as connection, self._errors(), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_COLLECTS,))
@@ -261,7 +261,7 @@ def _psycopg_sql(sql: str) -> str:
     return sql.replace("%", "%%").replace("?", "%s")
 
 
-def _plain(values: Sequence[object]) -> list[object]:
+def _sqlite_values(values: Sequence[object]) -> list[object]:
     """Return values as SQLite takes them: booleans as numbers, and texts of any characters."""
     return [
         value.encode("utf-8", "replace").decode().replace("\0", "\ufffd") if isinstance(value, str)
@@ -270,7 +270,7 @@ def _plain(values: Sequence[object]) -> list[object]:
     ]  # fmt: skip
 
 
-def _shown(url: str) -> str:
+def _address_without_credentials(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("postgres", "postgresql"):
         raise UsageError("database", "not an address of PostgreSQL", "Write it like postgresql://user@host/name")

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from adapterhub.digest import Digest
 from adapterhub.hub.settings import HubSettings
 from adapterhub.index.database import FILE
-from adapterhub.maintenance.gc import GRACE, Swept, remove_conversions
+from adapterhub.maintenance.gc import GRACE, GcResult, remove_conversions
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.objects.address import ObjectAddress
@@ -27,9 +27,9 @@ from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
-from .blobs import Blobs, SharedStore, blob_key
+from .blobs import BucketBlobs, SharedStore, blob_key
 from .folder import Storage
-from .log import Log, copy_entries
+from .log import LogMirror, copy_entries
 from .postgres import LogRow, PostgresDatabase
 
 _MIRROR, _DATABASE = "mirror", "database"
@@ -57,8 +57,8 @@ class SharedStorage(Storage):
     def __init__(self, root: Path, database: PostgresDatabase, bucket: Bucket, *, cache: int, proxy: bool = False) -> None:
         super().__init__(root, database)
         self._proxy = proxy
-        self._blobs = Blobs(bucket, database, cache)
-        self._log = Log(root / _MIRROR, database, bucket)
+        self._blobs = BucketBlobs(bucket, database, cache)
+        self._log = LogMirror(root / _MIRROR, database, bucket)
         self._reading = self.store()
         self._trimmed = False
         self._open()
@@ -67,21 +67,21 @@ class SharedStorage(Storage):
         if (self.root / FOLDER).exists():
             problem = "has a registry of its own, and a hub with a database keeps only copies in its folder"
             raise RefusedError(str(self.root), problem, "Name another folder; `hub migrate` takes adapters along")
-        self._blobs.bucket.make()
+        self._blobs.bucket.create_folder()
         self._reading.create()
         files, mark = self._reading.files, self._reading.root / _DATABASE
         # The mark ties the folder to one database: copies of another hub would be served as this one's.
         if not files.exists(mark):
             files.replace(mark, self.database.identity.encode())
         if files.read(mark, 100).decode() != self.database.identity:
-            problem = f"has copies of another hub than that of {self.database.where}"
+            problem = f"has copies of another hub than that of {self.database.location}"
             raise RefusedError(str(self.root), problem, "Remove the folder, or name another one")
         self._log.open()
         is_new, names = not (self.root / FILE).exists(), set()
         # Mirror all logs before there is an index: building one from complete logs takes a tenth of the time.
         for rows in self._log.pages():
-            names |= self._take(rows)
-        with Registry.init(self.root, self.store()) as registry, registry.locked():
+            names |= self._mirror_rows(rows)
+        with Registry.init(self.root, self.store()) as registry, registry.write_lock():
             registry.ledger.catch_up(() if is_new else sorted(names))
         self._log.save()
         while copy_entries(self.database, self._blobs.bucket):
@@ -105,14 +105,14 @@ class SharedStorage(Storage):
         if not self._log.has_news():
             return
         # One thread updates the mirror; the others find it up to date.
-        with self._log.turn:
+        with self._log.refresh_lock:
             for rows in self._log.pages():
-                names = self._take(rows)
-                with registry.locked():
+                names = self._mirror_rows(rows)
+                with registry.write_lock():
                     registry.ledger.catch_up(sorted(names))
                 self._log.save()
 
-    def _take(self, rows: list[LogRow]) -> set[str]:
+    def _mirror_rows(self, rows: list[LogRow]) -> set[str]:
         """Mirror entries and fetch the documents that the index reads, many at a time; return the names of adapters."""
         entries = self._log.mirror(rows)
         pushed = {entry.digest for entry in entries if entry.op == "push"}
@@ -128,23 +128,23 @@ class SharedStorage(Storage):
             for layer in filter(None, (manifest.adapter_json, manifest.card)):
                 store.has_plain(layer.digest)
 
-    def opened(self, digest: Digest) -> BinaryIO:
+    def open_blob(self, digest: Digest) -> BinaryIO:
         """Open a blob to be sent: the local copy, or a stream from the bucket."""
         size = self._reading.size(digest)
         if size is None or size <= _MIN_REDIRECT or self._reading.is_here(digest):
-            return self._reading.opened(digest)
-        return self._blobs.bucket.reader(blob_key(digest))
+            return self._reading.open_stream(digest)
+        return self._blobs.bucket.open_seekable(blob_key(digest))
 
     def address(self, digest: Digest, size: int) -> str:
         """Return an address where a client can get a blob from the bucket, for ten minutes; empty for a small one."""
-        return "" if self._proxy or size <= _MIN_REDIRECT else self._blobs.bucket.signed(blob_key(digest), _LIFETIME)
+        return "" if self._proxy or size <= _MIN_REDIRECT else self._blobs.bucket.signed_url(blob_key(digest), _LIFETIME)
 
     def keep(self, name: str, data: bytes) -> bool:
         """Keep a file in the bucket, for `collection` to remove later, and a copy here; return False if that was here."""
-        self._blobs.bucket.put(f"{TEMPORARY}/{name}", data)
+        self._blobs.bucket.put_object(f"{TEMPORARY}/{name}", data)
         return super().keep(name, data)
 
-    def kept(self, name: str) -> BinaryIO | None:
+    def open_kept(self, name: str) -> BinaryIO | None:
         """Open a file kept by any process of the hub; None if there is none."""
         if (file := super().kept(name)) is None and (data := self._blobs.bucket.read(f"{TEMPORARY}/{name}", _MAX_KEPT)):
             super().keep(name, data)
@@ -157,7 +157,7 @@ class SharedStorage(Storage):
         This process must do it: no gc looks at the folders of other machines.
         """
         super().remove_stale()
-        remove_conversions(self._reading, Swept(dry_run=False), GRACE * 3600)
+        remove_conversions(self._reading, GcResult(dry_run=False), GRACE * 3600)
         if not self._trimmed:
             self._trimmed = True
             self._reading.trim()

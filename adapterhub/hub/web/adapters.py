@@ -15,7 +15,7 @@ from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.publishing import attached_signatures
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import measurement
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
@@ -23,18 +23,18 @@ from adapterhub.ref import Ref, parse_number
 from adapterhub.registry import signatures
 from adapterhub.registry.lineage import Lineage, Node, trace
 from adapterhub.registry.repositories import OtherManifest
-from adapterhub.registry.signatures import Shown
+from adapterhub.registry.signatures import SignatureSummary
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters.errors import NotFoundError
 
 from . import drawings, facts
-from .browsing import Event, events
+from .browsing import Event, log_events
 from .drawings import Box, Graph, HeatMap
 from .facts import Facts
-from .site import Asked, MovedError, Page, answered, rendered
+from .site import PageRequest, MovedError, Page, answer_page, render_page
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.norms import Heat
+    from adapterhub.analysis.norms import NormHeatMap
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
 _VERSIONS, _CHILDREN, _TENSORS, _SIGNATURES = 8, 20, 500, 20  # limits of what an adapter's page shows
@@ -52,7 +52,7 @@ class Version:
     """
 
     of: View
-    row: Row
+    row: VersionRow
     tags: Mapping[str, bool]
     deprecated: str | None
 
@@ -80,7 +80,7 @@ class Version:
 _MOST_VERSIONS = 10**9
 
 
-def version_of(page_request: Asked, worker: Worker) -> Version:
+def version_of(page_request: PageRequest, worker: Worker) -> Version:
     """Return the version of the path, the newest one if the path has no number.
 
     Raises:
@@ -95,21 +95,21 @@ def version_of(page_request: Asked, worker: Worker) -> Version:
     if view.newest is None:
         raise NotFoundError(view.name, "has no version yet")
     if "number" not in page_request.request.path_params:
-        return described(worker, view, view.newest)
+        return version_with_tags(worker, view, view.newest)
     number = parse_number(f"v{page_request.part('number')}", view.name)
     if number is None:
         raise NotFoundError(view.name, "there is no such page")
-    return described(worker, view, worker.registry.row(Ref(view.name, number=number)))
+    return version_with_tags(worker, view, worker.registry.row(Ref(view.name, number=number)))
 
 
-def described(worker: Worker, view: View, row: Row) -> Version:
+def version_with_tags(worker: Worker, view: View, row: VersionRow) -> Version:
     """Return a version with its tags and whether it is deprecated."""
     protected = queries.marks(worker.registry.index, "protect", row.name) if row.tags else {}
     reasons = queries.marks(worker.registry.index, "deprecate", row.name)
     return Version(view, row, {tag: tag in protected for tag in row.tags}, reasons.get(str(row.number), reasons.get("0")))
 
 
-def facts_of(page_request: Asked, worker: Worker, row: Row) -> Facts:
+def facts_of(page_request: PageRequest, worker: Worker, row: VersionRow) -> Facts:
     """Return what is read from the bytes of a version."""
     return page_request.site.facts.get(row.digest, lambda: facts.read(worker, row))
 
@@ -118,7 +118,7 @@ def facts_of(page_request: Asked, worker: Worker, row: Row) -> Facts:
 
 
 @dataclass(frozen=True)
-class Use:
+class UsageCommands:
     """The commands to use a version; a command is None if the program cannot use it.
 
     Attributes:
@@ -145,24 +145,24 @@ class AdapterPage(Page):
 
     version: Version
     facts: Facts
-    use: Use
+    use: UsageCommands
     files: Sequence[Descriptor]
     tensors: Sequence[TensorInfo]
     tensor_prefix: str
     unmeasured: str
     metrics: Mapping[str, float]
     evaluations: Sequence[Mapping[str, Any]]
-    versions: Sequence[Row]
+    versions: Sequence[VersionRow]
     total_versions: int
-    children: Sequence[Row]
-    copies: Sequence[Row]
-    signed: Sequence[Shown]
+    children: Sequence[VersionRow]
+    copies: Sequence[VersionRow]
+    signed: Sequence[SignatureSummary]
     attached: Mapping[str, OtherManifest]
     events: Sequence[Event]
     template: ClassVar[str] = "adapter.html"
 
     @property
-    def previous(self) -> Row | None:
+    def previous(self) -> VersionRow | None:
         """The version before it, if that is among those shown."""
         return next((row for row in self.versions if row.number < self.version.row.number), None)
 
@@ -181,7 +181,7 @@ class UnfinishedPage(Page):
     template: ClassVar[str] = "unfinished.html"
 
 
-def adapter_page(page_request: Asked, worker: Worker) -> Page:
+def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
     """GET /{namespace}/{repo} and /{namespace}/{repo}/v{number}."""
     view = page_request.repository(worker)
     if (
@@ -204,16 +204,16 @@ def adapter_page(page_request: Asked, worker: Worker) -> Page:
         _use(page_request, row, adapter_facts.max_rank),
         oci.layers,
         first_tensors,
-        _shared([tensor.name for tensor in first_tensors]),
-        facts.unmeasured(adapter_facts, oci),
-        dict(_numbers(training.metrics if training else None)),
-        measurement.of_version(queries.marks(index, "evaluate", row.name), row.number),
+        _common_prefix([tensor.name for tensor in first_tensors]),
+        facts.unmeasured_reason(adapter_facts, oci),
+        dict(_numeric_metrics(training.metrics if training else None)),
+        measurement.version_evaluations(queries.marks(index, "evaluate", row.name), row.number),
         versions[:_VERSIONS],
         len(versions),
         [child for child in worker.registry.children(row.digest) if page_request.may_read(worker, child.name)][:_CHILDREN],
         [
             copy
-            for copy in worker.registry.holding(row.digest)
+            for copy in worker.registry.versions_with(row.digest)
             if copy.name != row.name and page_request.may_read(worker, copy.name)
         ],
         _shown_signatures(
@@ -224,27 +224,27 @@ def adapter_page(page_request: Asked, worker: Worker) -> Page:
             tuple(digest for digest, manifest in attached.items() if manifest.artifact_type == MEDIA_TYPE),
         ),
         {digest: manifest for digest, manifest in attached.items() if manifest.artifact_type != MEDIA_TYPE},
-        events(worker, [row.name], each=12, most=6),
+        log_events(worker, [row.name], per_name=12, limit=6),
     )
 
 
 def _shown_signatures(
-    page_request: Asked, worker: Worker, row: Row, oci: Manifest, attached: tuple[str, ...]
-) -> Sequence[Shown]:
+    page_request: PageRequest, worker: Worker, row: VersionRow, oci: Manifest, attached: tuple[str, ...]
+) -> Sequence[SignatureSummary]:
     """Return the signatures attached to a version; cached, because each of them has to be read completely."""
 
-    def look() -> Sequence[Shown]:
+    def look() -> Sequence[SignatureSummary]:
         bundles = attached_signatures(worker, row.name, row.digest)
-        return signatures.shown(page_request.hub.settings.policy, oci, bundles, row.name)[:_SIGNATURES]
+        return signatures.summarize(page_request.hub.settings.policy, oci, bundles, row.name)[:_SIGNATURES]
 
     return page_request.site.signed.get((row.name, row.digest, attached), look) if attached else ()
 
 
-def _use(page_request: Asked, row: Row, rank: int) -> Use:
+def _use(page_request: PageRequest, row: VersionRow, rank: int) -> UsageCommands:
     folder, base = row.name.partition("/")[2], row.base or ""
     scheme, _, host = page_request.url.partition("://")
     local_path = f"./{folder}"
-    return Use(
+    return UsageCommands(
         folder,
         base or "BASE",
         page_request.url,
@@ -257,14 +257,14 @@ def _use(page_request: Asked, row: Row, rank: int) -> Use:
     )
 
 
-def _numbers(metrics: object) -> Iterator[tuple[str, float]]:
+def _numeric_metrics(metrics: object) -> Iterator[tuple[str, float]]:
     if isinstance(metrics, Mapping):
         for key, value in metrics.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 yield str(key), float(value)
 
 
-def _shared(names: Sequence[str]) -> str:
+def _common_prefix(names: Sequence[str]) -> str:
     """Return the common prefix of all names, up to a dot."""
     first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
     length = next(
@@ -281,19 +281,19 @@ class VersionsPage(Page):
     """Every version of an adapter, the newest first."""
 
     version: Version
-    rows: Sequence[Row]
+    rows: Sequence[VersionRow]
     deprecated: Mapping[str, str]
     template: ClassVar[str] = "versions.html"
 
 
-def versions_page(page_request: Asked, worker: Worker) -> VersionsPage:
+def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
     """GET …/versions."""
     version, index = version_of(page_request, worker), worker.registry.index
     rows = queries.versions(index, name=version.name)
     return VersionsPage(version, rows, queries.marks(index, "deprecate", version.name))
 
 
-def revision(page_request: Asked, worker: Worker) -> Page:
+def revision(page_request: PageRequest, worker: Worker) -> Page:
     """GET …/tree/{rev}, …/blob/{rev}/{path}, …/commit/{rev}: addresses that clients of the Hugging Face Hub print."""
     view = page_request.repository(worker)
     commit = commits.find(worker, view, page_request.part("revision"))
@@ -322,7 +322,7 @@ class TensorsPage(Page):
 _PER_PAGE = 1000
 
 
-def tensors_page(page_request: Asked, worker: Worker) -> TensorsPage:
+def tensors_page(page_request: PageRequest, worker: Worker) -> TensorsPage:
     """GET …/v{number}/tensors."""
     version = version_of(page_request, worker)
     adapter_facts = facts_of(page_request, worker, version.row)
@@ -349,7 +349,7 @@ class NormsPage(Page):
     """The heat map, and its numbers as a table."""
 
     version: Version
-    found: Heat | str
+    found: NormHeatMap | str
     template: ClassVar[str] = "norms.html"
 
 
@@ -360,7 +360,7 @@ async def heat_picture(request: Request) -> Response:
     )
 
 
-def _picture(page_request: Asked, heat: Heat | str) -> HeatPicture:
+def _picture(page_request: PageRequest, heat: NormHeatMap | str) -> HeatPicture:
     picture = heat if isinstance(heat, str) else drawings.heat_map(heat)
     return HeatPicture(picture, "dark" if page_request.query("theme") == "dark" else "light")
 
@@ -371,26 +371,26 @@ async def norms_page(request: Request) -> Response:
 
 
 async def _respond_with_norms(
-    request: Request, make: Callable[[Asked, Version, Heat | str], Page], media_type: str = "text/html; charset=utf-8"
+    request: Request, make: Callable[[PageRequest, Version, NormHeatMap | str], Page], media_type: str = "text/html; charset=utf-8"
 ) -> Response:
     """Return a page that needs the norms of a version."""
 
-    def find(page_request: Asked, worker: Worker) -> tuple[Asked, Version, str]:
+    def find(page_request: PageRequest, worker: Worker) -> tuple[PageRequest, Version, str]:
         version = version_of(page_request, worker)
         return (
             page_request,
             version,
-            facts.unmeasured(facts_of(page_request, worker, version.row), worker.manifest(version.row)),
+            facts.unmeasured_reason(facts_of(page_request, worker, version.row), worker.manifest(version.row)),
         )
 
-    result = await answered(request, find)
+    result = await answer_page(request, find)
     if isinstance(result, Response):
         return result
     page_request, version, reason = result
 
     def work(worker: Worker) -> Response:
         heat = reason or page_request.site.heats.get(version.row.digest, lambda: facts.heat(worker, version.row))
-        return rendered(page_request, make(page_request, version, heat), media_type=media_type)
+        return render_page(page_request, make(page_request, version, heat), media_type=media_type)
 
     return await page_request.site.slow.run(work)
 
@@ -412,7 +412,7 @@ _MAX_BOXES = 150
 _MAX_DATA = 4  # data sets shown per adapter
 
 
-def lineage_page(page_request: Asked, worker: Worker) -> LineagePage:
+def lineage_page(page_request: PageRequest, worker: Worker) -> LineagePage:
     """GET …/v{number}/lineage."""
     version = version_of(page_request, worker)
     boxes, edges = _graph(_visible_lineage(page_request, worker, trace(worker.registry, version.row.ref)))
@@ -420,7 +420,7 @@ def lineage_page(page_request: Asked, worker: Worker) -> LineagePage:
     return LineagePage(version, graph, [(box.lines[0], " · ".join(box.lines[1:]), box.url) for box in boxes.values()])
 
 
-def _visible_lineage(page_request: Asked, worker: Worker, lineage: Lineage) -> Lineage:
+def _visible_lineage(page_request: PageRequest, worker: Worker, lineage: Lineage) -> Lineage:
     """Return a lineage without nodes of private repositories; of a private ancestor, only what its children say about it."""
     nodes: dict[str, Node] = {}
     recorded = {parent.digest for node in lineage.nodes.values() for parent in node.parents}
@@ -464,7 +464,7 @@ def _graph(lineage: Lineage) -> tuple[dict[str, Box], dict[tuple[str, str], str]
         name = node.refs[0] if node.refs else digest[:19]
         rank = f", r {node.manifest.r}" if node.manifest and node.manifest.r else ""
         kind = "root" if digest == lineage.root else "adapter" if is_visible else "missing"
-        method = node.how if is_visible else "not visible here"
+        method = node.origin if is_visible else "not visible here"
         boxes[digest] = Box((name, method + rank), kind, "/" + name.replace(":", "/") if is_visible and ":v" in name else "")
         if node.base and not node.parents:
             boxes[f"base {node.base}"] = Box((node.base, "base model"), "base")

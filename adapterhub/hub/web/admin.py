@@ -18,11 +18,11 @@ from adapterhub.hub.people.audit import Event
 from adapterhub.hub.people.tokens import Token
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
-from adapterhub.index.queries import Total
+from adapterhub.index.queries import NamespaceTotals
 from adapterhub_converters.errors import UsageError
 
-from .posting import posted
-from .site import Asked, Page, leading_to
+from .posting import answer_form
+from .site import PageRequest, Page, redirect_to
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Disk:
 class NamespaceUsage:
     """A namespace: what it stores, and its settings."""
 
-    stored: Total
+    stored: NamespaceTotals
     settled: Namespace
 
 
@@ -63,26 +63,26 @@ _MAX_ROWS = 100  # of the audit log shown
 _ARTIFACTS = {"any": False, "adapters": True}  # the form's value, to `adapters_only`
 
 
-def admin_page(page_request: Asked, worker: Worker) -> AdminPage:
+def admin_page(page_request: PageRequest, worker: Worker) -> AdminPage:
     """GET /-/admin, with ?audit=NAMESPACE for a part of the log."""
     _check_admin(page_request)
     database, disk = page_request.hub.database, shutil.disk_usage(page_request.hub.settings.registry)
-    stored = {total.namespace: total for total in queries.totals(worker.registry.index)}
+    stored = {total.namespace: total for total in queries.namespace_totals(worker.registry.index)}
     settings = {namespace.name: namespace for namespace in accounts.namespaces(database)}
     # Namespaces with settings but without versions come last.
     names = [*stored, *sorted(settings.keys() - stored.keys())]
     audited = page_request.query("audit").strip()
     return AdminPage(
-        accounts.listed(database),
-        tokens.listed(database),
-        [NamespaceUsage(stored.get(name, Total(name, 0, 0, 0)), settings.get(name, Namespace(name))) for name in names],
+        accounts.list_accounts(database),
+        tokens.list_tokens(database),
+        [NamespaceUsage(stored.get(name, NamespaceTotals(name, 0, 0, 0)), settings.get(name, Namespace(name))) for name in names],
         Disk(disk.used, disk.free, disk.total),
         audited,
         audit.events(database, name=audited, limit=_MAX_ROWS),
     )
 
 
-def _check_admin(page_request: Asked) -> None:
+def _check_admin(page_request: PageRequest) -> None:
     if page_request.who is None:
         raise NoTokenError
     if not page_request.is_admin:
@@ -92,30 +92,30 @@ def _check_admin(page_request: Asked) -> None:
 async def settle(request: Request) -> Response:
     """POST /-/admin/settle: which artifacts may be pushed to a namespace."""
 
-    def work(page_request: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
+    def work(page_request: PageRequest, _worker: Worker, fields: dict[str, str]) -> Response:
         _check_admin(page_request)
         database, name = page_request.hub.database, accounts.check_namespace(fields.get("namespace", ""))
-        asking.now().changes(name)
+        asking.current().record_change(name)
         if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
             raise UsageError("artifacts", f"{artifacts[:80]!r} is not one of {', '.join(_ARTIFACTS)}")
         # Read and write in one transaction: the CLI may change another setting at the same time.
         with database.transaction():
-            accounts.settle(database, replace(accounts.namespace(database, name), adapters_only=_ARTIFACTS[artifacts]))
-        return leading_to("/-/admin")
+            accounts.set_namespace(database, replace(accounts.namespace_settings(database, name), adapters_only=_ARTIFACTS[artifacts]))
+        return redirect_to("/-/admin")
 
-    return await posted(request, work)
+    return await answer_form(request, work)
 
 
 async def revoke(request: Request) -> Response:
     """POST /-/admin/revoke."""
 
-    def work(page_request: Asked, _worker: Worker, fields: dict[str, str]) -> Response:
+    def work(page_request: PageRequest, _worker: Worker, fields: dict[str, str]) -> Response:
         _check_admin(page_request)
-        asking.now().changes("tokens")
+        asking.current().record_change("tokens")
         ident = fields.get("token", "")
         if not ident.isdecimal() or len(ident) > 18:
             raise UsageError(ident[:80], "is not the number of a token")
         tokens.revoke(page_request.hub.database, int(ident))
-        return leading_to("/-/admin")
+        return redirect_to("/-/admin")
 
-    return await posted(request, work)
+    return await answer_form(request, work)

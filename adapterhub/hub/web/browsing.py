@@ -8,15 +8,15 @@ from typing import ClassVar
 
 from adapterhub.hub.workers import Worker
 from adapterhub.index import index_file, queries, search
-from adapterhub.index.queries import Row
-from adapterhub.index.search import Found, Query
+from adapterhub.index.queries import VersionRow
+from adapterhub.index.search import SearchResult, Query
 from adapterhub.manifest import measurement
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, UsageError
 from adapterhub_converters.runtimes import APPLIED, RUNTIMES
 
 from . import facts
-from .site import Asked, Page, with_query
+from .site import PageRequest, Page, with_query
 
 _PER_PAGE = 20
 _MAX_PAGES = 50
@@ -50,7 +50,7 @@ class SearchPage(Page):
     """
 
     fields: Mapping[str, str]
-    rows: Sequence[Row]
+    rows: Sequence[VersionRow]
     total: int | None
     facets: Mapping[str, Sequence[Choice]]
     previous: str
@@ -64,21 +64,21 @@ class SearchPage(Page):
 _FIELDS = ("q", *_FACETS, "rank", "size", "metric", "runtime")
 
 
-def search_page(page_request: Asked, worker: Worker) -> SearchPage:
+def search_page(page_request: PageRequest, worker: Worker) -> SearchPage:
     """GET /: search with facets; without a query, the newest versions."""
     fields = {key: value for key in _FIELDS if (value := page_request.query(key).strip())}
     number = min(_MAX_PAGES, max(1, int(page_request.query("page")))) if page_request.query("page").isdecimal() else 1
     start = (number - 1) * _PER_PAGE
     try:
-        query = _query(fields, start + _PER_PAGE + 1, page_request.hub.hidden(worker, page_request.who))
+        query = _query(fields, start + _PER_PAGE + 1, page_request.hub.hidden_names(worker, page_request.who))
     except UsageError as error:
         return SearchPage(fields, (), 0, {}, "", "", wrong=str(error))
     runtime = fields.get("runtime", "")
     rows = [row for row in search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
-    counts = _counted(page_request, worker, query)
+    counts = _facet_counts(page_request, worker, query)
     total: int | None = counts.total
     if runtime:
-        rows, total = [row for row in rows if _applies(page_request, worker, row, runtime)], None
+        rows, total = [row for row in rows if _is_applied(page_request, worker, row, runtime)], None
     has_more = len(rows) > start + _PER_PAGE and number < _MAX_PAGES
     return SearchPage(
         fields,
@@ -110,14 +110,14 @@ def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Qu
     )
 
 
-def _counted(page_request: Asked, worker: Worker, query: Query) -> Found:
+def _facet_counts(page_request: PageRequest, worker: Worker, query: Query) -> SearchResult:
     """Return the counts of a query, cached until something is pushed, because they take longer than its first matches."""
     index = worker.registry.index
     query = replace(query, limit=1)
     return page_request.site.counts.get((index_file.state(index), query), lambda: search.search(index, query, facets=True))
 
 
-def _applies(page_request: Asked, worker: Worker, row: Row, runtime: str) -> bool:
+def _is_applied(page_request: PageRequest, worker: Worker, row: VersionRow, runtime: str) -> bool:
     read = page_request.site.facts.get(row.digest, lambda: facts.read(worker, row))
     return runtime in read.verdicts and read.verdicts[runtime].verdict == APPLIED
 
@@ -161,7 +161,7 @@ class BasePage(Page):
     """A base and the newest version of each adapter for it, each below its parent."""
 
     name: str
-    rows: Sequence[tuple[Row, int]]
+    rows: Sequence[tuple[VersionRow, int]]
     total: int
     ranks: Mapping[str, int]
     methods: Mapping[str, int]
@@ -172,33 +172,33 @@ class BasePage(Page):
 _MAX_ADAPTERS = 200
 
 
-def bases_page(page_request: Asked, worker: Worker) -> Page:
+def bases_page(page_request: PageRequest, worker: Worker) -> Page:
     """GET /-/bases and /-/bases?name=…: a query, because names of bases may have any characters."""
     name = page_request.query("name").strip()
     if not name:
         return BasesPage(
-            _counted(page_request, worker, Query(without=page_request.hub.hidden(worker, page_request.who))).facets.get(
+            _facet_counts(page_request, worker, Query(without=page_request.hub.hidden_names(worker, page_request.who))).facets.get(
                 "base", {}
             )
         )
-    query = Query(facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden(worker, page_request.who))
+    query = Query(facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden_names(worker, page_request.who))
     rows = [row for row in search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
     if not rows:
         raise NotFoundError(name[:200], "no adapter here is for this base")
-    counts = _counted(page_request, worker, query)
+    counts = _facet_counts(page_request, worker, query)
     kinds = (counts.facets[kind] for kind in ("r", "method", "target"))
     return BasePage(rows[0].base or name, _tree(rows), counts.total, *kinds)
 
 
-def _tree(rows: Sequence[Row]) -> list[tuple[Row, int]]:
+def _tree(rows: Sequence[VersionRow]) -> list[tuple[VersionRow, int]]:
     """Return rows with their depth: each once, below its first parent among the rows."""
     by_name = {row.name: row for row in rows}
-    children: dict[str, list[Row]] = {}
+    children: dict[str, list[VersionRow]] = {}
     for row in rows:
         names = [parent.partition(":")[0].partition("@")[0] for parent in row.parents]
         parent_name = next((name for name in names if name in by_name and name != row.name), "")
         children.setdefault(parent_name, []).append(row)
-    placed: list[tuple[Row, int]] = []
+    placed: list[tuple[VersionRow, int]] = []
     placed_names: set[str] = set()
     waiting = [(row, 0) for row in reversed(children.get("", []))]
     while waiting:
@@ -231,7 +231,7 @@ class NamespacePage(Page):
     """The adapters of a namespace, last changed first, and their events."""
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[VersionRow]
     events: Sequence[Event]
     template: ClassVar[str] = "namespace.html"
 
@@ -244,29 +244,29 @@ _WORDS = {
 }  # fmt: skip
 
 
-def namespace_page(page_request: Asked, worker: Worker) -> NamespacePage:
+def namespace_page(page_request: PageRequest, worker: Worker) -> NamespacePage:
     """GET /{namespace}."""
     name = page_request.part("namespace")
-    newest = queries.newest(worker.registry.index, name, _MOST_NAMES, without=page_request.hub.hidden(worker, page_request.who))
+    newest = queries.newest(worker.registry.index, name, _MOST_NAMES, without=page_request.hub.hidden_names(worker, page_request.who))
     visible_rows = [row for row in newest if page_request.may_read(worker, row.name)]
     if not visible_rows:
         raise NotFoundError(name[:200], "nothing was pushed to this namespace, or it is private")
-    return NamespacePage(name, visible_rows, events(worker, [row.name for row in visible_rows[:_MOST_LOGS]]))
+    return NamespacePage(name, visible_rows, log_events(worker, [row.name for row in visible_rows[:_MOST_LOGS]]))
 
 
-def events(worker: Worker, names: Sequence[str], *, each: int = _MOST_ENTRIES, most: int = _MOST_EVENTS) -> list[Event]:
+def log_events(worker: Worker, names: Sequence[str], *, per_name: int = _MOST_ENTRIES, limit: int = _MOST_EVENTS) -> list[Event]:
     """Return the last entries of the logs of some names, newest first."""
     entries = []
     for name in names:
         last = worker.registry.ledger.current(name).seq
-        for seq in range(max(1, last - each + 1), last + 1):
+        for seq in range(max(1, last - per_name + 1), last + 1):
             if entry := worker.registry.store.log.entry(name, seq):
                 entries.append(entry[0])
     entries.sort(key=lambda entry: (entry.time, entry.seq), reverse=True)
-    return [_event(entry) for entry in entries if entry.op in _WORDS][:most]
+    return [_event(entry) for entry in entries if entry.op in _WORDS][:limit]
 
 
 def _event(entry: Entry) -> Event:
-    message = measurement.line(entry.message) if entry.op == "evaluate" else entry.message
+    message = measurement.summary_line(entry.message) if entry.op == "evaluate" else entry.message
     tags = [tag for tag in entry.tags if entry.op != "push" or tag != "latest"]
     return Event(entry.name, entry.time, _WORDS[entry.op], entry.number, tags, entry.author, message)

@@ -28,7 +28,7 @@ _WIDE = {
 }
 
 
-def render(text: str, *, files: Collection[str], where: str) -> Markup:
+def render(text: str, *, files: Collection[str], folder_url: str) -> Markup:
     """Return a card as HTML, with its headings below those of the page.
 
     Args:
@@ -38,7 +38,7 @@ def render(text: str, *, files: Collection[str], where: str) -> Markup:
     """
     import nh3  # imported late, like markdown_it: many hubs serve only programs
 
-    html = _parser().render(text, {"files": files, "where": where})
+    html = _parser().render(text, {"files": files, "where": folder_url})
     clean = nh3.clean(
         html,
         tags=_TAGS,
@@ -63,26 +63,26 @@ def _parser() -> MarkdownIt:
     return parser
 
 
-def _image(_: RendererHTML, tokens: Sequence[Token], at: int, _options: Any, env: MutableMapping[str, Any]) -> str:
+def _image(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, env: MutableMapping[str, Any]) -> str:
     """Render a picture among the adapter's own files, or a link to one elsewhere."""
-    source, alt = str(tokens[at].attrs.get("src", "")), tokens[at].content
+    source, alt = str(tokens[index].attrs.get("src", "")), tokens[index].content
     path = unquote(source).removeprefix("./")
     if path in env["files"] and path.lower().endswith(_IMAGES):
         return f'<img src="{escape(_address(env, path))}" alt="{escape(alt)}">'
     return f'<a href="{escape(source)}">{escape(alt or "picture")}</a>'
 
 
-def _heading(_: RendererHTML, tokens: Sequence[Token], at: int, _options: Any, _env: MutableMapping[str, Any]) -> str:
-    level = min(6, int(tokens[at].tag[1]) + 2)
-    return f"<h{level}>" if tokens[at].nesting > 0 else f"</h{level}>\n"
+def _heading(_: RendererHTML, tokens: Sequence[Token], index: int, _options: Any, _env: MutableMapping[str, Any]) -> str:
+    level = min(6, int(tokens[index].tag[1]) + 2)
+    return f"<h{level}>" if tokens[index].nesting > 0 else f"</h{level}>\n"
 
 
-def _link(renderer: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: MutableMapping[str, Any]) -> str:
+def _link(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: MutableMapping[str, Any]) -> str:
     """Render a link; one to a file of the adapter gets that file's address."""
-    path = unquote(str(tokens[at].attrs.get("href", ""))).removeprefix("./")
+    path = unquote(str(tokens[index].attrs.get("href", ""))).removeprefix("./")
     if path in env["files"]:
-        tokens[at].attrs["href"] = _address(env, path)
-    return renderer.renderToken(tokens, at, options, env)
+        tokens[index].attrs["href"] = _address(env, path)
+    return renderer.renderToken(tokens, index, options, env)
 
 
 def _address(env: Mapping[str, Any], path: str) -> str:

@@ -12,13 +12,13 @@ from starlette.responses import Response
 
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 from . import facts
-from .adapters import Version, described, facts_of
-from .site import Asked, Page, Site, answered, rendered
+from .adapters import Version, version_with_tags, facts_of
+from .site import PageRequest, Page, Site, answer_page, render_page
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference, KeyChange, ModuleChange, TensorChange
@@ -50,8 +50,8 @@ class ComparePage(Page):
     """
 
     version: Version
-    before: Row
-    rows: Sequence[Row]
+    before: VersionRow
+    rows: Sequence[VersionRow]
     files: Sequence[FileChange]
     numbers: Mapping[str, tuple[object, object]]
     functions: Difference | str
@@ -85,7 +85,7 @@ class ComparePage(Page):
 
 async def compare_page(request: Request) -> Response:
     """GET …/compare?from=v1&to=v2."""
-    result = await answered(request, lambda page_request, worker: (page_request, _document_differences(page_request, worker)))
+    result = await answer_page(request, lambda page_request, worker: (page_request, _document_differences(page_request, worker)))
     if isinstance(result, Response):
         return result
     page_request, page = result
@@ -100,10 +100,10 @@ async def compare_page(request: Request) -> Response:
             functions = "that takes longer than a page may; look again in a minute"
         page = replace(page, functions=functions)
     # Rendering belongs in a thread, too: a page may list thousands of keys.
-    return await page_request.hub.workers.run(lambda _worker: rendered(page_request, page))
+    return await page_request.hub.workers.run(lambda _worker: render_page(page_request, page))
 
 
-def _document_differences(page_request: Asked, worker: Worker) -> ComparePage:
+def _document_differences(page_request: PageRequest, worker: Worker) -> ComparePage:
     """Return the differences in manifests and documents; `functions` is empty if the weights may be compared."""
     view = page_request.repository(worker)
     after = worker.registry.row(
@@ -117,12 +117,12 @@ def _document_differences(page_request: Asked, worker: Worker) -> ComparePage:
     files = [FileChange(path, layers[0].get(path, ""), layers[1].get(path, "")) for path in changed]
     names = ("base", "revision", "method", "r", "alpha", "format", "dtype", "parameters", "license", "size")
     numbers = {name: pair for name in names if (pair := (getattr(before, name), getattr(after, name)))[0] != pair[1]}
-    reasons = [facts.unmeasured(facts_of(page_request, worker, row), worker.manifest(row)) for row in (before, after)]
+    reasons = [facts.unmeasured_reason(facts_of(page_request, worker, row), worker.manifest(row)) for row in (before, after)]
     reason = next(filter(None, reasons), "")
-    return ComparePage(described(worker, view, after), before, rows, files, numbers, reason)
+    return ComparePage(version_with_tags(worker, view, after), before, rows, files, numbers, reason)
 
 
-def _number(page_request: Asked, key: str) -> int:
+def _number(page_request: PageRequest, key: str) -> int:
     text = page_request.query(key).removeprefix("v")
     if text and not (text.isdecimal() and len(text) < 10):
         raise UsageError(page_request.query(key)[:80], "is not the number of a version", "Write it like v2")

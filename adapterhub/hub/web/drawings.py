@@ -12,7 +12,7 @@ from adapterhub.analysis.layered_layout import Edge, Point, layout
 from adapterhub.manifest.document import LossPoint
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.norms import Heat
+    from adapterhub.analysis.norms import NormHeatMap
 
 # ---- heat map: where an adapter acts
 
@@ -42,9 +42,9 @@ class HeatMap:
     more_columns: int
 
 
-def heat_map(heat: Heat) -> HeatMap:
+def heat_map(heat: NormHeatMap) -> HeatMap:
     """Return the heat map of an adapter, with layers from top to bottom."""
-    shown_heat = heat.folded(_ROWS)
+    shown_heat = heat.fold(_ROWS)
     names = shown_heat.short_kinds[:_COLUMNS]
     column_width = min(96.0, (_WIDTH - _LEFT) / max(1, len(names)))
     least, greatest = shown_heat.scale
@@ -62,7 +62,7 @@ def heat_map(heat: Heat) -> HeatMap:
         _LEFT + column_width * len(names) + 8,
         _TOP + _CELL_HEIGHT * len(rows) + 4,
         (column_width - 1, _CELL_HEIGHT - 1),
-        tuple((_LEFT + column_width * column, _cut(name, int(column_width / 7))) for column, name in enumerate(names)),
+        tuple((_LEFT + column_width * column, _truncate(name, int(column_width / 7))) for column, name in enumerate(names)),
         tuple(rows),
         least,
         greatest,
@@ -183,7 +183,7 @@ class Graph:
 
 def graph(boxes: Mapping[str, Box], edges: Mapping[Edge, str]) -> Graph:
     """Draw a graph with parents above; the label of an edge may be empty."""
-    cut = {name: Box(tuple(_cut(line, _NAME) for line in box.lines), box.kind, box.url) for name, box in boxes.items()}
+    cut = {name: Box(tuple(_truncate(line, _NAME) for line in box.lines), box.kind, box.url) for name, box in boxes.items()}
     sizes = {
         name: (max(map(len, box.lines), default=1) * _LETTER + 2 * _PAD, len(box.lines) * _LINE + 2 * _PAD)
         for name, box in cut.items()
@@ -215,5 +215,5 @@ def _path(points: Sequence[Point]) -> str:
     return "".join(parts)
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: max(1, most - 1)] + "…"
+def _truncate(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: max(1, limit - 1)] + "…"

@@ -15,31 +15,31 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from adapterhub.hub.forms import check_numbers
+from adapterhub.hub.forms import check_pair_numbers
 from adapterhub.hub.workers import Worker
-from adapterhub.index.queries import Row
+from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import card as model_cards
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.store.export import linked
-from adapterhub_converters.adapter_files import adapter_in, is_weights
+from adapterhub.store.export import linked_folder
+from adapterhub_converters.adapter_files import resolve_adapter, is_weights
 from adapterhub_converters.errors import AdapterhubError
 
 from . import cards, drawings
 from .drawings import Curve
 
 if TYPE_CHECKING:
-    from adapterhub.analysis.norms import Heat
+    from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.checks import Group, Problem, Verdict
     from adapterhub.checks.contents import Contents
     from adapterhub_converters.containers.safetensors_file import TensorInfo
 
-MOST = 512 << 20
+MAX_WEIGHTS = 512 << 20
 """Limit in bytes of weights read as numbers for a page."""
 MAX_TENSORS = 20_000
 """Limit of the tensors of such weights, and of those remembered about a version."""
 _MAX_COPIED = 64 << 20  # bytes decompressed, or read completely, to get at the headers of other formats
-_MOST_SCANNED = 64 << 20  # bytes of files; a scan of that many takes a third of a second
+_MAX_SCANNED = 64 << 20  # bytes of files; a scan of that many takes a third of a second
 _MAX_PROBLEMS = 5  # of each kind
 _MAX_SHOWN = 100  # of targets, parents, data and metrics
 
@@ -77,9 +77,9 @@ class Facts:
     unscanned: str = ""
 
 
-def read(worker: Worker, row: Row) -> Facts:
+def read(worker: Worker, row: VersionRow) -> Facts:
     """Read the facts of a version, leaving out whatever cannot be read."""
-    from adapterhub.checks import examined
+    from adapterhub.checks import open_check
 
     oci = worker.manifest(row)
     facts = _with_scan(worker, _documents(worker, row, oci), oci)
@@ -90,8 +90,8 @@ def read(worker: Worker, row: Row) -> Facts:
         return replace(facts, unread="its weights are too large to be read for a page")
     try:
         with (
-            linked(worker.registry.store, oci.layers) as folder,
-            examined(folder, headers_only=True, limit=_MAX_PROBLEMS, where=str(row.ref)) as (report, contents),
+            linked_folder(worker.registry.store, oci.layers) as folder,
+            open_check(folder, headers_only=True, limit=_MAX_PROBLEMS, display_name=str(row.ref)) as (report, contents),
         ):
             tensors = list(_tensors(contents)) if contents else []
             problems = tuple(report.grouped())
@@ -105,27 +105,27 @@ def _with_scan(worker: Worker, facts: Facts, oci: Manifest) -> Facts:
     """Return the facts with the errors and warnings of a scan of the files, without its notes."""
     from adapterhub.checks import scan
 
-    if oci.files_size > _MOST_SCANNED:
-        return replace(facts, unscanned=f"files of over {_MOST_SCANNED >> 20} MiB")
+    if oci.files_size > _MAX_SCANNED:
+        return replace(facts, unscanned=f"files of over {_MAX_SCANNED >> 20} MiB")
     try:
-        report = scan.report(_opened(worker, oci), str(oci.digest), _MAX_PROBLEMS)
+        report = scan.report(_scan_inputs(worker, oci), str(oci.digest), _MAX_PROBLEMS)
     except AdapterhubError as error:
         return replace(facts, unscanned=error.what)
     without_notes = replace(report, problems=tuple(problem for problem in report.problems if problem.severity != "note"))
     return replace(facts, scanned=tuple(without_notes.grouped()))
 
 
-def _opened(worker: Worker, oci: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
+def _scan_inputs(worker: Worker, oci: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
     """Yield the files of a version as a scan takes them, each open while it is read."""
     from adapterhub.checks import scan
-    from adapterhub.checks.scan.opened import opened
+    from adapterhub.checks.scan.opened import wrap_file
 
     for layer in oci.layers:
         with worker.registry.store.open_blob(layer.digest) as blob:
-            yield layer.size, scan.problems(opened(blob, layer.path, layer.size))
+            yield layer.size, scan.problems(wrap_file(blob, layer.path, layer.size))
 
 
-def _documents(worker: Worker, row: Row, oci: Manifest) -> Facts:
+def _documents(worker: Worker, row: VersionRow, oci: Manifest) -> Facts:
     """Return the facts in adapter.json and the card; long lists are cut to what pages show."""
     manifest = worker.registry.adapter_manifest(row.digest) or AdapterManifest.salvage({})
     training = manifest.training
@@ -153,12 +153,12 @@ def _documents(worker: Worker, row: Row, oci: Manifest) -> Facts:
     return Facts(shown_manifest, card, {}, max_rank=manifest.max_rank, replaced=len(manifest.replaced), curve=curve)
 
 
-def _card(worker: Worker, row: Row, oci: Manifest) -> Markup:
+def _card(worker: Worker, row: VersionRow, oci: Manifest) -> Markup:
     files = {layer.path: layer for layer in oci.layers}
     for path, layer in files.items():
         if path.lower() in model_cards.NAMES and layer.size <= model_cards.MAX_BYTES:
             card = model_cards.decode(worker.registry.store.read_document(layer.digest))
-            return cards.render(card.prose, files=files, where=f"/{row.name}/resolve/v{row.number}")
+            return cards.render(card.prose, files=files, folder_url=f"/{row.name}/resolve/v{row.number}")
     return Markup()
 
 
@@ -181,7 +181,7 @@ def weights_size(oci: Manifest) -> int:
 
 
 @contextmanager
-def folder_of(worker: Worker, row: Row) -> Iterator[Path]:
+def folder_of(worker: Worker, row: VersionRow) -> Iterator[Path]:
     """Yield the adapter of a version as a format reader takes it, while the context lasts.
 
     Raises:
@@ -189,28 +189,28 @@ def folder_of(worker: Worker, row: Row) -> Iterator[Path]:
     """
     with (
         worker.registry.store.lease("read", required=False) as lease,
-        linked(worker.registry.store, worker.manifest(row).layers) as folder,
+        linked_folder(worker.registry.store, worker.manifest(row).layers) as folder,
     ):
         # Keeps the version from a gc while its files are read.
         lease.note(row.digest)
-        check_numbers(path := adapter_in(folder), str(row.ref))
+        check_pair_numbers(path := resolve_adapter(folder), str(row.ref))
         yield path
 
 
-def unmeasured(facts: Facts, oci: Manifest) -> str:
+def unmeasured_reason(facts: Facts, oci: Manifest) -> str:
     """Return why a version's weights are not read as numbers for a page; empty if they are."""
-    if weights_size(oci) > MOST:
-        return f"weights of over {MOST >> 20} MiB"
+    if weights_size(oci) > MAX_WEIGHTS:
+        return f"weights of over {MAX_WEIGHTS >> 20} MiB"
     return f"over {MAX_TENSORS:,} tensors" if facts.total > MAX_TENSORS else ""
 
 
-def heat(worker: Worker, row: Row) -> Heat | str:
+def heat(worker: Worker, row: VersionRow) -> NormHeatMap | str:
     """Return where a version acts; or why that is not known."""
     from adapterhub.analysis import norms
     from adapterhub_converters.formats import convert
 
     try:
         with folder_of(worker, row) as path:
-            return norms.heat(convert.read(path))
+            return norms.build_heat_map(convert.read(path))
     except AdapterhubError as error:
         return error.what

@@ -20,8 +20,8 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
-from .posting import check_origin, local, posted, sent
-from .site import COOKIE, SIGN_IN, Asked, Page, answered, leading_to, rendered
+from .posting import check_origin, local_path, answer_form, read_fields
+from .site import COOKIE, SIGN_IN, PageRequest, Page, answer_page, redirect_to, render_page
 
 PROVIDER, BACK = f"{SIGN_IN}/provider", f"{SIGN_IN}/back"
 _LOGIN = "adapterhub_login"
@@ -45,12 +45,12 @@ class SignInPage(Page):
     template: ClassVar[str] = "sign_in.html"
 
 
-def sign_in_page(page_request: Asked, _worker: Worker) -> SignInPage:
+def sign_in_page(page_request: PageRequest, _worker: Worker) -> SignInPage:
     """GET /-/sign-in."""
-    return _sign_in_page(page_request, local(page_request.query("next")))
+    return _sign_in_page(page_request, local_path(page_request.query("next")))
 
 
-def _sign_in_page(page_request: Asked, next_page: str, wrong: str = "") -> SignInPage:
+def _sign_in_page(page_request: PageRequest, next_page: str, wrong: str = "") -> SignInPage:
     provider = page_request.hub.settings.provider
     host = urlsplit(provider.issuer).netloc if provider else ""
     # Start at the address the provider redirects back to: cookies of another address would be missing there.
@@ -59,37 +59,37 @@ def _sign_in_page(page_request: Asked, next_page: str, wrong: str = "") -> SignI
 
 async def login(request: Request) -> Response:
     """GET /login, the usual address elsewhere."""
-    return leading_to(f"{SIGN_IN}?{request.url.query}" if request.url.query else SIGN_IN)
+    return redirect_to(f"{SIGN_IN}?{request.url.query}" if request.url.query else SIGN_IN)
 
 
 async def sign_in(request: Request) -> Response:
     """POST /-/sign-in."""
-    fields = await sent(request)
+    fields = await read_fields(request)
 
-    def work(page_request: Asked, _worker: Worker) -> Response:
+    def work(page_request: PageRequest, _worker: Worker) -> Response:
         check_origin(page_request)
-        identity = page_request.hub.access.known(fields.get("token", "").strip())
-        next_page = local(fields.get("next", ""))
+        identity = page_request.hub.access.token_identity(fields.get("token", "").strip())
+        next_page = local_path(fields.get("next", ""))
         if identity is None:
-            page_request.hub.access.attempt(page_request.hub.access.failures)
-            return rendered(
+            page_request.hub.access.count_attempt(page_request.hub.access.failures)
+            return render_page(
                 page_request, _sign_in_page(page_request, next_page, "This token is unknown, revoked or expired."), 401
             )
-        asking.now().known(identity.account, identity.prefix)
-        return _begun(page_request, next_page, sessions.start(page_request.hub.database, identity.token), sessions.LIFETIME)
+        asking.current().set_account(identity.account, identity.prefix)
+        return _session_response(page_request, next_page, sessions.start(page_request.hub.database, identity.token), sessions.LIFETIME)
 
-    return await answered(request, work, public=True)
+    return await answer_page(request, work, public=True)
 
 
-def _begun(page_request: Asked, next_page: str, session: str, lifetime: int) -> Response:
+def _session_response(page_request: PageRequest, next_page: str, session: str, lifetime: int) -> Response:
     """Return a response that starts a session, and ends the previous one."""
-    answer = leading_to(next_page)
-    _end(page_request, answer)
-    _keep(page_request, answer, COOKIE, session, lifetime)
+    answer = redirect_to(next_page)
+    _end_session(page_request, answer)
+    _set_cookie(page_request, answer, COOKIE, session, lifetime)
     return answer
 
 
-def _keep(page_request: Asked, answer: Response, name: str, value: str, lifetime: int) -> None:
+def _set_cookie(page_request: PageRequest, answer: Response, name: str, value: str, lifetime: int) -> None:
     """Set a cookie that no script can read and no other site's form can use."""
     secure = page_request.url.startswith("https:")
     answer.set_cookie(name, value, max_age=lifetime, httponly=True, secure=secure, samesite="lax")
@@ -98,15 +98,15 @@ def _keep(page_request: Asked, answer: Response, name: str, value: str, lifetime
 async def sign_out(request: Request) -> Response:
     """POST /-/sign-out."""
 
-    def work(page_request: Asked, _worker: Worker, _fields: dict[str, str]) -> Response:
-        answer = leading_to("/")
-        _end(page_request, answer)
+    def work(page_request: PageRequest, _worker: Worker, _fields: dict[str, str]) -> Response:
+        answer = redirect_to("/")
+        _end_session(page_request, answer)
         return answer
 
-    return await posted(request, work)
+    return await answer_form(request, work)
 
 
-def _end(page_request: Asked, answer: Response) -> None:
+def _end_session(page_request: PageRequest, answer: Response) -> None:
     if cookie := page_request.request.cookies.get(COOKIE):
         sessions.end(page_request.hub.database, cookie)
         answer.delete_cookie(COOKIE, httponly=True, samesite="lax")
@@ -118,40 +118,40 @@ def _end(page_request: Asked, answer: Response) -> None:
 async def leave(request: Request) -> Response:
     """GET /-/sign-in/provider: redirect to the provider."""
 
-    def work(page_request: Asked, _worker: Worker) -> Response:
+    def work(page_request: PageRequest, _worker: Worker) -> Response:
         provider, redirect_uri = _provider(page_request)
-        login_attempt = Login.begin(page_request.hub.secret, local(page_request.query("next")))
+        login_attempt = Login.begin(page_request.hub.secret, local_path(page_request.query("next")))
         with _naming_the_provider():
-            url = oidc.address(provider, page_request.hub.issuers, login_attempt, redirect_uri)
-        answer = leading_to(url)
-        _keep(page_request, answer, _LOGIN, login_attempt.cookie, oidc.LIFETIME)
+            url = oidc.login_url(provider, page_request.hub.issuers, login_attempt, redirect_uri)
+        answer = redirect_to(url)
+        _set_cookie(page_request, answer, _LOGIN, login_attempt.cookie, oidc.LIFETIME)
         return answer
 
-    return await answered(request, work, public=True, workers=request.app.state.hub.sign_ins)
+    return await answer_page(request, work, public=True, workers=request.app.state.hub.sign_ins)
 
 
 async def arrive(request: Request) -> Response:
     """GET /-/sign-in/back: the browser returns from the provider, with a code."""
 
-    def work(page_request: Asked, worker: Worker) -> Response:
+    def work(page_request: PageRequest, worker: Worker) -> Response:
         provider, redirect_uri = _provider(page_request)
         login_attempt = Login(page_request.request.cookies.get(_LOGIN, ""), page_request.hub.secret)
         try:
-            next_page = local(login_attempt.check(page_request.query("state")))
+            next_page = local_path(login_attempt.check(page_request.query("state")))
             id_token = oidc.complete(
                 provider, page_request.hub.issuers, login_attempt, redirect_uri, dict(page_request.request.query_params)
             )
-            asking.now().changes(f"{id_token.claims.get('sub')} at {id_token.issuer}")
+            asking.current().record_change(f"{id_token.claims.get('sub')} at {id_token.issuer}")
             mirrors = page_request.hub.mirror is not None
-            account = admissions.enter(page_request.hub.database, id_token, _namespaces(worker), mirrors=mirrors)
+            account = admissions.admit(page_request.hub.database, id_token, _namespaces(worker), mirrors=mirrors)
         except AdapterhubError as error:
             raise ForbiddenError(str(error)) from error
-        asking.now().known(account, "")
-        answer = _begun(page_request, next_page, sessions.sign_in(page_request.hub.database, account), sessions.SIGNED_IN)
+        asking.current().set_account(account, "")
+        answer = _session_response(page_request, next_page, sessions.sign_in(page_request.hub.database, account), sessions.SIGNED_IN)
         answer.delete_cookie(_LOGIN, httponly=True, samesite="lax")
         return answer
 
-    return await answered(request, work, public=True, workers=request.app.state.hub.sign_ins)
+    return await answer_page(request, work, public=True, workers=request.app.state.hub.sign_ins)
 
 
 @contextmanager
@@ -163,11 +163,11 @@ def _naming_the_provider() -> Iterator[None]:
         raise ForbiddenError(str(error)) from error
 
 
-def _provider(page_request: Asked) -> tuple[Provider, str]:
+def _provider(page_request: PageRequest) -> tuple[Provider, str]:
     """Return the provider, and the address it redirects back to; the number of attempts per network is limited."""
     if page_request.hub.settings.provider is None:
         raise NotFoundError(page_request.path, "this hub has no provider to sign in with")
-    page_request.hub.access.attempt(page_request.hub.access.logins)
+    page_request.hub.access.count_attempt(page_request.hub.access.logins)
     return page_request.hub.settings.provider, page_request.hub.own_url(page_request.request) + BACK
 
 

@@ -25,9 +25,9 @@ from adapterhub.hub.hub import Hub
 from adapterhub.hub.people import sessions
 from adapterhub.hub.people.accounts import EVERYWHERE
 from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.remembered import Remembered
+from adapterhub.hub.remembered import LRUCache
 from adapterhub.hub.workers import Worker, Workers
-from adapterhub.index.search import Found
+from adapterhub.index.search import SearchResult
 from adapterhub.version import __version__
 from adapterhub_converters import display
 from adapterhub_converters.containers import open_file
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from adapterhub.analysis.diff import Difference
-    from adapterhub.analysis.norms import Heat
-    from adapterhub.registry.signatures import Shown
+    from adapterhub.analysis.norms import NormHeatMap
+    from adapterhub.registry.signatures import SignatureSummary
 
 COOKIE = "adapterhub_session"
 SIGN_IN = "/-/sign-in"
@@ -61,11 +61,11 @@ class Site:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self.facts: Remembered[Facts] = Remembered(256)
-        self.heats: Remembered[Heat | str] = Remembered(128)
-        self.differences: Remembered[Difference | str] = Remembered(64)
-        self.signed: Remembered[Sequence[Shown]] = Remembered(256)
-        self.counts: Remembered[Found] = Remembered(512)
+        self.facts: LRUCache[Facts] = LRUCache(256)
+        self.heats: LRUCache[NormHeatMap | str] = LRUCache(128)
+        self.differences: LRUCache[Difference | str] = LRUCache(64)
+        self.signed: LRUCache[Sequence[SignatureSummary]] = LRUCache(256)
+        self.counts: LRUCache[SearchResult] = LRUCache(512)
         # Reading weights takes seconds: do it one at a time, in a thread that no other request waits for.
         self.slow = Workers(hub.storage, 1)
 
@@ -75,7 +75,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PageRequest:
     """A request for a page, with the account behind it.
 
     Attributes:
@@ -87,13 +87,13 @@ class Asked:
     who: Identity | None
 
     @classmethod
-    def of(cls, site: Site, request: Request) -> Asked:
+    def from_request(cls, site: Site, request: Request) -> PageRequest:
         """Identify the client by a header or a cookie. Raises `BadTokenError`."""
         identity = site.hub.identify(request)
         if identity is None and (cookie := request.cookies.get(COOKIE)):
-            identity = sessions.find(site.hub.database, cookie)
+            identity = sessions.session_identity(site.hub.database, cookie)
             if identity:
-                asking.now().known(identity.account, identity.prefix)
+                asking.current().set_account(identity.account, identity.prefix)
         return cls(site, request, identity)
 
     @property
@@ -176,7 +176,7 @@ class ErrorPage(Page):
 
 
 T = TypeVar("T")
-PageOf = Callable[[Asked, Worker], Page]
+PageOf = Callable[[PageRequest, Worker], Page]
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (NotFoundError, 404, "Not found"),
     (UsageError, 400, "That does not work"),
@@ -187,64 +187,64 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
 )
 
 
-def showing(make: PageOf, *, public: bool = False) -> Callable[[Request], Awaitable[Response]]:
+def page_endpoint(make: PageOf, *, public: bool = False) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint of a page; `public` for a page shown without a login."""
 
     async def endpoint(request: Request) -> Response:
-        return await answered(
-            request, lambda page_request, worker: rendered(page_request, make(page_request, worker)), public=public
+        return await answer_page(
+            request, lambda page_request, worker: render_page(page_request, make(page_request, worker)), public=public
         )
 
     return endpoint
 
 
-async def answered(
-    request: Request, work: Callable[[Asked, Worker], T], *, public: bool = False, workers: Workers | None = None
+async def answer_page(
+    request: Request, work: Callable[[PageRequest, Worker], T], *, public: bool = False, workers: Workers | None = None
 ) -> T | Response:
     """Return the result of `work`, called in a thread of `workers` (by default the hub's), or the response for its error."""
     site: Site = request.app.state.site
 
     def run_guarded(worker: Worker) -> T | Response:
-        page_request = Asked(site, request, None)
+        page_request = PageRequest(site, request, None)
         try:
-            page_request = Asked.of(site, request)
+            page_request = PageRequest.from_request(site, request)
             if page_request.who is None and site.hub.settings.require_login and not public:
                 raise NoTokenError
             return work(page_request, worker)
         except MovedError as moved:
             return RedirectResponse(moved.url, 303, _HEADERS)
         except (AdapterhubError, ForbiddenError, NoTokenError) as error:
-            return refused(page_request, error)
+            return error_page(page_request, error)
 
     try:
         return await (workers or site.hub.workers).run(run_guarded)
     except AdapterhubError as error:  # the database or the index failed before the work began
-        return refused(Asked(site, request, None), error)
+        return error_page(PageRequest(site, request, None), error)
 
 
-def refused(page_request: Asked, error: Exception) -> Response:
+def error_page(page_request: PageRequest, error: Exception) -> Response:
     """Return the response for an error: a page in words, or a redirect to sign in."""
     if isinstance(error, NoTokenError) and not isinstance(error, BadTokenError):
         query = {"next": page_request.path} if page_request.request.method in ("GET", "HEAD") else {}
         return RedirectResponse(f"{SIGN_IN}?{urlencode(query)}" if query else SIGN_IN, 303, _HEADERS)
-    code, message, headers = failures.told(error) if isinstance(error, AdapterhubError) else (0, "", {})
+    code, message, headers = failures.error_status(error) if isinstance(error, AdapterhubError) else (0, "", {})
     title = "Not now"
     if not code:
         code, title = next((status, title) for kind, status, title in _STATUS if isinstance(error, kind))
         message = str(error) or "The token is unknown, revoked or expired."
-    answer = rendered(page_request, ErrorPage(code, title, message), code)
+    answer = render_page(page_request, ErrorPage(code, title, message), code)
     answer.headers.update(headers)
     if isinstance(error, ThrottledError):
         answer.headers["retry-after"] = str(error.seconds)
     return answer
 
 
-def leading_to(url: str) -> Response:
+def redirect_to(url: str) -> Response:
     """Return a redirect to another page, after a form or a login."""
     return RedirectResponse(url, 303, {**_HEADERS, "cache-control": "no-store"})
 
 
-def rendered(page_request: Asked, page: Page, status: int = 200, *, media_type: str = "text/html; charset=utf-8") -> Response:
+def render_page(page_request: PageRequest, page: Page, status: int = 200, *, media_type: str = "text/html; charset=utf-8") -> Response:
     """Return the response with a page, or 304 if the client has it."""
     body = templates().get_template(page.template).render(page=page, asked=page_request).encode("utf-8", "replace")
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
@@ -296,8 +296,8 @@ class _Templates:
             loader=FileSystemLoader(_FOLDER / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
         )
         environment.filters |= {
-            "size": display.size,
-            "number": display.number,
+            "size": display.format_size,
+            "number": display.format_count,
             "printable": display.printable,
             "day": lambda time: str(time)[:10],
             "path": lambda text: quote(str(text)),
@@ -312,18 +312,18 @@ class _Templates:
         environment.globals |= {
             "asset": _assets.url,
             "release": __version__,
-            "plural": display.plural,
+            "plural": display.format_plural,
             "with_query": with_query,
         }
         return environment
 
 
-_made = _Templates()
+_templates = _Templates()
 
 
 def templates() -> Environment:
     """Return the environment of the templates."""
-    return _made.environment
+    return _templates.environment
 
 
 def _moment(seconds: float | None) -> str:

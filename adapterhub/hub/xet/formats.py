@@ -74,7 +74,7 @@ def hex_of(raw: bytes) -> str:
 # ---- xorbs
 
 
-def chunks(read_at: Any, size: int, where: str) -> list[Chunk]:
+def chunks(read_at: Any, size: int, location: str) -> list[Chunk]:
     """Return the chunks of a xorb of `size` bytes, by their headers; `read_at(offset, n)` returns bytes of it.
 
     Raises:
@@ -86,23 +86,23 @@ def chunks(read_at: Any, size: int, where: str) -> list[Chunk]:
         head = read_at(offset, _CHUNK.size)
         if head[:1] != b"\0":
             if not _FOOTER.startswith(head[: len(_FOOTER)]):
-                raise FormatError(where, f"no chunk begins at byte {offset}")
+                raise FormatError(location, f"no chunk begins at byte {offset}")
             break
         if len(head) < _CHUNK.size:
-            raise FormatError(where, f"ends within the header of the chunk at byte {offset}")
+            raise FormatError(location, f"ends within the header of the chunk at byte {offset}")
         first, second = _CHUNK.unpack(head)
         chunk = Chunk(offset + _CHUNK.size, first >> 8, second & 0xFF, second >> 8)
         offset = chunk.start + chunk.stored
         if offset > size or chunk.size > MAX_CHUNK or chunk.stored > MAX_CHUNK + 4096 or chunk.scheme > _GROUPED:
-            raise FormatError(where, f"chunk {len(parsed)} is larger than a chunk may be, or compressed in an unknown way")
+            raise FormatError(location, f"chunk {len(parsed)} is larger than a chunk may be, or compressed in an unknown way")
         # Without this limit, a xorb of nothing but headers would have eight million chunks, at a hundred bytes of memory each.
         if not chunk.size or len(parsed) == MAX_CHUNKS:
-            raise FormatError(where, f"chunk {len(parsed)} is empty, or the xorb has more than {MAX_CHUNKS} chunks")
+            raise FormatError(location, f"chunk {len(parsed)} is empty, or the xorb has more than {MAX_CHUNKS} chunks")
         parsed.append(chunk)
     return parsed
 
 
-def unpacked(chunk: Chunk, raw: bytes, where: str) -> bytes:
+def decompress(chunk: Chunk, raw: bytes, location: str) -> bytes:
     """Return the decompressed bytes of a chunk.
 
     Raises:
@@ -114,9 +114,9 @@ def unpacked(chunk: Chunk, raw: bytes, where: str) -> bytes:
         try:
             data = lz4.frame.LZ4FrameDecompressor().decompress(raw, max_length=chunk.size + 1)
         except RuntimeError as error:
-            raise FormatError(where, f"a chunk is not LZ4, as it is declared to be ({error})") from error
+            raise FormatError(location, f"a chunk is not LZ4, as it is declared to be ({error})") from error
     if len(data) != chunk.size:
-        raise FormatError(where, f"a chunk has {len(data)} bytes or more instead of {chunk.size}")
+        raise FormatError(location, f"a chunk has {len(data)} bytes or more instead of {chunk.size}")
     return _interleave(data) if chunk.scheme == _GROUPED else data
 
 
@@ -133,36 +133,36 @@ def _interleave(data: bytes) -> bytes:
 # ---- shards
 
 
-def files(raw: bytes, where: str) -> Iterator[File]:
+def files(raw: bytes, location: str) -> Iterator[File]:
     """Yield the files of a shard.
 
     Raises:
         FormatError: The shard is malformed, or a file has no sha256.
     """
     if len(raw) < _HEADER.size or _HEADER.unpack_from(raw)[1] != 2:
-        raise FormatError(where, "not a shard of version 2")
+        raise FormatError(location, "not a shard of version 2")
     offset = _HEADER.size
     while True:
-        name, flags, count, _ = _record(raw, offset, where)
+        name, flags, count, _ = _record(raw, offset, location)
         if name == _END:
             return
         offset += _RECORD.size
         verified = count if flags & _VERIFIED else 0
         after = offset + (count + verified) * _TERM.size
         if after > len(raw):
-            raise FormatError(where, "ends within the terms of a file")
+            raise FormatError(location, "ends within the terms of a file")
         terms = tuple(
             Term(hex_of(xorb), size, first, end)
             for xorb, _, size, first, end in _TERM.iter_unpack(raw[offset : offset + count * _TERM.size])
         )
         if not flags & _WITH_SHA256:
-            raise FormatError(where, "a file without its sha256")
-        yield File(f"sha256:{hex_of(_record(raw, after, where)[0])}", terms)
+            raise FormatError(location, "a file without its sha256")
+        yield File(f"sha256:{hex_of(_record(raw, after, location)[0])}", terms)
         offset = after + _RECORD.size
 
 
-def _record(raw: bytes, at: int, where: str) -> tuple[bytes, int, int, bytes]:
-    if at + _RECORD.size > len(raw):
-        raise FormatError(where, "ends before the mark of its end")
-    name, flags, count, unused = _RECORD.unpack_from(raw, at)
+def _record(raw: bytes, offset: int, location: str) -> tuple[bytes, int, int, bytes]:
+    if offset + _RECORD.size > len(raw):
+        raise FormatError(location, "ends before the mark of its end")
+    name, flags, count, unused = _RECORD.unpack_from(raw, offset)
     return name, flags, count, unused

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from adapterhub.digest import is_hex
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.uploads import USABLE
+from adapterhub.hub.uploads import USABLE_SECONDS
 from adapterhub.store.atomic import write_all
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
@@ -26,7 +26,7 @@ from .formats import Chunk, File
 
 _EPOCH_LIFETIME = 12 * 3600.0  # seconds: half as long as files in tmp/ are kept
 _SUFFIX = ".xorb"
-_OPEN = 64  # xorbs open at a time
+_MAX_OPEN = 64  # xorbs open at a time
 # Terms may repeat chunks, and a chunk of zeros is small: 100 kB of xorbs and shards can expand to 1 TB.
 _FREE_BYTES, _MAX_RATIO = 1 << 30, 64  # bytes of files any shard may make, plus so many for each byte of its xorbs
 # A chunk takes 2 us however small it is; clients make chunks of at least 8 KiB, except the last one of a file.
@@ -45,11 +45,11 @@ def epoch(hub: Hub, repository: str) -> str:
         return ident
 
 
-def _end(hub: Hub, scope: str) -> None:
+def _end_epoch(hub: Hub, scope: str) -> None:
     hub.database.execute("DELETE FROM xet_epochs WHERE id = ?", scope.partition("/")[0])
 
 
-def keep(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
+def keep_xorb(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
     """Keep a xorb sent to a scope, which is an epoch and a repository; return False if it was there already.
 
     Raises:
@@ -57,8 +57,8 @@ def keep(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
         RefusedError: The namespace may not hold that much.
     """
     formats.chunks(lambda at, n: raw[at : at + n], len(raw), f"xorb {name[:12]}")
-    file = _file(scope, name)
-    hub.quotas.open(hub.workers.worker(), repository, file, len(raw), lifetime=USABLE)
+    file = _file_name(scope, name)
+    hub.quotas.open(hub.workers.worker(), repository, file, len(raw), lifetime=USABLE_SECONDS)
     try:
         return hub.storage.keep(file, raw)
     except BaseException:
@@ -66,7 +66,7 @@ def keep(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> bool:
         raise
 
 
-def _file(scope: str, name: str) -> str:
+def _file_name(scope: str, name: str) -> str:
     if not is_hex(name):
         raise FormatError(name[:80], "is not the hash of a xorb")
     scope_hash = hashlib.sha256(scope.encode()).hexdigest()[:24]
@@ -88,7 +88,7 @@ def rebuild(hub: Hub, scope: str, repository: str, shard: bytes) -> None:
             raise RefusedError(repository, f"a file may have at most {hub.settings.max_file:,} bytes")
         with ExitStack() as stack:
             _store(hub, scope, file, _Xorbs(hub, scope, stack))
-        hub.uploaded(repository, [file.digest], {_file(scope, term.xorb) for term in file.terms})
+        hub.record_uploads(repository, [file.digest], {_file_name(scope, term.xorb) for term in file.terms})
 
 
 def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -> None:
@@ -100,7 +100,7 @@ def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -
         raise RefusedError(repository, problem, "Upload it with HF_HUB_DISABLE_XET=1")
     sent_bytes = 0
     for name in {term.xorb for file in files for term in file.terms} if total > _FREE_BYTES else ():
-        if xorb := hub.storage.kept(_file(scope, name)):
+        if xorb := hub.storage.open_kept(_file_name(scope, name)):
             with xorb:
                 sent_bytes += os.fstat(xorb.fileno()).st_size
     if total > _FREE_BYTES + _MAX_RATIO * sent_bytes:
@@ -118,12 +118,12 @@ class _Xorbs:
     def get(self, name: str) -> tuple[BinaryIO, list[Chunk]]:
         """Return a xorb's file and its chunks."""
         if name not in self._open:
-            if len(self._open) >= _OPEN:
+            if len(self._open) >= _MAX_OPEN:
                 self._stack.close()
                 self._open.clear()
-            xorb = self._hub.storage.kept(_file(self._scope, name))
+            xorb = self._hub.storage.open_kept(_file_name(self._scope, name))
             if xorb is None:
-                _end(self._hub, self._scope)
+                _end_epoch(self._hub, self._scope)
                 raise IntegrityError(f"xorb {name[:12]}", "is not here any more", "Run the same command again")
             file = self._stack.enter_context(xorb)
             size = os.fstat(file.fileno()).st_size
@@ -136,9 +136,9 @@ class _PositionedReader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def read_at(self, at: int, count: int) -> bytes:
+    def read_at(self, offset: int, count: int) -> bytes:
         """Return bytes of the file."""
-        self._file.seek(at)
+        self._file.seek(offset)
         return self._file.read(count)
 
 
@@ -155,14 +155,14 @@ def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs) -> None:
                 raise FormatError("shard", f"a term of {length} bytes that declares {term.size}")
             for chunk in chunks[term.first : term.end]:
                 source.seek(chunk.start)
-                data = formats.unpacked(chunk, source.read(chunk.stored), f"xorb {term.xorb[:12]}")
+                data = formats.decompress(chunk, source.read(chunk.stored), f"xorb {term.xorb[:12]}")
                 hasher.update(data)
                 write_all(out, data)
             size += length
         digest = f"sha256:{hasher.hexdigest()}"
         if digest != file.digest:
             raise IntegrityError("shard", f"its chunks make {digest}, not {file.digest}", "Send the file again")
-        if not hub.store.holds(digest, size):
+        if not hub.store.retain_if_present(digest, size):
             hub.store.adopt(path, out, digest)
             hub.store.sync_blobs()
     hub.uploads.sweep()

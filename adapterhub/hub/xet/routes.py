@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from adapterhub.hub.hf.answers import answer, answering
-from adapterhub.hub.hf.reading import body, found, name_of
+from adapterhub.hub.hf.answers import failure_response, answering
+from adapterhub.hub.hf.reading import read_body, visible_view, name_of
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
@@ -32,7 +32,7 @@ async def write_token(hub: Hub, request: Request) -> Response:
     identity, name = hub.identify(request), name_of(request)
 
     def work(worker: Worker) -> str:
-        found(hub, worker, identity, name)
+        visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
         return receiving.epoch(hub, name)
 
@@ -63,21 +63,21 @@ def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]
         try:
             return await work(hub, request, f"{epoch}/{name}", name)
         except AdapterhubError as error:
-            return answer(error)
+            return failure_response(error)
 
     return endpoint
 
 
 async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
     # Room for the headers of the chunks and the footer, beyond the chunks themselves.
-    raw = await body(request, formats.MAX_XORB + (1 << 20))
-    new = await hub.workers.read(receiving.keep, hub, scope, name, request.path_params["hash"], raw)
+    raw = await read_body(request, formats.MAX_XORB + (1 << 20))
+    new = await hub.workers.read(receiving.keep_xorb, hub, scope, name, request.path_params["hash"], raw)
     return JSONResponse({"was_inserted": new})
 
 
 async def _shard(hub: Hub, request: Request, scope: str, name: str) -> Response:
-    raw = await body(request, formats.MAX_SHARD)
-    async with hub.turn(f"shards of {name.partition('/')[0]}"):  # one tenant must not occupy all threads
+    raw = await read_body(request, formats.MAX_SHARD)
+    async with hub.change_lock(f"shards of {name.partition('/')[0]}"):  # one tenant must not occupy all threads
         await hub.workers.read(receiving.rebuild, hub, scope, name, raw)
     return JSONResponse({"result": 1})
 

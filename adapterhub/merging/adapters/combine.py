@@ -15,33 +15,33 @@ import numpy as np
 from adapterhub.analysis.low_rank import Factors, norm
 from adapterhub.merging.checks import check_adapter
 from adapterhub_converters import display
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, factored_out, refuse_conditions
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, with_factored_as_pairs, refuse_conditions
 from adapterhub_converters.errors import ParameterError, RefusedError
 
 from . import unmerged
-from .dense import Tiled, residual
+from .dense import TiledMatrix, residual
 from .matrices import (
     Mergeable,
-    alike,
+    mergeable_deltas,
     check_size,
     delta_like,
-    oriented,
-    rounding,
+    base_oriented_terms,
+    rounding_error,
     sign_conflict,
     stack_cosines,
-    turned,
-    unscaled,
-    zero,
+    reorient,
+    unscaled_terms,
+    zeros_like,
 )
 from .methods import Matrix, Method, Random, method_named
-from .truncation import Cut, Spectra, lost, spectra, within
-from .untruncated import Untruncated
+from .truncation import Truncation, ModuleSpectra, lost_share, spectra, ranks_within
+from .untruncated import UntruncatedMerge
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Merged:
+class ModuleMerge:
     """The merge of one module.
 
     Attributes:
@@ -70,7 +70,7 @@ class MergeReport:
 
     method: str
     weights: tuple[float, ...]
-    modules: Mapping[str, Merged]
+    modules: Mapping[str, ModuleMerge]
     notes: tuple[str, ...] = ()
     parameters: Mapping[str, float | str] = field(default_factory=dict)
     seed: int | None = None
@@ -123,8 +123,8 @@ def combine(
         RefusedError: The method cannot merge these adapters, or they do not belong together.
         UsageError: The method or a parameter does not exist, or cannot take this value.
     """
-    merge_method, cut = method_named(method), Cut(rank, energy, budget)
-    resolved = _checked(merge_method, cut, adapters, weights, parameters or {})
+    merge_method, cut = method_named(method), Truncation(rank, energy, budget)
+    resolved = _resolve_parameters(merge_method, cut, adapters, weights, parameters or {})
     for adapter, weight in zip(adapters, weights, strict=True):
         check_adapter(adapter, weight)
         refuse_conditions(adapter)
@@ -133,13 +133,13 @@ def combine(
             raise RefusedError(next(iter(adapter.replaced), "adapter"), reason, "Merge it into its base")
     unmerged.check_unmerged(adapters, merge_method)
     # LoHa, LoKr and others as the pairs they equal, so that every method sees plain factors.
-    factored = [factored_out(adapter) for adapter in adapters]
+    factored = [with_factored_as_pairs(adapter) for adapter in adapters]
     meta, notes = _meta(factored)
     run = _MergeRun(merge_method, cut, resolved, seed)
     weighted = list(zip(factored, weights, strict=True))
     targets = dict.fromkeys(target for adapter in factored for target in adapter.deltas)
     deltas: dict[str, Mergeable] = {}
-    modules: dict[str, Merged] = {}
+    modules: dict[str, ModuleMerge] = {}
     for count, (target, delta, merged) in enumerate(run.modules(targets, weighted), 1):
         deltas[target], modules[target] = delta, merged
         if progress:
@@ -148,13 +148,13 @@ def combine(
     if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
         notes += (f"{len(vanished)} of {len(deltas)} modules became zero, for example {vanished[0]}",)
     # A bias has no low-rank form, so only a plain sum can merge it.
-    bias_sums = unmerged.biases(weighted) if merge_method.sums else {}
+    bias_sums = unmerged.merged_biases(weighted) if merge_method.sums else {}
     for target, bias in bias_sums.items():
         deltas[target] = _with_bias(deltas[target], bias)
     result = Adapter(
         deltas,
-        replaced=unmerged.replaced(weighted) if merge_method.sums else {},
-        rows=unmerged.rows(weighted) if merge_method.sums else {},
+        replaced=unmerged.merged_replacements(weighted) if merge_method.sums else {},
+        rows=unmerged.merged_rows(weighted) if merge_method.sums else {},
         meta=meta,
     )
     notes += tuple(dict.fromkeys(note for adapter in factored for note in adapter.notes))
@@ -168,23 +168,23 @@ def join(
     method: str,
     seed: int = 0,
     parameters: Mapping[str, float | str] | None = None,
-) -> Untruncated | None:
+) -> UntruncatedMerge | None:
     """Return a method for a merge into a base, where the result needs no rank; None for a sum, which the merge does itself.
 
     Raises:
         UsageError: As in `combine`; also for a method that merges `lora_A` and `lora_B` separately.
     """
     merge_method = method_named(method)
-    resolved = _checked(merge_method, Cut(), adapters, weights, parameters or {})
-    return None if merge_method.sums else Untruncated(method, resolved, weights, seed)
+    resolved = _resolve_parameters(merge_method, Truncation(), adapters, weights, parameters or {})
+    return None if merge_method.sums else UntruncatedMerge(method, resolved, weights, seed)
 
 
 def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
     return replace(delta, bias=bias) if isinstance(delta, LowRank | LowRankConv) else delta
 
 
-def _checked(
-    method: Method, cut: Cut, adapters: Sequence[Adapter], weights: Sequence[float], user_parameters: Mapping[str, float | str]
+def _resolve_parameters(
+    method: Method, cut: Truncation, adapters: Sequence[Adapter], weights: Sequence[float], user_parameters: Mapping[str, float | str]
 ) -> dict[str, float | str]:
     """Return the method's parameters, defaults included; raise for a count, weights or a truncation that it cannot take."""
     if len(weights) != len(adapters) or not adapters:
@@ -203,28 +203,28 @@ def _checked(
     if method.weights == "shares" and not (min(weights) >= 0 and sum(weights) > 0):
         raise ParameterError("weights", f"for {method.name} they are shares of a whole: none may be negative, nor all 0")
     cut.check()
-    if cut.asked and not method.cuts:
+    if cut.is_set and not method.cuts:
         raise ParameterError("rank", f"{method.name} keeps the sum exactly and takes no rank", "Use svd to choose one")
-    return method.settled(user_parameters)
+    return method.resolve_parameters(user_parameters)
 
 
 def _meta(adapters: Sequence[Adapter]) -> tuple[Meta, tuple[str, ...]]:
     """Return the facts that the adapters share, and notes; refuse adapters of different bases."""
-    bases = _known(adapter.meta.base_model for adapter in adapters)
+    bases = _distinct(adapter.meta.base_model for adapter in adapters)
     if len(bases) > 1:
         raise RefusedError("base", f"the adapters were trained on different models: {', '.join(bases)}", code="different-bases")
-    revisions = _known(adapter.meta.revision for adapter in adapters)
+    revisions = _distinct(adapter.meta.revision for adapter in adapters)
     if len(revisions) > 1:
         raise RefusedError(
             "base", f"the adapters were trained on different revisions of it: {', '.join(revisions)}", code="different-bases"
         )
-    tasks = _known(adapter.meta.task_type for adapter in adapters)
+    tasks = _distinct(adapter.meta.task_type for adapter in adapters)
     notes = (f"task_type is left out: the adapters have {', '.join(tasks)}",) if len(tasks) > 1 else ()
     meta = Meta(_only(bases), _only(revisions), _only(tasks))
     return meta, notes
 
 
-def _known(values: Iterable[str | None]) -> list[str]:
+def _distinct(values: Iterable[str | None]) -> list[str]:
     """Return the distinct values that are set."""
     return list(dict.fromkeys(value for value in values if value))
 
@@ -250,14 +250,14 @@ class _MergeRun:
     """A merge in progress; `random` is set once a random number is drawn."""
 
     method: Method
-    cut: Cut
+    cut: Truncation
     parameters: Mapping[str, float | str]
     seed: int
     random: bool = False
 
     def modules(
         self, targets: Iterable[str], weighted: Sequence[tuple[Adapter, float]]
-    ) -> Iterator[tuple[str, Mergeable, Merged]]:
+    ) -> Iterator[tuple[str, Mergeable, ModuleMerge]]:
         """Yield the merged modules one by one; with a budget, decompose all before the first is truncated."""
         # Without a budget each module is independent: merge and truncate it before the next, in constant memory.
         if self.cut.budget is None:
@@ -266,7 +266,7 @@ class _MergeRun:
                 yield target, *self._truncate(target, module, self._spectra(target, module), None)
             return
         spectra_by_target = {target: self._spectra(target, self._merge(target, weighted)) for target in targets}
-        ranks = within(
+        ranks = ranks_within(
             self.cut.budget, {target: module_spectra for target, module_spectra in spectra_by_target.items() if module_spectra}
         )
         for target, module_spectra in spectra_by_target.items():
@@ -276,69 +276,69 @@ class _MergeRun:
     def _merge(self, target: str, weighted: Sequence[tuple[Adapter, float]]) -> _MergedModule:
         """Merge the deltas of one module by the method, matrix by matrix."""
         deltas = [adapter.deltas.get(target) for adapter, _ in weighted]
-        present = alike(target, [delta for delta in deltas if delta is not None])
+        present = mergeable_deltas(target, [delta for delta in deltas if delta is not None])
         weights = [weight for delta, (_, weight) in zip(deltas, weighted, strict=True) if delta is not None]
         ranks = tuple(delta.r for delta in present)
-        if self.method.apart and len(set(ranks)) > 1:
+        if self.method.on_factors and len(set(ranks)) > 1:
             raise RefusedError(
                 target,
                 f"{self.method.name} merges A and B separately and needs equal ranks, not {', '.join(map(str, ranks))}",
                 "Use a method without peft_, or rerank the adapters first",
             )
-        scaled = list(zip(*map(oriented, present), strict=True))
+        scaled = list(zip(*map(base_oriented_terms, present), strict=True))
         scales = [delta.scaling for delta in present]
         for matrix_terms in scaled:
             check_size(target, matrix_terms, weights, dense=self.method.dense)
-        terms_by_matrix = list(zip(*map(unscaled, present), strict=True)) if self.method.apart else scaled
+        terms_by_matrix = list(zip(*map(unscaled_terms, present), strict=True)) if self.method.on_factors else scaled
         matrices = []
         for part, matrix in enumerate(terms_by_matrix):
             terms, matrix_weights = list(matrix), list(weights)
             if self.method.missing == "zeros" and len(present) < len(deltas):
                 matrix_weights = [weight for _, weight in weighted]
                 filled = iter(terms)
-                terms = [next(filled) if delta is not None else zero(matrix[0]) for delta in deltas]
+                terms = [next(filled) if delta is not None else zeros_like(matrix[0]) for delta in deltas]
             # Seeded by module and matrix, so that the order of modules does not change the result.
             random = Random(self.seed, target, part)
             merged = self.method(terms, matrix_weights, scales=scales, random=random, parameters=self.parameters)
-            matrices.append(turned(present[0], merged) if self.method.apart and isinstance(merged, Factors) else merged)
-        self.random |= self.method.random or any(isinstance(matrix, Tiled) for matrix in matrices)
+            matrices.append(reorient(present[0], merged) if self.method.on_factors and isinstance(merged, Factors) else merged)
+        self.random |= self.method.random or any(isinstance(matrix, TiledMatrix) for matrix in matrices)
         return _MergedModule(present[0], ranks, matrices, [list(matrix) for matrix in scaled], weights)
 
-    def _spectra(self, target: str, module: _MergedModule) -> Spectra | None:
+    def _spectra(self, target: str, module: _MergedModule) -> ModuleSpectra | None:
         """Return the singular values of a module; None if its factors are kept."""
-        if self.method.keeps == "factors" and not self.cut.asked:
+        if self.method.keeps == "factors" and not self.cut.is_set:
             return None
         return spectra(module.matrices, ranks=module.ranks, cut=self.cut, random=Random(self.seed, f"{target} sketch"))
 
     def _truncate(
-        self, target: str, module: _MergedModule, module_spectra: Spectra | None, rank: int | None
-    ) -> tuple[Mergeable, Merged]:
+        self, target: str, module: _MergedModule, module_spectra: ModuleSpectra | None, rank: int | None
+    ) -> tuple[Mergeable, ModuleMerge]:
         """Return the module's delta at its rank, and the report on it."""
         if module_spectra is None:
             factors = [matrix for matrix in module.matrices if isinstance(matrix, Factors)]
             left_out = 0.0
         else:
             rank = rank or self._rank(module, module_spectra)
-            factors, left_out = module_spectra.truncated(rank), lost(module_spectra, rank)
+            factors, left_out = module_spectra.truncate(rank), lost_share(module_spectra, rank)
         result = delta_like(target, module.first, factors)
         total_energy, error_energy = module_spectra.energy if module_spectra else 0.0, 0.0
-        for matrix, exact_factors, stored_factors in zip(module.matrices, factors, oriented(result), strict=True):
-            if isinstance(matrix, Tiled):
+        for matrix, exact_factors, stored_factors in zip(module.matrices, factors, base_oriented_terms(result), strict=True):
+            if isinstance(matrix, TiledMatrix):
                 error_energy += residual(matrix, stored_factors) ** 2
                 matrix.forget()
             else:
                 total_energy += 0 if module_spectra else norm(matrix) ** 2
-                error_energy += rounding(stored_factors, exact_factors) ** 2
-        if module_spectra and not any(isinstance(matrix, Tiled) for matrix in module.matrices):
+                error_energy += rounding_error(stored_factors, exact_factors) ** 2
+        if module_spectra and not any(isinstance(matrix, TiledMatrix) for matrix in module.matrices):
             error_energy += left_out * module_spectra.energy  # at right angles to what is kept
         error = (error_energy / total_energy) ** 0.5 if total_energy else 0.0
         signs = [sign_conflict(terms, module.weights) for terms in module.scaled]
         share = sum(value for value, _ in signs) / len(signs)
         agree = stack_cosines(module.scaled)
         exact = all(exact for _, exact in signs)
-        return result, Merged(module.ranks, factors[0].r, error, agree, left_out, share, exact)
+        return result, ModuleMerge(module.ranks, factors[0].r, error, agree, left_out, share, exact)
 
-    def _rank(self, module: _MergedModule, module_spectra: Spectra) -> int:
+    def _rank(self, module: _MergedModule, module_spectra: ModuleSpectra) -> int:
         """Return the rank that the truncation or the method asks for."""
         if self.cut.energy is not None:
             return module_spectra.rank_for(self.cut.energy) or module_spectra.rank

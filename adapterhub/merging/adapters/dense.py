@@ -36,27 +36,27 @@ _HIGH, _LOW = 16, 15  # bits of a float without its sign
 
 
 @dataclass(frozen=True, eq=False)
-class Tiled:
+class TiledMatrix:
     """An `(m, n)` matrix defined by `make(rows)`, which returns its rows in float32."""
 
     shape: tuple[int, int]
     make: Callable[[slice], F32Array]
-    _kept: dict[int, F32Array] = field(default_factory=dict, repr=False)
+    _cached_tiles: dict[int, F32Array] = field(default_factory=dict, repr=False)
 
     def tiles(self) -> Iterator[tuple[slice, F32Array]]:
         """Yield all rows, some at a time; do not write to the arrays."""
-        yield from self.mapped(lambda _rows, tile: tile)
+        yield from self.map_tiles(lambda _rows, tile: tile)
 
-    def mapped(self, work: Callable[[slice, F32Array], Result]) -> Iterator[tuple[slice, Result]]:
+    def map_tiles(self, work: Callable[[slice, F32Array], Result]) -> Iterator[tuple[slice, Result]]:
         """Yield the results of `work` for every tile, in the order of the rows."""
         keep = 4 * self.shape[0] * self.shape[1] <= _KEEP
 
         def work_on_tile(rows: slice) -> tuple[slice, Result]:
-            tile = self._kept.get(rows.start)
+            tile = self._cached_tiles.get(rows.start)
             if tile is None:
                 tile = self.make(rows)
                 if keep:
-                    self._kept[rows.start] = tile
+                    self._cached_tiles[rows.start] = tile
             return rows, work(rows, tile)
 
         return map_in_threads(work_on_tile, row_tiles(self.shape))
@@ -64,14 +64,14 @@ class Tiled:
     @cached_property
     def energy(self) -> float:
         """The sum of all squares."""
-        return sum(tile_energy for _, tile_energy in self.mapped(lambda _rows, tile: squares(tile)))
+        return sum(tile_energy for _, tile_energy in self.map_tiles(lambda _rows, tile: sum_of_squares(tile)))
 
     def forget(self) -> None:
         """Release the cached tiles."""
-        self._kept.clear()
+        self._cached_tiles.clear()
 
 
-def squares(array: F32Array) -> float:
+def sum_of_squares(array: F32Array) -> float:
     """Return the sum of the squares of all elements."""
     flat = array.reshape(-1)
     return float(np.sum(np.square(flat), dtype=np.float64))
@@ -127,7 +127,7 @@ def dense_rows(terms: Sequence[Factors]) -> Callable[[slice], list[F32Array]]:
     return lambda rows: [product(left[rows], right) for left, right in pairs]
 
 
-def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
+def magnitude_thresholds(matrix: TiledMatrix, counts: Sequence[int]) -> list[float]:
     """Return, for every count, the largest magnitude that at least that many elements reach; infinity for 0.
 
     Exact, in two passes, by the bits: floats of one sign are ordered like integers. The first pass counts the high bits, the
@@ -135,7 +135,7 @@ def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
     """
     # One counter for each value of the high bits: 512 KiB, whatever the size of the matrix.
     high = np.zeros(1 << _HIGH, np.int64)
-    for _, counted in matrix.mapped(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
+    for _, counted in matrix.map_tiles(lambda _rows, tile: np.bincount(_bits(tile) >> _LOW, minlength=1 << _HIGH)):
         high += counted
     falling = np.cumsum(high[::-1])
     places = {count: len(high) - 1 - int(np.searchsorted(falling, count)) for count in counts if count > 0}
@@ -146,7 +146,7 @@ def largest(matrix: Tiled, counts: Sequence[int]) -> list[float]:
         tops = bits >> _LOW
         return [np.bincount(bits[tops == place] & ((1 << _LOW) - 1), minlength=1 << _LOW) for place in low]
 
-    for _, counts_by_place in matrix.mapped(count_low):
+    for _, counts_by_place in matrix.map_tiles(count_low):
         for place, added in zip(low, counts_by_place, strict=True):
             low[place] += added
     thresholds = []
@@ -167,7 +167,7 @@ def _bits(array: F32Array) -> NDArray[np.uint32]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
-def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
+def sketch(matrix: TiledMatrix, rank: int, random: np.random.Generator) -> Spectrum:
     """Return the leading singular values and vectors, by two rounds of subspace iteration.
 
     Randomized SVD (Halko, Martinsson & Tropp, 2011, algorithm 4.4), with both products of a round in one pass over the tiles:
@@ -183,25 +183,25 @@ def sketched(matrix: Tiled, rank: int, random: np.random.Generator) -> Spectrum:
     else:
         q = _row_space(matrix, random.standard_normal((n, width)))
     q32, image = q.astype(np.float32), np.empty((m, q.shape[1]))
-    for rows, part in matrix.mapped(lambda _rows, tile: product(tile, q32)):
+    for rows, part in matrix.map_tiles(lambda _rows, tile: product(tile, q32)):
         image[rows] = part
     left, triangle = basis(image)
     u, s, vt = np.linalg.svd(triangle, full_matrices=False)
     return Spectrum(times(left, u), s, times(q, vt.T).T)
 
 
-def _row_space(matrix: Tiled, q: F64Array) -> F64Array:
+def _row_space(matrix: TiledMatrix, q: F64Array) -> F64Array:
     """Return an orthonormal basis of the leading row space, from random columns `q`."""
     for _ in range(2):
         q32, total = q.astype(np.float32), np.zeros(q.shape)
-        for _, part in matrix.mapped(lambda _rows, tile: product(tile.T, product(tile, q32))):  # noqa: B023 - used at once
+        for _, part in matrix.map_tiles(lambda _rows, tile: product(tile.T, product(tile, q32))):  # noqa: B023 - used at once
             total += part
         q, _ = basis(total)
     return q
 
 
-def residual(matrix: Tiled, result: Factors) -> float:
+def residual(matrix: TiledMatrix, result: Factors) -> float:
     """Return the norm of `matrix - result`, with the factors of `result` in float32."""
     left, right = result.left.astype(np.float32), result.right.astype(np.float32)
-    parts = matrix.mapped(lambda rows, tile: squares(tile - product(left[rows], right)))
+    parts = matrix.map_tiles(lambda rows, tile: sum_of_squares(tile - product(left[rows], right)))
     return math.sqrt(sum(part for _, part in parts))

@@ -18,24 +18,24 @@ _SAMPLE = 1 << 16  # elements compared; the share in a larger matrix is good to 
 Mergeable = LowRank | LowRankEmbedding | LowRankConv | StackedLowRank
 
 
-def alike(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
+def mergeable_deltas(target: str, deltas: Sequence[Delta]) -> list[Mergeable]:
     """Return the deltas of one module, after checking that they are mergeable: of one kind and one shape."""
     first, mergeable = deltas[0], list[Mergeable]()
     for delta in deltas:
-        fits = type(delta) is type(first) and delta.shape == first.shape and _transposed(delta) == _transposed(first)
+        fits = type(delta) is type(first) and delta.shape == first.shape and _is_transposed(delta) == _is_transposed(first)
         if not fits or not isinstance(delta, Mergeable):  # of other kinds, `factored_out` has left none
             raise RefusedError(target, f"the adapters change it differently: {_kind(first)} and {_kind(delta)}")
         mergeable.append(delta)
     return mergeable
 
 
-def _transposed(delta: Delta) -> bool | None:
+def _is_transposed(delta: Delta) -> bool | None:
     """Return whether the base stores the weight as `(in, out)`; None if that is not known."""
     return getattr(delta, "transposed_base", False)
 
 
 def _kind(delta: Delta) -> str:
-    return f"{type(delta).__name__} {delta.shape}{' transposed' if _transposed(delta) else ''}"
+    return f"{type(delta).__name__} {delta.shape}{' transposed' if _is_transposed(delta) else ''}"
 
 
 def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], *, dense: bool) -> None:
@@ -51,28 +51,28 @@ def check_size(target: str, terms: Sequence[Factors], weights: Sequence[float], 
             )
 
 
-def oriented(delta: Mergeable) -> list[Factors]:
+def base_oriented_terms(delta: Mergeable) -> list[Factors]:
     """Return a delta oriented as in the base, with a row for each output or token: one matrix, or one for each expert."""
-    return [turned(delta, term) for term in terms(delta)]
+    return [reorient(delta, term) for term in terms(delta)]
 
 
-def unscaled(delta: Mergeable) -> list[Factors]:
+def unscaled_terms(delta: Mergeable) -> list[Factors]:
     """Return `lora_B` and `lora_A` as stored, without the scaling."""
     return terms(replace(delta, alpha=float(delta.r), rslora=False))
 
 
-def turned(delta: Mergeable, term: Factors) -> Factors:
+def reorient(delta: Mergeable, term: Factors) -> Factors:
     """Convert between the product of the factors and the base's orientation: the table of an embedding is the transpose."""
     return Factors(term.right.T, term.left.T) if isinstance(delta, LowRankEmbedding) else term
 
 
-def rounding(rounded: Factors, exact: Factors) -> float:
+def rounding_error(rounded: Factors, exact: Factors) -> float:
     """Return the norm of the difference of two matrices with nearly equal factors."""
     left = np.concatenate([rounded.left - exact.left, exact.left], axis=1)
     return norm(Factors(left, np.concatenate([rounded.right, rounded.right - exact.right])))
 
 
-def zero(like: Factors) -> Factors:
+def zeros_like(like: Factors) -> Factors:
     """Return zeros of the same shape and rank 1."""
     return Factors(np.zeros((like.left.shape[0], 1)), np.zeros((1, like.right.shape[1])))
 

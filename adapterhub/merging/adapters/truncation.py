@@ -12,14 +12,14 @@ import numpy as np
 from adapterhub.analysis.low_rank import Factors, Spectrum, spectrum
 from adapterhub_converters.errors import ParameterError, RefusedError
 
-from .dense import Tiled, sketched
+from .dense import TiledMatrix, sketch
 from .methods import Matrix, Random
 
 _ITEM = 4  # bytes of a number in the result
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """The truncation to apply: at most one of these; if none is set, the method decides.
 
     Attributes:
@@ -45,13 +45,13 @@ class Cut:
             raise ParameterError("budget", f"{self.budget} is below 1")
 
     @property
-    def asked(self) -> bool:
+    def is_set(self) -> bool:
         """Whether any of them is set."""
-        return self != Cut()
+        return self != Truncation()
 
 
 @dataclass(frozen=True, eq=False)
-class Spectra:
+class ModuleSpectra:
     """The singular values of a module's matrices (one, or one for each expert of a stack), and their total energy."""
 
     parts: tuple[Spectrum, ...]
@@ -62,7 +62,7 @@ class Spectra:
         """The least rank that holds all known singular values."""
         return max(part.rank for part in self.parts)
 
-    def kept(self) -> np.ndarray:
+    def cumulative_energy(self) -> np.ndarray:
         """Return the energy of the first 0, 1, 2 … ranks of all parts together."""
         squares = np.zeros(max(len(part.s) for part in self.parts))
         for part in self.parts:
@@ -72,12 +72,12 @@ class Spectra:
     def rank_for(self, energy: float) -> int | None:
         """Return the least rank that keeps a share of the energy; None if more singular values are needed to tell."""
         # The tolerance absorbs the rounding of the sum, so that a share of 1 can be reached.
-        enough = np.nonzero(self.kept() >= energy * self.energy * (1 - 1e-12))[0]
+        enough = np.nonzero(self.cumulative_energy() >= energy * self.energy * (1 - 1e-12))[0]
         return max(1, int(enough[0])) if len(enough) else None
 
-    def truncated(self, rank: int) -> list[Factors]:
+    def truncate(self, rank: int) -> list[Factors]:
         """Return each part at that rank, padded with zeros if its own is lower."""
-        return [_pad(part.truncated(min(rank, len(part.s))), rank) for part in self.parts]
+        return [_pad(part.truncate(min(rank, len(part.s))), rank) for part in self.parts]
 
     @property
     def bytes_for_one(self) -> int:
@@ -93,26 +93,26 @@ def _pad(factors: Factors, rank: int) -> Factors:
     return Factors(np.pad(left, ((0, 0), (0, short))), np.pad(right, ((0, short), (0, 0))))
 
 
-def spectra(matrices: Sequence[Matrix], *, ranks: Sequence[int], cut: Cut, random: Random) -> Spectra:
+def spectra(matrices: Sequence[Matrix], *, ranks: Sequence[int], cut: Truncation, random: Random) -> ModuleSpectra:
     """Return the singular values that the truncation needs; `ranks` are the adapters' ranks."""
-    rank = cut.rank or (max(ranks) if not cut.asked else sum(ranks))
+    rank = cut.rank or (max(ranks) if not cut.is_set else sum(ranks))
     module_spectra = _spectra(matrices, rank, random)
     # A sketch has only the leading values: double its rank until they hold the energy.
     while cut.energy is not None and module_spectra.rank_for(cut.energy) is None:
-        widest = max(min(matrix.shape) for matrix in matrices if isinstance(matrix, Tiled))
+        widest = max(min(matrix.shape) for matrix in matrices if isinstance(matrix, TiledMatrix))
         if rank >= widest:  # all of them, up to rounding
-            return Spectra(module_spectra.parts, float(module_spectra.kept()[-1]))
+            return ModuleSpectra(module_spectra.parts, float(module_spectra.cumulative_energy()[-1]))
         rank = min(2 * rank, widest)
         module_spectra = _spectra(matrices, rank, random)
     return module_spectra
 
 
-def _spectra(matrices: Sequence[Matrix], rank: int, random: Random) -> Spectra:
+def _spectra(matrices: Sequence[Matrix], rank: int, random: Random) -> ModuleSpectra:
     """Return the leading singular values of dense matrices, and all of factored ones."""
     parts, energy = [], 0.0
     for index, matrix in enumerate(matrices):
-        if isinstance(matrix, Tiled):
-            leading = sketched(matrix, rank, random.generator(index))
+        if isinstance(matrix, TiledMatrix):
+            leading = sketch(matrix, rank, random.generator(index))
             parts.append(Spectrum(leading.u[:, :rank], leading.s[:rank], leading.vt[:rank]))
             energy += matrix.energy
             # The tiles of all experts together would not fit into the cache.
@@ -121,10 +121,10 @@ def _spectra(matrices: Sequence[Matrix], rank: int, random: Random) -> Spectra:
         else:
             parts.append(spectrum(matrix))
             energy += float(np.sum(parts[-1].s ** 2))
-    return Spectra(tuple(parts), energy)
+    return ModuleSpectra(tuple(parts), energy)
 
 
-def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
+def ranks_within(budget: int, modules: Mapping[str, ModuleSpectra]) -> dict[str, int]:
     """Return the rank of every module, at least 1, that keeps the most energy within a number of bytes.
 
     One rank after another goes to the module where it keeps most energy for its bytes. Singular values decrease, so this greedy
@@ -134,7 +134,7 @@ def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
     remaining = budget - sum(module_spectra.bytes_for_one for module_spectra in modules.values())
     if remaining < 0:
         raise RefusedError("rank budget", f"{budget} bytes are not enough: rank 1 of all modules takes {budget - remaining}")
-    gains = {name: np.diff(module_spectra.kept()) for name, module_spectra in modules.items()}
+    gains = {name: np.diff(module_spectra.cumulative_energy()) for name, module_spectra in modules.items()}
     queue = [(-_gain(gains[name], 1, module_spectra), name) for name, module_spectra in modules.items()]
     heapq.heapify(queue)
     while queue:
@@ -149,14 +149,14 @@ def within(budget: int, modules: Mapping[str, Spectra]) -> dict[str, int]:
     return ranks
 
 
-def _gain(gains: np.ndarray, rank: int, module_spectra: Spectra) -> float:
+def _gain(gains: np.ndarray, rank: int, module_spectra: ModuleSpectra) -> float:
     """Return the energy that one more rank than `rank` keeps, over its bytes."""
     return float(gains[rank]) / module_spectra.bytes_for_one if rank < module_spectra.rank else 0.0
 
 
-def lost(module_spectra: Spectra, rank: int) -> float:
+def lost_share(module_spectra: ModuleSpectra, rank: int) -> float:
     """Return the share of the energy that truncation to a rank leaves out."""
-    energies = module_spectra.kept()
+    energies = module_spectra.cumulative_energy()
     lost_energy = module_spectra.energy - float(energies[min(rank, len(energies) - 1)])
     return (
         max(0.0, lost_energy / module_spectra.energy) if module_spectra.energy and math.isfinite(module_spectra.energy) else 0.0

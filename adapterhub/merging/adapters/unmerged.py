@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from adapterhub.merging.checks import Weighted
+from adapterhub.merging.checks import WeightedAdapters
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Rows
 from adapterhub_converters.errors import RefusedError
 
@@ -38,7 +38,7 @@ def check_unmerged(adapters: Iterable[Adapter], method: Method, *, into_base: bo
                 raise RefusedError(name, reason, hint)
 
 
-def biases(weighted: Weighted) -> dict[str, np.ndarray]:
+def merged_biases(weighted: WeightedAdapters) -> dict[str, np.ndarray]:
     """Return the weighted sum of biases by target; for all linear modules if for one, as in peft."""
     sums: dict[str, np.ndarray] = {}
     sides: dict[str, int] = {}
@@ -61,12 +61,12 @@ def biases(weighted: Weighted) -> dict[str, np.ndarray]:
     return {target: _f32(sums.get(target, np.zeros(side)), target) for target, side in sides.items()}
 
 
-def replaced(weighted: Weighted) -> dict[str, np.ndarray]:
+def merged_replacements(weighted: WeightedAdapters) -> dict[str, np.ndarray]:
     """Return the weighted sum of replacements by parameter path."""
     return _sum_replacements([(adapter.replaced, weight) for adapter, weight in weighted])
 
 
-def rows(weighted: Weighted) -> dict[str, Rows]:
+def merged_rows(weighted: WeightedAdapters) -> dict[str, Rows]:
     """Return the weighted sums of replaced rows by module path of the table."""
     tables = dict.fromkeys(name for adapter, _ in weighted for name in adapter.rows)
     result = {}

@@ -11,8 +11,8 @@ from adapterhub.analysis.low_rank import Factors
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import ParameterError
 
-from .dense import F32Array, Tiled, product, row_tiles
-from .matrices import check_size, zero
+from .dense import F32Array, TiledMatrix, product, row_tiles
+from .matrices import check_size, zeros_like
 from .methods import Matrix, Random, method_named
 from .unmerged import check_unmerged
 
@@ -21,7 +21,7 @@ RowsOf = Callable[[int, int], F32Array]
 _CACHED = 8  # tiles of all matrices: the rows that a caller asks for may end within one
 
 
-class Untruncated:
+class UntruncatedMerge:
     """A method with its parameters and the weights of the adapters.
 
     Args:
@@ -36,7 +36,7 @@ class Untruncated:
 
     def __init__(self, name: str, parameters: Mapping[str, float | str], weights: Sequence[float], seed: int) -> None:
         self.method = method_named(name)
-        if self.method.apart:
+        if self.method.on_factors:
             raise ParameterError("method", f"{name} merges lora_A and lora_B separately", "Merge into an adapter first")
         self.parameters, self._weights, self._seed = parameters, list(weights), seed
         self._tile = lru_cache(_CACHED)(_tile)
@@ -56,13 +56,13 @@ class Untruncated:
         weights = [weight for term, weight in zip(terms, self._weights, strict=True) if term is not None]
         check_size(target, present, weights, dense=self.method.dense)
         if self.method.missing == "zeros" and len(present) < len(terms):
-            present, weights = [term or zero(present[0]) for term in terms], self._weights
+            present, weights = [term or zeros_like(present[0]) for term in terms], self._weights
         random = Random(self._seed, target)
         merged = self.method(present, weights, scales=[1.0] * len(present), random=random, parameters=self.parameters)
         return self._rows_of(merged)
 
     def _rows_of(self, matrix: Matrix) -> RowsOf:
-        if not isinstance(matrix, Tiled):
+        if not isinstance(matrix, TiledMatrix):
             left, right = matrix.left.astype(np.float32), matrix.right.astype(np.float32)
             return lambda start, stop: product(left[start:stop], right)
         # Random numbers are drawn by tile, so a tile is always computed as a whole.
@@ -77,5 +77,5 @@ class Untruncated:
         return rows
 
 
-def _tile(matrix: Tiled, start: int, stop: int) -> F32Array:
+def _tile(matrix: TiledMatrix, start: int, stop: int) -> F32Array:
     return matrix.make(slice(start, stop))

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.bitsandbytes import BLOCK, DTYPES, NESTED_BLOCK, STATE
-from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.bases.bitsandbytes import BLOCK, DTYPES, NESTED_BLOCK, STATE_INFIX
+from adapterhub_converters.bases.quantized import quantization_settings
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .tensor_files import Buffer, Opened
+from .tensor_files import Buffer, OpenFiles
 
 F32Array = NDArray[np.float32]
 Rows = Callable[[int, int], F32Array]
@@ -44,13 +44,13 @@ class StoredTensor:
     path: Path
     info: TensorInfo
 
-    def load(self, opened: Opened) -> np.ndarray:
+    def load(self, opened: OpenFiles) -> np.ndarray:
         """Return the whole tensor."""
         array = np.empty(self.info.size, np.uint8)
         opened.read(self.path, array, self.info.offset)
         return array.view(self._dtype()).reshape(self.info.shape)
 
-    def rows(self, opened: Opened, start: int, stop: int) -> np.ndarray:
+    def rows(self, opened: OpenFiles, start: int, stop: int) -> np.ndarray:
         """Return rows `start` to `stop` of a matrix."""
         width = self.info.size // max(1, self.info.shape[0])
         array = np.empty((stop - start) * width, np.uint8)
@@ -68,7 +68,7 @@ Leaves = Mapping[str, StoredTensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Unpacked:
+class PackedWeight:
     """A weight whose numbers are computed from several tensors.
 
     Attributes:
@@ -78,11 +78,11 @@ class Unpacked:
     name: str
     rows: int
     columns: int
-    make: Callable[[Opened], Rows]
+    make: Callable[[OpenFiles], Rows]
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read and dequantize rows `start` to `stop` into `out`."""
-        rows: Rows = opened.held(self.name, lambda: self.make(opened))
+        rows: Rows = opened.cached(self.name, lambda: self.make(opened))
         np.copyto(out, rows(start, stop), casting="unsafe")
 
 
@@ -108,19 +108,19 @@ class Experts:
         """The number of outputs."""
         return self.blocks.info.shape[1]
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows `start` to `stop` into `out`; they may belong to several experts."""
         rows_per_expert = 32 * self.blocks.info.shape[2]
         for expert in range(start // rows_per_expert, -(-stop // rows_per_expert)):
             first, last = max(start, expert * rows_per_expert), min(stop, (expert + 1) * rows_per_expert)
-            expert_rows = opened.held(f"{self.name} {expert}", partial(self._expert, opened, expert))
+            expert_rows = opened.cached(f"{self.name} {expert}", partial(self._expert, opened, expert))
             np.copyto(
                 out[first - start : last - start],
                 expert_rows[first - expert * rows_per_expert : last - expert * rows_per_expert],
                 casting="unsafe",
             )
 
-    def _expert(self, opened: Opened, expert: int) -> np.ndarray:
+    def _expert(self, opened: OpenFiles, expert: int) -> np.ndarray:
         """Return one expert, `(in, out)`, in bfloat16, which represents every MXFP4 number exactly."""
         raw = self.blocks.rows(opened, expert, expert + 1).reshape(self.columns, -1)
         powers = self.scales.rows(opened, expert, expert + 1).view(np.uint8).reshape(self.columns, -1).astype(np.int32) - 127
@@ -130,7 +130,7 @@ class Experts:
 
 
 @dataclass(frozen=True)
-class Found:
+class LogicalWeight:
     """A parameter of a folder under its logical name and shape, whatever tensors store it.
 
     Attributes:
@@ -142,10 +142,10 @@ class Found:
     shape: tuple[int, ...]
     dtype: str
     place: StoredTensor
-    source: Unpacked | Experts | None
+    source: PackedWeight | Experts | None
 
 
-def unpacked(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping[str, Any], opened: Opened) -> dict[str, Found]:
+def logical_weights(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping[str, Any], opened: OpenFiles) -> dict[str, LogicalWeight]:
     """Return every parameter of a quantized folder, in the order of its files.
 
     Args:
@@ -164,19 +164,19 @@ def unpacked(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping
         stem, has_state, leaf = name.partition(".weight.")
         module, leaf = (stem, f"weight.{leaf}") if has_state else (name.rpartition(".")[0], name.rpartition(".")[2])
         modules.setdefault(module, {})[leaf] = place
-    scheme = _Scheme(settings(config), _dtype(config), opened)
-    weights: dict[str, Found] = {}
+    scheme = _Scheme(quantization_settings(config), _dtype(config), opened)
+    weights: dict[str, LogicalWeight] = {}
     for name, tensor in spec.tensors.items():
         module, _, leaf = name.rpartition(".")
         leaves = modules.get(module, {})
         stored = places.get(name)
         if f"{leaf}_blocks" in leaves and tensor.dtype == "MXFP4":
             blocks, scales = leaves[f"{leaf}_blocks"], leaves[f"{leaf}_scales"]
-            weights[name] = Found(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
-        elif leaf == "weight" and (packed := scheme.of(name, tensor.shape, leaves)):
+            weights[name] = LogicalWeight(tensor.shape, scheme.dtype or "BF16", blocks, Experts(name, blocks, scales))
+        elif leaf == "weight" and (packed := scheme.quantized_weight(name, tensor.shape, leaves)):
             weights[name] = packed
         elif stored and stored.info.dtype in dtypes.FLOATS and stored.info.shape == tensor.shape:
-            weights[name] = Found(tensor.shape, stored.info.dtype, stored, None)
+            weights[name] = LogicalWeight(tensor.shape, stored.info.dtype, stored, None)
         else:
             reason_text = f"stored as {tensor.dtype} by {spec.quantization}, an unknown layout"
             raise RefusedError(name, reason_text, "Dequantize it with the program that made it")
@@ -199,9 +199,9 @@ class _Scheme:
 
     config: Mapping[str, Any]
     dtype: str | None
-    opened: Opened
+    opened: OpenFiles
 
-    def of(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found | None:
+    def quantized_weight(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight | None:
         """Return a quantized weight; None for one that is stored as floats.
 
         Raises:
@@ -209,23 +209,23 @@ class _Scheme:
         """
         kind = leaves["weight"].info.dtype if "weight" in leaves else ""
         # At most one key is true: no known layout stores a weight in two ways.
-        readers: dict[bool, Callable[[str, tuple[int, ...], Leaves], Found]] = {
+        readers: dict[bool, Callable[[str, tuple[int, ...], Leaves], LogicalWeight]] = {
             kind in ("F8_E4M3", "F8_E5M2"): self._fp8,
             kind == "I8": self._int8,
-            "weight_packed" in leaves: self._compressed,
+            "weight_packed" in leaves: self._packed_integers,
             "qweight" in leaves: self._words,
-            any(STATE in f".{leaf}" for leaf in leaves): partial(_bnb4, self.opened),
+            any(STATE_INFIX in f".{leaf}" for leaf in leaves): partial(_bnb4, self.opened),
         }
         return readers[True](name, shape, leaves) if True in readers else None
 
-    def _found(
-        self, name: str, shape: tuple[int, ...], place: StoredTensor, scale: StoredTensor, make: Callable[[Opened], Rows]
-    ) -> Found:
+    def packed_weight(
+        self, name: str, shape: tuple[int, ...], place: StoredTensor, scale: StoredTensor, make: Callable[[OpenFiles], Rows]
+    ) -> LogicalWeight:
         """Return a weight with the dtype of the config, else of its scales, else bfloat16."""
         dtype = self.dtype or (scale.info.dtype if scale.info.dtype in ("BF16", "F16") else "BF16")
-        return Found(shape, dtype, place, Unpacked(name, shape[0], shape[1], make))
+        return LogicalWeight(shape, dtype, place, PackedWeight(name, shape[0], shape[1], make))
 
-    def _int8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    def _int8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
         """Return int8 rows with a scale each: bitsandbytes' `SCB` or compressed-tensors' `weight_scale`."""
         weight, bitsandbytes_scale, compressed_scale = leaves["weight"], leaves.get("SCB"), leaves.get("weight_scale")
         scale = bitsandbytes_scale or compressed_scale
@@ -233,16 +233,16 @@ class _Scheme:
         if scale is None or scale.info.size // (dtypes.BITS[scale.info.dtype] // 8) not in (1, shape[0]):
             raise RefusedError(name, "8-bit integers whose scales are not one for each row or one for all")
 
-        def make(opened: Opened) -> Rows:
+        def make(opened: OpenFiles) -> Rows:
             scales = np.broadcast_to(scale.load(opened).astype(np.float32).reshape(-1, 1), (shape[0], 1))
             if bitsandbytes_scale:
                 # bitsandbytes stores the largest magnitude of a row, not the step (`int8_vectorwise_dequant`).
                 scales = scales * np.float32(1 / 127)
             return lambda start, stop: weight.rows(opened, start, stop).astype(np.float32) * scales[start:stop]
 
-        return self._found(name, shape, weight, scale, make)
+        return self.packed_weight(name, shape, weight, scale, make)
 
-    def _fp8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    def _fp8(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
         """Return 8-bit floats with one scale, one for each row, or one for each block (`weight_scale_inv`)."""
         weight, block = leaves["weight"], leaves.get("weight_scale_inv")
         scale = block or leaves.get("weight_scale")
@@ -251,7 +251,7 @@ class _Scheme:
         scale_shape = scale.info.shape
         block_rows, block_columns = self._fp8_block(name, shape, scale_shape)
 
-        def make(opened: Opened) -> Rows:
+        def make(opened: OpenFiles) -> Rows:
             scales = scale.load(opened).astype(np.float32)
             scales = scales.reshape(scale_shape if len(scale_shape) == 2 else (-1, 1))
 
@@ -263,7 +263,7 @@ class _Scheme:
 
             return rows
 
-        return self._found(name, shape, weight, scale, make)
+        return self.packed_weight(name, shape, weight, scale, make)
 
     def _fp8_block(self, name: str, shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the numbers of rows and of columns that share a scale."""
@@ -279,12 +279,12 @@ class _Scheme:
                 return int(block_rows), int(block_columns)
         raise RefusedError(name, f"8-bit floats {shape} with scales {scale_shape}, an unknown layout")
 
-    def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    def _words(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
         """Return words of packed integers, by AutoAWQ or GPTQ."""
         method = str(self.config.get("quant_method", "")) + str(self.config.get("packing_format", ""))
         return self._awq(name, shape, leaves) if "awq" in method else self._gptq(name, shape, leaves)
 
-    def _gptq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    def _gptq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
         """Return a GPTQ weight: words along the inputs, zero points by group, and maybe an order of groups (`g_idx`)."""
         words, zeros, scale, order = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales", "g_idx"))
         if words is None or zeros is None or scale is None:
@@ -308,7 +308,7 @@ class _Scheme:
             )
         size = -(-inputs // groups)
 
-        def make(opened: Opened) -> Rows:
+        def make(opened: OpenFiles) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
             offsets = _fields(zeros.load(opened).view(np.uint32), bits).reshape(groups, outputs) + zero_offset
             index = order.load(opened) if order and order.info.size else np.arange(inputs) // size
@@ -324,9 +324,9 @@ class _Scheme:
 
             return rows
 
-        return self._found(name, shape, words, scale, make)
+        return self.packed_weight(name, shape, words, scale, make)
 
-    def _awq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    def _awq(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
         """Return an AWQ weight (`WQLinear_GEMM`): words along the outputs, each with eight outputs in `_AWQ_ORDER`."""
         words, zeros, scale = (leaves.get(leaf) for leaf in ("qweight", "qzeros", "scales"))
         outputs, inputs = shape
@@ -345,7 +345,7 @@ class _Scheme:
             shapes = f"words {words.info.shape}, scales {scale.info.shape} and zero points {zeros.info.shape}"
             raise RefusedError(name, f"AWQ with {shapes}, an unknown layout")
 
-        def make(opened: Opened) -> Rows:
+        def make(opened: OpenFiles) -> Rows:
             packed, scales = words.load(opened).view(np.uint32), scale.load(opened).astype(np.float32)
             offsets = _awq_fields(zeros.load(opened).view(np.uint32)).astype(np.float32)
             index = np.arange(inputs) // (inputs // groups)
@@ -359,9 +359,9 @@ class _Scheme:
 
             return rows
 
-        return self._found(name, shape, words, scale, make)
+        return self.packed_weight(name, shape, words, scale, make)
 
-    def _compressed(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+    def _packed_integers(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
         """Return compressed-tensors' symmetric integers: 32-bit words along the inputs, stored plus half the range."""
         words, scale = leaves["weight_packed"], leaves.get("weight_scale")
         _refuse_leaves(name, leaves, "weight_zero_point", "weight_g_idx", "weight_global_scale")
@@ -372,7 +372,7 @@ class _Scheme:
         if len(scale.info.shape) != 2 or scale.info.shape[0] not in (1, shape[0]) or shape[1] % scale.info.shape[1]:
             raise RefusedError(name, f"packed integers with scales {scale.info.shape}, an unknown layout")
 
-        def make(opened: Opened) -> Rows:
+        def make(opened: OpenFiles) -> Rows:
             scales = np.broadcast_to(scale.load(opened).astype(np.float32), (shape[0], scale.info.shape[1]))
             size = shape[1] // scale.info.shape[1]
 
@@ -383,7 +383,7 @@ class _Scheme:
 
             return rows
 
-        return self._found(name, shape, words, scale, make)
+        return self.packed_weight(name, shape, words, scale, make)
 
     def _compressed_bits(self) -> int | None:
         """Return the bits of the integer weights in the config; None if it has several types of weights, or another type."""
@@ -428,9 +428,9 @@ def _awq_fields(words: NDArray[np.uint32]) -> NDArray[np.int32]:
     return ordered.reshape(*words.shape[:-1], -1)
 
 
-def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> Found:
+def _bnb4(opened: OpenFiles, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
     """Return a weight in bitsandbytes' 4-bit codes, NF4 or FP4, whose magnitudes may be quantized themselves."""
-    state = next(leaf for leaf in leaves if STATE in f".{leaf}")
+    state = next(leaf for leaf in leaves if STATE_INFIX in f".{leaf}")
     weight, code, absmax = leaves["weight"], leaves.get("weight.quant_map"), leaves.get("weight.absmax")
     nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
     if code is None or absmax is None or code.info.shape != (16,) or (nested is None) != (nested_code is None):
@@ -445,7 +445,7 @@ def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> 
     if not valid_numbers or not fits or dtype is None or len(shape) != 2:
         raise RefusedError(name, f"bitsandbytes in 4 bits with an unknown state: {str(document)[:80]}")
 
-    def make(opened: Opened) -> Rows:
+    def make(opened: OpenFiles) -> Rows:
         codes, largest = code.load(opened).astype(np.float32), absmax.load(opened)
         if nested is not None and nested_code is not None:
             scales = np.repeat(nested.load(opened).astype(np.float32), inner)[: largest.size]
@@ -464,4 +464,4 @@ def _bnb4(opened: Opened, name: str, shape: tuple[int, ...], leaves: Leaves) -> 
 
         return rows
 
-    return Found(shape, dtype, weight, Unpacked(name, shape[0], shape[1], make))
+    return LogicalWeight(shape, dtype, weight, PackedWeight(name, shape[0], shape[1], make))

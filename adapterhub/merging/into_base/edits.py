@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.adapter import LowRankConv, LowRankEmbedding, Pair, Tuned
+from adapterhub_converters.adapter import LowRankConv, LowRankEmbedding, Pair, TunedModule
 
 from .product import product
 
@@ -115,13 +115,13 @@ class AddDora:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Change:
+class ChangeByTuner:
     """Replace W by a tuner's function of it (not LoRA), or of its transpose where the base stores `(in, out)`.
 
     Every element may depend on all of W, which is kept in memory between the two passes.
     """
 
-    tuned: Tuned
+    tuned: TunedModule
     transposed: bool = False
 
     def ready(self, dtype: np.dtype) -> Apply:
@@ -140,7 +140,7 @@ class Change:
             if not result:
                 weight = np.concatenate(tiles)
                 tiles.clear()
-                result.append(self.tuned.changed(weight.T).T if self.transposed else self.tuned.changed(weight))
+                result.append(self.tuned.apply(weight.T).T if self.transposed else self.tuned.apply(weight))
             np.copyto(tile, result[0][start : start + len(tile)])
 
         return TwoPasses(look, apply)
@@ -280,7 +280,7 @@ class Within:
         return apply
 
 
-def look(
+def look_before_change(
     applies: Sequence[Apply], tile: F32Array, start: int, scratch: F32Array, round_tile: Callable[[F32Array], None]
 ) -> None:
     """Show a tile to the change that takes two passes, after applying those before it; overwrites the tile.

@@ -21,7 +21,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Meta
 from adapterhub_converters.errors import RefusedError
 
-from .open_model import FolderModel, Model, as_matrix, is_float, renamed
+from .open_model import FolderModel, Model, as_matrix, is_float, match_names
 from .plan import stored_transposed
 from .read_base import Folder, read_folder
 
@@ -40,7 +40,7 @@ DTYPES = {"F32": dtypes.F32, "F16": dtypes.F16, "BF16": dtypes.BF16}
 
 
 @dataclass(frozen=True, slots=True)
-class Extracted:
+class WeightExtraction:
     """The result for one weight. Norms are Frobenius.
 
     Attributes:
@@ -54,7 +54,7 @@ class Extracted:
     rank: int | None
     change: float
     error: float
-    why: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Extraction:
         unchanged: The number of weights that training did not change.
     """
 
-    weights: tuple[Extracted, ...]
+    weights: tuple[WeightExtraction, ...]
     error: float
     unchanged: int
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExtractionOptions:
     """The adapter to make: one of a `rank`, or of the least ranks that keep a share of each change (`energy`).
 
     Attributes:
@@ -87,11 +87,11 @@ class Wanted:
     rank: int | None = None
     energy: float | None = None
     limit: int = 256
-    rest: bool = False
+    keep_other_tensors: bool = False
     dtype: str = "F32"
 
 
-def extract(base: Path, tuned: Path, options: Wanted, *, progress: Progress | None = None) -> tuple[Adapter, Extraction]:
+def extract(base: Path, tuned: Path, options: ExtractionOptions, *, progress: Progress | None = None) -> tuple[Adapter, Extraction]:
     """Return the adapter that on `base` comes closest to `tuned`, two Hugging Face folders with the same weights in floats.
 
     Raises:
@@ -100,11 +100,11 @@ def extract(base: Path, tuned: Path, options: Wanted, *, progress: Progress | No
     if (options.rank is None) == (options.energy is None):
         raise RefusedError("rank", "either a rank or an energy is needed", "Name one of them")
     with FolderModel(_read_float_folder(base)) as before, FolderModel(_read_float_folder(tuned)) as after:
-        tuned_names = _matched(before, after)
+        tuned_names = _matching_names(before, after)
         run = _ExtractionRun(before, after, tuned_names, options)
         names = sorted(tuned_names)
         for number, name in enumerate(names, 1):
-            run.weight(name)
+            run.add_weight(name)
             if progress:
                 progress(number, len(names))
         return run.adapter(base), run.report()
@@ -119,30 +119,30 @@ def _read_float_folder(path: Path) -> Folder:
     return folder
 
 
-def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:
+def _matching_names(before: FolderModel, after: FolderModel) -> dict[str, str]:
     """Return the fine-tune's name of each of the base's tensors, after checking that shapes and types match."""
-    tuned_names = renamed(before.names, after.names)
+    tuned_names = match_names(before.names, after.names)
     missing = before.names - set(tuned_names)
     # A fine-tune may omit the output layer if it is tied to the embedding table.
     heads = {name for name in missing if name.endswith("lm_head.weight") and after.spec.tied}
     if missing - heads:
         first = sorted(missing - heads)[0]
-        raise RefusedError(first, f"is in the base and not in {after.where}", "Is it a fine-tune of this base?")
+        raise RefusedError(first, f"is in the base and not in {after.location}", "Is it a fine-tune of this base?")
     # Shapes and types of both sides, before any weight is read.
     for name, tuned_name in tuned_names.items():
         if before.shape(name) != after.shape(tuned_name):
             hint = "The vocabulary was resized" if before.shape(name)[1:] == after.shape(tuned_name)[1:] else ""
-            raise RefusedError(name, f"{before.shape(name)} in the base, {after.shape(tuned_name)} in {after.where}", hint)
+            raise RefusedError(name, f"{before.shape(name)} in the base, {after.shape(tuned_name)} in {after.location}", hint)
         for model, tensor in ((before, name), (after, tuned_name)):
             if not is_float(model.dtype(tensor)) and "inv_freq" not in tensor:
                 raise RefusedError(
                     tensor,
-                    f"is {model.dtype(tensor)} in {model.where}, not a type of floats",
+                    f"is {model.dtype(tensor)} in {model.location}, not a type of floats",
                     "Name the model in 16 or 32 bits",
                 )
     extra = sorted(after.names - set(tuned_names.values()))
     if extra and not (len(extra) == 1 and extra[0].endswith("lm_head.weight")):
-        raise RefusedError(extra[0], f"is in {after.where} and not in the base", "Is it a fine-tune of this base?")
+        raise RefusedError(extra[0], f"is in {after.location} and not in the base", "Is it a fine-tune of this base?")
     if extra:
         raise RefusedError(extra[0], "the base has no output layer of its own and the fine-tune has", "Untie the base first")
     return tuned_names
@@ -151,17 +151,17 @@ def _matched(before: FolderModel, after: FolderModel) -> dict[str, str]:
 class _ExtractionRun:
     """An extraction in progress, weight by weight."""
 
-    def __init__(self, before: FolderModel, after: FolderModel, tuned_names: Mapping[str, str], options: Wanted) -> None:
-        self._before, self._after, self._tuned_names, self._wanted = before, after, tuned_names, options
+    def __init__(self, before: FolderModel, after: FolderModel, tuned_names: Mapping[str, str], options: ExtractionOptions) -> None:
+        self._before, self._after, self._tuned_names, self._options = before, after, tuned_names, options
         self._deltas: dict[str, Delta] = {}
         self._replaced: dict[str, np.ndarray] = {}
-        self._found: list[Extracted] = []
-        self._total = self._lost_energy = 0.0
+        self._extractions: list[WeightExtraction] = []
+        self._total_energy = self._lost_energy = 0.0
         self._unchanged = 0
 
-    def weight(self, name: str) -> None:
+    def add_weight(self, name: str) -> None:
         """Add the change of one weight to the adapter, or the reason why it is omitted."""
-        change = Change(self._before, self._after, name, self._tuned_names[name])
+        change = WeightChange(self._before, self._after, name, self._tuned_names[name])
         norm, base = change.norms()
         if not math.isfinite(norm):
             raise RefusedError(name, "contains NaN or infinity, in the base or in the fine-tune")
@@ -170,18 +170,18 @@ class _ExtractionRun:
             return
         share = norm / base if base else math.inf
         reason = self._why_not_low_rank(name)
-        if reason and self._wanted.rest:
+        if reason and self._options.keep_other_tensors:
             self._replaced[name] = self._tuned_tensor(name)
-            self._found.append(Extracted(name, 0, share, 0.0))
+            self._extractions.append(WeightExtraction(name, 0, share, 0.0))
         elif reason:
-            self._found.append(Extracted(name, None, share, 1.0, reason))
+            self._extractions.append(WeightExtraction(name, None, share, 1.0, reason))
             self._lost_energy += norm**2
         else:
-            error = self._low_rank(name, change, norm, share)
+            error = self._add_low_rank(name, change, norm, share)
             self._lost_energy += (error * norm) ** 2
-        self._total += norm**2
-        self._before.done(name)
-        self._after.done(self._tuned_names[name])
+        self._total_energy += norm**2
+        self._before.release(name)
+        self._after.release(self._tuned_names[name])
 
     def _why_not_low_rank(self, name: str) -> str:
         """Return why a weight cannot have a low-rank delta; empty if it can."""
@@ -199,10 +199,10 @@ class _ExtractionRun:
         rows = self._after.rows(tuned_name, 0, as_matrix(shape)[0])
         return rows.reshape(shape).astype(dtypes.NUMPY[self._after.dtype(tuned_name)])
 
-    def _low_rank(self, name: str, change: Change, norm: float, share: float) -> float:
+    def _add_low_rank(self, name: str, change: WeightChange, norm: float, share: float) -> float:
         """Add a low-rank delta of a weight and return its relative error."""
-        left, right = leading(change, norm, self._wanted)
-        dtype = DTYPES[self._wanted.dtype]
+        left, right = leading_factors(change, norm, self._options)
+        dtype = DTYPES[self._options.dtype]
         left, right = left.astype(dtype), right.astype(dtype)
         target, r = name.removesuffix(".weight"), len(right)
         if target.rpartition(".")[2] in _TABLES:  # `(vocab, d)`: A looks the token up
@@ -214,7 +214,7 @@ class _ExtractionRun:
             self._deltas[target] = LowRank(np.ascontiguousarray(right), np.ascontiguousarray(left), float(r))
         # Measure the factors as stored: their rounding to the file's type counts.
         error = change.distance(left.astype(np.float32), right.astype(np.float32)) / norm
-        self._found.append(Extracted(name, r, share, error))
+        self._extractions.append(WeightExtraction(name, r, share, error))
         return error
 
     def adapter(self, base: Path) -> Adapter:
@@ -228,11 +228,11 @@ class _ExtractionRun:
 
     def report(self) -> Extraction:
         """Return the results for all weights."""
-        error = math.sqrt(self._lost_energy / self._total) if self._total else 0.0
-        return Extraction(tuple(self._found), error, self._unchanged)
+        error = math.sqrt(self._lost_energy / self._total_energy) if self._total_energy else 0.0
+        return Extraction(tuple(self._extractions), error, self._unchanged)
 
 
-class Change:
+class WeightChange:
     """`W_tuned - W_base` as a float32 matrix that is read in tiles of rows, once for each pass."""
 
     def __init__(self, before: Model, after: Model, name: str, tuned_name: str) -> None:
@@ -268,7 +268,7 @@ class Change:
             np.matmul(tile, right, out=out[rows])
         return out
 
-    def across(self, left: F32Array) -> F32Array:
+    def transposed_times(self, left: F32Array) -> F32Array:
         """Return `D.T @ left`."""
         out = np.zeros((self.shape[1], left.shape[1]), np.float32)
         for rows, tile in self.tiles():
@@ -280,7 +280,7 @@ class Change:
         return math.sqrt(sum(_square(tile - left[rows] @ right) for rows, tile in self.tiles()))
 
 
-def leading(change: Change, norm: float, options: Wanted) -> tuple[F32Array, F32Array]:
+def leading_factors(change: WeightChange, norm: float, options: ExtractionOptions) -> tuple[F32Array, F32Array]:
     """Return `(m, r)` and `(r, n)` whose product is close to the best of that rank, the singular values split between them.
 
     For an energy the rank is doubled until it is enough or `options.limit` is reached.
@@ -311,12 +311,12 @@ def _split(U: F32Array, S: F32Array, Vt: F32Array, rank: int) -> tuple[F32Array,
     return U[:, :rank] * root, root[:, None] * Vt[:rank]
 
 
-def _svd(change: Change, rank: int) -> tuple[F32Array, F32Array, F32Array]:
+def _svd(change: WeightChange, rank: int) -> tuple[F32Array, F32Array, F32Array]:
     """Return the leading singular triplets, `rank` of them and a few more; deterministic."""
     width = min(rank + _EXTRA, *change.shape)
     V = np.random.default_rng(0).standard_normal((change.shape[1], width), np.float32)
     for _ in range(_ROUNDS):
-        V = _orthonormal(change.across(_orthonormal(change.times(V))))
+        V = _orthonormal(change.transposed_times(_orthonormal(change.times(V))))
     images = change.times(V)
     vectors, squares, _ = np.linalg.svd(images.T.astype(np.float64) @ images)
     S = np.sqrt(squares)
@@ -335,6 +335,6 @@ def _square(values: np.ndarray) -> float:
     return float(np.einsum("i,i", flat, flat, dtype=np.float64)) if flat.size else 0.0
 
 
-def ranks(weights: Sequence[Extracted]) -> list[int]:
+def ranks(weights: Sequence[WeightExtraction]) -> list[int]:
     """Return the distinct ranks, sorted."""
     return sorted({weight.rank for weight in weights if weight.rank})

@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.containers import gguf_file, json_file
-from adapterhub_converters.containers.gguf_file import Value
+from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf_model.arrangement import Arranged, SourcePart, arranged, decayed, rope_tensors
+from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, SourcePart, arrange, negative_exp, rope_tensors
 from adapterhub_converters.formats.gguf_model.checks import check_complete, check_computed
-from adapterhub_converters.formats.gguf_model.configured import configured
+from adapterhub_converters.formats.gguf_model.configured import complete_config
 from adapterhub_converters.formats.gguf_model.importance import Importance
-from adapterhub_converters.formats.gguf_model.metadata import general, hyperparameters, stored
+from adapterhub_converters.formats.gguf_model.metadata import general, hyperparameters, file_type_keys
 from adapterhub_converters.formats.gguf_model.special_tokens import read_tokenizer
 from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 
 from .k_quants import WEIGHTED
-from .mixtures import MIXTURES, TABLES, mixed
+from .mixtures import MIXTURES, TABLES, mixture_types
 from .options import DTYPES, REQUANTIZE, Options
-from .output_files import Copy, Made, OutFile, Part, Ready, Run, Text, UnfitError, explained
+from .output_files import Copy, EditedTensor, OutFile, Part, PreparedTensor, OutputWriter, LiteralBytes, UnfitError, unfit_error
 from .read_base import Folder, Weight
-from .tensor_files import Buffer, Opened, Stored, TensorSource, fresh
+from .tensor_files import Buffer, OpenFiles, StoredRows, TensorSource, new_buffer
 from .tensor_types import Blocks, Kind, fitting, floats, writable
-from .write_folder import Written
+from .write_folder import FolderContents
 from .write_gguf import LINEAGE, NEVER_QUANTIZED
 
 F32Array = NDArray[np.float32]
@@ -53,22 +53,22 @@ class Model:
         notes: Decisions, one line each.
     """
 
-    metadata: Mapping[str, Value]
+    metadata: Mapping[str, MetadataValue]
     tensors: Sequence[_Tensor]
-    changed: Sequence[Made]
+    changed: Sequence[EditedTensor]
     notes: tuple[str, ...]
 
     def files(self, out: Path) -> tuple[OutFile, ...]:
         """Return the one output file."""
         order = [(tensor.plan.name, tensor.kind.name, tensor.plan.shape) for tensor in self.tensors]
         head = gguf_file.header_bytes(self.metadata, order)
-        parts: list[Part] = [Text(head, 0)]
+        parts: list[Part] = [LiteralBytes(head, 0)]
         at = len(head)
         for tensor in self.tensors:
             parts += tensor.parts(at)
             at += tensor.size
             if padding := -at % gguf_file.ALIGNMENT:
-                parts.append(Text(bytes(padding), at))
+                parts.append(LiteralBytes(bytes(padding), at))
                 at += padding
         return (OutFile(out.name, parts),)
 
@@ -77,7 +77,7 @@ class Model:
 class _Tensor:
     """A tensor of the output, and the pieces of the folder's tensors that it consists of."""
 
-    plan: Arranged
+    plan: ArrangedTensor
     kind: Kind
     pieces: tuple[Piece, ...]
 
@@ -89,8 +89,8 @@ class _Tensor:
         """Return the parts that write the tensor from byte `at` on: copies of its pieces, if their bytes do not change."""
         plan = self.plan
         if plan.constant is not None:
-            return [Text(plan.constant.tobytes(), at)]
-        copies = [_copied(piece, self.kind) for piece in self.pieces]
+            return [LiteralBytes(plan.constant.tobytes(), at)]
+        copies = [_copy_of(piece, self.kind) for piece in self.pieces]
         if not plan.shift and not plan.decay and all(copies):
             copied_parts: list[Part] = []
             for copy in copies:
@@ -99,21 +99,21 @@ class _Tensor:
                     at += copy.size
             return copied_parts
         source = LaidOut(self.pieces, plan.rows, plan.columns, plan.shift, plan.decay)
-        return [Made(plan.name, source, self.kind, at, ())]
+        return [EditedTensor(plan.name, source, self.kind, at, ())]
 
 
-def _copied(piece: Piece, target: Kind) -> Copy | None:
+def _copy_of(piece: Piece, target: Kind) -> Copy | None:
     """Return a copy of the piece's bytes in the base's file; None if they change."""
     part, source = piece.part, piece.source
     # Rows in the base's order and whole columns: the bytes can be copied as they are.
     straight = not part.transposed and part.picks is None and part.columns is None
-    if not straight or not isinstance(source, Stored) or source.kind.name != target.name:
+    if not straight or not isinstance(source, StoredRows) or source.kind.name != target.name:
         return None
     width = target.row_size(source.columns)
     return Copy(source.path, source.offset + part.first * width, part.height * width, 0, part.height * width)
 
 
-def gguf_model(folder: Folder, contents: Written, options: Options) -> Model:
+def gguf_model(folder: Folder, contents: FolderContents, options: Options) -> Model:
     """Plan the GGUF model of a folder with edits.
 
     Raises:
@@ -127,9 +127,9 @@ def gguf_model(folder: Folder, contents: Written, options: Options) -> Model:
         hint = "Merge into a folder, add the tokenizer there, and convert that"
         raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
     architecture = names.by_class(folder.spec.architecture, folder_name, folder=True)
-    config = configured(folder.config, folder_name)
+    config = complete_config(folder.config, folder_name)
     weights = {**folder.weights, **contents.added}
-    plan = arranged(architecture, {name: weight.shape for name, weight in weights.items()}, config)
+    plan = arrange(architecture, {name: weight.shape for name, weight in weights.items()}, config)
     # A tower that the text model lacks, such as a vision encoder, cannot take a change silently.
     if lost_name := next((name for name, edits in contents.edits.items() if edits and name not in plan.sources), None):
         raise RefusedError(lost_name, "the adapter changes it, but a GGUF of the text model does not contain it")
@@ -142,30 +142,30 @@ def gguf_model(folder: Folder, contents: Written, options: Options) -> Model:
         sizes = f"vocab_size is {config.get('vocab_size')}, and there are {rows} rows of embeddings"
         raise RefusedError(folder_name, f"config.json: {sizes}")
     tokens, notes = vocabulary(architecture, read_tokenizer(folder.path, folder.config), rows)
-    main_type = _wanted(folder, options)
+    main_type = _main_type(folder, options)
     sources = {name: _source(weight, contents, folder, options) for name, weight in weights.items()}
     planned = (*computed, *plan.tensors)
     shapes = {tensor.name: tensor.shape for tensor in planned}
     types = {tensor.name: _type(tensor, main_type) for tensor in planned}
     if options.requantize in MIXTURES:
-        types |= mixed(options.requantize, architecture.gguf, shapes, numbers)
+        types |= mixture_types(options.requantize, architecture.gguf, shapes, numbers)
     tensors = [_tensor(tensor, types[tensor.name], options, sources) for tensor in planned]
     metadata = _general(folder, architecture, shapes)
     metadata |= {f"{architecture.gguf}.{key}": value for key, value in (numbers | rope_keys).items()}
-    metadata |= {key: _listed([sources[name] for name in parts], folder) for key, parts in plan.numbers.items()}
-    metadata |= stored(options.requantize if options.requantize in MIXTURES else main_type) | tokens
+    metadata |= {key: _number_array([sources[name] for name in parts], folder) for key, parts in plan.numbers.items()}
+    metadata |= file_type_keys(options.requantize if options.requantize in MIXTURES else main_type) | tokens
     if options.importance:
         metadata |= options.importance.metadata()
         notes = (*_importance_notes(tensors, options.importance), *notes)
     if options.lineage:
-        metadata[LINEAGE] = gguf_file.string(json.dumps(options.lineage, sort_keys=True))
-    changed = _changed(tensors, contents)
+        metadata[LINEAGE] = gguf_file.string_value(json.dumps(options.lineage, sort_keys=True))
+    changed = _changed_tensors(tensors, contents)
     if folder.method:
         notes = (f"the base's weights were quantized ({folder.method}) and are dequantized", *notes)
     return Model(metadata, tensors, changed, (*dict.fromkeys(plan.notes), *rope_notes, *notes))
 
 
-def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
+def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, MetadataValue]:
     """Return the `general.*` keys of a folder."""
     path = folder.path / "generation_config.json"
     generation = json_file.read_object(path) if path.is_file() else {}
@@ -173,15 +173,15 @@ def _general(folder: Folder, architecture: Architecture, shapes: Mapping[str, tu
     return general(architecture.gguf, name, shapes, generation)
 
 
-def _listed(sources: Sequence[TensorSource], folder: Folder) -> Value:
+def _number_array(sources: Sequence[TensorSource], folder: Folder) -> MetadataValue:
     """Return an array of the numbers of tensors that have one element each."""
     out = np.empty((len(sources), 1), np.float32)
     for at, source in enumerate(sources):
-        source.read(folder.opened, 0, 1, out[at : at + 1], fresh)
-    return Value("[FLOAT32]", out[:, 0].tolist())
+        source.read(folder.opened, 0, 1, out[at : at + 1], new_buffer)
+    return MetadataValue("[FLOAT32]", out[:, 0].tolist())
 
 
-def _wanted(folder: Folder, options: Options) -> str:
+def _main_type(folder: Folder, options: Options) -> str:
     """Return the type of most matrices: the requested one, else the base's most common by elements."""
     if options.requantize:
         return MIXTURES[options.requantize] if options.requantize in MIXTURES else REQUANTIZE[options.requantize]
@@ -193,7 +193,7 @@ def _wanted(folder: Folder, options: Options) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def _source(weight: Weight, contents: Written, folder: Folder, options: Options) -> TensorSource:
+def _source(weight: Weight, contents: FolderContents, folder: Folder, options: Options) -> TensorSource:
     """Return the numbers of a tensor of the merged folder, rounded once to the result's type if that is not the base's."""
     edits = contents.edits.get(weight.name, ())
     unchanged = contents.sources.get(weight.name) or weight.source()
@@ -202,10 +202,10 @@ def _source(weight: Weight, contents: Written, folder: Folder, options: Options)
     # With a new type the sum stays in float32 here and is rounded once, when it is written.
     new_type = bool(options.dtype or options.requantize or folder.method)
     wide = floats("F32" if new_type else weight.dtype, weight.name)
-    return Merged(Made(weight.name, unchanged, wide, 0, edits, stepwise=not new_type))
+    return MergedSource(EditedTensor(weight.name, unchanged, wide, 0, edits, stepwise=not new_type))
 
 
-def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
+def _tensor(plan: ArrangedTensor, type_name: str, options: Options, sources: Mapping[str, TensorSource]) -> _Tensor:
     """Return a tensor of the output with its type and pieces."""
     pieces = tuple(Piece(part, sources[part.source]) for part in plan.parts)
     kind = writable(type_name, plan.columns, plan.name)
@@ -214,7 +214,7 @@ def _tensor(plan: Arranged, type_name: str, options: Options, sources: Mapping[s
     return _Tensor(plan, kind, pieces)
 
 
-def _by_importance(plan: Arranged, kind: Blocks, importance: Importance) -> Blocks:
+def _by_importance(plan: ArrangedTensor, kind: Blocks, importance: Importance) -> Blocks:
     """Return the type with the importance of a tensor's columns, if the matrix has the tensor."""
     values, experts = importance.values.get(plan.name), plan.shape[0] if len(plan.shape) > 2 else 1
     if values is None:
@@ -224,7 +224,7 @@ def _by_importance(plan: Arranged, kind: Blocks, importance: Importance) -> Bloc
             return kind
         reason = f"{values.size} numbers for {plan.name}, which has {experts * plan.columns} columns"
         raise RefusedError(importance.where, reason, "Is this the matrix of another model?")
-    return replace(kind, importance=values.reshape(experts, plan.columns), per=plan.rows // experts)
+    return replace(kind, importance=values.reshape(experts, plan.columns), rows_per_expert=plan.rows // experts)
 
 
 def _importance_notes(tensors: Sequence[_Tensor], importance: Importance) -> tuple[str, ...]:
@@ -237,19 +237,19 @@ def _importance_notes(tensors: Sequence[_Tensor], importance: Importance) -> tup
     return (f"{len(lacking)} tensors are not in the importance matrix: {lacking[0]}",) if lacking else ()
 
 
-def _type(plan: Arranged, main_type: str) -> str:
+def _type(plan: ArrangedTensor, main_type: str) -> str:
     """Return the type of a tensor as llama.cpp decides it (conversion/base.py, `prepare_tensors`)."""
     if len(plan.shape) < 2 or plan.name.endswith(NEVER_QUANTIZED) or not plan.name.endswith(".weight"):
         return "F32"
     return fitting(main_type, plan.columns)
 
 
-def _changed(tensors: Sequence[_Tensor], contents: Written) -> list[Made]:
+def _changed_tensors(tensors: Sequence[_Tensor], contents: FolderContents) -> list[EditedTensor]:
     """Return each changed tensor of the folder in its new type, for the loss estimate; the order of rows is irrelevant."""
-    changed: dict[str, Made] = {}
+    changed: dict[str, EditedTensor] = {}
     for tensor in tensors:
         for piece in tensor.pieces:
-            edited = piece.source.made if isinstance(piece.source, Merged) else None
+            edited = piece.source.edited if isinstance(piece.source, MergedSource) else None
             if edited and contents.edits.get(edited.name) and edited.name not in changed:
                 fits = edited.source.columns % gguf_file.TYPES[tensor.kind.name][1] == 0
                 target = tensor.kind if fits else floats("F16", edited.name)
@@ -259,37 +259,37 @@ def _changed(tensors: Sequence[_Tensor], contents: Written) -> list[Made]:
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
+class MergedSource:
     """A tensor of the folder with its edits applied, rounded to `edited.kind`."""
 
-    made: Made
+    edited: EditedTensor
 
     @property
     def rows(self) -> int:
         """The number of rows of the tensor."""
-        return self.made.source.rows
+        return self.edited.source.rows
 
     @property
     def columns(self) -> int:
         """The numbers in a row."""
-        return self.made.source.columns
+        return self.edited.source.columns
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows as in the merged folder; RefusedError for a number that its type cannot hold."""
         # An even number of rows, as in a merge into a folder (`product`).
         first, last = start // 2 * 2, min(self.rows, stop + stop % 2)
-        np.copyto(out, self._changed(opened, first, last, buffer)[start - first : stop - first])
+        np.copyto(out, self._merged_rows(opened, first, last, buffer)[start - first : stop - first])
 
-    def _changed(self, opened: Opened, start: int, stop: int, buffer: Buffer) -> F32Array:
+    def _merged_rows(self, opened: OpenFiles, start: int, stop: int, buffer: Buffer) -> F32Array:
         """Return rows `start` to `stop` with the edits applied, in this thread's buffers."""
-        edited, count = self.made, (stop - start) * self.columns
+        edited, count = self.edited, (stop - start) * self.columns
 
-        def load() -> Ready:
-            ready = edited.ready()
-            Run(None, 0).look(ready, opened)
+        def load() -> PreparedTensor:
+            ready = edited.prepare()
+            OutputWriter(None, 0).look(ready, opened)
             return ready
 
-        ready: Ready = opened.held(f"ready {edited.name}", load)
+        ready: PreparedTensor = opened.cached(f"ready {edited.name}", load)
         wide = buffer("merged", 4 * count).view(np.float32).reshape(stop - start, self.columns)
         width = edited.kind.row_size(self.columns)
         raw = buffer("merged raw", (stop - start) * width).reshape(stop - start, width)
@@ -299,7 +299,7 @@ class Merged:
         except UnfitError as unfit:
             # The edits overwrote the rows: read the base's again to tell whose fault it is.
             edited.source.read(opened, start, stop, wide, buffer)
-            raise explained(edited, wide) from unfit
+            raise unfit_error(edited, wide) from unfit
         edited.kind.decode(raw, wide)
         return wide
 
@@ -318,16 +318,16 @@ class Piece:
             return len(self.part.picks)
         return self.source.columns if self.part.transposed else self.part.height
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows `start` to `stop` of the part."""
         if self.part.transposed:
-            self._transposed(opened, start, stop, out, buffer)
+            self._read_transposed(opened, start, stop, out, buffer)
         elif self.part.picks is not None:
             self._read_picked(opened, self.part.picks[start:stop], out, buffer)
         else:
             self._read_straight(opened, self.part.first + start, self.part.first + stop, out, buffer)
 
-    def _read_straight(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def _read_straight(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         if self.part.columns is None:
             self.source.read(opened, start, stop, out, buffer)
             return
@@ -335,7 +335,7 @@ class Piece:
         self.source.read(opened, start, stop, rows, buffer)
         np.copyto(out, rows[:, self.part.columns])
 
-    def _read_picked(self, opened: Opened, picks: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
+    def _read_picked(self, opened: OpenFiles, picks: NDArray[np.int64], out: F32Array, buffer: Buffer) -> None:
         """Read rows in any order; rows that follow one another in the file are read together."""
         # Sorted, so that neighboring rows are one read each.
         order = np.argsort(picks, kind="stable")
@@ -345,7 +345,7 @@ class Piece:
             self.source.read(opened, self.part.first + first, self.part.first + first + count, rows, buffer)
             out[run] = rows
 
-    def _transposed(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def _read_transposed(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows of the transpose from the whole source, which is cached."""
 
         def load() -> F32Array:
@@ -353,7 +353,7 @@ class Piece:
             self.source.read(opened, self.part.first, self.part.first + self.part.height, slab, buffer)
             return slab
 
-        slab = opened.held(f"turned {self.part.source} {self.part.first}", load)
+        slab = opened.cached(f"turned {self.part.source} {self.part.first}", load)
         picks = self.part.picks
         np.copyto(out, (slab[:, start:stop] if picks is None else slab[:, picks[start:stop]]).T)
 
@@ -368,7 +368,7 @@ class LaidOut:
     shift: float = 0.0
     decay: bool = False
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows `start` to `stop` of the stack."""
         at = 0
         for piece in self.pieces:
@@ -379,4 +379,4 @@ class LaidOut:
         if self.shift:
             out += np.float32(self.shift)
         if self.decay:
-            np.copyto(out, decayed(out))
+            np.copyto(out, negative_exp(out))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from adapterhub.merging.checks import Weighted
+from adapterhub.merging.checks import WeightedAdapters
 from adapterhub_converters import display
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
@@ -21,16 +21,16 @@ from adapterhub_converters.errors import RefusedError, UsageError
 from . import resume
 from .folder_to_gguf import gguf_model
 from .joined import Join
-from .loss_estimate import Change, as_trained, estimate_all, warnings
+from .loss_estimate import ChangeEstimate, sources_as_trained, estimate_all, warnings
 from .mixtures import MIXTURES
-from .nf4_writer import to_nf4
+from .nf4_writer import weights_for_nf4
 from .options import NF4, Options
-from .output_files import Copy, Made, OutFile, Part, Progress, Run, Text
+from .output_files import Copy, EditedTensor, OutFile, Part, Progress, OutputWriter, LiteralBytes
 from .plan import Plan, plan, plan_joined
 from .plan_gguf import plan_gguf, plan_gguf_joined
 from .read_base import Base, Folder, GGUFBase, read_base
 from .side_files import CARD, copy_side_files, model_card, side_files
-from .write_folder import Written, folder_files, write_texts
+from .write_folder import FolderContents, folder_files, write_texts
 from .write_gguf import gguf_files
 
 PLAIN = Options()
@@ -53,7 +53,7 @@ class FuseReport:
     """
 
     out: Path | None
-    touched: Mapping[str, Change]
+    touched: Mapping[str, ChangeEstimate]
     tensors: int
     size: int
     touched_size: int
@@ -66,7 +66,7 @@ class FuseReport:
         return f"<FuseReport {self.out}: {self.tensors} tensors, {len(self.touched)} changed, {self.size:,} bytes>"
 
     def _repr_html_(self) -> str:
-        rows = [(name, change.relative, change.kept) for name, change in self.touched.items()]
+        rows = [(name, change.relative, change.retained) for name, change in self.touched.items()]
         return display.table(rows, head=("tensor", "relative change", "kept"), caption=repr(self))
 
 
@@ -103,21 +103,21 @@ class Merge:
         """
         if not self.single and out.suffix == ".gguf":
             raise UsageError(str(out), "is the name of a file, and this merge writes a folder", "Name a folder")
-        writer = Run(progress, self.report.size)
+        writer = OutputWriter(progress, self.report.size)
         # One file is written in one go: only finished files of several can be taken over by a later run.
         resumable = not self.single and len(self._files(out)) > 1
         job = self._job() if resumable else ""
-        leftover = None if self.single else resume.left_over(out, job)
-        with self.base, atomic.whole(out, folder=not self.single, replace=replace) as partial_output:
+        leftover = None if self.single else resume.find_leftover(out, job)
+        with self.base, atomic.pending_output(out, folder=not self.single, replace=replace) as partial_output:
             files = self._files(partial_output)
             if resumable:
-                self._write_resumable(writer, files, resume.Finished(job, partial_output), leftover)
+                self._write_resumable(writer, files, resume.FinishedFiles(job, partial_output), leftover)
             else:
                 self._write_side_files(partial_output)
                 writer.write(files, partial_output.parent if self.single else partial_output, self.base.opened)
         return dataclasses.replace(self.report, out=out)
 
-    def _write_resumable(self, writer: Run, files: Sequence[OutFile], finished: resume.Finished, leftover: Path | None) -> None:
+    def _write_resumable(self, writer: OutputWriter, files: Sequence[OutFile], finished: resume.FinishedFiles, leftover: Path | None) -> None:
         """Take over the files that an interrupted run finished and write the others; keep those done if interrupted."""
         finished_names = finished.take_over(leftover) if leftover else set()
         try:
@@ -131,7 +131,7 @@ class Merge:
 
 
 def fuse(
-    adapters: Weighted, base: Path | Base, out: Path, *, options: Options = PLAIN, progress: Progress | None = None
+    adapters: WeightedAdapters, base: Path | Base, out: Path, *, options: Options = PLAIN, progress: Progress | None = None
 ) -> FuseReport:
     """Merge adapters, each times its weight, into a base and write the result to `out`.
 
@@ -140,11 +140,11 @@ def fuse(
         OutputExistsError: `out` exists.
         LocalIOError: The disk is full or cannot be written; nothing is left behind.
     """
-    return prepared(adapters, base, options, gguf=out.suffix == ".gguf").write(out, progress)
+    return prepare_merge(adapters, base, options, gguf=out.suffix == ".gguf").write(out, progress)
 
 
-def prepared(
-    adapters: Weighted, base: Path | Base, options: Options = PLAIN, *, gguf: bool = False, join: Join | None = None
+def prepare_merge(
+    adapters: WeightedAdapters, base: Path | Base, options: Options = PLAIN, *, gguf: bool = False, join: Join | None = None
 ) -> Merge:
     """Plan the merge of adapters, each times its weight, into a base.
 
@@ -163,7 +163,7 @@ def prepared(
         return plan_merge(adapters, opened_base, options, join)
 
 
-def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options, join: Join | None) -> Merge:
+def _into_gguf(adapters: WeightedAdapters, base: GGUFBase, options: Options, join: Join | None) -> Merge:
     if options.as_trained or options.dequantize:
         name = "as-trained" if options.as_trained else "dequantize"
         raise RefusedError(name, "is for a Hugging Face folder, and the base is a GGUF file", "Leave it out")
@@ -176,13 +176,13 @@ def _into_gguf(adapters: Weighted, base: GGUFBase, options: Options, join: Join 
     steps = plan_gguf(adapters, base) if join is None else plan_gguf_joined(adapters, base, join)
     files = gguf_files(steps, Path("out.gguf"), options)
     changes = estimate_all(files, steps.edits, options, base.opened)
-    tensors = sum(not isinstance(part, Text) for file in files for part in file.parts)
+    tensors = sum(not isinstance(part, LiteralBytes) for file in files for part in file.parts)
     report = _report(files, changes, steps.notes, tensors=tensors)
-    job = partial(resume.job, adapters, base.path, options)
+    job = partial(resume.job_digest, adapters, base.path, options)
     return Merge(report, base, not options.shard_size, job, lambda out: gguf_files(steps, out, options))
 
 
-def _into_folder(adapters: Weighted, folder: Folder, options: Options, join: Join | None) -> Merge:
+def _into_folder(adapters: WeightedAdapters, folder: Folder, options: Options, join: Join | None) -> Merge:
     if options.requantize and options.requantize != NF4:
         reason = "is a type of GGUF files, and the output is a Hugging Face folder"
         raise RefusedError(options.requantize, reason, "Merge into a .gguf, or choose nf4", code="gguf-type-for-folder")
@@ -190,9 +190,9 @@ def _into_folder(adapters: Weighted, folder: Folder, options: Options, join: Joi
         folder.refuse_quantized()
     steps = plan(adapters, folder) if join is None else plan_joined(adapters, folder, join)
     copied, skipped = side_files(folder.path, {shard.path.name for shard in folder.shards})
-    training_sources = as_trained(folder, options) if options.as_trained else {}
-    in_nf4 = frozenset(to_nf4(folder, dtype=options.dtype)) if options.requantize == NF4 else frozenset()
-    contents = Written(steps.edits, steps.added, steps.shapes, steps.config, training_sources, in_nf4)
+    training_sources = sources_as_trained(folder, options) if options.as_trained else {}
+    in_nf4 = frozenset(weights_for_nf4(folder, dtype=options.dtype)) if options.requantize == NF4 else frozenset()
+    contents = FolderContents(steps.edits, steps.added, steps.shapes, steps.config, training_sources, in_nf4)
     files, texts = folder_files(folder, contents, options)
     # The estimate compares with the base's own numbers, not with those that training saw.
     changes = estimate_all(
@@ -206,11 +206,11 @@ def _into_folder(adapters: Weighted, folder: Folder, options: Options, join: Joi
         copy_side_files(folder.path, target, copied)
         write_texts(target, texts)
 
-    job = partial(resume.job, adapters, folder.path, options)
+    job = partial(resume.job_digest, adapters, folder.path, options)
     return Merge(report, folder, False, job, lambda out: files, write_side_files)
 
 
-def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options, join: Join | None) -> Merge:
+def _folder_as_gguf(adapters: WeightedAdapters, folder: Folder, options: Options, join: Join | None) -> Merge:
     if options.shard_size:
         hint = "Leave it out, and split the file with llama-gguf-split"
         raise RefusedError("shard size", "a Hugging Face folder becomes one GGUF file", hint)
@@ -221,14 +221,14 @@ def _folder_as_gguf(adapters: Weighted, folder: Folder, options: Options, join: 
         folder.refuse_quantized()
     # Without adapters this is a plain conversion of the folder.
     steps = Plan({}) if not adapters else plan_joined(adapters, folder, join) if join else plan(adapters, folder)
-    training_sources = as_trained(folder, options) if options.as_trained else {}
-    model = gguf_model(folder, Written(steps.edits, steps.added, steps.shapes, steps.config, training_sources), options)
+    training_sources = sources_as_trained(folder, options) if options.as_trained else {}
+    model = gguf_model(folder, FolderContents(steps.edits, steps.added, steps.shapes, steps.config, training_sources), options)
     base_sources = {name: folder.weights[name].source() for name in training_sources}
     changes = estimate_all([OutFile("", model.changed)], steps.edits, options, folder.opened, base_sources)
     files = model.files(Path("out.gguf"))
     report = _report(files, changes, (*steps.notes, *model.notes), tensors=len(model.tensors))
     report = dataclasses.replace(report, touched_size=sum(tensor.size for tensor in model.changed))
-    return Merge(report, folder, True, partial(resume.job, adapters, folder.path, options), model.files)
+    return Merge(report, folder, True, partial(resume.job_digest, adapters, folder.path, options), model.files)
 
 
 def _refuse_two_types(options: Options) -> None:
@@ -237,9 +237,9 @@ def _refuse_two_types(options: Options) -> None:
         raise RefusedError(options.dtype, reason, "Name one type", code="two-types")
 
 
-def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequence[str], *, tensors: int) -> FuseReport:
+def _report(files: Sequence[OutFile], changes: Mapping[str, ChangeEstimate], notes: Sequence[str], *, tensors: int) -> FuseReport:
     parts = [part for file in files for part in file.parts]
-    touched = (part for part in parts if isinstance(part, Made) and part.name in changes)
+    touched = (part for part in parts if isinstance(part, EditedTensor) and part.name in changes)
     return FuseReport(
         out=None,
         touched=changes,
@@ -253,4 +253,4 @@ def _report(files: Sequence[OutFile], changes: Mapping[str, Change], notes: Sequ
 
 def _size(part: Part) -> int:
     """Return the number of bytes of a part that belong to tensors."""
-    return 0 if isinstance(part, Text) else part.counted if isinstance(part, Copy) else part.size
+    return 0 if isinstance(part, LiteralBytes) else part.counted if isinstance(part, Copy) else part.size

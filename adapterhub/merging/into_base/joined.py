@@ -51,17 +51,17 @@ class AddJoined:
         return apply
 
 
-def joined(edits_by_adapter: Sequence[Mapping[str, Sequence[Edit]]], join: Join) -> dict[str, tuple[Edit, ...]]:
+def join_edits(edits_by_adapter: Sequence[Mapping[str, Sequence[Edit]]], join: Join) -> dict[str, tuple[Edit, ...]]:
     """Join the edits of all adapters, by tensor.
 
     Raises:
         RefusedError: An edit is not a plain delta, or two adapters change different rows that overlap.
     """
     names = dict.fromkeys(name for edits in edits_by_adapter for name in edits)
-    return {name: tuple(_joined(name, [edits.get(name, ()) for edits in edits_by_adapter], join)) for name in names}
+    return {name: tuple(_join_tensor(name, [edits.get(name, ()) for edits in edits_by_adapter], join)) for name in names}
 
 
-def _joined(name: str, edits_by_adapter: Sequence[Sequence[Edit]], join: Join) -> list[Edit]:
+def _join_tensor(name: str, edits_by_adapter: Sequence[Sequence[Edit]], join: Join) -> list[Edit]:
     """Return the joined edits of one tensor, one for each range of rows."""
     spans: dict[Span, list[AddLowRank | None]] = {}
     for number, edits in enumerate(edits_by_adapter):

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.errors import RefusedError, refused
+from adapterhub_converters.errors import RefusedError, refused_error
 
 from .edits import Edit
-from .nf4 import ThroughNF4, sampled
+from .nf4 import ThroughNF4, round_trip_sample
 from .nf4_writer import ROUTERS, is_linear
 from .options import NF4, Options
-from .output_files import Made, OutFile, Ready, Run, UnfitError, explained
+from .output_files import EditedTensor, OutFile, PreparedTensor, OutputWriter, UnfitError, unfit_error
 from .read_base import CONV1D, Folder
-from .tensor_files import Opened, Stored, TensorSource
+from .tensor_files import OpenFiles, StoredRows, TensorSource
 from .tensor_types import kind
 
 F32Array = NDArray[np.float32]
@@ -34,7 +34,7 @@ _SPOTS = 4  # places in a tensor that the sample is taken from
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeEstimate:
     """The change of a tensor, estimated on some of its rows.
 
     Attributes:
@@ -51,16 +51,16 @@ class Change:
     """
 
     relative: float | None
-    kept: float | None
+    retained: float | None
     original: float | None = None
     as_trained: float | None = None
     quantized: bool = False
-    doubt: float = 0.0
+    uncertainty: float = 0.0
 
     @property
     def is_lost(self) -> bool:
         """Whether less than `LEAST_RETAINED` survives, beyond the uncertainty."""
-        return self.kept is not None and self.kept + self.doubt < LEAST_RETAINED
+        return self.retained is not None and self.retained + self.uncertainty < LEAST_RETAINED
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def estimate_all(
     files: Sequence[OutFile],
     edits: Mapping[str, Sequence[Edit]],
     options: Options,
-    opened: Opened,
+    opened: OpenFiles,
     base_sources: Mapping[str, TensorSource] | None = None,
-) -> dict[str, Change]:
+) -> dict[str, ChangeEstimate]:
     """Estimate the change of each tensor that has edits.
 
     Args:
@@ -86,32 +86,32 @@ def estimate_all(
     Raises:
         RefusedError: A quantized tensor would retain too little of the adapter.
     """
-    writer = Run(None, 0)
+    writer = OutputWriter(None, 0)
     # For a base in floats, NF4 is the one quantization of training that can be reproduced.
-    trained = TrainingQuantization(is_linear, sampled) if options.trained_in == NF4 else None
+    trained = TrainingQuantization(is_linear, round_trip_sample) if options.trained_in == NF4 else None
     changes = {}
-    for part in (part for file in files for part in file.parts if isinstance(part, Made) and edits.get(part.name)):
+    for part in (part for file in files for part in file.parts if isinstance(part, EditedTensor) and edits.get(part.name)):
         original = (base_sources or {}).get(part.name, part.source)
-        in_floats = isinstance(original, Stored) and not original.kind.quantized
+        in_floats = isinstance(original, StoredRows) and not original.kind.is_quantized
         changes[part.name] = estimate(part, original, opened, writer, trained if in_floats else None)
-    lost = {name: change.kept or 0.0 for name, change in changes.items() if change.quantized and change.is_lost}
+    lost = {name: change.retained or 0.0 for name, change in changes.items() if change.quantized and change.is_lost}
     if lost and not options.force:
         # The worst first, as a message shows only a few.
         worst_first = sorted(lost.items(), key=lambda item: item[1])
         lines = [f"{name}: {retained:.1%} of the adapter's change would be kept" for name, retained in worst_first]
         hint = "Merge into 16 bits, or into the full-precision model"
-        raise refused("quantized", lines, hint, code="adapter-lost-in-nf4" if options.requantize == NF4 else "adapter-lost")
+        raise refused_error("quantized", lines, hint, code="adapter-lost-in-nf4" if options.requantize == NF4 else "adapter-lost")
     return changes
 
 
-def estimate(tensor: Made, original: TensorSource, opened: Opened, writer: Run, trained: TrainingQuantization | None) -> Change:
+def estimate(tensor: EditedTensor, original: TensorSource, opened: OpenFiles, writer: OutputWriter, trained: TrainingQuantization | None) -> ChangeEstimate:
     """Estimate the change of one tensor on rows from a few places, without rounding and as stored.
 
     Args:
         original: The base's own weight.
     """
     sums = _Sums()
-    ready = tensor.ready()
+    ready = tensor.prepare()
     writer.look(ready, opened)
     for start, stop in sampled_rows(tensor):
         before = _read(tensor.source, start, stop, opened, writer)
@@ -122,7 +122,7 @@ def estimate(tensor: Made, original: TensorSource, opened: Opened, writer: Run, 
             training_rows = trained.round_trip(base_rows) if trained.quantized(tensor.name) else base_rows
             expected, as_trained = _outcome(ready, training_rows, start)
             sums.compare(expected, _outcome(ready, base_rows, start)[1], as_trained)
-    return sums.change(quantized=tensor.kind.quantized or tensor.packing is not None, trained=trained is not None)
+    return sums.change(quantized=tensor.kind.is_quantized or tensor.packing is not None, trained=trained is not None)
 
 
 @dataclass
@@ -134,7 +134,7 @@ class _Sums:
     projection: float = 0.0
     effect: float = 0.0
     count: int = 0
-    wanted: float = 0.0
+    expected: float = 0.0
     original: float = 0.0
     as_trained: float = 0.0
 
@@ -149,25 +149,25 @@ class _Sums:
 
     def compare(self, expected: F32Array, original: F32Array, as_trained: F32Array) -> None:
         """Add rows as training had them, and as both ways of merging leave them."""
-        self.wanted += float(np.vdot(expected, expected))
+        self.expected += float(np.vdot(expected, expected))
         self.original += float(np.vdot(original - expected, original - expected))
         self.as_trained += float(np.vdot(as_trained - expected, as_trained - expected))
 
-    def change(self, *, quantized: bool, trained: bool) -> Change:
+    def change(self, *, quantized: bool, trained: bool) -> ChangeEstimate:
         """Return the estimate from all rows added."""
         errors = (None, None)
-        if trained and self.wanted:
-            errors = ((self.original / self.wanted) ** 0.5, (self.as_trained / self.wanted) ** 0.5)
+        if trained and self.expected:
+            errors = ((self.original / self.expected) ** 0.5, (self.as_trained / self.expected) ** 0.5)
         # An untrained adapter, or a sample of zeros: there is no share to report.
         if not self.delta:
-            return Change(None, None, *errors, quantized)
+            return ChangeEstimate(None, None, *errors, quantized)
         relative = (self.delta / self.weight) ** 0.5 if self.weight else None
         retained = self.projection / self.delta
         variance = max(0.0, self.effect / self.delta - retained**2)
-        return Change(relative, retained, *errors, quantized, 4 * math.sqrt(variance / self.count))
+        return ChangeEstimate(relative, retained, *errors, quantized, 4 * math.sqrt(variance / self.count))
 
 
-def sampled_rows(tensor: Made) -> list[tuple[int, int]]:
+def sampled_rows(tensor: EditedTensor) -> list[tuple[int, int]]:
     """Return ranges of rows that represent a tensor; all rows of a small one."""
     rows, columns = tensor.source.rows, tensor.source.columns
     if rows * columns <= SAMPLE:
@@ -178,15 +178,15 @@ def sampled_rows(tensor: Made) -> list[tuple[int, int]]:
     return [(start, start + count) for start in starts]
 
 
-def _read(source: TensorSource, start: int, stop: int, opened: Opened, writer: Run) -> F32Array:
+def _read(source: TensorSource, start: int, stop: int, opened: OpenFiles, writer: OutputWriter) -> F32Array:
     rows = np.empty((stop - start, source.columns), np.float32)
     source.read(opened, start, stop, rows, writer.buffer)
     return rows
 
 
-def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32Array]:
+def _outcome(ready: PreparedTensor, before: F32Array, start: int) -> tuple[F32Array, F32Array]:
     """Return rows of the base after the edits, exact and as stored."""
-    tensor = ready.made
+    tensor = ready.tensor
     exact, after = before.copy(), before.copy()
     raw = np.empty((len(before), tensor.kind.row_size(before.shape[1])), np.uint8)
     scratch = np.empty(before.size + before.shape[1], np.float32)
@@ -199,11 +199,11 @@ def _outcome(ready: Ready, before: F32Array, start: int) -> tuple[F32Array, F32A
             if tensor.packing:
                 after = tensor.packing.round_trip(after)
     except UnfitError as unfit:
-        raise explained(tensor, before) from unfit
+        raise unfit_error(tensor, before) from unfit
     return exact, after
 
 
-def as_trained(folder: Folder, options: Options) -> dict[str, TensorSource]:
+def sources_as_trained(folder: Folder, options: Options) -> dict[str, TensorSource]:
     """Return the weights of linear layers as training in NF4 saw them.
 
     Raises:
@@ -228,12 +228,12 @@ def as_trained(folder: Folder, options: Options) -> dict[str, TensorSource]:
     return sources
 
 
-def warnings(changes: Mapping[str, Change]) -> tuple[str, ...]:
+def warnings(changes: Mapping[str, ChangeEstimate]) -> tuple[str, ...]:
     """Return the effects that the user may not intend, one line each."""
     lost = [name for name, change in changes.items() if change.is_lost]
     if lost:
-        worst = min(lost, key=lambda name: changes[name].kept or 0.0)
-        survival = f"of the adapter's change in {worst} {changes[worst].kept:.0%} survives rounding"
+        worst = min(lost, key=lambda name: changes[name].retained or 0.0)
+        survival = f"of the adapter's change in {worst} {changes[worst].retained:.0%} survives rounding"
         return (f"{survival}, less than {LEAST_RETAINED:.0%} in {len(lost)} of {len(changes)} tensors",)
     if changes and all(change.relative is None for change in changes.values()):
         return ("the sampled rows do not change: was the adapter trained?",)

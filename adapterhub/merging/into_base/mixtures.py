@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adapterhub_converters.containers.gguf_file import Value
+from adapterhub_converters.containers.gguf_file import MetadataValue
 
 from .tensor_types import fitting
 
@@ -24,7 +24,7 @@ _LARGE = {"llama": 80, "qwen2": 80, "olmo": 80}
 _BLOCK = 256
 
 
-def mixed(name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, Value]) -> dict[str, str]:
+def mixture_types(name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, MetadataValue]) -> dict[str, str]:
     """Return the type of every tensor that is quantized.
 
     Args:
@@ -36,7 +36,7 @@ def mixed(name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: 
     mixture = _Mixture(name, gguf, shapes, numbers)
     # In the order of llama.cpp's list of weights, by which it counts layers.
     return {
-        tensor: mixture.of(tensor, shapes[tensor][-1])
+        tensor: mixture.next_type(tensor, shapes[tensor][-1])
         for tensor in sorted(shapes, key=_place)
         if _is_quantized(tensor, shapes[tensor])
     }
@@ -60,7 +60,7 @@ def _is_quantized(name: str, shape: tuple[int, ...]) -> bool:
 class _Mixture:
     """A walk over the tensors of a model that counts layers as llama-quantize does."""
 
-    def __init__(self, name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, Value]) -> None:
+    def __init__(self, name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, MetadataValue]) -> None:
         self._name, self._gguf = name, gguf
         self._base = MIXTURES[name]
         self._tied = "output.weight" not in shapes
@@ -70,7 +70,7 @@ class _Mixture:
         self._all_values = sum(any(part in tensor for part in _VALUES) for tensor in shapes)
         self._values = self._downs = 0
 
-    def of(self, tensor: str, columns: int) -> str:
+    def next_type(self, tensor: str, columns: int) -> str:
         """Return the type of the next tensor, in llama.cpp's order."""
         return fitting(self._type(tensor, columns), columns)
 
@@ -123,7 +123,7 @@ def _is_special(layer: int, count: int) -> bool:
     return layer < count // 8 or layer >= 7 * count // 8 or (layer >= count // 8 and (layer - count // 8) % 3 == 2)
 
 
-def _number(numbers: Mapping[str, Value], key: str) -> int:
+def _number(numbers: Mapping[str, MetadataValue], key: str) -> int:
     """Return an integer hyperparameter, or 0."""
     value = numbers[key].value if key in numbers else 0
     return value if isinstance(value, int) else 0

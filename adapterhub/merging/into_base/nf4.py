@@ -19,7 +19,7 @@ from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_CO
 from adapterhub_converters.errors import RefusedError
 
 from .output_files import TILE
-from .tensor_files import Buffer, Opened, TensorSource
+from .tensor_files import Buffer, OpenFiles, TensorSource
 from .tensor_types import Kind
 
 F32Array = NDArray[np.float32]
@@ -77,7 +77,7 @@ class Magnitudes:
     scales: F32Array
     offset: np.float32
 
-    def restored(self) -> F32Array:
+    def dequantize(self) -> F32Array:
         """Return the dequantized magnitudes, float32 `(blocks,)`."""
         scales = np.repeat(self.scales, NESTED_BLOCK)[: self.codes.size]
         magnitudes: F32Array = dynamic_map()[self.codes] * scales + self.offset
@@ -92,7 +92,7 @@ def magnitudes(values: F32Array) -> F32Array:
     return largest
 
 
-def quantized(largest: F32Array) -> Magnitudes:
+def quantize_magnitudes(largest: F32Array) -> Magnitudes:
     """Quantize the magnitudes of a whole weight to 8 bits."""
     offset = mean(largest)
     shifted = largest - offset
@@ -118,7 +118,7 @@ def codes_of(values: F32Array, largest: F32Array) -> NDArray[np.uint8]:
     return all_codes
 
 
-def packed(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def pack_codes(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pack two codes into each byte; an odd last code is paired with the code of zero."""
     pairs = np.append(codes, np.full(codes.size % 2, _ZERO, np.uint8)).reshape(-1, 2)
     pairs_in_bytes: NDArray[np.uint8] = (pairs[:, 0] << np.uint8(4)) | pairs[:, 1]
@@ -141,7 +141,7 @@ def _quotients(values: F32Array, largest: F32Array) -> F32Array:
     return quotients.reshape(-1)[: values.size]
 
 
-def through(values: F32Array, largest: F32Array, restored: F32Array) -> F32Array:
+def round_trip(values: F32Array, largest: F32Array, restored: F32Array) -> F32Array:
     """Quantize and dequantize `values`.
 
     Args:
@@ -154,10 +154,10 @@ def through(values: F32Array, largest: F32Array, restored: F32Array) -> F32Array
     return dequantized
 
 
-def sampled(values: F32Array) -> F32Array:
+def round_trip_sample(values: F32Array) -> F32Array:
     """Quantize and dequantize rows of a tensor, with the mean of their own magnitudes in place of the whole tensor's."""
     largest = magnitudes(values)
-    return through(values.reshape(-1), largest, quantized(largest).restored()).reshape(values.shape)
+    return round_trip(values.reshape(-1), largest, quantize_magnitudes(largest).dequantize()).reshape(values.shape)
 
 
 @dataclass(eq=False)
@@ -183,7 +183,7 @@ class ThroughNF4:
         """The least number of rows that make whole blocks."""
         return BLOCK // math.gcd(BLOCK, self.columns)
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read the rows, computed together with those before and after that share a block with them."""
         largest, restored = self._magnitudes(opened, buffer)
         step = self._step
@@ -192,14 +192,14 @@ class ThroughNF4:
         self.inner.read(opened, first, last, values, buffer)
         block = first * self.columns // BLOCK
         blocks = slice(block, block - (-values.size // BLOCK))
-        training_rows = through(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
+        training_rows = round_trip(values.reshape(-1), largest[blocks], restored[blocks]).reshape(values.shape)
         # bitsandbytes returns the base's own dtype, so training saw this rounding too.
         raw = np.empty((last - first, self.kind.row_size(self.columns)), np.uint8)
         self.kind.encode(training_rows, raw)
         self.kind.decode(raw, training_rows)
         np.copyto(out, training_rows[start - first : stop - first])
 
-    def _magnitudes(self, opened: Opened, buffer: Buffer) -> tuple[F32Array, F32Array]:
+    def _magnitudes(self, opened: OpenFiles, buffer: Buffer) -> tuple[F32Array, F32Array]:
         """Return the magnitudes of all blocks, exact and as quantized; the mean needs all, so the tensor is read twice."""
 
         def load() -> tuple[F32Array, F32Array]:
@@ -212,9 +212,9 @@ class ThroughNF4:
             largest = np.concatenate(tiles)
             if not np.isfinite(largest).all():
                 raise RefusedError(self.name, "the base has NaN or Inf here, which NF4 cannot hold", code="non-finite")
-            return largest, quantized(largest).restored()
+            return largest, quantize_magnitudes(largest).dequantize()
 
-        return opened.held(f"nf4 {self.name}", load)
+        return opened.cached(f"nf4 {self.name}", load)
 
 
 def mean(values: F32Array) -> np.float32:
@@ -228,10 +228,10 @@ def mean(values: F32Array) -> np.float32:
     That is the order of one thread. From 32,768 numbers on (2 million weights in blocks of 64) torch splits the work evenly
     among its threads and adds up their sums, so that two threads may give a mean up to 2 units in the last place away.
     """
-    return np.float32(_total(values) / np.float32(values.size))
+    return np.float32(_sum(values) / np.float32(values.size))
 
 
-def _total(values: F32Array) -> np.float32:
+def _sum(values: F32Array) -> np.float32:
     """Return the sum of all values: whole vectors first, then the remaining numbers and the lanes."""
     # Fewer numbers than a vector has: torch sums them as scalars.
     if values.size < _LANES:

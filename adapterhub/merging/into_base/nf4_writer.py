@@ -25,7 +25,7 @@ from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_ST
 from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
 
-from .nf4 import CODE, codes_of, dynamic_map, magnitudes, packed, quantized, sampled
+from .nf4 import CODE, codes_of, dynamic_map, magnitudes, pack_codes, quantize_magnitudes, round_trip_sample
 from .read_base import CONV1D, Folder, Weight
 from .tensor_files import write_at
 
@@ -55,7 +55,7 @@ Entry = tuple[str, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class IntoNF4:
+class NF4Packing:
     """The packing of one weight as NF4.
 
     Attributes:
@@ -95,7 +95,7 @@ class IntoNF4:
 
     def round_trip(self, rows: F32Array) -> F32Array:
         """Return rows quantized and dequantized, with the mean of their own magnitudes."""
-        return sampled(rows)
+        return round_trip_sample(rows)
 
     def writer(self, sink: int) -> Callable[[F32Array, int], int]:
         """Return a function that writes a tile, given the number of its first element, and returns the bytes written.
@@ -112,7 +112,7 @@ class IntoNF4:
 
     def scales(self, largest: F32Array) -> Mapping[str, np.ndarray]:
         """Return the tensors other than the codes, by name, given the magnitudes of all blocks."""
-        quantized_magnitudes = quantized(largest)
+        quantized_magnitudes = quantize_magnitudes(largest)
         if not math.isfinite(quantized_magnitudes.offset):
             raise RefusedError(self.name, "the mean of its largest magnitudes is over the largest float32 number")
         return {
@@ -127,10 +127,10 @@ class IntoNF4:
 class _Writer:
     """A writer of the codes of each tile and, after the last tile, of the other tensors."""
 
-    def __init__(self, packing: IntoNF4, sink: int) -> None:
+    def __init__(self, packing: NF4Packing, sink: int) -> None:
         self._packing, self._sink = packing, sink
-        self._left = math.prod(packing.shape)
-        self._largest = np.empty(-(-self._left // BLOCK), np.float32)
+        self._remaining = math.prod(packing.shape)
+        self._largest = np.empty(-(-self._remaining // BLOCK), np.float32)
         self._lock = threading.Lock()
 
     def write(self, values: F32Array, first: int) -> int:
@@ -138,15 +138,15 @@ class _Writer:
         largest = magnitudes(flat)
         # Tiles write to disjoint ranges, so only the counter needs the lock.
         self._largest[first // BLOCK : first // BLOCK + largest.size] = largest
-        size = self._put(self._packing.name, packed(codes_of(flat, largest)), first // 2)
+        size = self._write_array(self._packing.name, pack_codes(codes_of(flat, largest)), first // 2)
         with self._lock:
-            self._left -= flat.size
-            last = not self._left
+            self._remaining -= flat.size
+            last = not self._remaining
         return size + (
-            sum(self._put(name, array) for name, array in self._packing.scales(self._largest).items()) if last else 0
+            sum(self._write_array(name, array) for name, array in self._packing.scales(self._largest).items()) if last else 0
         )
 
-    def _put(self, name: str, array: np.ndarray, offset: int = 0) -> int:
+    def _write_array(self, name: str, array: np.ndarray, offset: int = 0) -> int:
         write_at(self._sink, byte_view(np.ascontiguousarray(array)), self._packing.places[name] + offset)
         return array.nbytes
 
@@ -159,12 +159,12 @@ def is_linear(name: str) -> bool:
     return name.endswith(".weight") and any(part.isdigit() for part in parts) and "norm" not in parts[-2]
 
 
-def in_nf4(folder: Folder) -> set[str]:
+def weights_in_nf4(folder: Folder) -> set[str]:
     """Return the names of the weights that a folder stores in NF4."""
     return {name.partition(NF4_STATE)[0] for shard in folder.shards for name in shard.tensors if NF4_STATE in name}
 
 
-def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
+def weights_for_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
     """Return the weights to store in NF4: those already in NF4 in the folder, else those that transformers quantizes.
 
     Args:
@@ -173,12 +173,12 @@ def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
     Raises:
         RefusedError: The layers of this architecture are not known, or none of them is quantized.
     """
-    already_nf4 = in_nf4(folder)
+    already_nf4 = weights_in_nf4(folder)
     if already_nf4 and dtype:
         raise RefusedError(dtype, "the base is in NF4 already, and unchanged tensors keep their type", "Name no type of floats")
     if already_nf4:
         return already_nf4
-    location, kind = folder.spec.where, folder.spec.architecture
+    location, kind = folder.spec.source, folder.spec.architecture
     if folder.spec.model_type in CONV1D:
         raise RefusedError(location, "stores its weights transposed, which NF4 does not", _LET_TRANSFORMERS)
     if kind.startswith("Falcon"):
@@ -191,7 +191,7 @@ def to_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
         reason = f"the layers of {kind or 'this model'} that NF4 would quantize are not known"
         raise RefusedError(location, reason, _LET_TRANSFORMERS) from error
     # Weights that a quantized base keeps in floats stay in floats.
-    in_floats = {name for name, weight in folder.weights.items() if folder.method and weight.unpacked is None}
+    in_floats = {name for name, weight in folder.weights.items() if folder.method and weight.dequantized is None}
     quantizable = {name for name, weight in folder.weights.items() if _is_quantizable(name, weight)} - in_floats
     if not quantizable:
         raise RefusedError(location, "has no linear layer that transformers would quantize", _LET_TRANSFORMERS)
@@ -210,7 +210,7 @@ def quantization_config(folder: Folder, packed: set[str], dtype: str | None) -> 
         dtype: The type of the other weights, as torch spells it.
     """
     base_config = folder.config.get("quantization_config")
-    if in_nf4(folder) and isinstance(base_config, dict):
+    if weights_in_nf4(folder) and isinstance(base_config, dict):
         return {**base_config, "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "uint8"}
     in_floats = sorted(
         name.removesuffix(".weight")

@@ -17,11 +17,11 @@ from adapterhub_converters.architectures import names
 from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf_model.arrangement import Arranged, Arrangement, SourcePart, arranged, decayed
-from adapterhub_converters.formats.gguf_model.configured import configured
+from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, Arrangement, SourcePart, arrange, negative_exp
+from adapterhub_converters.formats.gguf_model.configured import complete_config
 
 from .read_base import Folder, Weight, read_folder
-from .tensor_files import Opened, Stored, TensorSource, fresh
+from .tensor_files import OpenFiles, StoredRows, TensorSource, new_buffer
 from .tensor_types import kind
 
 F32Array = NDArray[np.float32]
@@ -34,9 +34,9 @@ class Model(AbstractContextManager["Model"], Protocol):
         absent: Tensors of the original folder that this file format leaves out.
     """
 
-    where: str
+    location: str
     names: set[str]
-    without: frozenset[str]
+    absent: frozenset[str]
 
     def dtype(self, name: str) -> str:
         """Return the type of a stored tensor: `BF16`, `Q4_K` …"""
@@ -50,7 +50,7 @@ class Model(AbstractContextManager["Model"], Protocol):
     def shift(self, name: str) -> float:
         """Return the number that was added to a tensor before it was stored, and that `rows` subtracts."""
 
-    def done(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Release the memory of a tensor."""
 
 
@@ -84,7 +84,7 @@ def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
     try:
         architecture = names.by_class(folder.spec.architecture, str(folder.path), folder=True)
         shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
-        plan = arranged(architecture, shapes, configured(folder.config, str(folder.path)))
+        plan = arrange(architecture, shapes, complete_config(folder.config, str(folder.path)))
     except RefusedError:
         # An architecture or config that cannot be arranged: compare under GGUF's own names.
         return GgufModel(path)
@@ -112,18 +112,18 @@ class FolderModel:
         added: Mapping[str, Weight] | None = None,
         training_sources: Mapping[str, TensorSource] | None = None,
     ) -> None:
-        self._seen = training_sources or {}
-        self.where, self.spec = str(folder.path), folder.spec
+        self._training_sources = training_sources or {}
+        self.location, self.spec = str(folder.path), folder.spec
         self._weights = {**folder.weights, **(added or {})}
         self._method = folder.method
         self._opened = folder.opened
         self.names = set(self._weights)
-        self.without: frozenset[str] = frozenset()
+        self.absent: frozenset[str] = frozenset()
 
     def dtype(self, name: str) -> str:
         """Return the type as named in safetensors, or the quantization."""
         weight = self._weights[name]
-        return self._method or "" if weight.unpacked else weight.dtype
+        return self._method or "" if weight.dequantized else weight.dtype
 
     def floats(self, name: str) -> str:
         """Return the type of floats of a tensor, before quantization."""
@@ -137,14 +137,14 @@ class FolderModel:
         """Return rows, read from the file."""
         weight = self._weights[name]
         out = np.empty((stop - start, weight.columns), np.float32)
-        (self._seen.get(name) or weight.source()).read(self._opened, start, stop, out, fresh)
+        (self._training_sources.get(name) or weight.source()).read(self._opened, start, stop, out, new_buffer)
         return out
 
     def shift(self, name: str) -> float:
         """Return zero: a folder stores all numbers unshifted."""
         return 0.0
 
-    def done(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Do nothing: no memory is held."""
 
     def __enter__(self) -> FolderModel:
@@ -173,36 +173,36 @@ class GgufModel:
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         decays: Mapping[str, Weight] | None = None,
     ) -> None:
-        self.where = str(path)
+        self.location = str(path)
         spec = base_model.read_base(path)
         self.config: Mapping[str, Any] = spec.config
         self._file = GGUFFile(path)
         try:
             architecture = self._file.header.text("general.architecture")
             experts = any("_exps." in name for name in self._file.tensors)
-            self._architecture = names.by_gguf(architecture, self.where, experts=experts)
+            self._architecture = names.by_gguf(architecture, self.location, experts=experts)
         except BaseException:
             # `__exit__` will not run for an object whose construction fails.
             self._file.__exit__(None, None, None)
             raise
-        self._of = {self._architecture.parameter(name) or name: name for name in self._file.tensors}
+        self._stored_names = {self._architecture.parameter(name) or name: name for name in self._file.tensors}
         self._shapes, self._decays = shapes or {}, decays or {}
         self._parts = self._rearranged_parts(plan.tensors if plan else ())
-        self._numbers = self._listed(plan.numbers if plan else {})
+        self._numbers = self._metadata_tensors(plan.numbers if plan else {})
         expected = {name for name in self._shapes if not name.endswith("lm_head.weight")}
-        self.without = frozenset(expected - plan.sources) if plan else frozenset()
+        self.absent = frozenset(expected - plan.sources) if plan else frozenset()
         rearranged = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
-        self._of = {name: stored_name for name, stored_name in self._of.items() if stored_name not in rearranged}
-        self.names = set(self._of) | set(self._parts) | set(self._numbers)
-        self._opened, self._path = Opened(), path
-        self._held: tuple[str, F32Array] | None = None
+        self._stored_names = {name: stored_name for name, stored_name in self._stored_names.items() if stored_name not in rearranged}
+        self.names = set(self._stored_names) | set(self._parts) | set(self._numbers)
+        self._opened, self._path = OpenFiles(), path
+        self._cached: tuple[str, F32Array] | None = None
 
-    def _rearranged_parts(self, plan: Sequence[Arranged]) -> dict[str, list[tuple[Arranged, int, SourcePart]]]:
+    def _rearranged_parts(self, plan: Sequence[ArrangedTensor]) -> dict[str, list[tuple[ArrangedTensor, int, SourcePart]]]:
         """Return the parts of each tensor of the folder that this file stores in another form, each with its first row.
 
         A tensor that is merely renamed or shifted is not among them.
         """
-        parts_by_source: dict[str, list[tuple[Arranged, int, SourcePart]]] = {}
+        parts_by_source: dict[str, list[tuple[ArrangedTensor, int, SourcePart]]] = {}
         for tensor in plan:
             at = 0
             for part in tensor.parts:
@@ -216,12 +216,12 @@ class GgufModel:
             and (len(parts) > 1 or self._is_rearranged(name, *parts[0]))
         }
 
-    def _is_rearranged(self, name: str, tensor: Arranged, _: int, part: SourcePart) -> bool:
+    def _is_rearranged(self, name: str, tensor: ArrangedTensor, _: int, part: SourcePart) -> bool:
         """Return whether a tensor differs from its source in the folder by more than a shift."""
         ordered = part.transposed or part.picks is not None or part.columns is not None
-        return ordered or tensor.decay or self._of.get(name) != tensor.name or self._shapes[name] != tensor.shape
+        return ordered or tensor.decay or self._stored_names.get(name) != tensor.name or self._shapes[name] != tensor.shape
 
-    def _listed(self, numbers: Mapping[str, Sequence[str]]) -> dict[str, F32Array]:
+    def _metadata_tensors(self, numbers: Mapping[str, Sequence[str]]) -> dict[str, F32Array]:
         """Return the tensors of the folder whose numbers are in the metadata."""
         arrays: dict[str, F32Array] = {}
         for key, tensor_names in numbers.items():
@@ -234,13 +234,13 @@ class GgufModel:
         """Return the type as named in GGUF."""
         if name in self._numbers:
             return "F32"
-        stored_name = self._parts[name][0][0].name if name in self._parts else self._of[name]
+        stored_name = self._parts[name][0][0].name if name in self._parts else self._stored_names[name]
         return self._file.tensors[stored_name].type_name
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor in numpy's order."""
         from_plan = name in self._parts or name in self._numbers
-        return self._shapes[name] if from_plan else self._file.tensors[self._of[name]].shape
+        return self._shapes[name] if from_plan else self._file.tensors[self._stored_names[name]].shape
 
     def _gather(self, name: str) -> F32Array:
         """Put a tensor of the folder together from its parts."""
@@ -250,8 +250,8 @@ class GgufModel:
             if stored_as is None:
                 raise RefusedError(tensor.name, f"is {info.type_name}, a type without weights to compare")
             rows = np.empty((tensor.rows // len(tensor.parts), tensor.columns), np.float32)
-            stored = Stored(self._path, info.offset, tensor.rows, tensor.columns, stored_as)
-            stored.read(self._opened, at, at + len(rows), rows, fresh)
+            stored = StoredRows(self._path, info.offset, tensor.rows, tensor.columns, stored_as)
+            stored.read(self._opened, at, at + len(rows), rows, new_buffer)
             slab = gathered[part.first : part.first + part.height]
             slab = slab.T if part.transposed else slab
             picks = slice(None) if part.picks is None else part.picks
@@ -263,30 +263,30 @@ class GgufModel:
         """Return the numbers x behind `rows`, which hold -exp(x): the folder's own where they give exactly these rows."""
         folder_weight = self._decays[part.source]
         folder_rows = np.empty((folder_weight.rows, folder_weight.columns), np.float32)
-        folder_weight.source().read(self._opened, 0, folder_weight.rows, folder_rows, fresh)
+        folder_weight.source().read(self._opened, 0, folder_weight.rows, folder_rows, new_buffer)
         folder_rows = folder_rows if part.picks is None else folder_rows[part.picks]
-        return np.where(decayed(folder_rows) == rows, folder_rows, np.log(-rows))
+        return np.where(negative_exp(folder_rows) == rows, folder_rows, np.log(-rows))
 
     def rows(self, name: str, start: int, stop: int) -> F32Array:
         """Return rows of a tensor, which is dequantized as a whole and cached."""
         if name in self._numbers:
             return self._numbers[name][start:stop]
-        if name in self._parts and (self._held is None or self._held[0] != name):
-            self._held = name, self._gather(name)
-        if self._held is None or self._held[0] != name:
-            tensor = self._file.tensor(self._of[name]).astype(np.float32) - np.float32(self.shift(name))
-            order = self._architecture.order(name.rpartition(".")[0], self.config, self.where)
-            ordered = names.unpermuted(tensor, order) if order else tensor
-            self._held = name, ordered.reshape(as_matrix(ordered.shape))
-        return self._held[1][start:stop].copy()
+        if name in self._parts and (self._cached is None or self._cached[0] != name):
+            self._cached = name, self._gather(name)
+        if self._cached is None or self._cached[0] != name:
+            tensor = self._file.tensor(self._stored_names[name]).astype(np.float32) - np.float32(self.shift(name))
+            order = self._architecture.order(name.rpartition(".")[0], self.config, self.location)
+            ordered = names.unpermute_rows(tensor, order) if order else tensor
+            self._cached = name, ordered.reshape(as_matrix(ordered.shape))
+        return self._cached[1][start:stop].copy()
 
     def shift(self, name: str) -> float:
         """Return 1 for the norms of Gemma and Nemotron, else 0."""
         return self._architecture.shift(name)
 
-    def done(self, name: str) -> None:
+    def release(self, name: str) -> None:
         """Release the cached tensor."""
-        self._held = None
+        self._cached = None
 
     def __enter__(self) -> GgufModel:
         return self
@@ -301,7 +301,7 @@ def is_float(dtype: str) -> bool:
     return dtype in dtypes.FLOATS
 
 
-def renamed(names: set[str], available: set[str]) -> dict[str, str]:
+def match_names(names: set[str], available: set[str]) -> dict[str, str]:
     """Map `names` to those `available`: the same, or all with one leading component more or less."""
     heads = sorted({name.partition(".")[0] + "." for name in available | names})
     renamings: list[tuple[str, str]] = [("", ""), *((head, "") for head in heads), *(("", head) for head in heads)]

@@ -23,8 +23,8 @@ from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
 
-from .edits import Apply, Edit, TwoPasses, Within, look
-from .tensor_files import Opened, TensorSource, copy_range, write_at
+from .edits import Apply, Edit, TwoPasses, Within, look_before_change
+from .tensor_files import OpenFiles, TensorSource, copy_range, write_at
 from .tensor_types import Floats, Kind
 
 F32Array = NDArray[np.float32]
@@ -69,7 +69,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Text:
+class LiteralBytes:
     """Bytes that are not a tensor."""
 
     data: bytes
@@ -77,7 +77,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Made:
+class EditedTensor:
     """A tensor that is edited on the way and written to byte `at` as `kind`.
 
     Attributes:
@@ -100,11 +100,11 @@ class Made:
             return self.packing.size
         return self.source.rows * self.kind.row_size(self.source.columns)
 
-    def ready(self) -> Ready:
+    def prepare(self) -> PreparedTensor:
         """Return the tensor with the factors of its edits prepared."""
         dtype = self.kind.dtype if self.stepwise and isinstance(self.kind, Floats) else dtypes.F32
         spans = [(edit.first, edit.first + edit.count) if isinstance(edit, Within) else None for edit in self.edits]
-        return Ready(self, [edit.ready(dtype) for edit in self.edits], spans)
+        return PreparedTensor(self, [edit.ready(dtype) for edit in self.edits], spans)
 
     @property
     def tile_rows(self) -> int:
@@ -113,7 +113,7 @@ class Made:
         return max(least, TILE // self.source.columns // least * least)
 
 
-Part = Copy | Text | Made
+Part = Copy | LiteralBytes | EditedTensor
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,14 @@ class OutFile:
     @property
     def size(self) -> int:
         """The number of bytes of the file."""
-        return sum(len(part.data) if isinstance(part, Text) else part.size for part in self.parts)
+        return sum(len(part.data) if isinstance(part, LiteralBytes) else part.size for part in self.parts)
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedTensor:
     """A tensor with its edits prepared; `spans` are the rows that each edit changes, None for all."""
 
-    made: Made
+    tensor: EditedTensor
     applies: Sequence[Apply]
     spans: Sequence[tuple[int, int] | None]
 
@@ -145,11 +145,11 @@ class Ready:
         """
         applies = self._touching(start, start + len(wide))
         for number, apply in enumerate(applies):
-            if self.made.stepwise and number:
-                self.made.kind.decode(raw, wide)
+            if self.tensor.stepwise and number:
+                self.tensor.kind.decode(raw, wide)
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 apply(wide, start, scratch)
-            if self.made.stepwise or number == len(applies) - 1:
+            if self.tensor.stepwise or number == len(applies) - 1:
                 self._encode(wide, raw, start)
         if not applies:
             self._encode(wide, raw, start)
@@ -163,12 +163,12 @@ class Ready:
         """Show rows to an edit that takes two passes; overwrites them."""
 
         def round_tile(tile: F32Array) -> None:
-            if self.made.stepwise:
+            if self.tensor.stepwise:
                 self._encode(tile, raw, start)
-                self.made.kind.decode(raw, tile)
+                self.tensor.kind.decode(raw, tile)
 
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            look(self._touching(start, start + len(wide)), wide, start, scratch, round_tile)
+            look_before_change(self._touching(start, start + len(wide)), wide, start, scratch, round_tile)
 
     def _touching(self, start: int, stop: int) -> list[Apply]:
         """Return the edits that change any of these rows; a stack of experts has edits of single experts."""
@@ -180,16 +180,16 @@ class Ready:
 
     def _encode(self, wide: F32Array, raw: Bytes, start: int) -> None:
         """Encode rows into `raw`; UnfitError if a number does not fit."""
-        if not self.made.kind.fits(wide):
-            raise UnfitError(self.made.name)
-        self.made.kind.encode(wide, raw, start)
+        if not self.tensor.kind.fits(wide):
+            raise UnfitError(self.tensor.name)
+        self.tensor.kind.encode(wide, raw, start)
 
 
 class UnfitError(Exception):
     """A tile of a tensor has numbers that its type cannot hold; `unfit_error` finds the reason in the base."""
 
 
-def explained(tensor: Made, base_rows: F32Array) -> RefusedError:
+def unfit_error(tensor: EditedTensor, base_rows: F32Array) -> RefusedError:
     """Return the error for a tile that does not fit, given its rows in the base."""
     if not np.isfinite(base_rows).all():
         return RefusedError(tensor.name, "the base has NaN or Inf in a tensor that is changed", code="non-finite")
@@ -200,7 +200,7 @@ def explained(tensor: Made, base_rows: F32Array) -> RefusedError:
     return RefusedError(tensor.name, reason, "Write bfloat16 instead", code="sum-too-large")
 
 
-class Run:
+class OutputWriter:
     """A writer of files with a pool of workers, each with its own buffers."""
 
     def __init__(self, progress: Progress | None, size: int) -> None:
@@ -210,7 +210,7 @@ class Run:
         self._local = threading.local()
 
     def write(
-        self, files: Sequence[OutFile], folder: Path, opened: Opened, finished: Callable[[Path], None] = atomic.sync
+        self, files: Sequence[OutFile], folder: Path, opened: OpenFiles, finished: Callable[[Path], None] = atomic.sync_to_disk
     ) -> None:
         """Write every file, the smallest last; call `finished` with its path once it is complete.
 
@@ -222,12 +222,12 @@ class Run:
             for file in sorted(files, key=lambda file: file.size, reverse=True):
                 target = folder / file.name
                 for _ in self._write_file(file, target, opened, pool):
-                    flushed.append(flusher.submit(atomic.sync, target))
+                    flushed.append(flusher.submit(atomic.sync_to_disk, target))
                 flushed.append(flusher.submit(finished, target))
             for future in flushed:
                 future.result()
 
-    def _write_file(self, file: OutFile, target: Path, opened: Opened, pool: ThreadPoolExecutor) -> Iterator[None]:
+    def _write_file(self, file: OutFile, target: Path, opened: OpenFiles, pool: ThreadPoolExecutor) -> Iterator[None]:
         """Write one file; yield whenever there is enough to flush."""
         # O_BINARY keeps Windows from translating line ends.
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
@@ -262,18 +262,18 @@ class Run:
             # Wait for jobs that run already: the files are about to be closed.
             wait([future for future in waiting if not future.cancel()])
 
-    def _jobs(self, part: Part, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+    def _jobs(self, part: Part, opened: OpenFiles, sink: int) -> Iterator[Callable[[], int]]:
         """Yield the jobs that write a part; each returns the bytes of tensors that it wrote."""
-        if isinstance(part, Text):
+        if isinstance(part, LiteralBytes):
             write_at(sink, memoryview(part.data), part.at)
         elif isinstance(part, Copy):
             yield from _copies(part, opened.fd(part.path), sink)
         elif part.source.columns:  # a matrix without columns has nothing to write
             yield from self._tiles(part, opened, sink)
 
-    def _tiles(self, tensor: Made, opened: Opened, sink: int) -> Iterator[Callable[[], int]]:
+    def _tiles(self, tensor: EditedTensor, opened: OpenFiles, sink: int) -> Iterator[Callable[[], int]]:
         """Yield the jobs that write a tensor, one for each tile."""
-        ready = tensor.ready()
+        ready = tensor.prepare()
         self.look(ready, opened)
         rows, columns, step = tensor.source.rows, tensor.source.columns, tensor.tile_rows
         write_packed = tensor.packing.writer(sink) if tensor.packing else None
@@ -290,18 +290,18 @@ class Run:
 
             yield tile
 
-    def look(self, ready: Ready, opened: Opened) -> None:
+    def look(self, ready: PreparedTensor, opened: OpenFiles) -> None:
         """Read all rows of a tensor for its edits that take two passes, if it has any."""
         if ready.takes_two_passes:
-            rows, step = ready.made.source.rows, ready.made.tile_rows
+            rows, step = ready.tensor.source.rows, ready.tensor.tile_rows
             for start in range(0, rows, step):
                 self._read(ready, start, min(start + step, rows), opened, ready.look)
 
     def _read(
-        self, ready: Ready, start: int, stop: int, opened: Opened, visit: Callable[[F32Array, Bytes, int, F32Array], None]
+        self, ready: PreparedTensor, start: int, stop: int, opened: OpenFiles, visit: Callable[[F32Array, Bytes, int, F32Array], None]
     ) -> tuple[F32Array, Bytes]:
         """Read rows and call `visit` with them; return them as numbers and as stored, in this thread's buffers."""
-        tensor = ready.made
+        tensor = ready.tensor
         columns, width = tensor.source.columns, tensor.kind.row_size(tensor.source.columns)
         wide = self.buffer("wide", 4 * (stop - start) * columns).view(np.float32).reshape(stop - start, columns)
         tensor.source.read(opened, start, stop, wide, self.buffer)
@@ -311,7 +311,7 @@ class Run:
         except UnfitError as unfit:
             # The edits overwrote the rows: read the base's again to tell whose fault it is.
             tensor.source.read(opened, start, stop, wide, self.buffer)
-            raise explained(tensor, wide) from unfit
+            raise unfit_error(tensor, wide) from unfit
         return wide, raw
 
     def buffer(self, use: str, size: int) -> Bytes:

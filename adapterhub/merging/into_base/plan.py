@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.merging.checks import Weighted, check_adapter
+from adapterhub.merging.checks import WeightedAdapters, check_adapter
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import (
     Adapter,
@@ -21,17 +21,17 @@ from adapterhub_converters.adapter import (
     LowRankConv,
     LowRankEmbedding,
     StackedLowRank,
-    Tuned,
-    factored_out,
+    TunedModule,
+    with_factored_as_pairs,
     refuse_conditions,
 )
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.base_weights import plain_lora, without_copies
 
-from .edits import Add, AddConvolution, AddDora, AddLowRank, AddVector, Change, Edit, Replace, SetRows, Within
-from .joined import Join, joined
+from .edits import Add, AddConvolution, AddDora, AddLowRank, AddVector, ChangeByTuner, Edit, Replace, SetRows, Within
+from .joined import Join, join_edits
 from .read_base import CONV1D, Folder, Weight
-from .tensor_names import HEADS, TensorNames, TokenTables, absent, architecture_of, check_shape, expert_edits
+from .tensor_names import HEADS, TensorNames, TokenTables, absent_error, architecture_of, check_shape, expert_edits
 from .tensor_types import Floats, kind
 
 _CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
@@ -61,7 +61,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
 
 
-def plan(adapters: Weighted, folder: Folder) -> Plan:
+def plan(adapters: WeightedAdapters, folder: Folder) -> Plan:
     """Plan the merge of adapters, each times its weight, into a Hugging Face folder.
 
     Raises:
@@ -74,11 +74,11 @@ def plan(adapters: Weighted, folder: Folder) -> Plan:
         # PiSSA changed the base's own weights before training; as plain LoRA the adapter fits the original ones.
         converted = plain_lora(adapter, folder.path) if adapter.meta.init == "pissa" else adapter
         check_adapter(converted, weight)
-        planner.add(factored_out(_without_copies(converted, folder)), weight)
+        planner.add(with_factored_as_pairs(_without_copies(converted, folder)), weight)
     return planner.plan()
 
 
-def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
+def plan_joined(adapters: WeightedAdapters, folder: Folder, join: Join) -> Plan:
     """Plan the merge of adapters by a method that is not a sum; `join` knows the weights.
 
     Raises:
@@ -90,7 +90,7 @@ def plan_joined(adapters: Weighted, folder: Folder, join: Join) -> Plan:
         for name in adapter_plan.shapes:
             raise RefusedError(name, "the vocabulary was resized, which only a sum of adapters can merge")
     return Plan(
-        joined([adapter_plan.edits for adapter_plan in plans], join),
+        join_edits([adapter_plan.edits for adapter_plan in plans], join),
         added={name: weight for adapter_plan in plans for name, weight in adapter_plan.added.items()},
         config={key: value for adapter_plan in plans for key, value in adapter_plan.config.items()},
         notes=tuple(dict.fromkeys(note for adapter_plan in plans for note in adapter_plan.notes)),
@@ -179,31 +179,31 @@ class _Planner:
             self._resize(parameter, names.parameter(parameter), values)
         for target, delta in modules.items():
             if isinstance(delta, LowRank):
-                self._low_rank(target, names.parameter(f"{target}.weight"), delta, weight, names)
+                self._add_low_rank(target, names.parameter(f"{target}.weight"), delta, weight, names)
             elif isinstance(delta, LowRankEmbedding):
-                self._embedding(target, names.parameter(f"{target}.weight"), delta, weight)
+                self._add_embedding(target, names.parameter(f"{target}.weight"), delta, weight)
             elif isinstance(delta, LowRankConv):
                 self._add_convolution(target, names.parameter(f"{target}.weight"), delta, weight)
-                self._bias(target, delta, weight, names)
+                self._add_bias(target, delta, weight, names)
             else:
                 raise RefusedError(target, f"a delta of the kind {type(delta).__name__} cannot be merged into a base")
         for target, change in adapter.tuned.items():
             self._add_tuned(target, change, weight, names)
         for target, delta in experts.items():
             for expert_edit in expert_edits(self.folder, self._architecture, target, delta, weight):
-                self._put(expert_edit.name, expert_edit.edit, target, expert_edit.rows)
-        self._parameters(adapter, weight, names)
+                self._add_edit(expert_edit.name, expert_edit.edit, target, expert_edit.rows)
+        self._add_parameters(adapter, weight, names)
 
-    def _parameters(self, adapter: Adapter, weight: float, names: TensorNames) -> None:
+    def _add_parameters(self, adapter: Adapter, weight: float, names: TensorNames) -> None:
         """Add the changes that do not belong to the weight of one module."""
         for parameter, values in adapter.added.items():
             name = names.parameter(parameter)
-            self._expect(parameter, name, values.shape)
-            self._put(name, Add(values, weight), parameter)
+            self._check_shape(parameter, name, values.shape)
+            self._add_edit(name, Add(values, weight), parameter)
         for parameter, values in adapter.replaced.items():
             self._replace(parameter, names.parameter(parameter), values, weight)
         for target, rows in adapter.rows.items():
-            self._rows(target, names.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
+            self._set_rows(target, names.parameter(f"{target}.weight"), rows.ids, rows.values, weight)
 
     def _add_head(self, adapter: Adapter, weight: float) -> Adapter:
         """Add the head of a task that the base model's class lacks; return the adapter without it."""
@@ -215,12 +215,12 @@ class _Planner:
             # The new tensor takes its file and dtype from a base tensor of the same number of dimensions.
             template = next((tensor for tensor in self.tensors.values() if len(tensor.shape) == values.ndim), None)
             if template is None or self.folder.method:
-                raise absent(name.rpartition(".")[0], self.folder.spec.where)
+                raise absent_error(name.rpartition(".")[0], self.folder.spec.source)
             self.added[name] = dataclasses.replace(template, name=name)
             self._heads[name] = values.shape
             if weight != 1:
                 raise RefusedError(name, f"a head of the adapter: weight {weight} has no meaning for it")
-            self._put(name, Replace(values), name, alone=True)
+            self._add_edit(name, Replace(values), name, alone=True)
             self._note_rounding(name, values)
         labels = [f"LABEL_{number}" for number in range(len(new["score.weight"]))]
         self.config |= {
@@ -243,36 +243,36 @@ class _Planner:
         }
         return experts, {target: delta for target, delta in adapter.deltas.items() if target not in experts}
 
-    def _low_rank(self, target: str, name: str, delta: LowRank, weight: float, names: TensorNames) -> None:
+    def _add_low_rank(self, target: str, name: str, delta: LowRank, weight: float, names: TensorNames) -> None:
         """Add a LoRA or DoRA delta of a linear layer."""
-        transposed = self._transposed(target, name, delta)
+        transposed = self._is_transposed(target, name, delta)
         name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
         if delta.magnitude is None:
-            self._put(name, AddLowRank(delta, scale, transposed), target)
+            self._add_edit(name, AddLowRank(delta, scale, transposed), target)
         else:
-            self._dora(target, name, AddDora(delta, scale, transposed, delta.magnitude), weight)
-        self._bias(target, delta, weight, names)
+            self._add_dora(target, name, AddDora(delta, scale, transposed, delta.magnitude), weight)
+        self._add_bias(target, delta, weight, names)
 
-    def _bias(self, target: str, delta: LowRank | LowRankConv, weight: float, names: TensorNames) -> None:
+    def _add_bias(self, target: str, delta: LowRank | LowRankConv, weight: float, names: TensorNames) -> None:
         """Add the delta of a bias (`lora_bias`), if there is one."""
         if delta.bias is not None:
-            bias = names.parameter(f"{target}.bias", why="the adapter adds to a bias (lora_bias) and the base has none")
-            self._expect(target, bias, delta.bias.shape)
-            self._put(bias, AddVector(delta.bias, delta.scaling * weight), target)
+            bias = names.parameter(f"{target}.bias", reason="the adapter adds to a bias (lora_bias) and the base has none")
+            self._check_shape(target, bias, delta.bias.shape)
+            self._add_edit(bias, AddVector(delta.bias, delta.scaling * weight), target)
 
-    def _embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
+    def _add_embedding(self, target: str, name: str, delta: LowRankEmbedding, weight: float) -> None:
         """Add the delta of an embedding table."""
-        self._expect(target, name, delta.shape)
+        self._check_shape(target, name, delta.shape)
         name = self._tensor_to_change(name, target)
         scale = delta.scaling * weight
         if delta.magnitude is None:
-            self._put(name, AddLowRank(delta, scale, transposed=False), target)
+            self._add_edit(name, AddLowRank(delta, scale, transposed=False), target)
         else:
             # peft takes the norms of a table down its columns (`DoraEmbeddingLayer`, fan_in_fan_out).
-            self._dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
+            self._add_dora(target, name, AddDora(delta, scale, transposed=True, magnitude=delta.magnitude), weight)
 
-    def _add_tuned(self, target: str, change: Tuned, weight: float, names: TensorNames) -> None:
+    def _add_tuned(self, target: str, change: TunedModule, weight: float, names: TensorNames) -> None:
         """Add the change by a tuner other than LoRA: the pair of factors that it equals, or a function of the whole weight."""
         name = self._tensor_to_change(names.parameter(f"{target}.weight"), target)
         shape = self.shapes.get(name, self._weight(name).shape)
@@ -283,25 +283,25 @@ class _Planner:
         rows, columns = shape[::-1] if change.transposed_base else shape
         # Tuners such as VeRA equal a pair of factors, which adds up like LoRA.
         if (pair := change.pair((rows, columns))) is not None:
-            self._put(name, AddLowRank(pair, pair.scaling * weight, change.transposed_base), target)
+            self._add_edit(name, AddLowRank(pair, pair.scaling * weight, change.transposed_base), target)
             return
         if weight != 1:
             raise RefusedError(target, f"{change.tuner.method} is not a sum: it can be merged alone and with weight 1 only")
-        self._put(name, Change(change, change.transposed_base), target, alone=True)
+        self._add_edit(name, ChangeByTuner(change, change.transposed_base), target, alone=True)
         bias = name.removesuffix(".weight") + ".bias"
         if bias in self.tensors and change.fits_bias:
-            self._put(bias, Change(change), target, alone=True)
+            self._add_edit(bias, ChangeByTuner(change), target, alone=True)
 
     def _add_convolution(self, target: str, name: str, delta: LowRankConv, weight: float) -> None:
         """Add the delta of a convolution."""
-        self._expect(target, name, delta.shape)
+        self._check_shape(target, name, delta.shape)
         edit = AddConvolution(delta, delta.scaling * weight)
         if delta.magnitude is None:
-            self._put(name, edit, target)
+            self._add_edit(name, edit, target)
         else:
-            self._dora(target, name, edit, weight)
+            self._add_dora(target, name, edit, weight)
 
-    def _dora(self, target: str, name: str, edit: AddDora | AddConvolution, weight: float) -> None:
+    def _add_dora(self, target: str, name: str, edit: AddDora | AddConvolution, weight: float) -> None:
         """Add a DoRA edit, which rescales the weight and so cannot be combined with other edits."""
         features = edit.delta.lora_B.shape[0]
         magnitude = edit.magnitude if isinstance(edit, AddDora) else edit.delta.magnitude
@@ -309,7 +309,7 @@ class _Planner:
             raise RefusedError(target, f"a DoRA magnitude of {magnitude.size} numbers for {features} outputs")
         if weight != 1:
             raise RefusedError(target, "DoRA is not a sum: it can be merged alone and with weight 1 only")
-        self._put(name, edit, target, alone=True)
+        self._add_edit(name, edit, target, alone=True)
 
     def _resize(self, parameter: str, name: str, values: np.ndarray) -> None:
         """Replace a table by that of a resized vocabulary, to which the adapter's delta is then added."""
@@ -326,23 +326,23 @@ class _Planner:
             if values.shape != self.tensors[name].shape:
                 self.notes.append(f"{name}: {values.shape[0]} rows as in training, {self.tensors[name].shape[0]} in the base")
         else:
-            self._expect(parameter, name, values.shape)
+            self._check_shape(parameter, name, values.shape)
         name = self._tensor_to_change(name, parameter)
         if values.shape != self._weight(name).shape:
             self.shapes[name] = values.shape
         if weight != 1:
             raise RefusedError(parameter, f"replaced as a whole by the adapter: weight {weight} has no meaning for it")
-        self._put(name, Replace(values), parameter, alone=True)
+        self._add_edit(name, Replace(values), parameter, alone=True)
         self._note_rounding(name, values)
 
-    def _rows(self, target: str, name: str, ids: tuple[int, ...], values: np.ndarray, weight: float) -> None:
+    def _set_rows(self, target: str, name: str, ids: tuple[int, ...], values: np.ndarray, weight: float) -> None:
         """Replace rows of a table (`trainable_token_indices`)."""
         shape = self.tensors[name].shape
         if len(shape) != 2 or values.shape[1:] != shape[1:] or not all(0 <= row < shape[0] for row in ids):
             raise RefusedError(target, f"rows {values.shape} up to {max(ids, default=0)} do not fit the base's {name} {shape}")
         if weight != 1:
             raise RefusedError(target, f"rows replaced by the adapter: weight {weight} has no meaning for them")
-        self._put(name, SetRows(ids, values), target, alone=True)
+        self._add_edit(name, SetRows(ids, values), target, alone=True)
         self._note_rounding(name, values)
 
     def _note_rounding(self, name: str, values: np.ndarray) -> None:
@@ -355,7 +355,7 @@ class _Planner:
         """Return a tensor of the base, or one that the merge adds."""
         return self.tensors[name] if name in self.tensors else self.added[name]
 
-    def _put(self, name: str, edit: Edit, target: str, rows: tuple[int, int] | None = None, *, alone: bool = False) -> None:
+    def _add_edit(self, name: str, edit: Edit, target: str, rows: tuple[int, int] | None = None, *, alone: bool = False) -> None:
         """Add an edit of `rows` (first, count) of a tensor seen as a matrix, or of all of it.
 
         Args:
@@ -373,7 +373,7 @@ class _Planner:
         spans.append((first, first + count, alone))
         self.edits.setdefault(name, []).append(edit if rows is None else Within(edit, first, count))
 
-    def _expect(self, target: str, name: str, shape: tuple[int, ...]) -> None:
+    def _check_shape(self, target: str, name: str, shape: tuple[int, ...]) -> None:
         """Refuse an edit whose shape differs from the tensor's, resized or not."""
         check_shape(target, name, shape, self.shapes.get(name, self._weight(name).shape))
 
@@ -383,7 +383,7 @@ class _Planner:
             return name
         head = target.endswith(HEADS) or f"{target}.weight".endswith(HEADS)
         if self.tables.head is None:
-            if not self.tables.can_be_two(self._architecture):
+            if not self.tables.can_untie(self._architecture):
                 reason = f"the base's embedding and output layer are one tensor ({name})"
                 raise RefusedError(
                     target,
@@ -413,7 +413,7 @@ class _Planner:
             raise RefusedError(next(iter(self.shapes)), f"the vocabulary was resized, and its tables do not agree: {counts}")
         self.config["vocab_size"] = next(iter(rows.values()))
 
-    def _transposed(self, target: str, name: str, delta: LowRank) -> bool:
+    def _is_transposed(self, target: str, name: str, delta: LowRank) -> bool:
         """Return whether the base stores this weight as `(in, out)`.
 
         The shape decides; for a square matrix, the class of the model does.
@@ -422,9 +422,9 @@ class _Planner:
         model = self.folder.spec.model_type or "this model"
         known_transposed = stored_transposed(self.folder.spec.model_type, target)
         if known_transposed or (delta.transposed_base and shape == delta.shape[::-1] != delta.shape):
-            self._expect(target, name, delta.shape[::-1])
+            self._check_shape(target, name, delta.shape[::-1])
             return True
-        self._expect(target, name, delta.shape)
+        self._check_shape(target, name, delta.shape)
         if delta.transposed_base and shape[0] == shape[1]:
             raise RefusedError(
                 target,

@@ -96,7 +96,7 @@ def _multiply_dozens(left: F32Array, right: F32Array, out: F32Array) -> None:
         if runs is None:
             _multiply_in_order(left, piece_right, target)
             continue
-        _stacked(left, piece_right, target, _DOZEN)
+        _multiply_stack(left, piece_right, target, _DOZEN)
         if runs:
             columns_again = np.concatenate([piece_right[:, run] for run in runs], axis=1)
             fixed = np.empty((len(left), columns_again.shape[1]), np.float32)
@@ -109,12 +109,12 @@ def _multiply_dozens(left: F32Array, right: F32Array, out: F32Array) -> None:
 def _multiply_in_order(left: F32Array, right: F32Array, out: F32Array) -> None:
     """Compute the product by pairs of rows if this BLAS keeps the order, else by the written-out chain."""
     if keeps_order(right.shape[1], right.shape[0]):
-        _stacked(left, right, out, _PAIR)
+        _multiply_stack(left, right, out, _PAIR)
     else:
         _multiply_chained(left, right, out)
 
 
-def _stacked(left: F32Array, right: F32Array, out: F32Array, height: int) -> None:
+def _multiply_stack(left: F32Array, right: F32Array, out: F32Array, height: int) -> None:
     """Compute `height` rows at a time: a stack of products `(height, r) @ (r, columns)`."""
     rows, r = left.shape
     # A strided view, so that numpy calls BLAS once for each group of rows and writes into `out` directly.
@@ -130,7 +130,7 @@ def keeps_order(columns: int, r: int) -> bool:
     All pairs of rows use the same kernel, and another order changes a quarter to nine tenths of the elements, so that twelve
     rows cannot agree by chance.
     """
-    computed, expected = _tried(columns, r, _PAIR, 12)
+    computed, expected = _trial(columns, r, _PAIR, 12)
     return np.array_equal(computed, expected)
 
 
@@ -142,7 +142,7 @@ def out_of_order(columns: int, r: int) -> list[slice] | None:
     rows agree by chance happens in less than one column of a thousand. Such columns come in groups of eight, which are found
     together.
     """
-    computed, expected = _tried(columns, r, _DOZEN, 48)
+    computed, expected = _trial(columns, r, _DOZEN, 48)
     eights = np.unique(np.flatnonzero((computed != expected).any(axis=0)) // 8)
     columns_out_of_order = (8 * eights[:, None] + np.arange(8)).reshape(-1)
     columns_out_of_order = columns_out_of_order[columns_out_of_order < columns]
@@ -156,24 +156,24 @@ def out_of_order(columns: int, r: int) -> list[slice] | None:
     return [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
 
 
-def _tried(columns: int, r: int, height: int, rows: int) -> tuple[F32Array, F32Array]:
+def _trial(columns: int, r: int, height: int, rows: int) -> tuple[F32Array, F32Array]:
     """Return a product of random numbers computed `height` rows at a time, and the same product by the chain."""
     rng = np.random.default_rng(r)
     left = rng.standard_normal((rows, r), dtype=np.float32)
     right = rng.standard_normal((r, columns), dtype=np.float32)
     computed = np.empty((rows, columns), np.float32)
-    _stacked(left, right, computed, height)
-    return computed, chained(left, right)
+    _multiply_stack(left, right, computed, height)
+    return computed, chain(left, right)
 
 
 def _multiply_chained(left: F32Array, right: F32Array, out: F32Array) -> None:
     """Compute the product by the written-out chain, some rows at a time."""
     step = max(1, _BLOCK // right.shape[1])
     for start in range(0, len(left), step):
-        out[start : start + step] = chained(left[start : start + step], right)
+        out[start : start + step] = chain(left[start : start + step], right)
 
 
-def chained(left: F32Array, right: F32Array) -> F32Array:
+def chain(left: F32Array, right: F32Array) -> F32Array:
     """Compute the chain of fused multiply-adds without FMA instructions: slow, and right on every CPU.
 
     float64 holds a product of two float32 exactly. The sum rounds once and the conversion to float32 a second time; rounding

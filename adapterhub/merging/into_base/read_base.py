@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import bases
-from adapterhub_converters.bases import BaseSpec, LocalFiles, Ranged
+from adapterhub_converters.bases import BaseSpec, LocalFiles, RangedFile
 from adapterhub_converters.bases.gguf import part_paths
-from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.bases.quantized import quantization_settings
 from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFHeader, GGUFTensor
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
-from .dequantize import StoredTensor, unpacked
-from .tensor_files import Opened, Stored, TensorSource, read_at
+from .dequantize import StoredTensor, logical_weights
+from .tensor_files import OpenFiles, StoredRows, TensorSource, read_at
 from .tensor_types import floats
 
 # Models whose modules transformers builds from Conv1D, with a weight of `(in, out)` (`pytorch_utils.py`).
@@ -63,7 +63,7 @@ class Weight:
     path: Path
     offset: int
     size: int
-    unpacked: TensorSource | None = None
+    dequantized: TensorSource | None = None
 
     @property
     def rows(self) -> int:
@@ -77,7 +77,7 @@ class Weight:
 
     def source(self) -> TensorSource:
         """Return the source of its numbers; RefusedError for a type that is not floats."""
-        return self.unpacked or Stored(self.path, self.offset, self.rows, self.columns, floats(self.dtype, self.name))
+        return self.dequantized or StoredRows(self.path, self.offset, self.rows, self.columns, floats(self.dtype, self.name))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Folder:
     spec: BaseSpec
     config: Mapping[str, Any]
     shards: tuple[Shard, ...]
-    opened: Opened = field(compare=False, repr=False)
+    opened: OpenFiles = field(compare=False, repr=False)
 
     @property
     def method(self) -> str | None:
@@ -108,7 +108,7 @@ class Folder:
                 for shard in self.shards
                 for info in shard.tensors.values()
             }
-        if self.spec.model_type in CONV1D and settings(self.config).get("quant_method") == "bitsandbytes":
+        if self.spec.model_type in CONV1D and quantization_settings(self.config).get("quant_method") == "bitsandbytes":
             reason = f"bitsandbytes stores the weights of {self.spec.model_type} transposed, unlike any model in floats"
             raise RefusedError(str(self.path), reason, "Name the full-precision model")
         places = {info.name: StoredTensor(shard.path, info) for shard in self.shards for info in shard.tensors.values()}
@@ -122,7 +122,7 @@ class Folder:
                 weight.place.info.size,
                 weight.source,
             )
-            for name, weight in unpacked(self.spec, places, self.config, self.opened).items()
+            for name, weight in logical_weights(self.spec, places, self.config, self.opened).items()
         }
 
     def refuse_quantized(self) -> None:
@@ -144,7 +144,7 @@ class Folder:
 
 
 @dataclass(frozen=True)
-class Placed:
+class TensorInFile:
     """A tensor of a GGUF model and the file that contains it."""
 
     path: Path
@@ -168,8 +168,8 @@ class GGUFBase:
     path: Path
     spec: BaseSpec
     header: GGUFHeader
-    tensors: Mapping[str, Placed]
-    opened: Opened = field(compare=False, repr=False)
+    tensors: Mapping[str, TensorInFile]
+    opened: OpenFiles = field(compare=False, repr=False)
 
     def __enter__(self) -> GGUFBase:
         self.opened.__enter__()
@@ -207,7 +207,7 @@ def read_folder(path: Path) -> Folder:
         ranged = files.weights.get(name)
         if ranged is None:
             raise NotFoundError(str(path / name), "no such file", code="no-such-file")
-        header = safetensors_file.read_header(ranged.read_at, ranged.size, ranged.where)
+        header = safetensors_file.read_header(ranged.read_at, ranged.size, ranged.location)
         shards.append(Shard(path / name, header.tensors, header.data_start, header.metadata))
     if not shards:
         pickles = sorted(item.name for item in path.glob("*.bin"))
@@ -224,8 +224,8 @@ def read_gguf(path: Path) -> GGUFBase:
     headers = {}
     for part in part_paths(path):
         ranged = files.weights[part.name]
-        headers[part] = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
-    tensors = {name: Placed(part, info) for part, header in headers.items() for name, info in header.tensors.items()}
+        headers[part] = gguf_file.read_header(ranged.read_at, ranged.size, ranged.location)
+    tensors = {name: TensorInFile(part, info) for part, header in headers.items() for name, info in header.tensors.items()}
     return GGUFBase(path, spec, next(iter(headers.values())), tensors, files.opened)
 
 
@@ -239,11 +239,11 @@ class _Files(LocalFiles):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.opened = Opened()
-        self.weights: dict[str, Ranged] = {}
+        self.opened = OpenFiles()
+        self.weights: dict[str, RangedFile] = {}
         self._texts: dict[str, bytes | None] = {}
 
-    def whole(self, name: str, limit: int) -> bytes | None:
+    def read_whole(self, name: str, limit: int) -> bytes | None:
         """Return the bytes of a small file."""
         if name not in self._texts:
             self._texts[name] = super().whole(name, limit)
@@ -258,7 +258,7 @@ class _Files(LocalFiles):
         text = self._texts.get(name)
         return json_file.parse_object(text.decode(), self.label(name)) if text else {}
 
-    def ranged(self, name: str) -> Ranged | None:
+    def open_ranged(self, name: str) -> RangedFile | None:
         """Return a file with weights, opened on first use."""
         path = Path(self.label(name))
         if name not in self.weights and path.exists():
@@ -271,7 +271,7 @@ class _Files(LocalFiles):
                 read_at(fd, memoryview(buffer), offset)
                 return bytes(buffer)
 
-            ranged = Ranged(os.fstat(fd).st_size, read, str(path))
+            ranged = RangedFile(os.fstat(fd).st_size, read, str(path))
             self.weights[name] = ranged
         return self.weights.get(name)
 

@@ -20,10 +20,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adapterhub.merging.checks import Weighted
+from adapterhub.merging.checks import WeightedAdapters
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError
 
@@ -34,7 +34,7 @@ _VERSION = 1
 _BLOCK = 1 << 20  # bytes
 
 
-def job(adapters: Weighted, base: Path, options: Options) -> str:
+def job_digest(adapters: WeightedAdapters, base: Path, options: Options) -> str:
     """Return a digest of everything that the result depends on; for the base, the names, sizes and times of its files."""
     state = hashlib.sha256(f"{_VERSION} {base.resolve()} {options!r}".encode())
     for path in sorted(base.iterdir() if base.is_dir() else [base]):
@@ -44,11 +44,11 @@ def job(adapters: Weighted, base: Path, options: Options) -> str:
             state.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     for adapter, weight in adapters:
         state.update(f"{weight!r} {adapter.meta!r}\n".encode())
-        _add(state, adapter)
+        _hash_adapter(state, adapter)
     return state.hexdigest()
 
 
-def _add(state: hashlib._Hash, adapter: Adapter) -> None:
+def _hash_adapter(state: hashlib._Hash, adapter: Adapter) -> None:
     """Add the scalars and tensors of an adapter to a digest."""
     for target, delta in sorted(adapter.deltas.items()):
         numbers = [(item.name, getattr(delta, item.name)) for item in fields(delta)]
@@ -61,7 +61,7 @@ def _add(state: hashlib._Hash, adapter: Adapter) -> None:
         state.update(tensor.tobytes())
 
 
-class Finished:
+class FinishedFiles:
     """The finished files of a run, in its output folder, each with a record of its size and checksum."""
 
     def __init__(self, name: str, inside: Path) -> None:
@@ -73,14 +73,14 @@ class Finished:
     def record(self, path: Path) -> None:
         """Flush a complete file to disk and record it."""
         # Flushed first: after a crash, a record must never vouch for bytes that are not on disk.
-        atomic.sync(path)
+        atomic.sync_to_disk(path)
         with open_regular(path) as file:
             record = {"job": self._job, "size": os.fstat(file.fileno()).st_size, "checksum": _checksum(file)}
         (self._records / path.name).write_text(json.dumps(record))
 
     def take_over(self, leftover: Path) -> set[str]:
         """Move the intact files of an earlier run into this one, remove the others, and return the intact names."""
-        names, inside = set(), Inside(leftover)
+        names, inside = set(), ConfinedFiles(leftover)
         for record in _records(inside):
             with suppress(OSError, AdapterhubError):
                 document, path = json_file.read_object(record, follow=False), leftover / self.folder.name / record.name
@@ -113,12 +113,12 @@ class Finished:
         self._records.rename(kept_folder / _RECORDS)
 
 
-def left_over(out: Path, name: str) -> Path | None:
+def find_leftover(out: Path, name: str) -> Path | None:
     """Return the folder that a dead run of this job left next to `out`; remove those that runs of other jobs kept."""
     target, leftover = Path(os.path.abspath(out)), None
     for kind in ("partial", "kept"):
-        for candidate in sorted(target.parent.glob(f".{atomic.escaped(target.name)}.{kind}-*")):
-            lock = None if candidate == leftover else atomic.locked(candidate)  # `leftover` was renamed in the loop before
+        for candidate in sorted(target.parent.glob(f".{atomic.escape_glob(target.name)}.{kind}-*")):
+            lock = None if candidate == leftover else atomic.lock_folder(candidate)  # `leftover` was renamed in the loop before
             if lock is None:
                 continue  # in use by another run
             if leftover is None and _belongs_to(candidate, name):
@@ -130,17 +130,17 @@ def left_over(out: Path, name: str) -> Path | None:
     return leftover
 
 
-def _records(inside: Inside) -> list[Path]:
+def _records(inside: ConfinedFiles) -> list[Path]:
     """Return the records in a folder that a dead run left, never through a link."""
     with suppress(OSError, AdapterhubError):
-        return [path for path in inside.listed(inside.root / _RECORDS) if inside.is_file(path)]
+        return [path for path in inside.list_folder(inside.root / _RECORDS) if inside.is_file(path)]
     return []
 
 
 def _belongs_to(leftover: Path, name: str) -> bool:
     """Return whether a leftover folder has a record of this job."""
     with suppress(OSError, AdapterhubError):
-        return any(json_file.read_object(record, follow=False).get("job") == name for record in _records(Inside(leftover)))
+        return any(json_file.read_object(record, follow=False).get("job") == name for record in _records(ConfinedFiles(leftover)))
     return False
 
 

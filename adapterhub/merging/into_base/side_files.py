@@ -55,12 +55,12 @@ def _reason(path: Path, base: Path) -> str | None:
         return "belongs to an adapter" if name in _ADAPTER else "the merged model has a card of its own"
     if not path.is_file():
         return "not a regular file"
-    if path.is_symlink() and not _inside(path.resolve(), base):
+    if path.is_symlink() and not _stays_inside(path.resolve(), base):
         return "a link that leads out of the model"
     return None
 
 
-def _inside(target: Path, base: Path) -> bool:
+def _stays_inside(target: Path, base: Path) -> bool:
     # huggingface_hub's cache: snapshots/<revision>/config.json -> ../../blobs/<digest>.
     """Return whether a link stays inside the model, or leads to a blob of its cache."""
     real = base.resolve()

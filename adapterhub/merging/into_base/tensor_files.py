@@ -33,7 +33,7 @@ _NO_COPY_RANGE = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, err
 _seek = threading.Lock()
 
 
-class Opened:
+class OpenFiles:
     """Files open for reading, each opened once, on first use.
 
     A context manager that may be entered again, also while inside; the outermost exit closes the files. A later read opens its
@@ -44,19 +44,19 @@ class Opened:
         self._stack = ExitStack()
         self._fds: dict[Path, int] = {}
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, Any] = OrderedDict()
+        self._cache: OrderedDict[str, Any] = OrderedDict()
         self._cache_lock = threading.RLock()  # `load` may call `cached` itself
         self._depth = 0
 
-    def held(self, key: str, load: Callable[[], T]) -> T:
+    def cached(self, key: str, load: Callable[[], T]) -> T:
         """Return the result of `load`, cached until a few other keys were used: tensors are processed one after another."""
         with self._cache_lock:
-            if key not in self._held:
-                self._held[key] = load()
-                while len(self._held) > _CACHED:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(key)
-            value: T = self._held[key]
+            if key not in self._cache:
+                self._cache[key] = load()
+                while len(self._cache) > _CACHED:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(key)
+            value: T = self._cache[key]
             return value
 
     def fd(self, path: Path) -> int:
@@ -80,9 +80,9 @@ class Opened:
         with self._lock:
             self._stack.close()
             self._fds.clear()
-            self._held.clear()
+            self._cache.clear()
 
-    def __enter__(self) -> Opened:
+    def __enter__(self) -> OpenFiles:
         self._depth += 1
         return self
 
@@ -99,7 +99,7 @@ Buffer = Callable[[str, int], NDArray[np.uint8]]
 """Returns scratch memory of the calling thread, given its use and the number of bytes."""
 
 
-def fresh(_use: str, size: int) -> NDArray[np.uint8]:
+def new_buffer(_use: str, size: int) -> NDArray[np.uint8]:
     """Allocate new memory: a `Buffer` without reuse."""
     return np.empty(size, np.uint8)
 
@@ -115,12 +115,12 @@ class TensorSource(Protocol):
     def columns(self) -> int:
         """The numbers in a row."""
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Write rows `start` to `stop` to `out` `(stop - start, columns)`."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRows:
     """A tensor in a file, `offset` bytes from its beginning."""
 
     path: Path
@@ -129,7 +129,7 @@ class Stored:
     columns: int
     kind: Kind
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
         """Read rows and widen them to float32."""
         width = self.kind.row_size(self.columns)
         raw = buffer("raw", (stop - start) * width).reshape(stop - start, width)

@@ -14,12 +14,12 @@ import numpy as np
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import Architecture
-from adapterhub_converters.bases.canonical_names import in_memory
+from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.errors import RefusedError
 
 from .edits import AddLowRank
 from .read_base import Folder, Weight
-from .tensor_files import Opened
+from .tensor_files import OpenFiles
 
 HEADS = ("lm_head.weight", "embed_out.weight")
 """The names of an output layer's weight."""
@@ -30,12 +30,12 @@ _COMPARED = 1 << 20  # bytes of two tensors that are compared at a time
 def architecture_of(folder: Folder) -> Architecture | None:
     """Return the architecture of a base; None for an unknown class."""
     try:
-        return folder.spec.mapped()
+        return folder.spec.llama_cpp_architecture()
     except RefusedError:
         return None
 
 
-def absent(target: str, location: str) -> RefusedError:
+def absent_error(target: str, location: str) -> RefusedError:
     """Return the error for a module or parameter that the base at `location` lacks."""
     return RefusedError(target, f"not in the base {location}", "Is this the model the adapter was trained on?")
 
@@ -52,11 +52,11 @@ class StoredNames:
 
     def __init__(self, folder: Folder) -> None:
         self._weights, self._kind = folder.weights, folder.spec.model_type
-        self._files = {in_memory(name, self._kind): name for name in self._weights}
+        self._files = {name_in_memory(name, self._kind): name for name in self._weights}
 
     def __call__(self, parameter: str) -> str | None:
         """Return the tensor of a parameter: of the same name, or one that transformers renames to it; None if there is none."""
-        return parameter if parameter in self._weights else self._files.get(in_memory(parameter, self._kind))
+        return parameter if parameter in self._weights else self._files.get(name_in_memory(parameter, self._kind))
 
 
 class TensorNames:
@@ -69,7 +69,7 @@ class TensorNames:
     def __init__(self, folder: Folder, adapter: Adapter, alias: Mapping[str, str]) -> None:
         tensors = folder.weights
         self._tensors = tensors
-        self._where = folder.spec.where
+        self._location = folder.spec.source
         self._alias = alias
         self._stored = StoredNames(folder)
         stems = {f"{target}.weight" for target in (*adapter.deltas, *adapter.rows)} | set(adapter.replaced)
@@ -91,10 +91,10 @@ class TensorNames:
         # Two ways fit: guessing could merge into the wrong tower of a model.
         if len(fitting) > 1:
             raise RefusedError(
-                first, f"could be {' or '.join(renaming[first] for renaming in fitting)} in the base {self._where}"
+                first, f"could be {' or '.join(renaming[first] for renaming in fitting)} in the base {self._location}"
             )
         if not fitting:
-            raise absent(first, self._where)
+            raise absent_error(first, self._location)
         return fitting[0]
 
     def _prefixes(self) -> Iterator[tuple[str, str]]:
@@ -103,7 +103,7 @@ class TensorNames:
             prefix = longer[: len(longer) - min(len(old), len(new))]
             yield (prefix, "") if len(old) > len(new) else ("", prefix)
 
-    def parameter(self, name: str, *, why: str = "not in the base") -> str:
+    def parameter(self, name: str, *, reason: str = "not in the base") -> str:
         """Return the base's name of a parameter; RefusedError with the `reason` if it has none."""
         if stored := self._stored(name):
             return stored
@@ -112,7 +112,7 @@ class TensorNames:
         stem = name.rpartition(".")[0] + ".weight"
         new = self._renamed.get(name) or self._renamed.get(stem, stem).rpartition(".")[0] + "." + name.rpartition(".")[2]
         if new not in self._tensors:
-            raise RefusedError(name.rpartition(".")[0], why)
+            raise RefusedError(name.rpartition(".")[0], reason)
         return new
 
 
@@ -146,7 +146,7 @@ class TokenTables:
         """The tensor that a base without an output layer of its own uses in its place."""
         return {"lm_head.weight": self.table} if self.tied and not self.stored and self.table else {}
 
-    def can_be_two(self, architecture: Architecture | None) -> bool:
+    def can_untie(self, architecture: Architecture | None) -> bool:
         """Return whether transformers loads a separate output layer for this class, under a known name."""
         return architecture is not None and self.table is not None and "lm_head" in architecture.top
 
@@ -159,7 +159,7 @@ class TokenTables:
         return weight is not None and len(weight.shape) == 2 and weight.shape[0] == self._vocabulary and not in_a_layer
 
 
-def _same_bytes(opened: Opened, first: Weight, second: Weight) -> bool:
+def _same_bytes(opened: OpenFiles, first: Weight, second: Weight) -> bool:
     """Return whether two stored weights are equal, byte by byte."""
     if first.size != second.size or not first.size:
         return False
@@ -199,7 +199,7 @@ def expert_edits(
     elif stack := folder.weights.get(stored(target) or ""):
         yield from _edits_of_stack(target, stack, delta, scale)
     else:
-        yield from _one_by_one(folder, stored, target, delta, scale)
+        yield from _edits_by_expert(folder, stored, target, delta, scale)
 
 
 def _edits_of_stack(target: str, stack: Weight, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
@@ -225,7 +225,7 @@ _LISTED = (
 """From a parameter of all experts to the modules of a single expert that have its rows, in each dialect."""
 
 
-def _one_by_one(folder: Folder, stored: StoredNames, target: str, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
+def _edits_by_expert(folder: Folder, stored: StoredNames, target: str, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
     """Yield the edits of a stacked parameter on a base that stores its experts one by one."""
     stack, _, parameter = target.rpartition(".")
 
@@ -242,7 +242,7 @@ def _one_by_one(folder: Folder, stored: StoredNames, target: str, delta: Stacked
         (),
     )
     if not modules:
-        raise absent(target, folder.spec.where)
+        raise absent_error(target, folder.spec.source)
     experts, out, _ = delta.shape
     count = out // len(modules)
     for expert in range(experts):
@@ -264,7 +264,7 @@ def _edit_in_stack(folder: Folder, architecture: Architecture | None, target: st
     parameter = architecture.stacked_module(stem) if architecture and stem else None
     stack = folder.weights.get(parameter or "")
     if architecture is None or stack is None or parameter is None or expert is None or stem is None:
-        raise absent(target, folder.spec.where)
+        raise absent_error(target, folder.spec.source)
     stems = architecture.stems(parameter)
     differs_in_layout = bool(architecture.experts and (architecture.experts.transposed or architecture.experts.interleaved))
     # A fused stack holds the rows of gate and up one after the other.

@@ -45,7 +45,7 @@ class Kind(Protocol):
         """The name in the file format."""
 
     @property
-    def quantized(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether a number depends on the others in its block."""
 
     @property
@@ -71,7 +71,7 @@ class Floats:
 
     name: str
     dtype: np.dtype
-    quantized: bool = False
+    is_quantized: bool = False
 
     @property
     def largest(self) -> float:
@@ -106,10 +106,10 @@ class Blocks:
     """
 
     name: str
-    quantized: bool = True
+    is_quantized: bool = True
     largest: float = _LARGEST_SCALE
     importance: F32Array | None = field(default=None, compare=False)
-    per: int = 0
+    rows_per_expert: int = 0
 
     def row_size(self, columns: int) -> int:
         """Return the number of bytes of a row."""
@@ -128,8 +128,8 @@ class Blocks:
             # Rows of several experts may come together; each expert has its own importance.
             at = 0
             while at < len(wide):
-                expert = (first + at) // self.per
-                stop = min(len(wide), (expert + 1) * self.per - first)
+                expert = (first + at) // self.rows_per_expert
+                stop = min(len(wide), (expert + 1) * self.rows_per_expert - first)
                 np.copyto(raw[at:stop], k_quants.quantize_weighted(wide[at:stop], self.name, self.importance[expert]))
                 at = stop
         elif wide.size and self.name in K_QUANTS:
@@ -194,7 +194,7 @@ def writable(name: str, columns: int, tensor: str) -> Kind:
         RefusedError: The type cannot be written, or not for rows of this length.
     """
     tensor_type = kind(name)
-    if tensor_type is None or (tensor_type.quantized and name not in QUANTIZERS):
+    if tensor_type is None or (tensor_type.is_quantized and name not in QUANTIZERS):
         raise RefusedError(
             tensor,
             f"is {name} in the base, a type that cannot be written",
@@ -202,7 +202,7 @@ def writable(name: str, columns: int, tensor: str) -> Kind:
             code="type-not-writable",
             types="|".join(quantizer.lower() for quantizer in QUANTIZERS),
         )
-    if tensor_type.quantized and columns % TYPES[name][1]:
+    if tensor_type.is_quantized and columns % TYPES[name][1]:
         raise RefusedError(
             tensor, f"rows of {columns} numbers are not whole blocks of {name}", "Write F16", code="rows-not-whole-blocks"
         )

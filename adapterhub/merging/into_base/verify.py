@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.merging.checks import Weighted
+from adapterhub.merging.checks import WeightedAdapters
 from adapterhub_converters import dtypes
 from adapterhub_converters.errors import RefusedError
 
-from .edits import Apply, Edit, Replace, TwoPasses, look
-from .loss_estimate import as_trained
+from .edits import Apply, Edit, Replace, TwoPasses, look_before_change
+from .loss_estimate import sources_as_trained
 from .nf4 import ThroughNF4
-from .open_model import FolderModel, Model, as_matrix, is_float, open_like, renamed
+from .open_model import FolderModel, Model, as_matrix, is_float, open_like, match_names
 from .options import Options
 from .plan import Plan, plan
 from .read_base import Folder, read_folder
-from .tensor_files import Buffer, Opened, fresh
+from .tensor_files import Buffer, OpenFiles, new_buffer
 from .tensor_types import Floats
 
 F32Array = NDArray[np.float32]
@@ -69,7 +69,7 @@ class Proof:
     name: str
     verdict: str
     strength: tuple[float, ...] | None = None
-    rest: float | None = None
+    residual: float | None = None
     note: str = ""
 
     @property
@@ -99,7 +99,7 @@ class Proofs:
 
 
 def prove(
-    adapters: Weighted, base: Path | Folder, merged: Path, *, options: Options | None = None, progress: Progress | None = None
+    adapters: WeightedAdapters, base: Path | Folder, merged: Path, *, options: Options | None = None, progress: Progress | None = None
 ) -> Proofs:
     """Compare every tensor of a merged model with base and adapters, merged as `fuse` would.
 
@@ -119,13 +119,13 @@ def prove(
     with folder:
         steps = plan(adapters, folder)
         owners = _owners(adapters, folder, steps)
-        training_sources = as_trained(folder, options) if options and options.as_trained else {}
+        training_sources = sources_as_trained(folder, options) if options and options.as_trained else {}
         with (
             FolderModel(folder, steps.added, training_sources) as base_model,
             open_like(merged, folder, steps.added) as merged_model,
         ):
-            not_in_gguf = merged_model.without - set(steps.edits)
-            merged_names = renamed(base_model.names, merged_model.names)
+            not_in_gguf = merged_model.absent - set(steps.edits)
+            merged_names = match_names(base_model.names, merged_model.names)
             proofs = []
             for number, name in enumerate(sorted(base_model.names - not_in_gguf), 1):
                 edits, merged_name = steps.edits.get(name, ()), merged_names.get(name)
@@ -133,7 +133,7 @@ def prove(
                     proofs.append(_missing_proof(name, base_model, touched=bool(edits)))
                 else:
                     proofs.append(
-                        _compared(
+                        _proof(
                             _Task(name, base_model, merged_model, merged_name, edits, owners.get(name, ()), len(adapters))
                         )
                     )
@@ -147,7 +147,7 @@ def prove(
     return Proofs(tuple(proofs), (*steps.notes, *coverage_note))
 
 
-def _owners(adapters: Weighted, folder: Folder, steps: Plan) -> Mapping[str, tuple[int, ...]]:
+def _owners(adapters: WeightedAdapters, folder: Folder, steps: Plan) -> Mapping[str, tuple[int, ...]]:
     """Return, for each tensor, the index of the adapter that each of its edits belongs to.
 
     Args:
@@ -179,9 +179,9 @@ class _Task:
     """
 
     name: str
-    have: Model
-    made: Model
-    other: str
+    base: Model
+    merged: Model
+    merged_name: str
     edits: Sequence[Edit]
     owners: Sequence[int]
     count: int
@@ -189,18 +189,18 @@ class _Task:
 
     @property
     def dtype(self) -> str:
-        return self.made.dtype(self.other)
+        return self.merged.dtype(self.merged_name)
 
     def tiles(self) -> Iterator[tuple[int, F32Array, F32Array]]:
         """Yield the first row of each tile, and the tile's rows in the base and in the merged model."""
-        for start, stop in _tiles(self.made.shape(self.other)):
-            merged_rows = self.made.rows(self.other, start, stop)
-            yield start, np.zeros_like(merged_rows) if self.resized else self.have.rows(self.name, start, stop), merged_rows
+        for start, stop in _tiles(self.merged.shape(self.merged_name)):
+            merged_rows = self.merged.rows(self.merged_name, start, stop)
+            yield start, np.zeros_like(merged_rows) if self.resized else self.base.rows(self.name, start, stop), merged_rows
 
 
-def _compared(task: _Task) -> Proof:
+def _proof(task: _Task) -> Proof:
     """Return the verdict on a tensor that both models have."""
-    base_shape, merged_shape = task.have.shape(task.name), task.made.shape(task.other)
+    base_shape, merged_shape = task.base.shape(task.name), task.merged.shape(task.merged_name)
     if base_shape != merged_shape and any(
         isinstance(edit, Replace) and edit.values.shape == merged_shape for edit in task.edits
     ):
@@ -211,8 +211,8 @@ def _compared(task: _Task) -> Proof:
     try:
         return _touched_proof(task) if task.edits else _untouched_proof(task)
     finally:
-        task.have.done(task.name)
-        task.made.done(task.other)
+        task.base.release(task.name)
+        task.merged.release(task.merged_name)
 
 
 def _missing_proof(name: str, base: Model, *, touched: bool) -> Proof:
@@ -241,7 +241,7 @@ def _tiles(shape: Sequence[int]) -> list[tuple[int, int]]:
 def _untouched_proof(task: _Task) -> Proof:
     """Return the verdict on a tensor that no adapter changes: the base's, exactly or in the merged model's dtype."""
     name, dtype, squared_error, size, exact = task.name, task.dtype, 0.0, 0.0, True
-    shift = np.float32(task.made.shift(task.other))
+    shift = np.float32(task.merged.shift(task.merged_name))
     for _, base_rows, merged_rows in task.tiles():
         expected = _round_to(base_rows + shift, dtype) - shift
         equal = np.array_equal(expected, merged_rows, equal_nan=True) or np.array_equal(base_rows, merged_rows, equal_nan=True)
@@ -252,13 +252,13 @@ def _untouched_proof(task: _Task) -> Proof:
         return Proof(name, "untouched")
     residual = math.sqrt(squared_error / size) if size else math.inf
     if not is_float(dtype) and residual <= _GRID_ERROR.get(dtype, _COARSE):
-        return Proof(name, "quantized", rest=residual, note=f"{dtype}, {residual:.1%} off")
-    return Proof(name, "changed", rest=residual, note=f"{residual:.2g} of its norm, and no adapter changes it")
+        return Proof(name, "quantized", residual=residual, note=f"{dtype}, {residual:.1%} off")
+    return Proof(name, "changed", residual=residual, note=f"{residual:.2g} of its norm, and no adapter changes it")
 
 
 def _touched_proof(task: _Task) -> Proof:
     """Return the verdict on a tensor that adapters change."""
-    stored = dtypes.NUMPY.get(task.have.dtype(task.name), dtypes.F32)
+    stored = dtypes.NUMPY.get(task.base.dtype(task.name), dtypes.F32)
     sums = _Sums([edit.ready(stored) for edit in task.edits], stored, task.dtype)
     if sums.takes_two_passes:
         for start, base_rows, _ in task.tiles():
@@ -267,10 +267,10 @@ def _touched_proof(task: _Task) -> Proof:
         sums.add(base_rows, merged_rows, start)
     sums.exact = sums.exact or _is_own_merge_in_nf4(task, sums.replay)
     if not sums.delta:
-        unchanged = sums.exact or sums.off <= sums.noise_limit
+        unchanged = sums.exact or sums.squared_error <= sums.noise_limit
         return Proof(task.name, "rounded" if unchanged else "other", note="the adapter adds nothing here")
     strength = sums.strengths()
-    residual = math.sqrt(max(0.0, sums.rest(strength)) / sums.delta)
+    residual = math.sqrt(max(0.0, sums.squared_residual(strength)) / sums.delta)
     by_adapter = [math.nan] * task.count
     for value, owner in zip(strength, task.owners, strict=True):
         by_adapter[owner] = value
@@ -284,7 +284,7 @@ class _Sums:
         count = len(applies)
         self._applies, self._stored, self._dtype = applies, stored, dtype
         self.gram, self.along = np.zeros((count, count)), np.zeros(count)
-        self.change = self.delta = self.off = self.noise = self.weight = 0.0
+        self.change = self.delta = self.squared_error = self.noise = self.weight = 0.0
         self.exact, self.size = True, 0
 
     @property
@@ -299,7 +299,7 @@ class _Sums:
             np.copyto(tile, tile.astype(self._stored), casting="unsafe")
 
         with np.errstate(all="ignore"):
-            look(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), round_tile)
+            look_before_change(self._applies, base, start, np.empty(base.size + base.shape[1], np.float32), round_tile)
 
     def replay(self, base: F32Array, start: int) -> F32Array:
         """Return a tile merged as `fuse` merges it, rounded after each adapter."""
@@ -330,7 +330,7 @@ class _Sums:
             self.delta += _square(np.sum(deltas, axis=0))
             self.weight += _square(base)
             self.size += base.size
-            self.off += _square(merged - total)
+            self.squared_error += _square(merged - total)
             self.noise += _square(_round_to(total, self._dtype) - total)
         # Two correct merges: rounded after each adapter, as peft does, or once at the end.
         expected = (_round_to(replay, self._dtype), _round_to(total, self._dtype))
@@ -341,7 +341,7 @@ class _Sums:
         solution = np.linalg.lstsq(self.gram, self.along, rcond=1e-10)[0]
         return [float(value) for value in solution]
 
-    def rest(self, strength: Sequence[float]) -> float:
+    def squared_residual(self, strength: Sequence[float]) -> float:
         """Return the squared norm of the change that the deltas at these strengths do not explain."""
         s = np.asarray(strength)
         return float(self.change - 2 * s @ self.along + s @ self.gram @ s)
@@ -359,7 +359,7 @@ def _verdict(sums: _Sums, strength: Sequence[float], residual: float, dtype: str
     """
     if sums.exact:
         return "exact"
-    if is_float(dtype) and sums.off <= sums.noise_limit:
+    if is_float(dtype) and sums.squared_error <= sums.noise_limit:
         return "rounded"
     # Four standard deviations of the estimate, so that noise alone does not fail a tensor.
     tolerance = 4 * residual / math.sqrt(max(1, sums.size))
@@ -370,7 +370,7 @@ def _verdict(sums: _Sums, strength: Sequence[float], residual: float, dtype: str
         return "absent" if abs(worst) < 0.1 + tolerance else "weaker" if worst < 1 else "stronger"
     if is_float(dtype):
         return "near" if residual <= _UNEXPLAINED else "other"
-    error = math.sqrt(sums.off / sums.weight) if sums.weight else math.inf
+    error = math.sqrt(sums.squared_error / sums.weight) if sums.weight else math.inf
     return "quantized" if error <= _GRID_ERROR.get(dtype, _COARSE) else "other"
 
 
@@ -384,27 +384,27 @@ class _ReplayedMerge:
 
     @property
     def rows(self) -> int:
-        return as_matrix(self.task.have.shape(self.task.name))[0]
+        return as_matrix(self.task.base.shape(self.task.name))[0]
 
     @property
     def columns(self) -> int:
-        return as_matrix(self.task.have.shape(self.task.name))[1]
+        return as_matrix(self.task.base.shape(self.task.name))[1]
 
-    def read(self, opened: Opened, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
-        rows = self.task.have.rows(self.task.name, start, stop)
+    def read(self, opened: OpenFiles, start: int, stop: int, out: F32Array, buffer: Buffer) -> None:
+        rows = self.task.base.rows(self.task.name, start, stop)
         np.copyto(out, _round_to(self.replay(rows, start), self.floats))
 
 
 def _is_own_merge_in_nf4(task: _Task, replay: Callable[[F32Array, int], F32Array]) -> bool:
     """Return whether a tensor in bitsandbytes' NF4 is this program's merge, quantized, bit for bit."""
-    if task.dtype != "nf4" or not isinstance(task.made, FolderModel):
+    if task.dtype != "nf4" or not isinstance(task.merged, FolderModel):
         return False
-    source = ThroughNF4(task.name, _ReplayedMerge(task, replay, task.made.floats(task.other)), Floats("F32", dtypes.F32))
-    with Opened() as opened, suppress(RefusedError):  # RefusedError: for a NaN, which is never correct
-        for start, stop in _tiles(task.made.shape(task.other)):
+    source = ThroughNF4(task.name, _ReplayedMerge(task, replay, task.merged.floats(task.merged_name)), Floats("F32", dtypes.F32))
+    with OpenFiles() as opened, suppress(RefusedError):  # RefusedError: for a NaN, which is never correct
+        for start, stop in _tiles(task.merged.shape(task.merged_name)):
             rows = np.empty((stop - start, source.columns), np.float32)
-            source.read(opened, start, stop, rows, fresh)
-            if not np.array_equal(rows, task.made.rows(task.other, start, stop)):
+            source.read(opened, start, stop, rows, new_buffer)
+            if not np.array_equal(rows, task.merged.rows(task.merged_name, start, stop)):
                 return False
         return True
     return False

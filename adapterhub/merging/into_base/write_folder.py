@@ -19,11 +19,11 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import header_bytes
 
 from .edits import Edit
-from .nf4_writer import Entry, IntoNF4, in_nf4, quantization_config
+from .nf4_writer import Entry, NF4Packing, weights_in_nf4, quantization_config
 from .options import DTYPES, NF4, Options
-from .output_files import Copy, Made, OutFile, Part, Text
+from .output_files import Copy, EditedTensor, OutFile, Part, LiteralBytes
 from .read_base import INDEX, Folder, Shard, Weight
-from .tensor_files import Buffer, Opened, TensorSource
+from .tensor_files import Buffer, OpenFiles, TensorSource
 from .tensor_types import floats
 
 SINGLE = "model.safetensors"
@@ -31,7 +31,7 @@ _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
-class Written:
+class FolderContents:
     """The contents of a merged folder: its changes, by tensor name.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Tensor:
     shape: tuple[int, ...]
     weight: Weight
     entries: tuple[Entry, ...]
-    made: Made | None
+    edited: EditedTensor | None
     places: tuple[tuple[Path, int], ...] = ()
 
     @property
@@ -69,10 +69,10 @@ class _Tensor:
 
     def parts(self, at: Mapping[str, int]) -> Iterator[Part]:
         """Yield the parts that write it, given the byte of the file at which each entry begins."""
-        if self.made:
-            packing = self.made.packing
-            placed = replace(packing, places=at) if isinstance(packing, IntoNF4) else None
-            yield replace(self.made, at=at[self.name], packing=placed)
+        if self.edited:
+            packing = self.edited.packing
+            placed = replace(packing, places=at) if isinstance(packing, NF4Packing) else None
+            yield replace(self.edited, at=at[self.name], packing=placed)
         for entry, (path, offset) in zip(self.entries if self.places else (), self.places, strict=True):
             yield Copy(path, offset, _bytes(entry), at[entry[0]], _bytes(entry))
 
@@ -82,7 +82,7 @@ def _bytes(entry: Entry) -> int:
     return math.prod(shape) * dtypes.BITS[dtype] // 8
 
 
-def folder_files(folder: Folder, contents: Written, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
+def folder_files(folder: Folder, contents: FolderContents, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
     """Return the weight files, and by name the other texts that differ from the base's; None for a file to leave out."""
     # With the same types and sizes every byte keeps its place, so headers and untouched ranges are copied by the kernel.
     rewritten = options.dtype or options.requantize or options.shard_size or folder.method or contents.added or contents.shapes
@@ -112,13 +112,13 @@ def folder_files(folder: Folder, contents: Written, options: Options) -> tuple[t
     return files, texts
 
 
-def _parts_in_place(folder: Folder, shard: Shard, contents: Written) -> Iterator[Part]:
+def _parts_in_place(folder: Folder, shard: Shard, contents: FolderContents) -> Iterator[Part]:
     """Yield a file with its header unchanged: ranges of unchanged bytes and the changed tensors, in file order."""
     start, end = 0, shard.data_start
     for info in shard.tensors.values():
         if info.name in contents.edits or info.name in contents.sources:
             yield _copy(shard, start, end)
-            yield _made(folder.weights[info.name], contents, info.dtype, info.offset, stepwise=True)
+            yield _edited_tensor(folder.weights[info.name], contents, info.dtype, info.offset, stepwise=True)
             start = info.offset + info.size
         end = info.offset + info.size
     yield _copy(shard, start, end)
@@ -129,13 +129,13 @@ def _copy(shard: Shard, start: int, end: int) -> Copy:
     return Copy(shard.path, start, end - start, start, end - max(start, min(shard.data_start, end)))
 
 
-def _made(weight: Weight, contents: Written, dtype: str, at: int, *, stepwise: bool) -> Made:
+def _edited_tensor(weight: Weight, contents: FolderContents, dtype: str, at: int, *, stepwise: bool) -> EditedTensor:
     """Return a tensor with its edits; one of a new shape starts from zeros, since an edit replaces it."""
     name, kind = weight.name, floats(dtype, weight.name)
     edits = contents.edits.get(name, ())
     if name in contents.shapes:
-        return Made(name, Blank(contents.shapes[name]), kind, at, edits, stepwise)
-    return Made(name, contents.sources.get(name) or weight.source(), kind, at, edits, stepwise)
+        return EditedTensor(name, Blank(contents.shapes[name]), kind, at, edits, stepwise)
+    return EditedTensor(name, contents.sources.get(name) or weight.source(), kind, at, edits, stepwise)
 
 
 @dataclass(frozen=True)
@@ -154,18 +154,18 @@ class Blank:
         """The numbers in a row."""
         return self.shape[1] if len(self.shape) > 1 else 1
 
-    def read(self, opened: Opened, start: int, stop: int, out: NDArray[np.float32], buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: NDArray[np.float32], buffer: Buffer) -> None:
         """Fill `out` with zeros."""
         out[...] = 0
 
 
-def _tensors(folder: Folder, contents: Written, options: Options) -> Iterator[_Tensor]:
+def _tensors(folder: Folder, contents: FolderContents, options: Options) -> Iterator[_Tensor]:
     """Yield all weights of the output, in the order of the base's files."""
     elements_by_dtype = Counter[str]()
     for weight in folder.weights.values():
         elements_by_dtype[weight.dtype] += weight.rows * weight.columns
     main_dtype = elements_by_dtype.most_common(1)[0][0]
-    stepwise, stored = not options.dtype and not folder.method, in_nf4(folder)
+    stepwise, stored = not options.dtype and not folder.method, weights_in_nf4(folder)
     for weight in (*folder.weights.values(), *contents.added.values()):
         name, shape = weight.name, contents.shapes.get(weight.name, weight.shape)
         # A model that stores some tensors in float32 next to 16-bit weights does so for a reason.
@@ -173,11 +173,11 @@ def _tensors(folder: Folder, contents: Written, options: Options) -> Iterator[_T
         untouched = name not in contents.edits and name not in contents.sources and name not in contents.shapes
         if untouched and name in contents.packed and name in stored:
             yield _Tensor(name, dtype, shape, weight, *_as_stored(folder, name))
-        elif untouched and dtype == weight.dtype and not weight.unpacked and name not in contents.packed:
+        elif untouched and dtype == weight.dtype and not weight.dequantized and name not in contents.packed:
             yield _Tensor(name, dtype, shape, weight, ((name, dtype, shape),), None, ((weight.path, weight.offset),))
         else:
-            edited = _made(weight, contents, dtype, 0, stepwise=stepwise)
-            packing = IntoNF4(name, (shape[0], shape[1]), dtype) if name in contents.packed else None
+            edited = _edited_tensor(weight, contents, dtype, 0, stepwise=stepwise)
+            packing = NF4Packing(name, (shape[0], shape[1]), dtype) if name in contents.packed else None
             entries = packing.entries if packing else ((name, dtype, shape),)
             yield _Tensor(name, dtype, shape, weight, entries, replace(edited, packing=packing))
 
@@ -216,17 +216,17 @@ def _parts(tensors: Sequence[_Tensor], metadata: Mapping[str, str]) -> list[Part
     With bytes among the floats, the widest types come first: readers map them into memory and need alignment.
     """
     entries = [entry for tensor in tensors for entry in tensor.entries]
-    if any(tensor.made and tensor.made.packing for tensor in tensors) or any(len(tensor.entries) > 1 for tensor in tensors):
+    if any(tensor.edited and tensor.edited.packing for tensor in tensors) or any(len(tensor.entries) > 1 for tensor in tensors):
         entries.sort(key=lambda entry: -dtypes.BITS[entry[1]])
     head = header_bytes(entries, metadata)
     places, end = {}, len(head)
     for entry in entries:
         places[entry[0]] = end
         end += _bytes(entry)
-    return [Text(head, 0), *(part for tensor in tensors for part in tensor.parts(places))]
+    return [LiteralBytes(head, 0), *(part for tensor in tensors for part in tensor.parts(places))]
 
 
-def _type_keys(folder: Folder, tensors: list[_Tensor], contents: Written, options: Options) -> dict[str, Any]:
+def _type_keys(folder: Folder, tensors: list[_Tensor], contents: FolderContents, options: Options) -> dict[str, Any]:
     """Return the keys of config.json that describe types and change; None for a key to remove."""
     changes: dict[str, Any] = {}
     # The output is not quantized any more, or in another way: no stale quantization may stay in the config.

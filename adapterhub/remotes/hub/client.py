@@ -120,9 +120,9 @@ class HubAddress:
     @property
     def version(self) -> str:
         """The address with its version, `main` by default."""
-        return self.at(self.reference)
+        return self.with_reference(self.reference)
 
-    def at(self, reference: str) -> str:
+    def with_reference(self, reference: str) -> str:
         """Return the address with another version."""
         return f"{self.repository}@{quote(reference, safe=':')}"
 
@@ -165,7 +165,7 @@ class Bounds:
     plain: int = 256 << 20
 
 
-WIDE = Bounds()
+COMMAND_BOUNDS = Bounds()
 """Limits for a command, which reads one repository at a time."""
 
 
@@ -181,7 +181,7 @@ class HubWire(Client):
     """An HTTP connection to a hub, which knows the error codes of its API."""
 
     @classmethod
-    def to(
+    def open(
         cls,
         endpoint: str,
         token: str | None,
@@ -192,7 +192,7 @@ class HubWire(Client):
         """Open a connection that sends a token only to the hub's origin; `login_host` is as in `Client`."""
         authorizations = {"": f"Bearer {token}"} if token else {}
         hint, secrets = "" if login_host else LOGIN, [token] if token else []
-        return cls(endpoint, None, hint, lambda: secrets, pauses, proxy=proxy, known=authorizations, login_host=login_host)
+        return cls(endpoint, None, hint, lambda: secrets, pauses, proxy=proxy, authorizations=authorizations, login_host=login_host)
 
     def clean(self, text: str) -> str:
         """Return `text` as one printable line of at most 200 characters, or an empty one if it contains the token."""
@@ -201,7 +201,7 @@ class HubWire(Client):
 
     def _refusal(self, answer: Answer, location: str) -> Exception:
         code = answer.headers.get("x-error-code", "")
-        anonymous = not self.known
+        anonymous = not self.authorizations
         # A hub answers 401 or 403 for repositories that do not exist, so that nobody can probe for private ones.
         if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") and answer.status in (401, 403, 404):
             kind = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "file")
@@ -242,22 +242,22 @@ class HubClient:
 
     endpoint: str
     repo: str
-    where: str
+    location: str
     token: str | None = field(default=None, repr=False)
     pauses: Sequence[float] = PAUSES
     proxy: ProxyOf = no_proxy
     login_host: str = ""
-    bounds: Bounds = WIDE
+    bounds: Bounds = COMMAND_BOUNDS
 
     def __post_init__(self) -> None:
-        self.wire = HubWire.to(self.endpoint, self.token, self.pauses, self.proxy, self.login_host)
+        self.wire = HubWire.open(self.endpoint, self.token, self.pauses, self.proxy, self.login_host)
         self.url = f"{self.endpoint}/api/models/{self.repo}"
 
     def listing(self, revision: str) -> Listing:
         """Return the commit that a revision points at, with its files."""
-        label = f"{self.where}@{revision}"
+        label = f"{self.location}@{revision}"
         url = f"{self.url}/revision/{quote(revision, safe='')}?blobs=true"
-        document = self._object(url, label, limit=self.bounds.listing)
+        document = self._get_object(url, label, limit=self.bounds.listing)
         commit, siblings = document.get("sha"), document.get("siblings")
         entries: list[Any] = siblings if isinstance(siblings, list) else [None]
         named = all(isinstance(entry, dict) and isinstance(entry.get("rfilename"), str) for entry in entries)
@@ -266,36 +266,36 @@ class HubClient:
         if is_hex(revision, COMMIT) and commit != revision:
             # A full commit id names its content, so a hub must not answer it with another commit.
             raise IntegrityError(label, f"the hub answers with another commit, {commit}")
-        return Listing(commit, {entry["rfilename"]: _entry(entry) for entry in entries}, "adapterhub" in document)
+        return Listing(commit, {entry["rfilename"]: _parse_entry(entry) for entry in entries}, "adapterhub" in document)
 
     def refs(self) -> Refs:
         """Return the branches and tags."""
-        document = self._object(f"{self.url}/refs", self.where)
-        return Refs(*(_named(document.get(kind)) for kind in ("branches", "tags")))
+        document = self._get_object(f"{self.url}/refs", self.location)
+        return Refs(*(_commits_by_name(document.get(kind)) for kind in ("branches", "tags")))
 
-    def titles(self, revision: str) -> Iterator[tuple[str, str]]:
+    def commit_titles(self, revision: str) -> Iterator[tuple[str, str]]:
         """Yield each commit reachable from a revision with its title, newest first."""
         url = f"{self.url}/commits/{quote(revision, safe='')}"
         # A hub could link its pages in a circle: stop after 20.
-        for answer in islice(self.wire.pages(url, self.where, limit=MAX_ANSWER), _MAX_PAGES):
+        for answer in islice(self.wire.pages(url, self.location, limit=MAX_ANSWER), _MAX_PAGES):
             try:
-                page = json_file.parse(answer.body, self.where)
+                page = json_file.parse(answer.body, self.location)
                 yield from ((str(entry["id"]), str(entry["title"])) for entry in page if is_hex(str(entry["id"]), COMMIT))
             except (FormatError, KeyError, TypeError) as error:
-                raise FormatError(self.where, "the hub's answer is not a list of commits") from error
+                raise FormatError(self.location, "the hub's answer is not a list of commits") from error
 
     @contextmanager
-    def file(self, commit: str, path: str, start: int = 0) -> Iterator[Body]:
+    def open_file(self, commit: str, path: str, start: int = 0) -> Iterator[Body]:
         """Open a file for reading, from `start` on if the hub supports ranges (206), else from the beginning (200)."""
-        label = f"{self.where}: {path}"
+        label = f"{self.location}: {path}"
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self.wire.stream(self._file_url(commit, path), label, headers=headers) as body:
             _check_commit(body.headers, commit, label)
             yield body
 
-    def small(self, commit: str, path: str, limit: int) -> bytes:
+    def read_small_file(self, commit: str, path: str, limit: int) -> bytes:
         """Return the content of a file of at most `limit` bytes."""
-        label = f"{self.where}: {path}"
+        label = f"{self.location}: {path}"
         answer = self.wire.ask("GET", self._file_url(commit, path), label, good=(200,), limit=limit)
         _check_commit(answer.headers, commit, label)
         return answer.body
@@ -303,7 +303,7 @@ class HubClient:
     def _file_url(self, commit: str, path: str) -> str:
         return f"{self.endpoint}/{self.repo}/resolve/{commit}/{quote(path)}"
 
-    def _object(self, url: str, location: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
+    def _get_object(self, url: str, location: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
         answer = self.wire.ask("GET", url, location, good=(200,), limit=limit)
         try:
             return parse_json(answer.body, location)
@@ -322,7 +322,7 @@ def _check_commit(headers: Mapping[str, str], commit: str, location: str) -> Non
         raise IntegrityError(location, f"the hub sends the file of another commit, {answered_commit[:60]}", "Try again")
 
 
-def _entry(entry: Mapping[str, Any]) -> Entry:
+def _parse_entry(entry: Mapping[str, Any]) -> Entry:
     """Return the file that an entry of `siblings` describes, without the values that are malformed."""
     lfs = entry.get("lfs")
     large = lfs if isinstance(lfs, dict) else {}
@@ -334,7 +334,7 @@ def _entry(entry: Mapping[str, Any]) -> Entry:
     )
 
 
-def _named(value: object) -> dict[str, str]:
+def _commits_by_name(value: object) -> dict[str, str]:
     """Return the commit of each well-formed branch or tag in a list from the hub, by name."""
     entries = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
     pairs = [(entry.get("name"), entry.get("targetCommit")) for entry in entries]

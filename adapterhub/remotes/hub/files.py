@@ -69,7 +69,7 @@ _TASKS = {
 }
 
 
-def same(entry: Entry | None, data: bytes) -> bool:
+def matches_entry(entry: Entry | None, data: bytes) -> bool:
     """Return whether a file in a listing has the content `data`, by its digest or by git's name of the blob."""
     if entry is None:
         return False
@@ -78,15 +78,15 @@ def same(entry: Entry | None, data: bytes) -> bool:
     return entry.oid == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-def assembled(raw: bytes, location: str) -> Manifest:
+def assemble_manifest(raw: bytes, location: str) -> Manifest:
     """Return the OCI manifest of an adapter.json and the files that it lists."""
-    files = {**listed(oci_manifest.parse_json(raw, location), location), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
+    files = {**listed_files(oci_manifest.parse_json(raw, location), location), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
     assembled_manifest = oci_manifest.assemble(files, AdapterManifest.parse(raw, location))
     manifest = oci_manifest.parse(assembled_manifest.raw, location)
     return dataclasses.replace(manifest, config_bytes=assembled_manifest.config_bytes)
 
 
-def listed(document: Mapping[str, Any], location: str) -> dict[str, tuple[Digest, int]]:
+def listed_files(document: Mapping[str, Any], location: str) -> dict[str, tuple[Digest, int]]:
     """Return the files in an adapter.json: path to digest and size in bytes.
 
     Raises:
@@ -104,7 +104,7 @@ def listed(document: Mapping[str, Any], location: str) -> dict[str, tuple[Digest
     return files
 
 
-def bare(files: Mapping[str, tuple[Digest, int]], location: str) -> Manifest:
+def manifest_of_files(files: Mapping[str, tuple[Digest, int]], location: str) -> Manifest:
     """Return an OCI manifest of files without an adapter.json."""
     layers = [
         {
@@ -121,7 +121,7 @@ def bare(files: Mapping[str, tuple[Digest, int]], location: str) -> Manifest:
     return dataclasses.replace(oci_manifest.parse(raw, location), config_bytes=_EMPTY)
 
 
-def importable(listing: Listing, location: str) -> tuple[list[str], list[str]]:
+def split_importable(listing: Listing, location: str) -> tuple[list[str], list[str]]:
     """Split the paths of a repository without an adapter.json into those that may belong to an adapter and the others.
 
     Raises:

@@ -33,7 +33,7 @@ _ERROR_TEXTS = {
 
 
 @dataclass(frozen=True)
-class Login:
+class PendingLogin:
     """A login that waits for approval: the page and code for a person, and when the code expires by the monotonic clock."""
 
     page: str
@@ -51,7 +51,7 @@ class HubLogin:
     proxy: ProxyOf = no_proxy
     sleep: Callable[[float], object] = time.sleep
 
-    def begin(self) -> Login:
+    def begin(self) -> PendingLogin:
         """Request a code.
 
         Raises:
@@ -69,11 +69,11 @@ class HubLogin:
         if origin(page, self.endpoint) != origin(self.endpoint, self.endpoint) or not code.isprintable() or not device:
             raise FormatError(self.endpoint, "the hub's answer is not a login")
         lifetime = min(_positive_number(answer_fields.get("expires_in"), 900), _MAX_LIFETIME)
-        return Login(
+        return PendingLogin(
             page, code[:40], device, max(_positive_number(answer_fields.get("interval"), 5), 1), time.monotonic() + lifetime
         )
 
-    def wait(self, login: Login) -> str:
+    def wait(self, login: PendingLogin) -> str:
         """Wait until the login is approved, and return the token.
 
         Raises:
@@ -94,7 +94,7 @@ class HubLogin:
             self.sleep(interval)
         raise RemoteError(self.endpoint, _ERROR_TEXTS["expired_token"], "Log in again")
 
-    def whose(self, token: str) -> str:
+    def account_name(self, token: str) -> str:
         """Return the name of the account that a token belongs to.
 
         Raises:
@@ -102,7 +102,7 @@ class HubLogin:
             RemoteError: The hub is another machine without TLS.
         """
         Hub(self.endpoint, token).checked_token()
-        with closing(HubWire.to(self.endpoint, self._checked_token(token), proxy=self.proxy)) as wire:
+        with closing(HubWire.open(self.endpoint, self._checked_token(token), proxy=self.proxy)) as wire:
             try:
                 answer = wire.ask("GET", f"{self.endpoint}/api/whoami-v2", self.endpoint, good=(200,), limit=MAX_ANSWER)
             except DeniedError as error:
@@ -121,7 +121,7 @@ class HubLogin:
 
     def _post(self, path: str, fields: dict[str, str]) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
-        with closing(HubWire.to(self.endpoint, None, proxy=self.proxy)) as wire:
+        with closing(HubWire.open(self.endpoint, None, proxy=self.proxy)) as wire:
             return wire.ask(
                 "POST",
                 self.endpoint + path,

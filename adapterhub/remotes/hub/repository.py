@@ -22,8 +22,8 @@ from adapterhub.http.urls import ProxyOf, no_proxy, origin
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
-from adapterhub.remotes.download import Steady, read_blob, seek
-from adapterhub.remotes.protocol import Connected, Put, Reader, Source, check_complete
+from adapterhub.remotes.download import ResumingReader, read_blob, check_range
+from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, Source, check_complete
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import (
     AdapterhubError,
@@ -36,11 +36,11 @@ from adapterhub_converters.errors import (
 )
 
 from . import files as hub_files
-from .client import COMMIT, WIDE, Bounds, HubAddress, HubClient, Listing, Refs
+from .client import COMMIT, COMMAND_BOUNDS, Bounds, HubAddress, HubClient, Listing, Refs
 from .versions import MAX_ADAPTER_JSON, Versions
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import Surroundings
+    from adapterhub.remotes.location import UserSettings
 
     from .writer import HubWriter
 
@@ -53,25 +53,25 @@ def parse(text: str) -> HubAddress:
     return HubAddress.parse(text)
 
 
-def connect(address: HubAddress, surroundings: Surroundings) -> HubRepository:
+def connect(address: HubAddress, surroundings: UserSettings) -> HubRepository:
     """Open a repository with the user's token for its hub: HF_TOKEN for the hub of HF_ENDPOINT, else a stored login."""
-    hub = hub_of(address, surroundings)
+    hub = hub_for(address, surroundings)
     return HubRepository(address, hub.endpoint, hub.checked_token(), proxy=hub.proxy)
 
 
-def hub_of(address: HubAddress, surroundings: Surroundings) -> Hub:
+def hub_for(address: HubAddress, surroundings: UserSettings) -> Hub:
     """Return the hub of an address, with the token for it."""
     hub = surroundings.hub()
     endpoint = address.endpoint or hub.endpoint
-    at_home = origin(endpoint, address.repository, typed=True) == origin(hub.endpoint, hub.endpoint, typed=True)
+    at_home = origin(endpoint, address.repository, is_user_input=True) == origin(hub.endpoint, hub.endpoint, is_user_input=True)
     # An address that names the user's own hub in full gets the token of HF_TOKEN too.
     if at_home and (hub.token or not address.endpoint):
         return hub
-    scheme, host, _ = origin(endpoint, address.repository, typed=True)
+    scheme, host, _ = origin(endpoint, address.repository, is_user_input=True)
     return Hub(endpoint, surroundings.login(address.host, scheme == "http" and not is_loopback(host)), hub.proxy)
 
 
-class HubRepository(Connected):
+class HubRepository(OpenRemote):
     """One repository on a hub, to be closed after use.
 
     Attributes:
@@ -88,13 +88,13 @@ class HubRepository(Connected):
         *,
         pauses: Sequence[float] = PAUSES,
         proxy: ProxyOf = no_proxy,
-        bounds: Bounds = WIDE,
+        bounds: Bounds = COMMAND_BOUNDS,
     ) -> None:
         super().__init__()
         self.address = address
         self.private = False
         self._message = ""
-        self._client = HubClient(endpoint, address.name, self.where, token, pauses, proxy, address.login, bounds)
+        self._client = HubClient(endpoint, address.name, self.location, token, pauses, proxy, address.login, bounds)
         self._pauses = pauses
         self._lock = threading.RLock()  # several blobs are put at once
         self._versions = Versions(self._client, address, self.notes)
@@ -102,7 +102,7 @@ class HubRepository(Connected):
         self._has_looked = False
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The address without a version."""
         return self.address.repository
 
@@ -134,7 +134,7 @@ class HubRepository(Connected):
         """Return the manifest of a branch, tag, commit, range or digest; without adapter.json, one of the files as they are."""
         version = self._versions.find(reference)
         self.commit_id = version.listing.commit
-        return version.made
+        return version.manifest
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -142,28 +142,28 @@ class HubRepository(Connected):
         data = self._versions.content.get(blob.digest)
         if data is None:
             if blob.digest not in self._versions.places:
-                raise NotFoundError(self.where, f"no file with the digest {blob.digest}")
+                raise NotFoundError(self.location, f"no file with the digest {blob.digest}")
             commit, path = self._versions.places[blob.digest]
             if path == hub_files.CARD and blob.size <= hub_files.MAX_CARD:
                 data = self._read_readme(commit, blob)
         if data is not None or start >= blob.size:
             yield io.BytesIO((data or b"")[start:])
             return
-        label = f"{self.where}: {path}"
-        with self._client.file(commit, path, start) as body:
-            seek(body, blob, start, label)
+        label = f"{self.location}: {path}"
+        with self._client.open_file(commit, path, start) as body:
+            check_range(body, blob, start, label)
             yield body
 
     def _read_readme(self, commit: str, blob: Descriptor) -> bytes:
         """Return the adapter's README: the file on the hub, or that file without what `complete_card` added."""
-        card = self._client.small(commit, hub_files.CARD, 2 * hub_files.MAX_CARD)
+        card = self._client.read_small_file(commit, hub_files.CARD, 2 * hub_files.MAX_CARD)
         for data in (card, hub_files.original_readme(card)):
             if sha256_bytes(data) == blob.digest:
                 self._versions.content[blob.digest] = data
                 return data
         problem = f"has changed on the hub since {ADAPTER_JSON} was written"
         hint = "Push the adapter again, or make the same change in it"
-        raise IntegrityError(f"{self.where}: {hub_files.CARD}", problem, hint)
+        raise IntegrityError(f"{self.location}: {hub_files.CARD}", problem, hint)
 
     def tags(self) -> list[str]:
         """Return all branches and tags, sorted."""
@@ -171,15 +171,15 @@ class HubRepository(Connected):
         self.commits = {**refs.tags, **refs.branches}
         return sorted(self.commits)
 
-    def find(self, digest: Digest) -> Any:
+    def open_digest(self, digest: Digest) -> Any:
         """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
         self._read_current()
         for version in self._versions:
-            if version.made.digest == digest:
-                return io.BytesIO(version.made.raw)
-            for blob in (*version.made.layers, version.made.config):
+            if version.manifest.digest == digest:
+                return io.BytesIO(version.manifest.raw)
+            for blob in (*version.manifest.layers, version.manifest.config):
                 if blob.digest == digest:
-                    return Steady(self, blob, pauses=self._pauses)
+                    return ResumingReader(self, blob, pauses=self._pauses)
         return None
 
     def _read_current(self) -> None:
@@ -196,12 +196,12 @@ class HubRepository(Connected):
                         self._versions.places[entry.digest] = listing.commit, path
                         self._versions.large.add(entry.digest)
                 if ADAPTER_JSON in listing.files:
-                    self._versions.at(listing)
+                    self._versions.version_at(listing)
                 return
 
     # ---- writing
 
-    def has(self, blob: Descriptor) -> bool:
+    def has_blob(self, blob: Descriptor) -> bool:
         """Return whether a blob needs no upload: the hub has it as a large file, or its verified bytes are on either side."""
         with self._lock:
             self._read_current()
@@ -247,7 +247,7 @@ class HubRepository(Connected):
             self._versions.content[blob.digest] = read_blob(self, blob, self._pauses)
         return self._versions.content[blob.digest]
 
-    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:
         """Point a branch at a version, by one commit on top of the one that was read; a new branch starts at `main`.
 
         Raises:
@@ -257,14 +257,14 @@ class HubRepository(Connected):
         adapter_manifest = self._adapter_manifest(manifest)
         branch = tag or MAIN
         if is_hex(branch, COMMIT):
-            raise UsageError(self.address.at(branch), "a commit cannot be pushed to", "Push to a branch")
+            raise UsageError(self.address.with_reference(branch), "a commit cannot be pushed to", "Push to a branch")
         self._refs = None
         refs = self._ensure_repository()
         if branch in refs.tags and branch not in refs.branches:
             self._check_tag(branch, manifest)
-            return Put(new=False, moved=False)
+            return PutResult(new=False, moved=False)
         is_new_branch = branch not in refs.branches and not branch.startswith("refs/")
-        start, changes = self._parent_and_changes(branch, manifest, adapter_manifest, new=is_new_branch)
+        start, changes = self._parent_and_changes(branch, manifest, adapter_manifest, is_new_branch=is_new_branch)
         # The branch must exist before the commit, and must not stay behind if the commit fails.
         if is_new_branch:
             self._create_branch(branch, start.commit)
@@ -274,12 +274,12 @@ class HubRepository(Connected):
             if is_new_branch:
                 self._delete_branch(branch, start.commit)
             raise
-        return Put(new=bool(changes), moved=is_new_branch or bool(changes))
+        return PutResult(new=bool(changes), moved=is_new_branch or bool(changes))
 
     def _create_branch(self, name: str, commit: str) -> None:
         """Create a branch at a commit; it may exist there already if an answer was lost."""
         try:
-            self._writer.branch(name, commit)
+            self._writer.create_branch(name, commit)
         except ConflictError:
             if self._client.refs().branches.get(name) != commit:
                 raise
@@ -288,7 +288,7 @@ class HubRepository(Connected):
         """Delete a branch, unless somebody has committed to it."""
         with contextlib.suppress(AdapterhubError):
             if self._client.refs().branches.get(name) == commit:
-                self._writer.drop_branch(name)
+                self._writer.delete_branch(name)
 
     def _adapter_manifest(self, manifest: Manifest) -> AdapterManifest:
         """Return the adapter.json of a version, whose files must all be here and which must give the same OCI manifest again.
@@ -296,14 +296,14 @@ class HubRepository(Connected):
         Raises:
             RefusedError: The version has no adapter.json, or its manifest cannot be rebuilt from its files.
         """
-        check_complete(manifest.layers, self.has, self.where)
+        check_complete(manifest.layers, self.has_blob, self.location)
         if manifest.adapter_json is None:
-            raise RefusedError(self.where, f"it has no {ADAPTER_JSON}", "Pull it into a folder, then push the folder")
+            raise RefusedError(self.location, f"it has no {ADAPTER_JSON}", "Pull it into a folder, then push the folder")
         raw = self._read_small(manifest.adapter_json)
-        if hub_files.assembled(raw, f"{self.where}: {ADAPTER_JSON}").digest != manifest.digest:
+        if hub_files.assemble_manifest(raw, f"{self.location}: {ADAPTER_JSON}").digest != manifest.digest:
             problem = "its manifest cannot be rebuilt from its files, and a hub keeps only files"
-            raise RefusedError(self.where, problem, "Pull it into a folder, then push the folder")
-        return AdapterManifest.parse(raw, self.where)
+            raise RefusedError(self.location, problem, "Pull it into a folder, then push the folder")
+        return AdapterManifest.parse(raw, self.location)
 
     def _ensure_repository(self) -> Refs:
         """Return the refs of the repository, which is created if it does not exist."""
@@ -313,27 +313,27 @@ class HubRepository(Connected):
             except NotFoundError:
                 if self._writer.create(private=self.private):
                     readers = "private" if self.private else "with the hub's default visibility"
-                    self.notes.append(f"created the repository {self.where}, {readers}")
+                    self.notes.append(f"created the repository {self.location}, {readers}")
                 self._refs = self._client.refs()
         return self._refs
 
     def _check_tag(self, tag: str, manifest: Manifest) -> None:
         """Raise a RefusedError unless a tag on the hub is at this version already."""
-        version = self._versions.at(self._client.listing(tag))
-        if version.made.digest != manifest.digest:
+        version = self._versions.version_at(self._client.listing(tag))
+        if version.manifest.digest != manifest.digest:
             hint = "Push to a branch, or remove the tag on the hub"
-            raise RefusedError(self.address.at(tag), "is a tag, which does not move", hint)
+            raise RefusedError(self.address.with_reference(tag), "is a tag, which does not move", hint)
         self.commit_id = version.listing.commit
 
     def _parent_and_changes(
-        self, branch: str, manifest: Manifest, adapter_manifest: AdapterManifest, *, new: bool
+        self, branch: str, manifest: Manifest, adapter_manifest: AdapterManifest, *, is_new_branch: bool
     ) -> tuple[Listing, _Changes]:
         """Return the parent commit and the changes to it. A new branch starts at a commit that already has the version."""
-        if new:
+        if is_new_branch:
             for version in self._versions:
-                if version.made.digest == manifest.digest and not self._changes(version.listing, manifest, adapter_manifest):
+                if version.manifest.digest == manifest.digest and not self._changes(version.listing, manifest, adapter_manifest):
                     return version.listing, {}
-        start = self._client.listing(MAIN if new else branch)
+        start = self._client.listing(MAIN if is_new_branch else branch)
         return start, self._changes(start, manifest, adapter_manifest)
 
     def _changes(self, listing: Listing, manifest: Manifest, adapter_manifest: AdapterManifest) -> _Changes:
@@ -348,12 +348,12 @@ class HubRepository(Connected):
             data = self._read_small(layer)
             if layer.path == hub_files.CARD and not listing.ours:
                 data = hub_files.complete_card(data, adapter_manifest)
-            if not hub_files.same(entry, data):
+            if not hub_files.matches_entry(entry, data):
                 changes[layer.path] = data
         paths = {layer.path for layer in manifest.layers}
         if hub_files.CARD not in paths and not listing.ours:
             card = self._card(listing, adapter_manifest)
-            if not hub_files.same(listing.files.get(hub_files.CARD), card):
+            if not hub_files.matches_entry(listing.files.get(hub_files.CARD), card):
                 changes[hub_files.CARD] = card
         stale = self._listed_paths(listing) & set(listing.files) - paths - (set() if listing.ours else {hub_files.CARD})
         return {**changes, **dict.fromkeys(sorted(stale))}
@@ -361,7 +361,7 @@ class HubRepository(Connected):
     def _card(self, listing: Listing, manifest: AdapterManifest) -> bytes:
         """Return the card of an adapter without a README: the hub's, completed, if people wrote it, else a new one."""
         if hub_files.CARD in listing.files:
-            existing_card = self._versions.small(listing, hub_files.CARD, 2 * hub_files.MAX_CARD)
+            existing_card = self._versions.read_small_file(listing, hub_files.CARD, 2 * hub_files.MAX_CARD)
             if not hub_files.is_written_card(existing_card):
                 return hub_files.complete_card(hub_files.original_readme(existing_card), manifest)
         return hub_files.write_card(self.address.title, manifest)
@@ -371,8 +371,8 @@ class HubRepository(Connected):
         if ADAPTER_JSON not in listing.files:
             return set()
         try:
-            raw = self._versions.small(listing, ADAPTER_JSON, MAX_ADAPTER_JSON)
-            return set(hub_files.listed(oci_manifest.parse_json(raw, self.where), self.where))
+            raw = self._versions.read_small_file(listing, ADAPTER_JSON, MAX_ADAPTER_JSON)
+            return set(hub_files.listed_files(oci_manifest.parse_json(raw, self.location), self.location))
         except FormatError:
             return set()
 
@@ -391,9 +391,9 @@ class HubRepository(Connected):
         self.notes += [f"{hub_files.CARD}: {text}" for text in self._writer.warnings]
         listing = self._client.listing(commit)
         differences = self._changes(listing, manifest, adapter_manifest)
-        if differences or self._versions.at(listing).made.digest != manifest.digest:
+        if differences or self._versions.version_at(listing).manifest.digest != manifest.digest:
             problem = f"the hub has other bytes than were sent: {next(iter(differences), ADAPTER_JSON)}"
-            raise IntegrityError(self.address.at(commit), problem, "Push it again")
+            raise IntegrityError(self.address.with_reference(commit), problem, "Push it again")
         return commit
 
 

@@ -31,7 +31,7 @@ class Version:
     """A commit: its files on the hub, and the manifest of the adapter in it."""
 
     listing: Listing
-    made: Manifest
+    manifest: Manifest
 
 
 class Versions:
@@ -60,9 +60,9 @@ class Versions:
             return self._by_digest(reference)
         if references.is_range(reference):
             reference = self._name_in_range(reference)
-        return self.at(self._client.listing(reference))
+        return self.version_at(self._client.listing(reference))
 
-    def at(self, listing: Listing) -> Version:
+    def version_at(self, listing: Listing) -> Version:
         """Return the version in a commit; its adapter.json is read only once."""
         version = self._by_commit.get(listing.commit)
         if version is None:
@@ -84,9 +84,9 @@ class Versions:
         Raises:
             IntegrityError: A file in it is missing, or the listing shows that it has changed.
         """
-        label = self.address.at(listing.commit)
-        raw = self.small(listing, ADAPTER_JSON, MAX_ADAPTER_JSON)
-        manifest = hub_files.assembled(raw, f"{label}: {ADAPTER_JSON}")
+        label = self.address.with_reference(listing.commit)
+        raw = self.read_small_file(listing, ADAPTER_JSON, MAX_ADAPTER_JSON)
+        manifest = hub_files.assemble_manifest(raw, f"{label}: {ADAPTER_JSON}")
         for layer in manifest.layers:
             entry = listing.files.get(layer.path)
             if entry is None:
@@ -99,18 +99,18 @@ class Versions:
         self.content[sha256_bytes(raw)] = raw
         return manifest
 
-    def small(self, listing: Listing, path: str, limit: int) -> bytes:
+    def read_small_file(self, listing: Listing, path: str, limit: int) -> bytes:
         """Return the content of a file, verified against the listing by its digest, else by git's name of the blob."""
-        data, entry = self._client.small(listing.commit, path, limit), listing.files[path]
-        if (entry.digest or entry.oid) and not hub_files.same(entry, data):
+        data, entry = self._client.read_small_file(listing.commit, path, limit), listing.files[path]
+        if (entry.digest or entry.oid) and not hub_files.matches_entry(entry, data):
             label = f"{self.address.repository}: {path}"
             raise IntegrityError(label, "the hub sent other bytes than its commit has", "Try again")
         return data
 
     def _manifest_of_files(self, listing: Listing) -> Manifest:
         """Build a manifest for a commit without an adapter.json; files that do not belong to an adapter are left out."""
-        label = self.address.at(listing.commit)
-        names, skipped = hub_files.importable(listing, label)
+        label = self.address.with_reference(listing.commit)
+        names, skipped = hub_files.split_importable(listing, label)
         if len(names) > MAX_FILES:
             raise RefusedError(label, f"{len(names)} files are over the limit of {MAX_FILES}")
         files, bytes_left = {}, self._client.bounds.plain
@@ -119,45 +119,45 @@ class Versions:
             digest, size = entry.digest, entry.size
             if digest is None or size is None:
                 # The listing has no SHA-256 of a file in git itself: read it, within the limit for the whole repository.
-                data = self.small(listing, path, min(_MAX_PLAIN, bytes_left))
+                data = self.read_small_file(listing, path, min(_MAX_PLAIN, bytes_left))
                 digest, size = sha256_bytes(data), len(data)
                 bytes_left -= size
                 self.content[digest] = data
             files[path] = digest, size
         self.notes += [f"left out: {path[:200]}" for path in skipped]
-        return hub_files.bare(files, label)
+        return hub_files.manifest_of_files(files, label)
 
     def _name_in_range(self, reference: str) -> str:
         """Return the branch or tag that a range selects."""
         refs = self._client.refs()
         commits = {**refs.tags, **refs.branches}
-        name = references.in_range(reference, lambda: sorted(commits), commits.get, self.address.at(reference))
+        name = references.highest_tag_in_range(reference, lambda: sorted(commits), commits.get, self.address.with_reference(reference))
         if name is None:
             problem = "no branch or tag is in this range"
-            raise NotFoundError(self.address.at(reference), problem, code="no-such-tag", repository=self.address.repository)
+            raise NotFoundError(self.address.with_reference(reference), problem, code="no-such-tag", repository=self.address.repository)
         return name
 
     def _by_digest(self, digest: Digest) -> Version:
         """Return the version with a digest, or the only one whose digest starts with these digits."""
         versions: dict[Digest, Version] = {}
         for version in self._versions_matching(digest):
-            versions[version.made.digest] = version
+            versions[version.manifest.digest] = version
             # Only a prefix can match a second version, which `begins` reports.
             if not references.is_prefix(digest):
                 break
-        chosen = references.begins(digest, versions, self.address.at(digest))
+        chosen = references.matching_digest(digest, versions, self.address.with_reference(digest))
         if chosen is None:
             problem = "no such version in this repository"
-            raise NotFoundError(self.address.at(digest), problem, code="no-such-tag", repository=self.address.repository)
+            raise NotFoundError(self.address.with_reference(digest), problem, code="no-such-tag", repository=self.address.repository)
         return versions[chosen]
 
     def _versions_matching(self, digest: Digest) -> Iterator[Version]:
         """Yield the versions whose digest starts with `digest`: first those already read, then commits that may have it."""
-        yield from [version for version in self._by_commit.values() if version.made.digest.startswith(digest)]
+        yield from [version for version in self._by_commit.values() if version.manifest.digest.startswith(digest)]
         for commit in dict.fromkeys(islice(self._candidate_commits(digest), _MAX_CANDIDATES)):
             with contextlib.suppress(IntegrityError, NotFoundError, RefusedError):
-                version = self.at(self._client.listing(commit))
-                if version.made.digest.startswith(digest):
+                version = self.version_at(self._client.listing(commit))
+                if version.manifest.digest.startswith(digest):
                     yield version
                 else:
                     del self._by_commit[commit]  # a listing may take 64 MB
@@ -167,5 +167,5 @@ class Versions:
         refs = self._client.refs()
         for branch in sorted(refs.branches, key=lambda name: (name != MAIN, name))[:_MAX_BRANCHES]:
             with contextlib.suppress(NotFoundError):
-                yield from (commit for commit, title in self._client.titles(branch) if digest in title)
+                yield from (commit for commit, title in self._client.commit_titles(branch) if digest in title)
         yield from list(dict.fromkeys([*refs.branches.values(), *refs.tags.values()]))[:_MAX_HEADS]

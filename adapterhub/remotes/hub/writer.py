@@ -38,7 +38,7 @@ from adapterhub.http.client import PAUSES
 from adapterhub.http.errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest.oci_manifest import Descriptor, parse_json
-from adapterhub.remotes.download import Steady
+from adapterhub.remotes.download import ResumingReader
 from adapterhub.remotes.location import Access
 from adapterhub.remotes.protocol import Reader, Source
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
@@ -64,7 +64,7 @@ class HubWriter:
     """
 
     def __init__(self, client: HubClient) -> None:
-        self._client, self._wire, self._label, self._repo = client, client.wire, client.where, client.repo
+        self._client, self._wire, self._label, self._repo = client, client.wire, client.location, client.repo
         self._api = HfApi(endpoint=client.endpoint, token=False)  # the wire has the token
         self.warnings: list[str] = []
 
@@ -77,7 +77,7 @@ class HubWriter:
             return False
         return True
 
-    def branch(self, name: str, start: str) -> None:
+    def create_branch(self, name: str, start: str) -> None:
         """Create a branch at a commit.
 
         Raises:
@@ -86,12 +86,12 @@ class HubWriter:
         with _library_calls(self._wire, f"{self._label}@{name}"):
             self._api.create_branch(self._repo, branch=name, revision=start)
 
-    def drop_branch(self, name: str) -> None:
+    def delete_branch(self, name: str) -> None:
         """Delete a branch."""
         with _library_calls(self._wire, f"{self._label}@{name}"):
             self._api.delete_branch(self._repo, branch=name)
 
-    def modes(self, revision: str, files: Mapping[str, bytes]) -> set[str]:
+    def paths_stored_large(self, revision: str, files: Mapping[str, bytes]) -> set[str]:
         """Return the paths of the files that the hub wants as large files.
 
         `HfApi.preupload_lfs_files` would ask the same, and send them by Xet at once.
@@ -117,7 +117,7 @@ class HubWriter:
         Raises:
             IntegrityError: The bytes of the source do not have the blob's digest; the hub stores no such file.
         """
-        return self._send(blob, source.where, lambda start: Steady(source, blob, start, pauses=self._client.pauses))
+        return self._send(blob, source.location, lambda start: ResumingReader(source, blob, start, pauses=self._client.pauses))
 
     def _send(self, blob: Descriptor, origin: str, open_at: Callable[[int], AbstractContextManager[Reader]]) -> int:
         """Send a blob as a large file, reading it with `open_at(offset)`; return how many bytes were sent."""
@@ -155,7 +155,7 @@ class HubWriter:
                 f"{self._label}: README.md", "a model card on a hub must be UTF-8", "Save it as UTF-8"
             ) from error
         operations: dict[str, Any] = {path: _commit_operation(path, change) for path, change in changes.items()}
-        for path in sorted(self.modes(parent, small_files)):
+        for path in sorted(self.paths_stored_large(parent, small_files)):
             data = small_files[path]
             blob = Descriptor("", sha256_bytes(data), len(data), path)
             self._send(blob, self._label, lambda start, data=data: io.BytesIO(data[start:]))  # type: ignore[misc]
@@ -188,7 +188,7 @@ def access(
     Raises:
         RemoteError: No hub answers, or it refuses the token.
     """
-    wire = HubWire.to(endpoint, token, pauses, proxy)
+    wire = HubWire.open(endpoint, token, pauses, proxy)
     try:
         with closing(wire), _library_calls(wire, endpoint):
             # The library insists on a token; the wire sends its own, or none.
@@ -196,7 +196,7 @@ def access(
     except DeniedError:
         if token:
             raise
-        return Access("", "", reads=True, writes=False, why="it requires a login")
+        return Access("", "", reads=True, writes=False, reason="it requires a login")
     try:
         name = str(document["name"])
         role = str(((document.get("auth") or {}).get("accessToken") or {}).get("role") or "")
@@ -204,9 +204,9 @@ def access(
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(endpoint, "not a Hugging Face hub") from error
     if org and org not in (name, *orgs):
-        return Access(name, "its token", reads=True, writes=False, why=f"{name} is not in {org}")
+        return Access(name, "its token", reads=True, writes=False, reason=f"{name} is not in {org}")
     writes = {"write": True, "read": False}.get(role)
-    return Access(name, "its token", reads=True, writes=writes, why="its token is read-only" if writes is False else "")
+    return Access(name, "its token", reads=True, writes=writes, reason="its token is read-only" if writes is False else "")
 
 
 # ---- operations of a commit
@@ -234,7 +234,7 @@ class _OutgoingFile(io.BufferedIOBase):
     """A blob as the file object that huggingface_hub wants: the library only seeks in it, and the wire reads it in pieces."""
 
     def __init__(self, blob: Descriptor, location: str, open_at: Callable[[int], AbstractContextManager[Reader]]) -> None:
-        self.blob, self.where, self.opened = blob, location, open_at
+        self.blob, self.location, self.open_at = blob, location, open_at
         self.states = {0: hashlib.sha256()}  # by offset: the hash of the bytes before it
         self._at = 0
 
@@ -242,7 +242,7 @@ class _OutgoingFile(io.BufferedIOBase):
         self._at = offset + (0, self._at, self.blob.size)[whence]
         return self._at
 
-    def piece(self, size: int) -> _Piece:
+    def next_piece(self, size: int) -> _Piece:
         """Return the next `size` bytes, as the body of a request."""
         return _Piece(self, self._at, size)
 
@@ -258,7 +258,7 @@ class _Piece:
 
     def __iter__(self) -> Iterator[memoryview]:
         file, state, bytes_left = self._file, self._file.states[self._start].copy(), self._size
-        with file.opened(self._start) as reader:
+        with file.open_at(self._start) as reader:
             buffers = [memoryview(bytearray(min(CHUNK, max(self._size, 1)))) for _ in range(2)]
             # Each chunk waits for the next, and the last one for the digest: see the module's docstring.
             pending = buffers[0][:0]
@@ -272,7 +272,7 @@ class _Piece:
         is_last = self._start + self._size == file.blob.size
         if bytes_left or (is_last and f"sha256:{state.hexdigest()}" != file.blob.digest):
             problem = f"other bytes were read than the {file.blob.size} of {file.blob.digest}"
-            raise IntegrityError(file.where, problem, "Nothing was stored", code="source-damaged")
+            raise IntegrityError(file.location, problem, "Nothing was stored", code="source-damaged")
         file.states[self._start + self._size] = state
         yield pending
 
@@ -320,7 +320,7 @@ def _send_over_wire(request: Any, wire: HubWire, location: str, file: _OutgoingF
     if path.endswith("/api/validate-yaml"):
         location = f"{location}: README.md"
     headers = {name: request.headers[name] for name in ("accept", "content-type") if name in request.headers}
-    body = file.piece(int(request.headers["content-length"])) if file and request.method == "PUT" else request.content
+    body = file.next_piece(int(request.headers["content-length"])) if file and request.method == "PUT" else request.content
     answer = wire.ask(
         request.method,
         url,

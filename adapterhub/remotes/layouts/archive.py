@@ -23,30 +23,30 @@ from typing import BinaryIO
 
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.download import received
-from adapterhub.remotes.protocol import Reader, Source, damaged
+from adapterhub.remotes.download import receive
+from adapterhub.remotes.protocol import Reader, Source, damaged_error
 from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import ConflictError, FormatError
 
 from . import index as layout_index
 from . import tar as archive_tar
 from .index import Entry
-from .layout import Layout, Window
+from .layout import Layout, FileSection
 from .tar import Member
 
 _BLOB_PREFIX = "blobs/sha256/"
 _SCRATCH_INFIX = ".blobs-"  # part of the name of the folder next to an archive in which new blobs wait
 Opener = Callable[[], AbstractContextManager[Reader]]
 """Opens the bytes of a blob at their start."""
-More = Callable[[int], None]
+OnWritten = Callable[[int], None]
 """Called with the number of bytes that were just written."""
 
 
-class Archive(Layout):
+class LayoutArchive(Layout):
     """The layout in the tar at `path`, written if something was put and the context ends without an error."""
 
     def __init__(self, path: Path, location: str = "", *, any_name: bool = False) -> None:
@@ -71,8 +71,8 @@ class Archive(Layout):
                 self._members = {}
                 if os.path.lexists(self.path):
                     with self._open() as file, local_errors(self.path):
-                        self._members = archive_tar.scan(file, os.fstat(file.fileno()).st_size, self.where)
-                    layout_index.check_mark(self._read_member("oci-layout", 4096), f"{self.where}: oci-layout")
+                        self._members = archive_tar.scan_members(file, os.fstat(file.fileno()).st_size, self.location)
+                    layout_index.check_mark(self._read_member("oci-layout", 4096), f"{self.location}: oci-layout")
             return self._members
 
     def _open(self) -> BinaryIO:
@@ -89,7 +89,7 @@ class Archive(Layout):
         if self._stamp not in (None, stamp):
             file.close()
             raise ConflictError(
-                self.where, "changed while it was in use", "Nothing was written; try again", code="changed-meanwhile"
+                self.location, "changed while it was in use", "Nothing was written; try again", code="changed-meanwhile"
             )
         self._stamp = stamp
         return file
@@ -97,20 +97,20 @@ class Archive(Layout):
     def _read_member(self, name: str, limit: int) -> bytes:
         member = self._read_members().get(name)
         if member is None:
-            raise FormatError(self.where, f"not an image layout: it has no file {name}")
+            raise FormatError(self.location, f"not an image layout: it has no file {name}")
         if member.size > limit:
-            raise FormatError(f"{self.where}: {name}", f"{member.size} bytes are over the limit of {limit}")
-        with self._open() as file, Window(file, member.offset, member.size) as window, local_errors(self.path):
+            raise FormatError(f"{self.location}: {name}", f"{member.size} bytes are over the limit of {limit}")
+        with self._open() as file, FileSection(file, member.offset, member.size) as window, local_errors(self.path):
             return window.readall() or b""
 
     def entries(self) -> list[Entry]:
         """Return the entries of index.json, including those not written yet."""
         if self._entries is None:
-            raw = self._read_member("index.json", layout_index.MAX_INDEX) if self._read_members() else layout_index.dump([])
-            self._entries = layout_index.parse(raw, f"{self.where}: index.json")
+            raw = self._read_member("index.json", layout_index.MAX_INDEX) if self._read_members() else layout_index.dump_index([])
+            self._entries = layout_index.parse(raw, f"{self.location}: index.json")
         return self._entries
 
-    def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
+    def open_section(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
         """Open the section of the archive that has a blob, or the file of a blob that is not written yet."""
         if digest in self._new_sizes:
             with local_errors(self._scratch_path(digest)):
@@ -125,13 +125,13 @@ class Archive(Layout):
         self._read_members()
         path = self._scratch_path(blob.digest)
         # A blob is stored next to the archive, since a tar can only be written as a whole.
-        with received(source, blob, Inside(path.parent), path):
+        with receive(source, blob, ConfinedFiles(path.parent), path):
             self._new_sizes[blob.digest] = blob.size
         return blob.size
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index, and its entry in index.json."""
-        entries = layout_index.put(self.entries(), layout_index.descriptor(raw, digest, self.where), name)
+        entries = layout_index.with_entry(self.entries(), layout_index.describe_manifest(raw, digest, self.location), name)
         with local_errors(self._scratch_path(digest)):
             self._scratch_path(digest).write_bytes(raw)
         self._new_sizes[digest] = len(raw)
@@ -140,8 +140,8 @@ class Archive(Layout):
 
     def untag(self, tag: str) -> None:
         """Remove a name; the version stays."""
-        self._entry(tag, self._at(tag))
-        self._entries, self._changed = layout_index.drop(self.entries(), tag), True
+        self._find_entry(tag, self._label_at(tag))
+        self._entries, self._changed = layout_index.without_name(self.entries(), tag), True
 
     def _scratch_path(self, digest: Digest) -> Path:
         with self._lock, local_errors(self.path):
@@ -163,16 +163,16 @@ class Archive(Layout):
         blobs = [Descriptor("", digest, size) for digest, size in {**old_sizes, **self._new_sizes}.items()]
         openers: dict[Digest, Opener] = {blob.digest: partial(self.open_blob, blob) for blob in blobs}
         if not self._read_members():
-            write(self.path, self.entries(), blobs, openers)
+            write_archive(self.path, self.entries(), blobs, openers)
         else:
             new_path = self._scratch_path("sha256:new")
-            write(new_path, self.entries(), blobs, openers)
+            write_archive(new_path, self.entries(), blobs, openers)
             with self._open() as file, local_errors(self.path):
                 _lock(file)
                 # The last holder of the lock may have replaced the file: `_open` compares it with the one that was read.
                 self._open().close()
                 os.replace(new_path, self.path)
-                atomic.sync(self.path.parent)
+                atomic.sync_to_disk(self.path.parent)
         self._reset()
 
     def _reset(self) -> None:
@@ -209,12 +209,12 @@ def _remove_abandoned(out: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def write(
+def write_archive(
     out: Path,
     entries: Iterable[Entry],
     blobs: Iterable[Descriptor],
     openers: Mapping[Digest, Opener],
-    on_written: More | None = None,
+    on_written: OnWritten | None = None,
     *,
     replace: bool = False,
 ) -> None:
@@ -223,8 +223,8 @@ def write(
     Raises:
         IntegrityError: The bytes of a blob do not have its digest.
     """
-    with atomic.whole(out, folder=False, replace=replace) as path, open(path, "xb", buffering=0) as file:
-        for name, data in (("oci-layout", layout_index.MARK), ("index.json", layout_index.dump(list(entries)))):
+    with atomic.pending_output(out, folder=False, replace=replace) as path, open(path, "xb", buffering=0) as file:
+        for name, data in (("oci-layout", layout_index.LAYOUT_MARK), ("index.json", layout_index.dump_index(list(entries)))):
             _write_all(file, archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))
         # Sorted, so that the same content gives the same bytes.
         for blob in sorted(blobs, key=lambda blob: blob.digest):
@@ -235,7 +235,7 @@ def write(
         _write_all(file, archive_tar.END)
 
 
-def _write_blob(reader: Reader, blob: Descriptor, file: BinaryIO, on_written: More | None) -> None:
+def _write_blob(reader: Reader, blob: Descriptor, file: BinaryIO, on_written: OnWritten | None) -> None:
     state, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(min(CHUNK, blob.size + 1)))
     # Read one byte more than expected, to detect a source that is longer than its descriptor says.
@@ -247,7 +247,7 @@ def _write_blob(reader: Reader, blob: Descriptor, file: BinaryIO, on_written: Mo
             on_written(count)
     digest = f"sha256:{state.hexdigest()}"
     if (size, digest) != (blob.size, blob.digest):
-        raise damaged(blob.path or blob.digest, size, digest, blob, "Nothing was written")
+        raise damaged_error(blob.path or blob.digest, size, digest, blob, "Nothing was written")
 
 
 def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:

@@ -18,7 +18,7 @@ from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import copy
-from adapterhub.remotes.download import Steady
+from adapterhub.remotes.download import ResumingReader
 from adapterhub.remotes.protocol import Progress, Reader, Source
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import NotFoundError, UsageError
@@ -32,22 +32,22 @@ from .layout import Layout
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class BundleItem:
     """A version to bundle: the source of its blobs, its manifest, and its name in the bundle, or None."""
 
     source: Source
-    made: Manifest
+    manifest: Manifest
     name: str | None
 
 
-def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progress | None = None, replace: bool = False) -> int:
+def write_bundle(items: Sequence[BundleItem], out: Path, *, archived: bool, progress: Progress | None = None, replace: bool = False) -> int:
     """Write a layout with these versions, a tar or a folder, completely or not at all; return the bytes of its blobs.
 
     An existing layout is replaced only with `replace`.
     """
     entries = _entries(items)
     # Versions often share blobs: each is stored, and counted, once.
-    blobs = {blob.digest: (blob, item.source) for item in items for blob in copy.unique(item.made)}
+    blobs = {blob.digest: (blob, item.source) for item in items for blob in copy.distinct_blobs(item.manifest)}
     total, done_bytes = sum(blob.size for blob, _ in blobs.values()), 0
 
     def report(count: int) -> None:
@@ -57,19 +57,19 @@ def bundle(items: Sequence[Item], out: Path, *, archived: bool, progress: Progre
             progress(min(done_bytes, total), total)
 
     if archived:
-        openers: dict[Digest, Opener] = {digest: partial(Steady, source, blob) for digest, (blob, source) in blobs.items()}
+        openers: dict[Digest, Opener] = {digest: partial(ResumingReader, source, blob) for digest, (blob, source) in blobs.items()}
         documents_and_blobs = {digest: blob for digest, (blob, _) in blobs.items()}
         for item in items:
-            documents_and_blobs[item.made.digest] = Descriptor("", item.made.digest, len(item.made.raw))
-            openers[item.made.digest] = partial(_in_memory, item.made.raw)
-        archive.write(out, entries, documents_and_blobs.values(), openers, report, replace=replace)
+            documents_and_blobs[item.manifest.digest] = Descriptor("", item.manifest.digest, len(item.manifest.raw))
+            openers[item.manifest.digest] = partial(_in_memory, item.manifest.raw)
+        archive.write_archive(out, entries, documents_and_blobs.values(), openers, report, replace=replace)
         return total
-    with atomic.whole(out, replace=replace) as folder, LayoutFolder(folder, str(out)) as target:
+    with atomic.pending_output(out, replace=replace) as folder, LayoutFolder(folder, str(out)) as target:
         for blob, source in blobs.values():
             target.put_blob(blob, source)
             report(blob.size)
         for item in items:
-            target.put_manifest(item.made, item.name)
+            target.put_manifest(item.manifest, item.name)
         target.remove_stale()
     return total
 
@@ -78,7 +78,7 @@ def _in_memory(raw: bytes) -> contextlib.AbstractContextManager[Reader]:
     return contextlib.nullcontext(io.BytesIO(raw))
 
 
-def _entries(items: Iterable[Item]) -> list[Entry]:
+def _entries(items: Iterable[BundleItem]) -> list[Entry]:
     """Return the entries of index.json.
 
     Raises:
@@ -86,11 +86,11 @@ def _entries(items: Iterable[Item]) -> list[Entry]:
     """
     entries: list[Entry] = []
     for item in items:
-        existing = layout_index.find(entries, item.name) if item.name else None
-        if existing and existing["digest"] != item.made.digest:
+        existing = layout_index.find_entry(entries, item.name) if item.name else None
+        if existing and existing["digest"] != item.manifest.digest:
             raise UsageError(str(item.name), "two different versions would have this name", "Bundle them separately")
-        descriptor = layout_index.descriptor(item.made.raw, item.made.digest, item.source.where)
-        entries = layout_index.put(entries, descriptor, item.name)
+        descriptor = layout_index.describe_manifest(item.manifest.raw, item.manifest.digest, item.source.location)
+        entries = layout_index.with_entry(entries, descriptor, item.name)
     return entries
 
 
@@ -105,7 +105,7 @@ def ancestors(registry: Registry, digests: Iterable[Digest]) -> tuple[list[Ref],
             if digest in visited:
                 continue
             visited.add(digest)
-            if rows := registry.holding(digest):
+            if rows := registry.versions_with(digest):
                 held_refs.append(rows[0].ref)
                 pending.append(digest)
             else:
@@ -116,7 +116,7 @@ def ancestors(registry: Registry, digests: Iterable[Digest]) -> tuple[list[Ref],
 # ---- refs in a bundle
 
 
-def named(layout: Layout, text: str) -> str:
+def resolve_name(layout: Layout, text: str) -> str:
     """Return the name or digest in a layout that a ref selects: the name itself, else resolved as in a registry.
 
     Raises:
@@ -131,11 +131,11 @@ def named(layout: Layout, text: str) -> str:
     # Several names of one digest are not ambiguous.
     if len({_digest_of(layout, name) for name in candidates}) == 1:
         return candidates[0]
-    contents = f"{layout.where} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
+    contents = f"{layout.location} has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
     if candidates:
         raise UsageError(text, f"ambiguous: {', '.join(candidates[:5])}", "Name one of them", code="ambiguous")
     raise NotFoundError(
-        text, f"no such version in the bundle; {contents}", code="no-such-tag", repository=f"layout://{layout.where}"
+        text, f"no such version in the bundle; {contents}", code="no-such-tag", repository=f"layout://{layout.location}"
     )
 
 
@@ -155,5 +155,5 @@ def _candidate_names(layout: Layout, ref: Ref, names: Sequence[str]) -> Iterator
 
 
 def _digest_of(layout: Layout, name: str) -> Digest:
-    entry = layout_index.find(layout.entries(), name)
+    entry = layout_index.find_entry(layout.entries(), name)
     return entry["digest"] if entry else name

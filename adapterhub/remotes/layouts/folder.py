@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.download import received_concurrently
+from adapterhub.remotes.download import receive_concurrently
 from adapterhub.remotes.protocol import Source
 from adapterhub.store.atomic import local_errors, write_all
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
 from . import index as layout_index
@@ -31,7 +31,7 @@ class LayoutFolder(Layout):
     def __init__(self, root: Path, location: str = "", *, any_name: bool = False) -> None:
         super().__init__(location or str(root), any_name=any_name)
         self.root = Path(os.path.realpath(root))  # the folder itself may be reached by a link
-        self._files = Inside(self.root)
+        self._files = ConfinedFiles(self.root)
         self._blobs = self.root / "blobs" / "sha256"
 
     def exists(self) -> bool:
@@ -44,15 +44,15 @@ class LayoutFolder(Layout):
         if not self.root.exists():
             return False
         if not self.root.is_dir():
-            raise FormatError(self.where, "not an image layout: it is a file")
+            raise FormatError(self.location, "not an image layout: it is a file")
         if not self._files.exists(mark):
             names = {path.name for path in self.root.iterdir()}
             if names <= _ALLOWED_BEFORE_MARK:
                 return False
             # Another process may just have created it.
             if mark.name not in names:
-                raise FormatError(self.where, "not an image layout: it has no file oci-layout")
-        layout_index.check_mark(self._read(mark, 4096), f"{self.where}: oci-layout")
+                raise FormatError(self.location, "not an image layout: it has no file oci-layout")
+        layout_index.check_mark(self._read(mark, 4096), f"{self.location}: oci-layout")
         return True
 
     def entries(self) -> list[Entry]:
@@ -61,7 +61,7 @@ class LayoutFolder(Layout):
             raw = self._read(self.root / "index.json", layout_index.MAX_INDEX)
         except NotFoundError:
             return []
-        return layout_index.parse(raw, f"{self.where}: index.json")
+        return layout_index.parse(raw, f"{self.location}: index.json")
 
     def _read(self, path: Path, limit: int) -> bytes:
         if not self._files.exists(path):
@@ -69,10 +69,10 @@ class LayoutFolder(Layout):
         with local_errors(path), self._files.open(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise FormatError(f"{self.where}: {path.name}", f"{size} bytes are over the limit of {limit}")
+                raise FormatError(f"{self.location}: {path.name}", f"{size} bytes are over the limit of {limit}")
             return b"".join(iter(lambda: file.read(limit), b""))
 
-    def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
+    def open_section(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
         """Open a file in blobs/."""
         path = self._blob_path(digest)
         with local_errors(path), contextlib.suppress(FileNotFoundError):
@@ -89,7 +89,7 @@ class LayoutFolder(Layout):
         """Receive a blob, resuming after a run that was killed."""
         self._create()
         part = self.root / _INGEST / f"{blob.digest[7:]}.part"
-        with received_concurrently(source, blob, self._files, part) as (path, file), local_errors(path):
+        with receive_concurrently(source, blob, self._files, part) as (path, file), local_errors(path):
             # Sync before the move, or a crash could leave an empty file under the blob's name.
             os.fsync(file.fileno())
             self._files.move(path, self._blob_path(blob.digest))
@@ -99,19 +99,19 @@ class LayoutFolder(Layout):
         """Store a manifest or an index, and its entry in index.json."""
         self._create()
         self._write(self._blob_path(digest), raw)
-        with local_errors(self._blobs), self._locked():
+        with local_errors(self._blobs), self._lock():
             # The blobs must be on disk before index.json names them.
             self._files.sync(self._blobs)
-            entry = layout_index.descriptor(raw, digest, self.where)
-            self._write(self.root / "index.json", layout_index.dump(layout_index.put(self.entries(), entry, name)))
+            entry = layout_index.describe_manifest(raw, digest, self.location)
+            self._write(self.root / "index.json", layout_index.dump_index(layout_index.with_entry(self.entries(), entry, name)))
         return True
 
     def untag(self, tag: str) -> None:
         """Remove a name; the version stays."""
-        self._entry(tag, self._at(tag))
+        self._find_entry(tag, self._label_at(tag))
         self._create()
-        with local_errors(self._blobs), self._locked():
-            self._write(self.root / "index.json", layout_index.dump(layout_index.drop(self.entries(), tag)))
+        with local_errors(self._blobs), self._lock():
+            self._write(self.root / "index.json", layout_index.dump_index(layout_index.without_name(self.entries(), tag)))
 
     def _create(self) -> None:
         """Create an empty layout, unless there is one.
@@ -123,20 +123,20 @@ class LayoutFolder(Layout):
         exists = self.exists()
         if exists and (self.root / "refs").is_dir() and (self.root / "pending").is_dir():
             problem = "is the store of a local registry, whose index only that registry changes"
-            raise RefusedError(self.where, problem, "Name an adapter in that registry instead", code="store-of-registry")
+            raise RefusedError(self.location, problem, "Name an adapter in that registry instead", code="store-of-registry")
         with local_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            self._files.folders(self.root)  # refuses links
+            self._files.list_subfolders(self.root)  # refuses links
             for folder in (self._blobs, self.root / _INGEST):
                 self._files.make_dir(folder)
             if exists:
                 return
-            with self._locked():
+            with self._lock():
                 if not self._files.exists(self.root / "index.json"):
-                    self._write(self.root / "index.json", layout_index.dump([]))
+                    self._write(self.root / "index.json", layout_index.dump_index([]))
                 # Last, because it marks the layout as complete.
                 if not self._files.exists(self.root / "oci-layout"):
-                    self._write(self.root / "oci-layout", layout_index.MARK)
+                    self._write(self.root / "oci-layout", layout_index.LAYOUT_MARK)
 
     def _write(self, path: Path, data: bytes) -> None:
         """Write a file in place of the old one, completely or not at all."""
@@ -153,7 +153,7 @@ class LayoutFolder(Layout):
                     self._files.remove(new_path)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[None]:
         """Lock index.json against other processes; on systems without locks, the last writer wins."""
         try:
             import fcntl

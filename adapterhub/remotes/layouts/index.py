@@ -16,7 +16,7 @@ from adapterhub_converters.errors import FormatError
 
 NAME = "org.opencontainers.image.ref.name"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
-MARK = b'{"imageLayoutVersion":"1.0.0"}'
+LAYOUT_MARK = b'{"imageLayoutVersion":"1.0.0"}'
 MAX_INDEX = 64 << 20  # bytes; that of a registry of 50,000 versions has 17 MB
 _MAX_NAME = 1000  # characters of a name
 
@@ -24,33 +24,33 @@ Entry = dict[str, Any]
 """A descriptor with a valid digest and size."""
 
 
-def parse(raw: bytes, where: str) -> list[Entry]:
+def parse(raw: bytes, location: str) -> list[Entry]:
     """Return the checked entries of an index.json.
 
     Raises:
         FormatError: It is malformed, or two manifests have the same name.
     """
     # A descriptor is mostly digest: the objects take six times its size.
-    document = parse_json(raw, where, memory=max(json_file.MAX_MEMORY, 8 * len(raw)))
+    document = parse_json(raw, location, memory=max(json_file.MAX_MEMORY, 8 * len(raw)))
     entries = document.get("manifests")
     # Two programs could read such a document as two different things: CVE-2021-41190.
     if "layers" in document and entries is not None:
-        raise FormatError(where, "both an image index, with manifests, and an image manifest, with layers")
+        raise FormatError(location, "both an image index, with manifests, and an image manifest, with layers")
     if not isinstance(entries, list):
-        raise FormatError(where, "not an image index: it has no list of manifests")
+        raise FormatError(location, "not an image index: it has no list of manifests")
     digests_by_name: dict[str, str] = {}
     for entry in entries:
-        check(entry, where)
+        check_descriptor(entry, location)
         name = name_of(entry)
         if name and (len(name) > _MAX_NAME or not name.isprintable()):
-            raise FormatError(where, f"{name[:80]!r} is not a valid name")
+            raise FormatError(location, f"{name[:80]!r} is not a valid name")
         # Which of two manifests a name selects would depend on the reader.
         if name and digests_by_name.setdefault(name, entry["digest"]) != entry["digest"]:
-            raise FormatError(where, f"two manifests have the name {name[:80]!r}")
+            raise FormatError(location, f"two manifests have the name {name[:80]!r}")
     return entries
 
 
-def check(entry: object, location: str) -> Entry:
+def check_descriptor(entry: object, location: str) -> Entry:
     """Return a descriptor after checking its form; FormatError if it is invalid."""
     if not isinstance(entry, dict) or not isinstance(entry.get("mediaType"), str):
         raise FormatError(location, "an entry is not a descriptor")
@@ -82,18 +82,18 @@ def names(entries: Sequence[Entry]) -> list[str]:
     return sorted({name for entry in entries if (name := name_of(entry))})
 
 
-def find(entries: Sequence[Entry], name: str) -> Entry | None:
+def find_entry(entries: Sequence[Entry], name: str) -> Entry | None:
     """Return the entry with a name, or None."""
     return next((entry for entry in entries if name_of(entry) == name), None)
 
 
-def only(entries: Sequence[Entry]) -> Entry | None:
+def only_entry(entries: Sequence[Entry]) -> Entry | None:
     """Return the only named entry, else the only entry; None if there are several. Attachments have no names."""
     candidates = [entry for entry in entries if name_of(entry)] or list(entries)
     return candidates[0] if len({entry["digest"] for entry in candidates}) == 1 else None
 
 
-def put(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[Entry]:
+def with_entry(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[Entry]:
     """Return the entries with a descriptor under a name, which is taken from any other entry.
 
     Without a name, the descriptor is added if it is missing.
@@ -109,7 +109,7 @@ def put(entries: Sequence[Entry], descriptor: Entry, name: str | None) -> list[E
     return [*remaining, {**descriptor, "annotations": {**(descriptor.get("annotations") or {}), NAME: name}}]
 
 
-def drop(entries: Sequence[Entry], name: str) -> list[Entry]:
+def without_name(entries: Sequence[Entry], name: str) -> list[Entry]:
     """Return the entries without a name; a manifest that had no other name stays without one."""
     remaining = [entry for entry in entries if name_of(entry) != name]
     remaining_digests = {entry["digest"] for entry in remaining}
@@ -121,7 +121,7 @@ def drop(entries: Sequence[Entry], name: str) -> list[Entry]:
     return remaining
 
 
-def descriptor(raw: bytes, digest: Digest, location: str) -> Entry:
+def describe_manifest(raw: bytes, digest: Digest, location: str) -> Entry:
     """Return the entry for a manifest, with its artifact type."""
     document = parse_json(raw, location)
     entry = {"mediaType": document.get("mediaType"), "digest": digest, "size": len(raw)}
@@ -137,9 +137,9 @@ def artifact_type(document: Entry) -> str:
     return media_type if isinstance(media_type, str) else ""
 
 
-def dump(entries: Sequence[Entry]) -> bytes:
+def dump_index(entries: Sequence[Entry]) -> bytes:
     """Return the bytes of an index.json, the same for the same entries in any order."""
     # Sorted, so that the bytes don't depend on the order of pushes.
     ordered = sorted(entries, key=lambda entry: (name_of(entry) or "", entry["digest"]))
     document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": ordered}
-    return json_file.canonical(document)
+    return json_file.canonical_bytes(document)

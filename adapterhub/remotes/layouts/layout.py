@@ -13,14 +13,14 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.protocol import Connected, Put, Reader, check_complete
+from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, check_complete
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
 from . import index as layout_index
 from .index import Entry
 
 
-class Layout(Connected):
+class Layout(OpenRemote):
     """The common part of a layout in a folder and one in an archive; `where` is its name in errors.
 
     Attributes:
@@ -35,7 +35,7 @@ class Layout(Connected):
         self.any_name = any_name
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The path, as it was written."""
         return self._label
 
@@ -48,10 +48,10 @@ class Layout(Connected):
         """Return the entries of index.json; empty if there is none yet."""
 
     @abstractmethod
-    def blob(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
+    def open_section(self, digest: Digest) -> tuple[BinaryIO, int, int] | None:
         """Return an unbuffered file, the offset of a blob in it, and its size in bytes; None without the blob."""
 
-    def referring(self) -> Self:
+    def as_referring_target(self) -> Self:
         """Return the layout itself."""
         return self
 
@@ -67,28 +67,28 @@ class Layout(Connected):
 
     def manifest(self, reference: str) -> Manifest:
         """Return the checked manifest of a name or a digest."""
-        return oci_manifest.parse(self.document(reference), self._at(reference))
+        return oci_manifest.parse(self.read_document(reference), self._label_at(reference))
 
-    def _at(self, reference: str) -> str:
-        return f"{self.where}{'@' if reference.startswith('sha256:') else ':'}{reference}"
+    def _label_at(self, reference: str) -> str:
+        return f"{self.location}{'@' if reference.startswith('sha256:') else ':'}{reference}"
 
-    def _entry(self, name: str, location: str) -> Entry:
+    def _find_entry(self, name: str, location: str) -> Entry:
         if not self.exists():
-            raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
+            raise NotFoundError(self.location, "no such file or folder", code="no-such-file")
         entries = self.entries()
-        entry = layout_index.find(entries, name)
+        entry = layout_index.find_entry(entries, name)
         # `layout://bundle.tar` means its only version, whatever that is called.
         if entry is None and name == LATEST and self.any_name:
-            entry = layout_index.only(entries)
+            entry = layout_index.only_entry(entries)
         if entry is None and (chosen := self._name_in_range(name, entries, location)):
-            entry = layout_index.find(entries, chosen)
+            entry = layout_index.find_entry(entries, chosen)
         if entry is None:
             names = layout_index.names(entries)
             contents = f"it has {', '.join(names[:5])}{' …' if names[5:] else ''}" if names else "nothing in it has a name"
-            raise NotFoundError(location, f"no such name in this image layout; {contents}", f"Write {self.where}:NAME")
+            raise NotFoundError(location, f"no such name in this image layout; {contents}", f"Write {self.location}:NAME")
         return entry
 
-    def digests(self, adapter: str) -> set[Digest]:
+    def digests_of_adapter(self, adapter: str) -> set[Digest]:
         """Return the digests of an adapter's names, `team/sql:v1` and so on."""
         entries = self.entries() if self.exists() else []
         return {entry["digest"] for entry in entries if (layout_index.name_of(entry) or "").rpartition(":")[0] == adapter}
@@ -102,18 +102,18 @@ class Layout(Connected):
             for name_in_layout, digest in digests_by_name.items()
             if name_in_layout.rpartition(":")[0] == adapter
         }
-        tag = references.in_range(range_text, lambda: tags, tags.get, location)
+        tag = references.highest_tag_in_range(range_text, lambda: tags, tags.get, location)
         return tag and f"{adapter}{colon}{tag}"
 
-    def document(self, reference: str) -> bytes:
+    def read_document(self, reference: str) -> bytes:
         """Return the bytes of a manifest or an index, verified."""
-        label = self._at(reference)
+        label = self._label_at(reference)
         if references.is_prefix(reference):
             digests = (entry["digest"] for entry in (self.entries() if self.exists() else []))
-            digest = references.begins(reference, digests, label) or reference
+            digest = references.matching_digest(reference, digests, label) or reference
         else:
-            digest = reference if reference.startswith("sha256:") else self._entry(reference, label)["digest"]
-        section = self.blob(digest)
+            digest = reference if reference.startswith("sha256:") else self._find_entry(reference, label)["digest"]
+        section = self.open_section(digest)
         if section is None:
             raise NotFoundError(label, "no manifest of this digest in the image layout")
         file, offset, size = section
@@ -134,7 +134,7 @@ class Layout(Connected):
             if entry["digest"] in visited or entry["mediaType"] != MANIFEST_TYPE:
                 continue
             visited.add(entry["digest"])
-            document = oci_manifest.parse_json(self.document(entry["digest"]), self._at(entry["digest"]))
+            document = oci_manifest.parse_json(self.read_document(entry["digest"]), self._label_at(entry["digest"]))
             subject = document.get("subject")
             if isinstance(subject, dict) and subject.get("digest") == digest:
                 entries_by_digest[entry["digest"]] = {"artifactType": layout_index.artifact_type(document), **entry}
@@ -143,48 +143,48 @@ class Layout(Connected):
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """Open a blob for reading from `start` on."""
-        section = self.blob(blob.digest)
+        section = self.open_section(blob.digest)
         if section is None:
-            raise NotFoundError(self.where, f"no blob {blob.digest}")
+            raise NotFoundError(self.location, f"no blob {blob.digest}")
         file, offset, size = section
         with file:
             if size != blob.size:
-                raise IntegrityError(f"{self.where}: {blob.path or blob.digest}", f"has {size} bytes, not {blob.size}")
-            yield Window(file, offset + start, size - start)
+                raise IntegrityError(f"{self.location}: {blob.path or blob.digest}", f"has {size} bytes, not {blob.size}")
+            yield FileSection(file, offset + start, size - start)
 
     def tags(self) -> list[str]:
         """Return all names, sorted."""
         if not self.exists():
-            raise NotFoundError(self.where, "no such file or folder", code="no-such-file")
+            raise NotFoundError(self.location, "no such file or folder", code="no-such-file")
         return layout_index.names(self.entries())
 
-    def find(self, digest: Digest) -> Any:
+    def open_digest(self, digest: Digest) -> Any:
         """Open a digest as an unbuffered file of unverified bytes, for the caller to close; None without one."""
-        section = self.blob(digest)
-        return Window(*section) if section else None
+        section = self.open_section(digest)
+        return FileSection(*section) if section else None
 
-    def has(self, blob: Descriptor) -> bool:
+    def has_blob(self, blob: Descriptor) -> bool:
         """Return whether there is a blob of this digest and size; its bytes are not read."""
-        section = self.blob(blob.digest)
+        section = self.open_section(blob.digest)
         if section is None:
             return False
         section[0].close()
         return section[2] == blob.size
 
-    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:
         """Store a manifest whose blobs are all here, and point a name at it."""
-        check_complete((*manifest.layers, manifest.config), self.has, self.where)
+        check_complete((*manifest.layers, manifest.config), self.has_blob, self.location)
         entries = self.entries() if self.exists() else []
         # Look before writing, to report whether the tag has moved.
-        previous_entry = layout_index.find(entries, tag) if tag else None
+        previous_entry = layout_index.find_entry(entries, tag) if tag else None
         self.put_document(manifest.raw, manifest.digest, tag)
-        return Put(
+        return PutResult(
             new=all(entry["digest"] != manifest.digest for entry in entries),
             moved=tag is not None and (previous_entry is None or previous_entry["digest"] != manifest.digest),
         )
 
 
-class Window(io.RawIOBase):
+class FileSection(io.RawIOBase):
     """`size` bytes of a file from `offset` on, as an unbuffered file; closing it closes the file."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:

@@ -16,11 +16,11 @@ from adapterhub.remotes.location import owner_of
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
-from .archive import Archive
+from .archive import LayoutArchive
 from .folder import LayoutFolder
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import Surroundings
+    from adapterhub.remotes.location import UserSettings
 
 _PREFIXES = ("layout://", "oci-archive:", "oci:")
 _NAME = linear.Pattern(r"[A-Za-z0-9_][A-Za-z0-9._/:+-]{0,254}")
@@ -72,7 +72,7 @@ class LayoutAddress:
         return f"{self.repository}{'@' if self.digest else ':'}{self.reference}"
 
     @property
-    def archived(self) -> bool:
+    def is_archive(self) -> bool:
         """Whether it is a tar: by the prefix, by the file that exists, else by its suffix."""
         if self.prefix != "layout://":
             return self.prefix == "oci-archive:"
@@ -106,8 +106,8 @@ def parse(text: str) -> LayoutAddress:
     return LayoutAddress(prefix, path, name, digest or None)
 
 
-def connect(address: LayoutAddress, surroundings: Surroundings | None = None) -> LayoutFolder | Archive:
+def connect(address: LayoutAddress, surroundings: UserSettings | None = None) -> LayoutFolder | LayoutArchive:
     """Open the layout; nothing is read yet."""
     del surroundings
-    layout_class = Archive if address.archived else LayoutFolder
+    layout_class = LayoutArchive if address.is_archive else LayoutFolder
     return layout_class(Path(address.path), address.repository, any_name=address.tag is None)

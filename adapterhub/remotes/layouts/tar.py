@@ -38,7 +38,7 @@ class Member:
     size: int
 
 
-def scan(file: BinaryIO, length: int, location: str) -> dict[str, Member]:
+def scan_members(file: BinaryIO, length: int, location: str) -> dict[str, Member]:
     """Return the plain files of a tar of `length` bytes by name, reading only headers."""
     members: dict[str, Member] = {}
     folders: set[str] = set()

@@ -16,7 +16,7 @@ from adapterhub.remotes.location import owner_of
 from adapterhub_converters import linear
 from adapterhub_converters.errors import UsageError
 
-BUCKETS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # the word for one
+BUCKET_WORDS = {"s3": "bucket", "gs": "bucket", "az": "container"}  # the word for one
 _BUCKET = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _PART = linear.Pattern(r"[A-Za-z0-9!_.*'()-]+")  # "safe characters" of a key in the documentation of S3
 

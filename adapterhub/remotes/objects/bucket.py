@@ -23,14 +23,14 @@ from adapterhub.http.errors import CutError
 from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
 from adapterhub_converters import linear
-from adapterhub_converters.containers.atomic import sync
+from adapterhub_converters.containers.atomic import sync_to_disk
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
 
-from .address import BUCKETS, ObjectAddress
+from .address import BUCKET_WORDS, ObjectAddress
 
 RETRIES = 5
-_AT_ONCE = 2  # parts of one upload
+_MAX_CONCURRENT_PARTS = 2  # parts of one upload
 _READ_AHEAD = 8 << 20  # bytes of one request of a reader
 _IDLE_TIMEOUT = 180  # seconds without a byte, and for a whole answer's head
 _REQUEST_TIMEOUT = "10min"  # of a request for a small object, or of one part of a large one
@@ -57,7 +57,7 @@ _MISSING_CREDENTIALS = (": Missing", ": Account must be specified")
 _NO_ANSWER = ("error sending request", "Connect", "TimedOut", "operation timed out")
 
 
-class Unsupported(Exception):  # noqa: N818 - not seen outside this package
+class ExclusiveCreateUnsupported(Exception):  # noqa: N818 - not seen outside this package
     """The store reports that it cannot create exclusively."""
 
 
@@ -70,7 +70,7 @@ class Bucket:
     """
 
     def __init__(self, address: ObjectAddress, environ: Mapping[str, str], *, retries: int = RETRIES) -> None:
-        self.where, self._scheme, self._name = address.store, address.scheme, address.bucket
+        self.location, self._scheme, self._name = address.store, address.scheme, address.bucket
         self.endpoint = "" if address.scheme == "file" else _endpoint(address, environ)
         self._root = Path(address.root)
         self._open: Callable[..., Any] = lambda tries, longest: _open_store(address, environ, tries, longest)
@@ -86,7 +86,7 @@ class Bucket:
 
     def read(self, key: str, limit: int) -> bytes | None:
         """Return the bytes of an object, None without one; FormatError for more than `limit`."""
-        self._check(key)
+        self._check_regular(key)
         with self._errors(key) as obstore:
             try:
                 answer = obstore.get(self._object_store(), key)
@@ -95,7 +95,7 @@ class Bucket:
                 return None
             # Compare the size before reading: the store decides how large its objects are.
             if answer.meta["size"] > limit:
-                raise FormatError(f"{self.where}/{key}", f"{answer.meta['size']} bytes are over the limit of {limit}")
+                raise FormatError(f"{self.location}/{key}", f"{answer.meta['size']} bytes are over the limit of {limit}")
             return bytes(answer.bytes())
 
     def size(self, key: str) -> int | None:
@@ -117,7 +117,7 @@ class Bucket:
             CutError: The bytes end early.
             NotFoundError: There is no such object.
         """
-        self._check(key)
+        self._check_regular(key)
         with self._retryable_errors(location) as obstore:
             try:
                 answer, answer_start = self._open_answer(obstore, key, start)
@@ -132,9 +132,9 @@ class Bucket:
             bytes_to_skip -= count
         yield reader
 
-    def reader(self, key: str) -> BinaryIO:
+    def open_seekable(self, key: str) -> BinaryIO:
         """Open an object for reading in any order, in requests of 8 MiB; NotFoundError without it."""
-        self._check(key)
+        self._check_regular(key)
         with self._errors(key) as obstore:
             return _SeekableObject(
                 obstore.open_reader(self._object_store(), key, buffer_size=_READ_AHEAD), lambda: self._errors(key)
@@ -146,14 +146,14 @@ class Bucket:
             for page in obstore.list(self._object_store(), prefix):
                 yield from ((item["path"], item["size"], item["last_modified"].timestamp()) for item in page)
 
-    def signed(self, key: str, seconds: int) -> str:
+    def signed_url(self, key: str, seconds: int) -> str:
         """Return an address at which anybody can GET an object for some seconds; empty for a folder, which has none."""
         if self._scheme == "file":
             return ""
         with self._errors(key) as obstore:
             return str(obstore.sign(self._object_store(), "GET", key, timedelta(seconds=seconds)))
 
-    def _check(self, key: str) -> None:
+    def _check_regular(self, key: str) -> None:
         """Raise a RefusedError for a pipe or a device in a folder, since opening it may never end."""
         if self._scheme == "file":
             with suppress(OSError):
@@ -186,13 +186,13 @@ class Bucket:
 
     # ---- writing
 
-    def make(self) -> None:
+    def create_folder(self) -> None:
         """Create the folder; buckets are created by their owners."""
         if self._scheme == "file":
             with local_errors(self._root):
                 self._root.mkdir(parents=True, exist_ok=True)
 
-    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+    def put_object(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write an object in place of the old one, completely or not at all."""
         with self._errors(key) as obstore:
             obstore.put(self._object_store(), key, data, use_multipart=False)
@@ -201,10 +201,10 @@ class Bucket:
     def put_pieces(self, key: str, pieces: Iterator[bytearray], size: int) -> None:
         """Write an object from pieces of `size` bytes, the last one shorter; if they raise an exception, there is no object."""
         with self._errors(key) as obstore:
-            obstore.put(self._object_store(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_AT_ONCE)
+            obstore.put(self._object_store(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_MAX_CONCURRENT_PARTS)
         self._sync(key)
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create_object(self, key: str, data: bytes) -> bool:
         """Create an object; return False if it exists and the store checks that. Many stores replace it instead."""
         with self._errors(key) as obstore:
             try:
@@ -213,7 +213,7 @@ class Bucket:
             except obstore.exceptions.AlreadyExistsError:
                 return False
             except (obstore.exceptions.NotSupportedError, NotImplementedError) as error:
-                raise Unsupported from error
+                raise ExclusiveCreateUnsupported from error
         self._sync(key)
         return True
 
@@ -231,9 +231,9 @@ class Bucket:
             return
         path = self._root / key
         with local_errors(path):
-            sync(path)
+            sync_to_disk(path)
             for folder in path.parents:
-                sync(folder)
+                sync_to_disk(folder)
                 if folder == self._root:
                     return
 
@@ -259,7 +259,7 @@ class Bucket:
             yield obstore
         except FileNotFoundError as error:
             self._raise_if_no_bucket(error)
-            raise NotFoundError(f"{self.where}/{key}", "no such object") from error
+            raise NotFoundError(f"{self.location}/{key}", "no such object") from error
         except obstore.exceptions.BaseError as error:
             raise self._error_for(error) from error
 
@@ -275,9 +275,9 @@ class Bucket:
             raise CutError(location, error.what, error.hint) from error
 
     def _raise_if_no_bucket(self, error: Exception) -> None:
-        if self._scheme in BUCKETS and _NO_BUCKET.search(str(error)):
-            problem = f"no such {BUCKETS[self._scheme]}: {self._name}"
-            raise NotFoundError(self.where, problem, _CREATE_HINTS[self._scheme].format(self._name)) from error
+        if self._scheme in BUCKET_WORDS and _NO_BUCKET.search(str(error)):
+            problem = f"no such {BUCKET_WORDS[self._scheme]}: {self._name}"
+            raise NotFoundError(self.location, problem, _CREATE_HINTS[self._scheme].format(self._name)) from error
 
     def _error_for(self, error: Exception) -> AdapterhubError:
         """Return our error for an exception of obstore, without its text, which may quote the request."""
@@ -285,25 +285,25 @@ class Bucket:
         text, error_type = str(error), type(error).__name__
         if self._scheme == "file":
             match = _OS_ERROR.search(text)
-            return LocalIOError(self.where, match[1].lower() if match else f"the folder cannot be used ({error_type})")
+            return LocalIOError(self.location, match[1].lower() if match else f"the folder cannot be used ({error_type})")
         # Without other credentials, obstore asks the metadata service of a cloud's machines at this address.
         if "169.254.169.254" in text:
-            return _missing_credentials(self.where, self._scheme)
+            return _missing_credentials(self.location, self._scheme)
         match = _DETAILS.search(text)
         words = " ".join(word for word in match.groups() if word) if match else ""
         if error_type in ("UnauthenticatedError", "PermissionDeniedError") or words.startswith(("401", "403")):
-            return _DeniedError(self.where, f"the store refuses ({words or error_type})", _LOGIN_HINTS[self._scheme])
+            return _DeniedError(self.location, f"the store refuses ({words or error_type})", _LOGIN_HINTS[self._scheme])
         if words:
-            return RemoteError(self.where, f"the store answers {words}", "Try again later" if words[0] == "5" else "")
+            return RemoteError(self.location, f"the store answers {words}", "Try again later" if words[0] == "5" else "")
         problem = f"cannot be used ({error_type})"
         if "response body error" in text:
             problem = "the answer was cut off"
         elif "builder error" in text:
             hint = f"Use https, or set {_ENVIRONMENT[self._scheme]}ALLOW_HTTP=true"
-            return RemoteError(self.where, f"{self.endpoint} is plain HTTP, which is refused", hint)
+            return RemoteError(self.location, f"{self.endpoint} is plain HTTP, which is refused", hint)
         elif any(word in text for word in _NO_ANSWER):
             problem = f"{self.endpoint} does not answer"
-        return RemoteError(self.where, problem, "Try again later")
+        return RemoteError(self.location, problem, "Try again later")
 
 
 class _DeniedError(RemoteError):

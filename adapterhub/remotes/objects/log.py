@@ -28,7 +28,7 @@ K = TypeVar("K")
 
 
 @dataclass
-class State:
+class NameState:
     """The state of a name: versions by number, with digest and size of their manifests, and the numbers of its tags."""
 
     seq: int = 0
@@ -81,14 +81,14 @@ def _discard(mapping: dict[K, Any], keys: Iterable[K]) -> None:
         mapping.pop(key, None)
 
 
-class Log:
+class NameLog:
     """The log of one name, up to the entry that was read last."""
 
     def __init__(self, bucket: Bucket, name: str) -> None:
         self._bucket, self._name = bucket, name
         self._folder = f"{REFS}/{name}"
         self._was_listed = False
-        self.state = State()
+        self.state = NameState()
         self.entries: list[Entry] = []
         self._size = 0
 
@@ -96,17 +96,17 @@ class Log:
         """Return the key of an entry."""
         return f"{self._folder}/{seq:08}.json"
 
-    def refresh(self) -> State:
+    def refresh(self) -> NameState:
         """Read the log to its end, and return the state of the name."""
         if not self._was_listed:
             self._read_listed()
             self._was_listed = True
         # The listing may be out of date, so ask for the next number until there is none.
-        while raw := self.raw(self.state.seq + 1):
+        while raw := self.read_entry(self.state.seq + 1):
             self._apply(raw)
         return self.state
 
-    def raw(self, seq: int) -> bytes | None:
+    def read_entry(self, seq: int) -> bytes | None:
         """Return the bytes of an entry, None without it."""
         return self._bucket.read(self.key(seq), _MAX_ENTRY)
 
@@ -115,7 +115,7 @@ class Log:
         with ThreadPoolExecutor(_THREADS) as pool:
             for batch_start in range(1, len(numbers) + 1, _BATCH):
                 # In batches, so that a long log is not held in memory as bytes and entries at once.
-                batch = [*pool.map(self.raw, range(batch_start, min(batch_start + _BATCH, len(numbers) + 1)))]
+                batch = [*pool.map(self.read_entry, range(batch_start, min(batch_start + _BATCH, len(numbers) + 1)))]
                 for raw in batch:
                     if raw is None:
                         break
@@ -123,13 +123,13 @@ class Log:
                 if None in batch:
                     break
         # A listing may lag behind, but it does not invent entries: a gap before a listed one is damage.
-        if numbers and numbers[-1] > self.state.seq and self.raw(self.state.seq + 1) is None:
-            label = f"{self._bucket.where}/{self.key(self.state.seq + 1)}"
+        if numbers and numbers[-1] > self.state.seq and self.read_entry(self.state.seq + 1) is None:
+            label = f"{self._bucket.location}/{self.key(self.state.seq + 1)}"
             raise IntegrityError(label, f"missing, but entry {numbers[-1]} follows it", "Restore it from a backup")
 
     def _apply(self, raw: bytes) -> None:
         seq = self.state.seq + 1
-        label = f"{self._bucket.where}/{self.key(seq)}"
+        label = f"{self._bucket.location}/{self.key(seq)}"
         self.check_room(seq)
         self._size += len(raw)
         entry = Entry.parse(raw, label)
@@ -146,36 +146,36 @@ class Log:
         """Refuse an entry beyond the limits of a log."""
         if seq > MAX_ENTRIES or self._size > _MAX_LOG:
             problem = f"the log of this name has more than {MAX_ENTRIES:,} entries or {_MAX_LOG >> 20} MiB"
-            raise RefusedError(f"{self._bucket.where}/{self._name}", problem, "Copy its versions to another name")
+            raise RefusedError(f"{self._bucket.location}/{self._name}", problem, "Copy its versions to another name")
 
     # ---- references
 
     def version(self, reference: str, location: str) -> tuple[Digest, int]:
         """Return the digest and size of the manifest that a reference names."""
         ref = Ref.parse(f"{self._name}{'@' if ':' in reference else ':'}{reference}")
-        state = self.there()
+        state = self.existing_state()
         if ref.digest:
             sizes = dict(state.versions.values())
-            if digest := references.begins(ref.digest, sizes, location):
+            if digest := references.matching_digest(ref.digest, sizes, location):
                 return digest, sizes[digest]
         elif (number := ref.number or _selected_number(state, ref, location)) in state.versions:
             return state.versions[number]
-        repository = f"{self._bucket.where}/{self._name}"
+        repository = f"{self._bucket.location}/{self._name}"
         raise NotFoundError(location, "no such version", code="no-such-tag", repository=repository)
 
-    def there(self) -> State:
+    def existing_state(self) -> NameState:
         """Return the state of the name; NotFoundError if there is no such name."""
         state = self.refresh()
         if not state.seq or state.deleted:
             problem = "was removed" if state.deleted else "no such adapter"
-            raise NotFoundError(f"{self._bucket.where}/{self._name}", problem, "Check the address")
+            raise NotFoundError(f"{self._bucket.location}/{self._name}", problem, "Check the address")
         return state
 
 
-def _selected_number(state: State, ref: Ref, location: str) -> int:
+def _selected_number(state: NameState, ref: Ref, location: str) -> int:
     """Return the number of the version that a tag or a range selects, 0 for none. A missing tag, like `1.2`, may be a range."""
     tag = ref.tag or LATEST
     if not ref.range and tag in state.tags:
         return state.tags[tag]
-    selected = references.in_range(ref.range or tag, lambda: state.tags, state.tags.get, location)
+    selected = references.highest_tag_in_range(ref.range or tag, lambda: state.tags, state.tags.get, location)
     return state.tags[selected] if selected else 0

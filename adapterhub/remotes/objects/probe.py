@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError
 
-from .bucket import Bucket, Unsupported
+from .bucket import Bucket, ExclusiveCreateUnsupported
 
 CAPABILITIES = "capabilities.json"
 _WRITERS = 8
 
 
-def exclusive(bucket: Bucket) -> bool:
+def creates_exclusively(bucket: Bucket) -> bool:
     """Return whether exactly one of several writers creates an object, which the others then never replace."""
     capabilities = {"version": 1, "endpoint": bucket.endpoint, "exclusive": True}
     if bucket.endpoint and _recorded_capabilities(bucket) == capabilities:
@@ -29,7 +29,7 @@ def exclusive(bucket: Bucket) -> bool:
     is_exclusive = _probe(bucket)
     # A folder has no endpoint to compare, and a test of it costs nothing.
     if is_exclusive and bucket.endpoint:
-        bucket.put(CAPABILITIES, json.dumps(capabilities, sort_keys=True).encode() + b"\n")
+        bucket.put_object(CAPABILITIES, json.dumps(capabilities, sort_keys=True).encode() + b"\n")
     return is_exclusive
 
 
@@ -48,16 +48,16 @@ def _probe(bucket: Bucket) -> bool:
     bodies = [f"writer {number}".encode() for number in range(_WRITERS)]
     try:
         if (
-            not bucket.create(sequential_key, b"first")
-            or bucket.create(sequential_key, b"late")
+            not bucket.create_object(sequential_key, b"first")
+            or bucket.create_object(sequential_key, b"late")
             or bucket.read(sequential_key, 100) != b"first"
         ):
             return False
         # A store may check the condition without being atomic: only simultaneous writers show it.
         with ThreadPoolExecutor(_WRITERS) as pool:
-            outcomes = list(pool.map(lambda body: bucket.create(contested_key, body), bodies))
+            outcomes = list(pool.map(lambda body: bucket.create_object(contested_key, body), bodies))
         return outcomes.count(True) == 1 and bucket.read(contested_key, 100) == bodies[outcomes.index(True)]
-    except Unsupported:
+    except ExclusiveCreateUnsupported:
         return False
     finally:
         for key in (sequential_key, contested_key):

@@ -24,7 +24,7 @@ _API_HOSTS = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class OciAddress:
     """One repository in a registry, optionally at a version: a tag or a range, or a digest or its first digits.
 
     `host` is as it was written, with the port if there was one; credentials are stored under it.
@@ -40,7 +40,7 @@ class Address:
     mark = ":"  # before a tag
 
     @classmethod
-    def parse(cls, text: str) -> Address:
+    def parse(cls, text: str) -> OciAddress:
         """Parse an address.
 
         Raises:
@@ -95,36 +95,36 @@ class Address:
         return f"http{'s' if self.tls else ''}://{self.host}".lower()
 
     @property
-    def base(self) -> str:
+    def registry_url(self) -> str:
         """The URL of the registry."""
         return f"http{'s' if self.tls else ''}://{_API_HOSTS.get(self.host, self.host)}"
 
     @property
-    def root(self) -> str:
+    def repository_url(self) -> str:
         """The URL of the repository."""
-        return f"{self.base}/v2/{self.name}"
+        return f"{self.registry_url}/v2/{self.name}"
 
     def manifest_url(self, reference: str) -> str:
         """Return the URL of the manifest of a tag or a digest."""
-        return f"{self.root}/manifests/{quote(reference, safe=':')}"
+        return f"{self.repository_url}/manifests/{quote(reference, safe=':')}"
 
     def blob_url(self, digest: Digest) -> str:
         """Return the URL of a blob in the repository."""
-        return f"{self.root}/blobs/{digest}"
+        return f"{self.repository_url}/blobs/{digest}"
 
     def scope(self, *, write: bool = False) -> str:
         """Return the scope of a token to read the repository, or to write to it too."""
         return f"repository:{self.name}:pull{',push' if write else ''}"
 
     @property
-    def plain(self) -> bool:
+    def is_plaintext(self) -> bool:
         """Whether others can listen on the way: no TLS, and another machine."""
         return not self.tls and not is_loopback(urlsplit(f"//{self.host}").hostname or "")
 
     @property
     def login(self) -> str:
         """The host to log in to; with its scheme for plain HTTP, for which credentials are stored separately."""
-        return f"{self.scheme}://{self.host}" if self.plain else self.host
+        return f"{self.scheme}://{self.host}" if self.is_plaintext else self.host
 
     @property
     def repository(self) -> str:

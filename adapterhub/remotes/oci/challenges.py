@@ -17,7 +17,7 @@ def parse(headers: Iterable[str]) -> dict[str, dict[str, str]]:
     challenges: dict[str, dict[str, str]] = {}
     for header in headers:
         if len(header) <= MAX_HEADER:
-            _Scanner(header).into(challenges)
+            _Scanner(header).read_into(challenges)
     return challenges
 
 
@@ -25,9 +25,9 @@ class _Scanner:
     """A scanner of one header, which never moves back."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
+        self.text, self.position = text, 0
 
-    def into(self, challenges: dict[str, dict[str, str]]) -> None:
+    def read_into(self, challenges: dict[str, dict[str, str]]) -> None:
         """Read up to the end, or to the first character that is not allowed."""
         parameters: dict[str, str] = {}
         while True:
@@ -40,30 +40,30 @@ class _Scanner:
             if self._peek() != "=":
                 parameters = challenges.setdefault(name, {})
                 continue
-            self.at += 1
+            self.position += 1
             self._skip(" \t")
             parameters.setdefault(name, self._quoted_string() if self._peek() == '"' else self._token())
 
     def _peek(self) -> str:
-        return self.text[self.at : self.at + 1]
+        return self.text[self.position : self.position + 1]
 
     def _skip(self, characters: str) -> None:
-        while self.at < len(self.text) and self.text[self.at] in characters:
-            self.at += 1
+        while self.position < len(self.text) and self.text[self.position] in characters:
+            self.position += 1
 
     def _token(self) -> str:
-        start = self.at
-        while self.at < len(self.text) and self.text[self.at] in _TOKEN:
-            self.at += 1
-        return self.text[start : self.at]
+        start = self.position
+        while self.position < len(self.text) and self.text[self.position] in _TOKEN:
+            self.position += 1
+        return self.text[start : self.position]
 
     def _quoted_string(self) -> str:
         """Return the content of a quoted string; a backslash makes the next character literal."""
         characters = []
-        self.at += 1
-        while self.at < len(self.text) and self.text[self.at] != '"':
-            self.at += self.text[self.at] == "\\"
+        self.position += 1
+        while self.position < len(self.text) and self.text[self.position] != '"':
+            self.position += self.text[self.position] == "\\"
             characters.append(self._peek())
-            self.at += 1
-        self.at += 1
+            self.position += 1
+        self.position += 1
         return "".join(characters)

@@ -19,7 +19,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, RemoteError
 
 from . import challenges
-from .address import Address
+from .address import OciAddress
 from .credentials import Credentials
 
 DIGEST_HEADER = "docker-content-digest"
@@ -38,10 +38,10 @@ class RegistryClient(Client):
     plain_hint = "Use oci+http:// for plain HTTP"
 
     @classmethod
-    def to(
+    def open(
         cls,
         location: str,
-        address: Address,
+        address: OciAddress,
         find_credentials: Callable[[], Credentials | None],
         hint: str = "",
         *,
@@ -53,9 +53,9 @@ class RegistryClient(Client):
         `hint` is for a login that this program has no way to make; by default, the hint is to log in to the registry.
         """
         host = "" if hint else address.login
-        login = Login(location, address, hint or f"Log in to {host}", find_credentials, proxy, host=host)
+        login = Authenticator(location, address, hint or f"Log in to {host}", find_credentials, proxy, host=host)
         return cls(
-            address.base,
+            address.registry_url,
             login,
             login.hint,
             lambda: login.secrets,
@@ -76,7 +76,7 @@ class RegistryClient(Client):
     def _details(self, answer: Answer) -> str:
         """Return the first error of an answer, after a colon; empty if there is none or it repeats a secret."""
         try:
-            error = json_file.parse(answer.body, where="")["errors"][0]
+            error = json_file.parse(answer.body, location="")["errors"][0]
             code, message = str(error["code"])[:40], str(error.get("message") or "")[:200]
         # An error may come from a proxy, in HTML.
         except (FormatError, KeyError, TypeError, IndexError, AttributeError):
@@ -97,20 +97,20 @@ def _is_token(text: str) -> bool:
     return 0 < len(text) <= _MAX_TOKEN and text.isascii() and text.isprintable() and " " not in text
 
 
-class Login:
+class Authenticator:
     """Authentication at the registry of an address; `find_credentials` is called when it first asks for them."""
 
     def __init__(
         self,
         location: str,
-        address: Address,
+        address: OciAddress,
         hint: str,
         find_credentials: Callable[[], Credentials | None],
         proxy: ProxyOf = no_proxy,
         *,
         host: str = "",
     ) -> None:
-        self.where, self.hint, self._address, self._find, self._proxy, self._host = (
+        self.location, self.hint, self._address, self._find, self._proxy, self._host = (
             location,
             hint,
             address,
@@ -118,7 +118,7 @@ class Login:
             proxy,
             host,
         )
-        self.boundary = Boundary(origin(address.base, location)[1])
+        self.boundary = Boundary(origin(address.registry_url, location)[1])
         self.secrets: tuple[str, ...] = ()
 
     def __call__(self, headers: Sequence[str], scope: str) -> str:
@@ -142,28 +142,28 @@ class Login:
 
     def _denied_error(self, problem: str) -> DeniedError:
         """Return the error for a login that is missing or was refused."""
-        if self._address.plain:
+        if self._address.is_plaintext:
             problem += "; a login that was made with TLS is not sent without it"
-        return DeniedError(self.where, problem, self.hint, host=self._host)
+        return DeniedError(self.location, problem, self.hint, host=self._host)
 
     def _token(self, challenge: Mapping[str, str], scope: str, credentials: Credentials | None) -> str:
         """Get a token for a scope from the service that a challenge names."""
         realm = challenge.get("realm", "")
-        scheme, host, _ = origin(realm, self.where)
-        registry = origin(self._address.base, self.where)
+        scheme, host, _ = origin(realm, self.location)
+        registry = origin(self._address.registry_url, self.location)
         # The realm is whatever the registry says: a registry with TLS must not redirect the password to plain HTTP.
         if scheme != "https" and (registry[0] == "https" or (credentials and host != registry[1] and not is_loopback(host))):
-            raise RemoteError(self.where, "it asks for the password over plain HTTP", code="no-tls")
+            raise RemoteError(self.location, "it asks for the password over plain HTTP", code="no-tls")
         parameters = [("service", challenge["service"])] if challenge.get("service") else []
         parameters += [("scope", part) for part in (scope.split() or [challenge.get("scope", "")]) if part]
         answer = self._request_token(realm, parameters, credentials)
         try:
-            document = json_file.parse_object(answer.body, self.where)
+            document = json_file.parse_object(answer.body, self.location)
             token = document.get("token") or document.get("access_token")
         except FormatError:
             token = None
         if not isinstance(token, str) or not _is_token(token):
-            raise RemoteError(self.where, "its token service does not answer with a token", "Try again later")
+            raise RemoteError(self.location, "its token service does not answer with a token", "Try again later")
         self.secrets += (token,)
         return token
 
@@ -185,7 +185,7 @@ class Login:
                 return client.ask(
                     "POST",
                     realm,
-                    self.where,
+                    self.location,
                     good=(200,),
                     headers=headers_of_form,
                     body=urlencode(form).encode(),
@@ -193,10 +193,10 @@ class Login:
                 )
             url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(parameters)
             if not credentials:
-                return client.ask("GET", url, self.where, good=(200,), limit=_MAX_ANSWER)
+                return client.ask("GET", url, self.location, good=(200,), limit=_MAX_ANSWER)
             # Like a POST, a request with a password is not redirected: 3xx is not a good status.
             headers = {"Authorization": credentials.basic()}
-            return client.ask("GET", url, self.where, good=(200,), headers=headers, limit=_MAX_ANSWER, redirects=False)
+            return client.ask("GET", url, self.location, good=(200,), headers=headers, limit=_MAX_ANSWER, redirects=False)
         except DeniedError as error:
             problem = "the username and password were refused" if credentials else "login required"
             raise self._denied_error(f"{error.what.partition(':')[0]}: {problem}") from error

@@ -27,7 +27,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 KEYRING = "the system's keyring"
-_PATIENCE = 60  # seconds for an answer of a helper
+_HELPER_TIMEOUT = 60  # seconds for an answer of a helper
 _HELPER_HINT = "Repair it, or remove it from docker's config.json"
 _HELPER = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOCKER_HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io")
@@ -54,7 +54,7 @@ class Credentials:
         return tuple(secret for secret in (self.password, self.identity, self.bearer, self.basic()[6:]) if len(secret) > 3)
 
 
-def find(host: str, config: Path | None, *, plain: bool = False) -> Credentials | None:
+def find_credentials(host: str, config: Path | None, *, plain: bool = False) -> Credentials | None:
     """Return the credentials for a registry, None without any; `plain` is for plain HTTP.
 
     Raises:
@@ -70,7 +70,7 @@ def find(host: str, config: Path | None, *, plain: bool = False) -> Credentials 
     return _parse_entry(auths[key], f"{config}: auths: {host}") if auths.get(key) else _keyring_login(key) if key else None
 
 
-def store(host: str, config: Path, credentials: Credentials, *, plain: bool = False) -> str:
+def store_credentials(host: str, config: Path, credentials: Credentials, *, plain: bool = False) -> str:
     """Store credentials for a registry in place of any others; return where the secret is now."""
     keys = _keys(host, plain=plain)
     helper = _helper(_parse_config(user_files.read(config), config), host, keys)
@@ -93,7 +93,7 @@ def store(host: str, config: Path, credentials: Credentials, *, plain: bool = Fa
     return str(config)
 
 
-def forget(host: str, config: Path, *, plain: bool = False) -> bool:
+def forget_credentials(host: str, config: Path, *, plain: bool = False) -> bool:
     """Remove the credentials for a registry, like `docker logout`; return whether there were any."""
     keys, document = _keys(host, plain=plain), _parse_config(user_files.read(config), config)
     helper, entries = _helper(document, host, keys), _table(document, "auths")
@@ -110,12 +110,12 @@ def forget(host: str, config: Path, *, plain: bool = False) -> bool:
     return bool(helper_keys or stored_keys)
 
 
-def hosts(config: Path) -> list[str]:
+def configured_hosts(config: Path) -> list[str]:
     """Return the keys of the registries that config.json has entries for."""
     return sorted(_table(_parse_config(user_files.read(config), config), "auths"))
 
 
-def is_named(host: str, config: Path, *, plain: bool = False) -> bool:
+def is_configured(host: str, config: Path, *, plain: bool = False) -> bool:
     """Return whether config.json names a registry, which means that its owner has used it; no helper is asked."""
     document = _parse_config(user_files.read(config), config)
     configured_keys = {**_table(document, "auths"), **_table(document, "credHelpers")}
@@ -182,16 +182,16 @@ def _members(text: str) -> dict[str, tuple[int, int, int]]:
     """Return where each member of a JSON object starts, and where its value starts and ends."""
     spans: dict[str, tuple[int, int, int]] = {}
     decode = json.JSONDecoder().raw_decode
-    position = _token(text, text.index("{") + 1)
+    position = _next_token(text, text.index("{") + 1)
     while text[position] != "}":
         key, end = decode(text, position)
-        value = _token(text, end)
+        value = _next_token(text, end)
         spans[key] = position, value, (end := decode(text, value)[1])
-        position = _token(text, end)
+        position = _next_token(text, end)
     return spans
 
 
-def _token(text: str, position: int) -> int:
+def _next_token(text: str, position: int) -> int:
     """Return the next position from `position` on that is not a space, comma or colon between tokens of JSON."""
     while text[position] in " \t\r\n,:":
         position += 1
@@ -250,11 +250,11 @@ def _run_helper(helper: str, verb: str, text: str) -> subprocess.CompletedProces
     if not _HELPER.fullmatch(helper):
         raise LocalIOError("config.json", f"{helper[:80]!r} is not the name of a credential helper")
     try:
-        return subprocess.run([program, verb], input=text.encode(), capture_output=True, timeout=_PATIENCE, check=False)
+        return subprocess.run([program, verb], input=text.encode(), capture_output=True, timeout=_HELPER_TIMEOUT, check=False)
     except FileNotFoundError as error:
         raise LocalIOError(program, "docker's config.json names it, but it isn't installed", "Install it") from error
     except subprocess.TimeoutExpired as error:
-        raise LocalIOError(program, f"did not answer within {_PATIENCE} seconds", _HELPER_HINT) from error
+        raise LocalIOError(program, f"did not answer within {_HELPER_TIMEOUT} seconds", _HELPER_HINT) from error
     except OSError as error:
         raise LocalIOError(program, f"could not be run: {error.strerror or error}", _HELPER_HINT) from error
 

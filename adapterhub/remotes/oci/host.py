@@ -18,23 +18,23 @@ from adapterhub.remotes.location import Access
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError
 
-from .address import Address
+from .address import OciAddress
 from .client import RegistryClient
 from .credentials import Credentials
 
-GIVEN = "given"
+NOT_STORED = "given"
 """The `source` of credentials that are not stored yet."""
 _DOCKER = "docker's config.json"
 _MAX_NAMES, _MAX_PAGE = 100_000, 4 << 20
 _NO_CATALOG = (401, 403, 404, 405, 501)  # from registries without a catalog, or without one for this user
 
 
-class Host:
+class RegistryHost:
     """The registry of an address, whose name is a prefix of the names to look at; a context manager that closes it."""
 
     def __init__(
         self,
-        address: Address,
+        address: OciAddress,
         find: Callable[[], Credentials | None],
         hint: str = "",
         *,
@@ -42,7 +42,7 @@ class Host:
         proxy: ProxyOf = no_proxy,
     ) -> None:
         self.address = address
-        self.where = f"{address.scheme}://{address.host}"
+        self.location = f"{address.scheme}://{address.host}"
         self._credentials_used: list[Credentials | None] = []
 
         def once() -> Credentials | None:
@@ -50,9 +50,9 @@ class Host:
             self._credentials_used.append(find())
             return self._credentials_used[-1]
 
-        self._client = RegistryClient.to(self.where, address, once, hint, pauses=pauses, proxy=proxy)
+        self._client = RegistryClient.open(self.location, address, once, hint, pauses=pauses, proxy=proxy)
 
-    def __enter__(self) -> Host:
+    def __enter__(self) -> RegistryHost:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +68,7 @@ class Host:
         self.reach()
         if not self._credentials_used:
             raise RefusedError(
-                self.where, "this registry requires no login, so the credentials cannot be checked", "Use it without a login"
+                self.location, "this registry requires no login, so the credentials cannot be checked", "Use it without a login"
             )
 
     def reach(self) -> None:
@@ -78,17 +78,17 @@ class Host:
             RemoteError: It does not answer, or refuses them.
         """
         try:
-            self._client.ask("GET", f"{self.address.base}/v2/", self.where, good=(200,))
+            self._client.ask("GET", f"{self.address.registry_url}/v2/", self.location, good=(200,))
         except NotFoundError as error:
-            raise RemoteError(self.where, "not an OCI registry (it has no /v2/)") from error
+            raise RemoteError(self.location, "not an OCI registry (it has no /v2/)") from error
         # Say which login was refused: it may be one that the user has forgotten.
         except DeniedError as error:
             if not (credentials := self._credentials_used[-1] if self._credentials_used else None):
                 raise
             of_user = f" of {credentials.user}" if credentials.user else ""
-            from_source = f" ({credentials.source or _DOCKER})" if credentials.source != GIVEN else ""
+            from_source = f" ({credentials.source or _DOCKER})" if credentials.source != NOT_STORED else ""
             problem = f"{error.what.partition(':')[0]}: the login{of_user}{from_source} was refused"
-            raise DeniedError(self.where, problem, error.hint, host=str(error.fields["host"])) from error
+            raise DeniedError(self.location, problem, error.hint, host=str(error.fields["host"])) from error
 
     def access(self) -> Access:
         """Return the rights below the address.
@@ -115,15 +115,15 @@ class Host:
     def _try_read(self) -> None:
         """List the tags of the name, which need not exist."""
         with contextlib.suppress(NotFoundError):
-            url = f"{self.address.base}/v2/{self.address.name}/tags/list"
-            self._client.ask("GET", url, self.where, good=(200,), scope=self._scope("pull"), limit=_MAX_PAGE)
+            url = f"{self.address.registry_url}/v2/{self.address.name}/tags/list"
+            self._client.ask("GET", url, self.location, good=(200,), scope=self._scope("pull"), limit=_MAX_PAGE)
 
     def _try_write(self) -> None:
         """Put an invalid manifest, which a registry that grants writing refuses as invalid."""
         scope = self._scope("pull,push")
-        url = f"{self.address.base}/v2/{self.address.name}/manifests/sha256:{'0' * 64}"
+        url = f"{self.address.registry_url}/v2/{self.address.name}/manifests/sha256:{'0' * 64}"
         kind = {"Content-Type": MANIFEST_TYPE}
-        self._client.ask("PUT", url, self.where, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
+        self._client.ask("PUT", url, self.location, good=(400, 415, 422), scope=scope, headers=kind, body=b"x")
 
     def names(self) -> list[str]:
         """Return all repositories, sorted.
@@ -132,21 +132,21 @@ class Host:
             RemoteError: The registry does not list them.
         """
         names: set[str] = set()
-        url, scope = f"{self.address.base}/v2/_catalog?n=1000", "registry:catalog:*"
-        for answer in self._client.pages(url, self.where, good=(200, *_NO_CATALOG), scope=scope, limit=_MAX_PAGE):
+        url, scope = f"{self.address.registry_url}/v2/_catalog?n=1000", "registry:catalog:*"
+        for answer in self._client.pages(url, self.location, good=(200, *_NO_CATALOG), scope=scope, limit=_MAX_PAGE):
             if answer.status in _NO_CATALOG:
-                raise RemoteError(self.where, "this registry does not list its names", "Name one: namespace/name")
+                raise RemoteError(self.location, "this registry does not list its names", "Name one: namespace/name")
             try:
-                page = json_file.parse_object(answer.body, self.where)["repositories"] or []
+                page = json_file.parse_object(answer.body, self.location)["repositories"] or []
                 page_names = {name for name in page if isinstance(name, str) and name.isascii() and name.isprintable()}
             except (FormatError, KeyError, TypeError) as error:
-                raise FormatError(self.where, "the registry's answer is not a list of names") from error
+                raise FormatError(self.location, "the registry's answer is not a list of names") from error
             # A registry that ignores the cursor would send the first page forever.
             if page_names <= names:
                 break
             names |= page_names
             if len(names) > _MAX_NAMES:
-                raise RemoteError(self.where, f"it lists more than {_MAX_NAMES} names")
+                raise RemoteError(self.location, f"it lists more than {_MAX_NAMES} names")
         return sorted(names)
 
     def _scope(self, actions: str) -> str:

@@ -23,9 +23,9 @@ from adapterhub.digest import CHUNK, Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import IMAGE_LAYER, MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
 from adapterhub.ref import LATEST
-from adapterhub.remotes.download import Steady
+from adapterhub.remotes.download import ResumingReader
 from adapterhub.remotes.layouts import tar as archive_tar
-from adapterhub.remotes.protocol import Reader, Source, damaged
+from adapterhub.remotes.protocol import Reader, Source, damaged_error
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
@@ -41,7 +41,7 @@ Piece = bytes | Descriptor
 """Part of a layer: a header or padding, or the bytes of a file."""
 
 
-class Image:
+class AdapterImage:
     """A version of a source as an image, which is itself a source with only that image. Creating it reads every file once.
 
     Attributes:
@@ -55,13 +55,13 @@ class Image:
         self._pieces = _pieces(original.layers)
         # The layer's digest is needed before its first byte is sent: every file is read once to compute it.
         layer = Descriptor(IMAGE_LAYER, self._layer_digest(original.layers), _total_size(self._pieces), _LAYER_NAME)
-        self.made = _image_manifest(original, config, layer)
+        self.image_manifest = _image_manifest(original, config, layer)
         self._layer = layer.digest
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The name of the packaged source in errors."""
-        return self._source.where
+        return self._source.location
 
     def _layer_digest(self, layers: Sequence[Descriptor]) -> Digest:
         """Compute the digest of the layer, checking that of each file on the way."""
@@ -72,32 +72,32 @@ class Image:
                 layer_state.update(piece)
                 continue
             state, size = hashlib.sha256(), 0
-            with Steady(self._source, piece) as reader:
+            with ResumingReader(self._source, piece) as reader:
                 while size < piece.size and (count := reader.readinto(buffer[: min(CHUNK, piece.size - size)])):
                     layer_state.update(buffer[:count])
                     state.update(buffer[:count])
                     size += count
             digest = f"sha256:{state.hexdigest()}"
             if (size, digest) != (piece.size, piece.digest):
-                raise damaged(f"{self.where}: {files[piece.digest].path}", size, digest, piece, "Nothing was sent")
+                raise damaged_error(f"{self.location}: {files[piece.digest].path}", size, digest, piece, "Nothing was sent")
         return f"sha256:{layer_state.hexdigest()}"
 
     def manifest(self, reference: str) -> Manifest:
         """Return the only manifest, by its digest or as `latest`."""
-        if reference not in (LATEST, self.made.digest):
-            raise NotFoundError(f"{self.where}: {reference}", "no such version in the image")
-        return self.made
+        if reference not in (LATEST, self.image_manifest.digest):
+            raise NotFoundError(f"{self.location}: {reference}", "no such version in the image")
+        return self.image_manifest
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """Open the layer, from `start` on, or the config."""
-        if blob.digest == self.made.config.digest:
-            yield io.BytesIO(self.made.config_bytes[start:])
+        if blob.digest == self.image_manifest.config.digest:
+            yield io.BytesIO(self.image_manifest.config_bytes[start:])
         elif blob.digest == self._layer:
             with _SplicedReader(self._source, self._pieces, start) as reader:
                 yield reader
         else:
-            raise NotFoundError(self.where, f"the image has no blob {blob.digest}")
+            raise NotFoundError(self.location, f"the image has no blob {blob.digest}")
 
     def tags(self) -> list[str]:
         """Return no tags: the image is selected as `latest` or by its digest."""
@@ -133,7 +133,7 @@ def _total_size(pieces: Sequence[Piece]) -> int:
 def _image_manifest(original: Manifest, config: str, layer: Descriptor) -> Manifest:
     """Return the manifest of an image with this layer, whose config has the original manifest and config as labels."""
     labels = {_MANIFEST_LABEL: original.raw.decode(), _CONFIG_LABEL: config}
-    config_bytes = json_file.canonical(
+    config_bytes = json_file.canonical_bytes(
         {
             "architecture": "amd64",
             "os": "linux",
@@ -146,7 +146,7 @@ def _image_manifest(original: Manifest, config: str, layer: Descriptor) -> Manif
         raise RefusedError(layer.path, f"the image's config has {len(config_bytes)} bytes, over the limit of {MAX_MANIFEST}")
     config_descriptor = Descriptor(CONFIG_TYPE, sha256_bytes(config_bytes), len(config_bytes))
     annotations = {**original.annotations, ORIGINAL_DIGEST: original.digest}
-    raw = json_file.canonical(
+    raw = json_file.canonical_bytes(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -167,11 +167,11 @@ def _image_manifest(original: Manifest, config: str, layer: Descriptor) -> Manif
 
 def _read_text(source: Source, blob: Descriptor) -> str:
     """Read a small blob as text, verified against its digest."""
-    label = f"{source.where}: its config"
+    label = f"{source.location}: its config"
     if blob.size > MAX_MANIFEST:
         raise FormatError(label, f"{blob.size} bytes are over the limit of {MAX_MANIFEST}")
     data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
-    with Steady(source, blob) as reader:
+    with ResumingReader(source, blob) as reader:
         while len(data) <= blob.size and (count := reader.readinto(buffer)):
             data += buffer[:count]
     if sha256_bytes(bytes(data)) != blob.digest:
@@ -210,7 +210,7 @@ class _SplicedReader:
             if isinstance(piece, bytes):
                 self._reader = io.BytesIO(piece[start:])
             elif self._bytes_left:
-                self._reader = self._stack.enter_context(Steady(self._source, piece, start))
+                self._reader = self._stack.enter_context(ResumingReader(self._source, piece, start))
         count: int = self._reader.readinto(memoryview(buffer)[: self._bytes_left])
         if not count:
             self._bytes_left, self._pieces = 0, iter(())  # a file that has become shorter: the digest cannot match
@@ -221,20 +221,20 @@ class _SplicedReader:
 # ---- from an image to its adapter
 
 
-class Unpacked:
+class UnpackedSource:
     """A source that shows the image of an adapter as that adapter; everything else is unchanged."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._known: dict[Digest, bytes] = {}
+        self._configs: dict[Digest, bytes] = {}
         self._offsets: dict[Digest, int] = {}
         self._layer: Descriptor | None = None
-        self._unzipped: _GzipLayer | None = None
+        self._gzip_layer: _GzipLayer | None = None
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The name of the source in errors."""
-        return self._source.where
+        return self._source.location
 
     def manifest(self, reference: str) -> Manifest:
         """Return the manifest; for an image, the one that was packaged."""
@@ -249,7 +249,7 @@ class Unpacked:
             FormatError: The labels are malformed.
             IntegrityError: The labels contain another manifest or config than the one that the annotation names.
         """
-        label = f"{self.where}@{image_manifest.digest[:19]}"
+        label = f"{self.location}@{image_manifest.digest[:19]}"
         original_digest = image_manifest.annotations.get(ORIGINAL_DIGEST)
         if not original_digest:
             problem = "is a container image that adapterhub did not make"
@@ -276,19 +276,19 @@ class Unpacked:
             if isinstance(piece, Descriptor):
                 self._offsets.setdefault(piece.digest, offset)
             offset += _piece_size(piece)
-        self._layer, self._known = image_manifest.layers[0], {original.config.digest: original_config}
-        self._unzipped = _GzipLayer(self._source, self._layer, offset) if kinds == [_GZIP_LAYER] else None
+        self._layer, self._configs = image_manifest.layers[0], {original.config.digest: original_config}
+        self._gzip_layer = _GzipLayer(self._source, self._layer, offset) if kinds == [_GZIP_LAYER] else None
         return original
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
         """Open a file for reading, out of the middle of the layer; its bytes are not verified."""
-        if blob.digest in self._known:
-            yield io.BytesIO(self._known[blob.digest][start:])
+        if blob.digest in self._configs:
+            yield io.BytesIO(self._configs[blob.digest][start:])
         elif self._layer and blob.digest in self._offsets:
             offset = self._offsets[blob.digest] + start
-            if self._unzipped:
-                yield _BoundedReader(self._unzipped.reader(offset), blob.size - start)
+            if self._gzip_layer:
+                yield _BoundedReader(self._gzip_layer.reader_at(offset), blob.size - start)
                 return
             with self._source.open_blob(self._layer, offset) as reader:
                 yield _BoundedReader(reader, blob.size - start)
@@ -330,44 +330,44 @@ class _GzipLayer:
     """
 
     def __init__(self, source: Source, layer: Descriptor, size: int) -> None:
-        self._where, self._size = source.where, size
-        self._connection = Steady(source, layer)
+        self._where, self._size = source.location, size
+        self._connection = ResumingReader(source, layer)
         self._compressed = _BoundedReader(self._connection, layer.size)
         self._state, self._buffer = zlib.decompressobj(31), memoryview(bytearray(CHUNK))
         self._folder = Path(tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed with this object
-        self._done = 0
+        self._written = 0
         self._lock = threading.Lock()
 
-    def reader(self, offset: int) -> _LayerReader:
+    def reader_at(self, offset: int) -> _LayerReader:
         """Return a reader of the bytes from `offset` on."""
         return _LayerReader(self, offset)
 
     def read_at(self, buffer: memoryview, offset: int) -> int:
         """Read up to `len(buffer)` bytes from `offset` on into `buffer`; return how many, 0 at the end."""
         with self._lock:
-            while self._done <= offset and self._decompress_more():
+            while self._written <= offset and self._decompress_more():
                 pass
             with local_errors(self._folder):
                 self._file.seek(offset)
-                return self._file.readinto(buffer[: max(self._done - offset, 0)]) or 0
+                return self._file.readinto(buffer[: max(self._written - offset, 0)]) or 0
 
     def _decompress_more(self) -> bool:
         """Decompress the next chunk; return False at the end."""
-        if self._state.eof or self._done == self._size:
+        if self._state.eof or self._written == self._size:
             self._connection.close()
             return False
         # Input that the output limit has left over comes first.
         compressed = self._state.unconsumed_tail or self._buffer[: self._compressed.readinto(self._buffer)]
         try:
             # Bound the output: a few bytes of gzip may expand to gigabytes.
-            piece = self._state.decompress(compressed, min(CHUNK, self._size - self._done))
+            piece = self._state.decompress(compressed, min(CHUNK, self._size - self._written))
         except zlib.error as error:
             raise FormatError(self._where, "its layer is not gzip, or is damaged") from error
         with local_errors(self._folder):
-            self._file.seek(self._done)
+            self._file.seek(self._written)
             self._file.write(piece)
-        self._done += len(piece)
+        self._written += len(piece)
         return bool(compressed)
 
 
@@ -375,10 +375,10 @@ class _LayerReader:
     """A reader of decompressed bytes, from a position on."""
 
     def __init__(self, layer: _GzipLayer, offset: int) -> None:
-        self._layer, self._at = layer, offset
+        self._layer, self._position = layer, offset
 
     def readinto(self, buffer: Any, /) -> int:
         """Read up to `len(buffer)` bytes; return 0 at the end."""
-        count = self._layer.read_at(memoryview(buffer), self._at)
-        self._at += count
+        count = self._layer.read_at(memoryview(buffer), self._position)
+        self._position += count
         return count

@@ -17,7 +17,7 @@ from adapterhub import references
 from adapterhub.digest import Digest
 from adapterhub.http.errors import DeniedError
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.remotes.protocol import Put
+from adapterhub.remotes.protocol import PutResult
 from adapterhub_converters.errors import ConflictError, NotFoundError
 
 _MAX_TRIES = 20
@@ -30,7 +30,7 @@ class TaggedRepository(Protocol):
     notes: list[str]
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The repository's name in errors."""
 
     def tags(self) -> list[str]:
@@ -39,7 +39,7 @@ class TaggedRepository(Protocol):
     def digest_of(self, reference: str) -> Digest | None:
         """Return the digest of the manifest that a tag or digest refers to now."""
 
-    def point(self, manifest: Manifest, reference: str) -> int | None:
+    def put_reference(self, manifest: Manifest, reference: str) -> int | None:
         """Put a manifest under its digest or a tag.
 
         Returns:
@@ -47,7 +47,7 @@ class TaggedRepository(Protocol):
         """
 
 
-def put(repository: TaggedRepository, manifest: Manifest, tag: str | None) -> Put:
+def put_numbered(repository: TaggedRepository, manifest: Manifest, tag: str | None) -> PutResult:
     """Store a manifest under its digest, a number and a tag; a number that was requested stays at that version for good.
 
     Raises:
@@ -58,28 +58,28 @@ def put(repository: TaggedRepository, manifest: Manifest, tag: str | None) -> Pu
     requested_number = references.number(tag) if tag else None
     if tag and requested_number and previous_digest not in (None, manifest.digest):
         problem = f"is {previous_digest}, and a version number does not move"
-        raise ConflictError(f"{repository.where}:{tag}", problem, f"Push to {repository.where}, which takes the next number")
+        raise ConflictError(f"{repository.location}:{tag}", problem, f"Push to {repository.location}, which takes the next number")
     # A version that is there already keeps its number, unless another number was requested.
     is_new = repository.digest_of(manifest.digest) is None
     number = requested_number if requested_number or is_new or tags is None else _number_of(repository, manifest.digest, tags)
-    hub_number = repository.point(manifest, manifest.digest)
+    hub_number = repository.put_reference(manifest, manifest.digest)
     number = number if hub_number is None else hub_number or None
     needs_number = tag is not None and tags is not None and hub_number is None
     if not number and needs_number:
         number = _take_number(repository, manifest, tags or ())
     if tag and (requested_number or previous_digest != manifest.digest):
-        repository.point(manifest, tag)
+        repository.put_reference(manifest, tag)
     # Read the number back: another writer may have taken it since the tags were listed.
     if number and needs_number and repository.digest_of(f"v{number}") != manifest.digest:
         if requested_number:
             raise ConflictError(
-                f"{repository.where}:{tag}", "another writer took this number", "Review that version, or push without a number"
+                f"{repository.location}:{tag}", "another writer took this number", "Review that version, or push without a number"
             )
         number = _take_number(repository, manifest, repository.tags())
-    return Put(new=is_new, moved=tag is not None and previous_digest != manifest.digest, number=number)
+    return PutResult(new=is_new, moved=tag is not None and previous_digest != manifest.digest, number=number)
 
 
-def digests(repository: TaggedRepository, tags: Sequence[str]) -> dict[str, Digest]:
+def digests_by_tag(repository: TaggedRepository, tags: Sequence[str]) -> dict[str, Digest]:
     """Return the digest of each tag that exists."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return {tag: digest for tag, digest in zip(tags, pool.map(repository.digest_of, tags), strict=True) if digest}
@@ -103,7 +103,7 @@ def _numbers(tags: Iterable[str]) -> list[int]:
 
 def _number_of(repository: TaggedRepository, digest: Digest, tags: Sequence[str]) -> int | None:
     """Return the number of a version; None without one, as other tools push it."""
-    numbered_digests = digests(repository, [f"v{number}" for number in _numbers(tags)])
+    numbered_digests = digests_by_tag(repository, [f"v{number}" for number in _numbers(tags)])
     return next((references.number(tag) for tag, version_digest in numbered_digests.items() if version_digest == digest), None)
 
 
@@ -114,8 +114,8 @@ def _take_number(repository: TaggedRepository, manifest: Manifest, tags: Iterabl
         tag = f"v{number}"
         # Look before writing, since a registry would replace the tag, and after it, since another writer may have done so.
         if repository.digest_of(tag) is None:
-            repository.point(manifest, tag)
+            repository.put_reference(manifest, tag)
         if repository.digest_of(tag) == manifest.digest:
             return number
         tags = [*repository.tags(), tag]
-    raise ConflictError(repository.where, f"others took {_MAX_TRIES} numbers in the meantime", "Try again")
+    raise ConflictError(repository.location, f"others took {_MAX_TRIES} numbers in the meantime", "Try again")

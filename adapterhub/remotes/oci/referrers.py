@@ -19,13 +19,13 @@ from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
 from adapterhub.manifest.package_files import check_paths
 from adapterhub.remotes.copy import read_blob
-from adapterhub.remotes.download import received
+from adapterhub.remotes.download import receive
 from adapterhub.remotes.layouts import index as layout_index
-from adapterhub.remotes.protocol import Reader, Referring
+from adapterhub.remotes.protocol import Reader, ReferringTarget
 from adapterhub.store.store import open_regular
 from adapterhub_converters import linear
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
@@ -47,7 +47,7 @@ class Referrer:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
-def referrers(place: Referring, digest: Digest, artifact_type: str | None = None) -> list[Referrer]:
+def referrers(place: ReferringTarget, digest: Digest, artifact_type: str | None = None) -> list[Referrer]:
     """Return the attachments of a manifest, of one type or of all, sorted by type and digest."""
     entries = place.referrers(digest)
     if entries is None:
@@ -55,7 +55,7 @@ def referrers(place: Referring, digest: Digest, artifact_type: str | None = None
     referrers_by_digest = {}
     for entry in entries[:MAX_REFERRERS]:
         # The list comes from the registry: check it like any other document.
-        layout_index.check(entry, f"{place.where}: attachments of {digest}")
+        layout_index.check_descriptor(entry, f"{place.location}: attachments of {digest}")
         artifact = str(entry.get("artifactType"))
         artifact = artifact if _MEDIA_TYPE.fullmatch(artifact) else ""  # it is printed, and comes from the registry
         referrers_by_digest[entry["digest"]] = Referrer(
@@ -65,13 +65,13 @@ def referrers(place: Referring, digest: Digest, artifact_type: str | None = None
     return sorted(selected, key=lambda referrer: (referrer.artifact_type, referrer.digest))
 
 
-def _listed_by_tag(place: Referring, digest: Digest) -> list[dict[str, Any]]:
+def _listed_by_tag(place: ReferringTarget, digest: Digest) -> list[dict[str, Any]]:
     """Return the entries of the index under the fallback tag, empty without one."""
     try:
-        raw = place.document(_fallback_tag(digest))
+        raw = place.read_document(_fallback_tag(digest))
     except NotFoundError:
         return []
-    return layout_index.parse(raw, f"{place.where}:{_fallback_tag(digest)}")
+    return layout_index.parse(raw, f"{place.location}:{_fallback_tag(digest)}")
 
 
 def _fallback_tag(digest: Digest) -> str:
@@ -82,14 +82,14 @@ def _fallback_tag(digest: Digest) -> str:
 # ---- attaching
 
 
-def attach(place: Referring, subject: Manifest, artifact_type: str, files: Sequence[Path]) -> Referrer:
+def attach_files(place: ReferringTarget, subject: Manifest, artifact_type: str, files: Sequence[Path]) -> Referrer:
     """Attach files to a manifest; the same files of the same type are the same attachment."""
     if not _MEDIA_TYPE.fullmatch(artifact_type):
         raise UsageError(artifact_type[:80], "is not a media type", "Write one like application/vnd.example.scan+json")
     check_paths((path.name for path in files), "attachment", RefusedError)
     source = _LocalFiles(files)
     empty = {"mediaType": EMPTY_TYPE, "digest": sha256_bytes(EMPTY), "size": len(EMPTY)}
-    raw = json_file.canonical(
+    raw = json_file.canonical_bytes(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST_TYPE,
@@ -108,9 +108,9 @@ def attach(place: Referring, subject: Manifest, artifact_type: str, files: Seque
         }
     )
     for blob in (*source.blobs, Descriptor(EMPTY_TYPE, sha256_bytes(EMPTY), len(EMPTY))):
-        if not place.has(blob):
+        if not place.has_blob(blob):
             place.put_blob(blob, source)
-    return _put(place, raw, subject.digest)
+    return _put_referrer(place, raw, subject.digest)
 
 
 class _LocalFiles:
@@ -129,11 +129,11 @@ class _LocalFiles:
             kind = _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")
             self.blobs.append(Descriptor(kind, digest, size, path.name))
 
-    where = "attachment"
+    location = "attachment"
 
     def manifest(self, reference: str) -> Manifest:
         """Raise a NotFoundError: files have no versions."""
-        raise NotFoundError(self.where, f"no version {reference}")
+        raise NotFoundError(self.location, f"no version {reference}")
 
     @contextlib.contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:
@@ -151,17 +151,17 @@ class _LocalFiles:
         """Do nothing: files are read at once."""
 
 
-def _put(place: Referring, raw: bytes, subject: Digest) -> Referrer:
+def _put_referrer(place: ReferringTarget, raw: bytes, subject: Digest) -> Referrer:
     """Store a manifest whose blobs are there already, so that it can be found by its subject."""
     digest = sha256_bytes(raw)
-    document = _ReferrerManifest.parse(raw, place.where)
+    document = _ReferrerManifest.parse(raw, place.location)
     referrer = Referrer(digest, len(raw), document.media_type, document.artifact_type, document.annotations)
     if not place.put_document(raw, digest):
         _list_by_tag(place, referrer, subject)
     return referrer
 
 
-def _list_by_tag(place: Referring, referrer: Referrer, subject: Digest) -> None:
+def _list_by_tag(place: ReferringTarget, referrer: Referrer, subject: Digest) -> None:
     """Add a manifest to the index under the fallback tag of its subject."""
     entry: dict[str, Any] = {"mediaType": referrer.media_type, "digest": referrer.digest, "size": referrer.size}
     entry |= {"artifactType": referrer.artifact_type} if referrer.artifact_type else {}
@@ -172,10 +172,10 @@ def _list_by_tag(place: Referring, referrer: Referrer, subject: Digest) -> None:
         if any(listed_entry["digest"] == referrer.digest for listed_entry in entries):
             return
         if len(entries) >= MAX_REFERRERS:
-            raise RefusedError(place.where, f"{subject} has {len(entries)} attachments already, as many as are listed")
-        index = layout_index.dump([*entries, entry])
+            raise RefusedError(place.location, f"{subject} has {len(entries)} attachments already, as many as are listed")
+        index = layout_index.dump_index([*entries, entry])
         place.put_document(index, sha256_bytes(index), _fallback_tag(subject))
-    raise RemoteError(place.where, "others are changing the attachments at the same time", "Try again")
+    raise RemoteError(place.location, "others are changing the attachments at the same time", "Try again")
 
 
 # ---- reading attachments
@@ -193,14 +193,14 @@ class _ReferrerManifest:
     annotations: Mapping[str, str]
 
     @classmethod
-    def parse(cls, raw: bytes, where: str) -> _ReferrerManifest:
+    def parse(cls, raw: bytes, location: str) -> _ReferrerManifest:
         """Parse a manifest.
 
         Raises:
             FormatError: A digest or size is invalid.
             RefusedError: It is another kind of document.
         """
-        document = parse_json(raw, where)
+        document = parse_json(raw, location)
         media_type = document.get("mediaType")
         layers = document.get("layers")
         if media_type != MANIFEST_TYPE or not isinstance(layers, list) or len(layers) > MAX_REFERRERS:
@@ -209,36 +209,36 @@ class _ReferrerManifest:
                 if media_type != MANIFEST_TYPE
                 else f": it has no list of at most {MAX_REFERRERS} layers"
             )
-            raise RefusedError(where, f"the attachment is not an OCI image manifest{detail}")
+            raise RefusedError(location, f"the attachment is not an OCI image manifest{detail}")
         config, subject = document.get("config"), document.get("subject")
         annotations = document.get("annotations") or {}
-        layout_index.check({"mediaType": media_type, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, where)
+        layout_index.check_descriptor({"mediaType": media_type, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, location)
         return cls(
             media_type,
             layout_index.artifact_type(document),
-            parse_digest(subject.get("digest"), where) if isinstance(subject, dict) else None,
-            _parse_descriptor(config, where),
-            tuple(_parse_descriptor(layer, where) for layer in layers),
+            parse_digest(subject.get("digest"), location) if isinstance(subject, dict) else None,
+            _parse_descriptor(config, location),
+            tuple(_parse_descriptor(layer, location) for layer in layers),
             annotations,
         )
 
 
 def _parse_descriptor(value: object, location: str) -> Descriptor:
-    entry = layout_index.check(value, location)
+    entry = layout_index.check_descriptor(value, location)
     return Descriptor(entry["mediaType"], entry["digest"], entry["size"], (entry.get("annotations") or {}).get(TITLE) or "")
 
 
-def _read_referrer(place: Referring, referrer: Referrer) -> tuple[bytes, _ReferrerManifest]:
+def _read_referrer(place: ReferringTarget, referrer: Referrer) -> tuple[bytes, _ReferrerManifest]:
     """Read and parse an attachment's manifest."""
-    label = f"{place.where}@{referrer.digest}"
+    label = f"{place.location}@{referrer.digest}"
     # The size is the registry's claim; `document` enforces the limit too.
     if referrer.size > MAX_MANIFEST:
         raise FormatError(label, f"a manifest of over {MAX_MANIFEST} bytes")
-    raw = place.document(referrer.digest)
+    raw = place.read_document(referrer.digest)
     return raw, _ReferrerManifest.parse(raw, label)
 
 
-def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]:
+def copy_referrers(source: ReferringTarget, digest: Digest, target: ReferringTarget) -> list[Referrer]:
     """Copy the attachments of a manifest, and their own, to another place; return all of them, even those already there."""
     copied: list[Referrer] = []
     pending = [digest]
@@ -251,17 +251,17 @@ def copy(source: Referring, digest: Digest, target: Referring) -> list[Referrer]
             visited.add(referrer.digest)
             raw, document = _read_referrer(source, referrer)
             if document.subject != subject:
-                raise FormatError(f"{source.where}@{referrer.digest}", f"is listed as an attachment of {subject}, but is not")
+                raise FormatError(f"{source.location}@{referrer.digest}", f"is listed as an attachment of {subject}, but is not")
             for blob in dict.fromkeys((*document.layers, *([document.config] if document.config else []))):
-                if not target.has(blob):
+                if not target.has_blob(blob):
                     target.put_blob(blob, source)
-            copied.append(_put(target, raw, subject))
+            copied.append(_put_referrer(target, raw, subject))
             # An attachment may have attachments itself, such as the signature of a scan.
             pending.append(referrer.digest)
     return copied
 
 
-def file_of(place: Referring, referrer: Referrer, subject: Digest, limit: int) -> Descriptor:
+def single_file(place: ReferringTarget, referrer: Referrer, subject: Digest, limit: int) -> Descriptor:
     """Return the only file of an attachment.
 
     The file may have `limit` bytes, and the manifest as many as one with a file and some annotations has.
@@ -269,7 +269,7 @@ def file_of(place: Referring, referrer: Referrer, subject: Digest, limit: int) -
     Raises:
         FormatError: It is about another manifest than `subject`, has not exactly one file, or one of both is too large.
     """
-    label = f"{place.where}@{referrer.digest}"
+    label = f"{place.location}@{referrer.digest}"
     if referrer.size > _MAX_SINGLE_FILE_MANIFEST:
         raise FormatError(label, f"a manifest of one file, and of over {_MAX_SINGLE_FILE_MANIFEST} bytes")
     _, document = _read_referrer(place, referrer)
@@ -278,28 +278,28 @@ def file_of(place: Referring, referrer: Referrer, subject: Digest, limit: int) -
     return document.layers[0]
 
 
-def read(place: Referring, referrer: Referrer, file: Descriptor) -> bytes:
+def read_file(place: ReferringTarget, referrer: Referrer, file: Descriptor) -> bytes:
     """Return the verified bytes of an attachment's file."""
-    return read_blob(place, file, f"{place.where}@{referrer.digest}")
+    return read_blob(place, file, f"{place.location}@{referrer.digest}")
 
 
-def fetch(place: Referring, referrer: Referrer, out: Path) -> list[str]:
+def fetch_files(place: ReferringTarget, referrer: Referrer, out: Path) -> list[str]:
     """Write the files of an attachment into `out`, which must be absent or empty; return their names.
 
     Either all files are written, verified, or none.
     """
     _, document = _read_referrer(place, referrer)
     files = [layer for layer in document.layers if layer.path]
-    label = f"{place.where}@{referrer.digest}"
+    label = f"{place.location}@{referrer.digest}"
     check_paths((layer.path for layer in files), label)
     if not files:
         raise NotFoundError(label, "the attachment has no files with a name")
-    with atomic.whole(out) as folder:
-        confined = Inside(folder)
+    with atomic.pending_output(out) as folder:
+        confined = ConfinedFiles(folder)
         for layer in files:
             path = folder / layer.path
             path.parent.mkdir(parents=True, exist_ok=True)
             part_path = folder / f".{layer.digest[7:]}.part"  # no file of an attachment has such a name
-            with received(place, layer, confined, part_path):
+            with receive(place, layer, confined, part_path):
                 os.replace(part_path, path)
     return sorted(layer.path for layer in files)

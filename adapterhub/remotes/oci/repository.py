@@ -19,23 +19,23 @@ from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import is_tag
-from adapterhub.remotes.download import Steady, seek
+from adapterhub.remotes.download import ResumingReader, check_range
 from adapterhub.remotes.layouts import index as layout_index
 from adapterhub.remotes.layouts.index import INDEX_TYPE
-from adapterhub.remotes.parallel import unwatched
-from adapterhub.remotes.protocol import Connected, Put, Reader, Source
+from adapterhub.remotes.parallel import unwrapped
+from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, Source
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError
 
 from . import credentials, numbers
-from .address import Address
+from .address import OciAddress
 from .client import DIGEST_HEADER, RegistryClient, check_digest
 from .credentials import Credentials
-from .upload import LARGEST, PIECE, Uploader
-from .upload_notes import Uploads
+from .upload import MAX_PIECE, PIECE, Uploader
+from .upload_notes import UploadNotes
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import Surroundings
+    from adapterhub.remotes.location import UserSettings
 
 _MAX_TAGS, _MAX_REFERRERS = 100_000, 10_000
 _NUMBER_HEADER = "adapterhub-version"
@@ -51,17 +51,17 @@ _ACCEPTED = ", ".join(
 )
 
 
-def parse(text: str) -> Address:
+def parse(text: str) -> OciAddress:
     """Parse the address of a repository in a registry, with or without a version."""
-    return Address.parse(text)
+    return OciAddress.parse(text)
 
 
-def connect(address: Address, surroundings: Surroundings) -> Oci:
+def connect(address: OciAddress, surroundings: UserSettings) -> OciRepository:
     """Open the repository, with the credentials in docker's config.json."""
-    return Oci(address, surroundings.docker, uploads=surroundings.uploads, proxy=surroundings.proxy)
+    return OciRepository(address, surroundings.docker, uploads=surroundings.uploads, proxy=surroundings.proxy)
 
 
-class Oci(Connected):
+class OciRepository(OpenRemote):
     """One repository in a registry, to be closed after use.
 
     Attributes:
@@ -76,12 +76,12 @@ class Oci(Connected):
 
     def __init__(
         self,
-        address: Address,
+        address: OciAddress,
         config: Path | None = None,
         *,
         pauses: Sequence[float] = PAUSES,
         piece: int = PIECE,
-        largest: int = LARGEST,
+        largest: int = MAX_PIECE,
         uploads: Path | None = None,
         proxy: ProxyOf = no_proxy,
     ) -> None:
@@ -89,16 +89,16 @@ class Oci(Connected):
         self.address = address
 
         def find() -> Credentials | None:
-            return credentials.find(address.host, config, plain=address.plain)
+            return credentials.find_credentials(address.host, config, plain=address.is_plaintext)
 
-        self._client = RegistryClient.to(self.where, address, find, pauses=pauses, proxy=proxy)
+        self._client = RegistryClient.open(self.location, address, find, pauses=pauses, proxy=proxy)
         self._pauses = pauses
         self._uploader = Uploader(
-            self._client, address, Uploads(uploads, self.where), piece=piece, largest=largest, pauses=pauses
+            self._client, address, UploadNotes(uploads, self.location), piece=piece, largest=largest, pauses=pauses
         )
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The address without a version."""
         return self.address.repository
 
@@ -110,11 +110,11 @@ class Oci(Connected):
         """Make waiting threads fail at once, until called again with `on` False."""
         self._client.stop(on=on)
 
-    def referring(self) -> Oci:
+    def as_referring_target(self) -> OciRepository:
         """Return the repository itself."""
         return self
 
-    def unnamed(self) -> Oci:
+    def as_unnamed_target(self) -> OciRepository:
         """Return the repository itself."""
         return self
 
@@ -123,18 +123,18 @@ class Oci(Connected):
     def manifest(self, reference: str) -> Manifest:
         """Return the manifest of a reference, verified against the digest that was requested or that the registry names."""
         try:
-            raw = self.document(self._resolve(reference))
+            raw = self.read_document(self._resolve(reference))
         except NotFoundError:
             # A tag that does not exist may still be a version like `1.2`, which selects the newest tag below it.
             if references.is_range(reference) or (tag := self._tag_in_range(reference)) is None:
                 raise
-            raw = self.document(tag)
+            raw = self.read_document(tag)
         return oci_manifest.parse(raw, self._label_at(reference))
 
     def _resolve(self, reference: str) -> str:
         """Return the tag or full digest that a range or a digest's first digits select; any other reference unchanged."""
         if references.is_prefix(reference):
-            resolved = references.begins(reference, numbers.digests(self, self.tags()).values(), self._label_at(reference))
+            resolved = references.matching_digest(reference, numbers.digests_by_tag(self, self.tags()).values(), self._label_at(reference))
         elif references.is_range(reference):
             resolved = self._tag_in_range(reference)
         else:
@@ -144,11 +144,11 @@ class Oci(Connected):
         return resolved
 
     def _tag_in_range(self, reference: str) -> str | None:
-        return references.in_range(reference, self.tags, self.digest_of, self._label_at(reference))
+        return references.highest_tag_in_range(reference, self.tags, self.digest_of, self._label_at(reference))
 
     def _missing_error(self, reference: str) -> NotFoundError:
         problem = "no such version in this registry"
-        return NotFoundError(self._label_at(reference), problem, code="no-such-tag", repository=self.where)
+        return NotFoundError(self._label_at(reference), problem, code="no-such-tag", repository=self.location)
 
     def digest_of(self, reference: str) -> Digest | None:
         """Return the digest of the manifest that a tag or digest refers to now, by a HEAD; None without one."""
@@ -159,9 +159,9 @@ class Oci(Connected):
         except NotFoundError:
             return None
         stored = answer.headers.get(DIGEST_HEADER)
-        return parse_digest(stored, label) if stored else sha256_bytes(self.document(reference))
+        return parse_digest(stored, label) if stored else sha256_bytes(self.read_document(reference))
 
-    def document(self, reference: str) -> bytes:
+    def read_document(self, reference: str) -> bytes:
         """Return the bytes of a manifest or an index, verified in the same way."""
         label = self._label_at(reference)
         url = self.address.manifest_url(reference)
@@ -185,24 +185,24 @@ class Oci(Connected):
         if start and start >= blob.size:
             yield io.BytesIO()
             return
-        label = f"{self.where}: {blob.path or blob.digest}"
+        label = f"{self.location}: {blob.path or blob.digest}"
         headers = {"Range": f"bytes={start}-"} if start else {}
         with self._client.stream(
             self.address.blob_url(blob.digest), label, scope=self.address.scope(), headers=headers
         ) as body:
-            seek(body, blob, start, label)
+            check_range(body, blob, start, label)
             yield body
 
     def referrers(self, digest: Digest) -> list[dict[str, Any]] | None:
         """Return the descriptors of the manifests about a manifest; None from a registry without the referrers API."""
         entries: list[dict[str, Any]] = []
-        url = f"{self.address.root}/referrers/{digest}"
+        url = f"{self.address.repository_url}/referrers/{digest}"
         try:
-            for answer in self._client.pages(url, self.where, scope=self.address.scope(), limit=MAX_MANIFEST):
+            for answer in self._client.pages(url, self.location, scope=self.address.scope(), limit=MAX_MANIFEST):
                 if not answer.headers.get("content-type", "").startswith(INDEX_TYPE):
                     # A server that answers any URL with some page has no referrers API either.
                     return None
-                entries += layout_index.parse(answer.body, f"{self.where}: referrers")
+                entries += layout_index.parse(answer.body, f"{self.location}: referrers")
                 if len(entries) > _MAX_REFERRERS:
                     break
         except NotFoundError:
@@ -213,30 +213,30 @@ class Oci(Connected):
         """Return all tags, sorted, without those made of a digest, which are for attachments (`referrers`) and signatures."""
         tags: set[str] = set()
         for answer in self._client.pages(
-            f"{self.address.root}/tags/list", self.where, scope=self.address.scope(), limit=MAX_MANIFEST
+            f"{self.address.repository_url}/tags/list", self.location, scope=self.address.scope(), limit=MAX_MANIFEST
         ):
             try:
-                page = json_file.parse_object(answer.body, self.where)["tags"] or []
+                page = json_file.parse_object(answer.body, self.location)["tags"] or []
                 page_tags = {tag for tag in page if isinstance(tag, str) and is_tag(tag)}
             except (FormatError, KeyError, TypeError) as error:
-                raise FormatError(self.where, "the registry's answer is not a list of tags") from error
+                raise FormatError(self.location, "the registry's answer is not a list of tags") from error
             # A registry that ignores the cursor would send the first page forever.
             if page_tags <= tags:
                 break
             tags |= page_tags
             if len(tags) > _MAX_TAGS:
-                raise RemoteError(self.where, f"it lists more than {_MAX_TAGS} tags")
+                raise RemoteError(self.location, f"it lists more than {_MAX_TAGS} tags")
         return sorted(tag for tag in tags if not (tag.startswith("sha256-") and is_hex(tag[7:71])))
 
-    def find(self, digest: Digest) -> Any:
+    def open_digest(self, digest: Digest) -> Any:
         """Open a blob or manifest by digest as an unbuffered file of unverified bytes; None if absent."""
         try:
             # The digest may be a blob's or a manifest's: try the blob first.
             answer = self._client.ask(
-                "HEAD", self.address.blob_url(digest), self.where, good=(200,), scope=self.address.scope()
+                "HEAD", self.address.blob_url(digest), self.location, good=(200,), scope=self.address.scope()
             )
             size = answer.number("content-length") or 0
-            return Steady(self, Descriptor("", digest, size), pauses=self._pauses)
+            return ResumingReader(self, Descriptor("", digest, size), pauses=self._pauses)
         except NotFoundError:
             with contextlib.suppress(NotFoundError):
                 return io.BytesIO(self.manifest(digest).raw)
@@ -244,9 +244,9 @@ class Oci(Connected):
 
     # ---- writing
 
-    def has(self, blob: Descriptor) -> bool:
+    def has_blob(self, blob: Descriptor) -> bool:
         """Return whether the repository has a blob, by a HEAD."""
-        return self._uploader.has(blob, self.where)
+        return self._uploader.has_blob(blob, self.location)
 
     def put_blob(self, blob: Descriptor, source: Source) -> int:
         """Send a blob, or let the registry mount it if `source` is another of its repositories.
@@ -254,19 +254,19 @@ class Oci(Connected):
         An upload that an earlier run began is resumed if the registry still has it.
         """
         # A mount needs the source's own address, behind the wrappers that count its bytes.
-        origin = unwatched(source)
+        origin = unwrapped(source)
         address = self.address
-        mount = origin.address if isinstance(origin, Oci) and origin.address.base == address.base else None
-        label = f"{self.where}: {blob.path or blob.digest}"
-        return self._uploader.put(blob, source, label, mount=mount if mount and mount.name != address.name else None)
+        mount = origin.address if isinstance(origin, OciRepository) and origin.address.registry_url == address.registry_url else None
+        label = f"{self.location}: {blob.path or blob.digest}"
+        return self._uploader.put_blob(blob, source, label, mount=mount if mount and mount.name != address.name else None)
 
     def put_unnamed(self, size: int, path: str, source: Source) -> Digest:
         """Send a blob of `size` bytes, hashed while it is sent; return its digest. Only for a repository that `is_new`."""
-        return self._uploader.put_unnamed(size, path, source, f"{self.where}: {path}")
+        return self._uploader.put_unnamed(size, path, source, f"{self.location}: {path}")
 
     def is_new(self) -> bool:
         """Return whether the repository is empty: it has no tag, and no blob of an unfinished push from this machine."""
-        if not self._uploader.notes.kept or self._uploader.notes.any():
+        if not self._uploader.notes.can_store or self._uploader.notes.has_notes():
             return False
         try:
             self.tags()
@@ -276,13 +276,13 @@ class Oci(Connected):
             return False
         return False
 
-    def put_manifest(self, manifest: Manifest, tag: str | None) -> Put:
+    def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:
         """Store the manifest under its digest, then under a number and the tag."""
-        result = numbers.put(self, manifest, tag)
-        self._uploader.notes.clear()
+        result = numbers.put_numbered(self, manifest, tag)
+        self._uploader.notes.remove_all()
         return result
 
-    def point(self, manifest: Manifest, reference: str) -> int | None:
+    def put_reference(self, manifest: Manifest, reference: str) -> int | None:
         """Put a manifest under its digest, or a tag.
 
         Returns:
@@ -303,7 +303,7 @@ class Oci(Connected):
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index under its digest, or a tag; return whether the registry lists it by its subject."""
-        media_type = oci_manifest.parse_json(raw, self.where).get("mediaType", MANIFEST_TYPE)
+        media_type = oci_manifest.parse_json(raw, self.location).get("mediaType", MANIFEST_TYPE)
         return "oci-subject" in self._put_document(raw, digest, name or digest, str(media_type)).headers
 
     def _put_document(self, raw: bytes, digest: Digest, reference: str, media_type: str) -> Answer:
@@ -321,4 +321,4 @@ class Oci(Connected):
         return answer
 
     def _label_at(self, reference: str) -> str:
-        return f"{self.where}{'@' if ':' in reference else ':'}{reference}"
+        return f"{self.location}{'@' if ':' in reference else ':'}{reference}"

@@ -18,21 +18,21 @@ from urllib.parse import urlencode, urlsplit
 from adapterhub.digest import CHUNK, Digest
 from adapterhub.http.client import Answer
 from adapterhub.http.errors import AgainError, DeniedError, GivenUpError
-from adapterhub.http.urls import resolved
+from adapterhub.http.urls import resolve_link
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.download import PAUSES, Steady
-from adapterhub.remotes.parallel import unwatched
-from adapterhub.remotes.protocol import Source, damaged
+from adapterhub.remotes.download import PAUSES, ResumingReader
+from adapterhub.remotes.parallel import unwrapped
+from adapterhub.remotes.protocol import Source, damaged_error
 from adapterhub_converters import linear
 from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RemoteError
 
-from .address import Address
+from .address import OciAddress
 from .client import RegistryClient, check_digest
-from .upload_notes import Begun, Note, Uploads
+from .upload_notes import UploadProgress, UploadNote, UploadNotes
 
 PIECE = 8 << 20  # bytes of one PATCH; some registries take none below 5 MiB
 # Every piece costs a round trip, and docker-registry flushes its disk: pieces grow as long as one takes less than a second.
-LARGEST = 128 << 20
+MAX_PIECE = 128 << 20
 _SMALL = 4 << 20  # bytes; a smaller blob is sent in one PUT
 _BYTES = {"Content-Type": "application/octet-stream"}
 _RANGE = linear.Pattern(r"(?:bytes=)?0-([0-9]{1,18})")
@@ -47,12 +47,12 @@ class Uploader:
     """
 
     def __init__(
-        self, client: RegistryClient, address: Address, notes: Uploads, *, piece: int, largest: int, pauses: Sequence[float]
+        self, client: RegistryClient, address: OciAddress, notes: UploadNotes, *, piece: int, largest: int, pauses: Sequence[float]
     ) -> None:
         self.piece, self.largest, self.notes = piece, max(largest, piece), notes
         self._client, self._address, self._pauses = client, address, pauses
 
-    def has(self, blob: Descriptor, location: str) -> bool:
+    def has_blob(self, blob: Descriptor, location: str) -> bool:
         """Return whether the repository has a blob, by a HEAD."""
         url = self._address.blob_url(blob.digest)
         try:
@@ -62,14 +62,14 @@ class Uploader:
         size = answer.number("content-length")
         return size is None or size == blob.size
 
-    def put(self, blob: Descriptor, source: Source, location: str, *, mount: Address | None = None) -> int:
+    def put_blob(self, blob: Descriptor, source: Source, location: str, *, mount: OciAddress | None = None) -> int:
         """Send a blob, or let the registry mount it from its repository `mount`; return the number of bytes sent.
 
         An upload that an earlier run began is resumed if the registry still has it.
         """
         if self._in_pieces(blob.size):
             # Small blobs are sent in one request, which cannot be resumed.
-            for note in self.notes.of(blob.size, blob.digest):
+            for note in self.notes.notes_for(blob.size, blob.digest):
                 sent = self._resume(blob, source, note, location)
                 if sent is not None:
                     return sent
@@ -77,27 +77,27 @@ class Uploader:
         def upload_once() -> int:
             mounted, session = self._start_upload(location, blob, mount)
             if not mounted:
-                with Sending(source, blob, pauses=self._pauses) as sending, self._new_note(blob.size) as note:
+                with OutgoingBlob(source, blob, pauses=self._pauses) as sending, self._new_note(blob.size) as note:
                     self._send_blob(sending, session, note, location)
             return 0 if mounted else blob.size
 
-        return int(self._client.tried(upload_once, location))
+        return int(self._client.with_retries(upload_once, location))
 
     def put_unnamed(self, size: int, path: str, source: Source, location: str) -> Digest:
         """Send a blob of `size` bytes, hashed while it is sent; return its digest."""
 
         def upload_once() -> Digest:
             session = self._start_upload(location)[1]
-            with Sending(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._new_note(size) as note:
+            with OutgoingBlob(source, Descriptor("", "", size, path), pauses=self._pauses) as sending, self._new_note(size) as note:
                 self._send_blob(sending, session, note, location)
                 return sending.digest()
 
-        return str(self._client.tried(upload_once, location))
+        return str(self._client.with_retries(upload_once, location))
 
-    def _resume(self, blob: Descriptor, source: Source, note: Note, location: str) -> int | None:
+    def _resume(self, blob: Descriptor, source: Source, note: UploadNote, location: str) -> int | None:
         """Resume an earlier upload; return how many bytes were sent, None if it cannot be resumed."""
-        with note, Sending(source, blob, pauses=self._pauses) as sending:
-            progress = note.read() if note.ours else None
+        with note, OutgoingBlob(source, blob, pauses=self._pauses) as sending:
+            progress = note.read() if note.is_locked else None
             if progress is None:
                 return None
             sending.hash_up_to(progress.sent)
@@ -107,7 +107,7 @@ class Uploader:
             try:
                 url, confirmed = self._upload_status(progress.url, location)
                 if not progress.sent <= confirmed <= blob.size:  # the registry lost part of it
-                    note.drop()
+                    note.remove()
                     return None
                 sending.hash_up_to(confirmed)
                 url = self._send_pieces(sending, url, confirmed, note, location)
@@ -115,60 +115,60 @@ class Uploader:
             except (GivenUpError, DeniedError):
                 raise
             except (AgainError, NotFoundError, RemoteError, IntegrityError):  # a new upload succeeds, or reports why not
-                note.drop()
+                note.remove()
                 return None
             note.write(replace(progress, url="", digest=blob.digest))
             return blob.size - confirmed
 
-    def _start_upload(self, location: str, blob: Descriptor | None = None, mount: Address | None = None) -> tuple[bool, Answer]:
+    def _start_upload(self, location: str, blob: Descriptor | None = None, mount: OciAddress | None = None) -> tuple[bool, Answer]:
         """Start an upload; return whether the blob was mounted instead, and the answer."""
         query, scope = "", self._address.scope(write=True)
         if blob and mount:
             query = "?" + urlencode({"mount": blob.digest, "from": mount.name})
             scope += f" {mount.scope()}"
-        url = f"{self._address.root}/blobs/uploads/{query}"
+        url = f"{self._address.repository_url}/blobs/uploads/{query}"
         answer = self._client.ask("POST", url, location, good=(201, 202), scope=scope)
         return answer.status == 201 and bool(query), answer
 
-    def _send_blob(self, sending: Sending, session: Answer, note: Note, location: str) -> None:
+    def _send_blob(self, sending: OutgoingBlob, session: Answer, note: UploadNote, location: str) -> None:
         """Send a complete blob; one without a digest gets that of its bytes."""
         blob = sending.blob
-        url = resolved(session.url, session.headers.get("location"), location)
+        url = resolve_link(session.url, session.headers.get("location"), location)
         min_piece = session.number("oci-chunk-min-length") or 0
         if not self._in_pieces(blob.size):
-            data = whole(sending)
+            data = read_whole(sending)
             # The last request names the digest: compare before it, so that wrong bytes are never finished.
             _check_sent(sending, location)
             self._finish_upload(blob, url, data, location)
             return
-        url = self._send_pieces(sending, url, 0, note, location, least=min(min_piece, self.largest))
+        url = self._send_pieces(sending, url, 0, note, location, min_piece=min(min_piece, self.largest))
         _check_sent(sending, location)
         blob = replace(blob, digest=sending.digest())
         self._finish_upload(blob, url, b"", location)
-        note.write(Begun("", blob.size, blob.digest))
+        note.write(UploadProgress("", blob.size, blob.digest))
 
     def _in_pieces(self, size: int) -> bool:
         return size > min(self.piece, _SMALL)
 
-    def _new_note(self, size: int) -> Note:
+    def _new_note(self, size: int) -> UploadNote:
         """Return a note for a new upload; one that takes a single request needs none."""
-        return self.notes.new() if self._in_pieces(size) else Note(None)
+        return self.notes.new_note() if self._in_pieces(size) else UploadNote(None)
 
-    def _send_pieces(self, sending: Sending, url: str, offset: int, note: Note, location: str, *, least: int = 0) -> str:
+    def _send_pieces(self, sending: OutgoingBlob, url: str, offset: int, note: UploadNote, location: str, *, min_piece: int = 0) -> str:
         """Send a blob from `offset` on, recording the progress; return the URL to finish it at."""
-        blob, size = sending.blob, max(self.piece, least)
-        note.write(Begun(url, blob.size, blob.digest, offset, sending.digest()))
+        blob, size = sending.blob, max(self.piece, min_piece)
+        note.write(UploadProgress(url, blob.size, blob.digest, offset, sending.digest()))
         while offset < blob.size:
             start_time, count = time.monotonic(), min(size, blob.size - offset)
             url = self._send_piece(sending, url, offset, count, location)
             offset += count
-            note.write(Begun(url, blob.size, blob.digest, offset, sending.digest()))
+            note.write(UploadProgress(url, blob.size, blob.digest, offset, sending.digest()))
             # Pieces double while one takes less than a second, and halve when one takes more than four.
             seconds = time.monotonic() - start_time
-            size = min(2 * size, self.largest) if seconds < 1 else max(size // 2, self.piece, least) if seconds > 4 else size
+            size = min(2 * size, self.largest) if seconds < 1 else max(size // 2, self.piece, min_piece) if seconds > 4 else size
         return url
 
-    def _send_piece(self, sending: Sending, url: str, start: int, size: int, location: str) -> str:
+    def _send_piece(self, sending: OutgoingBlob, url: str, start: int, size: int, location: str) -> str:
         """Send one piece, or the part of it that the registry lacks; return the URL to continue at."""
         sent, failures = 0, 0
         while True:
@@ -180,11 +180,11 @@ class Uploader:
                     "PATCH", url, location, good=(202, 416), scope=scope, headers=headers, body=body, retry=False
                 )
                 if answer.status == 202:
-                    return resolved(answer.url, answer.headers.get("location"), location)
+                    return resolve_link(answer.url, answer.headers.get("location"), location)
                 raise AgainError("the registry refuses the next piece of the upload (HTTP 416)")
             except AgainError as error:
                 if failures == len(self._pauses):
-                    raise self._client.given_up(error, location, failures + 1) from error
+                    raise self._client.final_error(error, location, failures + 1) from error
                 self._client.pause(error, failures, location)
                 failures += 1
             # Part of the piece may have arrived: ask before sending it again.
@@ -207,7 +207,7 @@ class Uploader:
             raise RemoteError(label, "the registry does not report how far an upload has come", "Try again")
         location = answer.headers.get("location")
         # `0-0` means no bytes as well as one byte; pieces are larger than that.
-        return resolved(answer.url, location, label) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
+        return resolve_link(answer.url, location, label) if location else url, int(reported[1]) + 1 if int(reported[1]) else 0
 
     def _finish_upload(self, blob: Descriptor, url: str, data: bytes, location: str) -> None:
         """Finish an upload; if the answer gets lost, check whether the blob is stored.
@@ -223,7 +223,7 @@ class Uploader:
                     "PUT", final, location, good=(201, 204), scope=scope, headers=_BYTES, body=data, retry=False
                 )
             except (AgainError, NotFoundError) as error:
-                if self.has(blob, location):
+                if self.has_blob(blob, location):
                     return
                 retryable = error if isinstance(error, AgainError) else AgainError(error.what)
                 if len(data) or attempt == len(self._pauses):
@@ -234,11 +234,11 @@ class Uploader:
                 return
 
 
-def _check_sent(sending: Sending, location: str) -> None:
+def _check_sent(sending: OutgoingBlob, location: str) -> None:
     """Raise an IntegrityError unless the bytes sent have the blob's size and digest; called before an upload is finished."""
     blob, digest = sending.blob, sending.digest()
     if (sending.hashed, digest) != (blob.size, blob.digest or digest):
-        raise damaged(location, sending.hashed, digest, blob)
+        raise damaged_error(location, sending.hashed, digest, blob)
 
 
 # ---- the bytes
@@ -247,7 +247,7 @@ def _check_sent(sending: Sending, location: str) -> None:
 _CHUNKS_AHEAD = 3  # chunks that may have been read and not hashed yet
 
 
-class Sending:
+class OutgoingBlob:
     """A blob of a source while it is sent; a context manager.
 
     Attributes:
@@ -259,15 +259,15 @@ class Sending:
         self._source, self._pauses = source, pauses
         self._state = hashlib.sha256()
         self._stack = ExitStack()
-        self._reader: Steady | None = None
-        self._at = 0
+        self._reader: ResumingReader | None = None
+        self._position = 0
         self._hasher = ThreadPoolExecutor(1) if blob.size > CHUNK else None
         self._buffers = [
             memoryview(bytearray(min(CHUNK, max(blob.size, 1)))) for _ in range(_CHUNKS_AHEAD if blob.size > CHUNK else 1)
         ]
         self._pending: list[Future[None] | None] = [None] * len(self._buffers)
 
-    def __enter__(self) -> Sending:
+    def __enter__(self) -> OutgoingBlob:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -275,13 +275,13 @@ class Sending:
             self._hasher.shutdown()
         self._stack.close()
 
-    def piece(self, start: int, size: int) -> Piece:
+    def piece(self, start: int, size: int) -> RequestBody:
         """Return the body of the next request: `size` bytes from `start` on, which is no further than has been read."""
-        return Piece(self, start, size)
+        return RequestBody(self, start, size)
 
     def hash_up_to(self, start: int) -> None:
         """Hash the bytes before `start`, which need not be sent, without reporting progress."""
-        watched, self._source = self._source, unwatched(self._source)
+        watched, self._source = self._source, unwrapped(self._source)
         try:
             for _ in self.read(self.hashed, start - self.hashed):
                 pass
@@ -297,10 +297,10 @@ class Sending:
 
     def read(self, start: int, size: int) -> Iterator[memoryview]:
         """Yield `size` bytes from `start` on; each chunk is valid until the next but one is requested."""
-        if self._reader is None or self._at != start:
+        if self._reader is None or self._position != start:
             self._close_reader()
-            self._reader = self._stack.enter_context(Steady(self._source, self.blob, start, pauses=self._pauses))
-            self._at = start
+            self._reader = self._stack.enter_context(ResumingReader(self._source, self.blob, start, pauses=self._pauses))
+            self._position = start
         while size:
             buffer = self._next_buffer()
             try:
@@ -308,10 +308,10 @@ class Sending:
             except OSError as error:
                 raise LocalIOError(self._label, error.strerror or str(error)) from error
             if not count:
-                problem = f"ended after {self._at} of {self.blob.size} bytes"
+                problem = f"ended after {self._position} of {self.blob.size} bytes"
                 raise IntegrityError(self._label, problem, "Nothing was stored", code="source-damaged")
             self._hash_new(buffer[:count])
-            self._at += count
+            self._position += count
             size -= count
             yield buffer[:count]
 
@@ -321,7 +321,7 @@ class Sending:
 
     @property
     def _label(self) -> str:
-        return f"{self._source.where}: {self.blob.path or self.blob.digest}"
+        return f"{self._source.location}: {self.blob.path or self.blob.digest}"
 
     def _next_buffer(self) -> memoryview:
         """Return the buffer that was used longest ago, after it has been hashed."""
@@ -335,7 +335,7 @@ class Sending:
 
     def _hash_new(self, data: memoryview) -> None:
         """Hash the part of `data`, which was just read, that has not been hashed yet."""
-        unhashed = data[max(self.hashed - self._at, 0) :]
+        unhashed = data[max(self.hashed - self._position, 0) :]
         if not unhashed:
             return
         self.hashed += len(unhashed)
@@ -345,10 +345,10 @@ class Sending:
             self._state.update(unhashed)
 
 
-class Piece:
+class RequestBody:
     """The body of a request, read again from its start when it is sent again."""
 
-    def __init__(self, sending: Sending, start: int, size: int) -> None:
+    def __init__(self, sending: OutgoingBlob, start: int, size: int) -> None:
         self._sending, self._start, self._size = sending, start, size
 
     def __len__(self) -> int:
@@ -358,6 +358,6 @@ class Piece:
         return self._sending.read(self._start, self._size)
 
 
-def whole(sending: Sending) -> Any:
+def read_whole(sending: OutgoingBlob) -> Any:
     """Return a small blob as bytes."""
     return b"".join(bytes(part) for part in sending.read(0, sending.blob.size))  # copied: the buffer is reused

@@ -24,7 +24,7 @@ _DISCARDED_AFTER = 7 * 24 * 3600  # seconds after which registries discard uploa
 
 
 @dataclass(frozen=True)
-class Begun:
+class UploadProgress:
     """The progress of an upload of `size` bytes.
 
     Its fields are the keys of a note's JSON.
@@ -48,24 +48,24 @@ class Begun:
         return not self.digest and bool(self.sent) and bool(digest)
 
 
-class Uploads:
+class UploadNotes:
     """The notes of uploads to one repository; always empty without a folder for them."""
 
     def __init__(self, folder: Path | None, repository: str) -> None:
         self._folder = folder / hashlib.sha256(repository.encode()).hexdigest()[:32] if folder else None
 
     @property
-    def kept(self) -> bool:
+    def can_store(self) -> bool:
         """Whether notes can be stored at all."""
         return self._folder is not None
 
-    def any(self) -> bool:
+    def has_notes(self) -> bool:
         """Return whether there are notes, including those of finished uploads."""
         return bool(self._note_files())
 
-    def of(self, size: int, digest: str) -> list[Note]:
+    def notes_for(self, size: int, digest: str) -> list[UploadNote]:
         """Return the notes that may be of a blob of this size and digest, the most advanced first."""
-        candidates = [(note, progress) for note in map(Note, self._note_files()) if (progress := note.read()) and progress.url]
+        candidates = [(note, progress) for note in map(UploadNote, self._note_files()) if (progress := note.read()) and progress.url]
         candidates = [
             pair
             for pair in candidates
@@ -73,21 +73,21 @@ class Uploads:
         ]
         return [note for note, _ in sorted(candidates, key=lambda pair: -pair[1].sent)]
 
-    def new(self) -> Note:
+    def new_note(self) -> UploadNote:
         """Return a note for a new upload."""
         if self._folder is None:
-            return Note(None)
+            return UploadNote(None)
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Note(self._folder / f"{os.urandom(12).hex()}.json")
+        return UploadNote(self._folder / f"{os.urandom(12).hex()}.json")
 
-    def clear(self) -> None:
+    def remove_all(self) -> None:
         """Remove all notes, after a manifest names the blobs."""
         for path in self._note_files("*"):
-            with Note(path) as note:
+            with UploadNote(path) as note:
                 # Another process may be resuming this upload.
-                if note.ours:
-                    note.drop()
+                if note.is_locked:
+                    note.remove()
         if self._folder:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
@@ -106,29 +106,29 @@ class Uploads:
                     shutil.rmtree(old_folder, ignore_errors=True)
 
 
-class Note:
+class UploadNote:
     """The file of one upload, locked while it is in use."""
 
     def __init__(self, path: Path | None) -> None:
         self._path, self._handle = path, -1
-        self.ours = False
+        self.is_locked = False
 
-    def __enter__(self) -> Note:
+    def __enter__(self) -> UploadNote:
         if self._handle >= 0 or self._path is None:
             return self
         with contextlib.suppress(OSError):
             lock = self._path.with_suffix(".lock")
             self._handle = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
             # The last owner may have removed the note between these two lines: then the lock is on a file without a name.
-            self.ours = _try_lock(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
+            self.is_locked = _try_lock(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._handle >= 0:
             os.close(self._handle)
-        self._handle, self.ours = -1, False
+        self._handle, self.is_locked = -1, False
 
-    def read(self) -> Begun | None:
+    def read(self) -> UploadProgress | None:
         """Return the progress of the upload; None without a valid note."""
         if self._path is None:
             return None
@@ -136,7 +136,7 @@ class Note:
         with contextlib.suppress(OSError, FormatError, TypeError, ValueError, RefusedError):
             with open_regular(self._path, follow=False) as file:
                 document = json_file.parse_object(file.read(1 << 16), str(self._path))
-            progress = Begun(**{key: document[key] for key in Begun.__dataclass_fields__ if key in document})
+            progress = UploadProgress(**{key: document[key] for key in UploadProgress.__dataclass_fields__ if key in document})
             types = {key: type(value) for key, value in asdict(progress).items()}
             if (
                 types == {"url": str, "size": int, "digest": str, "sent": int, "of": str}
@@ -145,9 +145,9 @@ class Note:
                 return progress
         return None
 
-    def write(self, progress: Begun) -> None:
+    def write(self, progress: UploadProgress) -> None:
         """Record the progress; if that fails, more bytes are sent again."""
-        if self._path is None or not self.ours:
+        if self._path is None or not self.is_locked:
             return
         with contextlib.suppress(OSError):
             new_path = self._path.with_suffix(".new")
@@ -157,7 +157,7 @@ class Note:
                 json.dump(asdict(progress), file)
             os.replace(new_path, self._path)
 
-    def drop(self) -> None:
+    def remove(self) -> None:
         """Remove the note."""
         if self._path:
             for suffix in (".json", ".new", ".lock"):

@@ -20,10 +20,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.display import printable
 
-Blend = tuple[tuple[Served, float], ...]
+Blend = tuple[tuple[PreparedVersion, float], ...]
 """The versions that answer a request: `()` is the base, one version with weight 1 that version, several a blend."""
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 
@@ -41,7 +41,7 @@ async def _do_nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EngineAnswer:
     """An engine's answer.
 
     Attributes:
@@ -80,7 +80,7 @@ class Engine(Protocol):
     paths: frozenset[str]
     blends: bool
     keeps: bool
-    own: frozenset[str]
+    forbidden_fields: frozenset[str]
 
     async def start(self) -> None:
         """Start it; LocalIOError or RefusedError if it cannot start."""
@@ -91,7 +91,7 @@ class Engine(Protocol):
     async def healthy(self) -> bool:
         """Return whether it answers now."""
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Make sure that it knows a version; return at once if it does.
 
         Raises:
@@ -99,10 +99,10 @@ class Engine(Protocol):
             EngineDownError: It does not answer for now.
         """
 
-    async def forget(self, served: Served) -> None:
+    async def forget(self, served: PreparedVersion) -> None:
         """Forget a version that no request uses."""
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send a request to be answered with versions that it knows.
 
         Args:
@@ -116,7 +116,7 @@ class Engine(Protocol):
         """
 
 
-def words_of(document: Any) -> str:
+def error_text(document: Any) -> str:
     """Return an engine's reason for a failure as one line."""
     if isinstance(document, dict):
         inner = document.get("error", document)

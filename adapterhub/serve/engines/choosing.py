@@ -31,7 +31,7 @@ def _do_nothing(_note: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EngineOptions:
     """The options that an engine is started with.
 
     Attributes:
@@ -70,10 +70,10 @@ class Wanted:
     cache: Path | None = None
     resolves: bool = False
     tell: Callable[[str], object] = field(default=_do_nothing, repr=False)
-    more: tuple[str, ...] = ()
+    extra_words: tuple[str, ...] = ()
 
 
-def pick(options: Wanted) -> str:
+def pick(options: EngineOptions) -> str:
     """Return the name of the engine: llama.cpp for a GGUF file, vLLM for a folder, or else an installed one.
 
     Raises:
@@ -111,7 +111,7 @@ def _has_libllama() -> bool:
     return importlib.util.find_spec("llama_cpp_py_sync") is not None
 
 
-def opened(options: Wanted) -> Engine:
+def open_engine(options: EngineOptions) -> Engine:
     """Return the engine, not yet started.
 
     Raises:
@@ -147,17 +147,17 @@ def opened(options: Wanted) -> Engine:
             )
 
 
-def _open_llama_cpp(options: Wanted) -> Engine:
+def _open_llama_cpp(options: EngineOptions) -> Engine:
     """Return llama-server, or llama.cpp's library if that program is not installed."""
     from . import llama_server
 
     if options.url:
-        return llama_server.Attached(options.url, options.url_key)
+        return llama_server.AttachedServer(options.url, options.url_key)
     if options.base.kind != "gguf":
         raise UsageError(options.name, "is not a GGUF file, and llama.cpp reads no other", "Convert it", code="base-to-gguf")
     if not options.program and not _has_program(LLAMA, options.environ) and _has_libllama():
-        if options.more:
-            raise UsageError(options.more[0], "is for llama-server, which is not installed", "Install it, or name its program")
+        if options.extra_words:
+            raise UsageError(options.extra_words[0], "is for llama-server, which is not installed", "Install it, or name its program")
         from . import in_process
 
         options.tell(
@@ -165,13 +165,13 @@ def _open_llama_cpp(options: Wanted) -> Engine:
         )
         return in_process.libllama(_weights_on_disk(options), most=options.most)
     [program] = _program(options, LLAMA)
-    server_options = llama_server.Options(
-        Path(program), _weights_on_disk(options), options.folder, options.environ, most=options.most, more=options.more
+    server_options = llama_server.LlamaServerOptions(
+        Path(program), _weights_on_disk(options), options.folder, options.environ, most=options.most, extra_words=options.extra_words
     )
     return llama_server.OneProcess(server_options) if options.one_process else llama_server.Router(server_options)
 
 
-def _server(options: Wanted, name: str, words: Callable[..., list[str]]) -> tuple[Client, Process | None]:
+def _server(options: EngineOptions, name: str, words: Callable[..., list[str]]) -> tuple[Client, Process | None]:
     """Return a client and the process that it talks to; None for the user's own server."""
     from adapterhub.http_server.binding import free_port
 
@@ -182,7 +182,7 @@ def _server(options: Wanted, name: str, words: Callable[..., list[str]]) -> tupl
     # Chosen here rather than by the engine, because the client must know it before the engine starts.
     port = free_port()
     base_names = () if name == MLX else (options.name,)
-    command = words(_program(options, name), _weights_on_disk(options), *base_names, port, extra_words=options.more)
+    command = words(_program(options, name), _weights_on_disk(options), *base_names, port, extra_words=options.extra_words)
     environ, key = dict(options.environ), ""
     if name == VLLM:  # the others take a key only on the command line, which everyone on the machine can read
         key = secrets.token_urlsafe(24)
@@ -192,7 +192,7 @@ def _server(options: Wanted, name: str, words: Callable[..., list[str]]) -> tupl
     return client, Process(command, environ, ready)
 
 
-def _program(options: Wanted, name: str) -> list[str]:
+def _program(options: EngineOptions, name: str) -> list[str]:
     """Return the first words of the engine's command line."""
     module = _MODULES.get(name)
     if options.program:
@@ -211,7 +211,7 @@ def _program(options: Wanted, name: str) -> list[str]:
     return [path] if module is None else [str(Path(path).resolve().with_name("python")), "-m", module]
 
 
-def _weights_on_disk(options: Wanted) -> Path:
+def _weights_on_disk(options: EngineOptions) -> Path:
     """Return the base's files; UsageError if they are not on this disk."""
     if options.weights is None:
         raise UsageError(options.name, "is not on this disk", "Name its folder or file")

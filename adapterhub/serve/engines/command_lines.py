@@ -10,19 +10,19 @@ from adapterhub import runtime_commands
 _LOCAL_ADDRESS = ("--host", "127.0.0.1", "--port")
 
 
-def llama_router(program: Path, preset: Path, port: int, *, more: Sequence[str]) -> list[str]:
+def llama_router(program: Path, preset: Path, port: int, *, extra_words: Sequence[str]) -> list[str]:
     """Return the command of llama.cpp's router, which starts a process for each section of a preset file."""
-    return _words(program, "--models-preset", preset, "--models-max", 0, "--no-ui", *_LOCAL_ADDRESS, port, *more)
+    return _words(program, "--models-preset", preset, "--models-max", 0, "--no-ui", *_LOCAL_ADDRESS, port, *extra_words)
 
 
 def llama_server(
-    program: Path, base: Path, port: int, *, context: int, slots: int, adapters: Sequence[str], more: Sequence[str]
+    program: Path, base: Path, port: int, *, context: int, slots: int, adapters: Sequence[str], extra_words: Sequence[str]
 ) -> list[str]:
     """Return the command of llama.cpp's server with all adapters, with `context` tokens for each of its slots."""
     # Its prompt cache in RAM does not distinguish adapters (llama.cpp #26207).
     server_words = ("-c", context * slots, "-np", slots, "--no-kv-unified", "--cache-ram", 0, "--no-ui")
     lora = ("--lora", ",".join(adapters)) if adapters else ()
-    return _words(program, "-m", base, *_LOCAL_ADDRESS, port, *server_words, *lora, *more)
+    return _words(program, "-m", base, *_LOCAL_ADDRESS, port, *server_words, *lora, *extra_words)
 
 
 def llama_embeds(extra_words: Sequence[str]) -> bool:

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from adapterhub.serve.host import openai
 from adapterhub.serve.host.openai import ApiError, Completion
 from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS
-from adapterhub.serve.host.streams import Answering
-from adapterhub.serve.served import Served
+from adapterhub.serve.host.streams import AnsweringHost
+from adapterhub.serve.served import PreparedVersion
 
-from . import Answer, Blend, EngineDownError
+from . import EngineAnswer, Blend, EngineDownError
 
 T = TypeVar("T")
 WAITING = 256
@@ -36,15 +36,15 @@ class InProcess:
     blends = True
     keeps = False
     paths = frozenset({COMPLETIONS, CHAT})
-    own: frozenset[str] = frozenset()
+    forbidden_fields: frozenset[str] = frozenset()
 
     def __init__(
-        self, name: str, runtime: str, open_host: Callable[[], AbstractContextManager[Answering]], *, slots: int, most: int
+        self, name: str, runtime: str, open_host: Callable[[], AbstractContextManager[AnsweringHost]], *, slots: int, most: int
     ) -> None:
         self.name, self.runtime, self.slots, self.most = name, runtime, slots, most
         self._open = open_host
         self._stack = ExitStack()
-        self._host: Answering | None = None
+        self._host: AnsweringHost | None = None
         self._loaded: set[str] = set()
         # Some more threads than waiting requests, so that loading and canceling never wait for them.
         self._threads = ThreadPoolExecutor(WAITING + 64, "answer")
@@ -63,31 +63,31 @@ class InProcess:
         """Return whether the base is loaded."""
         return self._host is not None
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Load the version into memory."""
         host = self._running()
         if served.model not in self._loaded:
             await self._in_thread(lambda: host.load(served.model, served.path))
             self._loaded.add(served.model)
 
-    async def forget(self, served: Served) -> None:
+    async def forget(self, served: PreparedVersion) -> None:
         """Drop the version."""
         self._loaded.discard(served.model)
         self._running().drop(served.model)
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the host."""
         host, keyed_blend = self._running(), tuple((served.model, weight) for served, weight in blend)
         try:
             completion = await self._submit(lambda: openai.ask(host, path, body, keyed_blend, ""))
             if completion.stream:
-                return Answer(200, _EVENTS, self._events(completion), _canceler(completion))
+                return EngineAnswer(200, _EVENTS, self._events(completion), _canceler(completion))
             try:
-                return Answer(200, _JSON, _once(_bytes(await self._in_thread(completion.whole))))
+                return EngineAnswer(200, _JSON, _once(_bytes(await self._in_thread(completion.whole))))
             finally:
                 completion.cancel()
         except ApiError as error:
-            return Answer(error.status, _JSON, _once(_bytes(error.document)))
+            return EngineAnswer(error.status, _JSON, _once(_bytes(error.document)))
 
     async def _submit(self, ask: Callable[[], Completion]) -> Completion:
         """Submit a request in a thread; if its client stops waiting, it is canceled as soon as it is submitted."""
@@ -108,7 +108,7 @@ class InProcess:
             raise EngineDownError(str(error)) from error
         yield b"data: [DONE]\n\n"
 
-    def _running(self) -> Answering:
+    def _running(self) -> AnsweringHost:
         """Return the host; EngineDownError while it is not loaded."""
         if self._host is None:
             raise EngineDownError("the base is not loaded")
@@ -123,7 +123,7 @@ def torch_host(base: Path, *, slots: int, **options: Any) -> InProcess:
     """Return the reference host for a Hugging Face folder or a GGUF file; `options` are those of `torch_engine.open_host`."""
     from adapterhub.serve import host
 
-    open_host = partial(host.opened, base, slots=slots, waiting=WAITING, **options)  # it keeps in memory as many as fit
+    open_host = partial(host.open_host, base, slots=slots, waiting=WAITING, **options)  # it keeps in memory as many as fit
     return InProcess("torch", "peft", open_host, slots=slots, most=10_000)  # it keeps in memory what fits
 
 
@@ -131,7 +131,7 @@ def libllama(base: Path, *, most: int) -> InProcess:
     """Return llama.cpp's library for a GGUF file, with at most `most` versions in memory."""
     from adapterhub.serve.host import libllama
 
-    return InProcess("llama.cpp", "llama.cpp", partial(libllama.opened, base, waiting=WAITING), slots=most, most=most)
+    return InProcess("llama.cpp", "llama.cpp", partial(libllama.open_libllama, base, waiting=WAITING), slots=most, most=most)
 
 
 def _canceler(completion: Completion) -> Callable[[], Any]:

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.http_server.binding import free_port
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Answer, Blend, EngineDownError, command_lines, words_of
+from . import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, Blend, EngineDownError, command_lines, error_text
 from .over_http import Client, Process, Server
 
 _BASE = "base"
@@ -36,7 +36,7 @@ _MOST_SLOTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LlamaServerOptions:
     """The settings of llama-server.
 
     Attributes:
@@ -57,12 +57,12 @@ class Options:
     context: int = 4096
     parallel: int = 4
     most: int = 32
-    more: tuple[str, ...] = ()
+    extra_words: tuple[str, ...] = ()
 
     @property
     def embeds(self) -> bool:
         """Whether it answers with embeddings only."""
-        return command_lines.llama_embeds(self.more)
+        return command_lines.llama_embeds(self.extra_words)
 
     def process_environ(self, key: str) -> dict[str, str]:
         """Return its environment, with its own libraries, and with a key, so that it answers only this gateway."""
@@ -71,12 +71,12 @@ class Options:
         return {**environ, "LD_LIBRARY_PATH": ":".join(part for part in parts if part)}
 
 
-def section_of(served: Served) -> str:
+def section_of(served: PreparedVersion) -> str:
     """Return the name of a version in the preset file, without a colon: llama.cpp capitalizes what follows one."""
     return served.model.replace(":", "-")
 
 
-def preset(options: Options, versions: Sequence[Served]) -> str:
+def preset(options: LlamaServerOptions, versions: Sequence[PreparedVersion]) -> str:
     """Return the preset file: common settings, the base, and a section per version; RefusedError for an unsafe path."""
     shared = {"model": options.base, "c": options.context, "np": options.parallel}
     lines = ["version = 1", "", "[*]", *(f"{key} = {_line(value)}" for key, value in shared.items()), "", f"[{_BASE}]"]
@@ -98,10 +98,10 @@ class _LlamaCpp:
 
     name = runtime = "llama.cpp"
     paths = frozenset({COMPLETIONS, CHAT})
-    own = frozenset({"lora", "id_slot", "cache_prompt"})
+    forbidden_fields = frozenset({"lora", "id_slot", "cache_prompt"})
 
 
-def _client_and_process(options: Options) -> tuple[Client, Process, int]:
+def _client_and_process(options: LlamaServerOptions) -> tuple[Client, Process, int]:
     """Return a client, the process that it talks to, still without a command line, and the port."""
     key, port = secrets.token_urlsafe(24), free_port()
     client = Client(f"http://127.0.0.1:{port}", key)
@@ -113,16 +113,16 @@ class Router(_LlamaCpp, Server):
 
     blends = False
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: LlamaServerOptions) -> None:
         self._options, self.most, self.slots = options, options.most, options.most
-        self._sections: dict[str, Served] = {}
+        self._sections: dict[str, PreparedVersion] = {}
         self._changing = asyncio.Lock()
         self._file = options.folder / "llama-server.ini"
         client, process, port = _client_and_process(options)
         super().__init__(client, process)
-        process.words = command_lines.llama_router(options.binary, self._file, port, more=options.more)
+        process.words = command_lines.llama_router(options.binary, self._file, port, extra_words=options.extra_words)
         # A restarted router must find the versions that are known by then.
-        process.begun = self._write
+        process.before_start = self._write
         if options.embeds:
             self.paths = frozenset({EMBEDDINGS})
 
@@ -144,9 +144,9 @@ class Router(_LlamaCpp, Server):
         self._write()
         status, document = await self.client.call("GET", "/models?reload=1")
         if status != 200:
-            raise EngineDownError(f"llama-server cannot read its presets: {words_of(document)}")
+            raise EngineDownError(f"llama-server cannot read its presets: {error_text(document)}")
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Add a section for the version, and wait until its process is loaded."""
         self.check()
         section = section_of(served)
@@ -172,7 +172,7 @@ class Router(_LlamaCpp, Server):
         """Load a section, and wait until its process answers."""
         status, document = await self.client.call("POST", "/models/load", {"model": section})
         if status != 200:
-            raise RefusedError(section, f"llama-server cannot load it ({words_of(document)})")
+            raise RefusedError(section, f"llama-server cannot load it ({error_text(document)})")
         async with asyncio.timeout(_LOAD_SECONDS):
             while (state := await self._state(section)).get("value") != "loaded":
                 if state.get("failed"):
@@ -188,13 +188,13 @@ class Router(_LlamaCpp, Server):
                 return status
         raise EngineDownError(f"llama-server does not list {section}")
 
-    async def forget(self, served: Served) -> None:
+    async def forget(self, served: PreparedVersion) -> None:
         """Remove its section, which ends its process."""
         async with self._changing:
             if self._sections.pop(section_of(served), None) is not None and self.process is not None and self.process.up:
                 await self._reload()
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the process of the version."""
         self.check()
         return await self.client.ask(path, body, section_of(blend[0][0]) if blend else _BASE)
@@ -203,7 +203,7 @@ class Router(_LlamaCpp, Server):
 # ---- one process for all
 
 
-def explicit(body: Mapping[str, Any], ids: Mapping[str, int], blend: Blend, *, slots: bool) -> dict[str, Any]:
+def explicit_request(body: Mapping[str, Any], ids: Mapping[str, int], blend: Blend, *, slots: bool) -> dict[str, Any]:
     """Return a request that lists every adapter, with a slot for each version, or without any cache.
 
     Args:
@@ -237,13 +237,13 @@ class OneProcess(_LlamaCpp):
     blends = True
     keeps = False
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: LlamaServerOptions) -> None:
         if options.embeds:
             problem = "one llama-server applies all adapters to embeddings, whatever it is asked for"
             raise UsageError("llama.cpp", problem, "Start a process for each version", code="mixed-embeddings")
         self._options = options
         self.most = self.slots = min(options.most, _MOST_SLOTS)
-        self._versions: dict[str, Served] = {}
+        self._versions: dict[str, PreparedVersion] = {}
         self._current: _RunningServer | None = None
         self._changing = asyncio.Lock()
         self._ending: set[asyncio.Task[None]] = set()
@@ -278,7 +278,7 @@ class OneProcess(_LlamaCpp):
             server.ids = {model: number for number, model in enumerate(self._versions)}
             process.words = self._words(port)
 
-        process.begun = begin
+        process.before_start = begin
         try:
             await server.start()
         except BaseException:
@@ -292,10 +292,10 @@ class OneProcess(_LlamaCpp):
         slots = len(adapters) + 2  # one for the base, and one for blends
         context = options.context or 4096
         return command_lines.llama_server(
-            options.binary, options.base, port, context=context, slots=slots, adapters=adapters, more=options.more
+            options.binary, options.base, port, context=context, slots=slots, adapters=adapters, extra_words=options.extra_words
         )
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Replace the process by one that also has the version, unless the current one has it."""
         self._running().check()
         self._versions[served.model] = served
@@ -310,7 +310,7 @@ class OneProcess(_LlamaCpp):
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
-    async def _start_with(self, served: Served) -> _RunningServer:
+    async def _start_with(self, served: PreparedVersion) -> _RunningServer:
         """Start a process with a version and those that wait for one; without those if it cannot start with them."""
         self._versions[served.model] = served
         while True:
@@ -331,17 +331,17 @@ class OneProcess(_LlamaCpp):
         finally:
             await asyncio.shield(server.close())
 
-    async def forget(self, served: Served) -> None:
+    async def forget(self, served: PreparedVersion) -> None:
         """Leave the version out of the next process."""
         self._versions.pop(served.model, None)
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed."""
         server = self._running()
         server.check()
         server.requests += 1
         try:
-            answer = await server.client.ask(path, explicit(body, server.ids, blend, slots=True))
+            answer = await server.client.ask(path, explicit_request(body, server.ids, blend, slots=True))
         except BaseException:
             server.requests -= 1
             raise
@@ -354,10 +354,10 @@ class OneProcess(_LlamaCpp):
             server.requests -= 1
             await answer.close()
 
-        return Answer(answer.status, answer.media_type, body_of(), close)
+        return EngineAnswer(answer.status, answer.media_type, body_of(), close)
 
 
-class Attached(_LlamaCpp, Server):
+class AttachedServer(_LlamaCpp, Server):
     """The `Engine` for the user's own llama-server, which was started with files that were resolved for it.
 
     Its caches may hold anything from requests that others send, so our requests use no cache.
@@ -375,10 +375,10 @@ class Attached(_LlamaCpp, Server):
         """Ask the server for its adapters."""
         status, document = await self.client.call("GET", "/lora-adapters")
         if status != 200 or not isinstance(document, list):
-            raise RefusedError(self.client.url, f"does not list its adapters ({words_of(document)})", "Name a llama-server")
+            raise RefusedError(self.client.url, f"does not list its adapters ({error_text(document)})", "Name a llama-server")
         self._paths = {str(Path(adapter["path"]).resolve()): int(adapter["id"]) for adapter in document}
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Find the version among its adapters; RefusedError if it was started without it."""
         if served.model in self._ids:
             return
@@ -388,7 +388,7 @@ class Attached(_LlamaCpp, Server):
             raise RefusedError(served.model, f"the llama-server at {self.client.url} was started without {served.path}", hint)
         self._ids[served.model] = number
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed, and without a cache."""
         other_ids = {path: number for path, number in self._paths.items() if number not in self._ids.values()}
-        return await self.client.ask(path, explicit(body, {**self._ids, **other_ids}, blend, slots=False))
+        return await self.client.ask(path, explicit_request(body, {**self._ids, **other_ids}, blend, slots=False))

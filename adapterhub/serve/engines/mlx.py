@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 
-from . import CHAT, COMPLETIONS, Answer, Blend
+from . import CHAT, COMPLETIONS, EngineAnswer, Blend
 from .over_http import Client, Process, Server
 
 
@@ -23,17 +23,17 @@ class Mlx(Server):
     name = runtime = "mlx"
     blends = False
     paths = frozenset({COMPLETIONS, CHAT})
-    own = frozenset({"adapters", "draft_model", "num_draft_tokens"})
+    forbidden_fields = frozenset({"adapters", "draft_model", "num_draft_tokens"})
     most, slots = 10_000, 1  # it holds only one adapter, but needs no preparation
 
     def __init__(self, client: Client, process: Process | None, *, base: str) -> None:
         super().__init__(client, process)
         self._base = base
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Do nothing: the request has the folder."""
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with the base and the folder of the adapter."""
         self.check()
         adapter_field = {"adapters": str(blend[0][0].path)} if blend else {}

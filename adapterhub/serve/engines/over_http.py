@@ -17,12 +17,12 @@ from typing import Any, cast
 
 import httpx2
 
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
 
-from . import Answer, EngineDownError, words_of
+from . import EngineAnswer, EngineDownError, error_text
 
 log = logging.getLogger("adapterhub.serve.engine")
 _CONNECT = 5.0  # seconds
@@ -53,7 +53,7 @@ class Client:
         """Close all connections."""
         await self._transport.aclose()
 
-    async def ask(self, path: str, body: Mapping[str, Any], model: str = "") -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], model: str = "") -> EngineAnswer:
         """Send a document, and return the answer as soon as it begins.
 
         Args:
@@ -61,7 +61,7 @@ class Client:
         """
         response = await self._send("POST", path, {**body, "model": model} if model else body)
         kind = response.headers.get("content-type", "application/json")
-        return Answer(response.status_code, kind, _pieces(response), response.aclose, model)
+        return EngineAnswer(response.status_code, kind, _pieces(response), response.aclose, model)
 
     async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """Send a request of our own; return the status, and the document of the answer, or its text if it is not JSON.
@@ -112,7 +112,7 @@ async def base_name(client: Client, kind: str) -> str:
     models = document.get("data", []) if status == 200 and isinstance(document, dict) else []
     names = [str(model["id"]) for model in models if not model.get("parent")]
     if not names:
-        raise RefusedError(client.url, f"does not list its models ({words_of(document)})", f"Name {kind}")
+        raise RefusedError(client.url, f"does not list its models ({error_text(document)})", f"Name {kind}")
     return names[0]
 
 
@@ -151,7 +151,7 @@ class Process:
     words: Sequence[str]
     environ: Mapping[str, str]
     ready: Callable[[], Awaitable[bool]]
-    begun: Callable[[], object] = lambda: None
+    before_start: Callable[[], object] = lambda: None
     patience: float = 600.0
     silence: float = 300.0
     up: bool = False
@@ -184,7 +184,7 @@ class Process:
 
     async def _spawn(self) -> None:
         """Start a process and wait until it is ready."""
-        self.begun()
+        self.before_start()
         self._last_lines.clear()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -342,5 +342,5 @@ class Server:
         if self.process is not None:
             self.process.check()
 
-    async def forget(self, served: Served) -> None:
+    async def forget(self, served: PreparedVersion) -> None:
         """Do nothing, for servers that forget by themselves, or never."""

@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Answer, Blend, words_of
+from . import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, Blend, error_text
 from .over_http import Client, Process, Server, base_name
 
 
@@ -24,7 +24,7 @@ class Sglang(Server):
     name = runtime = "sglang"
     blends = False
     paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
-    own = frozenset({"lora_path", "session_id", "session_params"})  # a session would continue with others' keys and values
+    forbidden_fields = frozenset({"lora_path", "session_id", "session_params"})  # a session would continue with others' keys and values
 
     def __init__(self, client: Client, process: Process | None, *, most: int) -> None:
         super().__init__(client, process)
@@ -33,14 +33,14 @@ class Sglang(Server):
         self._loaded: set[str] = set()
         self._loading = asyncio.Lock()
         if process is not None:
-            process.begun = self._loaded.clear
+            process.before_start = self._loaded.clear
 
     async def start(self) -> None:
         """Start it, and ask for the name of its base."""
         await super().start()
         self._base = await base_name(self.client, "an SGLang server")
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Load the version."""
         self.check()
         async with self._loading:
@@ -48,18 +48,18 @@ class Sglang(Server):
                 return
             request = {"lora_name": served.model, "lora_path": str(served.path)}
             status, document = await self.client.call("POST", "/load_lora_adapter", request)
-            if status != 200 and "already loaded" not in words_of(document):
-                raise RefusedError(served.model, f"SGLang cannot load it ({words_of(document)})")
+            if status != 200 and "already loaded" not in error_text(document):
+                raise RefusedError(served.model, f"SGLang cannot load it ({error_text(document)})")
             self._loaded.add(served.model)
 
-    async def forget(self, served: Served) -> None:
+    async def forget(self, served: PreparedVersion) -> None:
         """Unload the version."""
         async with self._loading:
             if served.model in self._loaded:
                 self._loaded.discard(served.model)
                 await self.client.call("POST", "/unload_lora_adapter", {"lora_name": served.model})
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with a name that SGLang cannot take for the base."""
         self.check()
         model = model_of(self._base, blend)

@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Answer, Blend, words_of
+from . import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, Blend, error_text
 from .over_http import Client, Process, Server, base_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Vllm(Server):
     blends = False
     keeps = True  # other clients may use the same name
     paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
-    own = frozenset({"kv_transfer_params", "ec_transfer_params", "vllm_xargs"})  # vllm_xargs can contain the other two
+    forbidden_fields = frozenset({"kv_transfer_params", "ec_transfer_params", "vllm_xargs"})  # vllm_xargs can contain the other two
     most = 10_000  # it evicts by itself
 
     def __init__(
@@ -54,17 +54,17 @@ class Vllm(Server):
         self._spec, self._folder = base, folder
         self._base = ""
         self._zeros: Path | None = None
-        self._known: set[str] = set()
+        self._loaded: set[str] = set()
         self._loading = asyncio.Lock()
         if process is not None:
-            process.begun = self._known.clear
+            process.before_start = self._loaded.clear
 
     async def start(self) -> None:
         """Start it, and find out how its base must be requested."""
         await super().start()
         self._base = await base_name(self.client, "a vLLM server")
         if await self._mixes_base():
-            self._zeros = await asyncio.to_thread(zeros, self._spec, self._folder)
+            self._zeros = await asyncio.to_thread(zero_adapter, self._spec, self._folder)
             try:
                 await self._load(self._zeros.name, self._zeros)
             except RefusedError as error:
@@ -81,13 +81,13 @@ class Vllm(Server):
         parts = str(text).split(".")[:2]
         return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _UNMIXED_SINCE
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         """Tell it the name and the folder of the version."""
         self.check()
-        if self._resolves or served.model in self._known:
+        if self._resolves or served.model in self._loaded:
             return
         async with self._loading:
-            if served.model not in self._known:
+            if served.model not in self._loaded:
                 await self._load(served.model, served.path)
 
     async def _load(self, name: str, folder: Path) -> None:
@@ -95,12 +95,12 @@ class Vllm(Server):
         status, document = await self.client.call(
             "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
         )
-        if status == 404 and "Not Found" in words_of(document):
+        if status == 404 and "Not Found" in error_text(document):
             hint = "Start it with LoRA enabled, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             raise RefusedError(self.client.url, "does not load adapters while it runs", hint)
         if status != 200 and not await self._has_adapter(name, folder):
-            raise RefusedError(name, f"vLLM cannot load it ({words_of(document)})")
-        self._known.add(name)
+            raise RefusedError(name, f"vLLM cannot load it ({error_text(document)})")
+        self._loaded.add(name)
 
     async def _has_adapter(self, name: str, folder: Path) -> bool:
         """Return whether it knows this name for this folder, from an earlier gateway."""
@@ -108,16 +108,16 @@ class Vllm(Server):
         models = document.get("data", []) if isinstance(document, dict) else []
         return any(model["id"] == name and model.get("root") == str(folder) for model in models)
 
-    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with the immutable name."""
         self.check()
         base = self._zeros.name if self._zeros else self._base
-        if self._zeros and base not in self._known:  # it was restarted
-            await self._load(base, await asyncio.to_thread(zeros, self._spec, self._folder))
+        if self._zeros and base not in self._loaded:  # it was restarted
+            await self._load(base, await asyncio.to_thread(zero_adapter, self._spec, self._folder))
         return await self.client.ask(path, body, blend[0][0].model if blend else base)
 
 
-def zeros(base: BaseSpec, folder: Path) -> Path:
+def zero_adapter(base: BaseSpec, folder: Path) -> Path:
     """Return a PEFT folder, created if necessary, with an adapter of zeros on one attention projection, named for its content.
 
     Raises:
@@ -130,7 +130,7 @@ def zeros(base: BaseSpec, folder: Path) -> Path:
 
     modules = [name.removesuffix(".weight") for name in base.tensors if name.endswith((".q_proj.weight", ".o_proj.weight"))]
     if not modules:
-        raise RefusedError(base.where, "has no layer for an adapter of zeros", "Use vLLM 0.33 or later")
+        raise RefusedError(base.source, "has no layer for an adapter of zeros", "Use vLLM 0.33 or later")
     # The first by name, so that all gateways of a base create the same folder.
     module = min(modules)
     out_features, in_features = base.tensors[f"{module}.weight"].shape
@@ -142,7 +142,7 @@ def zeros(base: BaseSpec, folder: Path) -> Path:
     # Rank 1 is enough for zeros.
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": [module.rpartition(".")[2]]}
     folder.mkdir(parents=True, exist_ok=True)
-    with suppress(OutputExistsError), atomic.whole(place) as new_folder:  # another gateway may be faster
+    with suppress(OutputExistsError), atomic.pending_output(place) as new_folder:  # another gateway may be faster
         safetensors_file.write(new_folder / peft.WEIGHTS, arrays, {"format": "pt"})
         (new_folder / peft.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": None}))
     return place

@@ -49,7 +49,7 @@ class ProblemError(Exception):
         return {"www-authenticate": "Bearer", **headers} if self.status == 401 else headers
 
 
-def missing(model: str) -> ProblemError:
+def not_served(model: str) -> ProblemError:
     """Return the error for a name that is not served to this client; the same whether or not the name exists."""
     return ProblemError(404, f"The model `{model[:200]}` does not exist or is not served here", code=MISSING, param="model")
 
@@ -67,9 +67,9 @@ def problem_of(error: Exception, model: str) -> ProblemError:
         case EngineDownError():
             problem = ProblemError(503, f"The engine does not answer for now: {error}", code=DOWN, seconds=error.seconds)
         case RefusedError(code=code) if code == NOT_SERVED:
-            problem = missing(model)
+            problem = not_served(model)
         case NotFoundError(code=code) if code != "no-registry":
-            problem = missing(model)
+            problem = not_served(model)
         case RefError():
             problem = ProblemError(404, f"The model `{model[:200]}` does not exist: {error}", code=MISSING, param="model")
         case RemoteError() | LocalIOError() | NotFoundError():  # details, such as paths, are only for the log

@@ -19,18 +19,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapterhub.serve.engines import CHAT, COMPLETIONS, EMBEDDINGS, Answer, EngineDownError, words_of
+from adapterhub.serve.engines import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, EngineDownError, error_text
 from adapterhub.version import __version__
 from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
 from . import metrics, rewriting
-from .answers import BUSY, DOWN, ProblemError, engine_failed, missing, problem_of
-from .gateway import Asked, Gateway
+from .answers import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
+from .gateway import GatewayRequest, Gateway
 
 _log = logging.getLogger("adapterhub.serve.requests")
-VERSION = "x-adapterhub-version"
+VERSION_HEADER = "x-adapterhub-version"
 _BODY_SECONDS = 60.0  # until the whole body must have arrived
 _MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
 _PARSED_IN_THREAD = 64 << 10  # bytes; larger bodies are parsed in a thread, so that other requests go on
@@ -125,11 +125,11 @@ class _Generation:
         """Answer a request."""
         request = Request(scope, receive)
         reply = _Reply(send)
-        gateway_request = Asked(self._path, request.headers)
+        gateway_request = GatewayRequest(self._path, request.headers)
         gateway: Gateway = scope["app"].state.gateway
         try:
             gateway_request.key = gateway.key_of(gateway_request.headers)
-            with gateway.admitted(gateway_request.key):
+            with gateway.admit(gateway_request.key):
                 await self._answer(gateway, request, gateway_request, reply)
         except (ProblemError, EngineDownError, AdapterhubError) as error:
             problem = problem_of(error, gateway_request.model)
@@ -147,7 +147,7 @@ class _Generation:
         finally:
             _record_end(gateway, request, gateway_request, reply)
 
-    async def _answer(self, gateway: Gateway, request: Request, gateway_request: Asked, reply: _Reply) -> None:
+    async def _answer(self, gateway: Gateway, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
         """Read the body, and answer unless the client disconnects."""
         bodies: _Bodies = request.app.state.bodies
         raw = bytearray()
@@ -159,34 +159,34 @@ class _Generation:
             bodies.give(len(raw))
             raw.clear()  # now, not when the garbage collector finds an error that refers to it
 
-    async def _forward(self, gateway: Gateway, gateway_request: Asked, body: Mapping[str, Any], reply: _Reply) -> None:
+    async def _forward(self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply) -> None:
         """Ask the engine, and send its answer on, rewritten for the client."""
-        with gateway.metered(gateway_request.key, body) as usage:
-            async with gateway.answered(gateway_request, usage.asking()) as answer:
-                usage.begun = answer.status == 200
+        with gateway.meter(gateway_request.key, body) as usage:
+            async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
+                usage.has_begun = answer.status == 200
                 kind = answer.media_type.partition(";")[0].strip().lower()
-                if usage.begun and kind == "text/event-stream":
+                if usage.has_begun and kind == "text/event-stream":
                     async for piece in rewriting.events(answer, gateway_request.version, usage):
                         if not reply.status:  # only now, so that the headers and the first event are sent together
                             await reply.begin(gateway_request.version)
                         await reply.send_piece(piece)
                     await reply.end()
                     return
-                whole = await rewriting.whole(answer.body)
+                whole = await rewriting.read_whole(answer.body)
             if answer.status != 200:
                 raise engine_problem(answer, whole)
             if kind != _RAW:
-                kind, whole = _JSON, rewriting.renamed(whole, gateway_request.version, usage, expected=answer.model)
+                kind, whole = _JSON, rewriting.rename_model(whole, gateway_request.version, usage, expected=answer.model)
             await reply.send_whole(200, kind, gateway_request.version, whole)
 
 
-def engine_problem(answer: Answer, whole: bytes) -> ProblemError:
+def engine_problem(answer: EngineAnswer, whole: bytes) -> ProblemError:
     """Return the client's error for an error of the engine: what the client did wrong, or that the engine has failed."""
     try:
         document = json_file.parse(whole, "answer")
     except FormatError:
         document = whole.decode(errors="replace")
-    words, error = words_of(document), document.get("error") if isinstance(document, dict) else None
+    words, error = error_text(document), document.get("error") if isinstance(document, dict) else None
     code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
     if answer.status in (429, 503):
         return ProblemError(answer.status, f"The engine is busy: {words}", code=DOWN, seconds=2)
@@ -298,13 +298,13 @@ class _Reply:
             "content-type": media_type,
             "x-request-id": self.id,
             **extra_headers,
-            **({VERSION: version} if version else {}),
+            **({VERSION_HEADER: version} if version else {}),
         }
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
 
-def _record_end(gateway: Gateway, request: Request, gateway_request: Asked, reply: _Reply) -> None:
+def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
     """Count and log a request that has ended."""
     now = time.monotonic()
     first = reply.first and reply.first - gateway_request.started
@@ -360,8 +360,8 @@ async def _models(request: Request) -> Response:
     """GET /v1/models: the models that the client may ask for."""
     gateway = _gateway(request)
     key = gateway.key_of(request.headers)
-    with gateway.admitted(key):
-        models = await gateway.listed(key)
+    with gateway.admit(key):
+        models = await gateway.list_models(key)
     base = gateway.settings.base_name
     data = [_entry(name, version.model if version else "", "" if name == base else base) for name, version in models]
     return JSONResponse({"object": "list", "data": data})
@@ -370,15 +370,15 @@ async def _models(request: Request) -> Response:
 async def _model(request: Request) -> Response:
     """GET /v1/models/NAME: the version that a name means now."""
     gateway, name = _gateway(request), request.path_params["model"]
-    gateway_request = Asked("", request.headers, gateway.key_of(request.headers), name)
+    gateway_request = GatewayRequest("", request.headers, gateway.key_of(request.headers), name)
     try:
-        with gateway.admitted(gateway_request.key):
-            parts = await gateway.meant(gateway_request)
+        with gateway.admit(gateway_request.key):
+            parts = await gateway.resolve_model(gateway_request)
     except AdapterhubError as error:
         raise problem_of(error, name) from error
     version = gateway.version_of(parts)
     document = _entry(name, version if parts else "", gateway.settings.base_name if parts else "")
-    return JSONResponse(document, headers={VERSION: version})
+    return JSONResponse(document, headers={VERSION_HEADER: version})
 
 
 def _entry(name: str, version: str, parent: str) -> dict[str, Any]:
@@ -401,7 +401,7 @@ async def _metrics(request: Request) -> Response:
     gateway = _gateway(request)
     key = gateway.key_of(request.headers)
     if key is not None and key.allowed.patterns:
-        raise missing("/metrics")
+        raise not_served("/metrics")
     return Response(gateway.metrics.page(), media_type=metrics.TYPE)
 
 

@@ -16,30 +16,30 @@ from adapterhub.digest import Digest
 from adapterhub.http_server import binding
 from adapterhub.ref import Ref
 from adapterhub.serve import names, resolving
-from adapterhub.serve.engines import Answer, Blend, Engine, EngineDownError
-from adapterhub.serve.names import Allowed
-from adapterhub.serve.served import Served
+from adapterhub.serve.engines import EngineAnswer, Blend, Engine, EngineDownError
+from adapterhub.serve.names import AllowedNames
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 
-from .answers import BUSY, DOWN, ProblemError, missing
-from .lookup import Found, Lookup, RegistryLookup, RemoteLookup
-from .metrics import Metrics, listed
+from .answers import BUSY, DOWN, ProblemError, not_served
+from .lookup import ResolvedVersion, Lookup, RegistryLookup, RemoteLookup
+from .metrics import Metrics, counted_name
 from .reloading import Rules
 from .rewriting import Usage
 from .route_file import Key, Routes
 from .settings import GatewaySettings
-from .versions import Versions
+from .versions import EngineVersions
 
 log = logging.getLogger("adapterhub.serve")
 _MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
 _WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
-Parts = tuple[tuple[Found, float], ...]
+VersionParts = tuple[tuple[ResolvedVersion, float], ...]
 
 
 @dataclass(slots=True)
-class Asked:
+class GatewayRequest:
     """The facts about a request.
 
     Attributes:
@@ -66,7 +66,7 @@ class _WatchedRef:
 
     ref: Ref
     digest: Digest | None = None
-    asked: float = field(default_factory=time.monotonic)
+    asked_at: float = field(default_factory=time.monotonic)
 
 
 class Gateway:
@@ -78,13 +78,13 @@ class Gateway:
         self._workspace = replace(settings.workspace, policy=lambda: self._rules.policy)
         self._leases = ExitStack()
         # One lease for all versions, held until the gateway ends.
-        self._lease = self._leases.enter_context(resolving.served_folder(settings.workspace).leased())
+        self._lease = self._leases.enter_context(resolving.served_folder(settings.workspace).open_lease())
         remote = settings.remote
         self._lookup: Lookup = (
             RemoteLookup(self._workspace, remote, settings.poll) if remote else RegistryLookup(self._workspace)
         )
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
-        self.versions = Versions(engine, self._prepare, self._lease.drop, engine.most)
+        self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
 
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
@@ -167,20 +167,20 @@ class Gateway:
         return key
 
     @contextmanager
-    def admitted(self, key: Key | None) -> Iterator[None]:
+    def admit(self, key: Key | None) -> Iterator[None]:
         """Count a request until it ends; ProblemError if there are too many."""
         if not self.ready:
             raise ProblemError(503, "The engine is starting", code=DOWN, seconds=2)
         if key is not None and key.windows is not None and (window := key.windows.count(key.name)).over:
             raise ProblemError(
                 429,
-                f"More than {key.windows.most} requests in {key.windows.seconds:,} seconds",
+                f"More than {key.windows.limit} requests in {key.windows.seconds:,} seconds",
                 code=BUSY,
                 seconds=window.seconds,
             )
         if key is not None and key.tokens is not None and (window := key.tokens.count(key.name, 0)).over:
             raise ProblemError(
-                429, f"More than {key.tokens.most} tokens in {key.tokens.seconds:,} seconds", code=BUSY, seconds=window.seconds
+                429, f"More than {key.tokens.limit} tokens in {key.tokens.seconds:,} seconds", code=BUSY, seconds=window.seconds
             )
         name = key.name if key is not None else ""
         if key is not None and key.most and self._running[name] >= key.most:
@@ -190,20 +190,20 @@ class Gateway:
             raise ProblemError(429, message, code=BUSY, seconds=1)
         self._running[name] += 1
         try:
-            with self.metrics.now.track_inprogress():
+            with self.metrics.running_requests.track_inprogress():
                 yield
         finally:
             self._running[name] -= 1
 
     @contextmanager
-    def metered(self, key: Key | None, body: Mapping[str, Any]) -> Iterator[Usage]:
+    def meter(self, key: Key | None, body: Mapping[str, Any]) -> Iterator[Usage]:
         """Count the tokens of a request against the budget of its key, even if its client cancels it."""
         budget = key.tokens if key is not None else None
         usage = Usage(body, counts=budget is not None)
         try:
             yield usage
         except asyncio.CancelledError:  # codespell:ignore
-            usage.begun = True  # the engine may have read the prompt
+            usage.has_begun = True  # the engine may have read the prompt
             raise
         finally:
             if key is not None and budget is not None:
@@ -212,7 +212,7 @@ class Gateway:
     # ---- answering
 
     @asynccontextmanager
-    async def answered(self, request: Asked, body: Mapping[str, Any]) -> AsyncIterator[Answer]:
+    async def open_answer(self, request: GatewayRequest, body: Mapping[str, Any]) -> AsyncIterator[EngineAnswer]:
         """Ask the engine with the version that a request names; the answer ends with the context.
 
         Raises:
@@ -237,16 +237,16 @@ class Gateway:
                 await answer.close()
 
     @asynccontextmanager
-    async def _open_blend(self, model: str, parts: Parts) -> AsyncIterator[Blend]:
+    async def _open_blend(self, model: str, parts: VersionParts) -> AsyncIterator[Blend]:
         """Yield the blend, counting its name first in the gauge of waiting adapters, then in that of running ones."""
         with ExitStack() as waiting:
-            waiting.enter_context(listed(self.metrics.waiting, model))
-            async with self.versions.used(parts) as blend:
+            waiting.enter_context(counted_name(self.metrics.waiting, model))
+            async with self.versions.use(parts) as blend:
                 waiting.close()
-                with listed(self.metrics.running, model):
+                with counted_name(self.metrics.running, model):
                     yield blend
 
-    def _check(self, request: Asked, body: Mapping[str, Any]) -> None:
+    def _check(self, request: GatewayRequest, body: Mapping[str, Any]) -> None:
         """Check the path and the body of a request, and record its `model`."""
         if request.path not in self.engine.paths:
             message = (
@@ -257,12 +257,12 @@ class Gateway:
         if not isinstance(model, str) or not model:
             raise ProblemError(400, "`model` is missing, or not a text", param="model")
         request.model = model
-        for name in self.engine.own:
+        for name in self.engine.forbidden_fields:
             if name in body:
                 message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
                 raise ProblemError(400, message, code="unsupported", param=name)
 
-    async def _resolve_parts(self, request: Asked, user: str) -> Parts:
+    async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""
         model, key = request.model, request.key
         route = self.routes.routes.get(model)
@@ -271,14 +271,14 @@ class Gateway:
             return ()
         if route is not None:
             self._check_allowed(key, model, model)
-            parsed = names.parse(route.chosen(request.headers, user, key.name if key else ""))
+            parsed = names.parse(route.choose(request.headers, user, key.name if key else ""))
         else:
             parsed = self._parse(model)
             for part in parsed:
                 self._check_allowed(key, part.ref.name, model)
                 self.settings.allowed.check(part.ref)
         # A version that occurs several times in a blend gets the sum of its weights.
-        weights: dict[Found, float] = {}
+        weights: dict[ResolvedVersion, float] = {}
         for part in parsed:
             version = await self._find_version(part.ref)
             weights[version] = weights.get(version, 0.0) + part.weight
@@ -289,30 +289,30 @@ class Gateway:
         if key is not None and name not in key.allowed:
             # A malformed ref gets the same error as for a client that may use all names.
             self._parse(model)
-            raise missing(model)
+            raise not_served(model)
 
-    def _parse(self, model: str) -> tuple[names.Part, ...]:
+    def _parse(self, model: str) -> tuple[names.BlendPart, ...]:
         """Parse a `model` with the gateway's namespace and remote."""
         return names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote_name)
 
-    async def _find_version(self, ref: Ref) -> Found:
+    async def _find_version(self, ref: Ref) -> ResolvedVersion:
         """Look up a ref, and watch it from now on if it may move."""
         version = await self._lookup.find(ref)
         if names.is_moving(ref):
             watched = self._watched.setdefault(str(ref), _WatchedRef(ref))
-            watched.asked, watched.digest = time.monotonic(), version.digest
+            watched.asked_at, watched.digest = time.monotonic(), version.digest
             self._watched.move_to_end(str(ref))
             if len(self._watched) > _MOST_WATCHED:
                 self._watched.popitem(last=False)
         return version
 
-    def version_of(self, parts: Parts) -> str:
+    def version_of(self, parts: VersionParts) -> str:
         """Return the version that an answer states as its source."""
         if not parts:
             return self.settings.base_name
         return "+".join(version.model if weight == 1 else f"{version.model}*{weight:.15g}" for version, weight in parts)
 
-    def _prepare(self, version: Found) -> Served:
+    def _prepare(self, version: ResolvedVersion) -> PreparedVersion:
         """Prepare a version for the engine, and hold a lease on it; runs in a thread."""
         base, address = self.settings.base, self._lookup.address(version)
         served = resolving.resolve(address, runtime=self.engine.runtime, base=base, workspace=self._workspace)
@@ -322,14 +322,14 @@ class Gateway:
 
     # ---- listing
 
-    async def listed(self, key: Key | None) -> list[tuple[str, Found | None]]:
+    async def list_models(self, key: Key | None) -> list[tuple[str, ResolvedVersion | None]]:
         """Return the names that a client may ask for, with the versions that they mean now; None for the base and routes."""
-        allowed = key.allowed if key else Allowed()
+        allowed = key.allowed if key else AllowedNames()
         own_names = [name for name in (self.settings.base_name, *self.routes.routes) if name in allowed]
-        refs = await self._lookup.listed(self.settings.allowed)
+        refs = await self._lookup.list_refs(self.settings.allowed)
         return [*((name, None) for name in own_names), *((ref, version) for ref, version in refs if version.name in allowed)]
 
-    async def meant(self, request: Asked) -> Parts:
+    async def resolve_model(self, request: GatewayRequest) -> VersionParts:
         """Return the versions that a name means for a client."""
         return await self._resolve_parts(request, "")
 
@@ -357,9 +357,9 @@ class Gateway:
             for target in (route.to, *(rule.to for rule in route.rules)):
                 for text, _ in target.shares:
                     for part in names.parse(text):
-                        self._watched.setdefault(str(part.ref), _WatchedRef(part.ref)).asked = time.monotonic()
+                        self._watched.setdefault(str(part.ref), _WatchedRef(part.ref)).asked_at = time.monotonic()
         since = time.monotonic() - _WATCH_SECONDS
-        for name in [name for name, watched in self._watched.items() if watched.asked < since]:
+        for name in [name for name, watched in self._watched.items() if watched.asked_at < since]:
             del self._watched[name]
         return [*self._watched.values()]
 

@@ -20,24 +20,24 @@ from adapterhub.digest import Digest
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import configured, location
-from adapterhub.remotes.location import Place
-from adapterhub.remotes.protocol import Connected
+from adapterhub.remotes.location import RemoteAddress
+from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.serve import resolving
-from adapterhub.serve.names import Allowed, is_whole
+from adapterhub.serve.names import AllowedNames, is_full_digest
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 
 T = TypeVar("T")
 log = logging.getLogger("adapterhub.serve.lookup")
 _MOST_LISTED = 1000  # names
-_REMEMBERED = 1024  # refs that were looked up at a remote
+_MOST_CACHED = 1024  # refs that were looked up at a remote
 _AT_ONCE = 4  # requests to a remote
 # Seconds that a request waits for a remote: with an older answer to fall back on, and without one.
 _PATIENCE, _FIRST_PATIENCE = 1.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ResolvedVersion:
     """A version that a ref named when it was looked up."""
 
     name: str
@@ -61,13 +61,13 @@ class Lookup(Protocol):
     async def check(self) -> None:
         """Check that it can be reached; AdapterhubError if it cannot."""
 
-    async def find(self, ref: Ref) -> Found:
+    async def find(self, ref: Ref) -> ResolvedVersion:
         """Return the version that a ref names; NotFoundError if there is none."""
 
-    async def listed(self, allowed: Allowed) -> list[tuple[str, Found]]:
+    async def list_refs(self, allowed: AllowedNames) -> list[tuple[str, ResolvedVersion]]:
         """Return the refs that may be asked for, of at most a thousand names."""
 
-    def address(self, version: Found) -> str:
+    def address(self, version: ResolvedVersion) -> str:
         """Return the address or ref from which a version is resolved."""
 
     def close(self) -> None:
@@ -88,34 +88,34 @@ class RegistryLookup:
         """Open the registry; AdapterhubError if it cannot be opened."""
         await self._call(lambda _registry: None)
 
-    def address(self, version: Found) -> str:
+    def address(self, version: ResolvedVersion) -> str:
         """Return the name of the version with its digest."""
         return version.model
 
-    async def find(self, ref: Ref) -> Found:
+    async def find(self, ref: Ref) -> ResolvedVersion:
         """Return the version that a ref names; NotFoundError if there is none."""
 
-        def work(registry: Registry) -> Found:
+        def work(registry: Registry) -> ResolvedVersion:
             # Without this, `row` would compare a misspelled name with all others for a hint that the client must not see.
             if registry.ledger.current(ref.name).seq == 0:
                 raise NotFoundError(str(ref), "no such adapter")
             row = registry.row(ref)
-            return Found(row.name, row.digest)
+            return ResolvedVersion(row.name, row.digest)
 
         return await self._call(work)
 
-    async def listed(self, allowed: Allowed) -> list[tuple[str, Found]]:
+    async def list_refs(self, allowed: AllowedNames) -> list[tuple[str, ResolvedVersion]]:
         """Return the tags of at most a thousand names."""
 
-        def work(registry: Registry) -> list[tuple[str, Found]]:
-            refs: list[tuple[str, Found]] = []
+        def work(registry: Registry) -> list[tuple[str, ResolvedVersion]]:
+            refs: list[tuple[str, ResolvedVersion]] = []
             names: set[str] = set()
             for row in registry.list():
                 if row.name not in allowed or (row.name not in names and len(names) >= _MOST_LISTED):
                     continue
                 names.add(row.name)
                 # A bare name means its tag `latest`, and is listed instead of that tag.
-                version = Found(row.name, row.digest)
+                version = ResolvedVersion(row.name, row.digest)
                 refs += [(row.name if tag == LATEST else f"{row.name}:{tag}", version) for tag in row.tags]
             return refs
 
@@ -162,7 +162,7 @@ class RegistryLookup:
 class _CachedAnswer:
     """A remote's last answer about a ref, a version or an error, with its time; `pending` while it is being asked."""
 
-    version: Found | None = None
+    version: ResolvedVersion | None = None
     error: AdapterhubError | None = None
     answered_at: float = float("-inf")
     pending: asyncio.Task[None] | None = None
@@ -180,25 +180,25 @@ class RemoteLookup:
     def __init__(self, workspace: Workspace, url: str, poll: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.is_up = True
         self._workspace, self._url, self._poll, self._clock = workspace, url, poll, clock
-        self._known: OrderedDict[str, _CachedAnswer] = OrderedDict()
+        self._answers: OrderedDict[str, _CachedAnswer] = OrderedDict()
         self._threads = ThreadPoolExecutor(_AT_ONCE, "lookup")
-        self._open: set[Connected] = set()
+        self._open: set[OpenRemote] = set()
 
     async def check(self) -> None:
         """Do nothing: the first lookup shows whether the remote answers."""
 
-    def address(self, version: Found) -> str:
+    def address(self, version: ResolvedVersion) -> str:
         """Return the address of the version at the remote."""
-        return configured.below(self._url, version.model)
+        return configured.address_below(self._url, version.model)
 
-    async def find(self, ref: Ref) -> Found:
+    async def find(self, ref: Ref) -> ResolvedVersion:
         """Return the version that the remote named last; RemoteError if it does not answer and never did for this ref."""
-        cached = self._known.setdefault(str(ref), _CachedAnswer())
-        self._known.move_to_end(str(ref))
+        cached = self._answers.setdefault(str(ref), _CachedAnswer())
+        self._answers.move_to_end(str(ref))
         # Bounded, because clients choose the names.
-        if len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        is_fixed = cached.version is not None and is_whole(ref.digest)
+        if len(self._answers) > _MOST_CACHED:
+            self._answers.popitem(last=False)
+        is_fixed = cached.version is not None and is_full_digest(ref.digest)
         if cached.pending is None and not is_fixed and self._clock() - cached.answered_at >= self._poll:
             cached.pending = asyncio.create_task(self._ask(ref, cached))
         # A slow remote must not hold up requests that have an older answer; the lookup itself goes on.
@@ -223,7 +223,7 @@ class RemoteLookup:
             cached.error = error
             self._record_state(error)
         else:
-            cached.version, cached.error = Found(ref.name, digest), None
+            cached.version, cached.error = ResolvedVersion(ref.name, digest), None
             if was_asked:
                 self._record_state(None)
         finally:
@@ -231,10 +231,10 @@ class RemoteLookup:
 
     def _digest(self, ref: Ref) -> tuple[Digest, bool]:
         """Return the digest of the version, and whether the remote had to be asked for it."""
-        opened: list[Connected] = []
+        opened: list[OpenRemote] = []
 
         @contextmanager
-        def connect(place: Place) -> Iterator[Connected]:
+        def connect(place: RemoteAddress) -> Iterator[OpenRemote]:
             with self._workspace.connect(place) as remote:
                 opened.append(remote)
                 self._open.add(remote)
@@ -244,7 +244,7 @@ class RemoteLookup:
                     self._open.discard(remote)
 
         # `check_name` is needed for image layouts only, where a digest would be found under any name.
-        place = location.parse(configured.below(self._url, str(ref)))
+        place = location.parse(configured.address_below(self._url, str(ref)))
         resolving.check_name(ref, place, self._workspace)
         return resolving.digest_at(place, self._workspace, connect), bool(opened)
 
@@ -256,9 +256,9 @@ class RemoteLookup:
             log.info("%s answers again", self._url)
         self.is_up = error is None
 
-    async def listed(self, allowed: Allowed) -> list[tuple[str, Found]]:
+    async def list_refs(self, allowed: AllowedNames) -> list[tuple[str, ResolvedVersion]]:
         """Return the refs that were looked up and exist, because few remotes can list names."""
-        answers = [(ref, cached.version) for ref, cached in self._known.items() if cached.version]
+        answers = [(ref, cached.version) for ref, cached in self._answers.items() if cached.version]
         return sorted((ref, version) for ref, version in answers if version.name in allowed)[:_MOST_LISTED]
 
     def close(self) -> None:

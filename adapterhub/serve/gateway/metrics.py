@@ -42,7 +42,7 @@ class Metrics:
         self._first = Histogram(
             "adapterhub_first_byte_seconds", "Time until the answer begins.", ("version",), buckets=_SECONDS, **options
         )
-        self.now = Gauge("adapterhub_requests_running", "Requests that are being read or answered.", **options)
+        self.running_requests = Gauge("adapterhub_requests_running", "Requests that are being read or answered.", **options)
         self.moves = Counter("adapterhub_moved_tags", "Tags that were seen to move while they were in use.", **options)
         up = Gauge("adapterhub_names_up", "1 if the registry or the remote answered when a name was looked up last.", **options)
         up.set_function(is_up)
@@ -70,7 +70,7 @@ class Metrics:
 
 
 @contextmanager
-def listed(bag: Bag[str], name: str) -> Iterator[None]:
+def counted_name(bag: Bag[str], name: str) -> Iterator[None]:
     """Count a name in a bag until the context ends; skip empty names, and names with a comma, which separates names."""
     if not name or "," in name:
         yield

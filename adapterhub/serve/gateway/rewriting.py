@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.serve.engines import Answer
+from adapterhub.serve.engines import EngineAnswer
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError
@@ -39,16 +39,16 @@ class Usage:
     counts: bool = False
     tokens: int = 0
     parts: int = 0
-    begun: bool = False
+    has_begun: bool = False
 
-    def asking(self) -> Mapping[str, Any]:
+    def engine_body(self) -> Mapping[str, Any]:
         """Return the body for the engine, which asks for the usage if it is counted."""
         options = self.body.get("stream_options") or {}
         if not self.counts or not self.body.get("stream") or not isinstance(options, dict):
             return self.body
         return {**self.body, "stream_options": {**options, "include_usage": True}}
 
-    def see(self, document: Mapping[str, Any]) -> bool:
+    def count(self, document: Mapping[str, Any]) -> bool:
         """Count the tokens of an answer, or of an event of it; return whether the client wants to receive it."""
         usage, choices = document.get("usage"), document.get("choices")
         self.parts += bool(choices)
@@ -62,12 +62,12 @@ class Usage:
     @property
     def total(self) -> int:
         """The number of tokens; for an answer that was cut off, an estimate of four bytes of the request each."""
-        if self.tokens or not self.begun:
+        if self.tokens or not self.has_begun:
             return max(self.tokens, self.parts)
         return self.parts + len(json.dumps(self.body)) // 4
 
 
-async def whole(pieces: AsyncIterator[bytes]) -> bytes:
+async def read_whole(pieces: AsyncIterator[bytes]) -> bytes:
     """Return an answer as a whole; ProblemError for one that is too large."""
     content = bytearray()
     async for piece in pieces:
@@ -78,7 +78,7 @@ async def whole(pieces: AsyncIterator[bytes]) -> bytes:
     return bytes(content)
 
 
-def renamed(document: bytes, model: str, usage: Usage, *, expected: str) -> bytes:
+def rename_model(document: bytes, model: str, usage: Usage, *, expected: str) -> bytes:
     """Return a JSON object with another `model`, if it has one; empty for an event that the client did not ask for.
 
     Args:
@@ -91,7 +91,7 @@ def renamed(document: bytes, model: str, usage: Usage, *, expected: str) -> byte
         members = json_file.parse_object(document, "its answer")
     except FormatError as error:
         raise engine_failed(str(error)) from error
-    if not usage.see(members):
+    if not usage.count(members):
         return b""
     if "model" not in members:
         return document
@@ -100,7 +100,7 @@ def renamed(document: bytes, model: str, usage: Usage, *, expected: str) -> byte
     return json.dumps({**members, "model": model}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-async def events(answer: Answer, model: str, usage: Usage) -> AsyncIterator[bytes]:
+async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterator[bytes]:
     """Yield the lines of an event stream as soon as each is complete, with another `model` in their objects.
 
     Raises:
@@ -130,5 +130,5 @@ def _rewrite_line(line: bytes, model: str, usage: Usage, expected: str) -> bytes
     data = line[len(_DATA) :].strip()
     if data == b"null":  # llama-server sends one before the answers to several prompts
         return b""
-    rewritten = data if data == _DONE else renamed(data, model, usage, expected=expected)
+    rewritten = data if data == _DONE else rename_model(data, model, usage, expected=expected)
     return b"data: " + rewritten if rewritten else b""

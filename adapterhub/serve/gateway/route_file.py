@@ -28,7 +28,7 @@ from adapterhub.digest import is_hex
 from adapterhub.http_server.limits import Windows
 from adapterhub.ref import RefError
 from adapterhub.serve import names
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
 
@@ -42,7 +42,7 @@ class Target:
 
     shares: tuple[tuple[str, float], ...]
 
-    def chosen(self, salt: str) -> str:
+    def choose(self, salt: str) -> str:
         """Choose one by its share: always the same for the same `salt`, or at random if that is empty."""
         if len(self.shares) == 1:
             return self.shares[0][0]
@@ -80,10 +80,10 @@ class Route:
     to: Target
     rules: tuple[Rule, ...] = ()
 
-    def chosen(self, headers: Mapping[str, str], user: str, key: str) -> str:
+    def choose(self, headers: Mapping[str, str], user: str, key: str) -> str:
         """Return the ref or blend for a request; the same user of the same key always gets the same share."""
         target = next((rule.to for rule in self.rules if rule.fits(headers, user, key)), self.to)
-        return target.chosen(f"{self.name}\0{key}\0{user}" if user else "")
+        return target.choose(f"{self.name}\0{key}\0{user}" if user else "")
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class Key:
 
     name: str
     sha256: str = ""
-    allowed: Allowed = field(default_factory=Allowed)
+    allowed: AllowedNames = field(default_factory=AllowedNames)
     windows: Windows | None = None
     most: int = 0
     tokens: Windows | None = None
@@ -151,7 +151,7 @@ def _invalid(location: str, problem: str, hint: str = "") -> UsageError:
 
 def _continued_count(new: Windows | None, old: Windows | None) -> Windows | None:
     """Return the old count if the limit is the same, otherwise the new one."""
-    return old if new and old and (new.most, new.seconds) == (old.most, old.seconds) else new
+    return old if new and old and (new.limit, new.seconds) == (old.limit, old.seconds) else new
 
 
 def _tables(document: Mapping[str, Any], name: str, location: str) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     if "adapters" in table and not any(pattern.strip(", ") for pattern in patterns):
         raise _invalid(f"{place}.adapters", "names nothing", "Leave it out to allow all, or remove the key")
     requests, tokens = (_limit(table, kind, place) for kind in ("requests", "tokens"))
-    return Key(name, sha256, Allowed.of(patterns), requests, most, tokens)
+    return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, most, tokens)
 
 
 def _limit(table: Mapping[str, Any], kind: str, place: str) -> Windows | None:

@@ -28,8 +28,8 @@ def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], o
     gateway = Gateway(settings, engine)
     encrypted = bool(settings.certificate) or settings.behind_proxy
     has_keys = bool(gateway.routes.keys)
-    binding.check_exposure(settings.host, encrypted=encrypted, asks_who=has_keys, code="gateway-needs-keys")
-    sock = binding.listening(settings.host, settings.port)
+    binding.check_exposure(settings.host, encrypted=encrypted, requires_login=has_keys, code="gateway-needs-keys")
+    sock = binding.open_listener(settings.host, settings.port)
     url = binding.url_of(sock, "https" if settings.certificate else "http")
     failure: list[BaseException] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub.workspace import Workspace
 from adapterhub_converters.bases import BaseSpec
 
@@ -39,7 +39,7 @@ class GatewaySettings:
     workspace: Workspace = field(repr=False)
     remote: str = ""
     remote_name: str = ""
-    allowed: Allowed = field(default_factory=Allowed)
+    allowed: AllowedNames = field(default_factory=AllowedNames)
     routes: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from adapterhub.serve.engines import Blend, Engine, EngineDownError
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
 
 from .answers import BUSY, ProblemError
-from .lookup import Found
+from .lookup import ResolvedVersion
 
 log = logging.getLogger("adapterhub.serve.versions")
 PATIENCE = 2.0
@@ -41,15 +41,15 @@ class _EngineVersion:
         used_at: When the last request ended.
     """
 
-    found: Found
-    ready: asyncio.Task[Served] = field(init=False)
-    served: Served | None = None
+    resolved: ResolvedVersion
+    ready: asyncio.Task[PreparedVersion] = field(init=False)
+    served: PreparedVersion | None = None
     users: int = 0
     leaving: bool = False
-    used: float = field(default_factory=time.monotonic)
+    used_at: float = field(default_factory=time.monotonic)
 
 
-class Versions:
+class EngineVersions:
     """The versions that the engine holds, least recently used first.
 
     Args:
@@ -59,7 +59,7 @@ class Versions:
     """
 
     def __init__(
-        self, engine: Engine, prepare: Callable[[Found], Served], release: Callable[[Served], object], most: int
+        self, engine: Engine, prepare: Callable[[ResolvedVersion], PreparedVersion], release: Callable[[PreparedVersion], object], most: int
     ) -> None:
         self._engine, self._prepare, self._release, self.most = engine, prepare, release, most
         self._versions: OrderedDict[str, _EngineVersion] = OrderedDict()
@@ -69,7 +69,7 @@ class Versions:
         self._preparing = asyncio.Semaphore(_MOST_PREPARING)
 
     @asynccontextmanager
-    async def used(self, parts: Sequence[tuple[Found, float]]) -> AsyncIterator[Blend]:
+    async def use(self, parts: Sequence[tuple[ResolvedVersion, float]]) -> AsyncIterator[Blend]:
         """Keep all versions of a blend in the engine until the context ends.
 
         Raises:
@@ -89,10 +89,10 @@ class Versions:
         finally:
             for version in versions.values():
                 version.users -= 1
-                version.used = time.monotonic()
+                version.used_at = time.monotonic()
             self._released.set()
 
-    async def _ensure_served(self, version: _EngineVersion) -> Served:
+    async def _ensure_served(self, version: _EngineVersion) -> PreparedVersion:
         """Return the prepared version once the engine has it, preparing it again if its folder is gone."""
         served = await asyncio.shield(version.ready)
         if not served.path.exists():  # the cache was emptied, but the engine may read the files again
@@ -102,7 +102,7 @@ class Versions:
         await self._engine.ensure(served)  # checked each time, because the engine may have been restarted
         return served
 
-    async def _admit(self, distinct: Mapping[str, Found]) -> Mapping[str, _EngineVersion]:
+    async def _admit(self, distinct: Mapping[str, ResolvedVersion]) -> Mapping[str, _EngineVersion]:
         """Return the versions, each with one more user: all or none of them, so that no two requests wait for each other."""
         resident = self._take_resident(distinct)
         if len(resident) < len(distinct):
@@ -128,7 +128,7 @@ class Versions:
             self._versions.move_to_end(model)
         return resident
 
-    async def _with_room(self, distinct: Mapping[str, Found]) -> Mapping[str, _EngineVersion]:
+    async def _with_room(self, distinct: Mapping[str, ResolvedVersion]) -> Mapping[str, _EngineVersion]:
         """Return the versions, each with one more user, after making room for the missing ones."""
         admitted = {model: self._versions[model] for model in distinct if model in self._versions}
         # Counted as users before waiting, so that the room is not made by forgetting these.
@@ -149,7 +149,7 @@ class Versions:
                 admitted[model].users += 1
         return admitted
 
-    def _add(self, resolved: Found) -> _EngineVersion:
+    def _add(self, resolved: ResolvedVersion) -> _EngineVersion:
         """Add a version, and start loading it."""
         version = self._versions[resolved.model] = _EngineVersion(resolved)
         self._start_loading(version)
@@ -157,14 +157,14 @@ class Versions:
 
     def _start_loading(self, version: _EngineVersion) -> None:
         """Start to prepare a version and load it into the engine."""
-        version.ready = asyncio.create_task(self._load(version.found))
+        version.ready = asyncio.create_task(self._load(version.resolved))
         version.ready.add_done_callback(partial(self._record_outcome, version))
 
-    def _record_outcome(self, version: _EngineVersion, task: asyncio.Task[Served]) -> None:
+    def _record_outcome(self, version: _EngineVersion, task: asyncio.Task[PreparedVersion]) -> None:
         """Record the prepared version, or why it failed; a version that was loaded before a failure leaves once it is idle."""
         if task.cancelled():  # codespell:ignore
             return
-        error, model = task.exception(), version.found.model
+        error, model = task.exception(), version.resolved.model
         if error is None:
             version.served = task.result()
         # A newer attempt may have replaced this one; only its outcome counts.
@@ -179,7 +179,7 @@ class Versions:
             while len(self._refusals) > _MOST_REFUSALS:
                 self._refusals.popitem(last=False)
 
-    async def _load(self, resolved: Found) -> Served:
+    async def _load(self, resolved: ResolvedVersion) -> PreparedVersion:
         """Prepare a version, and give it to the engine."""
         started = time.monotonic()
         async with self._preparing:
@@ -223,13 +223,13 @@ class Versions:
         if error is not None and until > time.monotonic():
             raise error
 
-    async def prefetch(self, resolved: Found) -> None:
+    async def prefetch(self, resolved: ResolvedVersion) -> None:
         """Load a version that will be asked for soon, unless that would displace one in use; log a failure."""
         is_full = len(self._versions) >= self.most and all(version.users for version in self._versions.values())
         if resolved.model in self._versions or self._queue.locked() or is_full:
             return
         try:
-            async with self.used([(resolved, 1.0)]):
+            async with self.use([(resolved, 1.0)]):
                 pass
         except (AdapterhubError, EngineDownError, ProblemError) as error:
             log.warning("%s cannot be made ready: %s", resolved.model, error)
@@ -247,7 +247,7 @@ class Versions:
         async with self._queue:
             before = time.monotonic() - IDLE
             for model, version in [*self._versions.items()]:
-                if not version.users and version.used < before and version.ready.done():
+                if not version.users and version.used_at < before and version.ready.done():
                     await self._forget(model)
 
     async def close(self) -> None:
@@ -259,6 +259,6 @@ class Versions:
             await asyncio.wait(tasks)
 
 
-def _has_failed(task: asyncio.Task[Served]) -> bool:
+def _has_failed(task: asyncio.Task[PreparedVersion]) -> bool:
     """Return whether a task was canceled or raised."""
     return task.done() and (task.cancelled() or task.exception() is not None)  # codespell:ignore

@@ -27,7 +27,7 @@ __all__ = ["Blend", "Limits", "Piece", "Request", "opened"]
 
 
 @contextmanager
-def opened(
+def open_host(
     base: Path,
     *,
     dtype: str | None = None,
@@ -56,5 +56,5 @@ def opened(
     from . import host
 
     options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "device": device, "cache": cache, "progress": progress}
-    with host.opened(base, Limits(**limits), **options) as loaded_host:
+    with host.open_host(base, Limits(**limits), **options) as loaded_host:
         yield loaded_host

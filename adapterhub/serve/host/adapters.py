@@ -108,7 +108,7 @@ class Adapters:
             self._folders.pop(key, None)
             self._loaded.pop(key, None)
 
-    def taken(self, blend: Blend) -> Parts:
+    def acquire(self, blend: Blend) -> Parts:
         """Return the adapters of a blend, which stay in memory until they are released.
 
         Raises:
@@ -168,8 +168,8 @@ def read(folder: Path, model: Model, *, rank: int) -> Factors:
     trained.check_base(factors, model.spec, None)
     _check_parts(factors)
     for name, array in factors.adapter.copies.items():
-        trained.check_copy(model.base, name, array, factors.where)
-    return {path: _scaled_factors(path, delta, factors.where, model, rank=rank) for path, delta in factors.pairs.items()}
+        trained.check_copy(model.base, name, array, factors.location)
+    return {path: _scaled_factors(path, delta, factors.location, model, rank=rank) for path, delta in factors.pairs.items()}
 
 
 def _check_parts(factors: trained.Factors) -> None:
@@ -185,7 +185,7 @@ def _check_parts(factors: trained.Factors) -> None:
         if present:
             names = f": {', '.join(sorted(present)[:3])}" if isinstance(present, Mapping) else ""
             hint = "Merge it into the base, or serve it with another engine" if factors.pairs else ""
-            raise RefusedError(factors.where, f"{problem}{names}, which cannot share a base in a batch", hint, code="runtime")
+            raise RefusedError(factors.location, f"{problem}{names}, which cannot share a base in a batch", hint, code="runtime")
 
 
 def _scaled_factors(path: str, delta: object, location: str, model: Model, *, rank: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from adapterhub_converters.errors import RefusedError
 from .values import Piece, Request, Texts
 
 
-class Answer:
+class GeneratedAnswer:
     """The answer to a request, one token after another."""
 
     def __init__(self, request: Request, text: Texts) -> None:
@@ -22,7 +22,7 @@ class Answer:
         self._request, self._ends = request, text.ends
         seed = secrets.randbits(63) if request.seed is None else request.seed
         self._sampler = Sampler(request.temperature, seed, request.top_p)
-        self._piece_of, self._stops = text.pieces(), Stops(request.stop)
+        self._piece_of, self._stops = text.pieces(), StopTexts(request.stop)
         self._bias = (
             np.array([token for token, _ in request.bias], int),
             np.array([bias for _, bias in request.bias], np.float32),
@@ -49,16 +49,16 @@ class Answer:
             logprob, top = float(logprobs[token]), likeliest(logprobs, self._request.logprobs)
         # The text of a token that ends the answer is not part of it.
         if token in self._ends:
-            return Piece(self._stops.rest(), token, logprob, top, "stop")
+            return Piece(self._stops.flush(), token, logprob, top, "stop")
         text, stopped = self._stops.add(self._piece_of(token))
         if stopped:
             return Piece(text, token, logprob, top, "stop")
         if self.count == self._request.max_tokens:
-            return Piece(text + self._stops.rest(), token, logprob, top, "length")
+            return Piece(text + self._stops.flush(), token, logprob, top, "length")
         return Piece(text, token, logprob, top)
 
 
-class Stops:
+class StopTexts:
     """A filter that ends text before the first stop text, holding back what may be the beginning of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class Stops:
         self._pending = text[certain:]
         return text[:certain], False
 
-    def rest(self) -> str:
+    def flush(self) -> str:
         """Return the text that is held back."""
         remainder, self._pending = self._pending, ""
         return remainder

@@ -44,14 +44,14 @@ class KeysValues:
     @property
     def size(self) -> int:
         """Bytes in memory."""
-        return size_of(self.layers)
+        return chunk_size(self.layers)
 
     @property
     def room(self) -> int:
         """The number of tokens that there is memory for."""
         return next((keys.shape[1] for keys, _ in self.layers.values()), 0)
 
-    def written(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write `(kv_heads, count, head_dim)` from token `start` on, and return all keys and values up to there."""
         end = start + keys.shape[1]
         buffers = self.layers.get(layer)
@@ -65,17 +65,17 @@ class KeysValues:
             buffer[:, start:end] = added
         return buffers[0][:, :end], buffers[1][:, :end]
 
-    def copied(self, start: int, end: int) -> Chunk:
+    def copy(self, start: int, end: int) -> Chunk:
         """Return copies of the keys and values of some tokens."""
         return {layer: (k[:, start:end].clone(), v[:, start:end].clone()) for layer, (k, v) in self.layers.items()}
 
     def write(self, start: int, chunk: Chunk) -> None:
         """Write keys and values that were copied from a request with the same beginning."""
         for layer, (keys, values) in chunk.items():
-            self.written(layer, start, keys, values)
+            self.extend(layer, start, keys, values)
 
 
-def size_of(chunk: Chunk) -> int:
+def chunk_size(chunk: Chunk) -> int:
     """Return the bytes in memory."""
     return sum(part.numel() * part.element_size() for pair in list(chunk.values()) for part in pair)
 
@@ -98,7 +98,7 @@ def register() -> str:
 
 
 @contextmanager
-def passing(segments: Sequence[Segment]) -> Iterator[None]:
+def segments_in_use(segments: Sequence[Segment]) -> Iterator[None]:
     """Let the attention of this thread use these segments within the block; further tokens of the row attend to nothing."""
     _current.segments = segments
     try:

@@ -20,11 +20,11 @@ from adapterhub_converters.errors import AdapterhubError, RefusedError, StoppedE
 
 from . import model
 from .adapters import Adapters
-from .answer import Answer
+from .answer import GeneratedAnswer
 from .attention import KeysValues
 from .prefixes import Prefixes
 from .schedule import Row, Schedule, SlotTable
-from .streams import Stream, Threaded
+from .streams import Stream, ThreadedHost
 from .values import Limits, Request
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Figures:
     answer_tokens: int
 
 
-class Host(Threaded):
+class Host(ThreadedHost):
     """A base, its adapters, and the thread that answers; all methods may be called from any thread.
 
     Attributes:
@@ -109,9 +109,9 @@ class Host(Threaded):
         if len({key for key, _ in request.blend}) > self._limits.slots:
             raise RefusedError("", f"a blend of {len(request.blend)} versions, but there are {self._limits.slots} slots")
         # Acquired before the lock is held, because a forgotten adapter may have to be read from disk.
-        parts = self._adapters.taken(request.blend)
+        parts = self._adapters.acquire(request.blend)
         keys_values = KeysValues(len(request.ids) + request.max_tokens)
-        row = Row(request, parts, Stream(beside), Answer(request, self.text), keys_values)
+        row = Row(request, parts, Stream(beside), GeneratedAnswer(request, self.text), keys_values)
         with self._wake:
             waiting = sum(not waiting_row.stream.is_canceled for waiting_row in [*self._schedule.waiting, *self._arrived])
             try:
@@ -128,7 +128,7 @@ class Host(Threaded):
         rows = list(self._schedule.rows)
         return Figures(
             slots=len(self._slots),
-            pinned=self._slots.pinned,
+            pinned=self._slots.pinned_count,
             rows=len(rows),
             waiting=len(self._schedule.waiting) + len(self._arrived),
             adapters=len(self._adapters),
@@ -162,7 +162,7 @@ class Host(Threaded):
 
     def _turn(self) -> None:
         """Admit requests, read one chunk of one prompt, and add one token to every other answer."""
-        for row in self._schedule.admitted():
+        for row in self._schedule.admit():
             with self._ending_on_error(row):
                 self._start(row)
         reading = next((row for row in self._schedule.rows if not row.prompt_is_read), None)
@@ -231,8 +231,8 @@ class Host(Threaded):
 
 
 @contextmanager
-def opened(path: Path, limits: Limits, **options: Any) -> Iterator[Host]:
+def open_host(path: Path, limits: Limits, **options: Any) -> Iterator[Host]:
     """Load a base, and answer requests within the block, as `open_host` of the package; `options` are those of `model.load`."""
     loaded = model.load(path, slots=limits.slots, rows=limits.rows, **options)
-    with Host(loaded, limits).started() as host:
+    with Host(loaded, limits).running() as host:
         yield host

@@ -20,8 +20,8 @@ from adapterhub.generation import llama_cpp
 from adapterhub.generation.llama_cpp import LlamaCppEngine
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, StoppedError
 
-from .answer import Answer
-from .streams import Stream, Threaded
+from .answer import GeneratedAnswer
+from .streams import Stream, ThreadedHost
 from .values import Request
 
 _log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ class _Text:
     """The `Texts` of a GGUF base."""
 
     def __init__(self, engine: LlamaCppEngine) -> None:
-        self._engine, self.where = engine, engine.where
+        self._engine, self.where = engine, engine.location
         self.ends = frozenset(token for token in range(engine.size) if engine.is_end(token))
         self.longest_token = max(len(engine.bytes_of(token, special=True)) for token in range(engine.size))
-        self.of, self.pieces, self.conversation = engine.of, engine.pieces, engine.conversation
+        self.of, self.pieces, self.conversation = engine.token_text, engine.pieces, engine.conversation
 
     @property
     def has_template(self) -> bool:
@@ -65,18 +65,18 @@ class _Row:
     request: Request
     parts: Sequence[tuple[_LoadedAdapter, float]]
     stream: Stream
-    answer: Answer
+    answer: GeneratedAnswer
     unread: list[int]
     logits_after: Callable[[list[int]], Any] | None = None
     context: ExitStack = field(default_factory=ExitStack)
 
 
-class LibllamaHost(Threaded):
+class LibllamaHost(ThreadedHost):
     """The `AnsweringHost` on llama.cpp's library."""
 
     def __init__(self, engine: LlamaCppEngine, *, waiting: int) -> None:
         super().__init__("adapterhub-libllama")
-        self.text, self.longest = _Text(engine), min(engine.longest or _CONTEXT, _CONTEXT)
+        self.text, self.longest = _Text(engine), min(engine.max_context or _CONTEXT, _CONTEXT)
         self._engine, self._most = engine, waiting
         self._loaded: dict[str, _LoadedAdapter] = {}
         self._rows: list[_Row] = []
@@ -87,7 +87,7 @@ class LibllamaHost(Threaded):
         """Load a version from a GGUF file, unless it is in memory; RefusedError if llama.cpp cannot load it on the base."""
         with self._library:
             if key not in self._loaded:
-                adapter = self._engine.loaded(path, key)
+                adapter = self._engine.load_adapter(path, key)
                 with self._wake:
                     self._loaded[key] = _LoadedAdapter(adapter)
 
@@ -117,7 +117,7 @@ class LibllamaHost(Threaded):
             parts = [(self._version(key), weight) for key, weight in request.blend]
             for loaded, _ in parts:
                 loaded.rows += 1
-            row = _Row(request, parts, Stream(beside), Answer(request, self.text), request.ids)
+            row = _Row(request, parts, Stream(beside), GeneratedAnswer(request, self.text), request.ids)
             self._waiting.append(row)
             self._wake.notify()
         return row.stream
@@ -153,7 +153,7 @@ class LibllamaHost(Threaded):
             if row.logits_after is None:
                 adapters = [(loaded.adapter, weight) for loaded, weight in row.parts]
                 room = len(row.request.ids) + row.request.max_tokens
-                row.logits_after = row.context.enter_context(self._engine.context(adapters, room=room, at_once=_CHUNK))
+                row.logits_after = row.context.enter_context(self._engine.context(adapters, room=room, batch_size=_CHUNK))
             chunk, row.unread = row.unread[:_CHUNK], row.unread[_CHUNK:]
             logits = row.logits_after(chunk)
             if row.unread:
@@ -181,7 +181,7 @@ class LibllamaHost(Threaded):
 
 
 @contextmanager
-def opened(base: Path, *, waiting: int) -> Iterator[LibllamaHost]:
+def open_libllama(base: Path, *, waiting: int) -> Iterator[LibllamaHost]:
     """Load a GGUF base, and answer requests in a separate thread within the block.
 
     Raises:
@@ -189,5 +189,5 @@ def opened(base: Path, *, waiting: int) -> Iterator[LibllamaHost]:
         FormatError: The library cannot load the base.
     """
     llama_cpp.check_extra()
-    with llama_cpp.opened(None, base, where=str(base)) as engine, LibllamaHost(engine, waiting=waiting).started() as host:
+    with llama_cpp.open_engine(None, base, location=str(base)) as engine, LibllamaHost(engine, waiting=waiting).running() as host:
         yield host

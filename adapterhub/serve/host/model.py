@@ -71,7 +71,7 @@ class Model:
         self.base, self.spec, self.text = base, spec, text
         linears = {path: module for path, module in base.model.named_modules() if isinstance(module, Frozen)}
         self.slots = Slots(base.model, linears, slots, base.head.dtype)
-        self.longest = _shortest([text.longest, _steady_positions(base.model.config.get_text_config())])
+        self.longest = _shortest([text.max_context, _steady_positions(base.model.config.get_text_config())])
         self.exact, self.token_size = False, 0
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -83,11 +83,11 @@ class Model:
         padding = [0] * (FLOOR - len(ids))
         inputs = torch.tensor([[ids + padding], [positions + padding]], device=self.base.device)
         segments = [Segment(span.keys_values, span.start, len(span.ids)) for span in spans]
-        with attention.passing(segments), self.slots.using(uses, inputs.shape[-1]):
+        with attention.segments_in_use(segments), self.slots.using(uses, inputs.shape[-1]):
             states = self.base.states(inputs[0], inputs[1])[0]
         ends = torch.tensor([len(span.ids) for span in spans]).cumsum(0) - 1
         last = nn.functional.pad(states[ends.to(states.device)], (0, 0, 0, max(0, FLOOR - len(spans))))
-        return self.base.logits.of(nn.functional.linear(last, self.base.head, self.base.head_bias))[: len(spans)]
+        return self.base.logits.apply(nn.functional.linear(last, self.base.head, self.base.head_bias))[: len(spans)]
 
 
 def load(
@@ -111,8 +111,8 @@ def load(
         kind: Any = dtype or stored_dtype(document)
         config = BaseConfig(str(path), quantize="nf4" if quantize else "none", dtype=kind)
         entry = quantized_cache.entry_of(files, config, LoRAConfig())
-        location, torch_device = str(path), devices.chosen(device)
-        base = load_base(files, config, None, where=location, progress=progress, entry=entry, device=torch_device)
+        location, torch_device = str(path), devices.select(device)
+        base = load_base(files, config, None, location=location, progress=progress, entry=entry, device=torch_device)
         spec = files.spec
     # No dropout.
     base.model.eval()

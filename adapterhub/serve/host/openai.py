@@ -11,7 +11,7 @@ from typing import Any
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, StoppedError
 
 from .openai_request import CHAT, COMPLETIONS, ApiRequest
-from .streams import Answering, Stream, together
+from .streams import AnsweringHost, Stream, read_together
 from .values import TOO_LONG, Blend, FullError, Piece
 
 Document = dict[str, Any]
@@ -34,7 +34,7 @@ class ApiError(Exception):
         self.document: Document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def ask(host: Answering, path: str, body: Mapping[str, Any], blend: Blend, model: str) -> Completion:
+def ask(host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend, model: str) -> Completion:
     """Submit a request to a host.
 
     Args:
@@ -93,7 +93,7 @@ class Completion:
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
-    def __init__(self, host: Answering, api_request: ApiRequest, streams: Sequence[Stream], model: str) -> None:
+    def __init__(self, host: AnsweringHost, api_request: ApiRequest, streams: Sequence[Stream], model: str) -> None:
         self.stream, self._request, self._streams, self._token_text = api_request.stream, api_request, streams, host.text.of
         self._common = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._counts = [0] * len(streams)
@@ -127,7 +127,7 @@ class Completion:
         """Yield the pieces of all answers; if the reader stops early, cancel the requests."""
         try:
             with _as_api_errors():
-                for index, piece in together(self._streams):
+                for index, piece in read_together(self._streams):
                     self._counts[index] += 1
                     yield index, piece
         finally:

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from adapterhub_converters.errors import ParameterError
 
-from .streams import Answering
+from .streams import AnsweringHost
 from .values import TOO_LONG, Blend, Request
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -64,7 +64,7 @@ class ApiRequest:
     n: int
 
     @classmethod
-    def read(cls, host: Answering, path: str, body: Mapping[str, Any], blend: Blend) -> ApiRequest:
+    def read(cls, host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend) -> ApiRequest:
         """Read a document; ParameterError names what is wrong."""
         _check_names(body, path)
         values = _Fields(body)
@@ -180,7 +180,7 @@ class _Fields:
         return max(1, room if path == CHAT else min(_DEFAULT_TOKENS, room))
 
 
-def _prompts(host: Answering, prompt: object, n: int) -> list[list[int]]:
+def _prompts(host: AnsweringHost, prompt: object, n: int) -> list[list[int]]:
     """Return the tokens of each prompt; `prompt` is a text, a list of texts, tokens, or a list of lists of tokens.
 
     Raises:
@@ -208,7 +208,7 @@ def _are_tokens(value: object) -> TypeGuard[list[int]]:
     )
 
 
-def _tokens(host: Answering, name: str, text: str, *, special: bool) -> list[int]:
+def _tokens(host: AnsweringHost, name: str, text: str, *, special: bool) -> list[int]:
     """Return the tokens of a text; refuse one that is too long for any tokenization to fit.
 
     A tokenizer takes two hundred times the memory of its text.
@@ -220,7 +220,7 @@ def _tokens(host: Answering, name: str, text: str, *, special: bool) -> list[int
     return host.text.tokens(text, special=special)
 
 
-def _conversation(host: Answering, messages: object) -> list[int]:
+def _conversation(host: AnsweringHost, messages: object) -> list[int]:
     """Return the tokens of a conversation, up to the beginning of the answer."""
     if not host.text.has_template:
         raise ParameterError("messages", f"{host.text.where} has no chat template", "Ask for a completion of a text")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
 from .adapters import Parts
-from .attention import BLOCK, Chunk, KeysValues, size_of
+from .attention import BLOCK, Chunk, KeysValues, chunk_size
 
 
 class Prefixes:
@@ -47,8 +47,8 @@ class Prefixes:
         keys = list(_block_keys(ids, parts)) if self._most else []
         for index, key in enumerate(keys):
             if key not in self._blocks:
-                chunk = keys_values.copied(index * BLOCK, (index + 1) * BLOCK)
-                self._blocks[key] = chunk, size_of(chunk)
+                chunk = keys_values.copy(index * BLOCK, (index + 1) * BLOCK)
+                self._blocks[key] = chunk, chunk_size(chunk)
                 self.size += self._blocks[key][1]
         self._mark_used(keys)
         while self.size > self._most:

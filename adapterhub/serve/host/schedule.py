@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from .adapters import LoadedAdapter, Parts
-from .answer import Answer
+from .answer import GeneratedAnswer
 from .attention import KeysValues
 from .slots import Use
 from .streams import Stream
@@ -41,7 +41,7 @@ class Row:
     request: Request
     parts: Parts
     stream: Stream
-    answer: Answer
+    answer: GeneratedAnswer
     keys_values: KeysValues
     read: int = 0
     token: int = -1
@@ -77,7 +77,7 @@ class SlotTable:
         return len(self._slots)
 
     @property
-    def pinned(self) -> int:
+    def pinned_count(self) -> int:
         """The number of slots that a row uses."""
         return len(self._pins)
 
@@ -140,7 +140,7 @@ class Schedule:
         self.rows.remove(row)
         self.rows.append(row)
 
-    def admitted(self) -> Iterator[Row]:
+    def admit(self) -> Iterator[Row]:
         """Yield the waiting requests whose turn it is, in order of arrival; the caller must start each at once."""
         deadline = time.monotonic() - self._limits.patience
         for row in list(self.waiting):

@@ -36,7 +36,7 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 """By the path of a layer, A `(r, in)` and the transpose of `scaling * B`, `(r, out)`."""
 
 
-def padded(rank: int) -> int:
+def padded_rank(rank: int) -> int:
     """Return the rank with its padding."""
     return -(rank // -PADDING) * PADDING
 
@@ -96,7 +96,7 @@ class Slots:
 
     def fill(self, slot: int, factors: Factors) -> None:
         """Put an adapter into a slot, replacing its content."""
-        rank = max(padded(max(len(A) for A, _ in factors.values())), self.rank)
+        rank = max(padded_rank(max(len(A) for A, _ in factors.values())), self.rank)
         for path in factors:
             self._layers[path].join()
         # All slots get the same rank, because the stack is one tensor.

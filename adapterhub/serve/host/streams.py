@@ -38,10 +38,10 @@ class Stream:
         self.is_canceled = True
 
     def __iter__(self) -> Iterator[Piece]:
-        return (piece for _, piece in together([self]))
+        return (piece for _, piece in read_together([self]))
 
 
-def together(streams: Sequence[Stream]) -> Iterator[tuple[int, Piece]]:
+def read_together(streams: Sequence[Stream]) -> Iterator[tuple[int, Piece]]:
     """Yield the pieces of streams that share a queue as they arrive, each with the stream's index."""
     first, unfinished = streams[0].number, len(streams)
     while unfinished:
@@ -52,7 +52,7 @@ def together(streams: Sequence[Stream]) -> Iterator[tuple[int, Piece]]:
         yield number - first, item
 
 
-class Threaded(ABC):
+class ThreadedHost(ABC):
     """A host that answers in its own thread.
 
     `_wake` guards what other threads hand over, and is notified of it.
@@ -67,7 +67,7 @@ class Threaded(ABC):
         """Answer requests until `_closed`."""
 
     @contextmanager
-    def started(self) -> Iterator[Self]:
+    def running(self) -> Iterator[Self]:
         """Answer requests within the block; requests that remain at its end get an error."""
         self._thread.start()
         try:
@@ -86,7 +86,7 @@ class Threaded(ABC):
             raise FullError("", f"{waiting} requests wait already", "Try again later")
 
 
-class Answering(Protocol):
+class AnsweringHost(Protocol):
     """A base that answers requests, from any thread."""
 
     @property

@@ -29,7 +29,7 @@ Words = NDArray[Any]  # unsigned integers, little-endian
 WIDTHS = (1, 2, 4, 8)
 DEFAULT_LEVEL = 3
 _WORDS = {width: np.dtype(f"<u{width}") for width in WIDTHS}
-_WORTH = 0.97  # a plane that zstd shrinks to no less than this share is stored as it is, which costs nothing to read
+_MAX_COMPRESSED_SHARE = 0.97  # a plane that zstd shrinks to no less than this share is stored as it is, which costs nothing to read
 
 
 def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int = DEFAULT_LEVEL) -> list[bytes | Bytes]:
@@ -49,12 +49,12 @@ def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int 
         words = _rotate_left(words)
     # Only bytes that are not numbers have repeated sequences for a higher level to find.
     compress = _compressor(level if width == 1 and parent is None else 0).compress
-    return [_smaller_form(plane, compress(plane.data)) for plane in _split(words, width)]
+    return [_smaller_form(plane, compress(plane.data)) for plane in _split_planes(words, width)]
 
 
 def decode(planes: list[bytes], width: int, count: int, parent: Bytes | None = None) -> Bytes:
     """Decode the block of `count` words from its stored planes; FormatError if they are invalid."""
-    words = _joined([_plain(plane, count) for plane in planes], width)
+    words = _join([_decompressed(plane, count) for plane in planes], width)
     if parent is not None:
         # The inverse of `_zigzag`.
         signs = words & 1
@@ -82,13 +82,13 @@ def _zigzag(words: Words) -> Words:
     return doubled
 
 
-def _split(words: Words, width: int) -> list[Bytes]:
+def _split_planes(words: Words, width: int) -> list[Bytes]:
     if width == 1:
         return [words]
     return [(words >> 8 * place).astype(np.uint8) for place in range(width)]
 
 
-def _joined(planes: list[Bytes], width: int) -> Words:
+def _join(planes: list[Bytes], width: int) -> Words:
     if width == 1:
         return planes[0]
     words = planes[-1].astype(_WORDS[width])
@@ -99,10 +99,10 @@ def _joined(planes: list[Bytes], width: int) -> Words:
 
 
 def _smaller_form(plane: Bytes, compressed: bytes) -> bytes | Bytes:
-    return compressed if len(compressed) < _WORTH * len(plane) else plane
+    return compressed if len(compressed) < _MAX_COMPRESSED_SHARE * len(plane) else plane
 
 
-def _plain(stored: bytes, count: int) -> Bytes:
+def _decompressed(stored: bytes, count: int) -> Bytes:
     if len(stored) == count:
         return np.frombuffer(stored, np.uint8)
     return np.frombuffer(inflate(stored, count), np.uint8)

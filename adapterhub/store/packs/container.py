@@ -45,7 +45,7 @@ _SAMPLES, _SAMPLE = 8, 1 << 16  # blocks, and bytes of each, that show what a pa
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class PackHead:
     """The head of a pack: `size` of the blob in bytes; `parent`, the digest of the blob it is a difference from, or empty."""
 
     size: int
@@ -55,23 +55,23 @@ class Head:
     blocks: int
 
 
-def read_head(raw: bytes, where: str) -> Head:
+def read_head(raw: bytes, location: str) -> PackHead:
     """Parse the first 64 bytes of a pack; FormatError for another file, RefusedError for a newer format."""
     if len(raw) < HEAD_SIZE or not raw.startswith(_MAGIC):
-        raise FormatError(where, "not a pack", _HINT, code="check-registry")
+        raise FormatError(location, "not a pack", _HINT, code="check-registry")
     _, version, size, offset, length, blocks, parent = _HEAD.unpack(raw[:HEAD_SIZE])
     # The version comes first: in a newer format, the other fields may mean anything.
     if version > _VERSION:
         raise RefusedError(
-            where, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub", code="newer-version"
+            location, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub", code="newer-version"
         )
     if version != _VERSION or size > MAX_SIZE or blocks > MAX_BLOCKS:
-        raise FormatError(where, "the head of the pack is invalid", _HINT, code="check-registry")
-    return Head(size, f"sha256:{parent.hex()}" if any(parent) else "", offset, length, blocks)
+        raise FormatError(location, "the head of the pack is invalid", _HINT, code="check-registry")
+    return PackHead(size, f"sha256:{parent.hex()}" if any(parent) else "", offset, length, blocks)
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class PackSizes:
     """Sizes of a pack in bytes: the whole file, and the part of the blob that is encoded as a difference."""
 
     size: int
@@ -86,7 +86,7 @@ def write(
     *,
     parent: tuple[str, ReadAt] | None = None,
     level: int = byte_planes.DEFAULT_LEVEL,
-) -> Written:
+) -> PackSizes:
     """Write the pack of a blob of `size` bytes into an empty seekable file.
 
     Args:
@@ -118,7 +118,7 @@ def write(
     # The head comes last: until then the file starts with zeros, and an incomplete pack is not taken for a pack.
     file.seek(0)
     file.write(_HEAD.pack(_MAGIC, _VERSION, size, position, len(index), len(entries), digest))
-    return Written(position + len(index), delta)
+    return PackSizes(position + len(index), delta)
 
 
 class _SmallestEncoding:
@@ -171,16 +171,16 @@ class _Work:
         decoded: Bytes that were decoded for them.
     """
 
-    wanted: int = 0
-    done: int = 0
+    requested: int = 0
+    decoded: int = 0
 
     def is_too_much(self, size: int) -> bool:
         """Count the decoding of a block of `size` bytes; return True if it exceeds what the requested bytes justify."""
-        self.done += size + _BLOCK_COST
-        return self.done > _MAX_WORK_RATIO * self.wanted + _FREE_WORK
+        self.decoded += size + _BLOCK_COST
+        return self.decoded > _MAX_WORK_RATIO * self.requested + _FREE_WORK
 
 
-class Reader(io.RawIOBase):
+class PackReader(io.RawIOBase):
     """The blob in a pack, as an unbuffered file that decodes its bytes while they are read.
 
     Args:
@@ -189,13 +189,13 @@ class Reader(io.RawIOBase):
         parent: The parent that the head names, open for reading, or None without one; closed with the reader.
     """
 
-    def __init__(self, file: BinaryIO, where: str, parent: Reader | BinaryIO | None = None) -> None:
-        self._file, self.name = file, where
+    def __init__(self, file: BinaryIO, location: str, parent: PackReader | BinaryIO | None = None) -> None:
+        self._file, self.name = file, location
         self._parent = io.BytesIO() if parent is None else parent
-        self.head = read_head(_read_at(file, 0, HEAD_SIZE), where)
+        self.head = read_head(_read_at(file, 0, HEAD_SIZE), location)
         self._entries = self._index()
-        self._starts = _before(self._entries["size"])
-        self._places = _before(self._entries["stored"].sum(axis=1, dtype=np.int64)) + HEAD_SIZE
+        self._starts = _start_offsets(self._entries["size"])
+        self._places = _start_offsets(self._entries["stored"].sum(axis=1, dtype=np.int64)) + HEAD_SIZE
         self._cache: dict[int, byte_planes.Bytes] = {}
         self._position = 0
         self._share(_Work())
@@ -203,7 +203,7 @@ class Reader(io.RawIOBase):
     def _share(self, work: _Work) -> None:
         """Let the parents, which were opened first, count their work together with this reader."""
         self._work = work
-        if isinstance(self._parent, Reader):
+        if isinstance(self._parent, PackReader):
             self._parent._share(work)
 
     def _index(self) -> Any:
@@ -222,10 +222,10 @@ class Reader(io.RawIOBase):
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Return bytes of the blob; fewer only at its end."""
-        self._work.wanted += max(0, min(size, self.head.size - offset))
-        return self._plain(offset, size)
+        self._work.requested += max(0, min(size, self.head.size - offset))
+        return self._read_range(offset, size)
 
-    def _plain(self, offset: int, size: int) -> bytes:
+    def _read_range(self, offset: int, size: int) -> bytes:
         out = bytearray(max(0, min(size, self.head.size - offset)))
         self._copy(memoryview(out), offset)
         return bytes(out)
@@ -239,20 +239,20 @@ class Reader(io.RawIOBase):
             out[: len(part)] = part.data
             out, offset, number = out[len(part) :], offset + len(part), number + 1
 
-    def _block(self, at: int) -> byte_planes.Bytes:
-        if at not in self._cache:
+    def _block(self, number: int) -> byte_planes.Bytes:
+        if number not in self._cache:
             while len(self._cache) >= 2:  # a child's block may begin in one block and end in the next
                 del self._cache[next(iter(self._cache))]
             try:
-                self._cache[at] = self._decoded(at)
+                self._cache[number] = self._decode_block(number)
             except FormatError as error:
                 if error.where:  # already names the pack: a parent's
                     raise
-                raise self._damaged_pack_error(f"block {at}: {error.what}") from error
-        return self._cache[at]
+                raise self._damaged_pack_error(f"block {number}: {error.what}") from error
+        return self._cache[number]
 
-    def _decoded(self, at: int) -> byte_planes.Bytes:
-        entry, place = self._entries[at], int(self._places[at])
+    def _decode_block(self, number: int) -> byte_planes.Bytes:
+        entry, place = self._entries[number], int(self._places[number])
         size, width = int(entry["size"]), int(entry["width"])
         if self._work.is_too_much(size):
             raise FormatError("", "it takes more of its parents than its size justifies")
@@ -268,12 +268,12 @@ class Reader(io.RawIOBase):
         return byte_planes.decode(stored, width, size // width, np.frombuffer(parent, np.uint8))
 
     def _read_parent(self, offset: int, size: int) -> bytes:
-        if isinstance(self._parent, Reader):
-            return self._parent._plain(offset, size)
+        if isinstance(self._parent, PackReader):
+            return self._parent._read_range(offset, size)
         return _read_at(self._parent, offset, size)
 
-    def _damaged_pack_error(self, what: str) -> FormatError:
-        return FormatError(self.name, f"a damaged pack: {what}", _HINT, code="check-registry")
+    def _damaged_pack_error(self, problem: str) -> FormatError:
+        return FormatError(self.name, f"a damaged pack: {problem}", _HINT, code="check-registry")
 
     # ---- as a file
 
@@ -285,7 +285,7 @@ class Reader(io.RawIOBase):
         """Fill `buffer`; unlike a pipe, return less only at the end of the blob."""
         view = memoryview(buffer).cast("B")
         view = view[: max(0, min(len(view), self.head.size - self._position))]
-        self._work.wanted += len(view)
+        self._work.requested += len(view)
         self._copy(view, self._position)
         self._position += len(view)
         return len(view)
@@ -298,9 +298,9 @@ class Reader(io.RawIOBase):
         super().close()
 
 
-def at(file: Any) -> ReadAt:
+def offset_reader(file: Any) -> ReadAt:
     """Return a function that reads an open blob, plain or packed, at an offset."""
-    return file.read_at if isinstance(file, Reader) else functools.partial(_read_at, file)
+    return file.read_at if isinstance(file, PackReader) else functools.partial(_read_at, file)
 
 
 def gain(read_at: ReadAt, blocks: Sequence[Run], parent: ReadAt) -> tuple[int, int]:
@@ -321,12 +321,12 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _before(sizes: Any) -> Any:
+def _start_offsets(sizes: Any) -> Any:
     """Return, for each size, the sum of the sizes before it."""
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))[:-1] if len(sizes) else np.zeros(0, np.int64)
 
 
-def _is_valid_index(entries: Any, head: Head) -> bool:
+def _is_valid_index(entries: Any, head: PackHead) -> bool:
     # All entries are checked at once, before any value is used to read or to allocate.
     size, width, stored = entries["size"], entries["width"], entries["stored"]
     if not np.isin(width, byte_planes.WIDTHS).all() or (entries["delta"] > 1).any() or (entries["parent"] >= 2**62).any():

@@ -77,7 +77,7 @@ def _with_gaps(tensor_runs: list[Run], size: int) -> Iterator[Run]:
         yield Run(position, size - position, 1)
 
 
-def matched(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NO_MATCHES) -> list[Run]:
+def match_to_parent(child: list[Run], parent: list[Run], equal: Mapping[str, str] = _NO_MATCHES) -> list[Run]:
     """Return `child` with the offsets of the same tensors in `parent`: those with the same name, type and shape.
 
     Args:
@@ -116,15 +116,15 @@ def blocks(file_runs: list[Run], limit: int = MAX_BLOCK) -> Iterator[Run]:
         yield block
 
 
-def _follows(at: Run, run: Run) -> bool:
+def _follows(block: Run, run: Run) -> bool:
     # A block has one offset in the parent, so its runs must follow each other there as well.
-    if at.parent is None or run.parent is None:
-        return at.width == run.width and at.parent is run.parent
-    return at.width == run.width and at.parent + at.size == run.parent
+    if block.parent is None or run.parent is None:
+        return block.width == run.width and block.parent is run.parent
+    return block.width == run.width and block.parent + block.size == run.parent
 
 
-def _longer(at: Run, more: int) -> Run:
-    return Run(at.offset, at.size + more, at.width, (), at.parent)
+def _longer(block: Run, count: int) -> Run:
+    return Run(block.offset, block.size + count, block.width, (), block.parent)
 
 
 def _after(run: Run, count: int) -> Run:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from adapterhub.digest import is_hex
-from adapterhub_converters.containers.inside import Inside
+from adapterhub_converters.containers.inside import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
 from .chains import READ_DEPTH
 
 if TYPE_CHECKING:
-    from .container import Head, Reader
+    from .container import PackHead, PackReader
 
 Open = Callable[[str, int], "Reader | BinaryIO"]
 """Opens a blob for reading, given its digest and the number of differences that lead to it."""
@@ -23,7 +23,7 @@ Open = Callable[[str, int], "Reader | BinaryIO"]
 class Packs:
     """The packs of a store, in a folder that is created with the first one."""
 
-    def __init__(self, files: Inside) -> None:
+    def __init__(self, files: ConfinedFiles) -> None:
         self._files = files
         self.folder = files.root / "packs" / "sha256"
         self._heads: dict[str, tuple[tuple[int, ...], str | None]] = {}
@@ -35,7 +35,7 @@ class Packs:
     def files(self) -> list[Path]:
         """Return every file in the folder, sorted."""
         try:
-            return self._files.listed(self.folder)
+            return self._files.list_folder(self.folder)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -47,7 +47,7 @@ class Packs:
             if is_hex(path.name) and self._files.is_file(path):
                 yield f"sha256:{path.name}"
 
-    def head(self, digest: str) -> Head | None:
+    def head(self, digest: str) -> PackHead | None:
         """Return the head of a blob's pack; None if it has no pack."""
         path = self.path(digest)
         try:
@@ -84,7 +84,7 @@ class Packs:
             return None
         return head.parent if head else None
 
-    def open(self, digest: str, blob: Open, depth: int = 0) -> Reader | None:
+    def open(self, digest: str, blob: Open, depth: int = 0) -> PackReader | None:
         """Open the blob in a pack for reading; `blob` opens its parents. Return None if it has no pack."""
         path = self.path(digest)
         try:
@@ -94,13 +94,13 @@ class Packs:
         except OSError as error:
             raise LocalIOError(str(path), error.strerror or str(error)) from error
         try:
-            from .container import HEAD_SIZE, Reader, read_head  # needs numpy, which commands that only read do without
+            from .container import HEAD_SIZE, PackReader, read_head  # needs numpy, which commands that only read do without
 
             head = read_head(file.read(HEAD_SIZE), str(path))
             if head.parent and depth >= READ_DEPTH:
                 problem = f"a chain of more than {READ_DEPTH} differences"
                 raise FormatError(str(path), problem, "Check the registry", code="check-registry")
-            return Reader(file, str(path), blob(head.parent, depth + 1) if head.parent else None)
+            return PackReader(file, str(path), blob(head.parent, depth + 1) if head.parent else None)
         except BaseException:  # no reader owns the file yet
             file.close()
             raise

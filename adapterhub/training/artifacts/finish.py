@@ -60,7 +60,7 @@ def finish(
         "metrics": {**metrics(state), **_work_metrics(config, spec, base, state, context)},
         "curve": curve(state),
     }
-    with atomic.whole(out, replace=replace) as folder:
+    with atomic.pending_output(out, replace=replace) as folder:
         peft.write(adapters.trained_adapter(config, base), folder)
         if config.data.chat_template is not None:
             json_file.write_text(folder / chat_template.FILE, base.tokenizer.chat_template)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.training.config import TrainConfig
-from adapterhub.training.events import Evaluated, Event, OnEvent, Stepped, Untracked
+from adapterhub.training.events import EvaluationEvent, Event, OnEvent, StepEvent, TrackerFailureEvent
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError, UsageError
 
@@ -25,7 +25,7 @@ _ALLOWED_SETTINGS = {"project", "entity", "mode"}
 
 
 @contextlib.contextmanager
-def tracked(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEvent]:
+def with_trackers(config: TrainConfig, out: Path, on_event: OnEvent) -> Iterator[OnEvent]:
     """Yield an `on_event` that also logs to the trackers of `log_to`, and close them at the end; one that fails is dropped.
 
     Raises:
@@ -49,22 +49,22 @@ def logging_to(logs: dict[str, Log], on_event: OnEvent) -> OnEvent:
                     log(*numbers)
                 except Exception as error:  # noqa: BLE001 - anything may fail, from a server to a full disk
                     del logs[name]
-                    on_event(Untracked(name, _reason(error)))
+                    on_event(TrackerFailureEvent(name, _reason(error)))
         on_event(event)
 
     return log_and_pass_on
 
 
 def _open_tracker(name: str, config: TrainConfig, out: Path, on_event: OnEvent) -> contextlib.AbstractContextManager[Log]:
-    location = f"{config.where}: [train] log_to"
-    if name not in _KINDS:
-        raise UsageError(location, f"unknown tracker {name!r}", f"Use any of {', '.join(_KINDS)}")
+    location = f"{config.location}: [train] log_to"
+    if name not in _TRACKERS:
+        raise UsageError(location, f"unknown tracker {name!r}", f"Use any of {', '.join(_TRACKERS)}")
     # A file in the working folder could send the user's key elsewhere, so it is checked before wandb reads it.
     if name == "wandb":
         _check_workspace(location)
     if importlib.util.find_spec(name) is None:
         raise MissingExtraError(location, f"{name} is not installed", f"Run `pip install {name}`")
-    return _report_errors(_KINDS[name](config, out), name, location, on_event)
+    return _report_errors(_TRACKERS[name](config, out), name, location, on_event)
 
 
 def _check_workspace(location: str) -> None:
@@ -99,7 +99,7 @@ def _report_errors(
         try:
             stack.close()
         except Exception as error:  # noqa: BLE001 - the adapter has been written already
-            on_event(Untracked(name, _reason(error)))
+            on_event(TrackerFailureEvent(name, _reason(error)))
 
 
 def _reason(error: Exception) -> str:
@@ -107,12 +107,12 @@ def _reason(error: Exception) -> str:
 
 
 def _numbers(event: Event) -> tuple[int, dict[str, float]] | None:
-    if isinstance(event, Stepped):
+    if isinstance(event, StepEvent):
         return event.step, {
             "train/loss": event.loss, "train/learning_rate": event.learning_rate, "train/gradient_norm": event.gradient_norm,
             "train/tokens": event.tokens, "train/tokens_per_second": event.tokens_per_second,
         }  # fmt: skip
-    if isinstance(event, Evaluated):
+    if isinstance(event, EvaluationEvent):
         metrics = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy, "margin": event.margin}
         return event.step, {f"heldout/{name}": value for name, value in metrics.items() if value is not None}
     return None
@@ -156,7 +156,7 @@ def _mlflow(config: TrainConfig, out: Path) -> Iterator[Log]:
         yield lambda step, numbers: library.log_metrics(dict(numbers), step=step)
 
 
-_KINDS: dict[str, Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]] = {
+_TRACKERS: dict[str, Callable[[TrainConfig, Path], contextlib.AbstractContextManager[Log]]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb_like_tracker("wandb"),
     "trackio": _wandb_like_tracker("trackio"),

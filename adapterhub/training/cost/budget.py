@@ -69,7 +69,7 @@ def forecast(config: TrainConfig, spec: BaseSpec, *, memory: int | None = None, 
         card: The memory in bytes of the CUDA device to plan for; None for a CPU.
     """
     free = memory if memory is not None else card if card is not None else free_memory()
-    config = settled(config, spec, free=free, card=card)
+    config = resolve_auto(config, spec, free=free, card=card)
     base, trained = parameters(config, spec)
     return Forecast(
         config=config,
@@ -109,7 +109,7 @@ def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None) -> TrainConfig:
+def resolve_auto(config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None) -> TrainConfig:
     """Return the config with each `auto` replaced.
 
     Checkpointing is on only if the training does not fit without it, because it costs more time than `hold` saves; the base is
@@ -117,7 +117,7 @@ def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int 
     """
 
     def fits(candidate: TrainConfig) -> bool:
-        return free is None or plan(candidate, spec, card=card).total <= free + held
+        return free is None or plan(candidate, spec, card=card).total <= free + allocated
 
     # Checkpointing is decided first: it depends on the quantized base, and a dense one must not force it on.
     if config.train.checkpointing == "auto":
@@ -130,7 +130,7 @@ def settled(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int 
     return config
 
 
-def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None) -> None:
+def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None) -> None:
     """Refuse a training run that does not fit into memory.
 
     Args:
@@ -141,18 +141,18 @@ def check(config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 
     Raises:
         RefusedError: With the code `training-memory`, and the smallest change that makes it fit in its field `change`.
     """
-    if error := misfit(config, spec, free=free, held=held, card=card):
+    if error := misfit(config, spec, free=free, allocated=allocated, card=card):
         raise error
 
 
 def misfit(
-    config: TrainConfig, spec: BaseSpec, *, free: int | None, held: int = 0, card: int | None = None
+    config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None
 ) -> RefusedError | None:
     """Return the error that `check` raises; None if the training fits."""
     needed = plan(config, spec, card=card).total
-    if free is None or needed <= free + held:
+    if free is None or needed <= free + allocated:
         return None
-    available = free + held
+    available = free + allocated
     fitting_settings = next(
         (text for text, changed in _remedies(config) if plan(changed, spec, card=card).total <= available), None
     )
@@ -161,8 +161,8 @@ def misfit(
         if fitting_settings
         else "No setting of rows, sequence or quantization makes it fit: use a smaller base"
     )
-    problem = f"training needs about {_gigabytes(needed)}, but {_gigabytes(free + held)} are free"
-    return RefusedError(config.where, problem, remedy, code="training-memory", change=remedy)
+    problem = f"training needs about {_gigabytes(needed)}, but {_gigabytes(free + allocated)} are free"
+    return RefusedError(config.location, problem, remedy, code="training-memory", change=remedy)
 
 
 def _remedies(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:

@@ -13,7 +13,7 @@ from adapterhub.training.config import TrainConfig
 from adapterhub.training.events import MemoryPlan
 from adapterhub_converters.bases import BaseSpec
 
-from .shapes import Shape, Target, inputs, shape_of, targets, trained
+from .shapes import Shape, Target, input_sizes, shape_of, targets, trained_parameters
 
 _NF4_BYTES = 4.127 / 8  # per weight: 4 bits, 8/64 for its block's magnitude, 32/(64 * 256) for the scale of magnitudes
 _RUNTIME_BYTES = 485_000_000  # bytes of Python, torch, transformers and bitsandbytes, measured: 427 at rest, 58 more at work
@@ -42,7 +42,7 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     """
     shape = shape_of(config, spec)
     bytes_a_weight = _NF4_BYTES if _dequantizes(config) else shape.width
-    adapter_parameters = trained(config, shape)
+    adapter_parameters = trained_parameters(config, shape)
     on_card = card is not None
     saved, backward = _saved_bytes(config, shape, on_card=on_card), _backward_bytes(config, shape, on_card=on_card)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
@@ -123,7 +123,7 @@ def flops(config: TrainConfig, spec: BaseSpec, *, tokens: int, label_tokens: int
 def parameters(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
     """Return the number of parameters of the base, and of the adapter."""
     shape = shape_of(config, spec)
-    return shape.parameters, trained(config, shape)
+    return shape.parameters, trained_parameters(config, shape)
 
 
 def _dequantizes(config: TrainConfig) -> bool:
@@ -182,7 +182,7 @@ def _saved_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
     target_modules = targets(config, shape)
     probabilities = shape.heads * sequence if sequence <= _MAX_SHORT_ROW else 0
     attention_numbers = shape.heads * (shape.head_dim + 2) if on_card else probabilities
-    separate_inputs, shared_inputs = inputs(target_modules)
+    separate_inputs, shared_inputs = input_sizes(target_modules)
     # Dropout saves its mask, too.
     input_numbers = 2 * separate_inputs if config.lora.dropout else shared_inputs
     ranks = sum(target.r for target in target_modules.values() if not target.table and target.count == 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapterhub.training import devices
 from adapterhub.training.config import TrainConfig
-from adapterhub.training.events import Event, OnEvent, Ready, Report, Resumed, Stepped
+from adapterhub.training.events import Event, OnEvent, Ready, Report, ResumeEvent, StepEvent
 from adapterhub_converters.bases import BaseSpec
 
 from .memory import flops, full_fine_tuning, plan
@@ -38,14 +38,14 @@ class Meter:
 
     def __call__(self, event: Event) -> None:
         """Handle one event of the trainer."""
-        if isinstance(event, Stepped):
+        if isinstance(event, StepEvent):
             self.seconds += time.monotonic() - self._last_event_time
             # The event counts from the start of the run; the report only covers this process.
             self.label_tokens = event.tokens - self._resumed_tokens
             self.read += event.read
         elif isinstance(event, Ready):
             self._parameters, self._base = event.parameters, event.base_parameters
-        elif isinstance(event, Resumed):
+        elif isinstance(event, ResumeEvent):
             self._resumed_tokens = event.tokens
         self._on_event(event)
         # Taken after the event was handled: drawing a progress bar or writing a log is not part of a step.

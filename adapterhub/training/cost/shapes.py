@@ -12,7 +12,7 @@ from adapterhub.training.config import TrainConfig
 from adapterhub.training.layers.targets import Sizes, resolve
 from adapterhub_converters import linear
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.canonical_names import BaseTensor, in_memory
+from adapterhub_converters.bases.canonical_names import BaseTensor, name_in_memory
 
 # The last layers of attention and of an MLP have their own input; the other layers of a module share one.
 _OWN_INPUT = {"o_proj", "out_proj", "wo", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "fc_out", "w2"}
@@ -113,7 +113,7 @@ def _text_tensors(spec: BaseSpec) -> Mapping[str, BaseTensor]:
     """Return the tensors used for text: of a vision-language model, those of its text model under their names in memory."""
     if spec.text_type is None:
         return spec.tensors
-    renamed = {in_memory(name, spec.model_type): tensor for name, tensor in spec.tensors.items()}
+    renamed = {name_in_memory(name, spec.model_type): tensor for name, tensor in spec.tensors.items()}
     text = {name: tensor for name, tensor in renamed.items() if ".language_model." in name or not name.startswith("model.")}
     return text if any(".language_model." in name for name in text) else spec.tensors
 
@@ -159,9 +159,9 @@ def targets(config: TrainConfig, shape: Shape) -> dict[str, Target]:
     table, stacks = shape.table, list(shape.stacks)
     # Stacks of experts are adapted where they are named, as in peft.
     linears = [*shape.linears, *(stacks if config.lora.targets != "all-linear" else ())]
-    sizes = Sizes(config.lora, config.where)
+    sizes = Sizes(config.lora, config.location)
     target_modules = {}
-    for path in resolve(config.lora, linears, [table[0]] if table[0] else [], config.where):
+    for path in resolve(config.lora, linears, [table[0]] if table[0] else [], config.location):
         if path in shape.stacks:
             stack = shape.stacks[path]
             target_modules[path] = Target(sizes.rank(path), stack.out, stack.inside, count=stack.experts)
@@ -173,7 +173,7 @@ def targets(config: TrainConfig, shape: Shape) -> dict[str, Target]:
     return target_modules
 
 
-def trained(config: TrainConfig, shape: Shape) -> int:
+def trained_parameters(config: TrainConfig, shape: Shape) -> int:
     """Return the number of trained parameters."""
     target_modules = targets(config, shape).values()
     magnitudes = sum(target.out for target in target_modules) if config.lora.dora else 0
@@ -181,7 +181,7 @@ def trained(config: TrainConfig, shape: Shape) -> int:
     return sum(target.numbers for target in target_modules) + magnitudes + rows
 
 
-def inputs(target_modules: Mapping[str, Target]) -> tuple[int, int]:
+def input_sizes(target_modules: Mapping[str, Target]) -> tuple[int, int]:
     """Return the size of a token's inputs of all adapted linear layers, with shared inputs counted for each layer, and once."""
     separate_size = 0
     largest_input: dict[str, int] = {}

@@ -67,7 +67,7 @@ def adopt(tokenizer: Any, folder: Path) -> None:
         tokenizer.chat_template = json_file.read_text(folder / FILE)
 
 
-def give(tokenizer: Any, options: Mapping[str, Any], date: str | None) -> None:
+def set_variables(tokenizer: Any, options: Mapping[str, Any], date: str | None) -> None:
     """Set the options of the template of `tokenizer`, and the ISO date that it gets when it asks for the time; None is now."""
     tokenizer.template_variables = {**options, **({"strftime_now": date} if date else {})}
 
@@ -78,7 +78,7 @@ def has_clock(tokenizer: Any) -> bool:
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, where: str, tools: list[Any] | None = None, prompt: bool = False
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, location: str, tools: list[Any] | None = None, prompt: bool = False
 ) -> str:
     """Return the conversation as text.
 
@@ -93,33 +93,33 @@ def render(
     """
     if not getattr(tokenizer, "chat_template", None):
         hint = 'Set [data] chat_template = "plain", "chatml", or a file of your own'
-        raise RefusedError(where, "is a conversation, and the base has no chat template", hint)
+        raise RefusedError(location, "is a conversation, and the base has no chat template", hint)
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": prompt, **({"tools": tools} if tools else {})}
     try:
         # transformers renders our template, which returns the variables; the model's own is rendered in a limited process.
         template = str(tokenizer.get_chat_template(tools=tools))
         variables = json.loads(tokenizer.apply_chat_template(list(messages), chat_template=_VARIABLES, **options))
     except Exception as error:
-        raise _refusal(error, where) from error
+        raise _refusal(error, location) from error
     template_variables = getattr(tokenizer, "template_variables", {})
-    return rendered(template, {**tokenizer.special_tokens_map, **template_variables, **variables}, where=where)
+    return render_variables(template, {**tokenizer.special_tokens_map, **template_variables, **variables}, location=location)
 
 
-def rendered(template: str, variables: Mapping[str, Any], *, where: str) -> str:
+def render_variables(template: str, variables: Mapping[str, Any], *, location: str) -> str:
     """Return a template's text for its variables; errors are those of `render`.
 
     `strftime_now` may be an ISO date, which the template sees as a function of that name.
     """
     try:
-        return _started(template).ask(variables, SECONDS)
-    except limited.ExceededError as error:
+        return _template_process(template).ask(variables, SECONDS)
+    except limited.LimitExceededError as error:
         # The process has ended; the next conversation starts another.
-        _started.cache_clear()
+        _template_process.cache_clear()
         raise FormatError(
-            where, f"the model's chat template exceeds {SECONDS} s or {limited.MEMORY >> 30} GiB of memory"
+            location, f"the model's chat template exceeds {SECONDS} s or {limited.MEMORY >> 30} GiB of memory"
         ) from error
     except ValueError as error:
-        raise _refusal(error, where) from error
+        raise _refusal(error, location) from error
 
 
 def _refusal(error: Exception, location: str) -> FormatError:
@@ -127,5 +127,5 @@ def _refusal(error: Exception, location: str) -> FormatError:
 
 
 @functools.lru_cache(maxsize=2)  # a template for conversations with tools, and one for the others
-def _started(template: str) -> limited.Process:
+def _template_process(template: str) -> limited.Process:
     return limited.Process("template", template)

@@ -19,8 +19,8 @@ from adapterhub_converters.errors import FormatError, Problems, RefusedError
 from . import documents, shapes, token_cache
 from . import overlap as passages
 from .examples import Example, encode, has_chat_template
-from .rows import Packed, Rows, pack
-from .tokens import Corpus, Encoded, File, Tokens, collected, stop_tokens
+from .rows import PackedRows, Rows, pack
+from .tokens import Corpus, EncodedFiles, File, Tokens, collect, stop_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Dataset:
         shared: For held-out data, the share of their passages that the training data have too.
     """
 
-    packed: Packed
+    packed: PackedRows
     files: tuple[File, ...]
     notes: tuple[str, ...]
     digests: np.ndarray
@@ -67,13 +67,13 @@ def datasets(config: TrainConfig, tokenizer: Any, cache: Path | None = None) -> 
     if cache is None or key is None:
         corpus, _ = _corpus(config, tokenizer)
     else:
-        corpus = token_cache.read(cache, key) or token_cache.kept(cache, key, partial(_corpus, config, tokenizer))
+        corpus = token_cache.read(cache, key) or token_cache.create_entry(cache, key, partial(_corpus, config, tokenizer))
     row_options: dict[str, Any] = {"sequence": data.sequence, "pack_rows": data.pack, "pairs": bool(config.preference)}
-    train = arranged(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
+    train = arrange_rows(corpus.train, tokenizer, seed=config.train.seed, shares=data.shares, **row_options)
     if corpus.heldout is None:
         return train, None
     # Without a seed: the order of held-out rows must not differ between training runs that are compared.
-    heldout = arranged(corpus.heldout, tokenizer, seed=None, **row_options)
+    heldout = arrange_rows(corpus.heldout, tokenizer, seed=None, **row_options)
     return train, dataclasses.replace(heldout, shared=corpus.shared)
 
 
@@ -83,22 +83,22 @@ def _corpus(config: TrainConfig, tokenizer: Any, folder: Path | None = None) -> 
     loss = config.data.loss
     shared = shared_passages(train, heldout) if heldout else 0.0
     out = {split: folder and token_cache.file_of(folder, split) for split in ("train", "heldout")}
-    encoded_train = encoded(train, tokenizer, loss=loss, out=out["train"])
-    corpus = Corpus(encoded_train, encoded(heldout, tokenizer, loss=loss, out=out["heldout"]) if heldout else None, shared)
+    encoded_train = encode_files(train, tokenizer, loss=loss, out=out["train"])
+    corpus = Corpus(encoded_train, encode_files(heldout, tokenizer, loss=loss, out=out["heldout"]) if heldout else None, shared)
     separate_heldout = [] if config.data.heldout_share else heldout
     return corpus, tuple(file.digest for file in (*train, *separate_heldout))
 
 
 def shared_passages(train: Sequence[documents.DataFile], heldout: Sequence[documents.DataFile]) -> float:
     """Return the share of the passages of held-out files that training files have too."""
-    return passages.shared(*(itertools.chain.from_iterable(file.documents for file in files) for files in (train, heldout)))
+    return passages.shared_share(*(itertools.chain.from_iterable(file.documents for file in files) for files in (train, heldout)))
 
 
 def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents.DataFile]]:
     """Read the files to train on, and the held-out files or the held-out parts of the training files."""
     data, share = config.data, config.data.heldout_share
-    shapes.check_columns(data.columns, f"{config.where}: [data] columns")
-    options = documents.Options.of(config)
+    shapes.check_columns(data.columns, f"{config.location}: [data] columns")
+    options = documents.Options.from_config(config)
     train, heldout = ([documents.read(config.resolve(name), options) for name in names] for names in (data.paths, data.heldout))
     if not share:
         return train, heldout
@@ -108,7 +108,7 @@ def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents
     if not all(any(file.documents for file in split) for split in (remaining, heldout)):
         problem = f"it holds out whole documents, and of {count} one part is empty"
         hint = 'Name other files in heldout; of plain text, split_text = "paragraphs" makes more documents'
-        raise RefusedError(f"{config.where}: [data] heldout_share", problem, hint)
+        raise RefusedError(f"{config.location}: [data] heldout_share", problem, hint)
     return remaining, heldout
 
 
@@ -140,18 +140,18 @@ def build(
     pairs: bool = False,
 ) -> Dataset:
     """Encode documents and arrange them in rows; arguments and errors are those of `encode_files` and `arrange_rows`."""
-    encoded_files = encoded(files, tokenizer, loss=loss)
-    return arranged(encoded_files, tokenizer, sequence=sequence, seed=seed, pack_rows=pack_rows, pairs=pairs)
+    encoded_files = encode_files(files, tokenizer, loss=loss)
+    return arrange_rows(encoded_files, tokenizer, sequence=sequence, seed=seed, pack_rows=pack_rows, pairs=pairs)
 
 
-def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None) -> Encoded:
+def encode_files(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None) -> EncodedFiles:
     """Encode the documents of files; `loss` is `all` or `completion`, and `out` is as in `token_arrays.collect`.
 
     Raises:
         FormatError: The chat template refuses conversations.
     """
     examples = itertools.chain.from_iterable(encode_all(file.documents, tokenizer, loss=loss) for file in files)
-    tokens = collected(examples, stop_tokens(tokenizer), out)
+    tokens = collect(examples, stop_tokens(tokenizer), out)
     used, start = [], 0
     for file in files:
         # The two sides of a pair are encoded as two documents.
@@ -160,11 +160,11 @@ def encoded(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, o
         used.append(File(file.name, file.digest, file.size, len(file.documents), count))
         start = end
     notes = (*(note for file in files for note in file.notes), *template_notes(files, tokenizer))
-    return Encoded(tuple(used), tokens, notes)
+    return EncodedFiles(tuple(used), tokens, notes)
 
 
-def arranged(
-    encoded_files: Encoded,
+def arrange_rows(
+    encoded_files: EncodedFiles,
     tokenizer: Any,
     *,
     sequence: int,
@@ -191,7 +191,7 @@ def arranged(
     sizes = tokens.documents["length"].reshape(-1, 2 if pairs else 1).sum(axis=1)
     units = np.arange(len(sizes))
     if shares:
-        units, used_files = mixed(sizes, used_files, shares, seed or 0)
+        units, used_files = draw_by_share(sizes, used_files, shares, seed or 0)
         notes = (*notes, *_mix_notes(encoded_files.files, used_files))
     if seed is None:
         # A checksum of the tokens orders the documents, so that renamed or reordered files give the same evaluation.
@@ -205,7 +205,7 @@ def arranged(
     lines = tokens.documents[order]
     if not (partial or any(batch.label_tokens for batch in packed.parts())):
         raise nothing_to_train_on(lines, max_length, ", ".join(file.path for file in used_files))
-    truncated_documents = truncated(lines, max_length, pack_rows=pack_rows)
+    truncated_documents = truncated_count(lines, max_length, pack_rows=pack_rows)
     notes = (*notes, *learning_notes(lines, truncated_documents, max_length, tokenizer))
     return Dataset(packed, used_files, notes, np.unique(tokens.documents["digest"]), truncated_documents)
 
@@ -215,7 +215,7 @@ def _checksum(tokens: Tokens, unit: int, pairs: bool) -> int:
     return zlib.crc32(b"".join(tokens.ids(number).tobytes() for number in document_numbers))
 
 
-def mixed(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], seed: int) -> tuple[np.ndarray, tuple[File, ...]]:
+def draw_by_share(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], seed: int) -> tuple[np.ndarray, tuple[File, ...]]:
     """Draw documents so that each file has its share of the tokens; return their numbers, and the files with the counts used.
 
     As many documents are drawn as possible without using any of them twice, so at least one file is used completely.
@@ -254,7 +254,7 @@ def encode_all(source_documents: Sequence[documents.Document], tokenizer: Any, *
         try:
             record = document.record
             sides = [record[side] for side in shapes.SIDES] if document.shape == shapes.PAIRS else [record]
-            for example in [encode(side, tokenizer, loss=loss, where=document.where) for side in sides]:
+            for example in [encode(side, tokenizer, loss=loss, location=document.location) for side in sides]:
                 yield example, document.digest
         except FormatError as error:
             problems.add(error)
@@ -274,7 +274,7 @@ def template_notes(files: Sequence[documents.DataFile], tokenizer: Any) -> list[
     return ["the model has no chat template: instructions are written in the words of Alpaca"] if plain else []
 
 
-def truncated(lines: np.ndarray, sequence: int, *, pack_rows: bool) -> int:
+def truncated_count(lines: np.ndarray, sequence: int, *, pack_rows: bool) -> int:
     """Return the number of documents, `lines` of `Tokens.documents`, that are longer than a row and lose their end."""
     unsplit = lines["joint"] if pack_rows else True
     return int((unsplit & (lines["length"] > sequence)).sum())

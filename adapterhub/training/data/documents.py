@@ -27,7 +27,7 @@ from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, Problems, RefusedError
 
 from . import shapes, tables
-from .tables import Found
+from .tables import LocatedRecords
 
 if TYPE_CHECKING:
     from adapterhub.training.config import TrainConfig
@@ -56,7 +56,7 @@ class Options:
     pairs: bool = False
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Options:
+    def from_config(cls, config: TrainConfig) -> Options:
         """Return the options for the data of a training run."""
         return cls(config.data.columns, config.data.split_text, bool(config.preference))
 
@@ -66,7 +66,7 @@ class Document:
     """One record in the form that is encoded, with its location in messages, its original shape, and its digest."""
 
     record: shapes.Record
-    where: str
+    location: str
     shape: str = ""
 
     @property
@@ -157,7 +157,7 @@ class DataFile:
     @property
     def notes(self) -> list[str]:
         """Notes on how the documents are understood, if that is not obvious."""
-        plain = set(self.shapes) <= shapes.AS_THEY_ARE
+        plain = set(self.shapes) <= shapes.UNCONVERTED
         return [] if plain else [f"{self.name}: {self.contents}"]
 
 
@@ -194,7 +194,7 @@ def _data_file(path: Path, digest: Digest, size: int, documents: Sequence[Docume
 def _read_lines(path: Path, options: Options) -> DataFile:
     file_hash, positions, counts = hashlib.sha256(), array.array("q"), collections.Counter[str]()
 
-    def read_records(file: BinaryIO) -> Found:
+    def read_records(file: BinaryIO) -> LocatedRecords:
         start = 0
         for number, line in enumerate(file, 1):
             file_hash.update(line)
@@ -251,7 +251,7 @@ def _open_file(path: Path, **options: Any) -> Iterator[BinaryIO]:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def _documents(records: Found, path: Path, options: Options) -> Iterator[Document]:
+def _documents(records: LocatedRecords, path: Path, options: Options) -> Iterator[Document]:
     """Yield the records in the forms that are encoded; raise all problems at once, after the last record."""
     problems: Problems[FormatError] = Problems()
     count = 0
@@ -280,7 +280,7 @@ def _document(record: Mapping[str, Any], location: str, options: Options) -> Doc
 # ---- files
 
 
-def _file_records(raw: bytes, path: Path, options: Options) -> Found:
+def _file_records(raw: bytes, path: Path, options: Options) -> LocatedRecords:
     """Yield the records of a file by its suffix: lines, items or rows; a file with another suffix is text."""
     if path.suffix in tables.READERS:
         return tables.READERS[path.suffix](raw, path)
@@ -295,7 +295,7 @@ def _file_records(raw: bytes, path: Path, options: Options) -> Found:
     return _text_records(text, path, options.split_text)
 
 
-def _json_records(text: str, path: Path) -> Found:
+def _json_records(text: str, path: Path) -> LocatedRecords:
     """Yield the lines of JSON Lines, or the items of one JSON document or of the only list in it."""
     if path.suffix == ".json":
         # Some data sets have JSON Lines with the suffix .json: then the first line is a complete object and others follow.
@@ -305,7 +305,7 @@ def _json_records(text: str, path: Path) -> Found:
     return _json_lines(text, path)
 
 
-def _json_lines(text: str, path: Path) -> Found:
+def _json_lines(text: str, path: Path) -> LocatedRecords:
     # Not splitlines(): a JSON string may contain U+2028, which does not end a line here.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -319,7 +319,7 @@ def _line_of_json(line: str | bytes, location: str) -> tuple[str, dict[str, Any]
         return location, error
 
 
-def _json_items(text: str, path: Path) -> Found:
+def _json_items(text: str, path: Path) -> LocatedRecords:
     if not text.strip():
         return
     document = json_file.parse(text, str(path), memory=None)
@@ -334,7 +334,7 @@ def _json_items(text: str, path: Path) -> Found:
         yield location, record if isinstance(record, dict) else FormatError(location, "not a JSON object")
 
 
-def _text_records(text: str, path: Path, split: str) -> Found:
+def _text_records(text: str, path: Path, split: str) -> LocatedRecords:
     """Yield a text as one document, or its lines, or its paragraphs between blank lines."""
     if split == "no":
         yield str(path), {"text": text}
@@ -353,7 +353,7 @@ def _text_records(text: str, path: Path, split: str) -> Found:
 # ---- folders
 
 
-def _folder_files(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[bytes, Path], Found]]]:
+def _folder_files(folder: Path, options: Options) -> Iterator[tuple[Path, Callable[[bytes, Path], LocatedRecords]]]:
     """Yield the data files of a folder, in order, each with its reader."""
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file()))

@@ -46,7 +46,7 @@ class Example:
     """Whether it does not write the thought of the last answer; those of earlier ones are usually dropped on purpose."""
 
 
-def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) -> Example:
+def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, location: str) -> Example:
     """Encode one record in a form of `record_shapes`; `loss` is `all` or `completion`.
 
     Long documents are cut into rows later, so the tokenizer's warning about them (`verbose`) is off.
@@ -57,19 +57,19 @@ def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, where: str) 
     """
     prompt, completion = record.get("prompt"), record.get("completion")
     if isinstance(record.get("messages"), list):
-        return _Chat(record["messages"], record.get("tools"), tokenizer, where).example(loss)
+        return _Chat(record["messages"], record.get("tools"), tokenizer, location).example(loss)
     if isinstance(prompt, list) and isinstance(completion, list):
-        chat = _Chat([*prompt, *completion], record.get("tools"), tokenizer, where)
+        chat = _Chat([*prompt, *completion], record.get("tools"), tokenizer, location)
         return chat.example(loss, first=len(prompt))
     if isinstance(prompt, str) and isinstance(completion, str):
         return _encode_pair(prompt, completion, tokenizer, loss)
     if isinstance(record.get("instruction"), str):
-        return _encode_instruction(record, tokenizer, loss, where)
-    ids = [*start_of(record["text"], tokenizer), *_stop_ids(tokenizer)]
+        return _encode_instruction(record, tokenizer, loss, location)
+    ids = [*open_ended_ids(record["text"], tokenizer), *_stop_ids(tokenizer)]
     return Example(np.array(ids, np.int64), np.ones(len(ids), bool), joint=False)
 
 
-def start_of(text: str, tokenizer: Any) -> list[int]:
+def open_ended_ids(text: str, tokenizer: Any) -> list[int]:
     """Return the ids of a text that continues, without the end mark that some tokenizers add."""
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     stop = _stop_ids(tokenizer)
@@ -80,7 +80,7 @@ def start_of(text: str, tokenizer: Any) -> list[int]:
 
 
 def _encode_pair(prompt: str, completion: str, tokenizer: Any, loss: str) -> Example:
-    question = start_of(prompt, tokenizer)
+    question = open_ended_ids(prompt, tokenizer)
     # Tokenized separately from the prompt, so that no token spans the border between them.
     answer = [*tokenizer(completion, add_special_tokens=False, verbose=False)["input_ids"], *_stop_ids(tokenizer)]
     trained = [loss == "all"] * len(question) + [True] * len(answer)
@@ -122,7 +122,7 @@ class _Chat:
 
     def __init__(self, turns: list[Any], tools: Any, tokenizer: Any, location: str) -> None:
         self._tokenizer, self._location = tokenizer, location
-        self._messages = messages.checked(turns, location)
+        self._messages = messages.normalize(turns, location)
         # The weight is removed, because templates may write all keys of a message.
         self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
         self._tools = messages.tools(tools, location)
@@ -208,7 +208,7 @@ class _Chat:
 
     @staticmethod
     def _is_written(message: messages.Message, text: str) -> bool:
-        return messages.is_written(message, text) and not messages.has_notation_of_python(message, text)
+        return messages.is_written(message, text) and not messages.has_python_notation(message, text)
 
     def _answer_span(self, text: str, number: int) -> tuple[int, int]:
         """Return the start and end of an assistant's turn in the rendered conversation, including its end mark."""
@@ -282,7 +282,7 @@ class _Chat:
         if not turns:
             return ""
         formed = [self._form(turn) for turn in turns]
-        return chat_template.render(self._tokenizer, formed, where=self._location, tools=self._tools, prompt=prompt)
+        return chat_template.render(self._tokenizer, formed, location=self._location, tools=self._tools, prompt=prompt)
 
 
 def _common_prefix_length(text: str, other_text: str) -> int:

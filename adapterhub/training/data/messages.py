@@ -17,13 +17,13 @@ Message = Mapping[str, Any]
 _THOUGHT_END = "</think>"
 
 
-def checked(messages: Iterable[Any], where: str) -> list[dict[str, Any]]:
+def normalize(messages: Iterable[Any], location: str) -> list[dict[str, Any]]:
     """Return messages with text as content, objects as arguments and a weight; the content of mere calls is empty.
 
     Raises:
         FormatError: A message lacks its role or content, its content is not text, or its weight is neither 0 nor 1.
     """
-    return [_normalize_message(message, where) for message in messages]
+    return [_normalize_message(message, location) for message in messages]
 
 
 def _normalize_message(message: Any, location: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ FORMS: tuple[Form, ...] = (plain, with_text_arguments, in_parts)
 """The forms that templates may expect, the most common first."""
 
 
-def has_notation_of_python(message: Message, text: str) -> bool:
+def has_python_notation(message: Message, text: str) -> bool:
     """Return whether a rendered conversation has the message's arguments in Python's notation: its template expects text."""
     call_arguments = [_function(call).get("arguments") for call in message.get("tool_calls", ())]
     return any(isinstance(arguments, dict) and arguments and str(arguments) in text for arguments in call_arguments)

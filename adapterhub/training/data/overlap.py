@@ -19,7 +19,7 @@ WORTH_NOTING = 0.02  # of all runs
 _HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's hash is lost modulo 2**64
 
 
-def shared(train: Iterable[Document], heldout: Iterable[Document]) -> float:
+def shared_share(train: Iterable[Document], heldout: Iterable[Document]) -> float:
     """Return the share of the runs of WORDS words in held-out texts that training texts have too; 0 if there are no runs.
 
     In conversations and pairs only the answers count: many have the same system prompt.

@@ -57,7 +57,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class PackedRows:
     """Rows that are filled only when they are taken, from segments of the tokens of all documents.
 
     Attributes:
@@ -149,7 +149,7 @@ def document_lengths(rows: Rows) -> np.ndarray:
 
 def pack(
     tokens: Tokens, sequence: int, *, order: np.ndarray | None = None, pack_rows: bool = True, pairs: bool = False
-) -> Packed:
+) -> PackedRows:
     """Return rows of `sequence` tokens, filled with the documents in `order`, or with all.
 
     Packed, each document starts a context of its own, and so does each part of running text that is longer than a row.
@@ -176,7 +176,7 @@ def pack(
     unit_order = unit_order[np.argsort(rows, kind="stable")]
     counts = np.bincount(rows) * group_size
     segments = (unit_order[:, None] * group_size + np.arange(group_size)).reshape(-1)
-    return Packed(tokens.marked, starts[segments], sizes[segments], np.concatenate([[0], np.cumsum(counts)]), sequence)
+    return PackedRows(tokens.marked, starts[segments], sizes[segments], np.concatenate([[0], np.cumsum(counts)]), sequence)
 
 
 def _row_parts(tokens: Tokens, order: np.ndarray, sequence: int, *, cut: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -222,13 +222,13 @@ def _best_fit(sizes: np.ndarray, sequence: int) -> np.ndarray:
 # ---- The order of rows
 
 
-def sample(rows: Packed, tokens: int) -> Rows:
+def sample(rows: PackedRows, tokens: int) -> Rows:
     """Return rows with about `tokens` tokens, evenly spaced among all; all rows if they have no more."""
     count = max(1, tokens // rows.sequence)
     return rows.all() if count >= len(rows) else rows.take(np.arange(count) * len(rows) // count)
 
 
-def order(rows: int, needed: int, seed: int, *, sizes: np.ndarray | None = None, together: int = 1) -> np.ndarray:
+def order(rows: int, needed: int, seed: int, *, sizes: np.ndarray | None = None, rows_per_step: int = 1) -> np.ndarray:
     """Return row numbers for `needed` draws: every row once, in a new order for each pass, before any is repeated.
 
     With their `sizes`, the `rows_per_step` rows of a step have about the same length: the rows of every 50 steps are sorted by
@@ -237,7 +237,7 @@ def order(rows: int, needed: int, seed: int, *, sizes: np.ndarray | None = None,
     generator = np.random.Generator(np.random.PCG64(seed))
     passes = [generator.permutation(rows) for _ in range(-(needed // -rows))]
     if sizes is not None:
-        passes = [_group_by_length(permutation, sizes, together, generator) for permutation in passes]
+        passes = [_group_by_length(permutation, sizes, rows_per_step, generator) for permutation in passes]
     return np.concatenate(passes)[:needed]
 
 

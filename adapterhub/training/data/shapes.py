@@ -116,7 +116,7 @@ def _rename_columns(record: Record, location: str, columns: Mapping[str, str]) -
 # ---- values
 
 
-def _text(record: Record, key: str, location: str) -> str:
+def _text_field(record: Record, key: str, location: str) -> str:
     value = record.get(key, "")
     if not isinstance(value, str):
         raise FormatError(location, f'"{key}" is not text')
@@ -148,7 +148,7 @@ def _with_role(turn: Any, location: str) -> Any:
     role = _ROLES.get(str(turn["from"]).lower())
     if role is None:
         raise FormatError(location, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
-    return {"role": role, "content": _text(turn, "value", location), **_present_fields(turn, "weight", "train")}
+    return {"role": role, "content": _text_field(turn, "value", location), **_present_fields(turn, "weight", "train")}
 
 
 def _present_fields(record: Record, *keys: str) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _present_fields(record: Record, *keys: str) -> dict[str, Any]:
 
 
 def _text_record(record: Record, location: str) -> Record:
-    _text(record, "text", location)
+    _text_field(record, "text", location)
     return record
 
 
@@ -177,7 +177,7 @@ def _prompt_record(record: Record, location: str) -> Record:
 def _sharegpt_record(record: Record, location: str) -> Record:
     key = "conversations" if record.get("conversations") is not None else "conversation"
     turns = _with_roles(_list_field(record, key, location), location)
-    system = _text(record, "system", location) if record.get("system") else ""
+    system = _text_field(record, "system", location) if record.get("system") else ""
     return {
         "messages": [*([{"role": "system", "content": system}] if system else []), *turns],
         **_present_fields(record, "tools"),
@@ -186,10 +186,10 @@ def _sharegpt_record(record: Record, location: str) -> Record:
 
 def _instruction_maker(question: str, answer: str, input_key: str = "input") -> Callable[[Record, str], Record]:
     def make(record: Record, location: str) -> Record:
-        required = {"instruction": _text(record, question, location), "output": _text(record, answer, location)}
+        required = {"instruction": _text_field(record, question, location), "output": _text_field(record, answer, location)}
         system = record.get("system") or record.get("system_prompt")
         optional = {"input": record.get(input_key) if input_key != question else None, "system": system}
-        return {**required, **{key: _text(optional, key, location) for key, value in optional.items() if value}}
+        return {**required, **{key: _text_field(optional, key, location) for key, value in optional.items() if value}}
 
     return make
 
@@ -235,7 +235,7 @@ SHAPES = (
 )  # fmt: skip
 SIDES = ("chosen", "rejected")
 PAIRS = "preference pairs"
-AS_THEY_ARE = {"conversations", "prompts with completions", "text", PAIRS}
+UNCONVERTED = {"conversations", "prompts with completions", "text", PAIRS}
 """The shapes whose records are encoded without conversion."""
 _OPTIONAL = ("input", "context", "system", "system_prompt", "tools")
 _KEYS = tuple(dict.fromkeys([*(key for shape in SHAPES for key in shape.keys), *_OPTIONAL]))

@@ -17,7 +17,7 @@ from . import dataset, overlap
 from .documents import DataFile, Document
 from .rows import mean_context
 
-_DOCUMENTS, _CHARACTERS = 2_000, 4_000_000  # encoded within seconds
+_MAX_DOCUMENTS, _MAX_CHARACTERS = 2_000, 4_000_000  # encoded within seconds
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def _arrange_sample(
     """
     data = config.data
     files, share = _sample(files)
-    encoded = dataset.encoded(files, tokenizer, loss=data.loss)
+    encoded = dataset.encode_files(files, tokenizer, loss=data.loss)
     # The kinds of the documents are in the table of files, so they need no notes.
     encoded = dataclasses.replace(encoded, notes=tuple(dataset.template_notes(files, tokenizer)))
-    rows = dataset.arranged(
+    rows = dataset.arrange_rows(
         encoded, tokenizer, sequence=data.sequence, seed=config.train.seed, pack_rows=data.pack, pairs=bool(config.preference),
         shares=shares, partial=share < 1,
     )  # fmt: skip
@@ -130,8 +130,8 @@ def _sample(files: Sequence[DataFile]) -> tuple[list[DataFile], float]:
     sizes = [[document.length for document in file.documents] for file in files]
     count, characters = sum(map(len, sizes)), sum(map(sum, sizes))
     # Every nth document, so that all parts of the data are in the sample.
-    stride = max(-(count // -_DOCUMENTS), -(characters // -_CHARACTERS), 1)
-    sampled_documents = [[_shorten(document, _CHARACTERS) for document in file.documents[::stride]] for file in files]
+    stride = max(-(count // -_MAX_DOCUMENTS), -(characters // -_MAX_CHARACTERS), 1)
+    sampled_documents = [[_shorten(document, _MAX_CHARACTERS) for document in file.documents[::stride]] for file in files]
     # Texts that were cut count only with the part that is encoded.
     share = sum(document.length for documents in sampled_documents for document in documents) / max(1, characters)
     return [

@@ -15,18 +15,18 @@ from typing import Any
 
 from adapterhub_converters.errors import FormatError, MissingExtraError
 
-Found = Iterator[tuple[str, Mapping[str, Any] | FormatError]]
+LocatedRecords = Iterator[tuple[str, Mapping[str, Any] | FormatError]]
 """Records with their locations; an error in place of a record that could not be read."""
 
 _BATCH_ROWS = 64  # small, because a page of a few kilobytes may repeat one long text in every row
 # Limits of all rows, as a multiple of the file's bytes and as a size that is always allowed: a small file may be a bomb.
-_MAX_RATIO, _UNPACKED_FREE = 64, 256 << 20
+_MAX_RATIO, _ALWAYS_ALLOWED = 64, 256 << 20
 _ROW_BYTES = 64  # counted for each row in addition to its values
 _MAX_CELL = 1 << 30  # characters; csv's own limit of 131,072 is less than a long document
 _LIMIT_LOCK = threading.Lock()  # csv has one global limit for all readers
 
 
-def delimited_rows(raw: bytes, path: Path) -> Found:
+def delimited_rows(raw: bytes, path: Path) -> LocatedRecords:
     """Yield the rows of a CSV (RFC 4180) or TSV file, whose first row has the names of the columns."""
     try:
         text = raw.decode("utf-8-sig")  # Excel begins with a byte order mark
@@ -67,7 +67,7 @@ def _delimited_rows(text: str, path: Path) -> list[tuple[str, Mapping[str, Any] 
     return rows
 
 
-def parquet(raw: bytes, path: Path) -> Found:
+def parquet(raw: bytes, path: Path) -> LocatedRecords:
     """Yield the rows of a Parquet file."""
     pyarrow = _pyarrow(path)
     with _format_errors(pyarrow, path, "a Parquet file"):
@@ -83,7 +83,7 @@ def parquet(raw: bytes, path: Path) -> Found:
         yield from _batch_rows(file.iter_batches(_BATCH_ROWS), path, len(raw))
 
 
-def arrow(raw: bytes, path: Path) -> Found:
+def arrow(raw: bytes, path: Path) -> LocatedRecords:
     """Yield the rows of an Arrow file: a stream, as `datasets` writes, or a file with an index."""
     pyarrow = _pyarrow(path)
     with _format_errors(pyarrow, path, "an Arrow file"):
@@ -94,7 +94,7 @@ def arrow(raw: bytes, path: Path) -> Found:
             yield from _batch_rows(pyarrow.ipc.open_stream(io.BytesIO(raw)), path, len(raw))
 
 
-READERS: dict[str, Callable[[bytes, Path], Found]] = {
+READERS: dict[str, Callable[[bytes, Path], LocatedRecords]] = {
     ".csv": delimited_rows, ".tsv": delimited_rows, ".parquet": parquet, ".arrow": arrow,
 }  # fmt: skip
 """Suffixes of tables, each with its reader."""
@@ -120,7 +120,7 @@ def _format_errors(pyarrow: Any, path: Path, format_name: str) -> Iterator[None]
         raise FormatError(str(path), f"not {format_name} ({' '.join(str(error).split())[:200]})") from error
 
 
-def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> Found:
+def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> LocatedRecords:
     number, remaining = 0, _max_unpacked(size)
     for batch in batches:
         names = batch.schema.names
@@ -137,7 +137,7 @@ def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> Found:
 
 def _max_unpacked(size: int) -> int:
     """Return the number of bytes that a file of `size` bytes may unpack to."""
-    return max(_UNPACKED_FREE, _MAX_RATIO * size)
+    return max(_ALWAYS_ALLOWED, _MAX_RATIO * size)
 
 
 def _too_large(path: Path, size: int) -> FormatError:

@@ -28,7 +28,7 @@ from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, OutputExistsError
 
 from . import documents
-from .tokens import Corpus, Encoded, File, Tokens
+from .tokens import Corpus, EncodedFiles, File, Tokens
 
 FORMAT = 2
 WORTH = 4 << 20  # bytes of text, about a million tokens; less is encoded within seconds and not cached
@@ -50,7 +50,7 @@ def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
     paths = [config.resolve(name) for name in (*data.paths, *data.heldout)]
     if not all(path.is_file() or path.is_dir() for path in paths):
         return None
-    options = documents.Options.of(config)
+    options = documents.Options.from_config(config)
     digests_and_sizes = [documents.digest(path, options) for path in paths]
     if sum(size for _, size in digests_and_sizes) < WORTH:
         return None
@@ -102,7 +102,7 @@ Encode = Callable[[Path | None], tuple[Corpus, tuple[str, ...]]]
 """A function that encodes all data, their tokens into `file_of` a folder or into memory; also returns the files' digests."""
 
 
-def kept(cache: Path, key: Key, encode: Encode) -> Corpus:
+def create_entry(cache: Path, key: Key, encode: Encode) -> Corpus:
     """Create an entry and return its data mapped; if that fails, as on a full disk, the tokens are in memory instead.
 
     Errors that `encode` raises about the data are passed on.
@@ -111,7 +111,7 @@ def kept(cache: Path, key: Key, encode: Encode) -> Corpus:
     # A cache that cannot be written must not stop a training run; another process may have written the same entry.
     with contextlib.suppress(LocalIOError, OutputExistsError, OSError, _ChangedError):
         cache_folder.remove_unused(folder.parent)
-        with atomic.whole(folder) as new:
+        with atomic.pending_output(folder) as new:
             _write(new, key, encode)
     return read(cache, key) or encode(None)[0]
 
@@ -139,7 +139,7 @@ def _folder(cache: Path, key: Key) -> Path:
     return cache / "tokens" / key.name
 
 
-def _write_split(folder: Path, split: str, encoded: Encoded) -> dict[str, Any]:
+def _write_split(folder: Path, split: str, encoded: EncodedFiles) -> dict[str, Any]:
     np.save(folder / f"{split}-documents.npy", encoded.tokens.documents)
     return {
         "files": [asdict(file) for file in encoded.files],
@@ -148,7 +148,7 @@ def _write_split(folder: Path, split: str, encoded: Encoded) -> dict[str, Any]:
     }
 
 
-def _map_split(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
+def _map_split(folder: Path, split: str, meta: dict[str, Any]) -> EncodedFiles:
     arrays = {}
     for name, checksum in meta["checksums"].items():
         path = folder / f"{split}-{name}.npy"
@@ -156,7 +156,7 @@ def _map_split(folder: Path, split: str, meta: dict[str, Any]) -> Encoded:
             raise FormatError(str(folder), "differs from what was written")
         arrays[name] = np.load(path, mmap_mode="r")
     tokens = Tokens(arrays["tokens"], arrays["documents"])
-    return Encoded(tuple(File(**file) for file in meta["files"]), tokens, tuple(meta["notes"]))
+    return EncodedFiles(tuple(File(**file) for file in meta["files"]), tokens, tuple(meta["notes"]))
 
 
 def _checksum(path: Path) -> int:

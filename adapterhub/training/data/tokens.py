@@ -63,7 +63,7 @@ def ids_of(marked: np.ndarray) -> np.ndarray:
     return (marked & ~TRAINED).astype(np.int64)
 
 
-def collected(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: Path | None = None) -> Tokens:
+def collect(examples: Iterable[tuple[Example, bytes]], stops: Set[int], out: Path | None = None) -> Tokens:
     """Return the tokens of examples, each of which comes with the digest of its document.
 
     Args:
@@ -125,7 +125,7 @@ class File:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class EncodedFiles:
     """The tokens of files; `notes`, one line each, tell how their documents are understood."""
 
     files: tuple[File, ...]
@@ -137,6 +137,6 @@ class Encoded:
 class Corpus:
     """All data of a training run; `shared` is the share of the held-out passages that the training documents have too."""
 
-    train: Encoded
-    heldout: Encoded | None
+    train: EncodedFiles
+    heldout: EncodedFiles | None
     shared: float

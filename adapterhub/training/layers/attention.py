@@ -74,7 +74,7 @@ def attention(
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: float) -> Tensor:
     if query.shape[2] > LONGEST:
         return attend_blockwise(query, key, value, mask, factor)
-    return _ShortRows.apply(query, key, value, _bias(mask, query, key), factor)
+    return _ShortRows.apply(query, key, value, _score_bias(mask, query, key), factor)
 
 
 def _attend_eagerly(
@@ -83,10 +83,10 @@ def _attend_eagerly(
     eager_attention = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager_attention is None:
         raise RefusedError(type(module).__name__, "needs an attention that is not supported, and its file has no eager one")
-    return eager_attention(module, query, key, value, _bias(mask, query, key), **kwargs)[0], None
+    return eager_attention(module, query, key, value, _score_bias(mask, query, key), **kwargs)[0], None
 
 
-def _bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+def _score_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
     """Return the bias to add to the scores, 0 where `mask` is True and -inf elsewhere; a mask that is a bias is unchanged."""
     if mask is None:
         tokens, key_count = query.shape[2], key.shape[2]
@@ -145,7 +145,7 @@ class _Blockwise(torch.autograd.Function):  # type: ignore[misc]
         q, k, v, mask, factor = inputs
         q = q * factor
         output = torch.empty_like(q)
-        ranges = list(_ranges(mask, q.shape[2]))
+        ranges = list(_visible_ranges(mask, q.shape[2]))
         for queries, keys in ranges:
             p = _probabilities(q, k, mask, queries, keys)
             output[:, :, queries] = torch.matmul(p, v[:, :, keys])
@@ -169,7 +169,7 @@ class _Blockwise(torch.autograd.Function):  # type: ignore[misc]
         return dq, dk.to(k.dtype), dv.to(v.dtype), None, None
 
 
-def _ranges(mask: Tensor | None, tokens: int) -> Iterator[tuple[slice, slice]]:
+def _visible_ranges(mask: Tensor | None, tokens: int) -> Iterator[tuple[slice, slice]]:
     """Yield each block of queries, with the keys from the first to the last that is visible to one of them."""
     for start in range(0, tokens, BLOCK):
         queries = slice(start, min(start + BLOCK, tokens))

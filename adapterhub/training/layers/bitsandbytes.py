@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapterhub_converters.bases.bitsandbytes import BESIDE, BLOCK, NESTED_BLOCK, NF4_STATE, STATE, nf4_state
+from adapterhub_converters.bases.bitsandbytes import COMPANION_SUFFIXES, BLOCK, NESTED_BLOCK, NF4_STATE, STATE_INFIX, nf4_state
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import nf4
 from .nf4 import NF4
 
-_PART_SUFFIXES = tuple(f".{part}" for part in BESIDE)
+_PART_SUFFIXES = tuple(f".{part}" for part in COMPANION_SUFFIXES)
 
 Array = np.ndarray
 ReadTensor = Callable[[str], Array]
@@ -28,10 +28,10 @@ ReadTensor = Callable[[str], Array]
 
 def is_part(name: str) -> bool:
     """Return whether a tensor with this name only describes how to read another."""
-    return STATE in name or (".weight." in name and name.endswith(_PART_SUFFIXES))
+    return STATE_INFIX in name or (".weight." in name and name.endswith(_PART_SUFFIXES))
 
 
-def parts(name: str, matrix: NF4, stored: str) -> dict[str, Array]:
+def tensors_of(name: str, matrix: NF4, stored: str) -> dict[str, Array]:
     """Return the tensors of `matrix`, a weight called `name`; `stored` is safetensors' name of the dtype it had before."""
     state = nf4_state(matrix.shape, stored, None if matrix.offset is None else float(matrix.offset))
     tensors = {name: matrix.packed.view(-1, 1), f"{name}.absmax": matrix.absmax, f"{name}.quant_map": nf4.CODE}
@@ -53,7 +53,7 @@ def read(name: str, tensor: ReadTensor, state: str, location: str) -> NF4:
         RefusedError: It is FP4, or its block sizes or code books are not QLoRA's.
         FormatError: Its parts do not fit together.
     """
-    quantization = state.rpartition(STATE)[2]
+    quantization = state.rpartition(STATE_INFIX)[2]
     if quantization != "nf4":
         raise RefusedError(f"{location}: {name}", f"is stored in {quantization.upper()}; only NF4 is supported")
     try:

@@ -22,7 +22,7 @@ from .nf4 import ShardedNF4, dense
 
 Matrix = Any  # dense, NF4, or this process's part of one in NF4
 NAME = "adapterhub_experts"
-_ROWS = 32
+_ROW_MULTIPLE = 32
 _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
 
@@ -187,14 +187,14 @@ def _pad_expert_rows(by_expert: Tensor, counts: Sequence[int]) -> tuple[Tensor, 
     oneDNN, which multiplies 16-bit matrices on a CPU, caches half a megabyte or more for every number of rows it has seen.
     """
     counts_tensor = torch.tensor(counts)
-    padded = -(counts_tensor // -_ROWS) * _ROWS
+    padded = -(counts_tensor // -_ROW_MULTIPLE) * _ROW_MULTIPLE
     shifts = (padded.cumsum(0) - padded) - (counts_tensor.cumsum(0) - counts_tensor)
     places = torch.arange(len(by_expert)) + shifts[by_expert]
     return places, torch.repeat_interleave(torch.arange(len(counts)), padded), padded.tolist()
 
 
-def check(config: LoRAConfig, where: str) -> None:
+def check(config: LoRAConfig, location: str) -> None:
     """Refuse options that peft cannot combine with a stack either, because it adds the product to the expert's weight."""
     for key, default in (("dora", False), ("lora_bias", False), ("dropout", 0.0), ("init", "default")):
         if getattr(config, key) != default:
-            raise RefusedError(where, f"[lora] {key} cannot be combined with LoRA on a stack of experts", "Leave one out")
+            raise RefusedError(location, f"[lora] {key} cannot be combined with LoRA on a stack of experts", "Leave one out")

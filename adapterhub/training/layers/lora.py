@@ -151,7 +151,7 @@ class FrozenLinear(Frozen):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(…, out)` for `x` `(…, in)`."""
-        y = through(x.reshape(-1, x.shape[-1]), self.base)
+        y = multiply_frozen(x.reshape(-1, x.shape[-1]), self.base)
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias
 
@@ -167,7 +167,7 @@ class _FrozenFunction(torch.autograd.Function):  # type: ignore[misc]
         return dy @ dense(ctx.weight, dy.dtype), None
 
 
-def through(x: Tensor, weight: Tensor | NF4) -> Tensor:
+def multiply_frozen(x: Tensor, weight: Tensor | NF4) -> Tensor:
     """Return `x W^T` for `x` `(tokens, in)`, with a gradient for x and without saving anything."""
     return _FrozenFunction.apply(x, weight)
 

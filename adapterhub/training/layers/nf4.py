@@ -85,7 +85,7 @@ def quantize(weight: Tensor, location: str = "weight") -> NF4:
             chunk = torch.nn.functional.pad(chunk, (0, -chunk.numel() % BLOCK))
         blocks = chunk.view(-1, BLOCK)
         block_magnitudes = blocks.abs().amax(dim=1)
-        codes = _nearest_codes(_quotients(blocks, block_magnitudes, partial=min(count - start, _CHUNK_WEIGHTS) % BLOCK)).view(
+        codes = _nearest_codes(_quotients(blocks, block_magnitudes, last_block_size=min(count - start, _CHUNK_WEIGHTS) % BLOCK)).view(
             -1, 2
         )
         pairs = (codes[:, 0] << 4) | codes[:, 1]
@@ -100,14 +100,14 @@ def quantize(weight: Tensor, location: str = "weight") -> NF4:
     return NF4(packed, absmax, nested, offset, tuple(weight.shape))
 
 
-def _quotients(blocks: Tensor, block_magnitudes: Tensor, partial: int) -> Tensor:
+def _quotients(blocks: Tensor, block_magnitudes: Tensor, last_block_size: int) -> Tensor:
     """Divide weights by their block's magnitude in bitsandbytes' own arithmetic; a block of zeros gives zeros.
 
     It multiplies by the reciprocal, but divides a last block that is not full (`backends/default/ops.py`, `quantize_4bit`).
     """
     divisors = block_magnitudes.clamp(min=1e-38).unsqueeze(1)
     quotients = blocks * (1.0 / divisors)
-    if partial:
+    if last_block_size:
         quotients[-1] = blocks[-1] / divisors[-1]
     return quotients.clamp_(-1, 1)
 
@@ -219,7 +219,7 @@ def fits_fused(matrix: NF4) -> bool:
     return matrix.nested is not None and len(matrix.absmax) * BLOCK == math.prod(matrix.shape)
 
 
-def fused(backend: str = "inductor") -> Callable[[NF4, Any], Tensor]:
+def compile_dequantize(backend: str = "inductor") -> Callable[[NF4, Any], Tensor]:
     """Return `dequantize_reference` as one graph for all shapes, which torch compiles to one kernel.
 
     Eager torch runs seven kernels, most of which read and write the whole matrix.
@@ -257,7 +257,7 @@ def _fused_kernel(device: torch.device) -> Callable[[NF4, Any], Tensor] | None:
     # A fixed sample of whole blocks, so that the decision is the same in every run.
     sample = quantize(torch.randn(96, 256, generator=torch.Generator().manual_seed(0))).to(device)
     try:
-        function = fused()
+        function = compile_dequantize()
         dtypes = torch.float32, torch.bfloat16
         is_exact = all(torch.equal(function(sample, dtype), dequantize_reference(sample, dtype)) for dtype in dtypes)
     except Exception as error:  # noqa: BLE001 - torch, Triton or a C compiler may raise anything
@@ -285,7 +285,7 @@ def _bitsandbytes_kernel() -> Callable[[NF4, Any], Tensor] | None:
 def dense(weight: Tensor | NF4 | ShardedNF4, dtype: torch.dtype) -> Tensor:
     """Return the matrix itself, in `dtype`."""
     if isinstance(weight, ShardedNF4):
-        weight = weight.whole()
+        weight = weight.assemble()
     return dequantize(weight, dtype) if isinstance(weight, NF4) else weight.to(dtype)
 
 
@@ -304,25 +304,25 @@ class ShardedNF4(nn.Module):  # type: ignore[misc]
     def __init__(self, matrix: NF4) -> None:
         super().__init__()
         self.packed = nn.Parameter(matrix.packed, requires_grad=False)
-        self.rest = replace(matrix, packed=matrix.packed.new_empty(0))
+        self.unsharded = replace(matrix, packed=matrix.packed.new_empty(0))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the whole matrix."""
-        return self.rest.shape
+        return self.unsharded.shape
 
     @property
     def device(self) -> torch.device:
         """The device of the tensors."""
         return self.packed.device
 
-    def whole(self) -> NF4:
+    def assemble(self) -> NF4:
         """Return the assembled matrix; outside the passes of its block, all processes have to call this together."""
         packed = self.packed
-        return replace(self.rest, packed=packed.full_tensor() if hasattr(packed, "full_tensor") else packed)
+        return replace(self.unsharded, packed=packed.full_tensor() if hasattr(packed, "full_tensor") else packed)
 
 
-def sharded(matrix: Any) -> Any:
+def shardable(matrix: Any) -> Any:
     """Return a matrix that can be sharded; with one process, or if it is not quantized, that is `matrix` itself."""
     return ShardedNF4(matrix) if distributed.count() > 1 and isinstance(matrix, NF4) else matrix
 

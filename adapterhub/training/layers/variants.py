@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adapterhub.training.config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 
-from .lora import LoRALinear, through
+from .lora import LoRALinear, multiply_frozen
 from .nf4 import NF4, dense, quantize
 
 Factors = tuple[Tensor, Tensor]
@@ -88,7 +88,7 @@ class DoRALinear(LoRALinear):
         y = _DoRAFunction.apply(x if dropped is None else dropped, *arguments)
         if dropped is not None:
             # Inputs that dropout hides from the delta still go through the base's weight.
-            y = y + through(x - dropped, self.base)
+            y = y + multiply_frozen(x - dropped, self.base)
         return y if self.bias is None else y + self.bias
 
 
@@ -96,7 +96,7 @@ class DoRALinear(LoRALinear):
 
 
 def initial_factors(
-    weight: Tensor, config: LoRAConfig, *, r: int, scaling: float, quantized: bool, where: str
+    weight: Tensor, config: LoRAConfig, *, r: int, scaling: float, quantized: bool, location: str
 ) -> tuple[Tensor | NF4, Factors | None]:
     """Return the base to train on and the initial factors; None for factors drawn at random.
 
@@ -112,21 +112,21 @@ def initial_factors(
     """
 
     def maybe_quantized(matrix: Tensor) -> Tensor | NF4:
-        return quantize(matrix, where) if quantized else matrix
+        return quantize(matrix, location) if quantized else matrix
 
     if config.init == "default":
         return maybe_quantized(weight), None
     if r > min(weight.shape):
-        raise RefusedError(where, f"is too small for {config.init} with r = {r}", f"Set r to {min(weight.shape)} at most")
+        raise RefusedError(location, f"is too small for {config.init} with r = {r}", f"Set r to {min(weight.shape)} at most")
     full = weight.float()
     if config.init == "pissa":
-        A, B = _principal_factors(full, r, scaling, iterations=config.init_iterations, seed=len(where))
+        A, B = _principal_factors(full, r, scaling, iterations=config.init_iterations, seed=len(location))
         return maybe_quantized((full - scaling * B @ A).to(weight.dtype)), (A, B)
-    base = quantize(weight, where)
+    base = quantize(weight, location)
     A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
     # LoftQ alternates: it quantizes what the factors leave, and fits the factors to the error that remains.
     for _ in range(config.init_iterations - 1):
-        base = quantize(full - scaling * B @ A, where)
+        base = quantize(full - scaling * B @ A, location)
         A, B = _principal_factors(full - dense(base, torch.float32), r, scaling)
     return base, (A, B)
 

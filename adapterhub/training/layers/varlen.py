@@ -41,7 +41,7 @@ def documents_at(positions: np.ndarray, device: torch.device) -> Documents:
     return Documents(tuple(edges.tolist()), bounds, int(np.diff(edges).max(initial=0)))
 
 
-def supported(device: torch.device, dtype: torch.dtype) -> bool:
+def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether a device attends to documents without a mask; a CPU does not: its rows keep their probabilities."""
     if device.type == "cpu":
         return False

@@ -10,14 +10,14 @@ import torch
 
 from adapterhub.training.config import OptimConfig, PreferenceConfig
 from adapterhub.training.data import chat_template
-from adapterhub.training.data.examples import start_of
+from adapterhub.training.data.examples import open_ended_ids
 from adapterhub.training.data.rows import Rows
-from adapterhub.training.events import Evaluated, OnEvent
+from adapterhub.training.events import EvaluationEvent, OnEvent
 from adapterhub.training.layers.embeddings import token_rows
 from adapterhub.training.model.base import Base
 from adapterhub_converters.errors import RefusedError
 
-from .loss import logprobs, passes, total, trimmed
+from .loss import logprobs, passes, sum_of_parts, trim
 from .preference import evaluate as evaluate_pairs
 from .state import State, best_step, copy_trained
 
@@ -30,10 +30,10 @@ def evaluate(base: Base, rows: Rows, size: int) -> float:
     base.model.eval()
     with torch.no_grad():
         for _, batch in passes(rows, size):
-            sums.append(logprobs(base, trimmed(batch)).sum())
+            sums.append(logprobs(base, trim(batch)).sum())
     base.model.train()
     # Divided once at the end, so that each label counts the same, no matter how the rows are divided.
-    return -total(sums) / max(1, rows.label_tokens)
+    return -sum_of_parts(sums) / max(1, rows.label_tokens)
 
 
 def log_evaluation(
@@ -71,7 +71,7 @@ def log_evaluation(
     if config.keep_best and best_step(state.log) == state.step:
         state.best = copy_trained(base.model)
     texts = tuple((sample["prompt"], sample["text"]) for sample in samples)
-    on_event(Evaluated(state.step, steps, loss, None if pair_metrics else math.exp(loss), texts, **pair_metrics))
+    on_event(EvaluationEvent(state.step, steps, loss, None if pair_metrics else math.exp(loss), texts, **pair_metrics))
 
 
 def answers(base: Base, prompts: Sequence[str], tokens: int) -> list[dict[str, str]]:
@@ -92,10 +92,10 @@ def _answer(base: Base, prompt: str, tokens: int) -> str:
     tokenizer = base.tokenizer
     if tokenizer.chat_template:
         message = [{"role": "user", "content": prompt}]
-        text = chat_template.render(tokenizer, message, where=f"the sample {prompt[:40]!r}", prompt=True)
+        text = chat_template.render(tokenizer, message, location=f"the sample {prompt[:40]!r}", prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        ids = start_of(prompt, tokenizer)
+        ids = open_ended_ids(prompt, tokenizer)
     inputs = torch.tensor([ids]).to(base.device)
     with torch.no_grad():
         output = base.model.generate(

@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from adapterhub.training import devices, distributed
 from adapterhub.training.config import OptimConfig, PreferenceConfig
 from adapterhub.training.cost.budget import cores_are_busy
-from adapterhub.training.data.rows import Packed, Rows, order, tokens_read
-from adapterhub.training.events import Noted, OnEvent, Stepped
+from adapterhub.training.data.rows import PackedRows, Rows, order, tokens_read
+from adapterhub.training.events import NoteEvent, OnEvent, StepEvent
 from adapterhub.training.model.base import Base
 from adapterhub_converters.errors import RefusedError, StoppedError
 
 from .heldout import evaluate, log_evaluation
-from .loss import Loss, logprobs, mean_loss, passes, total, trimmed
+from .loss import Loss, logprobs, mean_loss, passes, sum_of_parts, trim
 from .optimizer import learning_rate
-from .preference import count, preference_loss
+from .preference import pair_count, preference_loss
 from .state import State, out_of_patience, restore_trained
 
 _MAX_SKIPPED = 3  # steps in a row without a finite gradient that are tolerated
-_SETTLED = 10  # the number of steps after which their threads are checked once: by then their time is stable
+_TRIAL_STEP = 10  # the number of steps after which their threads are checked once: by then their time is stable
 _MAX_TRIAL_SECONDS = 10.0  # seconds of a step times threads
 _MIN_GAIN = 1.2  # the speed-up from a single thread that is worth a note
 
 
 def run(
     base: Base,
-    rows: Rows | Packed,
+    rows: Rows | PackedRows,
     heldout: Rows | None,
     state: State,
     config: OptimConfig,
@@ -61,14 +61,14 @@ def run(
             step_start = time.monotonic()
             log_line = advance(base, rows, state, config, steps, preference=preference)
             tokens_per_second = log_line["read"] / max(time.monotonic() - step_start, 1e-9)
-            if state.step == first_step + _SETTLED and (
+            if state.step == first_step + _TRIAL_STEP and (
                 note := _slow_threads_note(base, rows, config, time.monotonic() - step_start)
             ):
-                on_event(Noted(note))
+                on_event(NoteEvent(note))
             # In float16, a skipped step is how the loss scale finds its value; only in other dtypes is it worth a note.
             if log_line.pop("skipped", False) and not state.scale.needed:
-                on_event(Noted(f"step {state.step} changed nothing, because its gradient is not finite"))
-            on_event(Stepped(steps=steps, tokens_per_second=tokens_per_second, memory=devices.held(base.device), **log_line))
+                on_event(NoteEvent(f"step {state.step} changed nothing, because its gradient is not finite"))
+            on_event(StepEvent(steps=steps, tokens_per_second=tokens_per_second, memory=devices.allocated_memory(base.device), **log_line))
             if state.step == steps or (config.evaluate_every and state.step % config.evaluate_every == 0):
                 log_evaluation(base, heldout, state, config, preference, steps=steps, on_event=on_event)
             # All processes stop after the same step, no matter which of them got the signal.
@@ -83,7 +83,7 @@ def run(
 
 def advance(
     base: Base,
-    rows: Rows | Packed,
+    rows: Rows | PackedRows,
     state: State,
     config: OptimConfig,
     steps: int,
@@ -97,7 +97,7 @@ def advance(
     return {**optim_step(state, config, steps), "read": state.read - tokens_before}
 
 
-def batch(rows: Rows | Packed, state: State, config: OptimConfig, steps: int) -> Rows:
+def batch(rows: Rows | PackedRows, state: State, config: OptimConfig, steps: int) -> Rows:
     """Return the rows of the next of `steps` steps."""
     if state.order is None:
         sizes = rows.sizes if config.group_by_length else None
@@ -105,13 +105,13 @@ def batch(rows: Rows | Packed, state: State, config: OptimConfig, steps: int) ->
         rows_of_epochs = math.ceil(config.epochs * len(rows))
         complete_epochs = not config.steps and steps == -(rows_of_epochs // -config.rows)
         needed = rows_of_epochs if complete_epochs else steps * config.rows
-        state.order = order(len(rows), needed, config.seed, sizes=sizes, together=config.rows)
+        state.order = order(len(rows), needed, config.seed, sizes=sizes, rows_per_step=config.rows)
     return rows.take(state.order[state.step * config.rows : (state.step + 1) * config.rows])
 
 
 def usual_loss(base: Base, rows: Rows, preference: PreferenceConfig | None) -> Loss:
     """Return the loss of a step over `rows`: the mean over their labels, or with a preference over their pairs."""
-    return preference_loss(base, preference, count(rows)) if preference else mean_loss(rows.label_tokens)
+    return preference_loss(base, preference, pair_count(rows)) if preference else mean_loss(rows.label_tokens)
 
 
 def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, loss: Loss) -> float:
@@ -127,12 +127,12 @@ def forward_backward(base: Base, rows: Rows, state: State, config: OptimConfig, 
         with torch.random.fork_rng(devices=[]), noise(base.model, config.neftune):
             # Dropout and noise depend on seed, step and row alone, so a resumed run draws the same numbers.
             torch.manual_seed(draw_seed(config.seed, state.step, state.rows + start))
-            trimmed_rows = trimmed(micro_batch)
+            trimmed_rows = trim(micro_batch)
             loss_part = loss(logprobs(base, trimmed_rows), trimmed_rows)
             if loss_part.requires_grad:
                 (loss_part * state.scale.factor if state.scale.needed else loss_part).backward()
         losses.append(loss_part.detach())
-    value = total(losses)
+    value = sum_of_parts(losses)
     if not math.isfinite(value):
         raise RefusedError(
             "train", f"the loss is {value} at step {state.step + 1}", "Lower learning_rate, or raise warmup", code="diverged"
@@ -174,7 +174,7 @@ def optim_step(state: State, config: OptimConfig, steps: int) -> dict[str, Any]:
     return {**log_line, "gradient_norm": float(norm)}
 
 
-def _slow_threads_note(base: Base, rows: Rows | Packed, config: OptimConfig, seconds: float) -> str | None:
+def _slow_threads_note(base: Base, rows: Rows | PackedRows, config: OptimConfig, seconds: float) -> str | None:
     """Return a note if threads wait for each other so long that one would be faster; `seconds` is the time of a step.
 
     This is tried only if other programs are using the cores, on rows whose evaluation takes seconds; no result depends on it.

@@ -39,7 +39,7 @@ def passes(rows: Rows, size: int) -> Iterator[tuple[int, Rows]]:
             yield rows_before + start, Rows(rows.ids[:1], np.full_like(rows.labels[:1], IGNORED), rows.positions[:1])
 
 
-def trimmed(rows: Rows) -> Rows:
+def trim(rows: Rows) -> Rows:
     """Return rows cut after the last label, which changes no result, to a width that is computed fast."""
     # Matrix products are fast at multiples of 16.
     width = -(max(1, int(lengths(rows.labels).max())) // -16) * 16
@@ -62,7 +62,7 @@ def mean_loss(label_tokens: int) -> Loss:
     return lambda logprobs, _: -logprobs.sum() / max(1, label_tokens)
 
 
-def total(scalars: Sequence[Tensor]) -> float:
+def sum_of_parts(scalars: Sequence[Tensor]) -> float:
     """Return the sum of the scalars of all passes and processes, read at once, because each read waits for the device."""
     return distributed.total(math.fsum(torch.stack([scalar.detach() for scalar in scalars]).cpu().tolist()))
 

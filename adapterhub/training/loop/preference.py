@@ -19,7 +19,7 @@ from adapterhub.training.data.rows import IGNORED, Rows
 from adapterhub.training.layers.lora import without_delta
 from adapterhub.training.model.base import Base
 
-from .loss import Loss, logprobs, passes, total, trimmed
+from .loss import Loss, logprobs, passes, sum_of_parts, trim
 
 _MAX_MEAN_LOGPROB = -1e-6  # the odds of a mean log-probability of 0 would be infinite
 
@@ -80,16 +80,16 @@ def evaluate(base: Base, rows: Rows, size: int, config: PreferenceConfig) -> tup
     base.model.eval()
     with torch.no_grad():
         for _, batch in passes(rows, size):
-            trimmed_rows = trimmed(batch)
+            trimmed_rows = trim(batch)
             losses, margins = _pair_losses(base, config, logprobs(base, trimmed_rows), trimmed_rows)
             # Sums, not means: the passes may have different numbers of pairs.
             sums.append((losses.sum(), (margins > 0).sum(), margins.sum()))
     base.model.train()
-    loss, accuracy, margin = (total(pass_sums) / max(1, count(rows)) for pass_sums in zip(*sums, strict=True))
+    loss, accuracy, margin = (sum_of_parts(pass_sums) / max(1, pair_count(rows)) for pass_sums in zip(*sums, strict=True))
     return loss, accuracy, margin
 
 
-def count(rows: Rows) -> int:
+def pair_count(rows: Rows) -> int:
     """Return the number of pairs in rows."""
     # A document counts once if it has any label; two documents are a pair.
     labeled = rows.labels != IGNORED

@@ -70,7 +70,7 @@ class Factors:
     pairs: Mapping[str, FactorPair]
     adapter: Adapter
     manifest: AdapterManifest | None
-    where: str
+    location: str
 
     @property
     def training(self) -> Training | None:
@@ -109,21 +109,21 @@ def read(initial: InitialAdapter, spec: BaseSpec) -> Factors:
         RefusedError: It consists of more than low-rank deltas of one kind and rows of one table.
     """
     # Experts that a file has one by one are stacked, as the model in memory has them.
-    adapter = peft.stacked(convert.read(initial.path, base=spec), spec)
+    adapter = peft.stack_experts(convert.read(initial.path, base=spec), spec)
     try:
         pairs = factor_pairs(dataclasses.replace(adapter, copies={}))
     except RefusedError as error:
-        raise RefusedError(f"{initial.where}: {error.where}", error.what, error.hint, code=error.code) from error
-    factors = Factors(pairs, adapter, AdapterManifest.read(initial.folder), initial.where)
+        raise RefusedError(f"{initial.location}: {error.where}", error.what, error.hint, code=error.code) from error
+    factors = Factors(pairs, adapter, AdapterManifest.read(initial.folder), initial.location)
     for field in ("magnitude", "bias"):
         linear_targets = [target for target, delta in pairs.items() if isinstance(delta, LowRank)]
         without = [target for target in linear_targets if getattr(pairs[target], field) is None]
         if without and len(without) < len(linear_targets):
-            raise RefusedError(f"{initial.where}: {without[0]}", f"has no {field}, but other layers have one")
+            raise RefusedError(f"{initial.location}: {without[0]}", f"has no {field}, but other layers have one")
     if factors.dora and factors.lora_bias:
-        raise RefusedError(initial.where, "has both magnitudes (DoRA) and biases, which peft does not support either")
+        raise RefusedError(initial.location, "has both magnitudes (DoRA) and biases, which peft does not support either")
     if len(adapter.rows) > 1:
-        raise RefusedError(initial.where, f"replaces rows of several tables: {', '.join(sorted(adapter.rows))}")
+        raise RefusedError(initial.location, f"replaces rows of several tables: {', '.join(sorted(adapter.rows))}")
     return factors
 
 
@@ -135,17 +135,17 @@ def check_base(factors: Factors, spec: BaseSpec, name: str | None) -> None:
     """
     recorded = factors.manifest.base if factors.manifest else BaseInfo()
     if recorded.fingerprint and recorded.fingerprint != spec.fingerprint:
-        problem = f"is for a base with other tensor names or shapes than {spec.where}"
-        raise RefusedError(factors.where, problem, code="other-base-shapes", adapter=factors.where, base=spec.where)
+        problem = f"is for a base with other tensor names or shapes than {spec.source}"
+        raise RefusedError(factors.location, problem, code="other-base-shapes", adapter=factors.location, base=spec.source)
     if name and recorded.repo and recorded.repo != name:
-        raise RefusedError(factors.where, f"was trained on {recorded.repo}, not on {name}", "Set that base")
+        raise RefusedError(factors.location, f"was trained on {recorded.repo}, not on {name}", "Set that base")
 
 
 def other_weights(factors: Factors, weights: list[dict[str, Any]]) -> list[str]:
     """Return a note if the base has the same shapes as the one that the adapter was trained on, but not the same bytes."""
     recorded = {item.digest for item in (factors.training.weights if factors.training else None) or ()}
     if recorded and recorded != {item["digest"] for item in weights}:
-        return [f"the base's weights differ from those that {factors.where} was trained on"]
+        return [f"the base's weights differ from those that {factors.location} was trained on"]
     return []
 
 
@@ -153,22 +153,22 @@ def check_config(factors: Factors, config: LoRAConfig, targets: tuple[str, ...],
     """Refuse a config that does not describe an adapter with exactly these parts, shapes and scales."""
     hint = "Set the same: an adapter keeps its shape when it is trained further"
     for name in factors.adapter.replaced:
-        raise RefusedError(f"{factors.where}: {name}", "is replaced as a whole, but only deltas and rows can be trained")
+        raise RefusedError(f"{factors.location}: {name}", "is replaced as a whole, but only deltas and rows can be trained")
     missing, extra = sorted(set(targets) - set(factors.pairs)), sorted(set(factors.pairs) - set(targets))
     if missing or extra:
         name, problem = (missing[0], "has no delta") if missing else (extra[0], "has a delta that is not a target")
-        raise RefusedError(f"{location}: [lora] targets", f"{factors.where} {problem}: {name}", "Set the targets that it has")
+        raise RefusedError(f"{location}: [lora] targets", f"{factors.location} {problem}: {name}", "Set the targets that it has")
     sizes = Sizes(config, location)
     for target, delta in factors.pairs.items():
         settings = {"r": sizes.rank(target), "alpha": sizes.alpha(target), "rslora": config.rslora}
         for key, value in settings.items():
             if getattr(delta, key) != value:
-                problem = f"is {_toml(value)}, but {_toml(getattr(delta, key))} in {factors.where} at {target}"
+                problem = f"is {_toml(value)}, but {_toml(getattr(delta, key))} in {factors.location} at {target}"
                 raise RefusedError(f"{location}: [lora] {key}", problem, hint)
     adapter_parts = {"dora": factors.dora, "lora_bias": factors.lora_bias, "trainable_token_indices": factors.token_ids}
     for key, adapter_value in adapter_parts.items():
         if getattr(config, key) != adapter_value:
-            problem = f"is {_toml(getattr(config, key))}, but {_toml(adapter_value)} in {factors.where}"
+            problem = f"is {_toml(getattr(config, key))}, but {_toml(adapter_value)} in {factors.location}"
             raise RefusedError(f"{location}: [lora] {key}", problem, hint)
     for item in dataclasses.fields(config):
         default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
@@ -184,7 +184,7 @@ def _toml(value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
 
 
-def put(base: Base, factors: Factors) -> None:
+def copy_into_model(base: Base, factors: Factors) -> None:
     """Copy the adapter into all trained parameters of the model; ranks and scales are the adapter's."""
     for path, layer in lora_layers(base.model):
         delta: Any = factors.pairs[path]
@@ -193,17 +193,17 @@ def put(base: Base, factors: Factors) -> None:
             if array is not None and parameter is not None:
                 # The rank may differ from that of the layer; all other dimensions have to agree.
                 rank_dimension = {"lora_A": parameter.ndim - 2, "lora_B": parameter.ndim - 1}.get(name)
-                _check_shape(array.shape, parameter.shape, rank_dimension, f"{factors.where}: {path}", name)
+                _check_shape(array.shape, parameter.shape, rank_dimension, f"{factors.location}: {path}", name)
                 setattr(layer, name, _parameter(array, parameter))
         layer.scaling = scaling(delta.alpha, delta.r, rslora=delta.rslora)
     rows = token_rows(base.model)
     for path, replaced in factors.adapter.rows.items():
         if rows is None or base.model.get_submodule(path) is not rows:
-            raise RefusedError(f"{factors.where}: {path}", "has replaced rows, but is not the model's input table")
-        _check_shape(replaced.values.shape, rows.rows.shape, None, f"{factors.where}: {path}", "rows")
+            raise RefusedError(f"{factors.location}: {path}", "has replaced rows, but is not the model's input table")
+        _check_shape(replaced.values.shape, rows.rows.shape, None, f"{factors.location}: {path}", "rows")
         rows.rows = _parameter(replaced.values, rows.rows)
     for name, array in factors.adapter.copies.items():
-        check_copy(base, name, array, factors.where)
+        check_copy(base, name, array, factors.location)
 
 
 def _check_shape(
@@ -232,7 +232,7 @@ def check_copy(base: Base, name: str, array: np.ndarray, location: str) -> None:
 
 
 @contextlib.contextmanager
-def replaced(base: Base, factors: Factors) -> Iterator[None]:
+def with_replaced_modules(base: Base, factors: Factors) -> Iterator[None]:
     """Within the block, use the adapter's parameters for modules that peft saved in full.
 
     A parameter that was tied to another is separate meanwhile, as in peft: the other keeps the base's values.
@@ -241,11 +241,11 @@ def replaced(base: Base, factors: Factors) -> Iterator[None]:
     try:
         for name, array in factors.adapter.replaced.items():
             path, _, leaf = name.rpartition(".")
-            module, key = _module_and_attribute(base.model, path, leaf, f"{factors.where}: {name}")
+            module, key = _module_and_attribute(base.model, path, leaf, f"{factors.location}: {name}")
             original = getattr(module, key)
             if tuple(original.shape) != array.shape:
                 problem = f"has shape {array.shape}, but the base's has {tuple(original.shape)}"
-                raise RefusedError(f"{factors.where}: {name}", problem)
+                raise RefusedError(f"{factors.location}: {name}", problem)
             tensor = torch.from_numpy(np.array(array, np.float32, order="C")).to(base.head)
             originals.append((module, key, original))
             setattr(module, key, nn.Parameter(tensor, requires_grad=False) if isinstance(original, nn.Parameter) else tensor)

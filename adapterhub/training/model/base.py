@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapterhub.training.data.rows import IGNORED, Packed, Rows
+from adapterhub.training.data.rows import IGNORED, PackedRows, Rows
 from adapterhub.training.layers import embeddings, varlen
 from adapterhub_converters.errors import RefusedError
 
@@ -36,7 +36,7 @@ class Logits:
     scale: float = 1.0
     cap: float | None = None
 
-    def of(self, z: Tensor) -> Tensor:
+    def apply(self, z: Tensor) -> Tensor:
         """Return the logits, float32."""
         scaled = z.float() * self.scale
         return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
@@ -140,7 +140,7 @@ def logits_of(model: nn.Module, location: str) -> Logits:
                 input_ids=torch.zeros(1, _PROBE_TOKENS, dtype=torch.long, device=hidden.device), use_cache=False
             ).logits
     for logits in (configured, Logits()):
-        expected = logits.of(z)
+        expected = logits.apply(z)
         error = 8 * float(torch.finfo(head.weight.dtype).eps) * float(expected.abs().max())
         if expected.shape == actual.shape and float((expected - actual.float()).abs().max()) <= error:
             return logits
@@ -177,14 +177,14 @@ def _decoder_returning(model: nn.Module, hidden: Tensor) -> Iterator[None]:
 # ---- Documents that share a row
 
 
-def check_isolation(base: Base, data: Iterable[Rows | Packed], location: str, hint: str = "Set pack = false") -> None:
+def check_isolation(base: Base, data: Iterable[Rows | PackedRows], location: str, hint: str = "Set pack = false") -> None:
     """Refuse rows of several documents for a model that does not separate them."""
     if any(map(share_rows, data)) and not isolates_documents(base):
         problem = f"{type(base.model).__name__} does not separate the documents that share a row"
         raise RefusedError(f"{location}: [data] pack", problem, hint)
 
 
-def share_rows(rows: Rows | Packed) -> bool:
+def share_rows(rows: Rows | PackedRows) -> bool:
     """Return whether any row has labels in a document after its first one."""
     for batch in rows.parts():
         after_first = np.logical_or.accumulate((batch.positions == 0) & (np.arange(batch.positions.shape[1]) > 0), axis=1)
@@ -226,7 +226,7 @@ def _two_documents(base: Base) -> tuple[Tensor, Tensor]:
     return ids.to(base.device), torch.cat([torch.arange(_FIRST_LENGTH), torch.arange(_SECOND_LENGTH)])[None]
 
 
-def by_documents(base: Base) -> Base:
+def with_documents_if_equivalent(base: Base) -> Base:
     """Return the base with attention by documents if its model then computes the same as with masks; otherwise `base`.
 
     transformers marks models whose attention is right without a mask, for flash attention. Whether this model passes on what

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
 from adapterhub.digest import Digest, copy_hashing
-from adapterhub_converters.bases import BaseSpec, Ranged, gguf, read_base, read_files, weight_files
-from adapterhub_converters.bases.quantized import settings
+from adapterhub_converters.bases import BaseSpec, RangedFile, gguf, read_base, read_files, weight_files
+from adapterhub_converters.bases.quantized import quantization_settings
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.containers.open_file import open_regular
@@ -87,7 +87,7 @@ class BaseFiles:
         if file is None:
             raise NotFoundError(self._files.label(name), "no such file", code="no-such-file")
         file.seek(0)
-        return copy_hashing(file, None, more=self._check_open)[0]
+        return copy_hashing(file, None, on_bytes=self._check_open)[0]
 
     def _check_open(self, _: int) -> None:
         if self._closed:
@@ -148,7 +148,7 @@ class BaseFiles:
 
 
 def _check_quantization_method(config: dict[str, Any], location: str) -> None:
-    quantization = settings(config)
+    quantization = quantization_settings(config)
     method = quantization.get("quant_method", "bitsandbytes" if quantization.get("load_in_4bit") else None)
     if quantization and (method != "bitsandbytes" or quantization.get("load_in_8bit")):
         method_name = "LLM.int8" if method == "bitsandbytes" else method or "an unknown method"
@@ -192,7 +192,7 @@ class _OpenFiles:
             raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
         return raw
 
-    def ranged(self, name: str) -> Ranged | None:
+    def ranged(self, name: str) -> RangedFile | None:
         """Return a reader of byte ranges; None if the file does not exist."""
         file = self.handle(name)
         if file is None:
@@ -202,7 +202,7 @@ class _OpenFiles:
             file.seek(offset)
             return file.read(n)
 
-        return Ranged(os.fstat(file.fileno()).st_size, read_at, self.label(name))
+        return RangedFile(os.fstat(file.fileno()).st_size, read_at, self.label(name))
 
     def sha256(self, name: str) -> str | None:
         """Return the digest of a file; None if it cannot be opened."""

@@ -20,7 +20,7 @@ from adapterhub.digest import Digest, is_hex, sha256_file
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError
 
-_SETTLED = 2_000_000_000  # nanoseconds; FAT has the coarsest clock of all file systems
+_CLOCK_TICK = 2_000_000_000  # nanoseconds; FAT has the coarsest clock of all file systems
 
 
 def digest(path: Path, cache: Path | None, compute: Callable[[], Digest] | None = None) -> Digest:
@@ -35,7 +35,7 @@ def digest(path: Path, cache: Path | None, compute: Callable[[], Digest] | None 
         return str(cached["digest"])
     computed = compute()
     # The state is compared again, because the file may have changed while it was hashed.
-    if _file_state(path) == state and time.time_ns() - max(state["changed"], state["modified"]) > _SETTLED:
+    if _file_state(path) == state and time.time_ns() - max(state["changed"], state["modified"]) > _CLOCK_TICK:
         _write(entry, {"path": str(path.resolve()), "state": state, "digest": computed})
     return computed
 

@@ -25,15 +25,15 @@ _EXPERT_NAMES = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "g
 _NOT_COMPILED = (Frozen, experts.Stack, LoRAEmbedding, TokenRows)
 
 
-def check(model: nn.Module, where: str) -> None:
+def check(model: nn.Module, location: str) -> None:
     """Refuse a model whose experts do not use transformers' experts interface, or that has no output layer."""
     if model.get_output_embeddings() is None:
-        raise RefusedError(where, f"{type(model).__name__} has no output layer to train on")
+        raise RefusedError(location, f"{type(model).__name__} has no output layer to train on")
     supported = experts.stacks(model)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and ".experts." in f".{name}" and name not in supported:
             raise RefusedError(
-                f"{where}: {name}", f"{type(model).__name__} computes its experts in a way that is not supported"
+                f"{location}: {name}", f"{type(model).__name__} computes its experts in a way that is not supported"
             )
 
 

@@ -29,7 +29,7 @@ _CODE_KEYS = linear.Pattern("auto_map|configuration_files|custom_generate|_?(att
 _LOCAL_OPTIONS = {"trust_remote_code": False, "local_files_only": True}
 
 
-def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) -> tuple[Any, Any]:
+def config_and_tokenizer(folder: Path, document: dict[str, Any], *, location: str) -> tuple[Any, Any]:
     """Return the config and the tokenizer of a base.
 
     Args:
@@ -43,17 +43,17 @@ def config_and_tokenizer(folder: Path, document: dict[str, Any], *, where: str) 
     """
     import transformers
 
-    _check_model_type(document, where)
-    with _transformers_errors(where), tempfile.TemporaryDirectory() as temporary:
+    _check_model_type(document, location)
+    with _transformers_errors(location), tempfile.TemporaryDirectory() as temporary:
         json_file.write_text(Path(temporary, _CONFIG), json.dumps(_without_code(document)))
         config = transformers.AutoConfig.from_pretrained(temporary, **_LOCAL_OPTIONS)
         config._name_or_path = str(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=config, **_LOCAL_OPTIONS)
     tokenizer_class = type(tokenizer)
-    expression_trial = tokenizer_search.Search(tokenizer, where)
+    expression_trial = tokenizer_search.ExpressionTrial(tokenizer, location)
     # A subclass of the tokenizer's own class with the same name, so that everything else stays as it was.
     tokenizer.__class__ = type(
-        tokenizer_class.__name__, (_SafeTokenizer, tokenizer_class), {"where": where, "search": expression_trial}
+        tokenizer_class.__name__, (_SafeTokenizer, tokenizer_class), {"where": location, "search": expression_trial}
     )
     tokenizer.stop_tokens = stop_tokens(folder)
     return config, tokenizer
@@ -70,7 +70,7 @@ class _SafeTokenizer:
     """A mix-in for tokenizers that neither hang nor panic: any error of tokenizers (Rust) about a text becomes one line."""
 
     where: str
-    search: tokenizer_search.Search
+    search: tokenizer_search.ExpressionTrial
     stop_tokens: frozenset[int]
 
     def __call__(self, text: Any, **options: Any) -> Any:
@@ -94,14 +94,14 @@ def _tokenizer_errors(location: str) -> Iterator[None]:
         raise FormatError(location, f"its tokenizer gives up on a text ({str(error)[:200]})", "Use another base") from error
 
 
-def empty(config: Any, dtype: torch.dtype, *, where: str) -> Any:
+def empty_model(config: Any, dtype: torch.dtype, *, location: str) -> Any:
     """Build the causal model of `config` without weights, with the attention of `layers.row_attention` if possible.
 
     A vision-language model is built as peft users load it; the caller removes its vision parts (`base_model.remove_vision`).
     """
     import transformers
 
-    with _transformers_errors(where):
+    with _transformers_errors(location):
         causal_models, vision_models = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
         auto_class = causal_models if type(config) in causal_models._model_mapping else vision_models
         family = auto_class._model_mapping[type(config)]

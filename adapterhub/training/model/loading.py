@@ -18,13 +18,13 @@ from torch import nn
 from adapterhub.training import distributed
 from adapterhub.training.config import BaseConfig, LoRAConfig
 from adapterhub.training.layers import embeddings, experts, lora, nf4, variants, varlen
-from adapterhub.training.layers.targets import Sizes, block, resolve
+from adapterhub.training.layers.targets import Sizes, block_path, resolve
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
 from . import families, library, quantized_cache
-from .base import Base, by_documents, logits_of, remove_vision
+from .base import Base, with_documents_if_equivalent, logits_of, remove_vision
 from .base_files import BaseFiles
 from .weights import Weights
 
@@ -38,7 +38,7 @@ def load(
     base: BaseConfig,
     adapter: LoRAConfig | None,
     *,
-    where: str,
+    location: str,
     progress: Progress | None = None,
     entry: quantized_cache.Entry | None = None,
     device: Any = _CPU,
@@ -51,13 +51,13 @@ def load(
         entry: The quantized base in the cache, which is read if it exists and otherwise written.
         device: The device of the result. Each tensor is quantized on the CPU and moved before the next is read.
     """
-    build = partial(_build, files, base=base, adapter=adapter, where=where, progress=progress, device=device)
+    build = partial(_build, files, base=base, adapter=adapter, location=location, progress=progress, device=device)
     if entry is None:
         with files.weights() as weights:
             return build(weights)
     # The first process quantizes, and the others read what it wrote; with a sharded base, all have to work at the same time.
     must_quantize = distributed.total(float(not entry.exists)) > 0
-    with distributed.in_turn(when=must_quantize and not base.shard):
+    with distributed.in_turn(enabled=must_quantize and not base.shard):
         return _load_with_cache(build, files, base, entry)
 
 
@@ -88,16 +88,16 @@ def _build(
     *,
     base: BaseConfig,
     adapter: LoRAConfig | None,
-    where: str,
+    location: str,
     progress: Progress | None,
     device: torch.device,
 ) -> Base:
     model, tokenizer = _empty_model_and_tokenizer(files, base)
-    weights.bind(model, without=remove_vision(model))
+    weights.bind(model, removed_paths=remove_vision(model))
     linears, stacks = lora.linears(model), experts.stacks(model)
-    targets = resolve(adapter, list(linears), list(embeddings.tables(model)), where, stacks=list(stacks)) if adapter else []
-    families.check_targets(model, targets, where)
-    sizes = Sizes(adapter or LoRAConfig(), where)
+    targets = resolve(adapter, list(linears), list(embeddings.tables(model)), location, stacks=list(stacks)) if adapter else []
+    families.check_targets(model, targets, location)
+    sizes = Sizes(adapter or LoRAConfig(), location)
     loaded, total = 0, len(linears) + len(stacks)
     for path_of_block, names in _by_block([*linears, *stacks]).items():
         for name in names:
@@ -116,7 +116,7 @@ def _build(
         module._buffers.update(
             {name: None if buffer is None else buffer.to(device) for name, buffer in module._buffers.items()}
         )
-    embeddings.adapt(model, tuple(targets), sizes, sizes.config, where)
+    embeddings.adapt(model, tuple(targets), sizes, sizes.config, location)
     if base.shard:
         nf4.shard(model.base_model, device)
     # Everything is frozen first; only the adapter's own parameters are trained.
@@ -126,15 +126,15 @@ def _build(
         parameter.requires_grad_()
     notes = tuple(families.notes(model, targets))
     result = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
-    return by_documents(result) if varlen.supported(device, getattr(torch, base.dtype)) else result
+    return with_documents_if_equivalent(result) if varlen.is_supported(device, getattr(torch, base.dtype)) else result
 
 
 def _empty_model_and_tokenizer(files: BaseFiles, base: BaseConfig) -> tuple[Any, Any]:
     """Build model and tokenizer with transformers."""
     location = str(files.path)
     document = json_file.parse_object(files.config_text, f"{location}: config.json")
-    config, tokenizer = library.config_and_tokenizer(files.folder, document, where=location)
-    model = library.empty(config, getattr(torch, base.dtype), where=location)
+    config, tokenizer = library.config_and_tokenizer(files.folder, document, location=location)
+    model = library.empty_model(config, getattr(torch, base.dtype), location=location)
     families.check(model, location)
     return model, tokenizer
 
@@ -143,7 +143,7 @@ def _by_block(paths: Iterable[str]) -> dict[str | None, list[str]]:
     """Group paths by the layer of the model that contains them, in the model's order."""
     blocks: dict[str | None, list[str]] = {}
     for path in paths:
-        blocks.setdefault(block(path), []).append(path)
+        blocks.setdefault(block_path(path), []).append(path)
     return blocks
 
 
@@ -174,7 +174,7 @@ def _replace_linear(
         if adapter.init != "default":
             scale = scaling(alpha, r, rslora=adapter.rslora)
             weight, initial = variants.initial_factors(
-                dense(), adapter, r=r, scaling=scale, quantized=is_nf4, where=weight_name
+                dense(), adapter, r=r, scaling=scale, quantized=is_nf4, location=weight_name
             )
             weight = weight.to(device)
             initial = None if initial is None else (initial[0].to(device), initial[1].to(device))
@@ -183,7 +183,7 @@ def _replace_linear(
         layer = layer_class(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **options)
     layer.transposed, layer.dtype = transposed, dtype
     if base.shard:
-        layer.base = nf4.sharded(layer.base)
+        layer.base = nf4.shardable(layer.base)
     lora.replace_module(model, path, layer)
 
 
@@ -200,7 +200,7 @@ def _replace_stack(
     else:
         matrices = [matrix.to(device) for matrix in stacked.to(dtype).unbind(0)]
     if base.shard:
-        matrices = [nf4.sharded(matrix) for matrix in matrices]
+        matrices = [nf4.shardable(matrix) for matrix in matrices]
     if sizes is None:
         stack: Any = experts.Stack(matrices, transposed=module.is_transposed)
     else:

@@ -76,7 +76,7 @@ class CachedWeights(FolderWeights):
         unmatched = sorted(set(self._checksums) ^ set(self._files))
         if unmatched:
             self._open.close()
-            raise FormatError(self.where, f"{unmatched[0]!r} is not in both {_CHECKSUMS} and the weights")
+            raise FormatError(self.location, f"{unmatched[0]!r} is not in both {_CHECKSUMS} and the weights")
         with contextlib.suppress(OSError):  # the folder may be read-only
             os.utime(entry.folder)  # the time of its last use
 
@@ -89,7 +89,7 @@ class CachedWeights(FolderWeights):
         """Read a tensor and verify its checksum."""
         array = super().raw(name)
         if _checksum(self._entry, name, array) != self._checksums[name]:
-            raise FormatError(self.where, f"tensor {name!r} differs from what was written")
+            raise FormatError(self.location, f"tensor {name!r} differs from what was written")
         return array
 
 
@@ -103,7 +103,7 @@ def write(entry: Entry, files: BaseFiles, weights: Weights) -> str | None:
     """Write what `weights` quantized, and the tensors that stayed unchanged; return a note if that fails."""
     try:
         cache_folder.remove_unused(entry.folder.parent, "nf4-*")
-        with atomic.whole(entry.folder) as folder:
+        with atomic.pending_output(entry.folder) as folder:
             config = json_file.parse_object(files.config_text, f"{files.path}: config.json")
             config["quantization_config"] = {**QUANTIZATION, "bnb_4bit_compute_dtype": "bfloat16"}
             json_file.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -133,10 +133,10 @@ def _write_weights(path: Path, entry: str, weights: Weights) -> Mapping[str, int
     """Write all tensors to one file and return their checksums; those that were not quantized are read one at a time."""
     fresh: dict[str, np.ndarray] = {}
     for name, (matrix, dtype) in (weights.fresh or {}).items():
-        fresh |= bitsandbytes.parts(name, matrix, dtype)
+        fresh |= bitsandbytes.tensors_of(name, matrix, dtype)
     dtypes_and_shapes = {name: (weights.dtype(name), weights.shape(name)) for name in weights.names}
     dtypes_and_shapes |= {name: (stored_name(array), array.shape) for name, array in fresh.items()}
-    order = safetensors_file.layout((name, *dtype_and_shape) for name, dtype_and_shape in dtypes_and_shapes.items())
+    order = safetensors_file.sorted_entries((name, *dtype_and_shape) for name, dtype_and_shape in dtypes_and_shapes.items())
     checksums = {}
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))

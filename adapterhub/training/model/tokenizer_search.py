@@ -29,7 +29,7 @@ _EMPTY_TOKENIZER: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Search:
+class ExpressionTrial:
     """A trial of the expressions that a tokenizer searches texts with.
 
     Args:
@@ -64,7 +64,7 @@ class Search:
             seconds = _SECONDS + len(text) // _CHARACTERS_PER_SECOND
             try:
                 process.ask(text, seconds)
-            except limited.ExceededError as error:
+            except limited.LimitExceededError as error:
                 self._process = None
                 problem = (
                     f"its tokenizer takes more than {seconds} s for a text, with {self._unknown_expression[:60]!r} or the like"

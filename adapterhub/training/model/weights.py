@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapterhub.training.layers import bitsandbytes, nf4
 from adapterhub_converters import dtypes
-from adapterhub_converters.bases.bitsandbytes import STATE
+from adapterhub_converters.bases.bitsandbytes import STATE_INFIX
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, GGUFWeights
@@ -39,7 +39,7 @@ class Weights(ABC):
         fresh: Matrices that were quantized here, with the dtype they had, by name; None if they are not collected.
     """
 
-    where: str
+    location: str
     names: frozenset[str]
     fresh: dict[str, tuple[nf4.NF4, str]] | None = None
 
@@ -48,11 +48,11 @@ class Weights(ABC):
         self._open = ExitStack()
         self._conversions: dict[str, Conversion] = {}
 
-    def bind(self, model: nn.Module, without: Iterable[str] = ()) -> None:
+    def bind(self, model: nn.Module, removed_paths: Iterable[str] = ()) -> None:
         """Map each parameter and buffer of `model` to its tensors; the parts at `removed_paths` were removed from the model."""
         self._model, self._conversions = model, conversions(model, self.names)
         # Tensors of removed parts count as used, so that `check_all_used` does not refuse them.
-        removed_prefixes = tuple(f"{path}." for path in without)
+        removed_prefixes = tuple(f"{path}." for path in removed_paths)
         for name, conversion in self._conversions.items():
             if name.startswith(removed_prefixes):
                 self._used.update(source for source, _ in conversion.sources)
@@ -86,14 +86,14 @@ class Weights(ABC):
         self._check(name)
         parameter = self._conversions[name].parameter(name, self._read, self._model)
         if tuple(parameter.shape) != shape:
-            raise RefusedError(self.where, f"{name}: shape {tuple(parameter.shape)}, but the model has {shape}")
+            raise RefusedError(self.location, f"{name}: shape {tuple(parameter.shape)}, but the model has {shape}")
         return parameter
 
     def _read(self, name: str) -> Any:
         if self.stored_nf4(name) is not None:
-            raise RefusedError(self.where, f"{name}: stored in NF4 only, and its values before quantization are needed")
+            raise RefusedError(self.location, f"{name}: stored in NF4 only, and its values before quantization are needed")
         if self.dtype(name) not in _FLOATS:
-            raise RefusedError(self.where, f"{name}: {self.dtype(name)} {self.shape(name)} is not a float tensor")
+            raise RefusedError(self.location, f"{name}: {self.dtype(name)} {self.shape(name)} is not a float tensor")
         self._used.add(name)
         return as_torch(self.raw(name))
 
@@ -112,7 +112,7 @@ class Weights(ABC):
         stored = self.stored_nf4(source) if source else None
         if source and stored is not None:
             if stored.shape != (shape[::-1] if transposed else shape):
-                raise RefusedError(self.where, f"{name}: NF4 of shape {stored.shape}, but the model has {shape}")
+                raise RefusedError(self.location, f"{name}: NF4 of shape {stored.shape}, but the model has {shape}")
             self._used.add(source)
             return stored
         dense = self.take(name, shape)
@@ -126,14 +126,14 @@ class Weights(ABC):
 
     def _check(self, name: str) -> None:
         if name not in self:
-            raise RefusedError(self.where, f"no tensor for the model's parameter {name!r}")
+            raise RefusedError(self.location, f"no tensor for the model's parameter {name!r}")
 
     def check_all_used(self, model: nn.Module) -> None:
         """Refuse a tensor that no parameter used: the model would not be the one in the files."""
         tied = set(getattr(model, "all_tied_weights_keys", None) or ())
         unused = sorted(name for name in self.names - self._used - tied if not name.endswith(_COMPUTED_BUFFERS))
         if unused:
-            raise RefusedError(self.where, f"tensor {unused[0]!r} belongs to no parameter of the model")
+            raise RefusedError(self.location, f"tensor {unused[0]!r} belongs to no parameter of the model")
         # A tied tensor may be stored twice; then both copies have to be equal.
         for name in sorted((self.names - self._used) & tied):
             used = model.get_parameter(name)
@@ -141,7 +141,7 @@ class Weights(ABC):
                 problem = (
                     f"{name} differs from the table that config.json ties it to, and programs differ in which one they use"
                 )
-                raise RefusedError(self.where, problem, "Set tie_word_embeddings to false, or remove the tensor")
+                raise RefusedError(self.location, problem, "Set tie_word_embeddings to false, or remove the tensor")
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +155,7 @@ class FolderWeights(Weights):
 
     def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
         super().__init__()
-        self.where = str(folder)
+        self.location = str(folder)
         self._files: dict[str, SafetensorsFile] = {}
         try:
             for path in paths:
@@ -164,10 +164,10 @@ class FolderWeights(Weights):
         except BaseException:
             self._open.close()
             raise
-        self._states = {name.partition(STATE)[0]: name for name in self._files if STATE in name}
+        self._states = {name.partition(STATE_INFIX)[0]: name for name in self._files if STATE_INFIX in name}
         self.names = frozenset(name for name in self._files if not bitsandbytes.is_part(name))
         if not self.names:
-            raise NotFoundError(self.where, "no weights: there is no model.safetensors")
+            raise NotFoundError(self.location, "no weights: there is no model.safetensors")
 
     @property
     def quantized(self) -> bool:
@@ -185,12 +185,12 @@ class FolderWeights(Weights):
     def raw(self, name: str) -> np.ndarray:
         """Read the tensor at its offset."""
         if name not in self._files:
-            raise FormatError(self.where, f"tensor {name!r} is missing")
+            raise FormatError(self.location, f"tensor {name!r} is missing")
         return self._files[name].tensor(name)
 
     def stored_nf4(self, name: str) -> nf4.NF4 | None:
         """Read a matrix in NF4 with its codes unchanged; None for any other tensor."""
-        return bitsandbytes.read(name, self.raw, self._states[name], self.where) if name in self._states else None
+        return bitsandbytes.read(name, self.raw, self._states[name], self.location) if name in self._states else None
 
 
 class GGUFFileWeights(Weights):
@@ -198,7 +198,7 @@ class GGUFFileWeights(Weights):
 
     def __init__(self, base: GGUFBase) -> None:
         super().__init__()
-        self.where = base.where
+        self.location = base.where
         self._tensors = GGUFWeights(base)
         self._shapes = self._tensors.shapes
         self.names = frozenset(self._shapes)

@@ -12,19 +12,19 @@ from .adapter import (
     Rows,
     Source,
     TensorLoss,
-    beyond_deltas,
+    problems_beyond_deltas,
     factor_pairs,
-    factored_out,
+    with_factored_as_pairs,
     plain_pairs,
     refuse_conditions,
     refuse_differences,
     refuse_tuned,
-    unconditional,
-    unmeasured,
+    without_invocation,
+    targets_without_magnitude,
 )
 from .deltas import MAX_EXPERTS, LowRank, LowRankConv, LowRankEmbedding, StackedLowRank, scaling
-from .factored import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowRank, Vera, as_pairs, pair_numbers
-from .tuned import TUNERS, Tuned, Tuner, layers_of_classifier, tuner_of
+from .factored import AdaLora, CpConv, Factored, Hadamard, Kronecker, PooledLowRank, Vera, as_pairs, count_pair_numbers
+from .tuned import TUNERS, TunedModule, Tuner, layers_of_classifier, tuner_of
 
 __all__ = [
     "FULL", "MAX_EXPERTS", "TUNERS", "AdaLora", "Adapter", "CpConv", "Delta", "FactorPair", "Factored", "Hadamard",

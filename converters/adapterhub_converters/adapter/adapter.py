@@ -15,11 +15,11 @@ from enum import IntEnum
 import numpy as np
 
 from adapterhub_converters import display
-from adapterhub_converters.errors import RefusedError, refused
+from adapterhub_converters.errors import RefusedError, refused_error
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
 from .factored import Factored, Vera, as_pairs
-from .tuned import TUNERS, Tuned
+from .tuned import TUNERS, TunedModule
 
 # Names in `Adapter.tensors` of parts that deltas name differently.
 _LABELS = {"bias": "lora_B.bias"}
@@ -121,7 +121,7 @@ class Adapter:
     source: Source | None = None
     notes: tuple[str, ...] = ()
     copies: Mapping[str, np.ndarray] = field(default_factory=dict)
-    tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    tuned: Mapping[str, TunedModule] = field(default_factory=dict)
     added: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -190,7 +190,7 @@ def _unsupported_kind_error(target: str, delta: Delta) -> RefusedError:
     return RefusedError(target, f"a delta of kind {type(delta).__name__} is not supported here")
 
 
-def unmeasured(adapter: Adapter) -> list[str]:
+def targets_without_magnitude(adapter: Adapter) -> list[str]:
     """Return the targets that are DoRA without a magnitude, and use the norms of the base's rows instead."""
     # The kinds that can have a magnitude.
     kinds = (LowRank, LowRankEmbedding, LowRankConv)
@@ -209,7 +209,7 @@ def refuse_tuned(adapter: Adapter) -> None:
 def refuse_differences(adapter: Adapter, location: str) -> None:
     """Raise a RefusedError for an adapter that adds to parameters other than weights with a delta; `location` is the format."""
     if adapter.added:
-        raise refused(location, _difference_problems(adapter))
+        raise refused_error(location, _difference_problems(adapter))
 
 
 def _difference_problems(adapter: Adapter) -> list[str]:
@@ -217,7 +217,7 @@ def _difference_problems(adapter: Adapter) -> list[str]:
     return [f"{name}: a difference to the base's own parameter cannot be expressed here" for name in sorted(adapter.added)]
 
 
-def unconditional(adapter: Adapter) -> Adapter:
+def without_invocation(adapter: Adapter) -> Adapter:
     """Return an adapter without its invocation tokens (aLoRA), for a format that records them beside it."""
     return replace(adapter, meta=replace(adapter.meta, invocation=())) if adapter.meta.invocation else adapter
 
@@ -237,7 +237,7 @@ def refuse_conditions(adapter: Adapter) -> None:
     if adapter.meta.ties and tables:
         problem = f"the change of {tables[0]} applies to the layer tied to it too, which cannot be expressed here"
         raise RefusedError("ensure_weight_tying", problem)
-    if targets := unmeasured(adapter):
+    if targets := targets_without_magnitude(adapter):
         problem = (
             f"is true, but {targets[0]} has no magnitude: it uses the norms of the base's rows, which cannot be expressed here"
         )
@@ -249,7 +249,7 @@ def refuse_conditions(adapter: Adapter) -> None:
         raise RefusedError(name, problem, "Save it again with save_embedding_layers=False")
 
 
-def beyond_deltas(adapter: Adapter, format_name: str) -> list[str]:
+def problems_beyond_deltas(adapter: Adapter, format_name: str) -> list[str]:
     """Return why a format with only deltas cannot express an adapter; `format_name` is `mlx-lm's adapters` or the like."""
     problems = [] if adapter.deltas else ["there is no low-rank delta to write"]
     if adapter.meta.init != "default":
@@ -265,7 +265,7 @@ def beyond_deltas(adapter: Adapter, format_name: str) -> list[str]:
     return problems
 
 
-def factored_out(adapter: Adapter) -> Adapter:
+def with_factored_as_pairs(adapter: Adapter) -> Adapter:
     """Return an adapter with AdaLoRA, QALoRA, LoHa, LoKr and VeRA as the low-rank pairs that they equal.
 
     The result is the same function up to one rounding of the factors in float32. It is `adapter` itself if that has none of

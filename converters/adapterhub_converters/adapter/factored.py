@@ -386,7 +386,7 @@ Factored = AdaLora | PooledLowRank | Hadamard | Kronecker | Vera | CpConv
 _FREE_NUMBERS, _MAX_GROWTH, _MAX_NUMBERS = 1 << 24, 512, 1 << 31
 
 
-def pair_numbers(deltas: Iterable[object]) -> int:
+def count_pair_numbers(deltas: Iterable[object]) -> int:
     """Return the number of elements in the pairs that deltas of these kinds equal, by their shapes."""
     factored = [delta for delta in deltas if isinstance(delta, Factored) and delta.is_low_rank]
     ranks = [delta.pair_rank if isinstance(delta, (Hadamard, Kronecker)) else delta.r for delta in factored]
@@ -407,7 +407,7 @@ def as_pairs(deltas: Mapping[str, Factored]) -> dict[str, LowRank | LowRankConv]
     Raises:
         RefusedError: A delta has none, or the pairs would be far larger than the deltas.
     """
-    numbers = pair_numbers(deltas.values())
+    numbers = count_pair_numbers(deltas.values())
     sizes_by_id: dict[int, int] = {}  # by tensor, so that those that several deltas share count once
     for delta in deltas.values():
         # All modules have the same projections in memory: count them once.

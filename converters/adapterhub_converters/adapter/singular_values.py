@@ -15,7 +15,7 @@ import numpy as np
 Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
 """`(m, r)`, `(r,)` and `(r, n)`, in the order of numpy's `svd`."""
 
-SMALL = 512  # rows or columns up to which a full decomposition is quick
+MAX_DIRECT = 512  # rows or columns up to which a full decomposition is quick
 _EXTRA_DIRECTIONS = (
     16  # directions beyond those requested, so that a cluster of equal values across the cut costs no extra rounds
 )
@@ -25,24 +25,24 @@ _ROUGH, _EXACT = 1e-5, 2.0**-25  # residuals relative to the largest value; LAPA
 _MIN_RATIO = 2.0**-10  # the smallest of the requested values, relative to the largest, that is found this way
 
 
-def leading(matrix: np.ndarray, r: int) -> Triplets:
+def leading_triplets(matrix: np.ndarray, r: int) -> Triplets:
     """Return the `r` largest singular values of a float32 `(m, n)` matrix, in descending order, and their vectors.
 
     The result is as accurate as that of a full decomposition, and deterministic. It has at most as many values as the matrix.
     """
     r = min(r, *matrix.shape)
     if (scale := _scale(matrix)) != 1:
-        U, S, Vt = leading(matrix / scale, r)
+        U, S, Vt = leading_triplets(matrix / scale, r)
         with np.errstate(over="ignore"):  # a value too large for float32 becomes infinite
             return U, S * scale, Vt
     # The iteration works on the shorter side.
     if matrix.shape[0] < matrix.shape[1]:
-        U, S, Vt = leading(matrix.T, r)
+        U, S, Vt = leading_triplets(matrix.T, r)
         return Vt.T, S, U.T
     block = r + _EXTRA_DIRECTIONS
     # The space may take at most a third of the columns, or a full decomposition would be faster.
     depth = min(_DEPTH, matrix.shape[1] // (3 * block))
-    triplets = _iterated(matrix, r, block, depth) if matrix.shape[1] > SMALL and depth > 1 else None
+    triplets = _iterate(matrix, r, block, depth) if matrix.shape[1] > MAX_DIRECT and depth > 1 else None
     if triplets is None:
         U, S, Vt = np.linalg.svd(matrix, full_matrices=False)
         triplets = U[:, :r], S[:r], Vt[:r]
@@ -55,7 +55,7 @@ def _scale(matrix: np.ndarray) -> np.float32:
     return np.float32(1) if 2.0**-20 < largest < 2.0**20 or not largest else np.exp2(np.float32(math.frexp(largest)[1] - 1))
 
 
-def _iterated(matrix: np.ndarray, r: int, block: int, depth: int) -> Triplets | None:
+def _iterate(matrix: np.ndarray, r: int, block: int, depth: int) -> Triplets | None:
     """Return the triplets of a tall matrix, or None if they did not converge."""
     V = np.random.default_rng(0).standard_normal((matrix.shape[1], block), np.float32)
     for dtype, tolerance in ((np.float32, _ROUGH), (np.float64, _EXACT)):

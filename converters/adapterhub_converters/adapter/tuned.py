@@ -45,8 +45,8 @@ class Tuner:
 
     method: str
     numbers: Numbers = field(default_factory=dict)
-    others: frozenset[str] = frozenset()
-    parts: tuple[str, ...] = ()
+    ignored_keys: frozenset[str] = frozenset()
+    tensor_names: tuple[str, ...] = ()
     fits: Callable[[Tensors, Numbers, Shape], bool] = lambda tensors, numbers, shape: True
     change: Callable[[Tensors, Numbers, Weight], Weight] | None = None
     pair: Callable[[Tensors, Numbers, Shape], LowRank] | None = None
@@ -58,7 +58,7 @@ class Tuner:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Tuned:
+class TunedModule:
     """The change of one module by a tuner that is not LoRA.
 
     Attributes:
@@ -101,7 +101,7 @@ class Tuned:
         """Return the low-rank pair that it equals on a weight of `(out_features, in_features)`; None if it equals none."""
         return self.tuner.pair(self._all_tensors, self.numbers, shape) if self.tuner.pair else None
 
-    def changed(self, weight: Weight) -> Weight:
+    def apply(self, weight: Weight) -> Weight:
         """Return the base's weight, `(out_features, in_features)`, with the change applied."""
         if self.tuner.change is None:
             raise NotImplementedError(self.tuner.method)
@@ -425,7 +425,7 @@ def _prompt_tuner(method: str, extra_keys: frozenset[str] = frozenset(), **numbe
     """Return a tuner of tokens that are put before the input."""
     defaults = {"num_virtual_tokens": None, "token_dim": None, "num_layers": None, **numbers}
     reason = "adds tokens to the input, which no weight can express"
-    return Tuner(method, defaults, _PROMPT_KEYS | extra_keys, parts=("prompt_embeddings",), unmerged=reason)
+    return Tuner(method, defaults, _PROMPT_KEYS | extra_keys, tensor_names=("prompt_embeddings",), unmerged=reason)
 
 
 TUNERS: dict[str, Tuner] = {

@@ -24,7 +24,7 @@ FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_g
 """Tensors that may contain others, one after the other (llama.cpp, convert_hf_to_gguf.py: fuse_qkv, fuse_gate_up_exps)."""
 FUSED_IN = {part: (whole, parts) for whole, parts in FUSED.items() for part in parts}
 _LAYER_LISTS = ("model.layers", "transformer.h")
-_TEXT = ("model.language_model.", "language_model.model.")
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
 _PREFIXES_WITHOUT_MODEL = ("layers.", "embed_tokens")
 
 
@@ -42,7 +42,7 @@ def text_name(module: str) -> str:
 
     Vision and audio models have the text model under a prefix; adapters of models without a head have no prefix at all.
     """
-    if prefix := next((prefix for prefix in _TEXT if module.startswith(prefix)), ""):
+    if prefix := next((prefix for prefix in _TEXT_PREFIXES if module.startswith(prefix)), ""):
         return f"model.{module.removeprefix(prefix)}"
     if module.startswith(_PREFIXES_WITHOUT_MODEL):
         return f"model.{module}"
@@ -61,7 +61,7 @@ class Experts:
         transposed: Whether Hugging Face stores the parameters `(experts, in, out)`.
     """
 
-    listed: str | None = "mlp.experts"
+    list_path: str | None = "mlp.experts"
     modules: Mapping[str, str] = field(
         default_factory=lambda: {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
     )
@@ -134,11 +134,11 @@ class Architecture:
         return kinds | {f"{kind}_text" for kind in kinds}
 
     @property
-    def listed(self) -> bool:
+    def lists_experts(self) -> bool:
         """Whether checkpoints store the experts one by one."""
-        return bool(self.experts and self.experts.listed)
+        return bool(self.experts and self.experts.list_path)
 
-    def has(self, stem: str) -> bool:
+    def has_tensor(self, stem: str) -> bool:
         """Return whether the architecture usually has a tensor."""
         return bool(self.module(stem) or self.stacked_module(stem))
 
@@ -208,9 +208,9 @@ class Architecture:
 
     def _expert(self, path: str) -> tuple[int, str] | None:
         """Return the number of an expert and the path within it."""
-        if not self.experts or not self.experts.listed or not path.startswith(f"{self.experts.listed}."):
+        if not self.experts or not self.experts.list_path or not path.startswith(f"{self.experts.list_path}."):
             return None
-        number, _, module = path.removeprefix(f"{self.experts.listed}.").partition(".")
+        number, _, module = path.removeprefix(f"{self.experts.list_path}.").partition(".")
         # A name comes from a file: `int` would accept other digits, and signs.
         if not _is_number(number, 5) or module not in self.experts.modules:
             return None
@@ -229,10 +229,10 @@ class Architecture:
     def listed_module(self, stem: str, expert: int) -> str | None:
         """Return the name of the module of `expert` that `stem` stacks, in the list of experts."""
         match = _split_layer(stem, "blk")
-        if not match or not self.experts or not self.experts.listed:
+        if not match or not self.experts or not self.experts.list_path:
             return None
         path = next((module for module, gguf in self.experts.modules.items() if gguf == match[1]), None)
-        return self._full_name(f"{self.layers}.{match[0]}.{self.experts.listed}.{expert}.{path}") if path else None
+        return self._full_name(f"{self.layers}.{match[0]}.{self.experts.list_path}.{expert}.{path}") if path else None
 
     def stacked_module(self, stem: str) -> str | None:
         """Return the parameter of all experts that (part of) `stem` comes from."""
@@ -254,7 +254,7 @@ class Architecture:
         is_shifted = self.shifted and kind == "weight" and self.is_norm(module) and not module.endswith("linear_attn.norm")
         return float(is_shifted)
 
-    def why_unseen(self, module: str) -> str | None:
+    def reason_ignored(self, module: str) -> str | None:
         """Return the reason why llama.cpp would ignore a LoRA on a module; None if it applies it."""
         inner = self._in_layer(module)
         return self.unseen.get(inner[1] if inner else text_name(module))
@@ -264,7 +264,7 @@ class Architecture:
         inner = self._in_layer(module)
         return inner is not None and (self._has_permuted_heads(inner[1]) or inner[1] == self.grouped or inner[1] in self.tiled)
 
-    def is_across(self, module: str) -> bool:
+    def orders_columns(self, module: str) -> bool:
         """Return whether the order of a module applies to its columns."""
         inner = self._in_layer(module)
         return inner is not None and inner[1] in self.across
@@ -341,7 +341,7 @@ def layer_of(module: str) -> int | None:
     return int(layer_and_path[0]) if layer_and_path else None
 
 
-def in_layer(module: str) -> str | None:
+def path_in_layer(module: str) -> str | None:
     """Return the path of a module within its layer, such as `self_attn.q_proj`, if the layers are `model.layers`."""
     layer_and_path = _split_layer(module, "model.layers")
     return layer_and_path[1] if layer_and_path else None

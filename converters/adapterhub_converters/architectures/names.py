@@ -8,7 +8,7 @@ import numpy as np
 
 from adapterhub_converters.errors import NotUnderstoodError, RefusedError
 
-from .architecture import Architecture, Experts, Order, in_layer, layer_of
+from .architecture import Architecture, Experts, Order, path_in_layer, layer_of
 from .by_rule import BY_RULE
 from .table import ARCHITECTURES
 
@@ -100,7 +100,7 @@ def by_gguf(name: str, location: str, *, experts: bool = False) -> Architecture:
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-def permuted(rows: np.ndarray, order: Order) -> np.ndarray:
+def permute_rows(rows: np.ndarray, order: Order) -> np.ndarray:
     """Return `rows` `(out_features, …)` in llama.cpp's order instead of Hugging Face's; RefusedError if the order does not fit.
 
     The pairs are those of llama.cpp's `conversion/llama.py`, `permute`, the groups those of `falcon.py` and `bloom.py`.
@@ -108,26 +108,26 @@ def permuted(rows: np.ndarray, order: Order) -> np.ndarray:
     return rows[_permutation(len(rows), order)] if order else rows
 
 
-def unpermuted(rows: np.ndarray, order: Order) -> np.ndarray:
+def unpermute_rows(rows: np.ndarray, order: Order) -> np.ndarray:
     """Return `rows` in Hugging Face's order instead of llama.cpp's."""
     return rows[np.argsort(_permutation(len(rows), order))] if order else rows
 
 
-def reordered(pair: Pair, order: Order, *, across: bool) -> Pair:
+def reorder_pair(pair: Pair, order: Order, *, across: bool) -> Pair:
     """Return `lora_A` and `lora_B` in llama.cpp's order, which applies to columns if `across`, else to rows."""
     lora_A, lora_B = pair
-    return (permuted(lora_A.T, order).T, lora_B) if across and order else (lora_A, permuted(lora_B, order))
+    return (permute_rows(lora_A.T, order).T, lora_B) if across and order else (lora_A, permute_rows(lora_B, order))
 
 
-def ordered(pair: Pair, order: Order, *, across: bool) -> Pair:
+def restore_pair(pair: Pair, order: Order, *, across: bool) -> Pair:
     """Return `lora_A` and `lora_B` in Hugging Face's order: the inverse of `reorder_pair`."""
     lora_A, lora_B = pair
     if across and order:
-        return np.ascontiguousarray(unpermuted(lora_A.T, order).T), lora_B
-    return lora_A, unpermuted(lora_B, order)
+        return np.ascontiguousarray(unpermute_rows(lora_A.T, order).T), lora_B
+    return lora_A, unpermute_rows(lora_B, order)
 
 
-def divides(order: Order, rows: int) -> bool:
+def order_fits(order: Order, rows: int) -> bool:
     """Return whether an order fits a number of rows."""
     match order:
         case int():
@@ -140,7 +140,7 @@ def divides(order: Order, rows: int) -> bool:
 
 def _permutation(rows: int, order: Order) -> np.ndarray:
     """Return the index of the row that moves to each position."""
-    if not divides(order, rows):
+    if not order_fits(order, rows):
         raise RefusedError("", f"{rows} rows do not have the order {order}")
     numbers = np.arange(rows)
     if isinstance(order, int):

@@ -11,7 +11,7 @@ from adapterhub_converters.errors import NotFoundError
 
 from . import hf, hub_layout
 from .canonical_names import BaseTensor
-from .files import Files, LocalFiles, Ranged
+from .files import Files, LocalFiles, RangedFile
 from .hf import read_hf, weight_files
 from .spec import BaseSpec
 
@@ -40,7 +40,7 @@ def read_base(path: Path) -> BaseSpec:
         if (path / hf.CONFIG).is_file():
             return read_files(LocalFiles(path), "")
         if (path / hf.PIPELINE_INDEX).is_file():
-            return hub_layout.named(hf.read_pipeline(path), path)
+            return hub_layout.with_snapshot_name(hf.read_pipeline(path), path)
         if (path / ADAPTER_CONFIG).is_file():
             raise NotFoundError(
                 str(path), "is an adapter, not a base model", "Name the folder or the .gguf file of the base", code="not-a-base"
@@ -62,7 +62,7 @@ def read_files(files: Files, name: str) -> BaseSpec:
 
     A base in the cache of huggingface_hub gets the name and the commit of its model there.
     """
-    return hub_layout.named(_read_by_kind(files, name), files.local)
+    return hub_layout.with_snapshot_name(_read_by_kind(files, name), files.local)
 
 
 def _read_by_kind(files: Files, name: str) -> BaseSpec:
@@ -70,7 +70,7 @@ def _read_by_kind(files: Files, name: str) -> BaseSpec:
         return hf.read(files)
     if name.endswith((".safetensors", ".json")):
         return hf.read(files, name)
-    if not name.endswith(".gguf") and (ranged := files.ranged(name)) is not None:
+    if not name.endswith(".gguf") and (ranged := files.open_ranged(name)) is not None:
         # A file in a cache may have a name without a suffix: a safetensors header begins with `{` after its length.
         head = ranged.read_at(0, min(9, ranged.size))
         if head[8:] == b"{":

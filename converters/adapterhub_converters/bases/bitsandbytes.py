@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-STATE = ".quant_state.bitsandbytes__"
+STATE_INFIX = ".quant_state.bitsandbytes__"
 """The infix of a state's name, between the name of the weight and that of the 4-bit type."""
-NF4_STATE = f"{STATE}nf4"
-BESIDE = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+NF4_STATE = f"{STATE_INFIX}nf4"
+COMPANION_SUFFIXES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 """Suffixes of the other tensors of a weight, after its name and a dot."""
 
 BLOCK = 64  # weights that share one magnitude

@@ -106,7 +106,7 @@ PEFT_REFUSES_OLD_NAMES = frozenset({"vit", "deit", "beit", "dinov2", "dinov2_wit
 _TENSORFLOW_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
-def in_memory(name: str, model_type: str) -> str:
+def name_in_memory(name: str, model_type: str) -> str:
     """Return the name that a parameter or module of a file has in the model loaded by transformers 5."""
     # In order: a rule may apply to the result of one before it.
     for pattern, replacement in _rules(model_type):
@@ -126,20 +126,20 @@ def _rules(model_type: str) -> tuple[tuple[linear.Pattern, str], ...]:
 Tensors = Mapping[str, BaseTensor]
 
 
-def of_hf(architecture: Architecture, tensors: Tensors) -> dict[str, BaseTensor]:
+def rename_hf(architecture: Architecture, tensors: Tensors) -> dict[str, BaseTensor]:
     """Return the tensors of a Hugging Face folder under the names of the checkpoint."""
     renamed: dict[str, BaseTensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
-        stems = architecture.stems(name) if architecture.is_stacked(name) and architecture.listed else ()
+        stems = architecture.stems(name) if architecture.is_stacked(name) and architecture.lists_experts else ()
         if stems and _can_split_experts(tensor, stems, len(renamed)):
-            renamed |= dict(_listed(architecture, stems, tensor))
+            renamed |= dict(_split_experts(architecture, stems, tensor))
         else:
             renamed[f"{architecture.first_name(module)}.{kind}" if module else name] = tensor
     return renamed
 
 
-def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
+def rename_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, Any]) -> dict[str, BaseTensor]:
     """Return the tensors of a GGUF file under the names of the checkpoint; a tensor without one keeps its name."""
     renamed: dict[str, BaseTensor] = {}
     stacks: dict[str, dict[str, BaseTensor]] = {}
@@ -150,9 +150,9 @@ def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, A
             # GPT-2's Conv1D stores `(in, out)`, GGUF `(out, in)`.
             is_transposed = kind == "weight" and architecture.transposed and layer_of(parameter) is not None
             renamed[parameter] = BaseTensor(tensor.shape[::-1] if is_transposed else tensor.shape, tensor.dtype)
-        elif stack and architecture.listed and kind == "weight" and _can_split_experts(tensor, (stem,), len(renamed)):
-            renamed |= dict(_listed(architecture, (stem,), tensor))
-        elif stack and not architecture.listed:
+        elif stack and architecture.lists_experts and kind == "weight" and _can_split_experts(tensor, (stem,), len(renamed)):
+            renamed |= dict(_split_experts(architecture, (stem,), tensor))
+        elif stack and not architecture.lists_experts:
             stacks.setdefault(stack if kind == "weight" else f"{stack}_{kind}", {})[name] = tensor
         else:
             renamed[name] = tensor
@@ -162,7 +162,7 @@ def of_gguf(architecture: Architecture, tensors: Tensors, config: Mapping[str, A
             renamed |= parts
             continue
         is_transposed = bool(architecture.experts and architecture.experts.transposed and not parameter.endswith("_bias"))
-        renamed[parameter] = _concatenate(list(parts.values()), axis=1, turned=is_transposed)
+        renamed[parameter] = _concatenate(list(parts.values()), axis=1, transpose=is_transposed)
     return renamed
 
 
@@ -175,12 +175,12 @@ def _falcon_norm(architecture: Architecture, name: str, tensors: Tensors) -> str
     return f"{module.removesuffix('input_layernorm')}ln_mlp.{kind}"
 
 
-def of_text(tensors: Tensors, model_type: str) -> dict[str, BaseTensor]:
+def rename_for_text_model(tensors: Tensors, model_type: str) -> dict[str, BaseTensor]:
     """Return the tensors under their names in the text model alone, both those of the file and those in memory."""
     return {
         text_name(name): tensor
         for file_name, tensor in tensors.items()
-        for name in (file_name, in_memory(file_name, model_type))
+        for name in (file_name, name_in_memory(file_name, model_type))
     }
 
 
@@ -200,7 +200,7 @@ def lookup(architecture: Architecture, tensors: Tensors, name: str) -> BaseTenso
     while f"{architecture.listed_module(first, count)}.weight" in tensors:
         count += 1
     experts = [BaseTensor((count, *part.shape), part.dtype) for part in present_parts]
-    return _concatenate(experts, axis=1, turned=False) if _can_concatenate(experts, axis=1) else None
+    return _concatenate(experts, axis=1, transpose=False) if _can_concatenate(experts, axis=1) else None
 
 
 def _can_split_experts(tensor: BaseTensor, stems: tuple[str, ...], tensor_count: int) -> bool:
@@ -213,7 +213,7 @@ def _can_split_experts(tensor: BaseTensor, stems: tuple[str, ...], tensor_count:
     return is_divisible and tensor_count + tensor.shape[0] * len(stems) <= safetensors_file.MAX_TENSORS
 
 
-def _listed(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTensor) -> Iterable[tuple[str, BaseTensor]]:
+def _split_experts(architecture: Architecture, stems: tuple[str, ...], tensor: BaseTensor) -> Iterable[tuple[str, BaseTensor]]:
     """Split a stack of experts into one tensor for each expert and stem."""
     rows = tensor.shape[1] // len(stems)
     for expert in range(tensor.shape[0]):
@@ -227,11 +227,11 @@ def _can_concatenate(parts: Iterable[BaseTensor], *, axis: int) -> bool:
     return len(shapes[0]) > axis and len({(len(shape), *shape[:axis], *shape[axis + 1 :]) for shape in shapes}) == 1
 
 
-def _concatenate(parts: list[BaseTensor], *, axis: int, turned: bool) -> BaseTensor:
+def _concatenate(parts: list[BaseTensor], *, axis: int, transpose: bool) -> BaseTensor:
     """Concatenate tensors along an axis, then swap the last two axes if `turned`."""
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
-    if turned:
+    if transpose:
         shape[-2:] = shape[:-3:-1]
     return BaseTensor(tuple(shape), parts[0].dtype)
 
@@ -243,14 +243,14 @@ def _regroup(architecture: Architecture, tensors: Tensors, config: Mapping[str, 
         stem, _, kind = name.rpartition(".")
         prefix, _, last = stem.rpartition(".")
         # The file has fused tensors that the architecture usually splits.
-        if last in FUSED and not architecture.has(stem):
+        if last in FUSED and not architecture.has_tensor(stem):
             regrouped |= _split_fused(architecture, name, regrouped, config)
         fused_name = next((fused_name for fused_name, parts in FUSED.items() if last == parts[0]), None)
         # The file has split tensors that the architecture usually fuses.
-        if fused_name and not architecture.has(stem) and architecture.has(f"{prefix}.{fused_name}"):
+        if fused_name and not architecture.has_tensor(stem) and architecture.has_tensor(f"{prefix}.{fused_name}"):
             parts = [f"{prefix}.{part}.{kind}" for part in FUSED[fused_name]]
             if all(part in regrouped for part in parts) and _can_concatenate([regrouped[part] for part in parts], axis=0):
-                fused = _concatenate([regrouped.pop(part) for part in parts], axis=0, turned=False)
+                fused = _concatenate([regrouped.pop(part) for part in parts], axis=0, transpose=False)
                 regrouped[f"{prefix}.{fused_name}.{kind}"] = fused
         value_tensor = regrouped.get(f"{prefix}.attn_v_b.weight") if last == "attn_k_b" else None
         if value_tensor and len(regrouped[name].shape) == len(value_tensor.shape) == 3:
@@ -271,9 +271,9 @@ def _split_fused(
     prefix, dot, fused_name = stem.rpartition(".")
     prefix, parts = prefix + dot, FUSED[fused_name]
     axis = 1 if fused_name.endswith("_exps") else 0
-    if len(tensor.shape) <= axis or not all(architecture.has(prefix + part) for part in parts):
+    if len(tensor.shape) <= axis or not all(architecture.has_tensor(prefix + part) for part in parts):
         return {}
-    rows = _rows(fused_name, tensor.shape[axis], config)
+    rows = _row_counts(fused_name, tensor.shape[axis], config)
     if not rows or min(rows) < 1:
         return {}
     del tensors[name]
@@ -281,7 +281,7 @@ def _split_fused(
     return {f"{prefix}{part}.{kind}": BaseTensor(shape, tensor.dtype) for part, shape in zip(parts, shapes, strict=True)}
 
 
-def _rows(fused_name: str, total: int, config: Mapping[str, Any]) -> list[int] | None:
+def _row_counts(fused_name: str, total: int, config: Mapping[str, Any]) -> list[int] | None:
     """Return the number of rows of each part of a fused tensor with `total` rows; None if unknown."""
     if fused_name == "ffn_gate_up_exps":
         return [total // 2, total // 2] if total % 2 == 0 else None

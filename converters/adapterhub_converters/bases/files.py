@@ -27,12 +27,12 @@ U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
-class Ranged:
+class RangedFile:
     """A file that is read at offsets: its `size` in bytes, and its name in errors (`where`)."""
 
     size: int
     read_at: ReadAt
-    where: str
+    location: str
 
 
 class Files(Protocol):
@@ -49,22 +49,22 @@ class Files(Protocol):
     def label(self, name: str) -> str:
         """Return the name of a file in errors, or of the folder if `name` is empty."""
 
-    def whole(self, name: str, limit: int) -> bytes | None:
+    def read_whole(self, name: str, limit: int) -> bytes | None:
         """Read a small file; return None if it is missing, raise a FormatError for more than `limit` bytes."""
 
-    def ranged(self, name: str) -> Ranged | None:
+    def open_ranged(self, name: str) -> RangedFile | None:
         """Open a large file for reading at offsets; return None if it is missing."""
 
     def sha256(self, name: str) -> str | None:
         """Return the digest of a file's bytes; None if the file is missing or the digest would take too long."""
 
-    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    def map_items(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Apply `function` to every item and return the results in order; concurrently if they mostly wait."""
 
 
 def read_object(files: Files, name: str) -> dict[str, Any] | None:
     """Read the JSON object in a file; return None if the file is missing."""
-    raw = files.whole(name, json_file.MAX_CONFIG)
+    raw = files.read_whole(name, json_file.MAX_CONFIG)
     if raw is None:
         return None
     try:
@@ -80,7 +80,7 @@ class LocalFiles:
         self.local: Path | None = folder
         self.notes: list[str] = []
         self._folder = folder
-        self._ranged_files: dict[str, Ranged | None] = {}
+        self._ranged_files: dict[str, RangedFile | None] = {}
 
     def label(self, name: str) -> str:
         """Return the path."""
@@ -96,7 +96,7 @@ class LocalFiles:
         except OSError as error:
             raise LocalIOError(self.label(name), error.strerror or str(error)) from error
 
-    def whole(self, name: str, limit: int) -> bytes | None:
+    def read_whole(self, name: str, limit: int) -> bytes | None:
         """Read the complete file."""
         try:
             with self._open(name) as file:
@@ -108,13 +108,13 @@ class LocalFiles:
             raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
         return raw
 
-    def ranged(self, name: str) -> Ranged | None:
+    def open_ranged(self, name: str) -> RangedFile | None:
         """Open a file once for its size and beginning, and again for bytes beyond; keep none open, since there may be many."""
         if name not in self._ranged_files:
             self._ranged_files[name] = self._open_ranged_file(name)
         return self._ranged_files[name]
 
-    def _open_ranged_file(self, name: str) -> Ranged | None:
+    def _open_ranged_file(self, name: str) -> RangedFile | None:
         """Read the size and the beginning of a file."""
         read_ahead = _GGUF_READ_AHEAD if name.endswith(".gguf") else 0  # its header is read piece by piece
         block_start, block = 0, b""
@@ -131,7 +131,7 @@ class LocalFiles:
         try:
             with self._open(name) as file:
                 block = file.read(max(_FIRST_READ, read_ahead))
-                return Ranged(os.fstat(file.fileno()).st_size, read_at, self.label(name))
+                return RangedFile(os.fstat(file.fileno()).st_size, read_at, self.label(name))
         except FileNotFoundError:
             return None
 
@@ -146,6 +146,6 @@ class LocalFiles:
         except (FileNotFoundError, LocalIOError):
             return None
 
-    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    def map_items(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Apply `function` to one item after the other."""
         return [function(item) for item in items]

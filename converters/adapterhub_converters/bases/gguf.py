@@ -16,8 +16,8 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 
 from . import canonical_names
 from .canonical_names import BaseTensor
-from .files import Files, LocalFiles, Ranged
-from .spec import BaseSpec, completed, text_digest
+from .files import Files, LocalFiles, RangedFile
+from .spec import BaseSpec, complete_config, text_digest
 
 # Keys in GGUF, after `{architecture}.`, to those of config.json (gguf-py, `constants.py`, `Keys`).
 _CONFIG_KEYS = {
@@ -49,7 +49,7 @@ _PART_NAME = linear.Pattern(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.
 
 def read(files: Files, name: str) -> BaseSpec:
     """Read the base in a GGUF file, or in all parts of a split file if `name` is one of them."""
-    parts = files.each(lambda part: _read_part(files, part), _part_names(files, name))
+    parts = files.map_items(lambda part: _read_part(files, part), _part_names(files, name))
     header, label = parts[0][1], files.label(name)
     metadata = header.metadata
     gguf_tensors = _merge_parts(parts)
@@ -62,7 +62,7 @@ def read(files: Files, name: str) -> BaseSpec:
         if name not in _DERIVED_TENSORS
     }
     config = _gguf_config(header, architecture, label)
-    tensors = canonical_names.of_gguf(architecture, stored, config)
+    tensors = canonical_names.rename_gguf(architecture, stored, config)
     embedding = next((tensors[f"{name}.weight"] for name in names.EMBEDDINGS if f"{name}.weight" in tensors), None)
     if embedding and len(embedding.shape) == 2:
         # Some files lack the key; the table of embeddings shows the number.
@@ -70,7 +70,7 @@ def read(files: Files, name: str) -> BaseSpec:
     tied = bool(tensors) and "lm_head.weight" not in tensors
     class_name, model_type = next(iter((architecture.classes or architecture.wrapped).items()))
     return BaseSpec(
-        where=label,
+        source=label,
         kind="gguf",
         architecture=class_name,
         model_type=model_type,
@@ -91,7 +91,7 @@ def part_paths(path: Path) -> list[Path]:
     return [path.parent / name for name in _part_names(LocalFiles(path.parent), path.name)]
 
 
-_PartHeader = tuple[Ranged, gguf_file.GGUFHeader]
+_PartHeader = tuple[RangedFile, gguf_file.GGUFHeader]
 
 
 def _part_names(files: Files, name: str) -> list[str]:
@@ -107,18 +107,18 @@ def _part_names(files: Files, name: str) -> list[str]:
 
 def _read_part(files: Files, name: str) -> _PartHeader:
     """Read the header of one part."""
-    ranged = files.ranged(name)
+    ranged = files.open_ranged(name)
     part_match = _PART_NAME.fullmatch(name)
     if ranged is None:
         problem = f"no such file: one of {int(part_match['count'])} parts of a model" if part_match else "no such file"
         hint = "Download it: all parts are read together" if part_match else ""
         raise NotFoundError(files.label(name), problem, hint, code="no-such-file")
-    header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.where)
+    header = gguf_file.read_header(ranged.read_at, ranged.size, ranged.location)
     if "general.type" in header.metadata and header.text("general.type") != "model":
         raise FormatError(
-            ranged.where, f"not a base model: its general.type is {header.text('general.type')[:40]!r}", code="not-a-base"
+            ranged.location, f"not a base model: its general.type is {header.text('general.type')[:40]!r}", code="not-a-base"
         )
-    _check_part(header, part_match, ranged.where)
+    _check_part(header, part_match, ranged.location)
     return ranged, header
 
 
@@ -154,13 +154,13 @@ def _merge_parts(parts: Sequence[_PartHeader]) -> dict[str, gguf_file.GGUFTensor
         duplicate = next((name for name in header.tensors if name in tensors), None)
         if duplicate is not None:
             problem = f"tensor {duplicate!r} is also in an earlier part, so that the parts are not those of one model"
-            raise FormatError(ranged.where, problem, "Download all of them again")
+            raise FormatError(ranged.location, problem, "Download all of them again")
         tensors |= header.tensors
     first_file, header = parts[0]
     # Read the total from the first part.
-    count = _header_number(header, "split.tensors.count", len(tensors), first_file.where)
+    count = _header_number(header, "split.tensors.count", len(tensors), first_file.location)
     if len(parts) > 1 and count != len(tensors):
-        raise FormatError(first_file.where, f"its header counts {count} tensors in all, the parts have {len(tensors)}")
+        raise FormatError(first_file.location, f"its header counts {count} tensors in all, the parts have {len(tensors)}")
     return tensors
 
 
@@ -182,7 +182,7 @@ def _gguf_config(header: gguf_file.GGUFHeader, architecture: names.Architecture,
     inner_size = header.metadata.get(f"{arch}.ssm.inner_size")
     if isinstance(inner_size, int) and isinstance(heads := config.get("linear_num_value_heads"), int) and heads > 0:
         config["linear_value_head_dim"] = inner_size // heads
-    return completed(config)
+    return complete_config(config)
 
 
 def _dominant_type(tensors: Mapping[str, gguf_file.GGUFTensor]) -> str | None:

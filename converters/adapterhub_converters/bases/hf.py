@@ -22,10 +22,10 @@ from adapterhub_converters.containers.safetensors_file import MAX_HEADER, MAX_TE
 from adapterhub_converters.errors import FormatError, NotFoundError
 
 from .canonical_names import BaseTensor
-from .files import Files, LocalFiles, Ranged, read_object
-from .quantized import logical, parameter, settings, small
+from .files import Files, LocalFiles, RangedFile, read_object
+from .quantized import logical_shapes, parameter_name, quantization_settings, small_tensors
 from .shapes import shapes_from_config
-from .spec import BaseSpec, completed, text_digest
+from .spec import BaseSpec, complete_config, text_digest
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -61,9 +61,9 @@ def read(files: Files, name: str = "") -> BaseSpec:
     if document is None and not name:
         raise NotFoundError(files.label(CONFIG), "no such file", code="no-such-file")
     config = document or {}
-    quantized = settings(config)
+    quantized = quantization_settings(config)
     # The numbers of a vision model's text model are in a section; the top level wins.
-    merged = completed({**_section(config, "text_config"), **config})
+    merged = complete_config({**_section(config, "text_config"), **config})
     weights = _read_weights(files, name, quantized)
     if document is None:
         weights.notes.append("there is no config.json next to it, so its architecture and numbers are unknown")
@@ -73,7 +73,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         architectures = [config.get("_class_name") or ""]  # diffusers' key
     tokenizer, template = files.sha256("tokenizer.json"), _chat_template_digest(files)
     return BaseSpec(
-        where=files.label(name),
+        source=files.label(name),
         kind="hf",
         architecture=str(architectures[0]),
         model_type=str(config.get("model_type", "")),
@@ -81,7 +81,7 @@ def read(files: Files, name: str = "") -> BaseSpec:
         config={key: merged[key] for key in _NUMERIC_KEYS if merged.get(key) is not None},
         tensors=weights.tensors,
         names=weights.names,
-        tied=_tied(merged, weights.tensors or weights.names),
+        tied=_is_tied(merged, weights.tensors or weights.names),
         quantization=_quantization_type(quantized) if quantized else None,
         packed=weights.packed,
         derived={} if weights.tensors or weights.packed else _derived_tensors(merged, str(architectures[0])),
@@ -118,14 +118,14 @@ def _read_weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Wei
     """Read the headers of the weights, and the few small tensors that describe packed weights."""
     shards, index = _shards(files, name)
     limit = _HeaderBudget()
-    headers = files.each(lambda shard: limit.keep(_read_header(files, shard)), shards)
+    headers = files.map_items(lambda shard: limit.count(_read_header(files, shard)), shards)
     missing = [shard for shard, header in zip(shards, headers, strict=True) if header is None]
     # An index alone still shows which parameters there are.
     if missing and index is not None and len(missing) == len(shards):
         parameter_names = frozenset(
             name_of_parameter
             for stored in index
-            if (name_of_parameter := parameter(stored)) and not name_of_parameter.endswith(_BUFFER)
+            if (name_of_parameter := parameter_name(stored)) and not name_of_parameter.endswith(_BUFFER)
         )
         note = f"all {len(shards)} files in the index are missing: names are known, shapes are not"
         return _Weights({}, {}, parameter_names, 0, [note])
@@ -139,10 +139,10 @@ def _read_weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Wei
         )
     present_headers = [header for header in headers if header is not None]
     infos = _merge_headers(present_headers)
-    small_tensors = [(present_headers[number][0], info) for name in small(infos) for number, info in [infos[name]]]
-    texts = files.each(lambda item: item[0].read_at(item[1].offset, item[1].size), small_tensors)
+    small_tensors = [(present_headers[number][0], info) for name in small_tensors(infos) for number, info in [infos[name]]]
+    texts = files.map_items(lambda item: item[0].read_at(item[1].offset, item[1].size), small_tensors)
     bytes_by_name = {info.name: text for (_, info), text in zip(small_tensors, texts, strict=True)}
-    shapes, packed = logical(
+    shapes, packed = logical_shapes(
         {name: info for name, (_, info) in infos.items()}, quantized, bytes_by_name.__getitem__, files.label(name)
     )
     # Old checkpoints contain this buffer, which is not a weight.
@@ -151,7 +151,7 @@ def _read_weights(files: Files, name: str, quantized: Mapping[str, Any]) -> _Wei
 
 
 _BUFFER = ".rotary_emb.inv_freq"
-_Header = tuple[Ranged, safetensors_file.Header]
+_Header = tuple[RangedFile, safetensors_file.SafetensorsHeader]
 
 
 class _HeaderBudget:
@@ -161,7 +161,7 @@ class _HeaderBudget:
         self._tensors = self._bytes = 0
         self._lock = threading.Lock()
 
-    def keep(self, header_read: _Header | None) -> _Header | None:
+    def count(self, header_read: _Header | None) -> _Header | None:
         """Count a header and return it; FormatError for every header once there are too many."""
         if header_read is not None:
             ranged, header = header_read
@@ -171,13 +171,13 @@ class _HeaderBudget:
                 self._bytes += header.data_start
                 if self._tensors > MAX_TENSORS or self._bytes > MAX_HEADER:
                     problem = f"its files have more than {MAX_TENSORS} tensors, or {MAX_HEADER} bytes of headers, together"
-                    raise FormatError(ranged.where, problem)
+                    raise FormatError(ranged.location, problem)
         return header_read
 
 
 def _read_header(files: Files, shard: str) -> _Header | None:
-    ranged = files.ranged(shard)
-    return None if ranged is None else (ranged, safetensors_file.read_header(ranged.read_at, ranged.size, ranged.where))
+    ranged = files.open_ranged(shard)
+    return None if ranged is None else (ranged, safetensors_file.read_header(ranged.read_at, ranged.size, ranged.location))
 
 
 def _merge_headers(headers: Sequence[_Header]) -> dict[str, tuple[int, TensorInfo]]:
@@ -192,7 +192,7 @@ def _merge_headers(headers: Sequence[_Header]) -> dict[str, tuple[int, TensorInf
             _, earlier = infos.setdefault(name, (number, info))
             if (earlier.dtype, earlier.shape) != (info.dtype, info.shape):
                 problem = f"tensor {name!r} is {info.dtype} {info.shape}, in another file {earlier.dtype} {earlier.shape}"
-                raise FormatError(ranged.where, problem)
+                raise FormatError(ranged.location, problem)
     return infos
 
 
@@ -213,7 +213,7 @@ def _shards(files: Files, name: str) -> tuple[list[str], dict[str, str] | None]:
             raise NotFoundError(files.label(name), "no such file", code="no-such-file")
         # Models of transformers and of diffusers name their weights differently.
         names_present = [
-            single for single in (SINGLE, _DIFFUSERS, f"{_DIFFUSERS}.index.json") if files.ranged(single) is not None
+            single for single in (SINGLE, _DIFFUSERS, f"{_DIFFUSERS}.index.json") if files.open_ranged(single) is not None
         ]
         return _shards(files, names_present[0]) if names_present and names_present[0] != SINGLE else (names_present, None)
     part_match = _PART_NAME.fullmatch(name)
@@ -272,7 +272,7 @@ def _derived_tensors(config: Mapping[str, Any], architecture: str) -> dict[str, 
     return {name: BaseTensor(shape, "") for name, shape in shapes_from_config(config, architecture).items()}
 
 
-def _tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
+def _is_tied(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
     # transformers ties by default if the config does not set it, but only the stored weights decide.
     """Return whether the output layer is the embedding table."""
     if (
@@ -303,7 +303,7 @@ class ModelWeights:
     """The tensors of a model folder by name, read on demand; empty without safetensors files. A context manager."""
 
     def __init__(self, folder: Path) -> None:
-        self.where = str(folder)
+        self.location = str(folder)
         self._files: dict[str, SafetensorsFile] = {}
         self._stack = ExitStack()
         try:
@@ -327,7 +327,7 @@ class ModelWeights:
         """Return dtype, shape, and position of an existing tensor."""
         return self._files[name].tensors[name]
 
-    def stored(self, name: str) -> np.ndarray:
+    def read_tensor(self, name: str) -> np.ndarray:
         """Read an existing tensor in its own dtype."""
         return self._files[name].tensor(name)
 
@@ -357,7 +357,7 @@ def read_pipeline(folder: Path) -> BaseSpec:
         problem = f"the pipeline has none of the models that adapters change: {', '.join(PIPELINE_PARTS)}"
         raise NotFoundError(str(folder), problem, f"Download their folders, each with its {CONFIG}", code="not-a-base")
     return BaseSpec(
-        where=str(folder),
+        source=str(folder),
         kind="hf",
         architecture=name if isinstance(name, str) and name.endswith("Pipeline") else "DiffusionPipeline",
         model_type="",

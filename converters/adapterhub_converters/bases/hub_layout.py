@@ -19,7 +19,7 @@ def folder_name(repo: str) -> str:
     return _MODELS + repo.replace("/", "--")
 
 
-def snapshot(repo: str, commit: str) -> Path:
+def snapshot_path(repo: str, commit: str) -> Path:
     """Return the folder of a commit, relative to the cache."""
     return Path(folder_name(repo), _SNAPSHOTS, commit)
 
@@ -29,7 +29,7 @@ def is_commit(text: str) -> bool:
     return len(text) == _COMMIT_LENGTH and not text.strip("0123456789abcdef")
 
 
-def name_of(path: Path) -> tuple[str | None, str | None]:
+def snapshot_of(path: Path) -> tuple[str | None, str | None]:
     """Return the name and the commit of the snapshot that a local path is or is in; None for any other path."""
     parts = path.absolute().parts
     # The cache may be anywhere in the path.
@@ -39,13 +39,13 @@ def name_of(path: Path) -> tuple[str | None, str | None]:
     return None, None
 
 
-def named(spec: BaseSpec, folder: Path | None) -> BaseSpec:
+def with_snapshot_name(spec: BaseSpec, folder: Path | None) -> BaseSpec:
     """Add the name and the commit of the snapshot that a local folder is or is in; do nothing for any other folder."""
-    repo, commit = name_of(folder) if folder is not None else (None, None)
-    return with_name(spec, repo, commit) if repo and commit else spec
+    repo, commit = snapshot_of(folder) if folder is not None else (None, None)
+    return with_repo(spec, repo, commit) if repo and commit else spec
 
 
-def with_name(spec: BaseSpec, repo: str, commit: str) -> BaseSpec:
+def with_repo(spec: BaseSpec, repo: str, commit: str) -> BaseSpec:
     """Add a name and a commit, unless a GGUF names the model it was made from, whose commit is unknown."""
     if spec.kind == "gguf" and spec.repo and spec.repo != repo:
         return spec

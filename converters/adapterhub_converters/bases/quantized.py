@@ -17,19 +17,19 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError
 
-from .bitsandbytes import BESIDE, STATE
+from .bitsandbytes import COMPANION_SUFFIXES, STATE_INFIX
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Parameter name to logical shape and dtype as stored."""
 Leaves = Mapping[str, TensorInfo]
 """The tensors of one module, by the last part of their names."""
 Shape = tuple[int, ...] | None
-Read = Callable[[str], bytes]
+ReadTensor = Callable[[str], bytes]
 
 _MAX_STATE = 100_000  # bytes; a real one has about 200
 # Suffixes of the tensors that accompany a weight, in any scheme.
 _COMPANIONS = {
-    *(f"weight.{part}" for part in BESIDE), "SCB", "weight_format",
+    *(f"weight.{part}" for part in COMPANION_SUFFIXES), "SCB", "weight_format",
     "weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_shape", "weight_g_idx",
     "weight_global_scale", "input_global_scale", "input_scale", "output_scale", "activation_scale", "k_scale", "v_scale",
     "qzeros", "scales", "g_idx", "qweight", "weight_packed",
@@ -39,22 +39,22 @@ _INTEGER_DTYPES = {"I8", "U8", "I16", "U16", "I32", "U32"}
 _MLX_GROUPS = {"affine": 64, "mxfp4": 32, "nvfp4": 16, "mxfp8": 32}
 
 
-def parameter(name: str) -> str | None:
+def parameter_name(name: str) -> str | None:
     """Return the parameter of a stored tensor, by its name alone; None for a tensor that only accompanies one."""
     module, leaf = _split_name(name)
-    if STATE in name:
+    if STATE_INFIX in name:
         return None
     if leaf in ("qweight", "weight_packed"):
         return _join_name(module, "weight")
     return None if leaf in _COMPANIONS else name
 
 
-def small(tensors: Iterable[str]) -> list[str]:
+def small_tensors(tensors: Iterable[str]) -> list[str]:
     """Return the tensors whose bytes `logical_shapes` reads."""
-    return [name for name in tensors if STATE in name or name.endswith(".weight_shape")]
+    return [name for name in tensors if STATE_INFIX in name or name.endswith(".weight_shape")]
 
 
-def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the quantization settings in a `config.json`; empty if there are none."""
     text = config.get("text_config")
     for section in (config, text if isinstance(text, dict) else {}):
@@ -64,8 +64,8 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def logical(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: Read, location: str
+def logical_shapes(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any], read: ReadTensor, location: str
 ) -> tuple[Shapes, dict[str, str]]:
     """Return names and shapes before quantization, and the names of unknown shape with the reason.
 
@@ -87,7 +87,7 @@ def logical(
             )
     # A state of bitsandbytes says the shape itself: it overrides any guess from the packed tensor.
     for name in tensors:
-        weight, state, kind = name.partition(STATE)
+        weight, state, kind = name.partition(STATE_INFIX)
         if state and weight in tensors:
             known_shapes[weight] = (_bnb_shape(tensors, weight, name, read, location), kind.upper())
             packed_reasons.pop(weight, None)
@@ -98,7 +98,7 @@ def _by_module(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorI
     """Return the tensors of each module, without states of bitsandbytes."""
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
-        if STATE in name:
+        if STATE_INFIX in name:
             continue
         module, leaf = _split_name(name)
         modules.setdefault(module, {})[leaf] = info
@@ -124,7 +124,7 @@ def _is_packed(leaves: Leaves) -> bool:
     return weight.dtype in _INTEGER_DTYPES if weight else any(leaf in leaves for leaf in ("qweight", "weight_packed"))
 
 
-def _module_shapes(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shapes, dict[str, str]]:
+def _module_shapes(module: str, leaves: Leaves, config: Mapping[str, Any], read: ReadTensor) -> tuple[Shapes, dict[str, str]]:
     """Return the parameters of one module of a quantized checkpoint: those of known shape, and the others with the reason."""
     shapes: Shapes = {}
     packed_reasons: dict[str, str] = {}
@@ -157,7 +157,7 @@ def _may_be_a_weight(leaf: str, info: TensorInfo) -> bool:
     return not leaf.endswith(("_scales", "_blocks")) and (is_narrow or "weight" in leaf or "qdata" in leaf)
 
 
-def _weight_shape(module: str, leaves: Leaves, config: Mapping[str, Any], read: Read) -> tuple[Shape, str]:
+def _weight_shape(module: str, leaves: Leaves, config: Mapping[str, Any], read: ReadTensor) -> tuple[Shape, str]:
     """Return the logical shape of a module's weight and its type; None for an unknown layout."""
     pairs, scales = leaves.get("weight", leaves.get("weight_packed")), leaves.get("weight_scale")
     if pairs and scales and pairs.dtype == "U8":
@@ -210,7 +210,7 @@ def _gptq_shape(words: TensorInfo, scales: TensorInfo, order: TensorInfo | None,
     return (columns, in_features) if not is_grouped or -(-in_features // group) == scales.shape[0] else None
 
 
-def _compressed_shape(words: TensorInfo, shape: TensorInfo | None, read: Read) -> Shape:
+def _compressed_shape(words: TensorInfo, shape: TensorInfo | None, read: ReadTensor) -> Shape:
     """Return the shape in `weight_shape`, which padding hides; only if it fits the packed tensor exactly."""
     if shape is None or shape.shape != (2,) or shape.dtype not in ("I64", "I32") or len(words.shape) != 2:
         return None
@@ -256,7 +256,7 @@ def _mlx_shape(words: TensorInfo, scales: TensorInfo, config: Mapping[str, Any])
     return (*words.shape[:-1], in_features) if stored_bits in (2, 3, 4, 5, 6, 8) and bits in (None, stored_bits) else None
 
 
-def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: Read, location: str) -> tuple[int, ...]:
+def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read: ReadTensor, location: str) -> tuple[int, ...]:
     """Return the shape in the state of a 4-bit matrix, if the matrix has that size."""
     if tensors[state].size > _MAX_STATE:
         raise FormatError(location, f"{state}: {tensors[state].size} bytes are not a quantization state")

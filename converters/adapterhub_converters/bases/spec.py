@@ -44,7 +44,7 @@ class BaseSpec:
         notes: What could not be read, one line each.
     """
 
-    where: str
+    source: str
     kind: str
     architecture: str
     model_type: str
@@ -70,7 +70,7 @@ class BaseSpec:
     def canonical(self) -> Mapping[str, BaseTensor]:
         """The tensors under the names of the checkpoint, which transformers 5 may change when it saves."""
         architecture = self._architecture_or_none
-        return canonical_names.of_hf(architecture, self.tensors) if architecture and self.kind == "hf" else self.tensors
+        return canonical_names.rename_hf(architecture, self.tensors) if architecture and self.kind == "hf" else self.tensors
 
     def tensor(self, name: str) -> BaseTensor | None:
         """Return the weight called `name` in any version of transformers, in any storage; None if there is none."""
@@ -88,16 +88,16 @@ class BaseSpec:
 
     @cached_property
     def _text_tensors(self) -> Mapping[str, BaseTensor]:
-        return canonical_names.of_text(self.canonical, self.model_type)
+        return canonical_names.rename_for_text_model(self.canonical, self.model_type)
 
-    def mapped(self) -> Architecture:
+    def llama_cpp_architecture(self) -> Architecture:
         """Return its architecture in llama.cpp; RefusedError if that is not known."""
-        return by_class(self.architecture, self.where, experts="num_experts_per_tok" in self.config)
+        return by_class(self.architecture, self.source, experts="num_experts_per_tok" in self.config)
 
     @property
     def _architecture_or_none(self) -> Architecture | None:
         try:
-            return self.mapped()
+            return self.llama_cpp_architecture()
         except RefusedError:
             return None
 
@@ -127,7 +127,7 @@ def text_digest(text: object) -> str | None:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest() if isinstance(text, str) else None
 
 
-def completed(config: dict[str, Any]) -> dict[str, Any]:
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return `config`, completed with the numbers that transformers derives if they are missing."""
     for old_name, name in _OLD_CONFIG_KEYS.items():
         if old_name in config:

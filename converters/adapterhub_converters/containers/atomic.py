@@ -22,14 +22,14 @@ from pathlib import Path
 
 from adapterhub_converters.errors import LocalIOError, OutputExistsError, UsageError
 
-from .open_file import FOLDER, walk
+from .open_file import FOLDER_FLAGS, walk
 
 _ABANDONED_AFTER = 24 * 3600  # seconds
 _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".lora", ".pth", ".pt", ".bin")
 
 
 @contextmanager
-def whole(out: Path, *, folder: bool = True, replace: bool = False) -> Iterator[Path]:
+def pending_output(out: Path, *, folder: bool = True, replace: bool = False) -> Iterator[Path]:
     """Yield a path to write to, an empty folder if `folder`, that becomes `out` if the block succeeds and is removed otherwise.
 
     Args:
@@ -57,7 +57,7 @@ def whole(out: Path, *, folder: bool = True, replace: bool = False) -> Iterator[
             _replace_output(pending, destination, out)
         else:
             _publish(pending, destination, folder=folder)
-        sync(destination.parent)
+        sync_to_disk(destination.parent)
 
 
 @contextmanager
@@ -66,8 +66,8 @@ def scratch_folder(out: Path) -> Iterator[Path]:
     destination = Path(os.path.abspath(out))
     with _errors_name(out):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(destination)
-        scratch, lock = _scratch(destination)
+        _remove_abandoned(destination)
+        scratch, lock = _create_scratch(destination)
     try:
         yield scratch
     finally:
@@ -143,12 +143,12 @@ def _errors_name(out: Path) -> Iterator[None]:
         raise LocalIOError(str(out), f"{error.strerror or error}; nothing was left behind") from error
 
 
-def _scratch(out: Path) -> tuple[Path, int | None]:
+def _create_scratch(out: Path) -> tuple[Path, int | None]:
     """Create a folder next to `out` and lock it before it gets the name that other runs look for."""
     import tempfile  # late: commands that only read import this module for `sync_to_disk`, and start faster without
 
     unlocked = Path(tempfile.mkdtemp(prefix=f".{out.name}.new-", dir=out.parent))
-    lock = locked(unlocked)
+    lock = lock_folder(unlocked)
     try:
         return unlocked.rename(unlocked.with_name(unlocked.name.replace(".new-", ".partial-"))), lock
     except OSError:
@@ -158,14 +158,14 @@ def _scratch(out: Path) -> tuple[Path, int | None]:
         raise
 
 
-def _sweep(out: Path) -> None:
+def _remove_abandoned(out: Path) -> None:
     """Remove the folders that killed runs for the same `out` left; none without locks, which identify the running ones.
 
     A run that was killed before it had locked its folder left it as `new`, which is removed once it is old.
     """
     for kind in ("partial", "new"):
-        for leftover in out.parent.glob(f".{escaped(out.name)}.{kind}-*"):
-            lock = locked(leftover)
+        for leftover in out.parent.glob(f".{escape_glob(out.name)}.{kind}-*"):
+            lock = lock_folder(leftover)
             if lock is None:
                 continue
             info = os.fstat(lock)
@@ -175,12 +175,12 @@ def _sweep(out: Path) -> None:
             os.close(lock)
 
 
-def escaped(text: str) -> str:
+def escape_glob(text: str) -> str:
     """Return `text` as a glob pattern that matches only itself."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
-def locked(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """Lock a folder and return the descriptor; None if another process holds the lock, or for a link or anything else.
 
     None, too, if the name was given to another folder while this one was being locked, and where locks are not supported.
@@ -190,7 +190,7 @@ def locked(folder: Path) -> int | None:
     except ImportError:
         return None
     with suppress(OSError):
-        fd = os.open(folder, FOLDER)
+        fd = os.open(folder, FOLDER_FLAGS)
         with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(fd), folder.lstat()):
@@ -203,8 +203,8 @@ def _flush(pending: Path) -> None:
     """Flush a file, or a folder with everything in it, to disk."""
     if pending.is_dir():
         for path, _ in walk(pending):
-            sync(pending / path)
-    sync(pending)
+            sync_to_disk(pending / path)
+    sync_to_disk(pending)
 
 
 def _publish(pending: Path, out: Path, *, folder: bool) -> None:
@@ -225,7 +225,7 @@ def _publish(pending: Path, out: Path, *, folder: bool) -> None:
 def _replace_output(pending: Path, out: Path, name: Path) -> None:
     """Replace `out`, which the user calls `name`, by `pending`. A file is renamed over; a folder is moved aside first."""
     if not pending.is_dir():
-        _keep(out, pending)
+        _keep_identical(out, pending)
         os.replace(pending, out)
         return
     new_kind, old_kind = kind_of(pending), kind_of(out)
@@ -236,15 +236,15 @@ def _replace_output(pending: Path, out: Path, name: Path) -> None:
         )
         raise UsageError(str(name), problem, _REMOVE_HINT)
     for path, _ in list(walk(pending)):
-        _keep(out / path, pending / path)
+        _keep_identical(out / path, pending / path)
     # It stays locked under its new name, so that no other run restores or removes it.
-    lock = locked(out)
+    lock = lock_folder(out)
     old_path = out.with_name(pending.parent.name.replace(f".{out.name}.partial-", f".{out.name}.old-", 1))
     try:
         out.rename(old_path)
         pending.rename(out)
         # The old output may go only once the new name is on disk.
-        sync(out.parent)
+        sync_to_disk(out.parent)
         shutil.rmtree(old_path, ignore_errors=True)
     finally:
         if not _is_taken(out) and _is_taken(old_path):
@@ -253,7 +253,7 @@ def _replace_output(pending: Path, out: Path, name: Path) -> None:
             os.close(lock)
 
 
-def _keep(old_file: Path, new_file: Path) -> None:
+def _keep_identical(old_file: Path, new_file: Path) -> None:
     """Put the old file in the place of the new one if both have the same bytes; if that is impossible, leave the new one."""
     link = new_file.with_name(f"{new_file.name}.kept")
     with suppress(OSError):  # absent, no hard links here, or the file of another user
@@ -269,8 +269,8 @@ _KIND_NAMES = {"layout": "an image layout", "ollama": "a folder for Ollama", "ad
 
 def _restore_old(out: Path) -> None:
     """Restore the output that a killed run had moved aside, or remove it if the new output already has its name."""
-    for old_path in out.parent.glob(f".{escaped(out.name)}.old-*"):
-        lock = locked(old_path)
+    for old_path in out.parent.glob(f".{escape_glob(out.name)}.old-*"):
+        lock = lock_folder(old_path)
         if lock is None:
             continue
         try:
@@ -285,7 +285,7 @@ def _restore_old(out: Path) -> None:
             os.close(lock)
 
 
-def sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Flush a file's bytes or a folder's names to disk; a system that cannot open folders (Windows) does so itself."""
     is_folder = path.is_dir()
     try:

@@ -132,67 +132,67 @@ class _Cursor:
     """A forward reader, a chunk at a time, which reads and allocates nothing that the file could not contain."""
 
     def __init__(self, read_at: ReadAt, size: int, location: str) -> None:
-        self.where = location
+        self.location = location
         self._read_at = read_at
         self._limit = min(size, MAX_HEADER)
         self._exceeds_limit = size > MAX_HEADER
         self._buffer = b""
         self._buffer_start = 0  # offset of the buffer in the file
         self._buffer_position = 0  # position in the buffer
-        self._texts = 0  # in arrays, so far
+        self._string_count = 0  # in arrays, so far
 
     @property
     def position(self) -> int:
         return self._buffer_start + self._buffer_position
 
-    def need(self, count: int, item: str) -> None:
+    def check_remaining(self, count: int, item: str) -> None:
         """Raise a FormatError if fewer than `count` bytes are left."""
         bytes_left = self._limit - self.position
         if count > bytes_left and self._exceeds_limit:
-            raise FormatError(self.where, f"{item} ends beyond the limit of {MAX_HEADER} bytes for a header")
+            raise FormatError(self.location, f"{item} ends beyond the limit of {MAX_HEADER} bytes for a header")
         if count > bytes_left:
-            raise FormatError(self.where, f"truncated: {item} takes {count} bytes, the file has {bytes_left} left")
+            raise FormatError(self.location, f"truncated: {item} takes {count} bytes, the file has {bytes_left} left")
 
     def _fill(self, count: int, item: str) -> None:
         """Fill the buffer with at least `count` bytes from the position on."""
-        self.need(count, item)
+        self.check_remaining(count, item)
         unread = self._buffer[self._buffer_position :]
         end = self.position + len(unread)
         chunk = self._read_at(end, min(max(count, _CHUNK), self._limit - end))
         self._buffer_start, self._buffer_position, self._buffer = self.position, 0, unread + chunk
         if len(self._buffer) < count:
-            raise FormatError(self.where, f"truncated: the file ended while {item} was read")
+            raise FormatError(self.location, f"truncated: the file ended while {item} was read")
 
-    def take(self, count: int, item: str) -> bytes:
+    def read_bytes(self, count: int, item: str) -> bytes:
         """Read `count` bytes."""
         if count > len(self._buffer) - self._buffer_position:
             self._fill(count, item)
         self._buffer_position += count
         return self._buffer[self._buffer_position - count : self._buffer_position]
 
-    def integer(self, size: int, item: str) -> int:
+    def read_integer(self, size: int, item: str) -> int:
         """Read an unsigned integer of `size` bytes."""
-        return int.from_bytes(self.take(size, item), "little")
+        return int.from_bytes(self.read_bytes(size, item), "little")
 
-    def text(self, limit: int, item: str) -> str:
+    def read_string(self, limit: int, item: str) -> str:
         """Read a string of at most `limit` bytes."""
-        length = self.integer(8, item)
+        length = self.read_integer(8, item)
         if length > limit:
-            raise FormatError(self.where, f"{item} of {length} bytes is over the limit of {limit}")
-        return self._decoded(self.take(length, item), item)
+            raise FormatError(self.location, f"{item} of {length} bytes is over the limit of {limit}")
+        return self._decode(self.read_bytes(length, item), item)
 
-    def _decoded(self, raw: bytes, item: str) -> str:
+    def _decode(self, raw: bytes, item: str) -> str:
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            raise FormatError(self.where, f"{item} is not UTF-8") from error
+            raise FormatError(self.location, f"{item} is not UTF-8") from error
 
-    def texts(self, count: int, item: str) -> list[str]:
+    def read_strings(self, count: int, item: str) -> list[str]:
         """Read `count` strings; those that are complete in the buffer are cut out of it without a call each."""
-        self.need(count * 8, item)
-        self._texts += count
-        if self._texts > MAX_STRINGS:
-            raise FormatError(self.where, f"{item}: {self._texts} texts in arrays are over the limit of {MAX_STRINGS}")
+        self.check_remaining(count * 8, item)
+        self._string_count += count
+        if self._string_count > MAX_STRINGS:
+            raise FormatError(self.location, f"{item}: {self._string_count} texts in arrays are over the limit of {MAX_STRINGS}")
         strings: list[str] = []
         length_at = struct.Struct("<Q").unpack_from
         # A vocabulary has hundreds of thousands of strings: the inner loop only slices the buffer.
@@ -211,35 +211,35 @@ class _Cursor:
             try:
                 strings += [item.decode() for item in raw]
             except UnicodeDecodeError as error:
-                raise FormatError(self.where, f"{item} is not UTF-8") from error
+                raise FormatError(self.location, f"{item} is not UTF-8") from error
             if len(strings) < count:
-                strings.append(self.text(MAX_HEADER, item))
+                strings.append(self.read_string(MAX_HEADER, item))
         return strings
 
 
 def read_header(read_at: ReadAt, size: int, location: str) -> GGUFHeader:
     """Read and check the header of a GGUF file of `size` bytes; FormatError names the first fault."""
     cursor = _Cursor(read_at, size, location)
-    if size < 24 or cursor.take(4, "the magic") != MAGIC:
+    if size < 24 or cursor.read_bytes(4, "the magic") != MAGIC:
         raise FormatError(location, "not a GGUF file")
-    version = cursor.integer(4, "the version")
+    version = cursor.read_integer(4, "the version")
     if version not in VERSIONS:
         description = "big-endian" if version >> 24 in VERSIONS and version & 0xFFFFFF == 0 else f"version {version}"
         raise FormatError(location, f"GGUF {description} is not read, only little-endian versions 2 and 3")
-    n_tensors, n_keys = cursor.integer(8, "the counts"), cursor.integer(8, "the counts")
+    n_tensors, n_keys = cursor.read_integer(8, "the counts"), cursor.read_integer(8, "the counts")
     if n_tensors > MAX_TENSORS:
         raise FormatError(location, f"{n_tensors} tensors are over the limit of {MAX_TENSORS}")
     # A key takes at least 13 bytes, a tensor at least 24: the counts must fit the file before anything is read.
-    cursor.need(n_keys * 13 + n_tensors * 24, f"a header of {n_keys} keys and {n_tensors} tensors")
+    cursor.check_remaining(n_keys * 13 + n_tensors * 24, f"a header of {n_keys} keys and {n_tensors} tensors")
     if n_keys > MAX_KEYS:
         raise FormatError(location, f"{n_keys} keys are over the limit of {MAX_KEYS}")
     metadata: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     for _ in range(n_keys):
-        key = cursor.text(MAX_KEY, "a key")
+        key = cursor.read_string(MAX_KEY, "a key")
         if key in metadata or not key:
             raise FormatError(location, f"key {key[:80]!r} is empty or duplicate")
-        kinds[key], metadata[key] = _value(cursor, f"key {key[:80]!r}")
+        kinds[key], metadata[key] = _read_value(cursor, f"key {key[:80]!r}")
     alignment = _alignment(metadata, kinds, location)
     infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]
     data_start = _align(cursor.position, alignment)
@@ -248,32 +248,32 @@ def read_header(read_at: ReadAt, size: int, location: str) -> GGUFHeader:
     )
 
 
-def _value(cursor: _Cursor, item: str) -> tuple[str, Any]:
+def _read_value(cursor: _Cursor, item: str) -> tuple[str, Any]:
     """Read a metadata value and its type."""
-    value_type = cursor.integer(4, item)
+    value_type = cursor.read_integer(4, item)
     if value_type == _STRING:
-        return "STRING", cursor.text(MAX_HEADER, item)
+        return "STRING", cursor.read_string(MAX_HEADER, item)
     if value_type != _ARRAY:
-        kind, array = _numbers(cursor, value_type, 1, item)
+        kind, array = _read_numbers(cursor, value_type, 1, item)
         return kind, array[0].item()
-    item_type, count = cursor.integer(4, item), cursor.integer(8, item)
+    item_type, count = cursor.read_integer(4, item), cursor.read_integer(8, item)
     if item_type == _ARRAY:
-        raise FormatError(cursor.where, f"{item} is an array of arrays")
+        raise FormatError(cursor.location, f"{item} is an array of arrays")
     if item_type == _STRING:
-        return "[STRING]", cursor.texts(count, item)
-    kind, array = _numbers(cursor, item_type, count, item)
+        return "[STRING]", cursor.read_strings(count, item)
+    kind, array = _read_numbers(cursor, item_type, count, item)
     return f"[{kind}]", array
 
 
-def _numbers(cursor: _Cursor, value_type: int, count: int, item: str) -> tuple[str, np.ndarray]:
+def _read_numbers(cursor: _Cursor, value_type: int, count: int, item: str) -> tuple[str, np.ndarray]:
     """Read numbers of one type."""
     if value_type not in _SCALARS:
-        raise FormatError(cursor.where, f"{item} has the unknown type {value_type}")
+        raise FormatError(cursor.location, f"{item} has the unknown type {value_type}")
     kind, dtype = _SCALARS[value_type]
     # `take` compares the size with the rest of the file before it allocates anything.
-    raw = cursor.take(count * dtype.itemsize, item)
+    raw = cursor.read_bytes(count * dtype.itemsize, item)
     if kind == "BOOL" and raw.strip(b"\0\1"):
-        raise FormatError(cursor.where, f"{item} is a boolean that is neither 0 nor 1")
+        raise FormatError(cursor.location, f"{item} is a boolean that is neither 0 nor 1")
     return kind, np.frombuffer(raw, dtype)
 
 
@@ -289,22 +289,22 @@ def _alignment(metadata: Mapping[str, Any], kinds: Mapping[str, str], location: 
 
 def _read_tensor_info(cursor: _Cursor) -> GGUFTensor:
     """Read a tensor's entry, whose offset is still relative to the data."""
-    name = cursor.text(MAX_NAME, "a tensor's name")
+    name = cursor.read_string(MAX_NAME, "a tensor's name")
     item = f"tensor {name!r}"
     if not name or not name.isprintable():
-        raise FormatError(cursor.where, f"tensor name {name!r} is empty or unprintable")
-    n_dims = cursor.integer(4, item)
+        raise FormatError(cursor.location, f"tensor name {name!r} is empty or unprintable")
+    n_dims = cursor.read_integer(4, item)
     if n_dims > MAX_DIMS:
-        raise FormatError(cursor.where, f"{item} has {n_dims} dimensions, more than {MAX_DIMS}")
-    shape = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, item))[::-1]
-    type_id, offset = struct.unpack("<IQ", cursor.take(12, item))
+        raise FormatError(cursor.location, f"{item} has {n_dims} dimensions, more than {MAX_DIMS}")
+    shape = struct.unpack(f"<{n_dims}Q", cursor.read_bytes(8 * n_dims, item))[::-1]
+    type_id, offset = struct.unpack("<IQ", cursor.read_bytes(12, item))
     if type_id not in _TYPE_NAMES:
-        raise FormatError(cursor.where, f"{item} has the unknown type {type_id}")
+        raise FormatError(cursor.location, f"{item} has the unknown type {type_id}")
     type_name = _TYPE_NAMES[type_id]
-    return GGUFTensor(name, type_name, shape, offset, _size(item, type_name, shape, cursor.where))
+    return GGUFTensor(name, type_name, shape, offset, _tensor_size(item, type_name, shape, cursor.location))
 
 
-def _size(item: str, type_name: str, shape: Sequence[int], location: str) -> int:
+def _tensor_size(item: str, type_name: str, shape: Sequence[int], location: str) -> int:
     """Return the size of a tensor in bytes."""
     _, block, width = TYPES[type_name]
     if block > 1 and (not shape or shape[-1] % block):
@@ -353,7 +353,7 @@ class GGUFFile(OpenFile):
     header: GGUFHeader
 
     def _parse(self, size: int) -> None:
-        self.header = read_header(self._read_at, size, self.where)
+        self.header = read_header(self._read_at, size, self.location)
 
     @property
     def tensors(self) -> dict[str, GGUFTensor]:
@@ -364,7 +364,7 @@ class GGUFFile(OpenFile):
         """Read a tensor in its own dtype, or dequantized to float32 (which needs the gguf package), in numpy's order."""
         info = self.header.tensors[name]
         if info.type_name not in _UNQUANTIZED:
-            return _dequantize(self.raw(name), info, self.where)
+            return _dequantize(self.raw(name), info, self.location)
         array = np.empty(info.shape, dtypes.NUMPY[info.type_name])
         self._fill(byte_view(array), info.offset, name)
         return array
@@ -392,40 +392,40 @@ def _dequantize(raw: np.ndarray, info: GGUFTensor, location: str) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class MetadataValue:
     """A metadata value with its type in the file: readers abort on an integer where they expect a float."""
 
     kind: str
     value: Any
 
 
-def string(value: str) -> Value:
+def string_value(value: str) -> MetadataValue:
     """Return a text as a metadata value."""
-    return Value("STRING", value)
+    return MetadataValue("STRING", value)
 
 
-def strings(values: Sequence[str]) -> Value:
+def strings_value(values: Sequence[str]) -> MetadataValue:
     """Return a list of texts as a metadata value."""
-    return Value("[STRING]", list(values))
+    return MetadataValue("[STRING]", list(values))
 
 
-def u32(value: int) -> Value:
+def u32_value(value: int) -> MetadataValue:
     """Return an unsigned 32-bit integer, the usual type of counts, as a metadata value."""
-    return Value("UINT32", value)
+    return MetadataValue("UINT32", value)
 
 
-def f32(value: float) -> Value:
+def f32_value(value: float) -> MetadataValue:
     """Return a 32-bit float as a metadata value."""
-    return Value("FLOAT32", value)
+    return MetadataValue("FLOAT32", value)
 
 
-def boolean(value: bool) -> Value:
+def bool_value(value: bool) -> MetadataValue:
     """Return a boolean as a metadata value."""
-    return Value("BOOL", value)
+    return MetadataValue("BOOL", value)
 
 
 def header_bytes(
-    metadata: Mapping[str, Value], tensors: Iterable[tuple[str, str, tuple[int, ...]]], alignment: int = ALIGNMENT
+    metadata: Mapping[str, MetadataValue], tensors: Iterable[tuple[str, str, tuple[int, ...]]], alignment: int = ALIGNMENT
 ) -> bytes:
     """Return the bytes before the data of a version 3 file with `tensors` (name, type, numpy shape) in the given order.
 
@@ -435,21 +435,21 @@ def header_bytes(
     offset = 0
     for name, type_name, shape in tensors:
         number, _, _ = TYPES[type_name]
-        infos.append(_packed(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset))
-        offset = _align(offset + _size(f"tensor {name!r}", type_name, shape, "gguf"), alignment)
+        infos.append(_pack_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset))
+        offset = _align(offset + _tensor_size(f"tensor {name!r}", type_name, shape, "gguf"), alignment)
     parts = [MAGIC, struct.pack("<IQQ", 3, len(infos), len(metadata))]
-    parts += [_packed(key) + _pack_value(value) for key, value in metadata.items()]
+    parts += [_pack_string(key) + _pack_value(value) for key, value in metadata.items()]
     head = b"".join(parts + infos)
     return head + b"\0" * (-len(head) % alignment)
 
 
-def _packed(text: str) -> bytes:
+def _pack_string(text: str) -> bytes:
     """Return a string with its length before it."""
     raw = text.encode()
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _pack_value(value: Value) -> bytes:
+def _pack_value(value: MetadataValue) -> bytes:
     if not value.kind.startswith("["):
         return _VALUE_IDS[value.kind].to_bytes(4, "little") + _pack_items(value.kind, [value.value])
     kind = value.kind[1:-1]
@@ -459,12 +459,12 @@ def _pack_value(value: Value) -> bytes:
 
 def _pack_items(kind: str, items: Sequence[Any]) -> bytes:
     if kind == "STRING":
-        return b"".join(map(_packed, items))
+        return b"".join(map(_pack_string, items))
     return np.asarray(items, _SCALARS[_VALUE_IDS[kind]][1]).tobytes()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Packed:
+class QuantizedTensor:
     """A quantized tensor: its type, its logical shape in numpy's order, and its blocks."""
 
     type_name: str
@@ -474,9 +474,9 @@ class Packed:
 
 def write(
     path: Path,
-    metadata: Mapping[str, Value],
-    tensors: Mapping[str, np.ndarray | Packed],
-    final_values: Callable[[], Mapping[str, Value]] | None = None,
+    metadata: Mapping[str, MetadataValue],
+    tensors: Mapping[str, np.ndarray | QuantizedTensor],
+    final_values: Callable[[], Mapping[str, MetadataValue]] | None = None,
 ) -> None:
     """Write a version 3 file with just these keys and tensors, in the given order; incomplete if the process is killed.
 
@@ -484,7 +484,7 @@ def write(
     tensors are written: it returns the final values of keys in `metadata` that had placeholders of the same size.
     """
     entries = [
-        (name, tensor.type_name if isinstance(tensor, Packed) else dtypes.name_of(tensor.dtype), tensor.shape)
+        (name, tensor.type_name if isinstance(tensor, QuantizedTensor) else dtypes.name_of(tensor.dtype), tensor.shape)
         for name, tensor in tensors.items()
     ]
     try:
@@ -492,7 +492,7 @@ def write(
             header = header_bytes(metadata, entries)
             file.write(header)
             for tensor in tensors.values():
-                array = tensor.blocks if isinstance(tensor, Packed) else tensor
+                array = tensor.blocks if isinstance(tensor, QuantizedTensor) else tensor
                 data = byte_view(np.ascontiguousarray(array))
                 file.write(data)
                 file.write(b"\0" * (-len(data) % ALIGNMENT))

@@ -19,13 +19,13 @@ from typing import BinaryIO
 
 from adapterhub_converters.errors import RefusedError
 
-from .open_file import FOLDER, NO_LINK, check_regular, open_regular
+from .open_file import FOLDER_FLAGS, NO_LINK_FLAG, check_regular, open_regular
 
-_HAS_OPENAT = os.open in os.supports_dir_fd and bool(NO_LINK)
-_WRITE = os.O_CREAT | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | NO_LINK
+_HAS_OPENAT = os.open in os.supports_dir_fd and bool(NO_LINK_FLAG)
+_WRITE_FLAGS = os.O_CREAT | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | NO_LINK_FLAG
 
 
-class Inside:
+class ConfinedFiles:
     """The files below `root`, named by paths that begin with it; `root` itself must be a folder, not a link.
 
     Every method raises RefusedError for a link on the path, and OSError as the functions of `os` do.
@@ -48,14 +48,14 @@ class Inside:
     def create(self, path: Path, mode: int = 0o644) -> BinaryIO:
         """Create a file that must not exist, and open it for reading and writing, unbuffered."""
         with self._opened_folder(path.parent, path) as folder:
-            return os.fdopen(os.open(_name(path, folder), _WRITE | os.O_EXCL, mode, dir_fd=folder), "r+b", buffering=0)
+            return os.fdopen(os.open(_name(path, folder), _WRITE_FLAGS | os.O_EXCL, mode, dir_fd=folder), "r+b", buffering=0)
 
     def resume(self, path: Path, mode: int = 0o644) -> BinaryIO:
         """Open a regular file for reading and writing, unbuffered; create it if it is missing."""
         with self._opened_folder(path.parent, path) as folder, _errors_name(path):
             try:
                 # Without O_NONBLOCK, opening a pipe would wait for its other end.
-                handle = os.open(_name(path, folder), _WRITE | getattr(os, "O_NONBLOCK", 0), mode, dir_fd=folder)
+                handle = os.open(_name(path, folder), _WRITE_FLAGS | getattr(os, "O_NONBLOCK", 0), mode, dir_fd=folder)
             except OSError as error:
                 if path.is_symlink():
                     raise _link_error(path) from error
@@ -67,7 +67,7 @@ class Inside:
                 os.close(handle)
                 raise
 
-    def is_at(self, file: BinaryIO, path: Path) -> bool:
+    def still_has_name(self, file: BinaryIO, path: Path) -> bool:
         """Return whether an open file still has this name; another process may have taken the name of a locked file."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(file.fileno()), self.status(path))
@@ -91,12 +91,12 @@ class Inside:
             return True
         return False
 
-    def listed(self, folder: Path) -> list[Path]:
+    def list_folder(self, folder: Path) -> list[Path]:
         """List a folder, sorted."""
         with self._opened_folder(folder, folder) as handle:
             return [folder / name for name in sorted(os.listdir(folder if handle is None else handle))]
 
-    def folders(self, folder: Path) -> list[Path]:
+    def list_subfolders(self, folder: Path) -> list[Path]:
         """List the folders in a folder, sorted; RefusedError for a link in it."""
         subfolders = []
         with self._opened_folder(folder, folder) as handle, os.scandir(folder if handle is None else handle) as entries:
@@ -198,7 +198,7 @@ def _open_folder(name: str, path: str, parent: int | None) -> int | None:
     """Open a folder by its name in an open one; on systems without `openat`, only check it."""
     if _HAS_OPENAT:
         try:
-            return os.open(name, FOLDER, dir_fd=parent)
+            return os.open(name, FOLDER_FLAGS, dir_fd=parent)
         except OSError as error:
             # Linux reports ENOTDIR for a link, others ELOOP or EMLINK.
             if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.EMLINK) or not os.path.islink(path):

@@ -27,25 +27,25 @@ _MAX_INT = 10**308  # larger ones do not fit a float
 _SURROGATE = linear.Pattern(r"\\u[dD][89a-fA-F]")
 
 
-def read_text(path: Path, limit: int = MAX_CONFIG, *, where: str | None = None, follow: bool = True) -> str:
+def read_text(path: Path, limit: int = MAX_CONFIG, *, location: str | None = None, follow: bool = True) -> str:
     """Read a regular UTF-8 file of at most `limit` bytes; `follow` is as in `open_regular`."""
-    where = where or str(path)
+    location = location or str(path)
     try:
         with open_regular(path, follow=follow) as file:
             # Python would allocate the full limit; config files do not grow while they are read.
             raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     except RefusedError as error:
-        raise RefusedError(where, error.what, error.hint, code=error.code) from error
+        raise RefusedError(location, error.what, error.hint, code=error.code) from error
     except FileNotFoundError as error:
-        raise NotFoundError(where, "no such file", code="no-such-file") from error
+        raise NotFoundError(location, "no such file", code="no-such-file") from error
     except OSError as error:
-        raise LocalIOError(where, error.strerror or str(error)) from error
+        raise LocalIOError(location, error.strerror or str(error)) from error
     if len(raw) > limit:
-        raise FormatError(where, f"more than {limit} bytes: not a config file")
-    return _decoded(raw, where)
+        raise FormatError(location, f"more than {limit} bytes: not a config file")
+    return _decode_utf8(raw, location)
 
 
-def _decoded(raw: bytes, location: str) -> str:
+def _decode_utf8(raw: bytes, location: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -54,10 +54,10 @@ def _decoded(raw: bytes, location: str) -> str:
 
 def parse(
     text: str | bytes,
-    where: str,
+    location: str,
     *,
     memory: int | None = MAX_MEMORY,
-    pairs: Callable[[list[tuple[str, Any]]], object] | None = None,
+    make_object: Callable[[list[tuple[str, Any]]], object] | None = None,
 ) -> Any:
     """Parse the JSON value in `text`.
 
@@ -73,25 +73,25 @@ def parse(
             pair, is nested more than `MAX_DEPTH` deep, or takes more than `memory`.
         LocalIOError: There is not enough memory on this machine.
     """
-    text = _decoded(text, where) if isinstance(text, bytes) else text
+    text = _decode_utf8(text, location) if isinstance(text, bytes) else text
     # A hook makes other objects than this estimate knows: its caller limits them.
-    if memory is not None and pairs is None:
-        _check_memory(text, memory, where)
-    decoder = _DECODER if pairs is None else _make_decoder(pairs)
+    if memory is not None and make_object is None:
+        _check_memory(text, memory, location)
+    decoder = _DECODER if make_object is None else _make_decoder(make_object)
     try:
         document = decoder.decode(text)
-        if pairs is None:
+        if make_object is None:
             check_values(document)
         # The check takes a walk over the document, and hardly any has such an escape.
         if _SURROGATE.search(text):
             _check_characters(document)
     except RecursionError as error:
-        raise FormatError(where, f"not valid JSON (nested more than {MAX_DEPTH} deep)") from error
+        raise FormatError(location, f"not valid JSON (nested more than {MAX_DEPTH} deep)") from error
     except MemoryError as error:
         problem = "needs more memory than is free"
-        raise LocalIOError(where, problem, "Close other programs, or split the file", code="out-of-memory") from error
+        raise LocalIOError(location, problem, "Close other programs, or split the file", code="out-of-memory") from error
     except ValueError as error:
-        raise FormatError(where, f"not valid JSON ({reason(error, text)})") from error
+        raise FormatError(location, f"not valid JSON ({parse_error_text(error, text)})") from error
     return document
 
 
@@ -103,7 +103,7 @@ def parse_object(
     make_object: Callable[[list[tuple[str, Any]]], object] | None = None,
 ) -> dict[str, Any]:
     """Parse the JSON object in `text`; arguments and errors are those of `parse`."""
-    document = parse(text, location, memory=memory, pairs=make_object)
+    document = parse(text, location, memory=memory, make_object=make_object)
     if not isinstance(document, dict):
         raise FormatError(location, "not a JSON object")
     return document
@@ -111,7 +111,7 @@ def parse_object(
 
 def read_object(path: Path, *, location: str | None = None, follow: bool = True) -> dict[str, Any]:
     """Read the JSON object in a config file; `follow` is as in `open_regular`."""
-    return parse_object(read_text(path, where=location, follow=follow), location or str(path))
+    return parse_object(read_text(path, location=location, follow=follow), location or str(path))
 
 
 # ---- limits
@@ -171,7 +171,7 @@ def _check_characters(document: Any) -> None:
             pending += value.values()
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def dict_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the dict of an object's pairs; ValueError for a duplicate key."""
     document = dict(pairs)
     if len(document) != len(pairs):
@@ -181,7 +181,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     if math.isinf(value := float(text)):
         raise ValueError(f"{text[:40]} is too large")
     return value
@@ -192,13 +192,13 @@ def _refuse_constant(text: str) -> None:
 
 
 def _make_decoder(pairs: Callable[[list[tuple[str, Any]]], object]) -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=pairs, parse_constant=_refuse_constant, parse_float=_finite)
+    return json.JSONDecoder(object_pairs_hook=pairs, parse_constant=_refuse_constant, parse_float=_parse_finite)
 
 
-_DECODER = _make_decoder(unique)
+_DECODER = _make_decoder(dict_without_duplicates)
 
 
-def reason(error: ValueError, text: str) -> str:
+def parse_error_text(error: ValueError, text: str) -> str:
     """Return the first line of a parser's error about `text`, in terms of the document."""
     if text.startswith("\ufeff"):
         return "it starts with a byte order mark"
@@ -207,7 +207,7 @@ def reason(error: ValueError, text: str) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def canonical(document: object) -> bytes:
+def canonical_bytes(document: object) -> bytes:
     """Return the canonical bytes of a document whose digest names it: sorted keys, no spaces, UTF-8."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 

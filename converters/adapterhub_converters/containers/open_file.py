@@ -18,9 +18,9 @@ from typing import BinaryIO, Self
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
 _LFS_POINTER = b"version https://git-lfs"
-READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-NO_LINK: int = getattr(os, "O_NOFOLLOW", 0)
-FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0) | NO_LINK
+READ_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+NO_LINK_FLAG: int = getattr(os, "O_NOFOLLOW", 0)
+FOLDER_FLAGS = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0) | NO_LINK_FLAG
 MAX_PATH = 1024  # characters of a path below a folder that is walked
 _STDIN, _DESCRIPTOR = "/dev/stdin", "/dev/fd/"  # of this process, as a shell names them: `<(command)`
 
@@ -46,7 +46,7 @@ def open_regular(
         return open(path, "rb", buffering=buffering)
     check_regular(info, path)
     # Without waiting (O_NONBLOCK), in case the name was given to a pipe after the check.
-    handle = os.open(path, READ if follow else READ | NO_LINK, dir_fd=dir_fd)
+    handle = os.open(path, READ_FLAGS if follow else READ_FLAGS | NO_LINK_FLAG, dir_fd=dir_fd)
     try:
         check_regular(os.fstat(handle), path)
         return os.fdopen(handle, "rb", buffering=buffering)
@@ -115,22 +115,22 @@ class OpenFile:
     """An open file; a context manager. `where` is its name in errors, by default its path; `head` its first bytes."""
 
     def __init__(self, path: Path, *, location: str | None = None) -> None:
-        self.where = location or str(path)
+        self.location = location or str(path)
         try:
             self._file: BinaryIO = open_regular(path, buffering=-1)
         except RefusedError as error:
-            raise RefusedError(self.where, error.what, error.hint, code=error.code) from error
+            raise RefusedError(self.location, error.what, error.hint, code=error.code) from error
         except FileNotFoundError as error:
-            raise NotFoundError(self.where, "no such file", code="no-such-file") from error
+            raise NotFoundError(self.location, "no such file", code="no-such-file") from error
         except IsADirectoryError as error:
-            raise FormatError(self.where, "a folder, not a file", "Name a file in it", code="not-a-regular-file") from error
+            raise FormatError(self.location, "a folder, not a file", "Name a file in it", code="not-a-regular-file") from error
         except OSError as error:
-            raise LocalIOError(self.where, error.strerror or str(error)) from error
+            raise LocalIOError(self.location, error.strerror or str(error)) from error
         try:
             self.head = self._read_at(0, len(_LFS_POINTER))
             # A clone without git-lfs has these small text files in place of the weights.
             if self.head == _LFS_POINTER:
-                raise FormatError(self.where, "a Git LFS pointer, not the file itself", "Run `git lfs pull`")
+                raise FormatError(self.location, "a Git LFS pointer, not the file itself", "Run `git lfs pull`")
             self._parse(os.fstat(self._file.fileno()).st_size)
         except BaseException:
             self.close()
@@ -147,7 +147,7 @@ class OpenFile:
         """Fill `buffer` from byte `offset` on, with bytes of the tensor `name`."""
         self._file.seek(offset)
         if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined] # a buffered file has this method
-            raise FormatError(self.where, f"truncated while tensor {name!r} was read")
+            raise FormatError(self.location, f"truncated while tensor {name!r} was read")
 
     def digest(self) -> str:
         """Return the digest of the complete file, `sha256:<64 hex>`."""

@@ -35,8 +35,8 @@ MAX_TENSORS = 500_000  # over twice the largest adapter known: both factors of t
 MAX_NAME = 1_024  # characters
 MAX_SHAPES = 65_536  # different pairs of dtype and shape
 MAX_METADATA = 65_536  # keys
-_PIECE = 16_000_000  # bytes of a header to read at once; nearly all headers are shorter
-_BATCH = 500_000  # bytes of a header to match at once; the matches take seven times as much memory
+_READ_SIZE = 16_000_000  # bytes of a header to read at once; nearly all headers are shorter
+_BATCH_SIZE = 500_000  # bytes of a header to match at once; the matches take seven times as much memory
 _MAX_DIM = 2**63
 _METADATA = "__metadata__"
 
@@ -60,7 +60,7 @@ class TensorInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Header:
+class SafetensorsHeader:
     """The header of a safetensors file, in columns, since a hostile one may have very many tensors.
 
     Attributes:
@@ -84,7 +84,7 @@ class Header:
         return {name: TensorInfo(name, kind.dtype, kind.shape, offset, kind.size) for name, kind, offset in entries}
 
 
-def read_header(read_at: ReadAt, size: int, location: str) -> Header:
+def read_header(read_at: ReadAt, size: int, location: str) -> SafetensorsHeader:
     """Read and check the header of a safetensors file of `size` bytes; FormatError names the first fault."""
     if size < 8:
         raise FormatError(location, f"not a safetensors file: {size} bytes are fewer than its length field needs")
@@ -141,12 +141,12 @@ class _Scanner:
         self.starts = array("Q")  # offsets in the data
         self.metadata: dict[str, str] = {}
         self._read_at = read_at
-        self._where = location
+        self._label = location
         self._end = end  # offset in the file at which the header ends and the data begins
         self._offset = 8  # of the next byte in the file that is not in the buffer yet
         self._buffer = b""
         self._position = 0  # position in the buffer
-        self._kinds: dict[tuple[bytes, bytes], TensorKind] = {}  # by the texts of dtype and shape
+        self._kinds_by_text: dict[tuple[bytes, bytes], TensorKind] = {}  # by the texts of dtype and shape
 
     def read(self) -> None:
         """Read the complete header."""
@@ -160,7 +160,7 @@ class _Scanner:
             key = self._match(_KEY)
             if key is None:
                 raise self._json_error()
-            [name] = self._names([key[1]])
+            [name] = self._parse_names([key[1]])
             if name in keys or name in self.names:
                 raise self._error(f"duplicate key {name[:80]!r}")
             if name != _METADATA:
@@ -178,7 +178,7 @@ class _Scanner:
     def _match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
         """Match a pattern at the position and move past it; read on if that takes more than the buffer has."""
         while (match := pattern.match(self._buffer, self._position)) is None and self._offset < self._end:
-            count = max(_PIECE, len(self._buffer) - self._position)  # doubled each time, since the match starts over
+            count = max(_READ_SIZE, len(self._buffer) - self._position)  # doubled each time, since the match starts over
             chunk = self._read_at(self._offset, min(count, self._end - self._offset))
             if not chunk:
                 raise self._error("truncated: the file ended while its header was read")
@@ -191,35 +191,35 @@ class _Scanner:
     def _read_tensors(self) -> bool:
         """Read tensors up to something else; return False if the object ends with them."""
         while True:
-            batch_end = min(self._position + _BATCH, len(self._buffer))
+            batch_end = min(self._position + _BATCH_SIZE, len(self._buffer))
             rows = _TENSORS.findall(self._buffer, self._position, batch_end)
             unmatched = rows.pop()[-1] if rows and rows[-1][-1] else b""
             self._position = batch_end - len(unmatched)
-            self._add(rows)
+            self._add_tensors(rows)
             match = self._match(_TENSOR)  # a tensor that the batch or the buffer cut off, or the last one
             if match is None:
                 return True
-            self._add([match.groups(b"")])
+            self._add_tensors([match.groups(b"")])
             if match[6] == b"}":
                 return False
 
-    def _add(self, rows: Sequence[tuple[bytes, ...]]) -> None:
+    def _add_tensors(self, rows: Sequence[tuple[bytes, ...]]) -> None:
         """Check tensors, given by the groups of `_ENTRY`, and keep them: column by column, since there may be a million."""
         if not rows:
             return
         raw, *texts, starts, ends, _ = zip(*rows, strict=True)
-        names = self._names(raw)
+        names = self._parse_names(raw)
         for column in (*texts, starts):
             if b"" in column:  # then another field occurs twice
                 name = names[column.index(b"")]
                 raise self._error(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
         pairs = list(zip(*texts, strict=True))
         # A header has few kinds of tensors: parse each dtype and shape once.
-        if not self._kinds.keys() >= {*pairs}:
+        if not self._kinds_by_text.keys() >= {*pairs}:
             for name, pair in zip(names, pairs, strict=True):
-                if pair not in self._kinds:
-                    self._kinds[pair] = self._kind(name, *pair)
-        kinds, offsets = list(map(self._kinds.__getitem__, pairs)), list(map(int, starts))
+                if pair not in self._kinds_by_text:
+                    self._kinds_by_text[pair] = self._parse_kind(name, *pair)
+        kinds, offsets = list(map(self._kinds_by_text.__getitem__, pairs)), list(map(int, starts))
         for name, kind, size in zip(names, kinds, map(operator.sub, map(int, ends), offsets), strict=True):
             if kind.size != size:
                 problem = f"{kind.dtype} {list(kind.shape)} is not the {size} bytes of its offsets"
@@ -230,7 +230,7 @@ class _Scanner:
         if len(self.names) > MAX_TENSORS:
             raise self._error(f"more than {MAX_TENSORS} tensors, which is the limit")
 
-    def _names(self, raw: Sequence[bytes]) -> list[str]:
+    def _parse_names(self, raw: Sequence[bytes]) -> list[str]:
         """Return the names of tensors, given as JSON texts."""
         invalid: bytes | str = max(raw, key=len)
         if len(invalid) <= 12 * MAX_NAME:  # JSON has at most 12 bytes for a character
@@ -247,7 +247,7 @@ class _Scanner:
             invalid = next(name for name in names if not (0 < len(name) <= MAX_NAME and name.isprintable()))
         raise self._error(f"tensor name {invalid[:80]!r} is empty, too long or unprintable")
 
-    def _kind(self, name: str, dtype_text: bytes, shape_text: bytes) -> TensorKind:
+    def _parse_kind(self, name: str, dtype_text: bytes, shape_text: bytes) -> TensorKind:
         """Return the kind with this dtype and shape, given as JSON texts."""
         dtype = dtype_text[1:-1].decode(errors="replace")
         if dtype not in dtypes.BITS:
@@ -265,7 +265,7 @@ class _Scanner:
             raise self._error(f"tensor {name!r} has a shape that is too large")
         if bits % 8:
             raise self._error(f"tensor {name!r}: {dtype} {list(shape)} does not end with a whole byte")
-        if len(self._kinds) == MAX_SHAPES:
+        if len(self._kinds_by_text) == MAX_SHAPES:
             raise self._error(f"more than {MAX_SHAPES} different shapes, which is the limit")
         return TensorKind(dtype, shape, bits // 8)
 
@@ -280,12 +280,12 @@ class _Scanner:
                 pair = self._match(_PAIR)
                 if pair is None:
                     raise self._error(problem)
-                key = self._text(pair[1])
+                key = self._parse_text(pair[1])
                 if key in self.metadata:
                     raise self._error(f"duplicate key {key[:80]!r}")
                 if len(self.metadata) == MAX_METADATA:
                     raise self._error(f"more than {MAX_METADATA} keys in {_METADATA}, which is the limit")
-                self.metadata[key] = self._text(pair[2])
+                self.metadata[key] = self._parse_text(pair[2])
                 has_more = pair[3] == b","
             if opening is None:
                 raise self._error(problem)
@@ -294,7 +294,7 @@ class _Scanner:
             raise self._json_error()
         return separator[1] == b","
 
-    def _text(self, raw: bytes) -> str:
+    def _parse_text(self, raw: bytes) -> str:
         """Return a JSON string's value."""
         try:
             text = raw.decode()
@@ -315,14 +315,14 @@ class _Scanner:
         return self._error(f"not valid JSON at byte {position} of the header: {self._excerpt()}")
 
     def _error(self, problem: str) -> FormatError:
-        return FormatError(self._where, problem)
+        return FormatError(self._label, problem)
 
 
-def _checked_header(scanner: _Scanner, data_start: int, size: int, location: str) -> Header:
+def _checked_header(scanner: _Scanner, data_start: int, size: int, location: str) -> SafetensorsHeader:
     # No holes between tensors: a hole could hide a second file (safetensors README, "Format"). An empty tensor precedes the one
     # at the same offset.
     """Return the header with its tensors in file order, after checking that they cover the data without a gap."""
-    header = Header(scanner.names, scanner.kinds, scanner.metadata, data_start)
+    header = SafetensorsHeader(scanner.names, scanner.kinds, scanner.metadata, data_start)
     if any(map(operator.ne, header.offsets(), map(data_start.__add__, scanner.starts))):
         ordered = sorted(zip(scanner.starts, header.kinds, header.names, strict=True), key=lambda row: (row[0], row[1].size))
         position = 0
@@ -346,20 +346,20 @@ def _checked_header(scanner: _Scanner, data_start: int, size: int, location: str
 class SafetensorsFile(OpenFile):
     """An open file, whose header is checked at once and whose tensors are read on demand. A context manager."""
 
-    header: Header
+    header: SafetensorsHeader
 
     def _parse(self, size: int) -> None:
         self._map: np.ndarray | None = None  # the bytes of the file; they outlive close() while a tensor is a view of them
-        self.header = read_header(self._read_at, size, self.where)
+        self.header = read_header(self._read_at, size, self.location)
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
         """Name to info, in file order."""
         return self.header.tensors
 
-    def arrays(self, *, mapped: bool) -> Iterator[tuple[str, np.ndarray]]:
+    def arrays(self, *, as_views: bool) -> Iterator[tuple[str, np.ndarray]]:
         """Yield the name and the values of every tensor in file order: views of the file if `mapped`, else in new memory."""
-        read, header = self._map_view if mapped else self._read_new, self.header
+        read, header = self._map_view if as_views else self._read_new, self.header
         for name, kind, offset in zip(header.names, header.kinds, header.offsets(), strict=False):
             yield name, read(TensorInfo(name, kind.dtype, kind.shape, offset, kind.size))
 
@@ -370,12 +370,12 @@ class SafetensorsFile(OpenFile):
     def _read_new(self, info: TensorInfo) -> np.ndarray:
         dtype = dtypes.NUMPY.get(info.dtype)
         if dtype is None:
-            raise FormatError(self.where, f"tensor {info.name!r}: {info.dtype} is not supported in computations")
+            raise FormatError(self.location, f"tensor {info.name!r}: {info.dtype} is not supported in computations")
         array = np.empty(info.shape, dtype)
         self.read_into(info, byte_view(array))
         return array
 
-    def mapped(self, name: str) -> np.ndarray:
+    def map_tensor(self, name: str) -> np.ndarray:
         """Return a tensor as a read-only view of the file, which takes memory once it is read (`release`).
 
         Use it only for files that nobody changes meanwhile: truncation would crash the process.
@@ -414,11 +414,11 @@ def release(array: np.ndarray) -> None:
         owner.madvise(mmap.MADV_DONTNEED)
 
 
-Layout = tuple[str, str, tuple[int, ...]]
+TensorEntry = tuple[str, str, tuple[int, ...]]
 """Name, dtype, and shape of a tensor to write."""
 
 
-def layout(tensors: Iterable[Layout]) -> list[Layout]:
+def sorted_entries(tensors: Iterable[TensorEntry]) -> list[TensorEntry]:
     """Return tensors in the order of the safetensors library: widest dtype first, then by name (`tensor.rs`, `prepare`)."""
     # The same order gives the same bytes as the library's writer.
     return sorted(tensors, key=lambda tensor: (-_RANK[tensor[1]], tensor[0]))
@@ -434,7 +434,7 @@ _RANK = {
 }  # fmt: skip
 
 
-def header_bytes(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(tensors: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
     """Return the length field and header of a file with `tensors` in the given order, padded to 8 bytes."""
     document: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
@@ -452,7 +452,7 @@ def header_bytes(tensors: Iterable[Layout], metadata: Mapping[str, str]) -> byte
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write a file, byte for byte as the safetensors library would. If the process is killed, `path` is incomplete."""
-    order = layout((name, dtypes.name_of(array.dtype), array.shape) for name, array in tensors.items())
+    order = sorted_entries((name, dtypes.name_of(array.dtype), array.shape) for name, array in tensors.items())
     try:
         with open(path, "wb") as file:
             file.write(header_bytes(order, metadata or {}))

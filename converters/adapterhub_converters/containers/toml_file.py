@@ -19,14 +19,14 @@ MAX_TOML = 1 << 20  # bytes; Python's parser takes a second for them
 _MAX_PARTS = 32  # of a dotted key
 
 
-def parse(text: str, where: str) -> dict[str, Any]:
+def parse(text: str, location: str) -> dict[str, Any]:
     """Parse a TOML document.
 
     Raises:
         UsageError: It is invalid, too large, nested too deeply, or has a number that JSON cannot express.
     """
     if len(text) > MAX_TOML:
-        raise UsageError(where, f"more than {MAX_TOML} bytes: not a config file", code="invalid-config")
+        raise UsageError(location, f"more than {MAX_TOML} bytes: not a config file", code="invalid-config")
     try:
         # Before parsing: `tomllib` takes time quadratic in the parts of a key.
         _check_keys(text)
@@ -34,10 +34,10 @@ def parse(text: str, where: str) -> dict[str, Any]:
         json_file.check_values(document)
     except RecursionError as error:
         raise UsageError(
-            where, f"not valid TOML (nested more than {json_file.MAX_DEPTH} deep)", code="invalid-config"
+            location, f"not valid TOML (nested more than {json_file.MAX_DEPTH} deep)", code="invalid-config"
         ) from error
     except ValueError as error:
-        raise UsageError(where, f"not valid TOML ({json_file.reason(error, text)})", code="invalid-config") from error
+        raise UsageError(location, f"not valid TOML ({json_file.parse_error_text(error, text)})", code="invalid-config") from error
     return document
 
 

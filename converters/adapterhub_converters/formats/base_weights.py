@@ -13,7 +13,7 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding
-from adapterhub_converters.adapter.singular_values import leading
+from adapterhub_converters.adapter.singular_values import leading_triplets
 from adapterhub_converters.bases import read_hf
 from adapterhub_converters.bases.hf import ModelWeights
 from adapterhub_converters.errors import NotFoundError, RefusedError
@@ -37,7 +37,7 @@ class BaseWeights(ModelWeights):
         self._tied = read_hf(folder).tied
         super().__init__(folder)
         if not self.names:
-            raise NotFoundError(self.where, "no weights in safetensors", "Name the base's folder with its weights")
+            raise NotFoundError(self.location, "no weights in safetensors", "Name the base's folder with its weights")
 
     def tensor(self, name: str) -> np.ndarray:
         """Return a parameter as stored.
@@ -54,11 +54,11 @@ class BaseWeights(ModelWeights):
             candidates += tables if len(tables) == 1 else []
         stored_name = next((candidate for candidate in candidates if candidate in self), None)
         if stored_name is None:
-            raise RefusedError(name, f"not in the base {self.where}", "Is this the model the adapter was trained on?")
+            raise RefusedError(name, f"not in the base {self.location}", "Is this the model the adapter was trained on?")
         if self.info(stored_name).dtype not in dtypes.FLOATS:
             problem = f"the base stores it as {self.info(stored_name).dtype}, not as floats"
             raise RefusedError(name, problem, "Name the base in full precision")
-        return self.stored(stored_name)
+        return self.read_tensor(stored_name)
 
 
 def without_copies(adapter: Adapter, folder: Path) -> Adapter:
@@ -143,7 +143,7 @@ def _double_rank(target: str, delta: LowRank, base: BaseWeights, ambiguous: list
     if not np.isfinite(weight).all():
         raise RefusedError(target, "the base's weight contains NaN or Inf", code="non-finite")
     # One more than the rank, to see whether the cut at r is well determined.
-    left_vectors, singular_values, right_vectors = leading(weight, r + 1)
+    left_vectors, singular_values, right_vectors = leading_triplets(weight, r + 1)
     if len(singular_values) > r and singular_values[r - 1] - singular_values[r] < _NEAR_TIE * singular_values[0]:
         ambiguous.append(target)
     with np.errstate(all="ignore"):

@@ -28,7 +28,7 @@ class _Headers(OpenFile):
 
     is_gguf = False
     gguf: gguf_file.GGUFHeader | None = None
-    safetensors: safetensors_file.Header | None = None
+    safetensors: safetensors_file.SafetensorsHeader | None = None
 
     def _parse(self, size: int) -> None:
         # GGUF has a magic number; a safetensors file begins with the length of its header, which may be anything.
@@ -37,9 +37,9 @@ class _Headers(OpenFile):
             if self.is_gguf:
                 from adapterhub_converters.containers import gguf_file  # late: checks of PEFT folders do without it
 
-                self.gguf = gguf_file.read_header(self._read_at, size, self.where)
+                self.gguf = gguf_file.read_header(self._read_at, size, self.location)
             else:
-                self.safetensors = safetensors_file.read_header(self._read_at, size, self.where)
+                self.safetensors = safetensors_file.read_header(self._read_at, size, self.location)
         except FormatError:
             return  # reading the file gives the reason
 
@@ -57,7 +57,7 @@ class Candidate:
         return json_file.read_text(path) if path.is_file() else ""
 
     @property
-    def header(self) -> safetensors_file.Header | None:
+    def header(self) -> safetensors_file.SafetensorsHeader | None:
         """The checked header of a safetensors file; None for any other path, and for a malformed file."""
         return self._headers.safetensors if self._headers else None
 

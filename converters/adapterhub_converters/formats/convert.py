@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters import collector
-from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, factored_out, refuse_tuned
-from adapterhub_converters.adapter_files import ADAPTER_JSON, adapter_in, is_pickle_name, whole_model
+from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, with_factored_as_pairs, refuse_tuned
+from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter, is_pickle_name, whole_model_error
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import (
@@ -28,15 +28,15 @@ from adapterhub_converters.errors import (
     NotUnderstoodError,
     ParameterError,
     RefusedError,
-    refused,
+    refused_error,
 )
 
 from . import FORMATS, PACKAGES, Format, base_weights, find, gguf, in_order, lossy, names, ollama, peft, pickles, placed, unread
 from .candidate import Candidate
 from .image import pipeline
-from .lossy import Allowed
+from .lossy import LossAllowance
 
-NOTHING = Allowed()
+NO_LOSSES = LossAllowance()
 
 
 def sniff(path: Path | Candidate) -> str:
@@ -58,7 +58,7 @@ def sniff(path: Path | Candidate) -> str:
     _refuse_distributed(path)
     pickles.refuse(path)
     if candidate.is_whole_model:
-        raise whole_model(path)
+        raise whole_model_error(path)
     problem = "not an adapter of a known format"
     if (path / peft.CONFIG).is_file():
         json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
@@ -70,7 +70,7 @@ def sniff(path: Path | Candidate) -> str:
         json_file.read_text(path / peft.CONFIG)  # refuses a pipe, a folder, and a link to nothing by name
     if path.is_dir():
         problem = f"no adapter in this folder: PEFT and MLX adapters have an {peft.CONFIG}"
-        hint = peft.nested(path) or "Name the folder or the file of an adapter"
+        hint = peft.nested_adapter_hint(path) or "Name the folder or the file of an adapter"
         raise NotFoundError(str(path), problem, hint, code="no-adapter")
     raise FormatError(
         str(path), problem, "Name the folder, the .safetensors or the .gguf file of an adapter", code="no-adapter"
@@ -95,7 +95,7 @@ def _refuse_distributed(path: Path) -> None:
 def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
     """Return the adapter at `path`, in any format; with `mapped`, tensors of a PEFT folder may be views of its files."""
     pickles.refuse(path)
-    path = adapter_in(path)
+    path = resolve_adapter(path)
     candidate = Candidate(path)
     format_name = sniff(candidate)
     # Only PEFT's reader can map files instead of loading them.
@@ -120,7 +120,7 @@ def read_unordered(path: Path, *, base: BaseSpec | None = None) -> tuple[Adapter
     try:
         return read(path, base=base), True
     except RefusedError as error:
-        path = adapter_in(path)
+        path = resolve_adapter(path)
         if error.code != "base-required" or sniff(path) != "gguf":
             raise
         return gguf.read(path, ordered=False), False
@@ -132,7 +132,7 @@ def convert(
     *,
     to: str,
     base: BaseSpec | None = None,
-    allowed: Allowed = NOTHING,
+    allowed: LossAllowance = NO_LOSSES,
     alpha: float | None = None,
     rslora: bool = False,
     unsafe_pickle: bool = False,
@@ -171,7 +171,7 @@ def convert(
         base_name, name = ollama.check(model), ollama.adapter_name(dst)
         base = base or base_from_manifest(src)
         # The GGUF and the Modelfile appear together or not at all.
-        with atomic.whole(dst, replace=replace) as folder:
+        with atomic.pending_output(dst, replace=replace) as folder:
             report = convert(
                 src, folder / name, to=PACKAGES[to], base=base, allowed=allowed, alpha=alpha, rslora=rslora,
                 unsafe_pickle=unsafe_pickle, dtype=dtype,
@@ -194,7 +194,7 @@ def convert(
     with _open_source(src, base, unsafe_pickle=unsafe_pickle) as source:
         source_format = find(sniff(source))
         read_source = functools.partial(_read, source_format, base=base, alpha=alpha, rslora=rslora)
-        with atomic.whole(dst, folder=row.folder, replace=replace) as temporary:
+        with atomic.pending_output(dst, folder=row.folder, replace=replace) as temporary:
             # Same format: copy the bytes, which are valid already, instead of writing them anew.
             if source_format == row and dtype == "source":
                 return _check_and_copy(row, source.path, temporary, read_source, base)
@@ -204,14 +204,14 @@ def convert(
             options = {"dtype": dtype} if len(row.dtypes) > 1 else {}
 
             def write(adapter_to_write: Adapter, path: Path) -> LossReport:
-                adapter_to_write = pipeline.one_model(adapter_to_write) if row.deltas == "all" else adapter_to_write
+                adapter_to_write = pipeline.single_model(adapter_to_write) if row.deltas == "all" else adapter_to_write
                 return row.write(adapter_to_write, path, base=base, **options)
 
             if row.deltas != "pairs":
                 return _write_with_losses(write, adapter, temporary, base, allowed)
             settled = _without_base_dependence(adapter, base)
             return _with_rounding_notes(
-                adapter, _write_with_losses(write, factored_out(settled), temporary, base, allowed), settled
+                adapter, _write_with_losses(write, with_factored_as_pairs(settled), temporary, base, allowed), settled
             )
 
 
@@ -220,16 +220,16 @@ def _open_source(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> It
     """Yield `src` or, if it is a pickle that may be loaded, the tensors in it."""
     candidate = Candidate(src)
     # A file with a valid header is not a pickle, and need not be opened again to find out.
-    pickle = pickles.found(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
+    pickle = pickles.pickle_in(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
     if pickle is None or not unsafe_pickle:
         if pickle is not None:
             pickles.refuse(src)
-        path = adapter_in(src)
+        path = resolve_adapter(src)
         yield candidate if path == src else Candidate(path)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
-            yield Candidate(_converted_pickle_path(pickles.converted(pickle, Path(folder)), pickle))
+            yield Candidate(_converted_pickle_path(pickles.convert_pickle(pickle, Path(folder)), pickle))
         except AdapterhubError as error:
             error.where = error.where.replace(folder, str(pickle.parent))  # nobody knows the temporary name
             raise
@@ -257,7 +257,7 @@ def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None
         raise ParameterError("rslora", f"{path} is in {row.name}, which {scale}", "Leave it out")
     options: dict[str, Any] = {"mapped": True} if row.name == "peft" else {}
     options |= {"alpha": alpha} if row.alpha else {}
-    with collector.paused():
+    with collector.pause_gc():
         return row.read(path, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
 
 
@@ -277,7 +277,7 @@ def _check_and_copy(
             # The copy is in a temporary place; users know only the source.
             error.where = error.where.replace(str(dst), str(src))
             raise
-    newer = peft.brought_forward(adapter, base) if row.name == "peft" else adapter
+    newer = peft.upgrade_layout(adapter, base) if row.name == "peft" else adapter
     if newer is not adapter:
         return _rewrite(row, newer, dst, base)
     return LossReport(tuple(TensorLoss(name, Loss.EXACT) for name, _ in adapter.tensors()), adapter.notes)
@@ -302,8 +302,8 @@ def _with_base_names(adapter: Adapter, row: Format, base: BaseSpec | None, locat
     For PEFT, targets are renamed to what the modules are called in memory.
     """
     if row.name == "gguf":  # whose writer compares shapes as well
-        return peft.stacked(adapter, base) if _has_stacked_experts_only(base) else adapter
-    renamed = placed.checked(adapter, base, location)
+        return peft.stack_experts(adapter, base) if _has_stacked_experts_only(base) else adapter
+    renamed = placed.match_targets(adapter, base, location)
     is_peft = adapter.source is not None and adapter.source.format == "peft"
     return renamed if row.deltas == "all" and not is_peft else adapter
 
@@ -311,14 +311,14 @@ def _with_base_names(adapter: Adapter, row: Format, base: BaseSpec | None, locat
 def _has_stacked_experts_only(base: BaseSpec | None) -> bool:
     """Return whether the base's architecture has its experts in stacks only, even in its checkpoints."""
     with contextlib.suppress(RefusedError):
-        return base is not None and (architecture := base.mapped()).experts is not None and not architecture.listed
+        return base is not None and (architecture := base.llama_cpp_architecture()).experts is not None and not architecture.lists_experts
     return False
 
 
 Write = Callable[[Adapter, Path], LossReport]
 
 
-def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: Allowed) -> LossReport:
+def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpec | None, allowed: LossAllowance) -> LossReport:
     """Write the adapter; approximate or drop what is refused, as far as allowed, and write the remainder again."""
     try:
         return write(adapter, path)
@@ -326,7 +326,7 @@ def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpe
         refusal = error
     # A writer that stops at its first problem has no list of items.
     items = refusal.items or (f"{refusal.where}: {refusal.what}",)
-    reduced = lossy.reduced(adapter, items, allowed, base)
+    reduced = lossy.reduce_adapter(adapter, items, allowed, base)
     try:
         report = write(reduced.adapter, path) if reduced.losses else None
     except RefusedError as error:
@@ -338,7 +338,7 @@ def _write_with_losses(write: Write, adapter: Adapter, path: Path, base: BaseSpe
             hint, code, fields = lossy.hint(reduced.options), "loss-not-allowed", {"options": reduced.options}
         # Reasons for the refusal come first; a failed approximation adds its own.
         if reasons := [*dict.fromkeys([*refusal.items, *reduced.failed])]:
-            raise refused(refusal.where, reasons, hint, code=code, **fields)
+            raise refused_error(refusal.where, reasons, hint, code=code, **fields)
         raise RefusedError(refusal.where, refusal.what, hint, (), code=code, **fields)
     replaced_names = {line.name for line in reduced.losses}
     losses = [*(line for line in report.losses if line.name not in replaced_names), *reduced.losses]
@@ -386,7 +386,7 @@ def base_from_manifest(src: Path) -> BaseSpec | None:
     config = base["config"]
     repo, revision = (value if isinstance(value := base.get(key), str) else None for key in ("repo", "revision"))
     return BaseSpec(
-        where=str(path),
+        source=str(path),
         kind="manifest",
         architecture=base["architecture"],
         model_type=str(base.get("model_type") or ""),

@@ -62,7 +62,7 @@ def plan(numbers: Mapping[str, float], dtype: np.dtype, quantity: str) -> Plan |
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Folded:
+class FoldedFactor:
     """`lora_B` times a factor, with what is lost by the multiplication.
 
     Attributes:
@@ -77,33 +77,33 @@ class Folded:
     ulps: np.ndarray | None = None
 
 
-def folded(name: str, lora_B: np.ndarray, factor: float) -> Folded:
+def fold(name: str, lora_B: np.ndarray, factor: float) -> FoldedFactor:
     """Return `factor * lora_B`, in its own dtype if that is exact, else in float32; `name` is used in the report."""
     if factor == 1.0:
-        return Folded(lora_B, TensorLoss(name, Loss.EXACT))
+        return FoldedFactor(lora_B, TensorLoss(name, Loss.EXACT))
     source_dtype = lora_B.dtype
     # A mantissa of one half marks a power of two.
     for dtype in (source_dtype, dtypes.F32) if math.frexp(factor)[0] in (0.5, -0.5) else (dtypes.F32,):
         result = _scale(lora_B, factor, dtype)
-        restored = unfolded(result, factor, source_dtype)
+        restored = unfold(result, factor, source_dtype)
         if restored.tobytes() == lora_B.tobytes():
-            return Folded(result, TensorLoss(name, Loss.EXACT, f"times {factor:.9g}, recoverable bit for bit"))
+            return FoldedFactor(result, TensorLoss(name, Loss.EXACT, f"times {factor:.9g}, recoverable bit for bit"))
     if not np.isfinite(result).all():
         raise RefusedError(name, f"times {factor:.9g} does not fit into float32")
     note = f"times {factor:.9g} in float32, each element within 2^-24 of itself"
     # `source_config` stores a correction of at most one place, in two bits.
     if source_dtype != dtypes.F32 or np.abs(ulps := _float_bits(lora_B).astype(np.int64) - _float_bits(restored)).max() > 1:
-        return Folded(result, TensorLoss(name, Loss.ROUNDED, note, 2.0**-24))
-    return Folded(result, TensorLoss(name, Loss.EXACT, f"{note}, recoverable bit for bit"), ulps.astype(np.int8))
+        return FoldedFactor(result, TensorLoss(name, Loss.ROUNDED, note, 2.0**-24))
+    return FoldedFactor(result, TensorLoss(name, Loss.EXACT, f"{note}, recoverable bit for bit"), ulps.astype(np.int8))
 
 
-def unfolded(array: np.ndarray, factor: float, dtype: np.dtype, ulps: np.ndarray | None = None) -> np.ndarray:
+def unfold(array: np.ndarray, factor: float, dtype: np.dtype, ulps: np.ndarray | None = None) -> np.ndarray:
     """Return the inverse of `fold`, in the source's dtype."""
     result = _scale(array, 1.0, dtype, divisor=factor)
     return result if ulps is None else (_float_bits(result) + ulps).view(dtypes.F32)
 
 
-def padded(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
+def pad(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
     """Return `array` padded with zeros to `rank` along `axis`; `array` itself, possibly a view, if it has that size."""
     missing = rank - array.shape[axis]
     if not missing:
@@ -113,7 +113,7 @@ def padded(array: np.ndarray, rank: int, axis: int) -> np.ndarray:
     return np.concatenate([array, np.zeros(shape, array.dtype)], axis)
 
 
-def padded_line(line: TensorLoss, rank: int) -> TensorLoss:
+def padded_loss(line: TensorLoss, rank: int) -> TensorLoss:
     """Return the report's line of a tensor that was also padded."""
     note = f"padded with zeros to rank {rank}, recoverable bit for bit" + (f"; {line.note}" if line.note else "")
     return TensorLoss(line.name, max(line.loss, Loss.REWRITTEN), note, line.error)

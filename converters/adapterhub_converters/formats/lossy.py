@@ -19,7 +19,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, LowRankEmbedding, Rows, TensorLoss, unmeasured
+from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, LowRankEmbedding, Rows, TensorLoss, targets_without_magnitude
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
@@ -33,7 +33,7 @@ _OVERSAMPLING, _ITERATIONS = 16, 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Allowed:
+class LossAllowance:
     """The losses that a conversion may cause.
 
     Attributes:
@@ -76,7 +76,7 @@ def hint(options: Sequence[str]) -> str:
     return f"{text[0].upper()}{text[1:]} would help"
 
 
-def reduced(adapter: Adapter, items: Sequence[str], allowed: Allowed, base: BaseSpec | None) -> ReducedAdapter:
+def reduce_adapter(adapter: Adapter, items: Sequence[str], allowed: LossAllowance, base: BaseSpec | None) -> ReducedAdapter:
     """Return `adapter` without the parts that a writer refused.
 
     Args:
@@ -93,7 +93,7 @@ def reduced(adapter: Adapter, items: Sequence[str], allowed: Allowed, base: Base
 
 
 class _Reduction:
-    def __init__(self, adapter: Adapter, allowed: Allowed, base: BaseSpec | None, stack: ExitStack) -> None:
+    def __init__(self, adapter: Adapter, allowed: LossAllowance, base: BaseSpec | None, stack: ExitStack) -> None:
         self._adapter, self._allowed, self._base, self._stack = adapter, allowed, base, stack
         self._deltas, self._replaced, self._rows = dict(adapter.deltas), dict(adapter.replaced), dict(adapter.rows)
         self._copies, self._added = dict(adapter.copies), dict(adapter.added)
@@ -113,7 +113,7 @@ class _Reduction:
             added=self._added,
             source=None,
             # A module whose magnitude was dropped here is plain; one that came without a magnitude is not.
-            meta=meta if unmeasured(self._adapter) else dataclasses.replace(meta, dora=False),
+            meta=meta if targets_without_magnitude(self._adapter) else dataclasses.replace(meta, dora=False),
         )
         adapter = changed if self._losses else self._adapter
         return ReducedAdapter(adapter, tuple(self._losses), tuple(self._failed), tuple(self._options))

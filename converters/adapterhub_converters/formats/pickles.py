@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from adapterhub_converters.adapter_files import (
-    HEAD,
+    HEAD_SIZE,
     LITGPT_WEIGHTS,
     MLX_WEIGHTS,
     PEFT_WEIGHTS,
@@ -36,13 +36,13 @@ def is_pickle(path: Path) -> bool:
     """Return whether the file begins with the bytes of a pickle, or of the zip archive that torch puts around one."""
     try:
         with open_regular(path) as file:
-            head = file.read(HEAD)
+            head = file.read(HEAD_SIZE)
     except (OSError, RefusedError):
         return False
     return starts_like_pickle(head) and not starts_like_safetensors(head)
 
 
-def found(path: Path) -> Path | None:
+def pickle_in(path: Path) -> Path | None:
     """Return `path` if it is a pickle, or the pickle with the weights of the folder `path`; else None."""
     if path.is_file():
         return path if is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path)) else None
@@ -64,13 +64,13 @@ def _is_gguf(path: Path) -> bool:
 
 def refuse(path: Path) -> None:
     """Raise RefusedError if `path` is a pickle, or a folder whose weights are in one."""
-    pickle = found(path)
+    pickle = pickle_in(path)
     if pickle is not None:
         hint = "Save the adapter again with safe_serialization=True"
         raise RefusedError(str(pickle), "a pickle can run code when it is loaded", hint, code="pickle")
 
 
-def converted(pickle: Path, folder: Path) -> Path:
+def convert_pickle(pickle: Path, folder: Path) -> Path:
     """Convert the tensors of `pickle` into the empty `folder`.
 
     Returns:

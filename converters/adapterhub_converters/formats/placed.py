@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.bases import BaseSpec, canonical_names
-from adapterhub_converters.errors import refused
+from adapterhub_converters.errors import refused_error
 
 from .image import pipeline
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 _TEXT, _IN_MEMORY = "language_model.", "model.language_model."
 
 
-def checked(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
+def match_targets(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
     """Return the adapter with its targets renamed to what the base's modules are called in memory.
 
     Raises:
@@ -35,7 +35,7 @@ def checked(adapter: Adapter, base: BaseSpec | None, where: str) -> Adapter:
     tails = {_tail(module) for module in modules}
     if unknown := [t for t, name in renamed.items() if _tail(name) not in tails and not _may_be_absent(name, base, modules)]:
         reasons = [f"{target}: the base has no such module" for target in unknown]
-        raise refused(where, reasons, "Is this the model that the adapter was trained on?")
+        raise refused_error(location, reasons, "Is this the model that the adapter was trained on?")
     if all(target == name for target, name in renamed.items()):
         return adapter
     return dataclasses.replace(
@@ -59,11 +59,11 @@ def _base_modules(base: BaseSpec | None) -> set[str]:
     names |= {*base.tensors, *base.packed}  # parameters with experts have no name of their own for the weight
     for module_names in pipeline.modules_of(base).values():
         names |= set(module_names)
-    return names | {canonical_names.in_memory(name, base.model_type) for name in names}
+    return names | {canonical_names.name_in_memory(name, base.model_type) for name in names}
 
 
 def _in_memory(target: str, modules: Iterable[str], base: BaseSpec) -> str:
-    name = canonical_names.in_memory(target, base.model_type)
+    name = canonical_names.name_in_memory(target, base.model_type)
     if name == target and target not in modules and target.startswith(_TEXT):
         # mlx-lm's prefix, which neither the files nor the models of transformers have.
         name = _IN_MEMORY + target.removeprefix(_TEXT).removeprefix("model.")

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.adapter_files import adapter_in
+from adapterhub_converters.adapter_files import resolve_adapter
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
@@ -29,7 +29,7 @@ _FLUX = {"transformer_blocks.0.attn.to_out.0": (8, 8), "transformer_blocks.0.ff.
 _IMAGE_FORMATS = ("kohya", "diffusers")  # formats of adapters of image models
 
 
-def tried() -> list[Row]:
+def probe_formats() -> list[Row]:
     """Return a row for each format, tested with an adapter of a tiny Llama, or of FLUX.1 for formats of image models."""
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         return _Probe(Path(temporary)).rows()
@@ -75,7 +75,7 @@ class _Probe:
         is_writable = name in self._names
         path = self._write_sample(name) if is_writable else self._folder / name
         files = () if path is None else (f"{NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
-        reads = path is not None and _or_none_on_error(lambda: convert.read(adapter_in(path), base=_base(name))) is not None
+        reads = path is not None and _or_none_on_error(lambda: convert.read(resolve_adapter(path), base=_base(name))) is not None
         back = {
             target_format: self._round_trip(name, target_format)
             for target_format in self._names
@@ -98,8 +98,8 @@ class _Probe:
 
     def _round_trip(self, name: str, other_format: str) -> str:
         base, path = _base(name, other_format), self._write_sample(name, other_format)
-        converted = None if path is None else _or_none_on_error(lambda: self._convert(adapter_in(path), other_format, base))
-        restored = None if converted is None else _or_none_on_error(lambda: self._convert(adapter_in(converted), name, base))
+        converted = None if path is None else _or_none_on_error(lambda: self._convert(resolve_adapter(path), other_format, base))
+        restored = None if converted is None else _or_none_on_error(lambda: self._convert(resolve_adapter(converted), name, base))
         if path is None or restored is None:
             return NO
         # Equal bytes are the stronger result; equal products of the factors are the weaker one.
@@ -125,7 +125,7 @@ def _contents(path: Path) -> dict[str, bytes]:
 
 
 def _computes_same(first_path: Path, second_path: Path, base: BaseSpec) -> bool:
-    first, second = (convert.read(adapter_in(path), base=base) for path in (first_path, second_path))
+    first, second = (convert.read(resolve_adapter(path), base=base) for path in (first_path, second_path))
     return {t: _dense(d) for t, d in first.deltas.items()} == {t: _dense(d) for t, d in second.deltas.items()}
 
 

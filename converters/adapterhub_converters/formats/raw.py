@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Loss, LossReport, TensorLoss, factored_out
+from adapterhub_converters.adapter import Adapter, Loss, LossReport, TensorLoss, with_factored_as_pairs
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
@@ -68,13 +68,13 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
             problem = "its config records the alpha, and whether it is rsLoRA"
             raise RefusedError(location, problem, "Leave out alpha and rslora", code="alpha-recorded")
         return peft.parse(
-            config_text, _with_saved_keys(tensors, location)[0], _source_metadata(metadata, location), where=location, base=base
+            config_text, _with_saved_keys(tensors, location)[0], _source_metadata(metadata, location), location=location, base=base
         )
     if alpha is None:
         return _read_with_rank_as_alpha(tensors, location)
     state, notes = _with_saved_keys(tensors, location)
     config = {"peft_type": "LORA", "lora_alpha": alpha, "use_rslora": rslora}
-    adapter = peft.parse(json.dumps(config), state, {}, where=location)
+    adapter = peft.parse(json.dumps(config), state, {}, location=location)
     note = f"alpha {alpha:g}{' with rsLoRA' if rslora else ''} for all modules, as given"
     return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, note))
 
@@ -92,7 +92,7 @@ def _read_with_rank_as_alpha(tensors: Mapping[str, np.ndarray], location: str) -
     ranks = {key.removeprefix(_PREFIX).removesuffix(_LORA_A): len(a) for key, a in state.items() if key.endswith(_LORA_A)}
     patterns = {escape(target): rank for target, rank in ranks.items()}
     config = {"peft_type": "LORA", "rank_pattern": patterns, "alpha_pattern": patterns}
-    adapter = peft.parse(json.dumps(config), state, {}, where=location)
+    adapter = peft.parse(json.dumps(config), state, {}, location=location)
     # The adapter gets no source: this config was made up here, and must not be written back as the file's own.
     note = "alpha is the rank, as always in files that ai-toolkit saves"
     return Adapter(adapter.deltas, adapter.replaced, adapter.rows, adapter.meta, None, (*adapter.notes, *notes, note))
@@ -138,7 +138,7 @@ def _source_metadata(metadata: dict[str, str], location: str) -> dict[str, str]:
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`: the tensors of a PEFT file, with its config in the header."""
     source = adapter.source if adapter.source and adapter.source.format == "peft" else None
-    written = adapter if source else factored_out(adapter)
+    written = adapter if source else with_factored_as_pairs(adapter)
     names = source.names if source else {}
     config = source.config if source else peft.config_text(written)
     tensors = {names.get(name, name): tensor for name, tensor in peft.state_dict(written).items()}

@@ -27,7 +27,7 @@ from adapterhub_converters.containers.safetensors_file import byte_view, release
 from adapterhub_converters.errors import FormatError
 
 from . import peft
-from .file_alpha import unfolded
+from .file_alpha import unfold
 from .peft import experts
 
 _KEY = "adapterhub.source"
@@ -96,7 +96,7 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
 def _deviations(adapter: Adapter, source: Source | None) -> dict[str, str]:
     """Return where a PEFT file deviates from what peft writes now: tensor names, and stacks with swapped factors."""
     stacks = {target: delta for target, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)}
-    swapped = source.turned if source else [target for target, delta in stacks.items() if experts.written_turned(target, delta)]
+    swapped = source.turned if source else [target for target, delta in stacks.items() if experts.is_written_swapped(target, delta)]
     return {
         **({f"{_KEY}.names": json.dumps(dict(sorted(source.names.items())))} if source and source.names else {}),
         **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(swapped), True))} if stacks else {}),
@@ -148,23 +148,23 @@ def payload_digest(tensors: Mapping[str, np.ndarray], *facts: str) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def is_there(metadata: Mapping[str, Any]) -> bool:
+def has_source_config(metadata: Mapping[str, Any]) -> bool:
     """Return whether a file contains a source's config."""
     return PAYLOAD in metadata
 
 
-def belongs(metadata: Mapping[str, Any], digest: str) -> bool:
+def matches_payload(metadata: Mapping[str, Any], digest: str) -> bool:
     """Return whether the source's config in a file belongs to the payload with this digest."""
     payload = metadata.get(PAYLOAD)
     return isinstance(payload, str) and payload == digest
 
 
-AGAIN = "Convert the adapter from its source again"
+CONVERT_AGAIN = "Convert the adapter from its source again"
 """The hint for a source's config that contradicts the file that it is in."""
 IGNORED = "the tensors or their scale have changed since the conversion, so the source's config in the file was ignored"
 
 
-def lines_of(metadata: Mapping[str, Any], location: str) -> list[Line]:
+def parse_lines(metadata: Mapping[str, Any], location: str) -> list[Line]:
     """Return the record of how each pair of the file was written; FormatError if it is malformed."""
     text = _required_text(metadata, "tensors", location)
     # `parse_object` accepts nothing but an object, so the list is wrapped in one.
@@ -181,7 +181,7 @@ def lines_of(metadata: Mapping[str, Any], location: str) -> list[Line]:
             case _:
                 raise _malformed_line(row, location)
     if len({line.target for line in lines}) < len(lines):
-        raise FormatError(location, f"{_KEY}.tensors has a module in two lines", AGAIN)
+        raise FormatError(location, f"{_KEY}.tensors has a module in two lines", CONVERT_AGAIN)
     return lines
 
 
@@ -223,7 +223,7 @@ Pair = Callable[[Line], tuple[np.ndarray, np.ndarray]]
 """A line to its canonical `lora_A`, and its `lora_B` that is still multiplied by the factor."""
 
 
-def restored(
+def restore_adapter(
     metadata: Mapping[str, Any], lines: Sequence[Line], pair: Pair, scale: Callable[[int], float], location: str
 ) -> Adapter:
     """Return the source's adapter.
@@ -259,7 +259,7 @@ def restored(
     state = {str(file_names.get(name, name)): tensor for name, tensor in peft_tensors.items()}
     if len(state) < len(peft_tensors):
         raise FormatError(location, "the source's config gives two tensors one name")
-    adapter = peft.parse(text, state, header, where=location, turned=frozenset(swapped))
+    adapter = peft.parse(text, state, header, location=location, swapped_stacks=frozenset(swapped))
     if set(adapter.deltas) != set(deltas):
         raise FormatError(location, "the source's config gives the tensors other names")
     for line in lines:
@@ -294,9 +294,9 @@ def _recovered_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, locati
         return lora_B
     if ulps is not None and line.dtype != "F32":
         raise FormatError(
-            location, f"{line.target}: {_KEY}.ulps are for a source in F32, but its source was {line.dtype}", AGAIN
+            location, f"{line.target}: {_KEY}.ulps are for a source in F32, but its source was {line.dtype}", CONVERT_AGAIN
         )
-    return unfolded(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
+    return unfold(lora_B, line.factor, dtypes.NUMPY[line.dtype], ulps)
 
 
 def _optional_map(metadata: Mapping[str, Any], key: str, location: str) -> dict[str, Any]:

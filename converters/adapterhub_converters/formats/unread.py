@@ -29,7 +29,7 @@ _LARGEST_CLAIM = 1 << 20  # a rank or an alpha beyond it is no claim worth repea
 
 
 @dataclass(frozen=True)
-class Unread:
+class AdapterClaims:
     """The properties that an adapter claims to have.
 
     Attributes:
@@ -79,7 +79,7 @@ def is_foreign(path: Path) -> bool:
     return bool(names) and not any(mark in name for name in names for mark in ("lora", "hada_", "lokr_", "vera_"))
 
 
-def read(path: Path, error: NotUnderstoodError) -> Unread:
+def read(path: Path, error: NotUnderstoodError) -> AdapterClaims:
     """Describe the adapter at `path`, which readers reject with `error`, from its headers and its config.
 
     Raises:
@@ -94,7 +94,7 @@ def read(path: Path, error: NotUnderstoodError) -> Unread:
         claims = _config_claims(path, kinds)
         if claims["format"] in ("kohya", "diffusers"):
             claims["meta"] = _header_meta(files[0], claims["meta"])
-    return Unread(
+    return AdapterClaims(
         reason=error.what,
         dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
         parameters=sum(math.prod(kind.shape) for kind in kinds.values()),
@@ -139,7 +139,7 @@ def _header_meta(file: Path, meta: Meta) -> Meta:
     from .image import origin  # late: few adapters are not understood
 
     with SafetensorsFile(file) as opened:
-        return origin.described(meta, opened.header.metadata, "", ())
+        return origin.describe(meta, opened.header.metadata, "", ())
 
 
 def _gguf_claims(file: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_300_000_bad_tensors_are_ten_lines() -> None:
 
 def test_items_that_were_only_counted_are_counted() -> None:
     items = [Item("error[nan]", f"layers.{n}", "has a NaN", "Train again", "w") for n in range(3)]
-    assert list(lines(items, None, others={"error[nan]": 299_997})) == [
+    assert list(lines(items, None, hidden={"error[nan]": 299_997})) == [
         "error[nan] w: layers.0, layers.1, layers.2: has a NaN",
         "    … and 299,997 more error[nan] (--json has all)",
         "    hint: Train again",

@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.hub import commits
 from adapterhub.hub.hf import writing
-from adapterhub.hub.hf.answers import AnswerError
+from adapterhub.hub.hf.answers import ResponseError
 from adapterhub.hub.storage.opening import open_database
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import oci_manifest
@@ -78,10 +78,10 @@ def test_a_commit_on_another_parent_is_refused(hf: Any, repo: str, adapter: Call
 def test_a_branch_that_another_process_moved_meanwhile_is_not_moved_back(hub: Running, hf: Any, repo: str) -> None:
     with hub.registry() as registry, closing(open_database(hub.settings)) as database:
         worker = Worker(registry, Repositories(registry), {}, {}, database)
-        seen = commits.view(worker, repo)
+        seen = commits.find_view(worker, repo)
         made = hf.upload_file(path_or_fileobj=b"# One\n", path_in_repo="README.md", repo_id=repo)
-        with pytest.raises(AnswerError, match="team/sql@main has moved meanwhile: commit again"):
-            writing._keep(worker, seen, "main", CommitRecord({}))
+        with pytest.raises(ResponseError, match="team/sql@main has moved meanwhile: commit again"):
+            writing._record_commit(worker, seen, "main", CommitRecord({}))
     assert hf.model_info(repo).sha == made.oid
 
 

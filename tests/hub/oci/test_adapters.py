@@ -44,7 +44,7 @@ def whole(registry: Registry, folder: Path) -> oci_manifest.Manifest:
     from adapterhub.manifest import describe
 
     data = {layer.path: (folder / layer.path).read_bytes() for layer in made.layers if layer.path != "adapter.json"}
-    _, data["adapter.json"] = describe.settle(folder, {path: (digest_of(raw), len(raw)) for path, raw in data.items()})
+    _, data["adapter.json"] = describe.finalize(folder, {path: (digest_of(raw), len(raw)) for path, raw in data.items()})
     for raw in (*data.values(), made.config_bytes):
         registry.put_blob(raw)
     return made
@@ -241,7 +241,7 @@ def test_images_are_not_moved_to_a_namespace_for_adapters_and_what_is_about_an_a
     hub: Running, registry: Registry, adapter: Callable[..., Path]
 ) -> None:
     with closing(HubDatabase(hub.folder)) as database:
-        accounts.settle(database, Namespace("adapters", adapters_only=True))
+        accounts.set_namespace(database, Namespace("adapters", adapters_only=True))
     pictures = Registry(hub.url, hub.token, "free/picture")
 
     def moved(old: str, new: str) -> Answer:

@@ -15,10 +15,10 @@ import pytest
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.repositories import commit_id
-from adapterhub.remotes.copy import copy
+from adapterhub.remotes.copy import copy_version
 from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.repository import OciRepository
 from tests.conftest import Run
 from tests.hub.conftest import Running
 from tests.hub.oci.conftest import Peer
@@ -147,9 +147,9 @@ def test_writers_at_once_get_a_number_each(host: str, hub: Running, adapter: Cal
     folders = [adapter(seed) for seed in seeds]
 
     def push(folder: Path) -> tuple[int | None, str]:
-        with Oci(Address.parse(f"oci+http://{host}/team/sql"), config) as remote:
-            copied = copy(AdapterFolder(folder), "latest", remote, folder.name)
-        return copied.put.number, copied.manifest.digest
+        with OciRepository(OciAddress.parse(f"oci+http://{host}/team/sql"), config) as remote:
+            copied = copy_version(AdapterFolder(folder), "latest", remote, folder.name)
+        return copied.put_result.number, copied.manifest.digest
 
     with ThreadPoolExecutor(len(folders)) as pool:
         pushed = list(pool.map(push, folders))

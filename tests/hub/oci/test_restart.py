@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.oci.address import Address
-from adapterhub.remotes.oci.repository import Oci
+from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.oci.repository import OciRepository
 from adapterhub_converters.errors import RemoteError
 from tests.hub.killing import Killable, killable_hub
 from tests.hub.oci.conftest import Registry, digest_of
@@ -89,15 +89,15 @@ def test_our_own_client_goes_on_in_the_next_run(hub: tuple[Killable, str], tmp_p
     source: Any = Deadly(process)
     with contextlib.ExitStack() as stack:
 
-        def remote() -> Oci:
-            address = Address.parse(process.url.replace("http", "oci+http") + "/team/other")
+        def remote() -> OciRepository:
+            address = OciAddress.parse(process.url.replace("http", "oci+http") + "/team/other")
             return stack.enter_context(
-                Oci(address, config, pauses=(), piece=1 << 20, largest=1 << 20, uploads=tmp_path / "uploads")
+                OciRepository(address, config, pauses=(), piece=1 << 20, largest=1 << 20, uploads=tmp_path / "uploads")
             )
 
         with pytest.raises(RemoteError):
             remote().put_blob(blob, source)
         process.start()
         assert 0 < remote().put_blob(blob, source) <= len(DATA) // 2
-        assert remote().has(blob)
+        assert remote().has_blob(blob)
     assert Registry(process.url, token).ask("GET", f"blobs/{blob.digest}").body == DATA

@@ -75,7 +75,7 @@ def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_pat
         token = tokens.create(database, "ada", "admin", kind=tokens.PERSONAL)
         accounts.remove(database, "ada")
         assert tokens.identify(database, token) is None
-        assert accounts.listed(database) == []
+        assert accounts.list_accounts(database) == []
         with pytest.raises(NotFoundError, match="ada: no account with this name"):
             accounts.set_member(database, "team", "ada", "read")
         with pytest.raises(NotFoundError, match="ada in team: no such member") as gone:
@@ -83,7 +83,7 @@ def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_pat
         assert gone.value.code == "no-such-account"
         accounts.add(database, "ada")
         assert tokens.identify(database, token) is None
-        assert [(one.name, one.roles) for one in accounts.listed(database)] == [("ada", {})]
+        assert [(one.name, one.roles) for one in accounts.list_accounts(database)] == [("ada", {})]
         with pytest.raises(ConflictError):
             accounts.add(database, "ada")
 
@@ -103,7 +103,7 @@ def test_a_namespace_is_read_by_whom_it_is_for(
 ) -> None:
     hf.create_repo("team/sql")
     with closing(HubDatabase(hub.folder)) as database:
-        accounts.settle(database, Namespace("team", readers))
+        accounts.set_namespace(database, Namespace("team", readers))
     seen = {
         "nobody": as_whom(hub, "").repo_exists("team/sql", token=False),
         "stranger": as_whom(hub, person(hub, "eve")).repo_exists("team/sql"),
@@ -115,7 +115,7 @@ def test_a_namespace_is_read_by_whom_it_is_for(
 def test_a_namespace_is_for_no_other_readers(tmp_path: Path) -> None:
     says = "readers: 'all' is not one of anyone, accounts, members"
     with closing(HubDatabase(tmp_path)) as database, pytest.raises(UsageError, match=says):
-        accounts.settle(database, Namespace("team", "all"))
+        accounts.set_namespace(database, Namespace("team", "all"))
 
 
 def test_a_private_adapter_is_seen_by_members_only(hub: Running, hf: Any) -> None:
@@ -146,8 +146,8 @@ def test_a_namespace_of_before_takes_any_artifact(tmp_path: Path, monkeypatch: p
         with closing(HubDatabase(tmp_path)) as database:
             database.execute("INSERT INTO namespaces VALUES ('team', 'members', 5, NULL)")
     with closing(HubDatabase(tmp_path)) as database:
-        assert accounts.namespace(database, "team") == Namespace("team", "members", 5)
-        accounts.settle(database, Namespace("team", adapters_only=True))
+        assert accounts.namespace_settings(database, "team") == Namespace("team", "members", 5)
+        accounts.set_namespace(database, Namespace("team", adapters_only=True))
         assert accounts.namespaces(database) == [Namespace("team", adapters_only=True)]
 
 

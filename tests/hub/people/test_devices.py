@@ -141,7 +141,7 @@ def test_who_asks_too_often_is_told_to_slow_down(hub: Running) -> None:
 
 
 def test_logins_that_wait_are_bounded(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_MOST", 2)
+    monkeypatch.setattr(devices, "_MAX_PENDING", 2)
     answers = [post(hub, "/oauth/device", client_id="x") for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 400]
     large = post(hub, "/oauth/device", client_id="x" * (16 << 10))
@@ -210,7 +210,7 @@ def test_adapterhub_logs_in_by_a_code_then_pushes_and_pulls(
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(device, "INTERVAL", 1)
+    monkeypatch.setattr(device, "POLL_INTERVAL", 1)
     address = hub.url.replace("http://", "hub+http://")
     login = subprocess.Popen(
         [sys.executable, "-m", "adapterhub", "login", address],

@@ -94,7 +94,7 @@ def admit(database: HubDatabase, issuer: Issuer, role: str = "", namespace: str 
 
 
 def roles(database: HubDatabase) -> dict[str, dict[str, str]]:
-    return {one.name: dict(one.roles) for one in accounts.listed(database) if one.name != "alice"}
+    return {one.name: dict(one.roles) for one in accounts.list_accounts(database) if one.name != "alice"}
 
 
 # ---- who is admitted
@@ -237,7 +237,7 @@ def test_an_identity_keeps_its_account_whatever_its_name_becomes(hub: Running, i
         lambda hub, database: accounts.add(database, "ada"),
         lambda hub, database: (accounts.add(database, "ada"), accounts.remove(database, "ada")),
         lambda hub, database: hub.make_token("ci", "write", namespaces=["ada"]),
-        lambda hub, database: accounts.settle(database, Namespace("ada", "members")),
+        lambda hub, database: accounts.set_namespace(database, Namespace("ada", "members")),
         lambda hub, database: (accounts.add(database, "bob"), accounts.set_member(database, "ada", "bob", "admin")),
         lambda hub, database: admissions.add(database, "https://x.example", {"groups": "x"}, namespace="ada", role="write"),
     ],
@@ -326,10 +326,10 @@ def test_a_removed_account_stays_out_until_the_operator_adds_it_again(
 def test_signing_out_ends_the_session_and_its_token(hub: Running, issuer: Issuer, database: HubDatabase) -> None:
     admit(database, issuer)
     visitor = session(hub, sign_in(hub, issuer))
-    assert [one.kind for one in tokens.listed(database) if one.account == "ada"] == ["browser"]
+    assert [one.kind for one in tokens.list_tokens(database) if one.account == "ada"] == ["browser"]
     visitor.post("/-/sign-out", {"csrf": visitor.csrf()})
     assert "/ada" not in visitor.get("/").html.values("a", "href")
-    assert [one for one in tokens.listed(database) if one.account == "ada"] == []
+    assert [one for one in tokens.list_tokens(database) if one.account == "ada"] == []
 
 
 def test_who_signed_in_elsewhere_approves_the_login_of_a_device(hub: Running, issuer: Issuer, database: HubDatabase) -> None:

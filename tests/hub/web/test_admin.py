@@ -28,7 +28,7 @@ def test_an_admin_settles_which_artifacts_a_namespace_takes(hub: Running, visito
     push("team/sql")
     admin = visitor.signed_in(hub.make_token("root", "admin"))
     with closing(HubDatabase(hub.folder)) as database:
-        accounts.settle(database, Namespace("team", "members", 50_000_000, 20))
+        accounts.set_namespace(database, Namespace("team", "members", 50_000_000, 20))
         for only in (True, False):
             page = admin.get("/-/admin").html
             (form,) = [attrs for tag, attrs in page.elements if tag == "form" and attrs.get("action") == "/-/admin/settle"]
@@ -40,7 +40,7 @@ def test_an_admin_settles_which_artifacts_a_namespace_takes(hub: Running, visito
             fields = {"csrf": admin.csrf(), "namespace": str(namespace), "artifacts": str(artifacts)}
             assert admin.post("/-/admin/settle", {**fields, "csrf": ""}).status == 403
             assert admin.post("/-/admin/settle", fields).status == 303
-            assert accounts.namespace(database, "team") == Namespace("team", "members", 50_000_000, 20, only)
+            assert accounts.namespace_settings(database, "team") == Namespace("team", "members", 50_000_000, 20, only)
         assert [one.name for one in audit.events(database) if one.action == "web.settle"] == ["team", "team"]
 
 
@@ -69,7 +69,7 @@ def test_an_admin_sees_tokens_by_their_first_characters_and_revokes_them(hub: Ru
     assert hub.token[:8] in page.text
     assert hub.token not in page.body.decode()
     with closing(HubDatabase(hub.folder)) as database:
-        (mine,) = [token.id for token in tokens.listed(database) if token.account == "alice"]
+        (mine,) = [token.id for token in tokens.list_tokens(database) if token.account == "alice"]
         fields = {"csrf": admin.csrf(), "token": str(mine)}
         assert admin.post("/-/admin/revoke", {**fields, "csrf": ""}).status == 403
         assert admin.post("/-/admin/revoke", fields).status == 303
@@ -95,7 +95,7 @@ def test_the_administration_has_roles_quotas_and_the_audit_log(hub: Running, vis
     with closing(HubDatabase(hub.folder)) as database:
         accounts.add(database, "ada")
         accounts.set_member(database, "team", "ada", "write")
-        accounts.settle(database, Namespace("team", "members", 50_000_000, 20))
+        accounts.set_namespace(database, Namespace("team", "members", 50_000_000, 20))
     admin = visitor.signed_in(hub.make_token("root", "admin"))
     page = admin.get("/-/admin")
     for text in ("team: write", "50.0 MB 20 files", "members", "web.sign_in", "127.0.0.1"):

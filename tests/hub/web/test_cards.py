@@ -18,7 +18,7 @@ PIECES = ["<script>", "[a](", "![b](", "javascript:", "//x.org", ")", "`", "|", 
 
 
 def render(text: str) -> str:
-    return str(cards.render(text, files={"loss.png", "a b.png", "notes.md"}, where="/team/sql/resolve/v1"))
+    return str(cards.render(text, files={"loss.png", "a b.png", "notes.md"}, folder_url="/team/sql/resolve/v1"))
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.analysis.norms import Heat
+from adapterhub.analysis.norms import NormHeatMap
 from adapterhub.hub.web import drawings
 from adapterhub.hub.web.drawings import STEPS, Box
 from adapterhub.manifest.document import LossPoint
 
 
-def heat(rows: int, columns: int) -> Heat:
+def heat(rows: int, columns: int) -> NormHeatMap:
     values = tuple(tuple(float(row + column) for column in range(columns)) for row in range(rows))
-    return Heat(tuple(map(str, range(rows))), tuple(f"m{n}" for n in range(columns)), values, {}, {})
+    return NormHeatMap(tuple(map(str, range(rows))), tuple(f"m{n}" for n in range(columns)), values, {}, {})
 
 
 def test_the_least_norm_is_the_lightest_and_the_greatest_the_darkest() -> None:

@@ -139,7 +139,7 @@ def test_the_longest_names_and_many_versions_have_pages(visitor: Visitor, push: 
             another = oci_manifest.assemble(files, manifest)
             registry.store.put_bytes(another.config_bytes)
             registry.store.put_bytes(another.raw)
-            registry.admit(another, Ref(name))
+            registry.push_manifest(another, Ref(name))
     page = visitor.get(f"/{name}")
     assert "All 200 versions" in page.text
     assert f"/{name}/v200" in page.html.values("a", "href")
@@ -316,7 +316,7 @@ def test_a_namespace_for_members_is_in_no_list_and_no_count(hub: Running, visito
     push("team/open", 1)
     push("closed/plans", 2, base_model_name_or_path="hidden/base")
     with closing(HubDatabase(hub.folder)) as database:
-        accounts.settle(database, Namespace("closed", "members"))
+        accounts.set_namespace(database, Namespace("closed", "members"))
     assert visitor.get("/closed/plans").status == 404
     assert visitor.get("/closed").status == 404
     for path in ("/", "/?q=plans", "/-/bases"):

@@ -60,7 +60,7 @@ def test_a_session_ends_by_signing_out_and_with_its_token(hub: Running, visitor:
     assert "alice" not in signed_in.get("/").text
     another = visitor.signed_in(hub.token)
     with closing(HubDatabase(hub.folder)) as database:
-        for token in tokens.listed(database):
+        for token in tokens.list_tokens(database):
             tokens.revoke(database, token.id)
     assert "alice" not in another.get("/").text
     assert Visitor(hub, "adapterhub_session=guess").get("/").status == 200

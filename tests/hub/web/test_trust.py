@@ -39,7 +39,7 @@ def test_what_a_scan_finds_is_on_the_page_and_what_it_does_not_is_no_verdict(vis
 def test_what_is_too_large_to_be_scanned_for_a_page_says_so(
     visitor: Visitor, push: Push, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facts, "_MOST_SCANNED", 1)
+    monkeypatch.setattr(facts, "_MAX_SCANNED", 1)
     push("team/large")
     assert "Not scanned: files of over 0 MiB." in visitor.get("/team/large").text
 
@@ -50,7 +50,7 @@ def test_the_page_tells_whose_signature_the_policy_has_verified(tmp_path: Path, 
     folder = adapter(1)
     run("describe", folder)
     run("sign", folder, "--key", secret, "--name", "team/sql")
-    with serving(tmp_path / "hub", policy=Policy("the hub", signers=(("team/*", (Path(public.where),)),))) as hub:
+    with serving(tmp_path / "hub", policy=Policy("the hub", signers=(("team/*", (Path(public.source),)),))) as hub:
         visitor, host = Visitor(hub), hub.url.partition("://")[2]
         env = {"DOCKER_CONFIG": str(docker_config(tmp_path / "docker", host, hub.token).parent)}
         run("push", folder, f"oci+http://{host}/team/sql", env=env)
@@ -69,7 +69,7 @@ def test_what_is_shown_of_a_signature_is_what_it_claims_and_whether_the_policy_h
     with Registry.init(tmp_path / "r") as registry:
         version = registry.push(write_adapter(tmp_path / "sql"), Ref("team/sql"))
         made = registry.oci_manifest(version)
-    files = signatures.files_of(made)
+    files = signatures.signed_files(made)
     raws = [
         bundle.sign(Statement("team/sql", files), key),
         bundle.sign(Statement("team/other", files), key),
@@ -78,8 +78,8 @@ def test_what_is_shown_of_a_signature_is_what_it_claims_and_whether_the_policy_h
         Attestation("urn:x:<b>", "team/sql", made.digest, {}).sign(key),
         b"no bundle",
     ]
-    policy = Policy("the hub", signers=(("team/*", (Path(public.where),)),))
-    found = signatures.shown(policy, made, raws, "team/sql")
+    policy = Policy("the hub", signers=(("team/*", (Path(public.source),)),))
+    found = signatures.summarize(policy, made, raws, "team/sql")
     assert [(one.what, one.is_about, one.verified) for one in found] == [
         ("files", True, True),
         ("files", True, False),
@@ -87,4 +87,4 @@ def test_what_is_shown_of_a_signature_is_what_it_claims_and_whether_the_policy_h
         ("fits", True, False),
         ("urn:x:<b>", True, False),
     ]
-    assert not any(one.verified for one in signatures.shown(None, made, raws, "team/sql"))
+    assert not any(one.verified for one in signatures.summarize(None, made, raws, "team/sql"))

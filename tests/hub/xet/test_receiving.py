@@ -110,7 +110,7 @@ def test_chunks_of_every_kind_become_what_they_were(size: int, scheme: int) -> N
     grouped = b"".join(data[lane::4] for lane in range(4))
     raw = chunk(grouped if scheme == 2 else data, scheme)
     (found,) = formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x")
-    assert formats.unpacked(found, raw[found.start : found.start + found.stored], "x") == data
+    assert formats.decompress(found, raw[found.start : found.start + found.stored], "x") == data
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_chunk_that_unpacks_to_more_than_it_says_is_not_unpacked() -> None:
     raw = chunk(b"\0" * (64 << 20), 1, size=1000)
     (found,) = formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x") if len(raw) < formats.MAX_CHUNK else (None,)
     with pytest.raises(FormatError, match="or more instead of 1000"):
-        formats.unpacked(found or formats.Chunk(8, len(raw) - 8, 1, 1000), raw[8:], "x")
+        formats.decompress(found or formats.Chunk(8, len(raw) - 8, 1, 1000), raw[8:], "x")
 
 
 def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:

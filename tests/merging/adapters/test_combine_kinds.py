@@ -172,7 +172,7 @@ def test_what_cannot_be_merged_is_refused_by_name(method: str, kind: str) -> Non
         assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("method", [name for name in TWO if not METHODS[name].apart])
+@pytest.mark.parametrize("method", [name for name in TWO if not METHODS[name].on_factors])
 def test_ranks_scales_and_targets_may_differ(method: str) -> None:
     one = adapter(q=low_rank(2, alpha=1.0), k=low_rank(3))
     two = adapter(q=low_rank(5, seed=1, rslora=True), v=low_rank(1, seed=2))
@@ -184,7 +184,7 @@ def test_ranks_scales_and_targets_may_differ(method: str) -> None:
         np.testing.assert_allclose(dense(result.deltas["k"]), dense(alone.deltas["k"]), atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [name for name in TWO if METHODS[name].apart])
+@pytest.mark.parametrize("method", [name for name in TWO if METHODS[name].on_factors])
 def test_pefts_own_need_one_rank(method: str) -> None:
     with pytest.raises(RefusedError, match=r"q: .* needs equal ranks, not 2, 5. Use a method without peft_"):
         combine([adapter(q=low_rank(2)), adapter(q=low_rank(5))], [1, 1], method=method)
@@ -198,7 +198,7 @@ def test_the_table_of_the_docs_is_the_table_of_the_code() -> None:
     for name, method in METHODS.items():
         fewest, most = method.count
         count = str(fewest) if fewest == most else f"{fewest} or more"
-        ranks = "one rank" if method.apart else "any"
+        ranks = "one rank" if method.on_factors else "any"
         beside = "summed" if method.sums else "refused"
         options = ", ".join(f"`--{key}`" for key in method.parameters) or "none"
         cells = [count, weights[method.weights], ranks, method.missing, beside, keeps[method.keeps], options]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import METHODS, combine, fuse, join, prepared
-from adapterhub.merging.adapters.methods.rules import kept_by_rank
+from adapterhub.merging import METHODS, combine, fuse, join, prepare_merge
+from adapterhub.merging.adapters.methods.rules import keep_probabilities
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
@@ -202,14 +202,14 @@ def test_a_merged_adapter_added_to_the_base_is_the_model_that_mergekit_makes(fol
     assert_same(tmp_path / "ours", folder / "theirs" / name, start, case.near, case.only)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not METHODS[case.ours].apart])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not METHODS[case.ours].on_factors])
 def test_adapters_into_a_base_by_a_method_are_the_model_that_mergekit_makes(folder: Path, tmp_path: Path, name: str) -> None:
     case = CASES[name]
     start = folder / ("zero" if case.zero else "base")
     weights = case.weights or (1.0,) * case.count
     found = adapters(folder, case.count)
     how = join(found, weights, method=case.ours, parameters=case.parameters)
-    prepared(list(zip(found, weights, strict=True)), start, join=how).write(tmp_path / "ours")
+    prepare_merge(list(zip(found, weights, strict=True)), start, join=how).write(tmp_path / "ours")
     assert_same(tmp_path / "ours", folder / "theirs" / name, start, case.near, case.only)
 
 
@@ -238,7 +238,7 @@ def test_elements_are_dropped_or_left_whole_before_they_are_scaled_up(folder: Pa
 
 
 def test_della_keeps_elements_as_often_as_their_place_in_the_row_implies(folder: Path) -> None:
-    likely = [(kept_by_rank(whole, 0.6, 0.3), left != 0) for whole, left in masks(folder, "della")]
+    likely = [(keep_probabilities(whole, 0.6, 0.3), left != 0) for whole, left in masks(folder, "della")]
     probabilities, kept = (np.concatenate([part.ravel() for part in parts]) for parts in zip(*likely, strict=True))
     for low, high in ((0.3, 0.45), (0.45, 0.6), (0.6, 0.75), (0.75, 0.9)):
         those = (probabilities >= low) & (probabilities < high)

@@ -13,7 +13,7 @@ import pytest
 from adapterhub.merging import METHODS, combine
 from adapterhub.merging.adapters import dense as dense_tiles
 from adapterhub.merging.adapters.methods import Random
-from adapterhub.merging.adapters.methods.rules import drawn, kept_by_rank
+from adapterhub.merging.adapters.methods.rules import draw_mask, keep_probabilities
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import ParameterError
 from tests.merging.factored import Dense, adapter, dense, low_rank, some
@@ -152,7 +152,7 @@ def test_core_space_merges_cores_between_common_bases(rule: str) -> None:
     if rule == "ties":
         cores = [trim(core, 0.4) for core in cores]
     elif rule.startswith("dare"):
-        masks = [drawn(Random(0, "q").generator(index), (5, 5), 0.4) for index in range(2)]
+        masks = [draw_mask(Random(0, "q").generator(index), (5, 5), 0.4) for index in range(2)]
         cores = [core * mask / 0.4 for core, mask in zip(cores, masks, strict=True)]
     core = elect(cores, weights) if rule.endswith("ties") else weights[0] * cores[0] + weights[1] * cores[1]
     found = merged(deltas, weights, "core_space", rule=rule, density=0.4)
@@ -191,7 +191,7 @@ def test_iso_c_makes_the_singular_values_of_the_sum_equal() -> None:
 
 def masks(density: float, shape: tuple[int, int] = (12, 9)) -> list[Dense]:
     """What the seed 0 keeps of two adapters in the module q."""
-    return [drawn(Random(0, "q").generator(index, 0), shape, density) for index in range(2)]
+    return [draw_mask(Random(0, "q").generator(index, 0), shape, density) for index in range(2)]
 
 
 def dare(deltas: Sequence[Any], density: float) -> list[Dense]:
@@ -292,7 +292,7 @@ def test_the_size_of_tiles_is_no_matter(method: str, monkeypatch: pytest.MonkeyP
 
 def test_more_of_a_row_is_kept_of_what_is_larger_in_it() -> None:
     row = np.array([[0.1, -3.0, 0.0, 2.0, -1.0]], np.float32)
-    np.testing.assert_allclose(kept_by_rank(row, 0.5, 0.2), [[0.4, 0.7, 0.3, 0.6, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(keep_probabilities(row, 0.5, 0.2), [[0.4, 0.7, 0.3, 0.6, 0.5]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("counts", [[1], [57, 3], [0, 4000], [2000]])
@@ -301,7 +301,7 @@ def test_the_magnitude_that_so_many_elements_reach_is_exact(counts: list[int]) -
     array = (rng.normal(size=(80, 50)) * 10.0 ** rng.integers(-8, 8, (80, 50))).astype(np.float32)
     array[:10] = 0
     array[10:13] = 1.5
-    found = dense_tiles.largest(dense_tiles.Tiled(array.shape, array.__getitem__), counts)
+    found = dense_tiles.magnitude_thresholds(dense_tiles.TiledMatrix(array.shape, array.__getitem__), counts)
     order = np.sort(np.abs(array), axis=None)[::-1]
     assert found == [float(order[count - 1]) if count else math.inf for count in counts]
 
@@ -310,8 +310,8 @@ def test_the_magnitude_that_so_many_elements_reach_is_exact(counts: list[int]) -
 def test_a_sketch_is_as_good_as_the_decomposition_of_the_whole(rank: int) -> None:
     rng = np.random.default_rng(4)
     array = rng.normal(size=(120, 70)).astype(np.float32)
-    matrix = dense_tiles.Tiled(array.shape, array.__getitem__)
-    found = dense_tiles.sketched(matrix, rank, rng).truncated(rank)
+    matrix = dense_tiles.TiledMatrix(array.shape, array.__getitem__)
+    found = dense_tiles.sketch(matrix, rank, rng).truncate(rank)
     values = np.linalg.svd(array.astype(np.float64), compute_uv=False)
     best = math.sqrt(float(np.sum(values[rank:] ** 2)))
     error = float(np.linalg.norm(array - found.left @ found.right))

@@ -11,7 +11,7 @@ import pytest
 from adapterhub.analysis.low_rank import Factors
 from adapterhub.merging import METHODS, combine
 from adapterhub.merging.adapters.methods import as_peft
-from adapterhub.merging.adapters.methods.rules import summed
+from adapterhub.merging.adapters.methods.rules import weighted_sum
 from adapterhub_converters.adapter import LowRankEmbedding
 from adapterhub_converters.formats import peft
 
@@ -82,8 +82,8 @@ def test_with_the_masks_that_peft_draws_the_factors_are_its_own(torch: Any, two:
         drawn = [torch.bernoulli(torch.full(shape, 0.6)).numpy() > 0 for shape in shapes]
         terms = [Factors(delta.lora_B.astype(np.float64), delta.lora_A.astype(np.float64)) for delta in deltas]
         prune = as_peft.masking(lambda index, _shape, drawn=drawn: drawn[index], 0.6)  # type: ignore[misc]
-        merge = summed if kind == "dare_linear" else as_peft.election("total")
-        found = as_peft.apart(terms, WEIGHTS, [delta.scaling for delta in deltas], prune, merge)
+        merge = weighted_sum if kind == "dare_linear" else as_peft.election("total")
+        found = as_peft.merge_factors(terms, WEIGHTS, [delta.scaling for delta in deltas], prune, merge)
         for factor, theirs in zip((found.right, found.left), wanted, strict=True):
             np.testing.assert_allclose(factor, theirs.numpy(), atol=1e-6)
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from adapterhub.analysis.low_rank import Factors
 from adapterhub.merging import METHODS, combine
-from adapterhub.merging.adapters.dense import Tiled
+from adapterhub.merging.adapters.dense import TiledMatrix
 from adapterhub.merging.adapters.matrices import sign_conflict
 from adapterhub.merging.adapters.methods import Random
-from adapterhub.merging.adapters.truncation import Cut, Spectra, lost, spectra, within
+from adapterhub.merging.adapters.truncation import Truncation, ModuleSpectra, lost_share, spectra, ranks_within
 from adapterhub_converters.errors import AdapterhubError, ParameterError, RefusedError
 from tests.merging.factored import adapter, dense, factors, low_rank
 
@@ -35,13 +35,13 @@ def diagonal(m: int, n: int, *values: float) -> Factors:
     return Factors(np.eye(m, len(values)) * values, np.eye(len(values), n))
 
 
-def spectra_of(*matrices: Factors | Tiled, ranks: tuple[int, ...] = (1,), **cut: Any) -> Spectra:
-    return spectra(matrices, ranks=ranks, cut=Cut(**cut), random=RANDOM)
+def spectra_of(*matrices: Factors | TiledMatrix, ranks: tuple[int, ...] = (1,), **cut: Any) -> ModuleSpectra:
+    return spectra(matrices, ranks=ranks, cut=Truncation(**cut), random=RANDOM)
 
 
-def tiled(matrix: np.ndarray) -> Tiled:
+def tiled(matrix: np.ndarray) -> TiledMatrix:
     m, n = matrix.shape
-    return Tiled((m, n), lambda rows: matrix[rows].astype(np.float32))
+    return TiledMatrix((m, n), lambda rows: matrix[rows].astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -56,28 +56,28 @@ def tiled(matrix: np.ndarray) -> Tiled:
 )
 def test_a_cut_is_one_number_in_its_range(cut: dict[str, Any], says: str) -> None:
     with pytest.raises(ParameterError, match=says):
-        Cut(**cut).check()
+        Truncation(**cut).check()
 
 
 @pytest.mark.parametrize("cut", [{}, {"rank": 1}, {"energy": 1e-9}, {"energy": 1.0}, {"budget": 1}])
 def test_the_ends_of_its_range_are_a_cut(cut: dict[str, Any]) -> None:
-    Cut(**cut).check()
-    assert Cut(**cut).asked is bool(cut)
+    Truncation(**cut).check()
+    assert Truncation(**cut).is_set is bool(cut)
 
 
 def test_the_rank_of_a_stack_is_the_least_that_keeps_a_share_of_the_energy_of_all() -> None:
     found = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
     assert (found.rank, found.energy) == (2, pytest.approx(34))
     assert [found.rank_for(share) for share in (0.0, 25 / 34, 25.001 / 34, 1.0)] == [1, 1, 2, 2]
-    np.testing.assert_allclose(found.kept(), [0, 25, 34])
-    part = Spectra(found.parts, 40)  # 6 of it in singular values that were not computed
+    np.testing.assert_allclose(found.cumulative_energy(), [0, 25, 34])
+    part = ModuleSpectra(found.parts, 40)  # 6 of it in singular values that were not computed
     assert [part.rank_for(share) for share in (34 / 40, 0.9)] == [2, None]
 
 
 def test_a_stack_is_truncated_to_one_rank_with_zeros_where_a_matrix_has_less() -> None:
     found = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
     for rank, wanted in [(1, [(4,), (3,)]), (2, [(4, 3), (3,)]), (3, [(4, 3), (3,)])]:
-        factors = found.truncated(rank)
+        factors = found.truncate(rank)
         assert {(one.left.shape, one.right.shape) for one in factors} == {((4, rank), (rank, 3))}
         for one, values in zip(factors, wanted, strict=True):
             exact = diagonal(4, 3, *values)
@@ -90,9 +90,9 @@ def test_a_rank_of_a_stack_takes_a_row_and_a_column_of_float32_of_each_matrix() 
 
 def test_the_loss_is_the_share_of_the_energy_beyond_the_rank() -> None:
     found = spectra_of(diagonal(4, 3, 4, 3))
-    assert [lost(found, rank) for rank in (1, 2, 9)] == [pytest.approx(9 / 25), 0, 0]
-    assert lost(Spectra(found.parts, 100), 2) == pytest.approx(0.75)
-    assert [lost(Spectra(found.parts, energy), 1) for energy in (0.0, float("inf"), 15.999999)] == [0, 0, 0]
+    assert [lost_share(found, rank) for rank in (1, 2, 9)] == [pytest.approx(9 / 25), 0, 0]
+    assert lost_share(ModuleSpectra(found.parts, 100), 2) == pytest.approx(0.75)
+    assert [lost_share(ModuleSpectra(found.parts, energy), 1) for energy in (0.0, float("inf"), 15.999999)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -100,17 +100,17 @@ def test_the_loss_is_the_share_of_the_energy_beyond_the_rank() -> None:
 )
 def test_a_budget_goes_to_what_keeps_most_for_its_bytes_as_long_as_it_fits(budget: int, ranks: tuple[int, int]) -> None:
     modules = {"q": spectra_of(diagonal(6, 5, 4, 3, 2)), "k": spectra_of(diagonal(3, 2, 3, 2.3))}  # 44 and 20 bytes
-    assert tuple(within(budget, modules).values()) == ranks
+    assert tuple(ranks_within(budget, modules).values()) == ranks
 
 
 def test_a_budget_passes_over_what_does_not_fit() -> None:
     modules = {"q": spectra_of(diagonal(6, 5, 4, 3, 2)), "k": spectra_of(diagonal(3, 2, 3, 0.1))}
-    assert [within(budget, modules) for budget in (107, 108)] == [{"q": 1, "k": 2}, {"q": 2, "k": 1}]
+    assert [ranks_within(budget, modules) for budget in (107, 108)] == [{"q": 1, "k": 2}, {"q": 2, "k": 1}]
 
 
 def test_a_budget_below_rank_1_of_all_modules_is_refused() -> None:
     with pytest.raises(RefusedError, match="63 bytes are not enough: rank 1 of all modules takes 64"):
-        within(63, {"q": spectra_of(diagonal(6, 5, 1)), "k": spectra_of(diagonal(3, 2, 1))})
+        ranks_within(63, {"q": spectra_of(diagonal(6, 5, 1)), "k": spectra_of(diagonal(3, 2, 1))})
 
 
 def test_as_many_singular_values_are_computed_as_the_cut_can_need() -> None:

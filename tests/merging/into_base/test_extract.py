@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import fuse
-from adapterhub.merging.into_base.extract import Extracted, Wanted, extract
+from adapterhub.merging.into_base.extract import WeightExtraction, ExtractionOptions, extract
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import safetensors_file
@@ -42,7 +42,7 @@ def write_peft(adapter: Adapter, folder: Path) -> None:
     peft.write(adapter, folder)
 
 
-def of(name: str, found: tuple[Extracted, ...]) -> Extracted:
+def of(name: str, found: tuple[WeightExtraction, ...]) -> WeightExtraction:
     return next(one for one in found if one.name == name)
 
 
@@ -55,7 +55,7 @@ def dense(adapter: Adapter, target: str) -> np.ndarray:
 def test_a_change_of_low_rank_comes_out_whole(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     change = noise(16, 2) @ noise(2, 16)
-    adapter, report = extract(base, tuned_from(base, tmp_path / "tuned", {QW: change}), Wanted(rank=2))
+    adapter, report = extract(base, tuned_from(base, tmp_path / "tuned", {QW: change}), ExtractionOptions(rank=2))
     np.testing.assert_allclose(dense(adapter, Q), change, atol=1e-6)
     assert report.error < 1e-4
     assert (len(report.weights), report.unchanged) == (1, 4)
@@ -64,7 +64,7 @@ def test_a_change_of_low_rank_comes_out_whole(tmp_path: Path) -> None:
 def test_the_error_is_the_true_one_and_the_least(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     changes = {QW: noise(16, 16), KW: noise(8, 16)}
-    adapter, report = extract(base, tuned_from(base, tmp_path / "tuned", changes), Wanted(rank=3))
+    adapter, report = extract(base, tuned_from(base, tmp_path / "tuned", changes), ExtractionOptions(rank=3))
     for name, narrow in changes.items():
         change = narrow.astype(np.float64)
         s = np.linalg.svd(change, compute_uv=False)
@@ -82,10 +82,10 @@ def test_an_energy_takes_the_least_ranks_that_keep_it(tmp_path: Path) -> None:
     change = (U * [4, 2, 1, 0.5, *[0.001] * 12] @ V).astype(np.float32)
     for energy, rank in ((0.5, 1), (0.9, 2), (0.95, 3), (1 - 1e-4, 4)):
         tuned = tuned_from(base, tmp_path / f"tuned-{rank}", {QW: change})
-        _, report = extract(base, tuned, Wanted(energy=energy))
+        _, report = extract(base, tuned, ExtractionOptions(energy=energy))
         assert of(QW, report.weights).rank == rank
         assert of(QW, report.weights).error ** 2 <= 1 - energy + 1e-5
-    _, report = extract(base, tmp_path / "tuned-4", Wanted(energy=1 - 1e-4, limit=2))
+    _, report = extract(base, tmp_path / "tuned-4", ExtractionOptions(energy=1 - 1e-4, limit=2))
     assert of(QW, report.weights).rank == 2
     assert of(QW, report.weights).error == pytest.approx((1.25 / 21.25) ** 0.5, rel=1e-3)
 
@@ -93,11 +93,11 @@ def test_an_energy_takes_the_least_ranks_that_keep_it(tmp_path: Path) -> None:
 def test_what_no_low_rank_delta_can_express_is_reported_or_stored_whole(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 1) @ noise(1, 16), f"{Q}.bias": noise(16)})
-    adapter, report = extract(base, tuned, Wanted(rank=1))
+    adapter, report = extract(base, tuned, ExtractionOptions(rank=1))
     assert not adapter.replaced
-    assert of(f"{Q}.bias", report.weights).why
+    assert of(f"{Q}.bias", report.weights).reason
     assert report.error > 0.1
-    adapter, report = extract(base, tuned, Wanted(rank=1, rest=True))
+    adapter, report = extract(base, tuned, ExtractionOptions(rank=1, keep_other_tensors=True))
     assert list(adapter.replaced) == [f"{Q}.bias"]
     assert report.error < 1e-4
 
@@ -106,7 +106,7 @@ def test_extracted_and_merged_again_it_is_the_fine_tune(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     changes = {QW: noise(16, 16), KW: noise(8, 16), TABLE: noise(40, 16), "lm_head.weight": noise(40, 16)}
     tuned = tuned_from(base, tmp_path / "tuned", changes)
-    adapter, report = extract(base, tuned, Wanted(rank=16))
+    adapter, report = extract(base, tuned, ExtractionOptions(rank=16))
     assert report.error < 1e-5
     write_peft(adapter, tmp_path / "adapter")
     fuse([(peft.read(tmp_path / "adapter"), 1)], base, tmp_path / "again")
@@ -121,7 +121,7 @@ def test_conv1d_weights_are_taken_the_right_way_round(tmp_path: Path) -> None:
     (base / "config.json").write_text(json.dumps({**config, "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
     safetensors_file.write(base / "model.safetensors", {name: noise(16, 48)}, {"format": "pt"})
     change = noise(16, 2) @ noise(2, 48)
-    adapter, _ = extract(base, tuned_from(base, tmp_path / "tuned", {name: change}), Wanted(rank=2))
+    adapter, _ = extract(base, tuned_from(base, tmp_path / "tuned", {name: change}), ExtractionOptions(rank=2))
     one = adapter.deltas["h.0.attn.c_attn"]
     assert isinstance(one, LowRank)
     assert one.transposed_base
@@ -132,7 +132,7 @@ def test_conv1d_weights_are_taken_the_right_way_round(tmp_path: Path) -> None:
 def test_the_same_models_give_the_same_adapter(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 16)})
-    one, two = (extract(base, tuned, Wanted(rank=4))[0].deltas[Q] for _ in range(2))
+    one, two = (extract(base, tuned, ExtractionOptions(rank=4))[0].deltas[Q] for _ in range(2))
     assert one.lora_A.tobytes() == two.lora_A.tobytes()
     assert one.lora_B.tobytes() == two.lora_B.tobytes()
 
@@ -149,7 +149,7 @@ def test_the_same_models_give_the_same_adapter(tmp_path: Path) -> None:
 def test_what_is_no_fine_tune_of_the_base_is_refused(tmp_path: Path, changes: dict[str, np.ndarray], words: str) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     with pytest.raises(RefusedError) as caught:
-        extract(base, tuned_from(base, tmp_path / "tuned", changes), Wanted(rank=2))
+        extract(base, tuned_from(base, tmp_path / "tuned", changes), ExtractionOptions(rank=2))
     assert words in f"{caught.value}"
 
 
@@ -162,9 +162,9 @@ def test_a_quantized_model_and_a_file_are_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(
         RefusedError, match="change in training is smaller than their rounding. Name the model in 16 or 32 bits"
     ):
-        extract(base, tmp_path / "int8", Wanted(2))
+        extract(base, tmp_path / "int8", ExtractionOptions(2))
     with pytest.raises(RefusedError, match="is a file, not a Hugging Face folder"):
-        extract(base / "model.safetensors", base, Wanted(2))
+        extract(base / "model.safetensors", base, ExtractionOptions(2))
 
 
 def test_a_weight_in_integers_is_refused_by_name(tmp_path: Path) -> None:
@@ -172,13 +172,13 @@ def test_a_weight_in_integers_is_refused_by_name(tmp_path: Path) -> None:
     tuned = tuned_from(base, tmp_path / "tuned", {})
     safetensors_file.write(tuned / "model.safetensors", {**tensors_of(tuned), QW: np.ones((16, 16), np.int8)}, {"format": "pt"})
     with pytest.raises(RefusedError, match=r"is I8 in \S+/tuned, not a type of floats. Name the model in 16 or 32 bits"):
-        extract(base, tuned, Wanted(rank=2))
+        extract(base, tuned, ExtractionOptions(rank=2))
 
 
 def test_factors_in_sixteen_bits_report_their_own_error(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     tuned = tuned_from(base, tmp_path / "tuned", {QW: noise(16, 2) @ noise(2, 16)})
-    adapter, report = extract(base, tuned, Wanted(rank=2, dtype="BF16"))
+    adapter, report = extract(base, tuned, ExtractionOptions(rank=2, dtype="BF16"))
     assert adapter.deltas[Q].lora_A.dtype == dtypes.BF16
     assert 1e-4 < report.error < 1e-2
 
@@ -196,7 +196,7 @@ def test_peft_computes_what_the_fine_tune_does(torch: Any, llama: Callable[..., 
             if "proj" in name or "lm_head" in name:
                 parameter.add_(0.05 * torch.randn(parameter.shape[0], 3) @ torch.randn(3, parameter.shape[1]))
     model.save_pretrained(tmp_path / "tuned")
-    adapter, report = extract(base, tmp_path / "tuned", Wanted(rank=3))
+    adapter, report = extract(base, tmp_path / "tuned", ExtractionOptions(rank=3))
     assert report.error < 1e-4
     write_peft(adapter, tmp_path / "adapter")
     fresh = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

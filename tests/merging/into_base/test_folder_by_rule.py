@@ -19,7 +19,7 @@ from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import rope_tensors
-from adapterhub_converters.formats.gguf_model.configured import configured
+from adapterhub_converters.formats.gguf_model.configured import complete_config
 from tests.conftest import need_module
 from tests.converters.test_gguf_architectures import TOKENS, deltas
 from tests.converters.test_gguf_by_rule import saved
@@ -150,7 +150,7 @@ def test_a_merge_is_llama_cpp_s_conversion_of_the_merged_folder_and_proves_to_be
 ) -> None:
     folder = made(name, kind, tmp_path / "hf")
     base = read_base(folder)
-    adapter = Adapter(dict(deltas(base, base.mapped())))
+    adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
     fuse([(adapter, 1.0)], folder, tmp_path / "merged")
     wanted = converted(tmp_path / "merged", tmp_path / "theirs.gguf")
     if name.startswith("Gemma3"):
@@ -196,7 +196,7 @@ def test_the_factors_of_published_models_are_those_of_torch(theta: float, size: 
     need_module("torch")
     rope = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     numbers = {"num_attention_heads": 4, "hidden_size": 4 * size, "head_dim": size}
-    config = configured(
+    config = complete_config(
         {"model_type": "llama", **numbers, "rope_parameters": {**rope, "original_max_position_embeddings": 8192}}, "x"
     )
     (tensor,), _ = rope_tensors("llama", config)

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepared
+from adapterhub.merging import Options, fuse, prepare_merge
 from adapterhub.merging.into_base import verify
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, Value
+from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats.gguf_model import byte_level, special_tokens, to_folder
 from tests.conftest import Run, need_module
@@ -83,7 +83,7 @@ def silent(folder: Path) -> None:
 
 
 def written(folder: Path, target: Path, **options: Any) -> Path:
-    prepared([], folder, Options(**options), gguf=True).write(target)
+    prepare_merge([], folder, Options(**options), gguf=True).write(target)
     return target
 
 
@@ -99,7 +99,7 @@ def test_the_result_is_llama_cpp_s_conversion_of_the_merged_folder(tmp_path: Pat
     assert_converted(tmp_path / "merged.gguf", theirs(converted, tmp_path / "merged", tmp_path / "theirs.gguf"))
     assert verify.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf").good
     assert any("no tokenizer" in note for note in report.notes)
-    assert all(change.kept and change.kept > 0.999 for change in report.touched.values())
+    assert all(change.retained and change.retained > 0.999 for change in report.touched.values())
 
 
 def low_rank(m: int, n: int, scale: float = 0.1) -> LowRank:
@@ -624,7 +624,7 @@ def test_an_old_config_gives_the_layers_with_a_window_by_a_period(tmp_path: Path
 def test_what_long_texts_lose_is_reported(tmp_path: Path, name: str, config: dict[str, Any], said: str | None) -> None:
     need_module("transformers")
     tiny.model(name, **config).save_pretrained(tmp_path / "hf")
-    notes = prepared([], tmp_path / "hf", Options(), gguf=True).write(tmp_path / "out.gguf").notes
+    notes = prepare_merge([], tmp_path / "hf", Options(), gguf=True).write(tmp_path / "out.gguf").notes
     assert [note for note in notes if "no tokenizer" not in note] == [note for note in notes if said and said in note]
     assert bool(said) == (len(notes) == 2)
 
@@ -712,7 +712,7 @@ def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, llam
         kinds, said = file.header.kinds, file.header.metadata
         tensors = {name: np.array(file.tensor(name)) for name in file.tensors}
     tensors["blk.0.attn_q.weight"] = np.ones(tensors["blk.0.attn_q.weight"].shape, np.int32)
-    metadata = {key: Value(kinds[key], np.array(said[key]).tolist()) for key in said}
+    metadata = {key: MetadataValue(kinds[key], np.array(said[key]).tolist()) for key in said}
     gguf_file.write(tmp_path / "out.gguf", metadata, tensors)
     with pytest.raises(RefusedError, match=r"blk.0.attn_q.weight: is I32, a type without weights to compare"):
         verify.prove([(adapter, 1.0)], folder, tmp_path / "out.gguf")
@@ -889,7 +889,7 @@ def test_a_whole_model_is_converted(tmp_path: Path, run: Run, llama: Any) -> Non
 
 def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
     from adapterhub.merging.into_base.folder_to_gguf import LaidOut, Piece
-    from adapterhub.merging.into_base.tensor_files import Opened, Stored
+    from adapterhub.merging.into_base.tensor_files import OpenFiles, StoredRows
     from adapterhub.merging.into_base.tensor_types import kind
     from adapterhub_converters.formats.gguf_model.arrangement import SourcePart
 
@@ -899,11 +899,11 @@ def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
         offset = file.tensors["w"].offset
     form = kind("F32")
     assert form
-    stored = Stored(tmp_path / "w.safetensors", offset, 96, 5, form)
-    picks = names.permuted(np.arange(96), 4)
+    stored = StoredRows(tmp_path / "w.safetensors", offset, 96, 5, form)
+    picks = names.permute_rows(np.arange(96), 4)
     laid = LaidOut((Piece(SourcePart("w", 0, 96, picks=picks), stored), Piece(SourcePart("w", 10, 20), stored)), 116, 5, 1.0)
     wanted = np.concatenate([whole[picks], whole[10:30]]) + 1
-    with Opened() as opened:
+    with OpenFiles() as opened:
         for start in range(0, 116, 7):
             out = np.empty((min(7, 116 - start), 5), np.float32)
             laid.read(opened, start, start + len(out), out, lambda _use, size: np.empty(size, np.uint8))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse
-from adapterhub.merging.into_base.product import chained, keeps_order, panels, product
+from adapterhub.merging.into_base.product import chain, keeps_order, panels, product
 from adapterhub.merging.into_base.verify import prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
@@ -104,8 +104,8 @@ def test_a_delta_below_the_steps_of_the_dtype_is_reported_as_lost(tmp_path: Path
     change = report.touched[f"{Q}.weight"]
     assert change.relative is not None
     assert change.relative < 1e-3
-    assert change.kept is not None
-    assert change.kept < 0.9
+    assert change.retained is not None
+    assert change.retained < 0.9
 
 
 def test_side_files(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_the_product_is_the_chain_on_any_path(r: int, fast: bool, monkeypatch: p
     right = rng.normal(size=(r, 700)).astype(np.float32)
     if not fast:
         monkeypatch.setattr("adapterhub.merging.into_base.product.keeps_order", lambda columns, r: False)
-    wanted = sum(chained(left[:, a:b], right[a:b]) for a, b in panels(r))
+    wanted = sum(chain(left[:, a:b], right[a:b]) for a, b in panels(r))
     np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), wanted)
 
 
@@ -282,7 +282,7 @@ def test_a_large_product_is_the_chain_in_every_column(r: int, fast: bool, monkey
         monkeypatch.setattr("adapterhub.merging.into_base.product.out_of_order", lambda columns, r: None)
     found = product(left, right, np.empty((374, 1405), np.float32))
     rows = [*range(14), *range(366, 374)]
-    np.testing.assert_array_equal(found[rows], chained(left[rows], right))
+    np.testing.assert_array_equal(found[rows], chain(left[rows], right))
 
 
 def test_the_chain_rounds_once_a_step() -> None:
@@ -297,7 +297,7 @@ def test_the_chain_rounds_once_a_step() -> None:
             for k in range(9):
                 total = nearest(Fraction(float(left[i, k])) * Fraction(float(right[k, j])) + Fraction(float(total)))
             wanted[i, j] = total
-    np.testing.assert_array_equal(chained(left, right), wanted)
+    np.testing.assert_array_equal(chain(left, right), wanted)
     assert isinstance(keeps_order(64, 4), bool)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepared
+from adapterhub.merging import Options, fuse, prepare_merge
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.bases import read_base, weight_files
@@ -173,7 +173,7 @@ def test_a_malformed_stack_of_experts_is_refused(tmp_path: Path, shape: tuple[in
     safetensors_file.write(tmp_path / "model.safetensors", {f"{name}.down_proj": np.zeros(shape, np.float32)}, {"format": "pt"})
     delta = LowRank(np.ones((2, 8), np.float32), np.ones((8, 2), np.float32), 2)
     with pytest.raises(AdapterhubError, match=r"changes a weight of shape \(8, 8\), the base's .*down_proj is"):
-        prepared([(Adapter({f"{name}.1.down_proj": delta}), 1.0)], tmp_path)
+        prepare_merge([(Adapter({f"{name}.1.down_proj": delta}), 1.0)], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepared
+from adapterhub.merging import Options, fuse, prepare_merge
 from adapterhub.merging.into_base.tensor_types import QUANTIZERS, Blocks, kind
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, Packed, Value, f32, string, strings, u32
+from adapterhub_converters.containers.gguf_file import GGUFFile, QuantizedTensor, MetadataValue, f32_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import gguf as gguf_lora
 from tests.conftest import need_module
@@ -59,7 +59,7 @@ def test_merging_into_the_converted_base_is_converting_the_merged_one(tmp_path: 
     for tensor, array in after.items():
         np.testing.assert_allclose(array, wanted[tensor], rtol=0, atol=2e-6, err_msg=tensor)
         assert (tensor in report.touched) or array.tobytes() == before[tensor].tobytes(), tensor
-    assert all(change.kept and change.kept > 0.999 for change in report.touched.values())
+    assert all(change.retained and change.retained > 0.999 for change in report.touched.values())
 
 
 @pytest.mark.peer
@@ -101,10 +101,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return made, tiny.write_gguf(made, tmp_path_factory.mktemp("llama") / "base.gguf")
 
 
-def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: Value) -> Path:
+def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: MetadataValue) -> Path:
     """The same model with its matrices in another type."""
     with GGUFFile(gguf) as file:
-        said = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors: dict[str, Any] = {}
         for name, info in file.tensors.items():
             array = file.tensor(name)
@@ -115,7 +115,7 @@ def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: 
             else:
                 blocks = np.empty((len(array), Blocks(form).row_size(info.shape[-1])), np.uint8)
                 Blocks(form).encode(array, blocks)
-                tensors[name] = Packed(form, info.shape, blocks)
+                tensors[name] = QuantizedTensor(form, info.shape, blocks)
     gguf_file.write(path, said | {key.replace("__", "."): value for key, value in metadata.items()}, tensors)
     return path
 
@@ -183,11 +183,11 @@ def test_blocks_are_those_of_ggml_s_own_quantizers(name: str) -> None:
 @pytest.mark.peer
 def test_metadata_order_alignment_and_untouched_bytes_stay(tmp_path: Path, llama: Any) -> None:
     extra = {
-        "a__floats": Value("[FLOAT32]", np.ones(3, np.float32)),
-        "a__texts": strings(["x", "", "ü"]),
-        "a__flag": Value("BOOL", True),
-        "a__big": Value("UINT64", 2**63),
-        "general__file_type": u32(7),
+        "a__floats": MetadataValue("[FLOAT32]", np.ones(3, np.float32)),
+        "a__texts": strings_value(["x", "", "ü"]),
+        "a__flag": MetadataValue("BOOL", True),
+        "a__big": MetadataValue("UINT64", 2**63),
+        "general__file_type": u32_value(7),
     }
     gguf = stored_as(llama[1], tmp_path / "base.gguf", "Q8_0", only="ffn", **extra)
     report = fuse([(Adapter({Q: low_rank()}), 1.0)], gguf, tmp_path / "out.gguf")
@@ -204,8 +204,8 @@ def test_metadata_order_alignment_and_untouched_bytes_stay(tmp_path: Path, llama
 @pytest.mark.peer
 def test_other_alignments_stay(tmp_path: Path, llama: Any) -> None:
     with GGUFFile(llama[1]) as file:
-        said = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
-        said["general.alignment"] = u32(128)
+        said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        said["general.alignment"] = u32_value(128)
         order = [(name, info.type_name, info.shape) for name, info in file.tensors.items()]
         head = gguf_file.header_bytes(said, order, 128)
         data = [file.raw(name).tobytes() for name in file.tensors]
@@ -321,7 +321,7 @@ TABLE = np.ones((128, 64), np.float32)
 def test_refused(tmp_path: Path, llama: Any, adapter: Adapter, form: str, says: str) -> None:
     gguf = stored_as(llama[1], tmp_path / "base.gguf", form)
     with pytest.raises(AdapterhubError) as caught:
-        prepared([(adapter, 1.0)], gguf)
+        prepare_merge([(adapter, 1.0)], gguf)
     assert says in str(caught.value)
     assert caught.value.exit_code == 6
 
@@ -329,14 +329,14 @@ def test_refused(tmp_path: Path, llama: Any, adapter: Adapter, form: str, says: 
 @pytest.mark.peer
 def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: Any) -> None:
     with GGUFFile(llama[1]) as file:
-        said = {key: Value(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
+        said = {key: MetadataValue(file.header.kinds[key], value) for key, value in file.header.metadata.items()}
         tensors: dict[str, Any] = {name: file.tensor(name) for name in file.tensors}
-    tensors["blk.0.attn_q.weight"] = Packed("IQ4_NL", (64, 64), np.ones((64, 2 * 18), np.uint8))
+    tensors["blk.0.attn_q.weight"] = QuantizedTensor("IQ4_NL", (64, 64), np.ones((64, 2 * 18), np.uint8))
     gguf_file.write(tmp_path / "base.gguf", said, tensors)
     adapter = [(Adapter({Q: low_rank(scale=1e3)}), 1.0)]
     with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, a type that cannot be written"):
-        prepared(adapter, tmp_path / "base.gguf")
-    prepared([(Adapter({K: low_rank(32)}), 1.0)], tmp_path / "base.gguf")  # untouched, it stays as it is
+        prepare_merge(adapter, tmp_path / "base.gguf")
+    prepare_merge([(Adapter({K: low_rank(32)}), 1.0)], tmp_path / "base.gguf")  # untouched, it stays as it is
     fuse(adapter, tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
     with GGUFFile(tmp_path / "out.gguf") as file:
         assert file.tensors["blk.0.attn_q.weight"].type_name == "Q8_0"
@@ -344,12 +344,12 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 8), (8, 0), (2, 0, 8), (2**40, 0)])
 def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    said = {"general.architecture": string("llama"), "llama.attention.head_count": u32(2), "llama.block_count": u32(1)}
+    said = {"general.architecture": string_value("llama"), "llama.attention.head_count": u32_value(2), "llama.block_count": u32_value(1)}
     tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
     gguf_file.write(tmp_path / "base.gguf", said, tensors)
     fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
     with pytest.raises(AdapterhubError) as caught:
-        prepared([(Adapter({K: low_rank()}), 1.0)], tmp_path / "base.gguf")
+        prepare_merge([(Adapter({K: low_rank()}), 1.0)], tmp_path / "base.gguf")
     assert caught.value.exit_code == 6
 
 
@@ -361,29 +361,29 @@ def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]
     ],
 )
 def test_options_that_a_gguf_has_no_use_for_are_refused(tmp_path: Path, options: Options, says: str) -> None:
-    gguf_file.write(tmp_path / "base.gguf", {"general.architecture": string("llama")}, {"blk.0.attn_q.weight": TABLE})
+    gguf_file.write(tmp_path / "base.gguf", {"general.architecture": string_value("llama")}, {"blk.0.attn_q.weight": TABLE})
     with pytest.raises(AdapterhubError, match=says) as caught:
-        prepared([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", options)
+        prepare_merge([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", options)
     assert caught.value.exit_code == 6
     assert (caught.value.code, caught.value.hint) in [("refused", "Choose q4_0"), ("two-types", "Name one type")]
 
 
 def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     table = RNG.normal(size=(16, 8)).astype(np.float32)
-    said = {"general.architecture": string("gemma"), "gemma.attention.head_count": u32(2), "gemma.rope.freq_base": f32(1e4)}
+    said = {"general.architecture": string_value("gemma"), "gemma.attention.head_count": u32_value(2), "gemma.rope.freq_base": f32_value(1e4)}
     gguf_file.write(tmp_path / "base.gguf", said, {"token_embd.weight": table})
     delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
     with pytest.raises(
         AdapterhubError, match="no output layer but the embedding table: merged, a change of one would act in both"
     ):
-        prepared([(Adapter({"model.embed_tokens": delta}), 1.0)], tmp_path / "base.gguf")
+        prepare_merge([(Adapter({"model.embed_tokens": delta}), 1.0)], tmp_path / "base.gguf")
 
 
 def test_experts_on_a_base_without_any_are_refused(tmp_path: Path) -> None:
     said = {
-        "general.architecture": string("qwen3moe"),
-        "qwen3moe.expert_count": u32(2),
-        "qwen3moe.attention.head_count": u32(2),
+        "general.architecture": string_value("qwen3moe"),
+        "qwen3moe.expert_count": u32_value(2),
+        "qwen3moe.attention.head_count": u32_value(2),
     }
     tensors = {"token_embd.weight": np.ones((16, 8), np.float32), "blk.0.ffn_gate_exps.weight": np.ones((2, 8, 8), np.float32)}
     gguf_file.write(tmp_path / "base.gguf", said, tensors)
@@ -391,5 +391,5 @@ def test_experts_on_a_base_without_any_are_refused(tmp_path: Path) -> None:
         lora_A, lora_B = np.ones((experts, 2, 8), np.float32), np.ones((experts, 16 if "up" in name else 8, 2), np.float32)
         delta = StackedLowRank(lora_A, lora_B, alpha=1, transposed_base=False)
         with pytest.raises(AdapterhubError, match=r"model.layers.0.mlp.experts.*(the base has no|not as many)") as caught:
-            prepared([(Adapter({f"model.layers.0.mlp.experts.{name}": delta}), 1.0)], tmp_path / "base.gguf")
+            prepare_merge([(Adapter({f"model.layers.0.mlp.experts.{name}": delta}), 1.0)], tmp_path / "base.gguf")
         assert caught.value.exit_code == 6

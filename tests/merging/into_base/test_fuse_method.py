@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adapterhub.analysis.low_rank import Factors
-from adapterhub.merging import METHODS, FuseReport, combine, fuse, join, prepared
+from adapterhub.merging import METHODS, FuseReport, combine, fuse, join, prepare_merge
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, Meta, Rows
 from adapterhub_converters.containers.gguf_file import GGUFFile
@@ -19,7 +19,7 @@ from tests.conftest import Run
 from tests.merging.into_base.test_fuse import K, Q, base_in, tensors_of
 
 WIDE = 16  # the full rank of the modules
-NOT_SUMS = [name for name, method in METHODS.items() if not method.sums and not method.apart]
+NOT_SUMS = [name for name, method in METHODS.items() if not method.sums and not method.on_factors]
 
 
 def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -39,7 +39,7 @@ TWO = Adapter({Q: low_rank(3, 16)})
 
 def into(base: Path, out: Path, adapters: Sequence[Adapter], weights: Sequence[float], **how: Any) -> FuseReport:
     weighted, gguf = list(zip(adapters, weights, strict=True)), base.is_dir() and out.suffix == ".gguf"
-    return prepared(weighted, base, gguf=gguf, join=join(adapters, weights, **how)).write(out)
+    return prepare_merge(weighted, base, gguf=gguf, join=join(adapters, weights, **how)).write(out)
 
 
 @pytest.mark.parametrize("name", NOT_SUMS)
@@ -117,7 +117,7 @@ def test_into_a_gguf_is_into_the_folder_that_it_was_made_of(tmp_path: Path) -> N
         return Adapter(found, meta=Meta())
 
     adapters = [adapter("self_attn.q_proj", "mlp.up_proj"), adapter("self_attn.q_proj", "self_attn.v_proj")]
-    prepared([], folder, gguf=True).write(tmp_path / "base.gguf")
+    prepare_merge([], folder, gguf=True).write(tmp_path / "base.gguf")
     into(tmp_path / "base.gguf", tmp_path / "one.gguf", adapters, (1.0, 1.0), method="ties")
     into(folder, tmp_path / "two.gguf", adapters, (1.0, 1.0), method="ties")
     old, one, two = (gguf_tensors(tmp_path / f"{name}.gguf") for name in ("base", "one", "two"))

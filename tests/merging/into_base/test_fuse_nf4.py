@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepared
-from adapterhub.merging.into_base.nf4_writer import to_nf4
+from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging.into_base.nf4_writer import weights_for_nf4
 from adapterhub.merging.into_base.read_base import Weight, read_folder
 from adapterhub.merging.into_base.verify import prove
 from adapterhub_converters import dtypes
@@ -119,9 +119,9 @@ def test_the_layers_are_those_that_transformers_takes_of_every_known_architectur
             vars(one)["weights"] = weights
             if known.transposed or not wanted:
                 with pytest.raises(AdapterhubError, match="transposed" if known.transposed else "no layer of Falcon"):
-                    to_nf4(one)
+                    weights_for_nf4(one)
             else:
-                assert to_nf4(one) == wanted, name
+                assert weights_for_nf4(one) == wanted, name
 
 
 def random_base(folder: Path, **config: Any) -> Path:
@@ -238,7 +238,7 @@ def test_of_a_base_in_nf4_only_what_changes_is_quantized_again(torch: Any, tmp_p
     )
     assert np.isfinite(logits(loaded(tmp_path / "out", dtype=torch.bfloat16))).all()
     with pytest.raises(AdapterhubError, match="the base is in NF4 already"):
-        prepared(adapters, base, dataclasses.replace(NF4, dtype="f16"))
+        prepare_merge(adapters, base, dataclasses.replace(NF4, dtype="f16"))
 
 
 def test_of_a_base_in_fp8_what_it_stands_for_is_quantized(torch: Any, tmp_path: Path) -> None:
@@ -269,32 +269,32 @@ def test_a_merge_into_nf4_that_erases_the_adapter_is_refused(tmp_path: Path, in_
     base, adapter = in_nf4
     adapters = [(peft.read(adapter), 0.03)]
     with pytest.raises(AdapterhubError, match=r"q_proj.weight: .*% of the adapter's change .* kept") as caught:
-        prepared(adapters, base, NF4)
+        prepare_merge(adapters, base, NF4)
     assert (caught.value.exit_code, caught.value.code) == (6, "adapter-lost-in-nf4")
-    forced = prepared(adapters, base, dataclasses.replace(NF4, force=True)).report
+    forced = prepare_merge(adapters, base, dataclasses.replace(NF4, force=True)).report
     assert forced.warnings
-    assert all(change.quantized and change.kept is not None and change.kept < 0.9 for change in forced.touched.values())
+    assert all(change.quantized and change.retained is not None and change.retained < 0.9 for change in forced.touched.values())
 
 
 @pytest.mark.parametrize("share", [0.05, 0.005])
 def test_a_small_change_of_full_precision_is_kept_in_nf4(tmp_path: Path, share: float) -> None:
-    report = prepared([(deltas(share), 1.0)], random_base(tmp_path / "base"), NF4).report
+    report = prepare_merge([(deltas(share), 1.0)], random_base(tmp_path / "base"), NF4).report
     change = report.touched[f"{Q}.weight"]
     assert change.quantized
     assert change.relative == pytest.approx(share, rel=0.1)
-    assert change.kept == pytest.approx(1, abs=max(0.02, change.doubt))
-    assert change.doubt < 0.2
+    assert change.retained == pytest.approx(1, abs=max(0.02, change.uncertainty))
+    assert change.uncertainty < 0.2
     assert not report.warnings
 
 
 def test_trained_in_nf4_the_errors_are_those_of_the_result(tmp_path: Path) -> None:
     asked = [(deltas(), 1.0)]
     options = dataclasses.replace(NF4, trained_in="nf4")
-    change = prepared(asked, random_base(tmp_path / "base"), options).report.touched[f"{Q}.weight"]
+    change = prepare_merge(asked, random_base(tmp_path / "base"), options).report.touched[f"{Q}.weight"]
     assert change.original is not None
     assert 0.05 < change.original < 0.15
     with pytest.raises(AdapterhubError, match="of the adapter's change would be kept"):
-        prepared(asked, tmp_path / "base", dataclasses.replace(options, as_trained=True))
+        prepare_merge(asked, tmp_path / "base", dataclasses.replace(options, as_trained=True))
 
 
 def test_verify_merge_proves_it(torch: Any, tmp_path: Path, in_nf4: tuple[Path, Path]) -> None:
@@ -320,7 +320,7 @@ def test_verify_merge_proves_it(torch: Any, tmp_path: Path, in_nf4: tuple[Path, 
 )
 def test_where_the_layers_are_not_known_it_is_refused(tmp_path: Path, config: dict[str, Any], says: str) -> None:
     with pytest.raises(AdapterhubError, match=says) as caught:
-        prepared([(deltas(), 1.0)], random_base(tmp_path / "base", **config), NF4)
+        prepare_merge([(deltas(), 1.0)], random_base(tmp_path / "base", **config), NF4)
     assert caught.value.exit_code == 6
 
 
@@ -328,7 +328,7 @@ def test_bitsandbytes_form_of_a_transposed_weight_is_refused(tmp_path: Path) -> 
     said = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     base = random_base(tmp_path / "base", architectures=["GPT2LMHeadModel"], model_type="gpt2", quantization_config=said)
     with pytest.raises(AdapterhubError, match="transposed") as caught:
-        prepared([(deltas(), 1.0)], base, Options(dequantize=True))
+        prepare_merge([(deltas(), 1.0)], base, Options(dequantize=True))
     assert caught.value.exit_code == 6
 
 

@@ -73,7 +73,7 @@ def test_fuse_equals_merge_and_unload(
     theirs = merged_by_peft(base, adapter)
     assert differing(read_all(tmp_path / "out"), theirs, torch) == {}
     assert len(report.touched) == len(peft.read(adapter).deltas)
-    assert all(change.kept is not None and change.kept > 0.9 for change in report.touched.values())
+    assert all(change.retained is not None and change.retained > 0.9 for change in report.touched.values())
 
 
 def panel_of_torch(torch: Any, left: np.ndarray, right: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> int | None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging import Options, fuse, prepared
-from adapterhub.merging.into_base.nf4 import ThroughNF4, sampled
+from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging.into_base.nf4 import ThroughNF4, round_trip_sample
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.containers.gguf_file import Packed, string, u32
+from adapterhub_converters.containers.gguf_file import QuantizedTensor, string_value, u32_value
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError
 from tests.conftest import need_module
@@ -49,11 +49,11 @@ def tensors_of(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("share", "kept"), [(0.1, (0.99, 1.01)), (0.01, (0.99, 1.01)), (0.001, (0.4, 0.7))])
 def test_kept_is_what_the_steps_of_bfloat16_leave(tmp_path: Path, share: float, kept: tuple[float, float]) -> None:
-    merge = prepared([(adapter(share), 1.0)], base_in(tmp_path / "base"))
+    merge = prepare_merge([(adapter(share), 1.0)], base_in(tmp_path / "base"))
     change = merge.report.touched[f"{Q}.weight"]
     assert change.relative == pytest.approx(share, rel=0.1)
-    assert change.kept is not None
-    assert kept[0] < change.kept < kept[1]
+    assert change.retained is not None
+    assert kept[0] < change.retained < kept[1]
     assert bool(merge.report.warnings) == (kept[0] < 0.9)
 
 
@@ -65,7 +65,7 @@ def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(t
         reports[onto] = fuse([(delta, 1.0)], base, tmp_path / onto, options=options)
     before = tensors_of(base)
     low = delta.deltas[Q]
-    seen = sampled(before[f"{Q}.weight"]).astype(dtypes.BF16).astype(np.float32)
+    seen = round_trip_sample(before[f"{Q}.weight"]).astype(dtypes.BF16).astype(np.float32)
     wanted = seen + low.scaling * (low.lora_B @ low.lora_A)
     for onto, name in (("original", "original"), ("as-trained", "as_trained")):
         found = tensors_of(tmp_path / onto)[f"{Q}.weight"]
@@ -79,7 +79,7 @@ def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(t
     # A layer without a delta was seen quantized as well, a norm was not.
     after = tensors_of(tmp_path / "as-trained")
     np.testing.assert_array_equal(
-        after[f"{OUT}.weight"], sampled(before[f"{OUT}.weight"]).astype(dtypes.BF16).astype(np.float32)
+        after[f"{OUT}.weight"], round_trip_sample(before[f"{OUT}.weight"]).astype(dtypes.BF16).astype(np.float32)
     )
     np.testing.assert_array_equal(after["model.norm.weight"], before["model.norm.weight"])
     np.testing.assert_array_equal(tensors_of(tmp_path / "original")[f"{OUT}.weight"], before[f"{OUT}.weight"])
@@ -95,14 +95,14 @@ def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(t
 )
 def test_what_training_saw_is_not_guessed(tmp_path: Path, options: Options, config: dict[str, Any], says: str) -> None:
     with pytest.raises(AdapterhubError, match=says) as caught:
-        prepared([(adapter(0.1), 1.0)], base_in(tmp_path / "base", **config), options)
+        prepare_merge([(adapter(0.1), 1.0)], base_in(tmp_path / "base", **config), options)
     assert caught.value.exit_code == 6
 
 
 @pytest.mark.parametrize("columns", [64, 96, 40])
 def test_blocks_across_rows_are_read_whole(columns: int) -> None:
-    from adapterhub.merging.into_base.output_files import Run
-    from adapterhub.merging.into_base.tensor_files import Opened
+    from adapterhub.merging.into_base.output_files import OutputWriter
+    from adapterhub.merging.into_base.tensor_files import OpenFiles
     from adapterhub.merging.into_base.tensor_types import Floats
 
     weight = np.random.default_rng(0).normal(size=(24, columns)).astype(np.float32)
@@ -114,8 +114,8 @@ def test_blocks_across_rows_are_read_whole(columns: int) -> None:
             out[...] = weight[start:stop]
 
     source = ThroughNF4("w", Memory(), Floats("F32", dtypes.F32))
-    wanted, run = sampled(weight), Run(None, 0)
-    with Opened() as opened:
+    wanted, run = round_trip_sample(weight), OutputWriter(None, 0)
+    with OpenFiles() as opened:
         for start, stop in ((0, 24), (3, 8), (23, 24), (0, 1)):
             out = np.empty((stop - start, columns), np.float32)
             source.read(opened, start, stop, out, run.buffer)
@@ -129,8 +129,8 @@ def quantized(path: Path, kind: str) -> Path:
     rows = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)
     blocks = np.empty((512, Blocks(kind).row_size(512)), np.uint8)
     Blocks(kind).encode(rows, blocks)
-    metadata = {"general.architecture": string("llama"), "llama.attention.head_count": u32(8), "llama.block_count": u32(1)}
-    gguf_file.write(path, metadata, {"blk.0.attn_q.weight": Packed(kind, (512, 512), blocks)})
+    metadata = {"general.architecture": string_value("llama"), "llama.attention.head_count": u32_value(8), "llama.block_count": u32_value(1)}
+    gguf_file.write(path, metadata, {"blk.0.attn_q.weight": QuantizedTensor(kind, (512, 512), blocks)})
     return path
 
 
@@ -140,9 +140,9 @@ def test_a_quantized_target_that_swallows_the_adapter_is_refused(tmp_path: Path,
     base, asked = quantized(tmp_path / "base.gguf", kind), [(adapter(share), 1.0)]
     if lost:
         with pytest.raises(AdapterhubError, match=r"blk.0.attn_q.weight: .*% of the adapter's change would be kept") as caught:
-            prepared(asked, base)
+            prepare_merge(asked, base)
         assert caught.value.exit_code == 6
-    merge = prepared(asked, base, Options(force=True))
+    merge = prepare_merge(asked, base, Options(force=True))
     assert bool(merge.report.warnings) == lost
-    kept = prepared(asked, base, Options(dtype="f32")).report.touched["blk.0.attn_q.weight"].kept
+    kept = prepare_merge(asked, base, Options(dtype="f32")).report.touched["blk.0.attn_q.weight"].retained
     assert kept == pytest.approx(1, abs=1e-3)

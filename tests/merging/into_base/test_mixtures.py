@@ -18,7 +18,7 @@ from adapterhub import base_models
 from adapterhub.merging import Options, fuse
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, Value, strings, u32
+from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue, strings_value, u32_value
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats.gguf_model.importance import read_importance
 from adapterhub_converters.formats.gguf_model.metadata import FILE_TYPES
@@ -107,10 +107,10 @@ def importance_of(gguf: Path) -> dict[str, np.ndarray]:
 
 def write_importance(path: Path, sums: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> Path:
     metadata = {
-        "general.type": gguf_file.string("imatrix"),
-        "imatrix.datasets": strings(["calibration.txt"]),
-        "imatrix.chunk_count": u32(40),
-        "imatrix.chunk_size": u32(512),
+        "general.type": gguf_file.string_value("imatrix"),
+        "imatrix.datasets": strings_value(["calibration.txt"]),
+        "imatrix.chunk_count": u32_value(40),
+        "imatrix.chunk_size": u32_value(512),
     }
     tensors = {f"{name}.in_sum2": array for name, array in sums.items()}
     tensors |= {f"{name}.counts": array for name, array in counts.items()}
@@ -214,7 +214,7 @@ def test_a_matrix_of_another_model_or_for_nothing_is_refused(tmp_path: Path, fol
     done = run(*asked, ours, "--dtype", "q4_k_m")
     assert "11 tensors are not in the importance matrix" in done.stdout + done.stderr
     with GGUFFile(tmp_path / "x.gguf") as file:
-        assert Value("UINT32", file.header.metadata["general.file_type"]).value == 15
+        assert MetadataValue("UINT32", file.header.metadata["general.file_type"]).value == 15
 
 
 def test_types_of_whole_models_are_not_those_of_adapters(tmp_path: Path, run: Run) -> None:

@@ -200,6 +200,6 @@ def test_norms_and_differences_of_no_low_rank_delta_are_refused_by_name(tmp_path
     need_module("peft")
     adapter = convert.read(made("hra", tmp_path))
     with pytest.raises(RefusedError, match="its change is by hra"):
-        norms.heat(adapter)
+        norms.build_heat_map(adapter)
     with pytest.raises(RefusedError, match="its change is by hra"):
         diff.compare(adapter, adapter)

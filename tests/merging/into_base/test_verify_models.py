@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse
-from adapterhub.merging.checks import Weighted
+from adapterhub.merging.checks import WeightedAdapters
 from adapterhub.merging.into_base.verify import Proofs, prove
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.bases import read_base
@@ -24,14 +24,14 @@ from tests.support import tiny
 pytestmark = pytest.mark.peer
 
 
-def good(adapters: Weighted, base: Path, merged: Path, *, least: int = 1) -> Proofs:
+def good(adapters: WeightedAdapters, base: Path, merged: Path, *, least: int = 1) -> Proofs:
     found = prove(adapters, base, merged)
     assert found.good, [(one.name, one.verdict, one.strength, one.note) for one in found.tensors if not one.good]
     assert sum(one.verdict != "untouched" and one.strength is not None for one in found.tensors) >= least or least == 0
     return found
 
 
-def bad(adapters: Weighted, base: Path, merged: Path) -> set[str]:
+def bad(adapters: WeightedAdapters, base: Path, merged: Path) -> set[str]:
     """The verdicts with which a model fails."""
     found = prove(adapters, base, merged)
     assert not found.good

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.peer
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a grace period of zero, as if all that is unneeded had been so for a day."""
-    monkeypatch.setattr("adapterhub.hub.storage.collection.LEAST", 0)
+    monkeypatch.setattr("adapterhub.hub.storage.collection.MIN_GRACE", 0)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_parts_of_uploads_go_once_no_client_can_go_on_with_them(
 ) -> None:
     storage.keep("a.xorb", bytes(10))
     assert collect(storage, grace=0).leftovers == 0
-    monkeypatch.setattr("adapterhub.hub.storage.collection._PARTS", -60)
+    monkeypatch.setattr("adapterhub.hub.storage.collection._PART_LIFETIME", -60)
     assert collect(storage, grace=0, dry_run=True).leftover_size == 10
     assert [key.rpartition("/")[2] for key, *_ in storage.bucket.objects("tmp")] == ["a.xorb"]
     assert collect(storage, grace=0).leftovers == 1
@@ -135,7 +135,7 @@ def test_who_stores_a_blob_that_is_being_removed_waits_and_stores_it(storage: Sh
     digest, _ = storage.store().put_bytes(data)
     forget(storage)
     with ThreadPoolExecutor(1) as pool:
-        with storage.database.let_go([digest], 0) as gone:
+        with storage.database.lock_unnoted([digest], 0) as gone:
             assert gone == [digest]
             storing = pool.submit(storage.store().put_bytes, data)
             while postgres.sql("postgres", "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == "0":
@@ -143,7 +143,7 @@ def test_who_stores_a_blob_that_is_being_removed_waits_and_stores_it(storage: Sh
             storage.bucket.remove(blob_key(digest))
         storing.result()
     assert there(storage) == {digest}
-    with storage.database.let_go([digest], 1) as gone:
+    with storage.database.lock_unnoted([digest], 1) as gone:
         assert gone == []
 
 
@@ -169,7 +169,7 @@ def test_the_command_says_what_it_removed(
 
 
 def test_a_grace_period_that_is_too_short_is_refused(storage: SharedStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapterhub.hub.storage.collection.LEAST", 2)
+    monkeypatch.setattr("adapterhub.hub.storage.collection.MIN_GRACE", 2)
     says = "grace: 1 h is too short for uploads in progress. Set at least 2"
     with pytest.raises(ParameterError, match=says):
         collect(storage, grace=1)

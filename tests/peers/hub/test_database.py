@@ -43,9 +43,9 @@ def test_of_racing_entries_one_is_in_the_log(url: str) -> None:
         assert one.append("refs", "team/sql", 1, b"one")
         assert not other.append("refs", "team/sql", 1, b"other")
         assert other.append("bases", "team/sql", 1, b"\0")
-        found = other.after(0, 10)
+        found = other.rows_after(0, 10)
         assert [(row.log, row.seq, row.raw) for row in found] == [("refs", 1, b"one"), ("bases", 1, b"\0")]
-        assert one.after(found[0].id, 10) == found[1:] == other.of_name("bases", "team/sql", 1)
+        assert one.rows_after(found[0].id, 10) == found[1:] == other.rows_of_name("bases", "team/sql", 1)
 
 
 def test_reading_goes_on_after_the_server_closed_its_connections(database: HubDatabase, postgres: Postgres) -> None:
@@ -59,7 +59,7 @@ def test_who_has_seen_a_row_has_seen_all_before_it(url: str) -> None:
         seen, last = [], 0
         while len(seen) < 200:
             done = all(future.done() for future in made)
-            rows = one.after(last, 50)
+            rows = one.rows_after(last, 50)
             assert rows or not done
             seen += [row.name for row in rows]
             last = rows[-1].id if rows else last

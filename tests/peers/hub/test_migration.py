@@ -70,7 +70,7 @@ def test_a_hub_moves_in_and_out_with_every_byte(folder: Path, tmp_path: Path, en
     assert logs(tmp_path / "back" / ".adapterhub") == logs(folder / ".adapterhub")
     assert blobs(tmp_path / "back" / ".adapterhub") == blobs(folder / ".adapterhub")
     with closing(HubDatabase(folder)) as before, closing(HubDatabase(tmp_path / "back")) as after:
-        assert tokens.listed(before) == tokens.listed(after)
+        assert tokens.list_tokens(before) == tokens.list_tokens(after)
     with Registry.open(folder) as before, Registry.open(tmp_path / "back") as after:
         assert before.list() == after.list()
         assert not [found for found in fsck.fsck(after) if found.severity == "error"]
@@ -83,7 +83,7 @@ def test_a_hub_that_moved_in_serves_what_it_served(folder: Path, tmp_path: Path,
         assert registry.list() == before.list()
         assert Repositories(registry).get("team/empty") == PRIVATE
         assert tokens.create(storage.database, "carol", "read")  # its number is not one that another token has
-        assert [token.account for token in tokens.listed(storage.database)] == ["alice", "bob", "carol"]
+        assert [token.account for token in tokens.list_tokens(storage.database)] == ["alice", "bob", "carol"]
 
 
 def test_only_an_empty_database_and_a_new_folder_are_filled(folder: Path, ends: Any) -> None:
@@ -114,7 +114,7 @@ def test_a_lost_database_is_made_again_from_the_bucket(
     new = postgres.database()
     with closing(PostgresDatabase(new)) as empty:
         assert migration.recover(empty, bucket) == 5
-        assert [row[1:] for row in empty.after(0, 9)] == sorted(row[1:] for row in database.after(0, 9))
+        assert [row[1:] for row in empty.rows_after(0, 9)] == sorted(row[1:] for row in database.after(0, 9))
         with pytest.raises(RefusedError):
             migration.recover(empty, bucket)
     settings = HubSettings(registry=tmp_path / "copies", **{**places, "database": new})

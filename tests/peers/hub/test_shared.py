@@ -116,7 +116,7 @@ def test_nothing_is_moved_where_the_bucket_takes_no_blobs(opened: Open, adapter:
     storage._blobs.bucket._retries = 0  # or it waits for minutes
     with storage.registry() as registry, pytest.raises(RemoteError):
         registry.push(adapter(1), Ref("team/sql"))
-    assert storage.database.after(0, 1) == []
+    assert storage.database.rows_after(0, 1) == []
 
 
 # ---- a database that is away
@@ -125,7 +125,7 @@ def test_nothing_is_moved_where_the_bucket_takes_no_blobs(opened: Open, adapter:
 def test_a_hub_whose_database_was_away_answers_again_at_the_first_request(
     postgres: Postgres, places: dict[str, Any], adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub.hub.storage.postgres._PATIENCE", 1)
+    monkeypatch.setattr("adapterhub.hub.storage.postgres._CONNECT_TIMEOUT", 1)
     monkeypatch.setattr("adapterhub.hub.storage.postgres._RECONNECT", 1)
     with serving(tmp_path / "hub", **places) as hub:
         client = Sending(hub.url, hub.token)
@@ -209,9 +209,9 @@ def test_a_blob_that_is_damaged_in_the_bucket_is_not_taken(
     with opened("one").registry() as registry:
         layer = registry.files(registry.push(adapter(1), Ref("team/sql")))[0]
     bucket = open_bucket(places["blobs"], places["environ"])
-    bucket.put(f"blobs/sha256/{layer.digest.removeprefix('sha256:')}", bytes(layer.size))
+    bucket.put_object(f"blobs/sha256/{layer.digest.removeprefix('sha256:')}", bytes(layer.size))
     with pytest.raises(AdapterhubError, match="do not have the digest"):
-        opened("other").store().opened(layer.digest)
+        opened("other").store().open_stream(layer.digest)
 
 
 # ---- folders
@@ -291,5 +291,5 @@ def test_an_address_of_the_bucket_is_given_only_to_whom_may_read(hub: Running, h
 def test_the_log_of_a_process_has_no_credentials(places: dict[str, Any]) -> None:
     url = places["database"].replace("postgres@", "postgres:secret-word@")
     with closing(PostgresDatabase(url)) as database:
-        assert "secret-word" not in database.where
+        assert "secret-word" not in database.location
     assert "secret-word" not in repr(HubSettings(registry=Path("x"), **{**places, "database": url}))

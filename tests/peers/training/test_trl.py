@@ -47,7 +47,7 @@ CHATS: list[dict[str, Any]] = [
 def our_run(settings: config.TrainConfig) -> tuple[Any, Any, list[float]]:
     """The model before any step, the one after, and the losses."""
     first, made = loaded(settings), loaded(settings)
-    examples = [encode(chat, made.tokenizer, loss="completion", where="") for chat in CHATS]
+    examples = [encode(chat, made.tokenizer, loss="completion", location="") for chat in CHATS]
     rows = packed_rows(examples, LONGEST, pack_rows=False)
     state = new_state(made.model, settings.train)
     losses = [loop.advance(made, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapterhub.serve.engines import choosing
-from adapterhub.serve.engines.choosing import Wanted
+from adapterhub.serve.engines.choosing import EngineOptions
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 from tests.support import folders
 
@@ -22,10 +22,10 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def wanted(folder: Path, **words: Any) -> Wanted:
+def wanted(folder: Path, **words: Any) -> EngineOptions:
     weights = folder / "base"
     options = {"engine": "auto", "environ": {"PATH": str(folder)}, "weights": weights, **words}
-    return Wanted(base=folders.base(weights), name="base", folder=folder / "engine", **options)
+    return EngineOptions(base=folders.base(weights), name="base", folder=folder / "engine", **options)
 
 
 @pytest.mark.usefixtures("nothing_installed")
@@ -60,5 +60,5 @@ def test_an_engine_that_cannot_be_is_refused_with_what_to_do(
     tmp_path: Path, words: dict[str, Any], kind: type[AdapterhubError], code: str, says: str
 ) -> None:
     with pytest.raises(kind, match=says) as refused:
-        choosing.opened(wanted(tmp_path, **words))
+        choosing.open_engine(wanted(tmp_path, **words))
     assert refused.value.code == code

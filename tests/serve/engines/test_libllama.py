@@ -95,7 +95,7 @@ def test_a_version_that_was_dropped_stays_for_those_who_use_it(models: Models, t
     import adapterhub as ah
 
     ah.convert(models.adapter(0), tmp_path / "a0.gguf", to="gguf", base=models.gguf)
-    with libllama.opened(models.gguf, waiting=8) as host:
+    with libllama.open_libllama(models.gguf, waiting=8) as host:
         host.load("a0", tmp_path / "a0.gguf")
         request = Request(models.tokens(PROMPTS[0]), (("a0", 1.0),), 12, bias=((0, -100.0), (1, -100.0), (2, -100.0)))
         streams = [host.submit(request) for _ in range(6)]

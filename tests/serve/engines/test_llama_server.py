@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from adapterhub.serve.engines import EngineDownError
-from adapterhub.serve.engines.llama_server import OneProcess, Options, Router, explicit
+from adapterhub.serve.engines.llama_server import OneProcess, LlamaServerOptions, Router, explicit_request
 from adapterhub.serve.engines.over_http import Client
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
 from tests.support import llama_server, serving
@@ -121,7 +121,7 @@ def test_alone_its_embeddings_are_of_all_adapters_whatever_is_asked_for(models: 
 def test_one_process_has_no_embeddings(run: Run, models: Models, registry: Path) -> None:
     words = ("serve", models.gguf, "--registry", registry, "--program", llama_server.program(), "--one-process", "--port", 0)
     assert "takes all adapters for embeddings" in run(*words, "--", "--embeddings", code=2).stderr
-    options = Options(llama_server.program(), models.gguf, registry, more=("--embeddings",))
+    options = LlamaServerOptions(llama_server.program(), models.gguf, registry, extra_words=("--embeddings",))
     with pytest.raises(UsageError, match="whatever it is asked for. Start a process for each version") as caught:
         OneProcess(options)
     assert caught.value.code == "mixed-embeddings"
@@ -246,11 +246,11 @@ def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tm
     paths = [*converted(models, tmp_path), tmp_path / "damaged.gguf"]
     paths[2].write_bytes(paths[0].read_bytes()[:1000])
     served = [
-        Served("t/x:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", path, 4) for n, path in zip("abc", paths, strict=True)
+        PreparedVersion("t/x:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", path, 4) for n, path in zip("abc", paths, strict=True)
     ]
 
     async def main() -> list[object]:
-        engine = OneProcess(Options(llama_server.program(), models.gguf, tmp_path, os.environ))
+        engine = OneProcess(LlamaServerOptions(llama_server.program(), models.gguf, tmp_path, os.environ))
         await engine.start()
         try:  # the last two wait while the first is started, and are started together then
             return await asyncio.gather(*map(engine.ensure, served), return_exceptions=True)
@@ -265,10 +265,10 @@ def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tm
 def test_the_router_refuses_a_version_that_it_cannot_load_and_keeps_the_rest(models: Models, tmp_path: Path) -> None:
     good, damaged = converted(models, tmp_path)
     damaged.write_bytes(good.read_bytes()[:1000])
-    served = [Served("t/x:v1", f"t/{path.stem}", f"sha256:{'a' * 64}", "llama.cpp", path, 4) for path in (good, damaged)]
+    served = [PreparedVersion("t/x:v1", f"t/{path.stem}", f"sha256:{'a' * 64}", "llama.cpp", path, 4) for path in (good, damaged)]
 
     async def main() -> None:
-        router = Router(Options(llama_server.program(), models.gguf, tmp_path / "presets", os.environ))
+        router = Router(LlamaServerOptions(llama_server.program(), models.gguf, tmp_path / "presets", os.environ))
         await router.start()
         try:
             await router.ensure(served[0])
@@ -292,7 +292,7 @@ class Forgetful(Answering):
 
 
 def test_a_router_that_lost_a_version_or_reads_no_presets_is_down_with_a_reason(tmp_path: Path) -> None:
-    options = Options(Path("llama-server"), tmp_path / "base.gguf", tmp_path, {})
+    options = LlamaServerOptions(Path("llama-server"), tmp_path / "base.gguf", tmp_path, {})
 
     async def main() -> None:
         async with Forgetful("").running() as url:
@@ -313,14 +313,14 @@ def test_a_router_that_lost_a_version_or_reads_no_presets_is_down_with_a_reason(
 
 
 def test_a_request_lists_every_adapter() -> None:
-    one, two = (Served(f"t/{n}:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", Path(n), 4) for n in "ab")
+    one, two = (PreparedVersion(f"t/{n}:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", Path(n), 4) for n in "ab")
     ids = {one.model: 0, two.model: 1}
     off = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
-    assert explicit({"prompt": "x"}, ids, (), slots=True) == {"prompt": "x", "lora": off, "id_slot": 2}
-    assert explicit({}, ids, ((two, 1.0),), slots=True) == {"lora": [off[0], {"id": 1, "scale": 1.0}], "id_slot": 1}
-    blend = explicit({}, ids, ((one, 0.5), (two, 0.5)), slots=True)
+    assert explicit_request({"prompt": "x"}, ids, (), slots=True) == {"prompt": "x", "lora": off, "id_slot": 2}
+    assert explicit_request({}, ids, ((two, 1.0),), slots=True) == {"lora": [off[0], {"id": 1, "scale": 1.0}], "id_slot": 1}
+    blend = explicit_request({}, ids, ((one, 0.5), (two, 0.5)), slots=True)
     assert (blend["id_slot"], blend["cache_prompt"]) == (3, False)
-    assert explicit({}, ids, (), slots=False) == {"lora": off, "cache_prompt": False}
+    assert explicit_request({}, ids, (), slots=False) == {"lora": off, "cache_prompt": False}
 
 
 def test_gateway_serves(gateway: Gateway) -> None:

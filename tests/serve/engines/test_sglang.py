@@ -13,7 +13,7 @@ import pytest
 
 from adapterhub.serve.engines import sglang
 from adapterhub.serve.engines.over_http import Client
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 from tests.support.environments import environment
 
@@ -21,7 +21,7 @@ from .test_vllm import Server
 
 pytestmark = pytest.mark.peer
 DIGEST = "sha256:" + "a" * 64
-SQL = Served("team/sql:v1", "team/sql", DIGEST, "sglang", Path("/"), 8)
+SQL = PreparedVersion("team/sql:v1", "team/sql", DIGEST, "sglang", Path("/"), 8)
 
 
 def own_file(name: str) -> Path:
@@ -106,4 +106,4 @@ def test_every_field_that_chooses_an_adapter_or_a_cache_is_refused() -> None:
         for statement in node.body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     }
-    assert {name for name in fields if any(word in name for word in ("lora", "adapter", "session", "kv_"))} == sglang.Sglang.own
+    assert {name for name in fields if any(word in name for word in ("lora", "adapter", "session", "kv_"))} == sglang.Sglang.forbidden_fields

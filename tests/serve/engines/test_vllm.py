@@ -17,7 +17,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.serve.engines.over_http import Client, Process
 from adapterhub.serve.engines.vllm import Vllm
-from adapterhub.serve.served import Served
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
@@ -93,7 +93,7 @@ async def at_once() -> bool:
 def test_a_version_is_loaded_once_under_its_own_name_and_never_in_place(tmp_path: Path) -> None:
     """In place, vLLM up to 0.32 would read the folder again at every step; by a name twice, it would end."""
     server, spec = Server("0.33.0"), base(tmp_path / "base")
-    served = [Served("team/sql:v1", "team/sql", f"sha256:{digit * 64}", "vllm", tmp_path / digit, 4) for digit in "ab"]
+    served = [PreparedVersion("team/sql:v1", "team/sql", f"sha256:{digit * 64}", "vllm", tmp_path / digit, 4) for digit in "ab"]
 
     async def main() -> None:
         async with server.running() as url:
@@ -135,7 +135,7 @@ def test_after_a_new_start_the_zeros_are_loaded_again_though_the_cache_was_empti
             await engine.start()
             shutil.rmtree(tmp_path / "zeros")
             server.known.clear()
-            process.begun()
+            process.before_start()
             await engine.ask("/v1/completions", {"prompt": "x"}, ())
             await engine.close()
 
@@ -175,7 +175,7 @@ def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> Non
             engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
             await engine.start()
             try:
-                await engine.ensure(Served("team/sql:v1", "team/sql", digest, "vllm", tmp_path, 4))
+                await engine.ensure(PreparedVersion("team/sql:v1", "team/sql", digest, "vllm", tmp_path, 4))
             finally:
                 await engine.close()
 
@@ -199,7 +199,7 @@ def test_one_that_loads_no_adapters_is_told_how_to_be_started(tmp_path: Path) ->
             engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
             await engine.start()
             try:
-                await engine.ensure(Served("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", tmp_path, 4))
+                await engine.ensure(PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", tmp_path, 4))
             finally:
                 await engine.close()
 

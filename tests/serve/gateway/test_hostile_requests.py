@@ -13,11 +13,11 @@ import pytest
 
 from adapterhub.http_server import binding, connections
 from adapterhub.local_registry import Registry
-from adapterhub.serve.engines import Answer, Blend
+from adapterhub.serve.engines import EngineAnswer, Blend
 from adapterhub.serve.gateway import app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.settings import GatewaySettings
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub.workspace import Workspace
 from tests.support import folders
 
@@ -31,12 +31,12 @@ class Remembering(Holder):
         super().__init__()
         self.asked: list[tuple[Mapping[str, Any], list[str]]] = []
 
-    async def ask(self, path: str, body: Any, blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
         async def pieces() -> AsyncIterator[bytes]:
             yield b'{"model":"x","choices":[]}'
 
         self.asked.append((body, [served.name for served, _ in blend]))
-        return Answer(200, "application/json", pieces())
+        return EngineAnswer(200, "application/json", pieces())
 
 
 class Sender:
@@ -63,9 +63,9 @@ def send(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sender]:
     with Registry(folder / "registry") as registry:
         registry.push(folder / "sql", "team/sql")
     workspace = Workspace(registry=folder / "registry", cache=folder / "cache")
-    settings = GatewaySettings(folders.base(folder / "base"), "base", workspace, allowed=Allowed(("team/*",)))
+    settings = GatewaySettings(folders.base(folder / "base"), "base", workspace, allowed=AllowedNames(("team/*",)))
     gateway = Gateway(settings, engine := Remembering())
-    sock = binding.listening("127.0.0.1", 0)
+    sock = binding.open_listener("127.0.0.1", 0)
     server = connections.make_server(app.create_app(gateway), certificate=None, key=None, drain=1)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()

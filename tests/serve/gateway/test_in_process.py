@@ -20,14 +20,14 @@ from starlette.applications import Starlette
 from adapterhub.local_registry import Registry
 from adapterhub.ref import Ref
 from adapterhub.serve import resolving
-from adapterhub.serve.engines import Answer, EngineDownError
+from adapterhub.serve.engines import EngineAnswer, EngineDownError
 from adapterhub.serve.engines.over_http import Client
 from adapterhub.serve.gateway import rewriting, versions
 from adapterhub.serve.gateway.answers import ProblemError
 from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.settings import GatewaySettings
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError
 from tests.support import folders
@@ -63,7 +63,7 @@ def in_loop(settings: GatewaySettings, test: Test) -> None:
 
 async def use(gateway: Gateway) -> None:
     found = await gateway._find_version(Ref.parse("team/sql"))
-    async with gateway.versions.used([(found, 1.0)]):
+    async with gateway.versions.use([(found, 1.0)]):
         pass
 
 
@@ -84,7 +84,7 @@ def test_a_gc_removes_what_nobody_asked_for_in_a_while(settings: GatewaySettings
     async def test(gateway: Gateway, engine: Holder) -> None:
         await use(gateway)
         aged(settings)
-        assert served.sweep().held == 1
+        assert served.sweep().in_use == 1
         monkeypatch.setattr(versions, "IDLE", 0.0)
         await until(lambda: not engine.held)
         await until(lambda: (served.sweep().folders, aged(settings))[0])
@@ -119,7 +119,7 @@ def test_the_policy_is_read_again_when_its_file_changes(settings: GatewaySetting
 
 @pytest.mark.parametrize("name", ["team/sql", "hub/team/sql", "sql"])
 def test_a_base_under_a_name_of_an_adapter_is_refused(settings: GatewaySettings, name: str) -> None:
-    named = replace(settings, base_name=name, remote_name="hub", allowed=Allowed(("team/*",)), routes=None)
+    named = replace(settings, base_name=name, remote_name="hub", allowed=AllowedNames(("team/*",)), routes=None)
 
     async def test(_gateway: Gateway, _engine: Holder) -> None:
         raise AssertionError
@@ -155,7 +155,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
 
     async def test(gateway: Gateway, engine: Holder) -> None:
         found = await gateway._find_version(Ref.parse("team/sql"))
-        async with gateway.versions.used([(found, 1.0)]):
+        async with gateway.versions.use([(found, 1.0)]):
             Path("adapterhub.toml").write_text('[policy]\nallow = ["other/*"]\n')
             gateway.reload()
             with pytest.raises(RefusedError, match="not a name that"):
@@ -188,10 +188,10 @@ def test_who_has_no_key_and_who_asks_too_much_at_once_is_told_so(settings: Gatew
         key = gateway.key_of({"authorization": "Bearer secret"})
         for second, words in ((key, "This key has reached its limit of requests at once: 1"),
                               (None, "The gateway has reached its limit of requests at once: 1")):  # fmt: skip
-            with gateway.admitted(key), pytest.raises(ProblemError, match=words) as refused, gateway.admitted(second):
+            with gateway.admit(key), pytest.raises(ProblemError, match=words) as refused, gateway.admit(second):
                 pass
             assert (refused.value.status, refused.value.code, refused.value.seconds) == (429, "rate_limit_exceeded", 1)
-        with gateway.admitted(key):
+        with gateway.admit(key):
             pass
 
     in_loop(replace(settings, requests=1), test)
@@ -216,13 +216,13 @@ class Streaming(Holder):
         super().__init__()
         self.events = events
 
-    async def ask(self, path: str, body: Any, blend: Any) -> Answer:
+    async def ask(self, path: str, body: Any, blend: Any) -> EngineAnswer:
         async def pieces() -> AsyncIterator[bytes]:
             for event in self.events:
                 yield event
             raise EngineDownError("it has ended")
 
-        return Answer(200, "text/event-stream", pieces())
+        return EngineAnswer(200, "text/event-stream", pieces())
 
 
 def posted(settings: GatewaySettings, engine: Holder, times: int = 1, **more: object) -> list[httpx2.Response]:
@@ -320,7 +320,7 @@ class Elsewhere(Holder):
                 await writer.drain()
             writer.close()
 
-    async def ask(self, path: str, body: Any, blend: Any) -> Answer:
+    async def ask(self, path: str, body: Any, blend: Any) -> EngineAnswer:
         return await self.client.ask(path, body, blend[0][0].model)
 
 

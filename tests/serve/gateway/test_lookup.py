@@ -17,7 +17,7 @@ from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import configured
 from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
-from adapterhub.serve.names import Allowed
+from adapterhub.serve.names import AllowedNames
 from adapterhub.sharing import copying, tagging
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import NotFoundError, RemoteError
@@ -47,7 +47,7 @@ class Remote:
         return asyncio.run(found())
 
     def move(self, number: int) -> None:
-        address = configured.below(self.url, f"team/sql@{self.digests[number - 1]}")
+        address = configured.address_below(self.url, f"team/sql@{self.digests[number - 1]}")
         tagging.tag(address, "prod", self.workspace)
 
 
@@ -60,7 +60,7 @@ def remote(request: pytest.FixtureRequest, make: Make, tmp_path: Path) -> Iterat
         else:
             address = hub_address.Hub(stack.enter_context(Hub()).url, TOKEN)
             workspace = Workspace(hub=lambda: address)
-        there = configured.below(url, "team/sql")
+        there = configured.address_below(url, "team/sql")
         digests = [str(ah.push(make(f"a{seed}", seed), there, workspace=workspace).digest) for seed in (1, 2)]
         found = Remote(url, workspace, digests, stack)
         found.move(1)
@@ -95,7 +95,7 @@ def test_what_is_known_stays_while_the_remote_is_away(
     for ref in ("team/other", f"team/other@{one}"):
         with pytest.raises(RemoteError):
             remote.find(ref)
-    remote.lookup._known.clear()
+    remote.lookup._answers.clear()
     assert remote.find(f"team/sql@{two}") == two  # the remote confirmed it once, as it would have been after a restart
     assert not remote.lookup.is_up
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> Non
     for ref in ("team/none", "team/sql:none", f"team/none@{remote.digests[0]}"):
         with pytest.raises(NotFoundError):
             remote.find(ref)
-    there, new = (configured.below(remote.url, name) for name in ("team/sql", "team/none"))
+    there, new = (configured.address_below(remote.url, name) for name in ("team/sql", "team/none"))
     copying.copy(there, new, remote.workspace)
     with pytest.raises(NotFoundError):
         remote.find("team/none")
@@ -135,15 +135,15 @@ def test_a_digest_in_an_image_layout_is_of_those_names_alone_that_lead_to_it(mak
 def test_names_leave_its_memory_flat_and_those_that_were_found_are_listed(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapterhub.serve.gateway.lookup._REMEMBERED", 4)
+    monkeypatch.setattr("adapterhub.serve.gateway.lookup._MOST_CACHED", 4)
     for number in range(9):
         with pytest.raises(NotFoundError):
             remote.find(f"team/none-{number}")
     remote.find("team/sql:prod")
-    assert len(remote.lookup._known) == 4
-    listed = asyncio.run(remote.lookup.listed(Allowed(("team/*",))))
+    assert len(remote.lookup._answers) == 4
+    listed = asyncio.run(remote.lookup.list_refs(AllowedNames(("team/*",))))
     assert [(ref, found.digest) for ref, found in listed] == [("team/sql:prod", remote.digests[0])]
-    assert asyncio.run(remote.lookup.listed(Allowed(("other/*",)))) == []
+    assert asyncio.run(remote.lookup.list_refs(AllowedNames(("other/*",)))) == []
 
 
 def test_a_registry_lists_a_bare_name_once_with_the_version_that_it_means(make: Make, tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ def test_a_registry_lists_a_bare_name_once_with_the_version_that_it_means(make: 
     ah.push(make("two", seed=2), "team/sql:prod", workspace=workspace)
     with Registry.open(tmp_path / "registry") as registry, registry.store.lease("push"):
         made = oci_manifest.parse(registry.store.read_document(first.digest), "")
-        registry.admit(made, Ref("team/sql"), tags=(LATEST,))  # as a revert of `main` on a hub does
+        registry.push_manifest(made, Ref("team/sql"), tags=(LATEST,))  # as a revert of `main` on a hub does
     lookup = RegistryLookup(workspace)
     try:
-        listed = asyncio.run(lookup.listed(Allowed(())))
+        listed = asyncio.run(lookup.list_refs(AllowedNames(())))
         found = asyncio.run(lookup.find(Ref.parse("team/sql")))
     finally:
         lookup.close()

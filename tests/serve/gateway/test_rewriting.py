@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from adapterhub.serve.engines import Answer
+from adapterhub.serve.engines import EngineAnswer
 from adapterhub.serve.gateway import rewriting
 from adapterhub.serve.gateway.answers import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
@@ -25,7 +25,7 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
 
 def rewritten(*parts: bytes, usage: Usage | None = None) -> bytes:
     async def all_of() -> bytes:
-        answer = Answer(200, "text/event-stream", pieces(*parts), model="engine")
+        answer = EngineAnswer(200, "text/event-stream", pieces(*parts), model="engine")
         found = rewriting.events(answer, "team/a@sha256:1", usage or Usage({}))
         return b"".join([piece async for piece in found])
 
@@ -55,9 +55,9 @@ def test_an_event_without_anything_is_left_out() -> None:
 
 def test_what_has_no_model_stays_as_it_is() -> None:
     raw = b'{"object":"list" , "data":[]}'
-    assert rewriting.renamed(raw, "x", Usage({}), expected="y") == raw
+    assert rewriting.rename_model(raw, "x", Usage({}), expected="y") == raw
     for expected in ("y", ""):
-        document = rewriting.renamed(b'{"model":"y","n":1}', "x", Usage({}), expected=expected)
+        document = rewriting.rename_model(b'{"model":"y","n":1}', "x", Usage({}), expected=expected)
         assert json.loads(document) == {"model": "x", "n": 1}
 
 
@@ -70,17 +70,17 @@ def test_tokens_are_counted_and_who_has_not_asked_for_their_number_does_not_get_
     end = b'data: {"model":"engine","choices":[],"usage":{"total_tokens":23}}\n\ndata: [DONE]\n\n'
     for options in (None, {"include_usage": True}):
         usage = Usage({"stream": True, "stream_options": options}, counts=True)
-        assert usage.asking()["stream_options"] == {"include_usage": True}
+        assert usage.engine_body()["stream_options"] == {"include_usage": True}
         assert (b"total_tokens" in rewritten(STREAM, end, usage=usage)) == bool(options)
         assert usage.total == 23
     plain = Usage({"stream": True})
-    assert plain.asking() is plain.body
+    assert plain.engine_body() is plain.body
     assert b"total_tokens" in rewritten(STREAM, end, usage=plain)
 
 
 def test_tokens_of_an_answer_that_has_no_end_are_estimated() -> None:
     usage = Usage({"stream": True, "prompt": "x" * 4000}, counts=True)
     assert usage.total == 0
-    usage.begun = True
+    usage.has_begun = True
     rewritten(STREAM, usage=usage)
     assert 1000 + len(CHUNKS) <= usage.total < 1050

@@ -39,22 +39,22 @@ def test_the_first_rule_that_fits_decides(tmp_path: Path) -> None:
         to = "team/legal:v7*0.5+team/tone*0.5"
         """,
     ).routes["legal"]
-    assert found.chosen({}, "", "") == "team/legal:prod"
-    assert found.chosen({"x-stage": "beta"}, "", "") == "team/legal:beta"
-    assert found.chosen({"x-stage": "beta"}, "ada", "") == "team/legal:both"
-    assert found.chosen({"x-stage": "prod"}, "ada", "") == "team/legal:prod"
-    assert found.chosen({}, "", "research") == "team/legal:v7*0.5+team/tone*0.5"
+    assert found.choose({}, "", "") == "team/legal:prod"
+    assert found.choose({"x-stage": "beta"}, "", "") == "team/legal:beta"
+    assert found.choose({"x-stage": "beta"}, "ada", "") == "team/legal:both"
+    assert found.choose({"x-stage": "prod"}, "ada", "") == "team/legal:prod"
+    assert found.choose({}, "", "research") == "team/legal:v7*0.5+team/tone*0.5"
 
 
 def test_a_canary_gets_its_share_and_a_user_stays(tmp_path: Path) -> None:
     found = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 90, "team/legal:v8" = 10 }').routes["legal"]
-    by_user = Counter(found.chosen({}, f"user {number}", "") for number in range(5000))
+    by_user = Counter(found.choose({}, f"user {number}", "") for number in range(5000))
     assert 400 < by_user["team/legal:v8"] < 600
-    by_chance = Counter(found.chosen({}, "", "") for _ in range(5000))
+    by_chance = Counter(found.choose({}, "", "") for _ in range(5000))
     assert 350 < by_chance["team/legal:v8"] < 650
-    assert len({found.chosen({}, "ada", "") for _ in range(20)}) == 1
+    assert len({found.choose({}, "ada", "") for _ in range(20)}) == 1
     none = read(tmp_path, '[routes.legal]\nto = { "team/legal:v7" = 1, "team/legal:v8" = 0 }').routes["legal"]
-    assert {none.chosen({}, "", "") for _ in range(100)} == {"team/legal:v7"}
+    assert {none.choose({}, "", "") for _ in range(100)} == {"team/legal:v7"}
 
 
 def test_a_key_is_known_by_its_digest(tmp_path: Path) -> None:
@@ -84,11 +84,11 @@ def test_limits_go_on_counting_when_the_file_is_read_again(tmp_path: Path) -> No
     assert after.windows is not None
     assert after.tokens is not None
     assert after.tokens.count("research", 0).over
-    assert after.windows.count("research").left == 0
+    assert after.windows.count("research").remaining == 0
     other = read(tmp_path, text.replace("2/3600", "5/3600"), before).key_of(SECRET)
     assert other is not None
     assert other.windows is not None
-    assert other.windows.count("research").left == 4
+    assert other.windows.count("research").remaining == 4
 
 
 def test_a_file_that_is_just_being_written_does_not_let_everybody_in(tmp_path: Path) -> None:

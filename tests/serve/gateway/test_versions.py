@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from adapterhub.serve.engines import COMPLETIONS, Answer, Blend, EngineDownError
+from adapterhub.serve.engines import COMPLETIONS, EngineAnswer, Blend, EngineDownError
 from adapterhub.serve.gateway import versions
 from adapterhub.serve.gateway.answers import ProblemError
-from adapterhub.serve.gateway.lookup import Found
-from adapterhub.serve.gateway.versions import Versions
-from adapterhub.serve.served import Served
+from adapterhub.serve.gateway.lookup import ResolvedVersion
+from adapterhub.serve.gateway.versions import EngineVersions
+from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 
 
-def found(number: int) -> Found:
-    return Found(f"team/a{number}", f"sha256:{number:064x}")
+def found(number: int) -> ResolvedVersion:
+    return ResolvedVersion(f"team/a{number}", f"sha256:{number:064x}")
 
 
 @dataclass
@@ -45,16 +45,16 @@ class Holder:
     async def healthy(self) -> bool:
         return not self.down
 
-    async def ensure(self, served: Served) -> None:
+    async def ensure(self, served: PreparedVersion) -> None:
         if self.down:
             raise EngineDownError("down")
         self.held.add(served.model)
         self.largest = max(self.largest, len(self.held))
 
-    async def forget(self, served: Served) -> None:
+    async def forget(self, served: PreparedVersion) -> None:
         self.held.discard(served.model)
 
-    async def ask(self, path: str, body: Any, blend: Blend) -> Answer:
+    async def ask(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
         raise NotImplementedError
 
 
@@ -69,7 +69,7 @@ class Folders:
         self.go = threading.Event()
         self.go.set()
 
-    def __call__(self, version: Found) -> Served:
+    def __call__(self, version: ResolvedVersion) -> PreparedVersion:
         self.go.wait(30)
         self.prepared.append(version.model)
         if version.model in self.refused:
@@ -77,16 +77,16 @@ class Folders:
         if not self.path.exists():
             self.path.touch()
         self.leased.add(version.model)
-        return Served(version.name, version.name, version.digest, "peft", self.path, 4)
+        return PreparedVersion(version.name, version.name, version.digest, "peft", self.path, 4)
 
-    def release(self, served: Served) -> None:
+    def release(self, served: PreparedVersion) -> None:
         self.leased.discard(served.model)
 
 
-def in_loop(test: Callable[[Versions, Holder, Folders], Coroutine[Any, Any, None]], most: int = 2) -> None:
+def in_loop(test: Callable[[EngineVersions, Holder, Folders], Coroutine[Any, Any, None]], most: int = 2) -> None:
     async def main() -> None:
         engine, folders = Holder(), Folders()
-        made = Versions(engine, folders, folders.release, most)
+        made = EngineVersions(engine, folders, folders.release, most)
         try:
             await asyncio.wait_for(test(made, engine, folders), 60)
         finally:
@@ -96,15 +96,15 @@ def in_loop(test: Callable[[Versions, Holder, Folders], Coroutine[Any, Any, None
     asyncio.run(main())
 
 
-async def use(made: Versions, *numbers: int, until: asyncio.Event | None = None) -> Blend:
-    async with made.used([(found(number), 1.0) for number in numbers]) as blend:
+async def use(made: EngineVersions, *numbers: int, until: asyncio.Event | None = None) -> Blend:
+    async with made.use([(found(number), 1.0) for number in numbers]) as blend:
         if until:
             await until.wait()
         return blend
 
 
 def test_requests_for_one_version_share_its_preparation() -> None:
-    async def test(made: Versions, _engine: Holder, folders: Folders) -> None:
+    async def test(made: EngineVersions, _engine: Holder, folders: Folders) -> None:
         folders.go.clear()
         tasks = [asyncio.create_task(use(made, 1)) for _ in range(20)]
         await asyncio.sleep(0)
@@ -118,7 +118,7 @@ def test_requests_for_one_version_share_its_preparation() -> None:
 
 
 def test_a_blend_of_more_versions_than_fit_is_refused_before_any_is_prepared() -> None:
-    async def test(made: Versions, _engine: Holder, folders: Folders) -> None:
+    async def test(made: EngineVersions, _engine: Holder, folders: Folders) -> None:
         with pytest.raises(ProblemError, match="A blend of 3 versions, but the engine holds 2 at most") as refused:
             await use(made, 1, 2, 3)
         assert (refused.value.status, refused.value.param, folders.prepared) == (400, "model", [])
@@ -128,7 +128,7 @@ def test_a_blend_of_more_versions_than_fit_is_refused_before_any_is_prepared() -
 
 
 def test_what_is_gone_from_the_cache_is_made_anew_once(tmp_path: Path) -> None:
-    async def test(made: Versions, _engine: Holder, folders: Folders) -> None:
+    async def test(made: EngineVersions, _engine: Holder, folders: Folders) -> None:
         folders.path = tmp_path / "served"
         await use(made, 1)
         folders.path.unlink()
@@ -139,7 +139,7 @@ def test_what_is_gone_from_the_cache_is_made_anew_once(tmp_path: Path) -> None:
 
 
 def test_never_more_than_fit_and_the_least_recently_used_goes() -> None:
-    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, folders: Folders) -> None:
         for number in (1, 2, 1, 3):
             await use(made, number)
         assert engine.held == folders.leased == {found(1).model, found(3).model}
@@ -150,7 +150,7 @@ def test_never_more_than_fit_and_the_least_recently_used_goes() -> None:
 
 
 def test_what_a_request_uses_stays() -> None:
-    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
         ends = asyncio.Event()
         await use(made, 1)
         long = asyncio.create_task(use(made, 1, until=ends))
@@ -166,12 +166,12 @@ def test_what_a_request_uses_stays() -> None:
 def test_a_version_without_room_waits_and_no_stream_of_others_starves_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "PATIENCE", 0.05)
 
-    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
         stop = asyncio.Event()
 
         async def stream() -> None:  # version 1 is in use at every moment
             while not stop.is_set():
-                async with made.used([(found(1), 1.0)]):
+                async with made.use([(found(1), 1.0)]):
                     other = asyncio.create_task(use(made, 1))
                     await asyncio.sleep(0.01)
                 await other
@@ -187,7 +187,7 @@ def test_a_version_without_room_waits_and_no_stream_of_others_starves_it(monkeyp
 
 
 def test_what_nobody_asks_for_is_forgotten_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, folders: Folders) -> None:
         ends = asyncio.Event()
         long = asyncio.create_task(use(made, 1, until=ends))
         await use(made, 2)
@@ -209,7 +209,7 @@ def test_what_nobody_asks_for_is_forgotten_in_time(monkeypatch: pytest.MonkeyPat
 
 
 def test_blends_that_overlap_do_not_wait_for_each_other() -> None:
-    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
         pairs = [(1, 2), (2, 3), (3, 1), (2, 1), (3, 2), (1, 3)] * 5
         blends = await asyncio.gather(*(use(made, *pair) for pair in pairs))
         assert [tuple(int(served.name[-1]) for served, _ in blend) for blend in blends] == pairs
@@ -221,7 +221,7 @@ def test_blends_that_overlap_do_not_wait_for_each_other() -> None:
 
 
 def test_a_refusal_is_remembered_and_takes_no_room() -> None:
-    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, folders: Folders) -> None:
         folders.refused = {found(9).model}
         for _ in range(5):
             with pytest.raises(RefusedError, match="silent base"):
@@ -234,7 +234,7 @@ def test_a_refusal_is_remembered_and_takes_no_room() -> None:
 
 
 def test_an_engine_that_was_down_is_asked_again() -> None:
-    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
         engine.down = True
         with pytest.raises(EngineDownError):
             await use(made, 1)
@@ -248,7 +248,7 @@ def test_an_engine_that_was_down_is_asked_again() -> None:
 
 
 def test_a_prefetch_takes_no_room_from_requests() -> None:
-    async def test(made: Versions, engine: Holder, _folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
         ends = asyncio.Event()
         long = [asyncio.create_task(use(made, number, until=ends)) for number in (1, 2)]
         while engine.held != {found(1).model, found(2).model}:
@@ -264,7 +264,7 @@ def test_a_prefetch_takes_no_room_from_requests() -> None:
 
 
 def test_a_refused_version_makes_room_for_others() -> None:
-    async def test(made: Versions, engine: Holder, folders: Folders) -> None:
+    async def test(made: EngineVersions, engine: Holder, folders: Folders) -> None:
         folders.refused = {found(number).model for number in range(5, 10)}
         results = await asyncio.gather(*(use(made, number) for number in range(10)), return_exceptions=True)
         assert [type(result) for result in results] == [tuple] * 5 + [RefusedError] * 5

@@ -145,9 +145,9 @@ def _peers(paths: pytest.TempPathFactory, family: str) -> Peers:
 @contextmanager
 def with_adapters(peers: Peers, **options: Any) -> Iterator[Host]:
     """A host that has loaded all adapters."""
-    from adapterhub.serve.host import opened
+    from adapterhub.serve.host import open_host
 
-    with opened(peers.base, **options) as host:
+    with open_host(peers.base, **options) as host:
         for name, folder in peers.folders.items():
             host.load(name, folder)
         yield host

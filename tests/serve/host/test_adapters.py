@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from adapterhub.checks.report import CODES  # noqa: E402
-from adapterhub.serve.host import Request, opened  # noqa: E402
+from adapterhub.serve.host import Request, open_host  # noqa: E402
 from adapterhub.serve.host.host import Host  # noqa: E402
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError  # noqa: E402
 from tests.serve.host.conftest import Peers, tokens, write_adapters  # noqa: E402
@@ -24,7 +24,7 @@ from tests.serve.host.conftest import Peers, tokens, write_adapters  # noqa: E40
 
 @pytest.fixture(scope="module")
 def host(llama: Peers) -> Iterator[Host]:
-    with opened(llama.base, slots=4, rows=4, rank=64) as made:
+    with open_host(llama.base, slots=4, rows=4, rank=64) as made:
         yield made
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from adapterhub.generation.hf_text import Text
 from adapterhub.serve.host import Request
-from adapterhub.serve.host.answer import Answer, Stops, likeliest, log_softmax
+from adapterhub.serve.host.answer import GeneratedAnswer, StopTexts, likeliest, log_softmax
 from adapterhub_converters.errors import RefusedError
 from tests.serve.host.conftest import Peers, pieces, with_adapters
 
@@ -26,7 +26,7 @@ _SHORT = st.text("ab", min_size=1, max_size=4)
 
 @given(st.lists(st.text("ab", max_size=3), max_size=12), st.lists(_SHORT, max_size=3))
 def test_text_ends_before_the_first_stop_and_is_whole_without_one(parts: list[str], texts: list[str]) -> None:
-    stops, shown, stopped = Stops(texts), "", False
+    stops, shown, stopped = StopTexts(texts), "", False
     for at, part in enumerate(parts):
         text, stopped = stops.add(part)
         shown += text
@@ -41,14 +41,14 @@ def test_text_ends_before_the_first_stop_and_is_whole_without_one(parts: list[st
         assert not any(text in shown for text in texts)
     else:
         assert ends == []
-        assert shown + stops.rest() == whole
+        assert shown + stops.flush() == whole
 
 
 def test_the_beginning_of_a_stop_is_held_back_until_it_is_certain() -> None:
-    stops = Stops(["</end>", "STOP"])
+    stops = StopTexts(["</end>", "STOP"])
     assert [stops.add(text) for text in ("a<", "/e", "x</en")] == [("a", False), ("", False), ("</ex", False)]
     assert stops.add("d>more") == ("", True)
-    assert Stops(["ab", "b"]).add("xab") == ("x", True)
+    assert StopTexts(["ab", "b"]).add("xab") == ("x", True)
 
 
 def test_logarithms_of_probabilities() -> None:
@@ -74,7 +74,7 @@ class Fixed:
 
 
 def answered(text: Any, *tokens: int, **options: Any) -> list[tuple[str, str | None]]:
-    answer = Answer(Request([1], (), **{"max_tokens": 9, **options}), text)
+    answer = GeneratedAnswer(Request([1], (), **{"max_tokens": 9, **options}), text)
     logits = [np.eye(8, dtype=np.float32)[token] for token in tokens]
     return [(piece.text, piece.finish) for piece in map(answer.add, logits)]
 
@@ -90,7 +90,7 @@ def test_an_answer_ends_by_its_length_a_stop_or_a_token() -> None:
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
     with pytest.raises(RefusedError, match="NaN or Inf"):
-        Answer(Request([1], (), 3), Fixed("a")).add(np.array([1, np.nan], np.float32))  # type: ignore[arg-type]
+        GeneratedAnswer(Request([1], (), 3), Fixed("a")).add(np.array([1, np.nan], np.float32))  # type: ignore[arg-type]
 
 
 # ---- The text of a real tokenizer

@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 
 from adapterhub.serve.host import Blend, Request  # noqa: E402
 from adapterhub.serve.host.host import Host  # noqa: E402
-from adapterhub.serve.host.streams import together  # noqa: E402
+from adapterhub.serve.host.streams import read_together  # noqa: E402
 from adapterhub.serve.host.values import FullError  # noqa: E402
 from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError, StoppedError  # noqa: E402
 from tests.serve.host.conftest import Peers, assert_same, pieces, tokens, with_adapters  # noqa: E402
@@ -118,7 +118,7 @@ def test_a_long_prompt_does_not_keep_a_short_one_waiting(llama: Peers) -> None:
         with host._wake:  # both arrive at once
             long = host.submit(answers(None, [7] * 500, 1))
             short = host.submit(answers(None, [9], 1), beside=long)
-        order = [index for index, _ in together([long, short])]
+        order = [index for index, _ in read_together([long, short])]
     assert order == [1, 0]
 
 

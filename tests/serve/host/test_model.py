@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.serve.host import Request, opened  # noqa: E402
+from adapterhub.serve.host import Request, open_host  # noqa: E402
 from adapterhub.training.layers import nf4  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.serve.host.conftest import Peers, assert_same, pieces, tokens, with_adapters, write_adapters, write_base  # noqa: E402
@@ -47,7 +47,7 @@ def test_windows_caps_sinks_and_experts_are_those_of_the_family(family: str, tmp
 def test_a_base_whose_layers_mix_requests_is_refused(family: str, says: str, tmp_path: Path) -> None:
     with (
         pytest.raises(RefusedError, match=f"{says}. Serve it with another engine"),
-        opened(write_base(tmp_path, family)),
+        open_host(write_base(tmp_path, family)),
     ):
         pass
 
@@ -62,7 +62,7 @@ def test_a_request_is_not_longer_than_the_angles_of_positions_stay_the_same_for_
 def test_the_log_says_what_holds_here(llama: Peers, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "adapterhub.serve.host")
     for dtype in ("float32", "bfloat16"):
-        with opened(llama.base, slots=1, rows=2, dtype=dtype) as host:
+        with open_host(llama.base, slots=1, rows=2, dtype=dtype) as host:
             same = "are the same, bit for bit" if host.exact else "may differ by rounding"
         assert f"{llama.base} in {dtype}: answers alone and in a batch {same}" in caplog.text
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.serve.host import Blend, Request, opened  # noqa: E402
+from adapterhub.serve.host import Blend, Request, open_host  # noqa: E402
 from adapterhub.serve.host.host import Host  # noqa: E402
 from adapterhub.serve.host.openai import ApiError, ask  # noqa: E402
 from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS  # noqa: E402
@@ -251,7 +251,7 @@ def test_a_base_without_a_chat_template(llama: Peers, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     del config["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with opened(tmp_path, slots=1, rows=1) as host, pytest.raises(ApiError, match="no chat template"):
+    with open_host(tmp_path, slots=1, rows=1) as host, pytest.raises(ApiError, match="no chat template"):
         ask(host, CHAT, HELLO, (), "base")
 
 

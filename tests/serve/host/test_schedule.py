@@ -37,7 +37,7 @@ def admitted(schedule: Schedule, *rows: Row) -> str:
     """The adapters of those who are admitted."""
     schedule.waiting.extend(rows)
     found = ""
-    for one in schedule.admitted():
+    for one in schedule.admit():
         schedule.start(one)
         found += "".join(adapter.key for adapter, _ in one.parts) or "-"
     return found
@@ -55,7 +55,7 @@ def test_the_least_recently_used_slot_that_no_row_uses_is_filled_next() -> None:
     assert slots.table.pin(parts("d")) == ((0, 1.0),)
     assert not slots.table.has_room(parts("a"))
     assert slots.table.has_room(parts("cd"))
-    assert slots.table.pinned == 2
+    assert slots.table.pinned_count == 2
 
 
 def test_a_blend_keeps_the_slots_of_its_own_adapters() -> None:
@@ -67,7 +67,7 @@ def test_a_blend_keeps_the_slots_of_its_own_adapters() -> None:
     slots.table.unpin(parts("ca"))
     assert slots.table.pin(parts("aa")) == ((0, 1.0), (0, 1.0))
     slots.table.unpin(parts("aa"))
-    assert slots.table.pinned == 0
+    assert slots.table.pinned_count == 0
 
 
 def test_a_slot_that_cannot_be_filled_is_free_again() -> None:
@@ -78,7 +78,7 @@ def test_a_slot_that_cannot_be_filled_is_free_again() -> None:
     table = SlotTable(1, fill)
     with pytest.raises(MemoryError):
         table.pin(parts("b"))
-    assert (len(table), table.pinned) == (0, 0)
+    assert (len(table), table.pinned_count) == (0, 0)
     assert table.pin(parts("a")) == ((0, 1.0),)
 
 

@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import Group, Settings
 from adapterhub.cli.output import Column
 
-from .tables import changed_database, claims_of, claims_text, emit_removed, of_hub
+from .tables import changed_database, claims_of, claims_text, emit_removed, read_hub
 from .tokens import ROLES
 
 
@@ -76,7 +76,7 @@ def list_(settings: Settings) -> None:
     """List the rules that admit people."""
     from adapterhub.hub.people import admissions
 
-    rules = of_hub(settings, admissions.listed)
+    rules = read_hub(settings, admissions.list_rules)
     cells = [
         [str(rule.id), rule.issuer, claims_text(rule.claims) or "everybody", rule.namespace if rule.role else "", rule.role]
         for rule in rules

@@ -38,7 +38,7 @@ def migrate(settings: Settings, *, back: bool) -> None:
     from adapterhub.hub.storage import migration
 
     hub_settings = _shared_settings(settings)
-    with _places(hub_settings) as (database, bucket), bytes_bar("blobs") as callback:
+    with _open_places(hub_settings) as (database, bucket), bytes_bar("blobs") as callback:
         if back:
             counts = migration.move_out(database, bucket, hub_settings.registry, callback)
         else:
@@ -64,7 +64,7 @@ def recover(settings: Settings) -> None:
     """
     from adapterhub.hub.storage import migration
 
-    with _places(_shared_settings(settings)) as (database, bucket):
+    with _open_places(_shared_settings(settings)) as (database, bucket):
         entries = migration.recover(database, bucket)
     output.emit({"entries": entries}, as_json=settings.as_json, text=lambda: output.write(f"recovered {entries} moves"))
 
@@ -111,7 +111,7 @@ def _shared_settings(settings: Settings) -> HubSettings:
 
 
 @contextmanager
-def _places(hub_settings: HubSettings) -> Iterator[tuple[PostgresDatabase, Bucket]]:
+def _open_places(hub_settings: HubSettings) -> Iterator[tuple[PostgresDatabase, Bucket]]:
     from adapterhub.hub.storage.postgres import PostgresDatabase
     from adapterhub.hub.storage.shared import open_bucket
 

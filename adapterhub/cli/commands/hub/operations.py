@@ -44,8 +44,8 @@ def audit(settings: Settings, *, name: str, account: str, limit: int, verify: bo
     from adapterhub.hub.people import audit as log
 
     with closing(hub_database(settings)) as database:
-        if verify and (broken := log.follow(database)[1]) is not None:
-            raise IntegrityError(database.where, f"{broken.where} {broken.what}", "Compare it with a backup")
+        if verify and (broken := log.verify_chain(database)[1]) is not None:
+            raise IntegrityError(database.location, f"{broken.where} {broken.what}", "Compare it with a backup")
         events = log.events(database, name=name, account=account, limit=limit)
     document = {"verified": verify, "events": [asdict(event) for event in events]}
     output.emit(document, as_json=settings.as_json, text=lambda: _audit_text(events))

@@ -12,7 +12,7 @@ from adapterhub.cli.options import Command, Group, Settings
 from adapterhub.cli.output import Column
 from adapterhub_converters.errors import UsageError
 
-from .tables import changed_database, emit_once, emit_removed, of_hub
+from .tables import changed_database, emit_once, emit_removed, read_hub
 from .tokens import ONCE, ROLES
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def list_(settings: Settings) -> None:
     """List the accounts, each with its roles: NAMESPACE=ROLE, where * is every namespace."""
     from adapterhub.hub.people import accounts
 
-    accounts_ = of_hub(settings, accounts.listed)
+    accounts_ = read_hub(settings, accounts.list_accounts)
     output.emit(
         {"accounts": [asdict(account) for account in accounts_]},
         as_json=settings.as_json,
@@ -266,7 +266,7 @@ def settle(
 
     with changed_database(settings, "namespace.set", name) as database:
         # The present settings: an option that is not given changes nothing.
-        new_settings = accounts.namespace(database, name)
+        new_settings = accounts.namespace_settings(database, name)
         if readers is not None:
             new_settings = replace(new_settings, readers=readers)
         if max_size is not None:
@@ -275,7 +275,7 @@ def settle(
             new_settings = replace(new_settings, max_files=max_files or None)
         if adapters_only is not None:
             new_settings = replace(new_settings, adapters_only=adapters_only)
-        accounts.settle(database, new_settings)
+        accounts.set_namespace(database, new_settings)
     output.emit(asdict(new_settings), as_json=settings.as_json, text=lambda: _namespaces_text([new_settings]))
 
 
@@ -297,7 +297,7 @@ def list_namespaces(settings: Settings) -> None:
     """List the namespaces that have settings; anyone can read the others, and they have no limits."""
     from adapterhub.hub.people import accounts
 
-    namespaces = of_hub(settings, accounts.namespaces)
+    namespaces = read_hub(settings, accounts.namespaces)
     output.emit(
         {"namespaces": [asdict(namespace_) for namespace_ in namespaces]},
         as_json=settings.as_json,

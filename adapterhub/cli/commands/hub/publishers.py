@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import Group, Settings
 from adapterhub.cli.output import Column
 
-from .tables import changed_database, claims_of, claims_text, emit_removed, of_hub
+from .tables import changed_database, claims_of, claims_text, emit_removed, read_hub
 
 
 @click.group(
@@ -64,7 +64,7 @@ def list_(settings: Settings) -> None:
     """List the publishers that are trusted."""
     from adapterhub.hub.people import publishers
 
-    publishers_ = of_hub(settings, publishers.listed)
+    publishers_ = read_hub(settings, publishers.list_publishers)
     cells = [
         [str(publisher_.id), publisher_.scope, publisher_.issuer, claims_text(publisher_.claims), publisher_.account]
         for publisher_ in publishers_

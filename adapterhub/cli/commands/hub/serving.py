@@ -119,7 +119,7 @@ def start(
     if oidc_issuer and oidc_client:
         secret = environment.oidc_secret(oidc_secret)
         provider = Provider(oidc_issuer, oidc_client, secret, oidc_scope, environment.proxy)
-    logs.to_stderr("adapterhub.hub", as_json=settings.as_json)
+    logs.log_to_stderr("adapterhub.hub", as_json=settings.as_json)
     size = int(mirror_max_size * 1e9)
     upstream_mirror = upstream(mirror, mirror_age, environment.hub, environment.proxy, max_bytes=size) if mirror else None
     hub_settings = environment.hub_settings(

@@ -35,7 +35,7 @@ def changed_database(settings: Settings, action: str, name: str, detail: str = "
         audit.record(database, Event(f"cli.{action}", name, detail, environment.author()))
 
 
-def of_hub(settings: Settings, read: Callable[[HubDatabase], T]) -> T:
+def read_hub(settings: Settings, read: Callable[[HubDatabase], T]) -> T:
     """Return what a function reads from the tables."""
     with closing(hub_database(settings)) as database:
         return read(database)
@@ -49,9 +49,9 @@ def emit_once(settings: Settings, document: dict[str, Any], secret: str, use: st
         output.say(f"save it now, it is not shown again: {use}")
 
 
-def emit_removed(settings: Settings, kind: str, name: str | int, **more: str) -> None:
+def emit_removed(settings: Settings, kind: str, name: str | int, **fields: str) -> None:
     """Print what was removed; `more` are further keys of the JSON document."""
-    document = {"removed": name, "kind": kind, **more}
+    document = {"removed": name, "kind": kind, **fields}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {kind} {name}"))
 
 

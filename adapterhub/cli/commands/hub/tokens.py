@@ -11,7 +11,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import Group, Settings
 from adapterhub.cli.output import Column
 
-from .tables import changed_database, emit_once, of_hub
+from .tables import changed_database, emit_once, read_hub
 
 if TYPE_CHECKING:
     from adapterhub.hub.people.tokens import Token
@@ -82,7 +82,7 @@ def list_(settings: Settings) -> None:
     """List the tokens in force, each by its first characters."""
     from adapterhub.hub.people import tokens
 
-    tokens_ = of_hub(settings, tokens.listed)
+    tokens_ = read_hub(settings, tokens.list_tokens)
     document = {"tokens": [asdict(token_) for token_ in tokens_]}
     output.emit(document, as_json=settings.as_json, text=lambda: _list_text(tokens_))
 

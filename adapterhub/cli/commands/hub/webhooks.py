@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from adapterhub.cli.options import Group, Settings
 from adapterhub.cli.output import Column
 
-from .tables import changed_database, emit_once, emit_removed, of_hub
+from .tables import changed_database, emit_once, emit_removed, read_hub
 
 
 @click.group(
@@ -65,14 +65,14 @@ def list_(settings: Settings, *, sent: bool) -> None:
     from adapterhub.hub import webhooks
 
     if sent:
-        events = of_hub(settings, webhooks.deliveries)
+        events = read_hub(settings, webhooks.deliveries)
         document = {"deliveries": [asdict(event) for event in events]}
         cells = [
             [str(event.id), str(event.webhook), event.event, event.state, str(event.tries), event.error] for event in events
         ]
         output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_SENT, cells))
         return
-    hooks = of_hub(settings, webhooks.listed)
+    hooks = read_hub(settings, webhooks.list_webhooks)
     cells = [[str(hook.id), hook.namespace, hook.url, "yes" if hook.private else ""] for hook in hooks]
     document = {"webhooks": [asdict(hook) for hook in hooks]}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_table(_HOOKS, cells))

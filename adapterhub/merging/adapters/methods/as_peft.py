@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.analysis.low_rank import Factors
-from adapterhub.merging.adapters.dense import F32Array, Tiled, largest
+from adapterhub.merging.adapters.dense import F32Array, TiledMatrix, magnitude_thresholds
 
-from .elementwise import _drop, _merged, _trim
-from .rules import drawn, dropped, elected_as_peft, summed, trimmed
+from .elementwise import _drop, _merge_tiles, _trim
+from .rules import draw_mask, drop, elect_as_peft, weighted_sum, trim
 from .table import Between, OneOf, Random
 
 Density = Annotated[float, Between(0, 1, above=True)]
@@ -34,7 +34,7 @@ def peft_linear(terms: Sequence[Factors], weights: Sequence[float], *, scales: S
     Paper: none; peft, `tuners/lora/model.py`, `_generalized_task_arithmetic_weighted_adapter`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, lambda _index, part: part, summed)
+    return merge_factors(terms, weights, scales, lambda _index, part: part, weighted_sum)
 
 
 def peft_magnitude_prune(
@@ -47,7 +47,7 @@ def peft_magnitude_prune(
     Paper: none; peft, `utils/merge_utils.py`, `magnitude_prune`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, lambda _index, part: _prune(part, density), summed)
+    return merge_factors(terms, weights, scales, lambda _index, part: _prune(part, density), weighted_sum)
 
 
 def peft_ties(
@@ -66,7 +66,7 @@ def peft_ties(
     Paper: TIES-Merging (Yadav et al., 2023, arXiv 2306.01708), as in peft, `utils/merge_utils.py`, `ties`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, lambda _index, part: _prune(part, density), election(sign))
+    return merge_factors(terms, weights, scales, lambda _index, part: _prune(part, density), election(sign))
 
 
 def peft_dare_linear(
@@ -79,7 +79,7 @@ def peft_dare_linear(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, masking(seeded_masks(random, density), density), summed)
+    return merge_factors(terms, weights, scales, masking(seeded_masks(random, density), density), weighted_sum)
 
 
 def peft_dare_ties(
@@ -98,10 +98,10 @@ def peft_dare_ties(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099), as in peft, `utils/merge_utils.py`
     Cost: O((m + n) r)
     """
-    return apart(terms, weights, scales, masking(seeded_masks(random, density), density), election(sign))
+    return merge_factors(terms, weights, scales, masking(seeded_masks(random, density), density), election(sign))
 
 
-def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total") -> Tiled:
+def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total") -> TiledMatrix:
     """peft's `ties_svd`: TIES on the dense deltas, elected without the weights and divided by the number that agree.
 
     Formula: sum(w_i x_i) / count over the i with sign(x_i) = sign(sum(x_i)), x_i as in ties
@@ -110,12 +110,12 @@ def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density
     Cost: O(m n R), in memory a tile
     """
     elect = election(sign)
-    return _merged(terms, _trim(terms, density), lambda parts: elect(parts, weights))
+    return _merge_tiles(terms, _trim(terms, density), lambda parts: elect(parts, weights))
 
 
 def peft_dare_ties_svd(
     terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, sign: Sign = "total", random: Random
-) -> Tiled:
+) -> TiledMatrix:
     """peft's `dare_ties_svd`: DARE on the dense deltas, elected without the weights and divided by the number that agree.
 
     Formula: as peft_ties_svd, where x_i is m_i * D_i / density with a random mask
@@ -124,7 +124,7 @@ def peft_dare_ties_svd(
     Cost: O(m n R), in memory a tile
     """
     elect = election(sign)
-    return _merged(terms, _drop(density, random), lambda parts: elect(parts, weights))
+    return _merge_tiles(terms, _drop(density, random), lambda parts: elect(parts, weights))
 
 
 Masks = Callable[[int, tuple[int, ...]], NDArray[np.bool_]]  # number of the factor (A_1 …, B_1 …) and its shape, to a mask
@@ -132,15 +132,15 @@ Masks = Callable[[int, tuple[int, ...]], NDArray[np.bool_]]  # number of the fac
 
 def seeded_masks(random: Random, density: float) -> Masks:
     """Return random masks."""
-    return lambda index, shape: drawn(random.generator(index), shape, density)
+    return lambda index, shape: draw_mask(random.generator(index), shape, density)
 
 
 def masking(masks: Masks, density: float) -> Callable[[int, F32Array], F32Array]:
     """Return a pruning by DARE with given masks."""
-    return lambda index, part: dropped(part, masks(index, part.shape), density)
+    return lambda index, part: drop(part, masks(index, part.shape), density)
 
 
-def apart(
+def merge_factors(
     terms: Sequence[Factors],
     weights: Sequence[float],
     scales: Sequence[float],
@@ -166,10 +166,10 @@ def _prune(part: F32Array, density: float) -> F32Array:
     if density >= 1:
         return part
     # peft's `topk` keeps this many elements of each factor.
-    return trimmed(part, largest(Tiled(part.shape, part.__getitem__), [int(density * part.size)])[0])
+    return trim(part, magnitude_thresholds(TiledMatrix(part.shape, part.__getitem__), [int(density * part.size)])[0])
 
 
 def election(sign: str) -> Merge:
     """Return peft's election, by the sum or by the number of signs."""
     counting = cast(Literal["total", "frequency"], sign)
-    return lambda parts, weights: elected_as_peft(parts, weights, counting)
+    return lambda parts, weights: elect_as_peft(parts, weights, counting)

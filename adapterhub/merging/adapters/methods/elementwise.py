@@ -12,17 +12,17 @@ from typing import Annotated
 import numpy as np
 
 from adapterhub.analysis.low_rank import Factors
-from adapterhub.merging.adapters.dense import F32Array, Tiled, dense_rows, largest, squares
+from adapterhub.merging.adapters.dense import F32Array, TiledMatrix, dense_rows, magnitude_thresholds, sum_of_squares
 from adapterhub_converters.errors import ParameterError
 
-from .rules import drawn, dropped, elected, kept_by_rank, summed, trimmed
+from .rules import draw_mask, drop, elect, keep_probabilities, weighted_sum, trim
 from .table import Between, Random
 
 Density = Annotated[float, Between(0, 1, above=True)]
 Lambda = Annotated[float, Between(0, above=True)]
 
 
-def ties(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, lambda_: Lambda = 1.0) -> Tiled:
+def ties(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, lambda_: Lambda = 1.0) -> TiledMatrix:
     """Trim the small elements, elect a sign for each position, and average the elements that have it.
 
     Formula: lambda * sum(w_i x_i) / sum(|w_i|) over the i with sign(w_i x_i) = sign(sum(w_i x_i)), where x_i is D_i
@@ -31,10 +31,10 @@ def ties(terms: Sequence[Factors], weights: Sequence[float], *, density: Density
     Paper: TIES-Merging: Resolving Interference When Merging Models (Yadav et al., 2023, arXiv 2306.01708)
     Cost: O(m n R), in memory a tile
     """
-    return _merged(terms, _trim(terms, density), lambda parts: elected(parts, weights) * np.float32(lambda_))
+    return _merge_tiles(terms, _trim(terms, density), lambda parts: elect(parts, weights) * np.float32(lambda_))
 
 
-def magnitude_prune(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5) -> Tiled:
+def magnitude_prune(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5) -> TiledMatrix:
     """The weighted sum of the deltas without their small elements.
 
     Formula: sum(w_i x_i), where x_i is D_i without all but the `density` largest magnitudes
@@ -42,7 +42,7 @@ def magnitude_prune(terms: Sequence[Factors], weights: Sequence[float], *, densi
     Paper: Learning both Weights and Connections for Efficient Neural Networks (Han et al., 2015, arXiv 1506.02626)
     Cost: O(m n R), in memory a tile
     """
-    return _merged(terms, _trim(terms, density), lambda parts: summed(parts, weights))
+    return _merge_tiles(terms, _trim(terms, density), lambda parts: weighted_sum(parts, weights))
 
 
 def breadcrumbs(
@@ -52,7 +52,7 @@ def breadcrumbs(
     density: Density = 0.9,
     gamma: Annotated[float, Between(0, 1)] = 0.01,
     lambda_: Lambda = 1.0,
-) -> Tiled:
+) -> TiledMatrix:
     """The weighted sum of the deltas without their outliers and without their small elements.
 
     Formula: lambda * sum(w_i x_i), where x_i is D_i without the `gamma` largest magnitudes, and of the rest without
@@ -66,15 +66,15 @@ def breadcrumbs(
     size = _size(terms[0])
     outliers = int(gamma * size)
     # Both bounds of a term in one call, since each call passes over all tiles.
-    bounds = [largest(_whole(term), (min(size, outliers + int(density * size)), outliers)) for term in terms]
+    bounds = [magnitude_thresholds(_tiled(term), (min(size, outliers + int(density * size)), outliers)) for term in terms]
 
     def keep(part: F32Array, index: int, _start: int) -> F32Array:
-        return trimmed(part, *bounds[index])
+        return trim(part, *bounds[index])
 
-    return _merged(terms, keep, lambda parts: summed(parts, weights) * np.float32(lambda_))
+    return _merge_tiles(terms, keep, lambda parts: weighted_sum(parts, weights) * np.float32(lambda_))
 
 
-def dare_linear(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, random: Random) -> Tiled:
+def dare_linear(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, random: Random) -> TiledMatrix:
     """Drop random elements, scale up the rest, and sum.
 
     Formula: sum(w_i m_i * D_i / density), where each element of m_i is 1 with the probability `density`, else 0
@@ -82,12 +82,12 @@ def dare_linear(terms: Sequence[Factors], weights: Sequence[float], *, density: 
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099)
     Cost: O(m n R), in memory a tile
     """
-    return _merged(terms, _drop(density, random), lambda parts: summed(parts, weights))
+    return _merge_tiles(terms, _drop(density, random), lambda parts: weighted_sum(parts, weights))
 
 
 def dare_ties(
     terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.5, lambda_: Lambda = 1.0, random: Random
-) -> Tiled:
+) -> TiledMatrix:
     """Drop random elements, scale up the rest, elect a sign for each position, and average the elements that have it.
 
     Formula: as ties, where x_i is m_i * D_i / density, and each element of m_i is 1 with the probability `density`, else 0
@@ -95,7 +95,7 @@ def dare_ties(
     Paper: Language Models are Super Mario (Yu et al., 2023, arXiv 2311.03099)
     Cost: O(m n R), in memory a tile
     """
-    return _merged(terms, _drop(density, random), lambda parts: elected(parts, weights) * np.float32(lambda_))
+    return _merge_tiles(terms, _drop(density, random), lambda parts: elect(parts, weights) * np.float32(lambda_))
 
 
 def della(
@@ -106,7 +106,7 @@ def della(
     epsilon: Annotated[float, Between(0, 1)] = 0.1,
     lambda_: Lambda = 1.0,
     random: Random,
-) -> Tiled:
+) -> TiledMatrix:
     """Like dare_ties, but the larger an element is in its row, the more likely it is kept.
 
     Formula: as ties, where x_i is m_i * D_i / p_i; each element of m_i is 1 with its probability in p_i, which rises evenly
@@ -121,15 +121,15 @@ def della(
 
     def keep(part: F32Array, index: int, start: int) -> F32Array:
         # Divided by its own probability, so that the expectation of each element stays.
-        probabilities = kept_by_rank(part, density, epsilon)
+        probabilities = keep_probabilities(part, density, epsilon)
         mask = random.generator(index, start).random(part.shape, dtype=np.float32) < probabilities
         rescaled: F32Array = part * mask / probabilities
         return rescaled
 
-    return _merged(terms, keep, lambda parts: elected(parts, weights) * np.float32(lambda_))
+    return _merge_tiles(terms, keep, lambda parts: elect(parts, weights) * np.float32(lambda_))
 
 
-def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.1) -> Tiled:
+def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.1) -> TiledMatrix:
     """Select the positions where the adapters differ most, weigh adapters by their energy there, erase the minority's signs.
 
     Takes no weights.
@@ -142,11 +142,11 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
     """
     rows_of = dense_rows(terms)
     shape = _shape(terms[0])
-    spread = Tiled(shape, lambda rows: np.var(rows_of(rows), axis=0, dtype=np.float32))
-    [least] = largest(spread, [int(density * _size(terms[0]))])
+    spread = TiledMatrix(shape, lambda rows: np.var(rows_of(rows), axis=0, dtype=np.float32))
+    [least] = magnitude_thresholds(spread, [int(density * _size(terms[0]))])
     energies = np.zeros(len(terms))
-    for _, tile_energies in spread.mapped(
-        lambda rows, variance: [squares(part * (variance >= least)) for part in rows_of(rows)]
+    for _, tile_energies in spread.map_tiles(
+        lambda rows, variance: [sum_of_squares(part * (variance >= least)) for part in rows_of(rows)]
     ):
         energies += tile_energies
     # Its tiles are not needed again; the merged matrix has tiles of its own.
@@ -158,7 +158,7 @@ def sce(terms: Sequence[Factors], weights: Sequence[float], *, density: Density 
         chosen = np.var(parts, axis=0, dtype=np.float32) >= least
         return _average_elected([part * chosen for part in parts], shares)
 
-    return Tiled(shape, make)
+    return TiledMatrix(shape, make)
 
 
 def _average_elected(parts: Sequence[F32Array], shares: Sequence[float]) -> F32Array:
@@ -176,35 +176,35 @@ def _average_elected(parts: Sequence[F32Array], shares: Sequence[float]) -> F32A
 Keep = Callable[[F32Array, int, int], F32Array]  # a tile, the number of its adapter, its first row
 
 
-def _merged(terms: Sequence[Factors], keep: Keep, merge: Callable[[Sequence[F32Array]], F32Array]) -> Tiled:
+def _merge_tiles(terms: Sequence[Factors], keep: Keep, merge: Callable[[Sequence[F32Array]], F32Array]) -> TiledMatrix:
     """Return the matrix whose tiles are pruned by `keep`, then merged."""
     rows_of = dense_rows(terms)
 
     def make(rows: slice) -> F32Array:
         return merge([keep(part, index, rows.start) for index, part in enumerate(rows_of(rows))])
 
-    return Tiled(_shape(terms[0]), make)
+    return TiledMatrix(_shape(terms[0]), make)
 
 
 def _trim(terms: Sequence[Factors], density: float) -> Keep:
     """Return a rule that keeps the `density` largest magnitudes of each adapter."""
-    least = [largest(_whole(term), [int(density * _size(term))])[0] for term in terms]
-    return lambda part, index, _start: trimmed(part, least[index])
+    least = [magnitude_thresholds(_tiled(term), [int(density * _size(term))])[0] for term in terms]
+    return lambda part, index, _start: trim(part, least[index])
 
 
 def _drop(density: float, random: Random) -> Keep:
     """Return a rule that drops random elements and scales up the rest."""
 
     def keep(part: F32Array, index: int, start: int) -> F32Array:
-        return dropped(part, drawn(random.generator(index, start), part.shape, density), density)
+        return drop(part, draw_mask(random.generator(index, start), part.shape, density), density)
 
     return keep
 
 
-def _whole(term: Factors) -> Tiled:
+def _tiled(term: Factors) -> TiledMatrix:
     """Return a term as a matrix in tiles."""
     rows_of = dense_rows([term])
-    return Tiled(_shape(term), lambda rows: rows_of(rows)[0])
+    return TiledMatrix(_shape(term), lambda rows: rows_of(rows)[0])
 
 
 def _shape(term: Factors) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Array = TypeVar("Array", NDArray[np.float32], NDArray[np.float64])
 
 
-def trimmed(array: Array, least: float, most: float = float("inf")) -> Array:
+def trim(array: Array, least: float, most: float = float("inf")) -> Array:
     """Return `array` with zeros where the magnitude is below `least`, or not below `most`."""
     size = np.abs(array)
     result = array * (size >= least)
@@ -20,7 +20,7 @@ def trimmed(array: Array, least: float, most: float = float("inf")) -> Array:
     return result
 
 
-def summed(parts: Sequence[Array], weights: Sequence[float]) -> Array:
+def weighted_sum(parts: Sequence[Array], weights: Sequence[float]) -> Array:
     """Return `sum(weight * part)`."""
     total = parts[0] * parts[0].dtype.type(weights[0])
     for part, weight in zip(parts[1:], weights[1:], strict=True):
@@ -28,7 +28,7 @@ def summed(parts: Sequence[Array], weights: Sequence[float]) -> Array:
     return total
 
 
-def elected(parts: Sequence[Array], weights: Sequence[float]) -> Array:
+def elect(parts: Sequence[Array], weights: Sequence[float]) -> Array:
     """Elect the sign with more weight for each position, and average the elements that have it.
 
     `sum(w x) / sum(|w|)` over the adapters whose `w x` has the sign of `sum(w x)` (TIES, steps 2 and 3).
@@ -48,7 +48,7 @@ def elected(parts: Sequence[Array], weights: Sequence[float]) -> Array:
     return result
 
 
-def elected_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Literal["total", "frequency"]) -> Array:
+def elect_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Literal["total", "frequency"]) -> Array:
     """Elect signs as peft does: from the parts without their weights, with zero as plus; divide by the number that agree.
 
     peft 0.21, `utils/merge_utils.py`, `calculate_majority_sign_mask` and `disjoint_merge`.
@@ -64,19 +64,19 @@ def elected_as_peft(parts: Sequence[Array], weights: Sequence[float], sign: Lite
     return result
 
 
-def dropped(array: Array, keep: NDArray[np.bool_], density: float) -> Array:
+def drop(array: Array, keep: NDArray[np.bool_], density: float) -> Array:
     """Return `array` with zeros where not kept, and the rest divided by `density`, which keeps the expectation (DARE)."""
     result = array * keep
     result /= array.dtype.type(density)
     return result
 
 
-def drawn(random: np.random.Generator, shape: tuple[int, ...], density: float) -> NDArray[np.bool_]:
+def draw_mask(random: np.random.Generator, shape: tuple[int, ...], density: float) -> NDArray[np.bool_]:
     """Return a mask that keeps each element with a probability of `density`."""
     return random.random(shape, dtype=np.float32) < np.float32(density)
 
 
-def kept_by_rank(array: Array, density: float, epsilon: float) -> Array:
+def keep_probabilities(array: Array, density: float, epsilon: float) -> Array:
     """Return the probability to keep each element: `density` -+ `epsilon`, by the rank of its magnitude in its row (DELLA)."""
     wide = array.shape[1]
     steps = np.linspace(density - epsilon, density + epsilon, wide, dtype=array.dtype) if wide > 1 else np.array([density])

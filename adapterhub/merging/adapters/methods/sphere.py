@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.analysis.low_rank import Factors, cosines, inner, norm, stacked
+from adapterhub.analysis.low_rank import Factors, cosines, inner, norm, stack_terms
 
 from .table import Between, OneOf
 
@@ -29,7 +29,7 @@ def slerp(terms: Sequence[Factors], weights: Sequence[float], *, t: Annotated[fl
     """
     first, second = terms
     a, b = _arc(_cosine(inner(first, second), norm(first), norm(second)), t)
-    return stacked(terms, (a, b))
+    return stack_terms(terms, (a, b))
 
 
 def nuslerp(
@@ -49,7 +49,7 @@ def nuslerp(
     t = weights[1] / sum(weights)
     if by == "all":
         a, b = _arc(_cosine(inner(first, second), norm(first), norm(second)), t)
-        return stacked(terms, (a, b))
+        return stack_terms(terms, (a, b))
     if by == "columns":
         transposed = nuslerp([Factors(term.right.T, term.left.T) for term in terms], weights, by="rows")
         return Factors(transposed.right.T, transposed.left.T)
@@ -95,11 +95,11 @@ def karcher(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     length = float(shares @ lengths)
     used = (shares > 0) & (lengths > 0)
     if not used.any():
-        return stacked(terms, [0.0] * len(terms))
+        return stack_terms(terms, [0.0] * len(terms))
     gram = np.array(cosines(terms))[np.ix_(used, used)]
     mean = np.zeros(len(terms))
     mean[used] = _mean_direction(gram, shares[used] / shares[used].sum()) / lengths[used]
-    return stacked(terms, list(length * mean))
+    return stack_terms(terms, list(length * mean))
 
 
 def _mean_direction(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -134,8 +134,8 @@ def model_stock(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """
     count = len(terms)
     if count == 1:
-        return stacked(terms, [1.0])
+        return stack_terms(terms, [1.0])
     pairs = [row[j] for i, row in enumerate(cosines(terms)) for j in range(i)]
     cosine = max(0.0, sum(pairs) / len(pairs))
     t = count * cosine / (1 + (count - 1) * cosine)
-    return stacked(terms, [t / count] * count)
+    return stack_terms(terms, [t / count] * count)

@@ -8,9 +8,9 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.analysis.low_rank import Factors, across, basis, spectrum, stacked, times
+from adapterhub.analysis.low_rank import Factors, transpose_times, basis, spectrum, stack_terms, times
 
-from .rules import drawn, dropped, elected, summed, trimmed
+from .rules import draw_mask, drop, elect, weighted_sum, trim
 from .table import Between, OneOf, Random
 
 F64Array = NDArray[np.float64]
@@ -29,7 +29,7 @@ def knots(terms: Sequence[Factors], weights: Sequence[float], *, density: Densit
     """
     left, s, cores = _align(terms)
     aligned = [core / s[:, None] for core in cores]
-    return Factors(left * s, lambda_ * elected([_trim(part, density) for part in aligned], weights))
+    return Factors(left * s, lambda_ * elect([_trim(part, density) for part in aligned], weights))
 
 
 def core_space(
@@ -54,13 +54,13 @@ def core_space(
     """
     left, _, _ = _align(terms)
     right, _, _ = _align([Factors(term.right.T, term.left.T) for term in terms])
-    cores = [across(left, term.left) @ across(term.right.T, right) for term in terms]
+    cores = [transpose_times(left, term.left) @ transpose_times(term.right.T, right) for term in terms]
     if rule.endswith("ties") and not rule.startswith("dare"):
         cores = [_trim(core, density) for core in cores]
     elif rule.startswith("dare"):
-        masks = (drawn(random.generator(index), core.shape, density) for index, core in enumerate(cores))
-        cores = [dropped(core, mask, density) for core, mask in zip(cores, masks, strict=True)]
-    merged = (elected if rule.endswith("ties") else summed)(cores, weights)
+        masks = (draw_mask(random.generator(index), core.shape, density) for index, core in enumerate(cores))
+        cores = [drop(core, mask, density) for core, mask in zip(cores, masks, strict=True)]
+    merged = (elect if rule.endswith("ties") else weighted_sum)(cores, weights)
     return Factors(times(left, lambda_ * merged), right.T)
 
 
@@ -100,7 +100,7 @@ def iso_c(terms: Sequence[Factors], weights: Sequence[float], *, lambda_: Lambda
     Paper: No Task Left Behind: Isotropic Model Merging (Marczak et al., 2025, arXiv 2502.04959)
     Cost: O((m + n) R^2)
     """
-    sum_spectrum = spectrum(stacked(terms, weights))
+    sum_spectrum = spectrum(stack_terms(terms, weights))
     values = sum_spectrum.s[: sum_spectrum.rank]
     return Factors(lambda_ * values.mean() * sum_spectrum.u[:, : sum_spectrum.rank], sum_spectrum.vt[: sum_spectrum.rank])
 
@@ -111,7 +111,7 @@ def _align(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Array]
     lengths = [np.linalg.norm(term.left, axis=0) for term in terms]
     units = [term.left / np.where(length, length, 1) for term, length in zip(terms, lengths, strict=True)]
     q, _ = basis(np.concatenate(units, axis=1))
-    cores = [across(q, term.left) @ term.right for term in terms]
+    cores = [transpose_times(q, term.left) @ term.right for term in terms]
     vectors, squares, _ = np.linalg.svd(sum(core @ core.T for core in cores))
     s = np.sqrt(squares)
     keep = s > _NOISE * s[0]
@@ -123,7 +123,7 @@ def _align(terms: Sequence[Factors]) -> tuple[F64Array, F64Array, list[F64Array]
 
 def _whiten(columns: F64Array) -> F64Array:
     """Return the nearest matrix with orthonormal columns; of the same span if there are more columns than directions."""
-    vectors, squares, _ = np.linalg.svd(across(columns, columns))
+    vectors, squares, _ = np.linalg.svd(transpose_times(columns, columns))
     keep = squares > _NOISE**2 * squares[0]
     # The inverse root of the Gram matrix, on the directions that the columns have.
     return times(columns, (vectors[:, keep] / np.sqrt(squares[keep])) @ vectors[:, keep].T)
@@ -133,4 +133,4 @@ def _trim(array: F64Array, density: float) -> F64Array:
     """Zero all but the `density` largest magnitudes."""
     count = int(density * array.size)
     least = float(np.partition(np.abs(array), array.size - count, axis=None)[array.size - count]) if count else np.inf
-    return trimmed(array, least)
+    return trim(array, least)

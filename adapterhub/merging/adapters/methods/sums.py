@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapterhub.analysis.low_rank import Factors, stacked
+from adapterhub.analysis.low_rank import Factors, stack_terms
 
 
 def cat(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
@@ -15,7 +15,7 @@ def cat(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     Paper: LoRA Soups (Prabhakar et al., 2024, arXiv 2410.13025)
     Cost: a copy
     """
-    return stacked(terms, weights)
+    return stack_terms(terms, weights)
 
 
 def linear(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
@@ -29,7 +29,7 @@ def linear(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     Paper: Editing Models with Task Arithmetic (Ilharco et al., 2022, arXiv 2212.04089)
     Cost: O((m + n) R^2), R the sum of the ranks
     """
-    return stacked(terms, weights)
+    return stack_terms(terms, weights)
 
 
 def svd(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
@@ -42,7 +42,7 @@ def svd(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     Paper: The approximation of one matrix by another of lower rank (Eckart & Young, 1936)
     Cost: O((m + n) R^2), R the sum of the ranks
     """
-    return stacked(terms, weights)
+    return stack_terms(terms, weights)
 
 
 def rerank(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
@@ -53,4 +53,4 @@ def rerank(terms: Sequence[Factors], weights: Sequence[float]) -> Factors:
     Paper: The approximation of one matrix by another of lower rank (Eckart & Young, 1936)
     Cost: O((m + n) r^2)
     """
-    return stacked(terms, weights)
+    return stack_terms(terms, weights)

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from adapterhub.analysis.low_rank import Factors
-from adapterhub.merging.adapters.dense import Tiled
+from adapterhub.merging.adapters.dense import TiledMatrix
 from adapterhub_converters.errors import ParameterError
 
-Matrix = Factors | Tiled
+Matrix = Factors | TiledMatrix
 _INTERNAL = ("random", "scales")  # keyword arguments that the user does not set
 
 
@@ -100,7 +100,7 @@ class Method:
     missing: Literal["left out", "zeros"] = "left out"
     sums: bool = False
     cuts: bool = True
-    apart: bool = False
+    on_factors: bool = False
 
     @property
     def name(self) -> str:
@@ -132,9 +132,9 @@ class Method:
     @cached_property
     def dense(self) -> bool:
         """Whether the method works on the elements of the dense delta."""
-        return typing.get_type_hints(self.run)["return"] is Tiled
+        return typing.get_type_hints(self.run)["return"] is TiledMatrix
 
-    def settled(self, user_parameters: Mapping[str, float | str]) -> dict[str, float | str]:
+    def resolve_parameters(self, user_parameters: Mapping[str, float | str]) -> dict[str, float | str]:
         """Return all parameters, with defaults; ParameterError for an unknown name, or for a value out of range."""
         resolved: dict[str, float | str] = {}
         for name in user_parameters:
@@ -162,6 +162,6 @@ class Method:
         keywords = {f"{name}_" if name == "lambda" else name: value for name, value in parameters.items()}
         if self.random:
             keywords["random"] = random
-        if self.apart:
+        if self.on_factors:
             keywords["scales"] = scales
         return self.run(terms, weights, **keywords)

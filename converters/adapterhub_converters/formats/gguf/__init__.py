@@ -10,6 +10,6 @@ that it belongs to. As long as these are unchanged, reading recovers the source'
 """
 
 from .reader import is_conditional, read, sniff
-from .writer import NEVER, write
+from .writer import NEGLIGIBLE_ALPHA, write
 
 __all__ = ["NEVER", "is_conditional", "read", "sniff", "write"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, FactorPair, LowRank, LowRankEmbedding, StackedLowRank
-from adapterhub_converters.architectures.names import EMBEDDINGS, Architecture, divides, layer_of
+from adapterhub_converters.architectures.names import EMBEDDINGS, Architecture, order_fits, layer_of
 from adapterhub_converters.bases import BaseSpec
 
 MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
@@ -35,16 +35,16 @@ def _model_problems(base: BaseSpec, architecture: Architecture) -> Iterator[str]
     `src/models/falcon.cpp` has one graph for all Falcons: with RoPE, and with attention and MLP in parallel.
     """
     if base.text_type and base.text_type not in architecture.kinds:
-        yield f"the text model of {base.where} is {base.text_type[:40]}, and not {architecture.gguf}"
+        yield f"the text model of {base.source} is {base.text_type[:40]}, and not {architecture.gguf}"
     if architecture.gguf != "falcon" or base.kind != "hf":
         return
     is_old = not base.config.get("new_decoder_architecture")
     if base.config.get("alibi"):
-        yield f"llama.cpp does not support Falcon with ALiBi (Falcon-RW): it would use RoPE ({base.where})"
+        yield f"llama.cpp does not support Falcon with ALiBi (Falcon-RW): it would use RoPE ({base.source})"
     if is_old and base.config.get("multi_query") is False:
-        yield f"llama.cpp does not support Falcon without multi-query attention (Falcon-RW) ({base.where})"
+        yield f"llama.cpp does not support Falcon without multi-query attention (Falcon-RW) ({base.source})"
     if is_old and base.config.get("parallel_attn") is False:
-        yield f"llama.cpp does not support Falcon with sequential attention and MLP (Falcon-RW) ({base.where})"
+        yield f"llama.cpp does not support Falcon with sequential attention and MLP (Falcon-RW) ({base.source})"
 
 
 def _adapter_problems(adapter: Adapter) -> Iterator[str]:
@@ -66,21 +66,21 @@ def _delta_problems(target: str, delta: Delta, base: BaseSpec, architecture: Arc
         yield f"{target}: a delta of kind {type(delta).__name__} cannot be expressed in a GGUF adapter"
         return
     stem = architecture.stem(target)
-    if reason := architecture.why_unseen(target):
+    if reason := architecture.reason_ignored(target):
         yield f"{target}: {reason}"
         return
     if stem is None:
         yield f"{target}: llama.cpp's {architecture.gguf!r} has no tensor for this module"
         return
     yield from (f"{target}: {line}" for line in _factor_problems(stem, delta))
-    yield from (f"{target}: {line}" for line in against_base(target, delta, base, architecture))
+    yield from (f"{target}: {line}" for line in base_mismatches(target, delta, base, architecture))
     if isinstance(delta, StackedLowRank) != architecture.is_stacked(target):
         yield f"{target}: a delta of all experts on a module of one expert, or vice versa"
     if architecture.is_norm(target):
         yield f"{target}: llama.cpp ignores LoRA on norms"
-    order = architecture.order(target, base.config, base.where)
-    count = delta.shape[1 if architecture.is_across(target) else 0]
-    if not divides(order, count):
+    order = architecture.order(target, base.config, base.source)
+    count = delta.shape[1 if architecture.orders_columns(target) else 0]
+    if not order_fits(order, count):
         yield f"{target}: {count} rows do not match {order} heads"
 
 
@@ -98,7 +98,7 @@ def _factor_problems(stem: str, delta: FactorPair) -> Iterator[str]:
             yield f"llama.cpp does not support {array.dtype}"
 
 
-def experts_of(base: BaseSpec, architecture: Architecture) -> int:
+def expert_count(base: BaseSpec, architecture: Architecture) -> int:
     """Return the number of experts in a layer of the base; 0 if it has none or the number is unknown."""
     counts = [base.config.get(key) for key in _EXPERT_COUNT_KEYS] if architecture.experts else []
     return next((count for count in counts if isinstance(count, int) and not isinstance(count, bool)), 0)
@@ -108,7 +108,7 @@ def experts_of(base: BaseSpec, architecture: Architecture) -> int:
 _EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
-def rows_of(base: BaseSpec) -> dict[str, int]:
+def base_rows(base: BaseSpec) -> dict[str, int]:
     """Map each tensor of a GGUF base to its number of rows, by its stem.
 
     Such a file may fuse or split modules that other files of its architecture do not.
@@ -124,16 +124,16 @@ def _is_transposed(module: str, architecture: Architecture) -> bool:
     return architecture.transposed and layer_of(module) is not None
 
 
-def against_base(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
+def base_mismatches(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> Iterator[str]:
     """Yield reasons why a delta does not fit a base; none if the base has no weights to compare with."""
     if base.tied and target in (*EMBEDDINGS, "lm_head"):
         yield "llama.cpp aborts on LoRA on the embedding table or output layer of a base that ties them"
-    if isinstance(delta, StackedLowRank) and delta.shape[0] != (experts := experts_of(base, architecture)):
-        yield f"the delta has {delta.shape[0]} experts, the base {experts or 'an unknown number'} ({base.where})"
+    if isinstance(delta, StackedLowRank) and delta.shape[0] != (experts := expert_count(base, architecture)):
+        yield f"the delta has {delta.shape[0]} experts, the base {experts or 'an unknown number'} ({base.source})"
     layers, layer = base.config.get("num_hidden_layers"), layer_of(target)
     # A base that is known only by its config has no tensors to compare with.
     if isinstance(layers, int) and layer is not None and layer >= layers:
-        yield f"the base has only {layers} layers ({base.where})"
+        yield f"the base has only {layers} layers ({base.source})"
     elif base.tensors and not {f"{target}.weight", target} & set(base.packed):
         yield from _tensor_mismatches(target, delta, base, architecture)
 
@@ -142,11 +142,11 @@ def _tensor_mismatches(target: str, delta: FactorPair, base: BaseSpec, architect
     shape = _base_shape(target, delta, base, architecture)
     if shape is None:
         fused = sorted(name for name in base.tensors if name.startswith(f"blk.{layer_of(target)}."))
-        yield f"the base has no such module ({base.where})" + (
+        yield f"the base has no such module ({base.source})" + (
             f", but {fused[0]}, which may fuse it with others" if fused else ""
         )
     elif shape[-2:] != delta.shape[-2:]:
-        yield f"the delta is {delta.shape[-2:]}, the base's weight {shape[-2:]} ({base.where})"
+        yield f"the delta is {delta.shape[-2:]}, the base's weight {shape[-2:]} ({base.source})"
 
 
 def _base_shape(target: str, delta: FactorPair, base: BaseSpec, architecture: Architecture) -> tuple[int, ...] | None:

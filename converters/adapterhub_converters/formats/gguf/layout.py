@@ -23,7 +23,7 @@ from adapterhub_converters.formats import source_config
 
 INVOCATION = "adapter.alora.invocation_tokens"
 """The ids of the tokens after which an aLoRA starts to act, in a list of UINT32."""
-ALL = -1
+ALL_EXPERTS = -1
 """All experts, in place of an expert's number."""
 
 
@@ -63,7 +63,7 @@ class Layout:
         """Return whether a target is alone in a pair and fills it."""
         parts = self.parts[target]
         stem = parts[0].stem
-        is_alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL)
+        is_alone = len(parts) == 1 and self.members[stem] == [target] and parts[0].expert in (None, ALL_EXPERTS)
         return is_alone and (parts[0].step, parts[0].count) == (1, self.rows[stem])
 
     def rank_of(self, target: str) -> int:
@@ -78,7 +78,7 @@ def size_of(delta: LowRank | LowRankEmbedding | StackedLowRank) -> Size:
     return Size(delta.r, delta.lora_B.shape[0])
 
 
-def arranged(
+def arrange(
     architecture: Architecture, sizes: Mapping[str, Size], n_experts: int, rows: Mapping[str, int], location: str
 ) -> Layout:
     """Lay out deltas of these sizes; RefusedError names a delta that has no place.
@@ -94,8 +94,8 @@ def arranged(
     layout = Layout()
     columns: dict[tuple[str, int | None], int] = {}
     for target, size in sorted(sizes.items(), key=lambda item: _fused_order(architecture, item[0])):
-        expert = ALL if size.experts else architecture.expert(target)
-        if expert is not None and expert != ALL and expert >= n_experts:
+        expert = ALL_EXPERTS if size.experts else architecture.expert(target)
+        if expert is not None and expert != ALL_EXPERTS and expert >= n_experts:
             problem = f"{target}: the base has {n_experts or 'an unknown number of'} experts"
             raise RefusedError(location, problem, "Name its base model", code="base-required")
         parts = _place_rows(architecture, target, size, rows, location)
@@ -107,7 +107,7 @@ def arranged(
             layout.rank[stem] = max(layout.rank.get(stem, 0), columns[stem, expert])
             fused = rows.get(stem, 0) if stem.rpartition(".")[2] in FUSED else 0
             layout.rows[stem] = max(layout.rows.get(stem, 0), fused, row + count)
-            layout.experts[stem] = 0 if expert is None else n_experts if expert != ALL else size.experts
+            layout.experts[stem] = 0 if expert is None else n_experts if expert != ALL_EXPERTS else size.experts
             if target not in layout.members.setdefault(stem, []):
                 layout.members[stem].append(target)
     _check_overlaps(layout, location)
@@ -184,7 +184,7 @@ def _check_overlaps(layout: Layout, location: str) -> None:
     for (stem, expert), spans in ends.items():
         spans.sort()
         clash = next((later for earlier, later in pairwise(spans) if later[0] < earlier[1]), None)
-        if clash or (expert != ALL and (stem, ALL) in ends):
+        if clash or (expert != ALL_EXPERTS and (stem, ALL_EXPERTS) in ends):
             raise RefusedError(location, f"{(clash or spans[0])[2]}: there are several deltas for the same rows of {stem}")
 
 
@@ -192,7 +192,7 @@ Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Target to `lora_A`, and to `lora_B` with its rows in llama.cpp's order."""
 
 
-def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def assemble(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Return `lora_a` and `lora_b` of a stem: the arrays themselves if one target fills it, else zeros around them."""
     targets = layout.members[stem]
     if layout.is_whole(targets[0]):
@@ -211,7 +211,7 @@ def assembled(layout: Layout, stem: str, arrays: Arrays) -> tuple[np.ndarray, np
     return lora_a, lora_b
 
 
-def taken_apart(layout: Layout, target: str, size: Size, tensors: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def take_apart(layout: Layout, target: str, size: Size, tensors: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Return the factors of one target from the file's tensors by stem: the inverse of `assemble`."""
     first = layout.parts[target][0]
     if layout.is_whole(target):
@@ -224,7 +224,7 @@ def taken_apart(layout: Layout, target: str, size: Size, tensors: Arrays) -> tup
 
 
 def _blocks(part: Part, lora_a: np.ndarray, lora_b: np.ndarray, r: int) -> tuple[np.ndarray, np.ndarray]:
-    if part.expert is not None and part.expert != ALL:
+    if part.expert is not None and part.expert != ALL_EXPERTS:
         lora_a, lora_b = lora_a[part.expert], lora_b[part.expert]
     columns = slice(part.column, part.column + r)
     return lora_a[..., columns, :], lora_b[..., part.row : part.row + part.count, columns]

@@ -28,7 +28,7 @@ from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import checks
-from .layout import HUB, INVOCATION, Arrays, Layout, Size, arranged, assembled, file_digest, taken_apart
+from .layout import HUB, INVOCATION, Arrays, Layout, Size, arrange, assemble, file_digest, take_apart
 
 _FLOATS = ("F32", "F16", "BF16")
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -57,7 +57,7 @@ def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> A
     pairs = _pairs(tensors, str(path))
     invocation = _invocation(header, str(path))
     digest = file_digest(header.text("general.architecture"), alpha, tensors, invocation)
-    if source_config.belongs(header.metadata, digest):
+    if source_config.matches_payload(header.metadata, digest):
         return _restore(header, alpha, pairs, str(path))
     adapter = _read_foreign(header, alpha, pairs, base, str(path), ordered=ordered)
     return replace(adapter, meta=replace(adapter.meta, invocation=invocation))
@@ -106,13 +106,13 @@ def _invocation(header: gguf_file.GGUFHeader, location: str) -> tuple[int, ...]:
 
 def _restore(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, location: str) -> Adapter:
     architecture = _architecture(header, location)
-    lines = source_config.lines_of(header.metadata, location)
+    lines = source_config.parse_lines(header.metadata, location)
     for line in lines:
         if line.stem not in pairs:
             raise FormatError(location, "adapterhub.source.tensors does not match the file")
         if not architecture.stems(line.target):
             problem = f"adapterhub.source.tensors has {line.target!r}, of which llama.cpp's {architecture.gguf} has no tensor"
-            raise FormatError(location, problem, source_config.AGAIN)
+            raise FormatError(location, problem, source_config.CONVERT_AGAIN)
     # The source's config is untrusted: every line of it is checked against the architecture before it is used.
     factors = _source_factors(architecture, lines, pairs, location)
 
@@ -120,12 +120,12 @@ def _restore(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, location:
         lora_A, lora_B = factors[line.target]
         if not architecture.allows(line.target, line.order):
             raise FormatError(location, f"{line.target}: the source's config gives its rows the order {line.order}")
-        across = architecture.is_across(line.target)
-        if not names.divides(line.order, lora_A.shape[-1] if across else lora_B.shape[-2]):
+        across = architecture.orders_columns(line.target)
+        if not names.order_fits(line.order, lora_A.shape[-1] if across else lora_B.shape[-2]):
             raise FormatError(location, f"{line.stem}: lora_b {lora_B.shape} does not match {line.order} heads")
-        return names.ordered((lora_A, lora_B), line.order, across=across)
+        return names.restore_pair((lora_A, lora_B), line.order, across=across)
 
-    return source_config.restored(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, location)
+    return source_config.restore_adapter(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, location)
 
 
 def _source_factors(architecture: Architecture, lines: Sequence[source_config.Line], pairs: Arrays, location: str) -> Arrays:
@@ -134,7 +134,7 @@ def _source_factors(architecture: Architecture, lines: Sequence[source_config.Li
     # The file itself tells the number of experts, so that reading it needs no base.
     n_experts = max((pair[0].shape[0] for pair in pairs.values() if pair[0].ndim == 3), default=0)
     rows = {stem: lora_b.shape[-2] for stem, (_, lora_b) in pairs.items()}
-    layout = arranged(architecture, sizes, n_experts, rows, location)
+    layout = arrange(architecture, sizes, n_experts, rows, location)
     if set(layout.members) != set(pairs) or any(line.stem != layout.parts[line.target][0].stem for line in lines):
         raise FormatError(location, "adapterhub.source.tensors does not match the file")
     for stem, (lora_a, lora_b) in pairs.items():
@@ -145,7 +145,7 @@ def _source_factors(architecture: Architecture, lines: Sequence[source_config.Li
     factors = {line.target: _line_factors(layout, line, sizes[line.target], pairs, location) for line in lines}
     # Reassembling proves that the file has nothing besides the source's factors.
     for stem in layout.members:
-        reassembled = assembled(layout, stem, factors)
+        reassembled = assemble(layout, stem, factors)
         if any(not _have_equal_bytes(rebuilt, stored) for rebuilt, stored in zip(reassembled, pairs[stem], strict=True)):
             raise FormatError(location, f"{stem} contains more than the source's config has")
     return factors
@@ -160,7 +160,7 @@ def _size(line: source_config.Line, lora_a: np.ndarray, lora_b: np.ndarray) -> S
 def _line_factors(
     layout: Layout, line: source_config.Line, size: Size, pairs: Arrays, location: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    lora_A, lora_B = taken_apart(layout, line.target, size, pairs)
+    lora_A, lora_B = take_apart(layout, line.target, size, pairs)
     if line.block is None or line.block.rank != layout.rank_of(line.target):
         if line.block:
             raise FormatError(location, f"{line.target}: its rank in the file is {layout.rank_of(line.target)}")
@@ -185,19 +185,19 @@ def _read_foreign(
 ) -> Adapter:
     architecture = _architecture(header, location)
     if base is not None:
-        base_architecture = base.mapped()
+        base_architecture = base.llama_cpp_architecture()
         if base_architecture.gguf != architecture.gguf:
-            raise RefusedError(location, f"made for {architecture.gguf}, but the base is {base.architecture} ({base.where})")
+            raise RefusedError(location, f"made for {architecture.gguf}, but the base is {base.architecture} ({base.source})")
         architecture = base_architecture
     deltas = _ForeignFile(_split_gate_up(pairs, architecture, location), alpha, architecture, base, location, ordered).deltas()
     for target, delta in deltas.items():
-        for problem in checks.against_base(target, delta, base, architecture) if base else ():
+        for problem in checks.base_mismatches(target, delta, base, architecture) if base else ():
             raise RefusedError(location, f"{target}: {problem}")
     return Adapter(dict(deltas), meta=Meta(base_model=_base_model(header)), notes=tuple(_notes(header)))
 
 
 def _notes(header: gguf_file.GGUFHeader) -> Iterator[str]:
-    if source_config.is_there(header.metadata):
+    if source_config.has_source_config(header.metadata):
         yield source_config.IGNORED
     quantized = sorted({info.type_name for info in header.tensors.values()} - set(_FLOATS))
     if quantized:
@@ -244,7 +244,7 @@ def _split_gate_up(pairs: Pairs, architecture: Architecture, location: str) -> P
     split_pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for stem, (lora_a, lora_b) in pairs.items():
         prefix, _, name = stem.rpartition(".")
-        if name != "ffn_gate_up_exps" or architecture.has(stem):
+        if name != "ffn_gate_up_exps" or architecture.has_tensor(stem):
             split_pairs[stem] = lora_a, lora_b
             continue
         if lora_b.shape[-2] % 2:
@@ -296,13 +296,13 @@ class _ForeignFile:
     def _module_delta(self, stem: str, module: str) -> FactorPair:
         lora_a, lora_b = self.pairs[stem]
         order = self._order(module)
-        across = self.architecture.is_across(module)
-        if not names.divides(order, lora_a.shape[-1] if across else len(lora_b)):
+        across = self.architecture.orders_columns(module)
+        if not names.order_fits(order, lora_a.shape[-1] if across else len(lora_b)):
             raise FormatError(self.location, f"{stem}: {len(lora_b)} rows do not match {order} heads")
         if stem == "token_embd":
             return LowRankEmbedding(lora_a, lora_b, self._scale(stem))
         transposed = self.architecture.transposed and stem.startswith("blk.")
-        pair = names.ordered((lora_a, lora_b), order, across=across)
+        pair = names.restore_pair((lora_a, lora_b), order, across=across)
         return LowRank(*pair, self._scale(stem), transposed_base=transposed)
 
     def _qkv_deltas(self, stem: str) -> dict[str, FactorPair]:
@@ -317,7 +317,7 @@ class _ForeignFile:
         for name, rows in zip("qkv", np.split(lora_b, [heads * size, (heads + kv_heads) * size]), strict=True):
             module = str(self.architecture.module(f"{stem.removesuffix('qkv')}{name}"))
             order = self._order(module)
-            deltas[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermuted(rows, order)), self._scale(stem))
+            deltas[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermute_rows(rows, order)), self._scale(stem))
         return deltas
 
     def _expert_deltas(self, stem: str) -> dict[str, FactorPair]:

@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport, TensorLoss, factor_pairs, unconditional
+from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport, TensorLoss, factor_pairs, without_invocation
 from adapterhub_converters.architectures import names
 from adapterhub_converters.architectures.architecture import FUSED_IN
 from adapterhub_converters.architectures.names import Architecture
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import Value
-from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused
+from adapterhub_converters.containers.gguf_file import MetadataValue
+from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused_error
 from adapterhub_converters.formats import DTYPES, file_alpha, source_config
 
 from . import checks
-from .layout import HUB, INVOCATION, Layout, arranged, assembled, file_digest, size_of
+from .layout import HUB, INVOCATION, Layout, arrange, assemble, file_digest, size_of
 
 _ALORA = "an aLoRA: llama-server applies it from its invocation tokens on, other programs to every token"
-NEVER = 1e-38
+NEGLIGIBLE_ALPHA = 1e-38
 """An alpha without effect: llama.cpp reads 0 as a scale of 1, and this vanishes in any float32 sum."""
 
 
@@ -47,16 +47,16 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     if base is None:
         problem = "a GGUF adapter depends on the base's architecture and heads"
         raise RefusedError("gguf", problem, "Name its base model", code="base-required")
-    architecture = base.mapped()
+    architecture = base.llama_cpp_architecture()
     problems = checks.problems(adapter, base, architecture)
     if problems:
-        raise refused("gguf", problems)
-    pairs = factor_pairs(unconditional(adapter))
+        raise refused_error("gguf", problems)
+    pairs = factor_pairs(without_invocation(adapter))
     sizes = {target: size_of(delta) for target, delta in sorted(pairs.items(), key=lambda item: _file_order(item[0]))}
-    n_experts, rows = checks.experts_of(base, architecture), checks.rows_of(base)
-    layout = arranged(architecture, sizes, n_experts, rows, base.where)
+    n_experts, rows = checks.expert_count(base, architecture), checks.base_rows(base)
+    layout = arrange(architecture, sizes, n_experts, rows, base.source)
     plan = _plan_alpha(pairs, layout)
-    orders = {target: architecture.order(target, base.config, base.where) for target in sizes}
+    orders = {target: architecture.order(target, base.config, base.source) for target in sizes}
     writing = _FileContents(pairs, layout, plan, architecture, orders=orders, dtype=dtype)
     metadata = _metadata(adapter, base, architecture, plan.common)
     notes = [*adapter.notes, *plan.notes, *_assumption_notes(base, layout)]
@@ -66,10 +66,10 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
     except RefusedError as error:
         config = {}
         notes.append(f"the source's config is not stored, so the way back is not exact: {error}")
-    metadata |= {key: gguf_file.string(text) for key, text in config.items()}
+    metadata |= {key: gguf_file.string_value(text) for key, text in config.items()}
     with ThreadPoolExecutor(1) as executor:  # hashing takes as long as writing, and neither holds the interpreter's lock
         digest = executor.submit(file_digest, architecture.gguf, plan.common, writing.read_back, adapter.meta.invocation)
-        late = (lambda: {source_config.PAYLOAD: gguf_file.string(digest.result())}) if config else None
+        late = (lambda: {source_config.PAYLOAD: gguf_file.string_value(digest.result())}) if config else None
         gguf_file.write(path, metadata, writing.tensors, late)
     return LossReport(tuple(writing.losses), tuple(notes))
 
@@ -87,25 +87,25 @@ class _FileContents:
         orders: Mapping[str, names.Order],
         dtype: str,
     ) -> None:
-        self.tensors: dict[str, np.ndarray | gguf_file.Packed] = {}
+        self.tensors: dict[str, np.ndarray | gguf_file.QuantizedTensor] = {}
         self.read_back: dict[str, np.ndarray] = {}
         self.losses: list[TensorLoss] = []
         self.lines: list[source_config.Line] = []
         self.ulps: list[np.ndarray] = []
-        self._stored: dict[str, Stored] = {}
+        self._stored: dict[str, StoredTensor] = {}
         self._layout, self._plan = layout, plan
         folded = {
-            target: file_alpha.folded(f"{target}.lora_B", deltas[target].lora_B, plan.factors[target])
+            target: file_alpha.fold(f"{target}.lora_B", deltas[target].lora_B, plan.factors[target])
             for target in layout.parts
         }
         arrays = {
-            target: names.reordered((deltas[target].lora_A, fold.lora_B), orders[target], across=architecture.is_across(target))
+            target: names.reorder_pair((deltas[target].lora_A, fold.lora_B), orders[target], across=architecture.orders_columns(target))
             for target, fold in folded.items()
         }
         for target, parts in layout.parts.items():
             for part in parts:
                 if f"{part.stem}.weight.lora_a" not in self.tensors:
-                    self._store(part.stem, assembled(layout, part.stem, arrays), dtype)
+                    self._store(part.stem, assemble(layout, part.stem, arrays), dtype)
             self._add_line(target, deltas[target], folded[target], orders[target])
 
     def _store(self, stem: str, pair: tuple[np.ndarray, np.ndarray], dtype: str) -> None:
@@ -115,7 +115,7 @@ class _FileContents:
             stored = as_dtype(name, oriented, dtype)
             self.tensors[name], self.read_back[name], self._stored[name] = stored.data, stored.read_back, stored
 
-    def _add_line(self, target: str, delta: FactorPair, folded: file_alpha.Folded, order: names.Order) -> None:
+    def _add_line(self, target: str, delta: FactorPair, folded: file_alpha.FoldedFactor, order: names.Order) -> None:
         layout, stem = self._layout, self._layout.parts[target][0].stem
         halves = [self._worst_half(target, half) for half in "ab"]
         a_type, b_type = (dtypes.name_of(array.dtype) for array in (delta.lora_A, delta.lora_B))
@@ -138,13 +138,13 @@ class _FileContents:
             _with_storage(folded.loss, halves[1]),
         ]
 
-    def _worst_half(self, target: str, half: str) -> Stored:
+    def _worst_half(self, target: str, half: str) -> StoredTensor:
         # A delta that was spread over several tensors lost as much as the worst of them.
         stored = [self._stored[f"{part.stem}.weight.lora_{half}"] for part in self._layout.parts[target]]
         return max(stored, key=lambda tensor: tensor.error)
 
 
-def _with_storage(line: TensorLoss, stored: Stored) -> TensorLoss:
+def _with_storage(line: TensorLoss, stored: StoredTensor) -> TensorLoss:
     note = "; ".join(filter(None, (line.note, stored.note)))
     return TensorLoss(line.name, Loss.ROUNDED if stored.error else line.loss, note)
 
@@ -165,27 +165,27 @@ def _file_order(target: str) -> tuple[int, str]:
 
 def _plan_alpha(deltas: Mapping[str, FactorPair], layout: Layout) -> file_alpha.Plan:
     alphas = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
-    no_effect = file_alpha.Plan(NEVER, dict.fromkeys(alphas, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",))
+    no_effect = file_alpha.Plan(NEGLIGIBLE_ALPHA, dict.fromkeys(alphas, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",))
     return file_alpha.plan(alphas, np.dtype(np.float32), "alpha") or no_effect
 
 
-def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alpha: float) -> dict[str, Value]:
+def _metadata(adapter: Adapter, base: BaseSpec, architecture: Architecture, alpha: float) -> dict[str, MetadataValue]:
     metadata = {
-        "general.architecture": gguf_file.string(architecture.gguf),
-        "general.type": gguf_file.string("adapter"),
-        "adapter.type": gguf_file.string("lora"),
-        "adapter.lora.alpha": gguf_file.f32(alpha),
+        "general.architecture": gguf_file.string_value(architecture.gguf),
+        "general.type": gguf_file.string_value("adapter"),
+        "adapter.type": gguf_file.string_value("lora"),
+        "adapter.lora.alpha": gguf_file.f32_value(alpha),
     }
     if adapter.meta.invocation:
-        metadata[INVOCATION] = Value("[UINT32]", list(adapter.meta.invocation))
+        metadata[INVOCATION] = MetadataValue("[UINT32]", list(adapter.meta.invocation))
     name = adapter.meta.base_model or base.repo
     if name:
-        metadata["general.base_model.count"] = gguf_file.u32(1)
-        metadata["general.base_model.0.name"] = gguf_file.string(name)
+        metadata["general.base_model.count"] = gguf_file.u32_value(1)
+        metadata["general.base_model.0.name"] = gguf_file.string_value(name)
         if _is_repo(name):
-            metadata["general.base_model.0.repo_url"] = gguf_file.string(HUB + name)
+            metadata["general.base_model.0.repo_url"] = gguf_file.string_value(HUB + name)
     if base.fingerprint:
-        metadata["adapterhub.base.fingerprint"] = gguf_file.string(base.fingerprint)
+        metadata["adapterhub.base.fingerprint"] = gguf_file.string_value(base.fingerprint)
     return metadata
 
 
@@ -200,21 +200,21 @@ _BLOCK = 32  # elements; of Q8_0 and Q4_0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Stored:
+class StoredTensor:
     """A tensor as the file stores it, the floats that a reader gets back, and the largest absolute error of any element."""
 
-    data: np.ndarray | gguf_file.Packed
+    data: np.ndarray | gguf_file.QuantizedTensor
     read_back: np.ndarray
     error: float
     note: str = ""
 
 
-def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
+def as_dtype(name: str, array: np.ndarray, dtype: str) -> StoredTensor:
     """Return `array` as `dtype`, one of `formats.DTYPES`; RefusedError if a number would become infinite."""
     if dtype not in DTYPES:
         raise ParameterError("dtype", f"GGUF has no {dtype!r}", f"One of {', '.join(DTYPES)}")
     if dtype == "source" or dtypes.name_of(array.dtype) == dtype.upper():
-        return Stored(array, array, 0.0)
+        return StoredTensor(array, array, 0.0)
     if dtype in ("q8_0", "q4_0"):
         # Quantized rows consist of whole blocks; other rows fall back to 16 bits.
         if array.shape[-1] % _BLOCK == 0:
@@ -224,7 +224,7 @@ def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
             stored = as_dtype(name, array, "f16")
         except RefusedError:
             stored = as_dtype(name, array, "f32")
-        return Stored(
+        return StoredTensor(
             stored.data, stored.read_back, stored.error, reason + (stored.note or f"stays {dtypes.name_of(array.dtype)}")
         )
     with np.errstate(over="ignore", under="ignore"):
@@ -232,17 +232,17 @@ def as_dtype(name: str, array: np.ndarray, dtype: str) -> Stored:
     return _with_error(name, array, result, result, dtype.upper())
 
 
-def _with_error(name: str, array: np.ndarray, data: np.ndarray | gguf_file.Packed, read_back: np.ndarray, kind: str) -> Stored:
+def _with_error(name: str, array: np.ndarray, data: np.ndarray | gguf_file.QuantizedTensor, read_back: np.ndarray, kind: str) -> StoredTensor:
     exact, approximate = array.astype(np.float64), read_back.astype(np.float64)
     finite = np.isfinite(exact)
     if not np.isfinite(approximate[finite]).all():
         largest = float(np.abs(exact[finite]).max())
         raise RefusedError(name, f"{largest:g} does not fit into {kind}", "Choose another dtype, such as bf16 or f32")
     error = float(np.abs(exact[finite] - approximate[finite]).max(initial=0.0))
-    return Stored(data, read_back, error, f"as {kind}" + (f", largest error {error:.3g}" if error else ", exactly"))
+    return StoredTensor(data, read_back, error, f"as {kind}" + (f", largest error {error:.3g}" if error else ", exactly"))
 
 
-def _quantize(name: str, array: np.ndarray, kind: str) -> Stored:
+def _quantize(name: str, array: np.ndarray, kind: str) -> StoredTensor:
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError as error:
@@ -252,4 +252,4 @@ def _quantize(name: str, array: np.ndarray, kind: str) -> Stored:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         raw = quants.quantize(np.ascontiguousarray(array, np.float32), GGMLQuantizationType[kind])
         read_back = quants.dequantize(raw, GGMLQuantizationType[kind])
-    return _with_error(name, array, gguf_file.Packed(kind, array.shape, raw), read_back, kind)
+    return _with_error(name, array, gguf_file.QuantizedTensor(kind, array.shape, raw), read_back, kind)

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from adapterhub_converters import linear
 from adapterhub_converters.architectures import names
-from adapterhub_converters.architectures.architecture import Architecture, in_layer, layer_of, text_name
-from adapterhub_converters.bases.canonical_names import in_memory
-from adapterhub_converters.containers.gguf_file import Value, f32
+from adapterhub_converters.architectures.architecture import Architecture, path_in_layer, layer_of, text_name
+from adapterhub_converters.bases.canonical_names import name_in_memory
+from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value
 from adapterhub_converters.errors import RefusedError
 
 from .configured import Config
-from .shared_keys import head_size, rotated
+from .shared_keys import head_size, rotated_dimensions
 
 Shape = tuple[int, ...]
 _UNUSED = linear.Pattern(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
@@ -64,7 +64,7 @@ class SourcePart:
 
 
 @dataclass(frozen=True, eq=False)
-class Arranged:
+class ArrangedTensor:
     """A tensor of a GGUF model: its parts stacked, or a computed `constant`.
 
     Attributes:
@@ -90,7 +90,7 @@ class Arranged:
         return math.prod(self.shape) // max(1, self.columns)
 
 
-def decayed(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+def negative_exp(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return -exp of numbers, rounded once (llama.cpp, conversion/qwen.py, for `A_log`)."""
     return -np.exp(numbers, dtype=np.float64).astype(np.float32)
 
@@ -103,7 +103,7 @@ class Arrangement:
         numbers: Metadata key to the tensors of one number whose values it lists, in the order of the layers.
     """
 
-    tensors: tuple[Arranged, ...]
+    tensors: tuple[ArrangedTensor, ...]
     notes: tuple[str, ...] = ()
     numbers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ class Arrangement:
         return frozenset((*number_tensors, *(part.source for tensor in self.tensors for part in tensor.parts)))
 
 
-def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> Arrangement:
+def arrange(architecture: Architecture, shapes: Mapping[str, Shape], config: Config) -> Arrangement:
     """Arrange the GGUF's tensors from those of a folder; RefusedError names a tensor that llama.cpp does not support."""
     arranger = _Arranger(architecture, shapes, config)
     tensors = [tensor for name, shape in shapes.items() for tensor in arranger.arrange(name, shape)]
@@ -129,9 +129,9 @@ def arranged(architecture: Architecture, shapes: Mapping[str, Shape], config: Co
 def _one_by_one(architecture: Architecture) -> Architecture:
     """Return the architecture with its experts as a list of modules, the form in which transformers 5 saves stacked experts."""
     experts = architecture.experts
-    if not experts or experts.listed or experts.interleaved:
+    if not experts or experts.list_path or experts.interleaved:
         return architecture
-    return replace(architecture, experts=replace(experts, listed="mlp.experts"))
+    return replace(architecture, experts=replace(experts, list_path="mlp.experts"))
 
 
 class _Arranger:
@@ -147,13 +147,13 @@ class _Arranger:
         self._prefix = next(iter(architecture.top)).partition(".")[0] + "."
         self.notes: list[str] = []
 
-    def arrange(self, name: str, shape: Shape) -> Iterator[Arranged]:
+    def arrange(self, name: str, shape: Shape) -> Iterator[ArrangedTensor]:
         architecture = self._architecture
         if _UNUSED.fullmatch(name) or self._is_left_out(name):
             return
         model_name = self._model_name(name)
         module, _, kind = model_name.rpartition(".")
-        layer, inner = layer_of(model_name), in_layer(model_name)
+        layer, inner = layer_of(model_name), path_in_layer(model_name)
         if layer is not None and inner and inner in architecture.numbers and layer < self._layers and math.prod(shape) == 1:
             self._numbers.setdefault(architecture.numbers[inner], {})[layer] = name
         elif (expert := self._listed.expert(module)) is not None and kind == "weight":
@@ -174,7 +174,7 @@ class _Arranger:
             return self._prefix + name
         inner_name = text_name(name)
         module = inner_name.rpartition(".")[0]
-        renamed = inner_name if self._architecture.stem(module) else in_memory(inner_name, self._config.model_type)
+        renamed = inner_name if self._architecture.stem(module) else name_in_memory(inner_name, self._config.model_type)
         return renamed if self._architecture.is_stacked(renamed) else inner_name
 
     def _is_left_out(self, name: str) -> bool:
@@ -192,7 +192,7 @@ class _Arranger:
             self.notes.append("the vision or audio model was left out: llama.cpp reads it from a file of its own, mmproj")
         return bool(head or tied or ahead or elsewhere)
 
-    def _plain_tensor(self, model_name: str, name: str, shape: Shape) -> Arranged:
+    def _plain_tensor(self, model_name: str, name: str, shape: Shape) -> ArrangedTensor:
         architecture = self._architecture
         module, _, kind = model_name.rpartition(".")
         target = self._target(model_name, module, kind)
@@ -204,23 +204,23 @@ class _Arranger:
         if order and architecture.gguf == "olmo" and kind == "bias":
             raise RefusedError(self._where, f"{name}: llama.cpp does not permute the rows of this bias")
         is_transposed = architecture.transposed and len(shape) == 2 and layer_of(model_name) is not None
-        rows = shape[-1] if is_transposed or architecture.is_across(module) else shape[0] if shape else 1
-        if not names.divides(order, rows):
+        rows = shape[-1] if is_transposed or architecture.orders_columns(module) else shape[0] if shape else 1
+        if not names.order_fits(order, rows):
             raise RefusedError(self._where, f"{name}: {rows} rows do not match {order} heads")
         height = math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
         if target.endswith(("conv1d.weight", "shortconv.conv.weight")):  # (channels, 1, width)
             shape = (height, shape[-1])
-        picks = names.permuted(np.arange(rows), order) if order else None
-        if order and architecture.is_across(module):
+        picks = names.permute_rows(np.arange(rows), order) if order else None
+        if order and architecture.orders_columns(module):
             part = SourcePart(name, 0, height, columns=picks)
         else:
             part = SourcePart(name, 0, height, is_transposed, picks)
         decay = model_name.endswith(".A_log")
-        return Arranged(target, shape[::-1] if is_transposed else shape, (part,), architecture.shift(model_name), decay)
+        return ArrangedTensor(target, shape[::-1] if is_transposed else shape, (part,), architecture.shift(model_name), decay)
 
     def _order(self, model_name: str, module: str) -> names.Order:
         """Return the order of the rows, or columns, of a parameter."""
-        inner = in_layer(model_name)
+        inner = path_in_layer(model_name)
         if inner in self._architecture.aside and inner and inner.startswith("linear_attn."):
             return self._architecture.tiles(inner, self._config.values, self._where)
         return self._architecture.order(module, self._config.values, self._where)
@@ -237,7 +237,7 @@ class _Arranger:
             stem += "_2" if module.endswith(".ln_attn") else ""
         return f"{stem}.{kind}" if stem else None
 
-    def _stack_tensors(self, model_name: str, name: str, shape: Shape) -> Iterator[Arranged]:
+    def _stack_tensors(self, model_name: str, name: str, shape: Shape) -> Iterator[ArrangedTensor]:
         experts = self._architecture.experts
         stems = self._architecture.stems(model_name.removesuffix("_bias"))
         if experts is None or len(shape) != 2 + (not model_name.endswith("_bias")):
@@ -249,7 +249,7 @@ class _Arranger:
                 take = (
                     slice(number, None, count) if experts.interleaved else slice(number * rows_each, (number + 1) * rows_each)
                 )
-                yield Arranged(f"{stem}.bias", (shape[0], rows_each), (SourcePart(name, 0, shape[0], columns=take),))
+                yield ArrangedTensor(f"{stem}.bias", (shape[0], rows_each), (SourcePart(name, 0, shape[0], columns=take),))
             return
         rows, columns = (shape[2], shape[1]) if experts.transposed else (shape[1], shape[2])
         rows_each = rows // count
@@ -263,9 +263,9 @@ class _Arranger:
                 SourcePart(name, e * shape[1], shape[1], experts.transposed, picks if count > 1 else None)
                 for e in range(shape[0])
             )
-            yield Arranged(f"{stem}.weight", (shape[0], rows_each, columns), parts)
+            yield ArrangedTensor(f"{stem}.weight", (shape[0], rows_each, columns), parts)
 
-    def _latent_tensors(self, model_name: str, name: str, shape: Shape) -> Iterator[Arranged]:
+    def _latent_tensors(self, model_name: str, name: str, shape: Shape) -> Iterator[ArrangedTensor]:
         """Yield the keys and the values of all heads, as separate tensors (`deepseek.py`).
 
         The keys are transposed because llama.cpp multiplies the query by them.
@@ -276,10 +276,10 @@ class _Arranger:
             raise RefusedError(self._where, f"{name}: {shape[0]} rows do not match {heads} heads of {rows_per_head}")
         key_parts = tuple(SourcePart(name, head * rows_per_head, keys, transposed=True) for head in range(heads))
         value_parts = tuple(SourcePart(name, head * rows_per_head + keys, values) for head in range(heads))
-        yield Arranged(f"{prefix}k_b.weight", (heads, shape[1], keys), key_parts)
-        yield Arranged(f"{prefix}v_b.weight", (heads, values, shape[1]), value_parts)
+        yield ArrangedTensor(f"{prefix}k_b.weight", (heads, shape[1], keys), key_parts)
+        yield ArrangedTensor(f"{prefix}v_b.weight", (heads, values, shape[1]), value_parts)
 
-    def stacks(self) -> Iterator[Arranged]:
+    def stacks(self) -> Iterator[ArrangedTensor]:
         """Yield the stacks of experts that the checkpoint stores one by one."""
         for stem, experts in self._experts.items():
             gap = next((number for number in range(len(experts)) if number not in experts), None)
@@ -292,7 +292,7 @@ class _Arranger:
             if differing := next(((name, size) for name, size in experts.values() if size != shape), None):
                 raise RefusedError(self._where, f"{differing[0]} {differing[1]}: other experts have {shape}")
             parts = tuple(SourcePart(experts[number][0], 0, shape[0]) for number in range(len(experts)))
-            yield Arranged(f"{stem}.weight", (len(experts), *shape), parts)
+            yield ArrangedTensor(f"{stem}.weight", (len(experts), *shape), parts)
 
     def numbers(self) -> dict[str, tuple[str, ...]]:
         """Return the tensors with one number each; RefusedError if a layer lacks one."""
@@ -318,7 +318,7 @@ class _Arranger:
 # ---- Factors of the rotary embedding
 
 
-def rope_tensors(gguf: str, config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
+def rope_tensors(gguf: str, config: Config) -> tuple[tuple[ArrangedTensor, ...], dict[str, MetadataValue]]:
     """Return the tensors of rotary factors, computed from the config, and their keys."""
     if config.rope["rope_type"] == "llama3":
         return (_constant("rope_freqs.weight", _llama3(config)),), {}
@@ -327,8 +327,8 @@ def rope_tensors(gguf: str, config: Config) -> tuple[tuple[Arranged, ...], dict[
     return (), {}
 
 
-def _constant(name: str, numbers: np.ndarray) -> Arranged:
-    return Arranged(name, numbers.shape, (), constant=numbers)
+def _constant(name: str, numbers: np.ndarray) -> ArrangedTensor:
+    return ArrangedTensor(name, numbers.shape, (), constant=numbers)
 
 
 def _llama3(config: Config) -> np.ndarray:
@@ -360,8 +360,8 @@ def _llama3(config: Config) -> np.ndarray:
     return np.array(factors, np.float32)
 
 
-def _phi3(config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
-    rope, half = config.rope, rotated(config) // 2
+def _phi3(config: Config) -> tuple[tuple[ArrangedTensor, ...], dict[str, MetadataValue]]:
+    rope, half = config.rope, rotated_dimensions(config) // 2
     factor_lists = {kind: rope.get(f"{kind}_factor") for kind in ("long", "short")}
     for numbers in factor_lists.values():
         if (
@@ -377,4 +377,4 @@ def _phi3(config: Config) -> tuple[tuple[Arranged, ...], dict[str, Value]]:
     # The attention factor of longrope (transformers, `_compute_longrope_parameters`).
     attention = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1.0 else 1.0
     tensors = tuple(_constant(f"rope_factors_{kind}.weight", factor_array) for kind, factor_array in factors.items())
-    return tensors, {"rope.scaling.attn_factor": f32(attention)}
+    return tensors, {"rope.scaling.attn_factor": f32_value(attention)}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub_converters.containers.gguf_file import Value, string, strings
+from adapterhub_converters.containers.gguf_file import MetadataValue, string_value, strings_value
 from adapterhub_converters.errors import RefusedError
 
 from .special_tokens import CONTROL, NORMAL, UNUSED, USER_DEFINED, Tokenizer
@@ -68,19 +68,19 @@ SPLITS = (
 )
 
 
-def vocabulary(tokenizer: Tokenizer, gguf: str, size: int) -> dict[str, Value]:
+def vocabulary(tokenizer: Tokenizer, gguf: str, size: int) -> dict[str, MetadataValue]:
     """Return tokens, types and merges, for a model of the architecture `gguf` with `size` rows of embeddings."""
     model = tokenizer.json.get("model") or {}
     split = _find_split(tokenizer, model)
     tokens, types = _tokens(tokenizer, model, size)
     metadata = {
-        "tokenizer.ggml.model": string("gpt2"),
-        "tokenizer.ggml.pre": string(split.names_by_architecture.get(gguf, split.name)),
-        "tokenizer.ggml.tokens": strings(tokens),
-        "tokenizer.ggml.token_type": Value("[INT32]", types),
-        "tokenizer.ggml.merges": strings(_merges(tokenizer, model)),
+        "tokenizer.ggml.model": string_value("gpt2"),
+        "tokenizer.ggml.pre": string_value(split.names_by_architecture.get(gguf, split.name)),
+        "tokenizer.ggml.tokens": strings_value(tokens),
+        "tokenizer.ggml.token_type": MetadataValue("[INT32]", types),
+        "tokenizer.ggml.merges": strings_value(_merges(tokenizer, model)),
     }
-    return metadata | ({"tokenizer.ggml.add_bos_token": Value("BOOL", False)} if split.adds_first_token else {})
+    return metadata | ({"tokenizer.ggml.add_bos_token": MetadataValue("BOOL", False)} if split.adds_first_token else {})
 
 
 def _find_split(tokenizer: Tokenizer, model: Mapping[str, Any]) -> Split:

@@ -173,7 +173,7 @@ class Config:
         return float(value)
 
 
-def configured(config: Mapping[str, Any], location: str) -> Config:
+def complete_config(config: Mapping[str, Any], location: str) -> Config:
     """Complete the config of a model, or of the text model in it, with the defaults of its class."""
     # A vision model has the numbers of its text model in an object of their own.
     if isinstance(config.get("text_config"), dict):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile, Value, string, u32
+from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile, MetadataValue, string_value, u32_value
 from adapterhub_converters.containers.open_file import open_regular, read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError
 
@@ -43,13 +43,13 @@ class Importance:
     def __repr__(self) -> str:
         return f"<Importance {self.where}: {len(self.values)} tensors>"
 
-    def metadata(self) -> dict[str, Value]:
+    def metadata(self) -> dict[str, MetadataValue]:
         """Return the metadata of a model quantized with this matrix; of the file's path only the name is recorded."""
-        metadata = {"quantize.imatrix.file": string(_shortened(Path(self.where).name))}
+        metadata = {"quantize.imatrix.file": string_value(_shortened(Path(self.where).name))}
         if self.dataset is not None:
-            metadata["quantize.imatrix.dataset"] = string(_shortened(self.dataset))
-        metadata["quantize.imatrix.entries_count"] = u32(len(self.values))
-        return metadata | ({"quantize.imatrix.chunks_count": u32(self.chunks)} if self.chunks > 0 else {})
+            metadata["quantize.imatrix.dataset"] = string_value(_shortened(self.dataset))
+        metadata["quantize.imatrix.entries_count"] = u32_value(len(self.values))
+        return metadata | ({"quantize.imatrix.chunks_count": u32_value(self.chunks)} if self.chunks > 0 else {})
 
 
 def _shortened(text: str) -> str:

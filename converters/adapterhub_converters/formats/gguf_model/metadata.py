@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_converters.architectures.architecture import Architecture
-from adapterhub_converters.containers.gguf_file import Value, f32, string, u32
+from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
-from .architecture_keys import MORE, OWN
+from .architecture_keys import EXTRA_KEYS, OWN_KEYS
 from .configured import Config
-from .shared_keys import Numbers, shared
+from .shared_keys import Numbers, shared_numbers
 
 # The keys of generation_config.json (gguf-py, `metadata.py`, `Metadata.load`).
 _SAMPLING = {
@@ -27,14 +27,14 @@ _SAMPLING = {
 _STEPS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K"))  # above, factor, unit
 
 
-def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]) -> dict[str, Value]:
+def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]) -> dict[str, MetadataValue]:
     """Return the keys `general.*`, except for those of the tensors' type."""
-    metadata = {"general.architecture": string(gguf), "general.type": string("model")}
+    metadata = {"general.architecture": string_value(gguf), "general.type": string_value("model")}
     for key, (option, kind) in _SAMPLING.items():
         value = generation.get(option)
         if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 31:
-            metadata[f"general.sampling.{key}"] = Value("INT32", int(value)) if kind is int else f32(float(value))
-    return metadata | {"general.name": string(name), "general.size_label": string(size_label(shapes))}
+            metadata[f"general.sampling.{key}"] = MetadataValue("INT32", int(value)) if kind is int else f32_value(float(value))
+    return metadata | {"general.name": string_value(name), "general.size_label": string_value(size_label(shapes))}
 
 
 def size_label(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -54,9 +54,9 @@ def _scaled_count(count: int) -> str:
     return f"{number:.{digits}f}{unit}"
 
 
-def stored(file_type: str) -> dict[str, Value]:
+def file_type_keys(file_type: str) -> dict[str, MetadataValue]:
     """Return the keys for the type of most tensors."""
-    return {"general.file_type": u32(FILE_TYPES[file_type]), "general.quantization_version": u32(2)}
+    return {"general.file_type": u32_value(FILE_TYPES[file_type]), "general.quantization_version": u32_value(2)}
 
 
 FILE_TYPES = {
@@ -88,8 +88,8 @@ _SCALED = {
 def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
     """Return the hyperparameters: key under the architecture's prefix to value."""
     _check(architecture, config)
-    special, extra = OWN.get(architecture.gguf), MORE.get(architecture.gguf)
-    numbers = special(config) if special else shared(config) | (extra(config) if extra else {})
+    special, extra = OWN_KEYS.get(architecture.gguf), EXTRA_KEYS.get(architecture.gguf)
+    numbers = special(config) if special else shared_numbers(config) | (extra(config) if extra else {})
     if architecture.gguf in ("granite", "granitemoe"):  # llama.cpp has no head_dim for them
         numbers = {
             key: value for key, value in numbers.items() if key not in ("attention.key_length", "attention.value_length")
@@ -100,7 +100,7 @@ def hyperparameters(architecture: Architecture, config: Config) -> Numbers:
         if holds is not None and not all(number in holds for number in elements):
             problem = f"config.json: {key} of the GGUF would be {str(value.value)[:40]}, which does not fit into {value.kind}"
             raise RefusedError(config.where, problem)
-    return {"block_count": u32(config.count("num_hidden_layers"))} | numbers
+    return {"block_count": u32_value(config.count("num_hidden_layers"))} | numbers
 
 
 _RANGES = {"UINT32": range(1 << 32), "INT32": range(-1 << 31, 1 << 31)}
@@ -114,7 +114,7 @@ def _check(architecture: Architecture, config: Config) -> None:
         problem = f"config.json: {key} is {config.get(key)}, but llama.cpp's {architecture.gguf} computes {activations[-1]}"
         raise RefusedError(config.where, problem)
     kind = config.rope["rope_type"]
-    if kind not in _SCALED.get(architecture.gguf, ("default",) if architecture.gguf in OWN else ("default", "linear", "yarn")):
+    if kind not in _SCALED.get(architecture.gguf, ("default",) if architecture.gguf in OWN_KEYS else ("default", "linear", "yarn")):
         problem = (
             f"a rotary embedding of the type {str(kind)[:40]!r}, which llama.cpp's conversion of {architecture.gguf} ignores"
         )

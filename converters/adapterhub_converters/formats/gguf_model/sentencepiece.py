@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.gguf_file import Value, string, strings
+from adapterhub_converters.containers.gguf_file import MetadataValue, string_value, strings_value
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
 
@@ -109,7 +109,7 @@ def _varint(raw: bytes, offset: int, location: str) -> tuple[int, int]:
     raise FormatError(location, "truncated, or not a SentencePiece model")
 
 
-def vocabulary(tokenizer: Tokenizer, pieces: Pieces, size: int, *, phi: bool = False) -> dict[str, Value]:
+def vocabulary(tokenizer: Tokenizer, pieces: Pieces, size: int, *, phi: bool = False) -> dict[str, MetadataValue]:
     """Return tokens, scores and types for a model with `size` rows of embeddings.
 
     Phi-3's added tokens never become special.
@@ -123,11 +123,11 @@ def vocabulary(tokenizer: Tokenizer, pieces: Pieces, size: int, *, phi: bool = F
             raise RefusedError(tokenizer.where, f"an added token {number}, but the model has {size} rows of embeddings")
         tokens[number], scores[number], types[number] = text, -1000.0, kind
     return {
-        "tokenizer.ggml.model": string("llama"),
-        "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.tokens": strings(tokens),
-        "tokenizer.ggml.scores": Value("[FLOAT32]", scores),
-        "tokenizer.ggml.token_type": Value("[INT32]", types),
+        "tokenizer.ggml.model": string_value("llama"),
+        "tokenizer.ggml.pre": string_value("default"),
+        "tokenizer.ggml.tokens": strings_value(tokens),
+        "tokenizer.ggml.scores": MetadataValue("[FLOAT32]", scores),
+        "tokenizer.ggml.token_type": MetadataValue("[INT32]", types),
     }
 
 

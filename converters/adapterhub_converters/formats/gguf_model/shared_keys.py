@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adapterhub_converters.containers.gguf_file import Value, f32, string, u32
+from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
 from .configured import Config
 
-Numbers = dict[str, Value]
+Numbers = dict[str, MetadataValue]
 
 _COUNTS = {  # for all architectures without a list of their own; the first key present in config.json counts
     "context_length": ("max_position_embeddings",),
@@ -33,23 +33,23 @@ _YARN = {
 GATING = {"softmax": 1, "sigmoid": 2}  # gguf-py, `ExpertGatingFuncType`
 
 
-def shared(config: Config) -> Numbers:
+def shared_numbers(config: Config) -> Numbers:
     """Return the keys that most architectures share; RefusedError for an expert gating that llama.cpp does not support."""
     numbers: Numbers = {}
     for key, names in _COUNTS.items():
         if name := _first_key(config.values, names):
-            numbers[key] = u32(config.count(name))
+            numbers[key] = u32_value(config.count(name))
     numbers |= _rope(config)
     for key, names in _EPSILONS.items():
         if name := _first_key(config.values, names):
-            numbers[key] = f32(config.number(name))
+            numbers[key] = f32_value(config.number(name))
     score = config.get("scoring_func")
     if score is not None:
         if not isinstance(score, str) or score not in GATING:
             raise RefusedError(config.where, f"config.json: scoring_func {str(score)[:40]!r} is not supported by llama.cpp")
-        numbers["expert_gating_func"] = u32(GATING[score])
+        numbers["expert_gating_func"] = u32_value(GATING[score])
     if config.get("head_dim") is not None:
-        numbers["attention.key_length"] = numbers["attention.value_length"] = u32(config.count("head_dim"))
+        numbers["attention.key_length"] = numbers["attention.value_length"] = u32_value(config.count("head_dim"))
     return numbers
 
 
@@ -61,16 +61,16 @@ def _first_key(values: Mapping[str, object], names: tuple[str, ...]) -> str | No
 def _rope(config: Config) -> Numbers:
     rope, numbers = config.rope, {}
     if rope["rope_type"] in ("linear", "yarn"):
-        numbers["rope.scaling.type"] = string(rope["rope_type"])
-        numbers["rope.scaling.factor"] = f32(config.rope_number("factor"))
+        numbers["rope.scaling.type"] = string_value(rope["rope_type"])
+        numbers["rope.scaling.factor"] = f32_value(config.rope_number("factor"))
     if rope["rope_type"] == "yarn":
-        numbers["rope.scaling.original_context_length"] = u32(config.rope_count("original_max_position_embeddings"))
+        numbers["rope.scaling.original_context_length"] = u32_value(config.rope_count("original_max_position_embeddings"))
         for key, names in _YARN.items():
             if name := _first_key(rope, names):
-                numbers[f"rope.scaling.{key}"] = f32(config.rope_number(name))
-    numbers["rope.freq_base"] = f32(config.rope_number("rope_theta"))
+                numbers[f"rope.scaling.{key}"] = f32_value(config.rope_number(name))
+    numbers["rope.freq_base"] = f32_value(config.rope_number("rope_theta"))
     if config.sliding_rope:
-        numbers["rope.freq_base_swa"] = f32(config.sliding_rope_number("rope_theta"))
+        numbers["rope.freq_base_swa"] = f32_value(config.sliding_rope_number("rope_theta"))
     return numbers
 
 
@@ -81,25 +81,25 @@ def head_size(config: Config) -> int:
     return config.count("hidden_size") // config.count("num_attention_heads")
 
 
-def rotated(config: Config) -> int:
+def rotated_dimensions(config: Config) -> int:
     """Return the number of rotated dimensions of a head, where the partial factor applies to the hidden size."""
     factor = config.rope_number("partial_rotary_factor", 1.0)
     return int(factor * config.count("hidden_size")) // config.count("num_attention_heads")
 
 
-def some(config: Config, *keys: str) -> Numbers:
+def select_shared(config: Config, *keys: str) -> Numbers:
     """Return the shared keys among `keys`."""
-    return {key: value for key, value in shared(config).items() if key in keys}
+    return {key: value for key, value in shared_numbers(config).items() if key in keys}
 
 
 def vocabulary(config: Config) -> Numbers:
     """Return the size of the vocabulary."""
-    return {"vocab_size": u32(config.count("vocab_size"))}
+    return {"vocab_size": u32_value(config.count("vocab_size"))}
 
 
 def window(config: Config) -> Numbers:
     """Return the width of the window in layers that have one."""
-    return {"attention.sliding_window": u32(config.count("sliding_window"))}
+    return {"attention.sliding_window": u32_value(config.count("sliding_window"))}
 
 
 def layer_kinds(gguf: str, config: Config) -> list[object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.gguf_file import Value, boolean, string, strings, u32
+from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import FormatError, RefusedError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -132,7 +132,7 @@ class _Special:
             self.ids[kind] = number
 
 
-def special_tokens(tokenizer: Tokenizer, count: int | None, default_ids: Mapping[str, int] | None = None) -> dict[str, Value]:
+def special_tokens(tokenizer: Tokenizer, count: int | None, default_ids: Mapping[str, int] | None = None) -> dict[str, MetadataValue]:
     """Return the keys of special tokens, with each id below `count`; `default_ids` apply where no document has an id."""
     special = _Special(dict(tokenizer.config))
     kinds: tuple[str, ...] = _KINDS
@@ -148,8 +148,8 @@ def special_tokens(tokenizer: Tokenizer, count: int | None, default_ids: Mapping
         special.set(kind, number, count)
     for kind, number in (default_ids or {}).items():
         special.set(kind, number, None)
-    metadata = {id_key(kind): u32(number) for kind, number in special.ids.items()}
-    metadata |= {f"tokenizer.ggml.add_{kind}_token": boolean(special.add[kind]) for kind in _ADDED if kind in special.add}
+    metadata = {id_key(kind): u32_value(number) for kind, number in special.ids.items()}
+    metadata |= {f"tokenizer.ggml.add_{kind}_token": bool_value(special.add[kind]) for kind in _ADDED if kind in special.add}
     return metadata | _templates(tokenizer)
 
 
@@ -233,24 +233,24 @@ def _token_text(special: _Special, kind: str) -> Any:
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
-def _templates(tokenizer: Tokenizer) -> dict[str, Value]:
+def _templates(tokenizer: Tokenizer) -> dict[str, MetadataValue]:
     """Return the chat template, or several by name; empty without a tokenizer_config.json, as in llama.cpp."""
     if not tokenizer.config:
         return {}
     template = tokenizer.config["chat_template"] if "chat_template" in tokenizer.config else _template_file(tokenizer.folder)
     if template is None or isinstance(template, str):
-        return {"tokenizer.chat_template": string(template)} if template is not None else {}
+        return {"tokenizer.chat_template": string_value(template)} if template is not None else {}
     if not _are_objects(template):
         raise FormatError(tokenizer.where, "the chat template is neither a text nor a list of texts")
-    metadata: dict[str, Value] = {}
+    metadata: dict[str, MetadataValue] = {}
     template_names = []
     for entry in template:
         name = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(entry.get("name", "")))
         if name and entry.get("template") is not None:
             key = "tokenizer.chat_template" if name == "default" else f"tokenizer.chat_template.{name}"
-            metadata[key] = string(str(entry["template"]))
+            metadata[key] = string_value(str(entry["template"]))
             template_names += [name] if name != "default" else []
-    return metadata | ({"tokenizer.chat_templates": strings(template_names)} if template_names else {})
+    return metadata | ({"tokenizer.chat_templates": strings_value(template_names)} if template_names else {})
 
 
 def _template_file(folder: Path) -> Any:

@@ -115,7 +115,7 @@ def documents(base: GGUFBase) -> dict[str, str]:
 
 def _write(base: GGUFBase, out: Path, *, replace: bool) -> None:
     texts = documents(base)
-    with atomic.whole(out, replace=replace) as folder:
+    with atomic.pending_output(out, replace=replace) as folder:
         for name, text in texts.items():
             json_file.write_text(folder / name, text)
         _write_weights(base, folder / "model.safetensors")
@@ -206,12 +206,12 @@ class GGUFWeights:
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor as float32, in C order."""
         rows = self._architecture.order(name.removesuffix(".weight"), self._numbers, self._base.where)
-        return np.ascontiguousarray(names.unpermuted(self._base.file.tensor(self._sources[name]), rows))
+        return np.ascontiguousarray(names.unpermute_rows(self._base.file.tensor(self._sources[name]), rows))
 
 
 def _write_weights(base: GGUFBase, path: Path) -> None:
     weights = GGUFWeights(base)
-    order = safetensors_file.layout((name, "BF16", shape) for name, shape in weights.shapes.items())
+    order = safetensors_file.sorted_entries((name, "BF16", shape) for name, shape in weights.shapes.items())
     with open(path, "wb") as file:
         file.write(safetensors_file.header_bytes(order, {"format": "pt"}))
         # One tensor in memory at a time.

@@ -23,7 +23,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.candidate import Candidate
 
@@ -54,7 +54,7 @@ def _is_diffusers_name(name: str) -> bool:
     part, _, path = stem_and_part[0].partition(".")
     if part != "transformer":
         return part in PIPELINE_PARTS
-    return bool(_DIFFUSERS.search(path)) or any(table.part == part and table.written(path) for table in tables.TABLES)
+    return bool(_DIFFUSERS.search(path)) or any(table.part == part and table.trainer_path(path) for table in tables.TABLES)
 
 
 def _current_name(name: str) -> str:
@@ -87,8 +87,8 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     other_entries = {key: text for key, text in metadata.items() if key != CONFIG_KEY}
     meta = dataclasses.replace(read_adapter.meta, header=pipeline.carried_header(other_entries))
     adapter = pipeline.with_source(dataclasses.replace(read_adapter, meta=meta, source=None), metadata, tensors, location)
-    described = origin.described(adapter.meta, metadata, metadata.get(pipeline.NAMES_KEY, ""), read_adapter.deltas)
-    return naming.fitted(dataclasses.replace(adapter, meta=described), base, location)
+    described = origin.describe(adapter.meta, metadata, metadata.get(pipeline.NAMES_KEY, ""), read_adapter.deltas)
+    return naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
 
 
 def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, factors.Parts]:
@@ -103,7 +103,7 @@ def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> dict[str
         else:
             parts_by_target[stem_and_part[0]][stem_and_part[1]] = array
     if unknown:
-        raise refused(location, unknown, "", NotUnderstoodError)
+        raise refused_error(location, unknown, "", NotUnderstoodError)
     return parts_by_target
 
 
@@ -122,7 +122,7 @@ def _read_parts(grouped: Mapping[str, factors.Parts], configs: Mapping[str, Mapp
     models: dict[str, dict[str, factors.Parts]] = {}
     unnamed = [target for target in grouped if not pipeline.part_of(target)]
     if unnamed:
-        raise refused(
+        raise refused_error(
             location,
             [f"{target}: does not begin with a model of a pipeline ({', '.join(PIPELINE_PARTS)})" for target in unnamed],
         )
@@ -157,7 +157,7 @@ def _adapter_by_config(modules: Mapping[str, factors.Parts], config: Mapping[str
             if name not in _PARTS_IN_PEFT:
                 raise RefusedError(location, f"{target}: {name} together with a config of peft is not supported")
             state[f"{_PREFIX}{target}{_PARTS_IN_PEFT[name]}"] = array
-    return peft.parse(json.dumps({"peft_type": "LORA", **config}), state, {}, where=location)
+    return peft.parse(json.dumps({"peft_type": "LORA", **config}), state, {}, location=location)
 
 
 # ---- Writing
@@ -167,8 +167,8 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     """Write the file `path`; RefusedError names what the format cannot express."""
     adapter = naming.in_diffusers_names(adapter, "diffusers")
     if problems := list(pipeline.problems(adapter, "diffusers' format", _problem)):
-        raise refused("diffusers", problems)
-    prefixed = naming.named(adapter, base, "diffusers")
+        raise refused_error("diffusers", problems)
+    prefixed = naming.with_model_prefix(adapter, base, "diffusers")
     prefixed = dataclasses.replace(
         prefixed, deltas={target: _with_kernel(target, delta) for target, delta in prefixed.deltas.items()}
     )
@@ -183,9 +183,9 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
             f"{model}.{key}": value for key, value in json_file.parse_object(peft.config_text(single_model), str(path)).items()
         }
         tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(single_model).items()}
-    preserved = pipeline.own_header(prefixed)
+    preserved = pipeline.preserved_header(prefixed)
     # The header of a trainer's own file is preserved for the way back; sd-scripts' has no `format`.
-    source_header = pipeline.header_again(prefixed, str(path)) if pipeline.HEADER_KEY in preserved else {"format": "pt"}
+    source_header = pipeline.source_header(prefixed, str(path)) if pipeline.HEADER_KEY in preserved else {"format": "pt"}
     header = source_header | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
     header |= {pipeline.NAMES_KEY: preserved[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in preserved else {}
     safetensors_file.write(path, tensors, header | pipeline.source_keys(adapter, names, tensors))

@@ -41,7 +41,7 @@ _OTHER_KINDS = {
     ".reshape_weight": "a weight of another shape",
 }  # fmt: skip
 _NUMBERS = ("alpha", "scalar")
-TINY = 1e-38  # a normal float32, which times any factor vanishes in the sum with any weight
+TINY_ALPHA = 1e-38  # a normal float32, which times any factor vanishes in the sum with any weight
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -50,13 +50,13 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (name.removesuffix(end), _ENDS[end]) if end else None
 
 
-def unknown(name: str) -> str:
+def unknown_reason(name: str) -> str:
     """Return why a tensor is not part of a delta, with the LyCORIS algorithm that it belongs to, if that is known."""
     kind = next((kind for end, kind in _OTHER_KINDS.items() if name.endswith(end)), "")
     return f"tensor {name!r}: this kind of tensor is not supported{f' ({kind})' if kind else ''}"
 
 
-def outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
+def weight_outline(part: Mapping[str, np.ndarray]) -> tuple[int, int] | None:
     """Return rows and columns of a module's weight, without its kernel; None if the tensors do not give them directly."""
     matrices = {name: array for name, array in part.items() if array.ndim > 1 and 0 not in array.shape}
     for up, down in (("B", "A"), ("diff", "diff"), ("hada_w1_a", "hada_w1_b")):
@@ -271,10 +271,10 @@ def tensors_of(delta: Delta) -> tuple[Parts, float | None]:
     if delta.magnitude is not None:
         tensors["dora_scale"] = delta.magnitude.reshape(-1, *(1,) * (len(delta.shape) - 1))
     if isinstance(delta, Hadamard):
-        return {**delta.tensors, **tensors}, delta.alpha or TINY
+        return {**delta.tensors, **tensors}, delta.alpha or TINY_ALPHA
     if isinstance(delta, Kronecker):
-        return {**delta.tensors, **tensors}, (delta.scaling * delta.rank or TINY) if delta.rank else None
-    alpha = delta.scaling * delta.r or TINY
+        return {**delta.tensors, **tensors}, (delta.scaling * delta.rank or TINY_ALPHA) if delta.rank else None
+    alpha = delta.scaling * delta.r or TINY_ALPHA
     tensors = {"lora_down.weight": delta.lora_A, "lora_up.weight": delta.lora_B, **tensors}
     if isinstance(delta, CpConv):
         return {**tensors, "lora_mid.weight": delta.lora_mid}, alpha
@@ -312,7 +312,7 @@ def scale_of(part: Mapping[str, np.ndarray]) -> np.ndarray | None:
     return part["scale"] if set(part) == {"scale"} and part["scale"].ndim == 1 else None
 
 
-def parted(stem: str, values: np.ndarray, reading: Reading, location: str) -> dict[str, np.ndarray]:
+def split_difference(stem: str, values: np.ndarray, reading: Reading, location: str) -> dict[str, np.ndarray]:
     """Return a difference for each of the base's modules."""
     if len(reading.targets) > 1:
         if not reading.shares or len(values) % sum(reading.shares):
@@ -327,7 +327,7 @@ def parted(stem: str, values: np.ndarray, reading: Reading, location: str) -> di
 # ---- Modules that are several of the base's
 
 
-def apart(stem: str, delta: Delta, reading: Reading, location: str) -> dict[str, Delta]:
+def split_delta(stem: str, delta: Delta, reading: Reading, location: str) -> dict[str, Delta]:
     """Return the delta of each of the base's modules.
 
     Block-diagonal factors, as written for modules that were trained separately, are split into their blocks.
@@ -428,7 +428,7 @@ def _swap_halves(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([*reversed(np.split(rows, 2))])
 
 
-def together(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
+def join_deltas(stem: str, deltas: Mapping[str, Delta], reading: Reading) -> Delta:
     """Return the single delta of the trainer's module, joined from `deltas` of some or all of `reading.targets`.
 
     Raises:

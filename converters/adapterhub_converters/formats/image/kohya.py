@@ -33,7 +33,7 @@ from adapterhub_converters.adapter import (
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
-from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.candidate import Candidate
 
@@ -50,10 +50,10 @@ def sniff(candidate: Candidate) -> bool:
 
 
 def _is_kohya_name(name: str) -> bool:
-    if not naming.may_be_ours(name):  # quick, for the many tensors of a language model's adapter
+    if not naming.may_be_trainer_name(name):  # quick, for the many tensors of a language model's adapter
         return False
     stem_and_part = factors.split_name(name)
-    return name.startswith(naming.TRAINERS) if stem_and_part is None else naming.is_ours(stem_and_part[0])
+    return name.startswith(naming.TRAINERS) if stem_and_part is None else naming.is_trainer_name(stem_and_part[0])
 
 
 def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
@@ -67,7 +67,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         notes.append(
             f"{whole_count} LoKr modules have whole matrices: as in LyCORIS, they are read without the factor of rs_lora"
         )
-    outlines = {stem: factors.outline(part) for stem, part in parts_by_stem.items()}
+    outlines = {stem: factors.weight_outline(part) for stem, part in parts_by_stem.items()}
     readings, names = naming.targets(outlines, metadata, base, location)
     _refuse_interleaved(tensors, names, location)
     reader = _Reader(base, location)
@@ -78,8 +78,8 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     meta = dataclasses.replace(Adapter({}).meta, parts=parts, header=pipeline.carried_header(metadata, names))
     file_adapter = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
     adapter = pipeline.with_source(file_adapter, metadata, tensors, location)
-    described = origin.described(adapter.meta, metadata, names, (*deltas, *map(naming.module_of, reader.added)))
-    return naming.fitted(dataclasses.replace(adapter, meta=described), base, location)
+    described = origin.describe(adapter.meta, metadata, names, (*deltas, *map(naming.module_of, reader.added)))
+    return naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
 
 
 def _refuse_interleaved(tensors: Iterable[str], names: str, location: str) -> None:
@@ -89,7 +89,7 @@ def _refuse_interleaved(tensors: Iterable[str], names: str, location: str) -> No
     )
     if interleaved:
         problem = "the rows of queries, keys and values are interleaved by heads, which is not supported"
-        raise refused(location, [f"tensor {name!r}: {problem}" for name in interleaved])
+        raise refused_error(location, [f"tensor {name!r}: {problem}" for name in interleaved])
 
 
 def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> tuple[dict[str, factors.Parts], list[str]]:
@@ -99,7 +99,7 @@ def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> tuple[di
     for name, array in tensors.items():
         stem_and_part = factors.split_name(name)
         if stem_and_part is None:
-            unknown.append(factors.unknown(name))
+            unknown.append(factors.unknown_reason(name))
         elif stem_and_part[1] in ("diff", "diff_b") and not np.any(array):
             zeros += 1
         elif stem_and_part[1] in parts_by_stem.setdefault(stem_and_part[0], {}):
@@ -107,7 +107,7 @@ def _group_tensors(tensors: Mapping[str, np.ndarray], location: str) -> tuple[di
         else:
             parts_by_stem[stem_and_part[0]][stem_and_part[1]] = array
     if unknown:
-        raise refused(location, unknown, "", NotUnderstoodError)
+        raise refused_error(location, unknown, "", NotUnderstoodError)
     notes = [f"{zeros} differences are all zeros and have no effect"] if zeros else []
     if zero_count := sum("alpha" in part and not np.any(part["alpha"]) for part in parts_by_stem.values()):
         notes.append(f"{zero_count} alphas are 0 and read as the rank, as by sd-scripts; ComfyUI reads them as 0")
@@ -151,7 +151,7 @@ class _Reader:
             delta_parts, differences = factors.differences(part, parameter=is_parameter)
             for kind, values in differences.items():
                 factors.check_floats(stem, kind, values, self._where)
-                for name, piece in factors.parted(stem, values, reading, self._where).items():
+                for name, piece in factors.split_difference(stem, values, reading, self._where).items():
                     self._add_unique(self.added, name if is_parameter else f"{name}.{kind}", piece, stem)
             if delta_parts:
                 single = target if len(reading.targets) == 1 else stem
@@ -169,14 +169,14 @@ class _Reader:
         if self._failed:
             is_refused = any(type(error) is not NotUnderstoodError for error in self._failed)
             reasons = [error.what for error in self._failed]
-            raise refused(self._where, reasons, "", RefusedError if is_refused else NotUnderstoodError)
+            raise refused_error(self._where, reasons, "", RefusedError if is_refused else NotUnderstoodError)
         return self._deltas
 
     def _add_split(self, stem: str, delta: Delta, reading: Reading) -> None:
         if isinstance(delta, Factored) and not factors.stays_product(delta, reading):
             self._products[stem] = delta, reading
             return
-        for target, member in factors.apart(stem, delta, reading, self._where).items():
+        for target, member in factors.split_delta(stem, delta, reading, self._where).items():
             self._add_unique(self._deltas, target, member, stem)
 
     def _add_unique(self, collection: dict[str, _T], name: str, value: _T, stem: str) -> None:
@@ -202,15 +202,15 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     adapter = naming.in_diffusers_names(adapter, "kohya")
     expressed = dataclasses.replace(adapter, added={}) if adapter.deltas else adapter
     if problems := list(pipeline.problems(expressed, "kohya's format", _problem)):
-        raise refused("kohya", problems)
+        raise refused_error("kohya", problems)
     plain, losses = _with_native_kinds(adapter)
-    prefixed = naming.named(plain, base, "kohya")
+    prefixed = naming.with_model_prefix(plain, base, "kohya")
     names = dict(zip(prefixed.deltas, adapter.deltas, strict=True))
-    groups, places, table = naming.groups(prefixed, base)
+    groups, places, table = naming.group_deltas(prefixed, base)
     outlines: dict[str, tuple[int, int] | None] = {}
     tensors: dict[str, np.ndarray] = {}
     for stem, (members, reading) in sorted(groups.items()):
-        delta = factors.together(stem, members, reading)
+        delta = factors.join_deltas(stem, members, reading)
         parts, alpha = factors.tensors_of(delta)
         outlines[stem] = (delta.shape[0], delta.shape[1])
         tensors |= {f"{stem}.{name}": np.ascontiguousarray(array) for name, array in parts.items()}
@@ -222,7 +222,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     for (changed_name, values), (stem, reading) in zip(adapter.added.items(), places.values(), strict=True):
         name = f"{stem}.{'diff_b' if changed_name.endswith('.bias') else 'diff'}"
         if len(reading.targets) > 1 or reading.swapped or name in tensors:
-            raise refused("kohya", [f"{changed_name}: a part of {stem} alone cannot be expressed in kohya's format"])
+            raise refused_error("kohya", [f"{changed_name}: a part of {stem} alone cannot be expressed in kohya's format"])
         tensors[name] = np.ascontiguousarray(values)
         losses.append(TensorLoss(f"{changed_name} (difference)", Loss.EXACT))
     # The source's config promises an exact way back, which rounding rules out.
@@ -286,12 +286,12 @@ def _losses(target: str, delta: Delta, stem: str | None, rounded: bool) -> list[
 
 
 def _is_rounded(alpha: float | None, tensors: Mapping[str, np.ndarray], stem: str) -> bool:
-    return alpha is not None and abs(alpha) > factors.TINY and float(tensors[f"{stem}.alpha"]) != alpha
+    return alpha is not None and abs(alpha) > factors.TINY_ALPHA and float(tensors[f"{stem}.alpha"]) != alpha
 
 
 def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, str], list[str]]:
     """Return the source's own header without the hashes of another payload, and notes."""
-    header = pipeline.header_again(adapter, str(path))
+    header = pipeline.source_header(adapter, str(path))
     hashes = [key for key in header if key.startswith("sshs_")]
     if not hashes or header.get("sshs_model_hash") == _payload_hash(tensors):
         return header, []
@@ -302,6 +302,6 @@ def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> 
 def _payload_hash(tensors: Mapping[str, np.ndarray]) -> str:
     """Return sd-scripts' hash of a model: that of all bytes after the header (`addnet_hash_safetensors`)."""
     digest = hashlib.sha256()
-    for name, _, _ in safetensors_file.layout((n, dtypes.name_of(a.dtype), a.shape) for n, a in tensors.items()):
+    for name, _, _ in safetensors_file.sorted_entries((n, dtypes.name_of(a.dtype), a.shape) for n, a in tensors.items()):
         digest.update(safetensors_file.byte_view(np.ascontiguousarray(tensors[name])))
     return digest.hexdigest()

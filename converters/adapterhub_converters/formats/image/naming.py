@@ -13,7 +13,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
-from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refused
+from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refused_error
 
 from . import factors, image_transformers, pipeline, tables
 from .table import Reading, Table
@@ -43,12 +43,12 @@ Outlines = Mapping[str, tuple[int, int] | None]
 """Module to the rows and columns of its weight; None if they do not follow from its factors."""
 
 
-def may_be_ours(name: str) -> bool:
+def may_be_trainer_name(name: str) -> bool:
     """Return whether a tensor's name begins like those in modules for which `is_trainer_name` is true. A cheap first test."""
     return name.startswith(_BEGINNINGS)
 
 
-def is_ours(stem: str) -> bool:
+def is_trainer_name(stem: str) -> bool:
     """Return whether a module has a name of kohya, LyCORIS, ComfyUI, XLabs or DiffSynth-Studio."""
     return bool(stem.startswith(tuple(_PREFIXES)) or _bare_name(stem))
 
@@ -264,7 +264,7 @@ Groups = dict[str, tuple[dict[str, Delta], Reading]]
 Places = dict[str, tuple[str, Reading]]
 
 
-def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Table | None]:
+def group_deltas(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Table | None]:
     """Group deltas by the file's module that they are part of.
 
     Returns:
@@ -276,7 +276,7 @@ def groups(adapter: Adapter, base: BaseSpec | None) -> tuple[Groups, Places, Tab
     table = _choose_table(inner, adapter, base)
     places = {changed: place for changed, name in names.items() if (place := _file_place(name, table, adapter))}
     if unnamed := [changed for changed in names if changed not in places]:
-        raise refused("kohya", [f"{changed}: not a module that kohya is known to have a name for" for changed in unnamed])
+        raise refused_error("kohya", [f"{changed}: not a module that kohya is known to have a name for" for changed in unnamed])
     groups: Groups = {}
     for target, delta in adapter.deltas.items():
         stem, reading = places[target]
@@ -297,7 +297,7 @@ def _file_place(target: str, table: Table | None, adapter: Adapter) -> tuple[str
     text = pipeline.is_text(part)
     target_table = tables.TEXT if text else table
     path_and_reading = (
-        target_table.written(path_in_model) or tables.TEXT.written(f"text_model.{path_in_model}") if target_table else None
+        target_table.trainer_path(path_in_model) or tables.TEXT.trainer_path(f"text_model.{path_in_model}") if target_table else None
     )
     prefix = _encoder_prefix(part, table, adapter) if text else table.prefix if table else None
     if path_and_reading is None or prefix is None or part == "transformer_2":
@@ -329,18 +329,18 @@ def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -
         return None
     paths = [target.partition(".")[2] for target in targets]
     part = pipeline.part_of(targets[0])
-    fits = [table for table in tables.TABLES if table.writes and table.part == part and all(map(table.written, paths))]
+    fits = [table for table in tables.TABLES if table.writes and table.part == part and all(map(table.trainer_path, paths))]
     if not fits:
-        written = [table.written for table in tables.TABLES if table.part == part]
+        written = [table.trainer_path for table in tables.TABLES if table.part == part]
         unknown = [target for target, path in zip(targets, paths, strict=True) if not any(find(path) for find in written)]
-        raise refused(
+        raise refused_error(
             "kohya", [f"{target}: not a module that kohya is known to have a name for" for target in unknown or targets]
         )
-    recorded_name = pipeline.own_header(adapter).get(pipeline.NAMES_KEY)
+    recorded_name = pipeline.preserved_header(adapter).get(pipeline.NAMES_KEY)
     if by_name := next((table for table in fits if table.name == recorded_name), _table_of_class(fits, base)):
         return by_name
     if base and "Transformer" in base.architecture and not _table_of_class(tables.TABLES, base):
-        raise refused(
+        raise refused_error(
             "kohya",
             [f"{target}: the names in kohya of {base.architecture}'s modules are not known" for target in targets],
             code="unsupported-architecture",
@@ -360,7 +360,7 @@ def _choose_family(paths: Iterable[str], adapter: Adapter, base: BaseSpec | None
     """Return the table of the model, by the base, the source's header or the modules; None if they do not determine it."""
     if by_class := _table_of_class(tables.TABLES, base):
         return by_class
-    header_tables = _tables_of(pipeline.header_again(adapter, "kohya")) or ()
+    header_tables = _tables_of(pipeline.source_header(adapter, "kohya")) or ()
     if header_tables:
         return tables.SDXL if tables.SDXL in header_tables else header_tables[0]
     if any(".img_m" in path or ".txt_m" in path for path in paths):
@@ -385,20 +385,20 @@ def _is_sdxl(paths: Iterable[str]) -> bool:
 # ---- Models of a pipeline
 
 
-def of_images(targets: Collection[str]) -> bool:
+def are_image_targets(targets: Collection[str]) -> bool:
     """Return whether these are modules of image models rather than of a language model."""
     if tables.FIRST.union(PIPELINE_PARTS).isdisjoint({target.partition(".")[0] for target in targets}):
         return False
     plain = (target.removeprefix(f"{pipeline.part_of(target)}.") for target in targets)
     likely = [t for t in plain if "." in t and t.partition(".")[0] in tables.FIRST and not _LLAMA_TOO.match(t)]
-    return any(table.part and table.written(target) for target in likely for table in tables.TABLES)
+    return any(table.part and table.trainer_path(target) for target in likely for table in tables.TABLES)
 
 
-def fitted(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
+def fit_to_base(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
     """Return the adapter under the names of `base`: targets begin with the model for a pipeline, but not for a single model."""
     if base is not None and pipeline.is_pipeline(base):
-        return named(adapter, base, location)
-    part = pipeline.of_base(base)
+        return with_model_prefix(adapter, base, location)
+    part = pipeline.part_of_base(base)
     if not part or base is None or not adapter.meta.parts:
         return adapter
     if other_models := sorted({model for model in adapter.meta.parts if model != part}):
@@ -413,15 +413,15 @@ def in_diffusers_names(adapter: Adapter, location: str) -> Adapter:
     if adapter.meta.parts or not any(map(tables.is_foreign, adapter.deltas)):
         return adapter
     outlines = {target: (delta.shape[0], delta.shape[1]) for target, delta in adapter.deltas.items()}
-    readings, table = _read_model({target: target for target in outlines}, outlines, pipeline.own_header(adapter), {}, location)
+    readings, table = _read_model({target: target for target in outlines}, outlines, pipeline.preserved_header(adapter), {}, location)
     deltas: dict[str, Delta] = {}
     for target, delta in adapter.deltas.items():
-        deltas |= factors.apart(target, delta, readings[target], location)
-    meta = dataclasses.replace(adapter.meta, parts=(table.part,) if table else (), header=pipeline.own_header(adapter))
+        deltas |= factors.split_delta(target, delta, readings[target], location)
+    meta = dataclasses.replace(adapter.meta, parts=(table.part,) if table else (), header=pipeline.preserved_header(adapter))
     return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
 
 
-def named(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
+def with_model_prefix(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
     """Return the adapter with targets that begin with the model.
 
     The model is the one in its header, else the base, else the one that has such modules.
@@ -430,16 +430,16 @@ def named(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
         return adapter
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     recorded = header.get(pipeline.PART_KEY, "")
-    part = recorded if recorded in PIPELINE_PARTS else pipeline.of_base(base) or _part_by_modules(adapter.deltas, location)
-    meta = dataclasses.replace(adapter.meta, parts=(part,), header=pipeline.own_header(adapter))
-    return pipeline.renamed(adapter, lambda name: f"{part}.{name}", meta)
+    part = recorded if recorded in PIPELINE_PARTS else pipeline.part_of_base(base) or _part_by_modules(adapter.deltas, location)
+    meta = dataclasses.replace(adapter.meta, parts=(part,), header=pipeline.preserved_header(adapter))
+    return pipeline.rename_targets(adapter, lambda name: f"{part}.{name}", meta)
 
 
 def _part_by_modules(targets: Iterable[str], location: str) -> str:
     parts: set[str] = set()
     for target in targets:
-        candidates = {table.part for table in tables.TABLES if table.part and table.written(target)}
-        if tables.TEXT.written(target):
+        candidates = {table.part for table in tables.TABLES if table.part and table.trainer_path(target)}
+        if tables.TEXT.trainer_path(target):
             problem = f"{target} may be in any text encoder of a pipeline"
             raise RefusedError(location, problem, "Name the folder of the model as its base", code="base-required")
         if len(candidates) != 1:

@@ -21,7 +21,7 @@ _REPO = linear.Pattern(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _MUSUBI = linear.Pattern(r"musubi|networks\.lora_(?:wan|framepack|flux_|qwen|zimage|hv_|kandinsky|krea|ideogram|hidream)")
 
 
-def described(meta: Meta, metadata: Mapping[str, str], names: str, targets: Iterable[str]) -> Meta:
+def describe(meta: Meta, metadata: Mapping[str, str], names: str, targets: Iterable[str]) -> Meta:
     """Return `meta` with the family, the base and the program, as far as they are known.
 
     Args:
@@ -69,6 +69,6 @@ def _family_of(targets: Iterable[str]) -> str:
     fits = {
         _family(table.name)
         for table in tables.TABLES
-        if inner and all(part == table.part and table.written(path) for part, _, path in inner)
+        if inner and all(part == table.part and table.trainer_path(path) for part, _, path in inner)
     }
     return fits.pop() if len(fits) == 1 else ""

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, Meta, Source, beyond_deltas
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, Meta, Source, problems_beyond_deltas
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, refused
+from adapterhub_converters.errors import FormatError, refused_error
 from adapterhub_converters.formats import peft, source_config
 
 PART_KEY, HEADER_KEY, NAMES_KEY = "adapterhub.part", "adapterhub.header", "adapterhub.names"
@@ -44,7 +44,7 @@ def is_text(part: str) -> bool:
     return part.startswith("text_") or part == "connectors"
 
 
-def of_base(base: BaseSpec | None) -> str:
+def part_of_base(base: BaseSpec | None) -> str:
     """Return the name that a base has in a pipeline if it is one model; empty for a pipeline, an unknown model, and None."""
     if base is None or is_pipeline(base):
         return ""
@@ -63,7 +63,7 @@ def modules_of(base: BaseSpec | None) -> dict[str, set[str]]:
         module, _, kind = name.rpartition(".")
         if kind != "bias":
             module = module if kind == "weight" else name  # a parameter that is no weight of a module
-            part = part_of(module) if base is not None and is_pipeline(base) else of_base(base)
+            part = part_of(module) if base is not None and is_pipeline(base) else part_of_base(base)
             modules.setdefault(part, set()).add(module.removeprefix(f"{part}.") if part else module)
     return modules
 
@@ -82,16 +82,16 @@ def is_parameter(base: BaseSpec | None, target: str) -> bool:
 
 
 def _in_base(base: BaseSpec, target: str) -> str:
-    return target if is_pipeline(base) else target.removeprefix(f"{of_base(base)}.")
+    return target if is_pipeline(base) else target.removeprefix(f"{part_of_base(base)}.")
 
 
 def without_part(adapter: Adapter, part: str) -> Adapter:
     """Return the adapter of the single model `part`, with targets that do not begin with it; the header records it."""
     meta = dataclasses.replace(adapter.meta, parts=(), header={**adapter.meta.header, PART_KEY: part})
-    return renamed(adapter, lambda name: name.removeprefix(f"{part}."), meta)
+    return rename_targets(adapter, lambda name: name.removeprefix(f"{part}."), meta)
 
 
-def renamed(adapter: Adapter, name_of: Callable[[str], str], meta: Meta) -> Adapter:
+def rename_targets(adapter: Adapter, name_of: Callable[[str], str], meta: Meta) -> Adapter:
     """Return the adapter with new names for everything it changes, and another `meta`."""
     deltas = {name_of(target): delta for target, delta in adapter.deltas.items()}
     added, replaced = (
@@ -101,7 +101,7 @@ def renamed(adapter: Adapter, name_of: Callable[[str], str], meta: Meta) -> Adap
     return dataclasses.replace(adapter, deltas=deltas, added=added, replaced=replaced, meta=meta, source=None)
 
 
-def one_model(adapter: Adapter) -> Adapter:
+def single_model(adapter: Adapter) -> Adapter:
     """Return the adapter for a format that has one model, without a name; RefusedError names the targets of other models."""
     parts = adapter.meta.parts
     if not parts:
@@ -114,7 +114,7 @@ def one_model(adapter: Adapter) -> Adapter:
     reasons = [
         f"{target}: the adapter acts on {' and '.join(sorted(models))}, but PEFT has one model" for target in other_targets
     ]
-    raise refused("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(other_targets[0])}.*")
+    raise refused_error("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(other_targets[0])}.*")
 
 
 def problems(adapter: Adapter, format_name: str, problem_of: Callable[[Delta], str]) -> Iterator[str]:
@@ -125,7 +125,7 @@ def problems(adapter: Adapter, format_name: str, problem_of: Callable[[Delta], s
         format_name: `kohya's format` or the like.
         problem_of: A function that returns why the format cannot express a delta; empty if it can.
     """
-    yield from beyond_deltas(adapter, format_name)
+    yield from problems_beyond_deltas(adapter, format_name)
     for target, delta in sorted(adapter.deltas.items()):
         if problem := problem_of(delta):
             yield f"{target}: {problem}"
@@ -133,7 +133,7 @@ def problems(adapter: Adapter, format_name: str, problem_of: Callable[[Delta], s
             yield f"{target}: its weight is stored transposed, which image models do not do"
 
 
-def own_header(adapter: Adapter) -> dict[str, str]:
+def preserved_header(adapter: Adapter) -> dict[str, str]:
     """Return the entries of the source's header that an adapter preserves."""
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     return {key: header[key] for key in (HEADER_KEY, NAMES_KEY) if key in header}
@@ -146,9 +146,9 @@ def carried_header(metadata: Mapping[str, str], names: str = "") -> dict[str, st
     return {HEADER_KEY: json.dumps(foreign, separators=(",", ":"))} | ({NAMES_KEY: names} if names else {})
 
 
-def header_again(adapter: Adapter, location: str) -> dict[str, str]:
+def source_header(adapter: Adapter, location: str) -> dict[str, str]:
     """Return the source's own header, as it was; empty if there is none."""
-    text = own_header(adapter).get(HEADER_KEY)
+    text = preserved_header(adapter).get(HEADER_KEY)
     return {} if text is None else {str(key): str(value) for key, value in json_file.parse_object(text, location).items()}
 
 
@@ -176,10 +176,10 @@ def source_keys(adapter: Adapter, names: Mapping[str, str], tensors: Mapping[str
 
 def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray], location: str) -> Adapter:
     """Return the source's own adapter if its config is in the file and belongs to these tensors; else `adapter`."""
-    if not source_config.is_there(metadata):
+    if not source_config.has_source_config(metadata):
         return adapter
     # Another program has changed the tensors since: the config no longer describes them.
-    if _TARGETS not in metadata or not source_config.belongs(
+    if _TARGETS not in metadata or not source_config.matches_payload(
         metadata, source_config.payload_digest(dict(sorted(tensors.items())))
     ):
         return dataclasses.replace(adapter, notes=(*adapter.notes, source_config.IGNORED))
@@ -193,18 +193,18 @@ def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[
                 deltas[source_target] = _without_padding(adapter.deltas[ours], r)
             case _:
                 problem = f"adapterhub.source.targets has the malformed line {ours[:60]!r}: {str(row)[:60]}"
-                raise FormatError(location, problem, source_config.AGAIN)
+                raise FormatError(location, problem, source_config.CONVERT_AGAIN)
     if lacking := [
         ours for ours, delta in adapter.deltas.items() if ours not in rows and any(np.any(t) for _, t in delta.parts())
     ]:
-        raise FormatError(location, f"adapterhub.source.targets lacks {lacking[0]!r}, which has a delta", source_config.AGAIN)
+        raise FormatError(location, f"adapterhub.source.targets lacks {lacking[0]!r}, which has a delta", source_config.CONVERT_AGAIN)
     text, header = str(metadata.get("adapterhub.source.config", "")), _text_map(metadata, "metadata", location)
     peft_tensors = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
     file_names = _text_map(metadata, "names", location)
     state = {file_names.get(name, name): tensor for name, tensor in peft_tensors.items()}
     if len(state) < len(peft_tensors):
         raise FormatError(location, "the source's config gives two tensors one name")
-    source_adapter = peft.parse(text, state, header, where=location)
+    source_adapter = peft.parse(text, state, header, location=location)
     if set(source_adapter.deltas) != set(deltas):
         raise FormatError(location, "the source's config gives the tensors other names")
     for source_target, delta in source_adapter.deltas.items():

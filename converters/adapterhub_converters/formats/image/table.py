@@ -90,7 +90,7 @@ class Table:
                 return reading.with_numbers(match.groups())
         return None
 
-    def written(self, target: str) -> tuple[str, Reading] | None:
+    def trainer_path(self, target: str) -> tuple[str, Reading] | None:
         """Return the trainer's path of the module that contains `target`, and that module; None if it is not in the table."""
         for pattern, path, reading in self._inverse.get(shape_of(target), ()):
             match = pattern.fullmatch(target)

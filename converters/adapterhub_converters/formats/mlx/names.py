@@ -199,7 +199,7 @@ class Names:
         self._paths = {self._in_memory(path): path for path in self._row.paths} if self._row else {}
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
         """Whether the model type is known."""
         return self._row is not None
 
@@ -209,7 +209,7 @@ class Names:
         return self._row is not None and self._row.alternating
 
     @property
-    def unknown(self) -> str:
+    def unknown_reason(self) -> str:
         """The reason why the base cannot have any adapter; empty if it can, or if it is not known."""
         return (
             f"mlx-lm {VERSION} has no model type {self._type} that is known to take adapters"
@@ -256,10 +256,10 @@ class Names:
         return f"{self._row.layers}.{number}.{self._row.experts}" if self._row.experts else ""
 
     def _in_memory(self, path: str) -> str:
-        return canonical_names.in_memory(f"model.layers.0.{path}", self._type).partition(".layers.0.")[2]
+        return canonical_names.name_in_memory(f"model.layers.0.{path}", self._type).partition(".layers.0.")[2]
 
 
-def experts_of(name: str) -> tuple[str, str] | None:
+def expert_place(name: str) -> tuple[str, str] | None:
     """Return the experts' list and the expert's part for a module with all experts of a layer; None for any other module.
 
     Args:
@@ -285,17 +285,17 @@ def in_base(name: str, base: BaseSpec | None) -> str:
     return f"model.{_TEXT}{inner.removeprefix('model.')}" if inner.startswith("model.") else inner
 
 
-def number_of(target: str) -> int:
+def expert_number(target: str) -> int:
     """Return the number of the expert that a module belongs to; 0 for another module."""
     match = _EXPERT.fullmatch(_layer(text_name(target))[1])
     return int(match[2]) if match else 0
 
 
-def refused(targets: Iterable[str], base: BaseSpec) -> str:
+def unsupported_reason(targets: Iterable[str], base: BaseSpec) -> str:
     """Return why mlx-lm cannot have an adapter on the first of these modules that it lacks; empty if it has all of them."""
     names = Names(base)
-    if names.unknown:
-        return names.unknown
+    if names.unknown_reason:
+        return names.unknown_reason
     texts = ((target, text_name(target)) for target in targets)
     unsupported = next((t for t, text in texts if not (names.module(text) or names.expert(text) or names.parameter(text))), "")
     return (

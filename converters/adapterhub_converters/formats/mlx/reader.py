@@ -20,7 +20,7 @@ from adapterhub_converters.formats import peft, source_config
 
 from . import whole
 from .layout import CONFIG, RANKS, WEIGHTS, payload_digest
-from .names import experts_of, in_base, number_of
+from .names import expert_place, in_base, expert_number
 
 _HEAD = "lm_head"
 _VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multiplied by alpha itself"
@@ -43,7 +43,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     if is_whole:
         return whole.read(config, tensors, location, base)
     modules = _modules(tensors, location, dora=config.get("fine_tune_type") == "dora")
-    if source_config.belongs(metadata, payload_digest(config, tensors, metadata)):
+    if source_config.matches_payload(metadata, payload_digest(config, tensors, metadata)):
         return _restore(metadata, modules, scale, location)
     rank = config["lora_parameters"].get("rank")
     deltas: dict[str, Delta] = {}
@@ -55,10 +55,10 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         deltas |= _read_module(name, module, scale * r, base, location)
     model = config.get("model")
     meta = Meta(base_model=model if isinstance(model, str) and model else None)
-    notes = [source_config.IGNORED] if source_config.is_there(metadata) else []
+    notes = [source_config.IGNORED] if source_config.has_source_config(metadata) else []
     notes += [_VLM_SCALE] if by_vlm else []
     deltas = {in_base(target, base): delta for target, delta in deltas.items()}
-    return peft.in_stacks(Adapter(deltas, meta=meta, notes=tuple(notes)), base)
+    return peft.stack_transposed_experts(Adapter(deltas, meta=meta, notes=tuple(notes)), base)
 
 
 def _normalize_vlm_config(config: dict[str, Any], location: str) -> tuple[dict[str, Any], bool]:
@@ -90,7 +90,7 @@ class _Module:
 
 def _read_module(name: str, module: _Module, alpha: float, base: BaseSpec | None, location: str) -> dict[str, Delta]:
     if module.lora_A.ndim == 3:
-        place = experts_of(name)
+        place = expert_place(name)
         if not place:
             raise RefusedError(location, f"{name}: the names of these experts in Hugging Face's model are not known")
         experts, part = place
@@ -156,7 +156,7 @@ def _module(target: str, part: Mapping[str, np.ndarray], location: str, *, dora:
 
 
 def _restore(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: float, location: str) -> Adapter:
-    lines = source_config.lines_of(metadata, location)
+    lines = source_config.parse_lines(metadata, location)
     ranks = json_file.parse_object(str(metadata.get(RANKS, "{}")), f"{location}: {RANKS}")
     if not all(isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in ranks.values()):
         raise FormatError(location, f"{RANKS} is not a map of modules to ranks")
@@ -164,7 +164,7 @@ def _restore(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale:
     used: set[tuple[str, int]] = set()
 
     def pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
-        name, expert = line.stem, number_of(line.target)
+        name, expert = line.stem, expert_number(line.target)
         module = modules.get(name)
         if module is None or expert >= (len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             raise FormatError(location, f"adapterhub.source.tensors names {line.target!r}, which is not in the file")
@@ -177,11 +177,11 @@ def _restore(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale:
             raise FormatError(location, f"{line.target}: it is not a pair of rank {r} padded with zeros")
         return np.ascontiguousarray(lora_A[:r]), np.ascontiguousarray(lora_B[:, :r])
 
-    adapter = source_config.restored(metadata, lines, pair, lambda _: scale, location)
+    adapter = source_config.restore_adapter(metadata, lines, pair, lambda _: scale, location)
     for name, module in modules.items():
         for expert in range(len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             if (name, expert) not in used and (module.lora_A.ndim == 2 or module.lora_B[expert].tobytes().strip(b"\0")):
-                raise FormatError(location, f"adapterhub.source.tensors lacks {name!r}, which has a delta", source_config.AGAIN)
+                raise FormatError(location, f"adapterhub.source.tensors lacks {name!r}, which has a delta", source_config.CONVERT_AGAIN)
     targets = {line.stem: line.target for line in lines}
     magnitudes = {targets[name]: module.magnitude for name, module in modules.items() if module.magnitude is not None}
     return source_config.with_magnitudes(adapter, magnitudes)

@@ -17,9 +17,9 @@ from adapterhub_converters.adapter import FULL, MAX_EXPERTS, Adapter, Meta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .names import VERSION, experts_of, in_base
+from .names import VERSION, expert_place, in_base
 
-SAME = frozenset({
+SAME_PARAMETERS = frozenset({
     "apertus", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3_text", "glm",
     "glm4", "glm4_moe", "granite", "helium", "hunyuan_v1_dense", "llama", "llava", "minimax_m2", "ministral3", "mistral",
     "mistral3", "mixtral", "nemotron", "olmo2", "olmo3", "olmoe", "phi", "phi3", "qwen2", "qwen2_5_vl", "qwen2_moe",
@@ -42,7 +42,7 @@ def read(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], location:
         FormatError: A tensor is not a parameter.
     """
     # Only for these types has a test shown that names and forms are the same.
-    if base is not None and base.model_type and base.model_type not in SAME:
+    if base is not None and base.model_type and base.model_type not in SAME_PARAMETERS:
         problem = f"mlx-lm {VERSION} is not known to have the parameters of {base.model_type} in the form of its files"
         raise RefusedError(location, problem, "Fuse the two with mlx_lm.fuse, and use the fused model")
     replaced: dict[str, np.ndarray] = {}
@@ -65,14 +65,14 @@ def _check(name: str, array: np.ndarray, location: str) -> None:
         raise FormatError(location, f"tensor {name!r} belongs to a LoRA, but the config is for full parameters")
     if kind not in dtypes.FLOATS or part in ("scales", "biases"):
         raise RefusedError(location, f"tensor {name!r} is {kind}, as in a quantized model", "Train the model in 16 bits")
-    if 0 in array.shape or (array.ndim == 3 and experts_of(name.rpartition(".")[0]) and len(array) > MAX_EXPERTS):
+    if 0 in array.shape or (array.ndim == 3 and expert_place(name.rpartition(".")[0]) and len(array) > MAX_EXPERTS):
         raise FormatError(location, f"tensor {name!r} has the shape {array.shape}")
 
 
 def _parameters_in_files(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
     """Return a parameter under its names in the model's files, which have experts one by one."""
     module, _, part = name.rpartition(".")
-    place = experts_of(module) if array.ndim == 3 and part == "weight" else None
+    place = expert_place(module) if array.ndim == 3 and part == "weight" else None
     return (
         {f"{place[0]}.{e}.{place[1]}.weight": expert_array for e, expert_array in enumerate(array)} if place else {name: array}
     )

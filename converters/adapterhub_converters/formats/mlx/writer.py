@@ -21,12 +21,12 @@ from adapterhub_converters.adapter import (
     LowRankEmbedding,
     StackedLowRank,
     TensorLoss,
-    beyond_deltas,
+    problems_beyond_deltas,
 )
 from adapterhub_converters.architectures.architecture import text_name
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.errors import refused
+from adapterhub_converters.errors import refused_error
 from adapterhub_converters.formats import file_alpha, source_config
 
 from .layout import CONFIG, RANKS, WEIGHTS, payload_digest
@@ -52,7 +52,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     """Write into the existing, empty folder `path`; RefusedError names what mlx-lm cannot express or does not have."""
     problems = _problems(adapter, base)
     if problems:
-        raise refused("mlx", problems)
+        raise refused_error("mlx", problems)
     names = Names(base)
     ranks = {target: delta.r for target, delta in adapter.deltas.items()}
     # The file has one rank, to which all smaller pairs are padded.
@@ -85,9 +85,9 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 
 def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
-    reasons = beyond_deltas(adapter, "an mlx-lm adapter")
+    reasons = problems_beyond_deltas(adapter, "an mlx-lm adapter")
     dora, names = bool(_magnitudes(adapter)), Names(base)
-    reasons += [names.unknown] if names.unknown else []
+    reasons += [names.unknown_reason] if names.unknown_reason else []
     for target, delta in sorted(adapter.deltas.items()):
         delta_reasons = (
             *_delta_problems(text_name(target), delta, names, dora=dora),
@@ -98,12 +98,12 @@ def _problems(adapter: Adapter, base: BaseSpec | None) -> list[str]:
 
 
 def _delta_problems(target: str, delta: Delta, names: Names, *, dora: bool) -> Iterator[str]:
-    if names.unknown:
+    if names.unknown_reason:
         return
     if isinstance(delta, StackedLowRank):
         if not names.parameter(target):
             yield "a delta of stacked experts that mlx-lm is not known to have under this name"
-        elif target.endswith("gate_up_proj") and (delta.shape[1] % 2 or (delta.transposed_base and not names.known)):
+        elif target.endswith("gate_up_proj") and (delta.shape[1] % 2 or (delta.transposed_base and not names.is_known)):
             yield "the base decides whether gate and up alternate in experts that are stored (in, out): name it"
         if dora:
             yield "mlx-lm has no DoRA for experts"
@@ -220,11 +220,11 @@ def _all_pairs(
 
 
 def _write_pair(name: str, target: str, delta: LowRank | LowRankEmbedding, factor: float, rank: int) -> _WrittenPair:
-    folded = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor)
-    lora_a, lora_b = file_alpha.padded(delta.lora_A.T, rank, 1), file_alpha.padded(folded.lora_B.T, rank, 0)
+    folded = file_alpha.fold(f"{target}.lora_B", delta.lora_B, factor)
+    lora_a, lora_b = file_alpha.pad(delta.lora_A.T, rank, 1), file_alpha.pad(folded.lora_B.T, rank, 0)
     losses: tuple[TensorLoss, ...] = (TensorLoss(f"{target}.lora_A", Loss.EXACT), folded.loss)
     if delta.r != rank:
-        losses = tuple(file_alpha.padded_line(line, rank) for line in losses)
+        losses = tuple(file_alpha.padded_loss(line, rank) for line in losses)
     ulps = () if folded.ulps is None else (folded.ulps,)
     line = source_config.Line(name, target, factor, dtypes.name_of(delta.lora_B.dtype), 0, folded.ulps is not None)
     return _WrittenPair(name, lora_a, lora_b, (line,), losses, ulps)
@@ -262,8 +262,8 @@ def _stack(arrays: list[np.ndarray | None]) -> np.ndarray:
 
 def _stacked_pairs(target: str, delta: StackedLowRank, factor: float, rank: int, names: Names) -> Iterator[_WrittenPair]:
     modules = names.parameter(text_name(target))
-    folded = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor)
-    lora_a, lora_b = file_alpha.padded(delta.lora_A, rank, 1), file_alpha.padded(folded.lora_B, rank, 2)
+    folded = file_alpha.fold(f"{target}.lora_B", delta.lora_B, factor)
+    lora_a, lora_b = file_alpha.pad(delta.lora_A, rank, 1), file_alpha.pad(folded.lora_B, rank, 2)
     rows = lora_b.shape[1] // len(modules)
     losses = (TensorLoss(f"{target}.lora_A", Loss.REWRITTEN, f"as {' and '.join(modules)}"), folded.loss)
     for n, name in enumerate(modules):

@@ -2,12 +2,12 @@
 
 from .config import CONFIG, INDEX, INERT, READ, UNKNOWN_KEY, WEIGHTS, residual_init, unknown_keys
 from .config import check as check_config
-from .earlier import Outdated, brought_forward, outdated
+from .earlier import LayoutProblem, upgrade_layout, layout_problem
 from .keys import classify, state_dict
-from .one_scale import folded
+from .one_scale import with_one_scale
 from .quirks import alpha_is_rank
-from .reader import nested, parse, parse_shapes, read, read_shapes, sniff, weight_files
-from .stacks import in_stacks, place_of, stacked
+from .reader import nested_adapter_hint, parse, parse_shapes, read, read_shapes, sniff, weight_files
+from .stacks import stack_transposed_experts, expert_place, stack_experts
 from .writer import config_text, saved_modules, write
 
 __all__ = [

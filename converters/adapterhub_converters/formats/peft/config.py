@@ -13,7 +13,7 @@ from typing import Any
 
 from adapterhub_converters.adapter import TUNERS, Meta
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, PEFT_INDEX, PEFT_WEIGHTS
-from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused_error
 from adapterhub_converters.patterns import Patterns
 
 CONFIG, WEIGHTS, INDEX = ADAPTER_CONFIG, PEFT_WEIGHTS, PEFT_INDEX
@@ -44,7 +44,7 @@ KINDS = {
     "LOHA": _LYCORIS,
     "LOKR": _LYCORIS,
     "VERA": {"save_projection", "projection_prng_key", "vera_dropout", "d_initial", "init_weights"},
-    **{name: {*tuner.numbers, *tuner.others} for name, tuner in TUNERS.items()},
+    **{name: {*tuner.numbers, *tuner.ignored_keys} for name, tuner in TUNERS.items()},
 }  # fmt: skip
 # Keys of peft's LoRA that change what is computed and are not modeled here.
 _UNSUPPORTED = {"arrow_config", "kasa_config", "monteclora_config", "use_bdlora", "velora_config"}
@@ -56,7 +56,7 @@ _REASONS = {
 _BASE_PRESERVING_INITS = {"gaussian", "orthogonal", "eva", "mica"}
 
 
-def check(config: Mapping[str, Any], where: str) -> None:
+def check(config: Mapping[str, Any], location: str) -> None:
     """Check that a config contains only what is modeled here, with values of the right types.
 
     Raises:
@@ -67,18 +67,18 @@ def check(config: Mapping[str, Any], where: str) -> None:
     # A known kind in lower case is a mistake in the file; any other kind may be one of a newer peft.
     if not isinstance(peft_type, str) or (peft_type not in KINDS and peft_type.upper() in KINDS):
         hint = f'Write "{peft_type.upper()}"' if isinstance(peft_type, str) else ""
-        raise FormatError(where, f'"peft_type" is {json.dumps(peft_type)[:40]}, which peft does not have', hint)
+        raise FormatError(location, f'"peft_type" is {json.dumps(peft_type)[:40]}, which peft does not have', hint)
     if peft_type not in KINDS:
         reason = f": {_REASONS[peft_type]}" if peft_type in _REASONS else ""
-        raise NotUnderstoodError(where, f"peft_type {peft_type[:40]!r} is not supported{reason}")
-    _check_values(config, peft_type, where)
+        raise NotUnderstoodError(location, f"peft_type {peft_type[:40]!r} is not supported{reason}")
+    _check_values(config, peft_type, location)
     reasons = [
         f"{key} = {json.dumps(value)[:80]}: changes what the adapter computes and is not supported"
         for key in sorted(set(config) & _UNSUPPORTED)
         if _is_set(value := config[key])
     ]
     if reasons:
-        raise refused(where, reasons, "", NotUnderstoodError)
+        raise refused_error(location, reasons, "", NotUnderstoodError)
 
 
 def _check_values(config: Mapping[str, Any], kind: str, location: str) -> None:
@@ -181,7 +181,7 @@ class Scales:
         if configured != r:
             self.notes.append(f"{target}: rank {r} by its tensors, {configured:g} by the config: peft would refuse to load it")
 
-    def unused(self) -> Iterator[str]:
+    def unused_patterns(self) -> Iterator[str]:
         """Yield a note for each pattern that matched no module."""
         for quantity, option in (("r", "rank_pattern"), ("alpha", "alpha_pattern")):
             for key in self._patterns[quantity]:

@@ -21,11 +21,11 @@ from adapterhub_converters.adapter import (
     Vera,
 )
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 
 from . import experts
 from .config import CONFIG, WEIGHTS, Scales
-from .keys import What
+from .keys import TensorId
 
 
 class DeltaReader:
@@ -51,14 +51,14 @@ class DeltaReader:
             swapped_stacks,
         )
         self._transposed = bool(config.get("fan_in_fan_out"))
-        self.turned: set[str] = set()
+        self.swapped: set[str] = set()
         self._stack_targets: dict[str, str] = {}
         self._shared: Mapping[str, np.ndarray] = {}
         # Any other kind is LoRA itself.
         kinds = {"ADALORA": self._adalora, "LOHA": self._lycoris, "LOKR": self._lycoris, "VERA": self._vera}
         self._read_delta = kinds.get(config["peft_type"], self._lora)
 
-    def all(self, pairs: Mapping[str, dict[str, np.ndarray]], shared: Mapping[str, np.ndarray]) -> dict[str, Delta]:
+    def read_all(self, pairs: Mapping[str, dict[str, np.ndarray]], shared: Mapping[str, np.ndarray]) -> dict[str, Delta]:
         """Return every target and its delta; `shared` holds VeRA's projections. One error lists everything unsupported."""
         self._shared = shared
         # VeRA's projections belong to all modules, so they are checked before any of them.
@@ -67,7 +67,7 @@ class DeltaReader:
         elif shared:
             raise RefusedError(self._where, f"base_model.{min(shared)} is supported in VeRA adapters only")
         lora = [name for name, tensors in pairs.items() if set(tensors) == {"A", "B"}]
-        self._stack_targets = experts.targeted(self._config, lora, f"{self._where}")
+        self._stack_targets = experts.parameter_targets(self._config, lora, f"{self._where}")
         stacks = self._stacks(pairs)
         deltas: dict[str, Delta] = {}
         first_error: RefusedError | None = None
@@ -82,10 +82,10 @@ class DeltaReader:
                 first_error = first_error or error
                 reasons.append(error.what)
         if first_error:
-            raise refused(first_error.where, reasons, first_error.hint, code=first_error.code, **first_error.fields)
+            raise refused_error(first_error.where, reasons, first_error.hint, code=first_error.code, **first_error.fields)
         return deltas
 
-    def renamed(self, names: Mapping[What, str]) -> Mapping[What, str]:
+    def with_stack_targets(self, names: Mapping[TensorId, str]) -> Mapping[TensorId, str]:
         """Return `names` with the adapter's targets for stacks in place of the wrapped modules in the file."""
         if not self._stack_targets:
             return names
@@ -96,7 +96,7 @@ class DeltaReader:
         # A copy of the items, as entries are removed on the way.
         for name, target in list(self._stack_targets.items()):
             rank = self._scales.rank(target)
-            halves = experts.halves(pairs[name]["A"], pairs[name]["B"], rank, target, self._where)
+            halves = experts.check_halves(pairs[name]["A"], pairs[name]["B"], rank, target, self._where)
             if halves.experts > 1:
                 stacks[target] = halves
             # target_parameters may also name the weight of an ordinary module.
@@ -113,12 +113,12 @@ class DeltaReader:
         if self._swapped_stacks is not None:
             is_swapped = target in self._swapped_stacks
         else:
-            is_swapped = experts.turned(target, stacks, version, self._base, self._where)
+            is_swapped = experts.is_stack_swapped(target, stacks, version, self._base, self._where)
         if is_swapped:
-            self.turned.add(target)
-        transposed = experts.transposed_base(is_swapped, version, self._base)
+            self.swapped.add(target)
+        transposed = experts.is_base_transposed(is_swapped, version, self._base)
         alpha, rslora = self._scales.alpha(target), self._scales.rslora
-        return experts.stacked(stacks[target], alpha, rslora=rslora, is_turned=is_swapped, transposed=transposed)
+        return experts.stacked_delta(stacks[target], alpha, rslora=rslora, is_swapped=is_swapped, transposed=transposed)
 
     def _lora(self, target: str, tensors: Mapping[str, np.ndarray]) -> Delta:
         embedding = "embedding_A" in tensors or "embedding_B" in tensors
@@ -232,7 +232,7 @@ class DeltaReader:
         return shape[1] if len(shape) == 2 and shape[0] == out_features else None
 
 
-def rows_of(target: str, values: np.ndarray, config: Mapping[str, Any], location: str) -> Rows:
+def trainable_rows(target: str, values: np.ndarray, config: Mapping[str, Any], location: str) -> Rows:
     """Return the rows of a table that `values` replace by `trainable_token_indices`; FormatError if the counts differ."""
     indices = config.get("trainable_token_indices") or {}
     if isinstance(indices, dict):

@@ -28,7 +28,7 @@ _ORDER = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 _FLAGGED = {"gpt_oss", "aria", "aria_text", "openai_privacy_filter"}
 _UNFLAGGED = {"llama4", "llama4_text"}
 _UNFLAGGED_MODULE = "feed_forward.experts"  # llama4 alone
-WRITTEN = "0.19.1"  # the peft_version to write: the first with the layout that is written
+WRITTEN_VERSION = "0.19.1"  # the peft_version to write: the first with the layout that is written
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,7 +45,7 @@ class Halves:
         return int(self.lora_A.shape[0]) // self.r
 
 
-def stems(module: str, parameters: Iterable[str]) -> dict[str, str]:
+def wrapper_names(module: str, parameters: Iterable[str]) -> dict[str, str]:
     """Map the parameters of one module to the names of peft's wrappers: the first is innermost, one `.base_layer` per level."""
     ordered = sorted(parameters, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
     unknown = [name for name in ordered if name not in _ORDER]
@@ -56,7 +56,7 @@ def stems(module: str, parameters: Iterable[str]) -> dict[str, str]:
     return {name: module + ".base_layer" * (len(ordered) - 1 - depth) for depth, name in enumerate(ordered)}
 
 
-def targeted(config: Mapping[str, Any], modules: Iterable[str], location: str) -> dict[str, str]:
+def parameter_targets(config: Mapping[str, Any], modules: Iterable[str], location: str) -> dict[str, str]:
     """Map the wrapped names in a file to the parameters that `target_parameters` names."""
     parameter_names = config.get("target_parameters") or []
     if not isinstance(parameter_names, list) or not all(isinstance(name, str) and name for name in parameter_names):
@@ -85,7 +85,7 @@ def targeted(config: Mapping[str, Any], modules: Iterable[str], location: str) -
                 problem = f"{module}: {deepest + 1} deltas for the parameters {', '.join(sorted(owned))} of target_parameters"
                 raise RefusedError(location, problem)
             continue
-        parameter_of_wrapper |= {stem: f"{module}.{parameter}" for parameter, stem in stems(module, owned).items()}
+        parameter_of_wrapper |= {stem: f"{module}.{parameter}" for parameter, stem in wrapper_names(module, owned).items()}
     return parameter_of_wrapper
 
 
@@ -96,7 +96,7 @@ def _owns(module: str, owner: str, deepest: int) -> bool:
     return module == owner or module.endswith(f".{owner}")
 
 
-def halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, location: str) -> Halves:
+def check_halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, location: str) -> Halves:
     """Return the two factors of a stack, checked against the config's rank, from which alone the number of experts follows."""
     if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise FormatError(location, f"{target}: lora_A {lora_A.shape} and lora_B {lora_B.shape} do not share a rank")
@@ -107,7 +107,7 @@ def halves(lora_A: np.ndarray, lora_B: np.ndarray, r: int, target: str, location
     return Halves(lora_A, lora_B, r)
 
 
-def turned(target: str, stacks: Mapping[str, Halves], version: object, base: BaseSpec | None, location: str) -> bool:
+def is_stack_swapped(target: str, stacks: Mapping[str, Halves], version: object, base: BaseSpec | None, location: str) -> bool:
     """Return whether the file has the two factors of a stack swapped; RefusedError if it cannot be determined."""
     stack = stacks[target]
     by_shape = _swapped_by_base(target, stack, base)
@@ -123,7 +123,7 @@ def turned(target: str, stacks: Mapping[str, Halves], version: object, base: Bas
     return by_version
 
 
-def transposed_base(stack_is_swapped: bool, version: object, base: BaseSpec | None) -> bool | None:
+def is_base_transposed(stack_is_swapped: bool, version: object, base: BaseSpec | None) -> bool | None:
     """Return whether the base stores `(experts, in, out)`; None if it cannot be determined."""
     if base is not None and base.model_type:
         return base.model_type in _FLAGGED | _UNFLAGGED
@@ -169,18 +169,18 @@ def _version_tuple(version: object) -> tuple[int, int, int] | None:
     return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
 
 
-def stacked(stack: Halves, alpha: float, *, rslora: bool, is_turned: bool, transposed: bool | None) -> StackedLowRank:
+def stacked_delta(stack: Halves, alpha: float, *, rslora: bool, is_swapped: bool, transposed: bool | None) -> StackedLowRank:
     """Return the canonical delta of a stack in the file's layout."""
     rows = stack.lora_A.reshape(stack.experts, stack.r, -1)  # (experts, r, columns of A)
     columns = stack.lora_B.reshape(-1, stack.r, stack.experts).transpose(2, 0, 1)  # (experts, rows of B, r)
-    lora_A, lora_B = (columns.swapaxes(1, 2), rows.swapaxes(1, 2)) if is_turned else (rows, columns)
+    lora_A, lora_B = (columns.swapaxes(1, 2), rows.swapaxes(1, 2)) if is_swapped else (rows, columns)
     return StackedLowRank(lora_A, lora_B, alpha, rslora, transposed)
 
 
-def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np.ndarray]:
+def file_factors(delta: StackedLowRank, *, is_swapped: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return A and B as the file stores them: the inverse of `stacked_delta`."""
     rows, columns = delta.lora_A, delta.lora_B
-    if is_turned:
+    if is_swapped:
         rows, columns = columns.swapaxes(1, 2), rows.swapaxes(1, 2)
     r = delta.r
     return (
@@ -189,27 +189,27 @@ def flattened(delta: StackedLowRank, *, is_turned: bool) -> tuple[np.ndarray, np
     )
 
 
-def written_turned(target: str, delta: StackedLowRank) -> bool:
+def is_written_swapped(target: str, delta: StackedLowRank) -> bool:
     """Return whether the newest peft expects this stack swapped: if the base stores `(in, out)` and does not declare it."""
     return delta.transposed_base is not False and target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
 
 
-def expected_turned(target: str, version: object, base: BaseSpec | None, *, is_turned: bool) -> bool:
+def is_swap_expected(target: str, version: object, base: BaseSpec | None, *, is_swapped: bool) -> bool:
     """Return whether the newest peft expects a stack swapped; as the file has it if that cannot be determined."""
     known_version = _version_tuple(version)
     if base is not None and base.model_type:
         return base.model_type in _UNFLAGGED
     if known_version is None or known_version >= (0, 19, 1):
-        return is_turned
+        return is_swapped
     if known_version >= (0, 19, 0):
-        return not is_turned
-    return not is_turned and target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
+        return not is_swapped
+    return not is_swapped and target.rpartition(".")[0].endswith(_UNFLAGGED_MODULE)
 
 
-def by_module(targets: Sequence[str]) -> dict[str, str]:
+def wrapper_names_by_target(targets: Sequence[str]) -> dict[str, str]:
     """Map stacked targets to the names of peft's wrappers."""
     modules: dict[str, list[str]] = {}
     for target in targets:
         module, _, parameter = target.rpartition(".")
         modules.setdefault(module, []).append(parameter)
-    return {f"{m}.{p}": stem for m, parameters in modules.items() for p, stem in stems(m, parameters).items()}
+    return {f"{m}.{p}": stem for m, parameters in modules.items() for p, stem in wrapper_names(m, parameters).items()}

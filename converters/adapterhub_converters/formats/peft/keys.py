@@ -44,7 +44,7 @@ _BARE = {
 SHARED = {"base_model.vera_A": "vera_A", "base_model.vera_B": "vera_B"}
 _ROWS_SUFFIX = ".token_adapter.trainable_tokens_delta"
 
-What = tuple[str, str, str]
+TensorId = tuple[str, str, str]
 """A tensor of an adapter: its kind, name and part, as `classify` returns them."""
 
 # The names under which peft's wrappers keep what they wrap, a copy of the base's weight.
@@ -63,7 +63,7 @@ def identify(key: str) -> tuple[str, str, str, str]:
             if kind:
                 return module + end, kind, name, part
             return module + end, *_classify(module + end, key)
-    full = native(key)
+    full = native_name(key)
     return full, *_classify(full, key)
 
 
@@ -77,12 +77,12 @@ def _native_module(module: str) -> tuple[str, str] | None:
 @lru_cache(maxsize=1_000)
 def _native_end(end: str) -> tuple[str, str, str]:
     """Return the end of a native name behind its module, and the kind and part that it determines; these may be empty."""
-    full = native(f"{PREFIX}x{end}")
+    full = native_name(f"{PREFIX}x{end}")
     kind, name, part = _classify(full, full)
     return full[len(PREFIX) + 1 :], kind if name == "x" and kind != "unknown" else "", part
 
 
-def classify(key: str) -> What:
+def classify(key: str) -> TensorId:
     """Return the kind, name and part of a tensor.
 
     The kinds are `pair` (named by module), `rows` (by table), `replaced` and `copy` (by parameter), `shared`, and `unknown`.
@@ -90,7 +90,7 @@ def classify(key: str) -> What:
     return identify(key)[1:]
 
 
-def _classify(full: str, key: str) -> What:
+def _classify(full: str, key: str) -> TensorId:
     if full in SHARED:
         return "shared", SHARED[full], ""
     if not full.startswith(PREFIX):
@@ -101,7 +101,7 @@ def _classify(full: str, key: str) -> What:
     return _pair(name) or _whole_parameter(name) or ("unknown", name, "")
 
 
-def _pair(name: str) -> What | None:
+def _pair(name: str) -> TensorId | None:
     for suffix, part in _SUFFIXES.items():
         if name.endswith(suffix):
             return "pair", name.removesuffix(suffix), part
@@ -109,7 +109,7 @@ def _pair(name: str) -> What | None:
     return ("pair", module, end) if dot and end in _BARE else None
 
 
-def _whole_parameter(name: str) -> What | None:
+def _whole_parameter(name: str) -> TensorId | None:
     if "lora_" in name or not name.endswith((".weight", ".bias")):
         return None
     wrapper, _, kind = name.rpartition(".")
@@ -120,7 +120,7 @@ def _whole_parameter(name: str) -> What | None:
     return ("replaced", name, "") if ".base_layer." not in name else None
 
 
-def native(key: str) -> str:
+def native_name(key: str) -> str:
     """Return the name by which peft saves this tensor, without trainers' wrappers."""
     name = _without_wrappers(key)
     if _may_have_part(name) and (index := _adapter_name_index(parts := name.split("."))):
@@ -166,7 +166,7 @@ def _adapter_name_index(parts: list[str]) -> int:
     return 0
 
 
-def cleaned(keys: Iterable[str], location: str) -> tuple[dict[str, str], list[What], list[str]]:
+def identify_all(keys: Iterable[str], location: str) -> tuple[dict[str, str], list[TensorId], list[str]]:
     """Map peft's name of every tensor to its name in the file.
 
     Returns:
@@ -177,7 +177,7 @@ def cleaned(keys: Iterable[str], location: str) -> tuple[dict[str, str], list[Wh
         RefusedError: There are several adapters.
     """
     file_names: dict[str, str] = {}
-    tensor_ids: list[What] = []
+    tensor_ids: list[TensorId] = []
     for key in keys:
         name, kind, module, part = identify(key)
         if name in file_names:
@@ -222,9 +222,9 @@ def _key_end(delta: Delta, part: str) -> tuple[str, str]:
     return (_EMBEDDING_ENDS if isinstance(delta, LowRankEmbedding) else _ENDS)[part]
 
 
-def tensor_names(adapter: Adapter) -> Iterator[tuple[What, str]]:
+def tensor_names(adapter: Adapter) -> Iterator[tuple[TensorId, str]]:
     """Yield every tensor of an adapter with its name in a PEFT file."""
-    stacks = experts.by_module([t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)])
+    stacks = experts.wrapper_names_by_target([t for t, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)])
     for target, delta in adapter.deltas.items():
         for part, _ in delta.parts():
             label, end = _key_end(delta, part)
@@ -247,11 +247,11 @@ def _under_delta(name: str, adapter: Adapter) -> str:
     return f"{module}.base_layer.bias" if kind == "bias" and module in adapter.deltas else name
 
 
-def _tensors(adapter: Adapter, swapped: frozenset[str] | None) -> Iterator[tuple[What, np.ndarray]]:
+def _tensors(adapter: Adapter, swapped: frozenset[str] | None) -> Iterator[tuple[TensorId, np.ndarray]]:
     for target, delta in adapter.deltas.items():
         if isinstance(delta, StackedLowRank):
-            is_swapped = experts.written_turned(target, delta) if swapped is None else target in swapped
-            lora_A, lora_B = experts.flattened(delta, is_turned=is_swapped)
+            is_swapped = experts.is_written_swapped(target, delta) if swapped is None else target in swapped
+            lora_A, lora_B = experts.file_factors(delta, is_swapped=is_swapped)
             yield from ((("pair", target, "A"), lora_A), (("pair", target, "B"), lora_B))
         else:
             yield from ((("pair", target, _key_end(delta, part)[0]), tensor) for part, tensor in delta.parts())

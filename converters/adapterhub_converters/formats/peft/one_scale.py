@@ -16,7 +16,7 @@ from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import file_alpha
 
 
-def folded(adapter: Adapter) -> Adapter:
+def with_one_scale(adapter: Adapter) -> Adapter:
     """Return the adapter without rsLoRA and patterns: smaller ranks padded with zeros, other scales moved into `lora_B`.
 
     The notes say what was done. `source` is None, because the config differs.
@@ -48,6 +48,6 @@ def folded(adapter: Adapter) -> Adapter:
 def _uniform(
     target: str, delta: LowRank | LowRankEmbedding, factor: float, alpha: float, rank: int
 ) -> LowRank | LowRankEmbedding:
-    lora_B = file_alpha.folded(f"{target}.lora_B", delta.lora_B, factor).lora_B
-    lora_A, lora_B = file_alpha.padded(delta.lora_A, rank, 0), file_alpha.padded(lora_B, rank, 1)
+    lora_B = file_alpha.fold(f"{target}.lora_B", delta.lora_B, factor).lora_B
+    lora_A, lora_B = file_alpha.pad(delta.lora_A, rank, 0), file_alpha.pad(lora_B, rank, 1)
     return replace(delta, lora_A=lora_A, lora_B=lora_B, alpha=alpha, rslora=False)

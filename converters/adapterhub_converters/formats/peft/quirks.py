@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adapterhub_converters.adapter import Adapter, unmeasured
+from adapterhub_converters.adapter import Adapter, targets_without_magnitude
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
@@ -28,7 +28,7 @@ Parts = Mapping[str, Mapping[str, Any]]
 """Module to its tensors by part: `A`, `B`, `bias`, `magnitude`."""
 
 
-def unwrapped(files: dict[str, str], base: BaseSpec | None) -> tuple[dict[str, str], list[str]]:
+def without_linear(files: dict[str, str], base: BaseSpec | None) -> tuple[dict[str, str], list[str]]:
     """Remove `.linear` from modules that do not have it in a known base.
 
     Args:
@@ -67,7 +67,7 @@ def _weight_name(name: str) -> str:
     return f"{classify(name)[1]}.weight"
 
 
-def refuse(config: Mapping[str, Any], parts: Parts, location: str) -> None:
+def refuse_torchtune_dora(config: Mapping[str, Any], parts: Parts, location: str) -> None:
     """Raise RefusedError for DoRA as torchtune exports it, which cannot be read correctly."""
     reordered = [target for target, part in parts.items() if "magnitude" in part and target.endswith(_PERMUTED)]
     if reordered and _is_from_torchtune(config):
@@ -81,11 +81,11 @@ def _is_from_torchtune(config: Mapping[str, Any]) -> bool:
 
 def missing_magnitudes(adapter: Adapter) -> Iterator[str]:
     """Yield a note on DoRA modules without a magnitude."""
-    if targets := unmeasured(adapter):
+    if targets := targets_without_magnitude(adapter):
         yield f'"use_dora" is true and {len(targets)} modules have no magnitude: peft uses the norms of the base\'s rows'
 
 
-def notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:
+def reading_notes(config: Mapping[str, Any], parts: Parts, base: BaseSpec | None) -> Iterator[str]:
     """Yield notes on an adapter that was read."""
     name = config.get("base_model_name_or_path")
     if isinstance(name, str) and name.endswith(_FOUR_BITS):

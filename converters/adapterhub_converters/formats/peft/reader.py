@@ -18,15 +18,15 @@ from adapterhub_converters.adapter import Adapter, Source, tuner_of
 from adapterhub_converters.adapter_files import adapters_below, pickled_weights
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, refused_error
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import quirks, tuners
 from .config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys
 from .config import check as check_config
 from .config import meta as meta_of
-from .deltas import DeltaReader, rows_of
-from .keys import PREFIX, What, classify, cleaned, tensor_names
+from .deltas import DeltaReader, trainable_rows
+from .keys import PREFIX, TensorId, classify, identify_all, tensor_names
 
 
 def sniff(candidate: Candidate) -> bool:
@@ -37,7 +37,7 @@ def sniff(candidate: Candidate) -> bool:
     return '"peft_type"' in candidate.config
 
 
-def nested(path: Path) -> str:
+def nested_adapter_hint(path: Path) -> str:
     """Return a hint that names the only folder in `path` with a PEFT adapter, as trainers and hubs nest them; else empty."""
     nested_folders = adapters_below(path) if path.is_dir() else []
     return f"Did you mean {nested_folders[0]}?" if len(nested_folders) == 1 else ""
@@ -56,9 +56,9 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> A
     metadata: Mapping[str, str] = {}
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
-            tensors.update(file.arrays(mapped=mapped))
+            tensors.update(file.arrays(as_views=mapped))
             metadata = file.header.metadata
-    adapter = parse(text, tensors, metadata, where=str(path), base=base)
+    adapter = parse(text, tensors, metadata, location=str(path), base=base)
     return dataclasses.replace(adapter, notes=(*adapter.notes, *quirks.missing_magnitudes(adapter)))
 
 
@@ -68,11 +68,11 @@ def read_shapes(path: Path, *, base: BaseSpec | None = None) -> Adapter:
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
             headers[file_path] = file.header
-    return parse_shapes(text, headers, where=str(path), base=base)
+    return parse_shapes(text, headers, location=str(path), base=base)
 
 
 def parse_shapes(
-    text: str, headers: Mapping[Path, safetensors_file.Header], *, where: str, base: BaseSpec | None = None
+    text: str, headers: Mapping[Path, safetensors_file.SafetensorsHeader], *, location: str, base: BaseSpec | None = None
 ) -> Adapter:
     """Do the same as `read_shapes`, from the config's text and the header of every weights file, which the caller has read."""
     tensors: dict[str, np.ndarray] = {}
@@ -87,12 +87,12 @@ def parse_shapes(
             zeros_by_kind[kind] = np.broadcast_to(np.zeros((), dtypes.NUMPY[kind.dtype]), kind.shape)
         tensors.update(zip(header.names, map(zeros_by_kind.__getitem__, header.kinds), strict=True))
         metadata = header.metadata
-    return parse(text, tensors, metadata, where=where, base=base)
+    return parse(text, tensors, metadata, location=location, base=base)
 
 
 def _config(path: Path) -> str:
     if not (path / CONFIG).is_file():
-        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {CONFIG}", nested(path), code="no-adapter")
+        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {CONFIG}", nested_adapter_hint(path), code="no-adapter")
     return json_file.read_text(path / CONFIG)
 
 
@@ -125,9 +125,9 @@ def parse(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str],
     *,
-    where: str,
+    location: str,
     base: BaseSpec | None = None,
-    turned: frozenset[str] | None = None,
+    swapped_stacks: frozenset[str] | None = None,
 ) -> Adapter:
     """Return the adapter made of a config and the tensors of its weights file.
 
@@ -143,37 +143,37 @@ def parse(
         RefusedError: Some parts are not supported; one error lists all of them.
         FormatError: It is malformed.
     """
-    config = json_file.parse_object(text, f"{where}/{CONFIG}")
+    config = json_file.parse_object(text, f"{location}/{CONFIG}")
     if tuner_of(config.get("peft_type")):
-        check_config(config, f"{where}/{CONFIG}")
-        return tuners.parse(config, tensors, where)
-    files, tensor_ids, notes = cleaned(tensors, f"{where}/{WEIGHTS}")
-    files, linear_notes = quirks.unwrapped(files, base)
+        check_config(config, f"{location}/{CONFIG}")
+        return tuners.parse(config, tensors, location)
+    files, tensor_ids, notes = identify_all(tensors, f"{location}/{WEIGHTS}")
+    files, linear_notes = quirks.without_linear(files, base)
     if linear_notes:
         # The keys have changed, and with them what they denote.
         tensor_ids = list(map(classify, files))
-    parts = _check_and_sort(config, zip(files, tensor_ids, tensors.values(), strict=True), where)
-    quirks.refuse(config, parts.pairs, f"{where}/{WEIGHTS}")
+    parts = _check_and_sort(config, zip(files, tensor_ids, tensors.values(), strict=True), location)
+    quirks.refuse_torchtune_dora(config, parts.pairs, f"{location}/{WEIGHTS}")
     notes += [f"{CONFIG}: {key}: {UNKNOWN_KEY}" for key in unknown_keys(config)]
-    notes += [*linear_notes, *quirks.notes(config, parts.pairs, base)]
-    scales = Scales(config, f"{where}/{CONFIG}")
-    reader = DeltaReader(config, scales, f"{where}/{WEIGHTS}", base, turned)
-    deltas = reader.all(parts.pairs, parts.shared)
+    notes += [*linear_notes, *quirks.reading_notes(config, parts.pairs, base)]
+    scales = Scales(config, f"{location}/{CONFIG}")
+    reader = DeltaReader(config, scales, f"{location}/{WEIGHTS}", base, swapped_stacks)
+    deltas = reader.read_all(parts.pairs, parts.shared)
     if parts.copies:
         notes.append(f"contains copies of the base's weights: {', '.join(sorted(parts.copies))}")
     adapter = Adapter(
         deltas=deltas,
         replaced=parts.replaced,
-        rows={target: rows_of(target, values, config, where) for target, values in parts.rows.items()},
+        rows={target: trainable_rows(target, values, config, location) for target, values in parts.rows.items()},
         meta=meta_of(config),
-        notes=(*notes, *scales.notes, *scales.unused()),
+        notes=(*notes, *scales.notes, *scales.unused_patterns()),
         copies=parts.copies,
     )
-    names = _deviating_names(adapter, files, lambda: reader.renamed(dict(zip(tensor_ids, files, strict=True))))
-    return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.turned)))
+    names = _deviating_names(adapter, files, lambda: reader.with_stack_targets(dict(zip(tensor_ids, files, strict=True))))
+    return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.swapped)))
 
 
-def _deviating_names(adapter: Adapter, files: Mapping[str, str], origin: Callable[[], Mapping[What, str]]) -> dict[str, str]:
+def _deviating_names(adapter: Adapter, files: Mapping[str, str], origin: Callable[[], Mapping[TensorId, str]]) -> dict[str, str]:
     """Map peft's names to the names in the file, for tensors that peft would save under another name.
 
     `origin` makes the map of each tensor to its key in `files`, which most adapters do not need.
@@ -192,7 +192,7 @@ class _TensorsByKind:
         self.shared: dict[str, np.ndarray] = {}
 
 
-Tensors = Iterable[tuple[str, What, np.ndarray]]
+Tensors = Iterable[tuple[str, TensorId, np.ndarray]]
 """peft's name of each tensor, its identity, and its values."""
 
 
@@ -209,7 +209,7 @@ def _check_and_sort(config: Mapping[str, Any], tensors: Tensors, location: str) 
         if first_error is None:
             raise
         reasons = [*(first_error.items or (first_error.what,)), *(error.items or (error.what,))]
-        raise refused(first_error.where, reasons, first_error.hint, type(first_error)) from error
+        raise refused_error(first_error.where, reasons, first_error.hint, type(first_error)) from error
     if first_error is not None:
         raise first_error
     return parts
@@ -231,5 +231,5 @@ def _sort_by_kind(tensors: Tensors, location: str) -> _TensorsByKind:
         else:
             reasons.append(f"tensor {key!r}: this kind of tensor is not supported")
     if reasons:
-        raise refused(location, reasons)
+        raise refused_error(location, reasons)
     return parts

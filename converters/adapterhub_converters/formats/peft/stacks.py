@@ -41,7 +41,7 @@ _MISTAKEN_FOR_EXPERTS = frozenset({*_PARTS, "gate", "router"})
 Experts = Mapping[int, LowRank]
 
 
-def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
+def stack_experts(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     """Return the adapter with its experts in stacks, under the modules' names in memory; `adapter` itself if there are none.
 
     Raises:
@@ -53,8 +53,8 @@ def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     deltas: dict[str, Delta] = {}
     layers: dict[str, dict[str, dict[int, LowRank]]] = {}
     for name, delta in adapter.deltas.items():
-        target = canonical_names.in_memory(name, base.model_type)
-        place = place_of(target)
+        target = canonical_names.name_in_memory(name, base.model_type)
+        place = expert_place(target)
         if place is None:
             deltas[target] = delta
         elif isinstance(delta, LowRank) and delta.plain:
@@ -67,7 +67,7 @@ def stacked(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     if not layers:
         return adapter
     for module, parts in layers.items():
-        number = count(module, base, max(max(experts) for experts in parts.values()) + 1)
+        number = experts_in_layer(module, base, max(max(experts) for experts in parts.values()) + 1)
         deltas |= _layer_stacks(module, parts, number, base.model_type)
     return dataclasses.replace(adapter, deltas=deltas, source=None)
 
@@ -86,12 +86,12 @@ def _layer_stacks(module: str, parts: Mapping[str, Experts], number: int, kind: 
     return deltas
 
 
-def in_stacks(adapter: Adapter, base: BaseSpec | None) -> Adapter:
+def stack_transposed_experts(adapter: Adapter, base: BaseSpec | None) -> Adapter:
     """Do the same as `stack_experts`, but only for bases whose checkpoints, too, have the experts in transposed stacks."""
-    return stacked(adapter, base) if base is not None and base.model_type in _TRANSPOSED else adapter
+    return stack_experts(adapter, base) if base is not None and base.model_type in _TRANSPOSED else adapter
 
 
-def unstacked(adapter: Adapter, base: BaseSpec | None) -> list[str]:
+def unstacked_notes(adapter: Adapter, base: BaseSpec | None) -> list[str]:
     """Return a note on experts that are written one by one because it is unknown whether the base stacks them."""
     expert_count = sum(_EXPERT.fullmatch(target) is not None for target in adapter.deltas)
     if not expert_count or (base is not None and base.model_type):
@@ -101,7 +101,7 @@ def unstacked(adapter: Adapter, base: BaseSpec | None) -> list[str]:
     ]
 
 
-def as_parameters(adapter: Adapter, base: BaseSpec | None) -> frozenset[str]:
+def parameter_modules(adapter: Adapter, base: BaseSpec | None) -> frozenset[str]:
     """Return the modules that `target_parameters` must name because peft would otherwise take them for parts of experts."""
     if base is None or base.model_type not in STACKING:
         return frozenset()
@@ -112,13 +112,13 @@ def as_parameters(adapter: Adapter, base: BaseSpec | None) -> frozenset[str]:
     )
 
 
-def place_of(target: str) -> tuple[str, int, str] | None:
+def expert_place(target: str) -> tuple[str, int, str] | None:
     """Return the module with all experts of a layer, the number of one expert, and its part; None for any other target."""
     match = _EXPERT.fullmatch(target)
     return (match[1], int(match[2]), match[3]) if match else None
 
 
-def count(module: str, base: BaseSpec, least: int) -> int:
+def experts_in_layer(module: str, base: BaseSpec, least: int) -> int:
     """Return the number of experts of a layer according to the base's config; `least` if it has none.
 
     Raises:

@@ -23,7 +23,7 @@ from adapterhub_converters.formats.candidate import Candidate
 
 from .config import CONFIG, WEIGHTS
 from .keys import PREFIX
-from .stacks import in_stacks
+from .stacks import stack_transposed_experts
 
 _EXPERTS = linear.Pattern(r"(.+\.experts)\.(w1|w2|w3)")
 _ATTENTION = linear.Pattern(r"(.+)\.attn\.([qkvo]_proj)")
@@ -80,7 +80,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         parameters=sum(half.size for pair in pairs.values() for half in pair),
     )
     notes = ("an archive of Tinker, read under the names of transformers",)
-    return in_stacks(Adapter(deltas, meta=meta, notes=notes), base)
+    return stack_transposed_experts(Adapter(deltas, meta=meta, notes=notes), base)
 
 
 def _number(config: Mapping[str, Any], key: str, location: str) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import TUNERS, Adapter, Meta, Rows, Tuned, Tuner
-from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused
+from adapterhub_converters.adapter import TUNERS, Adapter, Meta, Rows, TunedModule, Tuner
+from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused_error
 
 from .config import CONFIG, WEIGHTS
 from .config import meta as meta_of
@@ -23,7 +23,7 @@ _CLASSIFIER = "base_model.internal_xlora_classifier.layers."  # X-LoRA's, which 
 _ROWS, _NORMS = ".trainable_tokens_delta", ".ln_tuning_layers"
 
 
-def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> Adapter:
+def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], location: str) -> Adapter:
     """Return the adapter for a checked config whose `peft_type` is one of TUNERS, and the tensors of its file.
 
     Raises:
@@ -31,7 +31,7 @@ def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: s
         RefusedError: There are tensors that the tuner does not have.
     """
     tuner = TUNERS[config["peft_type"]]
-    weights_location = f"{where}/{WEIGHTS}"
+    weights_location = f"{location}/{WEIGHTS}"
     shared = {name: tensors[f"base_model.{name}"] for name in tuner.shared if f"base_model.{name}" in tensors}
     modules: dict[str, dict[str, np.ndarray]] = {}
     replaced: dict[str, np.ndarray] = {}
@@ -42,7 +42,7 @@ def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: s
         if kind == "part":
             modules.setdefault(name, {})[part] = tensor
         elif kind == "rows":
-            rows[name] = _rows(name, tensor, config, where)
+            rows[name] = _rows(name, tensor, config, location)
         elif kind == "replaced":
             replaced[name] = tensor
         elif kind == "shared" and name in shared:
@@ -51,7 +51,7 @@ def parse(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: s
         else:
             unknown.append(f"tensor {key!r}: not a kind of tensor that {config['peft_type']} has")
     if unknown:
-        raise refused(weights_location, unknown)
+        raise refused_error(weights_location, unknown)
     tuned = {target: _change(target, {**shared, **parts}, config, weights_location) for target, parts in modules.items()}
     if not tuned and not replaced and not rows and tuner.method != "xlora":  # of whose classifier peft 0.21 saves a part
         raise FormatError(weights_location, f"there are no tensors of {config['peft_type']}")
@@ -71,7 +71,7 @@ def _classify(key: str, tuner: Tuner) -> tuple[str, str, str]:
         return beside
     if not key.startswith(PREFIX) or tuner.method == "xlora":
         return "unknown", key, ""
-    parts = {*tuner.parts, *(part for variant in tuner.variants for part in variant)} - {PROMPTS}
+    parts = {*tuner.tensor_names, *(part for variant in tuner.variants for part in variant)} - {PROMPTS}
     if part := next((part for part in parts if name.endswith(f".{part}")), ""):
         return "part", name.removesuffix(f".{part}"), part
     for method, kind, mark in (("trainable_tokens", "rows", _ROWS), ("ln_tuning", "replaced", _NORMS)):
@@ -83,9 +83,9 @@ def _classify(key: str, tuner: Tuner) -> tuple[str, str, str]:
 
 def _beside_model(key: str, last: str, tuner: Tuner) -> tuple[str, str, str] | None:
     """Classify a tensor that belongs to no module of the model; None for any other."""
-    if key == PROMPTS and PROMPTS in tuner.parts:
+    if key == PROMPTS and PROMPTS in tuner.tensor_names:
         return "part", PROMPTS, PROMPTS
-    if key.startswith(_CLASSIFIER) and tuner.method == "xlora" and last in tuner.parts:
+    if key.startswith(_CLASSIFIER) and tuner.method == "xlora" and last in tuner.tensor_names:
         return "part", key.removeprefix("base_model.").rpartition(".")[0], last
     return None
 
@@ -95,12 +95,12 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config.get(key, default) for key, default in TUNERS[config["peft_type"]].numbers.items()}
 
 
-def _change(target: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], location: str) -> Tuned:
+def _change(target: str, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], location: str) -> TunedModule:
     """Return the change of a module, made of its own tensors and those that all modules share."""
     tuner = TUNERS[config["peft_type"]]
     shared = {name: tensors[name] for name in tuner.shared if name in tensors}
     parts = {name: tensor for name, tensor in tensors.items() if name not in shared}
-    if all(set(parts) != set(names) for names in (tuner.parts, *tuner.variants)):
+    if all(set(parts) != set(names) for names in (tuner.tensor_names, *tuner.variants)):
         raise FormatError(location, f"{target}: {', '.join(sorted(parts))} do not make a change by {tuner.method}")
     if missing := [name for name in tuner.shared if name not in shared]:
         if config.get("save_projection") is False:
@@ -112,7 +112,7 @@ def _change(target: str, tensors: Mapping[str, np.ndarray], config: Mapping[str,
         wrong_dtype = tensor.dtype.kind not in "iu" if integers else dtypes.name_of(tensor.dtype) not in dtypes.FLOATS
         if wrong_dtype or 0 in tensor.shape:
             raise FormatError(location, f"{target}.{name}: {tensor.dtype} {tensor.shape} is not a part of {tuner.method}")
-    return Tuned(tuner, parts, _numbers(config), shared, bool(config.get("fan_in_fan_out")))
+    return TunedModule(tuner, parts, _numbers(config), shared, bool(config.get("fan_in_fan_out")))
 
 
 def _rows(table: str, tensor: np.ndarray, config: Mapping[str, Any], location: str) -> Rows:

@@ -18,7 +18,7 @@ from adapterhub_converters.adapter import (
     LowRankEmbedding,
     StackedLowRank,
     TensorLoss,
-    factored_out,
+    with_factored_as_pairs,
     refuse_differences,
 )
 from adapterhub_converters.bases import BaseSpec
@@ -40,14 +40,14 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     """Write a PEFT folder into the existing, empty folder `path`; experts are stacked if transformers stacks the base's."""
     refuse_differences(adapter, "peft")
     peft_source = adapter.source if adapter.source and adapter.source.format == "peft" else None
-    written = adapter if peft_source else stacks.stacked(factored_out(adapter), base)
+    written = adapter if peft_source else stacks.stack_experts(with_factored_as_pairs(adapter), base)
     tensors = state_dict(written)
     if peft_source:
         tensors = {peft_source.names.get(name, name): tensor for name, tensor in tensors.items()}
     safetensors_file.write(
         path / WEIGHTS, tensors, peft_source.metadata if peft_source else {"format": "pt", **adapter.meta.header}
     )
-    text = peft_source.config if peft_source else config_text(written, parameters=stacks.as_parameters(written, base))
+    text = peft_source.config if peft_source else config_text(written, parameters=stacks.parameter_modules(written, base))
     json_file.write_text(path / CONFIG, text)
     changed = {target for target, delta in adapter.deltas.items() if written.deltas.get(target, delta) is not delta}
     losses = [
@@ -56,7 +56,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         else TensorLoss(name, Loss.EXACT)
         for name in sorted(tensors)
     ]
-    notes = () if peft_source else stacks.unstacked(written, base)
+    notes = () if peft_source else stacks.unstacked_notes(written, base)
     return LossReport(tuple(losses), (*written.notes, *notes))
 
 
@@ -111,7 +111,7 @@ def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
         "use_rslora": rslora == {True},
     }
     if stacked or weights:
-        config |= {"target_parameters": sorted([*stacked, *weights]), "peft_version": experts.WRITTEN}
+        config |= {"target_parameters": sorted([*stacked, *weights]), "peft_version": experts.WRITTEN_VERSION}
     if adapter.meta.invocation:
         config["alora_invocation_tokens"] = list(adapter.meta.invocation)
     if adapter.meta.layers:

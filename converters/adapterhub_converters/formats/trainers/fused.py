@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import dtypes, yaml_lines
-from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, Meta, TensorLoss, beyond_deltas
-from adapterhub_converters.architectures.names import Order, in_layer, layer_of
+from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, Meta, TensorLoss, problems_beyond_deltas
+from adapterhub_converters.architectures.names import Order, path_in_layer, layer_of
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
@@ -51,7 +51,7 @@ def known_base(base: BaseSpec | None, location: str, maker: str, classes: Iterab
     return base
 
 
-def number(base: BaseSpec, key: str) -> int:
+def positive_number(base: BaseSpec, key: str) -> int:
     """Return a positive number from the base's config; RefusedError if it has none."""
     value = base.config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
@@ -60,28 +60,28 @@ def number(base: BaseSpec, key: str) -> int:
             if value is None
             else f'"{key}" in its config is {str(value)[:40]}, not a number above 0'
         )
-        raise RefusedError(base.where, problem, "Name a base whose config has it")
+        raise RefusedError(base.source, problem, "Name a base whose config has it")
     return value
 
 
 def heads(base: BaseSpec) -> tuple[int, int, int]:
     """Return the number of query heads, the number of key heads, and the rows of one head."""
-    queries = number(base, "num_attention_heads")
-    keys = number(base, "num_key_value_heads") if base.config.get("num_key_value_heads") is not None else queries
-    size = number(base, "head_dim") if base.config.get("head_dim") is not None else number(base, "hidden_size") // queries
+    queries = positive_number(base, "num_attention_heads")
+    keys = positive_number(base, "num_key_value_heads") if base.config.get("num_key_value_heads") is not None else queries
+    size = positive_number(base, "head_dim") if base.config.get("head_dim") is not None else positive_number(base, "hidden_size") // queries
     if not size or queries % keys:
         problem = f"{queries} attention heads of size {size} cannot be divided evenly into {keys} groups"
-        raise RefusedError(base.where, problem, "Name a base with a valid config")
+        raise RefusedError(base.source, problem, "Name a base with a valid config")
     return queries, keys, size
 
 
 def shape(base: BaseSpec, kind: str) -> tuple[int, int]:
     """Return `(out, in)` of a kind of module (`self_attn.q_proj`, `lm_head`) according to the base's config."""
-    hidden = number(base, "hidden_size")
+    hidden = positive_number(base, "hidden_size")
     if kind == "lm_head":
-        return number(base, "vocab_size"), hidden
+        return positive_number(base, "vocab_size"), hidden
     if kind.startswith("mlp."):
-        width = number(base, "intermediate_size")
+        width = positive_number(base, "intermediate_size")
         return (hidden, width) if kind == "mlp.down_proj" else (width, hidden)
     queries, keys, size = heads(base)
     if kind == "self_attn.o_proj":
@@ -91,7 +91,7 @@ def shape(base: BaseSpec, kind: str) -> tuple[int, int]:
 
 def kind_of(target: str) -> str:
     """Return a module's kind: `self_attn.q_proj` for `model.layers.0.self_attn.q_proj`, its own name outside the layers."""
-    return in_layer(target) or target
+    return path_in_layer(target) or target
 
 
 # ---- Writing
@@ -139,7 +139,7 @@ def problems(adapter: Adapter, maker: str, kinds: Iterable[str], *, dora: bool, 
         dora: Whether the format has DoRA, which is then on all modules or on none.
         tied: Whether the base ties its output layer to its embedding table, and the trainer has no LoRA on such a layer.
     """
-    reasons = beyond_deltas(adapter, f"{maker}'s adapters")
+    reasons = problems_beyond_deltas(adapter, f"{maker}'s adapters")
     if tied and "lm_head" in adapter.deltas:
         reasons.append(f"lm_head: the base ties it to the embedding table, and {maker} has no LoRA on tied layers")
     known_kinds = frozenset(kinds)
@@ -174,12 +174,12 @@ def _delta_problems(
         yield f"{maker}'s adapters have DoRA on all modules or on none"
 
 
-Named = Callable[[str], tuple[str, Order]]
+StemAndOrder = Callable[[str], tuple[str, Order]]
 """Target to the file's name of the module and the order of its rows."""
 
 
 def fuse(
-    adapter: Adapter, stem_and_order: Named, reorder: Callable[[np.ndarray, Order], np.ndarray], *, whole: bool
+    adapter: Adapter, stem_and_order: StemAndOrder, reorder: Callable[[np.ndarray, Order], np.ndarray], *, whole: bool
 ) -> FusedAdapter:
     """Convert an adapter without `problems`; `whole` demands that the alpha be a whole number."""
     deltas = {t: d for t, d in sorted(adapter.deltas.items()) if isinstance(d, LowRank)}
@@ -191,16 +191,16 @@ def fuse(
     ulps: list[np.ndarray] = []
     for target, delta in deltas.items():
         stem, order = stem_and_order(target)
-        folded = file_alpha.folded(f"{target}.lora_B", delta.lora_B, plan.factors[target])
+        folded = file_alpha.fold(f"{target}.lora_B", delta.lora_B, plan.factors[target])
         factor_losses = (TensorLoss(f"{target}.lora_A", Loss.EXACT), folded.loss)
-        losses += factor_losses if delta.r == rank else [file_alpha.padded_line(line, rank) for line in factor_losses]
+        losses += factor_losses if delta.r == rank else [file_alpha.padded_loss(line, rank) for line in factor_losses]
         if delta.magnitude is not None:
             losses.append(TensorLoss(f"{target}.magnitude", Loss.EXACT))
         ulps += [] if folded.ulps is None else [folded.ulps]
         block = source_config.Block(delta.r, len(delta.lora_B), 0, dtypes.name_of(delta.lora_A.dtype), rank)
         dtype = dtypes.name_of(delta.lora_B.dtype)
         lines.append(source_config.Line(stem, target, plan.factors[target], dtype, order, folded.ulps is not None, block))
-        lora_A, lora_B = file_alpha.padded(delta.lora_A, rank, 0), file_alpha.padded(folded.lora_B, rank, 1)
+        lora_A, lora_B = file_alpha.pad(delta.lora_A, rank, 0), file_alpha.pad(folded.lora_B, rank, 1)
         magnitude = None if delta.magnitude is None else reorder(delta.magnitude.reshape(-1), order)
         pairs[target] = Pair(lora_A, reorder(lora_B, order), magnitude)
     return FusedAdapter(pairs, rank, plan.common, tuple(losses), (*adapter.notes, *plan.notes), tuple(lines), tuple(ulps))
@@ -218,10 +218,10 @@ def _plan_alpha(alphas: Mapping[str, float], *, whole: bool) -> file_alpha.Plan:
     )
 
 
-def everywhere(fused_adapter: FusedAdapter, base: BaseSpec, groups: Iterable[tuple[str, ...]], maker: str) -> FusedAdapter:
+def fill_missing_pairs(fused_adapter: FusedAdapter, base: BaseSpec, groups: Iterable[tuple[str, ...]], maker: str) -> FusedAdapter:
     """Return a copy with zeros added: if any layer has one kind of a group, `maker` expects every layer to have all of them."""
     kinds = {kind_of(target) for target in fused_adapter.pairs}
-    layers = number(base, "num_hidden_layers")
+    layers = positive_number(base, "num_hidden_layers")
     beyond_base = [target for target in fused_adapter.pairs if (layer_of(target) or 0) >= layers]
     if beyond_base:
         raise RefusedError(beyond_base[0], f"the base has {layers} layers")
@@ -268,7 +268,7 @@ def write(
 
 
 @dataclass(frozen=True, eq=False)
-class File:
+class TrainerFile:
     """The tensors and header of a file.
 
     Attributes:
@@ -289,12 +289,12 @@ class File:
     def has_source(self) -> bool:
         """Whether the source's config is in the header and belongs to these tensors."""
         text = self.metadata.get(SETTINGS, "")
-        return source_config.belongs(self.metadata, source_config.payload_digest(dict(sorted(self.tensors.items())), text))
+        return source_config.matches_payload(self.metadata, source_config.payload_digest(dict(sorted(self.tensors.items())), text))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """A note if the source's config was ignored."""
-        return (source_config.IGNORED,) if source_config.is_there(self.metadata) and not self.has_source else ()
+        return (source_config.IGNORED,) if source_config.has_source_config(self.metadata) and not self.has_source else ()
 
     def tensor(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Return rows of a matrix, or elements of a vector, and mark them as read."""
@@ -306,32 +306,32 @@ class File:
         return array[rows]
 
 
-def opened(path: Path) -> File:
+def open_file(path: Path) -> TrainerFile:
     """Return the file at `path`."""
     with safetensors_file.SafetensorsFile(path) as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
-    return file_of(str(path), tensors, metadata)
+    return check_file(str(path), tensors, metadata)
 
 
-def file_of(location: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> File:
+def check_file(location: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> TrainerFile:
     """Return a file made of tensors that were read already; FormatError unless they are floats with one to three dimensions."""
     for name, array in tensors.items():
         if array.ndim not in (1, 2, 3) or 0 in array.shape or dtypes.name_of(array.dtype) not in dtypes.FLOATS:
             raise FormatError(location, f"tensor {name!r} is {array.dtype} {array.shape}, which is not a factor")
     settings = json_file.parse_object(metadata.get(SETTINGS, "{}"), f"{location}: {SETTINGS}")
-    return File(location, tensors, metadata, settings)
+    return TrainerFile(location, tensors, metadata, settings)
 
 
-def pair(name: str, lora_A: np.ndarray, lora_B: np.ndarray, location: str) -> tuple[np.ndarray, np.ndarray]:
+def check_pair(name: str, lora_A: np.ndarray, lora_B: np.ndarray, location: str) -> tuple[np.ndarray, np.ndarray]:
     """Return both factors after checking that they are a pair."""
     if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise FormatError(location, f"{name}: {lora_A.shape} and {lora_B.shape} are not a pair")
     return lora_A, lora_B
 
 
-def restored(
-    file: File, read_pair: Callable[[source_config.Line], tuple[np.ndarray, np.ndarray]], *, alpha: float, tail: str
+def restore_adapter(
+    file: TrainerFile, read_pair: Callable[[source_config.Line], tuple[np.ndarray, np.ndarray]], *, alpha: float, tail: str
 ) -> Adapter:
     """Return the source's adapter.
 
@@ -341,12 +341,12 @@ def restored(
         alpha: The file's alpha.
         tail: The suffix of the names of `lora_B`.
     """
-    lines = source_config.lines_of(file.metadata, file.location)
+    lines = source_config.parse_lines(file.metadata, file.location)
 
     def source_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         if line.block is None:
             problem = f"adapterhub.source.tensors has no rank for {line.target!r}"
-            raise FormatError(file.location, problem, source_config.AGAIN)
+            raise FormatError(file.location, problem, source_config.CONVERT_AGAIN)
         lora_A, lora_B = read_pair(line)
         r = line.block.r
         if line.block.rank != len(lora_A) or r > len(lora_A) or lora_A[r:].tobytes().strip(b"\0"):
@@ -357,24 +357,24 @@ def restored(
         own_A = lora_A[:r].astype(dtypes.NUMPY[line.block.dtype_A], copy=False)
         return np.ascontiguousarray(own_A), np.ascontiguousarray(lora_B[:, :r])
 
-    adapter = source_config.restored(file.metadata, lines, source_pair, lambda r: alpha / r, file.location)
+    adapter = source_config.restore_adapter(file.metadata, lines, source_pair, lambda r: alpha / r, file.location)
     for name, array in file.tensors.items():
         unread_rows = array[~file.rows_read.get(name, np.zeros(len(array), bool))]
         if name.endswith(tail) and unread_rows.tobytes().strip(b"\0"):
             problem = f"adapterhub.source.tensors lacks rows of {name!r}, which have a delta"
-            raise FormatError(file.location, problem, source_config.AGAIN)
+            raise FormatError(file.location, problem, source_config.CONVERT_AGAIN)
     return adapter
 
 
-def misplaced(file: File, line: source_config.Line) -> FormatError:
+def misplaced_error(file: TrainerFile, line: source_config.Line) -> FormatError:
     """Return the error for a line of the source's config that does not match the trainer's layout."""
     problem = (
         f"adapterhub.source.tensors has {line.target!r} as {line.stem[:80]!r} in the order {line.order}, which no such file has"
     )
-    return FormatError(file.location, problem, source_config.AGAIN)
+    return FormatError(file.location, problem, source_config.CONVERT_AGAIN)
 
 
-def settled_alpha(file: File, key: str, recorded: Mapping[str, float], alpha: float | None) -> float:
+def resolve_alpha(file: TrainerFile, key: str, recorded: Mapping[str, float], alpha: float | None) -> float:
     """Return the alpha of a file.
 
     Args:
@@ -401,13 +401,13 @@ def settled_alpha(file: File, key: str, recorded: Mapping[str, float], alpha: fl
     return float(recorded_alphas[0]) if recorded_alphas else float(alpha or 0.0)
 
 
-def check_rank(file: File, target: str, r: int, recorded: float | None) -> None:
+def check_rank(file: TrainerFile, target: str, r: int, recorded: float | None) -> None:
     """Raise FormatError if a pair's rank differs from the one the trainer recorded, as it scales by alpha / rank."""
     if recorded is not None and recorded != r:
         raise FormatError(file.location, f"{target}: rank {r} by its tensors, but {recorded:g} in the config next to the file")
 
 
-def adapter_of(file: File, deltas: Mapping[str, Delta], base: BaseSpec) -> Adapter:
+def adapter_of(file: TrainerFile, deltas: Mapping[str, Delta], base: BaseSpec) -> Adapter:
     """Return the adapter of a file that a trainer wrote."""
     return Adapter(deltas, meta=Meta(base_model=base.repo, revision=base.revision), notes=file.notes)
 

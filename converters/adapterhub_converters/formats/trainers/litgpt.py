@@ -18,7 +18,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
@@ -57,9 +57,9 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     base = fused.known_base(base, "litgpt", "litgpt", _CLASSES)
     problems = fused.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
     if problems:
-        raise refused("litgpt", problems)
-    fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permuted, whole=True)
-    fused_adapter = fused.everywhere(fused_adapter, base, _OPTIONS.values(), "litgpt")
+        raise refused_error("litgpt", problems)
+    fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permute_rows, whole=True)
+    fused_adapter = fused.fill_missing_pairs(fused_adapter, base, _OPTIONS.values(), "litgpt")
     stems: dict[str, list[fused.Pair]] = {}
     # q, k and v are concatenated in this order.
     for target in sorted(fused_adapter.pairs, key=_sort_key):
@@ -99,19 +99,19 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
-    file = fused.opened(path)
+    file = fused.open_file(path)
     stems = _stems(file)
     if file.has_source:
-        return _restore(file, fused.settled_alpha(file, "lora_alpha", {}, alpha))
+        return _restore(file, fused.resolve_alpha(file, "lora_alpha", {}, alpha))
     base = fused.known_base(base, file.location, "litgpt", _CLASSES)
     options = fused.scalars(path.with_name(_OPTIONS_FILE))
     recorded = fused.numbers(options, r="lora_r", alpha="lora_alpha")
-    number = fused.settled_alpha(file, "lora_alpha", recorded, alpha)
+    number = fused.resolve_alpha(file, "lora_alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for stem in stems:
         lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
         if not stem.endswith((".qkv", ".attn.attn")):
-            pair = fused.pair(stem, lora_A, lora_B, file.location)
+            pair = fused.check_pair(stem, lora_A, lora_B, file.location)
             fused.check_rank(file, stem, len(pair[0]), recorded.get("r"))
             deltas[_target(stem)] = LowRank(*pair, number)
             continue
@@ -123,7 +123,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     return fused.adapter_of(file, dict(sorted(deltas.items())), base)
 
 
-def _stems(file: fused.File) -> list[str]:
+def _stems(file: fused.TrainerFile) -> list[str]:
     parts: dict[str, set[str]] = {}
     unknown = []
     for name in file.tensors:
@@ -133,7 +133,7 @@ def _stems(file: fused.File) -> list[str]:
         else:
             parts.setdefault(name[: -len(".lora_A")], set()).add(match[3])
     if unknown:
-        raise refused(file.location, unknown)
+        raise refused_error(file.location, unknown)
     for stem, halves in parts.items():
         if halves != {"A", "B"}:
             raise FormatError(file.location, f"{stem} has lora_{min(halves)} alone; its counterpart is missing")
@@ -150,7 +150,7 @@ def _rows(base: BaseSpec) -> dict[str, int]:
     return {_QKV[0]: queries * size, _QKV[1]: keys * size, _QKV[2]: keys * size}
 
 
-def _enabled_kinds(file: fused.File, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
+def _enabled_kinds(file: fused.TrainerFile, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
     """Return which of q, k and v a fused module has: as the options say, else the only choice with that many rows."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     rows = _rows(base)
@@ -176,7 +176,7 @@ def _choices() -> Iterator[list[str]]:
         yield [kind for place, kind in enumerate(_QKV) if mask >> place & 1]
 
 
-def _is_set(file: fused.File, options: Mapping[str, str], option: str) -> bool:
+def _is_set(file: fused.TrainerFile, options: Mapping[str, str], option: str) -> bool:
     value = file.settings.get(option)
     return value if isinstance(value, bool) else options.get(option, "").lower() == "true"
 
@@ -186,7 +186,7 @@ def _join_names(kinds: Iterable[str]) -> str:
 
 
 def _split(
-    file: fused.File, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
+    file: fused.TrainerFile, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield each kind of a fused module with its own pair."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
@@ -212,33 +212,33 @@ def _split_interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -
     for place, rows in enumerate(_rows(base).values()):
         block_diagonal[start : start + rows, place * r : (place + 1) * r] = lora_B[start : start + rows]
         start += rows
-    block_diagonal = names.permuted(block_diagonal, (keys, queries // keys))
+    block_diagonal = names.permute_rows(block_diagonal, (keys, queries // keys))
     start = 0
     for kind, rows in _rows(base).items():
         yield kind, lora_A, np.ascontiguousarray(block_diagonal[start : start + rows])
         start += rows
 
 
-def _restore(file: fused.File, alpha: float) -> Adapter:
-    lines = source_config.lines_of(file.metadata, file.location)
+def _restore(file: fused.TrainerFile, alpha: float) -> Adapter:
+    lines = source_config.parse_lines(file.metadata, file.location)
     modules: dict[str, list[source_config.Line]] = {}
     for line in lines:
         kind = fused.kind_of(line.target)
         if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
-            raise fused.misplaced(file, line)
+            raise fused.misplaced_error(file, line)
         modules.setdefault(line.stem, []).append(line)
     places = {stem: _line_places(file, stem, module_lines) for stem, module_lines in modules.items()}
 
     def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         rows_A, rows_B = places[line.stem][line.target]
-        return fused.pair(
+        return fused.check_pair(
             line.stem, file.tensor(f"{line.stem}.lora_A", rows_A), file.tensor(f"{line.stem}.lora_B", rows_B), file.location
         )
 
-    return fused.restored(file, read_padded_pair, alpha=alpha, tail=".lora_B")
+    return fused.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".lora_B")
 
 
-def _line_places(file: fused.File, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
+def _line_places(file: fused.TrainerFile, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
     """Return the place of each line in the tensors of its module, between the kinds that the header's options add."""
     blocks = {fused.kind_of(line.target): (line, line.block) for line in lines if line.block}
     if not stem.endswith(".qkv"):

@@ -20,7 +20,7 @@ from adapterhub_converters import linear
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
@@ -64,12 +64,12 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     base = fused.known_base(base, "megatron", "Megatron", (*_CLASSES, *_EXPERTS))
     problems = fused.problems(adapter, "Megatron", (*MODULES, *_expert_kinds(base)), dora=False, tied=base.tied)
     if problems:
-        raise refused("megatron", problems)
+        raise refused_error("megatron", problems)
     # LoRA is the common form; CanonicalLoRA expresses parts with factors of their own.
     shared, groups = _can_share(adapter), _head_groups(base)
 
     def stem_and_order(target: str) -> tuple[str, names.Order]:
-        order = groups if shared and place(fused.kind_of(target)).path == QKV else 0
+        order = groups if shared and fused_part(fused.kind_of(target)).path == QKV else 0
         return _stem(target, shared=shared), order
 
     # Rows are reordered below, when all parts of a fused module are together.
@@ -81,7 +81,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         rows = np.concatenate([pair.lora_B for pair in pairs]) if len(pairs) > 1 else pairs[0].lora_B
         if len(pairs) == 3:
             _check_rows(targets, pairs, base)
-            rows = names.unpermuted(rows, groups)
+            rows = names.unpermute_rows(rows, groups)
         tensors[f"{stem}.linear_out.weight"] = rows
     settings: dict[str, Any] = {
         "dim": fused_adapter.rank,
@@ -101,7 +101,7 @@ def _expert_kinds(base: BaseSpec) -> Iterator[str]:
     """Yield the kinds of modules that the base's experts have."""
     if base.architecture in _EXPERTS:
         experts_path, ends = _EXPERTS[base.architecture]
-        yield from (f"{experts_path}.{expert}.{end}" for expert in range(megatron_shards.experts(base)) for end in ends)
+        yield from (f"{experts_path}.{expert}.{end}" for expert in range(megatron_shards.expert_count(base)) for end in ends)
 
 
 def _head_groups(base: BaseSpec) -> tuple[int, int]:
@@ -126,14 +126,14 @@ def _can_share(adapter: Adapter) -> bool:
     """Return whether each fused module has either all of its parts, with one `lora_A`, or none."""
     parts: dict[str, Parts] = {}
     for target, delta in adapter.deltas.items():
-        if place(fused.kind_of(target)).parts > 1 and isinstance(delta, LowRank):
+        if fused_part(fused.kind_of(target)).parts > 1 and isinstance(delta, LowRank):
             parts.setdefault(_stem(target, shared=True), []).append((target, delta))
     return all(map(_is_shareable, parts.values()))
 
 
 def _is_shareable(parts: Parts) -> bool:
     """Return whether these are all parts of a module, with one `lora_A` and one scale; gate and up need equally many rows."""
-    part = place(fused.kind_of(parts[0][0]))
+    part = fused_part(fused.kind_of(parts[0][0]))
     factors = {(delta.lora_A.dtype, delta.lora_B.dtype, delta.lora_A.shape, delta.lora_A.tobytes()) for _, delta in parts}
     same_rows = part.path == QKV or len({delta.shape for _, delta in parts}) == 1
     return same_rows and len(parts) == part.parts and len(factors) == 1 and len({delta.scaling for _, delta in parts}) == 1
@@ -141,7 +141,7 @@ def _is_shareable(parts: Parts) -> bool:
 
 def _by_stem(fused_adapter: fused.FusedAdapter, *, shared: bool) -> dict[str, list[str]]:
     def order(target: str) -> tuple[int, str, int]:
-        part = place(fused.kind_of(target))
+        part = fused_part(fused.kind_of(target))
         return names.layer_of(target) or 0, part.path, part.part
 
     stems: dict[str, list[str]] = {}
@@ -151,17 +151,17 @@ def _by_stem(fused_adapter: fused.FusedAdapter, *, shared: bool) -> dict[str, li
 
 
 def _stem(target: str, *, shared: bool) -> str:
-    part, layer = place(fused.kind_of(target)), names.layer_of(target)
-    suffix = f".{part.own}" if part.own and not shared else ""
+    part, layer = fused_part(fused.kind_of(target)), names.layer_of(target)
+    suffix = f".{part.canonical_name}" if part.canonical_name and not shared else ""
     return f"{'' if layer is None else f'decoder.layers.{layer}.'}{part.path}.adapter{suffix}"
 
 
 def _target_module(target: str, *, shared: bool) -> str:
     """Return the module's name in the option `target_modules`."""
-    part = place(fused.kind_of(target))
-    if shared or not part.own:
+    part = fused_part(fused.kind_of(target))
+    if shared or not part.canonical_name:
         return part.path.rpartition(".")[2]
-    projection = part.own.removeprefix("adapter_")
+    projection = part.canonical_name.removeprefix("adapter_")
     return f"linear_{projection}" if part.path == QKV else f"linear_fc1_{projection}"
 
 
@@ -180,16 +180,16 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     """
     if path.is_dir():
         base = fused.known_base(base, str(path), "Megatron", (*_CLASSES, *_EXPERTS))
-        file = fused.file_of(str(path), megatron_shards.gathered(path, base), {})
+        file = fused.check_file(str(path), megatron_shards.gather(path, base), {})
     else:
-        file = fused.opened(path)
+        file = fused.open_file(path)
     if file.has_source:
-        return _restore(file, fused.settled_alpha(file, "alpha", {}, alpha), base)
+        return _restore(file, fused.resolve_alpha(file, "alpha", {}, alpha), base)
     # The note on an ignored config must be taken before the header is dropped.
-    notes, file = file.notes, replace(file, tensors=megatron_shards.unwrapped(file.tensors, file.location), metadata={})
+    notes, file = file.notes, replace(file, tensors=megatron_shards.without_wrappers(file.tensors, file.location), metadata={})
     base = fused.known_base(base, file.location, "Megatron", (*_CLASSES, *_EXPERTS))
     recorded = _recorded_numbers(path)
-    number = fused.settled_alpha(file, "alpha", recorded, alpha)
+    number = fused.resolve_alpha(file, "alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for module in _modules(file):
         if not module.match["path"].startswith("mlp.experts."):
@@ -197,7 +197,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         for target, one_A, one_B in _split(file, module, base):
             if target in deltas:
                 raise FormatError(file.location, f"{module.stem}: there is another delta of {target}")
-            deltas[target] = LowRank(*fused.pair(module.stem, one_A, one_B, file.location), number)
+            deltas[target] = LowRank(*fused.check_pair(module.stem, one_A, one_B, file.location), number)
             _check_shape(file, target, one_A, one_B, base)
     adapter = fused.adapter_of(file, dict(sorted(deltas.items())), base)
     return replace(adapter, notes=(*notes, *_missing_end_notes(path, adapter, base)))
@@ -206,7 +206,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
 def _missing_end_notes(path: Path, adapter: Adapter, base: BaseSpec) -> Iterator[str]:
     """Yield a note if the shards end before the base's layers do: a missing last shard leaves no other trace."""
     last = max((names.layer_of(target) or 0 for target in adapter.deltas), default=0) + 1
-    layers = fused.number(base, "num_hidden_layers")
+    layers = fused.positive_number(base, "num_hidden_layers")
     if path.is_dir() and last < layers:
         yield f"layers {last} to {layers - 1} have no delta: is the shard of the last pipeline rank missing?"
 
@@ -228,7 +228,7 @@ def _recorded_numbers(path: Path) -> dict[str, float]:
     return fused.numbers(fused.scalars(options_file, "peft"), r="dim", alpha="alpha") if options_file else {}
 
 
-def _modules(file: fused.File) -> list[_Module]:
+def _modules(file: fused.TrainerFile) -> list[_Module]:
     stems: dict[str, dict[str, linear.Match]] = {}
     unknown = []
     for name in file.tensors:
@@ -238,7 +238,7 @@ def _modules(file: fused.File) -> list[_Module]:
         else:
             stems.setdefault(name.removesuffix(f".linear_{match['half']}.weight"), {})[match["half"]] = match
     if unknown:
-        raise refused(file.location, unknown)
+        raise refused_error(file.location, unknown)
     for stem, halves in stems.items():
         if len(halves) < 2:
             raise FormatError(file.location, f"{stem} has linear_{min(halves)} alone; its counterpart is missing")
@@ -248,7 +248,7 @@ def _modules(file: fused.File) -> list[_Module]:
     ]
 
 
-def _split(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _split(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield each target of a module with its own pair."""
     path, canonical_name, layer = module.match["path"], module.match["own"], module.match["layer"]
     if path.startswith("mlp.experts."):
@@ -257,17 +257,17 @@ def _split(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[
     prefix = f"model.layers.{layer}." if layer else ""
     kinds = [kind for kind, name in MODULES.items() if name == path]
     if canonical_name:
-        kind = next((kind for kind in kinds if OWN.get(kind) == canonical_name), None)
+        kind = next((kind for kind in kinds if CANONICAL_NAMES.get(kind) == canonical_name), None)
         if kind is None:
             raise FormatError(file.location, f"{module.stem}: {path} has no {canonical_name}")
         yield prefix + kind, module.lora_A, module.lora_B
         return
-    fused.pair(module.stem, module.lora_A, module.lora_B, file.location)
+    fused.check_pair(module.stem, module.lora_A, module.lora_B, file.location)
     for kind, rows in _fused_rows(file, module, base).items():
         yield prefix + kind, module.lora_A, rows
 
 
-def _fused_rows(file: fused.File, module: _Module, base: BaseSpec) -> dict[str, np.ndarray]:
+def _fused_rows(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> dict[str, np.ndarray]:
     path, lora_B = module.match["path"], module.lora_B
     kinds = [kind for kind, name in MODULES.items() if name == path]
     sizes = [fused.shape(base, kind)[0] for kind in kinds]
@@ -275,12 +275,12 @@ def _fused_rows(file: fused.File, module: _Module, base: BaseSpec) -> dict[str, 
         problem = f"{len(lora_B)} rows, but {sum(sizes)} in this base. Is a shard missing?"
         raise FormatError(file.location, f"{module.stem}: {problem}")
     if path == QKV:
-        lora_B = names.permuted(lora_B, _head_groups(base))
+        lora_B = names.permute_rows(lora_B, _head_groups(base))
     ends = np.cumsum(sizes).tolist()
     return {k: np.ascontiguousarray(lora_B[end - size : end]) for k, size, end in zip(kinds, sizes, ends, strict=True)}
 
 
-def _expert_deltas(file: fused.File, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _expert_deltas(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield the deltas of one expert or of all; a matrix is shared by all, and a stack has one matrix for each."""
     match, stem = module.match, module.stem
     if base.architecture not in _EXPERTS:
@@ -289,7 +289,7 @@ def _expert_deltas(file: fused.File, module: _Module, base: BaseSpec) -> Iterato
     gate_or_up = {"adapter_gate": gate, "adapter_up": up}.get(match["own"] or "")
     if match["own"] and (gate_or_up is None or not match["expert"] or not match["path"].endswith("fc1")):
         raise RefusedError(file.location, f"{stem}: Megatron is not known to have {match['own']} there")
-    count = megatron_shards.experts(base)
+    count = megatron_shards.expert_count(base)
     chosen = [int(match["expert"])] if match["expert"] else list(range(count))
     stacks = [array for array in (module.lora_A, module.lora_B) if array.ndim == 3]
     if max(chosen) >= count or any(len(array) != count for array in stacks) or (stacks and match["expert"]):
@@ -297,7 +297,7 @@ def _expert_deltas(file: fused.File, module: _Module, base: BaseSpec) -> Iterato
         raise FormatError(file.location, f"{stem}: {shapes} do not match {count} experts")
     for expert in chosen:
         one_A, one_B = (array[expert] if array.ndim == 3 else array for array in (module.lora_A, module.lora_B))
-        fused.pair(stem, one_A, one_B, file.location)
+        fused.check_pair(stem, one_A, one_B, file.location)
         prefix = f"model.layers.{match['layer']}.{experts_path}.{expert}."
         if gate_or_up or match["path"].endswith("fc2"):
             yield prefix + (gate_or_up or down), one_A, one_B
@@ -309,7 +309,7 @@ def _expert_deltas(file: fused.File, module: _Module, base: BaseSpec) -> Iterato
         yield prefix + up, one_A, np.ascontiguousarray(one_B[half:])
 
 
-def _check_shape(file: fused.File, target: str, lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> None:
+def _check_shape(file: fused.TrainerFile, target: str, lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> None:
     if ".experts." in target:
         return
     delta_shape, base_shape = (lora_B.shape[0], lora_A.shape[1]), fused.shape(base, fused.kind_of(target))
@@ -319,15 +319,15 @@ def _check_shape(file: fused.File, target: str, lora_A: np.ndarray, lora_B: np.n
         )
 
 
-def _restore(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
+def _restore(file: fused.TrainerFile, alpha: float, base: BaseSpec | None) -> Adapter:
     shared = file.settings.get("peft") == "lora"
     blocks: dict[str, dict[int, int]] = {}
-    for line in source_config.lines_of(file.metadata, file.location):
-        part = place_of(fused.kind_of(line.target))
+    for line in source_config.parse_lines(file.metadata, file.location):
+        part = find_fused_part(fused.kind_of(line.target))
         if part is None or line.stem != _stem(line.target, shared=shared) or line.block is None:
-            raise fused.misplaced(file, line)
+            raise fused.misplaced_error(file, line)
         if isinstance(line.order, tuple) != (shared and part.path == QKV) or (isinstance(line.order, int) and line.order):
-            raise fused.misplaced(file, line)
+            raise fused.misplaced_error(file, line)
         if base is not None and isinstance(line.order, tuple) and line.order != _head_groups(base):
             raise RefusedError(
                 file.location, f"{line.target}: its rows are in {line.order[0]} groups, but the base has another number"
@@ -337,14 +337,14 @@ def _restore(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
     def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         lora_A = file.tensor(f"{line.stem}.linear_in.weight")
         rows = file.tensor(f"{line.stem}.linear_out.weight")
-        part_index, rows_by_part = place(fused.kind_of(line.target)).part, blocks[line.stem]
-        if not names.divides(line.order, len(rows)) or sum(rows_by_part.values()) != len(rows):
+        part_index, rows_by_part = fused_part(fused.kind_of(line.target)).part, blocks[line.stem]
+        if not names.order_fits(line.order, len(rows)) or sum(rows_by_part.values()) != len(rows):
             raise FormatError(file.location, f"{line.target}: {len(rows)} rows do not match adapterhub.source.tensors")
-        rows = names.permuted(rows, line.order)
+        rows = names.permute_rows(rows, line.order)
         start = sum(size for index, size in rows_by_part.items() if index < part_index)
-        return fused.pair(line.stem, lora_A, rows[start : start + rows_by_part[part_index]], file.location)
+        return fused.check_pair(line.stem, lora_A, rows[start : start + rows_by_part[part_index]], file.location)
 
-    return fused.restored(file, read_padded_pair, alpha=alpha, tail=".linear_out.weight")
+    return fused.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".linear_out.weight")
 
 
 # ---- Names
@@ -357,7 +357,7 @@ MODULES = {
     "mlp.down_proj": "mlp.linear_fc2", "lm_head": "output_layer",
 }  # fmt: skip
 PARTS = {QKV: ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), FC1: ("mlp.gate_proj", "mlp.up_proj")}
-OWN = {
+CANONICAL_NAMES = {
     "self_attn.q_proj": "adapter_q", "self_attn.k_proj": "adapter_k", "self_attn.v_proj": "adapter_v",
     "mlp.gate_proj": "adapter_gate", "mlp.up_proj": "adapter_up",
 }  # fmt: skip
@@ -373,10 +373,10 @@ class FusedPart:
     path: str
     part: int
     parts: int
-    own: str
+    canonical_name: str
 
 
-def place_of(kind: str) -> FusedPart | None:
+def find_fused_part(kind: str) -> FusedPart | None:
     """Return the place of a kind such as `mlp.experts.3.up_proj`; None if Megatron is not known to have LoRA on it."""
     if expert := _EXPERT.fullmatch(kind):
         gate, up = expert[2], expert[3]
@@ -386,12 +386,12 @@ def place_of(kind: str) -> FusedPart | None:
         return None
     path = MODULES[kind]
     parts = PARTS.get(path, (kind,))
-    return FusedPart(path, parts.index(kind), len(parts), OWN.get(kind, ""))
+    return FusedPart(path, parts.index(kind), len(parts), CANONICAL_NAMES.get(kind, ""))
 
 
-def place(kind: str) -> FusedPart:
+def fused_part(kind: str) -> FusedPart:
     """Return the same as `find_fused_part`, but raise RefusedError instead of returning None."""
-    part = place_of(kind)
+    part = find_fused_part(kind)
     if part is None:
         raise RefusedError(kind, "not a module that Megatron is known to have LoRA on")
     return part

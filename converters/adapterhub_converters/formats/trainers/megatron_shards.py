@@ -43,7 +43,7 @@ def files(path: Path) -> dict[Rank, Path]:
     return file_by_rank
 
 
-def unwrapped(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, np.ndarray]:
+def without_wrappers(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, np.ndarray]:
     """Return the tensors without the `module.` that wrappers put before names."""
     by_name = {_WRAPPER_PREFIX.sub("", name): array for name, array in tensors.items()}
     if len(by_name) < len(tensors):
@@ -51,12 +51,12 @@ def unwrapped(tensors: Mapping[str, np.ndarray], location: str) -> dict[str, np.
     return by_name
 
 
-def experts(base: BaseSpec) -> int:
+def expert_count(base: BaseSpec) -> int:
     """Return the number of experts in a layer of the base."""
-    return fused.number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
+    return fused.positive_number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
 
 
-def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
+def gather(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
     """Return all tensors of the shards in the folder `path`, complete and under their names in the whole model."""
     shards = files(path)
     for folder in path.iterdir():
@@ -85,11 +85,11 @@ def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
             stage = {name: _join_shards(name, [rank[name] for rank in ranks], str(path)) for name in ranks[0]}
             layer_numbers, expert_numbers = _numbers(stage, _LAYER), _numbers(stage, _EXPERT)
             layer_offset = (
-                _offset(layer_numbers, (pp, sizes[1]), fused.number(base, "num_hidden_layers"), "layers")
+                _offset(layer_numbers, (pp, sizes[1]), fused.positive_number(base, "num_hidden_layers"), "layers")
                 if layer_numbers
                 else 0
             )
-            expert_offset = _offset(expert_numbers, (ep, sizes[2]), experts(base), "experts") if expert_numbers else 0
+            expert_offset = _offset(expert_numbers, (ep, sizes[2]), expert_count(base), "experts") if expert_numbers else 0
             for name, array in stage.items():
                 _add(
                     gathered_tensors,
@@ -103,7 +103,7 @@ def gathered(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
 
 def _tensors(file: Path) -> dict[str, np.ndarray]:
     with safetensors_file.SafetensorsFile(file) as opened:
-        return unwrapped({name: opened.tensor(name) for name in opened.tensors}, str(file))
+        return without_wrappers({name: opened.tensor(name) for name in opened.tensors}, str(file))
 
 
 def _join_shards(name: str, parts: Sequence[np.ndarray], location: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.architectures import names
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, RefusedError, refused
+from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
@@ -59,9 +59,9 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         if getattr(delta, "magnitude", None) is not None and _has_bias(target, base)
     ]
     if problems:
-        raise refused("torchtune", problems)
-    fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), _order(t, base)), names.permuted, whole=False)
-    fused_adapter = fused.everywhere(fused_adapter, base, _GROUPS, "torchtune")
+        raise refused_error("torchtune", problems)
+    fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), _order(t, base)), names.permute_rows, whole=False)
+    fused_adapter = fused.fill_missing_pairs(fused_adapter, base, _GROUPS, "torchtune")
     tensors: dict[str, np.ndarray] = {}
     for target, pair in fused_adapter.pairs.items():
         stem = _stem(target)
@@ -109,7 +109,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
-    file = fused.opened(path)
+    file = fused.open_file(path)
     stems = _stems(file)
     magnitudes = {stem: f"{stem}.magnitude" for stem, parts in stems.items() if "magnitude" in parts}
     # One option turns DoRA on for every module, so a mixture is a damaged file.
@@ -117,12 +117,12 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         raise FormatError(file.location, "torchtune's adapters have DoRA on all modules or on none, this one on some")
     recorded = _recorded_numbers(path)
     if file.has_source:
-        return _restore(file, fused.settled_alpha(file, "lora_alpha", {}, alpha), base)
+        return _restore(file, fused.resolve_alpha(file, "lora_alpha", {}, alpha), base)
     base = fused.known_base(base, file.location, "torchtune", _PERMUTES_QK)
-    number = fused.settled_alpha(file, "lora_alpha", recorded, alpha)
+    number = fused.resolve_alpha(file, "lora_alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for stem, target in sorted((stem, _target(stem)) for stem in stems):
-        pair = fused.pair(stem, file.tensors[f"{stem}.lora_a.weight"], file.tensors[f"{stem}.lora_b.weight"], file.location)
+        pair = fused.check_pair(stem, file.tensors[f"{stem}.lora_a.weight"], file.tensors[f"{stem}.lora_b.weight"], file.location)
         fused.check_rank(file, stem, len(pair[0]), recorded.get("r"))
         order = _order(target, base)
         magnitude = file.tensors.get(f"{stem}.magnitude")
@@ -145,7 +145,7 @@ def _has_bias(target: str, base: BaseSpec) -> bool:
     return base.architecture == "Qwen2ForCausalLM" and target.endswith((".q_proj", ".k_proj", ".v_proj"))
 
 
-def _stems(file: fused.File) -> dict[str, set[str]]:
+def _stems(file: fused.TrainerFile) -> dict[str, set[str]]:
     stems: dict[str, set[str]] = {}
     unknown = []
     for name in file.tensors:
@@ -155,7 +155,7 @@ def _stems(file: fused.File) -> dict[str, set[str]]:
         else:
             stems.setdefault(name[: -len(match[3]) - 1], set()).add(match[3].partition(".")[0])
     if unknown:
-        raise refused(file.location, unknown)
+        raise refused_error(file.location, unknown)
     for stem, parts in stems.items():
         if not {"lora_a", "lora_b"} <= parts:
             raise FormatError(file.location, f"{stem} has {min(parts)} alone; its counterpart is missing")
@@ -168,9 +168,9 @@ def _target(stem: str) -> str:
 
 
 def _unpermute(rows: np.ndarray, order: int, stem: str, location: str) -> np.ndarray:
-    if not names.divides(order, len(rows)):
+    if not names.order_fits(order, len(rows)):
         raise FormatError(location, f"{stem}: {len(rows)} rows do not match {order} heads. Was it trained on another base?")
-    return np.ascontiguousarray(names.unpermuted(rows, order))
+    return np.ascontiguousarray(names.unpermute_rows(rows, order))
 
 
 def _recorded_numbers(path: Path) -> dict[str, float]:
@@ -183,24 +183,24 @@ def _recorded_numbers(path: Path) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if isinstance(value, int | float) and abs(value) <= 2**40}
 
 
-def _restore(file: fused.File, alpha: float, base: BaseSpec | None) -> Adapter:
+def _restore(file: fused.TrainerFile, alpha: float, base: BaseSpec | None) -> Adapter:
     orders: dict[str, names.Order] = {}
 
     def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         if fused.kind_of(line.target) not in _MODULES or line.stem != _stem(line.target) or not isinstance(line.order, int):
-            raise fused.misplaced(file, line)
+            raise fused.misplaced_error(file, line)
         if base is not None and base.architecture in _PERMUTES_QK and line.order != _order(line.target, base):
             raise RefusedError(
                 file.location, f"{line.target}: its rows were permuted for {line.order} heads, but the base has another number"
             )
         # Needed again for the magnitudes, which have the same order of rows.
         orders[line.target] = line.order
-        pair = fused.pair(
+        pair = fused.check_pair(
             line.stem, file.tensor(f"{line.stem}.lora_a.weight"), file.tensor(f"{line.stem}.lora_b.weight"), file.location
         )
         return pair[0], _unpermute(pair[1], line.order, line.stem, file.location)
 
-    adapter = fused.restored(file, read_padded_pair, alpha=alpha, tail=".lora_b.weight")
+    adapter = fused.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".lora_b.weight")
     magnitudes = {
         target: _unpermute(file.tensors[f"{_stem(target)}.magnitude"], order, target, file.location)
         for target, order in orders.items()
