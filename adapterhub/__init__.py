@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Version
     from adapterhub.running import generate
     from adapterhub.scanning import Scan
+    from adapterhub.serve.prepared_versions import PreparedVersion
     from adapterhub.serve.resolving import resolve
-    from adapterhub.serve.served import PreparedVersion
     from adapterhub.sharing.pulling import PullResult
-    from adapterhub.sharing.sent import PushResult
+    from adapterhub.sharing.push_result import PushResult
     from adapterhub.signing import Signature, Verification, sign, verify
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.bill import Bill
@@ -42,11 +42,54 @@ if TYPE_CHECKING:
     from adapterhub_converters.errors import AdapterhubError
 
 __all__ = [
-    "Adapter", "AdapterhubError", "Attested", "Audit", "Bill", "Combined", "ConvertedModel", "Difference", "Generated",
-    "Identity", "Inputs", "LossReport", "Policy", "Problem", "Pulled", "Ref", "Registry", "Report", "Scan", "Sent", "Served",
-    "Signature", "Verified", "Version", "Versions", "Workspace", "attest", "audit", "bom", "check", "convert",
-    "convert_model", "describe", "diff", "evaluate", "generate", "load", "merge", "open_trainer", "pull", "push", "read_base",
-    "resolve", "scan", "sign", "sign_checkpoint", "train", "verify",
+    "Adapter",
+    "AdapterhubError",
+    "Audit",
+    "Bill",
+    "ConvertedModel",
+    "Difference",
+    "Generation",
+    "Identity",
+    "Inputs",
+    "LossReport",
+    "MergeResult",
+    "Policy",
+    "PreparedVersion",
+    "Problem",
+    "PullResult",
+    "PushResult",
+    "Ref",
+    "Registry",
+    "Report",
+    "Scan",
+    "Signature",
+    "Verification",
+    "VerifiedAttestation",
+    "Version",
+    "Versions",
+    "Workspace",
+    "attest",
+    "audit",
+    "bom",
+    "check",
+    "convert",
+    "convert_model",
+    "describe",
+    "diff",
+    "evaluate",
+    "generate",
+    "load",
+    "merge",
+    "open_trainer",
+    "pull",
+    "push",
+    "read_base",
+    "resolve",
+    "scan",
+    "sign",
+    "sign_checkpoint",
+    "train",
+    "verify",
 ]  # fmt: skip
 
 _MODULES = {
@@ -56,8 +99,8 @@ _MODULES = {
     "adapterhub.auditing": ("Audit", "audit", "sign_checkpoint"),
     "adapterhub.base_models": ("ConvertedModel", "convert_model", "read_base"),
     "adapterhub.checks.report": ("Problem", "Report"),
-    "adapterhub.combining": ("Combined",),
-    "adapterhub.generation": ("Generated",),
+    "adapterhub.combining": ("MergeResult",),
+    "adapterhub.generation": ("Generation",),
     "adapterhub.identity": ("Identity",),
     "adapterhub.learning": ("evaluate", "open_trainer", "train"),
     "adapterhub.local_registry": ("Registry", "Versions"),
@@ -67,11 +110,11 @@ _MODULES = {
     "adapterhub.running": ("generate",),
     "adapterhub.scanning": ("Scan",),
     "adapterhub.serve.resolving": ("resolve",),
-    "adapterhub.serve.served": ("Served",),
-    "adapterhub.sharing.pulling": ("Pulled",),
-    "adapterhub.sharing.sent": ("Sent",),
-    "adapterhub.signing": ("Signature", "Verified", "sign", "verify"),
-    "adapterhub.trust.attestation": ("Attested",),
+    "adapterhub.serve.prepared_versions": ("PreparedVersion",),
+    "adapterhub.sharing.pulling": ("PullResult",),
+    "adapterhub.sharing.push_result": ("PushResult",),
+    "adapterhub.signing": ("Signature", "Verification", "sign", "verify"),
+    "adapterhub.trust.attestation": ("VerifiedAttestation",),
     "adapterhub.trust.bill": ("Bill",),
     "adapterhub.workspace": ("Workspace",),
     "adapterhub_converters.adapter": ("LossReport",),

@@ -27,7 +27,7 @@ from .combining import MergeResult
 from .describing import DescribeResult
 from .sharing import pulling, pushing
 from .sharing.pulling import PullResult
-from .sharing.sent import PushResult
+from .sharing.push_result import PushResult
 from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from adapterhub.checks import Report
     from adapterhub.manifest.document import AdapterManifest
     from adapterhub.merging import FuseReport
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
     from adapterhub.registry.registry import Version
     from adapterhub.trust.bill import Bill
     from adapterhub_converters.adapter import LossReport
@@ -90,14 +90,14 @@ def load(source: StrPath, *, base: Base | None = None, workspace: Workspace | No
         >>> adapter.deltas[adapter.targets[0]].lora_A.shape  # (r, in_features)
         (2, 64)
     """
-    from adapterhub.manifest import describe
+    from adapterhub.manifest import derive
     from adapterhub_converters.formats import convert
 
     workspace = workspace or Workspace()
     spec = _base_spec(base, workspace)
     with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
         read = convert.read(adapter_source.path, base=spec)
-        draft = describe.draft(folder, base=spec)
+        draft = derive.draft(folder, base=spec)
         # The folder's own adapter.json, else one that is derived from its files.
         manifest = draft.recorded or draft.manifest()
     canonical_fields = {field.name: getattr(read, field.name) for field in fields(read)}
@@ -553,6 +553,6 @@ def _local_path(base: BaseSpec | None) -> str | None:
 def _conversion(to: str | None) -> Conversion | None:
     if to is None:
         return None
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
 
     return Conversion(to)

@@ -28,8 +28,8 @@ from . import base_sources, combining, sources
 from .digest import Digest, sha256_file
 from .manifest import oci_manifest
 from .manifest.document import AdapterManifest, Parent, TrainingData
-from .registry.signatures import LIMIT, signed_files
-from .sharing import signatures
+from .registry.signature_policy import LIMIT, signed_files
+from .sharing import signature_checks
 from .trust import attestation, bundle
 from .trust.attestation import FITS, MERGE, TRAINING, TYPES, Attestation, VerifiedAttestation
 from .version import __version__
@@ -38,7 +38,7 @@ from .workspace import StrPath, Workspace, as_list
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
     from adapterhub.registry.registry import Registry
-    from adapterhub.sharing.signatures import Signable
+    from adapterhub.sharing.signature_checks import Signable
     from adapterhub.trust.keys import Signer, TrustedSigner
     from adapterhub_converters.bases import BaseSpec
 
@@ -160,9 +160,11 @@ def _accepted_attestations(
 
 @contextmanager
 def _open_version(source: StrPath, workspace: Workspace) -> Iterator[Signable]:
-    with signatures.open_signable(source, workspace) as version:
+    with signature_checks.open_signable(source, workspace) as version:
         if not version.digest:
-            raise UsageError(version.location, "is a folder, and only versions have attestations", "Push it, and name the version")
+            raise UsageError(
+                version.location, "is a folder, and only versions have attestations", "Push it, and name the version"
+            )
         yield version
 
 
@@ -195,10 +197,14 @@ def _comparison_findings(
     try:
         recomputed = _attestation(kind, version, inputs, signers, workspace)
     except (RefusedError, IntegrityError, NotFoundError) as error:
-        yield Finding(attestation.CODE, "error", version.location, f"{kind}: cannot be computed again: {error.what}", error.hint)
+        yield Finding(
+            attestation.CODE, "error", version.location, f"{kind}: cannot be computed again: {error.what}", error.hint
+        )
         return
     old, new = attestation.base_fingerprint(recorded), attestation.base_fingerprint(recomputed)
-    if old != new and any(attestation.base_fingerprint(other.attestation) == new for other in accepted):  # a version may fit several bases
+    if old != new and any(
+        attestation.base_fingerprint(other.attestation) == new for other in accepted
+    ):  # a version may fit several bases
         message = f"{kind}: is about another base, {old[:19]}…, and was not compared"
         yield Finding(attestation.CODE, "note", version.location, message)
         return
@@ -207,7 +213,9 @@ def _comparison_findings(
         differences += _input_differences(recomputed, inputs, workspace)
         if inputs.base is None or not inputs.data:
             message = f"{kind}: compared with the record in adapter.json, and not with the bytes of every input"
-            yield Finding(attestation.CODE, "note", version.location, message, "Name the base and the data to compare their bytes")
+            yield Finding(
+                attestation.CODE, "note", version.location, message, "Name the base and the data to compare their bytes"
+            )
     if differences:
         remainder = f" (and {len(differences) - _SHOWN} more)" if differences[_SHOWN:] else ""
         message = f"{kind}: is another statement when it is computed again: {'; '.join(differences[:_SHOWN])}{remainder}"
@@ -251,7 +259,7 @@ def _attestation(
 def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[str, Any]:
     """Return the digests of the base and the verdict of each runtime on the adapter. Raise RefusedError if it does not fit."""
     from adapterhub import checks
-    from adapterhub.registry import publish
+    from adapterhub.registry import packaging
     from adapterhub_converters.bases import BaseSpec
 
     base = inputs.base
@@ -259,7 +267,7 @@ def _fits(source: sources.Source, inputs: Inputs, workspace: Workspace) -> dict[
     if not spec.fingerprint:
         raise RefusedError(spec.source, "its tensors are not known, so it has no digest", "Name a base with its weights")
     report = checks.check(source.path, base=spec, limit=_SHOWN, display_name=source.location)
-    publish.raise_or_collect_errors(report, spec, force=False, try_storing=None)
+    packaging.raise_or_collect_errors(report, spec, force=False, try_storing=None)
     return {
         "base": {
             "repo": spec.repo,
@@ -334,7 +342,9 @@ def _training(source: sources.Source, builder: str) -> dict[str, Any]:
     ]
     base = manifest.base
     if not data or not (weights or base.fingerprint):
-        raise RefusedError(source.location, "its training does not record its data and its base", "Attest what adapterhub trained")
+        raise RefusedError(
+            source.location, "its training does not record its data and its base", "Attest what adapterhub trained"
+        )
     base_annotations = {
         "role": "base",
         "revision": base.revision,

@@ -22,9 +22,9 @@ from .workspace import StrPath
 
 if TYPE_CHECKING:
     from .identity import Identity
-    from .store.chain import Chains, Fault
-    from .trust.checkpoint import Checkpoint
+    from .store.log_chain import Chains, Fault
     from .trust.keys import Signer, TrustedSigner
+    from .trust.log_checkpoint import Checkpoint
 
 
 _DATABASES = ("postgresql://", "postgres://")
@@ -102,7 +102,7 @@ def sign_checkpoint(
         IntegrityError: An entry is not as it was written; nothing is signed.
         OutputExistsError: The file exists.
     """
-    from .trust.checkpoint import Checkpoint
+    from .trust.log_checkpoint import Checkpoint
     from .trust.signers import read
 
     signer = read(key, passphrase)
@@ -121,7 +121,7 @@ def _audit(
     location: str, chains: Chains, row: tuple[int, str] | None, checkpoint: Checkpoint | None, signer: TrustedSigner | None
 ) -> Audit:
     names, rows = sum(map(len, chains.ends.values())), row[0] if row else 0
-    return Audit(location, chains.faults, names, chains.entries, rows, checkpoint, signer.where if signer else "")
+    return Audit(location, chains.faults, names, chains.entries, rows, checkpoint, signer.source if signer else "")
 
 
 def _nonempty(chains: Chains) -> dict[str, dict[str, tuple[int, str]]]:
@@ -139,10 +139,10 @@ def _follow(registry: StrPath, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
-    from .hub.people import audit as rows
-    from .hub.storage.log import DatabaseLog
+    from .hub.people import audit_log as rows
     from .hub.storage.postgres import PostgresDatabase
-    from .store.chain import verify_chains
+    from .hub.storage.shared_log import DatabaseLog
+    from .store.log_chain import verify_chains
 
     # Opened as it is: an audit must not migrate the tables that it verifies.
     with closing(PostgresDatabase(url, as_it_is=True)) as database:
@@ -154,9 +154,9 @@ def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
-    from .hub.database import FILE, ReadDatabase
-    from .hub.people import audit as rows
-    from .store.chain import REMOVED, Fault, verify_chains
+    from .hub.hub_database import FILE, ReadDatabase
+    from .hub.people import audit_log as rows
+    from .store.log_chain import REMOVED, Fault, verify_chains
     from .store.store import FOLDER, Store
 
     store = Store(registry / FOLDER)
@@ -176,7 +176,7 @@ def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _read_checkpoint(path: Path, keys: Iterable[TrustedSigner]) -> tuple[Checkpoint, TrustedSigner]:
-    from .trust import checkpoint
+    from .trust import log_checkpoint
 
-    raw = json_file.read_text(path, checkpoint.MAX_CHECKPOINT).encode()
-    return checkpoint.read(raw, keys, str(path))
+    raw = json_file.read_text(path, log_checkpoint.MAX_CHECKPOINT).encode()
+    return log_checkpoint.read(raw, keys, str(path))

@@ -49,10 +49,10 @@ def recorded_base(source: sources.Source) -> str:
     Raises:
         ParameterError: It records none, or only a path, which has no meaning on another machine.
     """
-    from adapterhub.manifest import describe
+    from adapterhub.manifest import derive
 
     with sources.as_folder(source) as folder:
-        base = describe.draft(folder).manifest().base
+        base = derive.draft(folder).manifest().base
     if not base.repo:
         problem = f"{source.location} records no base by name"
         raise ParameterError("base", problem, "Name the model that it was trained on", code="base-required")
@@ -60,7 +60,7 @@ def recorded_base(source: sources.Source) -> str:
 
 
 def _named_weights(text: str, workspace: Workspace) -> Path:
-    from adapterhub.bases import registered
+    from adapterhub.bases import registered_bases
     from adapterhub.bases.hub_address import HubPath
 
     name = registered_base_name(text, workspace)
@@ -70,7 +70,7 @@ def _named_weights(text: str, workspace: Workspace) -> Path:
             raise _missing_base_error(text)
         return cached
     with workspace.open_registry() as registry:
-        spec = registered.get(registry, name).spec
+        spec = registered_bases.get(registry, name).spec
     # A GGUF file names the model that it was made from; the weights of that model are not those of the file.
     hub_path = HubPath(spec.repo, spec.revision) if spec.kind == "hf" and spec.repo and spec.revision else None
     cached = cached_model_path(hub_path, workspace) if hub_path else None
@@ -181,10 +181,10 @@ def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
         return _read_address(text, workspace)
     name = registered_base_name(text, workspace)
     if name is not None:
-        from adapterhub.bases import registered
+        from adapterhub.bases import registered_bases
 
         with workspace.open_registry() as registry:
-            return registered.get(registry, name).spec
+            return registered_bases.get(registry, name).spec
     from adapterhub_converters import bases
 
     path = Path(text)
@@ -199,7 +199,7 @@ def read_base(base: StrPath, workspace: Workspace) -> BaseSpec:
 def _read_address(text: str, workspace: Workspace) -> BaseSpec:
     """Read a base at an address; in an offline mode, read a model of the hub from huggingface_hub's cache."""
     from adapterhub.bases.hub_address import OFFLINE, SCHEME, HubPath
-    from adapterhub.bases.remote import read_url
+    from adapterhub.bases.remote_base import read_url
 
     try:
         hub = workspace.hub()

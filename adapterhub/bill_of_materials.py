@@ -31,12 +31,12 @@ def bom(source: StrPath, workspace: Workspace, *, base: BaseSpec | None = None, 
         base: The base model, whose model card has its license; it is not compared with the adapter's base.
         base_license: The license of the base, in place of the one in its card.
     """
-    from adapterhub.manifest import card, describe, oci_manifest
+    from adapterhub.manifest import card, derive, oci_manifest
     from adapterhub.trust.bill import bill
 
     with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
-        files = describe.digests(folder)
-        manifest, _ = describe.finalize(folder, files)
+        files = derive.digests(folder)
+        manifest, _ = derive.finalize(folder, files)
         digest = adapter_source.digest or oci_manifest.build(folder).digest
         name = (
             (adapter_source.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
     from adapterhub.merging import FuseReport, Merge, MergeReport, Options
-    from adapterhub.merging.into_base.extract import Extraction, ExtractionOptions
-    from adapterhub.merging.into_base.verify import Proofs
+    from adapterhub.merging.into_base.extraction import Extraction, ExtractionOptions
+    from adapterhub.merging.into_base.merge_proof import Proofs
     from adapterhub.ref import Ref
-    from adapterhub.registry.recipe import RebuildDifference, ParentAdapter
+    from adapterhub.registry.adapter_recipe import ParentAdapter, RebuildDifference
     from adapterhub.registry.registry import Registry, Version
     from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.bases import BaseSpec
@@ -104,7 +104,7 @@ def merge_adapters(
         workspace: The registry and the policy.
         replace: Replace an adapter in the folder.
     """
-    from adapterhub.registry import recipe
+    from adapterhub.registry import adapter_recipe
     from adapterhub_converters.containers import atomic
 
     # Refuse a target that cannot be written before minutes are spent on the merge.
@@ -119,7 +119,7 @@ def merge_adapters(
 
     def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
         with workspace.steps("merging") as progress:
-            return recipe.merge(parents, out, options, base=base, progress=progress, replace=replace)
+            return adapter_recipe.merge(parents, out, options, base=base, progress=progress, replace=replace)
 
     if isinstance(target, Path):
         report, manifest = make(target)
@@ -167,8 +167,8 @@ def extract(
     base: Path, tuned: Path, target: Path | Ref, options: ExtractionOptions, workspace: Workspace, *, replace: bool = False
 ) -> tuple[Adapter, Extraction, Version | None]:
     """Extract an adapter from a full fine-tune of a base, into a new folder or as a version of the registry."""
-    from adapterhub.manifest import describe
-    from adapterhub.merging.into_base import extract as difference
+    from adapterhub.manifest import derive
+    from adapterhub.merging.into_base import extraction as difference
     from adapterhub_converters import bases
     from adapterhub_converters.containers import atomic
     from adapterhub_converters.formats import peft
@@ -182,7 +182,7 @@ def extract(
 
     def write(folder: Path) -> None:
         peft.write(adapter, folder)
-        describe.describe(folder, base=bases.read_hf(base)).write(folder)
+        derive.describe(folder, base=bases.read_hf(base)).write(folder)
 
     if isinstance(target, Path):
         with atomic.pending_output(target, replace=replace) as scratch:
@@ -284,7 +284,7 @@ def verify_merge(
 ) -> Proofs:
     """Compare every tensor of a merged model with the expected result of merging these adapters into `base`."""
     from adapterhub.merging import Options
-    from adapterhub.merging.into_base import verify
+    from adapterhub.merging.into_base import merge_proof
     from adapterhub_converters import bases
     from adapterhub_converters.formats import convert
 
@@ -292,7 +292,7 @@ def verify_merge(
     tensors = [convert.read(source.path, base=spec) for source in adapters]
     options = Options(as_trained=onto == "as-trained", trained_in=common_quantization(adapters))
     with workspace.steps("comparing tensors") as progress:
-        return verify.prove(list(zip(tensors, weights, strict=True)), base, merged, options=options, progress=progress)
+        return merge_proof.prove(list(zip(tensors, weights, strict=True)), base, merged, options=options, progress=progress)
 
 
 # ---- rebuild
@@ -316,7 +316,7 @@ def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base:
         base: The model it was converted with, if any.
     """
     from adapterhub.ref import Ref
-    from adapterhub.registry import recipe
+    from adapterhub.registry import adapter_recipe
 
     with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         stored = Path(temporary) / "stored"
@@ -325,12 +325,12 @@ def rebuild(ref: str, workspace: Workspace, *, out: StrPath | None = None, base:
         parents = list(_parents(registry, version.digest, Path(temporary)))
         rebuilt = Path(out) if out else Path(temporary) / "made"
         with sources.relabel_errors(stored, str(version.ref)):
-            recipe.rebuild_adapter(stored, parents, rebuilt, base=base)
-        return RebuildResult(version, tuple(recipe.differences(stored, rebuilt)))
+            adapter_recipe.rebuild_adapter(stored, parents, rebuilt, base=base)
+        return RebuildResult(version, tuple(adapter_recipe.differences(stored, rebuilt)))
 
 
 def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[ParentAdapter]:
-    from adapterhub.registry import recipe
+    from adapterhub.registry import adapter_recipe
     from adapterhub_converters.adapter_files import resolve_adapter
 
     manifest = registry.adapter_manifest(digest)
@@ -343,4 +343,4 @@ def _parents(registry: Registry, digest: Digest, folder: Path) -> Iterator[Paren
         if not parent_folder.exists():
             registry.pull(versions[0].ref, parent_folder)
         weight = 1.0 if parent.weight is None else parent.weight
-        yield recipe.ParentAdapter(parent_folder, resolve_adapter(parent_folder), parent.digest, parent.ref, weight)
+        yield adapter_recipe.ParentAdapter(parent_folder, resolve_adapter(parent_folder), parent.digest, parent.ref, weight)

@@ -59,7 +59,7 @@ def diff(a: StrPath, b: StrPath, workspace: Workspace, *, base: BaseSpec | None 
         FormatError: A file is malformed.
     """
     from adapterhub.analysis import diff as functions
-    from adapterhub.manifest import changes
+    from adapterhub.manifest import fact_changes
 
     before, after = (_read_version(source, workspace, base) for source in (a, b))
     if before.deciding_files and before.deciding_files == after.deciding_files:
@@ -75,8 +75,8 @@ def diff(a: StrPath, b: StrPath, workspace: Workspace, *, base: BaseSpec | None 
         difference,
         names=(before.location, after.location),
         digests=(before.digest, after.digest),
-        files=changes.files(before.files, after.files),
-        facts=changes.facts(before.manifest, after.manifest),
+        files=fact_changes.files(before.files, after.files),
+        facts=fact_changes.facts(before.manifest, after.manifest),
     )
 
 
@@ -110,19 +110,21 @@ def _registry_version(source: StrPath, workspace: Workspace) -> _StoredVersion |
 
 def _remote_version(source: str, workspace: Workspace) -> _StoredVersion | None:
     """Return a version at an address; None for one without adapter.json, which is then derived from its files."""
-    from adapterhub.remotes.copy import read_adapter_manifest
-    from adapterhub.remotes.location import parse
+    from adapterhub.remotes.remote_address import parse
+    from adapterhub.remotes.version_copy import read_adapter_manifest
 
     address = parse(source)
     with workspace.connect(address) as remote:
         oci_document = remote.manifest(address.reference)
-        return (source, oci_document, read_adapter_manifest(remote, oci_document, source)) if oci_document.adapter_json else None
+        return (
+            (source, oci_document, read_adapter_manifest(remote, oci_document, source)) if oci_document.adapter_json else None
+        )
 
 
 def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
     """Return the version that a push of the files would store."""
     from adapterhub.digest import sha256_bytes
-    from adapterhub.manifest import describe, oci_manifest
+    from adapterhub.manifest import derive, oci_manifest
     from adapterhub.store.store import counter
     from adapterhub_converters.formats import convert
 
@@ -130,9 +132,9 @@ def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | No
         kind = convert.sniff(adapter_source.path)
         is_read_alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base, so a diff must, too
         known_adapter = None if is_read_alone else (kind, convert.read(adapter_source.path, base=base))
-        draft = describe.draft(folder, inspected=known_adapter)
+        draft = derive.draft(folder, inspected=known_adapter)
         with workspace.bar("reading") as progress:
-            files = describe.digests(folder, counter(progress, sum(describe.sizes(folder).values())))
+            files = derive.digests(folder, counter(progress, sum(derive.sizes(folder).values())))
         try:
             manifest, raw = draft.finalize(files)
         # A diff is about the files themselves, so a manifest of other weights must not prevent it.
@@ -140,7 +142,7 @@ def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | No
             workspace.tell(
                 f"note: {adapter_source.location}: its adapter.json is not about these files and is ignored: {error.what}"
             )
-            manifest = describe.describe(folder, files=files, inspected=draft.inspected, card=draft.card)
+            manifest = derive.describe(folder, files=files, inspected=draft.inspected, card=draft.card)
             raw = manifest.dump()
         oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
         return _ComparedVersion(source, adapter_source.location, oci_document.digest, manifest, manifest.files)

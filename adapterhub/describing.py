@@ -1,6 +1,6 @@
 """The adapter.json of a folder, written or renewed in place: base pinned, facts declared, digests updated.
 
-The content comes from `adapterhub.manifest.describe`; this module compares it with adapter.toml and the base, and writes it.
+The content comes from `adapterhub.manifest.derive`; this module compares it with adapter.toml and the base, and writes it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.checks import Problem
-    from adapterhub.manifest.changes import FactChange
     from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.fact_changes import FactChange
     from adapterhub_converters.bases import BaseSpec
 
 
@@ -66,8 +66,8 @@ def describe(
         RefusedError: The adapter does not fit the base, or adapter.json pins another one.
         IntegrityError: adapter.json describes other weights.
     """
-    from adapterhub.manifest import changes as documents
-    from adapterhub.manifest import describe as describing
+    from adapterhub.manifest import derive as describing
+    from adapterhub.manifest import fact_changes as documents
     from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
     from adapterhub_converters.containers import atomic
 

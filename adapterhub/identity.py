@@ -54,8 +54,8 @@ class Identity:
         return f"{self.name} of {self.issuer}"
 
     @property
-    def where(self) -> str:
-        """The name of the signer; a key has here the file that it was read from."""
+    def source(self) -> str:
+        """The name of the signer, where a key has the file that it was read from."""
         return self.name
 
     def document(self) -> dict[str, str | None]:

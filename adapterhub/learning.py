@@ -99,7 +99,9 @@ def open_trainer(
         raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
     target = Path(out) if out is not None else Path(path.stem if path else "")
     with ExitStack() as stack:
-        initial = sources.initial_adapter(stack.enter_context(sources.open_source(start, workspace))) if start is not None else None
+        initial = (
+            sources.initial_adapter(stack.enter_context(sources.open_source(start, workspace))) if start is not None else None
+        )
         cache = Path(workspace.cache) if workspace.cache is not None else None
         options = {"start": initial, "cache": cache, "replace": replace}
         yield stack.enter_context(
@@ -209,8 +211,8 @@ def evaluate(
     if record is None or result.ref is None or sources.is_address(result.ref):
         return result
     from adapterhub.ref import Ref
-    from adapterhub.registry import measurements
+    from adapterhub.registry import measurement_log
 
     with workspace.open_registry() as registry:
-        measurements.record(registry, Ref.parse(result.ref), Evaluation(record, result.metrics, result.data, result.base))
+        measurement_log.record(registry, Ref.parse(result.ref), Evaluation(record, result.metrics, result.data, result.base))
     return replace(result, recorded=True)

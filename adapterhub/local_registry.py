@@ -12,17 +12,17 @@ from adapterhub_converters.errors import ParameterError
 from . import api
 from .ref import Ref
 from .sharing.pulling import PullResult
-from .sharing.sent import PushResult
+from .sharing.push_result import PushResult
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
     from adapterhub.project.policy import Policy
     from adapterhub.registry.registry import Version
-    from adapterhub.registry.versions import RestoreResult
+    from adapterhub.registry.version_lookup import RestoreResult
 
 
-class Versions(list["Row"]):
+class Versions(list["VersionRow"]):
     """Rows of versions of a registry, in the order of a list or a search."""
 
     def __repr__(self) -> str:
@@ -100,7 +100,7 @@ class Registry:
             all_versions: Return every version that matches, instead of the newest of each name.
             facets: Values that must be equal: `base`, `method`, `target`, `license`, `task`, `language`, `format` …
         """
-        from adapterhub.index import search as index
+        from adapterhub.index import version_search as index
 
         query = index.Query(words=words, facets=tuple(facets.items()), limit=limit, all_versions=all_versions)
         return Versions(index.search(self._registry.index, query).rows)

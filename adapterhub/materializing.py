@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 from . import base_sources, sources
-from .sharing.policy import check_address
+from .sharing.policy_checks import check_address
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.merging import Merge, Options
+    from adapterhub.registry.adapter_recipe import RebuildDifference
     from adapterhub.registry.merge_recipe import Ingredient, MergeOutput, MergeRecipe
-    from adapterhub.registry.recipe import RebuildDifference
 
 
 # ---- write
@@ -56,7 +56,7 @@ def write_recipe(
         digests: Run the merge once, into a temporary folder, to record the digests of its files.
         replace: Replace the file.
     """
-    from adapterhub.registry import merge_recipe, merge_recipes
+    from adapterhub.registry import merge_recipe, recipe_store
     from adapterhub_converters.containers import atomic, json_file
 
     name = _new_name(out)
@@ -64,8 +64,8 @@ def write_recipe(
         if name:
             registry = stack.enter_context(workspace.open_registry(make=True))
             # Refuse before the merge runs: a name that is taken, or adapters that the registry doesn't have.
-            merge_recipes.check_free(registry, name)
-            merge_recipes.check_adapters(
+            recipe_store.check_free(registry, name)
+            recipe_store.check_adapters(
                 registry, [merge_recipe.Ingredient(**ingredient) for ingredient in options.lineage["adapters"]]
             )
         else:
@@ -76,7 +76,7 @@ def write_recipe(
             recipe = merge_recipe.from_merge(base, merge.base.spec, source, options, model, single=merge.single)
         raw = recipe.dump()
         if name:
-            merge_recipes.store(registry, name, recipe)
+            recipe_store.store(registry, name, recipe)
         else:
             with atomic.pending_output(target, folder=False, replace=replace) as scratch:
                 json_file.write_text(scratch, raw.decode())
@@ -115,39 +115,39 @@ def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
         UsageError: `source` is both; `merge:NAME` is always the name.
         NotFoundError: It is neither.
     """
-    from adapterhub.registry import merge_recipe, merge_recipes
+    from adapterhub.registry import merge_recipe, recipe_store
     from adapterhub.store import named_documents
     from adapterhub_converters.containers import json_file
 
     path, name = Path(source), _recipe_name(source)
     if name and not path.exists():
         with workspace.open_registry() as registry:
-            return merge_recipes.get(registry, name).recipe, name
+            return recipe_store.get(registry, name).recipe, name
     if name and _is_recipe_name(name, workspace):
-        hint = f"Write ./{source} for the file, {merge_recipes.NAME_PREFIX}{name} for the name"
+        hint = f"Write ./{source} for the file, {recipe_store.NAME_PREFIX}{name} for the name"
         raise UsageError(source, "both a file and a recipe in the registry", hint, code="ambiguous")
     return merge_recipe.parse(json_file.read_text(path, named_documents.MAX_RECIPE), source), path.name.removesuffix(".json")
 
 
 def _recipe_name(text: str) -> str | None:
     """Return the registry name that `text` may be; None if it can only be a file."""
-    from adapterhub.registry import merge_recipes
+    from adapterhub.registry import recipe_store
     from adapterhub.store import named_documents
 
     if text.endswith(".json"):
         return None
     try:
-        return named_documents.parse_document_name(text.removeprefix(merge_recipes.NAME_PREFIX), text)
+        return named_documents.parse_document_name(text.removeprefix(recipe_store.NAME_PREFIX), text)
     except UsageError:
         return None
 
 
 def _is_recipe_name(name: str, workspace: Workspace) -> bool:
-    from adapterhub.registry import merge_recipes
+    from adapterhub.registry import recipe_store
 
     try:
         with workspace.open_registry() as registry:
-            return name in merge_recipes.names(registry)
+            return name in recipe_store.names(registry)
     except AdapterhubError:
         return False
 

@@ -137,7 +137,9 @@ def parse_tag(tag: str, location: str) -> str:
     if not is_tag(tag):
         raise RefError(location, f"{tag[:80]!r} is not a tag", "Use up to 128 of A-Z a-z 0-9 . _ -, not starting with . or -")
     if _is_number(tag):
-        raise RefError(location, f"{tag} is a version number, which a push assigns", "Choose another tag", code="version-number")
+        raise RefError(
+            location, f"{tag} is a version number, which a push assigns", "Choose another tag", code="version-number"
+        )
     return tag
 
 

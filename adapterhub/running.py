@@ -96,7 +96,10 @@ def _open_engine(adapter_source: sources.Source, base: Path, workspace: Workspac
         from adapterhub.generation import llama_cpp
 
         llama_cpp.check_extra()
-        with _as_gguf(adapter_source, base) as adapter, llama_cpp.open_engine(adapter, base, location=adapter_source.location) as engine:
+        with (
+            _as_gguf(adapter_source, base) as adapter,
+            llama_cpp.open_engine(adapter, base, location=adapter_source.location) as engine,
+        ):
             yield engine
         return
     if not base.is_dir():

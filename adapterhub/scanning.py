@@ -119,10 +119,10 @@ def _rank_weights(path: Path, workspace: Workspace, name: str) -> Weights:
 
 def _other_spectra(workspace: Workspace, base: BaseInfo, name: str, own_spectra: SpectralSummaries) -> list[SpectralSummaries]:
     """Return the numbers of other adapters, leaving out the same adapter under another name."""
-    from adapterhub.registry import population
+    from adapterhub.registry import spectra_cache
 
     try:
         with workspace.open_registry() as registry:
-            return [other for other in population.spectra_on_base(registry, base, without=name) if other != own_spectra]
+            return [other for other in spectra_cache.spectra_on_base(registry, base, without=name) if other != own_spectra]
     except NotFoundError:  # no registry
         return []

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,8})"
 _WORD = r"(?:0|[1-9][0-9]{0,8}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-_VERSION = linear.Pattern(rf"v?({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?")
-_RANGE = linear.Pattern(rf"([\^~]?)v?({_NUMBER})(?:\.({_NUMBER})(?:\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?)?)?")
+_VERSION = safe_regex.Pattern(rf"v?({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?")
+_RANGE = safe_regex.Pattern(rf"([\^~]?)v?({_NUMBER})(?:\.({_NUMBER})(?:\.({_NUMBER})(?:-({_WORD}(?:\.{_WORD})*))?)?)?")
 
 Release = tuple[int, int, int]
 # A release sorts after its prereleases; among the identifiers of a prerelease, numbers sort before names.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import IntegrityError, ParameterError
 
 from . import attesting, sources
-from .sharing import signatures
+from .sharing import signature_checks
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.identity import Identity
     from adapterhub.maintenance.findings import Finding, Findings
-    from adapterhub.sharing.signatures import Signable
+    from adapterhub.sharing.signature_checks import Signable
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.keys import Signer, TrustedSigner
 
@@ -106,7 +106,7 @@ def sign(
     from adapterhub.trust import signers
 
     signer = signers.read(key, passphrase)
-    signed, _ = signatures.sign(source, signer, workspace or Workspace(), name=name)
+    signed, _ = signature_checks.sign(source, signer, workspace or Workspace(), name=name)
     return _signature_of(signed, name or signed.name, signer.public)
 
 
@@ -158,7 +158,7 @@ def verify(
             signed_version, attested, findings = attesting.verify(source, read_trusted(keys), workspace, inputs=recompute)
             exact = signed_version.pinned  # the signed version, even if its tag was moved meanwhile
         elif keys:
-            signed_version, accepted = signatures.verify(source, read_trusted(keys), workspace, name=name)
+            signed_version, accepted = signature_checks.verify(source, read_trusted(keys), workspace, name=name)
             exact, signature = signed_version.pinned, _signature_of(signed_version, accepted.statement.name, accepted.signer)
         findings = [
             *findings,

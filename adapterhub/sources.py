@@ -22,10 +22,10 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.manifest.existing_folder import ExistingFolder
     from adapterhub.manifest.oci_manifest import Manifest
-    from adapterhub.manifest.present import ExistingFolder
     from adapterhub.ref import Ref
-    from adapterhub.registry.recipe import ParentAdapter
+    from adapterhub.registry.adapter_recipe import ParentAdapter
     from adapterhub.remotes.protocol import Source as Remote
     from adapterhub.training import InitialAdapter
 
@@ -60,11 +60,11 @@ def open_source(source: StrPath, workspace: Workspace) -> Iterator[Source]:
         NotFoundError: It is neither a path nor a ref of the registry.
         UsageError: It is both.
     """
-    from adapterhub_converters.adapter_files import resolve_adapter, folder_for
+    from adapterhub_converters.adapter_files import folder_for, resolve_adapter
 
     text = os.fspath(source)
     if is_address(source):
-        from adapterhub.remotes.location import parse
+        from adapterhub.remotes.remote_address import parse
 
         with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
             address = parse(text)
@@ -116,19 +116,19 @@ def download_version(
 
     Another version that is there is replaced if it is unmodified, or with `replace`.
     """
-    from adapterhub.remotes import folders
-    from adapterhub.remotes.oci.image import UnpackedSource
+    from adapterhub.remotes import adapter_folders
+    from adapterhub.remotes.oci.adapter_image import UnpackedSource
 
     unchanged: list[bool] = []
 
     def replacing(present: ExistingFolder) -> None:
         if not replace:
             # A version that exists in the registry or on the remote can be pulled again, so nothing is lost.
-            present.check_lost(lambda digest: _is_stored(digest, workspace) or folders.has_version(remote, digest))
+            present.check_lost(lambda digest: _is_stored(digest, workspace) or adapter_folders.has_version(remote, digest))
         workspace.tell(f"replaces {present}")
 
     with workspace.bar(f"pulling from {host}") as progress:
-        manifest = folders.download(
+        manifest = adapter_folders.download(
             UnpackedSource(remote),
             reference,
             folder,
@@ -192,13 +192,13 @@ def as_folder(source: Source) -> Iterator[Path]:
 def parent(source: Source, weight: float = 1.0) -> ParentAdapter:
     """Return the adapter as a parent of another, by the digest that pushing it would give."""
     from adapterhub.manifest import oci_manifest
-    from adapterhub.registry import recipe
+    from adapterhub.registry import adapter_recipe
 
     if source.digest:
-        return recipe.ParentAdapter(source.folder, source.path, source.digest, source.ref, weight)
+        return adapter_recipe.ParentAdapter(source.folder, source.path, source.digest, source.ref, weight)
     with as_folder(source) as folder:
         digest = oci_manifest.build(folder).digest
-    return recipe.ParentAdapter(source.folder, source.path, digest, None, weight)
+    return adapter_recipe.ParentAdapter(source.folder, source.path, digest, None, weight)
 
 
 def initial_adapter(source: Source) -> InitialAdapter:
@@ -221,7 +221,7 @@ def is_address(source: StrPath) -> bool:
     """Return whether `source` is an address, such as `oci://…`; a `Path` never is."""
     if not isinstance(source, str):
         return False
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     return is_address(source)
 

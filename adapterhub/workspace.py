@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
     from adapterhub.http.urls import ProxyOf
     from adapterhub.project.policy import Policy
-    from adapterhub.project.settings import SettingsFile
+    from adapterhub.project.settings_file import SettingsFile
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.location import RemoteAddress, UserSettings
     from adapterhub.remotes.protocol import OpenRemote
+    from adapterhub.remotes.remote_address import RemoteAddress, UserSettings
 
 StrPath = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -77,9 +77,9 @@ def project_at(start: Path) -> SettingsFile | None:
     if path is None:
         return None
     from adapterhub import user_files
-    from adapterhub.project import settings
+    from adapterhub.project import settings_file
 
-    return settings.read(path, follow=False) if user_files.is_mine(path) else None
+    return settings_file.read(path, follow=False) if user_files.is_mine(path) else None
 
 
 def _working_folder_policy() -> Policy | None:
@@ -199,14 +199,14 @@ class Workspace:
         Raises:
             RefusedError: Its owner is not trusted; code `unknown-host` or `unknown-folder`.
         """
-        from adapterhub.remotes.location import parse
+        from adapterhub.remotes.remote_address import parse
 
         self._admit(parse(address).owner, Path(file))
         return address
 
     def admitted_registry(self, project: SettingsFile) -> Path | None:
         """Return the folder of the registry that a project names, None without one. Raises as `admitted` does."""
-        from adapterhub.remotes.location import owner_of
+        from adapterhub.remotes.remote_address import owner_of
 
         if project.registry is not None:
             self._admit(owner_of(project.registry), project.path)
@@ -216,7 +216,7 @@ class Workspace:
         """Return the base model that a project checks its adapters against. Raises as `admitted` does."""
         from urllib.parse import urlsplit
 
-        from adapterhub.remotes.location import owner_of
+        from adapterhub.remotes.remote_address import owner_of
 
         text = project.validate.base
         if text is None or text.lower().startswith("hf://"):  # the hub is the user's choice, not the project's
@@ -232,7 +232,7 @@ class Workspace:
         return str(path)
 
     def _admit(self, owner: str, file: Path) -> None:
-        from adapterhub.remotes.location import is_below
+        from adapterhub.remotes.remote_address import is_below
 
         # A project may be a clone of somebody else's: its files must not lead to new hosts or folders unnoticed.
         if not is_below(owner, file.parent) and not self.trusts(owner, file):
@@ -260,7 +260,7 @@ class Workspace:
 
     def transfer(self) -> dict[str, Any]:
         """Return the arguments of `copy.copy` and `folders.download` that limit how fast bytes move."""
-        from adapterhub.remotes.parallel import RateLimit
+        from adapterhub.remotes.parallel_transfer import RateLimit
 
         return {"jobs": self.jobs, "pace": RateLimit(self.rate)}
 
@@ -272,23 +272,23 @@ class Workspace:
 
     def surroundings(self) -> UserSettings:
         """Return the part of the workspace that remotes need."""
-        from adapterhub.remotes.location import UserSettings
+        from adapterhub.remotes.remote_address import UserSettings
 
         docker = _path(self.docker)
 
         def login(host: str, plain: bool) -> str | None:
-            from adapterhub.remotes.oci import credentials
+            from adapterhub.remotes.oci import docker_credentials
 
-            stored = credentials.find_credentials(host, docker, plain=plain)
+            stored = docker_credentials.find_credentials(host, docker, plain=plain)
             return (stored.bearer or stored.password or None) if stored else None
 
         return UserSettings(docker, self.hub, self.environ, _path(self.uploads), self.proxy, self.author, login)
 
     def connect(self, address_: RemoteAddress) -> OpenRemote:
         """Open an address; the caller closes it."""
-        from adapterhub.remotes import location
+        from adapterhub.remotes import remote_address
 
-        return location.connect(address_, self.surroundings())
+        return remote_address.connect(address_, self.surroundings())
 
     def tell_notes(self, remote: OpenRemote) -> str:
         """Report the notes of a remote, and return the commit that was read or made; empty for a remote without commits."""

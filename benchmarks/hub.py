@@ -205,14 +205,14 @@ def length(sock: socket.socket, request: bytes, method: str) -> int:
 
 def serve_hub(folder: str) -> None:
     """Our hub over a registry."""
-    from adapterhub.hub.database import HubDatabase
-    from adapterhub.hub.people import tokens
+    from adapterhub.hub.hub_database import HubDatabase
+    from adapterhub.hub.people import access_tokens
     from adapterhub.hub.server import serve
     from adapterhub.hub.settings import HubSettings
 
     root = Path(folder)
     with contextlib.closing(HubDatabase(root)) as database:
-        token = tokens.create(database, "alice", "write")
+        token = access_tokens.create(database, "alice", "write")
     with stopped_by_input():
         serve(HubSettings(registry=root, port=0), ready=lambda url: told(url, token))
 

@@ -23,9 +23,9 @@ from typing import Any
 from _bench import OURS, Bench, Figures, Program, main, medians
 
 from adapterhub.digest import sha256_bytes
-from adapterhub.index import queries, search
-from adapterhub.index.search import Query
-from adapterhub.manifest import describe, oci_manifest
+from adapterhub.index import queries, version_search
+from adapterhub.index.version_search import Query
+from adapterhub.manifest import derive, oci_manifest
 from adapterhub.manifest.document import FileEntry, Training
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
@@ -64,7 +64,7 @@ def filled(root: str, count: int) -> None:
     """A registry of `count` versions, PER_NAME to a name, put where the store looks for them."""
     store, folder = Store(Path(root) / ".adapterhub"), write_adapter(Path(root) / "tiny")
     store.create()
-    template = describe.describe(folder)
+    template = derive.describe(folder)
     shared = {path: (folder / path).read_bytes() for path in ("adapter_config.json", "adapter_model.safetensors")}
     blobs = store.root / "blobs" / "sha256"
 
@@ -152,10 +152,13 @@ def searches(bench: Bench, registry: Registry, peer: sqlite3.Connection) -> None
     typed_words = [some[5000], some[500], f"{some[100]} {some[200]}", some[50], "adapter-471", "lora"]
     for title, typed in zip(WORDS, typed_words, strict=True):
         # With facets all matches are counted, however many there are.
-        phrases, total = search.phrases(typed), search.search(catalog, Query(typed, all_versions=True), facets=True).total
+        phrases, total = (
+            version_search.phrases(typed),
+            version_search.search(catalog, Query(typed, all_versions=True), facets=True).total,
+        )
         (hits,) = peer.execute("SELECT count(*) FROM words WHERE words MATCH ?", (phrases,)).fetchone()
         found = {
-            "adapterhub": cost(lambda typed=typed: search.search(catalog, Query(typed)), rounds),
+            "adapterhub": cost(lambda typed=typed: version_search.search(catalog, Query(typed)), rounds),
             FTS: cost(lambda phrases=phrases: peer.execute(match, (phrases,)).fetchall(), rounds),
             LIKE: cost(lambda typed=typed: peer.execute(like, (f"%{typed}%",)).fetchall(), min(rounds, 3)),
         }
@@ -169,11 +172,11 @@ def calls(bench: Bench, registry: Registry) -> None:
     name = Ref.parse(f"team07/new-{len(queries.names(catalog))}")
     tags = iter([f"t{n}" for n in range(bench.options.rounds + 1)])
     acts: list[Callable[[], Any]] = [
-        lambda: search.search(catalog, Query(word, (("base", BASES[3]),))),
-        lambda: search.search(catalog, Query(word), facets=True),
-        lambda: search.search(catalog, Query()),
-        lambda: search.search(catalog, Query(), facets=True),
-        lambda: search.holders(catalog, one),
+        lambda: version_search.search(catalog, Query(word, (("base", BASES[3]),))),
+        lambda: version_search.search(catalog, Query(word), facets=True),
+        lambda: version_search.search(catalog, Query()),
+        lambda: version_search.search(catalog, Query(), facets=True),
+        lambda: version_search.holders(catalog, one),
         lambda: registry.list("team07/adapter-7"),
         lambda: registry.list("team07"),
         registry.list,

@@ -150,7 +150,7 @@ def prompt_of(row: int) -> list[int]:
 def own_server(told: dict[str, Any]) -> Figures:
     import torch
 
-    from adapterhub.serve.host import Request, open_host
+    from adapterhub.serve.torch_engine import Request, open_host
 
     options = Namespace(**told)
     torch.set_num_threads(options.threads)
@@ -235,16 +235,16 @@ def in_turn(count: int, **kinds: Callable[[], object]) -> Figures:
 def own_model(options: Namespace, slots: int) -> Any:
     import torch
 
-    from adapterhub.serve.host import model
+    from adapterhub.serve.torch_engine import model
 
     torch.set_num_threads(options.threads)
     return model.load(Path(options.base), slots=slots, rows=8)
 
 
 def own_batch(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.host.adapters import read
-    from adapterhub.serve.host.attention import KeysValues
-    from adapterhub.serve.host.model import Span
+    from adapterhub.serve.torch_engine.adapter_memory import read
+    from adapterhub.serve.torch_engine.model import Span
+    from adapterhub.serve.torch_engine.segment_attention import KeysValues
 
     options = Namespace(**told)
     made = own_model(options, 8)
@@ -264,7 +264,7 @@ def own_batch(told: dict[str, Any]) -> Figures:
 
 
 def own_fill(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.host.adapters import read
+    from adapterhub.serve.torch_engine.adapter_memory import read
 
     options = Namespace(**told)
     made = own_model(options, 8)
@@ -278,8 +278,8 @@ def own_fill(told: dict[str, Any]) -> Figures:
 
 
 def own_switch(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.host.adapters import LoadedAdapter, read
-    from adapterhub.serve.host.schedule import SlotTable
+    from adapterhub.serve.torch_engine.adapter_memory import LoadedAdapter, read
+    from adapterhub.serve.torch_engine.schedule import SlotTable
 
     options = Namespace(**told)
     made = own_model(options, 8)
@@ -304,7 +304,7 @@ def own_slots(told: dict[str, Any]) -> Figures:
     import numpy as np
     import torch
 
-    from adapterhub.serve.host import Request, open_host
+    from adapterhub.serve.torch_engine import Request, open_host
 
     options = Namespace(**told)
     torch.set_num_threads(options.threads)
@@ -325,7 +325,7 @@ def own_slots(told: dict[str, Any]) -> Figures:
 
 
 def own_resident(told: dict[str, Any]) -> Figures:
-    from adapterhub.serve.host.adapters import Adapters
+    from adapterhub.serve.torch_engine.adapter_memory import Adapters
 
     options = Namespace(**told)
     made = own_model(options, 1)
@@ -341,12 +341,12 @@ def grown(options: Namespace) -> Iterator[Figures]:
     """The memory that a block takes, and that in percent of the bytes of its adapters."""
     import torch
 
-    from adapterhub.training import devices
+    from adapterhub.training import compute_device
 
     figures: Figures = {}
-    before = devices.allocated_memory(torch.device("cpu"))
+    before = compute_device.allocated_memory(torch.device("cpu"))
     yield figures
-    size = devices.allocated_memory(torch.device("cpu")) - before
+    size = compute_device.allocated_memory(torch.device("cpu")) - before
     weights = (Path(options.plain) / "adapter_model.safetensors").stat().st_size
     figures |= {"grown MB": size / 1e6, "of their bytes %": 100 * size / (options.adapters * weights)}
 

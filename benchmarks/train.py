@@ -197,27 +197,27 @@ def rows_of(options: Namespace) -> Any:
 def ours(options: Namespace) -> Steps:
     import numpy as np
 
-    from adapterhub.training import config, devices
-    from adapterhub.training.data.rows import IGNORED, Rows
+    from adapterhub.training import compute_device, train_config
+    from adapterhub.training.data.packed_rows import IGNORED, Rows
     from adapterhub.training.layers import lora
-    from adapterhub.training.loop import loop
+    from adapterhub.training.loop import training_loop
     from adapterhub.training.loop.state import new_state
     from adapterhub.training.model.base_files import BaseFiles
     from adapterhub.training.model.loading import load
 
     with BaseFiles(Path(options.base)) as files:
-        device, adapter = devices.select(options.device), config.LoRAConfig(r=R, alpha=ALPHA)
-        made = load(files, config.BaseConfig(options.base), adapter, location="", device=device)
+        device, adapter = compute_device.select(options.device), train_config.LoRAConfig(r=R, alpha=ALPHA)
+        made = load(files, train_config.BaseConfig(options.base), adapter, location="", device=device)
     if options.checkpointing:
         made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora.reset(made.model, 0)
-    settings = config.OptimConfig(rows=options.rows, learning_rate=RATE, schedule="constant")
+    settings = train_config.OptimConfig(rows=options.rows, learning_rate=RATE, schedule="constant")
     ids = rows_of(options)
     labels = np.concatenate([ids[:, 1:], np.full_like(ids[:, :1], IGNORED)], axis=1)
     rows = Rows(ids, labels, np.tile(np.arange(options.sequence), (len(ids), 1)))
     state = new_state(made.model, settings)
     state.order = np.arange(len(ids))
-    return each(options, lambda _: float(loop.advance(made, rows, state, settings, options.steps)["loss"]))
+    return each(options, lambda _: float(training_loop.advance(made, rows, state, settings, options.steps)["loss"]))
 
 
 def quantized(options: Namespace) -> tuple[Any, Any]:

@@ -83,14 +83,14 @@ def scans(folder: str, rounds: int) -> tuple[dict[str, Figures | str], bool]:
     import numpy as np
     from safetensors import safe_open
 
-    from adapterhub.checks import internal
+    from adapterhub.checks import consistency
 
     with safe_open(f"{folder}/adapter_model.safetensors", "numpy") as file:
         arrays = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
     bad = [np.full((1, 64), value, ml_dtypes.bfloat16) for value in (np.nan, np.inf)]
 
     def ours(parts: list[Any]) -> bool:
-        return all(most < infinite for most, infinite in map(internal.largest_bits, parts))
+        return all(most < infinite for most, infinite in map(consistency.largest_bits, parts))
 
     def floor(parts: list[Any]) -> bool:
         return all(part.reshape(-1).view(np.uint64).max() for part in parts)

@@ -25,7 +25,7 @@ _COMMANDS = "reference/commands"
 _GENERATED = {
     "adapterhub/__init__.py": "reference/python-api.md",
     "adapterhub/cli/explanations.py": "reference/codes.md",
-    "adapterhub/training/explain.py": "reference/training.md",
+    "adapterhub/training/config_help.py": "reference/training.md",
 }
 _SOURCE = re.compile(r"\]\((?:\.\./)+(adapterhub/[\w./]+)\)")
 

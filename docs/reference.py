@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "converters"), str(ROOT / "schemas")]
 
 from adapterhub.cli.errors import codes, explanation
 from adapterhub.cli.main import GROUPS, PROGRAM, app
-from adapterhub.training.explain import explain
+from adapterhub.training.config_help import explain
 from adapterhub.version import __version__
 
 # Exit codes in the words of docs/exit-codes.md would be a second copy; a man page names the page.

@@ -57,9 +57,9 @@ _DECODING = {
     "converters/adapterhub_converters/containers/toml_file.py": "the bounded reader of TOML",
     "schemas/adapterhub_schemas/__init__.py": "its own files; it knows the standard library only",
     "adapterhub/training/limited_process.py": "lines of its own parent; it knows jinja and the standard library only",
-    "adapterhub/training/limited.py": "lines that its own process writes",
+    "adapterhub/training/process_limits.py": "lines that its own process writes",
     "adapterhub/training/data/chat_template.py": "what a template of ours renders",
-    "adapterhub/remotes/oci/credentials.py": "where the members are of a text that was parsed before",
+    "adapterhub/remotes/oci/docker_credentials.py": "where the members are of a text that was parsed before",
 }
 
 
@@ -75,7 +75,7 @@ def test_only_the_bounded_readers_decode_json_and_toml() -> None:
 
 # What of transformers can load a base, and the one module that may ask for it.
 _LOADERS = {"from_pretrained", "from_config", "for_model", "load_dataset", "pipeline"}
-_LOADING = Path("adapterhub/training/model/library.py")
+_LOADING = Path("adapterhub/training/model/transformers_api.py")
 
 
 def test_transformers_is_asked_in_one_place_and_never_with_the_code_of_a_base() -> None:
@@ -226,7 +226,7 @@ _MAY_BACKTRACK = {
     "adapterhub.cli.output": "every line that is printed passes two patterns, which are linear, and start before RE2 would",
     "adapterhub_converters.display": "patterns of one character, with lookaround of a fixed width, which RE2 lacks",
     "adapterhub_converters.containers.safetensors_file": "one pattern, whose repeats are possessive",
-    "adapterhub_converters.patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
+    "adapterhub_converters.peft_patterns": "reads a config's own patterns as peft does: bounded in length, with a deadline",
 }
 
 
@@ -264,7 +264,7 @@ def test_every_pattern_is_one_that_re2_reads() -> None:
 _OPENERS = {
     "adapterhub/cli/environment.py": "the user's own token of the Hugging Face Hub",
     "adapterhub/cli/main.py": "/dev/null",
-    "adapterhub/hub/database.py": "creates hub.db, which SQLite opens by its path",
+    "adapterhub/hub/hub_database.py": "creates hub.db, which SQLite opens by its path",
     "adapterhub/hub/operations/backup.py": "creates files in a new folder",
     "adapterhub/index/schema.py": "a file of this package",
     "adapterhub/remotes/objects/bucket.py": "certificates that a variable names",
@@ -272,22 +272,22 @@ _OPENERS = {
     "adapterhub/store/export.py": "creates files in a new folder",
     "adapterhub/merging/into_base/output_files.py": "creates files in a new folder",
     "adapterhub/training/cost/budget.py": "/proc",
-    "adapterhub/training/devices.py": "/proc",
+    "adapterhub/training/compute_device.py": "/proc",
     "adapterhub/user_files.py": "the folder that it locks",
-    "adapterhub/remotes/layouts/folder.py": "the folder that it locks",
+    "adapterhub/remotes/layouts/layout_folder.py": "the folder that it locks",
     "converters/adapterhub_converters/containers/atomic.py": "folders, and what it wrote itself",
-    "converters/adapterhub_converters/containers/inside.py": "in open folders, links not followed",
+    "converters/adapterhub_converters/containers/confined_files.py": "in open folders, links not followed",
     "converters/adapterhub_converters/containers/open_file.py": "the one way",
-    "converters/adapterhub_converters/formats/probe.py": "what it wrote itself",
+    "converters/adapterhub_converters/formats/format_probe.py": "what it wrote itself",
     "converters/adapterhub_converters/formats/unpickle.py": "/proc",
 }
 # Modules of the packages that work on a store, and why they touch files themselves. All others go through `Store.files`.
 _STORE = ("adapterhub/store", "adapterhub/maintenance", "adapterhub/registry", "adapterhub/index")
 _TOUCHERS = {
-    "adapterhub/index/database.py": "registry.db, which SQLite opens by its path",
-    "adapterhub/index/opening.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/index/index_database.py": "registry.db, which SQLite opens by its path",
+    "adapterhub/index/index_opening.py": "registry.db, which SQLite opens by its path",
     "adapterhub/registry/conversion_cache.py": "copies into new folders",
-    "adapterhub/registry/population.py": "a new folder of the cache",
+    "adapterhub/registry/spectra_cache.py": "a new folder of the cache",
     "adapterhub/registry/ledger.py": "the folder of the registry, which its user named",
     "adapterhub/store/export.py": "a new folder outside",
     "adapterhub/store/ingest.py": "the adapter's own folder",
@@ -377,7 +377,7 @@ _CONNECTING = {
     "adapterhub.http.bounded": "the one HTTP client",
     "adapterhub.http.boundary": "the one HTTP client",
     "adapterhub.http.client": "the one HTTP client",
-    "adapterhub.http.connections": "the one HTTP client",
+    "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
     "adapterhub.serve.engines.over_http": "engines that were started here, or that the user has named",
 }

@@ -19,7 +19,7 @@ from adapterhub.cli import environment
 from adapterhub.http.boundary import Boundary, LedAstrayError, Reach, reach_of
 from adapterhub.http.bounded import Progress, SlowError
 from adapterhub.http.client import MAX_REDIRECTS, Client, retry_after_seconds
-from adapterhub.http.errors import AgainError, CutError, DeniedError, GivenUpError
+from adapterhub.http.http_errors import AgainError, CutError, DeniedError, GivenUpError
 from adapterhub.http.urls import origin, proxy_to, resolve_link
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RemoteError, UsageError
 from tests.support.forward_proxy import ForwardProxy

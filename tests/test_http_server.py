@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.http_server import binding, connections
+from adapterhub.http_server import binding, client_connections
 from adapterhub_converters.errors import RefusedError
 
 
@@ -57,7 +57,7 @@ def _answer(client: socket.socket) -> bytes:
 def _serving(app: Any, **more: Any) -> Iterator[tuple[tuple[str, int], Any]]:
     """The address of a server of an application, and the server."""
     sock = binding.open_listener("127.0.0.1", 0)
-    server = connections.make_server(app, certificate=None, key=None, drain=1, **more)
+    server = client_connections.make_server(app, certificate=None, key=None, drain=1, **more)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
@@ -69,7 +69,7 @@ def _serving(app: Any, **more: Any) -> Iterator[tuple[tuple[str, int], Any]]:
 
 def test_one_connection_too_many_is_closed_and_those_before_it_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     with _serving(_app) as (address, server):
-        monkeypatch.setattr(connections.Connection, "most", 3)
+        monkeypatch.setattr(client_connections.Connection, "most", 3)
         clients = [socket.create_connection(address) for _ in range(5)]
         assert [_answer(client) for client in clients] == [b"HTTP/1.1 204"] * 3 + [b""] * 2
         for client in clients:
@@ -99,11 +99,11 @@ def _of(file: int, announced: int = SIZE) -> Callable[..., Any]:
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            assert connections.ZERO_COPY in scope["extensions"]
+            assert client_connections.ZERO_COPY in scope["extensions"]
             headers = [(b"content-length", str(5 + announced).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"first", "more_body": True})
-            await send({"type": connections.ZERO_COPY, "file": file, "offset": 0, "count": announced})
+            await send({"type": client_connections.ZERO_COPY, "file": file, "offset": 0, "count": announced})
 
     return app
 
@@ -194,5 +194,5 @@ def test_a_request_that_offers_another_protocol_keeps_its_body(chunked: bool) ->
 
 def test_files_are_left_for_the_work_itself() -> None:
     resource = pytest.importorskip("resource")
-    most = connections.max_connections()
+    most = client_connections.max_connections()
     assert 256 <= most <= max(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 256)

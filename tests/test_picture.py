@@ -16,8 +16,8 @@ from adapterhub import picture
 from adapterhub.analysis import norms
 from adapterhub.cli import output
 from adapterhub.cli.views import lineage_plot, merge_plot
-from adapterhub.merging import ModuleMerge, MergeReport
-from adapterhub.registry import lineage
+from adapterhub.merging import MergeReport, ModuleMerge
+from adapterhub.registry import lineage_graph
 from adapterhub.training.artifacts.loss_curve import loss_curve
 
 pytest.importorskip("matplotlib")
@@ -230,9 +230,9 @@ def test_a_loss_curve_is_readable(drawn: list[Any], tmp_path: Path, steps: int, 
 def test_every_edge_of_a_lineage_ends_in_the_head_of_an_arrow(drawn: list[Any], tmp_path: Path) -> None:
     from matplotlib.patches import FancyArrowPatch
 
-    nodes = {name: lineage.Node(name, (f"t/{name}:v1",)) for name in "abc"}
-    found = lineage.Lineage(
-        "c", nodes, (lineage.Edge("a", "b", 0.5), lineage.Edge("b", "c", 0.25), lineage.Edge("a", "c", 0.75))
+    nodes = {name: lineage_graph.Node(name, (f"t/{name}:v1",)) for name in "abc"}
+    found = lineage_graph.Lineage(
+        "c", nodes, (lineage_graph.Edge("a", "b", 0.5), lineage_graph.Edge("b", "c", 0.25), lineage_graph.Edge("a", "c", 0.75))
     )
     lineage_plot.draw(found, tmp_path / "a.png")
     arrows = drawn[0].findobj(FancyArrowPatch)

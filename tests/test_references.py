@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapterhub import references
+from adapterhub import version_selection
 from adapterhub.ref import RefError
 
 ONE, TWO = "sha256:" + "a" * 63 + "0", "sha256:" + "a" * 63 + "1"
@@ -24,12 +24,12 @@ ONE, TWO = "sha256:" + "a" * 63 + "0", "sha256:" + "a" * 63 + "1"
     ],
 )
 def test_a_number_is_v_and_at_most_nine_digits(tag: str, number: int | None) -> None:
-    assert references.number(tag) == number
+    assert version_selection.number(tag) == number
 
 
 def test_a_range_begins_with_its_sign_and_a_prefix_is_less_than_a_digest() -> None:
-    assert [references.is_range(one) for one in ("^1", "~1.2", "1.2", "v1")] == [True, True, False, False]
-    assert [references.is_prefix(one) for one in ("sha256:", ONE[:-1], ONE, "sha512:aa", "aaaa")] == [
+    assert [version_selection.is_range(one) for one in ("^1", "~1.2", "1.2", "v1")] == [True, True, False, False]
+    assert [version_selection.is_prefix(one) for one in ("sha256:", ONE[:-1], ONE, "sha512:aa", "aaaa")] == [
         True,
         True,
         False,
@@ -40,27 +40,27 @@ def test_a_range_begins_with_its_sign_and_a_prefix_is_less_than_a_digest() -> No
 
 def test_the_highest_version_in_a_range_is_taken() -> None:
     tags = {"1.2.0": 1, "1.10.0": 2, "2.0.0": 3, "prod": 9}
-    assert references.highest_tag_in_range("^1", lambda: tags, tags.get, "r") == "1.10.0"
-    assert references.highest_tag_in_range("1.2", lambda: tags, tags.get, "r") == "1.2.0"
-    assert references.highest_tag_in_range("^3", lambda: tags, tags.get, "r") is None
-    assert references.highest_tag_in_range("prod", lambda: tags, tags.get, "r") is None
+    assert version_selection.highest_tag_in_range("^1", lambda: tags, tags.get, "r") == "1.10.0"
+    assert version_selection.highest_tag_in_range("1.2", lambda: tags, tags.get, "r") == "1.2.0"
+    assert version_selection.highest_tag_in_range("^3", lambda: tags, tags.get, "r") is None
+    assert version_selection.highest_tag_in_range("prod", lambda: tags, tags.get, "r") is None
 
 
 def test_a_number_is_never_a_range() -> None:
     tags = {"1.2.0": 1, "1.0.0": 2}
-    assert references.highest_tag_in_range("v1", lambda: tags, tags.get, "r") is None
+    assert version_selection.highest_tag_in_range("v1", lambda: tags, tags.get, "r") is None
 
 
 def test_two_spellings_of_one_version_must_be_the_same_one() -> None:
     tags = {"1.2.0": 1, "v1.2.0": 1}
-    assert references.highest_tag_in_range("^1", lambda: tags, tags.get, "r") in tags
+    assert version_selection.highest_tag_in_range("^1", lambda: tags, tags.get, "r") in tags
     with pytest.raises(RefError, match=r"r: 1\.2\.0 and v1\.2\.0 are the same version number and point to different versions"):
-        references.highest_tag_in_range("^1", lambda: tags, {"1.2.0": 1, "v1.2.0": 2}.get, "r")
+        version_selection.highest_tag_in_range("^1", lambda: tags, {"1.2.0": 1, "v1.2.0": 2}.get, "r")
 
 
 def test_the_digits_of_one_digest_are_enough_and_those_of_two_are_not() -> None:
-    assert references.matching_digest(ONE[:-1] + "0", [ONE, TWO], "r") == ONE
-    assert references.matching_digest("sha256:a", [ONE, ONE], "r") == ONE
-    assert references.matching_digest("sha256:b", [ONE, TWO], "r") is None
+    assert version_selection.matching_digest(ONE[:-1] + "0", [ONE, TWO], "r") == ONE
+    assert version_selection.matching_digest("sha256:a", [ONE, ONE], "r") == ONE
+    assert version_selection.matching_digest("sha256:b", [ONE, TWO], "r") is None
     with pytest.raises(RefError, match=f"ambiguous digest prefix: 2 versions, such as {ONE}, {TWO}. Use more digits"):
-        references.matching_digest("sha256:a", [TWO, ONE], "r")
+        version_selection.matching_digest("sha256:a", [TWO, ONE], "r")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.digest import sha256_bytes
-from adapterhub.manifest import describe, oci_manifest
+from adapterhub.manifest import derive, oci_manifest
 from adapterhub.manifest.card import Card
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
@@ -26,8 +26,8 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     folder = adapter(tmp_path / "sql", pairs(1))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# SQL\n")
-    files = describe.digests(folder)
-    manifest = describe.describe(folder, files=files, card=Card())
+    files = derive.digests(folder)
+    manifest = derive.describe(folder, files=files, card=Card())
     assert manifest.license is None
     raw = manifest.dump()
     made = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)

@@ -18,7 +18,7 @@ import numpy as np
 
 from adapterhub.checks import Verdict, check
 from adapterhub.digest import Digest
-from adapterhub.manifest.changes import FactChange, FileChange
+from adapterhub.manifest.fact_changes import FactChange, FileChange
 from adapterhub_converters import display, dtypes
 from adapterhub_converters.adapter import Adapter, Delta, Rows, refuse_tuned, targets_without_magnitude
 from adapterhub_converters.bases import BaseSpec
@@ -26,7 +26,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, peft
 
-from .low_rank import Factors, are_comparable, distance, inner, delta_norm, terms
+from .low_rank import Factors, are_comparable, delta_norm, distance, inner, terms
 
 Progress = Callable[[int, int], None]
 

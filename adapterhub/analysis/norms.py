@@ -108,7 +108,9 @@ def estimated_seconds(adapter: Adapter) -> float:
     return sum(map(work_of, adapter.deltas.values())) / _A_SECOND + len(adapter.deltas) * _A_MODULE
 
 
-def build_heat_map(adapter: Adapter, *, base: Path | None = None, progress: Callable[[int, int], None] | None = None) -> NormHeatMap:
+def build_heat_map(
+    adapter: Adapter, *, base: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> NormHeatMap:
     """Return the norms of an adapter's deltas.
 
     Args:

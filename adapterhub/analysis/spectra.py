@@ -58,7 +58,9 @@ SpectralSummaries = Mapping[str, SpectralSummary]
 """Module to the numbers of its delta."""
 
 
-def spectra(adapter: Adapter, *, progress: Callable[[int, int], None] | None = None) -> tuple[SpectralSummaries, Mapping[str, str]]:
+def spectra(
+    adapter: Adapter, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[SpectralSummaries, Mapping[str, str]]:
     """Return the numbers of every module, and the modules without numbers, with the reason.
 
     The experts of a stack count as one matrix with blocks on its diagonal; under DoRA, the low-rank part is measured.
@@ -108,7 +110,9 @@ def _combine(group: Sequence[SpectralSummary]) -> SpectralSummary:
     return SpectralSummary(norm, max(summary.top for summary in group), (energy / norm) ** 2 if norm else 0.0)
 
 
-def rank_among(summaries: SpectralSummaries, other_adapters: Iterable[SpectralSummaries]) -> tuple[list[RankedSummary], list[RankedSummary]]:
+def rank_among(
+    summaries: SpectralSummaries, other_adapters: Iterable[SpectralSummaries]
+) -> tuple[list[RankedSummary], list[RankedSummary]]:
     """Return the kinds of modules, and the modules, of an adapter with their percentiles among those of others."""
     of_modules: dict[str, list[SpectralSummary]] = {}
     of_kinds: dict[str, list[SpectralSummary]] = {}

@@ -7,7 +7,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import RemoteError, UsageError
 
 ENDPOINT = "https://huggingface.co"
@@ -15,12 +15,12 @@ SCHEME = "hf://"
 MAIN = "main"
 OFFLINE = "offline"
 """The error code for requests to a hub that are not allowed (offline)."""
-_NAME_PATTERN = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_MODEL_PATTERN = linear.Pattern(
+_NAME_PATTERN = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+_MODEL_PATTERN = safe_regex.Pattern(
     r"(?P<repo>[^/@]+/[^/@]+|[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
 )
 # The path of the page of a model, or of a file in it.
-_PAGE_PATTERN = linear.Pattern(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?P<path>/.*)?)?/?")
+_PAGE_PATTERN = safe_regex.Pattern(r"/(?P<repo>[^/]+/[^/]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/]+)(?P<path>/.*)?)?/?")
 # First segments of other pages, which are not the name of an organization.
 _OTHER_PAGES = ("datasets", "spaces", "api", "docs", "collections", "papers", "blog")
 

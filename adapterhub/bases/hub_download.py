@@ -20,7 +20,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFou
 from . import hub_cache
 from .hub_address import Hub, HubPath
 from .ranges import ListedFile, RangeClient, gated_error
-from .remote import list_files
+from .remote_base import list_files
 
 _HINT = "Delete it, and try again"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"

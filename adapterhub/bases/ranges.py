@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from adapterhub.http.client import PAUSES, Answer, Body, Client
-from adapterhub.http.errors import AgainError
-from adapterhub_converters import linear
+from adapterhub.http.http_errors import AgainError
+from adapterhub_converters import safe_regex
 from adapterhub_converters.bases import RangedFile
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
@@ -27,7 +27,7 @@ MAX_DIGESTED = 20_000_000  # bytes of a tokenizer.json that is fetched only for 
 _FIRST_REQUEST = 1 << 16  # bytes; enough for the header of most shards
 _FIRST_REQUEST_GGUF, _READ_AHEAD_GGUF = 1 << 20, 1 << 22  # bytes; a GGUF header has the vocabulary and is read in pieces
 _WORKERS = 8
-_CONTENT_RANGE = linear.Pattern(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+_CONTENT_RANGE = safe_regex.Pattern(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 MAX_SKIPPED = 1 << 27  # bytes read and discarded to reach later ones, on a server without ranges
 _TIMEOUT = 15.0  # seconds without a single byte
 _DOWNLOAD_HINT = "Download it, and name the file"
@@ -191,7 +191,7 @@ class WebFiles:
         """Return the name for messages."""
         return self._label(name)
 
-    def whole(self, name: str, limit: int) -> bytes | None:
+    def read_whole(self, name: str, limit: int) -> bytes | None:
         """Return the bytes of a small file, fetched in one request; None if it is missing."""
         if not self._may_exist(name):
             return None
@@ -211,7 +211,7 @@ class WebFiles:
             raise error
         self.notes.append(f"{self.label(name)}: HTTP 403, treated as missing")
 
-    def ranged(self, name: str) -> RangedFile | None:
+    def open_ranged(self, name: str) -> RangedFile | None:
         """Return a reader of byte ranges, or None if the file is missing; the first request brings the size."""
         if name not in self._open:
             self._open[name] = self._begin(name) if self._may_exist(name) else None
@@ -245,14 +245,14 @@ class WebFiles:
             return listed.sha256
         is_small = listed is None or listed.size is None or listed.size <= MAX_DIGESTED
         try:
-            raw = self.whole(name, MAX_DIGESTED) if is_small else None
+            raw = self.read_whole(name, MAX_DIGESTED) if is_small else None
         except TooLargeError:
             is_small, raw = False, None
         if not is_small:
             self.notes.append(f"{name} has more than {MAX_DIGESTED} bytes and was not fetched for its digest")
         return None if raw is None else "sha256:" + hashlib.sha256(raw).hexdigest()
 
-    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    def map_items(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Apply a function to all items, up to eight at once."""
         if len(items) < 2:
             return [function(item) for item in items]

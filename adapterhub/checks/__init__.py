@@ -14,15 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterhub.manifest.package_files import shorten_names, survey
-from adapterhub_converters import collector
+from adapterhub_converters import gc_pause
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import AdapterhubError, ParameterError
-from adapterhub_converters.runtimes import APPLIED, RUNTIMES
+from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
 
+from .base_fit import shape_problems
+from .base_identity import changed_files, identity_problems
+from .consistency import earlier_problems, internal_problems, value_problems
 from .contents import Contents
-from .identity import changed_files, identity_problems
-from .internal import earlier_problems, internal_problems, value_problems
-from .reading import read_contents, unreadable_file
+from .contents_reader import read_contents, unreadable_file
 from .report import (
     CODES,
     ERROR,
@@ -40,8 +41,7 @@ from .report import (
     Verdict,
     level_of,
 )
-from .runtimes import runtime_verdicts
-from .shapes import shape_problems
+from .runtime_verdicts import runtime_verdicts
 
 __all__ = [
     "CODES",
@@ -58,8 +58,8 @@ __all__ = [
     "Verdict",
     "check",
     "check_codes",
-    "examined",
     "level_of",
+    "open_check",
 ]
 
 
@@ -150,11 +150,11 @@ def open_check(
         The report, and the contents of the adapter; None if its files are not well-formed.
     """
     findings = Findings(limit)
-    with collector.pause_gc():
+    with gc_pause.pause_gc():
         contents, problems = read_contents(path, base=base)
         findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
-        with collector.pause_gc():
+        with gc_pause.pause_gc():
             if contents is not None:
                 findings.add(_problems(contents, base, headers_only=headers_only))
             verdicts = runtime_verdicts(contents, base, findings.by_code, values=not headers_only)

@@ -19,12 +19,12 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, Adapter, Delta, TunedModule, tuner_of
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsHeader, SafetensorsFile, TensorInfo, TensorKind
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorInfo, TensorKind
 from adapterhub_converters.errors import NotFoundError
 from adapterhub_converters.formats import peft
-from adapterhub_converters.formats.peft.keys import identify
-from adapterhub_converters.formats.unread import AdapterClaims
-from adapterhub_converters.patterns import Patterns
+from adapterhub_converters.formats.adapter_claims import AdapterClaims
+from adapterhub_converters.formats.peft.tensor_keys import identify
+from adapterhub_converters.peft_patterns import Patterns
 
 Parts = Mapping[str, TensorKind]
 """The tensors of one module, by part: `A`, `B`, `embedding_A`, `embedding_B`, `magnitude`, `bias`."""

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.formats import peft
-from adapterhub_converters.patterns import fullmatch
+from adapterhub_converters.peft_patterns import fullmatch
 
 from .contents import Contents
 
@@ -17,7 +17,7 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings")
 OUTPUTS = ("lm_head", "embed_out", "output")
 # Tasks of peft whose model class adds a head to the base.
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-_EXPERT = linear.Pattern(r"\.experts\.\d+\.")
+_EXPERT = safe_regex.Pattern(r"\.experts\.\d+\.")
 
 
 def last_of(target: str) -> str:

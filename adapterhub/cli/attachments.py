@@ -11,15 +11,15 @@ from adapterhub_converters.errors import UsageError
 from . import remotes
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import RemoteAddress
     from adapterhub.remotes.oci.referrers import Referrer
     from adapterhub.remotes.protocol import ReferringTarget
+    from adapterhub.remotes.remote_address import RemoteAddress
 
 
 @contextmanager
 def open_referrers(address: str) -> Iterator[tuple[ReferringTarget, RemoteAddress]]:
     """Open an address that can have attachments; raise UsageError for any other."""
-    from adapterhub.remotes.location import is_address, parse
+    from adapterhub.remotes.remote_address import is_address, parse
 
     if not is_address(address):
         hint = "Copy it to a registry or a layout first, like oci://HOST/NAME:TAG or layout://PATH:NAME"
@@ -37,7 +37,9 @@ def copy_attachments(source: str, target: str) -> int:
     from adapterhub.remotes.oci import referrers
 
     with open_referrers(source) as (source_remote, source_place), open_referrers(target) as (target_remote, _):
-        return len(referrers.copy_referrers(source_remote, source_remote.manifest(source_place.reference).digest, target_remote))
+        return len(
+            referrers.copy_referrers(source_remote, source_remote.manifest(source_place.reference).digest, target_remote)
+        )
 
 
 def document(referrer: Referrer) -> dict[str, object]:

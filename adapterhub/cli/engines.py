@@ -71,12 +71,12 @@ def open_engine(
 ) -> Iterator[EngineChoice]:
     """Open the engine of `engine_options` on a base, and print which one it is; `more` are fields of `Wanted`."""
     from adapterhub import base_sources
-    from adapterhub.serve.engines import choosing
+    from adapterhub.serve.engines import engine_choice
 
     spec = inputs.read_base(base, settings)
     base_name = name or _base_name(base, spec)
     with tempfile.TemporaryDirectory(prefix="adapterhub-serve-") as folder:
-        choice = choosing.EngineOptions(
+        choice = engine_choice.EngineOptions(
             engine,
             spec,
             base_name,
@@ -93,7 +93,7 @@ def open_engine(
             tell=lambda note: output.say(output.one_line(note)),
             **fields,
         )
-        chosen_engine = choosing.open_engine(choice)
+        chosen_engine = engine_choice.open_engine(choice)
         if chosen_engine.name == "torch":
             # Before the engine starts, which imports torch.
             environment.prepare_torch(same_bits_in_batches=True)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
     from adapterhub.hub.settings import HubSettings
     from adapterhub.project.policy import Policy
-    from adapterhub.project.settings import SettingsFile, Validation
+    from adapterhub.project.settings_file import SettingsFile, Validation
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.configured import Remote
     from adapterhub.remotes.known_hosts import KnownHosts
+    from adapterhub.remotes.named_remotes import Remote
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Written out so that help and completion need not import the checks (numpy); a test compares.
@@ -257,7 +257,7 @@ def trusts(owner: str, file: Path) -> bool:
 
 def remember_host(address: str) -> None:
     """Remember the hosts of an address that the user named, because a file of the project names them from now on."""
-    from adapterhub.remotes.location import parse
+    from adapterhub.remotes.remote_address import parse
 
     known_hosts().remember(parse(address).owner)
 
@@ -355,7 +355,7 @@ def project() -> SettingsFile | None:
     if path is None:
         return None
     from adapterhub import user_files
-    from adapterhub.project import settings as project
+    from adapterhub.project import settings_file as project
 
     if not user_files.is_mine(path):
         from . import output
@@ -390,7 +390,7 @@ def user() -> SettingsFile | None:
     path = user_file()
     if not path.is_file():
         return None
-    from adapterhub.project import settings as project
+    from adapterhub.project import settings_file as project
 
     return project.read(path)
 
@@ -403,7 +403,7 @@ def policy() -> Policy | None:
 
 def remotes() -> dict[str, Remote]:
     """Return the remotes by name; one of the project takes precedence over one of the user with the same name."""
-    from adapterhub.remotes.configured import Remote
+    from adapterhub.remotes.named_remotes import Remote
 
     named_remotes: dict[str, Remote] = {}
     for settings in (user(), project()):
@@ -431,7 +431,7 @@ def remote(name: str) -> Remote:
         raise UsageError("--remote", "there is no default remote", hint)
     if remote_name not in named_remotes:
         raise NotFoundError(remote_name[:80], "no remote of this name", hint)
-    from adapterhub.remotes.configured import check_url
+    from adapterhub.remotes.named_remotes import check_url
 
     # People edit these files, so a URL is checked when it is used.
     check_url(named_remotes[remote_name].url)
@@ -446,7 +446,7 @@ def trusted_remote(name: str) -> Remote:
     """
     named_remote = remote(name)
     if (project_settings := project()) and named_remote.path == project_settings.path:
-        from adapterhub.remotes.configured import unused_address
+        from adapterhub.remotes.named_remotes import unused_address
 
         Workspace(trusts=trusts).admitted_address(unused_address(named_remote.url), named_remote.path)
     return named_remote
@@ -457,7 +457,7 @@ def remote_at(text: str) -> Remote:
 
     A remote by its URL has no name.
     """
-    from adapterhub.remotes.configured import Remote, check_url
+    from adapterhub.remotes.named_remotes import Remote, check_url
 
     return Remote("", check_url(text), Path()) if "://" in text else trusted_remote(text)
 
@@ -466,14 +466,14 @@ def ref_at_remote(ref: str, name: str | None) -> str:
     """Return the address of a ref on the remote that --remote names; the ref itself without the option."""
     if name is None:
         return ref
-    from adapterhub.remotes.configured import address_below
+    from adapterhub.remotes.named_remotes import address_below
 
     return address_below(trusted_remote(name).url, ref)
 
 
 def source_at_remote(text: str, name: str | None) -> str:
     """Do as `at_remote` for a SRC: an address, or a path that is written as one, like ./sql, is returned unchanged."""
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     return text if name is None or is_address(text) or text.startswith((".", "/")) else ref_at_remote(text, name)
 
@@ -499,7 +499,9 @@ def _check_remote_name_or_url(context: click.Context, option: click.Parameter, v
     return value if value and "://" in value else _check_remote_name(context, option, value)
 
 
-def _remote_option(help_text: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]) -> Callable[[F], F]:
+def _remote_option(
+    help_text: str, check: Callable[[click.Context, click.Parameter, str | None], str | None]
+) -> Callable[[F], F]:
     return click.option(
         "--remote",
         metavar="[NAME]",
@@ -521,7 +523,7 @@ served_remote_option = _remote_option(
 @contextmanager
 def hint_default_remote(source: str) -> Iterator[None]:
     """Add to the error for a ref that the registry doesn't have how to ask the default remote; not for an address."""
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     try:
         yield

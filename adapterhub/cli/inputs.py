@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub import base_sources, sources
-from adapterhub.sources import Source, as_folder, existing_path, initial_adapter, local_base_path, relabel_errors, parent, link_or_copy
-from adapterhub_converters import linear
+from adapterhub.sources import (
+    Source,
+    as_folder,
+    existing_path,
+    initial_adapter,
+    link_or_copy,
+    local_base_path,
+    parent,
+    relabel_errors,
+)
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
 
 from . import output
@@ -21,12 +30,27 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 __all__ = [
-    "Source", "as_folder", "base_name", "byte_count", "existing", "given", "here", "in_place", "is_elsewhere", "naming",
-    "opened", "parent", "place", "read_base", "ref_of", "resolve", "weights",
+    "Source",
+    "as_folder",
+    "base_name",
+    "byte_count",
+    "existing_path",
+    "in_place",
+    "initial_adapter",
+    "is_elsewhere",
+    "link_or_copy",
+    "local_base_path",
+    "open_source",
+    "parent",
+    "read_base",
+    "ref_of",
+    "relabel_errors",
+    "resolve",
+    "weights",
 ]  # fmt: skip
 
 is_elsewhere = sources.is_address
-_SIZE = linear.Pattern(r"(?i)(\d{1,15}(?:\.\d{1,15})?) ?(?:([KMGT])(i?))?B?")
+_SIZE = safe_regex.Pattern(r"(?i)(\d{1,15}(?:\.\d{1,15})?) ?(?:([KMGT])(i?))?B?")
 
 
 def byte_count(text: str, option: str) -> int:
@@ -41,7 +65,9 @@ def byte_count(text: str, option: str) -> int:
 def open_source(text: str, settings: Settings, *, notes: bool = True) -> AbstractContextManager[Source]:
     """See `sources.opened`; prints its notes, such as that a version is deprecated, unless `notes` is off."""
     settings_workspace = workspace(settings)
-    return sources.open_source(text, settings_workspace if notes else dataclasses.replace(settings_workspace, tell=lambda _: None))
+    return sources.open_source(
+        text, settings_workspace if notes else dataclasses.replace(settings_workspace, tell=lambda _: None)
+    )
 
 
 def in_place(text: str, settings: Settings) -> AbstractContextManager[Path]:

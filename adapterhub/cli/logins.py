@@ -9,7 +9,7 @@ from adapterhub_converters.errors import UsageError
 from . import environment
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.oci.address import OciAddress
+    from adapterhub.remotes.oci.oci_address import OciAddress
 
 
 HUBS = {"hub+https": "oci+https", "hub+http": "oci+http"}
@@ -28,7 +28,7 @@ def _url(text: str) -> str:
 
 def address_of(text: str) -> OciAddress:
     """Return the registry that a host, a URL or a remote names; raise UsageError for a kind with logins of its own."""
-    from adapterhub.remotes.oci.address import OciAddress
+    from adapterhub.remotes.oci.oci_address import OciAddress
 
     url = _url(text)
     scheme, _, remainder = url.partition("://")

@@ -11,7 +11,7 @@ from adapterhub import combining, picture
 from . import inputs, output
 from .environment import workspace
 from .options import Settings
-from .views import merged
+from .views import merge_report
 
 if TYPE_CHECKING:
     from adapterhub.manifest.document import Recipe
@@ -41,6 +41,6 @@ def merge_into_adapter(
         from .views import merge_plot
 
         merge_plot.draw(result.report, Path(plot), title=label)
-    document = merged.document(label, result.version, result.report, result.manifest.to_dict()["parents"])
-    text = merged.lines(label, result.manifest, result.report)
+    document = merge_report.document(label, result.version, result.report, result.manifest.to_dict()["parents"])
+    text = merge_report.lines(label, result.manifest, result.report)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write_lines(text))

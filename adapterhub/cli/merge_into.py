@@ -13,7 +13,7 @@ from . import environment, inputs, output
 from .environment import workspace
 from .options import Settings
 from .progress import bytes_bar
-from .views import fused, recipes
+from .views import fuse_report, recipes
 
 if TYPE_CHECKING:
     from adapterhub.manifest.document import Recipe
@@ -87,4 +87,4 @@ def run(
     if not into["dry_run"]:
         with bytes_bar("merging") as progress:
             report = merge.write(out, progress, replace=replace)
-    output.emit(fused.document(report), as_json=settings.as_json, text=lambda: fused.text(report))
+    output.emit(fuse_report.document(report), as_json=settings.as_json, text=lambda: fuse_report.text(report))

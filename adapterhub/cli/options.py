@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_converters import formats, linear
+from adapterhub_converters import formats, safe_regex
 from adapterhub_converters.errors import AdapterhubError, OutputExistsError, UsageError
 
 from .errors import reword
 from .progress import EVENTS, QUIET
 
-_COUNT = linear.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
+_COUNT = safe_regex.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
 
 if TYPE_CHECKING:
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
 
 # Words that people type, to the command that they mean.
 SYNONYMS = {
@@ -171,7 +171,9 @@ def plot_option(detail: str) -> Decorator:
 
 def adapter_option(detail: str, **attributes: Any) -> Decorator:
     """Return the option `--adapter SRC`, repeatable; the argument `adapters`."""
-    return click.option("--adapter", "adapters", metavar="SRC", multiple=True, help=f"Adapter: {detail}; repeatable.", **attributes)
+    return click.option(
+        "--adapter", "adapters", metavar="SRC", multiple=True, help=f"Adapter: {detail}; repeatable.", **attributes
+    )
 
 
 def headers_only_option(detail: str) -> Decorator:
@@ -387,6 +389,6 @@ def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ..
         return None
     if style == _IMAGE and (dtype != "source" or approx or drop):
         raise UsageError("--to image", "does not convert the adapter", "Leave the other options out, or convert it first")
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
 
     return Conversion(style, dtype, approx, split_drops(drop))

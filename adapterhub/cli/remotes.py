@@ -10,8 +10,8 @@ from .environment import workspace
 from .options import Settings
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.location import RemoteAddress, UserSettings
     from adapterhub.remotes.protocol import OpenRemote
+    from adapterhub.remotes.remote_address import RemoteAddress, UserSettings
 
 
 def surroundings() -> UserSettings:
@@ -32,6 +32,6 @@ def unsupported_error(text: str, feature: str) -> UsageError:
 
 def open_address(text: str) -> OpenRemote:
     """Open an address; the caller closes it."""
-    from adapterhub.remotes import location
+    from adapterhub.remotes import remote_address
 
-    return connect(location.parse(text))
+    return connect(remote_address.parse(text))

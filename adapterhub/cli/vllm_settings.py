@@ -14,9 +14,9 @@ import os
 from dataclasses import replace
 from functools import partial
 
-from adapterhub.remotes.configured import address_below, check_url
+from adapterhub.remotes.named_remotes import address_below, check_url
 from adapterhub.serve import vllm_plugin
-from adapterhub.serve.names import AllowedNames
+from adapterhub.serve.model_names import AllowedNames
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 

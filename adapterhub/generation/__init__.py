@@ -15,7 +15,7 @@ from adapterhub_converters.errors import RefusedError
 
 from .sampling import Sampler
 
-__all__ = ["Engine", "Generated", "OnText", "Prompt", "answered"]
+__all__ = ["Engine", "Generation", "OnText", "Prompt", "answer_prompt"]
 
 OnText = Callable[[bool, str], object]
 """A callback that gets whether the adapter is on, and the next piece of text."""
@@ -110,9 +110,8 @@ def answer_prompt(
     if not ids:
         raise RefusedError(engine.location, "the prompt has no token to continue")
     if engine.max_context is not None and len(ids) + max_tokens > engine.max_context:
-        problem = (
-            f"the prompt has {len(ids):,} tokens and the answer may have {max_tokens:,}, but the model sees {engine.max_context:,}"
-        )
+        sizes = f"the prompt has {len(ids):,} tokens and the answer may have {max_tokens:,}"
+        problem = f"{sizes}, but the model sees {engine.max_context:,}"
         raise RefusedError(engine.location, problem, "Ask for fewer tokens, or shorten the prompt", code="too-long")
     answers, count = [], 0
     # With the adapter first: an engine cannot turn it on again.

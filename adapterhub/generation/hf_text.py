@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.training.data import chat_template
-from adapterhub.training.model.base import Base
+from adapterhub.training.model.base_model import Base
 from adapterhub_converters.containers import json_file
 
 _DTYPES = ("bfloat16", "float16", "float32")

@@ -103,7 +103,14 @@ class LlamaCppEngine:
     name = "llama.cpp"
 
     def __init__(
-        self, library: tuple[Any, Any], model: Any, metadata: Mapping[str, Any], log: Sequence[str], *, location: str, threads: int
+        self,
+        library: tuple[Any, Any],
+        model: Any,
+        metadata: Mapping[str, Any],
+        log: Sequence[str],
+        *,
+        location: str,
+        threads: int,
     ) -> None:
         self.location, self._threads, self._log = location, threads, log
         self._ffi, self._lib = library

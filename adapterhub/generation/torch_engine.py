@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapterhub.training import devices
-from adapterhub.training.config import BaseConfig
+from adapterhub.training import compute_device
 from adapterhub.training.data import chat_template
 from adapterhub.training.events import InitialAdapter
-from adapterhub.training.model import adapters
-from adapterhub.training.model.base import Base
+from adapterhub.training.model import adapter_transfer
 from adapterhub.training.model.base_files import BaseFiles
+from adapterhub.training.model.base_model import Base
 from adapterhub.training.model.loading import load
+from adapterhub.training.train_config import BaseConfig
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import RefusedError
 
@@ -38,15 +38,15 @@ def open_engine(
         RefusedError: The adapter is for another base, or has parts that the layers cannot represent.
     """
     with BaseFiles(base, cache) as files:
-        factors = adapters.read(adapter, files.spec)
+        factors = adapter_transfer.read(adapter, files.spec)
         if not factors.pairs:
             raise RefusedError(factors.location, "has no low-rank factors, and no other kind of adapter can be run")
-        adapters.check_base(factors, files.spec, None)
+        adapter_transfer.check_base(factors, files.spec, None)
         document = json_file.parse_object(files.config_text, f"{base}: config.json")
         config = BaseConfig(str(base), quantize="none", dtype=hf_text.stored_dtype(document))
-        device = devices.select("auto")
+        device = compute_device.select("auto")
         model = load(files, config, factors.config, location=factors.location, progress=progress, device=device)
-    adapters.copy_into_model(model, factors)
+    adapter_transfer.copy_into_model(model, factors)
     chat_template.adopt(model.tokenizer, adapter.folder)
     model.model.eval()
     with torch.inference_mode(), contextlib.ExitStack() as stack:
@@ -58,12 +58,12 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, base: Base, factors: adapters.Factors, path: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(self, base: Base, factors: adapter_transfer.Factors, path: Path, stack: contextlib.ExitStack) -> None:
         self._text = hf_text.Text(base, path)
         self.location, self.max_context = self._text.location, self._text.max_context
         self._base, self._adapter = base, stack
         # Modules that the adapter replaces stay in use until the adapter is turned off.
-        self._adapter.enter_context(adapters.with_replaced_modules(base, factors))
+        self._adapter.enter_context(adapter_transfer.with_replaced_modules(base, factors))
 
     def text_of(self, prompt: Prompt) -> str:
         """Render the chat template in its own limited process; a model without one continues the text."""
@@ -78,7 +78,7 @@ class TorchEngine:
         """Decode with keys and values that are kept from call to call."""
         if not adapted:
             self._adapter.close()
-            adapters.remove(self._base)
+            adapter_transfer.remove(self._base)
         model, cache, token_count = self._base.model, None, 0
         parameters = inspect.signature(model.forward).parameters
         # The logits of a long prompt are large, and only those of its last token are needed.

@@ -21,8 +21,8 @@ from urllib3 import HTTPResponse
 from adapterhub_converters.errors import FormatError, NotFoundError, RemoteError
 
 from .boundary import Boundary
-from .connections import FAILURES, Connections, StaleError, causes_of, error_for
-from .errors import AgainError, CutError, DeniedError, GivenUpError
+from .connection_pools import FAILURES, Connections, StaleError, causes_of, error_for
+from .http_errors import AgainError, CutError, DeniedError, GivenUpError
 from .urls import ProxyOf, next_page, no_proxy, origin, proxy_to, resolve_link
 
 MAX_REDIRECTS = 10
@@ -199,7 +199,9 @@ class Client:
         """
 
         def once() -> Answer:
-            with self._response(method, url, location, scope=scope, headers=headers, body=body, redirects=redirects) as response:
+            with self._response(
+                method, url, location, scope=scope, headers=headers, body=body, redirects=redirects
+            ) as response:
                 if response.status not in good:
                     raise self._status_error(response, location)
                 response.check_identity()
@@ -271,7 +273,9 @@ class Client:
     def pause(self, error: AgainError, number: int, location: str) -> None:
         """Wait before retry `number` + 1, as long as the server asked for. RemoteError if that is too long."""
         if error.pause is not None and error.pause > _MAX_PAUSE:
-            raise RemoteError(location, f"{error.reason}; it asks to wait {error.pause:.0f} seconds", "Try again then") from error
+            raise RemoteError(
+                location, f"{error.reason}; it asks to wait {error.pause:.0f} seconds", "Try again then"
+            ) from error
         if self._stopped.wait(self.pauses[number] if error.pause is None else error.pause):
             raise RemoteError(location, "stopped") from error
 
@@ -313,14 +317,18 @@ class Client:
             is_own_origin = self._is_own_origin(url, location)
             authorization = self.authorizations.get(scope) if is_own_origin else None
             auth_header = {"Authorization": authorization} if authorization else {}
-            response = self._send(method, url, location, headers={**(headers or {}), **auth_header}, body=body, within=remaining)
+            response = self._send(
+                method, url, location, headers={**(headers or {}), **auth_header}, body=body, within=remaining
+            )
             try:
                 if response.status in _REDIRECTS and redirects and method in ("GET", "HEAD"):
                     _discard_body(response, remaining)
                     url = resolve_link(url, response.headers.get("location"), location)
                     remaining -= time.monotonic() - began
                     if remaining <= 0:
-                        raise RemoteError(location, f"no answer in time: its redirects take longer than {self.timeout:g} seconds")
+                        raise RemoteError(
+                            location, f"no answer in time: its redirects take longer than {self.timeout:g} seconds"
+                        )
                     continue
                 if response.status == 401 and is_own_origin and self.authorize and not logged_in:
                     _discard_body(response, remaining)
@@ -346,7 +354,14 @@ class Client:
                 self.authorizations[scope] = self.authorize(challenges, scope)
 
     def _send(
-        self, method: str, url: str, location: str, *, headers: Mapping[str, str], body: bytes | RequestBody | None, within: float
+        self,
+        method: str,
+        url: str,
+        location: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | RequestBody | None,
+        within: float,
     ) -> Body:
         all_headers = {"User-Agent": "adapterhub", "Accept-Encoding": "identity", **headers}
         if body is not None or method in ("POST", "PUT", "PATCH"):
@@ -399,7 +414,11 @@ class Client:
         return "" if any(secret in text for secret in self._all_secrets()) else text
 
     def _all_secrets(self) -> list[str]:
-        return [secret for secret in (*self.secrets(), *(value.partition(" ")[2] for value in self.authorizations.values())) if secret]
+        return [
+            secret
+            for secret in (*self.secrets(), *(value.partition(" ")[2] for value in self.authorizations.values()))
+            if secret
+        ]
 
     def _names_secret(self, host: str, location: str) -> bool:
         """Return whether a server made a host name from a secret: host names are sent to DNS servers and appear in errors."""

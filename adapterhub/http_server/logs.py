@@ -10,10 +10,10 @@ import datetime
 import json
 import logging
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.display import printable
 
-_TOKEN = linear.Pattern(r"hf_[A-Za-z0-9]{16,}")
+_TOKEN = safe_regex.Pattern(r"hf_[A-Za-z0-9]{16,}")
 
 
 def redact_tokens(text: str) -> str:

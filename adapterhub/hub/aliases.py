@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import RefusedError
 
-_ALIAS = linear.Pattern(r"(.+?)(?:\.v([1-9][0-9]{0,7}))?(?:\.(gguf|mlx))?")
+_ALIAS = safe_regex.Pattern(r"(.+?)(?:\.v([1-9][0-9]{0,7}))?(?:\.(gguf|mlx))?")
 
 
 @dataclass(frozen=True, slots=True)

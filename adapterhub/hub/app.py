@@ -18,14 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import IntegrityError, LocalIOError, RemoteError
 
-from . import asking, failures, openapi
+from . import error_responses, openapi, request_context
 from .hf import routes as hf
 from .hub import Hub
 from .middleware import AuditMiddleware, RateLimitMiddleware
 from .oauth import routes as oauth
 from .oci import routes as oci
 from .operations import routes as operations
-from .operations.metrics import MetricsMiddleware, Metrics
+from .operations.prometheus import Metrics, MetricsMiddleware
 from .settings import HubSettings
 from .web import routes as web
 from .web.site import Site
@@ -59,7 +59,7 @@ def create_app(settings: HubSettings) -> ASGIApp:
         Middleware(RateLimitMiddleware, limits=dict(settings.limits)),
         Middleware(AuditMiddleware),
     ]
-    handlers = dict.fromkeys((LocalIOError, RemoteError, IntegrityError), failures.error_response)
+    handlers = dict.fromkeys((LocalIOError, RemoteError, IntegrityError), error_responses.error_response)
     app = Starlette(lifespan=lifespan, middleware=middleware, exception_handlers=handlers)
     app.router.default = FirstPartRouter(routes)
     app.state.metrics = metrics
@@ -120,7 +120,7 @@ class RequestGuard:
         scope = {**scope, "path": unquote(quoted_path).replace("\n", "\ufffd")}
         printable_path = printable(scope["path"])
         started, status = time.monotonic(), 0
-        call = asking.begin(self._address(scope))
+        call = request_context.begin(self._address(scope))
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status

@@ -14,11 +14,11 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.ref import LATEST, Ref, RefError, is_name
-from adapterhub.registry.repositories import MAIN, CommitRecord, Repository, commit_id, head_of
-from adapterhub.registry.versions import find_exact_row
+from adapterhub.registry.repository_records import MAIN, CommitRecord, Repository, commit_id, head_of
+from adapterhub.registry.version_lookup import find_exact_row
 from adapterhub_converters.errors import NotFoundError
 
-from . import aliases, origins
+from . import aliases, mirror_origin
 from .aliases import Alias
 from .workers import MAX_CACHED_FILES, Worker
 
@@ -208,7 +208,7 @@ def by_id(worker: Worker, view: View, ident: str) -> Commit:
     if ident == EMPTY.id and not view.newest:
         return EMPTY
     record = worker.repositories.commit(view.repository, ident) if view.repository else None
-    if record is None and view.newest and not view.frozen and (origin := origins.find(worker.database, view.name, ident)):
+    if record is None and view.newest and not view.frozen and (origin := mirror_origin.find(worker.database, view.name, ident)):
         return replace(version_commit(worker, view, row_of(worker, view, origin)), id=ident)
     if record is None:
         raise NotFoundError(f"{view.name}@{ident}", "no such commit")

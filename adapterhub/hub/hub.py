@@ -20,26 +20,26 @@ from adapterhub.index import queries
 from adapterhub.index.queries import VersionRow
 from adapterhub.project.policy import join
 from adapterhub.registry.registry import policy_of
-from adapterhub.registry.repositories import Repository
+from adapterhub.registry.repository_records import Repository
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import aliases, moving
-from .access import Access
+from . import aliases, renames
+from .access_control import Access
 from .aliases import Alias
-from .blobs import BlobResponse
-from .commits import MayRead, View, frozen_view, is_arriving, find_view
-from .forms import ConvertedVersions
-from .git import GitObjectIds
+from .blob_response import BlobResponse
+from .commits import MayRead, View, find_view, frozen_view, is_arriving
+from .converted_versions import ConvertedVersions
+from .git_objects import GitObjectIds
 from .jobs import Jobs
 from .mirror import Mirror
 from .people import accounts
+from .people.access_tokens import Identity
 from .people.accounts import READERS
 from .people.id_tokens import Issuers
-from .people.tokens import Identity
+from .policy_gate import PolicyGate
 from .quotas import Quotas
-from .releases import PolicyGate
 from .settings import HubSettings
-from .storage.opening import open_storage
+from .storage.from_settings import open_storage
 from .uploads import USABLE_SECONDS, UploadLeases, Uploads
 from .webhooks import Webhooks
 from .workers import Worker, Workers
@@ -85,7 +85,9 @@ class Hub:
         self.access = Access(self.database, settings.require_login)
         self.upload_leases = UploadLeases(self.store)
         self.quotas = Quotas(self.database, self.access.namespace_settings)
-        self.uploads = Uploads(self.store, self.workers, limit=settings.max_file, room=self._count_upload, on_end=self.quotas.close)
+        self.uploads = Uploads(
+            self.store, self.workers, limit=settings.max_file, room=self._count_upload, on_end=self.quotas.close
+        )
         self.git = GitObjectIds(self.store)
         self.conversions = ConvertedVersions(self.storage, settings.policy)
         self.policy_gate = PolicyGate(settings.policy, self._views_with_file)
@@ -119,10 +121,10 @@ class Hub:
 
     async def finish_moves(self) -> None:
         """Finish renames of repositories that a killed process or an error left half done."""
-        for old, new in await self.workers.run(moving.pending_moves):
+        for old, new in await self.workers.run(renames.pending_moves):
             try:
                 async with self.move_lock(old, new):
-                    await self.workers.run(moving.finish, old, new)
+                    await self.workers.run(renames.finish, old, new)
             except AdapterhubError as error:
                 _log.warning("%s is still to be moved to %s: %s", old, new, error)
 
@@ -204,7 +206,11 @@ class Hub:
         """
         until, names, by_token = self._hidden_cache
         if until < time.monotonic():
-            until, names, by_token = self._hidden_cache = time.monotonic() + _HIDDEN_TTL, self._restricted_repositories(worker), {}
+            until, names, by_token = self._hidden_cache = (
+                time.monotonic() + _HIDDEN_TTL,
+                self._restricted_repositories(worker),
+                {},
+            )
         key = identity.token if identity else 0
         hidden = by_token.get(key)
         if hidden is None:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from adapterhub_converters.errors import AdapterhubError
 
-from .database import HubDatabase
+from .hub_database import HubDatabase
 
 _LEASE = 60.0  # seconds until a claim ends unless renewed
 _RENEWAL_INTERVAL = 15.0

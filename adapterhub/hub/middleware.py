@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.http_server.limits import Window, Windows
 
-from . import asking
-from .access import BadTokenError, token_in
+from . import request_context
+from .access_control import BadTokenError, token_in
 from .hub import Hub
-from .people import audit
-from .people.audit import Event
+from .people import audit_log
+from .people.audit_log import Event
 from .settings import CLASSES
 
 _API, _RESOLVERS, _PAGES = CLASSES
@@ -76,7 +76,7 @@ class RateLimitMiddleware:
             token = None
         # An invalid token counts by address, or each guess would get a window of its own.
         identity = hub_of(scope).access.token_identity(token) if token else None
-        return f"token {identity.token}" if identity else asking.current().address
+        return f"token {identity.token}" if identity else request_context.current().address
 
 
 def class_of(path: str) -> str:
@@ -115,7 +115,7 @@ class AuditMiddleware:
             if message["type"] == "http.response.start" and (action := _action(scope, message["status"])):
                 hub = hub_of(scope)
                 # Before the response goes out: a change whose client was told must be in the log.
-                await hub.workers.read(audit.record, hub.database, _event(scope, action))
+                await hub.workers.read(audit_log.record, hub.database, _event(scope, action))
             await send(message)
 
         await self._app(scope, receive, send_after_recording if scope["type"] == "http" else send)
@@ -141,7 +141,7 @@ def handler_of(scope: Scope) -> Sequence[str]:
 
 
 def _event(scope: Scope, action: str) -> Event:
-    call, params = asking.current(), scope.get("path_params", {})
+    call, params = request_context.current(), scope.get("path_params", {})
     name = " ".join(call.names) or params.get("name") or "/".join(params[key] for key in ("namespace", "repo") if key in params)
     parts = [f"{key}={value}" for key, value in params.items() if key not in ("name", "namespace", "repo")]
     detail = " ".join([*([f"{scope['method']} {scope['path']}"] if action == "refused" else parts)])

@@ -25,7 +25,7 @@ from typing import Any
 from adapterhub.bases.hub_address import MAIN
 from adapterhub.bases.hub_address import Hub as HuggingFace
 from adapterhub.digest import is_hex
-from adapterhub.http.errors import DeniedError
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.http_server.limits import Windows
 from adapterhub.index import queries
@@ -33,12 +33,12 @@ from adapterhub.index.queries import VersionRow
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import LATEST, Ref, is_name
 from adapterhub.registry.moves import ABSENT
-from adapterhub.registry.versions import Version
-from adapterhub.remotes.copy import distinct_blobs
-from adapterhub.remotes.hub.client import COMMIT, Bounds, HubAddress
-from adapterhub.remotes.hub.repository import HubRepository
-from adapterhub.remotes.local import LocalName
+from adapterhub.registry.version_lookup import Version
+from adapterhub.remotes.hub.hub_client import COMMIT, Bounds, HubAddress
+from adapterhub.remotes.hub.hub_repository import HubRepository
+from adapterhub.remotes.local_name import LocalName
 from adapterhub.remotes.protocol import Source
+from adapterhub.remotes.version_copy import distinct_blobs
 from adapterhub.store.store import HUB, REFS
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.display import printable
@@ -53,9 +53,9 @@ from adapterhub_converters.errors import (
     UsageError,
 )
 
-from . import asking, commits, origins, publishing
-from .access import Access, ThrottledError
-from .people.tokens import Identity
+from . import commits, mirror_origin, publishing, request_context
+from .access_control import Access, ThrottledError
+from .people.access_tokens import Identity
 from .quotas import Quotas
 from .settings import MAX_MIRRORED, HubSettings, Upstream
 from .workers import Worker, Workers
@@ -171,11 +171,11 @@ class Mirror:
         if state.due and (question := self._pending_question(address, pin, state)):
             finished, _ = await asyncio.wait([question], timeout=_PATIENCE if state.newest else None)
             if not finished:
-                asking.current().warning = "the upstream of this mirror takes long; this is what was fetched before"
+                request_context.current().warning = "the upstream of this mirror takes long; this is what was fetched before"
                 return
             question.result()
         if reply := self._replies.get(name):
-            asking.current().warning = reply.warning
+            request_context.current().warning = reply.warning
             if reply.refusal and state.newest is None:
                 raise NotMirroredError(f"{name} is not mirrored", reply.refusal)
 
@@ -207,7 +207,7 @@ class Mirror:
         newest = view.newest if view else None
         if newest is None and (view is not None or worker.registry.ledger.current(name).deleted):
             return None
-        if newest and not origins.is_mirrored(self._database, name, newest.digest):
+        if newest and not mirror_origin.is_mirrored(self._database, name, newest.digest):
             return None
         due = not self._is_fresh(name) or (view is not None and self._is_unknown(worker, view, pin))
         is_own = due and self._is_own(worker, name.partition("/")[0])
@@ -218,7 +218,9 @@ class Mirror:
         if self._access.is_taken(namespace):
             return True
         log = worker.registry.store.log
-        return not origins.names(self._database, namespace).issuperset(log.names(REFS, namespace) + log.names(HUB, namespace))
+        return not mirror_origin.names(self._database, namespace).issuperset(
+            log.names(REFS, namespace) + log.names(HUB, namespace)
+        )
 
     def _is_fresh(self, key: str) -> bool:
         reply = self._replies.get(key)
@@ -301,18 +303,20 @@ class Mirror:
             except NotFoundError:
                 return False
             commit = source.commits.get(MAIN, "")
-            digest = origins.find(self._database, address.name, commit)
+            digest = mirror_origin.find(self._database, address.name, commit)
             if newest and digest:
                 if digest != newest.digest:  # the upstream's `main` went back to an earlier commit
                     manifest, message = (
                         LocalName(worker.registry, address.name).manifest(digest),
                         f"mirrored from {address.with_reference(commit)}",
                     )
-                    worker.registry.push_manifest(manifest, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message)
+                    worker.registry.push_manifest(
+                        manifest, Ref(address.name), expect=newest.digest, tags=(LATEST,), message=message
+                    )
                 return True
             manifest = source.manifest(commit or MAIN)
             version = self._publish(worker, source, manifest, newest)
-            origins.add(self._database, address.name, source.commit_id, version.digest)
+            mirror_origin.add(self._database, address.name, source.commit_id, version.digest)
             _log.info("mirrored %s as v%d", address.with_reference(source.commit_id), version.number)
             return True
         finally:
@@ -330,7 +334,9 @@ class Mirror:
                 )
         sizes = {layer.digest: layer.size for layer in manifest.layers}
         if (size := sum(sizes.values())) > self._upstream.max_bytes:
-            raise RefusedError(location, f"has {size:,} bytes, and a repository may have at most {self._upstream.max_bytes:,} here")
+            raise RefusedError(
+                location, f"has {size:,} bytes, and a repository may have at most {self._upstream.max_bytes:,} here"
+            )
         # Before receiving anything: the sizes are known from the manifest.
         self._quotas.check(worker, name, sizes, count=True)
         policy, message = self._settings.policy, f"mirrored from {location}@{source.commit_id}"
@@ -344,7 +350,7 @@ class Mirror:
                 if not (queries.versions(worker.registry.index, name=name, file=blob.digest) and local.has_blob(blob)):
                     local.put_blob(blob, source)
             options: dict[str, Any] = {"tags": (LATEST,), "expect": expect, "policy": policy, "message": message}
-            with origins.reserve(self._database, name, source.commit_id):
+            with mirror_origin.reserve(self._database, name, source.commit_id):
                 if manifest.adapter_json is not None:
                     return publishing.publish_manifest(worker.registry, name, manifest, **options)
                 files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE
-from adapterhub.remotes.layouts.index import INDEX_TYPE
+from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
 from adapterhub.version import __version__
 
 from .hub import Hub

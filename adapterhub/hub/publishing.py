@@ -22,11 +22,11 @@ from adapterhub.manifest.package_files import Listing, check_file, check_names, 
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.signatures import LIMIT
-from adapterhub.registry.signatures import check as check_signed
-from adapterhub.registry.versions import Version
+from adapterhub.registry.signature_policy import LIMIT
+from adapterhub.registry.signature_policy import check as check_signed
+from adapterhub.registry.version_lookup import Version
 from adapterhub.store.export import linked_folder
-from adapterhub.store.signatures import Sized, read_bounded
+from adapterhub.store.signature_files import Sized, read_bounded
 from adapterhub.store.store import Store
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE, is_weights
@@ -128,12 +128,12 @@ def publish_tree(
     Raises:
         RefusedError: The check finds errors, or the policy does not allow the adapter.
     """
-    from adapterhub.registry import publish
+    from adapterhub.registry import packaging
 
     if policy is not None:
         policy.check_name(name)
     with _linked_folder(registry, files, name) as folder, _errors_naming(folder, name):
-        package = publish.package(folder, location=name, policy=policy, file_list=Listing(tuple(sorted(files))))
+        package = packaging.package(folder, location=name, policy=policy, file_list=Listing(tuple(sorted(files))))
         files_to_store = {path: file for path, file in files.items() if path != ADAPTER_JSON}
         manifest, raw = package.draft.finalize(files_to_store)
         with registry.store.lease("push"):
@@ -167,15 +167,15 @@ def publish_manifest(
         RefusedError: The check finds errors, or the policy does not allow the adapter.
         IntegrityError: A blob is missing, or the adapter.json does not match the files.
     """
-    from adapterhub.registry import publish
+    from adapterhub.registry import packaging
 
     if policy is not None:
         policy.check_name(name)
     check_signed(policy, manifest, lambda: signatures(manifest.digest), name=name, location=name)
     files = {layer.path: (layer.digest, layer.size) for layer in manifest.layers}
     with _linked_folder(registry, files, name) as folder, _errors_naming(folder, name), registry.store.lease("push"):
-        publish.check_listed(registry.store, manifest, name)
-        publish.check_received(folder, manifest, location=name, policy=policy)
+        packaging.check_listed(registry.store, manifest, name)
+        packaging.check_received(folder, manifest, location=name, policy=policy)
         registry.store.put_bytes(manifest.raw)
         registry.store.sync_blobs()
         return registry.push_manifest(manifest, Ref(name), expect=expect, tags=tags, message=message)
@@ -187,14 +187,14 @@ def check_released(worker: Worker, policy: Policy, row: VersionRow) -> None:
     Raises:
         RefusedError: The policy does not allow it.
     """
-    from adapterhub.registry import publish
+    from adapterhub.registry import packaging
 
     location = str(row.ref)
     policy.check_name(row.name)
     digest = worker.registry.row(Ref(row.name, number=row.number)).digest  # `row` may be a conversion of the version
     oci = oci_manifest.parse(worker.registry.store.read_document(digest), location)
     manifest, metrics = worker.registry.adapter_manifest(digest), worker.registry.metrics(digest)
-    publish.check_manifest(policy, manifest, location, size=oci.files_size, metrics=metrics)
+    packaging.check_manifest(policy, manifest, location, size=oci.files_size, metrics=metrics)
     check_signed(policy, oci, lambda: attached_signatures(worker, row.name, digest), name=row.name, location=location)
 
 

@@ -18,11 +18,11 @@ from dataclasses import replace
 
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.index import queries
-from adapterhub.registry import repositories
+from adapterhub.registry import repository_records
 from adapterhub.store.store import HUB
 from adapterhub_converters.errors import RefusedError
 
-from .database import HubDatabase
+from .hub_database import HubDatabase
 from .people.accounts import Namespace
 from .workers import Worker
 
@@ -41,7 +41,13 @@ class Quotas:
         self._lock = threading.Lock()
 
     def check(
-        self, worker: Worker, name: str, files: Mapping[Digest, int], *, count: bool = False, except_uploads: Collection[str] = ()
+        self,
+        worker: Worker,
+        name: str,
+        files: Mapping[Digest, int],
+        *,
+        count: bool = False,
+        except_uploads: Collection[str] = (),
     ) -> None:
         """Refuse files (digest to bytes) that would exceed the limits of the namespace of `name`.
 
@@ -167,7 +173,9 @@ def _files(worker: Worker, prefix: str, names: Iterable[str], extra: Collection[
     version_files, other_digests, store = queries.files(worker.registry.index, prefix), set(extra), worker.registry.store
     for name in names:
         if repository := worker.repositories.get(name):
-            other_digests |= repositories.required_blobs(store, sha256_bytes(repository.dump())) - set(repository.commits.values())
+            other_digests |= repository_records.required_blobs(store, sha256_bytes(repository.dump())) - set(
+                repository.commits.values()
+            )
     sizes = {digest: store.size(digest) for digest in other_digests - version_files.keys()}
     return {**version_files, **{digest: size for digest, size in sizes.items() if size is not None}}
 

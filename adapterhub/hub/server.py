@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import uvicorn
 
-from adapterhub.http_server import binding, connections
+from adapterhub.http_server import binding, client_connections
 
 from .app import create_app
 from .people import oidc
@@ -50,6 +50,6 @@ def _reuse_memory() -> None:
 
 def make_server(settings: HubSettings) -> uvicorn.Server:
     """Return the server, not started yet."""
-    return connections.make_server(
+    return client_connections.make_server(
         create_app(settings), certificate=settings.certificate, key=settings.key, drain=_DRAIN_SECONDS
     )

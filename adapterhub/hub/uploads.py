@@ -18,19 +18,22 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from adapterhub.digest import CHUNK, Digest, is_hex
-from adapterhub.store.atomic import local_errors, start_flush, write_all
 from adapterhub.store.leases import hold
 from adapterhub.store.store import Store
+from adapterhub.store.store_files import local_errors, start_flush, write_all
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError
 
-from .database import HubDatabase
+from .hub_database import HubDatabase
 from .workers import Workers
 
 _SUFFIX = ".upload"
 _IDLE = 600.0  # seconds after which the file of a session is closed until it is resumed
 _SWEEP_INTERVAL = 60.0  # seconds between sweeps of tmp/
 _ROOM_STEP = 64 << 20  # bytes by which a body of unknown size is counted in advance
-_BODY_LIFETIME, _RENEWAL_INTERVAL = 3600.0, 600.0  # seconds for which a body in one request is counted, and after which to count it again
+_BODY_LIFETIME, _RENEWAL_INTERVAL = (
+    3600.0,
+    600.0,
+)  # seconds for which a body in one request is counted, and after which to count it again
 _MAX_OPEN = 200  # sessions open at a time, unless more are being written to
 SHA512 = "sha512:"
 USABLE_SECONDS = 24 * 3600.0
@@ -171,7 +174,9 @@ class Uploads:
         idle_since = time.monotonic() - _IDLE
         waiting = sorted((session for session in self._open.values() if not session.busy), key=lambda session: session.used_at)
         excess = len(self._open) - _MAX_OPEN
-        for upload in [session for position, session in enumerate(waiting) if session.used_at < idle_since or position < excess]:
+        for upload in [
+            session for position, session in enumerate(waiting) if session.used_at < idle_since or position < excess
+        ]:
             del self._open[upload.id]
             upload.file.close()
 
@@ -234,7 +239,10 @@ class Uploads:
             raise BusyError(upload.id, "another request is sending to this upload", "Try again")
 
     def _count(self, upload: Upload, size: int, extra: int = 0) -> None:
-        upload.room, upload.granted_at = self._room(upload.name, upload.count_id, size, extra, upload.lifetime), time.monotonic()
+        upload.room, upload.granted_at = (
+            self._room(upload.name, upload.count_id, size, extra, upload.lifetime),
+            time.monotonic(),
+        )
 
     async def append(self, upload: Upload, body: AsyncIterator[bytes], length: int = 0) -> None:
         """Add a body to a session; what had arrived when the connection broke stays.

@@ -26,14 +26,14 @@ from typing import Any
 
 from adapterhub.http.boundary import public_only
 from adapterhub.http.client import Client
-from adapterhub.http.errors import AgainError
+from adapterhub.http.http_errors import AgainError
 from adapterhub.http.urls import origin
 from adapterhub.index.queries import LogState
 from adapterhub.registry.moves import now
 from adapterhub.store.ref_log import Entry, RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
-from .database import HubDatabase
+from .hub_database import HubDatabase
 from .people import accounts
 
 _log = logging.getLogger("adapterhub.hub")

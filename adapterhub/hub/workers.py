@@ -15,13 +15,13 @@ from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repositories import Repositories
+from adapterhub.registry.repository_records import Repositories
 from adapterhub.store.store import Entry
 
-from . import asking
-from .database import HubDatabase
-from .remembered import LRUCache
-from .storage.folder import Storage
+from . import request_context
+from .hub_database import HubDatabase
+from .lru_cache import LRUCache
+from .storage.folder_storage import Storage
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class Workers:
                 registry, Repositories(registry), self._manifests, self._configs, self._storage.database, answers=self._answers
             )
         self._storage.refresh(worker.registry)
-        worker.registry.author = asking.current().account
+        worker.registry.author = request_context.current().account
         return worker
 
     def close(self) -> None:

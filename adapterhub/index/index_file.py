@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapterhub.store.store import Store
 
-from .database import Index
+from .index_database import Index
 from .queries import ref_lines
 
 _MAX_CHANGED_NAMES = 8  # names; for more, the file is built again

@@ -14,7 +14,7 @@ import sqlite3
 from sqlite_utils import Database, Migrations
 from sqlite_utils.db import Table
 
-from .database import VERSION
+from .index_database import VERSION
 
 migrations = Migrations("adapterhub")
 REBUILT_TABLES = (

@@ -13,14 +13,14 @@ from adapterhub.store.oci_index import Line
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
-from . import rows
-from .database import Index, broken_index_error
+from . import version_extract
+from .index_database import Index, broken_index_error
 
 UNINDEXED = "unindexed"
 """Kind of mark for a version that is not indexed because its documents could not be read; its value is the reason."""
 # Kinds of the columns of `names`, and of a version with its parents and tags.
 _NAME = "sisii"
-_ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in rows.COLUMNS.values()) + "sS"
+_ROW = "sisis" + "".join({int: "I", str: "S", float: "F"}[kind] for kind in version_extract.COLUMNS.values()) + "sS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +191,13 @@ def names_with(index: Index, file: Digest, without: Collection[str] = ()) -> lis
 
 def newest(index: Index, prefix: str, limit: int, without: Collection[str] = ()) -> list[VersionRow]:
     """Return the newest version of each name in a namespace, except the names in `without`, last pushed first."""
-    last = f"SELECT id FROM versions v WHERE {IN_NAMESPACE} AND number = (SELECT max(number) FROM versions n WHERE n.name = v.name)"  # noqa: S608
+    newest = "(SELECT max(number) FROM versions n WHERE n.name = v.name)"
+    last = f"SELECT id FROM versions v WHERE {IN_NAMESPACE} AND number = {newest}"  # noqa: S608
     records = index.select(
-        f"{last} AND {visible_condition(index, without)} ORDER BY time DESC, name LIMIT ?", *namespace_values(prefix), limit, kinds="i"
+        f"{last} AND {visible_condition(index, without)} ORDER BY time DESC, name LIMIT ?",
+        *namespace_values(prefix),
+        limit,
+        kinds="i",
     )
     return rows_by_id(index, [version for (version,) in records])
 
@@ -241,7 +245,7 @@ def similar(index: Index, row: VersionRow, columns: Sequence[str]) -> list[Versi
 
 def select(index: Index, condition: str, *values: object) -> list[VersionRow]:
     """Return the versions that meet an SQL condition, sorted by name, newest first. Only for use in this package."""
-    columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *rows.COLUMNS, "parents"))
+    columns = ", ".join(("name", "number", "digest", "manifest_size", "time", *version_extract.COLUMNS, "parents"))
     tags = "(SELECT group_concat(tag) FROM tags t WHERE t.name = versions.name AND t.number = versions.number)"
     sql = f"SELECT {columns}, {tags} FROM versions WHERE {condition} ORDER BY name, number DESC"  # noqa: S608 - fixed text
     result = []

@@ -16,8 +16,8 @@ from adapterhub.store.ref_log import MAX_RESTORES, entries_in_force
 from adapterhub.store.store import Entry, Store
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
-from . import queries, rows, tensors
-from .database import Index
+from . import queries, tensor_search, version_extract
+from .index_database import Index
 from .queries import LogState
 
 _CACHE = 64 << 10  # KiB for a rebuild: tensors come in no order, and with SQLite's default of 2 MB it takes twice as long
@@ -38,7 +38,7 @@ FACETS_OF_NEWEST = (
 )
 
 
-Extracts = Mapping[Digest, rows.VersionExtract]
+Extracts = Mapping[Digest, version_extract.VersionExtract]
 # What reading a document that was never checked may raise beyond our own errors.
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError)
 
@@ -48,15 +48,17 @@ def extracts(store: Store, entry: Entry) -> Extracts:
     return {entry.digest: _extract(store, entry.digest)} if entry.op == "push" else {}
 
 
-def _extract(store: Store, digest: Digest) -> rows.VersionExtract:
+def _extract(store: Store, digest: Digest) -> version_extract.VersionExtract:
     """Return the indexed data of a version; if a document cannot be read, only the reason."""
     try:
-        return rows.read(store, digest)
+        return version_extract.read(store, digest)
     except _UNREADABLE as error:
-        return rows.VersionExtract(unindexed=f"{type(error).__name__}: {error}"[: rows.MAX_REASON])
+        return version_extract.VersionExtract(unindexed=f"{type(error).__name__}: {error}"[: version_extract.MAX_REASON])
 
 
-def catch_up(index: Index, store: Store, name: str, known_extracts: Extracts | None = None, *, counting: bool = True) -> LogState:
+def catch_up(
+    index: Index, store: Store, name: str, known_extracts: Extracts | None = None, *, counting: bool = True
+) -> LogState:
     """Replay the entries of a name's log that the index lacks; IntegrityError for one that cannot follow.
 
     Args:
@@ -199,9 +201,9 @@ class _Replay:
 
     # ---- versions
 
-    def _add(self, entry: Entry, extract: rows.VersionExtract) -> None:
+    def _add(self, entry: Entry, extract: version_extract.VersionExtract) -> None:
         index = self.index
-        described_columns = (*extract.columns, rows.dump_parents(extract))
+        described_columns = (*extract.columns, version_extract.dump_parents(extract))
         values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described_columns, entry.seq)
         places = ", ".join("?" * len(values))
         # The version may replace the newest one, whose facets are then no longer counted.
@@ -223,7 +225,7 @@ class _Replay:
             mark = "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)"
             index.execute(mark, entry.name, queries.UNINDEXED, str(entry.number), extract.unindexed)
         for file in extract.weights:  # only files whose tensors an earlier search has listed
-            tensors.add(index, file, self.store.tensors.read)
+            tensor_search.add(index, file, self.store.tensors.read)
 
     def _forget_name(self, name: str) -> None:
         self.index.execute("DELETE FROM tags WHERE name = ?", name)
@@ -245,7 +247,7 @@ class _Replay:
         files = index.select(f"SELECT DISTINCT digest FROM files WHERE {of_versions}", *values)  # noqa: S608
         for table in ("texts", "facets", "metrics", "files", "made_from"):
             index.execute(f"DELETE FROM {table} WHERE {of_versions}", *values)  # noqa: S608
-        tensors.drop(index, (digest for (digest,) in files), self.store.tensors.read)
+        tensor_search.drop(index, (digest for (digest,) in files), self.store.tensors.read)
         index.execute(f"DELETE FROM versions WHERE {condition}", *values)  # noqa: S608
         self._count_facets(name, 1)
 

@@ -11,7 +11,7 @@ import hashlib
 import sqlite3
 from pathlib import Path
 
-from .database import VERSION
+from .index_database import VERSION
 
 DIGEST = "98ea342102ec1445b902d3164b2ad0380bf124aa58a8e8c177043a31b139e02e"
 """What `digest` returns for a new database."""

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adapterhub.digest import Digest, copy_hashing
-from adapterhub.index import queries, tensors
+from adapterhub.index import queries, tensor_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.store.packs import byte_planes, chains, container, cutting
+from adapterhub.store.packs import byte_planes, container, cutting, pack_chains
 from adapterhub.store.store import local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
 from adapterhub_converters.errors import IntegrityError, NotFoundError
@@ -122,7 +122,9 @@ def _leased_rows(registry: Registry, names: Sequence[str]) -> Iterator[list[Vers
         )  # selected again: a version may have been dropped before its lease was noted, as in `Registry.reading`
 
 
-def _unique_blobs(registry: Registry, rows: Sequence[VersionRow], progress: Progress | None) -> Iterator[tuple[VersionRow, Descriptor]]:
+def _unique_blobs(
+    registry: Registry, rows: Sequence[VersionRow], progress: Progress | None
+) -> Iterator[tuple[VersionRow, Descriptor]]:
     """Yield every blob once, with the oldest version that needs it: later blobs may become deltas to it."""
     blobs: dict[Digest, tuple[VersionRow, Descriptor]] = {}
     for row in rows:
@@ -211,7 +213,12 @@ class _Packer:
         return False
 
     def _encode(
-        self, row: VersionRow, layer: Descriptor, blob: BinaryIO, runs: list[cutting.Run], parent: tuple[Digest, BinaryIO] | None
+        self,
+        row: VersionRow,
+        layer: Descriptor,
+        blob: BinaryIO,
+        runs: list[cutting.Run],
+        parent: tuple[Digest, BinaryIO] | None,
     ) -> PackingOutcome:
         """Encode a blob, verify the pack, and replace the plain file if that saves enough."""
         with contextlib.ExitStack() as stack:
@@ -240,7 +247,9 @@ class _Packer:
         buffered: Any = _NullFile() if file is None else io.BufferedWriter(file)
         parent_source = (parent[0], container.offset_reader(parent[1])) if parent else None
         blocks = cutting.blocks(runs)
-        written = container.write(buffered, container.offset_reader(blob), layer.size, blocks, parent=parent_source, level=self.level)
+        written = container.write(
+            buffered, container.offset_reader(blob), layer.size, blocks, parent=parent_source, level=self.level
+        )
         if file is not None:
             buffered.flush()
             # Detached, because the temporary file belongs to the store, which closes it.
@@ -282,7 +291,7 @@ class _Packer:
     def _parent_chain(self, digest: Digest) -> list[Digest]:
         """Return `digest` and the chain of parents that it needs on disk now."""
         chain = [digest]
-        while len(chain) <= chains.READ_DEPTH and (head := self.store.packs.head(chain[-1])) and head.parent:
+        while len(chain) <= pack_chains.READ_DEPTH and (head := self.store.packs.head(chain[-1])) and head.parent:
             chain.append(head.parent)
         return chain
 
@@ -298,7 +307,9 @@ class _Packer:
                 file = stack.enter_context(self.store.open_blob(candidate.digest))
                 parent_runs = cutting.runs(container.offset_reader(file), candidate.size)
                 matched = cutting.match_to_parent(runs, parent_runs, self._equal_tensors(layer.digest, candidate.digest))
-                alone, delta = container.gain(container.offset_reader(blob), list(cutting.blocks(matched)), container.offset_reader(file))
+                alone, delta = container.gain(
+                    container.offset_reader(blob), list(cutting.blocks(matched)), container.offset_reader(file)
+                )
                 # Runs without a counterpart in the parent gain nothing from it, so only the matched share shrinks.
                 share = sum(run.size for run in matched if run.parent is not None) / layer.size
                 if alone and 1 - share * (1 - delta / alone) < smallest_share:
@@ -312,17 +323,17 @@ class _Packer:
         candidates: dict[Digest, Descriptor] = {}
         for relative in self._related_versions(row):
             for candidate in self._layers(relative):
-                if candidate.path == layer.path and chains.may_follow(layer.digest, candidate.digest, self.parents):
+                if candidate.path == layer.path and pack_chains.may_follow(layer.digest, candidate.digest, self.parents):
                     candidates.setdefault(candidate.digest, candidate)
         for candidate in self._files_sharing_tensors(row, layer):
-            if chains.may_follow(layer.digest, candidate.digest, self.parents):
+            if pack_chains.may_follow(layer.digest, candidate.digest, self.parents):
                 candidates.setdefault(candidate.digest, candidate)
         return list(candidates.values())
 
     def _files_sharing_tensors(self, row: VersionRow, layer: Descriptor) -> list[Descriptor]:
         """Return files of earlier versions that share most tensors with this one."""
         listed = self.store.list_tensors(layer.digest) or ()
-        near = tensors.nearest(self.registry.index, self.store, listed)
+        near = tensor_search.nearest(self.registry.index, self.store, listed)
         older = [share for share in near if share.digest != layer.digest and _push_order(share.row) < _push_order(row)]
         sizes = {share.digest: self.store.size(share.digest) for share in older[: 4 * _MOST_RELATIVES]}
         return [Descriptor(layer.media_type, digest, size) for digest, size in sizes.items() if size is not None][

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from adapterhub.digest import Digest
-from adapterhub.index import tensors
+from adapterhub.index import tensor_search
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import oci_manifest
 from adapterhub.registry.registry import Registry
@@ -83,7 +83,9 @@ def usage(registry: Registry, prefix: str | None = None, *, progress: Progress |
     # `repeated` counts equal tensors in different files, so all must be listed first.
     registry.list_tensors(progress, prefix=prefix)
     version_sizes = {row: _VersionSize.read(registry, row) for row in registry.list(prefix)}
-    stored = {digest: registry.store.stored_size(digest) for version_size in version_sizes.values() for digest in version_size.blobs}
+    stored = {
+        digest: registry.store.stored_size(digest) for version_size in version_sizes.values() for digest in version_size.blobs
+    }
 
     def usage_of(name: str, rows: Sequence[VersionRow]) -> Usage:
         distinct = {digest: size for row in rows for digest, size in version_sizes[row].blobs.items()}
@@ -101,8 +103,8 @@ def usage(registry: Registry, prefix: str | None = None, *, progress: Progress |
             for (repo, fingerprint), rows in bases
         ],
         usage_of("", list(version_sizes)),
-        tensors.repeated_bytes(registry.index, stored),
-        len(tensors.unlisted_files(registry.index).keys() & stored.keys()),
+        tensor_search.repeated_bytes(registry.index, stored),
+        len(tensor_search.unlisted_files(registry.index).keys() & stored.keys()),
     )
 
 

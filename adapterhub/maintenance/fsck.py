@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from adapterhub.digest import Digest, copy_hashing, is_hex
 from adapterhub.index import queries
-from adapterhub.index.database import Index
+from adapterhub.index.index_database import Index
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.manifest.package_files import listing
 from adapterhub.ref import Ref
-from adapterhub.registry import repositories
+from adapterhub.registry import repository_records
 from adapterhub.registry.registry import Registry
 from adapterhub.store import leases, named_documents, tensor_digests
 from adapterhub.store.export import linked_folder
-from adapterhub.store.packs.chains import with_parents
+from adapterhub.store.packs.pack_chains import with_parents
 from adapterhub.store.store import BASES, DOCUMENTS, HUB, MERGES, REFS, ByteCounter, Progress, Store, counter, local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
-from .catalog import Catalog
 from .findings import GC, REBUILD, REPAIR, REPAIR_MISSING, Finding, Findings
+from .index_check import Catalog
 
 if TYPE_CHECKING:
     from adapterhub.store.packs.container import PackHead
@@ -118,13 +118,13 @@ def _compare_facts(store: Store, ref: str, manifest: Manifest) -> Iterator[Findi
 
 def _compare_folder_facts(folder: Path, source: str) -> Iterator[Finding]:
     """Compare the adapter.json of a folder with the headers of its weights, naming the adapter `source`."""
-    from adapterhub.manifest import describe  # needs numpy
+    from adapterhub.manifest import derive  # needs numpy
 
     try:
-        describe.manifest_matching_weights(folder, location=source)
+        derive.manifest_matching_weights(folder, location=source)
     except IntegrityError as error:
         location = error.where.replace(f"{folder}/", f"{source}: ") if str(folder) != source else error.where
-        yield Finding(describe.WRONG_FACTS, "error", location, error.what, error.hint)
+        yield Finding(derive.WRONG_FACTS, "error", location, error.what, error.hint)
 
 
 def _is_right(store: Store, digest: Digest, count_bytes: ByteCounter | None) -> bool:
@@ -137,12 +137,12 @@ def _is_right(store: Store, digest: Digest, count_bytes: ByteCounter | None) -> 
 
 def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
     """Compare the bytes of an adapter's folder with its adapter.json; a file that it does not list is a note."""
-    from adapterhub.manifest import describe  # needs numpy
+    from adapterhub.manifest import derive  # needs numpy
 
     manifest = AdapterManifest.read(folder)
     if manifest is None:
         raise NotFoundError(str(folder), f"there is no {ADAPTER_JSON} to check its files against", "Pull it, or push it first")
-    digests = describe.digests(folder, counter(progress, sum(_file_size(folder / path) for path in listing(folder).files)))
+    digests = derive.digests(folder, counter(progress, sum(_file_size(folder / path) for path in listing(folder).files)))
     findings = []
     for entry in manifest.files:
         path, digest = entry.path, digests.get(entry.path, ("", 0))[0]
@@ -203,7 +203,9 @@ def _head(store: Store, digest: Digest) -> PackHead | None:
     return None
 
 
-def _check_blobs(store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool) -> Iterator[Finding]:
+def _check_blobs(
+    store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool
+) -> Iterator[Finding]:
     """Compare each plain blob and each pack with its name, recording damaged ones in `damaged` by digest."""
     for path in store.blobs():
         if not is_hex(path.name) or not store.files.is_file(path):
@@ -241,7 +243,9 @@ def _check_hash(
         yield Finding("wrong-tensors", "error", str(store.tensors.path(digest)), problem, hint, "delete-and-rebuild")
 
 
-def _check_packs(store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool) -> Iterator[Finding]:
+def _check_packs(
+    store: Store, damaged: dict[Digest, Finding], count_bytes: ByteCounter | None, *, quick: bool
+) -> Iterator[Finding]:
     """Unpack every pack and compare the bytes with its name; `quick` only opens it."""
     packed = set(store.packs.digests())
     for path in store.packs.files():
@@ -357,7 +361,7 @@ def _check_document(
 def _check_repository(store: Store, ref: str, document: Digest, needed: set[Digest]) -> Iterator[Finding]:
     """Check that the commits and manifests that a hub keeps, and their blobs, are present."""
     try:
-        blobs = repositories.required_blobs(store, document)
+        blobs = repository_records.required_blobs(store, document)
     except AdapterhubError as error:
         yield Finding("damaged", "error", ref, f"its document cannot be read: {error.what}", *REPAIR)
         return

@@ -24,10 +24,10 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.index import index_file, queries, replay
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry import repositories
+from adapterhub.registry import repository_records
 from adapterhub.registry.registry import Registry
 from adapterhub.store import named_documents
-from adapterhub.store.packs.chains import children_first, with_parents
+from adapterhub.store.packs.pack_chains import children_first, with_parents
 from adapterhub.store.store import DOCUMENTS, HUB, MERGES, REFS, Entry, Store, local_errors
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
@@ -283,7 +283,7 @@ class NeededBlobs:
     def _needed_by_repository(self, document: Digest, name: str) -> set[Digest]:
         if document not in self._blobs:
             try:
-                self._blobs[document] = repositories.required_blobs(self._store, document)
+                self._blobs[document] = repository_records.required_blobs(self._store, document)
             except AdapterhubError as error:
                 raise _damage_error(
                     name, "what a hub keeps of it cannot be read, so that the blobs it needs are unknown"

@@ -73,13 +73,13 @@ def _open_if_file(path: Path) -> BinaryIO | None:
 
 def _in_folder(folder: Path) -> OpenBlob:
     """Return a function that opens an adapter's files, and the manifest, config and adapter.json generated from them."""
-    from adapterhub.manifest import describe  # needs numpy
+    from adapterhub.manifest import derive  # needs numpy
 
     files = {sha256_file(folder / path): folder / path for path in listing(folder).files}
     generated: dict[Digest, bytes] = {}
     with contextlib.suppress(AdapterhubError):  # perhaps an incomplete adapter, whose files may still be the right ones
         built = oci_manifest.build(folder)
-        generated = {sha256_bytes(raw): raw for raw in (built.raw, built.config_bytes, describe.finalize(folder)[1])}
+        generated = {sha256_bytes(raw): raw for raw in (built.raw, built.config_bytes, derive.finalize(folder)[1])}
     return lambda digest: (
         io.BytesIO(generated[digest]) if digest in generated else _open_if_file(files[digest]) if digest in files else None
     )

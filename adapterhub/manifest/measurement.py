@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, UsageError
 
@@ -23,8 +23,8 @@ REPORTED = "reported"
 """The name of the metrics that a push reports, as another program measured them."""
 MAX_METRICS = 100
 """Metrics of an evaluation."""
-_NAME = linear.Pattern(r"[a-z][a-z0-9_-]{0,39}")
-_METRIC = linear.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
+_NAME = safe_regex.Pattern(r"[a-z][a-z0-9_-]{0,39}")
+_METRIC = safe_regex.Pattern(r"[A-Za-z][A-Za-z0-9_.-]{0,39}")
 _MAX_TEXT = 100_000  # characters
 
 
@@ -82,7 +82,9 @@ def reported_evaluation(metrics: Mapping[str, float], location: str) -> Evaluati
     for name, value in metrics.items():
         if not _METRIC.fullmatch(name):
             raise UsageError(
-                location, f"{name[:60]!r} is not a valid name for a metric", "Use letters, digits, ., - and _, as in exact_match"
+                location,
+                f"{name[:60]!r} is not a valid name for a metric",
+                "Use letters, digits, ., - and _, as in exact_match",
             )
         if not _is_number(value):
             raise UsageError(location, f"{name}={value} is not a number", "Write NAME=VALUE, as in exact_match=0.71")

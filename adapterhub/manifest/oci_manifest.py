@@ -83,10 +83,10 @@ class Manifest:
 
 def build(folder: Path) -> Manifest:
     """Return the OCI manifest that a push of the adapter in `folder` would create; nothing is written."""
-    from . import describe  # needs numpy, which commands that only read do without
+    from . import derive  # needs numpy, which commands that only read do without
 
-    files = describe.digests(folder)
-    manifest, raw = describe.finalize(folder, files)
+    files = derive.digests(folder)
+    manifest, raw = derive.finalize(folder, files)
     return assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
 
 
@@ -160,7 +160,9 @@ def _annotations(manifest: AdapterManifest) -> dict[str, str]:
         "io.adapterhub.base.repo": base.repo,
         "io.adapterhub.base.revision": base.revision,
         "io.adapterhub.base.fingerprint": base.fingerprint,
-        "io.adapterhub.parents": json_file.canonical_bytes(manifest.to_dict()["parents"]).decode() if manifest.parents else None,
+        "io.adapterhub.parents": json_file.canonical_bytes(manifest.to_dict()["parents"]).decode()
+        if manifest.parents
+        else None,
     }
     return {key: value for key, value in annotations.items() if value}
 

@@ -296,7 +296,9 @@ def first_bytes(path: Path) -> bytes:
         raise LocalIOError(str(path), error.strerror or str(error)) from error
 
 
-def check_paths(paths: Iterable[str], location: str, error: type[FormatError] | type[RefusedError] = FormatError) -> Iterable[str]:
+def check_paths(
+    paths: Iterable[str], location: str, error: type[FormatError] | type[RefusedError] = FormatError
+) -> Iterable[str]:
     """Return `paths` if each can be written below a folder on any system and no two collide, else raise `error`.
 
     Not allowed are: absolute paths, `..`, backslashes, drive letters, `%`, dotfiles and device names; paths of more than 32

@@ -1,20 +1,20 @@
 """Merge adapters into a base (`fuse`) or into one adapter (`combine`), with numpy alone."""
 
-from .adapters import METHODS, ModuleMerge, MergeReport, Progress, combine, join
+from .adapters import METHODS, MergeReport, ModuleMerge, Progress, combine, join
 from .into_base import ChangeEstimate, FuseReport, Merge, Options, fuse, prepare_merge, read_base
 
 __all__ = [
     "METHODS",
-    "Change",
+    "ChangeEstimate",
     "FuseReport",
     "Merge",
     "MergeReport",
-    "Merged",
+    "ModuleMerge",
     "Options",
     "Progress",
     "combine",
     "fuse",
     "join",
-    "prepared",
+    "prepare_merge",
     "read_base",
 ]

@@ -17,7 +17,7 @@ from adapterhub import user_files
 from adapterhub.digest import Digest, parse_digest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import check_paths
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, UsageError
 
@@ -27,7 +27,7 @@ LOCAL_REGISTRY = "registry"
 _VERSION = 1
 _LOCK_AGAIN_HINT = "Lock it again"
 _BASE_ANNOTATIONS = {key: f"io.adapterhub.base.{key}" for key in ("repo", "revision", "fingerprint")}  # annotations
-_NAME_PART = linear.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
+_NAME_PART = safe_regex.Pattern(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, OutputExistsError
 from adapterhub_converters.formats import FORMATS, PACKAGES, ollama
 
-from . import publish
-from .recipe import Conversion, ParentAdapter, convert
+from . import packaging
+from .adapter_recipe import Conversion, ParentAdapter, convert
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
-    from adapterhub.store.atomic import StoreFiles
+    from adapterhub.store.store_files import StoreFiles
     from adapterhub_converters.bases import BaseSpec
 
     from .registry import Registry, Version
@@ -117,13 +117,13 @@ def converted_folder(
             registry.pull(version.ref, source)
             path = resolve_adapter(source)
             try:
-                publish.check_adapter(path, location=str(version.ref))
+                packaging.check_adapter(path, location=str(version.ref))
                 convert(ParentAdapter(source, path, version.digest), folder, conversion, name=source.name, base=base)
             except AdapterhubError as error:  # name the ref: the temporary path means nothing to the user
                 error.where = error.where.replace(str(source), str(version.ref))
                 raise
         manifest = AdapterManifest.read(folder)
-        publish.check_manifest(policy, manifest, str(version.ref), metrics=registry.metrics(version.digest))
+        packaging.check_manifest(policy, manifest, str(version.ref), metrics=registry.metrics(version.digest))
         if entry is not None and not cached:
             _store(folder, entry)
         yield folder, manifest, cached

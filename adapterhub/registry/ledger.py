@@ -11,8 +11,8 @@ from pathlib import Path
 
 from adapterhub.digest import Digest
 from adapterhub.index import index_file, queries, replay
-from adapterhub.index.database import FILE, SUFFIXES, Index, is_ours
-from adapterhub.index.opening import copy_in_memory, create_index, open_index, replace_index
+from adapterhub.index.index_database import FILE, SUFFIXES, Index, is_ours
+from adapterhub.index.index_opening import copy_in_memory, create_index, open_index, replace_index
 from adapterhub.index.queries import LogState
 from adapterhub.store.store import FOLDER, Entry, Store, local_errors
 from adapterhub.user_files import is_mine

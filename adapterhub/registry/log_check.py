@@ -43,7 +43,9 @@ def check_end(log: RefLog, state: LogState, database: Path, *, verified_state: L
         raise _stale_index_error(database, f"it has another state of {state.name} than the log")
 
 
-def check_row(log: RefLog, state: LogState, row: VersionRow, tag: str | None, *, pushed: int, database: Path, verified_head: Digest = "") -> None:
+def check_row(
+    log: RefLog, state: LogState, row: VersionRow, tag: str | None, *, pushed: int, database: Path, verified_head: Digest = ""
+) -> None:
     """Raise IntegrityError unless the log pushed this version under its number, and `tag`, if given, points to it.
 
     Args:

@@ -28,14 +28,14 @@ from adapterhub.version import __version__
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.bases import BaseSpec, weight_files
-from adapterhub_converters.bases.gguf import part_paths
+from adapterhub_converters.bases.gguf_base import part_paths
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .recipe import RebuildDifference, ulps
+from .adapter_recipe import RebuildDifference, ulps
 
 SCHEMA_ID = "urn:adapterhub:schema:merge:2"
 VERSION = 2
@@ -164,7 +164,9 @@ class MergeOutput:
     touched: Sequence[str]
 
 
-def from_merge(base: Path, spec: BaseSpec, source: str, options: Options, output: MergeOutput | None, *, single: bool) -> MergeRecipe:
+def from_merge(
+    base: Path, spec: BaseSpec, source: str, options: Options, output: MergeOutput | None, *, single: bool
+) -> MergeRecipe:
     """Return the recipe of a merge, with the digests of its output and of the base's files.
 
     Args:
@@ -284,7 +286,8 @@ def differences(recipe: MergeRecipe, output: MergeOutput) -> list[RebuildDiffere
     recorded = {file.path: file for file in recipe.files or ()}
     paths = dict(_output_paths(output))
     results = [
-        RebuildDifference(name, "missing" if name in recorded else "not in the recipe") for name in recorded.keys() ^ paths.keys()
+        RebuildDifference(name, "missing" if name in recorded else "not in the recipe")
+        for name in recorded.keys() ^ paths.keys()
     ]
     for name in recorded.keys() & paths.keys():
         if sha256_file(paths[name]) != recorded[name].digest:

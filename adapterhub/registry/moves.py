@@ -17,7 +17,7 @@ from adapterhub.store.store import Store
 from adapterhub_converters.errors import AdapterhubError, ConflictError, RefusedError
 
 from .ledger import Ledger
-from .versions import RestoreResult, Version, find_exact_row, find_row, number_before, removed_versions, version_of
+from .version_lookup import RestoreResult, Version, find_exact_row, find_row, number_before, removed_versions, version_of
 
 ABSENT = "absent"
 """`expect` of a ref that must not exist yet."""

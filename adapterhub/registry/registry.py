@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from adapterhub.digest import Digest
-from adapterhub.index import queries, rows, tensors
-from adapterhub.index.database import Index
+from adapterhub.index import queries, tensor_search, version_extract
+from adapterhub.index.index_database import Index
 from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.manifest import measurement, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, upgrade
+from adapterhub.manifest.existing_folder import ExistingFolder
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.present import ExistingFolder
 from adapterhub.project import PROJECT
 from adapterhub.ref import Ref
 from adapterhub.store import ingest
@@ -39,15 +39,15 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
-from . import moves, signatures
+from . import moves, signature_policy
 from .ledger import Ledger, find
-from .versions import RestoreResult, Version, deprecation, find_row, never_set, version_of
+from .version_lookup import RestoreResult, Version, deprecation, find_row, never_set, version_of
 
 if TYPE_CHECKING:
     from adapterhub.project.policy import Policy
     from adapterhub_converters.bases import BaseSpec
 
-    from .publish import Package
+    from .packaging import Package
 
 __all__ = ["Registry", "Version", "find"]
 
@@ -60,9 +60,9 @@ def policy_of(folder: Path) -> Policy | None:
     # A dangling link is an error, not a registry without a policy.
     if not os.path.lexists(file):
         return None
-    from adapterhub.project import settings
+    from adapterhub.project import settings_file
 
-    return settings.read(file, follow=False).policy
+    return settings_file.read(file, follow=False).policy
 
 
 class Registry:
@@ -200,7 +200,7 @@ class Registry:
 
     def adapter_manifest(self, digest: Digest) -> AdapterManifest | None:
         """Return the usable part of a version's adapter.json, given its OCI manifest `digest`; None without adapter.json."""
-        return rows.adapter_manifest(self.store, oci_manifest.parse(self.store.read_document(digest), digest))
+        return version_extract.adapter_manifest(self.store, oci_manifest.parse(self.store.read_document(digest), digest))
 
     def oci_manifest(self, version: Version) -> Manifest:
         """Return the OCI manifest of a version."""
@@ -270,7 +270,7 @@ class Registry:
             progress: Called with bytes read and total bytes.
             prefix: Only versions of this name or namespace.
         """
-        missing = tensors.unlisted_files(self.index, prefix)
+        missing = tensor_search.unlisted_files(self.index, prefix)
         if not missing:
             return
         with self.store.lease("list", required=False) as lease:
@@ -280,7 +280,7 @@ class Registry:
                 # The lock is taken for each file anew, so that reading many gigabytes does not hold up pushes.
                 if self.store.list_tensors(digest, count_bytes) is not None:
                     with self.write_lock():
-                        tensors.add(self.index, digest, self.store.tensors.read)
+                        tensor_search.add(self.index, digest, self.store.tensors.read)
 
     # ---- moving refs
 
@@ -311,11 +311,11 @@ class Registry:
         Raises:
             RefusedError: The check finds errors, or the policy does not allow the adapter.
         """
-        from . import publish  # needs numpy, which commands that only read do without
+        from . import packaging  # needs numpy, which commands that only read do without
 
         if policy is not None:
             policy.check_name(ref.name)
-        package = publish.package(folder, base=base, policy=policy, force=force)
+        package = packaging.package(folder, base=base, policy=policy, force=force)
         return self.publish(package, ref, expect=expect, progress=progress)
 
     def publish(
@@ -336,14 +336,14 @@ class Registry:
             message: Why it is pushed, for the log.
             tags: More tags that move to the version.
         """
-        from . import publish  # needs numpy
+        from . import packaging  # needs numpy
 
         # Fail before any byte is stored; `moves.push` checks the same again under the lock.
         moves.check_push(self.ledger, ref, expect)
         # The registry's own policy applies in addition to the project's, which the package has met already.
         if self.policy is not None:
             self.policy.check_name(ref.name)
-            package = publish.apply_policy(package, self.policy)
+            package = packaging.apply_policy(package, self.policy)
         tags_to_move = (*moves.latest_tags(ref.tag), *moves.checked_tags(ref, tags))
         message = moves.checked_message(message, ref)
         # A gc may remove blobs between storing them and moving the ref; `moves.push` then returns None and they are stored
@@ -351,12 +351,12 @@ class Registry:
         for _ in range(_MAX_ATTEMPTS):
             with self.store.lease("push"):
                 manifest, skipped = ingest.ingest(self.store, package.folder, progress, draft=package.draft)
-                read_signatures = partial(signatures.all_signatures, self.store, manifest, package.signatures)
+                read_signatures = partial(signature_policy.all_signatures, self.store, manifest, package.signatures)
                 # Verified before any ref leads to the version.
-                signatures.check(package.policy, manifest, read_signatures, name=ref.name, location=package.where)
+                signature_policy.check(package.policy, manifest, read_signatures, name=ref.name, location=package.where)
                 version = moves.push(self.ledger, ref, manifest, expect=expect, tags=tags_to_move, message=message)
             if version is not None:
-                signatures.store_signatures(self.store, manifest, package.signatures, package.policy, ref.name)
+                signature_policy.store_signatures(self.store, manifest, package.signatures, package.policy, ref.name)
                 return replace(version, skipped=skipped, overridden=tuple(problem.code for problem in package.overridden))
         raise IntegrityError(
             str(ref), "its blobs were removed while it was pushed", "Try again when no gc is running", code="changed-meanwhile"
@@ -385,7 +385,14 @@ class Registry:
         """
         move_latest_back, message = tags is not None, moves.checked_message(message, ref)
         version = moves.push(
-            self.ledger, ref, manifest, expect=expect, tags=tags, message=message, move_latest_back=move_latest_back, number=number
+            self.ledger,
+            ref,
+            manifest,
+            expect=expect,
+            tags=tags,
+            message=message,
+            move_latest_back=move_latest_back,
+            number=number,
         )
         if version is None:
             raise IntegrityError(str(ref), "some of its blobs are missing", "Try again")

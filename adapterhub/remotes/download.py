@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 from adapterhub import user_files
 from adapterhub.digest import CHUNK, sha256_bytes
 from adapterhub.http.client import Body
-from adapterhub.http.errors import CutError
+from adapterhub.http.http_errors import CutError
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.store.store import local_errors
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
 
 from .protocol import Reader, Source, damaged_error
@@ -34,7 +34,7 @@ from .protocol import Reader, Source, damaged_error
 NOTE_INTERVAL = 8 << 20
 PAUSES = (0.5, 1.0, 2.0)  # seconds
 _NOTE_SUFFIX = ".json"
-_RANGE_START = linear.Pattern(r"bytes (\d{1,18})-")  # of a Content-Range
+_RANGE_START = safe_regex.Pattern(r"bytes (\d{1,18})-")  # of a Content-Range
 _CHUNKS_AHEAD = 3  # chunks that may have been received and not hashed and written yet
 # Bytes of one write. For large ones Linux takes large pages, which the host of a virtual machine has yet to allocate: 1 GiB
 # took 2.6 s of processor time in writes of 1 MiB, and 1.0 s in these.

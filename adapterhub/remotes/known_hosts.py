@@ -16,8 +16,8 @@ from adapterhub import user_files
 from adapterhub.http.boundary import is_loopback
 from adapterhub_converters.errors import AdapterhubError
 
-from . import location
-from .configured import unused_address
+from . import remote_address
+from .named_remotes import unused_address
 
 _HUGGING_FACE = "https://huggingface.co"
 _HEAD = "# Whom adapterhub may ask although only a project names them, one a line.\n"
@@ -41,13 +41,13 @@ class KnownHosts:
 
     def is_known(self, owner: str) -> bool:
         """Return whether an owner is known; only files are read."""
-        from .oci import credentials
+        from .oci import docker_credentials
 
         if owner in ("", _HUGGING_FACE, *user_files.read(self.path).splitlines()):
             return True
         for url in self.remotes:
             with suppress(AdapterhubError):  # an unusable remote is reported when it is used
-                if location.parse(unused_address(url)).owner == owner:
+                if remote_address.parse(unused_address(url)).owner == owner:
                     return True
         # Only HTTP has the short form HOST[:PORT], and logins.
         url_parts = urlsplit(owner)
@@ -58,7 +58,7 @@ class KnownHosts:
         names = {owner} if is_plaintext else {owner, url_parts.netloc}
         is_listed = any(text.rstrip("/").lower() in names for text in self.allowed)
         return is_listed or (
-            self.docker is not None and credentials.is_configured(url_parts.netloc, self.docker, plain=is_plaintext)
+            self.docker is not None and docker_credentials.is_configured(url_parts.netloc, self.docker, plain=is_plaintext)
         )
 
     def remember(self, owner: str) -> None:

@@ -116,7 +116,9 @@ class UnnamedBlobTarget(Target, Protocol):
         """Send a blob of `size` bytes, and return its digest."""
 
 
-def damaged_error(location: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored") -> IntegrityError:
+def damaged_error(
+    location: str, size: int, digest: Digest, blob: Descriptor, hint: str = "Nothing was stored"
+) -> IntegrityError:
     """Return the error for a source whose bytes, so many and of this digest, are not those of `blob`."""
     problem = f"{size} bytes of {digest} were read instead of {blob.size} of {blob.digest}"
     return IntegrityError(location, problem, hint, code="source-damaged")
@@ -194,7 +196,9 @@ class OpenRemote(Target, ABC):
         feature = f"{self.kind} has no {feature}"
         if hint:
             return UsageError(self.location, feature, hint)
-        return UsageError(self.location, f"{feature}; this works on the local registry", code="local-only", address=self.location)
+        return UsageError(
+            self.location, f"{feature}; this works on the local registry", code="local-only", address=self.location
+        )
 
     def untag(self, tag: str) -> None:
         """Remove a tag; the version stays.

@@ -17,15 +17,15 @@ from adapterhub_converters.errors import AdapterhubError, LocalIOError, RefusedE
 
 from .engines import CHAT, EngineDownError, error_text
 from .gateway import rewriting
-from .gateway.answers import ProblemError, engine_failed
 from .gateway.app import engine_problem
-from .gateway.gateway import GatewayRequest, Gateway
+from .gateway.gateway import Gateway, GatewayRequest
+from .gateway.problems import ProblemError, engine_failed
 
 STOPPED = "stopped"
 """The `finish` of an answer that was stopped early."""
 OnText = Callable[[int, str], object]
 """Callback that takes the number of a side, 0 or 1, and the next piece of its answer."""
-OnEnd = Callable[[int, "Answered"], object]
+OnEnd = Callable[[int, "ModelAnswer"], object]
 """Callback that takes the number of a side, and its finished answer."""
 _DATA = b"data: {"
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from adapterhub import base_sources, runtime_commands, sources
 from adapterhub.ref import Ref, RefError
-from adapterhub.sharing import policy, pulling
-from adapterhub.sharing.signatures import VersionNames, needs_signature
+from adapterhub.sharing import policy_checks, pulling
+from adapterhub.sharing.signature_checks import VersionNames, needs_signature
 from adapterhub.version import __version__
 from adapterhub.workspace import StrPath, Workspace, user_folder
 from adapterhub_converters.errors import (
@@ -30,14 +30,14 @@ from adapterhub_converters.errors import (
     UsageError,
 )
 
-from .names import is_full_digest
-from .served import FolderRecord, PreparedVersion, ServedFolder
+from .model_names import is_full_digest
+from .prepared_versions import FolderRecord, PreparedVersion, ServedFolder
 
 if TYPE_CHECKING:
     from adapterhub.checks import Report
     from adapterhub.digest import Digest
-    from adapterhub.remotes.location import RemoteAddress
     from adapterhub.remotes.protocol import OpenRemote
+    from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub_converters.bases import BaseSpec
 
 NOT_APPLIED = "runtime"
@@ -58,7 +58,9 @@ class _ResolvedVersion:
     write: Callable[[Path], object]
 
 
-def resolve(ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, workspace: Workspace | None = None) -> PreparedVersion:
+def resolve(
+    ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, workspace: Workspace | None = None
+) -> PreparedVersion:
     """Prepare a version for a runtime, in an immutable folder of the workspace's cache, with the flags to serve it with.
 
     Args:
@@ -79,7 +81,7 @@ def resolve(ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, w
         (True, 2, ('--enable-lora', '--max-lora-rank', '8'))
     """
     from adapterhub_converters.bases import BaseSpec
-    from adapterhub_converters.runtimes import RUNTIMES
+    from adapterhub_converters.runtime_rules import RUNTIMES
 
     chosen_workspace = workspace or Workspace()
     if runtime not in RUNTIMES:
@@ -120,7 +122,7 @@ def _version_in_registry(ref: Ref, workspace: Workspace) -> _ResolvedVersion:
     workspace.check_name(ref.name)
     with workspace.open_registry() as registry:
         version = registry.resolve(ref)
-        policy.check_version(registry, version, VersionNames.of_version(version, str(ref)), workspace)
+        policy_checks.check_version(registry, version, VersionNames.of_version(version, str(ref)), workspace)
     workspace.warn_if_deprecated(version.ref, version.deprecated)
     pinned = f"{version.name}@{version.digest}"  # a tag may move in the meantime
     return _ResolvedVersion(str(version.ref), version.name, version.digest, lambda out: pulling.pull(pinned, out, workspace))
@@ -128,8 +130,8 @@ def _version_in_registry(ref: Ref, workspace: Workspace) -> _ResolvedVersion:
 
 def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
     """Resolve an address, and check the version against the policy."""
-    from adapterhub.remotes.location import parse
-    from adapterhub.remotes.parallel import PinnedSource
+    from adapterhub.remotes.parallel_transfer import PinnedSource
+    from adapterhub.remotes.remote_address import parse
 
     place = parse(address)
     workspace.check_name(place.repository)
@@ -137,7 +139,7 @@ def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
     if (rules and rules.needs_manifest) or needs_signature(version_names, workspace):
         with workspace.connect(place) as remote:
             settled = PinnedSource(remote)
-            policy.check_policy(settled, place.reference, version_names, workspace)
+            policy_checks.check_policy(settled, place.reference, version_names, workspace)
             digest = settled.manifest(place.reference).digest
     else:
         digest = digest_at(place, workspace)
@@ -152,7 +154,9 @@ def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
 
 
 def digest_at(
-    place: RemoteAddress, workspace: Workspace, connect: Callable[[RemoteAddress], AbstractContextManager[OpenRemote]] | None = None
+    place: RemoteAddress,
+    workspace: Workspace,
+    connect: Callable[[RemoteAddress], AbstractContextManager[OpenRemote]] | None = None,
 ) -> Digest:
     """Return the digest of the version at an address.
 
@@ -176,19 +180,21 @@ def digest_at(
 
 def check_name(ref: Ref, place: RemoteAddress, workspace: Workspace) -> None:
     """Raise NotFoundError for a digest in an image layout that has it under other names only; a layout shares its blobs."""
-    from adapterhub.remotes.layouts.layout import Layout
-    from adapterhub.remotes.location import is_layout
+    from adapterhub.remotes.layouts.image_layout import Layout
+    from adapterhub.remotes.remote_address import is_layout
 
     if ref.digest is None or not is_layout(place.repository):
         return
     with workspace.connect(place) as remote:
-        if isinstance(remote, Layout) and not any(digest.startswith(ref.digest) for digest in remote.digests_of_adapter(ref.name)):
+        if isinstance(remote, Layout) and not any(
+            digest.startswith(ref.digest) for digest in remote.digests_of_adapter(ref.name)
+        ):
             raise NotFoundError(str(ref), "no such version in this image layout")
 
 
 def _folder_key(runtime: str, base: BaseSpec | None) -> str:
     """Return a key of everything besides a version's bytes that determines its folder: our rules, and the base."""
-    from adapterhub_converters.runtimes import RUNTIMES
+    from adapterhub_converters.runtime_rules import RUNTIMES
 
     # A new version of adapterhub or of the runtime's rules may convert or check differently.
     inputs: list[Any] = [__version__, RUNTIMES[runtime].version]
@@ -213,7 +219,7 @@ def _prepare(version: _ResolvedVersion, folder: Path, *, runtime: str, base: Bas
     """Write what the runtime reads of a version into an empty folder."""
     from adapterhub import checks
     from adapterhub_converters.adapter_files import resolve_adapter
-    from adapterhub_converters.runtimes import RUNTIMES
+    from adapterhub_converters.runtime_rules import RUNTIMES
 
     reads = RUNTIMES[runtime].format
     notes: list[str] = [] if base else ["not compared with a base model"]
@@ -279,7 +285,7 @@ def _fold(source: Path, folder: Path, report: Report, base: BaseSpec | None) -> 
 
 def _check_applied(report: Report, runtime: str) -> None:
     """Raise RefusedError unless the runtime applies the adapter as it was trained."""
-    from adapterhub_converters.runtimes import APPLIED
+    from adapterhub_converters.runtime_rules import APPLIED
 
     verdict = report.verdicts[runtime]
     if verdict.verdict == APPLIED:
@@ -294,7 +300,9 @@ def _check_applied(report: Report, runtime: str) -> None:
 # ---- how to serve it
 
 
-def _with_flags(version: _ResolvedVersion, runtime: str, path: Path, record: FolderRecord, base: BaseSpec | None) -> PreparedVersion:
+def _with_flags(
+    version: _ResolvedVersion, runtime: str, path: Path, record: FolderRecord, base: BaseSpec | None
+) -> PreparedVersion:
     """Return the prepared version with the flags that the runtime needs."""
     served = PreparedVersion(
         version.ref,

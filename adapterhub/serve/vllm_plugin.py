@@ -28,13 +28,13 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub import base_sources, sources
 from adapterhub.ref import Ref, RefError
-from adapterhub.remotes import location
+from adapterhub.remotes import remote_address
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
 
-from . import names, resolving
-from .names import NOT_SERVED, AllowedNames
-from .served import PreparedVersion, ServedLease
+from . import model_names, resolving
+from .model_names import NOT_SERVED, AllowedNames
+from .prepared_versions import PreparedVersion, ServedLease
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -114,7 +114,7 @@ def _resolver(versions: ServedVersions) -> Any:
             except NotFoundError as error:  # without its hint, which may name adapters that the client must not see
                 raise VLLMNotFoundError(f"{lora_name}: {error.what}") from None
             except AdapterhubError:  # a disk or a remote; only the log has details, which may not concern the client
-                message = f"{lora_name[: names.LONGEST]}: cannot be prepared now. Ask again later"
+                message = f"{lora_name[: model_names.LONGEST]}: cannot be prepared now. Ask again later"
                 raise GracefulHTTPError(message, HTTPStatus.SERVICE_UNAVAILABLE) from None
             # vLLM replaces the id, and caches what it computed under the name and the path.
             return served and LoRARequest(lora_name=lora_name, lora_int_id=1, lora_path=str(served.path))
@@ -160,7 +160,7 @@ class ServedVersions:
         if served := self._served.get(model):  # known from before; vLLM has unloaded it since
             return served
         try:
-            parts = names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote)
+            parts = model_names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote)
         except RefError:
             return None
         # A weight is a blend as well: vLLM has no way to scale an adapter per request.
@@ -180,7 +180,7 @@ class ServedVersions:
     def _check(self, model: str, ref: Ref) -> None:
         """Raise RefusedError for a name that is not served; a recent error for the same name is raised again."""
         self.settings.allowed.check(ref)
-        if names.is_moving(ref) and not self.settings.pin:
+        if model_names.is_moving(ref) and not self.settings.pin:
             problem = "may mean another version later, which vLLM would not notice"
             raise RefusedError(str(ref), problem, f"Name a version, like {ref.name}:v3, or a digest", code=MOVING)
         with self._lock:
@@ -229,7 +229,7 @@ class _Environment:
             spec = self._base(self._settings.base or base, workspace)
         try:
             if sources.is_address(address):
-                resolving.check_name(ref, location.parse(address), workspace)
+                resolving.check_name(ref, remote_address.parse(address), workspace)
             served = resolving.resolve(address, runtime="vllm", base=spec, workspace=workspace)
         except NotFoundError as error:
             if error.code == "no-registry":  # its disk may come back

@@ -6,16 +6,16 @@ import os
 from typing import TYPE_CHECKING
 
 from adapterhub import sources
-from adapterhub.registry.signatures import store_signatures
+from adapterhub.registry.signature_policy import store_signatures
 from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import UsageError
 
-from . import signatures
-from .policy import check_policy
+from . import signature_checks
+from .policy_checks import check_policy
 from .pulling import PullResult, pull
+from .push_result import PushResult
 from .pushing import open_package, push
-from .sent import PushResult
-from .signatures import VersionNames
+from .signature_checks import VersionNames
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import Source
 
 
-def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False) -> Version | PushResult | PullResult:
+def copy(
+    source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False
+) -> Version | PushResult | PullResult:
     """Copy an adapter under the same digest to a ref of the registry, an address, or a folder.
 
     A target that could be a ref is taken as one; write a folder as `./NAME`, or give a `Path`. From an address to the registry,
@@ -49,8 +51,8 @@ def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatu
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace, *, with_signatures: bool) -> Version:
     """Store the source's manifest as a version of `ref`, or a new version if the source has no adapter.json."""
-    from adapterhub.remotes.local import LocalName
-    from adapterhub.remotes.location import parse
+    from adapterhub.remotes.local_name import LocalName
+    from adapterhub.remotes.remote_address import parse
 
     # The registry's own policy applies to its names, whatever project the command runs in.
     if registry.policy is not None:
@@ -66,22 +68,31 @@ def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Wor
                 check_policy(remote, manifest.digest, names, workspace)
                 version = _copy_version(registry, remote, manifest.digest, ref, workspace)
                 # Stored with the version, so that the policy can verify them here as well.
-                if with_signatures or signatures.needs_signature(names, workspace):
-                    store_signatures(registry.store, manifest, signatures.stored_signatures(remote, manifest.digest), workspace.rules(), ref.name)
+                if with_signatures or signature_checks.needs_signature(names, workspace):
+                    store_signatures(
+                        registry.store,
+                        manifest,
+                        signature_checks.stored_signatures(remote, manifest.digest),
+                        workspace.rules(),
+                        ref.name,
+                    )
                 return version
     elif (source_ref := sources.ref_of(source, workspace)) is not None:
         with registry.lease_version(source_ref) as version:
             local = LocalName(registry, version.name)
             check_policy(local, version.digest, VersionNames.of_version(version, str(version.ref), into=ref.name), workspace)
             return _copy_version(registry, local, version.digest, ref, workspace)
-    with sources.open_source(source, workspace) as opened_source, open_package(opened_source, workspace, name=ref.name) as package:
+    with (
+        sources.open_source(source, workspace) as opened_source,
+        open_package(opened_source, workspace, name=ref.name) as package,
+    ):
         return registry.publish(package, ref)
 
 
 def _copy_version(registry: Registry, source: Source, digest: str, ref: Ref, workspace: Workspace) -> Version:
     """Copy a version into the registry as the policy allows, and return it."""
-    from adapterhub.remotes import copy as copying
-    from adapterhub.remotes.local import LocalName
+    from adapterhub.remotes import version_copy as copying
+    from adapterhub.remotes.local_name import LocalName
 
     target = LocalName(registry, ref.name, workspace.rules())
     with target.lease_for_push(), workspace.bar("copying") as progress:

@@ -10,14 +10,14 @@ from adapterhub import sources
 from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import ParameterError
 
-from . import signatures
-from .policy import check_policy, check_version
-from .signatures import NO_DEMAND, Demand, VersionNames
+from . import signature_checks
+from .policy_checks import check_policy, check_version
+from .signature_checks import NO_DEMAND, Demand, VersionNames
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
     from adapterhub.registry.registry import Version
     from adapterhub_converters.bases import BaseSpec
 
@@ -94,7 +94,7 @@ def pull(
                 "conversion", "only versions in the registry are converted", code="convert-there", address=source
             )
         return _pull_from_address(source, out, workspace, name=name, replace=replace, demand=demand)
-    from adapterhub.manifest import present
+    from adapterhub.manifest import existing_folder
     from adapterhub.ref import Ref
 
     ref = Ref.parse(source)
@@ -127,7 +127,7 @@ def pull(
             )
         target = Path(out) if out else Path(ref.name.rpartition("/")[2])
         layers = registry.files(version)
-        existing = present.inspect_folder(target)
+        existing = existing_folder.inspect_folder(target)
         is_new = existing is None or not existing.holds(registry.oci_manifest(version))
         if is_new:
             if existing is not None:
@@ -138,7 +138,7 @@ def pull(
             with workspace.bar("writing") as progress:
                 registry.pull(pinned, target, progress, present=existing)
     if signed:
-        signatures.write(target, signed.raw)
+        signature_checks.write(target, signed.raw)
     workspace.warn_if_deprecated(version.ref, version.deprecated)
     files = tuple(layer.path for layer in layers)
     return PullResult(str(version.ref), version.digest, version.size or 0, target, files, is_new, version=version)
@@ -153,8 +153,8 @@ def _pull_from_address(
     replace: bool,
     demand: Demand,
 ) -> PullResult:
-    from adapterhub.remotes.location import parse
-    from adapterhub.remotes.parallel import PinnedSource
+    from adapterhub.remotes.parallel_transfer import PinnedSource
+    from adapterhub.remotes.remote_address import parse
 
     address = parse(source)
     target = Path(out) if out else Path(address.title)
@@ -163,9 +163,11 @@ def _pull_from_address(
         # The remote says once what the tag means, so that what was checked is what is downloaded.
         settled = PinnedSource(remote)
         signed = check_policy(settled, address.reference, VersionNames.of_address(address, name=name), workspace, demand)
-        manifest, is_new = sources.download_version(settled, address.reference, target, address.host, workspace, replace=replace)
+        manifest, is_new = sources.download_version(
+            settled, address.reference, target, address.host, workspace, replace=replace
+        )
         commit = workspace.tell_notes(remote)
     if signed:
-        signatures.write(target, signed.raw)
+        signature_checks.write(target, signed.raw)
     files = tuple(layer.path for layer in manifest.layers)
     return PullResult(str(address), manifest.digest, manifest.size, target, files, is_new, manifest=manifest, commit=commit)

@@ -21,21 +21,21 @@ from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import ParameterError, RefusedError, RemoteError
 
-from . import signatures
-from .policy import check_policy, check_version
-from .sent import PushResult, push_result, target_address
-from .signatures import VersionNames
+from . import signature_checks
+from .policy_checks import check_policy, check_version
+from .push_result import PushResult, push_result, target_address
+from .signature_checks import VersionNames
 from .tagging import tag
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.package_files import Selection
     from adapterhub.ref import Ref
-    from adapterhub.registry.publish import Package
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.packaging import Package
     from adapterhub.registry.registry import Version
-    from adapterhub.remotes.location import RemoteAddress
     from adapterhub.remotes.protocol import OpenRemote, Source
+    from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub_converters.bases import BaseSpec
 
 _STALE_SIGNATURE = f"{SIGNATURE} is not about the files of this version, and was left out; sign the version itself"
@@ -129,9 +129,9 @@ def push(
     ):
         version = registry.publish(package, ref, expect=expect, progress=progress, message=message, tags=tags)
         if measured:
-            from adapterhub.registry import measurements
+            from adapterhub.registry import measurement_log
 
-            measurements.record(registry, version.ref, measured)
+            measurement_log.record(registry, version.ref, measured)
         # `publish` stores only a signature that is about these files.
         if package.signatures and not registry.store.signatures.read(version.digest, 0):
             workspace.tell(_STALE_SIGNATURE)
@@ -140,9 +140,9 @@ def push(
 
 def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
     """Check an adapter that was created in a temporary folder, and store it; errors name the ref."""
-    from adapterhub.registry import publish
+    from adapterhub.registry import packaging
 
-    package = publish.package(folder, location=str(ref), policy=workspace.rules())
+    package = packaging.package(folder, location=str(ref), policy=workspace.rules())
     with workspace.open_registry(make=True) as registry:
         return registry.publish(package, ref)
 
@@ -172,11 +172,11 @@ def open_package(
     metrics: Mapping[str, float] | None = None,
 ) -> Iterator[Package]:
     """Yield the checked package of an adapter or of its conversion; `name` is the name of a converted file."""
-    from adapterhub.registry import publish
+    from adapterhub.registry import packaging
 
     if conversion is None:
         with sources.as_folder(source) as folder:
-            yield publish.package(
+            yield packaging.package(
                 folder,
                 location=source.location,
                 base=base,
@@ -187,15 +187,17 @@ def open_package(
                 metrics=metrics,
             )
         return
-    from adapterhub.registry import recipe
+    from adapterhub.registry import adapter_recipe
 
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / "adapter"
-        convert = partial(recipe.convert, sources.parent(source), folder, conversion, name=name.rpartition("/")[2], base=base)
+        convert = partial(
+            adapter_recipe.convert, sources.parent(source), folder, conversion, name=name.rpartition("/")[2], base=base
+        )
         # The source is checked before it is converted: a conversion could hide what is wrong with it.
-        overridden = publish.check_adapter(source.path, location=source.location, base=base, force=force, try_storing=convert)
+        overridden = packaging.check_adapter(source.path, location=source.location, base=base, force=force, try_storing=convert)
         convert()
-        package = publish.package(
+        package = packaging.package(
             folder, location=source.location, base=base, policy=workspace.rules(), already_checked=True, metrics=metrics
         )
         yield replace(package, overridden=overridden)
@@ -217,9 +219,9 @@ def _push_to_address(
 ) -> PushResult:
     """Push an adapter to an address, as it is stored, as a new version, or as a container image."""
     from adapterhub.ref import LATEST
-    from adapterhub.remotes import copy as copying
-    from adapterhub.remotes.folders import MIN_SENT_AHEAD, AdapterFolder
-    from adapterhub.remotes.location import expect_digest
+    from adapterhub.remotes import version_copy as copying
+    from adapterhub.remotes.adapter_folders import MIN_SENT_AHEAD, AdapterFolder
+    from adapterhub.remotes.remote_address import expect_digest
 
     address = target_address(target, workspace, name)
     as_image = conversion is not None and conversion.to == IMAGE
@@ -255,26 +257,33 @@ def _push_to_address(
             )
             # Not for an image, whose layers are not the files of the folder.
             early_upload = None if as_image else _EarlyUpload(remote, address.host, workspace)
-            version_source, reference = AdapterFolder(package.folder, opened_source.location, early_upload, package.draft), LATEST
+            version_source, reference = (
+                AdapterFolder(package.folder, opened_source.location, early_upload, package.draft),
+                LATEST,
+            )
             own_signatures = package.signatures
             skipped, overridden = version_source.skipped, tuple(problem.code for problem in package.overridden)
         if as_image:
-            from adapterhub.remotes.oci.image import AdapterImage
+            from adapterhub.remotes.oci.adapter_image import AdapterImage
 
             version_source, reference = AdapterImage(version_source, reference), LATEST
         names = replace(VersionNames.of_address(address, os.fspath(source), name), origin="")
-        signatures.require(version_source, reference, names, workspace, supplied=own_signatures)
+        signature_checks.require(version_source, reference, names, workspace, supplied=own_signatures)
         manifest, attached = version_source.manifest(reference), 0
         # Attached before the version where possible, because a policy there may ask for signatures; not every registry allows
         # it.
         with suppress(RemoteError, RefusedError):
-            attached = signatures.carry(version_source, remote, manifest, own_signatures)
+            attached = signature_checks.carry(version_source, remote, manifest, own_signatures)
         with workspace.bar(f"copying to {address.host}") as progress:
-            copied = copying.copy_version(version_source, reference, remote, address.reference, progress, **workspace.transfer())
-        attached = attached or signatures.carry(version_source, remote, manifest, own_signatures)
+            copied = copying.copy_version(
+                version_source, reference, remote, address.reference, progress, **workspace.transfer()
+            )
+        attached = attached or signature_checks.carry(version_source, remote, manifest, own_signatures)
         if own_signatures and not attached and not as_image:
             workspace.tell(
-                _STALE_SIGNATURE if remote.as_referring_target() else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
+                _STALE_SIGNATURE
+                if remote.as_referring_target()
+                else f"{remote.kind} has no attachments, so {SIGNATURE} was left out"
             )
     return replace(
         push_result(address, copied, remote, workspace),
@@ -288,8 +297,8 @@ def _checked_version(
     source: StrPath, workspace: Workspace, stack: ExitStack, *, force: bool
 ) -> tuple[Source, str, tuple[str, ...]] | None:
     """Return a version to copy as it is, checked, with its digest and the errors that `force` accepted; None for a path."""
-    from adapterhub.remotes.local import LocalName
-    from adapterhub.remotes.location import parse
+    from adapterhub.remotes.local_name import LocalName
+    from adapterhub.remotes.remote_address import parse
 
     if sources.is_address(source):
         place = parse(os.fspath(source))
@@ -304,7 +313,9 @@ def _checked_version(
     registry = stack.enter_context(workspace.open_registry())
     version = stack.enter_context(registry.lease_version(ref))
     workspace.warn_if_deprecated(version.ref, version.deprecated)
-    check_version(registry, version, VersionNames.of_version(version, str(version.ref)), replace(workspace, policy=registry.policy))
+    check_version(
+        registry, version, VersionNames.of_version(version, str(version.ref)), replace(workspace, policy=registry.policy)
+    )
     local = LocalName(registry, version.name, workspace.rules())
     return local, version.digest, local.check_version(local.manifest(version.digest), str(version.ref), force=force)
 
@@ -314,8 +325,8 @@ def _fetch_checked(
     remote: OpenRemote, place: RemoteAddress, location: str, workspace: Workspace, *, force: bool
 ) -> Iterator[tuple[Source, tuple[str, ...]]]:
     """Yield a remote whose version has been fetched and checked; its blobs are read from disk unless they can be mounted."""
-    from adapterhub.registry import publish
-    from adapterhub.remotes.parallel import DownloadedSource, PinnedSource
+    from adapterhub.registry import packaging
+    from adapterhub.remotes.parallel_transfer import DownloadedSource, PinnedSource
     from adapterhub_converters.adapter_files import resolve_adapter
 
     # What is checked here must be what is copied later, even if the tag moves in between.
@@ -325,7 +336,7 @@ def _fetch_checked(
         folder = Path(temporary) / place.title
         manifest, _ = sources.download_version(settled, place.reference, folder, place.host, workspace)
         with sources.relabel_errors(folder, location):
-            errors = publish.check_adapter(resolve_adapter(folder), location=location, force=force)
+            errors = packaging.check_adapter(resolve_adapter(folder), location=location, force=force)
         yield DownloadedSource(settled, folder, manifest), tuple(problem.code for problem in errors)
 
 
@@ -343,7 +354,7 @@ class _EarlyUpload:
     def __call__(self, path: str, size: int, source: Source) -> Digest | None:
         """Send a file and return its digest; None if it has to be hashed first."""
         from adapterhub.manifest.oci_manifest import Descriptor
-        from adapterhub.remotes.parallel import Transfer, RateLimit
+        from adapterhub.remotes.parallel_transfer import RateLimit, Transfer
 
         remote = self._remote
         if remote and self._is_new_repository is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from .sent import PushResult, push_result, target_address
+from .push_result import PushResult, push_result, target_address
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None = None) -> PushResult:
     """Point a tag at the version at an address, in the same place; `expect` as in `push`."""
     from adapterhub.ref import LATEST, parse_tag
-    from adapterhub.remotes import copy as copying
-    from adapterhub.remotes.location import expect_digest, parse
+    from adapterhub.remotes import version_copy as copying
+    from adapterhub.remotes.remote_address import expect_digest, parse
 
     place = parse(source)
     if name == LATEST:
@@ -31,13 +31,13 @@ def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None =
 
 def untag(address: str, workspace: Workspace) -> None:
     """Remove the tag at an address; its version stays."""
-    from adapterhub import references
+    from adapterhub import version_selection
     from adapterhub.ref import LATEST
-    from adapterhub.remotes.location import parse
+    from adapterhub.remotes.remote_address import parse
 
     place = parse(address)
     with workspace.connect(place) as remote:
-        if place.digest or references.number(place.tag or ""):
+        if place.digest or version_selection.number(place.tag or ""):
             raise RefusedError(address, "a version cannot be removed alone", "Name a tag")
         if place.tag == LATEST:
             raise RefusedError(address, "is always the newest push", "Name another tag", code="latest-tag")

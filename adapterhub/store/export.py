@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapterhub.digest import copy_hashing
+from adapterhub.manifest.existing_folder import ExistingFolder
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.manifest.present import ExistingFolder
 from adapterhub_converters.errors import IntegrityError
 
 from .store import ByteCounter, Progress, Store, counter, local_errors

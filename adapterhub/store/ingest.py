@@ -15,7 +15,7 @@ from adapterhub_converters.errors import IntegrityError
 from .store import Progress, Store, counter, local_errors, open_regular
 
 if TYPE_CHECKING:
-    from adapterhub.manifest.describe import Draft
+    from adapterhub.manifest.derive import Draft
 
 _Stamp = tuple[int, int, int]
 
@@ -34,11 +34,11 @@ def ingest(
     Raises:
         IntegrityError: A file changed while it was read.
     """
-    from adapterhub.manifest import describe  # needs numpy, which commands that only read do without
+    from adapterhub.manifest import derive  # needs numpy, which commands that only read do without
 
     # What killed processes left behind may take up the space that is needed now.
     store.files.sweep()
-    draft = draft or describe.draft(folder)  # before anything is stored, as this may not be an adapter
+    draft = draft or derive.draft(folder)  # before anything is stored, as this may not be an adapter
     file_list = draft.listing
     count_bytes = counter(progress, sum(_size(folder / path) for path in file_list.files)) if progress else None
     files: dict[str, tuple[Digest, int]] = {}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import FormatError, LocalIOError
 
 ABANDONED = 24 * 3600  # seconds

@@ -4,7 +4,7 @@
     merges/<name>/<seq>.json    likewise
     hub/<ns>/<name>/<seq>.json  likewise
 
-A document is a blob: the record of a base model (`adapterhub.bases.registered`), a merge recipe
+A document is a blob: the record of a base model (`adapterhub.bases.registered_bases`), a merge recipe
 (`adapterhub.registry.merge_recipe`) or a repository (`adapterhub.registry.repository_records`). Only one thing in them is read
 here: the adapters that a recipe needs.
 """

@@ -13,7 +13,7 @@ from adapterhub.digest import Digest
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError
 
-from .atomic import StoreFiles, local_errors
+from .store_files import StoreFiles, local_errors
 
 Line = tuple[str, Digest, int]
 """`namespace/name:tag`, digest and size of the manifest. Lines are sorted by name; those of one name are contiguous."""

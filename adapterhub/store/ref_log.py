@@ -21,7 +21,7 @@ from adapterhub.ref import RefError, is_name, parse_name, parse_tag
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 
-from .atomic import StoreFiles, local_errors, random_name, write_all
+from .store_files import StoreFiles, local_errors, random_name, write_all
 
 REFS, BASES, MERGES, HUB = "refs", "bases", "merges", "hub"
 DOCUMENTS = (BASES, MERGES, HUB)

@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from adapterhub.digest import Digest, copy_hashing, parse_digest, sha256_bytes
-from adapterhub.store.packs.chains import READ_DEPTH
-from adapterhub.store.packs.folder import Packs
+from adapterhub.store.packs.pack_chains import READ_DEPTH
+from adapterhub.store.packs.pack_folder import Packs
 from adapterhub_converters.containers.atomic import sync_to_disk
 from adapterhub_converters.errors import IntegrityError, LocalIOError, NotFoundError, RefusedError
 
 from . import oci_index, tensor_digests
-from .atomic import StoreFiles, local_errors, open_regular, write_all
-from .leases import Lease, dead_leases, hold, active_leases
+from .leases import Lease, active_leases, dead_leases, hold
 from .ref_log import BASES, DOCUMENTS, HUB, MERGES, REFS, Entry, RefLog
-from .signatures import Signatures
+from .signature_files import Signatures
+from .store_files import StoreFiles, local_errors, open_regular, write_all
 from .tensor_digests import TensorLists, Tensors
 
 __all__ = [
@@ -45,8 +45,8 @@ __all__ = [
     "HUB",
     "MERGES",
     "REFS",
+    "ByteCounter",
     "Entry",
-    "More",
     "Progress",
     "Store",
     "counter",
@@ -381,12 +381,18 @@ class Store:
         existing = self._existing_or_needed(needed)
         # Check each again: its blob may have been stored, and its list written, since the blobs were listed.
         return [
-            self.tensors.path(digest) for digest in self.tensors.digests() if digest not in existing and not self.stored_size(digest)
+            self.tensors.path(digest)
+            for digest in self.tensors.digests()
+            if digest not in existing and not self.stored_size(digest)
         ]
 
     def stray_signatures(self, needed: set[Digest]) -> list[Path]:
         """Return the signatures of manifests that neither exist nor are `needed`."""
-        return [path for digest, path in self.signatures.signatures_of_others(self._existing_or_needed(needed)) if not self.stored_size(digest)]
+        return [
+            path
+            for digest, path in self.signatures.signatures_of_others(self._existing_or_needed(needed))
+            if not self.stored_size(digest)
+        ]
 
     def _existing_or_needed(self, needed: set[Digest]) -> set[Digest]:
         return needed.union(f"sha256:{path.name}" for path in (*self.blobs(), *self.packs.files()))

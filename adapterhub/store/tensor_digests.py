@@ -19,7 +19,7 @@ from adapterhub.digest import Digest, copy_hashing, is_hex, parse_digest, sha256
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError
 
-from .atomic import StoreFiles, write_all
+from .store_files import StoreFiles, write_all
 
 if TYPE_CHECKING:
     from adapterhub.store.packs.cutting import ReadAt, Run

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from adapterhub.training.cost.memory import plan
 from adapterhub_converters.errors import MissingExtraError
 
-from .config import TrainConfig
 from .config_file import read as read_config
 from .events import (
     EvaluationEvent,
@@ -37,15 +36,37 @@ from .events import (
     StepEvent,
     TrackerFailureEvent,
 )
+from .train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from .outlook import Preview
     from .trainer import Trainer
+    from .training_preview import Preview
 
 __all__ = [
-    "Evaluated", "EvaluationOptions", "EvaluationResult", "Event", "InitialAdapter", "Loading", "MemoryPlan", "Noted",
-    "OnEvent", "Ready", "Report", "Result", "Resumed", "Saved", "Stepped", "TrainConfig", "Untracked", "card_memory",
-    "evaluate", "open_trainer", "plan", "preview", "read_config", "run",
+    "EvaluationEvent",
+    "EvaluationOptions",
+    "EvaluationResult",
+    "Event",
+    "InitialAdapter",
+    "Loading",
+    "MemoryPlan",
+    "NoteEvent",
+    "OnEvent",
+    "Ready",
+    "Report",
+    "Result",
+    "ResumeEvent",
+    "SaveEvent",
+    "StepEvent",
+    "TrackerFailureEvent",
+    "TrainConfig",
+    "card_memory",
+    "evaluate",
+    "open_trainer",
+    "plan",
+    "preview",
+    "read_config",
+    "run",
 ]  # fmt: skip
 
 _EXTRA = ("torch", "transformers", "tokenizers", "matplotlib")
@@ -151,9 +172,9 @@ def card_memory(config: TrainConfig) -> int | None:
         return None
     import torch
 
-    from . import devices
+    from . import compute_device
 
-    return devices.memory(devices.select(config.base.device)) if torch.cuda.is_available() else None
+    return compute_device.memory(compute_device.select(config.base.device)) if torch.cuda.is_available() else None
 
 
 def preview(config: TrainConfig, *, on_this_machine: bool = True) -> Preview:
@@ -169,7 +190,7 @@ def preview(config: TrainConfig, *, on_this_machine: bool = True) -> Preview:
     Example:
         `preview(read_config(Path("sql.toml"))).data.count.steps`
     """
-    from .outlook import preview as preview_here
+    from .training_preview import preview as preview_here
 
     return preview_here(config, can_train=_missing() is None, on_this_machine=on_this_machine)
 

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import toml_file
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, NotFoundError, Problems, UsageError
 
-from .config import SECTIONS, TrainConfig
+from .train_config import SECTIONS, TrainConfig
 
 # The names that other trainers use: peft's and transformers' first, then those of the programs built on them.
 _OTHER_TRAINERS_KEYS = {
@@ -39,7 +39,7 @@ _OTHER_TRAINERS_KEYS = {
     "warmup_steps": "warmup", "loss_type": "method", "pref_beta": "beta", "pref_loss": "method", "rl": "method",
     "simpo_gamma": "gamma",
 }  # fmt: skip
-_WORD = linear.Pattern(r"[A-Za-z0-9_./~:@-]+")
+_WORD = safe_regex.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> TrainConfig:

@@ -10,19 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapterhub.training.model.base import isolates_documents, share_rows
 from adapterhub.training.model.base_files import BaseFiles
+from adapterhub.training.model.base_model import isolates_documents, share_rows
 from adapterhub.training.model.loading import load
 from adapterhub_converters.errors import RefusedError
 
-from . import devices
-from .config import BaseConfig
-from .data import chat_template, documents, overlap, shapes
+from . import compute_device
+from .data import chat_template, document_files, overlap, record_shapes
 from .data import dataset as data
-from .data.rows import sample
+from .data.packed_rows import sample
 from .events import EvaluationOptions, EvaluationResult, InitialAdapter
 from .loop import heldout
-from .model import adapters, quantized_cache
+from .model import adapter_transfer, quantized_cache
+from .train_config import BaseConfig
 
 
 def evaluate(
@@ -35,18 +35,20 @@ def evaluate(
     cache: Path | None = None,
 ) -> EvaluationResult:
     """Evaluate in this process; arguments, result and errors are those of `adapterhub.training.evaluate`."""
-    with devices.threads(options.threads):
+    with compute_device.threads(options.threads):
         with BaseFiles(base, cache) as base_files:
-            factors = adapters.read(adapter, base_files.spec)
+            factors = adapter_transfer.read(adapter, base_files.spec)
             settings = _settings(options, factors)
             config = BaseConfig(str(base), quantize=settings["quantize"], dtype=settings["dtype"])
-            adapters.check_base(factors, base_files.spec, None)
+            adapter_transfer.check_base(factors, base_files.spec, None)
             if not factors.pairs:
                 raise RefusedError(factors.location, "has no low-rank delta to evaluate")
-            entry, device = quantized_cache.entry_of(base_files, config, factors.config), devices.select("auto")
-            model = load(base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device)
+            entry, device = quantized_cache.entry_of(base_files, config, factors.config), compute_device.select("auto")
+            model = load(
+                base_files, config, factors.config, location=factors.location, progress=progress, entry=entry, device=device
+            )
             weights = base_files.digests
-        adapters.copy_into_model(model, factors)
+        adapter_transfer.copy_into_model(model, factors)
         # Losses are comparable only if the data are read and rendered as in the training.
         recorded = _table(factors.training.config if factors.training else None, "data")
         _give_template(model.tokenizer, adapter.folder, recorded)
@@ -62,10 +64,10 @@ def evaluate(
         if share_rows(dataset.packed) and not isolates_documents(model):
             dataset = build_dataset(pack_rows=False)
         rows = dataset.rows if options.tokens is None else sample(dataset.packed, options.tokens)
-        with adapters.with_replaced_modules(model, factors):
+        with adapter_transfer.with_replaced_modules(model, factors):
             # Replaced modules are in use for the first loss only; `remove` then disables deltas and trained rows.
             loss = heldout.evaluate(model, rows, settings["rows"])
-        adapters.remove(model)
+        adapter_transfer.remove(model)
         base_loss = heldout.evaluate(model, rows, settings["rows"])
     if not (math.isfinite(loss) and math.isfinite(base_loss)):
         raise RefusedError(factors.location, f"the loss is {loss} with the adapter and {base_loss} without", code="diverged")
@@ -83,7 +85,7 @@ def evaluate(
         notes=(
             *model.notes,
             *dataset.notes,
-            *adapters.other_weights(factors, weights),
+            *adapter_transfer.other_weights(factors, weights),
             *_trained_on_notes(factors, dataset),
             *overlap_notes,
         ),
@@ -105,23 +107,24 @@ def _give_template(tokenizer: Any, folder: Path, recorded: dict[str, Any]) -> No
     chat_template.set_variables(tokenizer, {str(key): value for key, value in option_pairs} if is_valid else {}, date)  # type: ignore[union-attr]
 
 
-def _read_file(path: Path, recorded: dict[str, Any]) -> documents.DataFile:
+def _read_file(path: Path, recorded: dict[str, Any]) -> document_files.DataFile:
     """Read a file as the training read its data, or by its own keys if it lacks the training data's columns."""
     column_pairs, split = recorded.get("columns"), recorded.get("split_text")
     # The record of another trainer may contain anything.
     is_valid = isinstance(column_pairs, list) and all(
         isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in column_pairs
     )
-    options = documents.Options(dict(column_pairs) if is_valid else None, split if split in ("paragraphs", "lines") else "no")  # type: ignore[arg-type]
+    columns: Any = dict(column_pairs or ()) if is_valid else None
+    options = document_files.Options(columns, split if split in ("paragraphs", "lines") else "no")
     try:
-        return documents.read(path, options)
-    except shapes.ColumnsError:
+        return document_files.read(path, options)
+    except record_shapes.ColumnsError:
         if not options.columns:
             raise
-        return documents.read(path, dataclasses.replace(options, columns=None))
+        return document_files.read(path, dataclasses.replace(options, columns=None))
 
 
-def _settings(options: EvaluationOptions, factors: adapters.Factors) -> dict[str, Any]:
+def _settings(options: EvaluationOptions, factors: adapter_transfer.Factors) -> dict[str, Any]:
     """Return the settings: the given options, else the values of the adapter's training, else the usual defaults."""
     config: Any = factors.training.config if factors.training else None
     optim = _table(config, "train")
@@ -142,7 +145,7 @@ def _table(config: Any, key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _trained_on_notes(factors: adapters.Factors, dataset: data.Dataset) -> list[str]:
+def _trained_on_notes(factors: adapter_transfer.Factors, dataset: data.Dataset) -> list[str]:
     """Return a note for each file that the adapter was trained on."""
     files = (factors.training.data if factors.training else None) or ()
     digests = {item.digest for item in files if item.split in (None, "train")}

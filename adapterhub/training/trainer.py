@@ -12,28 +12,28 @@ from typing import Any
 
 import torch
 
-from adapterhub.training.cost.report import Meter
+from adapterhub.training.cost.meter import Meter
 from adapterhub.training.loop.heldout import answers, log_evaluation
 from adapterhub.training.loop.loss import Loss
 from adapterhub.training.loop.state import new_state
-from adapterhub.training.model.base import Base, check_isolation
 from adapterhub.training.model.base_files import BaseFiles
+from adapterhub.training.model.base_model import Base, check_isolation
 from adapterhub.training.model.loading import dequantize, load
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import devices, distributed
-from .artifacts import checkpoint, finish
-from .config import TrainConfig
+from . import compute_device, distributed
+from .artifacts import finished_folder, training_checkpoint
 from .cost import budget, memory
 from .data import chat_template
 from .data import dataset as data
-from .data.rows import Rows, sample
+from .data.packed_rows import Rows, sample
 from .events import InitialAdapter, Loading, OnEvent, Ready, Result, ResumeEvent, SaveEvent, StepEvent
 from .layers import lora
-from .loop import loop
-from .model import adapters, families, quantized_cache
+from .loop import training_loop
+from .model import adapter_transfer, families, quantized_cache
+from .train_config import TrainConfig
 
 
 @contextmanager
@@ -53,9 +53,9 @@ def new_trainer(
     """
     # Checked before anything is loaded: an hour of training must not end at an output folder that is taken.
     atomic.check_free(out, replace=replace)
-    finish.check_place(out)
-    determinism = devices.deterministic(config.base.device) if config.train.deterministic else contextlib.nullcontext()
-    with determinism, devices.threads(config.train.threads) as thread_count:
+    finished_folder.check_place(out)
+    determinism = compute_device.deterministic(config.base.device) if config.train.deterministic else contextlib.nullcontext()
+    with determinism, compute_device.threads(config.train.threads) as thread_count:
         yield Trainer(config, out, on_event, force=force, start=start, cache=cache, replace=replace, thread_count=thread_count)
 
 
@@ -85,19 +85,19 @@ class Trainer:
             problem = "continues an adapter, but dpo compares with the base alone"
             raise RefusedError(f"{config.location}: [preference] method", problem, "Merge the adapter into the base first")
         self._out, self._replace = out, replace
-        self._device = device = devices.select(config.base.device)
+        self._device = device = compute_device.select(config.base.device)
         self._on_event = self._meter = Meter(on_event)
         # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
             self._spec = spec = files.spec
             self._resolved_config = resolved = _resolve_auto(config, spec, device, force=force)
-            initial = adapters.read(start, spec) if start else None
+            initial = adapter_transfer.read(start, spec) if start else None
             if initial:
-                adapters.check_base(initial, spec, config.base.name)
+                adapter_transfer.check_base(initial, spec, config.base.name)
             self.base = base = _load_base(resolved, files, device, self._on_event)
             # A thread has computed the digests while the weights were read.
             weights = files.digests
-        self._path = checkpoint.path_for(out)
+        self._path = training_checkpoint.path_for(out)
         # The checkpoint may have the date that the chat template has written so far, so its path comes first.
         self.config, template_notes = _with_template(config, base.tokenizer, self._path)
         config = self.config
@@ -113,9 +113,9 @@ class Trainer:
         dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
         notes = [*base.notes, *dense_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout)]
         if initial:
-            notes += adapters.other_weights(initial, weights)
-            adapters.check_config(initial, config.lora, base.targets, config.location)
-            adapters.copy_into_model(base, initial)
+            notes += adapter_transfer.other_weights(initial, weights)
+            adapter_transfer.check_config(initial, config.lora, base.targets, config.location)
+            adapter_transfer.copy_into_model(base, initial)
         # For the count of operations: the cost of attention depends on the length of documents.
         self._context = self.rows.mean_context
         self.steps = config.steps(len(self.rows))
@@ -125,7 +125,7 @@ class Trainer:
             "config": {**config.document(), "steps": self.steps},
             "data": _data_record(train_set, heldout),
             "seed": config.train.seed,
-            "versions": finish.versions(thread_count, device),
+            "versions": finished_folder.versions(thread_count, device),
             "weights": weights,
         }
         # A checkpoint may only be resumed by a training run with the same identity: everything that the result depends on.
@@ -133,14 +133,14 @@ class Trainer:
         identity["parents"] = self._parents
         if config.data.chat_template is not None:
             identity["chat_template"] = base.tokenizer.chat_template
-        self._run_id = checkpoint.identity(identity)
+        self._run_id = training_checkpoint.identity(identity)
         self.state = new_state(base.model, config.train)
-        if checkpoint.restore(self._path, base.model, self.state, self._run_id):
+        if training_checkpoint.restore(self._path, base.model, self.state, self._run_id):
             self._on_event(ResumeEvent(self.state.step, self.state.tokens, self._path))
 
     def run(self) -> None:
         """Run all remaining steps, with the config's evaluations and checkpoints; errors are those of `training_loop.run`."""
-        loop.run(
+        training_loop.run(
             self.base, self.rows, self._heldout, self.state, self.config.train,
             steps=self.steps, save=self.save_checkpoint, on_event=self._on_event, preference=self.config.preference,
         )  # fmt: skip
@@ -149,7 +149,7 @@ class Trainer:
         """Yield the rows of each remaining step, as `run` takes them; `optim_step` advances to the next step."""
         while self.state.step < self.steps:
             step = self.state.step
-            yield loop.batch(self.rows, self.state, self.config.train, self.steps)
+            yield training_loop.batch(self.rows, self.state, self.config.train, self.steps)
             if self.state.step == step:
                 raise UsageError("batches", f"step {step + 1} was not done before the next batch", "Call optim_step for each")
 
@@ -170,15 +170,17 @@ class Trainer:
         if loss is not None:
             # With another loss, the result does not follow from the config alone.
             self._record["config"]["loss_function"] = getattr(loss, "__qualname__", type(loss).__qualname__)
-        loss = loss or loop.usual_loss(self.base, batch, self.config.preference)
-        return loop.forward_backward(self.base, batch, self.state, self.config.train, loss)
+        loss = loss or training_loop.usual_loss(self.base, batch, self.config.preference)
+        return training_loop.forward_backward(self.base, batch, self.state, self.config.train, loss)
 
     def optim_step(self) -> StepEvent:
         """Update the parameters with the accumulated gradients, at the learning rate of this step."""
-        line = loop.optim_step(self.state, self.config.train, self.steps)
+        line = training_loop.optim_step(self.state, self.config.train, self.steps)
         # Whether float16 overflowed is of no concern to callers: the scale has already been lowered.
         line.pop("skipped", None)
-        stepped = StepEvent(steps=self.steps, tokens_per_second=0.0, memory=devices.allocated_memory(self._device), **line)
+        stepped = StepEvent(
+            steps=self.steps, tokens_per_second=0.0, memory=compute_device.allocated_memory(self._device), **line
+        )
         self._on_event(stepped)
         return stepped
 
@@ -194,7 +196,7 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Write a checkpoint next to the adapter's folder, from which the same training run resumes, and return its path."""
-        checkpoint.save(self._path, self.base.model, self.state, self._run_id, date=self.config.data.date)
+        training_checkpoint.save(self._path, self.base.model, self.state, self._run_id, date=self.config.data.date)
         self._on_event(SaveEvent(self.state.step, self._path))
         return self._path
 
@@ -210,7 +212,7 @@ class Trainer:
         # Every process has to finish its last step before the first one writes.
         distributed.wait()
         if distributed.first():
-            finish.finish(
+            finished_folder.finish(
                 self.config, self._spec, self.base, state, record=self._record, context=self._context, out=self._out,
                 parents=self._parents, replace=self._replace,
             )  # fmt: skip
@@ -219,7 +221,7 @@ class Trainer:
             # Removed only now that the adapter is written: until then, the checkpoint is the only copy of the work.
             self._path.unlink(missing_ok=True)
             self._on_event(SaveEvent(state.step, self._out))
-        metrics = finish.metrics(state)
+        metrics = finished_folder.metrics(state)
         return Result(
             folder=self._out,
             steps=state.step,
@@ -236,11 +238,11 @@ class Trainer:
 
 def _resolve_auto(config: TrainConfig, spec: BaseSpec, device: Any, *, force: bool) -> TrainConfig:
     """Return the config with each `auto` resolved; unless `force`, check first that it fits into memory."""
-    free, card = devices.free(device), devices.memory(device)
+    free, card = compute_device.free(device), compute_device.memory(device)
     allocated = memory.plan(config, spec, card=card).runtime
     # The plan includes memory that is no longer free: on a card the CUDA context, on a CPU all that this process holds.
     if free is None:
-        free, allocated = budget.free_memory(), devices.allocated_memory(device)
+        free, allocated = budget.free_memory(), compute_device.allocated_memory(device)
     resolved = budget.resolve_auto(config, spec, free=free, allocated=allocated, card=card)
     # Must agree in all processes: with checkpointing, a step exchanges tensors once more.
     checkpointing = distributed.total(float(resolved.train.checkpointing is True)) > 0
@@ -281,7 +283,7 @@ def _with_template(config: TrainConfig, tokenizer: Any, path: Path) -> tuple[Tra
     if not chat_template.has_clock(tokenizer):
         chat_template.set_variables(tokenizer, data.template_options, None)
         return config, []
-    date = data.date or checkpoint.date(path) or _today()
+    date = data.date or training_checkpoint.date(path) or _today()
     chat_template.set_variables(tokenizer, data.template_options, date)
     note = f"the chat template writes a date: {date}, in all conversations and in the record; [data] date sets it"
     return dataclasses.replace(config, data=dataclasses.replace(data, date=date)), [note]
@@ -304,7 +306,7 @@ def _ready(
         tokens=train_set.tokens,
         rows=len(train_set.packed),
         steps=steps,
-        memory=memory.plan(config, spec, card=devices.memory(base.device)),
+        memory=memory.plan(config, spec, card=compute_device.memory(base.device)),
         notes=notes,
         checkpointing=config.train.checkpointing is True,
     )
@@ -327,4 +329,4 @@ def _parents(start: InitialAdapter | None) -> list[dict[str, Any]]:
     """Return the parents of the adapter, for adapter.json."""
     if start is None:
         return []
-    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": adapters.METHOD}]
+    return [{"digest": start.digest, **({"ref": start.ref} if start.ref else {}), "method": adapter_transfer.METHOD}]

@@ -117,7 +117,8 @@ def _licensed_parts(
     base = manifest.base.repo or (manifest.base.fingerprint or UNRECORDED)[:19]
     parts = [LicensedPart("adapter", name, manifest.license), LicensedPart("base", base, base_license)]
     return parts + [
-        LicensedPart("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None) for ancestor in ancestors
+        LicensedPart("parent", ancestor.name, ancestor.manifest.license if ancestor.manifest else None)
+        for ancestor in ancestors
     ]
 
 

@@ -182,7 +182,9 @@ def _parts(raw: bytes, location: str) -> _BundleParts:
     key, certificate = _signer(document["verificationMaterial"], location)
     envelope = _with_members(document["dsseEnvelope"], ("payload", "payloadType", "signatures"), location)
     if envelope["payloadType"] != PAYLOAD_TYPE:
-        raise FormatError(location, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", SIGN_AGAIN_HINT)
+        raise FormatError(
+            location, f"a payload of the type {str(envelope['payloadType'])[:80]!r}, not {PAYLOAD_TYPE}", SIGN_AGAIN_HINT
+        )
     signatures = envelope["signatures"]
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise FormatError(location, "not exactly one signature", SIGN_AGAIN_HINT)
@@ -199,7 +201,9 @@ def _signer(value: object, location: str) -> tuple[str, bytes]:
     if _CERTIFICATE in material:
         _with_members(material, (_CERTIFICATE, _LOG), location, also=(_TIMES,))
         if not isinstance(material[_LOG], list) or len(material[_LOG]) != 1:
-            raise FormatError(location, "is signed by an identity, and has not exactly one entry of a transparency log", SIGN_AGAIN_HINT)
+            raise FormatError(
+                location, "is signed by an identity, and has not exactly one entry of a transparency log", SIGN_AGAIN_HINT
+            )
         return "", _from_base64(_with_members(material[_CERTIFICATE], ("rawBytes",), location), "rawBytes", location)
     _with_members(material, (_KEY, _LOG), location)
     if material[_LOG] != []:

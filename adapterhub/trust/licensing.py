@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 
-_WORD = linear.Pattern(r"[A-Za-z0-9.+:-]+|[()]")
+_WORD = safe_regex.Pattern(r"[A-Za-z0-9.+:-]+|[()]")
 _OPERATORS = {"and", "or", "with"}
 # The licenses of most models and data sets on the Hub, in SPDX's spelling, by their lowercase form.
 _SPDX_SPELLINGS = {

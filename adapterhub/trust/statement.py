@@ -16,7 +16,7 @@ from typing import Any
 from adapterhub.digest import Digest, copy_hashing, is_hex
 from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, shorten_names
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.open_file import MAX_PATH, check_regular, walk
 from adapterhub_converters.errors import FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
@@ -58,7 +58,9 @@ class Statement:
         differences += [f"{path} (changed)" for path in files if self.files.get(path, files[path]) != files[path]]
         if differences:
             hint = "Fetch the files that were signed, or have these signed"
-            raise IntegrityError(location, f"is not what was signed: {shorten_names(sorted(differences))}", hint, code="signature")
+            raise IntegrityError(
+                location, f"is not what was signed: {shorten_names(sorted(differences))}", hint, code="signature"
+            )
 
     def check_name(self, name: str, location: str) -> None:
         """Raise IntegrityError unless it was signed under this name, either in full or by its last parts.
@@ -88,7 +90,9 @@ def parse(raw: bytes, location: str) -> Statement:
     files = _signed_files(predicate, location)
     digests = [digest.removeprefix("sha256:") for digest in files.values()]
     _expect(
-        subject.get("digest") == {"sha256": _root_digest(digests)}, location, "the digest of its subject is not that of its files"
+        subject.get("digest") == {"sha256": _root_digest(digests)},
+        location,
+        "the digest of its subject is not that of its files",
     )
     return Statement(name, files)
 
@@ -112,7 +116,9 @@ def _signed_files(predicate: dict[str, Any], location: str) -> dict[str, Digest]
         entry = _object(resource, location, "resources")
         path, digest = entry.get("name"), entry.get("digest")
         if not isinstance(path, str) or not 0 < len(path) <= MAX_PATH:
-            raise FormatError(location, f"signs a file without a name, or with one of over {MAX_PATH} characters", SIGN_AGAIN_HINT)
+            raise FormatError(
+                location, f"signs a file without a name, or with one of over {MAX_PATH} characters", SIGN_AGAIN_HINT
+            )
         _expect(path not in files, location, f"signs the file {path[:80]!r} twice")
         if entry.get("algorithm") != "sha256" or not isinstance(digest, str) or not is_hex(digest):
             raise FormatError(location, f"{path[:80]}: not a sha256 digest", SIGN_AGAIN_HINT)

@@ -38,7 +38,9 @@ def test_modules_of_a_kind_count_together_and_experts_as_one_kind() -> None:
 
 def test_a_percentile_counts_smaller_ones_and_half_of_the_equal_ones() -> None:
     own = {"m.layers.0.q": SpectralSummary(2, 1, 0.25)}
-    others = [{"m.layers.0.q": SpectralSummary(norm, norm / 2, 0.25)} for norm in (1, 2, 3, 4)] + [{"m.layers.0.k": SpectralSummary(1, 1, 1)}]
+    others = [{"m.layers.0.q": SpectralSummary(norm, norm / 2, 0.25)} for norm in (1, 2, 3, 4)] + [
+        {"m.layers.0.k": SpectralSummary(1, 1, 1)}
+    ]
     (kind,), (module,) = spectra.rank_among(own, others)
     assert (module.n, kind.n) == (4, 4)
     assert module.percentiles == kind.percentiles == SpectralSummary(37.5, 37.5, 50.0)

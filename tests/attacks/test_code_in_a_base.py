@@ -13,9 +13,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
-from adapterhub.training.config import BaseConfig, LoRAConfig  # noqa: E402
-from adapterhub.training.model import library  # noqa: E402
-from adapterhub.training.model.base import Base  # noqa: E402
+from adapterhub.training.model import transformers_api  # noqa: E402
+from adapterhub.training.model.base_model import Base  # noqa: E402
+from adapterhub.training.train_config import BaseConfig, LoRAConfig  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
 from tests.conftest import Run  # noqa: E402
 from tests.training.conftest import load_base, tiny_base  # noqa: E402
@@ -130,6 +130,6 @@ def test_while_a_model_is_built_the_hub_is_out_of_reach_and_afterwards_as_before
     from huggingface_hub import constants, is_offline_mode
 
     before = constants.HF_HUB_OFFLINE
-    with library._offline():
+    with transformers_api._offline():
         assert is_offline_mode()
     assert before == constants.HF_HUB_OFFLINE

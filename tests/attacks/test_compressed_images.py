@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.oci.image import AdapterImage, UnpackedSource
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.oci.adapter_image import AdapterImage, UnpackedSource
 from adapterhub.remotes.protocol import Reader
 from adapterhub_converters.errors import FormatError, NotFoundError
 from tests.remotes.test_contract import read

@@ -17,17 +17,17 @@ from adapterhub.http import client
 from adapterhub.http.urls import next_page
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, TITLE
 from adapterhub.registry.moves import now
-from adapterhub.remotes.layouts import tar
-from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub.remotes.layouts.index import INDEX_TYPE
-from adapterhub.remotes.objects import log
-from adapterhub.remotes.objects.address import ObjectAddress
-from adapterhub.remotes.objects.store import ObjectRepository
-from adapterhub.remotes.oci import host, repository
-from adapterhub.remotes.oci.address import OciAddress
+from adapterhub.remotes.layouts import archive_tar
+from adapterhub.remotes.layouts.layout_folder import LayoutFolder
+from adapterhub.remotes.layouts.layout_index import INDEX_TYPE
+from adapterhub.remotes.objects import name_log
+from adapterhub.remotes.objects.object_address import ObjectAddress
+from adapterhub.remotes.objects.object_repository import ObjectRepository
+from adapterhub.remotes.oci import oci_repository, registry_host
+from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub.store.store import Entry
-from adapterhub_converters.bases import hf
-from adapterhub_converters.bases.files import RangedFile
+from adapterhub_converters.bases import hf_base
+from adapterhub_converters.bases.model_files import RangedFile
 from adapterhub_converters.errors import FormatError, RefusedError, RemoteError
 from tests.attacks.test_hostile_servers import one_line
 from tests.conftest import Run
@@ -116,15 +116,15 @@ def test_a_list_of_tags_without_an_end_is_no_list(run: Run, web: Web) -> None:
 
 
 def test_lists_of_more_tags_or_names_than_anybody_has_are_refused(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository, "_MAX_TAGS", 3)
-    monkeypatch.setattr(host, "_MAX_NAMES", 3)
+    monkeypatch.setattr(oci_repository, "_MAX_TAGS", 3)
+    monkeypatch.setattr(registry_host, "_MAX_NAMES", 3)
     place = OciAddress.parse(address(web))
     web.files["/v2/team/sql/tags/list"] = b'{"tags": ["a", "b", "c", "d"]}'
-    with repository.OciRepository(place) as registry, pytest.raises(RemoteError) as error:
+    with oci_repository.OciRepository(place) as registry, pytest.raises(RemoteError) as error:
         registry.tags()
     assert (error.value.where, error.value.what) == (address(web), "it lists more than 3 tags")
     web.files["/v2/_catalog"] = b'{"repositories": ["a", "b", "c", "d"]}'
-    with host.RegistryHost(place, lambda: None) as every, pytest.raises(RemoteError) as error:
+    with registry_host.RegistryHost(place, lambda: None) as every, pytest.raises(RemoteError) as error:
         every.names()
     assert error.value.what == "it lists more than 3 names"
 
@@ -251,7 +251,7 @@ def test_the_records_of_an_extended_header_are_copied_once() -> None:
             return _Counted(super().read(size))
 
     _Counted.copied = 0
-    assert tar.scan_members(File(archive), len(archive), "here") == {}
+    assert archive_tar.scan_members(File(archive), len(archive), "here") == {}
     assert _Counted.copied < 4 * len(archive)
 
 
@@ -283,7 +283,7 @@ def pushed(name: str, count: int) -> Iterator[Entry]:
 def test_the_log_of_a_name_in_an_object_store_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does a push make it longer."""
     pytest.importorskip("obstore")
-    monkeypatch.setattr(log, "MAX_ENTRIES", 150)
+    monkeypatch.setattr(name_log, "MAX_ENTRIES", 150)
     store, folder = f"file://{tmp_path}", tmp_path / "refs/team/sql"
     folder.mkdir(parents=True)
     for entry in pushed("team/sql", 150):
@@ -294,7 +294,10 @@ def test_the_log_of_a_name_in_an_object_store_has_a_limit(tmp_path: Path, monkey
             place._append(Entry("team/sql", 151, "tag", now()))
     assert not (folder / "00000151.json").exists()
     (folder / "00000151.json").write_bytes(b"{}")
-    with ObjectRepository(ObjectAddress.parse(f"{store}/team/sql"), {}) as place, pytest.raises(RefusedError, match="more than 150"):
+    with (
+        ObjectRepository(ObjectAddress.parse(f"{store}/team/sql"), {}) as place,
+        pytest.raises(RefusedError, match="more than 150"),
+    ):
         place.tags()
 
 
@@ -305,15 +308,15 @@ def test_a_log_that_breaks_at_once_is_not_read_to_its_end(tmp_path: Path, monkey
     for seq in range(1, 1001):
         (folder / f"{seq:08}.json").write_bytes(b"{}")
     asked: list[int] = []
-    raw = log.NameLog.read_entry
-    monkeypatch.setattr(log.NameLog, "read_entry", lambda self, seq: asked.append(seq) or raw(self, seq))
+    raw = name_log.NameLog.read_entry
+    monkeypatch.setattr(name_log.NameLog, "read_entry", lambda self, seq: asked.append(seq) or raw(self, seq))
     with ObjectRepository(ObjectAddress.parse(f"file://{tmp_path}/team/sql"), {}) as place, pytest.raises(FormatError):
         place.tags()
     assert len(asked) <= 64
 
 
 def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "MAX_TENSORS", 10)
+    monkeypatch.setattr(hf_base, "MAX_TENSORS", 10)
     read: list[str] = []
 
     class Files:
@@ -326,7 +329,7 @@ def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyP
         def whole(self, name: str, limit: int) -> bytes | None:
             del limit
             index = {"weight_map": {f"t{n}": f"part{n}.safetensors" for n in range(100)}}
-            return {"config.json": b"{}", hf.INDEX: json.dumps(index).encode()}.get(name)
+            return {"config.json": b"{}", hf_base.INDEX: json.dumps(index).encode()}.get(name)
 
         def ranged(self, name: str) -> RangedFile:
             read.append(name)
@@ -342,5 +345,5 @@ def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyP
             return [do(item) for item in items]
 
     with pytest.raises(FormatError, match="more than 10 tensors"):
-        hf.read(Files())  # type: ignore[arg-type]
+        hf_base.read(Files())  # type: ignore[arg-type]
     assert len(read) == 3

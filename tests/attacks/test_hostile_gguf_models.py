@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, f32_value, string_value, strings_value, u32_value
+from adapterhub_converters.containers.gguf_file import (
+    MetadataValue,
+    bool_value,
+    f32_value,
+    string_value,
+    strings_value,
+    u32_value,
+)
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats.gguf_model import to_folder
 from tests.attacks.test_hostile_servers import one_line

@@ -9,7 +9,7 @@ import pytest
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.store.packs import chains, container
+from adapterhub.store.packs import container, pack_chains
 from tests.store.test_packs import entry, forged
 from tests.support.adapters import Make
 
@@ -74,13 +74,13 @@ def test_a_chain_that_doubles_with_each_pack_is_refused_before_it_is_decoded(
 
 
 def test_an_honest_chain_of_any_layout_is_decoded(registry: Registry) -> None:
-    put_chain(registry, chains.MAX_DEPTH)
+    put_chain(registry, pack_chains.MAX_DEPTH)
     with registry.store.open_pack(f"sha256:{digest_of(0)}") as file:
         assert file.read(BLOCK * BLOCKS) == bytes(BLOCK * BLOCKS)
 
 
 def test_a_chain_of_thousands_of_packs_is_cut_where_nothing_can_read_it() -> None:
     parents = {f"{n}": f"{n + 1}" for n in range(50_000)}
-    assert len(chains.chain("0", parents)) == chains.READ_DEPTH + 1
-    assert len(chains.with_parents(parents, parents)) == 50_001
-    assert not chains.may_follow("x", "0", parents)
+    assert len(pack_chains.chain("0", parents)) == pack_chains.READ_DEPTH + 1
+    assert len(pack_chains.with_parents(parents, parents)) == 50_001
+    assert not pack_chains.may_follow("x", "0", parents)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.training.data import documents, tables
+from adapterhub.training.data import document_files, table_files
 from adapterhub_converters.errors import FormatError
 
 pa = pytest.importorskip("pyarrow")
@@ -44,7 +44,7 @@ def test_a_damaged_table_is_a_format_error(tmp_path: Path, kind: str) -> None:
             raw[rng.randrange(len(raw))] = rng.randrange(256)
         path.write_bytes(raw[: rng.choice([len(raw), rng.randrange(len(raw))])])
         with contextlib.suppress(FormatError):
-            documents.read(path)
+            document_files.read(path)
 
 
 BOMBS: dict[str, Callable[[], Any]] = {
@@ -56,11 +56,11 @@ BOMBS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_a_table_that_unpacks_to_any_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bomb: Any) -> None:
-    monkeypatch.setattr(tables, "_ALWAYS_ALLOWED", 16 << 20)
+    monkeypatch.setattr(table_files, "_ALWAYS_ALLOWED", 16 << 20)
     path = tmp_path / "d.parquet"
     path.write_bytes(parquet(bomb()))
     assert path.stat().st_size < 250_000
-    rows = iter(tables.parquet(path.read_bytes(), path))
+    rows = iter(table_files.parquet(path.read_bytes(), path))
     with pytest.raises(FormatError, match="bytes unpack to more than"):
         list(itertools.islice(rows, 300_000))
 
@@ -74,24 +74,24 @@ def decoded() -> Iterator[Any]:
 
 
 def test_a_page_that_unpacks_to_any_size_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Any) -> None:
-    monkeypatch.setattr(tables, "_ALWAYS_ALLOWED", 16 << 20)
+    monkeypatch.setattr(table_files, "_ALWAYS_ALLOWED", 16 << 20)
     raw = parquet(pa.table({"text": ["a" * (128 << 20)]}), use_dictionary=False)
     assert len(raw) < 20_000
     pa.set_memory_pool(decoded)
     with pytest.raises(FormatError, match="bytes unpack to more than"):
-        list(tables.parquet(raw, tmp_path / "d.parquet"))
+        list(table_files.parquet(raw, tmp_path / "d.parquet"))
     assert decoded.max_memory() < 16 << 20
 
 
 def test_a_text_of_a_dictionary_is_not_decoded_for_each_cell_that_repeats_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Any
 ) -> None:
-    monkeypatch.setattr(tables, "_ALWAYS_ALLOWED", 16 << 20)
+    monkeypatch.setattr(table_files, "_ALWAYS_ALLOWED", 16 << 20)
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array(["a" * 1_000_000]))
     raw = parquet(pa.table({"messages": pa.ListArray.from_arrays([0, 1, 1000], texts)}), store_schema=False)
     assert len(raw) < 1000
     pa.set_memory_pool(decoded)
-    rows = tables.parquet(raw, tmp_path / "d.parquet")
+    rows = table_files.parquet(raw, tmp_path / "d.parquet")
     assert next(rows)[1] == {"messages": ["a" * 1_000_000]}
     assert decoded.max_memory() < 16 << 20
 
@@ -101,4 +101,4 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"d.{kind}"
     path.write_bytes(KINDS[kind](pa.table([["a"], ["b"]], names=["text", "text"])))
     with pytest.raises(FormatError, match="two columns have one name"):
-        documents.read(path)
+        document_files.read(path)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 Tokenizer = pytest.importorskip("tokenizers").Tokenizer
 
-from adapterhub.training.model import library, quantized_cache, tokenizer_files, tokenizer_search  # noqa: E402
+from adapterhub.training.model import quantized_cache, tokenizer_files, tokenizer_search, transformers_api  # noqa: E402
 from adapterhub.training.model.base_files import BaseFiles  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
 from tests.training.conftest import tiny_base  # noqa: E402
@@ -33,7 +33,7 @@ def base(tiny_base: Path, tmp_path: Path) -> Path:
 
 def loaded(base: Path) -> Any:
     with BaseFiles(base) as files:
-        return library.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")[1]
+        return transformers_api.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")[1]
 
 
 def change(base: Path, **parts: Any) -> None:

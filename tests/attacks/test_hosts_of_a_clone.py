@@ -220,7 +220,10 @@ def test_python_refuses_unless_its_workspace_trusts_them(
     assert seen == [(f"file://{tmp_path / 'elsewhere'}", folder / "adapterhub.toml")]
     with pytest.raises(RefusedError, match=r"adapters\.lock: names https://registry\.example, "):
         Workspace().admitted_address("oci://registry.example/team/sql", folder / "adapters.lock")
-    assert trusting.admitted_address("oci://registry.example/team/sql", folder / "adapters.lock") == "oci://registry.example/team/sql"
+    assert (
+        trusting.admitted_address("oci://registry.example/team/sql", folder / "adapters.lock")
+        == "oci://registry.example/team/sql"
+    )
 
 
 SETTINGS = ["base_url = http://127.0.0.1:9", "http_proxy = 127.0.0.1:9", "x_extra_http_headers = {}"]

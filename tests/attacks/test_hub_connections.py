@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from adapterhub.http_server import connections
+from adapterhub.http_server import client_connections
 from tests.hub.conftest import Running, hub
 from tests.support.hub_tenants import Tenant
 
@@ -58,7 +58,7 @@ def test_endless_headers_are_cut(hub: Running, what: str) -> None:
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", START + b"Content-Length: 9\r\n\r\n"])
 def test_a_client_that_lets_the_hub_wait_is_cut(hub: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     for name in ("HEAD_SECONDS", "SILENT_SECONDS", "CHECK_SECONDS"):
-        monkeypatch.setattr(connections, name, 0.1)
+        monkeypatch.setattr(client_connections, name, 0.1)
     with connect(hub) as sock:
         sock.sendall(sent)
         assert cut(sock)
@@ -69,7 +69,7 @@ def test_a_client_that_does_not_read_is_cut(hub: Running, tmp_path: Path, monkey
     red.create("open")
     assert red.commit("open", {"large.txt": b"x" * (7 << 20)}).ok
     for name in ("SILENT_SECONDS", "CHECK_SECONDS"):
-        monkeypatch.setattr(connections, name, 1.0)
+        monkeypatch.setattr(client_connections, name, 1.0)
     with connect(hub) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(b"GET /red/open/resolve/main/large.txt HTTP/1.1\r\nHost: h\r\n\r\n" * 4)

@@ -12,8 +12,8 @@ import requests
 from adapterhub.hub.hf import reading
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
-from adapterhub.hub.storage.opening import open_database
-from adapterhub.registry.repositories import Repositories
+from adapterhub.hub.storage.from_settings import open_database
+from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running, adapter, hub, serving
 from tests.support.hub_tenants import Tenant
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import requests
 
-from adapterhub.hub.people import accounts, devices, tokens
+from adapterhub.hub.people import access_tokens, accounts, device_logins
 from adapterhub.hub.people.accounts import EVERYWHERE
-from adapterhub.hub.storage.opening import open_database
+from adapterhub.hub.storage.from_settings import open_database
 from tests.hub.conftest import Running, hub
 
 __all__ = ["hub"]
@@ -40,7 +40,7 @@ def test_a_login_of_an_account_manages_the_hub_only_if_the_account_does(
     if role:
         accounts.set_member(database, EVERYWHERE, "dave", role)
     login = begin(hub)
-    devices.approve_as(database, login["user_code"], "dave")
+    device_logins.approve_as(database, login["user_code"], "dave")
     headers = {"authorization": f"Bearer {collect(hub, login).json()['access_token']}"}
     assert requests.get(f"{hub.url}/-/admin", headers=headers, timeout=10).status_code == status
 
@@ -53,11 +53,11 @@ def test_an_admin_of_one_namespace_does_not_manage_the_hub(hub: Running) -> None
 def test_a_login_that_was_approved_gives_nothing_once_its_account_is_removed(hub: Running, database: Any) -> None:
     accounts.add(database, "dave")
     login = begin(hub)
-    devices.approve_as(database, login["user_code"], "dave")
+    device_logins.approve_as(database, login["user_code"], "dave")
     accounts.remove(database, "dave")
     answer = collect(hub, login)
     assert answer.status_code == 404 or answer.json()["error"] == "access_denied"
-    assert not tokens.list_tokens(database) or {one.account for one in tokens.list_tokens(database)} == {"alice"}
+    assert not access_tokens.list_tokens(database) or {one.account for one in access_tokens.list_tokens(database)} == {"alice"}
 
 
 def test_a_token_of_a_service_that_expires_approves_nothing_that_outlives_it(hub: Running) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import uploads
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from tests.hub.conftest import Running, hub
 from tests.support.hub_tenants import Tenant
 

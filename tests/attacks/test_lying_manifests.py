@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from adapterhub.digest import sha256_bytes
-from adapterhub.manifest import describe, oci_manifest
+from adapterhub.manifest import derive, oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.ref import Ref
 from adapterhub.registry.moves import now
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.layouts.folder import LayoutFolder
+from adapterhub.remotes.layouts.layout_folder import LayoutFolder
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import FormatError
 from tests.conftest import Run
@@ -27,7 +27,7 @@ POLICY = "[policy]\nmax_rank = 1\n"
 def lying(make: Make, tmp_path: Path) -> Path:
     """A registry whose only version says r 1 of weights of rank 2, with every digest right."""
     folder = make("a")
-    document = json.loads(describe.finalize(folder)[1])
+    document = json.loads(derive.finalize(folder)[1])
     text = json.dumps({**document, **LIES}).encode()
     with Registry.init(tmp_path / "lying") as registry:
         files = {}
@@ -36,7 +36,7 @@ def lying(make: Make, tmp_path: Path) -> Path:
                 files[path.name] = registry.store.put_stream(file)
         files["adapter.json"] = registry.store.put_bytes(text)
         (folder / "adapter.json").write_bytes(text)
-        made = oci_manifest.assemble(files, describe.AdapterManifest.parse(text.decode(), "x"))
+        made = oci_manifest.assemble(files, derive.AdapterManifest.parse(text.decode(), "x"))
         for raw in (made.config_bytes, made.raw):
             registry.store.put_bytes(raw)
         first = Entry("team/sql", 1, "push", now(), made.digest, len(made.raw), 1, ("latest",))
@@ -50,7 +50,7 @@ def lying(make: Make, tmp_path: Path) -> Path:
 
 
 def _local(registry: Registry):  # type: ignore[no-untyped-def]
-    from adapterhub.remotes.local import LocalName
+    from adapterhub.remotes.local_name import LocalName
 
     return LocalName(registry, "team/sql")
 

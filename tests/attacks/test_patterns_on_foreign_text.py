@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub_converters import linear, patterns, yaml_lines
+from adapterhub_converters import peft_patterns, safe_regex, yaml_lines
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.formats.trainers import fused
+from adapterhub_converters.formats.trainers import fused_layers
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
 from tests.support.folders import adapter, base, pairs
@@ -64,11 +64,11 @@ def test_a_readme_stops_neither_its_push_nor_the_registry(command: Run, tmp_path
 @pytest.mark.parametrize("text", READMES.values(), ids=READMES)
 def test_a_card_of_a_hub(text: str) -> None:
     from adapterhub.manifest.document import AdapterManifest
-    from adapterhub.remotes.hub import files
+    from adapterhub.remotes.hub import hub_files
 
     manifest = AdapterManifest.salvage({"base": {"repo": "org/base"}})
-    card = files.complete_card(text.encode(), manifest)
-    assert files.original_readme(card) == text.encode()
+    card = hub_files.complete_card(text.encode(), manifest)
+    assert hub_files.original_readme(card) == text.encode()
 
 
 def test_the_readme_of_a_base_that_is_merged_into(command: Run, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_the_readme_of_a_base_that_is_merged_into(command: Run, tmp_path: Path) 
 @pytest.mark.parametrize("line", [f"lora_r:{' ' * N}x", f"{' ' * N}x", f"lora_r: {'8 #' * (N // 3)}", "a" * N])
 def test_the_options_that_a_trainer_leaves(tmp_path: Path, line: str) -> None:
     (tmp_path / "hyperparameters.yaml").write_text(f"{line}\nlora_alpha: 16 # twice r\n")
-    found = fused.scalars(tmp_path / "hyperparameters.yaml")
-    assert fused.numbers(found, alpha="lora_alpha") == {"alpha": 16.0}
+    found = fused_layers.scalars(tmp_path / "hyperparameters.yaml")
+    assert fused_layers.numbers(found, alpha="lora_alpha") == {"alpha": 16.0}
 
 
 @pytest.mark.parametrize("pattern", ["(" * 160 + "a" + ")+" * 160, "(" * 499 + "a" + ")" * 499, "(a|a)*" * 160 + "é"])
@@ -106,7 +106,7 @@ def test_nesting_beyond_what_can_be_compiled_is_refused_anywhere() -> None:
         if left:
             deep(left - 1)
         else:
-            patterns.fullmatch("(" * 480 + "é" + ")" * 480, "é", "x")
+            peft_patterns.fullmatch("(" * 480 + "é" + ")" * 480, "é", "x")
 
     for depth in range(0, 900, 100):
         try:
@@ -180,7 +180,7 @@ def test_front_matter_is_read_as_yaml_is() -> None:
 
 
 def test_half_a_pair_of_surrogates_matches_no_pattern() -> None:
-    assert linear.Pattern(".*").fullmatch("\ud800") is None
+    assert safe_regex.Pattern(".*").fullmatch("\ud800") is None
 
 
 def test_a_hub_with_such_a_card_does_not_end_the_registry_it_is_copied_to(command: Run, tmp_path: Path, hub: Hub) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from adapterhub.registry.registry import Registry, find
-from adapterhub.remotes import download, folders
+from adapterhub.remotes import adapter_folders, download
+from adapterhub.remotes.adapter_folders import AdapterFolder
 from adapterhub.remotes.download import receive
-from adapterhub.remotes.folders import AdapterFolder
 from adapterhub.user_files import is_mine
 from adapterhub_converters.containers import atomic
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import ConflictError, LocalIOError, RefusedError
 from tests.support.adapters import write_adapter
 
@@ -62,14 +62,17 @@ def test_incomplete_files_are_not_kept_where_others_can_write(tmp_path: Path) ->
     waiting.mkdir()
     waiting.chmod(0o777)
     with pytest.raises(LocalIOError) as error:
-        folders._make_scratch(waiting)
+        adapter_folders._make_scratch(waiting)
     what = "is not a folder, or others own it or can write to it"
     assert str(error.value) == f"{waiting}: {what}. Remove it, or write to another folder"
     waiting.chmod(0o700)
-    folders._make_scratch(waiting)
+    adapter_folders._make_scratch(waiting)
     (waiting / "x.part").write_text("")
     (waiting / "x.part").chmod(0o666)
-    with pytest.raises(ConflictError, match="others can write to it"), download._open_locked(ConfinedFiles(waiting), waiting / "x.part"):
+    with (
+        pytest.raises(ConflictError, match="others can write to it"),
+        download._open_locked(ConfinedFiles(waiting), waiting / "x.part"),
+    ):
         pass
 
 

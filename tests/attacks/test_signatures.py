@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 import adapterhub as ah
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
-from adapterhub.registry import signatures
+from adapterhub.registry import signature_policy
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.location import parse
 from adapterhub.remotes.oci import referrers
-from adapterhub.store.signatures import MAX_SIGNATURES, read_bounded
+from adapterhub.remotes.remote_address import parse
+from adapterhub.store.signature_files import MAX_SIGNATURES, read_bounded
 from adapterhub.trust import bundle, keys, signers
 from adapterhub.trust.statement import Statement
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, ParameterError, RefusedError, UsageError
@@ -154,19 +154,19 @@ def test_no_more_signatures_of_a_version_are_kept_than_are_read(tmp_path: Path) 
 def test_what_came_along_leaves_room_for_the_signature_of_the_user_and_for_one_that_is_required(
     run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signatures, "MAX_UNREQUESTED", 3)
+    monkeypatch.setattr(signature_policy, "MAX_UNREQUESTED", 3)
     run("push", make("sql"), "team/sql")
     strangers = keys.read_private(keys.generate(tmp_path / "stranger", keys.ED25519)[0])
     policy = Policy("p", signers=(("team/*", (pair[1],)),))
     with Registry.open(tmp_path / "xdg" / "adapterhub") as registry:
         made, store = registry.oci_manifest(registry.resolve(Ref("team/sql"))), registry.store
-        files = signatures.signed_files(made)
+        files = signature_policy.signed_files(made)
         crowd = [bundle.sign(Statement(f"team/sql{n}", files), strangers) for n in range(5)]
-        signatures.store_signatures(store, made, crowd)
-        assert len(signatures.all_signatures(store, made, ())) == 3
+        signature_policy.store_signatures(store, made, crowd)
+        assert len(signature_policy.all_signatures(store, made, ())) == 3
         required = bundle.sign(Statement("team/sql", files), keys.read_private(pair[0]))
-        signatures.store_signatures(store, made, [required], policy, "team/sql")
-        assert required in signatures.all_signatures(store, made, ())
+        signature_policy.store_signatures(store, made, [required], policy, "team/sql")
+        assert required in signature_policy.all_signatures(store, made, ())
     keys.generate(tmp_path / "mine")
     run("sign", "team/sql", "--key", "mine.key")
     run("verify", "team/sql", "--key", "mine.pub")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub.bases import registered
-from adapterhub.bases.registered import BaseDocument
+from adapterhub.bases import registered_bases
+from adapterhub.bases.registered_bases import BaseDocument
 from adapterhub.maintenance.fsck import Findings, fsck
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
@@ -47,12 +47,12 @@ def errors(registry: Registry) -> Findings:
 
 
 def test_what_comes_back_is_what_was_added(registry: Registry, spec: BaseSpec) -> None:
-    added = registered.add(registry, "tiny", spec, source="/there")
-    found = registered.get(registry, "tiny")
+    added = registered_bases.add(registry, "tiny", spec, source="/there")
+    found = registered_bases.get(registry, "tiny")
     assert (added.new, found.new, found.digest) == (True, False, added.digest)
     same(found.spec, spec)
     assert (found.spec.source, found.spec.folder, found.document.source) == ("tiny", None, "/there")
-    assert registered.names(registry) == ["tiny"]
+    assert registered_bases.names(registry) == ["tiny"]
     assert fsck(registry) == []
 
 
@@ -98,39 +98,39 @@ def test_a_document_is_not_trusted(spec: BaseSpec, change: dict[str, Any], says:
 
 
 def test_a_name_means_one_base(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
-    first = registered.add(registry, "tiny", spec, source="a")
-    again = registered.add(registry, "tiny", spec, source="b")
+    first = registered_bases.add(registry, "tiny", spec, source="a")
+    again = registered_bases.add(registry, "tiny", spec, source="b")
     assert (again.new, again.digest) == (False, first.digest)
     deeper = base(tmp_path / "deeper", 3)
     for other in (deeper, dataclasses.replace(spec, revision="f" * 40), dataclasses.replace(spec, config={"rope_theta": 5e5})):
         with pytest.raises(ConflictError, match=r"tiny: is another base.*Choose another name, or replace it"):
-            registered.add(registry, "tiny", other, source="c")
-    same(registered.get(registry, "tiny").spec, spec)
-    assert registered.add(registry, "tiny", deeper, source="c", force=True).new
-    same(registered.get(registry, "tiny").spec, deeper)
+            registered_bases.add(registry, "tiny", other, source="c")
+    same(registered_bases.get(registry, "tiny").spec, spec)
+    assert registered_bases.add(registry, "tiny", deeper, source="c", force=True).new
+    same(registered_bases.get(registry, "tiny").spec, deeper)
     assert [finding.code for finding in fsck(registry)] == ["orphans"]
 
 
 def test_a_removed_name_may_be_given_again(registry: Registry, spec: BaseSpec) -> None:
-    registered.add(registry, "tiny", spec, source="a")
-    registered.remove(registry, "tiny")
-    assert registered.names(registry) == []
-    for act in (registered.get, registered.remove):
+    registered_bases.add(registry, "tiny", spec, source="a")
+    registered_bases.remove(registry, "tiny")
+    assert registered_bases.names(registry) == []
+    for act in (registered_bases.get, registered_bases.remove):
         with pytest.raises(NotFoundError, match="tiny: no base of this name"):
             act(registry, "tiny")
-    assert registered.add(registry, "tiny", spec, source="a").new
+    assert registered_bases.add(registry, "tiny", spec, source="a").new
     assert fsck(registry) == []
 
 
 def test_a_base_without_shapes_is_refused(registry: Registry, spec: BaseSpec) -> None:
     with pytest.raises(RefusedError, match="no shapes were read, so it has no fingerprint"):
-        registered.add(registry, "tiny", dataclasses.replace(spec, tensors={}), source="a")
+        registered_bases.add(registry, "tiny", dataclasses.replace(spec, tensors={}), source="a")
 
 
 @pytest.mark.parametrize("name", ["", "Tiny", "a/b", "..", "con", "a:b", "-x", "x" * 101])
 def test_what_is_no_name_of_a_base(registry: Registry, spec: BaseSpec, name: str) -> None:
     with pytest.raises(UsageError):
-        registered.add(registry, name, spec, source="a")
+        registered_bases.add(registry, name, spec, source="a")
 
 
 def test_of_two_writers_one_gets_a_conflict(registry: Registry, spec: BaseSpec, tmp_path: Path) -> None:
@@ -139,19 +139,19 @@ def test_of_two_writers_one_gets_a_conflict(registry: Registry, spec: BaseSpec, 
     def add(other: BaseSpec) -> bool:
         with Registry.open(tmp_path / "registry") as mine:
             try:
-                return registered.add(mine, "tiny", other, source="a").new
+                return registered_bases.add(mine, "tiny", other, source="a").new
             except ConflictError:
                 return False
 
     with ThreadPoolExecutor(4) as pool:
         won = list(pool.map(add, others))
     assert won.count(True) == 1
-    same(registered.get(registry, "tiny").spec, others[won.index(True)])
+    same(registered_bases.get(registry, "tiny").spec, others[won.index(True)])
     assert errors(registry) == []
 
 
 def test_fsck_sees_what_happens_to_a_base(registry: Registry, spec: BaseSpec) -> None:
-    found = registered.add(registry, "tiny", spec, source="a")
+    found = registered_bases.add(registry, "tiny", spec, source="a")
     blob = registry.store.blob_path(found.digest)
     raw = blob.read_bytes()
     blob.unlink()
@@ -160,9 +160,9 @@ def test_fsck_sees_what_happens_to_a_base(registry: Registry, spec: BaseSpec) ->
     blob.write_bytes(raw[:-1] + b"?")
     assert {finding.code for finding in errors(registry)} == {"flipped", "damaged"}
     blob.unlink()
-    assert registered.add(registry, "tiny", spec, source="a", force=True).digest == found.digest
+    assert registered_bases.add(registry, "tiny", spec, source="a", force=True).digest == found.digest
     assert errors(registry) == []
-    registered.remove(registry, "tiny")
+    registered_bases.remove(registry, "tiny")
     first = registry.store.root / "bases/tiny/00000001.json"
     entry = first.read_bytes()
     first.write_bytes(entry.replace(b'"push"', b'"tag"'))
@@ -180,8 +180,8 @@ def document(run: Run, *args: object, **options: Any) -> Any:
 
 @pytest.mark.parametrize("damage", ["lost", "flipped", "log"])
 def test_one_base_that_cannot_be_read_hides_no_other(run: Run, registry: Registry, spec: BaseSpec, damage: str) -> None:
-    found = registered.add(registry, "bad", spec, source="a")
-    registered.add(registry, "good", dataclasses.replace(spec, repo="org/other"), source="b")
+    found = registered_bases.add(registry, "bad", spec, source="a")
+    registered_bases.add(registry, "good", dataclasses.replace(spec, repo="org/other"), source="b")
     path = registry.store.root / "bases/bad/00000001.json" if damage == "log" else registry.store.blob_path(found.digest)
     if damage == "lost":
         path.unlink()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from adapterhub.bases.hub_address import Hub, HubPath
 from adapterhub.bases.ranges import RangeClient, WebFile
-from adapterhub.bases.remote import read_url
+from adapterhub.bases.remote_base import read_url
 from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError

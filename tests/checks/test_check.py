@@ -13,16 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub import checks
-from adapterhub.checks.reading import read_contents
+from adapterhub.checks.contents_reader import read_contents
 from adapterhub.checks.report import Findings, RepeatedProblem
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub_converters import dtypes
 from adapterhub_converters.bases import BaseTensor, read_hf
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.peft.keys import PREFIX
-from adapterhub_converters.runtimes import APPLIED, RUNTIMES, VERDICTS
+from adapterhub_converters.formats.peft.tensor_keys import PREFIX
+from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES, VERDICTS
 from tests.support.folders import Shapes, adapter, base, pairs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -194,7 +194,7 @@ def test_every_problem_is_collected(tmp_path: Path) -> None:
 def test_the_very_base(tmp_path: Path, changes: dict[str, object], code: str | None) -> None:
     spec, folder = base(tmp_path / "b"), adapter(tmp_path / "a", pairs(2))
     spec = dataclasses.replace(spec, repo="org/model", tokenizer_digest="sha256:" + "1" * 64)
-    manifest = describe.describe(folder, base=spec)
+    manifest = derive.describe(folder, base=spec)
     dataclasses.replace(manifest, base=dataclasses.replace(manifest.base, **changes)).write(folder)  # type: ignore[arg-type]
     report = checks.check(folder, base=spec)
     assert "unpinned" not in {problem.code for problem in report.problems}
@@ -203,7 +203,7 @@ def test_the_very_base(tmp_path: Path, changes: dict[str, object], code: str | N
 
 def test_files_that_are_not_the_ones_adapter_json_names(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", pairs(2))
-    describe.describe(folder).write(folder)
+    derive.describe(folder).write(folder)
     assert codes(checks.check(folder)) == set()
     (folder / peft.CONFIG).write_text((folder / peft.CONFIG).read_text() + " ")
     report = checks.check(folder)
@@ -339,7 +339,7 @@ def test_no_byte_is_a_crash(tmp_path: Path, place: int, byte: int, name: str) ->
     folder = tmp_path / "a"
     if not folder.exists():
         adapter(folder, pairs(1))
-        describe.describe(folder, base=base(tmp_path / "b", 1)).write(folder)
+        derive.describe(folder, base=base(tmp_path / "b", 1)).write(folder)
     whole = (folder / name).read_bytes()
     place %= len(whole)
     (folder / name).write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
@@ -477,7 +477,11 @@ def test_problems_beyond_a_limit_are_counted_and_never_made() -> None:
 
     findings = Findings(3)
     findings.add(
-        [problem("a"), RepeatedProblem("token-rows", [str(n) for n in range(300_000)], problem), RepeatedProblem("bias-flag", [], problem)]
+        [
+            problem("a"),
+            RepeatedProblem("token-rows", [str(n) for n in range(300_000)], problem),
+            RepeatedProblem("bias-flag", [], problem),
+        ]
     )
     assert findings.counts == {"token-rows": 300_001}
     assert [one.name for one in findings.by_code["token-rows"]] == made == ["a", "0", "1"]

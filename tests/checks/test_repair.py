@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.checks.repair import config as repair_config
+from adapterhub.checks.repair import config_repairs as repair_config
 from adapterhub.checks.repair import fix
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, RefusedError
@@ -192,19 +192,19 @@ def test_a_copy_goes_only_if_it_is_the_bases_own(tmp_path: Path, same: bool) -> 
 
 def test_the_base_is_named_where_it_is_recorded(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(1))
-    described = describe.describe(path)
+    described = derive.describe(path)
     dataclasses.replace(described, base=dataclasses.replace(described.base, repo="org/base")).write(path)
     fixed = fix(path, tmp_path / "out")
     assert [repair.code for repair in fixed.repairs] == ["no-base-name"]
     assert convert.read(tmp_path / "out").meta.base_model == "org/base"
-    settled, _ = describe.finalize(tmp_path / "out")
+    settled, _ = derive.finalize(tmp_path / "out")
     assert settled.base.repo == "org/base"
     assert not {"files-changed"} & codes(tmp_path / "out")
 
 
 def test_a_manifest_of_other_files_is_left_out_and_reported(tmp_path: Path) -> None:
     path = adapter(tmp_path / "a", pairs(1))
-    describe.describe(path).write(path)
+    derive.describe(path).write(path)
     configured(path, lambda config: config.update(r=5))
     (path / "training_args.bin").write_bytes(b"x")
     fixed = fix(path, tmp_path / "out")

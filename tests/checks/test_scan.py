@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.checks import CODES, SCAN
-from adapterhub.checks.scan import archives, configs, markup, pickles, scan, templates
+from adapterhub.checks.scan import archives, configs, markup, pickle_opcodes, scan, templates
 from adapterhub_converters.errors import NotFoundError, RefusedError
 from tests.conftest import ROOT, need_module
 from tests.support import malicious
@@ -82,7 +82,7 @@ def test_a_pickle_is_found_by_what_it_does_and_names_what_it_calls(sound: Path) 
     ],
 )
 def test_texts_that_begin_with_opcodes_are_not_pickles(text: str) -> None:
-    assert pickles.find(text.encode()) is None
+    assert pickle_opcodes.find(text.encode()) is None
 
 
 def test_a_pickle_of_data_alone_is_a_pickle(sound: Path) -> None:
@@ -90,12 +90,12 @@ def test_a_pickle_of_data_alone_is_a_pickle(sound: Path) -> None:
 
 
 def test_a_pickle_that_never_ends_takes_bounded_work() -> None:
-    assert pickles.find(b"\x80\x02" + b"(" * (4 << 20)) is not None
+    assert pickle_opcodes.find(b"\x80\x02" + b"(" * (4 << 20)) is not None
 
 
 def test_a_pickle_that_names_one_text_again_and_again_has_it_once() -> None:
     text = b"X" + (100_000).to_bytes(4, "little") + b"a" * 100_000 + b"\x94"
-    pickle_ = pickles.find(b"\x80\x04" + text + b"h\0h\0\x93" * 100 + b".")
+    pickle_ = pickle_opcodes.find(b"\x80\x04" + text + b"h\0h\0\x93" * 100 + b".")
     assert pickle_ is not None
     assert sum(map(len, pickle_.imports)) < 100_000
 

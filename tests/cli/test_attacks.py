@@ -110,7 +110,8 @@ def test_configs_of_absurd_layers(run: Run, tmp_path: Path, numbers: dict[str, A
 )
 def test_ggufs_whose_parts_do_not_fit(run: Run, tmp_path: Path, architecture: str, tensors: dict[str, tuple[int, ...]]) -> None:
     header = gguf_file.header_bytes(
-        {"general.architecture": gguf_file.string_value(architecture)}, [(name, "F32", shape) for name, shape in tensors.items()]
+        {"general.architecture": gguf_file.string_value(architecture)},
+        [(name, "F32", shape) for name, shape in tensors.items()],
     )
     sizes = [4 * int(np.prod(shape, dtype=object)) for shape in tensors.values()]
     (tmp_path / "x.gguf").write_bytes(header + b"".join(bytes(-(-size // 32) * 32) for size in sizes))

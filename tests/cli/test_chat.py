@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.cli.views import answers
-from adapterhub.cli.views.answers import OneByOne, SideBySide
+from adapterhub.cli.views import answer_columns
+from adapterhub.cli.views.answer_columns import OneByOne, SideBySide
 from tests.conftest import LEARNING, _environment, need_module
 from tests.support import serving
 from tests.support.forked import Forked
@@ -188,7 +188,7 @@ def test_two_columns_and_a_switch_in_mid_conversation(terminal: Any, models: Mod
     [facts] = [line for line in last if "│" in line and "@sha256:" in line]
     digest = facts.partition("@sha256:")[2].partition(",")[0]
     assert len(digest) == 12
-    assert all(answers.cells(line) < 100 for line in last if "│" in line and "\x1b" not in line)
+    assert all(answer_columns.cells(line) < 100 for line in last if "│" in line and "\x1b" not in line)
 
 
 def test_a_narrow_dumb_terminal_gets_one_after_the_other_without_escapes(terminal: Any, models: Models) -> None:
@@ -276,10 +276,10 @@ def test_columns_grow_together_and_the_longer_one_goes_on_alone(capsys: pytest.C
     ],
 )
 def test_lines_are_broken_between_words_by_the_cells_that_characters_take(text: str, lines: list[str]) -> None:
-    assert answers.wrap_cells(text, 8) == lines
+    assert answer_columns.wrap_cells(text, 8) == lines
 
 
 def test_a_long_line_is_broken_in_linear_work() -> None:
-    lines = answers.wrap_cells("x" * 300_000, 8)
+    lines = answer_columns.wrap_cells("x" * 300_000, 8)
     assert len(lines) == 37_500
     assert {*lines} == {"x" * 8}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, Training
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
@@ -18,7 +18,7 @@ def trained(tmp_path: Path) -> Path:
     """A base, and an adapter on it with the record of a training and a README that was edited since."""
     base(tmp_path / "base", 2)
     folder = adapter(tmp_path / "sql", pairs(2)) or tmp_path / "sql"
-    describe.describe(folder, training=Training(seed=7, metrics={"heldout_loss": 1.5})).write(folder)
+    derive.describe(folder, training=Training(seed=7, metrics={"heldout_loss": 1.5})).write(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# SQL\n")
     return folder
 

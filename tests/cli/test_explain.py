@@ -12,7 +12,7 @@ import pytest
 from adapterhub.checks import CODES
 from adapterhub.cli.errors import HINTS, codes, explanation, say
 from adapterhub.cli.explanations import ERRORS, FINDINGS, STORED
-from adapterhub.store import chain
+from adapterhub.store import log_chain
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, Run, Terminal
 from tests.support.folders import adapter, pairs
@@ -74,7 +74,13 @@ def strings(tree: ast.Module) -> dict[str, str]:
 
 def test_every_code_that_is_raised_is_explained_and_no_other() -> None:
     errors, findings = raised()
-    findings |= {chain.CHANGED, chain.REMOVED, chain.REORDERED, chain.TRUNCATED, chain.UNREADABLE}  # of `audit verify`
+    findings |= {
+        log_chain.CHANGED,
+        log_chain.REMOVED,
+        log_chain.REORDERED,
+        log_chain.TRUNCATED,
+        log_chain.UNREADABLE,
+    }  # of `audit verify`
     assert set(FINDINGS) == set(CODES)
     assert sorted((errors | findings) - set(codes())) == []
     assert sorted(set(HINTS) - set(codes())) == []

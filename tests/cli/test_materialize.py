@@ -48,7 +48,11 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def gguf_base(place: Path) -> None:
-    said = {"general.architecture": string_value("llama"), "llama.attention.head_count": u32_value(4), "llama.block_count": u32_value(1)}
+    said = {
+        "general.architecture": string_value("llama"),
+        "llama.attention.head_count": u32_value(4),
+        "llama.block_count": u32_value(1),
+    }
     said["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
     tensors = {"token_embd.weight": np.ones((40, 64)), "blk.0.attn_q.weight": rng.normal(size=(64, 64))}

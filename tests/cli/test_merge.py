@@ -11,7 +11,7 @@ import pytest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import Recipe
 from adapterhub.merging import METHODS
-from adapterhub.registry import recipe
+from adapterhub.registry import adapter_recipe
 from tests.conftest import Run, need_module
 from tests.support.fixtures import Filled
 from tests.support.folders import base, two_adapters
@@ -37,21 +37,23 @@ def document(run: Run, *args: object, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def parents(tmp_path_factory: pytest.TempPathFactory) -> list[recipe.ParentAdapter]:
+def parents(tmp_path_factory: pytest.TempPathFactory) -> list[adapter_recipe.ParentAdapter]:
     folder = tmp_path_factory.mktemp("parents")
     two_adapters(folder)
-    return [recipe.ParentAdapter(folder / name, folder / name, oci_manifest.build(folder / name).digest) for name in "ab"]
+    return [
+        adapter_recipe.ParentAdapter(folder / name, folder / name, oci_manifest.build(folder / name).digest) for name in "ab"
+    ]
 
 
 @pytest.mark.parametrize("method", TWO)
 def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, parents: Any, method: str) -> None:
-    _, made = recipe.merge(parents, tmp_path / "both", Recipe("merge", method=method, seed=3))
+    _, made = adapter_recipe.merge(parents, tmp_path / "both", Recipe("merge", method=method, seed=3))
     assert made.recipe is not None
     assert made.recipe.method == method
     assert set(made.recipe.parameters or {}) == set(METHODS[method].parameters)
     assert made.recipe.seed in ((3,) if METHODS[method].random else (None, 3))
-    recipe.rebuild_adapter(tmp_path / "both", parents, tmp_path / "again")
-    assert recipe.differences(tmp_path / "both", tmp_path / "again") == []
+    adapter_recipe.rebuild_adapter(tmp_path / "both", parents, tmp_path / "again")
+    assert adapter_recipe.differences(tmp_path / "both", tmp_path / "again") == []
     assert oci_manifest.build(tmp_path / "both").digest == oci_manifest.build(tmp_path / "again").digest
 
 

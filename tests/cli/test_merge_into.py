@@ -147,7 +147,11 @@ def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
     from adapterhub_converters.containers import gguf_file
     from adapterhub_converters.containers.gguf_file import GGUFFile, string_value, u32_value
 
-    said = {"general.architecture": string_value("llama"), "llama.attention.head_count": u32_value(4), "llama.block_count": u32_value(1)}
+    said = {
+        "general.architecture": string_value("llama"),
+        "llama.attention.head_count": u32_value(4),
+        "llama.block_count": u32_value(1),
+    }
     said["general.type"] = string_value("model")
     rng = np.random.default_rng(1)
     tensors = {"token_embd.weight": np.ones((40, 64), np.float32), "blk.0.attn_q.weight": rng.normal(size=(64, 64))}

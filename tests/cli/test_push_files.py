@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub_converters.formats import convert
 from tests.conftest import Run
@@ -24,7 +24,7 @@ from tests.support.folders import adapter, base, pairs
 def trained(make: Make) -> Path:
     """An adapter with the record of a training."""
     folder = make("sql")
-    describe.describe(folder, training=Training(seed=7, metrics={"heldout_loss": 1.5})).write(folder)
+    derive.describe(folder, training=Training(seed=7, metrics={"heldout_loss": 1.5})).write(folder)
     return folder
 
 

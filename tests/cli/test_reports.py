@@ -13,7 +13,7 @@ from adapterhub.checks import Problem, Report
 from adapterhub.cli import environment
 from adapterhub.cli.commands import validate
 from adapterhub.cli.views import reports
-from adapterhub_converters.runtimes import RUNTIMES
+from adapterhub_converters.runtime_rules import RUNTIMES
 from tests.support.folders import adapter, base, pairs
 
 NASTY = 'a, "b": <c> & 100%\x1b[31m\nnext'

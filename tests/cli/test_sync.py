@@ -119,9 +119,9 @@ def test_an_adapter_that_is_stored_nowhere_is_not_replaced(run: Run, team: Path,
 
 
 def _document(folder: Path) -> bytes:
-    from adapterhub.manifest import describe
+    from adapterhub.manifest import derive
 
-    return describe.finalize(folder)[1]
+    return derive.finalize(folder)[1]
 
 
 def test_links_and_files_are_not_replaced(run: Run, team: Path, tmp_path: Path) -> None:

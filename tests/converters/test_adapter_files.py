@@ -10,14 +10,14 @@ import pytest
 
 from adapterhub import checks
 from adapterhub.analysis import diff
-from adapterhub.manifest import describe, package_files
+from adapterhub.manifest import derive, package_files
 from adapterhub.merging.into_base import side_files
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters import adapter_files
 from adapterhub_converters.adapter_files import resolve_adapter
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
-from adapterhub_converters.formats import convert, peft, pickles
+from adapterhub_converters.formats import convert, peft, pickle_conversion
 from tests.conftest import Run
 from tests.support.folders import adapter, base, pairs
 
@@ -89,7 +89,7 @@ def by_comparison(folder: Path) -> str:
 
 WAYS: dict[str, Callable[[Path], str]] = {
     "check": by_check,
-    "describe": lambda folder: describe.describe(folder).format,
+    "describe": lambda folder: derive.describe(folder).format,
     "load": lambda folder: (convert.read(folder), convert.sniff(resolve_adapter(folder)))[1],
     "convert": by_conversion,
     "push": by_push,
@@ -148,7 +148,7 @@ def test_a_pickle_by_name_is_one_everywhere(tmp_path: Path, name: str) -> None:
         assert package_files.listing(folder).skipped == (name,)
     with pytest.raises(RefusedError, match="a pickle can run code"):
         package_files.check_names([name], "elsewhere")
-    assert pickles.pickle_in(folder / name) == folder / name
+    assert pickle_conversion.pickle_in(folder / name) == folder / name
     assert side_files.side_files(folder, set())[1][name] == "a pickle can run code when it is loaded"
 
 
@@ -156,7 +156,7 @@ def test_a_pickle_by_name_is_one_everywhere(tmp_path: Path, name: str) -> None:
 def test_weights_in_a_pickle_are_reported_by_every_suffix(tmp_path: Path, suffix: str) -> None:
     folder = adapter(tmp_path / "a", pairs(2))
     (folder / peft.WEIGHTS).rename(folder / f"adapter_model{suffix}")
-    assert pickles.pickle_in(folder) == folder / f"adapter_model{suffix}"
+    assert pickle_conversion.pickle_in(folder) == folder / f"adapter_model{suffix}"
     assert "pickle" in {problem.code for problem in checks.check(folder).problems}
     shutil.copy(folder / f"adapter_model{suffix}", folder / peft.WEIGHTS)
     assert "stray-pickle" in {problem.code for problem in checks.check(folder).problems}
@@ -171,4 +171,4 @@ def test_first_bytes_of_pickles() -> None:
 
 def test_no_adapter_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no adapter in this folder: PEFT and MLX adapters have an adapter_config.json"):
-        describe.inspect_adapter(tmp_path)
+        derive.inspect_adapter(tmp_path)

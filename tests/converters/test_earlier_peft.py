@@ -17,7 +17,7 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert
 from adapterhub_converters.formats import peft as format_peft
-from adapterhub_converters.formats.peft import earlier, experts, stacks
+from adapterhub_converters.formats.peft import earlier_versions, stacks, target_parameters
 from tests.conftest import need_module
 from tests.converters import test_stacked_experts as today
 
@@ -68,10 +68,10 @@ def in_layout(name: str, version: str, folder: Path) -> dict[str, np.ndarray]:
         product = made.scaling * made.lora_B @ made.lora_A
         wanted[key] += product.swapaxes(1, 2) if transposed else product
         deltas[key] = made
-    names = experts.wrapper_names_by_target([*deltas])
+    names = target_parameters.wrapper_names_by_target([*deltas])
     tensors = {}
     for target, made in deltas.items():
-        factors = zip("AB", experts.file_factors(made, is_swapped=turned), strict=True)
+        factors = zip("AB", target_parameters.file_factors(made, is_swapped=turned), strict=True)
         tensors |= {f"base_model.model.{names[target]}.lora_{half}.weight": array for half, array in factors}
     config = {
         "peft_type": "LORA", "r": R, "lora_alpha": ALPHA, "target_modules": [], "peft_version": version,
@@ -127,7 +127,7 @@ def same_files(one: Path, other: Path) -> bool:
 
 def one_by_one(name: str, folder: Path, **changes: Any) -> dict[str, np.ndarray]:
     """An adapter with every expert by itself, as made with transformers 4; returns the weights with its deltas."""
-    dialect = earlier.MAPPED.get({"Mixtral": "mixtral"}.get(name, ""), ("gate_proj", "up_proj", "down_proj"))
+    dialect = earlier_versions.MAPPED.get({"Mixtral": "mixtral"}.get(name, ""), ("gate_proj", "up_proj", "down_proj"))
     rng, deltas = np.random.default_rng(0), dict[str, Any]()
     wanted = {key: tensor.numpy().copy() for key, tensor in model(name).state_dict().items()}
     rslora, patterns = bool(changes.get("use_rslora")), changes.get("rank_pattern", {})
@@ -224,4 +224,4 @@ def test_the_models_that_peft_maps_are_those_of_its_tables() -> None:
 
     names = {"mixtral": ("w1", "w3", "w2"), "qwen2_moe": ("gate_proj", "up_proj", "down_proj")}
     known = {kind: names[like] for kind, like in own._MODEL_TO_CONVERSION_PATTERN.items() if like in names}
-    assert {kind: known[kind] for kind in known if kind in stacks.STACKING} == earlier.MAPPED
+    assert {kind: known[kind] for kind in known if kind in stacks.STACKING} == earlier_versions.MAPPED

@@ -87,7 +87,11 @@ def model(path: Path, *, tied: bool) -> bases.BaseSpec:
 
 def cell(source: Path, target: Path, to: str, spec: bases.BaseSpec) -> str:
     """What a conversion does by default, or with which permission it does something."""
-    ways = {"": LossAllowance(), "approx": LossAllowance(approx=True), "drop": LossAllowance(drop=[*KINDS, "lm_head", "model.embed_tokens"])}
+    ways = {
+        "": LossAllowance(),
+        "approx": LossAllowance(approx=True),
+        "drop": LossAllowance(drop=[*KINDS, "lm_head", "model.embed_tokens"]),
+    }
     for n, (word, allowed) in enumerate(ways.items()):
         try:
             report = convert.convert(source, target.with_name(f"{target.name}{n}"), to=to, base=spec, allowed=allowed)

@@ -17,8 +17,8 @@ import pytest
 
 from adapterhub import checks as compat
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, StackedLowRank
-from adapterhub_converters.architectures import names
-from adapterhub_converters.architectures.names import Architecture
+from adapterhub_converters.architectures import architecture_lookup
+from adapterhub_converters.architectures.architecture_lookup import Architecture
 from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
@@ -28,7 +28,7 @@ from tests.conftest import need_module
 from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
-CLASSES = [name for architecture in names.ARCHITECTURES for name in architecture.classes]
+CLASSES = [name for architecture in architecture_lookup.ARCHITECTURES for name in architecture.classes]
 TOKENS = [3, 17, 99, 5, 64, 23, 101, 7]
 
 
@@ -61,8 +61,14 @@ def deltas(base: BaseSpec, architecture: Architecture, *, skip: str = "nothing")
 
     for number, (name, tensor) in enumerate(sorted(base.tensors.items())):
         target, r, alpha = name.removesuffix(".weight"), 2 + number % 3, 3.0 + number % 5
-        tied = base.tied and target in (*names.EMBEDDINGS, "lm_head")
-        if skip in name or tied or len(tensor.shape) < 2 or not architecture.stem(target) or architecture.reason_ignored(target):
+        tied = base.tied and target in (*architecture_lookup.EMBEDDINGS, "lm_head")
+        if (
+            skip in name
+            or tied
+            or len(tensor.shape) < 2
+            or not architecture.stem(target)
+            or architecture.reason_ignored(target)
+        ):
             continue
         if architecture.is_stacked(target):
             n, into, out = tensor.shape
@@ -77,7 +83,7 @@ def deltas(base: BaseSpec, architecture: Architecture, *, skip: str = "nothing")
 
 
 def turned(architecture: Architecture, target: str) -> bool:
-    return architecture.transposed and names.layer_of(target) is not None
+    return architecture.transposed and architecture_lookup.layer_of(target) is not None
 
 
 def merged(folder: Path, adapter: Adapter, dst: Path, files: Mapping[str, str] | None = None) -> Path:
@@ -157,7 +163,7 @@ def test_our_file_adds_what_llama_cpp_s_conversion_makes_of_the_weights(
     need_module("llama_cpp_py_sync")
     folder, gguf = models(name, converted)
     base = read_base(folder)
-    architecture = names.by_class(name, "test")
+    architecture = architecture_lookup.by_class(name, "test")
     adapter = Adapter(dict(deltas(base, architecture)))
     assert len(adapter.deltas) >= 8
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=base)
@@ -188,7 +194,7 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
     _, gguf = models(name, converted)
     made = tiny.model(name)
     modules = dict(made.named_modules())
-    architecture = names.by_class(name, "test")
+    architecture = architecture_lookup.by_class(name, "test")
     targets = [
         path
         for path, module in modules.items()
@@ -215,7 +221,7 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
         assert (again / file).read_bytes() == (tmp_path / "peft" / file).read_bytes()
 
 
-MOE = [name for name in CLASSES if names.by_class(name, "").experts]
+MOE = [name for name in CLASSES if architecture_lookup.by_class(name, "").experts]
 
 
 @pytest.mark.peer
@@ -268,9 +274,9 @@ def test_experts_in_four_bits_are_those_of_the_same_base(tmp_path: Path, convert
 def test_a_check_finds_the_experts_of_a_gguf(tmp_path: Path, converted: Converter, models: Any, name: str) -> None:
     need_module("transformers")
     folder, gguf = models(name, converted)
-    adapter = Adapter(dict(deltas(read_base(folder), names.by_class(name, ""))))
+    adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, ""))))
     peft.write(adapter, tmp_path)
-    stack = names.by_class(name, "").experts
+    stack = architecture_lookup.by_class(name, "").experts
     assert stack
     assert any("experts." in target for target in adapter.deltas)
     for base in (folder, gguf):
@@ -288,7 +294,7 @@ def test_a_check_finds_stacked_experts_however_the_base_has_them(
     need_module("transformers")
     _, gguf = models(name, converted)
     tiny.model(name).save_pretrained(tmp_path / "own", save_original_format=False)
-    own, architecture = read_base(tmp_path / "own"), names.by_class(name, "")
+    own, architecture = read_base(tmp_path / "own"), architecture_lookup.by_class(name, "")
     stacked = {target: delta for target, delta in deltas(own, architecture) if architecture.is_stacked(target)}
     assert stacked
     for target, delta in stacked.items():
@@ -308,7 +314,7 @@ def test_an_old_falcon_is_linear_and_computed_alike(tmp_path: Path, converted: C
     folder, gguf = models("FalconForCausalLM", converted, **OLD_FALCON)
     base = read_base(folder)
     assert base.fingerprint == read_base(gguf).fingerprint
-    adapter = Adapter(dict(deltas(base, names.by_class("FalconForCausalLM", ""))))
+    adapter = Adapter(dict(deltas(base, architecture_lookup.by_class("FalconForCausalLM", ""))))
     for spec in (base, read_base(gguf)):
         gguf_lora.write(adapter, tmp_path / "a.gguf", base=spec)
         shutil.rmtree(tmp_path / "linear", ignore_errors=True)
@@ -340,7 +346,7 @@ def test_llama_cpp_runs_experts_of_which_some_have_no_delta(
 ) -> None:
     need_module("llama_cpp_py_sync")
     folder, gguf = models(name, converted)
-    adapter = some(Adapter(dict(deltas(read_base(folder), names.by_class(name, "")))), *keep)
+    adapter = some(Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "")))), *keep)
     assert check(tmp_path, gguf, folder, adapter, read_base(gguf)) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)
 
@@ -383,7 +389,7 @@ def test_llama_cpp_computes_what_peft_computes_with_target_parameters(
     assert error < 5e-3
 
 
-SPLIT = [name for name in CLASSES if "self_attn.q_proj" in names.by_class(name, "").linear]
+SPLIT = [name for name in CLASSES if "self_attn.q_proj" in architecture_lookup.by_class(name, "").linear]
 
 
 @pytest.mark.peer
@@ -399,7 +405,7 @@ def test_llama_cpp_runs_split_projections_on_a_base_that_fuses_them(
     folder, gguf = models(name, converted, "fuse_qkv")
     base = read_base(gguf)
     assert "blk.0.attn_qkv.weight" in base.stored
-    adapter = some(Adapter(dict(deltas(read_base(folder), names.by_class(name, "")))), *keep, "o_proj")
+    adapter = some(Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "")))), *keep, "o_proj")
     assert check(tmp_path, gguf, folder, adapter, base) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)
 
@@ -420,7 +426,7 @@ def test_llama_cpp_runs_gate_and_up_on_a_base_that_fuses_them(
     gguf_file.write(tmp_path / "fused.gguf", metadata, tensors)
     base = read_base(tmp_path / "fused.gguf")
     assert base.fingerprint == read_base(folder).fingerprint
-    adapter = Adapter(dict(deltas(read_base(folder), names.by_class(name, ""))))
+    adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, ""))))
     assert check(tmp_path, tmp_path / "fused.gguf", folder, adapter, base) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)
 
@@ -460,7 +466,7 @@ def test_llama_cpp_runs_a_fused_projection_on_a_base_that_splits_it(tmp_path: Pa
         for name, part in zip("qkv", np.split(rows, [64, 96]), strict=True):
             tensors[f"blk.{layer}.attn_{name}.weight"] = np.ascontiguousarray(part)
     gguf_file.write(tmp_path / "split.gguf", metadata, tensors)
-    adapter = Adapter(dict(deltas(read_base(folder), names.by_class("Phi3ForCausalLM", ""))))
+    adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class("Phi3ForCausalLM", ""))))
     assert check(tmp_path, tmp_path / "split.gguf", folder, adapter, read_base(tmp_path / "split.gguf")) < 5e-3
     read_back(tmp_path / "a.gguf", adapter)
 
@@ -476,7 +482,7 @@ def test_llama_cpp_runs_every_type(
     need_module("llama_cpp_py_sync")
     need_module("gguf")
     folder, gguf = models(name, converted)
-    adapter = Adapter(dict(deltas(read_base(folder), names.by_class(name, ""))))
+    adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, ""))))
     adapter = some(adapter, "layers.1.block_sparse_moe.experts") if "Mixtral" in name else adapter
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(gguf), dtype=dtype)
     runs = gguf_lora.read(tmp_path / "a.gguf")

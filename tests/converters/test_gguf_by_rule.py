@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, StackedLowRank
-from adapterhub_converters.architectures import names
-from adapterhub_converters.architectures.names import Architecture
+from adapterhub_converters.architectures import architecture_lookup
+from adapterhub_converters.architectures.architecture_lookup import Architecture
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.containers import gguf_file, safetensors_file
@@ -29,9 +29,9 @@ from tests.support import llama_cpp, tiny
 from tests.support.llama_cpp_scripts import Converter
 
 pytestmark = pytest.mark.peer
-CLASSES = [(one.gguf, name) for one in names.ADAPTERS for name in (*one.wrapped, *(() if one.whole else one.classes))] + [
-    ("gemma4-moe", "Gemma4ForCausalLM")
-]
+CLASSES = [
+    (one.gguf, name) for one in architecture_lookup.ADAPTERS for name in (*one.wrapped, *(() if one.whole else one.classes))
+] + [("gemma4-moe", "Gemma4ForCausalLM")]
 VARIANTS: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["mamba", "attention", "mlp"], "num_hidden_layers": 3},
     "nemotron_h_moe": {

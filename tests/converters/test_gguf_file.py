@@ -176,7 +176,12 @@ def test_gguf_py_reads_what_we_wrote(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(0)
     tensors = {f"t{n}": rng.integers(0, 9, (3, 2 + n)).astype(dtype) for n, dtype in enumerate(DTYPES)}
-    metadata = {"s": gguf_file.string_value("é"), "f": gguf_file.f32_value(1.5), "l": gguf_file.strings_value(["a", ""]), "u": gguf_file.u32_value(7)}
+    metadata = {
+        "s": gguf_file.string_value("é"),
+        "f": gguf_file.f32_value(1.5),
+        "l": gguf_file.strings_value(["a", ""]),
+        "u": gguf_file.u32_value(7),
+    }
     gguf_file.write(tmp_path / "x.gguf", metadata, tensors)
     reader = GGUFReader(tmp_path / "x.gguf")
     assert {key: reader.fields[key].contents() for key in metadata} == {key: value.value for key, value in metadata.items()}

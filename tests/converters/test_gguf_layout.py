@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adapterhub_converters import formats
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, StackedLowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import BaseSpec, BaseTensor, canonical_names
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
@@ -176,7 +176,10 @@ def test_experts_without_a_source_config_are_one_parameter_where_there_are_no_mo
     name = "blk.0.ffn_up_exps.weight.lora_a"
     if not shared:
         tensors[name] = tensors[name] + 1
-        metadata = {"general.architecture": gguf_file.string_value("gpt-oss"), "general.type": gguf_file.string_value("adapter")}
+        metadata = {
+            "general.architecture": gguf_file.string_value("gpt-oss"),
+            "general.type": gguf_file.string_value("adapter"),
+        }
         metadata |= {"adapter.type": gguf_file.string_value("lora"), "adapter.lora.alpha": gguf_file.f32_value(6.0)}
         gguf_file.write(tmp_path / "a.gguf", metadata, tensors)
     found = gguf.read(without_source_config(tmp_path / "a.gguf"), base=spec).deltas[GATE_UP]
@@ -232,7 +235,7 @@ QKV = {"q": 32, "k": 16, "v": 16}
 def in_gguf(spec: BaseSpec, **shapes: tuple[int, ...]) -> BaseSpec:
     """The spec of a GGUF file with these tensors in each layer."""
     stored = {f"blk.{layer}.{name}.weight": BaseTensor(shape, "F32") for layer in (0, 1) for name, shape in shapes.items()}
-    tensors = canonical_names.rename_gguf(names.by_class(spec.architecture, ""), stored, spec.config)
+    tensors = canonical_names.rename_gguf(architecture_lookup.by_class(spec.architecture, ""), stored, spec.config)
     return dataclasses.replace(spec, kind="gguf", tensors=tensors, stored=stored)
 
 

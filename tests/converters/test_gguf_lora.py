@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_converters.adapter import Adapter, Loss, LowRank, LowRankEmbedding, Meta, Rows
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue, f32_value, string_value
@@ -98,7 +98,12 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, kind: str, dtype:
 @pytest.mark.peer
 @pytest.mark.parametrize(
     "name",
-    [name for item in names.ARCHITECTURES for name in item.classes if item.gguf in tiny.GGUF and not item.experts],
+    [
+        name
+        for item in architecture_lookup.ARCHITECTURES
+        for name in item.classes
+        if item.gguf in tiny.GGUF and not item.experts
+    ],
 )
 def test_every_architecture_computes_what_peft_computes(tmp_path: Path, name: str) -> None:
     need_module("llama_cpp_py_sync")
@@ -388,7 +393,11 @@ PAIR = {"blk.0.ffn_up.weight.lora_a": np.ones((2, 8), np.float32), "blk.0.ffn_up
         (KIND | string_keys(adapter_type="other"), PAIR, "adapter.type is 'other'"),
         (KIND | {"adapter.lora.alpha": gguf_file.u32_value(4)}, PAIR, "adapter.lora.alpha is a UINT32; llama.cpp aborts"),
         (KIND | {"adapter.lora.alpha": gguf_file.f32_value(float("nan"))}, PAIR, "adapter.lora.alpha is nan"),
-        (KIND | {INVOCATION: gguf_file.MetadataValue("[INT32]", [1])}, PAIR, "is a [INT32], but llama.cpp reads only a [UINT32]"),
+        (
+            KIND | {INVOCATION: gguf_file.MetadataValue("[INT32]", [1])},
+            PAIR,
+            "is a [INT32], but llama.cpp reads only a [UINT32]",
+        ),
         (KIND | {INVOCATION: gguf_file.MetadataValue("[UINT32]", [2**31])}, PAIR, "an id that no token can have"),
         (KIND | string_keys(general_architecture="mamba"), PAIR, "'mamba' has no verified mapping"),
         (KIND, {"blk.0.ffn_up.weight.lora_a": PAIR["blk.0.ffn_up.weight.lora_a"]}, "'blk.0.ffn_up' has lora_a alone"),
@@ -444,8 +453,10 @@ KEYS = [
 ]  # fmt: skip
 ODD = st.sampled_from(
     [
-        MetadataValue("STRING", "x"), MetadataValue("[STRING]", ["a", "b"]), MetadataValue("[UINT32]", [1, 2]), MetadataValue("[UINT32]", []),
-        f32_value(float("nan")), f32_value(float("inf")), MetadataValue("INT64", -1), MetadataValue("UINT32", 0), MetadataValue("BOOL", True),
+        MetadataValue("STRING", "x"), MetadataValue("[STRING]", ["a", "b"]),
+        MetadataValue("[UINT32]", [1, 2]), MetadataValue("[UINT32]", []),
+        f32_value(float("nan")), f32_value(float("inf")), MetadataValue("INT64", -1),
+        MetadataValue("UINT32", 0), MetadataValue("BOOL", True),
         MetadataValue("FLOAT64", 1e300),
     ]
 )  # fmt: skip

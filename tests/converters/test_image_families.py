@@ -20,7 +20,7 @@ from adapterhub_converters.adapter import Loss
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.image import naming, table, tables, video_transformers
+from adapterhub_converters.formats.image import family_tables, name_table, naming, video_transformers
 from adapterhub_converters.formats.lossy import LossAllowance
 from tests.conftest import need_module
 from tests.support.images import Numbers, dense, kohya_file, pair, peft_folder
@@ -237,7 +237,7 @@ OTHER_NAMES = {"FLUX.1 by XLabs", "FLUX.2 by SimpleTuner", "Z-Image by ComfyUI"}
 
 
 def test_every_family_has_a_row() -> None:
-    own = {each.name for each in tables.TRANSFORMERS if not re.search("by (musubi|sd-scripts)", each.name)}
+    own = {each.name for each in family_tables.TRANSFORMERS if not re.search("by (musubi|sd-scripts)", each.name)}
     assert own == set(FAMILIES) | OTHER_NAMES
 
 
@@ -253,8 +253,8 @@ def linears(family: str) -> dict[str, tuple[int, int]]:
     return {n: tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
 
 
-def table_of(family: str) -> table.Table:
-    return next(each for each in tables.TRANSFORMERS if each.name == family)
+def table_of(family: str) -> name_table.Table:
+    return next(each for each in family_tables.TRANSFORMERS if each.name == family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -272,7 +272,7 @@ def test_a_table_has_every_linear_module_of_diffusers_model_and_its_shape(family
             assert [shapes[each][0] * sum(reading.shares) for each in reading.targets] == [s * out for s in reading.shares]
 
 
-def small(reading: table.Reading, target: str, columns: int) -> tuple[int, int]:
+def small(reading: name_table.Reading, target: str, columns: int) -> tuple[int, int]:
     """A shape for a module of the base, in the proportions by which modules of several families are told apart."""
     share = Fraction(reading.shares[reading.targets.index(target)], sum(reading.shares)) if reading.shares else 1
     return int(columns * (reading.ratio or 2) * share), columns
@@ -283,7 +283,9 @@ def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: st
     import torch
 
     row, names, numbers = FAMILIES[family], table_of(family), Numbers(np.float32)
-    readings = dict(found for target in linears(family) if (found := names.trainer_path(target)) and found[0].startswith(row.only))
+    readings = dict(
+        found for target in linears(family) if (found := names.trainer_path(target)) and found[0].startswith(row.only)
+    )
     pairs = {path: (numbers(1, 24), numbers(sum(small(r, one, 24)[0] for one in r.targets), 1)) for path, r in readings.items()}
     module, _, function = row.convert.partition(".")
     # A converter of checkpoints renames, cuts and turns rows: it is given the rows of each lora_B as a weight.
@@ -298,7 +300,7 @@ def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: st
             f"{write.get(kind, str)(path)}.{end}": array
             for path, pair in pairs.items()
             for end, array in zip(("lora_A.weight", "lora_B.weight"), pair, strict=True)
-            if kind != "bare" or tables.is_foreign(path)
+            if kind != "bare" or family_tables.is_foreign(path)
         }
         path = tmp_path / f"{kind}.safetensors"
         safetensors_file.write(path, tensors, {"modelspec.architecture": family.replace(" ", "-")})
@@ -328,7 +330,7 @@ def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_p
 def test_names_of_language_models_alone_are_of_no_image_model() -> None:
     names = ["layers.0.self_attn.q_proj", "layers.0.mlp.gate_proj", "layers.0.cross_attn.o_proj"]
     assert not naming.are_image_targets(names)
-    assert not any(map(tables.is_foreign, names))
+    assert not any(map(family_tables.is_foreign, names))
 
 
 def test_hidream_o1_which_diffusers_does_not_have_is_kept_and_refused_by_name(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from adapterhub_converters.adapter import Adapter, Loss, LowRank
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.image import diffusers, factors, kohya, table, tables
+from adapterhub_converters.formats.image import diffusers, factors, family_tables, kohya, name_table
 from adapterhub_converters.formats.lossy import LossAllowance
 from tests.conftest import Run
 from tests.support.images import FLUX, SDXL, Numbers, dense, files, kohya_file, pair, peft_folder
@@ -91,10 +91,10 @@ def test_a_module_has_its_dots_again(tmp_path: Path, stem: str, target: str) -> 
     assert adapter.meta.parts == (target.partition(".")[0],)
 
 
-@pytest.mark.parametrize("table", [table for table in tables.TABLES if table.part], ids=lambda table: table.name)
+@pytest.mark.parametrize("table", [table for table in family_tables.TABLES if table.part], ids=lambda table: table.name)
 @settings(max_examples=12)
 @given(st.integers(0, 59), st.integers(0, 59))
-def test_every_name_of_a_table_goes_there_and_back(table: tables.Table, first: int, second: int) -> None:
+def test_every_name_of_a_table_goes_there_and_back(table: family_tables.Table, first: int, second: int) -> None:
     for path, reading in table.modules.items():
         numbers = iter((first, second, 7))
         stem = ".".join(str(next(numbers)) if word == "N" else word for word in path.split("."))
@@ -377,7 +377,7 @@ def test_products_that_would_be_far_too_large_as_pairs_are_refused(tmp_path: Pat
 @given(st.permutations("qkv"))
 def test_apart_and_together_again_is_the_same_function(kind: str, order: list[str]) -> None:
     numbers = Numbers(np.float32)
-    reading = table.Reading(("q", "k", "v"), ratio=Fraction(3), shares=(1, 1, 1))
+    reading = name_table.Reading(("q", "k", "v"), ratio=Fraction(3), shares=(1, 1, 1))
     lora_A = numbers(2, 8)
     deltas = {
         name: LowRank(

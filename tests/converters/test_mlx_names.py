@@ -14,7 +14,7 @@ from adapterhub import checks
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert
-from adapterhub_converters.formats.mlx import names as mlx_names
+from adapterhub_converters.formats.mlx import module_names as mlx_names
 from tests.conftest import need_module
 from tests.support import mlx_models, tiny
 

@@ -14,7 +14,7 @@ from adapterhub_converters.bases import BaseSpec, BaseTensor, read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import WRITTEN, convert, mlx
-from adapterhub_converters.formats.mlx import whole
+from adapterhub_converters.formats.mlx import full_tuning
 from tests.conftest import Run, need_module
 from tests.converters.test_mlx_names import loaded, saved
 from tests.support import mlx_models, tiny
@@ -76,7 +76,7 @@ def test_the_merged_model_is_the_one_that_mlx_lm_runs(name: str, tmp_path: Path)
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("kind", sorted(whole.SAME_PARAMETERS))
+@pytest.mark.parametrize("kind", sorted(full_tuning.SAME_PARAMETERS))
 def test_mlx_lm_loads_the_parameters_as_they_are_read(kind: str) -> None:
     need_module("mlx_lm")
     import mlx.core as mx
@@ -87,7 +87,7 @@ def test_mlx_lm_loads_the_parameters_as_they_are_read(kind: str) -> None:
     own = {n: rng.normal(size=array.shape).astype(np.float32) for n, array in tree_flatten(model.parameters())}
     layers = {name: array for name, array in own.items() if ".layers." in name}
     as_saved = {name: BaseTensor(array.shape, "F32") for name, array in layers.items()} if kind in FILES else {}
-    read = whole.read(CONFIG, layers, "", BaseSpec(kind, "hf", "", kind, {}, tensors=as_saved)).replaced
+    read = full_tuning.read(CONFIG, layers, "", BaseSpec(kind, "hf", "", kind, {}, tensors=as_saved)).replaced
     rest = {name: array for name, array in own.items() if name not in layers}
     weights = {name: mx.array(array) for name, array in (rest | dict(read)).items()}
     found = model.sanitize(weights) if hasattr(model, "sanitize") else weights

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters.architectures import names
-from adapterhub_converters.architectures.names import ADAPTERS, ARCHITECTURES, Architecture
+from adapterhub_converters.architectures import architecture_lookup
+from adapterhub_converters.architectures.architecture_lookup import ADAPTERS, ARCHITECTURES, Architecture
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
 from tests.support import tiny
@@ -72,22 +72,22 @@ def test_every_parameter_of_a_transformers_model_has_a_name(architecture: Archit
 @given(heads=st.integers(1, 4), half=st.integers(1, 4), r=st.integers(1, 3))
 def test_permutation_has_an_inverse(heads: int, half: int, r: int) -> None:
     rows = np.arange(heads * 2 * half * r).reshape(heads * 2 * half, r)
-    assert np.array_equal(names.unpermute_rows(names.permute_rows(rows, heads), heads), rows)
+    assert np.array_equal(architecture_lookup.unpermute_rows(architecture_lookup.permute_rows(rows, heads), heads), rows)
 
 
 def test_permutation_pairs_the_halves_of_each_head() -> None:
-    assert names.permute_rows(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert architecture_lookup.permute_rows(np.arange(8), 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 def test_unknown_architectures_are_refused_by_name() -> None:
     with pytest.raises(RefusedError, match="b: MambaForCausalLM has no verified mapping to llama.cpp"):
-        names.by_class("MambaForCausalLM", "b")
+        architecture_lookup.by_class("MambaForCausalLM", "b")
     with pytest.raises(RefusedError, match="llama.cpp's 'mamba' has no verified mapping"):
-        names.by_gguf("mamba", "b")
+        architecture_lookup.by_gguf("mamba", "b")
 
 
 def test_heads_that_are_not_known_are_asked_for() -> None:
-    llama = names.by_class("LlamaForCausalLM", "b")
+    llama = architecture_lookup.by_class("LlamaForCausalLM", "b")
     assert llama.order("model.layers.0.self_attn.k_proj", {"num_attention_heads": 9, "num_key_value_heads": 3}, "b") == 3
     assert llama.order("model.layers.0.self_attn.v_proj", {}, "b") == 0
     with pytest.raises(RefusedError, match="Name its base model"):

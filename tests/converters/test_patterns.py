@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.patterns import Budget, Expression, Patterns, fullmatch
+from adapterhub_converters.peft_patterns import Budget, Expression, Patterns, fullmatch
 
 _ATOMS = [
     "a", "b", ".", r"\.", "[ab]", "[^a]", r"\d", r"\w", r"\W", r"\b", r"\B", "^", "$", "q_proj", "layers", "[0-9a]", "é",

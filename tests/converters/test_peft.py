@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub_converters.adapter import LowRank, PooledLowRank, with_factored_as_pairs, plain_pairs
+from adapterhub_converters.adapter import LowRank, PooledLowRank, plain_pairs, with_factored_as_pairs
 from adapterhub_converters.bases import BaseSpec, BaseTensor
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.peft import config, keys
+from adapterhub_converters.formats.peft import adapter_config, tensor_keys
 from tests.conftest import need_module
 
 
@@ -117,7 +117,12 @@ def test_a_key_that_peft_does_not_have_is_ignored_with_a_note(tmp_path: Path) ->
 def test_every_key_of_peft_is_known(name: str) -> None:
     need_module("peft")
     kind = getattr(importlib.import_module("peft"), name)
-    known = config.INERT | config.READ | config.KINDS[name.removesuffix("Config").upper()] | config._UNSUPPORTED
+    known = (
+        adapter_config.INERT
+        | adapter_config.READ
+        | adapter_config.KINDS[name.removesuffix("Config").upper()]
+        | adapter_config._UNSUPPORTED
+    )
     assert {field.name for field in dataclasses.fields(kind)} <= known
 
 
@@ -301,7 +306,7 @@ def test_qalora_is_the_pair_whose_columns_are_repeated(tmp_path: Path) -> None:
     np.testing.assert_allclose(wide.scaling * (wide.lora_B @ (wide.lora_A @ x)), want, rtol=1e-5)
 
 
-KEYS = sorted(config.READ | config.INERT | {"other"})  # what the reader knows, and a key that it doesn't
+KEYS = sorted(adapter_config.READ | adapter_config.INERT | {"other"})  # what the reader knows, and a key that it doesn't
 SCRAPS = st.recursive(
     st.none()
     | st.booleans()
@@ -328,12 +333,12 @@ def test_any_config_is_read_or_refused_and_what_is_read_can_be_written(config: d
 WORDS = (
     "base_model", "model", "module", "_orig_mod", "lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_magnitude_vector",
     "modules_to_save", "token_adapter", "trainable_tokens_delta", "vera_A", "hada_w1_a", "lokr_x", "weight", "bias", "default",
-    "x", "0", "", "base_layer", "original_module", "lora_other", keys.PREFIX[:-1],
+    "x", "0", "", "base_layer", "original_module", "lora_other", tensor_keys.PREFIX[:-1],
 )  # fmt: skip
 
 
 @given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=9).map(".".join))
 def test_a_tensor_is_identified_by_its_module_and_end_as_by_its_whole_name(key: str) -> None:
-    full = keys.native_name(key)
-    assert keys.identify(key) == (full, *keys._classify(full, key))
-    assert keys.identify(keys.PREFIX + key)[0] == keys.native_name(keys.PREFIX + key)
+    full = tensor_keys.native_name(key)
+    assert tensor_keys.identify(key) == (full, *tensor_keys._classify(full, key))
+    assert tensor_keys.identify(tensor_keys.PREFIX + key)[0] == tensor_keys.native_name(tensor_keys.PREFIX + key)

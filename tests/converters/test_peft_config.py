@@ -8,7 +8,7 @@ import pytest
 
 from adapterhub_converters.adapter import Meta
 from adapterhub_converters.errors import FormatError, NotUnderstoodError
-from adapterhub_converters.formats.peft import config
+from adapterhub_converters.formats.peft import adapter_config
 
 Q, K, DEEP = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.11.self_attn.q_proj"
 
@@ -17,8 +17,8 @@ def lora(**more: Any) -> dict[str, Any]:
     return {"peft_type": "LORA", "r": 4, "lora_alpha": 6, **more}
 
 
-def scales(**more: Any) -> config.Scales:
-    return config.Scales(lora(**more), "c")
+def scales(**more: Any) -> adapter_config.Scales:
+    return adapter_config.Scales(lora(**more), "c")
 
 
 # ---- scales
@@ -32,14 +32,17 @@ def test_a_module_without_a_pattern_has_the_rank_and_alpha_of_the_config() -> No
 
 
 def test_what_a_config_leaves_out_is_what_peft_takes() -> None:
-    assert [config.Scales({"peft_type": "LORA"}, "c").rank(Q), config.Scales({"peft_type": "LORA"}, "c").alpha(Q)] == [8, 8.0]
-    assert config.Scales({"peft_type": "VERA"}, "c").rank(Q) == 256
+    assert [
+        adapter_config.Scales({"peft_type": "LORA"}, "c").rank(Q),
+        adapter_config.Scales({"peft_type": "LORA"}, "c").alpha(Q),
+    ] == [8, 8.0]
+    assert adapter_config.Scales({"peft_type": "VERA"}, "c").rank(Q) == 256
 
 
 @pytest.mark.parametrize("kind", ["LOHA", "LOKR"])
 def test_lycoris_calls_its_alpha_otherwise(kind: str) -> None:
-    assert config.Scales({"peft_type": kind, "alpha": 3, "lora_alpha": 5}, "c").alpha(Q) == 3.0
-    assert config.Scales({"peft_type": "LORA", "alpha": 3, "lora_alpha": 5}, "c").alpha(Q) == 5.0
+    assert adapter_config.Scales({"peft_type": kind, "alpha": 3, "lora_alpha": 5}, "c").alpha(Q) == 3.0
+    assert adapter_config.Scales({"peft_type": "LORA", "alpha": 3, "lora_alpha": 5}, "c").alpha(Q) == 5.0
 
 
 def test_a_pattern_counts_for_the_modules_that_it_matches_alone() -> None:
@@ -96,9 +99,9 @@ def test_tensors_of_another_rank_than_that_of_the_config_are_reported() -> None:
 
 def test_the_patterns_of_adalora_are_not_peft_s_to_apply() -> None:
     kind = {"peft_type": "ADALORA", "r": 4, "lora_alpha": 6}
-    found = config.Scales({**kind, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}}, "c")
+    found = adapter_config.Scales({**kind, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}}, "c")
     assert (found.rank(Q), found.alpha(Q)) == (4, 6.0)
-    config.check({**kind, "rank_pattern": {"q_proj": [True, False]}}, "c")
+    adapter_config.check({**kind, "rank_pattern": {"q_proj": [True, False]}}, "c")
 
 
 # ---- checks
@@ -116,7 +119,7 @@ def test_the_patterns_of_adalora_are_not_peft_s_to_apply() -> None:
     ],
 )
 def test_what_is_modeled_passes(change: dict[str, Any]) -> None:
-    config.check(lora(**change), "c")
+    adapter_config.check(lora(**change), "c")
 
 
 @pytest.mark.parametrize(
@@ -150,27 +153,27 @@ def test_what_is_modeled_passes(change: dict[str, Any]) -> None:
 )
 def test_a_value_of_the_wrong_type_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(FormatError, match=says):
-        config.check(lora(**change), "c")
+        adapter_config.check(lora(**change), "c")
 
 
 def test_other_mathematics_is_refused_with_all_its_keys() -> None:
     with pytest.raises(NotUnderstoodError) as caught:
-        config.check(lora(use_bdlora=True, arrow_config={"top_k": 2}, velora_config=None), "c")
+        adapter_config.check(lora(use_bdlora=True, arrow_config={"top_k": 2}, velora_config=None), "c")
     assert caught.value.items == (
         'arrow_config = {"top_k": 2}: changes what the adapter computes and is not supported',
         "use_bdlora = true: changes what the adapter computes and is not supported",
     )
     with pytest.raises(NotUnderstoodError, match="'POLY' is not supported: it mixes several LoRA adapters by task"):
-        config.check({"peft_type": "POLY"}, "c")
+        adapter_config.check({"peft_type": "POLY"}, "c")
     with pytest.raises(NotUnderstoodError, match="'NEW' is not supported$"):
-        config.check({"peft_type": "NEW"}, "c")
+        adapter_config.check({"peft_type": "NEW"}, "c")
 
 
 def test_a_key_that_is_unknown_and_says_something_is_named() -> None:
     known = {"r": 1, "lora_bias": True, "use_bdlora": True}
     silent = {"a": None, "b": False, "c": 0, "d": "", "e": [], "f": {}}
-    assert config.unknown_keys(lora(**known, **silent, scaling=2, target_r=8)) == ["scaling", "target_r"]
-    assert config.unknown_keys({"peft_type": "ADALORA", "target_r": 8}) == []
+    assert adapter_config.unknown_keys(lora(**known, **silent, scaling=2, target_r=8)) == ["scaling", "target_r"]
+    assert adapter_config.unknown_keys({"peft_type": "ADALORA", "target_r": 8}) == []
 
 
 # ---- what is recorded
@@ -181,12 +184,12 @@ def test_the_meta_of_a_config_has_what_it_records() -> None:
         base_model_name_or_path="a/b", revision="main", task_type="CAUSAL_LM", lora_dropout=0.25, init_lora_weights="pissa",
         alora_invocation_tokens=[1, 2], layer_replication=[[0, 4], [2, 5]], ensure_weight_tying=True, use_dora=True,
     )  # fmt: skip
-    assert config.meta(full) == Meta(
+    assert adapter_config.meta(full) == Meta(
         base_model="a/b", revision="main", task_type="CAUSAL_LM", dropout=0.25, init="pissa", invocation=(1, 2),
         layers=((0, 4), (2, 5)), ties=True, dora=True,
     )  # fmt: skip
     empty = lora(base_model_name_or_path="", revision="", task_type="", lora_dropout=None, init_lora_weights=None)
-    assert config.meta(empty) == config.meta(lora()) == Meta()
+    assert adapter_config.meta(empty) == adapter_config.meta(lora()) == Meta()
 
 
 @pytest.mark.parametrize(
@@ -203,4 +206,4 @@ def test_the_meta_of_a_config_has_what_it_records() -> None:
     ],
 )
 def test_an_initialization_that_moves_the_base_is_told_from_one_that_does_not(init: object, moved: bool) -> None:
-    assert config.residual_init(init) is moved
+    assert adapter_config.residual_init(init) is moved

@@ -16,7 +16,7 @@ import pytest
 from adapterhub_converters import adapter_files
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
-from adapterhub_converters.formats import convert, peft, pickles
+from adapterhub_converters.formats import convert, peft, pickle_conversion
 from tests.conftest import Run, need_module
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -74,7 +74,7 @@ def test_a_safetensors_header_may_have_the_length_of_a_pickle(tmp_path: Path, le
     path = tmp_path / "x.safetensors"
     head = b'{"q.lora_A.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     path.write_bytes(length.to_bytes(8, "little") + head.ljust(length) + bytes(4))
-    assert not pickles.is_pickle(path)
+    assert not pickle_conversion.is_pickle(path)
     assert convert.sniff(path) == "raw"
 
 
@@ -165,7 +165,7 @@ def test_a_bomb_ends_at_the_limits(tmp_path: Path) -> None:
 @pytest.mark.peer
 def test_one_that_loads_for_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path)
-    monkeypatch.setattr(pickles, "_SECONDS", 0.001)
+    monkeypatch.setattr(pickle_conversion, "_SECONDS", 0.001)
     with pytest.raises(FormatError, match=r"adapter_model\.bin: loading it took more than 0\.001 seconds, and was stopped"):
         convert.convert(tmp_path, tmp_path / "out", to="mlx", unsafe_pickle=True)
     assert not (tmp_path / "out").exists()

@@ -10,9 +10,9 @@ import pytest
 
 from adapterhub.cli.commands import convert
 from adapterhub_converters.adapter import TUNERS
-from adapterhub_converters.formats import FORMATS, PACKAGES, probe, round_trips
+from adapterhub_converters.formats import FORMATS, PACKAGES, format_probe, round_trips
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.mlx import whole
+from adapterhub_converters.formats.mlx import full_tuning
 from adapterhub_converters.formats.round_trips import Row
 from tests.conftest import ROOT, Run
 from tests.converters import trained
@@ -23,7 +23,7 @@ MARKS = {found: mark for mark, found in round_trips.MARKS.items()}
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return probe.probe_formats()
+    return format_probe.probe_formats()
 
 
 def markdown(rows: list[Row]) -> str:
@@ -50,7 +50,7 @@ def test_the_page_names_every_tuner_and_counts_the_models_that_mlx_lm_tunes_as_a
     page = " ".join((ROOT / "docs/formats.md").read_text().split())
     words = page.lower().replace("-", "").replace("_", "").replace(" ", "")
     assert all(row.method.replace("_", "") in words for row in TUNERS.values())
-    assert f"parameters of {len(whole.SAME_PARAMETERS)} model types" in page
+    assert f"parameters of {len(full_tuning.SAME_PARAMETERS)} model types" in page
     assert "the format `tinker`, which is read and not written" in page
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsHeader, SafetensorsFile
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader
 from adapterhub_converters.errors import FormatError, NotFoundError
 from tests.conftest import need_module
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from adapterhub import checks
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
-from adapterhub_converters.bases.shapes import FAMILIES, shapes_from_config
+from adapterhub_converters.bases.config_shapes import FAMILIES, shapes_from_config
 from tests.checks.test_other_models import CONFIGS
 from tests.conftest import need_module
 from tests.support import folders, tiny
 
-DECODERS = [name for architecture in names.ARCHITECTURES for name in architecture.classes]
+DECODERS = [name for architecture in architecture_lookup.ARCHITECTURES for name in architecture.classes]
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("LlamaForCausalLM", {"head_dim": 32}), ("LlamaForCausalLM", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     ("LlamaModel", {}), ("LlamaForSequenceClassification", {}), ("Qwen3Model", {}),
@@ -73,7 +73,7 @@ def test_a_config_alone_gives_the_shapes_transformers_builds(tmp_path: Path, nam
 
 
 def test_every_architecture_of_llama_cpp_is_known() -> None:
-    kinds = {kind for architecture in names.ARCHITECTURES for kind in architecture.classes.values()}
+    kinds = {kind for architecture in architecture_lookup.ARCHITECTURES for kind in architecture.classes.values()}
     assert kinds <= set(FAMILIES)
 
 

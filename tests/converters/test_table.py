@@ -13,7 +13,7 @@ import pytest
 import adapterhub_schemas
 from adapterhub_converters import formats
 from adapterhub_converters.errors import ParameterError
-from adapterhub_converters.formats import FORMATS, unread
+from adapterhub_converters.formats import FORMATS, adapter_claims
 from tests.conftest import ROOT
 from tests.converters import trained
 
@@ -79,7 +79,7 @@ def test_every_row_has_its_module(row: formats.Format) -> None:
 
 def test_the_schema_has_the_formats_of_the_table() -> None:
     schema = json.loads(Path(adapterhub_schemas.__file__).with_name("adapter.schema.json").read_text())
-    assert set(schema["properties"]["format"]["enum"]) == {*FORMATS, unread.OTHER}
+    assert set(schema["properties"]["format"]["enum"]) == {*FORMATS, adapter_claims.OTHER}
     assert set(schema["properties"]["recipe"]["properties"]["to"]["enum"]) == set(formats.WRITTEN)
 
 

@@ -152,7 +152,10 @@ def test_logits_with_an_archive_are_those_of_the_model_merged_with_it(tmp_path: 
     with torch.no_grad():
         wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
     given = InitialAdapter(source, source, "sha256:" + "0" * 64, str(source))
-    with torch_engine.open_engine(given, tmp_path / "base") as engine, engine.start_decoding(adapted=True, room=8) as logits_after:
+    with (
+        torch_engine.open_engine(given, tmp_path / "base") as engine,
+        engine.start_decoding(adapted=True, room=8) as logits_after,
+    ):
         np.testing.assert_allclose(logits_after(ids), wanted, rtol=0, atol=2e-3)
 
 

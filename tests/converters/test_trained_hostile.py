@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError
 from adapterhub_converters.formats import convert
-from adapterhub_converters.formats.trainers import fused, litgpt, megatron, torchtune
+from adapterhub_converters.formats.trainers import fused_layers, litgpt, megatron, torchtune
 from tests.converters import trained
 from tests.converters.trained import LLAMA
 
@@ -30,8 +30,8 @@ def parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def signed(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """The file with a digest that fits whatever it says: a stranger can do that too."""
-    text = metadata.get(fused.SETTINGS, "")
-    digest = fused.source_config.payload_digest(dict(sorted(tensors.items())), text)
+    text = metadata.get(fused_layers.SETTINGS, "")
+    digest = fused_layers.source_config.payload_digest(dict(sorted(tensors.items())), text)
     safetensors_file.write(path, tensors, metadata | {"adapterhub.source.payload": digest})
 
 
@@ -49,9 +49,9 @@ def test_no_false_header_causes_a_traceback(tmp_path_factory: pytest.TempPathFac
         row[6][data.draw(st.integers(0, 4))] = data.draw(VALUES)
     else:
         row[place] = data.draw(VALUES)
-    options = json.loads(metadata[fused.SETTINGS])
+    options = json.loads(metadata[fused_layers.SETTINGS])
     options[data.draw(st.sampled_from(sorted(options)))] = data.draw(VALUES)
-    changed = {"adapterhub.source.tensors": json.dumps(rows), fused.SETTINGS: json.dumps(options)}
+    changed = {"adapterhub.source.tensors": json.dumps(rows), fused_layers.SETTINGS: json.dumps(options)}
     if data.draw(st.booleans()):
         tensors.pop(data.draw(st.sampled_from(sorted(tensors))))
     signed(folder / "b.safetensors", tensors, metadata | changed)

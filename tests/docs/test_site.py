@@ -16,7 +16,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.cli.errors import codes
 from adapterhub.cli.main import COMMANDS, app
-from adapterhub.training.explain import explain
+from adapterhub.training.config_help import explain
 from adapterhub.version import __version__
 from tests.conftest import ROOT, need_module, need_program
 from tests.support import pages

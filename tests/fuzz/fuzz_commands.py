@@ -236,7 +236,8 @@ def gguf(rng: random.Random, architecture: str) -> bytes:
             [*metadata, "split.no", "split.count", "split.tensors.count", "tokenizer.chat_template", "general.source.repo_url"]
         )
         metadata[key] = rng.choice(
-            [gguf_file.u32_value(0), gguf_file.u32_value(2**32 - 1), gguf_file.string_value("\x1b[31m"), gguf_file.strings_value(["a"]),
+            [gguf_file.u32_value(0), gguf_file.u32_value(2**32 - 1), gguf_file.string_value("\x1b[31m"),
+             gguf_file.strings_value(["a"]),
              gguf_file.f32_value(float("nan")),
              gguf_file.f32_value(float("inf")), gguf_file.f32_value(-1.0), gguf_file.string_value("llama"),
              gguf_file.string_value("https://huggingface.co/a/\x07b")]

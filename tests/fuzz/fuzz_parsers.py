@@ -42,26 +42,25 @@ def watched() -> contextlib.AbstractContextManager[None]:
 
 with watched():
     from adapterhub.checks import scan
-    from adapterhub.checks.scan.opened import ScannedFile
+    from adapterhub.checks.scan.scanned_file import ScannedFile
     from adapterhub.http import urls
-    from adapterhub.hub import blobs as hub_blobs
+    from adapterhub.hub import blob_response as hub_blobs
     from adapterhub.hub.hf import lfs, writing
-    from adapterhub.hub.oci import documents as oci_documents
-    from adapterhub.hub.oci.answers import OciError
-    from adapterhub.hub.xet import formats as xet
+    from adapterhub.hub.oci import any_manifest as oci_documents
+    from adapterhub.hub.oci.oci_errors import OciError
+    from adapterhub.hub.xet import xet_formats as xet
     from adapterhub.manifest import card, oci_manifest
     from adapterhub.manifest.document import AdapterManifest
-    from adapterhub.project import lockfile, settings
+    from adapterhub.project import lockfile, settings_file
     from adapterhub.ref import Ref
     from adapterhub.registry import merge_recipe
-    from adapterhub.remotes.hub import client as hub
-    from adapterhub.remotes.hub import files as hub_files
-    from adapterhub.remotes.layouts import index as layout_index
-    from adapterhub.remotes.layouts import tar
+    from adapterhub.remotes.hub import hub_client as hub
+    from adapterhub.remotes.hub import hub_files
+    from adapterhub.remotes.layouts import archive_tar, layout_index
     from adapterhub.remotes.oci import challenges
     from adapterhub.store.packs import container, cutting
     from adapterhub.store.ref_log import Entry
-    from adapterhub.trust import attestation, bundle, checkpoint, statement
+    from adapterhub.trust import attestation, bundle, log_checkpoint, statement
     from adapterhub_converters.containers import gguf_file, json_file, safetensors_file, toml_file
     from adapterhub_converters.errors import AdapterhubError
     from adapterhub_converters.formats import peft, source_config
@@ -150,7 +149,7 @@ def _lock(data: bytes) -> None:
 
 
 def _settings(data: bytes) -> None:
-    settings.parse(data.decode(errors="replace"), Path("adapterhub.toml"))
+    settings_file.parse(data.decode(errors="replace"), Path("adapterhub.toml"))
 
 
 def _hub_answer(data: bytes) -> None:
@@ -168,7 +167,7 @@ def _headers(data: bytes) -> None:
 
 
 def _tar(data: bytes) -> None:
-    tar.scan_members(io.BytesIO(data), len(data), "x")
+    archive_tar.scan_members(io.BytesIO(data), len(data), "x")
 
 
 def _pack(data: bytes) -> None:
@@ -240,7 +239,7 @@ def _scan(data: bytes) -> None:
 
 
 def _checkpoint(data: bytes) -> None:
-    checkpoint.read(data, (), "x")
+    log_checkpoint.read(data, (), "x")
 
 
 PARSERS: tuple[Callable[[bytes], None], ...] = (
@@ -258,7 +257,8 @@ def seeds() -> list[bytes]:
     st = safetensors_file.header_bytes([("a", "F32", (2, 2)), ("b", "F16", (3,))], {"format": "pt"}) + bytes(22)
     metadata = {
         "general.architecture": gguf_file.string_value("llama"), "general.type": gguf_file.string_value("adapter"),
-        "adapter.lora.alpha": gguf_file.f32_value(2.0), "tokens": gguf_file.strings_value(["a", "b"]), "n": gguf_file.u32_value(3),
+        "adapter.lora.alpha": gguf_file.f32_value(2.0), "tokens": gguf_file.strings_value(["a", "b"]),
+        "n": gguf_file.u32_value(3),
     }  # fmt: skip
     gguf = gguf_file.header_bytes(metadata, [("blk.0.attn_q.weight.lora_a", "F32", (2, 4))]) + bytes(64)
     config = (
@@ -278,10 +278,10 @@ CHALLENGE = b'Bearer realm="https://auth.example/token",service="registry",scope
 def _packed_tar() -> bytes:
     body = b"{}"
     return (
-        tar.header("blobs/sha256", folder=True)
-        + tar.header("oci-layout", len(body))
+        archive_tar.header("blobs/sha256", folder=True)
+        + archive_tar.header("oci-layout", len(body))
         + body
-        + tar.padding(len(body))
+        + archive_tar.padding(len(body))
         + bytes(1024)
     )
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from adapterhub.http_server import binding
-from adapterhub.hub.people import tokens
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.server import make_server
 from adapterhub.hub.settings import HubSettings
-from adapterhub.hub.storage.opening import open_database, open_storage
+from adapterhub.hub.storage.from_settings import open_database, open_storage
 from adapterhub.registry.registry import Registry
 from tests.conftest import missing
 from tests.support.adapters import write_adapter
@@ -41,7 +41,7 @@ class Running:
     def make_token(self, account: str, role: str, **more: Any) -> str:
         """A token of the hub."""
         with closing(open_database(self.settings)) as database:
-            return tokens.create(database, account, role, **more)
+            return access_tokens.create(database, account, role, **more)
 
     @contextmanager
     def registry(self) -> Iterator[Registry]:
@@ -63,7 +63,7 @@ def serving(folder: Path, **settings: Any) -> Iterator[Running]:
         time.sleep(0.005)
     try:
         with closing(open_database(chosen)) as database:
-            token = tokens.create(database, "alice", "write")
+            token = access_tokens.create(database, "alice", "write")
         yield Running(f"http://127.0.0.1:{sock.getsockname()[1]}", chosen, token)
     finally:
         server.should_exit = True

@@ -15,8 +15,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.people import tokens
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.settings import HubSettings
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.registry.registry import Registry
@@ -68,7 +68,7 @@ class Killable:
     def running(self) -> Running:
         """It as other tests know a hub, with a token that may write everywhere."""
         with closing(HubDatabase(self.folder)) as database:
-            token = tokens.create(database, "alice", "write")
+            token = access_tokens.create(database, "alice", "write")
         return Running(self.url, HubSettings(registry=self.folder), token)
 
     @property

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from adapterhub.bases import registered
+from adapterhub.bases import registered_bases
 from adapterhub.hub import aliases
 from adapterhub.hub.aliases import Alias
 from adapterhub.manifest.oci_manifest import TITLE
 from adapterhub.ref import Ref
 from adapterhub.registry import conversion_cache
-from adapterhub.registry.recipe import Conversion
-from adapterhub.registry.repositories import commit_id
+from adapterhub.registry.adapter_recipe import Conversion
+from adapterhub.registry.repository_records import commit_id
 from adapterhub_converters.bases import BaseTensor
 from adapterhub_converters.formats import convert, peft
 from tests.converters import trained
@@ -176,7 +176,7 @@ def test_a_form_that_depends_on_the_base_needs_it_in_the_registry(hub: Running, 
     assert "depends on the base model" in Registry(hub.url, None, "team/one.gguf").ask("GET", "manifests/latest").words
     tensors = {f"{name}.weight": BaseTensor(shape, "F32") for name, shape in trained.TARGETS.items()}
     with hub.registry() as opened:
-        registered.add(opened, "llama", dataclasses.replace(trained.LLAMA, tensors=tensors), source="x")
+        registered_bases.add(opened, "llama", dataclasses.replace(trained.LLAMA, tensors=tensors), source="x")
     assert hf.list_repo_files("team/two.gguf") == ["adapter.json", "two.gguf"]
     path = hf.hf_hub_download("team/two.gguf", "two.gguf", cache_dir=tmp_path / "cache")
     assert convert.sniff(Path(path)) == "gguf"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.hub import database as module
-from adapterhub.hub.database import ConstraintError, HubDatabase
-from adapterhub.hub.people import accounts, admissions, sessions, tokens
+from adapterhub.hub import hub_database as module
+from adapterhub.hub.hub_database import ConstraintError, HubDatabase
+from adapterhub.hub.people import access_tokens, accounts, admissions, sessions
 from adapterhub.hub.people.id_tokens import IdToken
 
 UPSERT = "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
@@ -79,10 +79,13 @@ def test_transactions_wait_for_each_other(database: HubDatabase) -> None:
 
 
 def test_numbers_are_given_and_references_are_held(database: HubDatabase) -> None:
-    made = [tokens.create(database, account, "write") for account in ("alice", "bob")]
-    assert [(token.account, token.role) for token in tokens.list_tokens(database)] == [("alice", "write"), ("bob", "write")]
+    made = [access_tokens.create(database, account, "write") for account in ("alice", "bob")]
+    assert [(token.account, token.role) for token in access_tokens.list_tokens(database)] == [
+        ("alice", "write"),
+        ("bob", "write"),
+    ]
     for token, account in zip(made, ("alice", "bob"), strict=True):
-        found = tokens.identify(database, token)
+        found = access_tokens.identify(database, token)
         assert found
         assert found.account == account
     with pytest.raises(ConstraintError):
@@ -103,7 +106,7 @@ def test_who_is_admitted_enters_as_one_account_and_leaves(database: HubDatabase)
     assert admissions.admit(database, who, ()) == "root"
     assert accounts.roles(database, "ada") == {"ada": "admin"}
     sessions.end(database, session)
-    assert (sessions.session_identity(database, session), tokens.list_tokens(database)) == (None, [])
+    assert (sessions.session_identity(database, session), access_tokens.list_tokens(database)) == (None, [])
 
 
 def test_texts_compare_by_their_bytes(database: HubDatabase) -> None:
@@ -114,7 +117,7 @@ def test_texts_compare_by_their_bytes(database: HubDatabase) -> None:
 
 
 def test_no_text_that_a_client_can_send_is_an_error(database: HubDatabase) -> None:
-    assert tokens.identify(database, "hf_\0\x7f%s?'") is None
+    assert access_tokens.identify(database, "hf_\0\x7f%s?'") is None
     assert database.select("SELECT 1 FROM uploaded WHERE name = ?", "a\0b") == []
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import urllib3
 
-from adapterhub.hub import access, hub
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub import access_control, hub
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
-from adapterhub.index.database import Index
+from adapterhub.index.index_database import Index
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from tests.hub.conftest import Running, serving
@@ -43,7 +43,7 @@ class Statements:
 def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     """Listen to the databases; what is remembered for seconds is remembered for the whole test."""
     found = Statements([])
-    monkeypatch.setattr(access, "_TTL", 3600.0)
+    monkeypatch.setattr(access_control, "_TTL", 3600.0)
     monkeypatch.setattr(hub, "_HIDDEN_TTL", 3600.0)
     for kind in (Index, HubDatabase):
         monkeypatch.setattr(kind, "select", _listening(kind.select, found))

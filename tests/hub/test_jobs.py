@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.forms import ConvertedVersions
+from adapterhub.hub.converted_versions import ConvertedVersions
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.jobs import Jobs
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import Sending

@@ -11,9 +11,9 @@ import pytest
 import urllib3
 
 from adapterhub.http_server.limits import Windows
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.middleware import class_of
-from adapterhub.hub.people import audit
+from adapterhub.hub.people import audit_log
 from tests.conftest import Run
 from tests.hub.conftest import Running, client, serving
 
@@ -81,7 +81,7 @@ def test_bad_tokens_are_throttled_and_a_good_one_is_not(hub: Running) -> None:
 
 def recorded(hub: Running) -> list[tuple[str, str, str]]:
     with closing(HubDatabase(hub.folder)) as database:
-        return [(one.account, one.action, one.name) for one in reversed(audit.events(database))]
+        return [(one.account, one.action, one.name) for one in reversed(audit_log.events(database))]
 
 
 def test_every_change_is_recorded_and_reading_is_not(hub: Running, hf: Any, adapter: Callable[..., Path]) -> None:
@@ -109,7 +109,7 @@ def test_refusals_are_recorded_without_the_token(hub: Running, hf: Any) -> None:
         reader.create_repo("team/sql")
     assert recorded(hub) == [("", "refused", ""), ("bob", "refused", "team/sql")]
     with closing(HubDatabase(hub.folder)) as database:
-        assert "secret" not in str(audit.events(database))
+        assert "secret" not in str(audit_log.events(database))
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from adapterhub.bases.hub_address import Hub as HuggingFace
-from adapterhub.hub import mirror, origins
+from adapterhub.hub import mirror, mirror_origin
 from adapterhub.hub.people import accounts, publishers
 from adapterhub.hub.people.accounts import READERS, Namespace
 from adapterhub.hub.settings import Upstream
-from adapterhub.hub.storage.opening import open_database
+from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Version
-from adapterhub.registry.repositories import commit_id
-from adapterhub.remotes.hub import versions as hub_versions
-from adapterhub.remotes.hub.client import Bounds
+from adapterhub.registry.repository_records import commit_id
+from adapterhub.remotes.hub import hub_versions
+from adapterhub.remotes.hub.hub_client import Bounds
 from adapterhub_converters.bases import BaseTensor
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.errors import UsageError
@@ -313,7 +313,7 @@ def test_a_hub_that_was_killed_while_it_made_a_version_does_not_take_the_namespa
     put(upstream, adapter(1))
     put(upstream, adapter(2), "org/other")
     with monkeypatch.context() as patch, mirroring(tmp_path, upstream.url) as (hub, sending):
-        patch.setattr(origins, "add", lambda *_: None)  # what a kill leaves undone
+        patch.setattr(mirror_origin, "add", lambda *_: None)  # what a kill leaves undone
         sha(sending)
     with mirroring(tmp_path, upstream.url) as (hub, sending):
         assert (sha(sending, name="org/other"), len(versions(hub))) == (commit_id(versions(hub, "org/other")[0].digest), 1)

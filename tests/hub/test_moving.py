@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import moving, origins
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub import mirror_origin, renames
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import publishers
 from adapterhub.hub.settings import HubSettings
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
-from adapterhub.registry import measurements
-from adapterhub.registry.repositories import Repository
+from adapterhub.registry import measurement_log
+from adapterhub.registry.repository_records import Repository
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import Sending
 from tests.registry.forks import finished, fork
@@ -40,7 +40,7 @@ def test_a_moved_repository_keeps_numbers_and_what_was_set_of_them(hub: Running,
         retention.drop(registry, None, dry_run=False)
         registry.deprecate(Ref("team/sql", number=2), "Use v4.")
         registry.deprecate(Ref("team/sql"), "Use team/new.")
-        measurements.record(registry, Ref("team/sql", number=3), Evaluation("eval", {"loss": 0.5}))
+        measurement_log.record(registry, Ref("team/sql", number=3), Evaluation("eval", {"loss": 0.5}))
         before = queries.versions(registry.index, name="team/sql")
         assert [row.number for row in before] == [4, 3, 2]
         hf.move_repo("team/sql", "other/text2sql")
@@ -58,7 +58,7 @@ def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any
         with hub.registry() as registry:
             digest = registry.push(adapter(1), Ref("team/sql")).digest
             registry.tag(Ref("team/sql"), "prod")
-        origins.add(database, "team/sql", "a" * 40, digest)
+        mirror_origin.add(database, "team/sql", "a" * 40, digest)
         database.execute("INSERT INTO uploaded VALUES ('team/sql', ?, 1e12)", digest)
         hf.create_branch("team/sql", branch="next")
         hf.move_repo("team/sql", "team/new")
@@ -66,7 +66,7 @@ def test_words_branches_uploads_pins_and_publishers_follow(hub: Running, hf: Any
         assert [one.scope for one in publishers.list_publishers(database)] == ["team/new"]
         assert database.select("SELECT name, digest FROM uploaded") == [("team/new", digest)]
         assert hf.model_info("team/new", revision="a" * 40).sha == "a" * 40
-        assert origins.names(database, "team") == {"team/sql"}  # the upstream has no team/new
+        assert mirror_origin.names(database, "team") == {"team/sql"}  # the upstream has no team/new
         hf.move_repo("team/new", "other/sql")
         assert [one.scope for one in publishers.list_publishers(database)] == ["team/new"]  # other is not its operator's
 
@@ -113,8 +113,8 @@ def move_until(settings: HubSettings, old: str, new: str, steps: int) -> None:
 
     worker.registry.store.log.append = counted(worker.registry.store.log.append)  # type: ignore[method-assign]
     worker.database.execute = counted(worker.database.execute)  # type: ignore[method-assign]
-    moving.begin(worker, old, new)
-    moving.finish(worker, old, new)
+    renames.begin(worker, old, new)
+    renames.finish(worker, old, new)
     hub.close()
 
 
@@ -144,7 +144,7 @@ def check_every_step(settings: HubSettings, run: Callable[..., int] = forked, st
             ((name, versions),) = seen(hub, old, new)
             assert versions == WHOLE
             worker = hub.workers.worker()
-            assert moving.pending_moves(worker) == []
+            assert renames.pending_moves(worker) == []
             assert worker.repositories.get(name) == Repository(created="2026-01-01T00:00:00Z")
             assert queries.marks(worker.registry.index, "deprecate", name) == {"1": "Use v2."}
             assert [one.scope for one in publishers.list_publishers(hub.database)] == [name]
@@ -207,7 +207,7 @@ def test_a_repository_that_is_removed_before_its_move_goes_on_is_at_neither_name
         worker.repositories.remove("team/sql")
         asyncio.run(hub.finish_moves())
         assert seen(hub, "team/sql", "team/new") == []
-        assert moving.pending_moves(worker) == []
+        assert renames.pending_moves(worker) == []
 
 
 def test_a_name_that_was_removed_is_refused_before_anything_moves(hub: Running, adapter: Callable[..., Path]) -> None:

@@ -19,9 +19,9 @@ import pytest
 import urllib3
 
 from adapterhub.http_server import logs
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.operations import backup
-from adapterhub.hub.people import accounts, tokens
+from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import FormatError, IntegrityError, OutputExistsError
@@ -110,7 +110,7 @@ def test_a_hub_that_is_told_to_stop_finishes_what_has_begun(tmp_path: Path) -> N
     environment = _environment(tmp_path, None)
     folder = tmp_path / "hub"
     with closing(HubDatabase(Registry.init(folder).root)) as database:
-        token = tokens.create(database, "alice", "write")
+        token = access_tokens.create(database, "alice", "write")
     command = [sys.executable, "-m", "adapterhub", "--registry", str(folder), "--json", "hub", "start", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert process.stdout
@@ -136,7 +136,7 @@ def test_a_hub_that_is_told_to_stop_finishes_what_has_begun(tmp_path: Path) -> N
         assert b"200 OK" in sent.recv(1000)
     process.wait(60)
     with Registry.open(folder) as registry:
-        from adapterhub.registry.repositories import Repositories
+        from adapterhub.registry.repository_records import Repositories
 
         assert Repositories(registry).get("team/sql")
 

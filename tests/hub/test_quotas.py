@@ -15,7 +15,7 @@ import pytest
 import urllib3
 
 from adapterhub.hub import quotas
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
 from tests.hub.conftest import Running, run_hf, serving

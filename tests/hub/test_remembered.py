@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapterhub.hub.remembered import LRUCache
+from adapterhub.hub.lru_cache import LRUCache
 
 
 def test_a_value_is_made_once_and_the_one_unused_longest_is_forgotten() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
-from adapterhub.hub.storage.opening import open_database
+from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.project.policy import Policy
 from adapterhub.trust import keys
 from tests.conftest import Run

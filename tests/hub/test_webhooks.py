@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from adapterhub.hub import webhooks
-from adapterhub.hub.database import HubDatabase
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.webhooks import Webhooks, signature
 from adapterhub.index.queries import LogState

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from adapterhub.index import database, migrations, replay, schema
+from adapterhub.index import index_database, migrations, replay, schema
 
 
 def _made_by(create: Callable[[sqlite3.Connection], None]) -> tuple[Any, ...]:
@@ -25,17 +25,17 @@ def _made_by(create: Callable[[sqlite3.Connection], None]) -> tuple[Any, ...]:
 def test_a_new_database_is_what_the_migrations_make_of_an_empty_one() -> None:
     created = _made_by(schema.create)
     assert created == _made_by(migrations.apply)
-    assert created[-1] == (database.VERSION,)
+    assert created[-1] == (index_database.VERSION,)
 
 
 def test_the_digest_by_which_a_foreign_database_is_refused_is_that_of_a_new_one() -> None:
-    with closing(database.connect_memory()) as connection:
+    with closing(index_database.connect_memory()) as connection:
         schema.create(connection)
         assert schema.digest(connection) == schema.DIGEST
 
 
 def test_the_facets_of_one_name_are_looked_up_and_not_searched_for() -> None:
-    with closing(database.connect_memory()) as connection:
+    with closing(index_database.connect_memory()) as connection:
         schema.create(connection)
         plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {replay.FACETS_OF_NEWEST}", ("team/sql",))]
     assert {"SCAN facets", "SCAN versions"}.isdisjoint(" ".join(step.split()[:2]) for step in plan)

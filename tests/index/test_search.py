@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.digest import sha256_file
-from adapterhub.index import queries, search
-from adapterhub.index.database import VERSION
-from adapterhub.index.search import Query
+from adapterhub.index import queries, version_search
+from adapterhub.index.index_database import VERSION
+from adapterhub.index.version_search import Query
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest import card, oci_manifest
 from adapterhub.ref import Ref
@@ -64,7 +64,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 
 def found(registry: Registry, words: str = "", **query: Any) -> list[str]:
-    return [str(row.ref) for row in search.search(registry.index, Query(words, **query)).rows]
+    return [str(row.ref) for row in version_search.search(registry.index, Query(words, **query)).rows]
 
 
 # ---- words
@@ -97,7 +97,7 @@ def test_words_find_what_they_are_in(filled: Registry, words: str, refs: list[st
 def test_without_words_the_newest_of_each_name_is_listed(filled: Registry) -> None:
     assert sorted(found(filled)) == ["other/poems:v1", "team/sql:v2"]
     assert sorted(found(filled, all_versions=True)) == ["other/poems:v1", "team/sql:v1", "team/sql:v2"]
-    short = search.search(filled.index, Query(limit=1))
+    short = version_search.search(filled.index, Query(limit=1))
     assert (len(short.rows), short.total) == (1, 2)
 
 
@@ -107,9 +107,9 @@ ODD = ['"', "'", "a AND", "NEAR(a b, 2)", "^a", "{name}: a", "name : a", "a*", "
 @given(words=st.one_of(st.text(st.characters()), st.sampled_from(ODD), st.text("\"'*()^:{}+-AND ORT\0", max_size=30)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 def test_any_text_is_a_valid_query(filled: Registry, words: str) -> None:
-    result = search.search(filled.index, Query(words, facets=(("target", words),), tags=(words,)), facets=True)
+    result = version_search.search(filled.index, Query(words, facets=(("target", words),), tags=(words,)), facets=True)
     assert result.total == len(result.rows)
-    search.search(filled.index, Query(words), facets=True)
+    version_search.search(filled.index, Query(words), facets=True)
 
 
 def test_very_many_words_are_a_valid_query(filled: Registry) -> None:
@@ -145,17 +145,17 @@ def test_very_many_words_are_a_valid_query(filled: Registry) -> None:
 )
 def test_filters(filled: Registry, query: dict[str, Any], refs: list[str]) -> None:
     for key in ("metrics", "bounds"):
-        query[key] = [(name, search.parse_bounds(text, "", size=name == "size")) for name, text in query.get(key, ())]
+        query[key] = [(name, version_search.parse_bounds(text, "", size=name == "size")) for name, text in query.get(key, ())]
     assert found(filled, **query) == refs
 
 
 def test_facets_count_all_that_match(filled: Registry) -> None:
-    counts = search.search(filled.index, Query(limit=0), facets=True).facets
+    counts = version_search.search(filled.index, Query(limit=0), facets=True).facets
     assert counts["base"] == {"big/llama-7b": 1, "org/base": 1}
     assert counts["target"] == {"q_proj": 2, "v_proj": 2}
     assert counts["r"] == {"2": 2}
     assert counts["language"] == {"de": 1, "en": 1}
-    assert tuple(counts) == search.FACETS
+    assert tuple(counts) == version_search.FACETS
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_facets_count_all_that_match(filled: Registry) -> None:
     ],
 )
 def test_bounds_as_they_are_typed(text: str, size: bool, bounds: list[tuple[str, float]]) -> None:
-    assert [(bound.operator, bound.value) for bound in search.parse_bounds(text, "", size=size)] == bounds
+    assert [(bound.operator, bound.value) for bound in version_search.parse_bounds(text, "", size=size)] == bounds
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,12 @@ def test_bounds_as_they_are_typed(text: str, size: bool, bounds: list[tuple[str,
 )
 def test_meaningless_bounds_are_refused(text: str, size: bool) -> None:
     with pytest.raises(UsageError):
-        search.parse_bounds(text, "--rank", size=size)
+        version_search.parse_bounds(text, "--rank", size=size)
 
 
 @given(st.text())
 def test_any_text_is_bounds_or_a_usage_error(text: str) -> None:
-    for call in (search.parse_bounds, search.parse_metric):
+    for call in (version_search.parse_bounds, version_search.parse_metric):
         with contextlib.suppress(UsageError):
             call(text, "there")
 
@@ -195,15 +195,15 @@ def test_any_text_is_bounds_or_a_usage_error(text: str) -> None:
 def test_the_holder_of_a_file_is_found_by_its_digest(filled: Registry) -> None:
     sql = filled.root.parent / "sql"
     digest = sha256_file(sql / peft.WEIGHTS)
-    assert [(str(holder.row.ref), holder.path) for holder in search.holders(filled.index, digest)] == [
+    assert [(str(holder.row.ref), holder.path) for holder in version_search.holders(filled.index, digest)] == [
         ("team/sql:v1", peft.WEIGHTS)
     ]
-    assert search.holders(filled.index, digest[:20]) == search.holders(filled.index, digest)
-    config = search.holders(filled.index, sha256_file(sql / peft.CONFIG))
+    assert version_search.holders(filled.index, digest[:20]) == version_search.holders(filled.index, digest)
+    config = version_search.holders(filled.index, sha256_file(sql / peft.CONFIG))
     assert [str(holder.row.ref) for holder in config] == ["team/sql:v2", "team/sql:v1"]
-    whole = search.holders(filled.index, oci_manifest.build(sql).digest)
+    whole = version_search.holders(filled.index, oci_manifest.build(sql).digest)
     assert [(str(holder.row.ref), holder.path) for holder in whole] == [("team/sql:v1", "")]
-    assert search.holders(filled.index, "sha256:" + "0" * 64) == []
+    assert version_search.holders(filled.index, "sha256:" + "0" * 64) == []
 
 
 # ---- the index
@@ -353,7 +353,7 @@ def test_a_newer_catalog_is_not_touched(filled: Registry, tmp_path: Path) -> Non
 @pytest.fixture
 def crowded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     """Twelve versions of six names that all have `lora`; more than eight have what is common here."""
-    monkeypatch.setattr(search, "COMMON", 8)
+    monkeypatch.setattr(version_search, "COMMON", 8)
     with Registry.init(tmp_path / "registry") as registry:
         for n in range(12):
             title = "# About lora\n" if n in (0, 1, 7) else "# A card\n\nlora\n"
@@ -365,24 +365,24 @@ def test_of_common_words_titles_come_first_and_then_the_latest(crowded: Registry
     """v2 of n0 has another title than v1, and v2 is what there is of n0."""
     assert found(crowded, "lora", limit=4) == ["team/n1:v2", "team/n5:v2", "team/n4:v2", "team/n3:v2"]
     assert found(crowded, "lora", limit=4, all_versions=True) == ["team/n1:v2", "team/n1:v1", "team/n0:v1", "team/n5:v2"]
-    result = search.search(crowded.index, Query("lora", limit=4))
+    result = version_search.search(crowded.index, Query("lora", limit=4))
     assert (result.total, result.has_more) == (6, True)
-    counted = search.search(crowded.index, Query("lora", limit=4), facets=True)
+    counted = version_search.search(crowded.index, Query("lora", limit=4), facets=True)
     assert (counted.total, counted.has_more, counted.facets["r"]) == (6, False, {"2": 6})
 
 
 def test_nothing_is_left_out_where_more_was_asked_for(crowded: Registry) -> None:
     for limit in (7, 20):
-        result = search.search(crowded.index, Query("lora", limit=limit))
+        result = version_search.search(crowded.index, Query("lora", limit=limit))
         assert (len(result.rows), result.total, result.has_more) == (6, 6, False)
     assert found(crowded, "lora rare3") == ["team/n3:v1"]
-    assert found(crowded, "lora", bounds=(("r", search.parse_bounds("3", "")),)) == []
+    assert found(crowded, "lora", bounds=(("r", version_search.parse_bounds("3", "")),)) == []
 
 
 def test_the_counts_of_everything_are_those_of_a_query_that_all_match(crowded: Registry) -> None:
     crowded.rm(Ref.parse("team/n5"))
-    everything_there = search.search(crowded.index, Query(), facets=True)
-    counted = search.search(crowded.index, Query("lora"), facets=True)
+    everything_there = version_search.search(crowded.index, Query(), facets=True)
+    counted = version_search.search(crowded.index, Query("lora"), facets=True)
     assert (everything_there.total, everything_there.facets) == (counted.total, counted.facets)
     assert {str(row.ref) for row in everything_there.rows} == {str(row.ref) for row in counted.rows}
 
@@ -393,13 +393,13 @@ def test_names_that_are_left_out_are_in_no_count_either(filled: Registry, tmp_pa
     with Registry.init(tmp_path / "registry") as alone:
         made = adapter(tmp_path / "poems", 3, poems_toml, base_model_name_or_path="big/llama-7b")
         alone.push(made, Ref.parse("other/poems"))
-        expected = search.search(alone.index, Query(words), facets=True)
-    shown = search.search(filled.index, Query(words, without=("team/sql",)), facets=True)
+        expected = version_search.search(alone.index, Query(words), facets=True)
+    shown = version_search.search(filled.index, Query(words, without=("team/sql",)), facets=True)
     assert [row.name for row in shown.rows] == [row.name for row in expected.rows]
     assert (shown.total, shown.facets) == (expected.total, expected.facets)
 
 
 def test_of_common_words_too_names_are_left_out(crowded: Registry) -> None:
-    everything = [row.name for row in search.search(crowded.index, Query("lora", limit=3), facets=True).rows]
-    shown = search.search(crowded.index, Query("lora", limit=2, without=(everything[0],)), facets=True)
+    everything = [row.name for row in version_search.search(crowded.index, Query("lora", limit=3), facets=True).rows]
+    shown = version_search.search(crowded.index, Query("lora", limit=2, without=(everything[0],)), facets=True)
     assert [row.name for row in shown.rows] == everything[1:3]

@@ -24,10 +24,10 @@ from adapterhub.maintenance import compress, disk_usage
 from adapterhub.maintenance.fsck import fsck, verify
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
-from adapterhub.manifest import describe, oci_manifest
+from adapterhub.manifest import derive, oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.store.packs import chains
+from adapterhub.store.packs import pack_chains
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import (
@@ -131,7 +131,7 @@ def test_checkpoints_become_differences_to_near_ones_and_no_chain_is_long(
     assert {change.ref for change in changes if not change.parent} == {"team/other:v1", "team/sql:v1"}
     assert all(change.stored < 0.45 * change.size for change in changes if change.parent)
     parents = registry.store.packs.parents()
-    assert max(len(chains.chain(digest, parents)) for digest in parents) == chains.MAX_DEPTH
+    assert max(len(pack_chains.chain(digest, parents)) for digest in parents) == pack_chains.MAX_DEPTH
     check_whole(registry)
     registry.pull(SQL, tmp_path / "out")
     assert (tmp_path / "out" / peft.WEIGHTS).read_bytes() == (tmp_path / "s6" / peft.WEIGHTS).read_bytes()
@@ -245,7 +245,7 @@ def test_the_parent_of_a_needed_blob_is_no_orphan(registry: Registry, trained: T
     registry.rm(Ref.parse("team/second"))
     everything = len(blobs(registry)) + len(registry.store.packs.files())
     assert fsck(registry)[0].what.startswith(f"{everything} blobs")
-    order = chains.children_first([parent, child], registry.store.packs.parents())
+    order = pack_chains.children_first([parent, child], registry.store.packs.parents())
     assert order == [child, parent]
 
 
@@ -427,7 +427,7 @@ def test_usage_compared_with_whole_models_counts_versions_of_that_base(
     spec = folders.base(tmp_path / "base")
     for n, source in enumerate((trained("a"), trained("b", seed=1), trained("c", seed=2))):
         if n < 2:
-            describe.describe(source, base=spec).write(source)
+            derive.describe(source, base=spec).write(source)
         registry.push(source, Ref.parse(f"team/a{n}"))
     registry.close()
     at = ("--registry", registry.root)

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from adapterhub.bases import registered
-from adapterhub.index import search
+from adapterhub.bases import registered_bases
+from adapterhub.index import version_search
 from adapterhub.maintenance import retention
 from adapterhub.maintenance.fsck import fsck, verify
 from adapterhub.maintenance.gc import gc
 from adapterhub.maintenance.repair import repair
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry import conversion_cache
-from adapterhub.registry.recipe import Conversion
+from adapterhub.registry.adapter_recipe import Conversion
 from adapterhub.registry.registry import Registry
 from adapterhub.store import ingest
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
@@ -368,17 +368,17 @@ def test_a_parent_goes_with_the_last_that_was_made_from_it(registry: Registry, m
 
 def test_the_document_of_a_base_stays_as_long_as_its_name_means_it(registry: Registry, tmp_path: Path) -> None:
     spec = base(tmp_path / "base", 2)
-    kept = registered.add(registry, "tiny", spec, source="here")
-    replaced = registered.add(registry, "other", spec, source="elsewhere")
-    other = registered.add(registry, "other", base(tmp_path / "more", 3), source="here", force=True)
+    kept = registered_bases.add(registry, "tiny", spec, source="here")
+    replaced = registered_bases.add(registry, "other", spec, source="elsewhere")
+    other = registered_bases.add(registry, "other", base(tmp_path / "more", 3), source="here", force=True)
     age(registry, 23)
     assert (gc(registry).blobs, gc(registry).waiting) == (0, 1)
     age(registry, 2)
     assert gc(registry).blobs == 1
     assert not registry.store.blob_path(replaced.digest).exists()
     assert gc(registry, grace=0).blobs == 0
-    assert registered.get(registry, "tiny").digest == kept.digest
-    registered.remove(registry, "other")
+    assert registered_bases.get(registry, "tiny").digest == kept.digest
+    registered_bases.remove(registry, "other")
     assert gc(registry, grace=0).blobs == 1
     assert not registry.store.blob_path(other.digest).exists()
     assert fsck(registry) == []
@@ -387,9 +387,9 @@ def test_the_document_of_a_base_stays_as_long_as_its_name_means_it(registry: Reg
 @pytest.mark.parametrize("damage", ["changed", "lost"])
 def test_a_base_whose_log_cannot_be_read_loses_nothing(registry: Registry, tmp_path: Path, damage: str) -> None:
     spec = base(tmp_path / "base", 2)
-    registered.add(registry, "tiny", spec, source="here")
-    registered.remove(registry, "tiny")
-    registered.add(registry, "tiny", spec, source="here")
+    registered_bases.add(registry, "tiny", spec, source="here")
+    registered_bases.remove(registry, "tiny")
+    registered_bases.add(registry, "tiny", spec, source="here")
     path = registry.store.root / "bases/tiny/00000002.json"
     path.write_bytes(path.read_bytes().replace(b"Z", b"z")) if damage == "changed" else path.unlink()
     registry.store.put_bytes(b"nobody's")
@@ -399,7 +399,7 @@ def test_a_base_whose_log_cannot_be_read_loses_nothing(registry: Registry, tmp_p
 
 
 def test_a_lost_document_of_a_base_is_put_back(registry: Registry, tmp_path: Path) -> None:
-    found = registered.add(registry, "tiny", base(tmp_path / "base", 2), source="here")
+    found = registered_bases.add(registry, "tiny", base(tmp_path / "base", 2), source="here")
     shutil.copytree(registry.root, tmp_path / "copy")
     registry.store.blob_path(found.digest).unlink()
     assert repair(registry, tmp_path / "copy") == [found.digest]
@@ -432,7 +432,7 @@ def test_a_dropped_version_is_found_no_more(registry: Registry, make: Make) -> N
         registry.push(folder, SQL)
     registry.deprecate(Ref.parse("team/sql:v1"), "old")
     gc(registry, grace=0, last=1)
-    assert [search.search(registry.index, search.Query(f"word{n}")).total for n in range(3)] == [0, 0, 1]
+    assert [version_search.search(registry.index, version_search.Query(f"word{n}")).total for n in range(3)] == [0, 0, 1]
     assert registry.deprecations() == {}
     for table in ("texts", "facets", "metrics", "files", "made_from"):
         left = registry.index.select(f"SELECT count(*) FROM {table} WHERE version NOT IN (SELECT id FROM versions)")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.index.database import VERSION
+from adapterhub.index.index_database import VERSION
 from adapterhub.maintenance import disk_usage
 from adapterhub.maintenance.fsck import fsck, open_rebuilt, verify
 from adapterhub.maintenance.gc import gc

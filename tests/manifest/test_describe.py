@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, ModuleShape, Training, TrainingData
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.adapter_files import ADAPTER_JSON
@@ -28,7 +28,7 @@ DIGEST = "sha256:" + "0" * 64
 
 
 def test_the_manifest_of_a_peft_folder(make: Make) -> None:
-    found = describe.describe(make(alpha_pattern={"layers.1.self_attn.v_proj": 8}))
+    found = derive.describe(make(alpha_pattern={"layers.1.self_attn.v_proj": 8}))
     fields = ("method", "r", "alpha", "targets", "dtype", "parameters", "format", "task")
     assert {key: getattr(found, key) for key in fields} == {
         "method": "lora", "r": 2, "alpha": 4, "targets": ("q_proj", "v_proj"), "dtype": "F32", "parameters": 128,
@@ -40,22 +40,22 @@ def test_the_manifest_of_a_peft_folder(make: Make) -> None:
 
 
 def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
-    assert describe.describe(make("a")).dump() == describe.describe(make("b")).dump()
+    assert derive.describe(make("a")).dump() == derive.describe(make("b")).dump()
 
 
 def test_the_document_is_sorted_indented_and_ends_in_one_newline(make: Make) -> None:
-    raw = describe.describe(make()).dump()
+    raw = derive.describe(make()).dump()
     assert raw == (json.dumps(json.loads(raw), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def test_a_path_of_one_machine_is_not_a_repo(make: Make) -> None:
-    assert describe.describe(make(base_model_name_or_path="/home/me/models/base")).base.repo is None
+    assert derive.describe(make(base_model_name_or_path="/home/me/models/base")).base.repo is None
 
 
 def test_a_base_at_hand_is_described(make: Make) -> None:
     tensors = {"model.embed_tokens.weight": BaseTensor((4, 8), "F32")}
     spec = BaseSpec("x", "hf", "LlamaForCausalLM", "llama", {"hidden_size": 8}, tensors)
-    base = describe.describe(make(), base=spec).base
+    base = derive.describe(make(), base=spec).base
     assert (base.architecture, base.config, base.fingerprint) == (
         "LlamaForCausalLM", {"hidden_size": 8}, spec.fingerprint,
     )  # fmt: skip
@@ -66,7 +66,7 @@ def test_declarations_are_merged(make: Make) -> None:
     (folder / "adapter.toml").write_text(
         'name = "sql"\nlicense = "MIT"\n[base]\nrevision = "abc"\n[training]\ncreated = 2026-01-31T13:00:00+01:00\n'
     )
-    found = describe.describe(folder)
+    found = derive.describe(folder)
     assert (found.name, found.license, found.base.repo, found.base.revision) == (
         "sql",
         "MIT",
@@ -90,45 +90,45 @@ def test_refused_declarations(make: Make, text: str, says: str) -> None:
     folder = make()
     (folder / "adapter.toml").write_text(text)
     with pytest.raises(UsageError, match="adapter.toml: ") as caught:
-        describe.describe(folder)
+        derive.describe(folder)
     assert says in str(caught.value)
 
 
 def test_a_declaration_of_the_wrong_type_is_named(make: Make) -> None:
     with pytest.raises(FormatError, match="name: 3 is not of type"):
-        describe.describe(make(), declared={"name": 3})
+        derive.describe(make(), declared={"name": 3})
 
 
 def test_a_true_document_is_kept_byte_for_byte(make: Make) -> None:
     folder = make()
-    text = json.dumps(describe.describe(folder, training=Training(seed=1)).to_dict())  # compact: not our own spelling
+    text = json.dumps(derive.describe(folder, training=Training(seed=1)).to_dict())  # compact: not our own spelling
     (folder / ADAPTER_JSON).write_text(text)
-    assert describe.finalize(folder)[1] == text.encode()
+    assert derive.finalize(folder)[1] == text.encode()
 
 
 def test_a_readme_and_a_declaration_added_later_keep_the_training_record(make: Make) -> None:
     folder = make()
-    describe.describe(folder, training=Training(seed=1)).write(folder)
+    derive.describe(folder, training=Training(seed=1)).write(folder)
     (folder / "MORE.md").write_text("more")
     (folder / "adapter.toml").write_text('license = "MIT"')
-    found, raw = describe.finalize(folder)
+    found, raw = derive.finalize(folder)
     assert (found.training, found.license) == (Training(seed=1), "MIT")
     assert json.loads(raw)["files"][0]["path"] == "MORE.md"
 
 
 def test_changed_weights_make_the_document_untrue(make: Make) -> None:
     folder = make()
-    describe.describe(folder).write(folder)
+    derive.describe(folder).write(folder)
     make(seed=1)
     with pytest.raises(IntegrityError, match=r"adapter_model.safetensors has other bytes than it records. Delete adapter.json"):
-        describe.finalize(folder)
+        derive.finalize(folder)
 
 
 def test_a_document_edited_by_hand_is_found_out(make: Make) -> None:
     folder = make()
-    dataclasses.replace(describe.describe(folder), r=64).write(folder)
+    dataclasses.replace(derive.describe(folder), r=64).write(folder)
     with pytest.raises(IntegrityError, match='"r" is 64, but the weights have 2'):
-        describe.finalize(folder)
+        derive.finalize(folder)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_document_edited_by_hand_is_found_out(make: Make) -> None:
 )
 def test_refused_documents(make: Make, change: dict[str, Any], error: type[Exception], says: str) -> None:
     folder = make()
-    (folder / ADAPTER_JSON).write_text(json.dumps({**describe.describe(folder).to_dict(), **change}))
+    (folder / ADAPTER_JSON).write_text(json.dumps({**derive.describe(folder).to_dict(), **change}))
     with pytest.raises(error) as caught:
         AdapterManifest.read(folder)
     assert says in str(caught.value)
@@ -151,12 +151,12 @@ def test_refused_documents(make: Make, change: dict[str, Any], error: type[Excep
 
 def test_numbers_that_json_cannot_hold_are_refused(make: Make) -> None:
     with pytest.raises(UsageError, match="a value that JSON cannot hold"):
-        describe.describe(make(), training=Training(metrics={"loss": float("nan")}))
+        derive.describe(make(), training=Training(metrics={"loss": float("nan")}))
 
 
 def test_no_adapter_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
-        describe.describe(tmp_path)
+        derive.describe(tmp_path)
 
 
 def test_a_large_adapter_is_described_in_little_memory(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_large_adapter_is_described_in_little_memory(tmp_path: Path) -> None:
     del tensors
     (tmp_path / peft.CONFIG).write_text('{"peft_type": "LORA", "r": 64}')
     tracemalloc.start()
-    describe.describe(tmp_path)
+    derive.describe(tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30_000_000  # bytes, most of them the first import of jsonschema
@@ -181,15 +181,15 @@ def test_manifests_of_other_formats(make: Make, tmp_path: Path) -> None:
     source, spec = make(), BaseSpec("x", "hf", "LlamaForCausalLM", "llama", config)
     convert.convert(source, tmp_path / "gguf" / "sql.gguf", to="gguf", base=spec)
     convert.convert(source, tmp_path / "mlx", to="mlx")
-    first = describe.describe(source)
+    first = derive.describe(source)
     for name in ("gguf", "mlx"):
-        found = describe.describe(tmp_path / name)
+        found = derive.describe(tmp_path / name)
         assert found.format == name
         for key in ("method", "r", "alpha", "targets", "modules", "dtype", "parameters"):
             assert getattr(found, key) == getattr(first, key), key
     (tmp_path / "gguf" / "again.gguf").write_bytes((tmp_path / "gguf" / "sql.gguf").read_bytes())
     with pytest.raises(RefusedError, match="again.gguf and sql.gguf are two adapters"):
-        describe.describe(tmp_path / "gguf")
+        derive.describe(tmp_path / "gguf")
 
 
 def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> None:
@@ -198,14 +198,14 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
     (folder / "adapter.toml").write_text(
         'license = "MIT"\n[base]\nquantization = "nf4"\n[training]\ndata = [{license = "CC0"}]\n'
     )
-    text = describe.describe(folder).dump().decode()
+    text = derive.describe(folder).dump().decode()
     for now, before in (("license", "licence"), ("quantization", "quantisation")):  # codespell:ignore
         text = text.replace(now, before)
     old = text.replace("schema:adapter:2", "schema:adapter:1").replace('"schema_version": 2', '"schema_version": 1')
     (folder / "adapter.toml").unlink()
     files = [entry for entry in json.loads(old)["files"] if entry["path"] != "adapter.toml"]
     (folder / "adapter.json").write_text(json.dumps({**json.loads(old), "files": files}))
-    found, raw = describe.finalize(folder)
+    found, raw = derive.finalize(folder)
     assert found.training is not None
     assert (found.license, found.base.quantization, found.training.data) == ("MIT", "nf4", (TrainingData(license="CC0"),))
     assert raw == (folder / "adapter.json").read_bytes()
@@ -214,22 +214,22 @@ def test_a_document_of_schema_1_is_read_and_its_bytes_are_kept(make: Make) -> No
 def test_the_card_declares_what_nothing_else_does(make: Make) -> None:
     folder = make()
     (folder / "README.md").write_text("---\nlicense: apache-2.0\ndescription: Writes SQL.\n---\n# SQL\n")
-    made = describe.finalize(folder)[0]
+    made = derive.finalize(folder)[0]
     assert (made.license, made.description) == ("apache-2.0", "Writes SQL.")
     (folder / "adapter.toml").write_text('license = "MIT"\n')
-    made, raw = describe.finalize(folder)
+    made, raw = derive.finalize(folder)
     assert (made.license, made.description) == ("MIT", "Writes SQL.")
     (folder / "adapter.toml").unlink()
     (folder / "adapter.json").write_bytes(raw)
     (folder / "README.md").write_text("---\nlicense: gpl-3.0\n---\n")
-    assert describe.finalize(folder)[0].license == "MIT"  # what adapter.json has takes precedence
+    assert derive.finalize(folder)[0].license == "MIT"  # what adapter.json has takes precedence
 
 
 def test_a_number_is_no_name_of_a_module_and_was_one_in_older_records(tmp_path: Path) -> None:
     delta = LowRank(np.ones((2, 8), np.float32), np.ones((8, 2), np.float32), 2.0)
     adapter = Adapter({"unet.a.to_out.0": delta, "unet.a.to_q": delta})
-    found = describe._weight_facts(adapter, "kohya")
+    found = derive._weight_facts(adapter, "kohya")
     assert found["targets"] == ("to_out.0", "to_q")
     fields = {"name": None, "base": None, "task": None, "files": ()}
     old = AdapterManifest(**fields, **{**found, "targets": ("0", "to_q")})  # type: ignore[arg-type]
-    describe.check_facts(old, ("kohya", adapter), "a", folder=tmp_path)
+    derive.check_facts(old, ("kohya", adapter), "a", folder=tmp_path)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import adapterhub_schemas
 from adapterhub.digest import sha256_bytes
-from adapterhub.manifest import describe, document, oci_manifest
+from adapterhub.manifest import derive, document, oci_manifest
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
-from adapterhub.registry import merge_recipe, merge_recipes
+from adapterhub.registry import merge_recipe, recipe_store
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import FormatError
 from tests.conftest import Run
@@ -142,9 +142,9 @@ def test_a_folder_of_schema_1_keeps_its_bytes_and_its_digest(tmp_path: Path) -> 
     assert (manifest.training.data or ())[0].license == "CC0-1.0"
     shutil.copytree(STORED / "sql", tmp_path / "sql")
     (tmp_path / "sql" / "adapter.toml").unlink()  # which declares under the keys of schema 1; its digest stays listed
-    settled, bytes_ = describe.finalize(tmp_path / "sql", describe.digests(STORED / "sql"))
+    settled, bytes_ = derive.finalize(tmp_path / "sql", derive.digests(STORED / "sql"))
     assert (settled, bytes_) == (manifest, raw)
-    files = {**describe.digests(STORED / "sql"), "adapter.json": (sha256_bytes(raw), len(raw))}
+    files = {**derive.digests(STORED / "sql"), "adapter.json": (sha256_bytes(raw), len(raw))}
     assert oci_manifest.assemble(files, manifest).digest == VERSIONS["team/sql:v1"]
 
 
@@ -162,7 +162,7 @@ def test_a_store_of_schema_1_is_listed_pulled_and_rebuilt(old: Path, tmp_path: P
     assert [row["license"] for row in json.loads(run("list", "team/sql", *at).stdout)["adapters"]] == ["MIT"]
     with Registry.open(old) as registry:
         registry.pull(Ref.parse("team/sql"), tmp_path / "sql")
-        merged = merge_recipes.get(registry, "merged-model").recipe
+        merged = recipe_store.get(registry, "merged-model").recipe
     assert {path.name: path.read_bytes() for path in (tmp_path / "sql").iterdir()} == {
         path.name: path.read_bytes() for path in (STORED / "sql").iterdir()
     }

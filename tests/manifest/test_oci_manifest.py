@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.manifest import describe, oci_manifest, package_files
+from adapterhub.manifest import derive, oci_manifest, package_files
 from adapterhub_converters.errors import FormatError, RefusedError
 
 Make = Callable[..., Path]
@@ -25,7 +25,7 @@ def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
 def test_the_manifest_may_be_in_the_folder_or_not(make: Make) -> None:
     source = make()
     before = oci_manifest.build(source)
-    describe.describe(source).write(source)
+    derive.describe(source).write(source)
     assert oci_manifest.build(source) == before
 
 

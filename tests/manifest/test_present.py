@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.manifest.present import ExistingFolder
-from adapterhub.remotes.folders import AdapterFolder, download
+from adapterhub.manifest.existing_folder import ExistingFolder
+from adapterhub.remotes.adapter_folders import AdapterFolder, download
 from adapterhub_converters.errors import ConflictError
 from tests.support.adapters import Make
 

@@ -84,7 +84,9 @@ def test_names_that_would_become_one_folder_are_refused() -> None:
             lockfile.dump({name: LockedAdapter(name, "x", "registry", DIGEST, 1) for name in ("team/sql", "Team/sql")}), "x"
         )
     with pytest.raises(FormatError, match="collides"):
-        lockfile.parse(lockfile.dump({name: LockedAdapter(name, "x", "registry", DIGEST, 1) for name in ("team", "team/sql")}), "x")
+        lockfile.parse(
+            lockfile.dump({name: LockedAdapter(name, "x", "registry", DIGEST, 1) for name in ("team", "team/sql")}), "x"
+        )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,9 @@ def manifest(**annotations: str) -> Manifest:
 def test_an_entry_has_the_base_of_the_manifest_as_far_as_it_is_known() -> None:
     made = manifest(**{"io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc", "other": "x"})
     found = lockfile.entry("team/sql", "team/sql:v2", lockfile.LOCAL_REGISTRY, made)
-    assert found == LockedAdapter("team/sql", "team/sql:v2", "registry", made.digest, 12, {"repo": "org/base", "revision": "abc"})
+    assert found == LockedAdapter(
+        "team/sql", "team/sql:v2", "registry", made.digest, 12, {"repo": "org/base", "revision": "abc"}
+    )
     with pytest.raises(FormatError, match="unprintable text about its base"):
         lockfile.entry("team/sql", "team/sql:v2", "registry", manifest(**{"io.adapterhub.base.repo": "a\x1b"}))
     with pytest.raises(FormatError, match="is not a valid name"):

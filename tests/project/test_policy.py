@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.manifest.document import AdapterManifest
-from adapterhub.project import settings
+from adapterhub.project import settings_file
 from adapterhub.project.policy import ATTESTATIONS, Bounds, Policy, SigningRule, join
 from adapterhub.trust.attestation import TYPES
 from adapterhub_converters.errors import RefusedError, UsageError
@@ -106,7 +106,7 @@ training = ["ci.pub", "lab"]
 
 def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "adapterhub.toml"
-    policy = settings.parse(WHOLE, file).policy
+    policy = settings_file.parse(WHOLE, file).policy
     assert (policy.bases, policy.formats, policy.max_size) == ((ONE,), ("peft", "other"), 200_000_000)
     assert policy.metrics == (Bounds("eval_perplexity", None, 12.0), Bounds("reported_exact.match", 0.7, 1.0))
     pattern, ci = "team/sql.*", tmp_path / "ci.pub"
@@ -140,5 +140,5 @@ def test_every_rule_is_read_from_the_file(tmp_path: Path) -> None:
 )
 def test_a_rule_that_means_nothing_is_refused_by_its_name(tmp_path: Path, rules: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        settings.parse(f"[policy]\n{rules}\n", tmp_path / "x.toml")
+        settings_file.parse(f"[policy]\n{rules}\n", tmp_path / "x.toml")
     assert words in str(caught.value)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from adapterhub import user_files
 from adapterhub.cli.commands.init import _TEMPLATE
-from adapterhub.project import settings
-from adapterhub.project.settings import Policy
+from adapterhub.project import settings_file
+from adapterhub.project.settings_file import Policy
 from adapterhub_converters.errors import LocalIOError, UsageError
 
 WHOLE = """\
@@ -38,7 +38,7 @@ allow = ["team/*", "oci://registry.example/*"]
 
 
 def test_all_that_may_stand_there_is_read(tmp_path: Path) -> None:
-    found = settings.parse(WHOLE, tmp_path / "adapterhub.toml")
+    found = settings_file.parse(WHOLE, tmp_path / "adapterhub.toml")
     assert (found.registry, found.remote) == (tmp_path / "store", "team")
     assert dict(found.remotes) == {"team": "oci://registry.example/adapters", "free": "oci://free.example"}
     where = str(tmp_path / "adapterhub.toml")
@@ -46,9 +46,9 @@ def test_all_that_may_stand_there_is_read(tmp_path: Path) -> None:
 
 
 def test_the_template_sets_nothing_and_all_of_its_examples_are_valid(tmp_path: Path) -> None:
-    assert settings.parse(_TEMPLATE, tmp_path / "x").remotes == {}
+    assert settings_file.parse(_TEMPLATE, tmp_path / "x").remotes == {}
     lines = [line.removeprefix("# ") for line in _TEMPLATE.splitlines()[3:]]
-    assert settings.parse("\n".join(lines), tmp_path / "x").policy.max_rank == 64
+    assert settings_file.parse("\n".join(lines), tmp_path / "x").policy.max_rank == 64
 
 
 @pytest.mark.parametrize(
@@ -77,28 +77,33 @@ def test_the_template_sets_nothing_and_all_of_its_examples_are_valid(tmp_path: P
 )
 def test_what_isn_t_known_or_right_is_refused_with_its_line(tmp_path: Path, text: str, line: int | None, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        settings.parse(text, tmp_path / "x.toml")
+        settings_file.parse(text, tmp_path / "x.toml")
     assert words in str(caught.value)
     assert line is None or caught.value.where.endswith(f"x.toml:{line}") or "is missing" in words
 
 
 def test_a_home_of_nobody_stays_as_it_is_written(tmp_path: Path) -> None:
-    found = settings.parse("registry = '~nobody-here/r'\n[policy.signers]\n'*' = ['~nobody-here/k.pub']", tmp_path / "x.toml")
+    found = settings_file.parse(
+        "registry = '~nobody-here/r'\n[policy.signers]\n'*' = ['~nobody-here/k.pub']", tmp_path / "x.toml"
+    )
     assert found.registry == tmp_path / "~nobody-here/r"
     assert found.policy.signers == (("*", (tmp_path / "~nobody-here/k.pub",)),)
 
 
 def test_a_change_leaves_comments_and_all_else(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
-    old = settings.parse(WHOLE, path)
-    same = settings.with_changes(WHOLE, path, remotes=old.remotes, remote=old.remote)
+    old = settings_file.parse(WHOLE, path)
+    same = settings_file.with_changes(WHOLE, path, remotes=old.remotes, remote=old.remote)
     assert same == WHOLE
-    more = settings.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
+    more = settings_file.with_changes(WHOLE, path, remotes={**old.remotes, "new": "oci://new.example"}, remote="new")
     assert more == WHOLE.replace('"team"', '"new"', 1) + '\n[remotes.new]\nurl = "oci://new.example"\n'
-    less = settings.with_changes(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
+    less = settings_file.with_changes(WHOLE, path, remotes={"free": "oci://free.example"}, remote=None)
     assert "# read by everybody\n[remotes.free]" in less
     assert "team]" not in less
-    assert settings.with_changes("", path, remotes={"a": "oci://x"}, remote="a") == 'remote = "a"\n\n[remotes.a]\nurl = "oci://x"\n'
+    assert (
+        settings_file.with_changes("", path, remotes={"a": "oci://x"}, remote="a")
+        == 'remote = "a"\n\n[remotes.a]\nurl = "oci://x"\n'
+    )
 
 
 _NAMES = st.sampled_from(["a", "b", "team-1", "X_y"])
@@ -112,7 +117,7 @@ def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str
     for name, url, default in steps:
         remotes = {**remotes, name: url} if url else {key: value for key, value in remotes.items() if key != name}
         remote = name if default and url else remote if remote in remotes else None
-        text = settings.with_changes(text, path, remotes=remotes, remote=remote)
+        text = settings_file.with_changes(text, path, remotes=remotes, remote=remote)
         said = tomllib.loads(text)
         assert {key: value["url"] for key, value in said.get("remotes", {}).items()} == remotes
         assert said.get("remote") == remote
@@ -124,7 +129,7 @@ def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str
 )
 def test_what_is_written_in_another_way_is_left_to_its_owner(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="Edit it by hand"):
-        settings.with_changes(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
+        settings_file.with_changes(text, tmp_path / "x", remotes={"free": "oci://y"}, remote=None)
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode_and_its_link(tmp_path: Path) -> None:

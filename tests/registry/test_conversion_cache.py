@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.ref import Ref
-from adapterhub.registry import conversion_cache, recipe
+from adapterhub.registry import adapter_recipe, conversion_cache
 from adapterhub.registry.registry import Registry
 from adapterhub_converters import bases
 from adapterhub_converters.errors import UsageError
@@ -43,23 +43,23 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
     with Registry.open(team) as registry:
         parent = registry.resolve(Ref.parse(f"team/{source}"))
         out = tmp_path / f"out{FORMATS[to].suffix}"
-        first = conversion_cache.pull(registry, parent.ref, out, recipe.Conversion(to), base=spec)
+        first = conversion_cache.pull(registry, parent.ref, out, adapter_recipe.Conversion(to), base=spec)
         assert (out.is_dir(), first.cached) == (FORMATS[to].folder, False)
         again = tmp_path / f"again{FORMATS[to].suffix}"
-        assert conversion_cache.pull(registry, parent.ref, again, recipe.Conversion(to), base=spec).cached
+        assert conversion_cache.pull(registry, parent.ref, again, adapter_recipe.Conversion(to), base=spec).cached
         assert (files(again) if again.is_dir() else again.read_bytes()) == (files(out) if out.is_dir() else out.read_bytes())
 
-        given = recipe.ParentAdapter(team / source, team / source, parent.digest)
-        recipe.convert(given, tmp_path / "made", recipe.Conversion(to), name="made", base=spec)
+        given = adapter_recipe.ParentAdapter(team / source, team / source, parent.digest)
+        adapter_recipe.convert(given, tmp_path / "made", adapter_recipe.Conversion(to), name="made", base=spec)
         version = registry.push(tmp_path / "made", Ref.parse(f"team/as-{to}"))
         known = AdapterManifest.read(tmp_path / "made")
         assert known is not None
         assert known.recipe is not None
         assert (known.format, known.recipe.to, known.parents[0].digest) == (to, to, parent.digest)
-        conversion_cache.pull(registry, version.ref, tmp_path / "back", recipe.Conversion("peft"))
+        conversion_cache.pull(registry, version.ref, tmp_path / "back", adapter_recipe.Conversion("peft"))
         registry.pull(version.ref, tmp_path / "kept")
-    recipe.rebuild_adapter(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
-    assert not recipe.differences(tmp_path / "kept", tmp_path / "anew")
+    adapter_recipe.rebuild_adapter(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
+    assert not adapter_recipe.differences(tmp_path / "kept", tmp_path / "anew")
     found = files(tmp_path / "back")
     assert {name: found[name] for name in files(team / source) if name != "adapter.json"} == {
         name: data for name, data in files(team / source).items() if name != "adapter.json"
@@ -71,7 +71,7 @@ def test_of_two_who_convert_a_version_at_once_both_have_it(tmp_path: Path, monke
 
     def convert(*words: Any, **more: Any) -> Any:
         together.wait(60)
-        return recipe.convert(*words, **more)
+        return adapter_recipe.convert(*words, **more)
 
     monkeypatch.setattr(conversion_cache, "convert", convert)
     trained.folder(trained.full("q_proj", "v_proj"), tmp_path / "sql")
@@ -81,7 +81,7 @@ def test_of_two_who_convert_a_version_at_once_both_have_it(tmp_path: Path, monke
     def pull(name: str) -> dict[str, bytes]:
         with Registry.open(tmp_path) as registry:
             conversion_cache.pull(
-                registry, Ref.parse("team/sql"), tmp_path / name, recipe.Conversion("mlx"), base=trained.LLAMA
+                registry, Ref.parse("team/sql"), tmp_path / name, adapter_recipe.Conversion("mlx"), base=trained.LLAMA
             )
         return files(tmp_path / name)
 
@@ -94,11 +94,13 @@ def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path,
     with Registry.open(team) as registry:
         ref = registry.resolve(Ref.parse("team/sql")).ref
         with pytest.raises(UsageError, match="model: is missing. Name the base as Ollama does"):
-            conversion_cache.pull(registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA)
+            conversion_cache.pull(registry, ref, tmp_path / "mine", adapter_recipe.Conversion("ollama"), base=trained.LLAMA)
         conversion_cache.pull(
-            registry, ref, tmp_path / "mine", recipe.Conversion("ollama"), base=trained.LLAMA, model="llama3.2:1b"
+            registry, ref, tmp_path / "mine", adapter_recipe.Conversion("ollama"), base=trained.LLAMA, model="llama3.2:1b"
         )
-        kept = conversion_cache.pull(registry, ref, tmp_path / "sql.gguf", recipe.Conversion("gguf"), base=trained.LLAMA)
+        kept = conversion_cache.pull(
+            registry, ref, tmp_path / "sql.gguf", adapter_recipe.Conversion("gguf"), base=trained.LLAMA
+        )
     assert sorted(files(tmp_path / "mine")) == ["Modelfile", "mine.gguf"]
     assert (tmp_path / "mine/Modelfile").read_text() == "FROM llama3.2:1b\nADAPTER ./mine.gguf\n"
     assert kept.cached

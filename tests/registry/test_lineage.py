@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from adapterhub import combining
-from adapterhub.cli.views import lineage as view
 from adapterhub.cli.views import lineage_plot
-from adapterhub.manifest import describe
+from adapterhub.cli.views import lineage_tree as view
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
 from adapterhub.ref import Ref
-from adapterhub.registry import conversion_cache, lineage, recipe
+from adapterhub.registry import adapter_recipe, conversion_cache, lineage_graph
 from adapterhub.registry.registry import Registry
 from adapterhub.workspace import Workspace
 from adapterhub_converters.containers import safetensors_file
@@ -34,20 +34,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = base(folder / "base", 2)
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         adapter(folder / name, pairs(2), lambda _, x, seed=seed: (x * seed).astype(np.float32))  # type: ignore[misc]
-        describe.describe(folder / name, base=spec).write(folder / name)
+        derive.describe(folder / name, base=spec).write(folder / name)
     with Registry.init(folder) as registry:
 
-        def pushed(name: str, weight: float) -> recipe.ParentAdapter:
+        def pushed(name: str, weight: float) -> adapter_recipe.ParentAdapter:
             version = registry.push(folder / name, Ref.parse(f"team/{name}"))
-            return recipe.ParentAdapter(folder / name, folder / name, version.digest, str(version.ref), weight)
+            return adapter_recipe.ParentAdapter(folder / name, folder / name, version.digest, str(version.ref), weight)
 
-        pinned = describe.describe(folder / "a", base=spec).base
+        pinned = derive.describe(folder / "a", base=spec).base
         a, b = pushed("a", 0.7), pushed("b", -0.3)
-        recipe.merge([a, b], folder / "both", Recipe("merge", 3, "svd"), base=pinned)
-        recipe.convert(pushed("both", 1.0), folder / "light", recipe.Conversion("gguf"), name="light")
+        adapter_recipe.merge([a, b], folder / "both", Recipe("merge", 3, "svd"), base=pinned)
+        adapter_recipe.convert(pushed("both", 1.0), folder / "light", adapter_recipe.Conversion("gguf"), name="light")
         pushed("light", 1.0)
-        c = recipe.ParentAdapter(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
-        recipe.merge([a, c], folder / "elsewhere", Recipe("merge", None, "cat"), base=pinned)
+        c = adapter_recipe.ParentAdapter(folder / "c", folder / "c", f"sha256:{'0' * 64}", None, 1.0)
+        adapter_recipe.merge([a, c], folder / "elsewhere", Recipe("merge", None, "cat"), base=pinned)
         pushed("elsewhere", 1.0)
     return folder
 
@@ -110,9 +110,9 @@ def test_an_ancestor_is_shown_once_however_many_paths_lead_to_it() -> None:
         parents = tuple(Parent(f"{side}{number - 1}") for side in "ab") if number else ()
         for side in "ab":
             manifest = dataclasses.replace(AdapterManifest.salvage({"r": 2}), parents=parents)
-            nodes[f"{side}{number}"] = lineage.Node(f"{side}{number}", (f"t/{side}{number}:v1",), manifest)
-    edges = tuple(lineage.Edge(parent.digest, digest) for digest, node in nodes.items() for parent in node.parents)
-    lines = list(view.tree(lineage.Lineage("a39", nodes, edges)))
+            nodes[f"{side}{number}"] = lineage_graph.Node(f"{side}{number}", (f"t/{side}{number}:v1",), manifest)
+    edges = tuple(lineage_graph.Edge(parent.digest, digest) for digest, node in nodes.items() for parent in node.parents)
+    lines = list(view.tree(lineage_graph.Lineage("a39", nodes, edges)))
     assert len(lines) == 1 + len(edges) - 2
     assert sum("(see above)" in line for line in lines) == 74
 
@@ -135,9 +135,9 @@ def test_plot_writes_a_png(run: Run, team: Path) -> None:
 
 def test_a_picture_of_too_many_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    nodes = {str(number): lineage.Node(str(number), (f"t/n{number}:v1",)) for number in range(201)}
+    nodes = {str(number): lineage_graph.Node(str(number), (f"t/n{number}:v1",)) for number in range(201)}
     with pytest.raises(RefusedError, match="201 nodes are too many for a picture"):
-        lineage_plot.draw(lineage.Lineage("0", nodes, ()), tmp_path / "out.png")
+        lineage_plot.draw(lineage_graph.Lineage("0", nodes, ()), tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
 
 
@@ -161,7 +161,7 @@ def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team
     safetensors_file.write(file, tensors, {"format": "pt"})
     known = AdapterManifest.read(team / "both")
     assert known is not None
-    changed = describe.describe(team / "both", parents=known.parents, recipe=known.recipe)
+    changed = derive.describe(team / "both", parents=known.parents, recipe=known.recipe)
     dataclasses.replace(changed, base=known.base).write(team / "both")
     run("push", "both", "team/both")
     found = document(run, "rebuild", "team/both", code=1)
@@ -178,7 +178,7 @@ def test_what_has_no_recipe_or_no_parents_here_is_refused(run: Run, team: Path) 
 def test_a_recipe_for_another_number_of_parents_is_refused(run: Run, team: Path, name: str, kind: str, count: int) -> None:
     known = AdapterManifest.read(team / name)
     assert known is not None
-    changed = describe.describe(team / name, parents=(known.parents * 2)[:count], recipe=known.recipe)
+    changed = derive.describe(team / name, parents=(known.parents * 2)[:count], recipe=known.recipe)
     dataclasses.replace(changed, base=known.base).write(team / name)
     run("push", name, f"team/{name}")
     error = f"team/{name}:v2/adapter.json: names {count} parents for a recipe of the kind {kind!r}"
@@ -200,9 +200,9 @@ def test_what_was_made_with_a_base_is_made_again_with_no_other(run: Run, team: P
 
 def test_ulps_cross_zero() -> None:
     one, other = np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32)
-    assert recipe.ulps(one, other) == 0
+    assert adapter_recipe.ulps(one, other) == 0
     tiny = np.float32(1e-45)
-    assert recipe.ulps(np.array([tiny]), np.array([-tiny])) == 2
+    assert adapter_recipe.ulps(np.array([tiny]), np.array([-tiny])) == 2
 
 
 # --- one adapter, many forms
@@ -262,7 +262,7 @@ def test_a_read_only_registry_converts_without_keeping(team: Path, run: Run, mon
 
     with Registry.open(root) as registry:
         monkeypatch.setattr(shutil, "copytree", full)
-        form = conversion_cache.pull(registry, Ref.parse("team/a"), team / "a.gguf", recipe.Conversion("gguf"))
+        form = conversion_cache.pull(registry, Ref.parse("team/a"), team / "a.gguf", adapter_recipe.Conversion("gguf"))
     assert convert.sniff(form.out) == "gguf"
     assert list(gguf.read(form.out).deltas)
     assert not list((root / ".adapterhub/cache").glob("*"))
@@ -283,7 +283,7 @@ def test_a_lineage_that_goes_round_ends(team: Path) -> None:
             return dataclasses.replace(manifest, parents=(Parent(forged[digest]),))
 
         registry.adapter_manifest = lying  # type: ignore[method-assign]
-        found = lineage.trace(registry, Ref.parse("team/a"))
+        found = lineage_graph.trace(registry, Ref.parse("team/a"))
     assert {edge.parent for edge in found.edges} >= {a, b}
 
 

@@ -10,13 +10,13 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.index import queries
-from adapterhub.index.search import Query, parse_metric, search
+from adapterhub.index.version_search import Query, parse_metric, search
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.manifest import measurement
 from adapterhub.manifest.measurement import Evaluation
 from adapterhub.ref import Ref
-from adapterhub.registry import measurements
+from adapterhub.registry import measurement_log
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
@@ -51,7 +51,7 @@ def found(registry: Registry, bound: str) -> list[str]:
 
 def test_it_is_found_by_its_numbers_shown_and_in_the_log_and_the_version_stays_the_same(registry: Registry) -> None:
     before = registry.resolve(v(1)).digest
-    assert measurements.record(registry, v(1), SAID)
+    assert measurement_log.record(registry, v(1), SAID)
     assert registry.resolve(v(1)).digest == before
     assert found(registry, "eval_perplexity<10") == ["team/sql:v1"]
     assert found(registry, "eval_perplexity_ratio<0.5") == []
@@ -62,12 +62,12 @@ def test_it_is_found_by_its_numbers_shown_and_in_the_log_and_the_version_stays_t
 
 
 def test_the_last_of_a_name_counts_and_the_same_again_is_no_entry(registry: Registry) -> None:
-    assert measurements.record(registry, v(1), SAID)
-    assert not measurements.record(registry, v(1), SAID)
+    assert measurement_log.record(registry, v(1), SAID)
+    assert not measurement_log.record(registry, v(1), SAID)
     better = Evaluation("eval", {**METRICS, "perplexity": 5.0})
     other = Evaluation("sql-test", {"perplexity": 7.0})
-    assert measurements.record(registry, v(1), better)
-    assert measurements.record(registry, v(1), other)
+    assert measurement_log.record(registry, v(1), better)
+    assert measurement_log.record(registry, v(1), other)
     assert found(registry, "eval_perplexity<6") == ["team/sql:v1"]
     assert found(registry, "eval_perplexity>6") == []
     assert found(registry, "sql-test_perplexity=7") == ["team/sql:v1"]
@@ -75,8 +75,8 @@ def test_the_last_of_a_name_counts_and_the_same_again_is_no_entry(registry: Regi
 
 
 def test_the_rebuilt_index_has_the_same_content(registry: Registry) -> None:
-    measurements.record(registry, v(1), SAID)
-    measurements.record(registry, v(2), Evaluation("eval", {"perplexity": 3.0}))
+    measurement_log.record(registry, v(1), SAID)
+    measurement_log.record(registry, v(2), Evaluation("eval", {"perplexity": 3.0}))
     before = queries.marks(registry.index, "evaluate", "team/sql"), found(registry, "eval_perplexity<10")
     assert registry.rebuild_index() == []
     assert (queries.marks(registry.index, "evaluate", "team/sql"), found(registry, "eval_perplexity<10")) == before
@@ -84,13 +84,13 @@ def test_the_rebuilt_index_has_the_same_content(registry: Registry) -> None:
 
 
 def test_it_goes_with_its_version(registry: Registry) -> None:
-    measurements.record(registry, v(1), SAID)
-    measurements.record(registry, v(2), SAID)
+    measurement_log.record(registry, v(1), SAID)
+    measurement_log.record(registry, v(2), SAID)
     gc(registry, grace=0, last=1)
     assert found(registry, "eval_perplexity<10") == ["team/sql:v2"]
     assert list(queries.marks(registry.index, "evaluate", "team/sql")) == ["2 eval"]
     with pytest.raises(NotFoundError):
-        measurements.record(registry, v(1), SAID)
+        measurement_log.record(registry, v(1), SAID)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_an_older_adapterhub_names_such_an_entry() -> None:
 def test_gates() -> None:
     expected = {"ppl<12": True, "ppl<9.5": False, "ppl/base<0.8": True, "loss >= 2.25": True, "tokens=640": True}
     for text, passes in expected.items():
-        assert measurements.parse_gate(text, "--gate").passes(METRICS) is passes, text
+        assert measurement_log.parse_gate(text, "--gate").passes(METRICS) is passes, text
     with pytest.raises(UsageError, match="'accuracy' is not measured. Choose one of ppl, perplexity, loss"):
-        measurements.parse_gate("accuracy>0.8", "--gate")
+        measurement_log.parse_gate("accuracy>0.8", "--gate")
     with pytest.raises(UsageError, match="'a b' is not a valid name for an evaluation"):
         measurement.check_name("a b", "--name")
 
@@ -151,7 +151,7 @@ def test_show_and_log_display_it(run: Run, make: Make, tmp_path: Path) -> None:
     run("init")
     run("push", str(make("a", 1)), "team/sql")
     with Registry.open(tmp_path) as registry:
-        measurements.record(registry, v(1), SAID)
+        measurement_log.record(registry, v(1), SAID)
     assert "evaluated  " in run("show", "team/sql").stdout
     assert "perplexity 9.5, perplexity_ratio 0.79" in run("log", "team/sql").stdout
     assert json.loads(run("search", "--metric", "eval_perplexity<10", "--json").stdout)["total"] == 1

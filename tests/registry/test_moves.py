@@ -10,7 +10,7 @@ import pytest
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.ref import Ref, RefError
-from adapterhub.registry.publish import package
+from adapterhub.registry.packaging import package
 from adapterhub.registry.registry import Registry, Version
 from adapterhub_converters.errors import IntegrityError, RefusedError
 from tests.support.adapters import Make, made_from

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.project.policy import Policy
-from adapterhub.registry import publish
+from adapterhub.registry import packaging
 from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker, Vera
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotUnderstoodError, RefusedError
@@ -42,7 +42,9 @@ def write(path: Path, shapes: dict[str, tuple[int, ...]], value: float = 1.0) ->
 def gguf(folder: Path, more: dict[str, gguf_file.MetadataValue] | None = None, **shapes: tuple[int, ...]) -> Path:
     folder.mkdir()
     keys = {"general.type": "adapter", "general.architecture": "next", "adapter.type": "lora"}
-    metadata = {key: gguf_file.string_value(value) for key, value in keys.items()} | {"adapter.lora.alpha": gguf_file.f32_value(4)}
+    metadata = {key: gguf_file.string_value(value) for key, value in keys.items()} | {
+        "adapter.lora.alpha": gguf_file.f32_value(4)
+    }
     sizes = {"a": A, "b": B, **shapes}
     tensors = {f"blk.0.ffn_up.weight.lora_{end}": np.ones(shape, np.float32) for end, shape in sizes.items()}
     gguf_file.write(folder / "adapter.gguf", metadata | (more or {}), {n: t for n, t in tensors.items() if t.size})
@@ -172,26 +174,26 @@ def test_a_broken_adapter_is_not_one_of_another_kind(kind: str, tmp_path: Path, 
 )
 def test_a_policy_can_forbid_it(policy: Policy, says: str, tmp_path: Path) -> None:
     folder = peft(tmp_path / "a")
-    publish.package(folder, policy=Policy("the hub", licenses=(), allow=("team/*",)))
+    packaging.package(folder, policy=Policy("the hub", licenses=(), allow=("team/*",)))
     with pytest.raises(RefusedError, match="against the policy") as caught:
-        publish.package(folder, policy=policy)
+        packaging.package(folder, policy=policy)
     assert says in str(caught.value)
 
 
 def test_a_kind_that_becomes_known_stays_readable(tmp_path: Path) -> None:
     folder = peft(tmp_path / "a", PAIR, peft_type="LORA", r=2, velora_config={"x": 1})
-    describe.describe(folder).write(folder)
+    derive.describe(folder).write(folder)
     known = AdapterManifest.read(folder)
     assert known is not None
     assert known.understood is False
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}))
-    describe.check_facts(known, describe.inspect_adapter(folder), "a", folder=folder)
+    derive.check_facts(known, derive.inspect_adapter(folder), "a", folder=folder)
     for lie in ({"r": 1}, {"parameters": 1}, {"method": "full"}):
         with pytest.raises(IntegrityError, match="but the weights have"):
-            describe.check_facts(dataclasses.replace(known, **lie), describe.inspect_adapter(folder), "a", folder=folder)
+            derive.check_facts(dataclasses.replace(known, **lie), derive.inspect_adapter(folder), "a", folder=folder)
     other = peft(tmp_path / "b")
     with pytest.raises(IntegrityError, match='"method" is "lora", but the weights have "next"'):
-        describe.check_facts(describe.describe(folder), describe.inspect_adapter(other), "b", folder=other)
+        derive.check_facts(derive.describe(folder), derive.inspect_adapter(other), "b", folder=other)
 
 
 @pytest.mark.parametrize("peft_type", ["next", "NEXT", None, 7])
@@ -218,12 +220,12 @@ def test_the_record_has_the_method_and_the_numbers_that_are_there(
     delta: Any, recorded: tuple[object, ...], tmp_path: Path
 ) -> None:
     adapter = Adapter({"model.layers.0.self_attn.q_proj": delta})
-    found = describe._weight_facts(adapter, "peft")
+    found = derive._weight_facts(adapter, "peft")
     assert (found["method"], found["r"], found["alpha"], found["modules"]) == (*recorded, {})
     # What was recorded before this was told apart stays true.
     old = {**found, "method": "lora", "r": delta.r, "alpha": delta.alpha, "modules": {}}
     fields = {"name": None, "base": None, "task": None, "files": ()}
-    describe.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]
+    derive.check_facts(AdapterManifest(**fields, **old), ("peft", adapter), "a", folder=tmp_path)  # type: ignore[arg-type]
 
 
 def test_its_runtimes_are_not_known_unless_they_need_a_conversion(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import pytest
 import adapterhub as ah
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layouts.folder import LayoutFolder
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.layouts.layout_folder import LayoutFolder
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import RefusedError
@@ -89,11 +89,11 @@ def bad(request: pytest.FixtureRequest, place: Path, run: Run, host: str) -> Cal
     put_elsewhere(folder, place / "elsewhere")
     with Registry.open(place) as registry:
         registry.push(folder, Ref.parse("team/forced"), force=True)
-    from adapterhub.remotes import location
+    from adapterhub.remotes import remote_address
 
     for address in (f"oci+http://{host}/{place.name}/bad:v1", f"layout://{place}/bundle.tar:v1"):
-        parsed = location.parse(address)
-        with location.connect(parsed, ah.Workspace().surroundings()) as remote:
+        parsed = remote_address.parse(address)
+        with remote_address.connect(parsed, ah.Workspace().surroundings()) as remote:
             copy_version(AdapterFolder(folder), "latest", remote, "v1")
     if not broken:
         (place / TOML).write_text("[policy]\nmax_rank = 1\n")

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.index import database, queries
-from adapterhub.index.opening import create_index
+from adapterhub.index import index_database, queries
+from adapterhub.index.index_opening import create_index
 from adapterhub.maintenance import compress
 from adapterhub.maintenance.fsck import broken_log_findings, fsck, verify, verify_folder
 from adapterhub.maintenance.gc import gc
@@ -25,7 +25,7 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref, RefError
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import Registry, Version, find
-from adapterhub.registry.versions import RestoreResult
+from adapterhub.registry.version_lookup import RestoreResult
 from adapterhub.store.ingest import ingest
 from adapterhub.store.ref_log import RefLog
 from adapterhub.store.store import Entry, Store
@@ -692,7 +692,7 @@ def test_a_file_system_without_hard_links_works(registry: Registry, make: Make, 
     assert registry.push(make("b", 1), SQL).number == 2
     assert not registry.store.log.append(Entry("team/sql", 2, "delete", "t"))
     create_index(registry.root / "other.db", registry.store)
-    assert database.is_ours(registry.root / "other.db")
+    assert index_database.is_ours(registry.root / "other.db")
     assert fsck(registry) == []
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.remotes.configured import address_below, check_url
-from adapterhub.remotes.hub import writer
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.credentials import Credentials
-from adapterhub.remotes.oci.host import RegistryHost
+from adapterhub.remotes.hub import hub_writer
+from adapterhub.remotes.named_remotes import address_below, check_url
+from adapterhub.remotes.oci.docker_credentials import Credentials
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.registry_host import RegistryHost
 from adapterhub_converters.errors import FormatError, RemoteError, UsageError
 from tests.conftest import Run
 from tests.support import registry
@@ -358,10 +358,10 @@ def test_a_hub_reports_the_authenticated_user(
             found.status, found.data = 200, json.dumps(said).encode()
 
         server.before = whoami
-        seen = writer.access(f"http://{server.address}", token, org, pauses=())
+        seen = hub_writer.access(f"http://{server.address}", token, org, pauses=())
         assert (seen.user, seen.reads, seen.writes) == expected
         with pytest.raises(RemoteError) as caught:
-            writer.access(f"http://{server.address}", "hf_wrong", org, pauses=())
+            hub_writer.access(f"http://{server.address}", "hf_wrong", org, pauses=())
         assert "hf auth login" in str(caught.value)
         assert "hf_wrong" not in str(caught.value)
         with Proxy() as other:
@@ -371,11 +371,11 @@ def test_a_hub_reports_the_authenticated_user(
 
             server.before = away
             with pytest.raises(RemoteError, match="HTTP 307"):
-                writer.access(f"http://{server.address}", "hf_right", org, pauses=())
+                hub_writer.access(f"http://{server.address}", "hf_right", org, pauses=())
             assert other.seen == []
         server.before = lambda found: (setattr(found, "status", 200), setattr(found, "data", b"[1]"))
         with pytest.raises(FormatError, match="not a Hugging Face hub"):
-            writer.access(f"http://{server.address}", token, org, pauses=())
+            hub_writer.access(f"http://{server.address}", token, org, pauses=())
 
 
 # ---- policy

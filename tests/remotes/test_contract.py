@@ -17,18 +17,18 @@ from adapterhub.maintenance import compress
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy_version, distinct_blobs
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.hub.client import HubAddress
-from adapterhub.remotes.hub.repository import HubRepository
-from adapterhub.remotes.layouts.archive import LayoutArchive
-from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub.remotes.local import LocalName
-from adapterhub.remotes.objects.address import ObjectAddress
-from adapterhub.remotes.objects.store import ObjectRepository
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.hub.hub_client import HubAddress
+from adapterhub.remotes.hub.hub_repository import HubRepository
+from adapterhub.remotes.layouts.layout_archive import LayoutArchive
+from adapterhub.remotes.layouts.layout_folder import LayoutFolder
+from adapterhub.remotes.local_name import LocalName
+from adapterhub.remotes.objects.object_address import ObjectAddress
+from adapterhub.remotes.objects.object_repository import ObjectRepository
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub.remotes.protocol import PutResult, Reader, Source, Target
+from adapterhub.remotes.version_copy import copy_version, distinct_blobs
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.remotes.oci import credentials
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.credentials import Credentials
+from adapterhub.remotes.oci import docker_credentials
+from adapterhub.remotes.oci.docker_credentials import Credentials
+from adapterhub.remotes.oci.oci_address import OciAddress
 from adapterhub_converters.errors import LocalIOError
 from tests.cli.test_process import PATH
 from tests.conftest import Run, Terminal, need_module, need_program
@@ -164,8 +164,8 @@ def test_a_helper_that_docker_s_config_names_gets_the_secret(
     assert "user (docker-credential-ours)" in run("remote", "test", "team").stdout
     peers(behind, code=0, skopeo=key == "credHelpers")  # skopeo does not know credsStore
     # A bearer token, for which helpers have no place, replaces what the helper has.
-    credentials.store_credentials(behind, file(tmp_path), Credentials(bearer="t-1234"))
-    found = credentials.find_credentials(behind, file(tmp_path))
+    docker_credentials.store_credentials(behind, file(tmp_path), Credentials(bearer="t-1234"))
+    found = docker_credentials.find_credentials(behind, file(tmp_path))
     assert found
     assert (found.bearer, (tmp_path / "store").read_text()) == ("t-1234", "{}")
     login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
@@ -188,9 +188,9 @@ def test_a_helper_that_fails_is_named_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
 ) -> None:
     monkeypatch.setenv("PATH", f"{helper(tmp_path, script)}:{os.environ['PATH']}")
-    monkeypatch.setattr(credentials, "_HELPER_TIMEOUT", 0.01 if script.startswith("sleep") else 60)
+    monkeypatch.setattr(docker_credentials, "_HELPER_TIMEOUT", 0.01 if script.startswith("sleep") else 60)
     with pytest.raises(LocalIOError) as error:
-        credentials.find_credentials("host", config(tmp_path, '{"credsStore": "ours"}'))
+        docker_credentials.find_credentials("host", config(tmp_path, '{"credsStore": "ours"}'))
     hint = "Repair it, or remove it from docker's config.json"
     assert str(error.value) == f"docker-credential-ours: {words}. {hint}"
 
@@ -210,7 +210,7 @@ def test_a_helper_that_stores_nothing_is_named_and_no_secret_is_in_a_file(
     monkeypatch.setenv("PATH", f"{helper(tmp_path, 'exit 1')}:{os.environ['PATH']}")
     path = config(tmp_path, '{"credsStore": "ours"}')
     with pytest.raises(LocalIOError) as error:
-        credentials.store_credentials("host", path, Credentials("ada", "s3cr3t"))
+        docker_credentials.store_credentials("host", path, Credentials("ada", "s3cr3t"))
     hint = f"Unlock it, or remove it from {path}"
     assert str(error.value) == f"docker-credential-ours: could not store the login at host. {hint}"
     assert path.read_text() == '{"credsStore": "ours"}'
@@ -266,7 +266,7 @@ def test_a_password_is_asked_for_on_a_terminal_and_not_shown(behind: str, tmp_pa
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
     assert "logged in as user" in seen
     assert registry.PASSWORD not in seen
-    found = credentials.find_credentials(behind, file(tmp_path))
+    found = docker_credentials.find_credentials(behind, file(tmp_path))
     assert found
     assert found.password == registry.PASSWORD
 
@@ -309,37 +309,37 @@ def test_where_others_keep_the_login_theirs_is_named(login: Login, url: str, wor
 @pytest.mark.parametrize("name", ["registry-1.docker.io", "docker.io", "index.docker.io"])
 def test_the_names_of_docker_hub_are_one(tmp_path: Path, name: str) -> None:
     path = tmp_path / "config.json"
-    credentials.store_credentials(name, path, Credentials("u", "p-1234"))
-    assert credentials.configured_hosts(path) == ["https://index.docker.io/v1/"]
+    docker_credentials.store_credentials(name, path, Credentials("u", "p-1234"))
+    assert docker_credentials.configured_hosts(path) == ["https://index.docker.io/v1/"]
     for host in ("docker.io", "index.docker.io", "registry-1.docker.io"):
-        found = credentials.find_credentials(host, path)
+        found = docker_credentials.find_credentials(host, path)
         assert found
         assert (found.user, found.password) == ("u", "p-1234")
         assert "p-1234" not in repr(found)
-    assert credentials.find_credentials("other", path) is None
-    credentials.store_credentials("other", path, Credentials(bearer="t-1234"))
-    assert credentials.find_credentials("other", path) == Credentials(bearer="t-1234", source="docker's config.json")
-    assert credentials.forget_credentials("docker.io", path)
-    assert not credentials.forget_credentials("docker.io", path)
-    assert credentials.configured_hosts(path) == ["other"]
+    assert docker_credentials.find_credentials("other", path) is None
+    docker_credentials.store_credentials("other", path, Credentials(bearer="t-1234"))
+    assert docker_credentials.find_credentials("other", path) == Credentials(bearer="t-1234", source="docker's config.json")
+    assert docker_credentials.forget_credentials("docker.io", path)
+    assert not docker_credentials.forget_credentials("docker.io", path)
+    assert docker_credentials.configured_hosts(path) == ["other"]
 
 
 def test_a_login_for_tls_is_not_sent_without_it(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    credentials.store_credentials("in.house:5000", path, Credentials("u", "p-1234"))
+    docker_credentials.store_credentials("in.house:5000", path, Credentials("u", "p-1234"))
     for text, there in (
         ("oci://in.house:5000/x", True), ("oci+http://in.house:5000/x", False), ("oci://127.0.0.1/x", False),
     ):  # fmt: skip
         address = OciAddress.parse(text)
-        assert bool(credentials.find_credentials(address.host, path, plain=address.is_plaintext)) == there
-    credentials.store_credentials("in.house:5000", path, Credentials("v", "q-1234"), plain=True)
-    assert credentials.configured_hosts(path) == ["http://in.house:5000", "in.house:5000"]
+        assert bool(docker_credentials.find_credentials(address.host, path, plain=address.is_plaintext)) == there
+    docker_credentials.store_credentials("in.house:5000", path, Credentials("v", "q-1234"), plain=True)
+    assert docker_credentials.configured_hosts(path) == ["http://in.house:5000", "in.house:5000"]
     for plain, password in ((False, "p-1234"), (True, "q-1234")):
-        found = credentials.find_credentials("in.house:5000", path, plain=plain)
+        found = docker_credentials.find_credentials("in.house:5000", path, plain=plain)
         assert found
         assert found.password == password
-    credentials.forget_credentials("in.house:5000", path)
-    assert credentials.configured_hosts(path) == ["http://in.house:5000"]
+    docker_credentials.forget_credentials("in.house:5000", path)
+    assert docker_credentials.configured_hosts(path) == ["http://in.house:5000"]
     for text in ("oci://localhost:5000/x", "oci+http://127.0.0.1/x", "oci://[::1]/x", "oci://[::1]:5000/x"):
         assert not OciAddress.parse(text).is_plaintext
 
@@ -358,10 +358,10 @@ def test_a_login_for_tls_is_not_sent_without_it(tmp_path: Path) -> None:
 def test_all_else_in_docker_s_config_stays_byte_for_byte(tmp_path: Path, text: str, stored: str) -> None:
     path = config(tmp_path, text)
     path.chmod(0o644)
-    assert credentials.store_credentials("h", path, Credentials("u", "p")) == str(path)
+    assert docker_credentials.store_credentials("h", path, Credentials("u", "p")) == str(path)
     assert path.read_text() == stored.replace("X", '{"auth": "dTpw"}')
     assert path.stat().st_mode & 0o777 == 0o600  # with a secret, it is for its owner alone
-    assert credentials.forget_credentials("h", path)
+    assert docker_credentials.forget_credentials("h", path)
     document = json.loads(text)
     assert json.loads(path.read_text()) == {
         **document, "auths": {key: value for key, value in (document.get("auths") or {}).items() if key != "h"},
@@ -371,10 +371,10 @@ def test_all_else_in_docker_s_config_stays_byte_for_byte(tmp_path: Path, text: s
 @pytest.mark.parametrize("text", ['{"s3cr3t', "[]", '{"auths": {"h": s3cr3t}}', '{"auths": {}, "auths": {"s3cr3t": 1}}'])
 def test_a_file_that_is_broken_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
     path = config(tmp_path, text)
-    for act in (credentials.find_credentials, credentials.forget_credentials):
+    for act in (docker_credentials.find_credentials, docker_credentials.forget_credentials):
         with pytest.raises(LocalIOError) as caught:
             act("h", path)
         assert "s3cr3t" not in str(caught.value)
     with pytest.raises(LocalIOError):
-        credentials.store_credentials("h", path, Credentials("u", "p"))
+        docker_credentials.store_credentials("h", path, Credentials("u", "p"))
     assert path.read_text() == text

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, BaseInfo
-from adapterhub.remotes.hub import files as hub_files
+from adapterhub.remotes.hub import hub_files
 from tests.conftest import need_module
 from tests.support.adapters import write_adapter
 
@@ -91,7 +91,7 @@ def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, spdx: str,
     folder = write_adapter(tmp_path / "sql")
     (folder / "README.md").unlink()
     declared = {"license": spdx, "description": "Writes SQL: well.", "name": "x: y"}
-    found = describe.describe(folder, declared=declared)
+    found = derive.describe(folder, declared=declared)
     card = ModelCard(hub_files.write_card("sql", found).decode())
     assert card.data.to_dict().items() >= {"base_model": "org/base", "tags": ["lora"], **expected}.items()
     assert card.text.startswith("\n# x: y\n\nWrites SQL: well.\n\nA LoRA adapter of rank 2 for org/base.")

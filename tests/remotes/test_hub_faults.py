@@ -20,11 +20,11 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Manifest
-from adapterhub.remotes.copy import copy_version
+from adapterhub.remotes.adapter_folders import AdapterFolder, download
 from adapterhub.remotes.download import NOTE_INTERVAL
-from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.hub.client import HubAddress
-from adapterhub.remotes.hub.repository import HubRepository
+from adapterhub.remotes.hub.hub_client import HubAddress
+from adapterhub.remotes.hub.hub_repository import HubRepository
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -315,7 +315,10 @@ def test_a_malformed_listing_is_one_line(proxy: Proxy, hub: Hub, tmp_path: Path,
         download(source, "main", tmp_path / "out", pauses=())
     assert caught.value.exit_code in (3, 4, 5)
     assert len(str(caught.value).splitlines()) == 1
-    for call in (lambda: remote(proxy.address).tags(), lambda: remote(proxy.address).has_blob(oci_manifest.Descriptor("", "x", 1))):
+    for call in (
+        lambda: remote(proxy.address).tags(),
+        lambda: remote(proxy.address).has_blob(oci_manifest.Descriptor("", "x", 1)),
+    ):
         with contextlib.suppress(RemoteError, IntegrityError):
             call()
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.hub.client import HubAddress
-from adapterhub.remotes.hub.repository import HubRepository
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.hub.hub_client import HubAddress
+from adapterhub.remotes.hub.hub_repository import HubRepository
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.errors import AdapterhubError, ConflictError, IntegrityError, RefusedError, UsageError
 from tests.conftest import Run, need_module
 from tests.support.adapters import write_adapter

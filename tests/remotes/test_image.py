@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub.remotes.oci.image import AdapterImage, UnpackedSource
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.layouts.layout_folder import LayoutFolder
+from adapterhub.remotes.oci.adapter_image import AdapterImage, UnpackedSource
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 from tests.conftest import Run, need_program
 from tests.remotes.test_contract import read

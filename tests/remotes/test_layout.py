@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 
 import adapterhub as ah
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes import download, location
-from adapterhub.remotes.copy import copy_version
+from adapterhub.remotes import download, remote_address
+from adapterhub.remotes.adapter_folders import AdapterFolder
 from adapterhub.remotes.download import discard_part, receive
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layouts import location as layout
-from adapterhub.remotes.layouts import tar as archive_tar
-from adapterhub.remotes.layouts.archive import LayoutArchive
-from adapterhub.remotes.layouts.folder import LayoutFolder
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub.remotes.layouts import archive_tar
+from adapterhub.remotes.layouts import layout_address as layout
+from adapterhub.remotes.layouts.layout_archive import LayoutArchive
+from adapterhub.remotes.layouts.layout_folder import LayoutFolder
+from adapterhub.remotes.version_copy import copy_version
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import AdapterhubError, ConflictError, FormatError, IntegrityError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
@@ -51,7 +51,7 @@ HEX = "ab" * 32
     ],
 )
 def test_an_address_has_path_and_name(text: str, path: str, name: str | None, digest: str | None) -> None:
-    assert location.is_address(text)
+    assert remote_address.is_address(text)
     address = layout.parse(text)
     assert (address.path, address.tag, address.digest, str(address)) == (path, name, digest, text)
 
@@ -66,7 +66,7 @@ def test_an_address_of_nothing_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["oci://host/name:v1", "team/sql:v2", "./oci", "ocidir:v2", "https://host/x"])
 def test_other_words_are_no_layout(text: str) -> None:
-    assert not location.is_address(text) or isinstance(location.parse(text), layout.LayoutAddress) is False
+    assert not remote_address.is_address(text) or isinstance(remote_address.parse(text), layout.LayoutAddress) is False
 
 
 def test_a_folder_or_a_tar_is_recognized_by_prefix_content_or_name(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from adapterhub.http.errors import DeniedError
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.location import is_address
-from adapterhub.remotes.oci import credentials
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.client import Authenticator
-from adapterhub.remotes.oci.credentials import Credentials
-from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.remotes.oci import docker_credentials
+from adapterhub.remotes.oci.docker_credentials import Credentials
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
+from adapterhub.remotes.oci.registry_client import Authenticator
+from adapterhub.remotes.remote_address import is_address
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RemoteError, UsageError
 from tests.support.proxy import Exchange, Proxy
 
@@ -142,7 +142,7 @@ def test_no_error_repeats_a_secret_from_a_server(servers: tuple[Proxy, Proxy, Pr
     with world.open(config(tmp_path, world.registry.address)) as source, pytest.raises(RemoteError) as caught:
         read(source)
     assert str(caught.value).endswith("HTTP 400")
-    assert PASSWORD not in repr(credentials.find_credentials(world.registry.address, tmp_path / "config.json"))
+    assert PASSWORD not in repr(docker_credentials.find_credentials(world.registry.address, tmp_path / "config.json"))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"token": 3}', b'{"token": "a\\nb"}', b"{" * 100_000])
@@ -189,21 +189,21 @@ def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None
 )  # fmt: skip
 def test_docker_s_config_is_read_as_docker_reads_it(tmp_path: Path, document: object, expected: tuple[str, str] | None) -> None:
     (tmp_path / "config.json").write_text(json.dumps(document))
-    found = credentials.find_credentials("here:1", tmp_path / "config.json")
+    found = docker_credentials.find_credentials("here:1", tmp_path / "config.json")
     assert (found and (found.user, found.password)) == expected
 
 
 def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    assert credentials.find_credentials("here", path) is None
+    assert docker_credentials.find_credentials("here", path) is None
     for text in ('{"auths": "s3cr3t', '{"auths": {"here": {"auth": "s3cr3t!"}}}', '{"credsStore": "../s3cr3t"}', "[]"):
         path.write_text(text)
         with pytest.raises(LocalIOError) as caught:
-            credentials.find_credentials("here", path)
+            docker_credentials.find_credentials("here", path)
         assert "!" not in str(caught.value)
     path.write_text('{"credsStore": "is-not-there"}')
     with pytest.raises(LocalIOError, match="isn't installed"):
-        credentials.find_credentials("here", path)
+        docker_credentials.find_credentials("here", path)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.ref import RefError
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.errors import ConflictError, NotFoundError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter

@@ -16,12 +16,12 @@ from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.moves import ABSENT
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.local import LocalName
-from adapterhub.remotes.location import parse
-from adapterhub.remotes.objects.address import ObjectAddress
-from adapterhub.remotes.objects.store import SINGLE_WRITER, ObjectRepository
+from adapterhub.remotes.adapter_folders import AdapterFolder, download
+from adapterhub.remotes.local_name import LocalName
+from adapterhub.remotes.objects.object_address import ObjectAddress
+from adapterhub.remotes.objects.object_repository import SINGLE_WRITER, ObjectRepository
+from adapterhub.remotes.remote_address import parse
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError
 from tests.conftest import Run

@@ -17,9 +17,9 @@ from adapterhub.maintenance.fsck import fsck
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy_version, distinct_blobs
-from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.objects.store import ObjectRepository
+from adapterhub.remotes.adapter_folders import AdapterFolder, download
+from adapterhub.remotes.objects.object_repository import ObjectRepository
+from adapterhub.remotes.version_copy import copy_version, distinct_blobs
 from adapterhub.store.store import FOLDER, Entry
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RemoteError
 from tests.cli.test_process import PATH
@@ -70,7 +70,8 @@ def test_of_8_processes_that_race_for_an_entry_one_wins_each_time(moto: Server, 
     bucket, go = moto.bucket(), tmp_path / "go"
     script = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from adapterhub.remotes.objects.store import Objects\nfrom adapterhub.remotes.objects.address import ObjectAddress\n"
+        "from adapterhub.remotes.objects.object_repository import Objects\n"
+        "from adapterhub.remotes.objects.object_address import ObjectAddress\n"
         "from adapterhub.store.store import Entry\nimport os\n"
         "place = Objects(ObjectAddress.parse(sys.argv[1]), os.environ)\nplace._exclusive = True\n"
         "print('ready', flush=True)\n"

@@ -19,11 +19,11 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.remotes.copy import copy_version, distinct_blobs
+from adapterhub.remotes.adapter_folders import AdapterFolder, download
 from adapterhub.remotes.download import NOTE_INTERVAL
-from adapterhub.remotes.folders import AdapterFolder, download
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
+from adapterhub.remotes.version_copy import copy_version, distinct_blobs
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError
 from tests.cli.test_process import PATH
 from tests.support.adapters import write_adapter

@@ -20,15 +20,15 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.copy import copy_version
+from adapterhub.remotes.adapter_folders import MIN_SENT_AHEAD, AdapterFolder, download
 from adapterhub.remotes.download import NOTE_INTERVAL
-from adapterhub.remotes.folders import MIN_SENT_AHEAD, AdapterFolder, download
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.repository import OciRepository
-from adapterhub.remotes.oci.upload import PIECE
-from adapterhub.remotes.oci.upload_notes import UploadProgress, UploadNotes
-from adapterhub.remotes.parallel import Transfer, RateLimit
+from adapterhub.remotes.oci.blob_upload import PIECE
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
+from adapterhub.remotes.oci.upload_notes import UploadNotes, UploadProgress
+from adapterhub.remotes.parallel_transfer import RateLimit, Transfer
 from adapterhub.remotes.protocol import Reader
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import IntegrityError, NotFoundError, OutputExistsError, RemoteError
@@ -45,7 +45,9 @@ KILLS = 6
 
 
 def remote(host: str, name: str, kept: Path | None = None, *, piece: int = MIB) -> OciRepository:
-    return OciRepository(OciAddress.parse(f"oci://{host}/moving/{name}"), pauses=(0.0,), piece=piece, largest=piece, uploads=kept)
+    return OciRepository(
+        OciAddress.parse(f"oci://{host}/moving/{name}"), pauses=(0.0,), piece=piece, largest=piece, uploads=kept
+    )
 
 
 def write_large(folder: Path, size: int, seed: int = 0) -> Path:

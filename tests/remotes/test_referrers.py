@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from adapterhub.manifest import oci_manifest
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.layouts.archive import LayoutArchive
-from adapterhub.remotes.layouts.folder import LayoutFolder
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.layouts.layout_archive import LayoutArchive
+from adapterhub.remotes.layouts.layout_folder import LayoutFolder
 from adapterhub.remotes.oci import referrers
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 from tests.conftest import Run, need_program
 from tests.remotes.test_oci_peers import call

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from adapterhub import running
-from adapterhub.serve.conversation import STOPPED, ModelAnswer, Conversation
+from adapterhub.serve.conversation import STOPPED, Conversation, ModelAnswer
 from adapterhub.serve.engines.in_process import torch_host
 from adapterhub.serve.gateway.gateway import Gateway
-from adapterhub.serve.gateway.settings import GatewaySettings
+from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.workspace import Workspace
 from adapterhub_converters import bases
 from adapterhub_converters.errors import LocalIOError, NotFoundError, RefusedError, UsageError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from adapterhub.ref import Ref, RefError
-from adapterhub.serve import names
-from adapterhub.serve.names import AllowedNames, BlendPart
+from adapterhub.serve import model_names
+from adapterhub.serve.model_names import AllowedNames, BlendPart
 from adapterhub_converters.errors import RefusedError, UsageError
 
 DIGEST = "sha256:" + "5f" * 32
@@ -22,7 +22,7 @@ DIGEST = "sha256:" + "5f" * 32
     ],
 )
 def test_a_model_is_a_version_or_a_blend(text: str, parts: list[tuple[str, float]]) -> None:
-    assert names.parse(text, namespace="team") == tuple(BlendPart(Ref.parse(ref), weight) for ref, weight in parts)
+    assert model_names.parse(text, namespace="team") == tuple(BlendPart(Ref.parse(ref), weight) for ref, weight in parts)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_model_is_a_version_or_a_blend(text: str, parts: list[tuple[str, float
 )
 def test_what_is_neither_is_refused_in_one_line(text: str, says: str) -> None:
     with pytest.raises(RefError, match=says) as caught:
-        names.parse(text)
+        model_names.parse(text)
     assert len(str(caught.value)) < 250
     assert "\n" not in str(caught.value)
 
@@ -54,22 +54,22 @@ def test_what_is_neither_is_refused_in_one_line(text: str, says: str) -> None:
 def test_the_name_of_the_remote_may_come_first() -> None:
     refs = ("team/sql", "team/sql:prod", f"team/sql@{DIGEST}")
     for ref in refs:
-        assert names.parse(f"hub/{ref}", namespace="other", remote="hub") == names.parse(ref)
-    assert names.parse("hub/team/a*0.5 + team/b", remote="hub") == names.parse("team/a*0.5+team/b")
-    assert names.parse("hub/sql:v1", remote="hub") == (BlendPart(Ref.parse("hub/sql:v1")),)  # two parts: a namespace
+        assert model_names.parse(f"hub/{ref}", namespace="other", remote="hub") == model_names.parse(ref)
+    assert model_names.parse("hub/team/a*0.5 + team/b", remote="hub") == model_names.parse("team/a*0.5+team/b")
+    assert model_names.parse("hub/sql:v1", remote="hub") == (BlendPart(Ref.parse("hub/sql:v1")),)  # two parts: a namespace
 
 
 @pytest.mark.parametrize("remote", ["", "mirror"])
 def test_the_name_of_another_remote_is_refused_with_the_name_to_write(remote: str) -> None:
     with pytest.raises(RefError, match=r"'hub' is not the remote that is served here\. Write team/sql:prod"):
-        names.parse("hub/team/sql:prod", remote=remote)
+        model_names.parse("hub/team/sql:prod", remote=remote)
     with pytest.raises(RefError):
-        names.parse("hub/hub/team/sql", remote="hub")
+        model_names.parse("hub/hub/team/sql", remote="hub")
 
 
 def test_a_name_is_one_line_itself() -> None:
     with pytest.raises(RefError):
-        names.parse("team/sql:v1\n")
+        model_names.parse("team/sql:v1\n")
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,17 @@ def test_a_name_is_one_line_itself() -> None:
     ],
 )
 def test_tags_move_and_versions_do_not(text: str, moves: bool) -> None:
-    assert names.is_moving(Ref.parse(text)) is moves
+    assert model_names.is_moving(Ref.parse(text)) is moves
 
 
 def test_patterns_allow_names_and_give_a_namespace() -> None:
     allowed = AllowedNames.from_patterns(["team/*, other/sql"])
     assert [name in allowed for name in ("team/x", "other/sql", "other/x")] == [True, True, False]
-    assert (allowed.namespace, AllowedNames.from_patterns(["team/*"]).namespace, AllowedNames.from_patterns(["*/sql"]).namespace) == ("", "team", "")
+    assert (
+        allowed.namespace,
+        AllowedNames.from_patterns(["team/*"]).namespace,
+        AllowedNames.from_patterns(["*/sql"]).namespace,
+    ) == ("", "team", "")
     assert "any/name" in AllowedNames()
     assert "any/name" in AllowedNames.from_patterns([])
     for nothing in ("", " , "):  # a variable that is not set is not to open everything

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import adapterhub as ah
-from adapterhub.serve.host.streams import AnsweringHost
+from adapterhub.serve.torch_engine.streams import AnsweringHost
 from tests.conftest import need_module
 from tests.support.serving import Models
 
@@ -17,11 +17,11 @@ from tests.support.serving import Models
 @pytest.fixture(params=["torch", "llama.cpp"], scope="module")
 def serving_base(request: pytest.FixtureRequest, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A base with an adapter `a0`, as the gateway holds them in its own process: the host, and the file of the base."""
-    from adapterhub.serve import host
-    from adapterhub.serve.host import libllama
+    from adapterhub.serve import torch_engine
+    from adapterhub.serve.engines import libllama
 
     if request.param == "torch":
-        with host.open_host(models.base) as found:
+        with torch_engine.open_host(models.base) as found:
             found.load("a0", models.adapter(0))
             yield found, models.base
     else:
@@ -38,8 +38,8 @@ def serving_base(request: pytest.FixtureRequest, models: Models, tmp_path_factor
 def test_an_adapter_that_both_can_run_answers_the_same(
     serving_base: tuple[AnsweringHost, Path], models: Models, temperature: float, seed: int, raw: bool
 ) -> None:
-    from adapterhub.serve.host import openai
-    from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS
+    from adapterhub.serve.torch_engine import openai
+    from adapterhub.serve.torch_engine.openai_request import CHAT, COMPLETIONS
 
     host, base = serving_base
     prompt, system = "the quick brown fox ", None if raw else "be brief"

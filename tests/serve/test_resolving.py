@@ -15,12 +15,12 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.project.policy import Policy
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.resolving import served_folder
-from adapterhub.serve.served import PreparedVersion
 from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.formats import peft
-from adapterhub_converters.runtimes import RUNTIMES
+from adapterhub_converters.runtime_rules import RUNTIMES
 from tests.conftest import need_module
 from tests.registry.forks import finished, fork, under_strace
 from tests.support.folders import Shapes, adapter, base, pairs

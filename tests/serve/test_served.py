@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.serve import served
-from adapterhub.serve.served import FolderRecord, PreparedVersion, ServedFolder
+from adapterhub.serve import prepared_versions
+from adapterhub.serve.prepared_versions import FolderRecord, PreparedVersion, ServedFolder
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from tests.registry.forks import finished, fork, under_strace
 
@@ -100,7 +100,7 @@ def test_a_process_that_ends_anywhere_leaves_nothing_that_is_half(folder: Served
     parent = folder.root / DIGEST.replace(":", "-")
     for left in parent.iterdir():
         aged(left)
-    assert folder.sweep(unused=served.UNUSED).folders >= 1
+    assert folder.sweep(unused=prepared_versions.UNUSED).folders >= 1
     assert list(parent.iterdir()) == []
 
 

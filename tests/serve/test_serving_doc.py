@@ -8,12 +8,12 @@ from typing import Any
 
 from adapterhub.cli import engines, environment, vllm_settings
 from adapterhub.ref import Ref
-from adapterhub.remotes.configured import check_url
-from adapterhub.serve import names
-from adapterhub.serve.engines.choosing import ENGINES
+from adapterhub.remotes.named_remotes import check_url
+from adapterhub.serve import model_names
+from adapterhub.serve.engines.engine_choice import ENGINES
 from adapterhub.serve.gateway import route_file
-from adapterhub.serve.names import AllowedNames
-from adapterhub_converters.runtimes import RUNTIMES
+from adapterhub.serve.model_names import AllowedNames
+from adapterhub_converters.runtime_rules import RUNTIMES
 from tests.conftest import ROOT, need_module
 
 PAGE = (ROOT / "docs/serving.md").read_text()
@@ -63,9 +63,9 @@ def test_the_server_in_the_manifests_serves_what_its_routes_name() -> None:
     allowed = AllowedNames.from_patterns([variables[vllm_settings.ALLOW]])
     for rule in found["InferenceModelRewrite"]["spec"]["rules"]:
         for target in rule["targets"]:
-            ((ref, weight),) = ((part.ref, part.weight) for part in names.parse(target["modelRewrite"]))
-            assert (ref.name in allowed, names.is_moving(ref), weight) == (True, False, 1.0)
-        assert names.is_moving(Ref.parse(rule["matches"][0]["model"]["value"]))  # what vLLM itself is never asked for
+            ((ref, weight),) = ((part.ref, part.weight) for part in model_names.parse(target["modelRewrite"]))
+            assert (ref.name in allowed, model_names.is_moving(ref), weight) == (True, False, 1.0)
+        assert model_names.is_moving(Ref.parse(rule["matches"][0]["model"]["value"]))  # what vLLM itself is never asked for
         assert sum(target["weight"] for target in rule["targets"]) == 100
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 import adapterhub as ah
-from adapterhub.remotes import configured
+from adapterhub.remotes import named_remotes
 from adapterhub.serve import vllm_plugin
-from adapterhub.serve.names import AllowedNames
+from adapterhub.serve.model_names import AllowedNames
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.resolving import served_folder
-from adapterhub.serve.served import PreparedVersion
-from adapterhub.serve.vllm_plugin import Settings, ServedVersions
+from adapterhub.serve.vllm_plugin import ServedVersions, Settings
 from adapterhub_converters.errors import LocalIOError, NotFoundError, RefusedError, RemoteError
 from tests.support import registry
 from tests.support.folders import Shapes, adapter, base, pairs
@@ -209,7 +209,7 @@ def test_a_digest_is_served_under_those_names_alone_that_the_remote_has_for_it(
 
 def test_so_it_is_from_an_image_layout_where_digests_have_no_names(start: Callable[..., Server], tmp_path: Path) -> None:
     url = f"layout://{tmp_path}/layout"
-    server = start(address=partial(configured.address_below, url))
+    server = start(address=partial(named_remotes.address_below, url))
     digest = server.push("team/secret")
     ah.push("team/secret", f"{url}:team/secret:v1", workspace=server.workspace)
     assert server.find(f"team/secret@{digest}") != [None]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
-from adapterhub.hub.database import MIGRATIONS, HubDatabase
-from adapterhub.hub.people import audit as rows
+from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
+from adapterhub.hub.people import audit_log as rows
 from adapterhub.trust import keys
-from adapterhub.trust.checkpoint import Checkpoint
+from adapterhub.trust.log_checkpoint import Checkpoint
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError
 from tests.support.adapters import write_adapter
 

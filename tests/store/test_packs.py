@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from adapterhub.store.packs import byte_planes, chains, container, cutting
+from adapterhub.store.packs import byte_planes, container, cutting, pack_chains
 from adapterhub.store.store import Store
 from adapterhub_converters import dtypes
 from adapterhub_converters.containers import gguf_file, safetensors_file
@@ -270,17 +270,17 @@ def test_noise_is_one_line(raw: bytes) -> None:
 
 def test_parents_are_kept_and_go_last() -> None:
     parents = {"d": "c", "c": "b", "b": "a", "x": "a"}
-    assert chains.chain("d", parents) == ["c", "b", "a"]
-    assert chains.with_parents({"c", "y"}, parents) == {"a", "b", "c", "y"}
-    assert chains.children_first(["a", "b", "c", "d", "x"], parents) == ["d", "c", "b", "x", "a"]
-    assert len(chains.chain("p", {"p": "q", "q": "p"})) == 2  # a circle, which a hostile store may have, ends
+    assert pack_chains.chain("d", parents) == ["c", "b", "a"]
+    assert pack_chains.with_parents({"c", "y"}, parents) == {"a", "b", "c", "y"}
+    assert pack_chains.children_first(["a", "b", "c", "d", "x"], parents) == ["d", "c", "b", "x", "a"]
+    assert len(pack_chains.chain("p", {"p": "q", "q": "p"})) == 2  # a circle, which a hostile store may have, ends
 
 
 def test_no_circle_and_no_long_chain() -> None:
     parents = {"d": "c", "c": "b", "b": "a"}
-    assert chains.may_follow("e", "d", parents)
-    assert not chains.may_follow("f", "e", {**parents, "e": "d"})
-    assert not chains.may_follow("a", "d", parents)
-    assert not chains.may_follow("a", "a", {})
-    assert chains.may_follow("a", "z", parents)
-    assert not chains.may_follow("a", "z", {**parents, "e": "d"})
+    assert pack_chains.may_follow("e", "d", parents)
+    assert not pack_chains.may_follow("f", "e", {**parents, "e": "d"})
+    assert not pack_chains.may_follow("a", "d", parents)
+    assert not pack_chains.may_follow("a", "a", {})
+    assert pack_chains.may_follow("a", "z", parents)
+    assert not pack_chains.may_follow("a", "z", {**parents, "e": "d"})

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapterhub.index import tensors
+from adapterhub.index import tensor_search
 from adapterhub.maintenance import compress, disk_usage
 from adapterhub.maintenance.fsck import fsck
 from adapterhub.maintenance.gc import gc
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.local import LocalName
+from adapterhub.remotes.local_name import LocalName
+from adapterhub.remotes.version_copy import copy_version
 from adapterhub.store import tensor_digests
 from adapterhub.store.tensor_digests import Hashing, Tensor
 from adapterhub_converters.containers import safetensors_file
@@ -153,8 +153,8 @@ def test_an_invalid_list_is_ignored(entry: str) -> None:
 
 @given(digest=st.integers(0, 2**256 - 1).map(lambda number: f"sha256:{number:064x}"), digits=st.integers(6, 64))
 def test_the_keys_of_a_prefix_hold_that_of_the_digest(digest: str, digits: int) -> None:
-    low, high = tensors.keys(digest[: 7 + digits])
-    assert -(2**63) <= low <= tensors.key(digest) <= high < 2**63
+    low, high = tensor_search.keys(digest[: 7 + digits])
+    assert -(2**63) <= low <= tensor_search.key(digest) <= high < 2**63
 
 
 # ---- finding
@@ -165,7 +165,7 @@ def test_a_file_with_other_metadata_is_found_by_its_tensors(registry: Registry, 
     registry.push(make("b", 1), Ref.parse("team/other"))
     again = read(rewritten(make("c"), {"format": "np"}) / peft.WEIGHTS)
     registry.list_tensors()
-    found = tensors.nearest(registry.index, registry.store, again)
+    found = tensor_search.nearest(registry.index, registry.store, again)
     assert [(str(share.row.ref), share.path, share.count) for share in found] == [("team/sql:v1", peft.WEIGHTS, 8)]
     assert found[0].size == sum(tensor.size for tensor in again)
 
@@ -176,7 +176,7 @@ def test_the_nearest_come_first(registry: Registry, make: Make) -> None:
     registry.push(rewritten(make("c"), {}, lora_B=np.ones((8, 2), np.float32)), SQL)
     looked_for = read(rewritten(make("d"), {"n": "7"}, lora_B=np.zeros((8, 2), np.float32)) / peft.WEIGHTS)
     registry.list_tensors()
-    found = tensors.nearest(registry.index, registry.store, looked_for)
+    found = tensor_search.nearest(registry.index, registry.store, looked_for)
     assert [(str(share.row.ref), share.count) for share in found] == [
         ("team/sql:v2", 4),
         ("team/sql:v1", 4),
@@ -192,7 +192,7 @@ def test_a_converted_file_has_the_tensors_of_its_source_under_other_names(
     convert.convert(source, tmp_path / "sql.gguf", to="gguf", base=base(tmp_path / "base"))
     gguf = read(tmp_path / "sql.gguf")
     registry.list_tensors()
-    found = tensors.nearest(registry.index, registry.store, gguf)
+    found = tensor_search.nearest(registry.index, registry.store, gguf)
     assert (found[0].count, len(gguf)) == (6, 8)  # float32 both; only lora_B of q_proj has its rows in llama.cpp's order
     assert {tensor.name for tensor in gguf}.isdisjoint(tensor.name for tensor in read(source / peft.WEIGHTS))
 
@@ -203,10 +203,12 @@ def test_what_has_no_version_any_more_is_not_found(registry: Registry, make: Mak
     registry.list_tensors()
     looked_for = read(make("a") / peft.WEIGHTS)
     registry.rm(SQL)
-    assert [str(share.row.ref) for share in tensors.nearest(registry.index, registry.store, looked_for)] == ["team/copy:v1"]
+    assert [str(share.row.ref) for share in tensor_search.nearest(registry.index, registry.store, looked_for)] == [
+        "team/copy:v1"
+    ]
     registry.store.tensors.path(weights(registry, "team/copy")).unlink()  # then every row is looked at
     registry.rm(Ref.parse("team/copy"))
-    assert tensors.nearest(registry.index, registry.store, looked_for) == []
+    assert tensor_search.nearest(registry.index, registry.store, looked_for) == []
     assert registry.index.select("SELECT * FROM tensors") == registry.index.select("SELECT * FROM weights") == []
 
 
@@ -313,7 +315,7 @@ def test_a_list_that_is_not_right_is_made_again(registry: Registry, make: Make, 
         assert [(finding.code, finding.severity) for finding in fsck(again)] == notes
         looked_for = read(rewritten(folder, {"format": "np"}) / peft.WEIGHTS)
         again.list_tensors()
-        assert [share.count for share in tensors.nearest(again.index, again.store, looked_for)] == [2]
+        assert [share.count for share in tensor_search.nearest(again.index, again.store, looked_for)] == [2]
         assert (fsck(again), everything(again), path.read_bytes()) == ([], before, right)
         assert (again.rebuild_index(), everything(again)) == ([], before)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import Parent
-from adapterhub.registry.versions import Version
+from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 
@@ -54,5 +54,5 @@ def write_large_adapter(path: Path, seed: int = 0, layers: int = 2) -> Path:
 def made_from(make: Make, name: str, seed: int, *parents: Version) -> Path:
     """An adapter whose adapter.json has others as its parents."""
     folder = make(name, seed)
-    describe.describe(folder, parents=[Parent(one.digest, str(one.ref), 1.0, "cat") for one in parents]).write(folder)
+    derive.describe(folder, parents=[Parent(one.digest, str(one.ref), 1.0, "cat") for one in parents]).write(folder)
     return folder

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from adapterhub.index import migrations
-from adapterhub.index.database import APPLICATION_ID
+from adapterhub.index.index_database import APPLICATION_ID
 
 
 def age(path: Path, version: int) -> None:

@@ -67,7 +67,10 @@ def weights(folder: Path, **metadata: str) -> bytes:
 
 def gguf(folder: Path, template: str, data: bytes = b"") -> bytes:
     """A GGUF file without tensors, with a chat template, and what is appended to it."""
-    keys = {"general.architecture": gguf_file.string_value("llama"), "tokenizer.chat_template": gguf_file.string_value(template)}
+    keys = {
+        "general.architecture": gguf_file.string_value("llama"),
+        "tokenizer.chat_template": gguf_file.string_value(template),
+    }
     gguf_file.write(folder / "g", keys, {})
     raw = (folder / "g").read_bytes()
     (folder / "g").unlink()

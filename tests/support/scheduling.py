@@ -21,7 +21,7 @@ TOGETHER = {
         "tests/merging/into_base/test_folder_by_rule", "tests/merging/into_base/test_folder_to_gguf",
         "tests/merging/into_base/test_fuse_gguf",
     ),
-    "host": ("tests/serve/host/",),
+    "host": ("tests/serve/torch_engine/",),
 }  # fmt: skip
 
 

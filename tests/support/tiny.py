@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
 
@@ -19,10 +19,12 @@ CONFIG: dict[str, Any] = {
 # What a GGUF of each architecture says beside the numbers that all have (llama.cpp, conversion/*.py, set_gguf_parameters).
 EXTRAS: dict[str, dict[str, MetadataValue]] = {
     "granite": {
-        "attention.scale": f32_value(0.25), "embedding_scale": f32_value(2.0), "residual_scale": f32_value(0.5), "logit_scale": f32_value(2.0),
+        "attention.scale": f32_value(0.25), "embedding_scale": f32_value(2.0), "residual_scale": f32_value(0.5),
+        "logit_scale": f32_value(2.0),
     },
     "gemma2": {
-        "attn_logit_softcapping": f32_value(50.0), "final_logit_softcapping": f32_value(30.0), "attention.sliding_window": u32_value(4096),
+        "attn_logit_softcapping": f32_value(50.0), "final_logit_softcapping": f32_value(30.0),
+        "attention.sliding_window": u32_value(4096),
     },
     "gemma3": {"attention.sliding_window": u32_value(4096)},
     "phi3": {"rope.scaling.original_context_length": u32_value(256), "attention.sliding_window": u32_value(256)},
@@ -182,7 +184,9 @@ def _adds_one(name: str) -> bool:
 def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:
     """`made` as a GGUF model in float32, by default without a tokenizer, which is enough for llama.cpp to run token ids."""
     config = made.config.to_dict()
-    architecture = names.by_class(config["architectures"][0] if config.get("architectures") else type(made).__name__, "tiny")
+    architecture = architecture_lookup.by_class(
+        config["architectures"][0] if config.get("architectures") else type(made).__name__, "tiny"
+    )
     metadata: dict[str, MetadataValue] = {
         "general.architecture": string_value(architecture.gguf),
         "general.type": string_value("model"),
@@ -211,7 +215,9 @@ def write_gguf(made: Any, path: Path, **tokenizer: MetadataValue) -> Path:
         array = parameter.detach().numpy()
         if architecture.is_norm(module) and architecture.gguf.startswith("gemma"):
             array = array + 1  # llama.cpp's Gemma norms include the 1 (conversion/gemma.py)
-        tensors[f"{architecture.stem(module)}.{kind}"] = names.permute_rows(array, architecture.order(module, config, "tiny"))
+        tensors[f"{architecture.stem(module)}.{kind}"] = architecture_lookup.permute_rows(
+            array, architecture.order(module, config, "tiny")
+        )
     gguf_file.write(path, metadata, tensors)
     return path
 

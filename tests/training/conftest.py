@@ -11,10 +11,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from adapterhub.training.config import BaseConfig, LoRAConfig
     from adapterhub.training.data.examples import Example
-    from adapterhub.training.data.rows import Rows
-    from adapterhub.training.model.base import Base
+    from adapterhub.training.data.packed_rows import Rows
+    from adapterhub.training.model.base_model import Base
+    from adapterhub.training.train_config import BaseConfig, LoRAConfig
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -72,6 +72,6 @@ def load_base(path: Path, base: BaseConfig, adapter: LoRAConfig, *, where: str =
 
 def packed_rows(examples: Iterable[Example], sequence: int, **options: Any) -> Rows:
     """Pack examples into rows, as the trainer does."""
-    from adapterhub.training.data import rows, tokens
+    from adapterhub.training.data import packed_rows, token_arrays
 
-    return rows.pack(tokens.collect(((example, b"") for example in examples), set()), sequence, **options).all()
+    return packed_rows.pack(token_arrays.collect(((example, b"") for example in examples), set()), sequence, **options).all()

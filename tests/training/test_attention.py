@@ -6,9 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from adapterhub.training.layers import attention  # noqa: E402
+from adapterhub.training.layers import row_attention  # noqa: E402
 
-TOKENS = 2 * attention.BLOCK + 37
+TOKENS = 2 * row_attention.BLOCK + 37
 
 
 def causal() -> object:
@@ -31,7 +31,7 @@ def test_output_and_gradients_are_torchs(kind: str) -> None:
     mask = None if kind == "none" else {"causal": causal, "documents": documents, "window": window}[kind]()
     q, k, v = (torch.randn(2, 3, TOKENS, 16, requires_grad=True) for _ in range(3))
     upstream = torch.randn(2, 3, TOKENS, 16)
-    ours = attention.attend_blockwise(q, k, v, mask, 0.3)
+    ours = row_attention.attend_blockwise(q, k, v, mask, 0.3)
     theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=0.3)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     for own, other in zip(*(torch.autograd.grad(y, (q, k, v), upstream) for y in (ours, theirs)), strict=True):
@@ -39,5 +39,5 @@ def test_output_and_gradients_are_torchs(kind: str) -> None:
 
 
 def test_documents_that_a_block_does_not_see_are_not_multiplied() -> None:
-    ranges = list(attention._visible_ranges(documents()[:1], TOKENS))
+    ranges = list(row_attention._visible_ranges(documents()[:1], TOKENS))
     assert [(keys.start, keys.stop) for _, keys in ranges] == [(0, 128), (100, 256), (250, TOKENS)]

@@ -17,13 +17,13 @@ pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
-from adapterhub.training.config import BaseConfig, LoRAConfig  # noqa: E402
-from adapterhub.training.layers import lora, nf4  # noqa: E402
-from adapterhub.training.model import digest_cache, families, library, quantized_cache  # noqa: E402
-from adapterhub.training.model.base import Base  # noqa: E402
+from adapterhub.training.layers import lora, nf4_matrix  # noqa: E402
+from adapterhub.training.model import digest_cache, families, quantized_cache, transformers_api  # noqa: E402
 from adapterhub.training.model.base_files import BaseFiles  # noqa: E402
-from adapterhub.training.model.weights import FolderWeights  # noqa: E402
-from adapterhub_converters.architectures import names  # noqa: E402
+from adapterhub.training.model.base_model import Base  # noqa: E402
+from adapterhub.training.model.base_tensors import FolderWeights  # noqa: E402
+from adapterhub.training.train_config import BaseConfig, LoRAConfig  # noqa: E402
+from adapterhub_converters.architectures import architecture_lookup  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
 from adapterhub_converters.containers import gguf_file, safetensors_file  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError, StoppedError  # noqa: E402
@@ -49,7 +49,7 @@ def frozen(made: Base) -> dict[str, bytes]:
     """Return all numbers of the base, by name."""
     found = {}
     for path, module in made.model.named_modules():
-        if isinstance(getattr(module, "base", None), nf4.NF4):
+        if isinstance(getattr(module, "base", None), nf4_matrix.NF4):
             matrix = module.base
             parts = [matrix.packed, matrix.absmax, matrix.nested, matrix.offset]
             found[path] = b"".join(part.numpy().tobytes() for part in parts if part is not None)
@@ -202,7 +202,7 @@ def agrees_with_transformers(made: Base, folder: Path) -> None:
             # Its kernel for CPUs is right only for rows of whole blocks, so it gets the same codes in such rows.
             shape, state.shape = state.shape, torch.Size((state.shape.numel() // 64, 64))
             wanted = functional.dequantize_4bit(module.weight.data, state).view(shape)
-            assert torch.equal(nf4.dequantize(made.model.get_submodule(path).base, torch.bfloat16), wanted), path
+            assert torch.equal(nf4_matrix.dequantize(made.model.get_submodule(path).base, torch.bfloat16), wanted), path
             linear = torch.nn.Linear(shape[1], shape[0], bias=False)
             linear.weight = torch.nn.Parameter(wanted, requires_grad=False)
             theirs.set_submodule(path, linear)
@@ -291,8 +291,8 @@ def test_an_output_layer_must_equal_the_table_that_it_is_tied_to(same: bool, tmp
 
 def test_a_model_without_its_weights_is_refused_by_the_name_of_a_parameter(tiny_base: Path) -> None:
     with BaseFiles(tiny_base) as files:
-        made, _ = library.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")
-    model = library.empty_model(made, torch.float32, location="base")
+        made, _ = transformers_api.config_and_tokenizer(files.folder, json.loads(files.config_text), location="base")
+    model = transformers_api.empty_model(made, torch.float32, location="base")
     with pytest.raises(RefusedError, match=r"base: model.\S+ is not in its files, and transformers computes no value for it"):
         families.compute_buffers(model, "base")
 
@@ -308,8 +308,8 @@ def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     source = tiny(tmp_path / "a.gguf")
     made = loaded(source, entry_of(source, tmp_path / "cache"))
     with gguf_file.GGUFFile(source) as file:
-        q = names.unpermute_rows(file.tensor("blk.0.attn_q.weight"), 2)
-        wanted = nf4.quantize(torch.from_numpy(np.ascontiguousarray(q)))
+        q = architecture_lookup.unpermute_rows(file.tensor("blk.0.attn_q.weight"), 2)
+        wanted = nf4_matrix.quantize(torch.from_numpy(np.ascontiguousarray(q)))
     layer = made.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert isinstance(layer, lora.LoRALinear)
     assert torch.equal(layer.base.packed, wanted.packed)

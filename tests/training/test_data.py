@@ -14,10 +14,10 @@ import pytest
 
 from adapterhub.training import config_file
 from adapterhub.training.data import dataset as data
-from adapterhub.training.data import documents, survey
+from adapterhub.training.data import document_files, survey
 from adapterhub.training.data.examples import Example, encode
-from adapterhub.training.data.rows import IGNORED, Rows, document_lengths, lengths, mean_context, order, pack
-from adapterhub.training.data.tokens import TRAINED, collect
+from adapterhub.training.data.packed_rows import IGNORED, Rows, document_lengths, lengths, mean_context, order, pack
+from adapterhub.training.data.token_arrays import TRAINED, collect
 from adapterhub_converters.errors import AdapterhubError, FormatError, MissingExtraError, NotFoundError, RefusedError
 from tests.conftest import need_module
 
@@ -30,7 +30,7 @@ def write(path: Path, *records: object) -> Path:
 
 
 def load(path: Path, tokenizer: object, **options: object) -> data.Dataset:
-    return data.build([documents.read(path)], tokenizer, **{"sequence": 32, "loss": "completion", "seed": None, **options})
+    return data.build([document_files.read(path)], tokenizer, **{"sequence": 32, "loss": "completion", "seed": None, **options})
 
 
 def trained(rows: Rows, tokenizer: object) -> str:
@@ -479,7 +479,7 @@ def test_the_held_out_share_follows_from_the_documents_alone(tmp_path: Path, tok
     write(tmp_path / "a.jsonl", {"text": "another"}, *reversed(records), records[0])
     _, again = data.datasets(settings, tokenizer)
     assert again is not None
-    another = int.from_bytes(documents.Document({"text": "another"}, "").digest[:8], "big")
+    another = int.from_bytes(document_files.Document({"text": "another"}, "").digest[:8], "big")
     assert set(again.digests) - {another} == set(heldout.digests)
 
 
@@ -584,7 +584,7 @@ def test_parquet_means_the_same_as_json_lines(tmp_path: Path, tokenizer: object)
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist(MIXED), tmp_path / "a.parquet")
-    source = documents.read(tmp_path / "a.parquet")
+    source = document_files.read(tmp_path / "a.parquet")
     assert [document.record for document in source.documents] == MIXED  # no key that only another row has
     ours, lines = (
         load(tmp_path / "a.parquet", tokenizer, sequence=64),

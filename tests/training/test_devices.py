@@ -12,10 +12,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
-from adapterhub.training import config, devices  # noqa: E402
-from adapterhub.training.artifacts import checkpoint  # noqa: E402
-from adapterhub.training.layers import lora, nf4  # noqa: E402
-from adapterhub.training.loop import loop  # noqa: E402
+from adapterhub.training import compute_device, train_config  # noqa: E402
+from adapterhub.training.artifacts import training_checkpoint  # noqa: E402
+from adapterhub.training.layers import lora, nf4_matrix  # noqa: E402
+from adapterhub.training.loop import training_loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
@@ -87,11 +87,11 @@ def test_no_operation_of_a_step_mixes_devices(learn: Run, tiny_base: Path) -> No
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    assert devices.select("cpu").type == "cpu"
+    assert compute_device.select("cpu").type == "cpu"
     if not torch.cuda.is_available():
-        assert devices.select("auto").type == "cpu"
+        assert compute_device.select("auto").type == "cpu"
         with pytest.raises(RefusedError, match="torch finds no CUDA device"):
-            devices.select("cuda")
+            compute_device.select("cuda")
 
 
 def test_cuda_uses_only_kernels_that_give_the_same_bytes_and_an_operation_without_one_is_refused(
@@ -99,10 +99,10 @@ def test_cuda_uses_only_kernels_that_give_the_same_bytes_and_an_operation_withou
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     values, places = torch.nn.functional.max_pool2d(torch.ones(1, 1, 4, 4), 2, return_indices=True)
-    with devices.deterministic("cpu"):
+    with compute_device.deterministic("cpu"):
         torch.nn.functional.max_unpool2d(values, places, 2)
     says = r"^\[train\] deterministic: max_unpool\w+ does not have a deterministic implementation. Set it to false"
-    with pytest.raises(RefusedError, match=says), devices.deterministic("auto"):
+    with pytest.raises(RefusedError, match=says), compute_device.deterministic("auto"):
         torch.nn.functional.max_unpool2d(values, places, 2)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -117,7 +117,7 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
     layers = [lora.LoRALinear(torch.zeros(1024, 96), None, r=8, alpha=8).to(device) for _ in range(2)]
     lora.reset(layers[0], 0)
     layers[1].load_state_dict(layers[0].state_dict())
-    ours = new_state(layers[0], config.OptimConfig(optimizer="adamw8bit")).optimizer
+    ours = new_state(layers[0], train_config.OptimConfig(optimizer="adamw8bit")).optimizer
     theirs = optim.AdamW8bit(layers[1].parameters(), lr=0.0, betas=(0.9, 0.999), weight_decay=0.0)
     for _ in range(5):
         for group in (*ours.param_groups, *theirs.param_groups):
@@ -137,7 +137,7 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
 def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
     given = rows(8)
-    options = config.OptimConfig(rows=4, learning_rate=5e-3, optimizer=optimizer)  # type: ignore[arg-type]
+    options = train_config.OptimConfig(rows=4, learning_rate=5e-3, optimizer=optimizer)  # type: ignore[arg-type]
     device = "cuda" if optimizer.startswith("paged") else "cpu"
     results = []
     for stop in (False, True):
@@ -145,11 +145,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, tmp_path: Pat
         state = new_state(made.model, options)
         for step in range(6):
             if stop and step == 3:
-                checkpoint.save(tmp_path / "c.safetensors", made.model, state, "run")
+                training_checkpoint.save(tmp_path / "c.safetensors", made.model, state, "run")
                 made = loaded(whole(tiny_base, r=64), device)
                 state = new_state(made.model, options)
-                assert checkpoint.restore(tmp_path / "c.safetensors", made.model, state, "run")
-            loop.advance(made, given, state, options, 6)
+                assert training_checkpoint.restore(tmp_path / "c.safetensors", made.model, state, "run")
+            training_loop.advance(made, given, state, options, 6)
         results.append({name: value.detach().cpu() for name, value in lora.trained_parameters(made.model)})
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
@@ -158,14 +158,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, tmp_path: Pat
 def test_paged_memory_is_for_cuda(tiny_base: Path) -> None:
     made = loaded(whole(tiny_base))
     with pytest.raises(RefusedError, match="only a CUDA device has paged memory"):
-        new_state(made.model, config.OptimConfig(optimizer="paged_adamw8bit"))
+        new_state(made.model, train_config.OptimConfig(optimizer="paged_adamw8bit"))
 
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_cuda_dequantizes_to_the_numbers_of_the_cpu(dtype: object) -> None:
-    matrix = nf4.quantize(torch.randn(192, 576))
-    assert torch.equal(nf4.dequantize(matrix.to("cuda"), dtype).cpu(), nf4.dequantize_reference(matrix, dtype))
+    matrix = nf4_matrix.quantize(torch.randn(192, 576))
+    assert torch.equal(nf4_matrix.dequantize(matrix.to("cuda"), dtype).cpu(), nf4_matrix.dequantize_reference(matrix, dtype))
 
 
 @needs_cuda
@@ -187,14 +187,14 @@ def test_a_training_on_cuda_learns_what_one_on_the_cpu_does(dtype: str, tmp_path
 
 def test_half_precision_skips_a_step_that_overflows_and_learns_on(tiny_base: Path) -> None:
     plan = whole(tiny_base)
-    made = loaded(config.dataclasses.replace(plan, base=config.BaseConfig(str(tiny_base), dtype="float16")))
-    options = config.OptimConfig(rows=4, learning_rate=5e-3)
+    made = loaded(train_config.dataclasses.replace(plan, base=train_config.BaseConfig(str(tiny_base), dtype="float16")))
+    options = train_config.OptimConfig(rows=4, learning_rate=5e-3)
     state, given = new_state(made.model, options), rows(8)
     state.scale.factor = 2.0**24
     before = {name: value.detach().clone() for name, value in lora.trained_parameters(made.model)}
-    lines = [loop.advance(made, given, state, options, 12)]
+    lines = [training_loop.advance(made, given, state, options, 12)]
     assert all(torch.equal(value, before[name]) for name, value in lora.trained_parameters(made.model))
     assert state.scale.factor == 2.0**23
-    lines += [loop.advance(made, given, state, options, 12) for _ in range(11)]
+    lines += [training_loop.advance(made, given, state, options, 12) for _ in range(11)]
     assert state.scale.factor < 2.0**22
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05

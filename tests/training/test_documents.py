@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.training.data import documents, shapes
+from adapterhub.training.data import document_files, record_shapes
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -49,17 +49,20 @@ CHOSEN = "preference pairs without their rejected sides"
     ],
 )
 def test_the_keys_of_a_record_determine_its_shape(record: dict[str, Any], shape: str, form: dict[str, Any]) -> None:
-    assert shapes.canonical(record, "") == (shape, form)
+    assert record_shapes.canonical(record, "") == (shape, form)
 
 
 def test_columns_name_what_no_key_determines() -> None:
     record = {"body": "q", "reply": "a", "text": "t"}
-    assert shapes.canonical(record, "", {"prompt": "body", "completion": "reply"})[1] == {"prompt": "q", "completion": "a"}
-    assert shapes.canonical(record, "", {"instruction": "body", "input": "none", "output": "reply"})[1] == ASKED
+    assert record_shapes.canonical(record, "", {"prompt": "body", "completion": "reply"})[1] == {
+        "prompt": "q",
+        "completion": "a",
+    }
+    assert record_shapes.canonical(record, "", {"instruction": "body", "input": "none", "output": "reply"})[1] == ASKED
     with pytest.raises(FormatError, match=r'has no "boddy", which \[data\] columns names. It has "body", "reply", "text"'):
-        shapes.canonical(record, "", {"text": "boddy"})
+        record_shapes.canonical(record, "", {"text": "boddy"})
     with pytest.raises(UsageError, match="'promt' has no known meaning. The known names are messages, prompt, completion"):
-        shapes.check_columns({"promt": "body"}, "c.toml")
+        record_shapes.check_columns({"promt": "body"}, "c.toml")
 
 
 @pytest.mark.parametrize(
@@ -76,19 +79,19 @@ def test_columns_name_what_no_key_determines() -> None:
 )
 def test_an_invalid_record_is_refused(record: dict[str, Any], says: str) -> None:
     with pytest.raises(FormatError) as caught:
-        shapes.canonical(record, "a.jsonl:1")
+        record_shapes.canonical(record, "a.jsonl:1")
     assert f"a.jsonl:1: {says}" in str(caught.value)
 
 
 def records(path: Path, **options: Any) -> list[Any]:
-    return [document.record for document in documents.read(path, documents.Options(**options)).documents]
+    return [document.record for document in document_files.read(path, document_files.Options(**options)).documents]
 
 
 def test_what_a_file_is_understood_as_is_one_note(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([{**ASKED, "input": ""}] * 1200))
     (tmp_path / "pairs.jsonl").write_text('{"chosen": "c", "rejected": "r"}\n{"text": "t"}\n{"text": "u"}\n')
     (tmp_path / "plain.jsonl").write_text('{"text": "t"}\n')
-    notes = [documents.read(tmp_path / name).notes for name in ("data.json", "pairs.jsonl", "plain.jsonl")]
+    notes = [document_files.read(tmp_path / name).notes for name in ("data.json", "pairs.jsonl", "plain.jsonl")]
     assert notes == [
         ["data.json: Alpaca, 1,200 examples"],
         ["pairs.jsonl: 2 text, 1 preference pairs without their rejected sides"],
@@ -100,7 +103,7 @@ def test_all_lines_that_are_wrong_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n{\n\n{"text": 3}\n[1]\n{"body": "x"}\n')
     with pytest.raises(FormatError) as caught:
-        documents.read(path)
+        document_files.read(path)
     assert [line.removeprefix(str(tmp_path))[:32] for line in caught.value.problems] == [
         "/a.jsonl:2: not valid JSON (Expe", '/a.jsonl:4: "text" is not text', "/a.jsonl:5: not a JSON object",
         "/a.jsonl:6: its keys have no kno",
@@ -108,7 +111,7 @@ def test_all_lines_that_are_wrong_are_reported_at_once(tmp_path: Path) -> None:
     assert str(caught.value).endswith("(and 3 more)")
     path.write_text('{"text": "x"}\n' + "{\n" * 1000)
     with pytest.raises(FormatError) as caught:
-        documents.read(path)
+        document_files.read(path)
     assert (len(caught.value.problems), caught.value.problems[-1]) == (21, "980 more lines like them")
 
 
@@ -117,7 +120,7 @@ def test_columns_that_have_other_names_are_one_problem_of_the_file(tmp_path: Pat
     with pytest.raises(
         FormatError, match=r'a.csv: its keys have no known meaning: "title", "body". Say what they are'
     ) as caught:
-        documents.read(tmp_path / "a.csv")
+        document_files.read(tmp_path / "a.csv")
     assert caught.value.problems == ()
     assert records(tmp_path / "a.csv", columns={"prompt": "title", "completion": "body"})[0] == {
         "prompt": "x",
@@ -132,7 +135,7 @@ def test_a_table_is_read_under_the_names_of_its_columns(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("instruction\toutput\nq\ta\n")
     assert records(tmp_path / "a.csv") == [ASKED, {"instruction": 'say "hi",\nthen go', "output": "x" * 200_000}]
     assert records(tmp_path / "a.tsv") == [ASKED]
-    assert [document.location for document in documents.read(tmp_path / "a.csv").documents] == [
+    assert [document.location for document in document_files.read(tmp_path / "a.csv").documents] == [
         f"{tmp_path}/a.csv:2", f"{tmp_path}/a.csv:3",
     ]  # fmt: skip
 
@@ -149,7 +152,7 @@ def test_a_table_is_read_under_the_names_of_its_columns(tmp_path: Path) -> None:
 def test_an_invalid_table_is_refused(tmp_path: Path, raw: bytes, says: tuple[str, ...]) -> None:
     (tmp_path / "a.csv").write_bytes(raw)
     with pytest.raises(FormatError) as caught:
-        documents.read(tmp_path / "a.csv")
+        document_files.read(tmp_path / "a.csv")
     lines = caught.value.problems or (str(caught.value),)
     assert tuple(line.removeprefix(f"{tmp_path}/a.csv") for line in lines) == says
 
@@ -162,7 +165,7 @@ def test_one_json_document_may_have_its_examples_under_a_key(tmp_path: Path) -> 
             assert records(path) == [ASKED]
     path.write_text("[1")
     with pytest.raises(FormatError, match="not valid JSON"):
-        documents.read(path)
+        document_files.read(path)
 
 
 def test_plain_text_is_one_document_or_its_paragraphs_or_lines(tmp_path: Path) -> None:
@@ -171,7 +174,7 @@ def test_plain_text_is_one_document_or_its_paragraphs_or_lines(tmp_path: Path) -
     assert records(path) == [{"text": "one\ntwo\n\n \n\nthree\n"}]
     assert records(path, split_text="paragraphs") == [{"text": "one\ntwo"}, {"text": "three"}]
     assert records(path, split_text="lines") == [{"text": "one"}, {"text": "two"}, {"text": "three"}]
-    split = documents.read(path, documents.Options(split_text="paragraphs")).documents
+    split = document_files.read(path, document_files.Options(split_text="paragraphs")).documents
     assert [document.location for document in split] == [f"{path}:1", f"{path}:6"]
 
 
@@ -181,10 +184,10 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "dataset_info.json").write_text("{}")
     assert records(tmp_path) == [{"text": "1"}, {"text": "2"}]
-    before = documents.read(tmp_path)
+    before = document_files.read(tmp_path)
     assert before.size == sum(path.stat().st_size for path in tmp_path.glob("*.jsonl"))
     (tmp_path / "part-1.jsonl").write_text(json.dumps({"text": "3"}))
-    assert documents.read(tmp_path).digest != before.digest
+    assert document_files.read(tmp_path).digest != before.digest
 
 
 @pytest.mark.parametrize(
@@ -198,7 +201,7 @@ def test_a_folder_that_means_two_things(tmp_path: Path, names: tuple[str, ...], 
     for name in names:
         (tmp_path / name).write_text("")
     with pytest.raises(RefusedError) as caught:
-        documents.read(tmp_path)
+        document_files.read(tmp_path)
     assert says in str(caught.value)
 
 
@@ -207,7 +210,7 @@ def test_a_folder_leads_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jsonl").symlink_to(tmp_path / "secret")
     with pytest.raises(RefusedError, match="a link, which is not followed"):
-        documents.read(tmp_path / "data")
+        document_files.read(tmp_path / "data")
     (tmp_path / "own.jsonl").symlink_to(tmp_path / "secret")
     assert records(tmp_path / "own.jsonl") == [{"text": "secret"}]  # the user's own path
 
@@ -225,7 +228,7 @@ def test_tables_of_arrow_are_read_in_each_form(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.arrow", "c.arrow"):
         assert records(tmp_path / name, columns={"question": "q", "answer": "a"}) == [ASKED] * 3
     with pytest.raises(FormatError, match=r'a.parquet: its keys have no known meaning: "q", "a", "n"'):
-        documents.read(tmp_path / "a.parquet")
+        document_files.read(tmp_path / "a.parquet")
     (tmp_path / "d.arrow").write_bytes(b"ARROW1" + bytes(40))
     with pytest.raises(FormatError, match="not an Arrow file"):
-        documents.read(tmp_path / "d.arrow")
+        document_files.read(tmp_path / "d.arrow")

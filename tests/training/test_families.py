@@ -12,17 +12,17 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.training import config  # noqa: E402
-from adapterhub.training.data.rows import IGNORED, Rows, order  # noqa: E402
-from adapterhub.training.layers import experts, lora, nf4  # noqa: E402
-from adapterhub.training.loop import loop, loss  # noqa: E402
+from adapterhub.training import train_config  # noqa: E402
+from adapterhub.training.data.packed_rows import IGNORED, Rows, order  # noqa: E402
+from adapterhub.training.layers import expert_stacks, lora, nf4_matrix  # noqa: E402
+from adapterhub.training.loop import loss, training_loop  # noqa: E402
 from adapterhub.training.loop.optimizer import learning_rate  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
-from adapterhub.training.model import adapters, families  # noqa: E402
-from adapterhub.training.model.base import Base, Logits, check_isolation, isolates_documents, share_rows  # noqa: E402
+from adapterhub.training.model import adapter_transfer, families  # noqa: E402
+from adapterhub.training.model.base_model import Base, Logits, check_isolation, isolates_documents, share_rows  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
-from adapterhub_converters.formats.peft.experts import wrapper_names_by_target  # noqa: E402
+from adapterhub_converters.formats.peft.target_parameters import wrapper_names_by_target  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.support import tiny  # noqa: E402
 from tests.training import test_kinds as kinds  # noqa: E402
@@ -58,7 +58,7 @@ def saved(name: str, folder: Path, **words: Any) -> Path:
     return folder
 
 
-def whole(folder: Path, targets: tuple[str, ...] = (), **words: Any) -> config.TrainConfig:
+def whole(folder: Path, targets: tuple[str, ...] = (), **words: Any) -> train_config.TrainConfig:
     return kinds.whole(folder, **({"targets": targets} if targets else {}), **words)
 
 
@@ -68,7 +68,7 @@ def single(count: int = 8, length: int = 24) -> Rows:
     return Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), np.tile(np.arange(length), (count, 1)))
 
 
-def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
+def peft_model(settings: train_config.TrainConfig, ours: Base) -> Any:
     """peft's model with the same factors, on eager attention: sdpa knows no caps and no sinks."""
     from peft import LoraConfig, get_peft_model
 
@@ -76,7 +76,7 @@ def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
         settings.base.path, dtype=torch.float32, attn_implementation="eager"
     )
     layers = dict(lora.lora_layers(ours.model))
-    stacks = [path for path, layer in layers.items() if isinstance(layer, experts.LoRAStack)]
+    stacks = [path for path, layer in layers.items() if isinstance(layer, expert_stacks.LoRAStack)]
     words = {"r": settings.lora.r, "lora_alpha": settings.lora.alpha, "task_type": "CAUSAL_LM"}
     modules = [path for path in layers if path not in stacks]
     made = get_peft_model(model, LoraConfig(**words, target_modules=modules, target_parameters=stacks or None))
@@ -91,7 +91,7 @@ def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
     return made.train()
 
 
-def peft_losses(model: Any, settings: config.TrainConfig, given: Rows) -> list[tuple[float, float]]:
+def peft_losses(model: Any, settings: train_config.TrainConfig, given: Rows) -> list[tuple[float, float]]:
     """Loss and gradient's norm of each step of the usual loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
@@ -120,12 +120,12 @@ def test_losses_and_gradients_are_pefts_and_peft_loads_the_result(name: str, tmp
     ours = kinds.loaded(settings)
     expected = peft_losses(peft_model(settings, ours), settings, given)
     state = new_state(ours.model, settings.train)
-    lines = [loop.advance(ours, given, state, settings.train, STEPS) for _ in range(STEPS)]
+    lines = [training_loop.advance(ours, given, state, settings.train, STEPS) for _ in range(STEPS)]
     assert [line["loss"] for line in lines] == pytest.approx([one[0] for one in expected], abs=1e-5, rel=1e-6)
     assert [line["gradient_norm"] for line in lines] == pytest.approx([one[1] for one in expected], rel=1e-4)
 
     (tmp_path / "adapter").mkdir()
-    peft_format.write(adapters.trained_adapter(settings, ours), tmp_path / "adapter")
+    peft_format.write(adapter_transfer.trained_adapter(settings, ours), tmp_path / "adapter")
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
     again = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
     ids, positions = torch.from_numpy(given.ids[:2]), torch.from_numpy(given.positions[:2])
@@ -168,9 +168,9 @@ def test_a_model_that_multiplies_with_a_weight_itself_trains_in_bfloat16(name: s
     experts_of = {"num_experts": 2, "attn_layer_offset": 1, "attn_layer_period": 2, "use_mamba_kernels": False}
     words = {"state_size": 8} if "Mamba" in name else experts_of
     settings = whole(saved(name, tmp_path, **words), ("in_proj", "x_proj"))
-    settings = dataclasses.replace(settings, base=config.BaseConfig(settings.base.path))
+    settings = dataclasses.replace(settings, base=train_config.BaseConfig(settings.base.path))
     made = kinds.loaded(settings)
-    line = loop.advance(made, single(), new_state(made.model, settings.train), settings.train, STEPS)
+    line = training_loop.advance(made, single(), new_state(made.model, settings.train), settings.train, STEPS)
     assert np.isfinite(line["loss"])
     assert line["gradient_norm"] > 0
 
@@ -216,11 +216,11 @@ def test_the_loss_without_logits_has_the_gradients_of_the_loss_with_them(shape: 
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
-def stack(quantized: bool = False) -> experts.LoRAStack:
+def stack(quantized: bool = False) -> expert_stacks.LoRAStack:
     torch.manual_seed(0)
     whole = torch.randn(3, 8, 64) * 0.2
-    matrices = [nf4.quantize(matrix.contiguous()) if quantized else matrix for matrix in whole.unbind(0)]
-    made = experts.LoRAStack(matrices, transposed=False, r=2, alpha=4, rslora=False)
+    matrices = [nf4_matrix.quantize(matrix.contiguous()) if quantized else matrix for matrix in whole.unbind(0)]
+    made = expert_stacks.LoRAStack(matrices, transposed=False, r=2, alpha=4, rslora=False)
     made.reset(torch.Generator().manual_seed(1))
     torch.nn.init.normal_(made.lora_B)
     return made
@@ -249,7 +249,7 @@ def test_experts_learn_the_same_where_blocks_are_computed_again(tmp_path: Path) 
         if again:
             made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         state = new_state(made.model, settings.train)
-        found.append([loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+        found.append([training_loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
     assert found[0] == found[1]
 
 
@@ -260,17 +260,17 @@ def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
     settings = dataclasses.replace(settings, base=dataclasses.replace(settings.base, dtype="bfloat16"))
     found = []
     for multiple in (1, 32):
-        monkeypatch.setattr(experts, "_ROW_MULTIPLE", multiple)
+        monkeypatch.setattr(expert_stacks, "_ROW_MULTIPLE", multiple)
         made = kinds.loaded(settings)
         state = new_state(made.model, settings.train)
-        found.append([loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+        found.append([training_loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_only_experts_with_a_token_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
     made, asked = stack(quantized=True), []
-    whole_one = experts.Stack.dense
-    monkeypatch.setattr(experts.Stack, "dense", lambda self, n, dtype: asked.append(n) or whole_one(self, n, dtype))
+    whole_one = expert_stacks.Stack.dense
+    monkeypatch.setattr(expert_stacks.Stack, "dense", lambda self, n, dtype: asked.append(n) or whole_one(self, n, dtype))
     made(torch.randn(5, 64, requires_grad=True), [0, 5, 0]).sum().backward()
     assert asked == [1, 1]
 
@@ -337,7 +337,7 @@ def test_a_compiled_model_learns_the_same_within_rounding(checkpointing: bool, t
                 made.model, "c.toml", backend="aot_eager"
             )  # all of it but the C++ compiler, which takes long
         state = new_state(made.model, settings.train)
-        found.append([loop.advance(made, kinds.rows(), state, settings.train, STEPS)["loss"] for _ in range(STEPS)])
+        found.append([training_loop.advance(made, kinds.rows(), state, settings.train, STEPS)["loss"] for _ in range(STEPS)])
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import OutputExistsError, RefusedError
@@ -142,7 +142,7 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
     assert read_base(tmp_path / "hf").fingerprint == read_base(source).fingerprint
     with gguf_file.GGUFFile(source) as file, safetensors_file.SafetensorsFile(tmp_path / "hf" / "model.safetensors") as made:
         q = made.tensor("model.layers.0.self_attn.q_proj.weight").astype(np.float32)
-        np.testing.assert_allclose(names.permute_rows(q, 2), file.tensor("blk.0.attn_q.weight"), rtol=2**-8)
+        np.testing.assert_allclose(architecture_lookup.permute_rows(q, 2), file.tensor("blk.0.attn_q.weight"), rtol=2**-8)
         v = made.tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)
         np.testing.assert_allclose(v, file.tensor("blk.0.attn_v.weight"), rtol=2**-8)
     assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "hf"}
@@ -161,7 +161,10 @@ def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"general__architecture": gguf_file.string_value("qwen2")}, "architecture 'qwen2' cannot be converted to"),
-        ({"tokenizer__ggml__pre": gguf_file.string_value("llama-bpe")}, "only gpt-2, smollm; another one would split differently"),
+        (
+            {"tokenizer__ggml__pre": gguf_file.string_value("llama-bpe")},
+            "only gpt-2, smollm; another one would split differently",
+        ),
         ({"tokenizer__ggml__model": gguf_file.string_value("llama")}, "tokenizer model 'llama' cannot be converted to"),
         ({"llama__rope__scaling__type": gguf_file.string_value("yarn")}, "llama.rope.scaling.type = yarn changes"),
         ({"llama__rope__dimension_count": gguf_file.u32_value(2)}, "a partial rotary embedding"),

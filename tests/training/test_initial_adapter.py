@@ -17,11 +17,11 @@ pytest.importorskip("matplotlib")
 from adapterhub import training  # noqa: E402
 from adapterhub.manifest import oci_manifest  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest, Parent  # noqa: E402
-from adapterhub.training import config  # noqa: E402
+from adapterhub.training import train_config  # noqa: E402
 from adapterhub.training.layers import lora  # noqa: E402
-from adapterhub.training.loop import heldout, loop  # noqa: E402
+from adapterhub.training.loop import heldout, training_loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
-from adapterhub.training.model import adapters  # noqa: E402
+from adapterhub.training.model import adapter_transfer  # noqa: E402
 from adapterhub_converters.bases import read_hf  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
@@ -62,15 +62,15 @@ def test_a_key_that_nothing_is_known_of_for_going_on_is_refused(first, tiny_base
     start, path, _ = first
 
     @dataclasses.dataclass(frozen=True)
-    class Wider(config.LoRAConfig):
+    class Wider(train_config.LoRAConfig):
         dora_like: bool = False
 
     read = training.read_config(path).lora
-    found = adapters.read(start, read_hf(tiny_base))
+    found = adapter_transfer.read(start, read_hf(tiny_base))
     targets = tuple(found.pairs)
-    adapters.check_config(found, Wider(read.r, read.alpha), targets, "c.toml")
+    adapter_transfer.check_config(found, Wider(read.r, read.alpha), targets, "c.toml")
     with pytest.raises(RefusedError, match=r"c.toml: \[lora\] dora_like: cannot be used when an adapter is trained further"):
-        adapters.check_config(found, Wider(read.r, read.alpha, dora_like=True), targets, "c.toml")
+        adapter_transfer.check_config(found, Wider(read.r, read.alpha, dora_like=True), targets, "c.toml")
 
 
 @pytest.mark.parametrize(
@@ -95,16 +95,16 @@ def test_another_shape_or_base_is_refused(first, tmp_path: Path, old: str, new: 
 
 def test_a_base_of_other_shapes_is_refused_and_one_of_other_bytes_is_reported(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     start, _, _ = first
-    found = adapters.read(start, read_hf(tiny_base))
+    found = adapter_transfer.read(start, read_hf(tiny_base))
     assert found.manifest is not None
     assert found.training is not None
     pinned = dataclasses.replace(found.manifest.base, fingerprint=f"sha256:{0:064}")
     other = dataclasses.replace(found.manifest, base=pinned)
     with pytest.raises(RefusedError, match="is for a base with other tensor names or shapes"):
-        adapters.check_base(dataclasses.replace(found, manifest=other), read_hf(tiny_base), None)
+        adapter_transfer.check_base(dataclasses.replace(found, manifest=other), read_hf(tiny_base), None)
     digest = (found.training.weights or ())[0].digest
-    assert adapters.other_weights(found, [{"digest": digest}]) == []
-    assert adapters.other_weights(found, [{"digest": f"sha256:{0:064}"}]) == [
+    assert adapter_transfer.other_weights(found, [{"digest": digest}]) == []
+    assert adapter_transfer.other_weights(found, [{"digest": f"sha256:{0:064}"}]) == [
         "the base's weights differ from those that ./out was trained on"
     ]
 
@@ -121,10 +121,10 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def advanced(model: Any, settings: config.TrainConfig, steps: int) -> list[float]:
+def advanced(model: Any, settings: train_config.TrainConfig, steps: int) -> list[float]:
     """The losses of so many steps with a fresh optimizer."""
     state = new_state(model.model, settings.train)
-    return [loop.advance(model, kinds.rows(), state, settings.train, steps)["loss"] for _ in range(steps)]
+    return [training_loop.advance(model, kinds.rows(), state, settings.train, steps)["loss"] for _ in range(steps)]
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +138,11 @@ def test_going_on_is_training_on_to_the_bit(kind: str, tmp_path: Path, tiny_base
     settings = kinds.whole(folder, **KINDS[kind])
     straight = kinds.loaded(settings)
     advanced(straight, settings, 3)
-    peft_format.write(adapters.trained_adapter(settings, straight), tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
+    peft_format.write(adapter_transfer.trained_adapter(settings, straight), tmp_path)
+    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     again = kinds.loaded(settings)
-    adapters.check_config(found, settings.lora, again.targets, "c.toml")
-    adapters.copy_into_model(again, found)
+    adapter_transfer.check_config(found, settings.lora, again.targets, "c.toml")
+    adapter_transfer.copy_into_model(again, found)
     assert advanced(again, settings, 3) == advanced(straight, settings, 3)
     for (name, own), (_, other) in zip(
         lora.trained_parameters(again.model), lora.trained_parameters(straight.model), strict=True
@@ -159,12 +159,12 @@ def test_what_is_put_in_can_be_measured_and_taken_out(kind: str, tmp_path: Path,
     advanced(made, settings, 3)
     after = heldout.evaluate(made, kinds.rows(), 4)
     assert after < before
-    peft_format.write(adapters.trained_adapter(settings, made), tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
+    peft_format.write(adapter_transfer.trained_adapter(settings, made), tmp_path)
+    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     measured = load_base(folder, settings.base, found.config, where="./first")
-    adapters.copy_into_model(measured, found)
+    adapter_transfer.copy_into_model(measured, found)
     assert heldout.evaluate(measured, kinds.rows(), 4) == after
-    adapters.remove(measured)
+    adapter_transfer.remove(measured)
     assert heldout.evaluate(measured, kinds.rows(), 4) == before
 
 
@@ -182,10 +182,10 @@ def test_another_kind_of_adapter_is_refused(
 ) -> None:
     settings = kinds.whole(tiny_base, **KINDS[kind])
     made = kinds.loaded(settings)
-    peft_format.write(adapters.trained_adapter(settings, made), tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(tiny_base))
+    peft_format.write(adapter_transfer.trained_adapter(settings, made), tmp_path)
+    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(tiny_base))
     with pytest.raises(RefusedError, match=says):
-        adapters.check_config(found, dataclasses.replace(settings.lora, **words), made.targets, "c.toml")
+        adapter_transfer.check_config(found, dataclasses.replace(settings.lora, **words), made.targets, "c.toml")
 
 
 @pytest.mark.peer
@@ -201,14 +201,14 @@ def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
     theirs.save_pretrained(tmp_path)
-    found = adapters.read(training.InitialAdapter(tmp_path, tmp_path, "", "./theirs"), read_hf(tiny_base))
+    found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./theirs"), read_hf(tiny_base))
     settings = kinds.whole(tiny_base)
     ours = load_base(tiny_base, settings.base, found.config, where="./theirs")
     alone = heldout.evaluate(ours, kinds.rows(), 4)
-    adapters.copy_into_model(ours, found)
-    with adapters.with_replaced_modules(ours, found):
+    adapter_transfer.copy_into_model(ours, found)
+    with adapter_transfer.with_replaced_modules(ours, found):
         measured = heldout.evaluate(ours, kinds.rows(), 4)
-    adapters.remove(ours)
+    adapter_transfer.remove(ours)
     assert heldout.evaluate(ours, kinds.rows(), 4) == alone
     rows = kinds.rows()
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_modules_that_peft_saved_whole_are_measured_and_not_trained_on(tmp_path:
     assert measured == pytest.approx(expected.item(), abs=1e-5)
     assert abs(measured - alone) > 0.01
     with pytest.raises(RefusedError, match=r"lm_head.weight: is replaced as a whole, but only deltas and rows"):
-        adapters.check_config(found, found.config, ours.targets, "c.toml")
+        adapter_transfer.check_config(found, found.config, ours.targets, "c.toml")
 
 
 def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
@@ -231,4 +231,4 @@ def test_what_the_layers_cannot_hold_is_refused_by_name(first, tmp_path: Path, t
     some = dataclasses.replace(adapter, deltas={**adapter.deltas, target: dora}, meta=meta, source=None)
     peft_format.write(some, tmp_path / "dora")
     with pytest.raises(RefusedError, match=r"use_dora: is true, but .* has no magnitude"):
-        adapters.read(training.InitialAdapter(tmp_path / "dora", tmp_path / "dora", "", "./dora"), read_hf(tiny_base))
+        adapter_transfer.read(training.InitialAdapter(tmp_path / "dora", tmp_path / "dora", "", "./dora"), read_hf(tiny_base))

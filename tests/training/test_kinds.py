@@ -12,15 +12,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.training import config  # noqa: E402
-from adapterhub.training.artifacts import checkpoint  # noqa: E402
-from adapterhub.training.data.rows import Rows, order  # noqa: E402
-from adapterhub.training.layers import embeddings, lora, nf4, variants  # noqa: E402
-from adapterhub.training.loop import loop  # noqa: E402
+from adapterhub.training import train_config  # noqa: E402
+from adapterhub.training.artifacts import training_checkpoint  # noqa: E402
+from adapterhub.training.data.packed_rows import Rows, order  # noqa: E402
+from adapterhub.training.layers import embeddings, lora, nf4_matrix, variants  # noqa: E402
+from adapterhub.training.loop import training_loop  # noqa: E402
 from adapterhub.training.loop.optimizer import learning_rate  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
-from adapterhub.training.model import adapters  # noqa: E402
-from adapterhub.training.model.base import Base  # noqa: E402
+from adapterhub.training.model import adapter_transfer  # noqa: E402
+from adapterhub.training.model.base_model import Base  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
@@ -37,22 +37,22 @@ def rows(count: int = 8, length: int = 24) -> Rows:
     return Rows(numbers[:, :-1].copy(), numbers[:, 1:].copy(), positions)
 
 
-def whole(tiny_base: Path, **words: Any) -> config.TrainConfig:
-    return config.TrainConfig(
-        base=config.BaseConfig(str(tiny_base), quantize="none", dtype="float32"),
-        data=config.DataConfig(("t.jsonl",)),
-        lora=config.LoRAConfig(**{"r": 4, "alpha": 8, **words}),
-        train=config.OptimConfig(rows=ROWS, learning_rate=5e-3, schedule="linear"),
+def whole(tiny_base: Path, **words: Any) -> train_config.TrainConfig:
+    return train_config.TrainConfig(
+        base=train_config.BaseConfig(str(tiny_base), quantize="none", dtype="float32"),
+        data=train_config.DataConfig(("t.jsonl",)),
+        lora=train_config.LoRAConfig(**{"r": 4, "alpha": 8, **words}),
+        train=train_config.OptimConfig(rows=ROWS, learning_rate=5e-3, schedule="linear"),
     )
 
 
-def loaded(settings: config.TrainConfig, device: str = "cpu") -> Base:
+def loaded(settings: train_config.TrainConfig, device: str = "cpu") -> Base:
     made = load_base(Path(settings.base.path), settings.base, settings.lora, where="c.toml", device=torch.device(device))
     lora.reset(made.model, 0)
     return made
 
 
-def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
+def peft_model(settings: train_config.TrainConfig, ours: Base) -> Any:
     """peft's model, beginning where ours does."""
     from peft import LoraConfig, get_peft_model
 
@@ -84,7 +84,7 @@ def peft_model(settings: config.TrainConfig, ours: Base) -> Any:
     return made.train()
 
 
-def peft_losses(model: Any, settings: config.TrainConfig, given: Rows) -> list[float]:
+def peft_losses(model: Any, settings: train_config.TrainConfig, given: Rows) -> list[float]:
     """The losses of the usual loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
@@ -92,7 +92,7 @@ def peft_losses(model: Any, settings: config.TrainConfig, given: Rows) -> list[f
     for step in range(STEPS):
         chosen = order(len(given), STEPS * ROWS, 0)[step * ROWS : (step + 1) * ROWS]
         ids, positions, labels = (torch.from_numpy(array[chosen]) for array in (given.ids, given.positions, given.labels))
-        torch.manual_seed(loop.draw_seed(0, step, 0))
+        torch.manual_seed(training_loop.draw_seed(0, step, 0))
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         loss.backward()
@@ -131,11 +131,11 @@ def test_losses_of_twenty_steps_are_pefts_and_peft_loads_the_result(kind: str, t
     theirs = peft_model(settings, ours)
     expected = peft_losses(theirs, settings, given)
     state = new_state(ours.model, settings.train)
-    losses = [loop.advance(ours, given, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
+    losses = [training_loop.advance(ours, given, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     assert sum(losses[-4:]) < sum(losses[:4])  # four steps see every row once
     assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
 
-    peft_format.write(adapters.trained_adapter(settings, ours), tmp_path)
+    peft_format.write(adapter_transfer.trained_adapter(settings, ours), tmp_path)
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     again = PeftModel.from_pretrained(fresh, tmp_path).eval()
     ids = torch.from_numpy(given.ids[:2])
@@ -190,9 +190,9 @@ def test_dropout_ends_with_training(kind: Any) -> None:
 @pytest.mark.parametrize("init", ["pissa", "loftq"])
 def test_what_begins_as_part_of_the_weight_is_saved_as_nothing_yet(init: str, tiny_base: Path) -> None:
     settings = whole(tiny_base, targets=SMALL, init=init)
-    settings = config.dataclasses.replace(settings, base=config.BaseConfig(str(tiny_base), dtype="float32"))
+    settings = train_config.dataclasses.replace(settings, base=train_config.BaseConfig(str(tiny_base), dtype="float32"))
     made = loaded(settings)
-    for delta in adapters.trained_adapter(settings, made).deltas.values():
+    for delta in adapter_transfer.trained_adapter(settings, made).deltas.values():
         assert (delta.r, delta.scaling) == (8, 2.0)
         assert np.abs(delta.lora_B @ delta.lora_A).max() < 1e-6
 
@@ -201,10 +201,10 @@ def test_what_begins_as_part_of_the_weight_is_saved_as_nothing_yet(init: str, ti
 def test_loftq_makes_up_for_quantizing(iterations: int, better: float) -> None:
     torch.manual_seed(0)
     weight = torch.randn(96, 128) * 0.05
-    words = config.LoRAConfig(init="loftq", init_iterations=iterations)
+    words = train_config.LoRAConfig(init="loftq", init_iterations=iterations)
     matrix, factors = variants.initial_factors(weight, words, r=16, scaling=2.0, quantized=True, location="w")
-    plain = (weight - nf4.dequantize(nf4.quantize(weight), torch.float32)).norm()
-    left = (weight - nf4.dense(matrix, torch.float32) - 2.0 * factors[1] @ factors[0]).norm()
+    plain = (weight - nf4_matrix.dequantize(nf4_matrix.quantize(weight), torch.float32)).norm()
+    left = (weight - nf4_matrix.dense(matrix, torch.float32) - 2.0 * factors[1] @ factors[0]).norm()
     assert left < better * plain
 
 
@@ -212,7 +212,7 @@ def test_loftq_makes_up_for_quantizing(iterations: int, better: float) -> None:
 def test_pissa_takes_the_principal_part_and_leaves_the_sum(iterations: int) -> None:
     torch.manual_seed(0)
     weight = torch.randn(40, 60)
-    words = config.LoRAConfig(init="pissa", init_iterations=iterations)
+    words = train_config.LoRAConfig(init="pissa", init_iterations=iterations)
     rest, (A, B) = variants.initial_factors(weight, words, r=5, scaling=3.0, quantized=False, location="w")
     torch.testing.assert_close(rest + 3.0 * B @ A, weight, rtol=1e-5, atol=1e-5)
     values = torch.linalg.svdvals(weight)
@@ -234,15 +234,15 @@ def test_experts_in_a_list_are_targets_and_one_that_no_token_came_to_survives_a_
     experts = torch.nn.ModuleList(lora.LoRALinear(torch.randn(8, 16), None, r=2, alpha=4) for _ in range(3))
     model = torch.nn.ModuleDict({"experts": experts})
     lora.reset(model, 0)
-    state = new_state(model, config.OptimConfig())
+    state = new_state(model, train_config.OptimConfig())
     experts[1](torch.randn(5, 16)).square().sum().backward()
     state.optimizer.step()
     state.step = 1
-    checkpoint.save(tmp_path / "c.safetensors", model, state, "run")
+    training_checkpoint.save(tmp_path / "c.safetensors", model, state, "run")
     again = copy.deepcopy(model)
     lora.reset(again, 1)
-    back = new_state(again, config.OptimConfig())
-    assert checkpoint.restore(tmp_path / "c.safetensors", again, back, "run")
+    back = new_state(again, train_config.OptimConfig())
+    assert training_checkpoint.restore(tmp_path / "c.safetensors", again, back, "run")
     kept = [
         [parameter in one.optimizer.state for _, parameter in lora.trained_parameters(m)]
         for m, one in ((model, state), (again, back))

@@ -17,12 +17,12 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
-from adapterhub.training import config, devices  # noqa: E402
+from adapterhub.training import compute_device, train_config  # noqa: E402
 from adapterhub.training.artifacts import loss_curve, tracking  # noqa: E402
-from adapterhub.training.data import dataset, documents  # noqa: E402
-from adapterhub.training.data.rows import IGNORED  # noqa: E402
-from adapterhub.training.layers import experts, lora, nf4  # noqa: E402
-from adapterhub.training.loop import heldout, loop, optimizer  # noqa: E402
+from adapterhub.training.data import dataset, document_files  # noqa: E402
+from adapterhub.training.data.packed_rows import IGNORED  # noqa: E402
+from adapterhub.training.layers import expert_stacks, lora, nf4_matrix  # noqa: E402
+from adapterhub.training.loop import heldout, optimizer, training_loop  # noqa: E402
 from adapterhub.training.loop.state import best_step, new_state, out_of_patience  # noqa: E402
 from adapterhub.training.model.loading import dequantize  # noqa: E402
 from adapterhub_converters.errors import MissingExtraError, RefusedError, UsageError  # noqa: E402
@@ -39,9 +39,9 @@ def test_four_times_two_rows_learn_what_eight_rows_do(tiny_base: Path) -> None:
         given.labels[number, 1 + number % 24 :] = IGNORED
     runs = []
     for micro in (8, 2):
-        made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
+        made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
         state = new_state(made.model, options)
-        losses = [loop.advance(made, given, state, options, 6)["loss"] for _ in range(6)]
+        losses = [training_loop.advance(made, given, state, options, 6)["loss"] for _ in range(6)]
         runs.append((losses, dict(lora.trained_parameters(made.model))))
     assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-6)
     for name, parameter in runs[0][1].items():
@@ -62,7 +62,7 @@ def test_noise_on_the_embeddings_is_transformers(tiny_base: Path) -> None:
     table.register_forward_hook(neftune_post_forward_hook)
     expected = peft_losses(theirs, plan, rows())
     state = new_state(ours.model, plan.train)
-    losses = [loop.advance(ours, rows(), state, plan.train, 20)["loss"] for _ in range(20)]
+    losses = [training_loop.advance(ours, rows(), state, plan.train, 20)["loss"] for _ in range(20)]
     assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
     quiet = heldout.evaluate(ours, rows(), 4)
     assert quiet == heldout.evaluate(ours, rows(), 4)
@@ -71,10 +71,10 @@ def test_noise_on_the_embeddings_is_transformers(tiny_base: Path) -> None:
 @pytest.mark.parametrize(("words", "expected"), [({}, [1] * 10), ({"steps": 3}, [1] * 8 + [2] * 2), ({"epochs": 1.5}, None)])
 def test_an_epoch_has_every_row_once(words: dict[str, Any], expected: list[int] | None, tiny_base: Path) -> None:
     """Also where the rows of a step do not divide them: the last step has fewer."""
-    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=4, learning_rate=1e-3, **words)
+    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=4, learning_rate=1e-3, **words)
     steps = replace(whole(tiny_base), train=options).steps(10)
     state = new_state(made.model, options)
-    loop.run(made, rows(10), None, state, options, steps=steps, save=Path, on_event=lambda _: None)
+    training_loop.run(made, rows(10), None, state, options, steps=steps, save=Path, on_event=lambda _: None)
     assert state.order is not None
     assert state.step == steps
     drawn = sorted(np.bincount(state.order, minlength=10).tolist())
@@ -113,10 +113,10 @@ def poisoned(layer: Any, steps: set[int]) -> None:
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
     """In every dtype: with it, clipping would make every parameter NaN."""
-    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=2, learning_rate=5e-3)
+    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
     poisoned(next(layer for _, layer in lora.lora_layers(made.model)), {1, 2, 4})
     state, said = new_state(made.model, options), []
-    loop.run(made, rows(), None, state, options, steps=6, save=Path, on_event=said.append)
+    training_loop.run(made, rows(), None, state, options, steps=6, save=Path, on_event=said.append)
     assert [line["step"] for line in state.log if line.get("skipped")] == [2, 3, 5]
     noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
     assert noted[0] == "step 2 changed nothing, because its gradient is not finite"
@@ -125,22 +125,24 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
 
 
 def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> None:
-    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=2, learning_rate=5e-3)
+    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
     poisoned(next(layer for _, layer in lora.lora_layers(made.model)), {2, 3, 4})
     with pytest.raises(RefusedError, match=r"train: the gradient was not finite in 3 steps in a row, up to step 5") as ended:
-        loop.run(made, rows(), None, new_state(made.model, options), options, steps=6, save=Path, on_event=lambda _: None)
+        training_loop.run(
+            made, rows(), None, new_state(made.model, options), options, steps=6, save=Path, on_event=lambda _: None
+        )
     assert (ended.value.code, ended.value.hint) == ("diverged", "Lower learning_rate, or set base.dtype to float32")
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_a_loss_that_is_not_finite_ends_the_training_by_name(held: bool, tiny_base: Path) -> None:
-    made, options = loaded(whole(tiny_base)), config.OptimConfig(rows=2)
+    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2)
     with torch.no_grad():
         next(layer for _, layer in lora.lora_layers(made.model)).lora_B.fill_(float("nan"))
     says = f"train: the {'held-out ' * held}loss is nan at step {1 - held}. Lower learning_rate, or raise warmup"
     given, state = rows() if held else None, new_state(made.model, options)
     with pytest.raises(RefusedError, match=says) as ended:
-        loop.run(made, rows(), given, state, options, steps=2, save=Path, on_event=lambda _: None)
+        training_loop.run(made, rows(), given, state, options, steps=2, save=Path, on_event=lambda _: None)
     assert ended.value.code == "diverged"
 
 
@@ -163,11 +165,11 @@ def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """How busy this machine is, and how fast, no test can know; the trial itself runs."""
-    trial = devices.gain_of_one_thread
-    monkeypatch.setattr(devices, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
-    monkeypatch.setattr(loop, "_TRIAL_STEP", 2)
+    trial = compute_device.gain_of_one_thread
+    monkeypatch.setattr(compute_device, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
+    monkeypatch.setattr(training_loop, "_TRIAL_STEP", 2)
     plan, said = training.read_config(settings(tmp_path, tiny_base, **WAITING)), []
-    monkeypatch.setattr(loop, "cores_are_busy", lambda: busy)
+    monkeypatch.setattr(training_loop, "cores_are_busy", lambda: busy)
     training.run(plan, tmp_path / "out", on_event=said.append)
     noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
     assert len(noted) == notes
@@ -185,12 +187,12 @@ def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
     ],
 )
 def test_the_rate(words: dict[str, Any], expected: list[float]) -> None:
-    options = config.OptimConfig(learning_rate=1.0, **words)
+    options = train_config.OptimConfig(learning_rate=1.0, **words)
     assert [optimizer.learning_rate(options, step, 10) for step in range(5)] == pytest.approx(expected)
 
 
 def test_wsd_falls_in_the_last_fifth() -> None:
-    options = config.OptimConfig(learning_rate=1.0, schedule="wsd")
+    options = train_config.OptimConfig(learning_rate=1.0, schedule="wsd")
     rates = [optimizer.learning_rate(options, step, 100) for step in range(100)]
     assert rates[:81] == pytest.approx([1.0] * 81)
     assert rates[90] == pytest.approx(0.5)
@@ -224,14 +226,14 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert result.perplexity_after == pytest.approx(np.exp(min(losses)))
     assert result.kept_step == result.steps - 2
     # What is written is the best, not the last.
-    made = load_base(tiny_base, config.BaseConfig(str(tiny_base)), config.LoRAConfig(r=4, alpha=8), where="")
+    made = load_base(tiny_base, train_config.BaseConfig(str(tiny_base)), train_config.LoRAConfig(r=4, alpha=8), where="")
     from adapterhub_converters.formats import peft as peft_format
 
     written = peft_format.read(tmp_path / "out")
     for name, layer in lora.lora_layers(made.model):
         layer.lora_A.data.copy_(torch.from_numpy(written.deltas[name].lora_A))
         layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
-    files = [documents.read(tmp_path / "heldout.jsonl")]
+    files = [document_files.read(tmp_path / "heldout.jsonl")]
     asked = dataset.build(files, made.tokenizer, sequence=48, loss="completion", seed=None).rows
     assert heldout.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
 
@@ -261,12 +263,12 @@ def test_with_a_dequantized_base_the_same_is_learned_byte_for_byte(tmp_path: Pat
 
 def test_dequantized_experts_compute_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
-    matrices = [nf4.quantize(torch.randn(64, 128, generator=generator), "w") for _ in range(3)]
-    stack = experts.Stack(matrices, transposed=False)
+    matrices = [nf4_matrix.quantize(torch.randn(64, 128, generator=generator), "w") for _ in range(3)]
+    stack = expert_stacks.Stack(matrices, transposed=False)
     x = torch.randn(7, 128, generator=generator).bfloat16()
     before = stack(x, [3, 0, 4])
     dequantize(torch.nn.ModuleList([stack]), torch.bfloat16)
-    assert not any(isinstance(matrix, nf4.NF4) for matrix in stack.matrices)
+    assert not any(isinstance(matrix, nf4_matrix.NF4) for matrix in stack.matrices)
     assert (stack(x, [3, 0, 4]) == before).all()
 
 
@@ -315,7 +317,7 @@ def test_unsupported_numbers_are_reported(tmp_path: Path, tiny_base: Path, monke
         training.run(training.read_config(path), tmp_path / "out")
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(MissingExtraError, match="mlflow is not installed. Run `pip install mlflow`"):
-        training.run(replace(training.read_config(path), train=config.OptimConfig(log_to=("mlflow",))), tmp_path / "out")
+        training.run(replace(training.read_config(path), train=train_config.OptimConfig(log_to=("mlflow",))), tmp_path / "out")
 
 
 def test_a_log_that_does_not_start_is_one_line(tmp_path: Path, tiny_base: Path) -> None:

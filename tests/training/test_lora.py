@@ -6,14 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from adapterhub.training.layers import lora, nf4  # noqa: E402
+from adapterhub.training.layers import lora, nf4_matrix  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 
 
 def layer(quantized: bool, bias: bool = False) -> lora.LoRALinear:
     torch.manual_seed(1)
     weight = torch.randn(48, 64) * 0.1
-    made = lora.LoRALinear(nf4.quantize(weight) if quantized else weight, torch.randn(48) if bias else None, r=4, alpha=6)
+    made = lora.LoRALinear(
+        nf4_matrix.quantize(weight) if quantized else weight, torch.randn(48) if bias else None, r=4, alpha=6
+    )
     made.reset(torch.Generator().manual_seed(2))
     torch.nn.init.normal_(made.lora_B)
     return made
@@ -27,7 +29,7 @@ def test_gradients_are_those_of_plain_autograd(quantized: bool, bias: bool) -> N
     upstream = torch.randn(2, 5, 48)
     y = ours(x)
     gradients = torch.autograd.grad(y, (x, ours.lora_A, ours.lora_B), upstream)
-    weight = nf4.dequantize(ours.base, torch.float32) if quantized else ours.base
+    weight = nf4_matrix.dequantize(ours.base, torch.float32) if quantized else ours.base
     plain = x @ weight.t() + (0 if ours.bias is None else ours.bias) + 1.5 * (x @ ours.lora_A.t() @ ours.lora_B.t())
     expected = torch.autograd.grad(plain, (x, ours.lora_A, ours.lora_B), upstream)
     torch.testing.assert_close(y, plain)
@@ -68,10 +70,10 @@ def test_the_initial_factors_spread_as_pefts_do() -> None:
 
 def test_a_frozen_layer_passes_gradients_through() -> None:
     weight = torch.randn(8, 64)
-    frozen = lora.FrozenLinear(nf4.quantize(weight), torch.ones(8))
+    frozen = lora.FrozenLinear(nf4_matrix.quantize(weight), torch.ones(8))
     x = torch.randn(3, 64, requires_grad=True)
     y = frozen(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
-    dense = nf4.dequantize(frozen.base, torch.float32)
+    dense = nf4_matrix.dequantize(frozen.base, torch.float32)
     torch.testing.assert_close(y, x @ dense.t() + 1)
     torch.testing.assert_close(gradient, dense.sum(dim=0).expand(3, -1))

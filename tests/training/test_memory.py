@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub import training
-from adapterhub.training.cost import budget, memory, shapes
+from adapterhub.training.cost import budget, memory, model_sizes
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, need_module
@@ -222,7 +222,7 @@ def test_experts_are_counted_whether_stacked_or_separate(kind: str, tmp_path: Pa
         if name.removesuffix(".weight").endswith(EXPERTS[kind])
     )
     assert memory.parameters(config, spec) == (sum(p.numel() for p in model.parameters()), wanted)
-    shape = shapes.shape_of(config, spec)
+    shape = model_sizes.shape_of(config, spec)
     experts = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
     assert shape.linear - shape.used == experts - experts * model.config.num_experts_per_tok // next(
         parameter.shape[0] for parameter in model.parameters() if parameter.ndim == 3

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from adapterhub.training.layers import nf4  # noqa: E402
+from adapterhub.training.layers import nf4_matrix  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 
@@ -33,13 +33,13 @@ def test_bytes_are_bitsandbytes(shape: tuple[int, ...], dtype: object) -> None:
     from bitsandbytes import functional
 
     original = weight(shape, dtype)
-    ours = nf4.quantize(original)
+    ours = nf4_matrix.quantize(original)
     packed, state = functional.quantize_4bit(original, blocksize=64, compress_statistics=True, quant_type="nf4")
     assert torch.equal(ours.packed, packed.view(-1))
     assert torch.equal(ours.absmax, state.absmax.view(-1))
     assert torch.equal(ours.nested, state.state2.absmax)
     assert torch.equal(ours.offset, state.offset)
-    assert torch.equal(nf4.dynamic_map(), state.state2.code)
+    assert torch.equal(nf4_matrix.dynamic_map(), state.state2.code)
 
 
 @pytest.mark.peer
@@ -53,22 +53,22 @@ def test_torch_alone_dequantizes_to_what_bitsandbytes_does(shape: tuple[int, ...
     packed, state = functional.quantize_4bit(original, blocksize=64, compress_statistics=True, quant_type="nf4")
     state.dtype = dtype
     theirs = functional.dequantize_4bit(packed, state).reshape(shape)  # it transposes a single byte
-    assert torch.equal(nf4.dequantize_reference(nf4.quantize(original), dtype), theirs)
-    assert torch.equal(nf4.dequantize(nf4.quantize(original), dtype), theirs)
+    assert torch.equal(nf4_matrix.dequantize_reference(nf4_matrix.quantize(original), dtype), theirs)
+    assert torch.equal(nf4_matrix.dequantize(nf4_matrix.quantize(original), dtype), theirs)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (600, 2048), (64, 96), (33, 80), (2, 48)])
 def test_every_value_is_its_code_times_the_magnitude_of_its_block(shape: tuple[int, ...]) -> None:
-    matrix = nf4.quantize(weight(shape, torch.float32))
+    matrix = nf4_matrix.quantize(weight(shape, torch.float32))
     codes = torch.stack([matrix.packed >> 4, matrix.packed & 15], dim=1).view(-1)[: math.prod(shape)].int()
-    scales = nf4.magnitudes(matrix).repeat_interleave(64)[: math.prod(shape)]
-    expected = (nf4.CODE[codes] * scales).view(shape)
-    assert torch.equal(nf4.dequantize_reference(matrix, torch.float32), expected)
-    assert torch.equal(nf4.dequantize(matrix, torch.float32), expected)
+    scales = nf4_matrix.magnitudes(matrix).repeat_interleave(64)[: math.prod(shape)]
+    expected = (nf4_matrix.CODE[codes] * scales).view(shape)
+    assert torch.equal(nf4_matrix.dequantize_reference(matrix, torch.float32), expected)
+    assert torch.equal(nf4_matrix.dequantize(matrix, torch.float32), expected)
 
 
 def test_a_weight_takes_4_127_bits() -> None:
-    matrix = nf4.quantize(weight((1024, 1024), torch.bfloat16))
+    matrix = nf4_matrix.quantize(weight((1024, 1024), torch.bfloat16))
     assert matrix.size * 8 / 1024**2 == pytest.approx(4.127, abs=0.001)
 
 
@@ -76,7 +76,7 @@ def test_a_value_that_is_not_finite_is_refused() -> None:
     bad = torch.ones(2, 64)
     bad[1, 3] = float("nan")
     with pytest.raises(RefusedError, match="q_proj: contains a value that is not finite"):
-        nf4.quantize(bad, "q_proj")
+        nf4_matrix.quantize(bad, "q_proj")
 
 
 def test_the_expression_that_a_gpu_compiles_to_one_kernel_gives_the_same_bits() -> None:
@@ -87,11 +87,11 @@ def test_the_expression_that_a_gpu_compiles_to_one_kernel_gives_the_same_bits() 
         graphs.append(graph)
         return graph
 
-    fused = nf4.compile_dequantize(backend)  # type: ignore[arg-type]
+    fused = nf4_matrix.compile_dequantize(backend)  # type: ignore[arg-type]
     for shape in [(192, 576), (520, 1024), (2048, 640), (3, 16_384)]:
-        matrix = nf4.quantize(weight(shape, torch.bfloat16))
-        assert nf4.fits_fused(matrix)
+        matrix = nf4_matrix.quantize(weight(shape, torch.bfloat16))
+        assert nf4_matrix.fits_fused(matrix)
         for dtype in (torch.float32, torch.bfloat16):
-            assert torch.equal(fused(matrix, dtype), nf4.dequantize_reference(matrix, dtype))
+            assert torch.equal(fused(matrix, dtype), nf4_matrix.dequantize_reference(matrix, dtype))
     assert len(graphs) == 2
-    assert not nf4.fits_fused(nf4.quantize(weight((3, 22), torch.bfloat16)))
+    assert not nf4_matrix.fits_fused(nf4_matrix.quantize(weight((3, 22), torch.bfloat16)))

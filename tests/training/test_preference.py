@@ -16,13 +16,13 @@ pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
-from adapterhub.training import config, config_file  # noqa: E402
+from adapterhub.training import config_file, train_config  # noqa: E402
 from adapterhub.training.cost import memory  # noqa: E402
-from adapterhub.training.data import dataset, documents, shapes  # noqa: E402
+from adapterhub.training.data import dataset, document_files, record_shapes  # noqa: E402
 from adapterhub.training.data.examples import Example, encode  # noqa: E402
-from adapterhub.training.data.rows import IGNORED  # noqa: E402
+from adapterhub.training.data.packed_rows import IGNORED  # noqa: E402
 from adapterhub.training.layers import lora  # noqa: E402
-from adapterhub.training.loop import loop, preference  # noqa: E402
+from adapterhub.training.loop import preference, training_loop  # noqa: E402
 from adapterhub.training.loop.loss import logprobs  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
@@ -39,26 +39,26 @@ PAIRS: list[dict[str, Any]] = [
     }
     for number in range(8)
 ]
-DPO = config.PreferenceConfig("dpo", beta=0.5)
+DPO = train_config.PreferenceConfig("dpo", beta=0.5)
 
 
 def examples(pairs: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
-    found = [shapes.pair(pair, "") for pair in pairs]
-    return [encode(pair[side], tokenizer, loss="completion", location="") for pair in found for side in shapes.SIDES]
+    found = [record_shapes.pair(pair, "") for pair in pairs]
+    return [encode(pair[side], tokenizer, loss="completion", location="") for pair in found for side in record_shapes.SIDES]
 
 
 def our_losses(
-    made: Any, settings: config.TrainConfig, chosen: config.PreferenceConfig, *, packed: bool = False
+    made: Any, settings: train_config.TrainConfig, chosen: train_config.PreferenceConfig, *, packed: bool = False
 ) -> list[float]:
     rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
     state = new_state(made.model, settings.train)
-    return [loop.advance(made, rows, state, settings.train, STEPS, preference=chosen)["loss"] for _ in range(STEPS)]
+    return [training_loop.advance(made, rows, state, settings.train, STEPS, preference=chosen)["loss"] for _ in range(STEPS)]
 
 
 @pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
 def test_packed_pairs_learn_what_padded_ones_do(method: Any, tiny_base: Path) -> None:
     """All pairs in a step, in few rows or in one each."""
-    chosen = config.PreferenceConfig(method)
+    chosen = train_config.PreferenceConfig(method)
     runs = []
     for packed in (True, False):
         settings = whole(tiny_base)
@@ -68,7 +68,7 @@ def test_packed_pairs_learn_what_padded_ones_do(method: Any, tiny_base: Path) ->
         assert (len(rows) < len(PAIRS)) == packed
         options = replace(settings.train, rows=len(rows), micro_rows=None if packed else 2)
         state = new_state(made.model, options)
-        runs.append([loop.advance(made, rows, state, options, 6, preference=chosen)["loss"] for _ in range(6)])
+        runs.append([training_loop.advance(made, rows, state, options, 6, preference=chosen)["loss"] for _ in range(6)])
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
     assert runs[0][-1] < runs[0][0]
 
@@ -94,7 +94,7 @@ def test_the_reference_is_the_base_whatever_was_learned(tiny_base: Path) -> None
         before = logprobs(made, rows)
     state = new_state(made.model, settings.train)
     for _ in range(3):
-        loop.advance(made, rows, state, settings.train, 3, preference=DPO)
+        training_loop.advance(made, rows, state, settings.train, 3, preference=DPO)
     with lora.without_delta(made.model):
         assert torch.equal(logprobs(made, rows), before)
     assert not torch.equal(logprobs(made, rows), before)
@@ -118,25 +118,25 @@ Q, A, B = ({"role": role, "content": text} for role, text in (("user", "q"), ("a
     ],
 )
 def test_pairs_in_the_shapes_that_people_have(record: Any, chosen: Any, rejected: Any) -> None:
-    found = shapes.pair(record, "")
+    found = record_shapes.pair(record, "")
     for side, (prompt, completion) in zip(("chosen", "rejected"), (chosen, rejected), strict=True):
         assert found[side]["completion"] == completion
         assert prompt is ... or found[side]["prompt"] == prompt
 
 
 def test_questions_with_two_answers_are_pairs_too() -> None:
-    found = shapes.pair({"question": "q", "chosen": "a", "rejected": "b", "system": "s"}, "")
+    found = record_shapes.pair({"question": "q", "chosen": "a", "rejected": "b", "system": "s"}, "")
     assert found["chosen"] == {"instruction": "q", "output": "a", "system": "s"}
     assert found["rejected"] == {"instruction": "q", "output": "b", "system": "s"}
     with pytest.raises(FormatError, match='has no "chosen" and "rejected"'):
-        shapes.pair({"prompt": "q", "completion": "a"}, "x:1")
+        record_shapes.pair({"prompt": "q", "completion": "a"}, "x:1")
 
 
 def test_a_side_is_cut_at_half_a_row_and_a_pair_without_an_answer_left_out(tokenizer: Any, tmp_path: Path) -> None:
     pairs = [{"prompt": "q", "chosen": "a" * 40, "rejected": "b"}, {"prompt": "q" * 40, "chosen": "a", "rejected": "b"}]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    file = documents.read(path, documents.Options(pairs=True))
+    file = document_files.read(path, document_files.Options(pairs=True))
     built = dataset.build([file], tokenizer, sequence=48, loss="completion", seed=0, pairs=True)
     assert preference.pair_count(built.rows) == 1
     assert (built.documents, built.truncated) == (2, 3)

@@ -12,8 +12,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
-from adapterhub.training import devices  # noqa: E402
-from adapterhub.training.layers import nf4  # noqa: E402
+from adapterhub.training import compute_device  # noqa: E402
+from adapterhub.training.layers import nf4_matrix  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from examples import qlora  # noqa: E402
 
@@ -44,7 +44,7 @@ def test_its_losses_and_its_adapter_are_the_trainers(dtype: str, tmp_path: Path,
 
     monkeypatch.setattr(qlora, "SEQUENCE", 96)
     monkeypatch.setattr(qlora, "RATE", 0.01)
-    with devices.threads(1):
+    with compute_device.threads(1):
         losses = qlora.main(str(tiny_base), tmp_path / "data.jsonl", tmp_path / "theirs", getattr(torch, dtype))
     assert len(losses) > 15
     assert losses[-1] < losses[0] - 1
@@ -62,8 +62,8 @@ def test_its_losses_and_its_adapter_are_the_trainers(dtype: str, tmp_path: Path,
 
 def test_its_nf4_is_the_trainers() -> None:
     weight = torch.randn(128, 192, generator=torch.Generator().manual_seed(0)) ** 3
-    ours, theirs = nf4.quantize(weight), qlora.quantize(weight)
+    ours, theirs = nf4_matrix.quantize(weight), qlora.quantize(weight)
     assert torch.equal(ours.packed, theirs.packed)
     assert torch.equal(ours.absmax, theirs.absmax)
     for dtype in (torch.float32, torch.bfloat16):
-        assert torch.equal(nf4.dequantize(ours, dtype), qlora.dequantize(theirs, dtype))
+        assert torch.equal(nf4_matrix.dequantize(ours, dtype), qlora.dequantize(theirs, dtype))

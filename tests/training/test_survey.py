@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.training import config_file
-from adapterhub.training.config import TrainConfig
 from adapterhub.training.data import dataset, survey
+from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.training.config import LoRAConfig
 from adapterhub.training.layers.targets import Sizes, resolve
+from adapterhub.training.train_config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 from tests.conftest import need_module
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from adapterhub.training import config_file
-from adapterhub.training.config import TrainConfig
-from adapterhub.training.data import dataset, rows, token_cache, tokens
+from adapterhub.training.data import dataset, packed_rows, token_arrays, token_cache
 from adapterhub.training.data.examples import Example
+from adapterhub.training.train_config import TrainConfig
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 RECORDS = [{"prompt": "p" * size, "completion": "c" * size} for size in range(1, 20)] + [{"text": "x y " * 20}]
@@ -102,7 +102,7 @@ def test_the_memory_of_a_first_start_does_not_grow_with_the_tokens(tmp_path: Pat
     peaks, found = [], []
     for out in (None, tmp_path / "tokens.npy"):
         tracemalloc.start()
-        found.append(tokens.collect(((example, bytes(8)) for _ in range(1000)), set(), out))
+        found.append(token_arrays.collect(((example, bytes(8)) for _ in range(1000)), set(), out))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert found[0].marked.nbytes == 20_000_000
@@ -115,9 +115,9 @@ def test_the_memory_of_a_first_start_does_not_grow_with_the_tokens(tmp_path: Pat
 
 def test_the_mean_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     example = Example(np.arange(40), np.ones(40, bool), joint=False)
-    packed = rows.pack(tokens.collect([(example, bytes(8))], set()), 16)
+    packed = packed_rows.pack(token_arrays.collect([(example, bytes(8))], set()), 16)
     first = packed.mean_context
-    monkeypatch.delattr(rows.PackedRows, "take")  # which fills rows
+    monkeypatch.delattr(packed_rows.PackedRows, "take")  # which fills rows
     assert packed.mean_context == first == (16**2 * 2 + 8**2) / 40
 
 

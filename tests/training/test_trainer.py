@@ -18,14 +18,14 @@ pytest.importorskip("matplotlib")
 
 from adapterhub import training as train  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
-from adapterhub.training import config  # noqa: E402
-from adapterhub.training.artifacts import finish  # noqa: E402
+from adapterhub.training import train_config  # noqa: E402
+from adapterhub.training.artifacts import finished_folder  # noqa: E402
 from adapterhub.training.cost import memory  # noqa: E402
-from adapterhub.training.data import dataset, documents  # noqa: E402
+from adapterhub.training.data import dataset, document_files  # noqa: E402
 from adapterhub.training.data.examples import Example  # noqa: E402
-from adapterhub.training.data.rows import IGNORED, Rows, order  # noqa: E402
-from adapterhub.training.layers import lora, nf4  # noqa: E402
-from adapterhub.training.loop import loop  # noqa: E402
+from adapterhub.training.data.packed_rows import IGNORED, Rows, order  # noqa: E402
+from adapterhub.training.layers import lora, nf4_matrix  # noqa: E402
+from adapterhub.training.loop import training_loop  # noqa: E402
 from adapterhub.training.loop.loss import cross_entropy, logprobs  # noqa: E402
 from adapterhub.training.loop.optimizer import learning_rate  # noqa: E402
 from adapterhub.training.loop.state import State, new_state  # noqa: E402
@@ -129,11 +129,11 @@ def test_accumulated_gradients_are_those_of_one_batch(tmp_path: Path, tiny_base:
         path = settings(tmp_path, tiny_base, steps=1, micro_rows=micro)
         made, rows = prepared(train.read_config(path))
         rows.labels[0, 5:] = IGNORED
-        state = new_state(made.model, config.OptimConfig(rows=4, micro_rows=micro, clip=0))
+        state = new_state(made.model, train_config.OptimConfig(rows=4, micro_rows=micro, clip=0))
         gradients = {}
         for path_name, layer in lora.lora_layers(made.model):
             layer.lora_B.register_post_accumulate_grad_hook(partial(keep, gradients, path_name))
-        loop.advance(made, rows, state, config.OptimConfig(rows=4, micro_rows=micro, clip=0), steps=1)
+        training_loop.advance(made, rows, state, train_config.OptimConfig(rows=4, micro_rows=micro, clip=0), steps=1)
         factors.append(gradients)
     for name, gradient in factors[0].items():
         torch.testing.assert_close(factors[1][name], gradient, rtol=1e-4, atol=1e-6)
@@ -145,10 +145,10 @@ def keep(gradients: dict[str, object], name: str, parameter: object) -> None:
 
 def prepared(settings_: train.TrainConfig, dtype: str = "float32"):  # type: ignore[no-untyped-def]
     """The base in `dtype` and the training rows, as the trainer makes them."""
-    settings_ = config.dataclasses.replace(settings_, base=config.dataclasses.replace(settings_.base, dtype=dtype))
+    settings_ = train_config.dataclasses.replace(settings_, base=train_config.dataclasses.replace(settings_.base, dtype=dtype))
     made = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
     lora.reset(made.model, 0)
-    files = [documents.read(settings_.resolve("train.jsonl"))]
+    files = [document_files.read(settings_.resolve("train.jsonl"))]
     rows = dataset.build(files, made.tokenizer, sequence=48, loss="all", seed=0).rows
     return made, rows
 
@@ -161,12 +161,12 @@ def test_losses_are_those_of_peft_on_bitsandbytes(tmp_path: Path, tiny_base: Pat
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    options = config.OptimConfig(steps=8, rows=4, learning_rate=0.01, schedule="linear", clip=1.0)
+    options = train_config.OptimConfig(steps=8, rows=4, learning_rate=0.01, schedule="linear", clip=1.0)
     made, rows = prepared(train.read_config(settings(tmp_path, tiny_base)))
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and module.in_features % 64:  # bitsandbytes' kernel for CPUs is wrong there
-            module.weight.data = nf4.dequantize_reference(nf4.quantize(module.weight.data), torch.float32)
+            module.weight.data = nf4_matrix.dequantize_reference(nf4_matrix.quantize(module.weight.data), torch.float32)
         elif isinstance(module, torch.nn.Linear) and "lm_head" not in name:
             linear = bitsandbytes.nn.Linear4bit(
                 module.in_features, module.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
@@ -191,7 +191,7 @@ def test_losses_are_those_of_peft_on_bitsandbytes(tmp_path: Path, tiny_base: Pat
         optimizer.param_groups[0]["lr"] = learning_rate(options, step, 8)
         optimizer.step()
         optimizer.zero_grad()
-        assert loop.advance(made, rows, state, options, steps=8)["loss"] == pytest.approx(loss.item(), rel=2e-4), step
+        assert training_loop.advance(made, rows, state, options, steps=8)["loss"] == pytest.approx(loss.item(), rel=2e-4), step
 
 
 @pytest.mark.peer
@@ -204,8 +204,8 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
     ids = torch.arange(3, 43)[None]
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(model, out)
-    settings_ = config.dataclasses.replace(
-        train.read_config(path), base=config.BaseConfig(path=str(tiny_base), quantize="none", dtype="float32")
+    settings_ = train_config.dataclasses.replace(
+        train.read_config(path), base=train_config.BaseConfig(path=str(tiny_base), quantize="none", dtype="float32")
     )
     made = load_base(tiny_base, settings_.base, settings_.lora, where="")
     adapter = peft_format.read(out)
@@ -221,7 +221,9 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
 
 
 def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path) -> None:
-    made = load_base(tiny_base, config.BaseConfig("", quantize="none", dtype="float32"), config.LoRAConfig(r=2), where="")
+    made = load_base(
+        tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), where=""
+    )
     alone, other = torch.arange(40, 52), torch.arange(100, 110)
     positions = torch.cat([torch.arange(10), torch.arange(12)])[None]
     with torch.no_grad():
@@ -232,7 +234,9 @@ def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path) -> None:
 
 @pytest.mark.parametrize("length", [64, 520])  # rows short enough for our own attention, and longer ones
 def test_changing_one_sample_changes_no_others_loss(length: int, tiny_base: Path) -> None:
-    made = load_base(tiny_base, config.BaseConfig("", quantize="none", dtype="float32"), config.LoRAConfig(r=2), where="")
+    made = load_base(
+        tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), where=""
+    )
     numbers = np.random.default_rng(0)
     texts = [numbers.integers(3, 250, size) for size in (length // 2, length // 4, length // 4)]
     others = [texts[0], numbers.integers(3, 250, length // 4), texts[2]]
@@ -440,6 +444,6 @@ def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_step_and_all_that_was_held_out() -> None:
     log = [{"step": step, "loss": 1.0, "tokens": 9} for step in range(1, 1001)] + [{"step": 1000, "heldout_loss": 0.5}]
-    curve = finish.curve(State(None, log=log))
+    curve = finished_folder.curve(State(None, log=log))
     assert len(curve) <= 101
     assert curve[-2:] == [{"step": 1000, "loss": 1.0}, {"step": 1000, "heldout_loss": 0.5}]

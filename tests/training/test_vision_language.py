@@ -13,11 +13,11 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 from adapterhub import training  # noqa: E402
-from adapterhub.training.cost import shapes  # noqa: E402
+from adapterhub.training.cost import model_sizes  # noqa: E402
 from adapterhub.training.layers import lora  # noqa: E402
-from adapterhub.training.loop import loop  # noqa: E402
+from adapterhub.training.loop import training_loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
-from adapterhub.training.model.base import isolates_documents  # noqa: E402
+from adapterhub.training.model.base_model import isolates_documents  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.training import test_kinds as kinds  # noqa: E402
@@ -55,7 +55,7 @@ def test_losses_and_gradients_are_pefts(name: str, tmp_path: Path) -> None:
     # In training mode Gemma 3 asks for the kind of each token; no layer here drops anything.
     expected = peft_losses(theirs.eval(), settings, given)
     state = new_state(ours.model, settings.train)
-    lines = [loop.advance(ours, given, state, settings.train, STEPS) for _ in range(STEPS)]
+    lines = [training_loop.advance(ours, given, state, settings.train, STEPS) for _ in range(STEPS)]
     assert [line["loss"] for line in lines] == pytest.approx([one[0] for one in expected], abs=1e-5, rel=1e-6)
     assert [line["gradient_norm"] for line in lines] == pytest.approx([one[1] for one in expected], rel=1e-4)
 
@@ -89,7 +89,7 @@ def test_peft_loads_the_adapter_into_the_whole_model(name: str, tmp_path: Path) 
     assert result.perplexity_before is not None
     assert result.perplexity_after < result.perplexity_before
     spec = read_base(base)
-    shape = shapes.shape_of(config, spec)
-    assert sorted(shapes.targets(config, shape)) == sorted(path.removeprefix("base_model.model.") for path in adapted)
+    shape = model_sizes.shape_of(config, spec)
+    assert sorted(model_sizes.targets(config, shape)) == sorted(path.removeprefix("base_model.model.") for path in adapted)
     assert result.report is not None
     assert result.report.base_parameters == shape.parameters < sum(parameter.numel() for parameter in seeing(base).parameters())

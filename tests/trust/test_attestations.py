@@ -11,7 +11,7 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.digest import sha256_file
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import FileEntry, Training, TrainingData
 from adapterhub.trust import keys
 from adapterhub.workspace import Workspace
@@ -47,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with ah.Registry(".") as registry:
         for seed, name in enumerate(("sql", "french")):
             folder = write_adapter(tmp_path / name, seed)
-            describe.describe(folder, base=spec, training=training).write(folder)
+            derive.describe(folder, base=spec, training=training).write(folder)
             registry.push(folder, f"team/{name}")
         ah.merge(["team/sql", "team/french"], "team/both:v1-merged", method="linear", workspace=registry.workspace)
     return tmp_path

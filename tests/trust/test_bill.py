@@ -74,7 +74,11 @@ def test_a_license_is_written_as_spdx_does(given: str | None, expected: str) -> 
 
 
 def test_a_choice_stays_one_where_licenses_are_joined_and_a_missing_one_is_named() -> None:
-    parts = [LicensedPart("adapter", "a", "mit or apache-2.0"), LicensedPart("base", "b", "gemma"), LicensedPart("parent", "c", None)]
+    parts = [
+        LicensedPart("adapter", "a", "mit or apache-2.0"),
+        LicensedPart("base", "b", "gemma"),
+        LicensedPart("parent", "c", None),
+    ]
     found = licensing.combine(parts)
     assert found.expression == "(MIT OR Apache-2.0) AND LicenseRef-gemma"
     assert found.missing == ("parent c",)

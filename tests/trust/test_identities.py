@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import adapterhub as ah
 from adapterhub.identity import LONGEST, Identity
-from adapterhub.project import settings
+from adapterhub.project import settings_file
 from adapterhub.trust import bundle, keys
 from adapterhub.trust.known_signers import KnownSigners
 from adapterhub_converters.errors import FormatError, IntegrityError, MissingExtraError, ParameterError, UsageError
@@ -104,7 +104,7 @@ def test_known_signers_keep_identities_whatever_is_in_them(tmp_path: Path) -> No
 
 def test_a_policy_names_identities_next_to_keys(tmp_path: Path) -> None:
     text = '[policy.signers]\n"team/*" = ["k.pub", {{ identity = "{0}", issuer = "{1}", trust_config = "t.json" }}]\n'
-    policy = settings.parse(text.format(ADA.name, ADA.issuer), tmp_path / "adapterhub.toml").policy
+    policy = settings_file.parse(text.format(ADA.name, ADA.issuer), tmp_path / "adapterhub.toml").policy
     (rule,) = policy.signing_rules("team/sql")
     assert rule.keys == (tmp_path / "k.pub", Identity(ADA.name, ADA.issuer, tmp_path / "t.json"))
 
@@ -116,7 +116,7 @@ def test_a_policy_names_identities_next_to_keys(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_an_identity_of_a_policy_that_is_none_is_an_error_with_its_line(tmp_path: Path, value: str) -> None:
     with pytest.raises(UsageError, match=r"toml:2: 'policy.signers.\*' is not a list of at most 256 paths of keys, and ident"):
-        settings.parse(f'[policy.signers]\n"*" = ["k.pub", {value}]\n', tmp_path / "adapterhub.toml")
+        settings_file.parse(f'[policy.signers]\n"*" = ["k.pub", {value}]\n', tmp_path / "adapterhub.toml")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub.serve.resolving import resolve
 from adapterhub.sharing import pulling
-from adapterhub.sharing.signatures import Demand
+from adapterhub.sharing.signature_checks import Demand
 from adapterhub.trust import keys
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError, UsageError
@@ -112,9 +112,11 @@ def test_a_policy_requires_signatures_of_what_is_pulled_copied_and_resolved(
 
 
 def test_a_policy_is_asked_in_python_too(run: Run, make: Make, team: tuple[Path, Path], required: None, tmp_path: Path) -> None:
-    from adapterhub.project import settings
+    from adapterhub.project import settings_file
 
-    workspace = Workspace(registry=tmp_path, policy=settings.read(tmp_path / "adapterhub.toml").policy, cache=tmp_path / "c")
+    workspace = Workspace(
+        registry=tmp_path, policy=settings_file.read(tmp_path / "adapterhub.toml").policy, cache=tmp_path / "c"
+    )
     (tmp_path / "adapterhub.toml").unlink()
     run("push", make("sql"), "team/sql")
     with pytest.raises(RefusedError, match="is not signed"):

@@ -16,11 +16,11 @@ from adapterhub.checks import Problem, check
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 
-from .config import repair_config
+from .config_repairs import repair_config
 from .draft import Proposal, Repair, open_draft, write_draft
-from .tensors import bring_experts_forward, drop_copies, rename_tensors
+from .tensor_repairs import bring_experts_forward, drop_copies, rename_tensors
 
-__all__ = ["Fixed", "Proposal", "Repair", "fix"]
+__all__ = ["FixResult", "Proposal", "Repair", "fix"]
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.package_files import is_packaged
 from adapterhub_converters.adapter_files import ADAPTER_JSON, folder_for
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
-from adapterhub_converters.formats import FORMATS, peft, pickles, raw
+from adapterhub_converters.formats import FORMATS, peft, pickle_conversion, raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _check_kind(path: Path) -> None:
     """Refuse any adapter that is not PEFT's."""
     hint = "Convert it to PEFT"
     if path.is_file() and path.suffix != ".safetensors":
-        pickles.refuse(path)
+        pickle_conversion.refuse(path)
         raise RefusedError(str(path), "only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and FORMATS["mlx"].sniff(path):
         raise RefusedError(str(path), "an MLX adapter; only PEFT adapters can be repaired", hint, code="convert-to-peft")
@@ -138,7 +138,10 @@ def _check_kind(path: Path) -> None:
         raise RefusedError(str(path), "an archive of Tinker; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(
-            str(path), f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}", peft.nested_adapter_hint(path), code="no-adapter"
+            str(path),
+            f"no PEFT adapter: neither {peft.CONFIG} nor {peft.WEIGHTS}",
+            peft.nested_adapter_hint(path),
+            code="no-adapter",
         )
 
 
@@ -197,14 +200,14 @@ def _write_manifest(draft: Draft, source: Path, folder: Path) -> None:
     """Write the source's manifest with the facts that the repairs change; omit it if it did not match the source."""
     try:
         manifest = AdapterManifest.read(source)
-        digests = {path: digest for path, (digest, _) in describe.digests(source).items()}
+        digests = {path: digest for path, (digest, _) in derive.digests(source).items()}
         # A manifest that was wrong before the repair must not vouch for the result.
         if manifest is None or any(digests.get(entry.path) != entry.digest for entry in manifest.files):
             message = f"{ADAPTER_JSON} does not match the files and was left out"
             draft.propose("files-changed", message, "Publishing derives a new one")
             return
-        described = describe.describe(folder)
+        described = derive.describe(folder)
     except AdapterhubError as error:
         draft.propose("files-changed", f"{ADAPTER_JSON} was left out: {error.what}", "Publishing derives a new one")
         return
-    dataclasses.replace(manifest, **{key: getattr(described, key) for key in (*describe.DERIVED, "files")}).write(folder)
+    dataclasses.replace(manifest, **{key: getattr(described, key) for key in (*derive.DERIVED, "files")}).write(folder)

@@ -25,12 +25,12 @@ from adapterhub.checks.report import SEVERITIES, Findings, Problem, Report
 from adapterhub.manifest.package_files import MAX_FILES, SIGNATURE, check_paths, content_refusal, is_packaged, refusal
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE, WEIGHT_SUFFIXES, is_pickle_name
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.open_file import MAX_PATH, open_regular, walk
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, NotFoundError, RefusedError
 
-from . import archives, configs, markup, pickles, templates, weights
-from .opened import ScannedFile, wrap_file
+from . import archives, configs, markup, pickle_opcodes, templates, weight_files
+from .scanned_file import ScannedFile, wrap_file
 
 _MAX_TEXT = 64 << 20  # bytes of a text; the largest tokenizer.json known has 35 MB
 _START = 4096  # bytes in which a file shows what it is
@@ -106,7 +106,7 @@ def problems(file: ScannedFile) -> Iterator[Problem]:
         yield from _name_problems(file.path)
     head = file.read_at(0, _START)
     # Whatever the suffix: loaders of pickles go by the contents.
-    pickle = pickles.find(file.read_at(0, pickles.MAX_BYTES))
+    pickle = pickle_opcodes.find(file.read_at(0, pickle_opcodes.MAX_BYTES))
     # Weights of a known suffix are parsed below; by chance they may begin like an archive.
     archive = archives.archive_at_start(file, head) if file.suffix not in WEIGHT_SUFFIXES else None
     program = archives.program_at_start(head)
@@ -122,7 +122,7 @@ def problems(file: ScannedFile) -> Iterator[Problem]:
         yield Problem("disguised", file.path, "", *reason)
     elif file.suffix in _BINARY:
         yield from _BINARY[file.suffix](file)
-        yield from weights.polyglot(file)
+        yield from weight_files.polyglot(file)
     elif not (pickle or archive or program):
         yield from _text_problems(file)
 
@@ -142,7 +142,7 @@ def _no_problems(_file: ScannedFile) -> Iterator[Problem]:
 
 
 _BINARY: Mapping[str, Callable[[ScannedFile], Iterator[Problem]]] = {
-    ".safetensors": weights.safetensors, ".gguf": weights.gguf, ".png": weights.png, ".model": _no_problems,
+    ".safetensors": weight_files.safetensors, ".gguf": weight_files.gguf, ".png": weight_files.png, ".model": _no_problems,
 }  # fmt: skip
 
 
@@ -150,14 +150,14 @@ def _text_problems(file: ScannedFile) -> Iterator[Problem]:
     """Yield the problems of a file that should be a text."""
     if file.size > _MAX_TEXT:
         yield Problem("not-scanned", file.path, "", f"a text of more than {_MAX_TEXT >> 20} MiB")
-        yield from weights.polyglot(file)
+        yield from weight_files.polyglot(file)
         return
     text = _decode(file.read_at(0, _MAX_TEXT))
     if text is None:
         listed = is_packaged(os.path.basename(file.path))
         message = "named like a text, but is not UTF-8 text" if listed else "bytes of no type that an adapter needs"
         yield Problem("disguised" if listed else "unknown-binary", file.path, "", message)
-        yield from weights.polyglot(file)
+        yield from weight_files.polyglot(file)
         return
     yield from _page_problems(file, text)
     if file.suffix == ".jinja":

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from adapterhub_converters.containers.open_file import MAX_PATH
 
-from . import pickles
-from .opened import ScannedFile
+from . import pickle_opcodes
+from .scanned_file import ScannedFile
 
 _ARCHIVES = (
     (b"\x1f\x8b\x08", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"7z\xbc\xaf\x27\x1c", "7-Zip"),
@@ -54,7 +54,7 @@ class EmbeddedFile:
 
     kind: str
     offset: int
-    pickle: pickles.Pickle | None = None
+    pickle: pickle_opcodes.Pickle | None = None
 
 
 def archive_at_start(file: ScannedFile, head: bytes) -> EmbeddedFile | None:
@@ -96,13 +96,13 @@ def zip_in(file: ScannedFile) -> EmbeddedFile | None:
     return None
 
 
-def _pickle_in(file: ScannedFile) -> pickles.Pickle | None:
+def _pickle_in(file: ScannedFile) -> pickle_opcodes.Pickle | None:
     """Return the first member of a zip that is a pickle, such as `data.pkl` of torch."""
     try:
         with zipfile.ZipFile(_Seekable(file)) as archive:  # which asks for these four methods only
             for member in archive.infolist()[:_LOOKED_INTO]:
                 with archive.open(member) as inner:
-                    pickle = pickles.find(inner.read(_MEMBER))
+                    pickle = pickle_opcodes.find(inner.read(_MEMBER))
                 if pickle is not None:
                     return pickle
     except _BROKEN:

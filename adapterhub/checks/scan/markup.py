@@ -9,20 +9,20 @@ import html
 from collections.abc import Iterator
 
 from adapterhub.checks.report import Problem
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 
-_ELEMENT = linear.Pattern(
+_ELEMENT = safe_regex.Pattern(
     r"(?i)<\s*(?:[a-z]+:)?(script|iframe|object|embed|applet|form|meta|base|frame|frameset|portal|foreignobject)(?:[\s/>]|$)"
 )
-_HANDLER = linear.Pattern(r"(?i)<[a-z][^<>]{0,500}[\s/\"'](on[a-z]{3,30}|srcdoc|formaction)\s*=")
-_SCHEME = linear.Pattern(
+_HANDLER = safe_regex.Pattern(r"(?i)<[a-z][^<>]{0,500}[\s/\"'](on[a-z]{3,30}|srcdoc|formaction)\s*=")
+_SCHEME = safe_regex.Pattern(
     r"(?i)(?:\]\(\s*<?|\]:\s*<?|(?:href|src|action|data|poster|background)\s*=\s*[\"']?|<)\s*"
     r"("
     + "|".join(r"[\s\x00-\x1f]*".join(scheme) for scheme in ("javascript", "vbscript", "livescript"))
     + r"|data\s*:\s*(?:text/html|application/xhtml|image/svg))[^\n]{0,40}"
 )
-_ENTITY = linear.Pattern(r"(?i)<!(ENTITY|DOCTYPE[^>]{0,200}\[)|<\?(xml-stylesheet|php)")
-_DIGITS = linear.Pattern(r"&#[0-9]{8,}")
+_ENTITY = safe_regex.Pattern(r"(?i)<!(ENTITY|DOCTYPE[^>]{0,200}\[)|<\?(xml-stylesheet|php)")
+_DIGITS = safe_regex.Pattern(r"&#[0-9]{8,}")
 # Turned direction, zero width, tags that spell out hidden words; not characters that join emoji or vary their look.
 _INVISIBLE = {
     0x180E, 0x200B, *range(0x202A, 0x202F), *range(0x2060, 0x2065), *range(0x2066, 0x2070), 0xFFF9, 0xFFFA, 0xFFFB,
@@ -44,7 +44,7 @@ def active_content(text: str) -> Iterator[str]:
             yield f"{kind} {next(filter(None, match.groups())).lower()[:40]}"
 
 
-def _short(reference: linear.Match) -> str:
+def _short(reference: safe_regex.Match) -> str:
     """Return a character reference without leading zeros and excess digits: Python parses no number with thousands of them."""
     return "&#" + reference[0][2:].lstrip("0")[:8]
 

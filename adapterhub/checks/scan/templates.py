@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from adapterhub.checks.report import Problem
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 
 from . import markup
 from .configs import Fault
@@ -41,7 +41,7 @@ _STRUCTURE = {
 _NOT_TEXTS = {"message", "messages", "role"}  # names that are no text even if they are made of one
 _AS_TEXT = {"join", "list", "lower", "string", "tojson", "upper"}  # filters that make text of all messages
 _CLOCK = {"strftime_now", "now", "datetime"}
-_ESCAPE = linear.Pattern(r"(?s)\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)")
+_ESCAPE = safe_regex.Pattern(r"(?s)\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{1,3}|.)")
 _CONTROLS = {"n": "\n", "t": "\t", "r": "\r"}
 _OPERATORS = ("==", "!=", "<=", ">=", "//", "**")
 

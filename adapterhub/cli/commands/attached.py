@@ -31,13 +31,13 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
 
     Where a registry has no referrers API, the list is read from the tag sha256-… of the version.
     """
-    from adapterhub import references
+    from adapterhub import version_selection
     from adapterhub.remotes.oci import referrers
 
     files: list[str] | None = None
     with attachments.open_referrers(address) as (registry, parsed):
         # A full digest saves the request for the manifest.
-        has_full_digest = parsed.digest and not references.is_prefix(parsed.digest)
+        has_full_digest = parsed.digest and not version_selection.is_prefix(parsed.digest)
         digest = parsed.digest if parsed.digest and has_full_digest else registry.manifest(parsed.reference).digest
         attachments_ = referrers.referrers(registry, digest, kind)
         if out is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import output, signing
+from adapterhub.cli import output, signing_options
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, command
 
@@ -19,7 +19,7 @@ from adapterhub.cli.options import Settings, command
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@signing.own_signer
+@signing_options.own_signer
 @click.option("--fits", metavar="BASE", help="Attest that it fits this base model, with the verdict of each runtime.")
 @click.option(
     "--merge", is_flag=True, help="Attest that a rebuild from its parents, each of them signed, gives the same bytes."
@@ -27,14 +27,14 @@ from adapterhub.cli.options import Settings, command
 @click.option(
     "--training", is_flag=True, help="Attest its config, data and base, as adapter.json records them: SLSA provenance."
 )
-@signing.parent_keys
+@signing_options.parent_keys
 @click.option("--builder", metavar="URI", help="Builder in the provenance of a training. [default: urn:adapterhub:trainer]")
 @click.pass_obj
 def attest(
     settings: Settings,
     *,
     ref: str,
-    own: signing.SignerOption,
+    own: signing_options.SignerOption,
     fits: str | None,
     merge: bool,
     training: bool,
@@ -61,7 +61,7 @@ def attest(
     document = {
         "ref": ref,
         "digest": statements[0].attestation.digest,
-        "attestations": [signing.attestation_document(statement) for statement in statements],
+        "attestations": [signing_options.attestation_document(statement) for statement in statements],
     }
 
     def text() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from adapterhub.cli import environment, output, signing
+from adapterhub.cli import environment, output, signing_options
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Group, Settings, replace_option
-from adapterhub.cli.views import findings as view
+from adapterhub.cli.views import finding_report as view
 from adapterhub.identity import Identity
 from adapterhub.maintenance.findings import Finding
 from adapterhub.store.store import FOLDER
@@ -40,7 +40,7 @@ def audit() -> None:
     adapterhub audit verify --registry ./copy --checkpoint 2026-11-26.json --key audit.pub""",
 )
 @click.option("--checkpoint", metavar="FILE", type=click.Path(path_type=Path), help="Compare with an earlier checkpoint.")
-@signing.accepted_signers
+@signing_options.accepted_signers
 @click.pass_obj
 def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Identity, ...]) -> int:
     """Verify that no entry was changed, removed, moved or inserted; offline, on the registry or on a copy of it.
@@ -68,10 +68,10 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
     adapterhub audit checkpoint -o 2026-11-26.json --key audit.key""",
 )
 @click.option("-o", "--output", "out", metavar="OUT", required=True, type=click.Path(path_type=Path), help="Output: file.")
-@signing.own_signer
+@signing_options.own_signer
 @replace_option
 @click.pass_obj
-def checkpoint(settings: Settings, *, out: Path, own: signing.SignerOption, replace: bool) -> None:
+def checkpoint(settings: Settings, *, out: Path, own: signing_options.SignerOption, replace: bool) -> None:
     """Verify the logs, and write a signed file with the end of each.
 
     Keep the file where nobody who can write to the registry can write: it proves later that what is in the logs now still is.

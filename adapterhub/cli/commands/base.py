@@ -16,16 +16,16 @@ from adapterhub.cli.output import Column
 from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
-    from adapterhub.bases.registered import BaseDocument, RegisteredBase
+    from adapterhub.bases.registered_bases import BaseDocument, RegisteredBase
     from adapterhub_converters.bases import BaseSpec
 
 
 def _complete(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    from adapterhub.bases import registered
+    from adapterhub.bases import registered_bases
 
     try:
         with open_registry(context.find_object(Settings) or Settings()) as registry:
-            return completions(registered.names(registry), typed)
+            return completions(registered_bases.names(registry), typed)
     except AdapterhubError:
         return []
 
@@ -61,14 +61,14 @@ def add(settings: Settings, *, name: str, source: str, force: bool) -> None:
 
     NAME is a word like qwen3-0.6b. A name of another base is a conflict (exit 7). The registry is created if needed.
     """
-    from adapterhub.bases import registered
+    from adapterhub.bases import registered_bases
     from adapterhub.store.named_documents import parse_document_name
 
     parse_document_name(name, name)
     spec = inputs.read_base(source, settings)
     recorded_source = spec.source if "://" in spec.source else str(Path(spec.source).absolute())
     with open_registry(settings, make=True) as registry:
-        registered_base = registered.add(registry, name, spec, source=recorded_source, force=force)
+        registered_base = registered_bases.add(registry, name, spec, source=recorded_source, force=force)
     model = registered_base.spec.repo or registered_base.spec.architecture or registered_base.spec.kind
     tensors, fingerprint = (
         output.plural(len(registered_base.spec.tensors), "tensor"),
@@ -100,10 +100,10 @@ _LIST = (
 @click.pass_obj
 def list_(settings: Settings) -> int:
     """List the base models. An unreadable one is reported and hides no other; then the exit code is 1."""
-    from adapterhub.bases import registered
+    from adapterhub.bases import registered_bases
 
     with open_registry(settings) as registry:
-        bases, damaged = registered.all_bases(registry)
+        bases, damaged = registered_bases.all_bases(registry)
     for name, error in damaged.items():
         errors.say(error, about=f"base {name}: ")
     document = {
@@ -144,17 +144,22 @@ def _list_text(bases: list[RegisteredBase]) -> None:
 @click.pass_obj
 def show(settings: Settings, source: str) -> None:
     """Show a base model: by name, or in a folder, a file or at a URL. --json has every tensor."""
-    from adapterhub.bases import registered
+    from adapterhub.bases import registered_bases
 
     name = inputs.base_name(source, settings)
     if name is not None:
         with open_registry(settings) as registry:
-            registered_base = registered.get(registry, name)
+            registered_base = registered_bases.get(registry, name)
         spec = registered_base.spec
         document = {**_document(registered_base), **_full_document(registered_base.document)}
     else:
         spec = inputs.read_base(source, settings, notes=False)
-        document = {"name": None, "digest": None, "time": None, **_full_document(registered.BaseDocument(spec, spec.source))}
+        document = {
+            "name": None,
+            "digest": None,
+            "time": None,
+            **_full_document(registered_bases.BaseDocument(spec, spec.source)),
+        }
     output.emit(document, as_json=settings.as_json, text=lambda: _show_text(document, spec))
 
 
@@ -187,10 +192,10 @@ def _show_text(document: Mapping[str, Any], spec: BaseSpec) -> None:
 @click.pass_obj
 def rm(settings: Settings, name: str) -> None:
     """Remove a named base. Adapters that pin it do not change; the name may be used again."""
-    from adapterhub.bases import registered
+    from adapterhub.bases import registered_bases
 
     with open_registry(settings) as registry:
-        registered.remove(registry, name)
+        registered_bases.remove(registry, name)
     document = {"removed": name, "kind": "base"}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed base {name}"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import complete_ref, source_at_remote, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, remote_option, source_at_remote, workspace
 from adapterhub.cli.options import Settings, base_option, command, output_option, replace_option
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Registry
-    from adapterhub.remotes.layouts.bundle import BundleItem
+    from adapterhub.remotes.layouts.version_bundle import BundleItem
 
 
 @command(
@@ -40,7 +40,7 @@ def bundle(settings: Settings, *, refs: tuple[str, ...], out: str, replace: bool
     REF is a version in this registry, or an address. Each keeps its name: `pull REF --from OUT` finds it, and so do skopeo
     (oci-archive:OUT:REF) and oras (OUT@DIGEST). `copy layout://OUT:REF NAME` imports one into a registry.
     """
-    from adapterhub.remotes.layouts import bundle as layout_bundle
+    from adapterhub.remotes.layouts import version_bundle as layout_bundle
 
     archived = out.lower().endswith(".tar")
     atomic.check_free(Path(out), folder=not archived, replace=replace)
@@ -65,8 +65,8 @@ def _items(
     settings: Settings, refs: tuple[str, ...], stack: ExitStack, *, with_parents: bool
 ) -> tuple[list[BundleItem], list[Digest]]:
     """Return the versions to bundle, open until the stack closes, and the digests of missing parents."""
-    from adapterhub.remotes.layouts.bundle import ancestors
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.layouts.version_bundle import ancestors
+    from adapterhub.remotes.remote_address import is_address
 
     items: list[BundleItem] = []
     local: list[Ref] = []
@@ -97,10 +97,10 @@ def _items(
 def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) -> BundleItem:
     """Open a version of the registry; it is named by the tag of its ref, else by its number."""
     from adapterhub.index import queries
-    from adapterhub.remotes.layouts.bundle import BundleItem
-    from adapterhub.remotes.local import LocalName
-    from adapterhub.sharing.policy import check_version
-    from adapterhub.sharing.signatures import VersionNames
+    from adapterhub.remotes.layouts.version_bundle import BundleItem
+    from adapterhub.remotes.local_name import LocalName
+    from adapterhub.sharing.policy_checks import check_version
+    from adapterhub.sharing.signature_checks import VersionNames
 
     version = stack.enter_context(registry.lease_version(ref))
     output.warn_deprecated(str(version.ref), version.deprecated)
@@ -114,12 +114,12 @@ def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Set
 
 def _remote_item(text: str, stack: ExitStack, settings: Settings) -> BundleItem:
     """Open a version at an address; it is named by the last parts of its repository, or unnamed if given by digest."""
-    from adapterhub.remotes.layouts.bundle import BundleItem
-    from adapterhub.remotes.layouts.location import LayoutAddress
-    from adapterhub.remotes.location import parse
-    from adapterhub.remotes.parallel import PinnedSource
-    from adapterhub.sharing.policy import check_policy
-    from adapterhub.sharing.signatures import VersionNames
+    from adapterhub.remotes.layouts.layout_address import LayoutAddress
+    from adapterhub.remotes.layouts.version_bundle import BundleItem
+    from adapterhub.remotes.parallel_transfer import PinnedSource
+    from adapterhub.remotes.remote_address import parse
+    from adapterhub.sharing.policy_checks import check_policy
+    from adapterhub.sharing.signature_checks import VersionNames
 
     parsed = parse(text)
     command_workspace, source = workspace(settings), PinnedSource(stack.enter_context(remotes.open_address(text)))

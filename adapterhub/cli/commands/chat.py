@@ -17,16 +17,16 @@ import click
 from adapterhub.cli import engines, errors, output
 from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
 from adapterhub.cli.options import Settings, answer_options, command
-from adapterhub.cli.views.answers import WIDE, OneByOne, SideBySide
+from adapterhub.cli.views.answer_columns import WIDE, OneByOne, SideBySide
 from adapterhub.ref import RefError
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.serve.conversation import ModelAnswer, Conversation
+    from adapterhub.serve.conversation import Conversation, ModelAnswer
 
 _LONGEST = 1 << 20  # the most bytes of a line
-_DIGEST = linear.Pattern(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
+_DIGEST = safe_regex.Pattern(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
 _HELP = {
     "/adapter REF": "answer with this version, or a blend of several, from now on",
     "/base": "answer with the base alone",
@@ -81,7 +81,7 @@ def chat(
     from adapterhub.http_server import logs
     from adapterhub.serve.conversation import Conversation
     from adapterhub.serve.gateway.gateway import Gateway
-    from adapterhub.serve.gateway.settings import GatewaySettings
+    from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 
     prepare_torch()
     if settings.debug:

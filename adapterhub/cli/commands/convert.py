@@ -16,15 +16,15 @@ from adapterhub.cli.options import (
     alpha_option,
     base_option,
     command,
-    split_drops,
     loss_options_with,
     model_option,
     rank_option,
     replace_option,
     rslora_option,
+    split_drops,
     to_option,
 )
-from adapterhub.cli.views import fused, losses
+from adapterhub.cli.views import fuse_report, losses
 from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
@@ -159,11 +159,11 @@ def _convert_model(
     run_command = runtime_commands.model_command(style, Path(target))
     document: dict[str, object] = {"source": source, "target": target, "format": style, "run": run_command}
     report = model.report
-    document |= fused.document(report) if report else {"files": list(model.files), "size": model.size}
+    document |= fuse_report.document(report) if report else {"files": list(model.files), "size": model.size}
 
     def text() -> None:
         if report is not None:
-            fused.text(report)
+            fuse_report.text(report)
         else:
             output.write(f"{target}: {len(model.files)} files, {output.size(model.size)}")
         output.say(f"run it: {run_command}", whole=True)

@@ -7,7 +7,7 @@ import click
 from adapterhub.cli import attachments, output
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, command, transfer_options
-from adapterhub.cli.publish import render_push, render_pull
+from adapterhub.cli.version_results import render_pull, render_push
 from adapterhub.sharing import copying
 from adapterhub.sharing.pulling import PullResult
 

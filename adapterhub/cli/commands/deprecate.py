@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option
+from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option
 from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
@@ -27,7 +27,7 @@ def deprecate(settings: Settings, *, ref: str, message: str, undo: bool, remote:
     Deprecated versions still work.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
     if is_address(address):

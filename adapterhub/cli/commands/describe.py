@@ -15,7 +15,7 @@ from adapterhub_converters.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.describing import DescribeResult
-    from adapterhub.manifest.changes import FactChange
+    from adapterhub.manifest.fact_changes import FactChange
 
 _SHOWN = 60  # the most characters of a value
 _SCHEMA = ("$schema", "schema_version")

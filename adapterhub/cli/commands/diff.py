@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import source_at_remote, remote_option, workspace
+from adapterhub.cli.environment import remote_option, source_at_remote, workspace
 from adapterhub.cli.options import Settings, base_option, command
 from adapterhub.cli.output import Column
 

@@ -15,7 +15,7 @@ from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
 
 if TYPE_CHECKING:
-    from adapterhub.maintenance.disk_usage import BaseUsage, UsageReport, Usage
+    from adapterhub.maintenance.disk_usage import BaseUsage, Usage, UsageReport
     from adapterhub.registry.registry import Registry
 
 _SHORT = 12 + len("sha256:")
@@ -89,9 +89,9 @@ def _model_of_option(text: str, settings: Settings) -> _Model:
 
 def _registered_models(registry: Registry) -> list[_Model]:
     """Return the registered bases with their sizes. Unreadable ones are ignored here; `fsck` reports them."""
-    from adapterhub.bases import registered
+    from adapterhub.bases import registered_bases
 
-    specs = [(base.name, base.spec) for base in registered.all_bases(registry)[0]]
+    specs = [(base.name, base.spec) for base in registered_bases.all_bases(registry)[0]]
     return [_Model(name, spec.repo, spec.fingerprint, spec.size) for name, spec in specs if spec.size]
 
 
@@ -105,7 +105,12 @@ def _document(report: UsageReport, models: Sequence[_Model]) -> dict[str, Any]:
     return {
         "names": [{"name": usage.name, **_numbers(usage)} for usage in report.names],
         "bases": [
-            {"repo": base.repo, "fingerprint": base.fingerprint, **_numbers(base.usage), "whole_models": _whole_models_size(base, models)}
+            {
+                "repo": base.repo,
+                "fingerprint": base.fingerprint,
+                **_numbers(base.usage),
+                "whole_models": _whole_models_size(base, models),
+            }
             for base in report.bases
         ],
         "total": _numbers(report.total),

@@ -13,7 +13,7 @@ from adapterhub.cli.options import Settings, base_option, command, dtype_option
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
-    from adapterhub.registry.measurements import Gate
+    from adapterhub.registry.measurement_log import Gate
     from adapterhub.training import EvaluationResult
 
 
@@ -69,7 +69,7 @@ def eval(  # noqa: A001 - the command's name
     """
     from adapterhub import learning
     from adapterhub.manifest.measurement import Evaluation, check_name
-    from adapterhub.registry.measurements import parse_gate
+    from adapterhub.registry.measurement_log import parse_gate
 
     prepare_torch()
     # Parsed before the evaluation, which can take minutes.

@@ -24,7 +24,7 @@ from adapterhub.cli.output import Column
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.merging.into_base.extract import WeightExtraction, Extraction
+    from adapterhub.merging.into_base.extraction import Extraction, WeightExtraction
 
 _SHOWN = 12  # the most rows of a table
 
@@ -63,7 +63,7 @@ def extract(
     BASE and FINETUNED are Hugging Face folders with the same weights in 16 or 32 bits. The reported error is
     computed from the adapter as written. Changes that no low-rank matrix can express are named, or stored whole with --rest.
     """
-    from adapterhub.merging.into_base.extract import ExtractionOptions
+    from adapterhub.merging.into_base.extraction import ExtractionOptions
 
     if (rank is None) == (energy is None):
         raise UsageError("extract", "requires either --rank or --energy", "Add --rank 32, for example")
@@ -95,7 +95,7 @@ def _document(out: str, report: Extraction) -> dict[str, Any]:
 
 
 def _text(out: str, report: Extraction, parameters: int) -> None:
-    from adapterhub.merging.into_base.extract import ranks
+    from adapterhub.merging.into_base.extraction import ranks
 
     extracted, left_out = (
         [weight for weight in report.weights if not weight.reason],
@@ -115,7 +115,8 @@ def _text(out: str, report: Extraction, parameters: int) -> None:
         largest = max(left_out, key=lambda weight: weight.change)
         output.write(
             output.one_line(
-                f"  left out: {output.plural(len(left_out), 'tensor')} ({', '.join(sorted({item.reason for item in left_out}))}), "
+                f"  left out: {output.plural(len(left_out), 'tensor')} "
+                f"({', '.join(sorted({item.reason for item in left_out}))}), "
                 f"largest {largest.name}: {_change_text(largest)} of its norm; --rest stores them whole"
             )
         )

@@ -13,13 +13,13 @@ from adapterhub.cli.inputs import existing_path
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
-from adapterhub.cli.views.versions import row_document
+from adapterhub.cli.views.version_rows import row_document
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.index.search import Holder
-    from adapterhub.index.tensors import Share
-    from adapterhub.registry.finding import ContentMatches
+    from adapterhub.index.tensor_search import Share
+    from adapterhub.index.version_search import Holder
+    from adapterhub.registry.content_search import ContentMatches
 
 _Deprecations = Mapping[tuple[str, int], str]
 
@@ -43,17 +43,17 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
     20 versions that share most of their tensors are shown: bytes are compared, whatever the tensors are called. Exits 3 unless
     each was found, as a whole or with all its tensors in one version.
     """
-    from adapterhub.index import tensors
-    from adapterhub.index.search import parse_digest_prefix
-    from adapterhub.registry import finding
+    from adapterhub.index import tensor_search
+    from adapterhub.index.version_search import parse_digest_prefix
+    from adapterhub.registry import content_search
 
     if not files and not digests:
         raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with open_registry(settings) as registry:
-        results = [finding.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
-        results += [finding.by_content(registry, text, existing_path(text), bytes_bar) for text in files]
+        results = [content_search.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
+        results += [content_search.by_content(registry, text, existing_path(text), bytes_bar) for text in files]
         deprecated = registry.deprecations()
-        unlisted = len(tensors.unlisted_files(registry.index))
+        unlisted = len(tensor_search.unlisted_files(registry.index))
     missing = [item for item in results if not item.is_whole]
     # "Not found" would be too strong a claim if some tensors could not be searched.
     if unlisted and missing:

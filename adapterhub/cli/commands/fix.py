@@ -85,7 +85,9 @@ def _text(location: str, fixed: FixResult, *, dry_run: bool, base: str | None) -
         output.write(line)
     if fixed.left_out:
         output.write(output.one_line(f"not copied: {', '.join(fixed.left_out)}"))
-    counts = [output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.remaining))]
+    counts = [
+        output.plural(n, kind) for kind in ("error", "warning") if (n := sum(p.severity == kind for p in fixed.remaining))
+    ]
     if counts:
         remaining_path, base_option = fixed.out or location, f" --base {base}" if base else ""
         output.write(

@@ -37,17 +37,17 @@ def formats(settings: Settings) -> None:
     """
     from adapterhub_converters import formats as table
     from adapterhub_converters.adapter import TUNERS
-    from adapterhub_converters.architectures import names
+    from adapterhub_converters.architectures import architecture_lookup
     from adapterhub_converters.formats import round_trips
-    from adapterhub_converters.formats.image import tables
-    from adapterhub_converters.formats.mlx import whole
+    from adapterhub_converters.formats.image import family_tables
+    from adapterhub_converters.formats.mlx import full_tuning
 
     rows = round_trips.rows()
     added = {
         name: "a format that an installed package adds" for name in table.names() if name not in {row.name for row in rows}
     }
     other_formats = {**added, **_OTHER_FORMATS}
-    families = tables.families()
+    families = family_tables.families()
     models = [
         {
             "gguf": names_of_model.gguf,
@@ -55,7 +55,7 @@ def formats(settings: Settings) -> None:
             "folders": names_of_model.folder,
             "merged_into": names_of_model.whole,
         }
-        for names_of_model in names.ADAPTERS
+        for names_of_model in architecture_lookup.ADAPTERS
     ]
     document = {
         "formats": [asdict(row) for row in rows],
@@ -63,16 +63,16 @@ def formats(settings: Settings) -> None:
         "image_models": families,
         "gguf_models": models,
         "tuners": [{"method": row.method, "merges": not row.unmerged} for row in TUNERS.values()],
-        "mlx_full": sorted(whole.SAME_PARAMETERS),
+        "mlx_full": sorted(full_tuning.SAME_PARAMETERS),
     }
     lines = {
         "image and video models in kohya and diffusers": families,
         "whole models from a folder to gguf": sorted(
-            {names_of_model.gguf for names_of_model in names.ADAPTERS if names_of_model.folder}
+            {names_of_model.gguf for names_of_model in architecture_lookup.ADAPTERS if names_of_model.folder}
         ),
         "peft's tuners that are no low-rank deltas, merged into a base": [r.method for r in TUNERS.values() if not r.unmerged],
         "those that no weight can express, described and checked": [r.method for r in TUNERS.values() if r.unmerged],
-        "models that mlx-lm tuned as a whole (full), merged into a base": sorted(whole.SAME_PARAMETERS),
+        "models that mlx-lm tuned as a whole (full), merged into a base": sorted(full_tuning.SAME_PARAMETERS),
     }
     output.emit(document, as_json=settings.as_json, text=lambda: _text(rows, other_formats, lines))
 

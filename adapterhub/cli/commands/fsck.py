@@ -11,7 +11,7 @@ from adapterhub.cli import output, remotes
 from adapterhub.cli.environment import open_registry, registry_folder
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
-from adapterhub.cli.views import findings as view
+from adapterhub.cli.views import finding_report as view
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def fsck(settings: Settings, *, rebuild: bool, repair: bool, source: str | None,
 
 def _repair(registry: Registry, source: str) -> list[str]:
     from adapterhub.maintenance.repair import repair
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     if not is_address(source):
         return repair(registry, Path(source))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from adapterhub.cli import progress
-from adapterhub.cli.collecting import emit_swept, sweep_options
 from adapterhub.cli.environment import open_registry, workspace
+from adapterhub.cli.gc_report import emit_swept, sweep_options
 from adapterhub.cli.options import Settings, command
 
 

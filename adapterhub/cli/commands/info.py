@@ -123,12 +123,12 @@ def _remotes(problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _logins(problems: list[str]) -> dict[str, Any]:
-    from adapterhub.remotes.oci import credentials
+    from adapterhub.remotes.oci import docker_credentials
 
     path = environment.docker_config()
     document: dict[str, Any] = {"file": str(path), "hosts": []}
     with _collecting_problems(problems):
-        document["hosts"] = credentials.configured_hosts(path)
+        document["hosts"] = docker_credentials.configured_hosts(path)
     return document
 
 

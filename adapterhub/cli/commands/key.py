@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import output, signing
+from adapterhub.cli import output, signing_options
 from adapterhub.cli.options import Choice, Group, Settings
 
 _KINDS = (
@@ -39,9 +39,9 @@ def key() -> None:
 )
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
 @click.option("--curve", "kind", type=Choice(_KINDS), default="p256", show_default=True, help="Kind of key.")
-@signing.new_passphrase_options
+@signing_options.new_passphrase_options
 @click.pass_obj
-def generate(settings: Settings, *, path: Path, kind: str, passphrase: signing.Passphrase) -> None:
+def generate(settings: Settings, *, path: Path, kind: str, passphrase: signing_options.Passphrase) -> None:
     """Write a new pair of keys: PATH.key, which only you can read, and PATH.pub, to give to others.
 
     OpenSSF model signing has the kinds p256, p384 and p521 (ECDSA) too, so its program `model_signing` verifies their

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import ref_at_remote, open_registry, remote_option
+from adapterhub.cli.environment import open_registry, ref_at_remote, remote_option
 from adapterhub.cli.options import Settings, command, plot_option
-from adapterhub.cli.views import lineage as view
+from adapterhub.cli.views import lineage_tree as view
 
 
 @command(
@@ -30,8 +30,8 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote
     trained further, merged or converted from it.
     """
     from adapterhub.ref import Ref
-    from adapterhub.registry.lineage import trace
-    from adapterhub.remotes.location import is_address
+    from adapterhub.registry.lineage_graph import trace
+    from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
     if is_address(address):

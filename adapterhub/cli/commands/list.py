@@ -13,7 +13,7 @@ from adapterhub.cli.environment import complete_ref, open_registry, remote_optio
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.views import tree
-from adapterhub.cli.views.versions import row_document, write_rows
+from adapterhub.cli.views.version_rows import row_document, write_rows
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
     names; a remote lists its names, or the versions of one. A narrow terminal shows fewer columns, and of a tree the newest and
     the tagged versions; a pipe and --json get everything.
     """
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     if remote is not None:
         _list_remote(settings, prefix, remote, as_tree=as_tree)
@@ -77,7 +77,9 @@ def list_(settings: Settings, prefix: str | None, *, as_tree: bool, remote: str 
         output.emit(document, as_json=settings.as_json, text=lambda: _list_text(registry, rows, deprecations, as_tree=as_tree))
 
 
-def _list_text(registry: Registry, rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool) -> None:
+def _list_text(
+    registry: Registry, rows: Sequence[VersionRow], deprecated: Mapping[tuple[str, int], str], *, as_tree: bool
+) -> None:
     if not rows:
         problem = f"no adapters yet in {registry.root}"
         output.say(output.one_line(f"{problem}; store one with `adapterhub push SRC namespace/name`"))
@@ -91,8 +93,8 @@ def _list_text(registry: Registry, rows: Sequence[VersionRow], deprecated: Mappi
 
 def _list_versions(settings: Settings, text: str, *, as_tree: bool) -> None:
     """List the tagged versions at an address."""
-    from adapterhub.remotes import listing
-    from adapterhub.remotes.location import parse
+    from adapterhub.remotes import version_listing
+    from adapterhub.remotes.remote_address import parse
 
     address = parse(text)
     if as_tree or address.tag or address.digest:
@@ -102,7 +104,7 @@ def _list_versions(settings: Settings, text: str, *, as_tree: bool) -> None:
     with remotes.connect(address) as remote:
         tags = remote.tags()
         commits = dict(remote.commits)
-        versions = listing.list_versions(remote, tags)
+        versions = version_listing.list_versions(remote, tags)
     if not tags:
         output.say("no tags")
     rows = [asdict(version) | {"ref": f"{address.repository}{address.mark}{version.tags[0]}"} for version in versions]
@@ -132,7 +134,7 @@ def _cells(row: Mapping[str, Any], commits: Mapping[str, str]) -> list[str]:
 
 def _list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: bool) -> None:
     """List the tags of a name on a remote, or its names."""
-    from adapterhub.remotes.configured import UNUSED_NAME, address_below
+    from adapterhub.remotes.named_remotes import UNUSED_NAME, address_below
 
     remote_entry = environment.trusted_remote(name)
     if as_tree or (prefix and "/" in prefix):
@@ -142,9 +144,9 @@ def _list_remote(settings: Settings, prefix: str | None, name: str, *, as_tree: 
 
 
 def _list_names(settings: Settings, prefix: str | None, url: str, remote: str | None) -> None:
-    from adapterhub.remotes import access
+    from adapterhub.remotes import remote_access
 
-    names = access.names(url, prefix, remotes.surroundings())
+    names = remote_access.names(url, prefix, remotes.surroundings())
     if not names:
         output.say(output.one_line(f"no names{f' in {prefix}' if prefix else ''} at {url}"))
     document = {"remote": remote, "url": url, "names": names}
@@ -153,7 +155,7 @@ def _list_names(settings: Settings, prefix: str | None, url: str, remote: str | 
 
 def _registry_url(text: str) -> str | None:
     """Return the checked URL of a registry without a name, `oci://HOST`; None for any other text."""
-    from adapterhub.remotes.configured import check_url
+    from adapterhub.remotes.named_remotes import check_url
 
     scheme, _, remainder = text.partition("://")
     is_host = remainder and "/" not in remainder.rstrip("/") and scheme.lower() in ("oci", "oci+http", "oci+https")

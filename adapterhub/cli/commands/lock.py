@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub import locking
+from adapterhub import lock_entries
 from adapterhub.cli import environment, locks, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, command
@@ -54,14 +54,14 @@ def lock(settings: Settings, *, refs: tuple[str, ...], remote: str | None, check
 
 def _resolve(settings: Settings, ref: str, remote: str | None) -> LockedAdapter:
     """Return the entry of the version that a ref points to now."""
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     address = environment.ref_at_remote(ref, remote)
     if is_address(address):
         environment.remember_host(address)
-        return locking.entry_of_ref(ref, address, workspace(settings))
+        return lock_entries.entry_of_ref(ref, address, workspace(settings))
     with environment.hint_default_remote(ref):
-        return locking.entry_of_ref(ref, None, workspace(settings))
+        return lock_entries.entry_of_ref(ref, None, workspace(settings))
 
 
 def _record(settings: Settings, entries: Lock) -> None:
@@ -90,7 +90,10 @@ def _update(settings: Settings, names: tuple[str, ...]) -> None:
     entries = lockfile.select(lockfile.read(path), names, path)
     _record(
         settings,
-        {name: locking.resolve_again(locked, workspace(settings), environment.lock_file()) for name, locked in entries.items()},
+        {
+            name: lock_entries.resolve_again(locked, workspace(settings), environment.lock_file())
+            for name, locked in entries.items()
+        },
     )
 
 
@@ -102,7 +105,7 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
     rows = []
     for name, locked in sorted(entries.items()):
         try:
-            current_digest = locking.resolve_again(locked, workspace(settings), path).digest
+            current_digest = lock_entries.resolve_again(locked, workspace(settings), path).digest
         except NotFoundError:
             current_digest = None
         rows.append(

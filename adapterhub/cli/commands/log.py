@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 
@@ -43,7 +43,7 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
     which keeps the same log. Times are UTC.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
     if is_address(address):
@@ -65,15 +65,15 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
 
 def _remote_log(address: str, settings: Settings) -> tuple[str, list[Entry]]:
     """Return the log of a remote, the newest entry first: all of it, or the entries about the tag or version at the address."""
-    from adapterhub import references
-    from adapterhub.remotes.location import parse
+    from adapterhub import version_selection
+    from adapterhub.remotes.remote_address import parse
 
     parsed = parse(address)
     with workspace(settings).connect(parsed) as remote:
         entries = remote.history()[::-1]
     if parsed.digest:
         return parsed.repository, [entry for entry in entries if entry.digest.startswith(parsed.digest)]
-    number = references.number(parsed.tag or "")
+    number = version_selection.number(parsed.tag or "")
     if number:
         return parsed.repository, [entry for entry in entries if number in (entry.number, *entry.numbers)]
     return parsed.repository, [entry for entry in entries if parsed.tag is None or parsed.tag in entry.tags]

@@ -15,8 +15,8 @@ from adapterhub.cli.options import Settings, command
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.remotes.oci.address import OciAddress
-    from adapterhub.remotes.oci.credentials import Credentials
+    from adapterhub.remotes.oci.docker_credentials import Credentials
+    from adapterhub.remotes.oci.oci_address import OciAddress
 
 _LONGEST = 1 << 16  # the most characters of a token
 
@@ -43,7 +43,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
     store theirs: by the credential helper that docker's config.json names, else in the system's keyring if the package keyring
     is installed and has one, else in config.json itself, which only you can read then.
     """
-    from adapterhub.remotes.oci import credentials
+    from adapterhub.remotes.oci import docker_credentials
 
     address, at_hub = logins.address_of(host), logins.is_hub(host)
     if at_hub:
@@ -52,7 +52,9 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
         accepted = _registry_credentials(
             address, _credentials_source(address.host, username, password=password_stdin, token=token_stdin)
         )
-    stored_in = credentials.store_credentials(address.host, environment.docker_config(), accepted, plain=address.is_plaintext)
+    stored_in = docker_credentials.store_credentials(
+        address.host, environment.docker_config(), accepted, plain=address.is_plaintext
+    )
     document = {"host": address.host, "user": accepted.user, "stored_in": stored_in}
     user_text = f" as {accepted.user}" if accepted.user else ""
     text = f"{address.host}: logged in{user_text}; stored in {stored_in}"
@@ -61,7 +63,7 @@ def login(settings: Settings, *, host: str, username: str | None, password_stdin
 
 def _registry_credentials(address: OciAddress, ask: Callable[[], Credentials]) -> Credentials:
     """Return credentials that a registry accepts; `given` is called once the registry requires a login."""
-    from adapterhub.remotes.oci.host import NOT_STORED, RegistryHost
+    from adapterhub.remotes.oci.registry_host import NOT_STORED, RegistryHost
 
     # A registry may ask for a login several times; a person is asked once.
     ask_once = functools.cache(lambda: replace(ask(), source=NOT_STORED))
@@ -73,8 +75,8 @@ def _registry_credentials(address: OciAddress, ask: Callable[[], Credentials]) -
 
 def _hub_credentials(address: OciAddress, username: str | None, *, password: bool, token: bool) -> Credentials:
     """Return a token of a hub, from stdin or for a code that a person approves."""
-    from adapterhub.remotes.hub.login import HubLogin
-    from adapterhub.remotes.oci.credentials import Credentials
+    from adapterhub.remotes.hub.hub_login import HubLogin
+    from adapterhub.remotes.oci.docker_credentials import Credentials
 
     if username or password:
         raise UsageError("--username", "is not used at a hub", "Leave it out, or pass a token with --token-stdin")
@@ -93,7 +95,7 @@ def _credentials_source(host: str, username: str | None, *, password: bool, toke
 
     Input from stdin is read now; on a terminal, the function asks when it is called.
     """
-    from adapterhub.remotes.oci.credentials import Credentials
+    from adapterhub.remotes.oci.docker_credentials import Credentials
 
     if password and token:
         raise UsageError(

@@ -62,24 +62,24 @@ def materialize(
 
 
 def _remove(settings: Settings, source: str) -> None:
-    from adapterhub.registry import merge_recipes
+    from adapterhub.registry import recipe_store
 
-    name = source.removeprefix(merge_recipes.NAME_PREFIX)
+    name = source.removeprefix(recipe_store.NAME_PREFIX)
     with open_registry(settings) as registry:
-        merge_recipes.remove(registry, name)
+        recipe_store.remove(registry, name)
     document = {"removed": name, "kind": "merge"}
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed {name}; its adapters stay"))
 
 
 def _list(settings: Settings) -> int:
     """List the recipes in the registry; report an unreadable one and go on to the others."""
-    from adapterhub.registry import merge_recipes
+    from adapterhub.registry import recipe_store
 
     recipes, damaged = [], []
     with open_registry(settings) as registry:
-        for name in merge_recipes.names(registry):
+        for name in recipe_store.names(registry):
             try:
-                recipes.append(merge_recipes.get(registry, name))
+                recipes.append(recipe_store.get(registry, name))
             except AdapterhubError as error:
                 damaged.append((name, error))
     for name, error_ in damaged:

@@ -29,7 +29,7 @@ from adapterhub.cli.options import (
     replace_option,
     weights_option,
 )
-from adapterhub.cli.views import merged
+from adapterhub.cli.views import merge_report
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def merge(
     """
     given_options = {name: value for name, value in options.items() if value is not None}
     if about or given_options.get("method") == "list":
-        merged.explain(settings, about)
+        merge_report.explain(settings, about)
         return
     if not source or not out:
         raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")

@@ -11,7 +11,7 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command, dry_run_option
 from adapterhub.cli.progress import bytes_bar
-from adapterhub.cli.views import changes as view
+from adapterhub.cli.views import packed_files as view
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.compress import PackingOutcome

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import locking
-from adapterhub.cli import environment, inputs, locks, output, signing
-from adapterhub.cli.environment import ref_at_remote, complete_ref, hint_default_remote, remote_option, workspace
+from adapterhub import lock_entries
+from adapterhub.cli import environment, inputs, locks, output, signing_options
+from adapterhub.cli.environment import complete_ref, hint_default_remote, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -20,14 +20,14 @@ from adapterhub.cli.options import (
     replace_option,
     transfer_options,
 )
-from adapterhub.cli.publish import render_conversion, render_pull
+from adapterhub.cli.version_results import render_conversion, render_pull
 from adapterhub.identity import Identity
 from adapterhub.sharing import pulling
-from adapterhub.sharing.signatures import Demand
+from adapterhub.sharing.signature_checks import Demand
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
 
 _FOLDER = "adapters"  # where --locked writes without -o
 
@@ -54,8 +54,8 @@ _NETWORK = ("http://", "https://", "hf://")
 @click.option("--from", "bundled", metavar="SRC", help="Source: a bundle (a .tar or a folder) instead of a registry.")
 @click.option("--offline", is_flag=True, help="Use no network; refused where REF or BASE needs one.")
 @click.option("--require-signature", is_flag=True, help="Refuse a version that no accepted signer has signed.")
-@signing.accepted_signers
-@signing.signed_as
+@signing_options.accepted_signers
+@signing_options.signed_as
 @click.option("--remember", is_flag=True, help="Require its signer for the whole namespace from now on.")
 @replace_option
 @conversion_options("ollama")
@@ -93,7 +93,7 @@ def pull(
 
     An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes.
     """
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     if model and conversion is None:
         raise UsageError("--model", "is for --to ollama", "Leave it out", code="conflicting-options")
@@ -155,23 +155,23 @@ def _bundle_address(text: str, source: str | None, *, base: str | None, offline:
     Raises:
         UsageError: The pull would use a network in spite of `offline`.
     """
-    from adapterhub.remotes import location
-    from adapterhub.remotes.layouts import location as layout
-    from adapterhub.remotes.layouts.bundle import resolve_name
+    from adapterhub.remotes import remote_address
+    from adapterhub.remotes.layouts import layout_address as layout
+    from adapterhub.remotes.layouts.version_bundle import resolve_name
 
     if offline:
         for name_ in (text, base or ""):
             # Decided by the scheme alone: parsing another address imports urllib3, which binds a socket to look for IPv6.
-            if not location.is_layout(name_) and (location.is_address(name_) or name_.lower().startswith(_NETWORK)):
+            if not remote_address.is_layout(name_) and (remote_address.is_address(name_) or name_.lower().startswith(_NETWORK)):
                 raise UsageError(
                     name_, "needs a network, and --offline allows none", "Leave out --offline, or name something local"
                 )
     if source is None:
         return text
-    if location.is_address(text):
+    if remote_address.is_address(text):
         raise UsageError(text, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")
-    bundle_address = source if location.is_address(source) else f"layout://{source}"
-    if not location.is_layout(bundle_address):
+    bundle_address = source if remote_address.is_address(source) else f"layout://{source}"
+    if not remote_address.is_layout(bundle_address):
         raise UsageError(source, "is not a bundle", "Name a folder or a .tar, or pull the address itself")
     address = layout.parse(bundle_address)
     if address.tag or address.digest:
@@ -181,7 +181,9 @@ def _bundle_address(text: str, source: str | None, *, base: str | None, offline:
     return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"
 
 
-def _pull_locked(settings: Settings, ref: str | None, out: str | None, *, locked: bool, only_locked_options: bool, replace: bool) -> None:
+def _pull_locked(
+    settings: Settings, ref: str | None, out: str | None, *, locked: bool, only_locked_options: bool, replace: bool
+) -> None:
     """Pull the versions in the lock file below a folder, or one of them. `alone`: there is no option that contradicts it."""
     from adapterhub.project import lockfile
 
@@ -192,21 +194,21 @@ def _pull_locked(settings: Settings, ref: str | None, out: str | None, *, locked
             "--locked", "takes refs and addresses from the lock file", "Leave out --remote, --lock, --to, --base and --key"
         )
     path = environment.lock_file()
-    lock_entries = lockfile.read(path)
+    entries = lockfile.read(path)
     if ref is None:
         parent = Path(out or _FOLDER)
-        targets = [(entry, parent / entry.name) for entry in sorted(lock_entries.values(), key=lambda entry: entry.name)]
+        targets = [(entry, parent / entry.name) for entry in sorted(entries.values(), key=lambda entry: entry.name)]
         # All targets are checked before the first one is written.
         for _, target in targets:
             lockfile.check_no_link(target, Path(out or ""))
     else:
-        entry = lockfile.find(lock_entries, ref, path)
+        entry = lockfile.find(entries, ref, path)
         targets = [(entry, Path(out) if out else Path(entry.name.rpartition("/")[2]))]
     if not targets:
         raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
     for entry, target in targets:
-        new = locking.pull(entry, target, workspace(settings), environment.lock_file(), replace=replace)
+        new = lock_entries.pull(entry, target, workspace(settings), environment.lock_file(), replace=replace)
         documents.append({"name": entry.name, **entry.document(), "output": str(target), "new": new})
         if not settings.as_json:
             text = f"{target}: {entry.name}@{output.digest(entry.digest)}, {output.size(entry.size)}, verified"

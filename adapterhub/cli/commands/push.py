@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import ref_at_remote, complete_ref, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import (
     Settings,
     base_option,
@@ -17,13 +17,13 @@ from adapterhub.cli.options import (
     force_option,
     transfer_options,
 )
-from adapterhub.cli.publish import render_push
+from adapterhub.cli.version_results import render_push
 from adapterhub.manifest.package_files import Selection
 from adapterhub.sharing import pushing
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.registry.recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion
 
 
 @command(

@@ -13,7 +13,7 @@ from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, output_option
 
 if TYPE_CHECKING:
-    from adapterhub.registry.recipe import RebuildDifference
+    from adapterhub.registry.adapter_recipe import RebuildDifference
 
 
 @command(

@@ -16,8 +16,8 @@ from adapterhub.project import PROJECT
 from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.project.settings import SettingsFile
-    from adapterhub.remotes.configured import Remote
+    from adapterhub.project.settings_file import SettingsFile
+    from adapterhub.remotes.named_remotes import Remote
 
 
 @click.group(
@@ -53,8 +53,8 @@ def add(settings: Settings, *, name: str, url: str, is_default: bool, force: boo
 
     URL is oci://HOST[/PREFIX], without credentials: `adapterhub login NAME` stores those.
     """
-    from adapterhub.project.settings import check_remote_name
-    from adapterhub.remotes.configured import check_url, unused_address
+    from adapterhub.project.settings_file import check_remote_name
+    from adapterhub.remotes.named_remotes import check_url, unused_address
 
     check_remote_name(name)
     url = check_url(url)
@@ -185,12 +185,12 @@ def test(settings: Settings, name: str) -> None:
 
 
 def _access_document(remote_entry: Remote) -> dict[str, Any]:
-    from adapterhub.remotes import access
-    from adapterhub.remotes.configured import unused_address
+    from adapterhub.remotes import remote_access
+    from adapterhub.remotes.named_remotes import unused_address
 
     document = {"name": remote_entry.name, "url": remote_entry.url}
     # A remote of this kind has no request that tells who the user is, so only reading is tried.
-    if (rights := access.access(remote_entry.url, remotes.surroundings())) is None:
+    if (rights := remote_access.access(remote_entry.url, remotes.surroundings())) is None:
         with remotes.open_address(unused_address(remote_entry.url)) as connected, contextlib.suppress(NotFoundError):
             connected.tags()
         return {**document, "asks": False, "user": "", "login": "", "read": True, "write": None, "why": ""}
@@ -215,7 +215,7 @@ def _file(project: bool) -> Path:
 def _change(path: Path, update: Any) -> bool:
     """Replace the remotes in a file; return False if nothing changed."""
     from adapterhub import user_files
-    from adapterhub.project import settings as project
+    from adapterhub.project import settings_file as project
 
     def new(text: str) -> str | None:
         remotes, default = update(project.parse(text, path))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import environment, inputs, output
-from adapterhub.cli.environment import ref_at_remote, complete_ref, hint_default_remote, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, hint_default_remote, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Choice, Settings, base_option, command
 
 if TYPE_CHECKING:
-    from adapterhub.serve.served import PreparedVersion
+    from adapterhub.serve.prepared_versions import PreparedVersion
 
 
 @command(

@@ -11,7 +11,7 @@ from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 
 if TYPE_CHECKING:
-    from adapterhub.registry.versions import RestoreResult
+    from adapterhub.registry.version_lookup import RestoreResult
 
 
 @command(

@@ -7,7 +7,7 @@ import sys
 import click
 
 from adapterhub.cli import output
-from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
 from adapterhub.sharing import tagging
 from adapterhub_converters.errors import UsageError
@@ -34,7 +34,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     can be removed.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
     if is_address(address):

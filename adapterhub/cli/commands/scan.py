@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli.environment import complete_ref, source_at_remote, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, remote_option, source_at_remote, workspace
 from adapterhub.cli.options import Settings, command, headers_only_option
 
 
@@ -36,7 +36,11 @@ def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_
 
     command_workspace = workspace(settings)
     result = scanning.scan(
-        source_at_remote(source, remote), command_workspace, weights=not (sarif or headers_only), strict=strict, limit=reports.SHOWN
+        source_at_remote(source, remote),
+        command_workspace,
+        weights=not (sarif or headers_only),
+        strict=strict,
+        limit=reports.SHOWN,
     )
     if sarif:
         output.write_document(reports.sarif([result.report]))

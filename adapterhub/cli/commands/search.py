@@ -11,11 +11,11 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry, remote_option, trusted_remote
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
-from adapterhub.cli.views.versions import row_document, write_rows
+from adapterhub.cli.views.version_rows import row_document, write_rows
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.index.search import SearchResult, Query
+    from adapterhub.index.version_search import Query, SearchResult
 
 
 @command(
@@ -47,7 +47,7 @@ def search(settings: Settings, /, *, facets: bool, remote: str | None, **options
     the beginning of a longer word, and all must match. Without words the newest come first. The newest matching version of each
     name is shown. For words that over a thousand versions contain, names and titles come first, then the latest versions.
     """
-    from adapterhub.index import search as finding
+    from adapterhub.index import version_search as finding
 
     _refuse_remote(options["words"], remote)
     query = _query(options)
@@ -64,7 +64,7 @@ def search(settings: Settings, /, *, facets: bool, remote: str | None, **options
 
 def _refuse_remote(words: Sequence[str], remote: str | None) -> None:
     """Refuse a remote, and an address among the words, because no remote has an index to search."""
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     problem = "has no index to search; this works on the local registry"
     if remote is not None:
@@ -76,7 +76,7 @@ def _refuse_remote(words: Sequence[str], remote: str | None) -> None:
 
 def _query(options: Mapping[str, Any]) -> Query:
     """Build the query from the options."""
-    from adapterhub.index.search import Query, parse_bounds, parse_metric
+    from adapterhub.index.version_search import Query, parse_bounds, parse_metric
 
     facets = [(kind, options[kind]) for kind in ("base", "method", "license") if options[kind] is not None]
     facets += [(kind, value) for kind in ("target", "language") for value in options[kind]]

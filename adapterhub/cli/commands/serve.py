@@ -89,8 +89,8 @@ def serve(
     """
     from adapterhub.http_server import logs
     from adapterhub.serve.gateway import server
-    from adapterhub.serve.gateway.settings import GatewaySettings
-    from adapterhub.serve.names import AllowedNames
+    from adapterhub.serve.gateway.gateway_settings import GatewaySettings
+    from adapterhub.serve.model_names import AllowedNames
     from adapterhub.workspace import Workspace
 
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)

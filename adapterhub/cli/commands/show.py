@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output, progress
-from adapterhub.cli.environment import complete_ref, source_at_remote, open_registry, remote_option
+from adapterhub.cli.environment import complete_ref, open_registry, remote_option, source_at_remote
 from adapterhub.cli.options import Settings, base_option, command, headers_only_option, plot_option
 from adapterhub.cli.output import Column
-from adapterhub.cli.views import norms as heat
+from adapterhub.cli.views import norm_picture as heat
 from adapterhub.store.store import counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import AdapterhubError, UsageError
@@ -86,17 +86,17 @@ class _NormDemand:
 def _path_document(location: str, folder: Path, *, full: bool) -> dict[str, Any]:
     """Return the document of a folder; without digests if its files are large, unless `full`."""
     from adapterhub.digest import sha256_bytes
-    from adapterhub.manifest import describe, oci_manifest
+    from adapterhub.manifest import derive, oci_manifest
 
-    sizes = describe.sizes(folder)
-    draft = describe.draft(folder)
+    sizes = derive.sizes(folder)
+    draft = derive.draft(folder)
     document: dict[str, Any] = dict.fromkeys(("ref", "name", "number", "deprecated", "digest", "time", "oci_manifest"))
     document |= {"path": location, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
     if sum(sizes.values()) > _HASHED and not full:
         entries = [{"path": path, "size": size} for path, size in sorted(sizes.items()) if path != ADAPTER_JSON]
         return {**document, "manifest": {**draft.manifest().to_dict(), "files": entries}}
     with progress.bytes_bar("reading") if full else nullcontext() as show:
-        manifest, raw = draft.finalize(files := describe.digests(folder, counter(show, sum(sizes.values()))))
+        manifest, raw = draft.finalize(files := derive.digests(folder, counter(show, sum(sizes.values()))))
     oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
     packaged = oci_manifest.parse_json(oci_document.raw, location)
     return {

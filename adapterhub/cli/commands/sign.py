@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import output, signing
+from adapterhub.cli import output, signing_options
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, command
 from adapterhub.manifest.package_files import SIGNATURE
@@ -19,14 +19,14 @@ from adapterhub.manifest.package_files import SIGNATURE
     adapterhub sign team/sql:v2 --keyless""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@signing.own_signer
+@signing_options.own_signer
 @click.option(
     "--name",
     metavar="NAME",
     help="Name of the adapter that is signed. [default: the name of the ref, the address or the folder]",
 )
 @click.pass_obj
-def sign(settings: Settings, *, source: str, own: signing.SignerOption, name: str | None) -> None:
+def sign(settings: Settings, *, source: str, own: signing_options.SignerOption, name: str | None) -> None:
     """Sign an adapter: its name and the digest of each of its files, as OpenSSF model signing does.
 
     The signature is written to model.sig in a folder, stored in the registry for a version in it, and attached to a version in

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import output, remotes
-from adapterhub.cli.environment import ref_at_remote, complete_ref, open_registry, remote_option, workspace
+from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option
-from adapterhub.cli.publish import render_push
-from adapterhub.cli.views.versions import version_document
+from adapterhub.cli.version_results import render_push
+from adapterhub.cli.views.version_rows import version_document
 from adapterhub.sharing import tagging
 from adapterhub_converters.errors import UsageError
 
@@ -58,7 +58,7 @@ def tag(
     can only be moved.
     """
     from adapterhub.ref import Ref
-    from adapterhub.remotes.location import is_address
+    from adapterhub.remotes.remote_address import is_address
 
     address = ref_at_remote(ref, remote)
     if is_address(address):

@@ -21,7 +21,7 @@ from adapterhub.cli.options import (
     output_option,
     replace_option,
 )
-from adapterhub.cli.publish import render_push
+from adapterhub.cli.version_results import render_push
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
 from adapterhub.sharing import pushing
@@ -136,9 +136,9 @@ def _init_or_explain(settings: Settings, config: str | None, new: str | None, ab
 
 
 def _init(settings: Settings, path: str) -> int:
-    from adapterhub.training import explain
+    from adapterhub.training import config_help
 
-    explain.write_template(Path(path))
+    config_help.write_template(Path(path))
     text = f"wrote {path}; fill in its paths, then run `adapterhub train {path}`"
     output.emit({"config": str(Path(path))}, as_json=settings.as_json, text=lambda: output.write(text))
     return 0
@@ -146,7 +146,7 @@ def _init(settings: Settings, path: str) -> int:
 
 def _explain(settings: Settings, key: str) -> int:
     """Explain one key of the config, or all."""
-    from adapterhub.training import explain as explanations
+    from adapterhub.training import config_help as explanations
 
     items = explanations.explain(key or None)
 

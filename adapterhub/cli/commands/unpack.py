@@ -10,7 +10,7 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.progress import bytes_bar
-from adapterhub.cli.views import changes as view
+from adapterhub.cli.views import packed_files as view
 
 
 @command(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, inputs
-from adapterhub.cli.environment import source_at_remote, remote_option, workspace
+from adapterhub.cli.environment import remote_option, source_at_remote, workspace
 from adapterhub.cli.options import Choice, Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, UsageError
@@ -100,7 +100,11 @@ def validate(
     if project and base is None:
         base = command_workspace.admitted_base(project)
     spec = inputs.read_base(base, settings, notes=False) if base else None
-    sources, finished, failed = _adapters([source_at_remote(text, remote) for text in given]), list[Report](), list[AdapterhubError]()
+    sources, finished, failed = (
+        _adapters([source_at_remote(text, remote) for text in given]),
+        list[Report](),
+        list[AdapterhubError](),
+    )
     for source in sources:
         try:
             report = api.check(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import signing
+from adapterhub.cli import signing_options
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, base_option, command
-from adapterhub.cli.views import findings as view
+from adapterhub.cli.views import finding_report as view
 from adapterhub.identity import Identity
 from adapterhub_converters.errors import UsageError
 
@@ -24,8 +24,8 @@ from adapterhub_converters.errors import UsageError
     adapterhub verify team/sql:v2 --attestations --recompute --base ./Qwen3-0.6B --key team.pub""",
 )
 @click.argument("source", metavar="SRC", shell_complete=complete_ref)
-@signing.accepted_signers
-@signing.signed_as
+@signing_options.accepted_signers
+@signing_options.signed_as
 @click.option("--attestations", is_flag=True, help="Verify what the keys attest about a version, rather than a signature.")
 @click.option("--recompute", is_flag=True, help="Compute attestations again from their inputs, and compare.")
 @base_option("that it is attested to fit, or was trained on.")
@@ -36,7 +36,7 @@ from adapterhub_converters.errors import UsageError
     type=click.Path(path_type=Path),
     help="Data: a file that it was trained on; repeatable.",
 )
-@signing.parent_keys
+@signing_options.parent_keys
 @click.pass_obj
 def verify(
     settings: Settings,
@@ -81,9 +81,13 @@ def verify(
     )
     success_text = "every byte matches"
     if (signature := result.signature) is not None:
-        success_text += f", signed as {signature.name} by {signing.signer_line(signature.signer)}"
+        success_text += f", signed as {signature.name} by {signing_options.signer_line(signature.signer)}"
     for statement in result.attestations:
-        success_text += f", {statement.kind} attested by {statement.signer.where}"
+        success_text += f", {statement.kind} attested by {statement.signer.source}"
     success_text += ", computed again" if recompute else ""
-    attested = {"attestations": [signing.attestation_document(statement) for statement in result.attestations]} if attestations else {}
+    attested = (
+        {"attestations": [signing_options.attestation_document(statement) for statement in result.attestations]}
+        if attestations
+        else {}
+    )
     return view.show(settings, source, result.findings, success_text=success_text, extra=attested)

@@ -17,7 +17,7 @@ from adapterhub.cli.options import Settings, adapter_option, base_option, comman
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
-    from adapterhub.merging.into_base.verify import Proof, Proofs
+    from adapterhub.merging.into_base.merge_proof import Proof, Proofs
 
 _SHOWN = 12  # the most rows of a table
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapterhub.cli import output
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 
 _SHOWN = 3  # the most names in a line, and lines of one kind
 # A number in a message that may differ among items of one kind. Not F16, and not the 0 of layers.0.q_proj.
-_NUMBER = linear.Pattern(r"(^|[^\w.-])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\b")
+_NUMBER = safe_regex.Pattern(r"(^|[^\w.-])(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def _message(group: Sequence[Item]) -> str:
     number_rows = [[match[2] for match in _NUMBER.finditer(item.message)] for item in group]
     spans = iter((min(column, key=float), max(column, key=float)) for column in zip(*number_rows, strict=True))
 
-    def span(match: linear.Match) -> str:
+    def span(match: safe_regex.Match) -> str:
         least, most = next(spans)
         return match[1] + (least if float(least) == float(most) else f"{least} to {most}")
 

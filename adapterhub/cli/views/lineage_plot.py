@@ -12,10 +12,10 @@ from adapterhub.analysis.layered_layout import Edge, Layout, Point, layout
 from adapterhub.cli import output
 from adapterhub_converters.errors import RefusedError
 
-from .lineage import name_of
+from .lineage_tree import name_of
 
 if TYPE_CHECKING:
-    from adapterhub.registry.lineage import Lineage, Node
+    from adapterhub.registry.lineage_graph import Lineage, Node
 
 _LIGHT = "#f3f4f6"  # fill of boxes that are not adapters
 _MOST = 200  # boxes in one picture

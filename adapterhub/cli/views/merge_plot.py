@@ -14,7 +14,7 @@ from adapterhub import picture
 from adapterhub.cli import output
 
 if TYPE_CHECKING:
-    from adapterhub.merging import ModuleMerge, MergeReport
+    from adapterhub.merging import MergeReport, ModuleMerge
 
 _KINDS, _POINTS = 16, 1000  # the most kinds of modules in a picture (the frequent ones win), and points of each
 _NAMED = 4  # kinds that a note names
@@ -25,7 +25,7 @@ def _least_cosine(module: ModuleMerge) -> float:
 
 
 # Title, value and start of the scale of each panel; all scales end at 1, so that small differences look small.
-_Panels = Sequence[tuple[str, Callable[["Merged"], float], float]]
+_Panels = Sequence[tuple[str, Callable[["ModuleMerge"], float], float]]
 _PANELS: _Panels = (
     ("cosine of the two deltas least alike: 1 same direction, 0 unrelated, −1 opposite", _least_cosine, -1.0),
     (

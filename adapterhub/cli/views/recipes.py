@@ -10,9 +10,9 @@ from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
     from adapterhub.materializing import MaterializedModel, WrittenRecipe
+    from adapterhub.registry.adapter_recipe import RebuildDifference
     from adapterhub.registry.merge_recipe import MergeRecipe
-    from adapterhub.registry.merge_recipes import StoredRecipe
-    from adapterhub.registry.recipe import RebuildDifference
+    from adapterhub.registry.recipe_store import StoredRecipe
 
 _SHOWN = 10  # files that differ
 _LIST = (

@@ -12,7 +12,7 @@ from adapterhub.manifest.package_files import shorten_names
 from adapterhub.version import __version__
 from adapterhub_converters.display import markdown as in_markdown
 from adapterhub_converters.display import printable
-from adapterhub_converters.runtimes import APPLIED
+from adapterhub_converters.runtime_rules import APPLIED
 
 from . import groups
 

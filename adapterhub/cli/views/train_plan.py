@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adapterhub.training import MemoryPlan, TrainConfig
     from adapterhub.training.cost.budget import Forecast
     from adapterhub.training.data.survey import Count
-    from adapterhub.training.outlook import Preview
+    from adapterhub.training.training_preview import Preview
 
 # Parts of a memory plan, as they are shown.
 _PARTS = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.cli import output
 from adapterhub.manifest.package_files import shorten_names
 
-from .versions import row_document
+from .version_rows import row_document
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow

@@ -5,13 +5,13 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub.access import NoTokenError
+from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.accounts import EVERYWHERE
-from adapterhub.hub.people.tokens import Identity
 
-from .answers import error_response
-from .reading import visible_view, name_of
+from .hf_errors import error_response
+from .reading import name_of, visible_view
 
 
 async def whoami(hub: Hub, request: Request) -> Response:
@@ -60,4 +60,6 @@ async def nothing(_hub: Hub, _request: Request) -> Response:
 
 async def unknown(_hub: Hub, request: Request) -> Response:
     """Refuse anything of the Hugging Face Hub's API that this hub does not have."""
-    return error_response(501, f"{request.url.path}: this hub has adapters, their versions and accounts; not this", "NotImplemented")
+    return error_response(
+        501, f"{request.url.path}: this hub has adapters, their versions and accounts; not this", "NotImplemented"
+    )

@@ -14,8 +14,8 @@ from adapterhub.hub.workers import Worker
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .answers import ENTRY, ResponseError
-from .reading import commit_at, visible_view, name_of
+from .hf_errors import ENTRY, ResponseError
+from .reading import commit_at, name_of, visible_view
 
 _INDEX = ".safetensors.index.json"
 _MAX_INDEX, _MAX_HEADERS = 4 << 20, 16 << 20  # bytes of an index, and of all headers in one response

@@ -18,16 +18,16 @@ from starlette.responses import JSONResponse, Response
 
 from adapterhub.digest import Digest, is_hex
 from adapterhub.hub import commits
-from adapterhub.hub.access import may_write
+from adapterhub.hub.access_control import may_write
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.tokens import Identity
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from .answers import ResponseError, error_response
-from .reading import visible_view, name_of
+from .hf_errors import ResponseError, error_response
+from .reading import name_of, visible_view
 from .repositories import read_document
 
 UPLOAD, DOWNLOAD = "upload", "download"
@@ -93,7 +93,9 @@ def _object(entry: Any) -> tuple[Digest, int]:
     return f"sha256:{oid}", size
 
 
-def _answer(digest: Digest, size: int, href: str, *, is_stored: bool, uploading: bool, limit: int, refusal: str) -> dict[str, Any]:
+def _answer(
+    digest: Digest, size: int, href: str, *, is_stored: bool, uploading: bool, limit: int, refusal: str
+) -> dict[str, Any]:
     answer: dict[str, Any] = {"oid": digest.removeprefix("sha256:"), "size": size, "authenticated": True}
     if size > limit:
         answer["error"] = {"code": 422, "message": f"a file may have at most {limit:,} bytes"}

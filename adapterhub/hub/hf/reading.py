@@ -14,21 +14,21 @@ from starlette.responses import JSONResponse, Response
 from adapterhub.digest import Digest
 from adapterhub.hub import commits
 from adapterhub.hub.commits import Commit, View
-from adapterhub.hub.git import GitFile
+from adapterhub.hub.git_objects import GitFile
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.tokens import Identity
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.uploads import TooLargeError, collect_body
 from adapterhub.hub.workers import Worker
-from adapterhub.index import search
-from adapterhub.index.search import Query
+from adapterhub.index import version_search
+from adapterhub.index.version_search import Query
 from adapterhub.manifest import card as cards
 from adapterhub.manifest.card import Card
 from adapterhub.store.store import Store
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, UsageError
 
-from . import documents
-from .answers import ENTRY, REVISION, ResponseError, MovedError, no_such_repository
+from . import api_documents
+from .hf_errors import ENTRY, REVISION, MovedError, ResponseError, no_such_repository
 
 _PAGE, _PAGE_EXPANDED, _MAX_LISTED, _MAX_COUNTED = 1000, 50, 500, 1000
 _MAX_SIBLINGS = 20_000  # files in one list of repositories
@@ -122,7 +122,7 @@ async def model_info(hub: Hub, request: Request) -> Response:
 
     def build(worker: Worker, view: View) -> tuple[bytes, str]:
         commit = commit_at(worker, view, revision)
-        return _dump(documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
+        return _dump(api_documents.model_info(view, commit, files_of(hub, commit), card_of(hub, commit), blobs=blobs)), ""
 
     return _json(await hub.workers.run(work))
 
@@ -148,8 +148,8 @@ async def list_models(hub: Hub, request: Request) -> Response:
             files += len(commit.files) if full else 0
             if listed and files > _MAX_SIBLINGS:
                 break
-            summary = documents.summary(view, view.newest, commit.id, card_of(hub, commit))
-            listed.append({**summary, "siblings": documents.siblings(files_of(hub, commit))} if full else summary)
+            summary = api_documents.summary(view, view.newest, commit.id, card_of(hub, commit))
+            listed.append({**summary, "siblings": api_documents.siblings(files_of(hub, commit))} if full else summary)
         return listed, len(views) > len(listed)
 
     listed, is_more = await hub.workers.run(work)
@@ -165,7 +165,7 @@ def matching_views(hub: Hub, worker: Worker, identity: Identity | None, query: Q
     """Return the repositories with versions that match a query, as far as the client may see them."""
     limit, query = most, replace(query, without=hub.hidden_names(worker, identity))
     while True:
-        rows = search.search(worker.registry.index, replace(query, limit=limit)).rows
+        rows = version_search.search(worker.registry.index, replace(query, limit=limit)).rows
         views = [view for view in (hub.visible(worker, identity, row.name) for row in rows) if view and view.newest]
         if len(views) >= most or len(rows) < limit:
             return views[:most]
@@ -218,7 +218,7 @@ async def tags_by_type(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> dict[str, set[str]]:
         by_kind: dict[str, set[str]] = {"license": set(), "language": set(), "dataset": set(), "other": set()}
         for view in matching_views(hub, worker, identity, Query(), most=_MAX_COUNTED):
-            for tag in documents.tags(view.newest, None):
+            for tag in api_documents.tags(view.newest, None):
                 kind, _, value = tag.rpartition(":")
                 by_kind[kind if kind in by_kind else "other"].add(tag if value else "")
         return by_kind
@@ -238,8 +238,8 @@ async def refs(hub: Hub, request: Request) -> Response:
 
     def work(worker: Worker) -> dict[str, Any]:
         view = visible_view(hub, worker, identity, name)
-        heads = [documents.ref_entry("heads", branch, commit) for branch, commit in commits.branches(view).items()]
-        tags = [documents.ref_entry("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
+        heads = [api_documents.ref_entry("heads", branch, commit) for branch, commit in commits.branches(view).items()]
+        tags = [api_documents.ref_entry("tags", tag, commit) for tag, commit in commits.tags(worker, view).items()]
         return {"branches": heads, "tags": tags, "converts": [], "pullRequests": []}
 
     return JSONResponse(await hub.workers.run(work))
@@ -253,7 +253,7 @@ async def history(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = visible_view(hub, worker, identity, name)
         commit_at(worker, view, revision)
-        return [documents.commit_entry(commit) for commit in commits.history(worker, view, revision)]
+        return [api_documents.commit_entry(commit) for commit in commits.history(worker, view, revision)]
 
     listed = await hub.workers.run(work)
     headers = {"x-total-count": str(len(listed))}
@@ -290,9 +290,9 @@ async def tree(hub: Hub, request: Request) -> Response:
         shown_files = [
             file for file in files_of(hub, commit) if file.path in inside and (recursive or "/" not in file.path[start:])
         ]
-        listed = [documents.file_entry(file, commit if expand else None) for file in shown_files]
-        parents = documents.folders(inside, folder)
-        listed += [documents.folder_entry(path, commit) for path in parents if recursive or "/" not in path[start:]]
+        listed = [api_documents.file_entry(file, commit if expand else None) for file in shown_files]
+        parents = api_documents.folders(inside, folder)
+        listed += [api_documents.folder_entry(path, commit) for path in parents if recursive or "/" not in path[start:]]
         listed = sorted((entry for entry in listed if entry["path"] > after), key=lambda entry: str(entry["path"]))
         return _dump(listed[:limit]), listed[limit - 1]["path"] if len(listed) > limit else ""
 
@@ -312,13 +312,13 @@ async def paths_info(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = visible_view(hub, worker, identity, name)
         commit = commit_at(worker, view, revision)
-        folders = set(documents.folders(commit.files, ""))
+        folders = set(api_documents.folders(commit.files, ""))
         listed = []
         for path in dict.fromkeys(paths):
             if path in commit.files:
-                listed.append(documents.file_entry(hub.git.file(path, *commit.files[path]), commit if expand else None))
+                listed.append(api_documents.file_entry(hub.git.file(path, *commit.files[path]), commit if expand else None))
             elif path in folders:
-                listed.append(documents.folder_entry(path, commit))
+                listed.append(api_documents.folder_entry(path, commit))
         return listed
 
     return JSONResponse(await hub.workers.run(work))

@@ -10,23 +10,23 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub import commits, moving, publishing, quotas
-from adapterhub.hub.access import NoTokenError
+from adapterhub.hub import commits, publishing, quotas, renames
+from adapterhub.hub.access_control import NoTokenError
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.tokens import Identity
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.manifest import card as cards
 from adapterhub.ref import LATEST, Ref, is_tag, parse_name
-from adapterhub.registry import signatures
+from adapterhub.registry import signature_policy
 from adapterhub.registry.moves import check_protected, now
-from adapterhub.registry.repositories import MAIN, Repository, with_head, without_head
+from adapterhub.registry.repository_records import MAIN, Repository, with_head, without_head
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, NotFoundError, RefusedError, UsageError
 
-from .answers import ResponseError, MovedError, no_such_repository
-from .reading import commit_at, read_body, visible_view, name_of, path_part
+from .hf_errors import MovedError, ResponseError, no_such_repository
+from .reading import commit_at, name_of, path_part, read_body, visible_view
 
 _MAX_BODY = 2 << 20  # bytes
 
@@ -121,15 +121,15 @@ def _move(worker: Worker, hub: Hub, identity: Identity | None, old: str, new: st
         raise ConflictError(old, f"was moved to {moved.new}", "Move that") from moved
     for name in (old, new):
         hub.access.check_write(identity, name)
-    unfinished = moving.pending_moves(worker, old, new)  # left by a killed process
+    unfinished = renames.pending_moves(worker, old, new)  # left by a killed process
     for names in unfinished:
-        moving.finish(worker, *names)
+        renames.finish(worker, *names)
     if unfinished:
         _move(worker, hub, identity, old, new)
         return
     _check_move(worker, hub, view, new)
-    moving.begin(worker, old, new)
-    moving.finish(worker, old, new)
+    renames.begin(worker, old, new)
+    renames.finish(worker, old, new)
 
 
 def _check_move(worker: Worker, hub: Hub, view: View, new: str) -> None:
@@ -143,11 +143,11 @@ def _check_move(worker: Worker, hub: Hub, view: View, new: str) -> None:
         raise RefusedError(new, "this name was removed", "Ask the operator to restore it, or choose another name")
     check_protected(worker.registry.ledger, old, *queries.marks(worker.registry.index, "protect", old))
     if old.partition("/")[0] != new.partition("/")[0]:
-        moving.check_attached(worker, view, new, hub.access.namespace_settings(new.partition("/")[0]))
+        renames.check_attached(worker, view, new, hub.access.namespace_settings(new.partition("/")[0]))
         hub.quotas.check(worker, new, quotas.repository_files(worker, old), count=True)
     for row in queries.versions(worker.registry.index, name=old):
         attached = partial(publishing.attached_signatures, worker, old, row.digest)
-        signatures.check(policy, worker.manifest(row), attached, name=new, location=f"{old}:v{row.number}")
+        signature_policy.check(policy, worker.manifest(row), attached, name=new, location=f"{old}:v{row.number}")
 
 
 async def settings(hub: Hub, request: Request) -> Response:
@@ -171,7 +171,12 @@ async def settings(hub: Hub, request: Request) -> Response:
 
 async def create_branch(hub: Hub, request: Request) -> Response:
     """POST …/branch/{b}."""
-    identity, name, branch, fields = hub.identify(request), name_of(request), path_part(request, "branch"), await read_document(request)
+    identity, name, branch, fields = (
+        hub.identify(request),
+        name_of(request),
+        path_part(request, "branch"),
+        await read_document(request),
+    )
 
     def work(worker: Worker) -> None:
         view = visible_view(hub, worker, identity, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.routing import BaseRoute, Route
 
 from . import accounts, headers, lfs, reading, repositories, writing
-from .answers import Handler, answering
+from .hf_errors import Handler, answering
 
 _MODEL = "/api/models/{namespace}/{repo}"
 _GET: dict[str, Handler] = {

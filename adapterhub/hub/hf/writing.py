@@ -18,23 +18,23 @@ from starlette.responses import JSONResponse, Response
 from adapterhub.digest import Digest, is_hex
 from adapterhub.hub import commits, publishing
 from adapterhub.hub.commits import Commit, View
-from adapterhub.hub.git import REGULAR_LIMIT, is_lfs
+from adapterhub.hub.git_objects import REGULAR_LIMIT, is_lfs
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.tokens import Identity
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest.package_files import MAX_FILES, check_file, check_names, divide_names
 from adapterhub.ref import LATEST, is_tag
 from adapterhub.registry.moves import ABSENT, now
-from adapterhub.registry.repositories import MAIN, CommitRecord, BranchHead, Repository, commit_id
-from adapterhub.registry.versions import Version
+from adapterhub.registry.repository_records import MAIN, BranchHead, CommitRecord, Repository, commit_id
+from adapterhub.registry.version_lookup import Version
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import MAX_PATH
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 
-from .answers import ResponseError
-from .reading import commit_at, visible_view, name_of, path_part
+from .hf_errors import ResponseError
+from .reading import commit_at, name_of, path_part, visible_view
 from .repositories import read_document
 
 _MAX_LINE = 2 * REGULAR_LIMIT  # bytes: a small file in base64, with reserve for clients that skip the preupload request
@@ -59,7 +59,9 @@ async def preupload(hub: Hub, request: Request) -> Response:
     def work(worker: Worker) -> list[dict[str, Any]]:
         view = visible_view(hub, worker, identity, name)
         hub.access.check_write(identity, name)
-        current_files = commit_at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
+        current_files = (
+            commit_at(worker, view, revision).files if revision in commits.branches(view) or revision == MAIN else {}
+        )
         ignored = set(divide_names({*paths, *current_files})[1])
         sizes = [entry.get("size") for path, entry in zip(paths, listed, strict=True) if path not in ignored]
         hub.quotas.check_sizes(worker, name, [size for size in sizes if type(size) is int])
@@ -285,7 +287,9 @@ def _publish(worker: Worker, hub: Hub, view: View, branch: str, record: CommitRe
     return publishing.publish_tree(worker.registry, view.name, record.files, **options)
 
 
-def _record_commit(worker: Worker, view: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None) -> Commit:
+def _record_commit(
+    worker: Worker, view: View, branch: str, record: CommitRecord, *, only: Collection[str] | None = None
+) -> Commit:
     """Record a commit and move its branch there; `only` lists the earlier commits to retain, None for all."""
     document_digest, _ = worker.registry.store.put_bytes(record.dump())
     ident = commit_id(record.became or document_digest)
@@ -315,7 +319,12 @@ def _record_commit(worker: Worker, view: View, branch: str, record: CommitRecord
 
 async def squash(hub: Hub, request: Request) -> Response:
     """POST …/super-squash/{b}: replace the commits of a branch by one; versions, and commits of other branches, stay."""
-    identity, name, branch, fields = hub.identify(request), name_of(request), path_part(request, "branch"), await read_document(request)
+    identity, name, branch, fields = (
+        hub.identify(request),
+        name_of(request),
+        path_part(request, "branch"),
+        await read_document(request),
+    )
     title = str(fields.get("message", ""))[:500]
 
     def work(worker: Worker) -> None:

@@ -8,14 +8,14 @@ from typing import ClassVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub import asking
-from adapterhub.hub.hf.reading import read_body, parse_form
+from adapterhub.hub import request_context
+from adapterhub.hub.hf.reading import parse_form, read_body
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people import devices
-from adapterhub.hub.people.devices import CODE_LIFETIME, POLL_INTERVAL
-from adapterhub.hub.people.tokens import Identity
+from adapterhub.hub.people import device_logins
+from adapterhub.hub.people.access_tokens import Identity
+from adapterhub.hub.people.device_logins import CODE_LIFETIME, POLL_INTERVAL
 from adapterhub.hub.web.posting import check_origin, check_session, read_fields
-from adapterhub.hub.web.site import PageRequest, Page, answer_page, render_page
+from adapterhub.hub.web.site import Page, PageRequest, answer_page, render_page
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
@@ -31,7 +31,7 @@ async def begin(hub: Hub, request: Request) -> Response:
     """POST /oauth/device: the codes of a new login."""
     await read_form(request)
     hub.access.count_attempt(hub.access.logins)
-    device, code = await hub.workers.read(devices.begin, hub.database, asking.current().address)
+    device, code = await hub.workers.read(device_logins.begin, hub.database, request_context.current().address)
     url = f"{hub.url(request)}/device"
     answer = {
         "device_code": device,
@@ -80,10 +80,12 @@ def _approval_form(page_request: PageRequest, code: str, wrong: str = "") -> Res
     # Codes are short: limit the guesses of a network.
     page_request.hub.access.count_attempt(page_request.hub.access.codes)
     try:
-        login = devices.pending_login(page_request.hub.database, code)
+        login = device_logins.pending_login(page_request.hub.database, code)
     except AdapterhubError as error:
         return render_page(page_request, DevicePage(wrong=str(error)), 404)
-    return render_page(page_request, DevicePage(login.code, login.address or "an unknown address", wrong), 403 if wrong else 200)
+    return render_page(
+        page_request, DevicePage(login.code, login.address or "an unknown address", wrong), 403 if wrong else 200
+    )
 
 
 async def decide(request: Request) -> Response:
@@ -96,13 +98,13 @@ async def decide(request: Request) -> Response:
         identity = _deciding_identity(page_request, fields)
         if identity is None:
             return _approval_form(page_request, code, "This is not a token of this hub.")
-        asking.current().set_account(identity.account, identity.prefix)
+        request_context.current().set_account(identity.account, identity.prefix)
         page_request.hub.access.count_attempt(page_request.hub.access.codes)
         try:
             if fields.get("answer") == "deny":
-                login = devices.deny(page_request.hub.database, code)
+                login = device_logins.deny(page_request.hub.database, code)
                 return render_page(page_request, DevicePage(done=f"The login {login.code} was refused."))
-            login = devices.approve(page_request.hub.database, code, identity)
+            login = device_logins.approve(page_request.hub.database, code, identity)
         except RefusedError as error:
             return _approval_form(page_request, code, str(error))  # the login stays pending, for another token
         except AdapterhubError as error:

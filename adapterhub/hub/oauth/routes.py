@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from adapterhub.hub.hf.answers import answering
+from adapterhub.hub.hf.hf_errors import answering
 
-from . import device, tokens
+from . import device, token_endpoint
 
 
 def routes() -> list[BaseRoute]:
     """Return the routes."""
     return [
         Route("/oauth/device", answering(device.begin), methods=["POST"]),
-        Route("/oauth/token", answering(tokens.token), methods=["POST"]),
+        Route("/oauth/token", answering(token_endpoint.token), methods=["POST"]),
         Route("/device", device.page, methods=["GET"]),
         Route("/device", device.decide, methods=["POST"]),
     ]

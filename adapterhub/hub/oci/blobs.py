@@ -12,21 +12,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapterhub.digest import Digest
-from adapterhub.hub.access import may_write
+from adapterhub.hub.access_control import may_write
 from adapterhub.hub.hub import Hub
-from adapterhub.hub.people.tokens import Identity
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.uploads import BusyError, Upload
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.ref import is_name
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 
-from .answers import DIGEST, VERSION, OciError
-from .reading import mountable_size
-from .references import check_pushable, parse_digest, record_sha512, sha256_of, writable_name
+from .names_and_digests import check_pushable, parse_digest, record_sha512, sha256_of, writable_name
+from .oci_errors import DIGEST, VERSION, OciError
+from .read_handlers import mountable_size
 
-_RANGE = linear.Pattern(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/.*)?")
+_RANGE = safe_regex.Pattern(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/.*)?")
 
 
 async def begin(hub: Hub, request: Request) -> Response:

@@ -8,8 +8,8 @@ from starlette.routing import BaseRoute, Route
 
 from adapterhub.hub.hub import Hub
 
-from . import blobs, reading, tokens, writing
-from .answers import Handler, OciError, answering
+from . import blobs, manifest_handlers, read_handlers, tokens
+from .oci_errors import Handler, OciError, answering
 
 _MANIFEST = "/v2/{name:path}/manifests/{reference}"
 _BLOB = "/v2/{name:path}/blobs/{digest}"
@@ -20,20 +20,20 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v2", tokens.ping),
     ("GET", "/v2/token", tokens.token),
     ("POST", "/v2/token", tokens.token),
-    ("GET", "/v2/_catalog", reading.catalog),
-    ("GET", _MANIFEST, reading.get_manifest),
-    ("PUT", _MANIFEST, writing.put),
-    ("DELETE", _MANIFEST, writing.delete),
+    ("GET", "/v2/_catalog", read_handlers.catalog),
+    ("GET", _MANIFEST, read_handlers.get_manifest),
+    ("PUT", _MANIFEST, manifest_handlers.put),
+    ("DELETE", _MANIFEST, manifest_handlers.delete),
     ("POST", "/v2/{name:path}/blobs/uploads/", blobs.begin),
     ("POST", "/v2/{name:path}/blobs/uploads", blobs.begin),
     ("GET", _SESSION, blobs.status),
     ("PATCH", _SESSION, blobs.append),
     ("PUT", _SESSION, blobs.finish),
     ("DELETE", _SESSION, blobs.cancel),
-    ("GET", _BLOB, reading.get_blob),
+    ("GET", _BLOB, read_handlers.get_blob),
     ("DELETE", _BLOB, blobs.delete),
-    ("GET", "/v2/{name:path}/tags/list", reading.tags),
-    ("GET", "/v2/{name:path}/referrers/{digest}", reading.referrers),
+    ("GET", "/v2/{name:path}/tags/list", read_handlers.tags),
+    ("GET", "/v2/{name:path}/referrers/{digest}", read_handlers.referrers),
 )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub.access import NOBODY, BadTokenError, NoTokenError, token_in
+from adapterhub.hub.access_control import NOBODY, BadTokenError, NoTokenError, token_in
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.uploads import TooLargeError, collect_body
 
-from .answers import VERSION, OciError
+from .oci_errors import VERSION, OciError
 
 _LIFETIME = 300  # seconds until clients ask again; a revoked token is refused within seconds in any case
 _MAX_FORM = 64 << 10  # bytes

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.digest import CHUNK, Digest, is_hex
-from adapterhub.hub.database import FILE, HubDatabase
+from adapterhub.hub.hub_database import FILE, HubDatabase
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes.layouts import tar
-from adapterhub.remotes.layouts.tar import Member
+from adapterhub.remotes.layouts import archive_tar
+from adapterhub.remotes.layouts.archive_tar import Member
 from adapterhub.store.store import DOCUMENTS, FOLDER, REFS, Store
 from adapterhub_converters.containers import atomic, open_file
 from adapterhub_converters.errors import FormatError, IntegrityError
@@ -68,13 +68,13 @@ def write(root: Path, out: Path, progress: Progress = None) -> int:
                             str(store.root), f"{digest} was removed meanwhile", "Try again", code="changed-meanwhile"
                         )
                     with store.open_stream(digest) as blob:
-                        file.write(tar.header(_BLOBS + digest.removeprefix("sha256:"), size))
+                        file.write(archive_tar.header(_BLOBS + digest.removeprefix("sha256:"), size))
                         _copy_blob(blob, file, size, digest)
-                        file.write(tar.padding(size))
+                        file.write(archive_tar.padding(size))
                     copied_bytes += size
                     if progress:
                         progress(copied_bytes, total)
-                file.write(tar.END)
+                file.write(archive_tar.END)
                 return file.tell()
 
 
@@ -84,7 +84,7 @@ def open_new(path: Path) -> BinaryIO:
 
 
 def _write_member(file: BinaryIO, name: str, data: bytes) -> None:
-    file.write(tar.header(name, len(data)) + data + tar.padding(len(data)))
+    file.write(archive_tar.header(name, len(data)) + data + archive_tar.padding(len(data)))
 
 
 def _entries(store: Store) -> Iterator[str]:
@@ -132,7 +132,7 @@ def restore(file: Path, root: Path, progress: Progress = None) -> None:
     """
     with open_file.open_regular(file) as source:
         length = source.seek(0, os.SEEK_END)
-        members = tar.scan_members(source, length, str(file))
+        members = archive_tar.scan_members(source, length, str(file))
         for name in members:
             if not _is_backup_member(name):
                 raise FormatError(str(file), f"{name[:80]!r} is not part of a backup")

@@ -14,8 +14,8 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapterhub.hub.database import HubDatabase
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.store.store import FOLDER, Store
 from adapterhub.version import __version__
 from adapterhub_converters.containers import open_file
@@ -108,7 +108,10 @@ def diagnosis(registry: Path, certificate: Path | None = None) -> list[Check]:
         return [Check("database", ERROR, str(error))]
     try:
         results = checks(database, Store(registry / FOLDER))
-        results += [_run_check("permissions", lambda: _permissions(database.path)), _run_check("clock", lambda: _clock(database))]
+        results += [
+            _run_check("permissions", lambda: _permissions(database.path)),
+            _run_check("clock", lambda: _clock(database)),
+        ]
         results += [_run_check("accounts", lambda: _accounts(database)), _run_check("audit", lambda: _chain(database))]
     finally:
         database.close()
@@ -141,9 +144,9 @@ def _accounts(database: HubDatabase) -> Check:
 
 
 def _chain(database: HubDatabase) -> Check:
-    from adapterhub.hub.people import audit
+    from adapterhub.hub.people import audit_log
 
-    _, broken = audit.verify_chain(database)
+    _, broken = audit_log.verify_chain(database)
     return Check("audit") if broken is None else Check("audit", ERROR, f"{broken.where} {broken.what}")
 
 

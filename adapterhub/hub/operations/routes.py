@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from starlette.routing import BaseRoute, Route
 
-from adapterhub.hub.hf.answers import answering
+from adapterhub.hub.hf.hf_errors import answering
 
-from . import health, metrics
+from . import health, prometheus
 
 
 def routes() -> list[BaseRoute]:
@@ -14,5 +14,5 @@ def routes() -> list[BaseRoute]:
     return [
         Route("/health", health.health),
         Route("/ready", health.ready),
-        Route("/metrics", answering(metrics.page)),
+        Route("/metrics", answering(prometheus.page)),
     ]

@@ -16,12 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import is_name
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
-from . import accounts, id_tokens, tokens
+from . import access_tokens, accounts, id_tokens
 from .accounts import EVERYWHERE, ROLES
 from .id_tokens import IdToken
 
@@ -143,7 +143,7 @@ def admit(database: HubDatabase, id_token: IdToken, taken_names: Collection[str]
             _set_rule_roles(database, account, rules if admitted else ())
         # No longer admitted: end the sessions and devices that signed in this way.
         if account and not admitted:
-            tokens.revoke_all(database, account, (tokens.BROWSER, tokens.DEVICE))
+            access_tokens.revoke_all(database, account, (access_tokens.BROWSER, access_tokens.DEVICE))
     if removed is not None:
         raise RefusedError(account, "this account was removed", "Ask the operator of the hub")
     if not admitted:
@@ -171,7 +171,8 @@ def _set_rule_roles(database: HubDatabase, account: str, rules: Sequence[Admissi
 
 def _admits(rule: Admission, claims: Mapping[str, Any]) -> bool:
     return all(
-        _email_matches(claims, value) if name == _EMAIL else _has_claim(claims, name, value) for name, value in rule.claims.items()
+        _email_matches(claims, value) if name == _EMAIL else _has_claim(claims, name, value)
+        for name, value in rule.claims.items()
     )
 
 

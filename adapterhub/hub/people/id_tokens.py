@@ -92,7 +92,9 @@ class Issuers:
 
     def keys(self, issuer: str, ident: object) -> list[dict[str, Any]]:
         """Return the keys of an issuer with an id; fetch them again if there is none."""
-        return _keys_with_id(self._configuration_of(issuer, lambda configuration: bool(_keys_with_id(configuration.keys, ident))).keys, ident)
+        return _keys_with_id(
+            self._configuration_of(issuer, lambda configuration: bool(_keys_with_id(configuration.keys, ident))).keys, ident
+        )
 
     def _configuration_of(self, issuer: str, is_enough: Callable[[IssuerConfiguration], bool]) -> IssuerConfiguration:
         """Return a configuration of the last hour; fetch it again, at most once a minute, unless `is_enough` accepts it."""
@@ -130,7 +132,9 @@ def _fetch_configuration(issuer: str, proxy: ProxyOf) -> IssuerConfiguration:
         if about.get("issuer") != issuer:
             raise FormatError(issuer, "its configuration names another issuer")
         keys = fetch_document(client, issuer, about.get("jwks_uri")).get("keys")
-    return IssuerConfiguration(about, [key for key in keys[:_MAX_KEYS] if isinstance(key, dict)] if isinstance(keys, list) else [])
+    return IssuerConfiguration(
+        about, [key for key in keys[:_MAX_KEYS] if isinstance(key, dict)] if isinstance(keys, list) else []
+    )
 
 
 def check_issuer(issuer: str) -> None:

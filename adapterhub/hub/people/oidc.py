@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from adapterhub.http.client import Client
-from adapterhub.http.errors import DeniedError
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import origin
 from adapterhub.hub.settings import Provider
 from adapterhub_converters.errors import MissingExtraError, RefusedError

@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.ref import is_name
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
-from . import accounts, id_tokens, tokens
+from . import access_tokens, accounts, id_tokens
 from .id_tokens import Issuers
 
 LIFETIME = 3600  # seconds
@@ -106,8 +106,8 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
         if not database.execute("INSERT INTO exchanged VALUES (?, ?) ON CONFLICT DO NOTHING", id_token.ident, id_token.expires):
             raise RefusedError(resource[:200], "this ID token was exchanged before", "Request a new one from the provider")
         role = "write" if "/" in resource else "read"
-        limits = tokens.Limits(namespaces=(resource,), kind=tokens.EXCHANGE, lifetime=LIFETIME)
-        access_token, _ = tokens.issue(database, publisher.account, role, **limits)
+        limits = access_tokens.Limits(namespaces=(resource,), kind=access_tokens.EXCHANGE, lifetime=LIFETIME)
+        access_token, _ = access_tokens.issue(database, publisher.account, role, **limits)
     return access_token, publisher
 
 

@@ -6,11 +6,11 @@ import hashlib
 import secrets
 import time
 
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 
-from . import tokens
+from . import access_tokens
+from .access_tokens import BROWSER, Identity
 from .accounts import ROLES
-from .tokens import BROWSER, Identity
 
 LIFETIME = 30 * 24 * 3600
 """Seconds of a session for which a token was entered."""
@@ -31,15 +31,15 @@ def start(database: HubDatabase, token: int, lifetime: float = LIFETIME) -> str:
 def sign_in(database: HubDatabase, account: str) -> str:
     """Begin a session for an account that signed in at a provider, with a token that is never shown."""
     with database.transaction():
-        limits = tokens.Limits(kind=BROWSER, lifetime=SIGNED_IN)
-        _, token = tokens.issue(database, account, ROLES[-1], **limits)
+        limits = access_tokens.Limits(kind=BROWSER, lifetime=SIGNED_IN)
+        _, token = access_tokens.issue(database, account, ROLES[-1], **limits)
         return start(database, token, SIGNED_IN)
 
 
 def session_identity(database: HubDatabase, cookie: str) -> Identity | None:
     """Return the identity of a session; None if it is unknown or over, or its token is revoked or expired."""
     rows = database.select("SELECT token FROM sessions WHERE id = ? AND expires > ?", _hash(cookie), time.time())
-    return tokens.identify_by_id(database, rows[0][0]) if rows else None
+    return access_tokens.identify_by_id(database, rows[0][0]) if rows else None
 
 
 def end(database: HubDatabase, cookie: str) -> None:

@@ -17,14 +17,14 @@ from pathlib import Path
 from adapterhub.digest import Digest, is_hex
 from adapterhub.index import queries
 from adapterhub.maintenance import retention
-from adapterhub.maintenance.gc import GRACE, NeededBlobs, Progress, GcResult
+from adapterhub.maintenance.gc import GRACE, GcResult, NeededBlobs, Progress
 from adapterhub.registry.registry import Registry
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import ParameterError, RefusedError
 
-from .blobs import RELIANCE_SECONDS, blob_key
-from .log import LOGS, parse_copy
-from .shared import TEMPORARY, SharedStorage
+from .bucket_blobs import RELIANCE_SECONDS, blob_key
+from .shared_log import LOGS, parse_copy
+from .shared_storage import TEMPORARY, SharedStorage
 
 MIN_GRACE = 2 * RELIANCE_SECONDS / 3600
 """The shortest grace period, in hours."""

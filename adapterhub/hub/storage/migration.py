@@ -15,22 +15,22 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from adapterhub.digest import Digest, is_hex
-from adapterhub.hub.database import MIGRATIONS, HubDatabase
+from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.objects.bucket import Bucket
 from adapterhub.store.ref_log import MAX_ENTRY, Entry
 from adapterhub.store.store import REFS, Progress, Store, counter
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
-from .blobs import blob_key, read_pieces, put_pieces
-from .log import LOGS, copy_entries, parse_copy
+from .bucket_blobs import blob_key, put_pieces, read_pieces
 from .postgres import LogRow, PostgresDatabase
+from .shared_log import LOGS, copy_entries, parse_copy
 
 _THREADS = 8
 _PAGE_SIZE = 1000
-_TABLE, _NUMBERED = linear.Pattern(r"CREATE TABLE ([a-z0-9_]+)"), linear.Pattern(r"\(\s*id INTEGER PRIMARY KEY")
+_TABLE, _NUMBERED = safe_regex.Pattern(r"CREATE TABLE ([a-z0-9_]+)"), safe_regex.Pattern(r"\(\s*id INTEGER PRIMARY KEY")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ def move_out(database: PostgresDatabase, bucket: Bucket, folder: Path, progress:
         OutputExistsError: The folder exists.
         IntegrityError: A blob is damaged, or a log cannot be replayed.
     """
-    with atomic.pending_output(folder) as new_folder, Registry.init(new_folder) as registry, closing(HubDatabase(new_folder)) as tables:
+    with (
+        atomic.pending_output(folder) as new_folder,
+        Registry.init(new_folder) as registry,
+        closing(HubDatabase(new_folder)) as tables,
+    ):
         entries = 0
         for rows in _pages(database):
             for row in rows:

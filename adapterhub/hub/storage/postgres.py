@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from adapterhub.digest import Digest
-from adapterhub.hub.database import MIGRATIONS, ConstraintError, HubDatabase
-from adapterhub_converters import linear
+from adapterhub.hub.hub_database import MIGRATIONS, ConstraintError, HubDatabase
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import NotFoundError, RefusedError, RemoteError, UsageError
 
 _log = logging.getLogger("adapterhub.hub")
@@ -33,7 +33,7 @@ _TYPES = {
     "AUTOINCREMENT": "", "INTEGER": "BIGINT", "TEXT": 'TEXT COLLATE "C"',
     "REAL": "DOUBLE PRECISION", "BLOB": "BYTEA", "STRICT, WITHOUT ROWID": "", "STRICT": "",
 }  # fmt: skip
-_TYPE = linear.Pattern(r"\b(?:INTEGER PRIMARY KEY|AUTOINCREMENT|INTEGER|TEXT|REAL|BLOB|STRICT, WITHOUT ROWID|STRICT)\b")
+_TYPE = safe_regex.Pattern(r"\b(?:INTEGER PRIMARY KEY|AUTOINCREMENT|INTEGER|TEXT|REAL|BLOB|STRICT, WITHOUT ROWID|STRICT)\b")
 # `id` tells readers which entries are new, `copied` which the bucket lacks; `held` records when a blob was last noted.
 _ENTRIES = """
     CREATE TABLE IF NOT EXISTS entries (

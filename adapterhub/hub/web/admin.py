@@ -10,19 +10,19 @@ from typing import ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.hub import asking
-from adapterhub.hub.access import ForbiddenError, NoTokenError
-from adapterhub.hub.people import accounts, audit, tokens
+from adapterhub.hub import request_context
+from adapterhub.hub.access_control import ForbiddenError, NoTokenError
+from adapterhub.hub.people import access_tokens, accounts, audit_log
+from adapterhub.hub.people.access_tokens import Token
 from adapterhub.hub.people.accounts import Account, Namespace
-from adapterhub.hub.people.audit import Event
-from adapterhub.hub.people.tokens import Token
+from adapterhub.hub.people.audit_log import Event
 from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub.index.queries import NamespaceTotals
 from adapterhub_converters.errors import UsageError
 
 from .posting import answer_form
-from .site import PageRequest, Page, redirect_to
+from .site import Page, PageRequest, redirect_to
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,14 @@ def admin_page(page_request: PageRequest, worker: Worker) -> AdminPage:
     audited = page_request.query("audit").strip()
     return AdminPage(
         accounts.list_accounts(database),
-        tokens.list_tokens(database),
-        [NamespaceUsage(stored.get(name, NamespaceTotals(name, 0, 0, 0)), settings.get(name, Namespace(name))) for name in names],
+        access_tokens.list_tokens(database),
+        [
+            NamespaceUsage(stored.get(name, NamespaceTotals(name, 0, 0, 0)), settings.get(name, Namespace(name)))
+            for name in names
+        ],
         Disk(disk.used, disk.free, disk.total),
         audited,
-        audit.events(database, name=audited, limit=_MAX_ROWS),
+        audit_log.events(database, name=audited, limit=_MAX_ROWS),
     )
 
 
@@ -95,12 +98,14 @@ async def settle(request: Request) -> Response:
     def work(page_request: PageRequest, _worker: Worker, fields: dict[str, str]) -> Response:
         _check_admin(page_request)
         database, name = page_request.hub.database, accounts.check_namespace(fields.get("namespace", ""))
-        asking.current().record_change(name)
+        request_context.current().record_change(name)
         if (artifacts := fields.get("artifacts", "")) not in _ARTIFACTS:
             raise UsageError("artifacts", f"{artifacts[:80]!r} is not one of {', '.join(_ARTIFACTS)}")
         # Read and write in one transaction: the CLI may change another setting at the same time.
         with database.transaction():
-            accounts.set_namespace(database, replace(accounts.namespace_settings(database, name), adapters_only=_ARTIFACTS[artifacts]))
+            accounts.set_namespace(
+                database, replace(accounts.namespace_settings(database, name), adapters_only=_ARTIFACTS[artifacts])
+            )
         return redirect_to("/-/admin")
 
     return await answer_form(request, work)
@@ -111,11 +116,11 @@ async def revoke(request: Request) -> Response:
 
     def work(page_request: PageRequest, _worker: Worker, fields: dict[str, str]) -> Response:
         _check_admin(page_request)
-        asking.current().record_change("tokens")
+        request_context.current().record_change("tokens")
         ident = fields.get("token", "")
         if not ident.isdecimal() or len(ident) > 18:
             raise UsageError(ident[:80], "is not the number of a token")
-        tokens.revoke(page_request.hub.database, int(ident))
+        access_tokens.revoke(page_request.hub.database, int(ident))
         return redirect_to("/-/admin")
 
     return await answer_form(request, work)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from adapterhub.hub.workers import Worker
-from adapterhub.index import index_file, queries, search
+from adapterhub.index import index_file, queries, version_search
 from adapterhub.index.queries import VersionRow
-from adapterhub.index.search import SearchResult, Query
+from adapterhub.index.version_search import Query, SearchResult
 from adapterhub.manifest import measurement
 from adapterhub.store.store import Entry
 from adapterhub_converters.errors import NotFoundError, UsageError
-from adapterhub_converters.runtimes import APPLIED, RUNTIMES
+from adapterhub_converters.runtime_rules import APPLIED, RUNTIMES
 
 from . import facts
-from .site import PageRequest, Page, with_query
+from .site import Page, PageRequest, with_query
 
 _PER_PAGE = 20
 _MAX_PAGES = 50
@@ -74,7 +74,7 @@ def search_page(page_request: PageRequest, worker: Worker) -> SearchPage:
     except UsageError as error:
         return SearchPage(fields, (), 0, {}, "", "", wrong=str(error))
     runtime = fields.get("runtime", "")
-    rows = [row for row in search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
+    rows = [row for row in version_search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
     counts = _facet_counts(page_request, worker, query)
     total: int | None = counts.total
     if runtime:
@@ -96,7 +96,7 @@ def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Qu
     bounds = []
     for name, column in (("r", "r"), ("rank", "r"), ("size", "size")):
         if name in fields:
-            bounds.append((column, search.parse_bounds(fields[name], name, size=column == "size")))
+            bounds.append((column, version_search.parse_bounds(fields[name], name, size=column == "size")))
     runtime = fields.get("runtime", "")
     if runtime and runtime not in RUNTIMES:
         raise UsageError(runtime[:80], "unknown runtime")
@@ -104,7 +104,7 @@ def _query(fields: Mapping[str, str], limit: int, hidden: tuple[str, ...]) -> Qu
         fields.get("q", ""),
         facets=tuple((kind, fields[kind]) for kind in _FACETS if kind in fields and kind != "r"),
         bounds=tuple(bounds),
-        metrics=(search.parse_metric(fields["metric"], "metric"),) if "metric" in fields else (),
+        metrics=(version_search.parse_metric(fields["metric"], "metric"),) if "metric" in fields else (),
         limit=_MAX_JUDGED if runtime else limit,
         without=hidden,
     )
@@ -114,7 +114,9 @@ def _facet_counts(page_request: PageRequest, worker: Worker, query: Query) -> Se
     """Return the counts of a query, cached until something is pushed, because they take longer than its first matches."""
     index = worker.registry.index
     query = replace(query, limit=1)
-    return page_request.site.counts.get((index_file.state(index), query), lambda: search.search(index, query, facets=True))
+    return page_request.site.counts.get(
+        (index_file.state(index), query), lambda: version_search.search(index, query, facets=True)
+    )
 
 
 def _is_applied(page_request: PageRequest, worker: Worker, row: VersionRow, runtime: str) -> bool:
@@ -177,12 +179,14 @@ def bases_page(page_request: PageRequest, worker: Worker) -> Page:
     name = page_request.query("name").strip()
     if not name:
         return BasesPage(
-            _facet_counts(page_request, worker, Query(without=page_request.hub.hidden_names(worker, page_request.who))).facets.get(
-                "base", {}
-            )
+            _facet_counts(
+                page_request, worker, Query(without=page_request.hub.hidden_names(worker, page_request.who))
+            ).facets.get("base", {})
         )
-    query = Query(facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden_names(worker, page_request.who))
-    rows = [row for row in search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
+    query = Query(
+        facets=(("base", name),), limit=_MAX_ADAPTERS, without=page_request.hub.hidden_names(worker, page_request.who)
+    )
+    rows = [row for row in version_search.search(worker.registry.index, query).rows if page_request.may_read(worker, row.name)]
     if not rows:
         raise NotFoundError(name[:200], "no adapter here is for this base")
     counts = _facet_counts(page_request, worker, query)
@@ -247,14 +251,18 @@ _WORDS = {
 def namespace_page(page_request: PageRequest, worker: Worker) -> NamespacePage:
     """GET /{namespace}."""
     name = page_request.part("namespace")
-    newest = queries.newest(worker.registry.index, name, _MOST_NAMES, without=page_request.hub.hidden_names(worker, page_request.who))
+    newest = queries.newest(
+        worker.registry.index, name, _MOST_NAMES, without=page_request.hub.hidden_names(worker, page_request.who)
+    )
     visible_rows = [row for row in newest if page_request.may_read(worker, row.name)]
     if not visible_rows:
         raise NotFoundError(name[:200], "nothing was pushed to this namespace, or it is private")
     return NamespacePage(name, visible_rows, log_events(worker, [row.name for row in visible_rows[:_MOST_LOGS]]))
 
 
-def log_events(worker: Worker, names: Sequence[str], *, per_name: int = _MOST_ENTRIES, limit: int = _MOST_EVENTS) -> list[Event]:
+def log_events(
+    worker: Worker, names: Sequence[str], *, per_name: int = _MOST_ENTRIES, limit: int = _MOST_EVENTS
+) -> list[Event]:
     """Return the last entries of the logs of some names, newest first."""
     entries = []
     for name in names:

@@ -17,8 +17,8 @@ from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 from . import facts
-from .adapters import Version, version_with_tags, facts_of
-from .site import PageRequest, Page, Site, answer_page, render_page
+from .adapter_pages import Version, facts_of, version_with_tags
+from .site import Page, PageRequest, Site, answer_page, render_page
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference, KeyChange, ModuleChange, TensorChange
@@ -85,7 +85,9 @@ class ComparePage(Page):
 
 async def compare_page(request: Request) -> Response:
     """GET …/compare?from=v1&to=v2."""
-    result = await answer_page(request, lambda page_request, worker: (page_request, _document_differences(page_request, worker)))
+    result = await answer_page(
+        request, lambda page_request, worker: (page_request, _document_differences(page_request, worker))
+    )
     if isinstance(result, Response):
         return result
     page_request, page = result

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from adapterhub.hub.forms import check_pair_numbers
+from adapterhub.hub.converted_versions import check_pair_numbers
 from adapterhub.hub.workers import Worker
 from adapterhub.index.queries import VersionRow
 from adapterhub.manifest import card as model_cards
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.export import linked_folder
-from adapterhub_converters.adapter_files import resolve_adapter, is_weights
+from adapterhub_converters.adapter_files import is_weights, resolve_adapter
 from adapterhub_converters.errors import AdapterhubError
 
 from . import cards, drawings
@@ -118,7 +118,7 @@ def _with_scan(worker: Worker, facts: Facts, oci: Manifest) -> Facts:
 def _scan_inputs(worker: Worker, oci: Manifest) -> Iterator[tuple[int, Iterator[Problem]]]:
     """Yield the files of a version as a scan takes them, each open while it is read."""
     from adapterhub.checks import scan
-    from adapterhub.checks.scan.opened import wrap_file
+    from adapterhub.checks.scan.scanned_file import wrap_file
 
     for layer in oci.layers:
         with worker.registry.store.open_blob(layer.digest) as blob:

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.hub.access import ForbiddenError
+from adapterhub.hub.access_control import ForbiddenError
 from adapterhub.hub.workers import Worker
 
 from .site import PageRequest, answer_page

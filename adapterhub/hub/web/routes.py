@@ -7,8 +7,8 @@ from starlette.routing import BaseRoute, Route
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import NotFoundError
 
-from . import adapters, admin, browsing, compare, signing_in
-from .site import SIGN_IN, PageRequest, Page, page_endpoint, static
+from . import adapter_pages, admin, browsing, compare, signing_in
+from .site import SIGN_IN, Page, PageRequest, page_endpoint, static
 
 _NAME = "/{namespace}/{repo}"
 _VERSION = f"{_NAME}/v{{number}}"
@@ -33,18 +33,18 @@ def routes() -> list[BaseRoute]:
         Route("/-/admin", page_endpoint(admin.admin_page)),
         Route("/-/admin/settle", admin.settle, methods=["POST"]),
         Route("/-/admin/revoke", admin.revoke, methods=["POST"]),
-        Route(f"{_NAME}/tree/{{revision}}", page_endpoint(adapters.revision)),
-        Route(f"{_NAME}/tree/{{revision}}/{{path:path}}", page_endpoint(adapters.revision)),
-        Route(f"{_NAME}/blob/{{revision}}/{{path:path}}", page_endpoint(adapters.revision)),
-        Route(f"{_NAME}/commit/{{revision}}", page_endpoint(adapters.revision)),
-        Route(f"{_NAME}/versions", page_endpoint(adapters.versions_page)),
+        Route(f"{_NAME}/tree/{{revision}}", page_endpoint(adapter_pages.revision)),
+        Route(f"{_NAME}/tree/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
+        Route(f"{_NAME}/blob/{{revision}}/{{path:path}}", page_endpoint(adapter_pages.revision)),
+        Route(f"{_NAME}/commit/{{revision}}", page_endpoint(adapter_pages.revision)),
+        Route(f"{_NAME}/versions", page_endpoint(adapter_pages.versions_page)),
         Route(f"{_NAME}/compare", compare.compare_page),
-        Route(_VERSION, page_endpoint(adapters.adapter_page)),
-        Route(f"{_VERSION}/tensors", page_endpoint(adapters.tensors_page)),
-        Route(f"{_VERSION}/heat.svg", adapters.heat_picture),
-        Route(f"{_VERSION}/norms", adapters.norms_page),
-        Route(f"{_VERSION}/lineage", page_endpoint(adapters.lineage_page)),
-        Route(_NAME, page_endpoint(adapters.adapter_page)),
+        Route(_VERSION, page_endpoint(adapter_pages.adapter_page)),
+        Route(f"{_VERSION}/tensors", page_endpoint(adapter_pages.tensors_page)),
+        Route(f"{_VERSION}/heat.svg", adapter_pages.heat_picture),
+        Route(f"{_VERSION}/norms", adapter_pages.norms_page),
+        Route(f"{_VERSION}/lineage", page_endpoint(adapter_pages.lineage_page)),
+        Route(_NAME, page_endpoint(adapter_pages.adapter_page)),
         Route("/{namespace}", page_endpoint(browsing.namespace_page)),
         Route("/{path:path}", page_endpoint(_unknown)),
     ]

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub.hub import asking
-from adapterhub.hub.access import ForbiddenError
+from adapterhub.hub import request_context
+from adapterhub.hub.access_control import ForbiddenError
 from adapterhub.hub.people import admissions, oidc, sessions
 from adapterhub.hub.people.oidc import Login
 from adapterhub.hub.settings import Provider
@@ -20,8 +20,8 @@ from adapterhub.hub.workers import Worker
 from adapterhub.index import queries
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
-from .posting import check_origin, local_path, answer_form, read_fields
-from .site import COOKIE, SIGN_IN, PageRequest, Page, answer_page, redirect_to, render_page
+from .posting import answer_form, check_origin, local_path, read_fields
+from .site import COOKIE, SIGN_IN, Page, PageRequest, answer_page, redirect_to, render_page
 
 PROVIDER, BACK = f"{SIGN_IN}/provider", f"{SIGN_IN}/back"
 _LOGIN = "adapterhub_login"
@@ -75,8 +75,10 @@ async def sign_in(request: Request) -> Response:
             return render_page(
                 page_request, _sign_in_page(page_request, next_page, "This token is unknown, revoked or expired."), 401
             )
-        asking.current().set_account(identity.account, identity.prefix)
-        return _session_response(page_request, next_page, sessions.start(page_request.hub.database, identity.token), sessions.LIFETIME)
+        request_context.current().set_account(identity.account, identity.prefix)
+        return _session_response(
+            page_request, next_page, sessions.start(page_request.hub.database, identity.token), sessions.LIFETIME
+        )
 
     return await answer_page(request, work, public=True)
 
@@ -141,13 +143,15 @@ async def arrive(request: Request) -> Response:
             id_token = oidc.complete(
                 provider, page_request.hub.issuers, login_attempt, redirect_uri, dict(page_request.request.query_params)
             )
-            asking.current().record_change(f"{id_token.claims.get('sub')} at {id_token.issuer}")
+            request_context.current().record_change(f"{id_token.claims.get('sub')} at {id_token.issuer}")
             mirrors = page_request.hub.mirror is not None
             account = admissions.admit(page_request.hub.database, id_token, _namespaces(worker), mirrors=mirrors)
         except AdapterhubError as error:
             raise ForbiddenError(str(error)) from error
-        asking.current().set_account(account, "")
-        answer = _session_response(page_request, next_page, sessions.sign_in(page_request.hub.database, account), sessions.SIGNED_IN)
+        request_context.current().set_account(account, "")
+        answer = _session_response(
+            page_request, next_page, sessions.sign_in(page_request.hub.database, account), sessions.SIGNED_IN
+        )
         answer.delete_cookie(_LOGIN, httponly=True, samesite="lax")
         return answer
 

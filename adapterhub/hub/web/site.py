@@ -18,16 +18,16 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from adapterhub.hub import asking, failures
-from adapterhub.hub.access import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
+from adapterhub.hub import error_responses, request_context
+from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
 from adapterhub.hub.commits import View
 from adapterhub.hub.hub import Hub
+from adapterhub.hub.lru_cache import LRUCache
 from adapterhub.hub.people import sessions
+from adapterhub.hub.people.access_tokens import Identity
 from adapterhub.hub.people.accounts import EVERYWHERE
-from adapterhub.hub.people.tokens import Identity
-from adapterhub.hub.remembered import LRUCache
 from adapterhub.hub.workers import Worker, Workers
-from adapterhub.index.search import SearchResult
+from adapterhub.index.version_search import SearchResult
 from adapterhub.version import __version__
 from adapterhub_converters import display
 from adapterhub_converters.containers import open_file
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from adapterhub.analysis.diff import Difference
     from adapterhub.analysis.norms import NormHeatMap
-    from adapterhub.registry.signatures import SignatureSummary
+    from adapterhub.registry.signature_policy import SignatureSummary
 
 COOKIE = "adapterhub_session"
 SIGN_IN = "/-/sign-in"
@@ -93,7 +93,7 @@ class PageRequest:
         if identity is None and (cookie := request.cookies.get(COOKIE)):
             identity = sessions.session_identity(site.hub.database, cookie)
             if identity:
-                asking.current().set_account(identity.account, identity.prefix)
+                request_context.current().set_account(identity.account, identity.prefix)
         return cls(site, request, identity)
 
     @property
@@ -227,7 +227,7 @@ def error_page(page_request: PageRequest, error: Exception) -> Response:
     if isinstance(error, NoTokenError) and not isinstance(error, BadTokenError):
         query = {"next": page_request.path} if page_request.request.method in ("GET", "HEAD") else {}
         return RedirectResponse(f"{SIGN_IN}?{urlencode(query)}" if query else SIGN_IN, 303, _HEADERS)
-    code, message, headers = failures.error_status(error) if isinstance(error, AdapterhubError) else (0, "", {})
+    code, message, headers = error_responses.error_status(error) if isinstance(error, AdapterhubError) else (0, "", {})
     title = "Not now"
     if not code:
         code, title = next((status, title) for kind, status, title in _STATUS if isinstance(error, kind))
@@ -244,7 +244,9 @@ def redirect_to(url: str) -> Response:
     return RedirectResponse(url, 303, {**_HEADERS, "cache-control": "no-store"})
 
 
-def render_page(page_request: PageRequest, page: Page, status: int = 200, *, media_type: str = "text/html; charset=utf-8") -> Response:
+def render_page(
+    page_request: PageRequest, page: Page, status: int = 200, *, media_type: str = "text/html; charset=utf-8"
+) -> Response:
     """Return the response with a page, or 304 if the client has it."""
     body = templates().get_template(page.template).render(page=page, asked=page_request).encode("utf-8", "replace")
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'

@@ -18,11 +18,11 @@ from typing import BinaryIO
 from adapterhub.digest import is_hex
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.uploads import USABLE_SECONDS
-from adapterhub.store.atomic import write_all
+from adapterhub.store.store_files import write_all
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
-from . import formats
-from .formats import Chunk, File
+from . import xet_formats
+from .xet_formats import Chunk, File
 
 _EPOCH_LIFETIME = 12 * 3600.0  # seconds: half as long as files in tmp/ are kept
 _SUFFIX = ".xorb"
@@ -56,7 +56,7 @@ def keep_xorb(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> b
         FormatError: It is malformed.
         RefusedError: The namespace may not hold that much.
     """
-    formats.chunks(lambda at, n: raw[at : at + n], len(raw), f"xorb {name[:12]}")
+    xet_formats.chunks(lambda at, n: raw[at : at + n], len(raw), f"xorb {name[:12]}")
     file = _file_name(scope, name)
     hub.quotas.open(hub.workers.worker(), repository, file, len(raw), lifetime=USABLE_SECONDS)
     try:
@@ -81,7 +81,7 @@ def rebuild(hub: Hub, scope: str, repository: str, shard: bytes) -> None:
         IntegrityError: A xorb is missing, or a file has another sha256.
         RefusedError: A file is too large.
     """
-    files = list(formats.files(shard, "shard"))  # parse the whole shard before storing anything
+    files = list(xet_formats.files(shard, "shard"))  # parse the whole shard before storing anything
     _check_total(hub, scope, repository, files)
     for file in files:
         if file.size > hub.settings.max_file:
@@ -128,7 +128,7 @@ class _Xorbs:
             file = self._stack.enter_context(xorb)
             size = os.fstat(file.fileno()).st_size
             read = _PositionedReader(file).read_at
-            self._open[name] = file, formats.chunks(read, size, f"xorb {name[:12]}")
+            self._open[name] = file, xet_formats.chunks(read, size, f"xorb {name[:12]}")
         return self._open[name]
 
 
@@ -155,7 +155,7 @@ def _store(hub: Hub, scope: str, file: File, xorbs: _Xorbs) -> None:
                 raise FormatError("shard", f"a term of {length} bytes that declares {term.size}")
             for chunk in chunks[term.first : term.end]:
                 source.seek(chunk.start)
-                data = formats.decompress(chunk, source.read(chunk.stored), f"xorb {term.xorb[:12]}")
+                data = xet_formats.decompress(chunk, source.read(chunk.stored), f"xorb {term.xorb[:12]}")
                 hasher.update(data)
                 write_all(out, data)
             size += length

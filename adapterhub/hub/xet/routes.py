@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from adapterhub.hub.hf.answers import failure_response, answering
-from adapterhub.hub.hf.reading import read_body, visible_view, name_of
+from adapterhub.hub.hf.hf_errors import answering, failure_response
+from adapterhub.hub.hf.reading import name_of, read_body, visible_view
 from adapterhub.hub.hub import Hub
 from adapterhub.hub.workers import Worker
 from adapterhub_converters.errors import AdapterhubError
 
-from . import formats, receiving
+from . import receiving, xet_formats
 
 _LIFETIME = 3600  # seconds; clients ask again before the token expires
 _CAS = "/xet/{epoch}/{namespace}/{repo}"
@@ -70,13 +70,13 @@ def _token_endpoint(work: Callable[[Hub, Request, str, str], Awaitable[Response]
 
 async def _xorb(hub: Hub, request: Request, scope: str, name: str) -> Response:
     # Room for the headers of the chunks and the footer, beyond the chunks themselves.
-    raw = await read_body(request, formats.MAX_XORB + (1 << 20))
+    raw = await read_body(request, xet_formats.MAX_XORB + (1 << 20))
     new = await hub.workers.read(receiving.keep_xorb, hub, scope, name, request.path_params["hash"], raw)
     return JSONResponse({"was_inserted": new})
 
 
 async def _shard(hub: Hub, request: Request, scope: str, name: str) -> Response:
-    raw = await read_body(request, formats.MAX_SHARD)
+    raw = await read_body(request, xet_formats.MAX_SHARD)
     async with hub.change_lock(f"shards of {name.partition('/')[0]}"):  # one tenant must not occupy all threads
         await hub.workers.read(receiving.rebuild, hub, scope, name, raw)
     return JSONResponse({"result": 1})

@@ -13,29 +13,29 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from adapterhub.analysis.low_rank import Factors, norm
-from adapterhub.merging.checks import check_adapter
+from adapterhub.merging.adapter_checks import check_adapter
 from adapterhub_converters import display
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, with_factored_as_pairs, refuse_conditions
+from adapterhub_converters.adapter import Adapter, LowRank, LowRankConv, Meta, refuse_conditions, with_factored_as_pairs
 from adapterhub_converters.errors import ParameterError, RefusedError
 
-from . import unmerged
-from .dense import TiledMatrix, residual
+from . import other_parts
 from .matrices import (
     Mergeable,
-    mergeable_deltas,
+    base_oriented_terms,
     check_size,
     delta_like,
-    base_oriented_terms,
+    mergeable_deltas,
+    reorient,
     rounding_error,
     sign_conflict,
     stack_cosines,
-    reorient,
     unscaled_terms,
     zeros_like,
 )
 from .methods import Matrix, Method, Random, method_named
-from .truncation import Truncation, ModuleSpectra, lost_share, spectra, ranks_within
-from .untruncated import UntruncatedMerge
+from .tiled_matrix import TiledMatrix, residual
+from .truncation import ModuleSpectra, Truncation, lost_share, ranks_within, spectra
+from .untruncated_merge import UntruncatedMerge
 
 Progress = Callable[[int, int], None]
 
@@ -131,7 +131,7 @@ def combine(
         if adapter.meta.method:
             reason = f"an adapter by {adapter.meta.method} is no sum of deltas"
             raise RefusedError(next(iter(adapter.replaced), "adapter"), reason, "Merge it into its base")
-    unmerged.check_unmerged(adapters, merge_method)
+    other_parts.check_unmerged(adapters, merge_method)
     # LoHa, LoKr and others as the pairs they equal, so that every method sees plain factors.
     factored = [with_factored_as_pairs(adapter) for adapter in adapters]
     meta, notes = _meta(factored)
@@ -148,13 +148,13 @@ def combine(
     if vanished := [target for target, delta in deltas.items() if not (delta.lora_A.any() and delta.lora_B.any())]:
         notes += (f"{len(vanished)} of {len(deltas)} modules became zero, for example {vanished[0]}",)
     # A bias has no low-rank form, so only a plain sum can merge it.
-    bias_sums = unmerged.merged_biases(weighted) if merge_method.sums else {}
+    bias_sums = other_parts.merged_biases(weighted) if merge_method.sums else {}
     for target, bias in bias_sums.items():
         deltas[target] = _with_bias(deltas[target], bias)
     result = Adapter(
         deltas,
-        replaced=unmerged.merged_replacements(weighted) if merge_method.sums else {},
-        rows=unmerged.merged_rows(weighted) if merge_method.sums else {},
+        replaced=other_parts.merged_replacements(weighted) if merge_method.sums else {},
+        rows=other_parts.merged_rows(weighted) if merge_method.sums else {},
         meta=meta,
     )
     notes += tuple(dict.fromkeys(note for adapter in factored for note in adapter.notes))
@@ -184,7 +184,11 @@ def _with_bias(delta: Mergeable, bias: np.ndarray) -> Mergeable:
 
 
 def _resolve_parameters(
-    method: Method, cut: Truncation, adapters: Sequence[Adapter], weights: Sequence[float], user_parameters: Mapping[str, float | str]
+    method: Method,
+    cut: Truncation,
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    user_parameters: Mapping[str, float | str],
 ) -> dict[str, float | str]:
     """Return the method's parameters, defaults included; raise for a count, weights or a truncation that it cannot take."""
     if len(weights) != len(adapters) or not adapters:

@@ -12,8 +12,8 @@ import numpy as np
 from adapterhub.analysis.low_rank import Factors, Spectrum, spectrum
 from adapterhub_converters.errors import ParameterError, RefusedError
 
-from .dense import TiledMatrix, sketch
 from .methods import Matrix, Random
+from .tiled_matrix import TiledMatrix, sketch
 
 _ITEM = 4  # bytes of a number in the result
 

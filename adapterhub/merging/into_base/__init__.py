@@ -2,7 +2,7 @@
 
 from .fuse import FuseReport, Merge, fuse, prepare_merge
 from .loss_estimate import ChangeEstimate
-from .options import Options
+from .merge_options import Options
 from .read_base import read_base
 
-__all__ = ["Change", "FuseReport", "Merge", "Options", "fuse", "prepared", "read_base"]
+__all__ = ["ChangeEstimate", "FuseReport", "Merge", "Options", "fuse", "prepare_merge", "read_base"]

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.bitsandbytes import BLOCK, DTYPES, NESTED_BLOCK, STATE_INFIX
-from adapterhub_converters.bases.quantized import quantization_settings
+from adapterhub_converters.bases.bitsandbytes_state import BLOCK, DTYPES, NESTED_BLOCK, STATE_INFIX
+from adapterhub_converters.bases.quantized_shapes import quantization_settings
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import TensorInfo
 from adapterhub_converters.errors import FormatError, RefusedError
@@ -145,7 +145,9 @@ class LogicalWeight:
     source: PackedWeight | Experts | None
 
 
-def logical_weights(spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping[str, Any], opened: OpenFiles) -> dict[str, LogicalWeight]:
+def logical_weights(
+    spec: BaseSpec, places: Mapping[str, StoredTensor], config: Mapping[str, Any], opened: OpenFiles
+) -> dict[str, LogicalWeight]:
     """Return every parameter of a quantized folder, in the order of its files.
 
     Args:

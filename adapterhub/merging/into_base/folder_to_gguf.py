@@ -16,23 +16,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.containers import gguf_file, json_file
 from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, SourcePart, arrange, negative_exp, rope_tensors
-from adapterhub_converters.formats.gguf_model.checks import check_complete, check_computed
-from adapterhub_converters.formats.gguf_model.configured import complete_config
 from adapterhub_converters.formats.gguf_model.importance import Importance
-from adapterhub_converters.formats.gguf_model.metadata import general, hyperparameters, file_type_keys
+from adapterhub_converters.formats.gguf_model.metadata import file_type_keys, general, hyperparameters
+from adapterhub_converters.formats.gguf_model.model_checks import check_complete, check_computed
+from adapterhub_converters.formats.gguf_model.model_config import complete_config
 from adapterhub_converters.formats.gguf_model.special_tokens import read_tokenizer
 from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 
 from .k_quants import WEIGHTED
+from .merge_options import DTYPES, REQUANTIZE, Options
 from .mixtures import MIXTURES, TABLES, mixture_types
-from .options import DTYPES, REQUANTIZE, Options
-from .output_files import Copy, EditedTensor, OutFile, Part, PreparedTensor, OutputWriter, LiteralBytes, UnfitError, unfit_error
+from .output_files import Copy, EditedTensor, LiteralBytes, OutFile, OutputWriter, Part, PreparedTensor, UnfitError, unfit_error
 from .read_base import Folder, Weight
 from .tensor_files import Buffer, OpenFiles, StoredRows, TensorSource, new_buffer
 from .tensor_types import Blocks, Kind, fitting, floats, writable
@@ -126,7 +126,7 @@ def gguf_model(folder: Folder, contents: FolderContents, options: Options) -> Mo
             raise RefusedError(name, "a GGUF has no head of this task", "Merge into a folder")
         hint = "Merge into a folder, add the tokenizer there, and convert that"
         raise RefusedError(name, "the adapter resizes the vocabulary, and a GGUF contains the tokenizer", hint)
-    architecture = names.by_class(folder.spec.architecture, folder_name, folder=True)
+    architecture = architecture_lookup.by_class(folder.spec.architecture, folder_name, folder=True)
     config = complete_config(folder.config, folder_name)
     weights = {**folder.weights, **contents.added}
     plan = arrange(architecture, {name: weight.shape for name, weight in weights.items()}, config)

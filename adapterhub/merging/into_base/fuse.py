@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from adapterhub.merging.checks import WeightedAdapters
+from adapterhub.merging.adapter_checks import WeightedAdapters
 from adapterhub_converters import display
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import resume
 from .folder_to_gguf import gguf_model
-from .joined import Join
-from .loss_estimate import ChangeEstimate, sources_as_trained, estimate_all, warnings
+from .joined_edits import Join
+from .loss_estimate import ChangeEstimate, estimate_all, sources_as_trained, warnings
+from .merge_options import NF4, Options
 from .mixtures import MIXTURES
 from .nf4_writer import weights_for_nf4
-from .options import NF4, Options
-from .output_files import Copy, EditedTensor, OutFile, Part, Progress, OutputWriter, LiteralBytes
-from .plan import Plan, plan, plan_joined
+from .output_files import Copy, EditedTensor, LiteralBytes, OutFile, OutputWriter, Part, Progress
+from .plan_folder import Plan, plan, plan_joined
 from .plan_gguf import plan_gguf, plan_gguf_joined
 from .read_base import Base, Folder, GGUFBase, read_base
 from .side_files import CARD, copy_side_files, model_card, side_files
@@ -117,7 +117,9 @@ class Merge:
                 writer.write(files, partial_output.parent if self.single else partial_output, self.base.opened)
         return dataclasses.replace(self.report, out=out)
 
-    def _write_resumable(self, writer: OutputWriter, files: Sequence[OutFile], finished: resume.FinishedFiles, leftover: Path | None) -> None:
+    def _write_resumable(
+        self, writer: OutputWriter, files: Sequence[OutFile], finished: resume.FinishedFiles, leftover: Path | None
+    ) -> None:
         """Take over the files that an interrupted run finished and write the others; keep those done if interrupted."""
         finished_names = finished.take_over(leftover) if leftover else set()
         try:
@@ -237,7 +239,9 @@ def _refuse_two_types(options: Options) -> None:
         raise RefusedError(options.dtype, reason, "Name one type", code="two-types")
 
 
-def _report(files: Sequence[OutFile], changes: Mapping[str, ChangeEstimate], notes: Sequence[str], *, tensors: int) -> FuseReport:
+def _report(
+    files: Sequence[OutFile], changes: Mapping[str, ChangeEstimate], notes: Sequence[str], *, tensors: int
+) -> FuseReport:
     parts = [part for file in files for part in file.parts]
     touched = (part for part in parts if isinstance(part, EditedTensor) and part.name in changes)
     return FuseReport(

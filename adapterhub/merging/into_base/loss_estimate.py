@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from adapterhub_converters.errors import RefusedError, refused_error
 
 from .edits import Edit
-from .nf4 import ThroughNF4, round_trip_sample
+from .merge_options import NF4, Options
+from .nf4_numpy import ThroughNF4, round_trip_sample
 from .nf4_writer import ROUTERS, is_linear
-from .options import NF4, Options
-from .output_files import EditedTensor, OutFile, PreparedTensor, OutputWriter, UnfitError, unfit_error
+from .output_files import EditedTensor, OutFile, OutputWriter, PreparedTensor, UnfitError, unfit_error
 from .read_base import CONV1D, Folder
 from .tensor_files import OpenFiles, StoredRows, TensorSource
 from .tensor_types import kind
@@ -100,11 +100,15 @@ def estimate_all(
         worst_first = sorted(lost.items(), key=lambda item: item[1])
         lines = [f"{name}: {retained:.1%} of the adapter's change would be kept" for name, retained in worst_first]
         hint = "Merge into 16 bits, or into the full-precision model"
-        raise refused_error("quantized", lines, hint, code="adapter-lost-in-nf4" if options.requantize == NF4 else "adapter-lost")
+        raise refused_error(
+            "quantized", lines, hint, code="adapter-lost-in-nf4" if options.requantize == NF4 else "adapter-lost"
+        )
     return changes
 
 
-def estimate(tensor: EditedTensor, original: TensorSource, opened: OpenFiles, writer: OutputWriter, trained: TrainingQuantization | None) -> ChangeEstimate:
+def estimate(
+    tensor: EditedTensor, original: TensorSource, opened: OpenFiles, writer: OutputWriter, trained: TrainingQuantization | None
+) -> ChangeEstimate:
     """Estimate the change of one tensor on rows from a few places, without rounding and as stored.
 
     Args:

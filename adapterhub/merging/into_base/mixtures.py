@@ -24,7 +24,9 @@ _LARGE = {"llama": 80, "qwen2": 80, "olmo": 80}
 _BLOCK = 256
 
 
-def mixture_types(name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, MetadataValue]) -> dict[str, str]:
+def mixture_types(
+    name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, MetadataValue]
+) -> dict[str, str]:
     """Return the type of every tensor that is quantized.
 
     Args:
@@ -60,7 +62,9 @@ def _is_quantized(name: str, shape: tuple[int, ...]) -> bool:
 class _Mixture:
     """A walk over the tensors of a model that counts layers as llama-quantize does."""
 
-    def __init__(self, name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, MetadataValue]) -> None:
+    def __init__(
+        self, name: str, gguf: str, shapes: Mapping[str, tuple[int, ...]], numbers: Mapping[str, MetadataValue]
+    ) -> None:
         self._name, self._gguf = name, gguf
         self._base = MIXTURES[name]
         self._tied = "output.weight" not in shapes

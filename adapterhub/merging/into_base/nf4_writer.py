@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.architectures import names
-from adapterhub_converters.bases.bitsandbytes import BLOCK, NESTED_BLOCK, NF4_STATE, QUANTIZATION, nf4_state
+from adapterhub_converters.architectures import architecture_lookup
+from adapterhub_converters.bases.bitsandbytes_state import BLOCK, NESTED_BLOCK, NF4_STATE, QUANTIZATION, nf4_state
 from adapterhub_converters.containers.safetensors_file import byte_view
 from adapterhub_converters.errors import RefusedError
 
-from .nf4 import CODE, codes_of, dynamic_map, magnitudes, pack_codes, quantize_magnitudes, round_trip_sample
+from .nf4_numpy import CODE, codes_of, dynamic_map, magnitudes, pack_codes, quantize_magnitudes, round_trip_sample
 from .read_base import CONV1D, Folder, Weight
 from .tensor_files import write_at
 
@@ -186,7 +186,7 @@ def weights_for_nf4(folder: Folder, *, dtype: str | None = None) -> set[str]:
             location, "transformers quantizes no layer of Falcon, which has its own class of layers", "Use floats"
         )
     try:
-        names.by_class(kind, location, whole=True)
+        architecture_lookup.by_class(kind, location, whole=True)
     except RefusedError as error:
         reason = f"the layers of {kind or 'this model'} that NF4 would quantize are not known"
         raise RefusedError(location, reason, _LET_TRANSFORMERS) from error

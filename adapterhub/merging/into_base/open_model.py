@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from adapterhub_converters import bases as base_model
 from adapterhub_converters import dtypes
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, Arrangement, SourcePart, arrange, negative_exp
-from adapterhub_converters.formats.gguf_model.configured import complete_config
+from adapterhub_converters.formats.gguf_model.model_config import complete_config
 
 from .read_base import Folder, Weight, read_folder
 from .tensor_files import OpenFiles, StoredRows, TensorSource, new_buffer
@@ -82,7 +82,7 @@ def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
     if not _is_gguf(path):
         return open_model(path)
     try:
-        architecture = names.by_class(folder.spec.architecture, str(folder.path), folder=True)
+        architecture = architecture_lookup.by_class(folder.spec.architecture, str(folder.path), folder=True)
         shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
         plan = arrange(architecture, shapes, complete_config(folder.config, str(folder.path)))
     except RefusedError:
@@ -180,7 +180,7 @@ class GgufModel:
         try:
             architecture = self._file.header.text("general.architecture")
             experts = any("_exps." in name for name in self._file.tensors)
-            self._architecture = names.by_gguf(architecture, self.location, experts=experts)
+            self._architecture = architecture_lookup.by_gguf(architecture, self.location, experts=experts)
         except BaseException:
             # `__exit__` will not run for an object whose construction fails.
             self._file.__exit__(None, None, None)
@@ -192,7 +192,9 @@ class GgufModel:
         expected = {name for name in self._shapes if not name.endswith("lm_head.weight")}
         self.absent = frozenset(expected - plan.sources) if plan else frozenset()
         rearranged = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
-        self._stored_names = {name: stored_name for name, stored_name in self._stored_names.items() if stored_name not in rearranged}
+        self._stored_names = {
+            name: stored_name for name, stored_name in self._stored_names.items() if stored_name not in rearranged
+        }
         self.names = set(self._stored_names) | set(self._parts) | set(self._numbers)
         self._opened, self._path = OpenFiles(), path
         self._cached: tuple[str, F32Array] | None = None
@@ -276,7 +278,7 @@ class GgufModel:
         if self._cached is None or self._cached[0] != name:
             tensor = self._file.tensor(self._stored_names[name]).astype(np.float32) - np.float32(self.shift(name))
             order = self._architecture.order(name.rpartition(".")[0], self.config, self.location)
-            ordered = names.unpermute_rows(tensor, order) if order else tensor
+            ordered = architecture_lookup.unpermute_rows(tensor, order) if order else tensor
             self._cached = name, ordered.reshape(as_matrix(ordered.shape))
         return self._cached[1][start:stop].copy()
 

@@ -298,7 +298,12 @@ class OutputWriter:
                 self._read(ready, start, min(start + step, rows), opened, ready.look)
 
     def _read(
-        self, ready: PreparedTensor, start: int, stop: int, opened: OpenFiles, visit: Callable[[F32Array, Bytes, int, F32Array], None]
+        self,
+        ready: PreparedTensor,
+        start: int,
+        stop: int,
+        opened: OpenFiles,
+        visit: Callable[[F32Array, Bytes, int, F32Array], None],
     ) -> tuple[F32Array, Bytes]:
         """Read rows and call `visit` with them; return them as numbers and as stored, in this thread's buffers."""
         tensor = ready.tensor

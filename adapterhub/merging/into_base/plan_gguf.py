@@ -10,15 +10,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from adapterhub.merging.checks import WeightedAdapters, check_adapter
-from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank, factor_pairs, with_factored_as_pairs
-from adapterhub_converters.architectures import names
+from adapterhub.merging.adapter_checks import WeightedAdapters, check_adapter
+from adapterhub_converters.adapter import (
+    Adapter,
+    LowRank,
+    LowRankEmbedding,
+    Rows,
+    StackedLowRank,
+    factor_pairs,
+    with_factored_as_pairs,
+)
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf import checks
-from adapterhub_converters.formats.gguf.layout import ALL_EXPERTS, Size, arrange, size_of
+from adapterhub_converters.formats.gguf import adapter_checks
+from adapterhub_converters.formats.gguf.tensor_layout import ALL_EXPERTS, Size, arrange, size_of
 
 from .edits import AddDora, AddLowRank, AddVector, Edit, Replace, SetRows, Within
-from .joined import Join, join_edits
+from .joined_edits import Join, join_edits
 from .read_base import GGUFBase, TensorInFile
 
 TABLE, HEAD = "token_embd", "output"
@@ -88,9 +96,9 @@ class _Planner:
         self.plan = GGUFPlan(base)
         self._base = base
         self._spec = base.spec
-        self._architecture = names.by_class(base.spec.architecture, base.spec.source, whole=True)
-        self._rows = checks.base_rows(base.spec)
-        self._experts = checks.expert_count(base.spec, self._architecture)
+        self._architecture = architecture_lookup.by_class(base.spec.architecture, base.spec.source, whole=True)
+        self._rows = adapter_checks.base_rows(base.spec)
+        self._experts = adapter_checks.expert_count(base.spec, self._architecture)
         self._spans: dict[str, list[tuple[int, int, bool]]] = {}
         self._tied = HEAD + ".weight" not in base.tensors
 
@@ -134,14 +142,14 @@ class _Planner:
 
     def _vector_tensor(self, target: str) -> str | None:
         """Return the tensor of a module that takes no LoRA in llama.cpp, since a matrix of one row is a vector there."""
-        layer, path = names.layer_of(target), target.split(".", 3)[-1]
+        layer, path = architecture_lookup.layer_of(target), target.split(".", 3)[-1]
         stem = self._architecture.aside.get(f"{path}.weight") if layer is not None else None
         return f"blk.{layer}.{stem}" if stem else None
 
-    def _order(self, target: str, rows: int) -> names.Order:
+    def _order(self, target: str, rows: int) -> architecture_lookup.Order:
         """Return the order of a module's rows in llama.cpp; RefusedError if the rows do not make whole heads."""
         order = self._architecture.order(target, self._spec.config, self._spec.source)
-        if not names.order_fits(order, rows):
+        if not architecture_lookup.order_fits(order, rows):
             raise RefusedError(target, f"{rows} rows are not those of {order} heads")
         return order
 
@@ -156,7 +164,7 @@ class _Planner:
             self._add_latent(target, vector_tensor.removesuffix("kv_b.weight"), delta, weight)
             return
         for name, expert, row, rows in self._parts(target, size_of(delta)):
-            lora_B = names.permute_rows(delta.lora_B, order)[rows]
+            lora_B = architecture_lookup.permute_rows(delta.lora_B, order)[rows]
             piece = LowRank(delta.lora_A, lora_B, delta.alpha)
             first, tensor_name = self._place(target, name, expert, row, piece.shape)
             if delta.magnitude is None:
@@ -166,11 +174,11 @@ class _Planner:
                 raise RefusedError(target, f"a DoRA magnitude of {delta.magnitude.size} numbers for {delta.shape[0]} outputs")
             if weight != 1:
                 raise RefusedError(target, "DoRA is not a sum: it can be merged alone and with weight 1 only")
-            magnitude = names.permute_rows(delta.magnitude.reshape(-1), order)[rows]
+            magnitude = architecture_lookup.permute_rows(delta.magnitude.reshape(-1), order)[rows]
             edit = AddDora(piece, scale, transposed=False, magnitude=magnitude)
             self._add_edit(target, tensor_name, first, len(lora_B), edit, alone=True)
         if delta.bias is not None:
-            self._add_bias(target, names.permute_rows(delta.bias, order), scale)
+            self._add_bias(target, architecture_lookup.permute_rows(delta.bias, order), scale)
 
     def _add_latent(self, target: str, prefix: str, delta: LowRank, weight: float) -> None:
         """Add a delta of DeepSeek's kv_b_proj, whose rows are the keys and values of each head.
@@ -244,11 +252,11 @@ class _Planner:
         if stem in (TABLE, HEAD) and self._tied:
             self.plan.untied = True
         # GPT-2 stores `(in, out)`; GGUF always stores `(out, in)`.
-        if self._architecture.transposed and values.ndim == 2 and names.layer_of(module) is not None:
+        if self._architecture.transposed and values.ndim == 2 and architecture_lookup.layer_of(module) is not None:
             values = values.T
         if shift := self._architecture.shift(parameter):
             values = values.astype(np.float32) + np.float32(shift)
-        values = names.permute_rows(values, self._order(module, len(values)))
+        values = architecture_lookup.permute_rows(values, self._order(module, len(values)))
         self._check_shape(parameter, name, values.shape)
         matrix = values.reshape(1, -1) if values.ndim < 2 else values
         self._add_edit(parameter, name, 0, len(matrix), Replace(matrix), alone=True)
@@ -297,7 +305,7 @@ class _Planner:
 
     def _fused_hint(self, target: str) -> str:
         """Return a hint that names the attention tensors of the module's layer."""
-        layer = names.layer_of(target)
+        layer = architecture_lookup.layer_of(target)
         attention_tensors = sorted(name for name in self._base.tensors if name.startswith(f"blk.{layer}.attn_"))
         return (
             f"It has {', '.join(attention_tensors)}" if attention_tensors else "Is this the model the adapter was trained on?"

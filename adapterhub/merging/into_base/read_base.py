@@ -20,8 +20,8 @@ from typing import Any
 
 from adapterhub_converters import bases
 from adapterhub_converters.bases import BaseSpec, LocalFiles, RangedFile
-from adapterhub_converters.bases.gguf import part_paths
-from adapterhub_converters.bases.quantized import quantization_settings
+from adapterhub_converters.bases.gguf_base import part_paths
+from adapterhub_converters.bases.quantized_shapes import quantization_settings
 from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFHeader, GGUFTensor
 from adapterhub_converters.containers.safetensors_file import TensorInfo
@@ -246,7 +246,7 @@ class _Files(LocalFiles):
     def read_whole(self, name: str, limit: int) -> bytes | None:
         """Return the bytes of a small file."""
         if name not in self._texts:
-            self._texts[name] = super().whole(name, limit)
+            self._texts[name] = super().read_whole(name, limit)
         return self._texts[name]
 
     def sha256(self, name: str) -> str | None:

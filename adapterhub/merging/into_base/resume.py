@@ -20,14 +20,14 @@ from typing import BinaryIO
 
 import numpy as np
 
-from adapterhub.merging.checks import WeightedAdapters
+from adapterhub.merging.adapter_checks import WeightedAdapters
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError
 
-from .options import Options
+from .merge_options import Options
 
 _RECORDS = "finished"
 _VERSION = 1
@@ -140,7 +140,9 @@ def _records(inside: ConfinedFiles) -> list[Path]:
 def _belongs_to(leftover: Path, name: str) -> bool:
     """Return whether a leftover folder has a record of this job."""
     with suppress(OSError, AdapterhubError):
-        return any(json_file.read_object(record, follow=False).get("job") == name for record in _records(ConfinedFiles(leftover)))
+        return any(
+            json_file.read_object(record, follow=False).get("job") == name for record in _records(ConfinedFiles(leftover))
+        )
     return False
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.errors import RefusedError
@@ -131,7 +131,9 @@ class TokenTables:
         self._vocabulary = spec.config.get("vocab_size")
         self.head = next((name for name in self._weights if name.endswith(HEADS)), None)
         self.stored = self.head is not None
-        self.table = next((f"{name}.weight" for name in names.EMBEDDINGS if f"{name}.weight" in self._weights), None)
+        self.table = next(
+            (f"{name}.weight" for name in architecture_lookup.EMBEDDINGS if f"{name}.weight" in self._weights), None
+        )
         self.tied = spec.tied or (self.head is None and spec.architecture.endswith(_WITH_HEAD))
         if self.head and "tie_word_embeddings" not in spec.config:
             # The config is silent and both are stored: transformers uses the class's default; equal bytes settle it.
@@ -225,7 +227,9 @@ _LISTED = (
 """From a parameter of all experts to the modules of a single expert that have its rows, in each dialect."""
 
 
-def _edits_by_expert(folder: Folder, stored: StoredNames, target: str, delta: StackedLowRank, scale: float) -> Iterator[ExpertEdit]:
+def _edits_by_expert(
+    folder: Folder, stored: StoredNames, target: str, delta: StackedLowRank, scale: float
+) -> Iterator[ExpertEdit]:
     """Yield the edits of a stacked parameter on a base that stores its experts one by one."""
     stack, _, parameter = target.rpartition(".")
 

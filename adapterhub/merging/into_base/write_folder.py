@@ -19,9 +19,9 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import header_bytes
 
 from .edits import Edit
-from .nf4_writer import Entry, NF4Packing, weights_in_nf4, quantization_config
-from .options import DTYPES, NF4, Options
-from .output_files import Copy, EditedTensor, OutFile, Part, LiteralBytes
+from .merge_options import DTYPES, NF4, Options
+from .nf4_writer import Entry, NF4Packing, quantization_config, weights_in_nf4
+from .output_files import Copy, EditedTensor, LiteralBytes, OutFile, Part
 from .read_base import INDEX, Folder, Shard, Weight
 from .tensor_files import Buffer, OpenFiles, TensorSource
 from .tensor_types import floats
@@ -82,7 +82,9 @@ def _bytes(entry: Entry) -> int:
     return math.prod(shape) * dtypes.BITS[dtype] // 8
 
 
-def folder_files(folder: Folder, contents: FolderContents, options: Options) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
+def folder_files(
+    folder: Folder, contents: FolderContents, options: Options
+) -> tuple[tuple[OutFile, ...], dict[str, str | None]]:
     """Return the weight files, and by name the other texts that differ from the base's; None for a file to leave out."""
     # With the same types and sizes every byte keeps its place, so headers and untouched ranges are copied by the kernel.
     rewritten = options.dtype or options.requantize or options.shard_size or folder.method or contents.added or contents.shapes

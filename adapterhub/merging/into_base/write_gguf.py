@@ -12,8 +12,8 @@ from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.metadata import FILE_TYPES
 
-from .options import DTYPES, REQUANTIZE, Options
-from .output_files import Copy, EditedTensor, OutFile, Part, LiteralBytes
+from .merge_options import DTYPES, REQUANTIZE, Options
+from .output_files import Copy, EditedTensor, LiteralBytes, OutFile, Part
 from .plan_gguf import HEAD, TABLE, GGUFPlan
 from .read_base import TensorInFile
 from .tensor_files import StoredRows

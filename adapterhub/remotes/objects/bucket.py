@@ -19,15 +19,15 @@ from urllib.parse import urlsplit
 from adapterhub.digest import CHUNK
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.bounded import Progress, SlowError
-from adapterhub.http.errors import CutError
+from adapterhub.http.http_errors import CutError
 from adapterhub.remotes.protocol import Reader
 from adapterhub.store.store import local_errors
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.containers.atomic import sync_to_disk
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RemoteError
 
-from .address import BUCKET_WORDS, ObjectAddress
+from .object_address import BUCKET_WORDS, ObjectAddress
 
 RETRIES = 5
 _MAX_CONCURRENT_PARTS = 2  # parts of one upload
@@ -47,10 +47,10 @@ _LOGIN_HINTS = {
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "file": "Ask its owner",
 }
-_ENTRY_NAME, _LOOPBACK = linear.Pattern(r"[0-9]{8,15}\.json"), linear.Pattern(r"127\.\d+\.\d+\.\d+")
-_OS_ERROR = linear.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
-_NO_BUCKET = linear.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
-_DETAILS = linear.Pattern(
+_ENTRY_NAME, _LOOPBACK = safe_regex.Pattern(r"[0-9]{8,15}\.json"), safe_regex.Pattern(r"127\.\d+\.\d+\.\d+")
+_OS_ERROR = safe_regex.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
+_NO_BUCKET = safe_regex.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
+_DETAILS = safe_regex.Pattern(
     r"status code: (\d{3})(?:[^<]{0,40}(?:<\?xml[^>]{0,80}>)?\s*<Error>\s*<Code>([A-Za-z0-9.]{1,60})</Code>)?"
 )
 _MISSING_CREDENTIALS = (": Missing", ": Account must be specified")
@@ -201,7 +201,9 @@ class Bucket:
     def put_pieces(self, key: str, pieces: Iterator[bytearray], size: int) -> None:
         """Write an object from pieces of `size` bytes, the last one shorter; if they raise an exception, there is no object."""
         with self._errors(key) as obstore:
-            obstore.put(self._object_store(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_MAX_CONCURRENT_PARTS)
+            obstore.put(
+                self._object_store(), key, pieces, use_multipart=True, chunk_size=size, max_concurrency=_MAX_CONCURRENT_PARTS
+            )
         self._sync(key)
 
     def create_object(self, key: str, data: bytes) -> bool:

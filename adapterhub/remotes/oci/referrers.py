@@ -18,20 +18,20 @@ from typing import Any
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
 from adapterhub.manifest.package_files import check_paths
-from adapterhub.remotes.copy import read_blob
 from adapterhub.remotes.download import receive
-from adapterhub.remotes.layouts import index as layout_index
+from adapterhub.remotes.layouts import layout_index
 from adapterhub.remotes.protocol import Reader, ReferringTarget
+from adapterhub.remotes.version_copy import read_blob
 from adapterhub.store.store import open_regular
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import atomic, json_file
-from adapterhub_converters.containers.inside import ConfinedFiles
+from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError, RemoteError, UsageError
 
 EMPTY_TYPE, EMPTY = "application/vnd.oci.empty.v1+json", b"{}"
 MAX_REFERRERS = 1000
 _MAX_SINGLE_FILE_MANIFEST = 64 << 10  # bytes
-_MEDIA_TYPE = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
+_MEDIA_TYPE = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 _MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown", ".txt": "text/plain"}
 _MAX_TRIES = 5  # updates of an index that others update as well
 
@@ -212,7 +212,9 @@ class _ReferrerManifest:
             raise RefusedError(location, f"the attachment is not an OCI image manifest{detail}")
         config, subject = document.get("config"), document.get("subject")
         annotations = document.get("annotations") or {}
-        layout_index.check_descriptor({"mediaType": media_type, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, location)
+        layout_index.check_descriptor(
+            {"mediaType": media_type, "size": 0, "digest": sha256_bytes(raw), "annotations": annotations}, location
+        )
         return cls(
             media_type,
             layout_index.artifact_type(document),
@@ -251,7 +253,9 @@ def copy_referrers(source: ReferringTarget, digest: Digest, target: ReferringTar
             visited.add(referrer.digest)
             raw, document = _read_referrer(source, referrer)
             if document.subject != subject:
-                raise FormatError(f"{source.location}@{referrer.digest}", f"is listed as an attachment of {subject}, but is not")
+                raise FormatError(
+                    f"{source.location}@{referrer.digest}", f"is listed as an attachment of {subject}, but is not"
+                )
             for blob in dict.fromkeys((*document.layers, *([document.config] if document.config else []))):
                 if not target.has_blob(blob):
                     target.put_blob(blob, source)

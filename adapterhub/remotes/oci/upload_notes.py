@@ -65,7 +65,9 @@ class UploadNotes:
 
     def notes_for(self, size: int, digest: str) -> list[UploadNote]:
         """Return the notes that may be of a blob of this size and digest, the most advanced first."""
-        candidates = [(note, progress) for note in map(UploadNote, self._note_files()) if (progress := note.read()) and progress.url]
+        candidates = [
+            (note, progress) for note in map(UploadNote, self._note_files()) if (progress := note.read()) and progress.url
+        ]
         candidates = [
             pair
             for pair in candidates

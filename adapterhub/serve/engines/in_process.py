@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adapterhub.serve.host import openai
-from adapterhub.serve.host.openai import ApiError, Completion
-from adapterhub.serve.host.openai_request import CHAT, COMPLETIONS
-from adapterhub.serve.host.streams import AnsweringHost
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub.serve.torch_engine import openai
+from adapterhub.serve.torch_engine.openai import ApiError, Completion
+from adapterhub.serve.torch_engine.openai_request import CHAT, COMPLETIONS
+from adapterhub.serve.torch_engine.streams import AnsweringHost
 
-from . import EngineAnswer, Blend, EngineDownError
+from . import Blend, EngineAnswer, EngineDownError
 
 T = TypeVar("T")
 WAITING = 256
@@ -121,15 +121,17 @@ class InProcess:
 
 def torch_host(base: Path, *, slots: int, **options: Any) -> InProcess:
     """Return the reference host for a Hugging Face folder or a GGUF file; `options` are those of `torch_engine.open_host`."""
-    from adapterhub.serve import host
+    from adapterhub.serve import torch_engine
 
-    open_host = partial(host.open_host, base, slots=slots, waiting=WAITING, **options)  # it keeps in memory as many as fit
+    open_host = partial(
+        torch_engine.open_host, base, slots=slots, waiting=WAITING, **options
+    )  # it keeps in memory as many as fit
     return InProcess("torch", "peft", open_host, slots=slots, most=10_000)  # it keeps in memory what fits
 
 
 def libllama(base: Path, *, most: int) -> InProcess:
     """Return llama.cpp's library for a GGUF file, with at most `most` versions in memory."""
-    from adapterhub.serve.host import libllama
+    from adapterhub.serve.engines import libllama
 
     return InProcess("llama.cpp", "llama.cpp", partial(libllama.open_libllama, base, waiting=WAITING), slots=most, most=most)
 

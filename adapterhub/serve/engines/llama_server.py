@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.http_server.binding import free_port
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, Blend, EngineDownError, command_lines, error_text
+from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, EngineDownError, command_lines, error_text
 from .over_http import Client, Process, Server
 
 _BASE = "base"

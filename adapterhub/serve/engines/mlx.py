@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 
-from . import CHAT, COMPLETIONS, EngineAnswer, Blend
+from . import CHAT, COMPLETIONS, Blend, EngineAnswer
 from .over_http import Client, Process, Server
 
 

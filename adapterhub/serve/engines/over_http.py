@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import httpx2
 
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError

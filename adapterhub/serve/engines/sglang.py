@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, Blend, error_text
+from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
 from .over_http import Client, Process, Server, base_name
 
 
@@ -24,7 +24,9 @@ class Sglang(Server):
     name = runtime = "sglang"
     blends = False
     paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
-    forbidden_fields = frozenset({"lora_path", "session_id", "session_params"})  # a session would continue with others' keys and values
+    forbidden_fields = frozenset(
+        {"lora_path", "session_id", "session_params"}
+    )  # a session would continue with others' keys and values
 
     def __init__(self, client: Client, process: Process | None, *, most: int) -> None:
         super().__init__(client, process)

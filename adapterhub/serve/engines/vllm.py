@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, Blend, error_text
+from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
 from .over_http import Client, Process, Server, base_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class Vllm(Server):
     blends = False
     keeps = True  # other clients may use the same name
     paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
-    forbidden_fields = frozenset({"kv_transfer_params", "ec_transfer_params", "vllm_xargs"})  # vllm_xargs can contain the other two
+    forbidden_fields = frozenset(
+        {"kv_transfer_params", "ec_transfer_params", "vllm_xargs"}
+    )  # vllm_xargs can contain the other two
     most = 10_000  # it evicts by itself
 
     def __init__(

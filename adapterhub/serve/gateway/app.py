@@ -26,8 +26,8 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
 from . import metrics, rewriting
-from .answers import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
-from .gateway import GatewayRequest, Gateway
+from .gateway import Gateway, GatewayRequest
+from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
 
 _log = logging.getLogger("adapterhub.serve.requests")
 VERSION_HEADER = "x-adapterhub-version"

@@ -15,21 +15,21 @@ from typing import Any
 from adapterhub.digest import Digest
 from adapterhub.http_server import binding
 from adapterhub.ref import Ref
-from adapterhub.serve import names, resolving
-from adapterhub.serve.engines import EngineAnswer, Blend, Engine, EngineDownError
-from adapterhub.serve.names import AllowedNames
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve import model_names, resolving
+from adapterhub.serve.engines import Blend, Engine, EngineAnswer, EngineDownError
+from adapterhub.serve.model_names import AllowedNames
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 
-from .answers import BUSY, DOWN, ProblemError, not_served
-from .lookup import ResolvedVersion, Lookup, RegistryLookup, RemoteLookup
+from .engine_versions import EngineVersions
+from .gateway_settings import GatewaySettings
+from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
 from .metrics import Metrics, counted_name
+from .problems import BUSY, DOWN, ProblemError, not_served
 from .reloading import Rules
 from .rewriting import Usage
 from .route_file import Key, Routes
-from .settings import GatewaySettings
-from .versions import EngineVersions
 
 log = logging.getLogger("adapterhub.serve")
 _MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
@@ -271,7 +271,7 @@ class Gateway:
             return ()
         if route is not None:
             self._check_allowed(key, model, model)
-            parsed = names.parse(route.choose(request.headers, user, key.name if key else ""))
+            parsed = model_names.parse(route.choose(request.headers, user, key.name if key else ""))
         else:
             parsed = self._parse(model)
             for part in parsed:
@@ -291,14 +291,14 @@ class Gateway:
             self._parse(model)
             raise not_served(model)
 
-    def _parse(self, model: str) -> tuple[names.BlendPart, ...]:
+    def _parse(self, model: str) -> tuple[model_names.BlendPart, ...]:
         """Parse a `model` with the gateway's namespace and remote."""
-        return names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote_name)
+        return model_names.parse(model, namespace=self.settings.allowed.namespace, remote=self.settings.remote_name)
 
     async def _find_version(self, ref: Ref) -> ResolvedVersion:
         """Look up a ref, and watch it from now on if it may move."""
         version = await self._lookup.find(ref)
-        if names.is_moving(ref):
+        if model_names.is_moving(ref):
             watched = self._watched.setdefault(str(ref), _WatchedRef(ref))
             watched.asked_at, watched.digest = time.monotonic(), version.digest
             self._watched.move_to_end(str(ref))
@@ -356,7 +356,7 @@ class Gateway:
         for route in list(self.routes.routes.values())[:_MOST_WATCHED]:
             for target in (route.to, *(rule.to for rule in route.rules)):
                 for text, _ in target.shares:
-                    for part in names.parse(text):
+                    for part in model_names.parse(text):
                         self._watched.setdefault(str(part.ref), _WatchedRef(part.ref)).asked_at = time.monotonic()
         since = time.monotonic() - _WATCH_SECONDS
         for name in [name for name, watched in self._watched.items() if watched.asked_at < since]:

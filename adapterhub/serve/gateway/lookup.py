@@ -19,11 +19,11 @@ from typing import Protocol, TypeVar
 from adapterhub.digest import Digest
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes import configured, location
-from adapterhub.remotes.location import RemoteAddress
+from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.remotes.protocol import OpenRemote
+from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve import resolving
-from adapterhub.serve.names import AllowedNames, is_full_digest
+from adapterhub.serve.model_names import AllowedNames, is_full_digest
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 
@@ -189,7 +189,7 @@ class RemoteLookup:
 
     def address(self, version: ResolvedVersion) -> str:
         """Return the address of the version at the remote."""
-        return configured.address_below(self._url, version.model)
+        return named_remotes.address_below(self._url, version.model)
 
     async def find(self, ref: Ref) -> ResolvedVersion:
         """Return the version that the remote named last; RemoteError if it does not answer and never did for this ref."""
@@ -244,7 +244,7 @@ class RemoteLookup:
                     self._open.discard(remote)
 
         # `check_name` is needed for image layouts only, where a digest would be found under any name.
-        place = location.parse(configured.address_below(self._url, str(ref)))
+        place = remote_address.parse(named_remotes.address_below(self._url, str(ref)))
         resolving.check_name(ref, place, self._workspace)
         return resolving.digest_at(place, self._workspace, connect), bool(opened)
 

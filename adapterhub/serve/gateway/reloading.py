@@ -12,8 +12,8 @@ from adapterhub.workspace import project_file
 from adapterhub_converters.errors import AdapterhubError
 
 from . import route_file
+from .gateway_settings import GatewaySettings
 from .route_file import Routes
-from .settings import GatewaySettings
 
 log = logging.getLogger("adapterhub.serve")
 Stamps = tuple[tuple[int, int, int] | None, ...]

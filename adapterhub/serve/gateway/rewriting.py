@@ -15,7 +15,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError
 
-from .answers import engine_failed
+from .problems import engine_failed
 
 _LONGEST = 4 << 20  # bytes of an event
 _LONGEST_STREAM = 1 << 30  # bytes of all events of a stream

@@ -27,8 +27,8 @@ from typing import Any
 from adapterhub.digest import is_hex
 from adapterhub.http_server.limits import Windows
 from adapterhub.ref import RefError
-from adapterhub.serve import names
-from adapterhub.serve.names import AllowedNames
+from adapterhub.serve import model_names
+from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
 
@@ -205,7 +205,7 @@ def _target(table: Mapping[str, Any], place: str) -> Target:
         raise _invalid(f"{place}.to", "not a ref, and not shares of refs", 'Write to = "team/legal:prod"')
     for text, share in shares.items():
         try:
-            names.parse(text)
+            model_names.parse(text)
         except RefError as error:
             raise _invalid(f"{place}.to", f"{error.where}: {error.what}", error.hint) from error
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 10**6:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from adapterhub.http_server import binding, connections
+from adapterhub.http_server import binding, client_connections
 from adapterhub.serve.engines import Engine, EngineDownError
 from adapterhub_converters.errors import LocalIOError
 
 from .app import create_app
 from .gateway import Gateway
-from .settings import GatewaySettings
+from .gateway_settings import GatewaySettings
 
 _DRAIN = 30  # seconds for running requests when the gateway stops
 
@@ -39,7 +39,7 @@ def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], o
         server.should_exit = True
 
     app = create_app(gateway, ready=lambda: ready(url), failed=record_failure)
-    server = connections.make_server(app, certificate=settings.certificate, key=settings.key, drain=_DRAIN)
+    server = client_connections.make_server(app, certificate=settings.certificate, key=settings.key, drain=_DRAIN)
     server.run(sockets=[sock])
     if failure and isinstance(failure[0], EngineDownError):
         raise LocalIOError(engine.name, f"does not answer ({failure[0]})") from failure[0]

@@ -29,7 +29,9 @@ Words = NDArray[Any]  # unsigned integers, little-endian
 WIDTHS = (1, 2, 4, 8)
 DEFAULT_LEVEL = 3
 _WORDS = {width: np.dtype(f"<u{width}") for width in WIDTHS}
-_MAX_COMPRESSED_SHARE = 0.97  # a plane that zstd shrinks to no less than this share is stored as it is, which costs nothing to read
+_MAX_COMPRESSED_SHARE = (
+    0.97  # a plane that zstd shrinks to no less than this share is stored as it is, which costs nothing to read
+)
 
 
 def encode(block: Bytes, width: int, parent: Bytes | None = None, *, level: int = DEFAULT_LEVEL) -> list[bytes | Bytes]:

@@ -23,8 +23,8 @@ import numpy as np
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
 
 from . import byte_planes
-from .chains import MAX_DEPTH
 from .cutting import MAX_BLOCK, ReadAt, Run
+from .pack_chains import MAX_DEPTH
 
 HEAD_SIZE = 64
 MAX_BLOCKS = 1 << 20
@@ -63,7 +63,10 @@ def read_head(raw: bytes, location: str) -> PackHead:
     # The version comes first: in a newer format, the other fields may mean anything.
     if version > _VERSION:
         raise RefusedError(
-            location, f"pack version {version} is newer than the {_VERSION} known here", "Upgrade adapterhub", code="newer-version"
+            location,
+            f"pack version {version} is newer than the {_VERSION} known here",
+            "Upgrade adapterhub",
+            code="newer-version",
         )
     if version != _VERSION or size > MAX_SIZE or blocks > MAX_BLOCKS:
         raise FormatError(location, "the head of the pack is invalid", _HINT, code="check-registry")

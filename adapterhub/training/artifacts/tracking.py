@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.training.config import TrainConfig
 from adapterhub.training.events import EvaluationEvent, Event, OnEvent, StepEvent, TrackerFailureEvent
+from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError, UsageError
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.training.config import TrainConfig
 from adapterhub.training.events import MemoryPlan
+from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import RefusedError
 
@@ -109,7 +109,9 @@ def _with(config: TrainConfig, section: str, **values: object) -> TrainConfig:
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
 
 
-def resolve_auto(config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None) -> TrainConfig:
+def resolve_auto(
+    config: TrainConfig, spec: BaseSpec, *, free: int | None, allocated: int = 0, card: int | None = None
+) -> TrainConfig:
     """Return the config with each `auto` replaced.
 
     Checkpointing is on only if the training does not fit without it, because it costs more time than `hold` saves; the base is

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from adapterhub.training.config import TrainConfig
 from adapterhub.training.events import MemoryPlan
+from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.bases import BaseSpec
 
-from .shapes import Shape, Target, input_sizes, shape_of, targets, trained_parameters
+from .model_sizes import Shape, Target, input_sizes, shape_of, targets, trained_parameters
 
 _NF4_BYTES = 4.127 / 8  # per weight: 4 bits, 8/64 for its block's magnitude, 32/(64 * 256) for the scale of magnitudes
 _RUNTIME_BYTES = 485_000_000  # bytes of Python, torch, transformers and bitsandbytes, measured: 427 at rest, 58 more at work

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapterhub.training import limited
+from adapterhub.training import process_limits
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 
@@ -78,7 +78,12 @@ def has_clock(tokenizer: Any) -> bool:
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, location: str, tools: list[Any] | None = None, prompt: bool = False
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    location: str,
+    tools: list[Any] | None = None,
+    prompt: bool = False,
 ) -> str:
     """Return the conversation as text.
 
@@ -112,11 +117,11 @@ def render_variables(template: str, variables: Mapping[str, Any], *, location: s
     """
     try:
         return _template_process(template).ask(variables, SECONDS)
-    except limited.LimitExceededError as error:
+    except process_limits.LimitExceededError as error:
         # The process has ended; the next conversation starts another.
         _template_process.cache_clear()
         raise FormatError(
-            location, f"the model's chat template exceeds {SECONDS} s or {limited.MEMORY >> 30} GiB of memory"
+            location, f"the model's chat template exceeds {SECONDS} s or {process_limits.MEMORY >> 30} GiB of memory"
         ) from error
     except ValueError as error:
         raise _refusal(error, location) from error
@@ -127,5 +132,5 @@ def _refusal(error: Exception, location: str) -> FormatError:
 
 
 @functools.lru_cache(maxsize=2)  # a template for conversations with tools, and one for the others
-def _template_process(template: str) -> limited.Process:
-    return limited.Process("template", template)
+def _template_process(template: str) -> process_limits.Process:
+    return process_limits.Process("template", template)

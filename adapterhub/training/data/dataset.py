@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub.training.config import TrainConfig
+from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.errors import FormatError, Problems, RefusedError
 
-from . import documents, shapes, token_cache
+from . import document_files, record_shapes, token_cache
 from . import overlap as passages
 from .examples import Example, encode, has_chat_template
-from .rows import PackedRows, Rows, pack
-from .tokens import Corpus, EncodedFiles, File, Tokens, collect, stop_tokens
+from .packed_rows import PackedRows, Rows, pack
+from .token_arrays import Corpus, EncodedFiles, File, Tokens, collect, stop_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +89,21 @@ def _corpus(config: TrainConfig, tokenizer: Any, folder: Path | None = None) -> 
     return corpus, tuple(file.digest for file in (*train, *separate_heldout))
 
 
-def shared_passages(train: Sequence[documents.DataFile], heldout: Sequence[documents.DataFile]) -> float:
+def shared_passages(train: Sequence[document_files.DataFile], heldout: Sequence[document_files.DataFile]) -> float:
     """Return the share of the passages of held-out files that training files have too."""
-    return passages.shared_share(*(itertools.chain.from_iterable(file.documents for file in files) for files in (train, heldout)))
+    return passages.shared_share(
+        *(itertools.chain.from_iterable(file.documents for file in files) for files in (train, heldout))
+    )
 
 
-def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents.DataFile]]:
+def files(config: TrainConfig) -> tuple[list[document_files.DataFile], list[document_files.DataFile]]:
     """Read the files to train on, and the held-out files or the held-out parts of the training files."""
     data, share = config.data, config.data.heldout_share
-    shapes.check_columns(data.columns, f"{config.location}: [data] columns")
-    options = documents.Options.from_config(config)
-    train, heldout = ([documents.read(config.resolve(name), options) for name in names] for names in (data.paths, data.heldout))
+    record_shapes.check_columns(data.columns, f"{config.location}: [data] columns")
+    options = document_files.Options.from_config(config)
+    train, heldout = (
+        [document_files.read(config.resolve(name), options) for name in names] for names in (data.paths, data.heldout)
+    )
     if not share:
         return train, heldout
     remaining = [file.part(lambda document: not held_out(document, share)) for file in train]
@@ -112,7 +116,7 @@ def files(config: TrainConfig) -> tuple[list[documents.DataFile], list[documents
     return remaining, heldout
 
 
-def held_out(document: documents.Document, share: float) -> bool:
+def held_out(document: document_files.Document, share: float) -> bool:
     """Return whether a document belongs to the held-out share.
 
     Its digest decides, so that all copies of a document are held out together, and so is the same document in other data.
@@ -130,7 +134,7 @@ def overlap(train_set: Dataset, heldout: Dataset | None) -> list[str]:
 
 
 def build(
-    files: Sequence[documents.DataFile],
+    files: Sequence[document_files.DataFile],
     tokenizer: Any,
     *,
     sequence: int,
@@ -144,7 +148,9 @@ def build(
     return arrange_rows(encoded_files, tokenizer, sequence=sequence, seed=seed, pack_rows=pack_rows, pairs=pairs)
 
 
-def encode_files(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None) -> EncodedFiles:
+def encode_files(
+    files: Sequence[document_files.DataFile], tokenizer: Any, *, loss: str, out: Path | None = None
+) -> EncodedFiles:
     """Encode the documents of files; `loss` is `all` or `completion`, and `out` is as in `token_arrays.collect`.
 
     Raises:
@@ -155,7 +161,7 @@ def encode_files(files: Sequence[documents.DataFile], tokenizer: Any, *, loss: s
     used, start = [], 0
     for file in files:
         # The two sides of a pair are encoded as two documents.
-        end = start + len(file.documents) * (2 if shapes.PAIRS in file.shapes else 1)
+        end = start + len(file.documents) * (2 if record_shapes.PAIRS in file.shapes else 1)
         count = int(tokens.documents["length"][start:end].sum())
         used.append(File(file.name, file.digest, file.size, len(file.documents), count))
         start = end
@@ -215,7 +221,9 @@ def _checksum(tokens: Tokens, unit: int, pairs: bool) -> int:
     return zlib.crc32(b"".join(tokens.ids(number).tobytes() for number in document_numbers))
 
 
-def draw_by_share(sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], seed: int) -> tuple[np.ndarray, tuple[File, ...]]:
+def draw_by_share(
+    sizes: np.ndarray, files: Sequence[File], shares: Sequence[float], seed: int
+) -> tuple[np.ndarray, tuple[File, ...]]:
     """Draw documents so that each file has its share of the tokens; return their numbers, and the files with the counts used.
 
     As many documents are drawn as possible without using any of them twice, so at least one file is used completely.
@@ -244,7 +252,9 @@ def _mix_notes(files: Sequence[File], used_files: Sequence[File]) -> Iterator[st
         yield f"{file.path}: {file.documents:,} of {original.documents:,} documents are used, {share}"
 
 
-def encode_all(source_documents: Sequence[documents.Document], tokenizer: Any, *, loss: str) -> Iterator[tuple[Example, bytes]]:
+def encode_all(
+    source_documents: Sequence[document_files.Document], tokenizer: Any, *, loss: str
+) -> Iterator[tuple[Example, bytes]]:
     """Yield encoded documents, each with its digest; of a pair, the chosen side before the rejected one.
 
     The first refusals of the chat template are raised together, after the last document.
@@ -253,7 +263,7 @@ def encode_all(source_documents: Sequence[documents.Document], tokenizer: Any, *
     for document in source_documents:
         try:
             record = document.record
-            sides = [record[side] for side in shapes.SIDES] if document.shape == shapes.PAIRS else [record]
+            sides = [record[side] for side in record_shapes.SIDES] if document.shape == record_shapes.PAIRS else [record]
             for example in [encode(side, tokenizer, loss=loss, location=document.location) for side in sides]:
                 yield example, document.digest
         except FormatError as error:
@@ -263,7 +273,7 @@ def encode_all(source_documents: Sequence[documents.Document], tokenizer: Any, *
     problems.check()
 
 
-def template_notes(files: Sequence[documents.DataFile], tokenizer: Any) -> list[str]:
+def template_notes(files: Sequence[document_files.DataFile], tokenizer: Any) -> list[str]:
     """Return a note if instructions are written without a chat template."""
     plain = not has_chat_template(tokenizer) and any(
         # Only a base without a template needs to look at the records.

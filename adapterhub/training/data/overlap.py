@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .documents import Document
-from .shapes import PAIRS
+from .document_files import Document
+from .record_shapes import PAIRS
 
 WORDS = 8  # per run
 WORTH_NOTING = 0.02  # of all runs

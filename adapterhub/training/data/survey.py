@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.training.config import TrainConfig
+from adapterhub.training.train_config import TrainConfig
 
 from . import dataset, overlap
-from .documents import DataFile, Document
-from .rows import mean_context
+from .document_files import DataFile, Document
+from .packed_rows import mean_context
 
 _MAX_DOCUMENTS, _MAX_CHARACTERS = 2_000, 4_000_000  # encoded within seconds
 

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from adapterhub.training import cache_folder
-from adapterhub.training.config import TrainConfig
+from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOError, OutputExistsError
 
-from . import documents
-from .tokens import Corpus, EncodedFiles, File, Tokens
+from . import document_files
+from .token_arrays import Corpus, EncodedFiles, File, Tokens
 
 FORMAT = 2
 WORTH = 4 << 20  # bytes of text, about a million tokens; less is encoded within seconds and not cached
@@ -50,8 +50,8 @@ def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
     paths = [config.resolve(name) for name in (*data.paths, *data.heldout)]
     if not all(path.is_file() or path.is_dir() for path in paths):
         return None
-    options = documents.Options.from_config(config)
-    digests_and_sizes = [documents.digest(path, options) for path in paths]
+    options = document_files.Options.from_config(config)
+    digests_and_sizes = [document_files.digest(path, options) for path in paths]
     if sum(size for _, size in digests_and_sizes) < WORTH:
         return None
     digests = tuple(digest for digest, _ in digests_and_sizes)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adapterhub_converters.adapter import scaling
 
-from .nf4 import NF4, dense
+from .nf4_matrix import NF4, dense
 
 _TRAINED_NAMES = ("lora_A", "lora_B", "lora_bias", "magnitude", "rows")
 

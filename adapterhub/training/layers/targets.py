@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from adapterhub.training.config import LoRAConfig
+from adapterhub.training.train_config import LoRAConfig
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.patterns import Patterns, fullmatch
+from adapterhub_converters.peft_patterns import Patterns, fullmatch
 
 
 def resolve(

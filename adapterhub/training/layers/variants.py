@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterhub.training.config import LoRAConfig
+from adapterhub.training.train_config import LoRAConfig
 from adapterhub_converters.errors import RefusedError
 
 from .lora import LoRALinear, multiply_frozen
-from .nf4 import NF4, dense, quantize
+from .nf4_matrix import NF4, dense, quantize
 
 Factors = tuple[Tensor, Tensor]
 """A `(r, in)` and B `(out, r)`."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from adapterhub.training.config import OptimConfig, PreferenceConfig
 from adapterhub.training.data import chat_template
 from adapterhub.training.data.examples import open_ended_ids
-from adapterhub.training.data.rows import Rows
+from adapterhub.training.data.packed_rows import Rows
 from adapterhub.training.events import EvaluationEvent, OnEvent
 from adapterhub.training.layers.embeddings import token_rows
-from adapterhub.training.model.base import Base
+from adapterhub.training.model.base_model import Base
+from adapterhub.training.train_config import OptimConfig, PreferenceConfig
 from adapterhub_converters.errors import RefusedError
 
 from .loss import logprobs, passes, sum_of_parts, trim

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapterhub.training import devices, distributed
+from adapterhub.training import compute_device, distributed
 from adapterhub.training.cost.memory import logits_at_once
-from adapterhub.training.data.rows import IGNORED, Rows, lengths
-from adapterhub.training.model.base import Base, Logits
+from adapterhub.training.data.packed_rows import IGNORED, Rows, lengths
+from adapterhub.training.model.base_model import Base, Logits
 
 Loss = Callable[[Tensor, Rows], Tensor]
 """The part of a loss that some rows have, a scalar: of the log-probabilities `(rows, tokens)` of their labels, 0 where there is
@@ -80,7 +80,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, head, labels, ids, rows, bias, shape = inputs
-        chunk_size = logits_at_once(len(head), head.element_size(), devices.memory(head.device))
+        chunk_size = logits_at_once(len(head), head.element_size(), compute_device.memory(head.device))
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_rows = (

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterhub.training.config import OptimConfig
 from adapterhub.training.layers.lora import trained_parameters
+from adapterhub.training.train_config import OptimConfig
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 
 _DECAY_SHARE = 0.2  # of the steps, in which the rate of `wsd` falls

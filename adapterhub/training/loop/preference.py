@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from adapterhub.training.config import PreferenceConfig
-from adapterhub.training.data.rows import IGNORED, Rows
+from adapterhub.training.data.packed_rows import IGNORED, Rows
 from adapterhub.training.layers.lora import without_delta
-from adapterhub.training.model.base import Base
+from adapterhub.training.model.base_model import Base
+from adapterhub.training.train_config import PreferenceConfig
 
 from .loss import Loss, logprobs, passes, sum_of_parts, trim
 

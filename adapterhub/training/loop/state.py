@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from adapterhub.training.config import OptimConfig
 from adapterhub.training.layers.lora import trained_parameters
+from adapterhub.training.train_config import OptimConfig
 
 from .optimizer import LossScale, initial_scale, new_optimizer
 

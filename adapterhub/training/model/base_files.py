@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
 from adapterhub.digest import Digest, copy_hashing
-from adapterhub_converters.bases import BaseSpec, RangedFile, gguf, read_base, read_files, weight_files
-from adapterhub_converters.bases.quantized import quantization_settings
+from adapterhub_converters.bases import BaseSpec, RangedFile, gguf_base, read_base, read_files, weight_files
+from adapterhub_converters.bases.quantized_shapes import quantization_settings
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.containers.open_file import open_regular
@@ -25,7 +25,7 @@ from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundErro
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, documents
 
 from . import digest_cache, tokenizer_files
-from .weights import FolderWeights, GGUFFileWeights, Weights
+from .base_tensors import FolderWeights, GGUFFileWeights, Weights
 
 _CONFIG = "config.json"
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class BaseFiles:
     @cached_property
     def weight_files(self) -> list[Path]:
         """The files of the weights, in the order of the base's index."""
-        return gguf.part_paths(self.path) if self._is_gguf else weight_files(self.path)
+        return gguf_base.part_paths(self.path) if self._is_gguf else weight_files(self.path)
 
     @property
     def digests(self) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ class BaseFiles:
         """The text of config.json, which is part of the metadata of a GGUF file."""
         if self._is_gguf:
             return self._documents[_CONFIG]
-        raw = self._files.whole(_CONFIG, json_file.MAX_CONFIG)
+        raw = self._files.read_whole(_CONFIG, json_file.MAX_CONFIG)
         if raw is None:
             raise NotFoundError(str(self.path), "not a base model: there is no config.json", code="not-a-base")
         return raw.decode()
@@ -180,7 +180,7 @@ class _OpenFiles:
         """Return the path, for messages."""
         return str(self._folder / name)
 
-    def whole(self, name: str, limit: int) -> bytes | None:
+    def read_whole(self, name: str, limit: int) -> bytes | None:
         """Return the bytes of a small file; None if it does not exist."""
         file = self.handle(name)
         if file is None:
@@ -192,7 +192,7 @@ class _OpenFiles:
             raise FormatError(self.label(name), f"more than {limit} bytes: not a config file")
         return raw
 
-    def ranged(self, name: str) -> RangedFile | None:
+    def open_ranged(self, name: str) -> RangedFile | None:
         """Return a reader of byte ranges; None if the file does not exist."""
         file = self.handle(name)
         if file is None:
@@ -215,6 +215,6 @@ class _OpenFiles:
         file.seek(0)
         return copy_hashing(file, None)[0]
 
-    def each(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    def map_items(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
         """Apply a function to one item after another."""
         return [function(item) for item in items]

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterhub.training.layers import experts
+from adapterhub.training.layers import expert_stacks
 from adapterhub.training.layers.embeddings import LoRAEmbedding, TokenRows
 from adapterhub.training.layers.lora import Frozen
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import RefusedError
 
 # peft, `tuners/tuners_utils.py`, `_check_lora_target_modules_mamba`.
 _MAMBA_TYPES = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
-_POSITION_TABLE = linear.Pattern(r"(^|\.)(wpe|position\w*|embed_positions?)$")
+_POSITION_TABLE = safe_regex.Pattern(r"(^|\.)(wpe|position\w*|embed_positions?)$")
 _EXPERT_NAMES = {"mixtral": {"gate", "w1", "w2", "w3"}, "qwen2_moe": {"gate", "gate_proj", "up_proj", "down_proj"}}
 # Layers that stay outside of compiled graphs: NF4 is not a tensor, and compiling does not speed up matrix products.
-_NOT_COMPILED = (Frozen, experts.Stack, LoRAEmbedding, TokenRows)
+_NOT_COMPILED = (Frozen, expert_stacks.Stack, LoRAEmbedding, TokenRows)
 
 
 def check(model: nn.Module, location: str) -> None:
     """Refuse a model whose experts do not use transformers' experts interface, or that has no output layer."""
     if model.get_output_embeddings() is None:
         raise RefusedError(location, f"{type(model).__name__} has no output layer to train on")
-    supported = experts.stacks(model)
+    supported = expert_stacks.stacks(model)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 3 and ".experts." in f".{name}" and name not in supported:
             raise RefusedError(

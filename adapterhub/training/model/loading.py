@@ -16,17 +16,17 @@ import torch
 from torch import nn
 
 from adapterhub.training import distributed
-from adapterhub.training.config import BaseConfig, LoRAConfig
-from adapterhub.training.layers import embeddings, experts, lora, nf4, variants, varlen
+from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, variants, varlen
 from adapterhub.training.layers.targets import Sizes, block_path, resolve
+from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.adapter import scaling
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
-from . import families, library, quantized_cache
-from .base import Base, with_documents_if_equivalent, logits_of, remove_vision
+from . import families, quantized_cache, transformers_api
 from .base_files import BaseFiles
-from .weights import Weights
+from .base_model import Base, logits_of, remove_vision, with_documents_if_equivalent
+from .base_tensors import Weights
 
 _CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
@@ -94,7 +94,7 @@ def _build(
 ) -> Base:
     model, tokenizer = _empty_model_and_tokenizer(files, base)
     weights.bind(model, removed_paths=remove_vision(model))
-    linears, stacks = lora.linears(model), experts.stacks(model)
+    linears, stacks = lora.linears(model), expert_stacks.stacks(model)
     targets = resolve(adapter, list(linears), list(embeddings.tables(model)), location, stacks=list(stacks)) if adapter else []
     families.check_targets(model, targets, location)
     sizes = Sizes(adapter or LoRAConfig(), location)
@@ -108,7 +108,7 @@ def _build(
             loaded += 1
         # Sharded block by block while loading, so that no process ever holds all of the base.
         if base.shard and path_of_block:
-            nf4.shard(model.get_submodule(path_of_block), device)
+            nf4_matrix.shard(model.get_submodule(path_of_block), device)
     _fill_parameters(model, weights, getattr(torch, base.dtype), device)
     weights.check_all_used(model)
     families.compute_buffers(model, str(files.path))
@@ -118,7 +118,7 @@ def _build(
         )
     embeddings.adapt(model, tuple(targets), sizes, sizes.config, location)
     if base.shard:
-        nf4.shard(model.base_model, device)
+        nf4_matrix.shard(model.base_model, device)
     # Everything is frozen first; only the adapter's own parameters are trained.
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
@@ -133,8 +133,8 @@ def _empty_model_and_tokenizer(files: BaseFiles, base: BaseConfig) -> tuple[Any,
     """Build model and tokenizer with transformers."""
     location = str(files.path)
     document = json_file.parse_object(files.config_text, f"{location}: config.json")
-    config, tokenizer = library.config_and_tokenizer(files.folder, document, location=location)
-    model = library.empty_model(config, getattr(torch, base.dtype), location=location)
+    config, tokenizer = transformers_api.config_and_tokenizer(files.folder, document, location=location)
+    model = transformers_api.empty_model(config, getattr(torch, base.dtype), location=location)
     families.check(model, location)
     return model, tokenizer
 
@@ -164,7 +164,7 @@ def _replace_linear(
 
     def frozen() -> Any:
         matrix = weights.nf4(weight_name, shape, transposed=transposed) if is_nf4 else dense()
-        return (matrix if isinstance(matrix, nf4.NF4) else matrix.to(dtype)).to(device)
+        return (matrix if isinstance(matrix, nf4_matrix.NF4) else matrix.to(dtype)).to(device)
 
     if sizes is None:
         layer: Any = lora.FrozenLinear(frozen(), bias)
@@ -183,7 +183,7 @@ def _replace_linear(
         layer = layer_class(frozen() if weight is None else weight, bias, initial=initial, biased=adapter.lora_bias, **options)
     layer.transposed, layer.dtype = transposed, dtype
     if base.shard:
-        layer.base = nf4.shardable(layer.base)
+        layer.base = nf4_matrix.shardable(layer.base)
     lora.replace_module(model, path, layer)
 
 
@@ -196,17 +196,17 @@ def _replace_stack(
     module, dtype = model.get_submodule(parent), getattr(torch, base.dtype)
     stacked = weights.take(path, tuple(getattr(module, name).shape))
     if base.quantize == "nf4":
-        matrices = [nf4.quantize(matrix.contiguous(), path).to(device) for matrix in stacked.unbind(0)]
+        matrices = [nf4_matrix.quantize(matrix.contiguous(), path).to(device) for matrix in stacked.unbind(0)]
     else:
         matrices = [matrix.to(device) for matrix in stacked.to(dtype).unbind(0)]
     if base.shard:
-        matrices = [nf4.shardable(matrix) for matrix in matrices]
+        matrices = [nf4_matrix.shardable(matrix) for matrix in matrices]
     if sizes is None:
-        stack: Any = experts.Stack(matrices, transposed=module.is_transposed)
+        stack: Any = expert_stacks.Stack(matrices, transposed=module.is_transposed)
     else:
-        experts.check(sizes.config, path)
+        expert_stacks.check(sizes.config, path)
         r, alpha, rslora = sizes.rank(path), sizes.alpha(path), sizes.config.rslora
-        stack = experts.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)
+        stack = expert_stacks.LoRAStack(matrices, transposed=module.is_transposed, r=r, alpha=alpha, rslora=rslora)
     delattr(module, name)
     setattr(module, name, stack)
 
@@ -215,9 +215,9 @@ def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace each NF4 matrix by the weights that it decodes to, as each step would compute them."""
     for module in model.modules():
         if isinstance(module, lora.Frozen):
-            module.base = nf4.dense(module.base, dtype)
-        elif isinstance(module, experts.Stack):
-            module.matrices = tuple(nf4.dense(matrix, dtype) for matrix in module.matrices)
+            module.base = nf4_matrix.dense(module.base, dtype)
+        elif isinstance(module, expert_stacks.Stack):
+            module.matrices = tuple(nf4_matrix.dense(matrix, dtype) for matrix in module.matrices)
 
 
 def _fill_parameters(model: nn.Module, weights: Weights, dtype: torch.dtype, device: torch.device) -> None:

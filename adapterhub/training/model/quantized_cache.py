@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from adapterhub.training import cache_folder
-from adapterhub.training.config import BaseConfig, LoRAConfig
-from adapterhub.training.layers import bitsandbytes
+from adapterhub.training.layers import bitsandbytes_format
+from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.bases import weight_files
-from adapterhub_converters.bases.bitsandbytes import QUANTIZATION
+from adapterhub_converters.bases.bitsandbytes_state import QUANTIZATION
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, OutputExistsError
 
 from .base_files import BaseFiles
-from .weights import FolderWeights, Weights, stored_name
+from .base_tensors import FolderWeights, Weights, stored_name
 
 FORMAT = 2  # the format version of entries, which is part of their names
 _CHECKSUMS = "checks.json"
@@ -133,7 +133,7 @@ def _write_weights(path: Path, entry: str, weights: Weights) -> Mapping[str, int
     """Write all tensors to one file and return their checksums; those that were not quantized are read one at a time."""
     fresh: dict[str, np.ndarray] = {}
     for name, (matrix, dtype) in (weights.fresh or {}).items():
-        fresh |= bitsandbytes.tensors_of(name, matrix, dtype)
+        fresh |= bitsandbytes_format.tensors_of(name, matrix, dtype)
     dtypes_and_shapes = {name: (weights.dtype(name), weights.shape(name)) for name in weights.names}
     dtypes_and_shapes |= {name: (stored_name(array), array.shape) for name, array in fresh.items()}
     order = safetensors_file.sorted_entries((name, *dtype_and_shape) for name, dtype_and_shape in dtypes_and_shapes.items())

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from adapterhub.training import limited
+from adapterhub.training import process_limits
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.gguf_model.byte_level import SPLITS
@@ -42,7 +42,7 @@ class ExpressionTrial:
 
     def __init__(self, tokenizer: Any, location: str) -> None:
         self._where = location
-        self._process: limited.Process | None = None
+        self._process: process_limits.Process | None = None
         backend = getattr(tokenizer, "backend_tokenizer", None)
         components = {name: _parsed_state(getattr(backend, name, None)) for name in ("normalizer", "pre_tokenizer")}
         if unknown_expression := next(_unknown_expressions(_parsed_state(getattr(backend, "decoder", None))), ""):
@@ -60,11 +60,11 @@ class ExpressionTrial:
             return
         for text in _texts(texts):
             # Started at the first text, and kept for the next ones.
-            process = self._process = self._process or limited.Process("tokenizer", self._source)
+            process = self._process = self._process or process_limits.Process("tokenizer", self._source)
             seconds = _SECONDS + len(text) // _CHARACTERS_PER_SECOND
             try:
                 process.ask(text, seconds)
-            except limited.LimitExceededError as error:
+            except process_limits.LimitExceededError as error:
                 self._process = None
                 problem = (
                     f"its tokenizer takes more than {seconds} s for a text, with {self._unknown_expression[:60]!r} or the like"

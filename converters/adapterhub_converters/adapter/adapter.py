@@ -18,8 +18,8 @@ from adapterhub_converters import display
 from adapterhub_converters.errors import RefusedError, refused_error
 
 from .deltas import LowRank, LowRankConv, LowRankEmbedding, StackedLowRank
-from .factored import Factored, Vera, as_pairs
-from .tuned import TUNERS, TunedModule
+from .factored_deltas import Factored, Vera, as_pairs
+from .peft_tuners import TUNERS, TunedModule
 
 # Names in `Adapter.tensors` of parts that deltas name differently.
 _LABELS = {"bias": "lora_B.bias"}

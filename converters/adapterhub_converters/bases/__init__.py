@@ -9,18 +9,18 @@ from pathlib import Path
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.errors import NotFoundError
 
-from . import hf, hub_layout
+from . import hf_base, hub_layout
+from .base_spec import BaseSpec
 from .canonical_names import BaseTensor
-from .files import Files, LocalFiles, RangedFile
-from .hf import read_hf, weight_files
-from .spec import BaseSpec
+from .hf_base import read_hf, weight_files
+from .model_files import Files, LocalFiles, RangedFile
 
 __all__ = [
     "BaseSpec",
     "BaseTensor",
     "Files",
     "LocalFiles",
-    "Ranged",
+    "RangedFile",
     "is_model",
     "read_base",
     "read_files",
@@ -31,16 +31,16 @@ __all__ = [
 
 def is_model(folder: Path) -> bool:
     """Return whether a folder has a complete Hugging Face model and no adapter."""
-    return (folder / hf.CONFIG).is_file() and not (folder / ADAPTER_CONFIG).exists() and bool(weight_files(folder))
+    return (folder / hf_base.CONFIG).is_file() and not (folder / ADAPTER_CONFIG).exists() and bool(weight_files(folder))
 
 
 def read_base(path: Path) -> BaseSpec:
     """Read the base at `path`: a folder with a `config.json`, a pipeline's folder, or a safetensors, index, or GGUF file."""
     if path.is_dir():
-        if (path / hf.CONFIG).is_file():
+        if (path / hf_base.CONFIG).is_file():
             return read_files(LocalFiles(path), "")
-        if (path / hf.PIPELINE_INDEX).is_file():
-            return hub_layout.with_snapshot_name(hf.read_pipeline(path), path)
+        if (path / hf_base.PIPELINE_INDEX).is_file():
+            return hub_layout.with_snapshot_name(hf_base.read_pipeline(path), path)
         if (path / ADAPTER_CONFIG).is_file():
             raise NotFoundError(
                 str(path), "is an adapter, not a base model", "Name the folder or the .gguf file of the base", code="not-a-base"
@@ -66,15 +66,15 @@ def read_files(files: Files, name: str) -> BaseSpec:
 
 
 def _read_by_kind(files: Files, name: str) -> BaseSpec:
-    if name in ("", hf.CONFIG):
-        return hf.read(files)
+    if name in ("", hf_base.CONFIG):
+        return hf_base.read(files)
     if name.endswith((".safetensors", ".json")):
-        return hf.read(files, name)
+        return hf_base.read(files, name)
     if not name.endswith(".gguf") and (ranged := files.open_ranged(name)) is not None:
         # A file in a cache may have a name without a suffix: a safetensors header begins with `{` after its length.
         head = ranged.read_at(0, min(9, ranged.size))
         if head[8:] == b"{":
-            return hf.read(files, name)
-    from . import gguf  # late: most bases are folders, which do not need it
+            return hf_base.read(files, name)
+    from . import gguf_base  # late: most bases are folders, which do not need it
 
-    return gguf.read(files, name)
+    return gguf_base.read(files, name)

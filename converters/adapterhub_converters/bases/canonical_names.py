@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.architectures.architecture import FUSED, Architecture, layer_of, text_name
 from adapterhub_converters.containers import safetensors_file
 
@@ -116,8 +116,8 @@ def name_in_memory(name: str, model_type: str) -> str:
 
 
 @cache
-def _rules(model_type: str) -> tuple[tuple[linear.Pattern, str], ...]:
-    return tuple((linear.Pattern(pattern), replacement) for pattern, replacement in _RULES.get(model_type, ()))
+def _rules(model_type: str) -> tuple[tuple[safe_regex.Pattern, str], ...]:
+    return tuple((safe_regex.Pattern(pattern), replacement) for pattern, replacement in _RULES.get(model_type, ()))
 
 
 # ---- Names of the checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from .spec import BaseSpec
+from .base_spec import BaseSpec
 
 _MODELS, _SNAPSHOTS, _COMMIT_LENGTH = "models--", "snapshots", 40  # hexadecimal digits
 

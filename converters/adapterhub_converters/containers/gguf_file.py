@@ -192,7 +192,9 @@ class _Cursor:
         self.check_remaining(count * 8, item)
         self._string_count += count
         if self._string_count > MAX_STRINGS:
-            raise FormatError(self.location, f"{item}: {self._string_count} texts in arrays are over the limit of {MAX_STRINGS}")
+            raise FormatError(
+                self.location, f"{item}: {self._string_count} texts in arrays are over the limit of {MAX_STRINGS}"
+            )
         strings: list[str] = []
         length_at = struct.Struct("<Q").unpack_from
         # A vocabulary has hundreds of thousands of strings: the inner loop only slices the buffer.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
 from .open_file import open_regular
@@ -24,7 +24,7 @@ MAX_MEMORY = 256 << 20  # bytes of the objects in a document; those of the large
 MAX_DEPTH = 64  # levels; a config has 5, and what reads a document afterwards may recurse several frames a level
 
 _MAX_INT = 10**308  # larger ones do not fit a float
-_SURROGATE = linear.Pattern(r"\\u[dD][89a-fA-F]")
+_SURROGATE = safe_regex.Pattern(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: Path, limit: int = MAX_CONFIG, *, location: str | None = None, follow: bool = True) -> str:

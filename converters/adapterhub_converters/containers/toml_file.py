@@ -10,7 +10,7 @@ import math
 import tomllib
 from typing import Any
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
 
 from . import json_file
@@ -37,12 +37,14 @@ def parse(text: str, location: str) -> dict[str, Any]:
             location, f"not valid TOML (nested more than {json_file.MAX_DEPTH} deep)", code="invalid-config"
         ) from error
     except ValueError as error:
-        raise UsageError(location, f"not valid TOML ({json_file.parse_error_text(error, text)})", code="invalid-config") from error
+        raise UsageError(
+            location, f"not valid TOML ({json_file.parse_error_text(error, text)})", code="invalid-config"
+        ) from error
     return document
 
 
 # Strings and comments, each as one token, then the characters that separate keys.
-_TOKEN = linear.Pattern(
+_TOKEN = safe_regex.Pattern(
     r'(?s)"""(?:[^"\\]|\\.|"{1,2}(?:[^"\\]|\\.))*"{3,5}'
     r"|'''(?:[^']|'{1,2}[^'])*'{3,5}"
     r'|"(?:[^"\\\n]|\\.)*"?'

@@ -15,7 +15,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding
 from adapterhub_converters.adapter.singular_values import leading_triplets
 from adapterhub_converters.bases import read_hf
-from adapterhub_converters.bases.hf import ModelWeights
+from adapterhub_converters.bases.hf_base import ModelWeights
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 # Singular values closer than this, relative to the largest, can be told apart to a percent at best in float32.

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import collector
-from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, with_factored_as_pairs, refuse_tuned
-from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter, is_pickle_name, whole_model_error
+from adapterhub_converters import gc_pause
+from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, refuse_tuned, with_factored_as_pairs
+from adapterhub_converters.adapter_files import ADAPTER_JSON, is_pickle_name, resolve_adapter, whole_model_error
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import (
@@ -31,7 +31,22 @@ from adapterhub_converters.errors import (
     refused_error,
 )
 
-from . import FORMATS, PACKAGES, Format, base_weights, find, gguf, in_order, lossy, names, ollama, peft, pickles, placed, unread
+from . import (
+    FORMATS,
+    PACKAGES,
+    Format,
+    adapter_claims,
+    base_weights,
+    find,
+    gguf,
+    in_order,
+    lossy,
+    names,
+    ollama,
+    peft,
+    pickle_conversion,
+    target_matching,
+)
 from .candidate import Candidate
 from .image import pipeline
 from .lossy import LossAllowance
@@ -56,13 +71,13 @@ def sniff(path: Path | Candidate) -> str:
         return row.name
     # No reader claims it. What follows only looks for the most helpful reason.
     _refuse_distributed(path)
-    pickles.refuse(path)
+    pickle_conversion.refuse(path)
     if candidate.is_whole_model:
         raise whole_model_error(path)
     problem = "not an adapter of a known format"
     if (path / peft.CONFIG).is_file():
         json_file.parse_object(candidate.config, str(path / peft.CONFIG))  # broken JSON is a better reason
-        if unread.is_foreign(path):
+        if adapter_claims.is_foreign(path):
             raise NotUnderstoodError(str(path), f"its {peft.CONFIG} is not one that any known format has")
         problem = f"{problem}: its {peft.CONFIG} has no peft_type"
         raise FormatError(str(path), problem, "Add the peft_type to its config", code="peft-type-missing")
@@ -94,7 +109,7 @@ def _refuse_distributed(path: Path) -> None:
 
 def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
     """Return the adapter at `path`, in any format; with `mapped`, tensors of a PEFT folder may be views of its files."""
-    pickles.refuse(path)
+    pickle_conversion.refuse(path)
     path = resolve_adapter(path)
     candidate = Candidate(path)
     format_name = sniff(candidate)
@@ -220,16 +235,16 @@ def _open_source(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> It
     """Yield `src` or, if it is a pickle that may be loaded, the tensors in it."""
     candidate = Candidate(src)
     # A file with a valid header is not a pickle, and need not be opened again to find out.
-    pickle = pickles.pickle_in(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
+    pickle = pickle_conversion.pickle_in(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
     if pickle is None or not unsafe_pickle:
         if pickle is not None:
-            pickles.refuse(src)
+            pickle_conversion.refuse(src)
         path = resolve_adapter(src)
         yield candidate if path == src else Candidate(path)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
-            yield Candidate(_converted_pickle_path(pickles.convert_pickle(pickle, Path(folder)), pickle))
+            yield Candidate(_converted_pickle_path(pickle_conversion.convert_pickle(pickle, Path(folder)), pickle))
         except AdapterhubError as error:
             error.where = error.where.replace(folder, str(pickle.parent))  # nobody knows the temporary name
             raise
@@ -257,7 +272,7 @@ def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None
         raise ParameterError("rslora", f"{path} is in {row.name}, which {scale}", "Leave it out")
     options: dict[str, Any] = {"mapped": True} if row.name == "peft" else {}
     options |= {"alpha": alpha} if row.alpha else {}
-    with collector.pause_gc():
+    with gc_pause.pause_gc():
         return row.read(path, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
 
 
@@ -303,7 +318,7 @@ def _with_base_names(adapter: Adapter, row: Format, base: BaseSpec | None, locat
     """
     if row.name == "gguf":  # whose writer compares shapes as well
         return peft.stack_experts(adapter, base) if _has_stacked_experts_only(base) else adapter
-    renamed = placed.match_targets(adapter, base, location)
+    renamed = target_matching.match_targets(adapter, base, location)
     is_peft = adapter.source is not None and adapter.source.format == "peft"
     return renamed if row.deltas == "all" and not is_peft else adapter
 
@@ -311,7 +326,11 @@ def _with_base_names(adapter: Adapter, row: Format, base: BaseSpec | None, locat
 def _has_stacked_experts_only(base: BaseSpec | None) -> bool:
     """Return whether the base's architecture has its experts in stacks only, even in its checkpoints."""
     with contextlib.suppress(RefusedError):
-        return base is not None and (architecture := base.llama_cpp_architecture()).experts is not None and not architecture.lists_experts
+        return (
+            base is not None
+            and (architecture := base.llama_cpp_architecture()).experts is not None
+            and not architecture.lists_experts
+        )
     return False
 
 

@@ -19,7 +19,16 @@ from contextlib import ExitStack
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.adapter import Adapter, Delta, Loss, LowRank, LowRankEmbedding, Rows, TensorLoss, targets_without_magnitude
+from adapterhub_converters.adapter import (
+    Adapter,
+    Delta,
+    Loss,
+    LowRank,
+    LowRankEmbedding,
+    Rows,
+    TensorLoss,
+    targets_without_magnitude,
+)
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import NotFoundError, RefusedError
 

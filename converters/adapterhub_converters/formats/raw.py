@@ -17,7 +17,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.patterns import escape
+from adapterhub_converters.peft_patterns import escape
 
 from . import peft
 from .candidate import Candidate
@@ -68,7 +68,11 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
             problem = "its config records the alpha, and whether it is rsLoRA"
             raise RefusedError(location, problem, "Leave out alpha and rslora", code="alpha-recorded")
         return peft.parse(
-            config_text, _with_saved_keys(tensors, location)[0], _source_metadata(metadata, location), location=location, base=base
+            config_text,
+            _with_saved_keys(tensors, location)[0],
+            _source_metadata(metadata, location),
+            location=location,
+            base=base,
         )
     if alpha is None:
         return _read_with_rank_as_alpha(tensors, location)

@@ -21,14 +21,14 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, LowRankEmbedding, Source, StackedLowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import byte_view, release
 from adapterhub_converters.errors import FormatError
 
 from . import peft
 from .file_alpha import unfold
-from .peft import experts
+from .peft import target_parameters
 
 _KEY = "adapterhub.source"
 PAYLOAD = f"{_KEY}.payload"
@@ -53,7 +53,7 @@ class Line:
     target: str
     factor: float
     dtype: str
-    order: names.Order = 0
+    order: architecture_lookup.Order = 0
     ulps: bool = False
     block: Block | None = None
 
@@ -96,7 +96,11 @@ def keys(adapter: Adapter, lines: Sequence[Line], digest: str, ulps: Sequence[np
 def _deviations(adapter: Adapter, source: Source | None) -> dict[str, str]:
     """Return where a PEFT file deviates from what peft writes now: tensor names, and stacks with swapped factors."""
     stacks = {target: delta for target, delta in adapter.deltas.items() if isinstance(delta, StackedLowRank)}
-    swapped = source.turned if source else [target for target, delta in stacks.items() if experts.is_written_swapped(target, delta)]
+    swapped = (
+        source.turned
+        if source
+        else [target for target, delta in stacks.items() if target_parameters.is_written_swapped(target, delta)]
+    )
     return {
         **({f"{_KEY}.names": json.dumps(dict(sorted(source.names.items())))} if source and source.names else {}),
         **({f"{_KEY}.turned": json.dumps(dict.fromkeys(sorted(swapped), True))} if stacks else {}),
@@ -189,7 +193,7 @@ def _malformed_line(row: object, location: str) -> FormatError:
     return FormatError(location, f"{_KEY}.tensors has the malformed line {str(row)[:80]}")
 
 
-def _order(value: object, location: str) -> names.Order:
+def _order(value: object, location: str) -> architecture_lookup.Order:
     match value:
         case bool():
             pass
@@ -286,7 +290,7 @@ def with_magnitudes(adapter: Adapter, magnitudes: Mapping[str, np.ndarray]) -> A
 
 def _is_table(target: str) -> bool:
     last = target.rpartition(".")[2]
-    return any(last == name.rpartition(".")[2] for name in names.EMBEDDINGS)
+    return any(last == name.rpartition(".")[2] for name in architecture_lookup.EMBEDDINGS)
 
 
 def _recovered_b(line: Line, lora_B: np.ndarray, ulps: np.ndarray | None, location: str) -> np.ndarray:

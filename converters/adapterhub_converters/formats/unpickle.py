@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adapterhub_converters import dtypes, linear
+from adapterhub_converters import dtypes, safe_regex
 from adapterhub_converters.containers import safetensors_file
 
 _SLACK = 512 << 20  # bytes of address space in addition to the tensors
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _refused_global(message: str) -> str:
     """Return what a pickle asks for, without torch's advice to load it anyway."""
-    match = linear.Pattern(r"GLOBAL ([\w.]+)").search(message)
+    match = safe_regex.Pattern(r"GLOBAL ([\w.]+)").search(message)
     return match[1] if match else "an instruction that no file of tensors needs"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from adapterhub.hub.hf import writing
 from adapterhub.ref import Ref
-from adapterhub.registry.repositories import commit_id
+from adapterhub.registry.repository_records import commit_id
 from tests.hub.conftest import Running, serving
 from tests.hub.sending import WEIGHTS, Answer, Sending
 from tests.support.adapters import write_adapter

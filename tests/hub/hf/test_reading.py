@@ -12,7 +12,7 @@ import pytest
 import urllib3
 
 from adapterhub.ref import Ref
-from adapterhub.registry.repositories import commit_id
+from adapterhub.registry.repository_records import commit_id
 from tests.hub.conftest import Running, run_hf
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from adapterhub.hub import commits
 from adapterhub.hub.hf import writing
-from adapterhub.hub.hf.answers import ResponseError
-from adapterhub.hub.storage.opening import open_database
+from adapterhub.hub.hf.hf_errors import ResponseError
+from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.hub.workers import Worker
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.repositories import MAX_DOCUMENT, CommitRecord, Repositories, commit_id
+from adapterhub.registry.repository_records import MAX_DOCUMENT, CommitRecord, Repositories, commit_id
 from tests.hub.conftest import Running
 
 

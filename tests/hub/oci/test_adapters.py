@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import TITLE
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
-from adapterhub.registry.repositories import commit_id
+from adapterhub.registry.repository_records import commit_id
 from adapterhub_converters.formats import convert
 from tests.conftest import Run
 from tests.converters import trained
@@ -41,10 +41,10 @@ def sent(registry: Registry, folder: Path) -> dict[str, Any]:
 def whole(registry: Registry, folder: Path) -> oci_manifest.Manifest:
     """The manifest that a push would make, its blobs sent."""
     made = oci_manifest.build(folder)
-    from adapterhub.manifest import describe
+    from adapterhub.manifest import derive
 
     data = {layer.path: (folder / layer.path).read_bytes() for layer in made.layers if layer.path != "adapter.json"}
-    _, data["adapter.json"] = describe.finalize(folder, {path: (digest_of(raw), len(raw)) for path, raw in data.items()})
+    _, data["adapter.json"] = derive.finalize(folder, {path: (digest_of(raw), len(raw)) for path, raw in data.items()})
     for raw in (*data.values(), made.config_bytes):
         registry.put_blob(raw)
     return made

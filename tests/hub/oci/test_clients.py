@@ -14,11 +14,11 @@ import pytest
 
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.repositories import commit_id
-from adapterhub.remotes.copy import copy_version
-from adapterhub.remotes.folders import AdapterFolder
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.registry.repository_records import commit_id
+from adapterhub.remotes.adapter_folders import AdapterFolder
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
+from adapterhub.remotes.version_copy import copy_version
 from tests.conftest import Run
 from tests.hub.conftest import Running
 from tests.hub.oci.conftest import Peer

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from adapterhub.manifest.oci_manifest import Descriptor
-from adapterhub.remotes.oci.address import OciAddress
-from adapterhub.remotes.oci.repository import OciRepository
+from adapterhub.remotes.oci.oci_address import OciAddress
+from adapterhub.remotes.oci.oci_repository import OciRepository
 from adapterhub_converters.errors import RemoteError
 from tests.hub.killing import Killable, killable_hub
 from tests.hub.oci.conftest import Registry, digest_of

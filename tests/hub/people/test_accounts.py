@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub import database as database_module
-from adapterhub.hub.database import MIGRATIONS, HubDatabase
-from adapterhub.hub.people import accounts, tokens
+from adapterhub.hub import hub_database as database_module
+from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
+from adapterhub.hub.people import access_tokens, accounts
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, ConflictError, NotFoundError, UsageError
@@ -25,7 +25,7 @@ def person(hub: Running, name: str, **roles: str) -> str:
         accounts.add(database, name)
         for namespace, role in roles.items():
             accounts.set_member(database, namespace, name, role)
-        return tokens.create(database, name, "admin", kind=tokens.PERSONAL)
+        return access_tokens.create(database, name, "admin", kind=access_tokens.PERSONAL)
 
 
 def as_whom(hub: Running, token: str) -> Any:
@@ -47,8 +47,10 @@ def test_a_person_writes_where_they_have_the_role(hub: Running) -> None:
 def test_a_token_is_no_more_than_it_was_made_for(hub: Running) -> None:
     person(hub, "ada", team="write")
     with closing(HubDatabase(hub.folder)) as database:
-        reader = tokens.identify(database, tokens.create(database, "ada", "read", kind=tokens.PERSONAL))
-        limited = tokens.identify(database, tokens.create(database, "ada", "admin", namespaces=["team"], kind=tokens.PERSONAL))
+        reader = access_tokens.identify(database, access_tokens.create(database, "ada", "read", kind=access_tokens.PERSONAL))
+        limited = access_tokens.identify(
+            database, access_tokens.create(database, "ada", "admin", namespaces=["team"], kind=access_tokens.PERSONAL)
+        )
     assert reader
     assert limited
     assert (reader.role_in("team"), reader.role_in("ada")) == ("read", "read")
@@ -59,7 +61,7 @@ def test_a_role_everywhere_is_one_in_each_namespace(tmp_path: Path) -> None:
     with closing(HubDatabase(tmp_path)) as database:
         accounts.add(database, "root")
         accounts.set_member(database, "*", "root", "admin")
-        found = tokens.identify(database, tokens.create(database, "root", "admin", kind=tokens.PERSONAL))
+        found = access_tokens.identify(database, access_tokens.create(database, "root", "admin", kind=access_tokens.PERSONAL))
     assert found
     assert found.may("admin", "any")
 
@@ -72,9 +74,9 @@ def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_pat
     with closing(HubDatabase(tmp_path)) as database:
         accounts.add(database, "ada")
         accounts.set_member(database, "team", "ada", "write")
-        token = tokens.create(database, "ada", "admin", kind=tokens.PERSONAL)
+        token = access_tokens.create(database, "ada", "admin", kind=access_tokens.PERSONAL)
         accounts.remove(database, "ada")
-        assert tokens.identify(database, token) is None
+        assert access_tokens.identify(database, token) is None
         assert accounts.list_accounts(database) == []
         with pytest.raises(NotFoundError, match="ada: no account with this name"):
             accounts.set_member(database, "team", "ada", "read")
@@ -82,7 +84,7 @@ def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_pat
             accounts.remove_member(database, "team", "ada")
         assert gone.value.code == "no-such-account"
         accounts.add(database, "ada")
-        assert tokens.identify(database, token) is None
+        assert access_tokens.identify(database, token) is None
         assert [(one.name, one.roles) for one in accounts.list_accounts(database)] == [("ada", {})]
         with pytest.raises(ConflictError):
             accounts.add(database, "ada")

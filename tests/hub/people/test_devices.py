@@ -16,11 +16,11 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 import urllib3
 
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.oauth import device
-from adapterhub.hub.people import accounts, audit, devices, tokens
-from adapterhub.hub.people.devices import DeviceError
-from adapterhub.remotes.hub.login import HubLogin
+from adapterhub.hub.people import access_tokens, accounts, audit_log, device_logins
+from adapterhub.hub.people.device_logins import DeviceError
+from adapterhub.remotes.hub.hub_login import HubLogin
 from adapterhub_converters.errors import NotFoundError, RemoteError
 from tests.conftest import Run, _environment, missing
 from tests.hub.conftest import Running, run_hf
@@ -66,7 +66,7 @@ def test_hf_auth_login_gets_a_token_that_uploads(hub: Running, tmp_path: Path) -
     assert code, seen
     with database(hub) as found:
         accounts.add(found, "ada")
-        devices.approve_as(found, code[0], "ada")
+        device_logins.approve_as(found, code[0], "ada")
     rest, _ = login.communicate(timeout=60)
     assert login.returncode == 0, seen + rest
     (tmp_path / "README.md").write_text("# Soon\n")
@@ -87,12 +87,12 @@ def test_a_person_approves_on_the_page_with_their_token(hub: Running) -> None:
     assert b"was approved for alice" in done.data
     token = collected(hub, login)["access_token"]
     with database(hub) as found:
-        who = tokens.identify(found, token)
+        who = access_tokens.identify(found, token)
     assert who
     assert (who.account, who.role, who.may("write", "team")) == ("alice", "write", True)
     assert collected(hub, login) == {"error": "expired_token"}  # once
     with database(hub) as found:
-        newest, approved = audit.events(found, account="alice")
+        newest, approved = audit_log.events(found, account="alice")
     assert (approved.action, newest.action, newest.token) == ("oauth.decide", "oauth.token", token[:8])
 
 
@@ -141,7 +141,7 @@ def test_who_asks_too_often_is_told_to_slow_down(hub: Running) -> None:
 
 
 def test_logins_that_wait_are_bounded(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_MAX_PENDING", 2)
+    monkeypatch.setattr(device_logins, "_MAX_PENDING", 2)
     answers = [post(hub, "/oauth/device", client_id="x") for _ in range(3)]
     assert [answer.status for answer in answers] == [200, 200, 400]
     large = post(hub, "/oauth/device", client_id="x" * (16 << 10))
@@ -160,22 +160,22 @@ def test_a_token_is_renewed_once_and_a_second_use_ends_the_login(hub: Running) -
     first = collected(hub, login)
     second = post(hub, "/oauth/token", grant_type="refresh_token", refresh_token=first["refresh_token"]).json()
     with database(hub) as found:
-        assert tokens.identify(found, first["access_token"]) is None
-        assert tokens.identify(found, second["access_token"])
+        assert access_tokens.identify(found, first["access_token"]) is None
+        assert access_tokens.identify(found, second["access_token"])
         again = post(hub, "/oauth/token", grant_type="refresh_token", refresh_token=first["refresh_token"])
         assert (again.status, again.json()) == (400, {"error": "invalid_grant"})
-        assert tokens.identify(found, second["access_token"]) is None
+        assert access_tokens.identify(found, second["access_token"]) is None
         with pytest.raises(DeviceError, match="invalid_grant"):
-            devices.renew(found, second["refresh_token"])
+            device_logins.renew(found, second["refresh_token"])
 
 
 def test_the_token_of_a_person_stays_one_of_a_person(hub: Running) -> None:
     with database(hub) as found:
         accounts.add(found, "ada")
-        mine = tokens.create(found, "ada", "write", kind=tokens.PERSONAL)
+        mine = access_tokens.create(found, "ada", "write", kind=access_tokens.PERSONAL)
         login = begun(hub)
         post(hub, "/device", code=login["user_code"], token=mine, answer="approve")
-        who = tokens.identify(found, collected(hub, login)["access_token"])
+        who = access_tokens.identify(found, collected(hub, login)["access_token"])
     assert who
     assert (who.role_in("ada"), who.role_in("team")) == ("write", "")
 
@@ -184,10 +184,10 @@ def test_nobody_is_logged_in_as_an_account_that_is_not_there(hub: Running) -> No
     login = begun(hub)
     with database(hub) as found:
         with pytest.raises(NotFoundError, match="ada: no account with this name"):
-            devices.approve_as(found, login["user_code"], "ada")
+            device_logins.approve_as(found, login["user_code"], "ada")
         accounts.add(found, "ada")
         with pytest.raises(NotFoundError, match="BBBB-BBBB: no login waits for this code. Check the code, or begin the login"):
-            devices.approve_as(found, "BBBB-BBBB", "ada")
+            device_logins.approve_as(found, "BBBB-BBBB", "ada")
 
 
 def test_a_token_of_a_service_that_expires_approves_nothing(hub: Running) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.people import accounts, publishers, tokens
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens, accounts, publishers
 from adapterhub.ref import Ref
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 from tests.hub.conftest import Running, run_hf
@@ -161,7 +161,7 @@ def test_a_removed_account_publishes_nothing_more(trusting: Running, issuer: Iss
     token = exchange(trusting, job(issuer, trusting.url)).json()["access_token"]
     with closing(HubDatabase(trusting.folder)) as database:
         accounts.remove(database, "trainer")
-        assert tokens.identify(database, token) is None
+        assert access_tokens.identify(database, token) is None
     assert exchange(trusting, job(issuer, trusting.url)).status == 400
 
 

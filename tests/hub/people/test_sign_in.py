@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 import urllib3
 
-from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.people import accounts, admissions, audit, oidc, tokens
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens, accounts, admissions, audit_log, oidc
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.hub.people.oidc import Login
 from adapterhub.hub.settings import Provider, Upstream
@@ -105,7 +105,7 @@ def test_nobody_is_admitted_without_a_rule(hub: Running, issuer: Issuer, databas
     assert (answer.status, "adapterhub_session" in answer.headers.get("set-cookie", "")) == (403, False)
     assert f"you are 1 at {issuer.url}" in answer.text
     assert roles(database) == {}
-    (newest, *_) = audit.events(database)
+    (newest, *_) = audit_log.events(database)
     assert (newest.action, newest.name) == ("refused", f"1 at {issuer.url}")
 
 
@@ -120,7 +120,7 @@ def test_who_is_admitted_gets_an_account_its_roles_and_a_session(hub: Running, i
     visitor = session(hub, answer)
     assert visitor.get("/").html.values("a", "href").count("/ada") == 1
     assert roles(database) == {"ada": {"team": "write"}}
-    (newest, *_) = audit.events(database)
+    (newest, *_) = audit_log.events(database)
     assert (newest.action, newest.account, newest.name) == ("web.arrive", "ada", f"1 at {issuer.url}")
 
 
@@ -326,10 +326,10 @@ def test_a_removed_account_stays_out_until_the_operator_adds_it_again(
 def test_signing_out_ends_the_session_and_its_token(hub: Running, issuer: Issuer, database: HubDatabase) -> None:
     admit(database, issuer)
     visitor = session(hub, sign_in(hub, issuer))
-    assert [one.kind for one in tokens.list_tokens(database) if one.account == "ada"] == ["browser"]
+    assert [one.kind for one in access_tokens.list_tokens(database) if one.account == "ada"] == ["browser"]
     visitor.post("/-/sign-out", {"csrf": visitor.csrf()})
     assert "/ada" not in visitor.get("/").html.values("a", "href")
-    assert [one for one in tokens.list_tokens(database) if one.account == "ada"] == []
+    assert [one for one in access_tokens.list_tokens(database) if one.account == "ada"] == []
 
 
 def test_who_signed_in_elsewhere_approves_the_login_of_a_device(hub: Running, issuer: Issuer, database: HubDatabase) -> None:
@@ -340,7 +340,7 @@ def test_who_signed_in_elsewhere_approves_the_login_of_a_device(hub: Running, is
     assert "Approve for ada" in visitor.get(page).text
     fields = {"code": login["user_code"], "answer": "approve", "csrf": visitor.csrf(page)}
     assert "was approved for ada" in visitor.post("/device", fields).text
-    who = tokens.identify(database, collected(hub, login)["access_token"])
+    who = access_tokens.identify(database, collected(hub, login)["access_token"])
     assert who
     assert (who.account, who.role_in("team"), who.role_in("other")) == ("ada", "write", "")
 
@@ -530,7 +530,7 @@ def test_no_log_and_no_address_has_a_secret(
     hidden = [form["code_verifier"], "s:3cret", "acc3ss", token]
     kept = [*hidden, leaving.asked["state"], leaving.asked["nonce"], "c0de", *session(hub, answer).cookie.split("=")[1:]]
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("adapterhub")]
-    rows = [f"{one.name} {one.detail}" for one in audit.events(database)]
+    rows = [f"{one.name} {one.detail}" for one in audit_log.events(database)]
     assert any(BACK in line for line in lines)
     assert not [secret for secret in kept if secret in "\n".join([*lines, *rows, answer.headers["location"], refused.text])]
     assert not [secret for secret in hidden if secret in str(leaving.asked)]
@@ -594,7 +594,7 @@ def test_rules_are_kept_by_commands(hub: Running, run: Run, issuer: Issuer, data
     gone = run("hub", "admission", "rm", "1", *at, code=3).stderr
     assert "1: no such rule. `adapterhub hub admission list` shows the numbers; --registry names another hub" in gone
     assert "Name a claim" in run("hub", "admission", "add", "--issuer", issuer.url, *at, code=2).stderr
-    assert [one.action for one in audit.events(database) if one.action.startswith("cli.")] == [
+    assert [one.action for one in audit_log.events(database) if one.action.startswith("cli.")] == [
         "cli.admission.rm", "cli.admission.add",
     ]  # fmt: skip
     wrong = run("hub", "start", "--oidc-issuer", issuer.url, *at, code=2).stderr

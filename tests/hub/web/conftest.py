@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from adapterhub.ref import Ref
-from adapterhub.registry.repositories import Repositories
+from adapterhub.registry.repository_records import Repositories
 from tests.hub.conftest import Running
 from tests.support.adapters import write_adapter
 

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.people import accounts, audit, tokens
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens, accounts, audit_log
 from adapterhub.hub.people.accounts import Namespace
 from tests.hub.conftest import Running
 from tests.hub.web.conftest import Visitor
@@ -41,7 +41,7 @@ def test_an_admin_settles_which_artifacts_a_namespace_takes(hub: Running, visito
             assert admin.post("/-/admin/settle", {**fields, "csrf": ""}).status == 403
             assert admin.post("/-/admin/settle", fields).status == 303
             assert accounts.namespace_settings(database, "team") == Namespace("team", "members", 50_000_000, 20, only)
-        assert [one.name for one in audit.events(database) if one.action == "web.settle"] == ["team", "team"]
+        assert [one.name for one in audit_log.events(database) if one.action == "web.settle"] == ["team", "team"]
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_an_admin_sees_tokens_by_their_first_characters_and_revokes_them(hub: Ru
     assert hub.token[:8] in page.text
     assert hub.token not in page.body.decode()
     with closing(HubDatabase(hub.folder)) as database:
-        (mine,) = [token.id for token in tokens.list_tokens(database) if token.account == "alice"]
+        (mine,) = [token.id for token in access_tokens.list_tokens(database) if token.account == "alice"]
         fields = {"csrf": admin.csrf(), "token": str(mine)}
         assert admin.post("/-/admin/revoke", {**fields, "csrf": ""}).status == 403
         assert admin.post("/-/admin/revoke", fields).status == 303
-        assert tokens.identify(database, hub.token) is None
+        assert access_tokens.identify(database, hub.token) is None
     gone = admin.post("/-/admin/revoke", fields)
     assert (gone.status, "no such token. List the tokens" in gone.text) == (404, True)
     assert admin.post("/-/admin/revoke", {**fields, "token": "x"}).status == 400
@@ -82,7 +82,7 @@ def test_an_admin_sees_tokens_by_their_first_characters_and_revokes_them(hub: Ru
 def test_an_admin_of_their_own_namespace_is_none_of_the_hub(hub: Running, visitor: Visitor) -> None:
     with closing(HubDatabase(hub.folder)) as database:
         accounts.add(database, "ada")
-        token = tokens.create(database, "ada", "admin", kind=tokens.PERSONAL)
+        token = access_tokens.create(database, "ada", "admin", kind=access_tokens.PERSONAL)
         ada = visitor.signed_in(token)
         assert ada.get("/-/admin").status == 403
         assert "/-/admin" not in ada.get("/").html.values("a", "href")

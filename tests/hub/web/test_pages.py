@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.hub.database import HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import Ref
-from adapterhub.registry.repositories import Repositories, Repository, commit_id
+from adapterhub.registry.repository_records import Repositories, Repository, commit_id
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.hub.conftest import Running, serving

@@ -6,8 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.people import tokens
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens
 from tests.hub.conftest import Running, serving
 from tests.hub.web.conftest import Visitor
 
@@ -60,8 +60,8 @@ def test_a_session_ends_by_signing_out_and_with_its_token(hub: Running, visitor:
     assert "alice" not in signed_in.get("/").text
     another = visitor.signed_in(hub.token)
     with closing(HubDatabase(hub.folder)) as database:
-        for token in tokens.list_tokens(database):
-            tokens.revoke(database, token.id)
+        for token in access_tokens.list_tokens(database):
+            access_tokens.revoke(database, token.id)
     assert "alice" not in another.get("/").text
     assert Visitor(hub, "adapterhub_session=guess").get("/").status == 200
 

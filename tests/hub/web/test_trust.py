@@ -10,7 +10,7 @@ import pytest
 from adapterhub.hub.web import facts
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
-from adapterhub.registry import signatures
+from adapterhub.registry import signature_policy
 from adapterhub.registry.registry import Registry
 from adapterhub.trust import bundle, keys
 from adapterhub.trust.attestation import TYPES, Attestation
@@ -69,7 +69,7 @@ def test_what_is_shown_of_a_signature_is_what_it_claims_and_whether_the_policy_h
     with Registry.init(tmp_path / "r") as registry:
         version = registry.push(write_adapter(tmp_path / "sql"), Ref("team/sql"))
         made = registry.oci_manifest(version)
-    files = signatures.signed_files(made)
+    files = signature_policy.signed_files(made)
     raws = [
         bundle.sign(Statement("team/sql", files), key),
         bundle.sign(Statement("team/other", files), key),
@@ -79,7 +79,7 @@ def test_what_is_shown_of_a_signature_is_what_it_claims_and_whether_the_policy_h
         b"no bundle",
     ]
     policy = Policy("the hub", signers=(("team/*", (Path(public.source),)),))
-    found = signatures.summarize(policy, made, raws, "team/sql")
+    found = signature_policy.summarize(policy, made, raws, "team/sql")
     assert [(one.what, one.is_about, one.verified) for one in found] == [
         ("files", True, True),
         ("files", True, False),
@@ -87,4 +87,4 @@ def test_what_is_shown_of_a_signature_is_what_it_claims_and_whether_the_policy_h
         ("fits", True, False),
         ("urn:x:<b>", True, False),
     ]
-    assert not any(one.verified for one in signatures.summarize(None, made, raws, "team/sql"))
+    assert not any(one.verified for one in signature_policy.summarize(None, made, raws, "team/sql"))

@@ -13,10 +13,10 @@ import pytest
 import urllib3
 from safetensors.numpy import load_file
 
-from adapterhub.hub.git import REGULAR_LIMIT
-from adapterhub.hub.xet import formats
+from adapterhub.hub.git_objects import REGULAR_LIMIT
+from adapterhub.hub.xet import xet_formats
 from adapterhub.manifest import oci_manifest
-from adapterhub.registry.repositories import commit_id
+from adapterhub.registry.repository_records import commit_id
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError
 from tests.hub.conftest import Running, run_hf
@@ -109,8 +109,8 @@ def test_chunks_of_every_kind_become_what_they_were(size: int, scheme: int) -> N
     data = np.random.default_rng(size).integers(0, 9, size, dtype=np.uint8).tobytes()
     grouped = b"".join(data[lane::4] for lane in range(4))
     raw = chunk(grouped if scheme == 2 else data, scheme)
-    (found,) = formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x")
-    assert formats.decompress(found, raw[found.start : found.start + found.stored], "x") == data
+    (found,) = xet_formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x")
+    assert xet_formats.decompress(found, raw[found.start : found.start + found.stored], "x") == data
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_chunks_of_every_kind_become_what_they_were(size: int, scheme: int) -> N
         (struct.pack("<II", 0xFFFFFF00, 1 << 8), "larger than a chunk may be"),
         (chunk(b"x", 3), "compressed in an unknown way"),
         (chunk(b""), "empty"),
-        (chunk(b"x") * (formats.MAX_CHUNKS + 1), "more than 8192 chunks"),
+        (chunk(b"x") * (xet_formats.MAX_CHUNKS + 1), "more than 8192 chunks"),
     ],
 )
 def test_a_malformed_xorb_is_refused(sender: Sender, raw: bytes, words: str) -> None:
@@ -137,9 +137,11 @@ def test_a_xorb_is_named_by_its_hash(sender: Sender) -> None:
 
 def test_a_chunk_that_unpacks_to_more_than_it_says_is_not_unpacked() -> None:
     raw = chunk(b"\0" * (64 << 20), 1, size=1000)
-    (found,) = formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x") if len(raw) < formats.MAX_CHUNK else (None,)
+    (found,) = (
+        xet_formats.chunks(lambda at, n: raw[at : at + n], len(raw), "x") if len(raw) < xet_formats.MAX_CHUNK else (None,)
+    )
     with pytest.raises(FormatError, match="or more instead of 1000"):
-        formats.decompress(found or formats.Chunk(8, len(raw) - 8, 1, 1000), raw[8:], "x")
+        xet_formats.decompress(found or xet_formats.Chunk(8, len(raw) - 8, 1, 1000), raw[8:], "x")
 
 
 def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
@@ -166,10 +168,10 @@ def test_a_shard_that_lies_stores_nothing(hub: Running, sender: Sender) -> None:
 
 
 def test_a_term_that_lies_about_its_size_is_refused_before_its_chunks_are_unpacked(sender: Sender) -> None:
-    damaged = chunk(b"", 1, size=formats.MAX_CHUNK, raw=b"not LZ4") * 100
+    damaged = chunk(b"", 1, size=xet_formats.MAX_CHUNK, raw=b"not LZ4") * 100
     assert sender.post(f"/v1/xorbs/default/{XORB}", damaged)[0] == 200
     status, said = sender.post("/v1/shards", shard(b"\0" * 32, [(XORB, 5, 0, 100)]))
-    assert (status, f"a term of {100 * formats.MAX_CHUNK} bytes that declares 5" in said) == (400, True), said
+    assert (status, f"a term of {100 * xet_formats.MAX_CHUNK} bytes that declares 5" in said) == (400, True), said
 
 
 def test_a_xorb_of_another_repository_cannot_be_named(hub: Running, hf: Any, sender: Sender) -> None:

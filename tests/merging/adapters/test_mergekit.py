@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import METHODS, combine, fuse, join, prepare_merge
-from adapterhub.merging.adapters.methods.rules import keep_probabilities
+from adapterhub.merging.adapters.methods.element_rules import keep_probabilities
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile

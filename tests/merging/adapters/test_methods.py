@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import METHODS, combine
-from adapterhub.merging.adapters import dense as dense_tiles
+from adapterhub.merging.adapters import tiled_matrix as dense_tiles
 from adapterhub.merging.adapters.methods import Random
-from adapterhub.merging.adapters.methods.rules import draw_mask, keep_probabilities
+from adapterhub.merging.adapters.methods.element_rules import draw_mask, keep_probabilities
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.errors import ParameterError
 from tests.merging.factored import Dense, adapter, dense, low_rank, some

@@ -11,7 +11,7 @@ import pytest
 from adapterhub.analysis.low_rank import Factors
 from adapterhub.merging import METHODS, combine
 from adapterhub.merging.adapters.methods import as_peft
-from adapterhub.merging.adapters.methods.rules import weighted_sum
+from adapterhub.merging.adapters.methods.element_rules import weighted_sum
 from adapterhub_converters.adapter import LowRankEmbedding
 from adapterhub_converters.formats import peft
 

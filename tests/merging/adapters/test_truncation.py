@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from adapterhub.analysis.low_rank import Factors
 from adapterhub.merging import METHODS, combine
-from adapterhub.merging.adapters.dense import TiledMatrix
 from adapterhub.merging.adapters.matrices import sign_conflict
 from adapterhub.merging.adapters.methods import Random
-from adapterhub.merging.adapters.truncation import Truncation, ModuleSpectra, lost_share, spectra, ranks_within
+from adapterhub.merging.adapters.tiled_matrix import TiledMatrix
+from adapterhub.merging.adapters.truncation import ModuleSpectra, Truncation, lost_share, ranks_within, spectra
 from adapterhub_converters.errors import AdapterhubError, ParameterError, RefusedError
 from tests.merging.factored import adapter, dense, factors, low_rank
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import fuse
-from adapterhub.merging.into_base.extract import WeightExtraction, ExtractionOptions, extract
+from adapterhub.merging.into_base.extraction import ExtractionOptions, WeightExtraction, extract
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import safetensors_file

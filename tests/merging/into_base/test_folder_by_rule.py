@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import fuse
-from adapterhub.merging.into_base import verify
+from adapterhub.merging.into_base import merge_proof
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import rope_tensors
-from adapterhub_converters.formats.gguf_model.configured import complete_config
+from adapterhub_converters.formats.gguf_model.model_config import complete_config
 from tests.conftest import need_module
 from tests.converters.test_gguf_architectures import TOKENS, deltas
 from tests.converters.test_gguf_by_rule import saved
@@ -31,7 +31,10 @@ pytestmark = pytest.mark.peer
 VARIANTS = {"exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2}}
 """Changes of config.json: llama.cpp has a window in Exaone 4 with 64 layers only."""
 CLASSES = [
-    (one.gguf, name) for one in names.ADAPTERS if one.folder for name in (*one.wrapped, *(() if one.whole else one.classes))
+    (one.gguf, name)
+    for one in architecture_lookup.ADAPTERS
+    if one.folder
+    for name in (*one.wrapped, *(() if one.whole else one.classes))
 ]
 
 
@@ -158,7 +161,7 @@ def test_a_merge_is_llama_cpp_s_conversion_of_the_merged_folder_and_proves_to_be
     report = fuse([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
     assert_converted(tmp_path / "merged.gguf", wanted)
     assert len(report.touched) == len(adapter.deltas)
-    found = verify.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
+    found = merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
     assert found.good, [one for one in found.tensors if not one.good]
     other = bool(found.notes)
     assert other == name.endswith("ForConditionalGeneration")

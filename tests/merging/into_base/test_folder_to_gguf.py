@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse, prepare_merge
-from adapterhub.merging.into_base import verify
+from adapterhub.merging.into_base import merge_proof
 from adapterhub_converters.adapter import Adapter, LowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import gguf_file, json_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
@@ -93,11 +93,11 @@ def test_the_result_is_llama_cpp_s_conversion_of_the_merged_folder(tmp_path: Pat
     folder = tmp_path / "hf"
     tiny.model(name).save_pretrained(folder)
     silent(folder)
-    adapter = Adapter(dict(deltas(read_base(folder), names.by_class(name, "test"))))
+    adapter = Adapter(dict(deltas(read_base(folder), architecture_lookup.by_class(name, "test"))))
     fuse([(adapter, 1.0)], folder, tmp_path / "merged")
     report = fuse([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
     assert_converted(tmp_path / "merged.gguf", theirs(converted, tmp_path / "merged", tmp_path / "theirs.gguf"))
-    assert verify.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf").good
+    assert merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf").good
     assert any("no tokenizer" in note for note in report.notes)
     assert all(change.retained and change.retained > 0.999 for change in report.touched.values())
 
@@ -165,11 +165,11 @@ def test_llama_cpp_computes_what_transformers_computes_with_the_merged_folder(tm
 def test_the_result_proves_to_have_the_adapter_in_it(tmp_path: Path, name: str, options: dict[str, str]) -> None:
     need_module("transformers")
     tiny.model(name).save_pretrained(tmp_path / "hf")
-    adapter = Adapter(dict(deltas(read_base(tmp_path / "hf"), names.by_class(name, "test"))))
+    adapter = Adapter(dict(deltas(read_base(tmp_path / "hf"), architecture_lookup.by_class(name, "test"))))
     fuse([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf", options=Options(**options))
-    found = verify.prove([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
+    found = merge_proof.prove([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
     assert found.good, [one for one in found.tensors if not one.good]
-    weaker = verify.prove([(adapter, 2.0)], tmp_path / "hf", tmp_path / "out.gguf")
+    weaker = merge_proof.prove([(adapter, 2.0)], tmp_path / "hf", tmp_path / "out.gguf")
     assert {one.verdict for one in weaker.tensors if one.name.removesuffix(".weight") in adapter.deltas} == {"weaker"}
 
 
@@ -177,7 +177,7 @@ def test_the_result_proves_to_have_the_adapter_in_it(tmp_path: Path, name: str, 
 def test_dora_on_weights_that_are_stored_turned_is_in_it(tmp_path: Path, converted: Converter) -> None:
     tiny.model("GPT2LMHeadModel").save_pretrained(tmp_path / "hf")
     target = "transformer.h.1.mlp.c_fc"
-    plain = dict(deltas(read_base(tmp_path / "hf"), names.by_class("GPT2LMHeadModel", "test")))[target]
+    plain = dict(deltas(read_base(tmp_path / "hf"), architecture_lookup.by_class("GPT2LMHeadModel", "test")))[target]
     assert isinstance(plain, LowRank)
     magnitude = np.linspace(0.5, 2, plain.shape[0], dtype=np.float32)
     adapter = Adapter({target: dataclasses.replace(plain, magnitude=magnitude)})
@@ -715,7 +715,7 @@ def test_integers_in_the_place_of_a_matrix_are_not_compared(tmp_path: Path, llam
     metadata = {key: MetadataValue(kinds[key], np.array(said[key]).tolist()) for key in said}
     gguf_file.write(tmp_path / "out.gguf", metadata, tensors)
     with pytest.raises(RefusedError, match=r"blk.0.attn_q.weight: is I32, a type without weights to compare"):
-        verify.prove([(adapter, 1.0)], folder, tmp_path / "out.gguf")
+        merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "out.gguf")
 
 
 @pytest.mark.parametrize(
@@ -900,7 +900,7 @@ def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
     form = kind("F32")
     assert form
     stored = StoredRows(tmp_path / "w.safetensors", offset, 96, 5, form)
-    picks = names.permute_rows(np.arange(96), 4)
+    picks = architecture_lookup.permute_rows(np.arange(96), 4)
     laid = LaidOut((Piece(SourcePart("w", 0, 96, picks=picks), stored), Piece(SourcePart("w", 10, 20), stored)), 116, 5, 1.0)
     wanted = np.concatenate([whole[picks], whole[10:30]]) + 1
     with OpenFiles() as opened:

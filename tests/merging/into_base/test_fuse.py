@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse
+from adapterhub.merging.into_base.merge_proof import prove
 from adapterhub.merging.into_base.product import chain, keeps_order, panels, product
-from adapterhub.merging.into_base.verify import prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Meta, Rows
 from adapterhub_converters.containers import safetensors_file
@@ -93,7 +93,7 @@ def test_tiles_and_workers_do_not_change_a_bit(
     monkeypatch.setattr(sys.modules["adapterhub.merging.into_base.output_files"], "TILE", 40)
     fuse([(adapter, 1.0)], base, tmp_path / "two")
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
-    monkeypatch.setattr(sys.modules["adapterhub.merging.into_base.verify"], "_TILE", 40)
+    monkeypatch.setattr(sys.modules["adapterhub.merging.into_base.merge_proof"], "_TILE", 40)
     proofs = prove([(adapter, 1.0)], base, tmp_path / "two")
     assert {one.verdict for one in proofs.tensors} == {"exact", "untouched"}
 

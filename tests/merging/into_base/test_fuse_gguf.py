@@ -18,10 +18,18 @@ from adapterhub.merging import Options, fuse, prepare_merge
 from adapterhub.merging.into_base.tensor_types import QUANTIZERS, Blocks, kind
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, Rows, StackedLowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, QuantizedTensor, MetadataValue, f32_value, string_value, strings_value, u32_value
+from adapterhub_converters.containers.gguf_file import (
+    GGUFFile,
+    MetadataValue,
+    QuantizedTensor,
+    f32_value,
+    string_value,
+    strings_value,
+    u32_value,
+)
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import gguf as gguf_lora
 from tests.conftest import need_module
@@ -51,7 +59,7 @@ def converted_model(root: Path, name: str, converted: Converter, *flags: str) ->
 def test_merging_into_the_converted_base_is_converting_the_merged_one(tmp_path: Path, converted: Converter, name: str) -> None:
     folder, gguf = converted_model(tmp_path, name, converted)
     base = read_base(folder)
-    adapter = Adapter(dict(deltas(base, names.by_class(name, "test"))))
+    adapter = Adapter(dict(deltas(base, architecture_lookup.by_class(name, "test"))))
     report = fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
     wanted = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
     before, after = tensors_of(gguf), tensors_of(tmp_path / "out.gguf")
@@ -344,7 +352,11 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 8), (8, 0), (2, 0, 8), (2**40, 0)])
 def test_tensors_of_odd_shapes_are_no_bug(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    said = {"general.architecture": string_value("llama"), "llama.attention.head_count": u32_value(2), "llama.block_count": u32_value(1)}
+    said = {
+        "general.architecture": string_value("llama"),
+        "llama.attention.head_count": u32_value(2),
+        "llama.block_count": u32_value(1),
+    }
     tensors = {"blk.0.attn_q.weight": np.ones((64, 64), np.float32), "blk.0.attn_k.weight": np.ones(shape, np.float32)}
     gguf_file.write(tmp_path / "base.gguf", said, tensors)
     fuse([(Adapter({Q: low_rank()}), 1.0)], tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
@@ -370,7 +382,11 @@ def test_options_that_a_gguf_has_no_use_for_are_refused(tmp_path: Path, options:
 
 def test_gemma_has_no_output_layer_to_untie(tmp_path: Path) -> None:
     table = RNG.normal(size=(16, 8)).astype(np.float32)
-    said = {"general.architecture": string_value("gemma"), "gemma.attention.head_count": u32_value(2), "gemma.rope.freq_base": f32_value(1e4)}
+    said = {
+        "general.architecture": string_value("gemma"),
+        "gemma.attention.head_count": u32_value(2),
+        "gemma.rope.freq_base": f32_value(1e4),
+    }
     gguf_file.write(tmp_path / "base.gguf", said, {"token_embd.weight": table})
     delta = LowRankEmbedding(np.ones((2, 16), np.float32), np.ones((8, 2), np.float32), alpha=1)
     with pytest.raises(

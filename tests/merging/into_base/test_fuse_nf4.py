@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse, prepare_merge
+from adapterhub.merging.into_base.merge_proof import prove
 from adapterhub.merging.into_base.nf4_writer import weights_for_nf4
 from adapterhub.merging.into_base.read_base import Weight, read_folder
-from adapterhub.merging.into_base.verify import prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.architectures.table import ARCHITECTURES

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse, prepare_merge
-from adapterhub.merging.into_base.nf4 import ThroughNF4, round_trip_sample
+from adapterhub.merging.into_base.nf4_numpy import ThroughNF4, round_trip_sample
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_file, safetensors_file
@@ -129,7 +129,11 @@ def quantized(path: Path, kind: str) -> Path:
     rows = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)
     blocks = np.empty((512, Blocks(kind).row_size(512)), np.uint8)
     Blocks(kind).encode(rows, blocks)
-    metadata = {"general.architecture": string_value("llama"), "llama.attention.head_count": u32_value(8), "llama.block_count": u32_value(1)}
+    metadata = {
+        "general.architecture": string_value("llama"),
+        "llama.attention.head_count": u32_value(8),
+        "llama.block_count": u32_value(1),
+    }
     gguf_file.write(path, metadata, {"blk.0.attn_q.weight": QuantizedTensor(kind, (512, 512), blocks)})
     return path
 

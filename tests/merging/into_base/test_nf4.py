@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.merging.into_base import nf4
-from adapterhub.merging.into_base.nf4 import CODE, codes_of, dynamic_map, magnitudes, mean, pack_codes, quantize_magnitudes
+from adapterhub.merging.into_base import nf4_numpy
+from adapterhub.merging.into_base.nf4_numpy import (
+    CODE,
+    codes_of,
+    dynamic_map,
+    magnitudes,
+    mean,
+    pack_codes,
+    quantize_magnitudes,
+)
 from adapterhub.merging.into_base.output_files import TILE
 from adapterhub.merging.into_base.tensor_files import Buffer, OpenFiles, StoredRows, new_buffer
 from adapterhub.merging.into_base.tensor_types import floats
@@ -54,7 +62,7 @@ def test_every_byte_is_bitsandbytes_own(one_thread: Any, shape: tuple[int, int],
     np.testing.assert_array_equal(found.codes, state.absmax.numpy())
     np.testing.assert_array_equal(found.scales, state.state2.absmax.numpy())
     assert found.offset == state.offset.numpy()
-    np.testing.assert_array_equal(nf4.round_trip_sample(weight), functional.dequantize_4bit(codes, state).numpy())
+    np.testing.assert_array_equal(nf4_numpy.round_trip_sample(weight), functional.dequantize_4bit(codes, state).numpy())
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16"])
@@ -71,7 +79,7 @@ def test_any_rows_of_a_weight_in_16_bits_are_what_bitsandbytes_gives_back(
     path.write_bytes(weight.tobytes())
     theirs = one_thread.from_numpy(weight.astype(np.float32)).to(one_thread.bfloat16 if kind == "BF16" else one_thread.float16)
     wanted = functional.dequantize_4bit(*functional.quantize_4bit(theirs, quant_type="nf4", compress_statistics=True))
-    seen = nf4.ThroughNF4("weight", StoredRows(path, 0, *shape, stored), stored)
+    seen = nf4_numpy.ThroughNF4("weight", StoredRows(path, 0, *shape, stored), stored)
     with OpenFiles() as opened:
         for start, stop in [(0, rows), (7, 20), (rows - 9, rows - 1), (rows - 1, rows)]:
             out = np.empty((stop - start, shape[1]), np.float32)
@@ -85,7 +93,7 @@ class Counted(StoredRows):
 
     asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def read(self, opened: OpenFiles, start: int, stop: int, out: nf4.F32Array, buffer: Buffer) -> None:
+    def read(self, opened: OpenFiles, start: int, stop: int, out: nf4_numpy.F32Array, buffer: Buffer) -> None:
         """Read rows."""
         self.asked.append((start, stop))
         super().read(opened, start, stop, out, buffer)
@@ -99,7 +107,7 @@ def test_a_weight_is_read_once_in_tiles_and_then_only_rows_that_share_a_block(tm
     with OpenFiles() as opened:
         for start, stop in pieces:
             out = np.empty((stop - start, columns), np.float32)
-            nf4.ThroughNF4("weight", source, stored).read(opened, start, stop, out, new_buffer)
+            nf4_numpy.ThroughNF4("weight", source, stored).read(opened, start, stop, out, new_buffer)
     tiles, read = source.asked[: -len(pieces)], source.asked[-len(pieces) :]
     assert read == [(8, 16), (8, 16), (8, 24), (5496, 5500)]  # eight rows are 25 blocks
     assert [start for start, _ in tiles] == [0, *(stop for _, stop in tiles[:-1])]

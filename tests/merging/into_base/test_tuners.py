@@ -12,7 +12,7 @@ import pytest
 
 from adapterhub import checks
 from adapterhub.analysis import diff, norms
-from adapterhub.manifest import describe
+from adapterhub.manifest import derive
 from adapterhub.merging.into_base.fuse import fuse
 from adapterhub_converters import bases
 from adapterhub_converters.adapter import TUNERS
@@ -21,7 +21,7 @@ from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import FORMATS, WRITTEN, convert
 from adapterhub_converters.formats import peft as peft_format
-from adapterhub_converters.formats.peft.config import INERT, KINDS, READ
+from adapterhub_converters.formats.peft.adapter_config import INERT, KINDS, READ
 from tests.conftest import need_module
 
 ALL = ["q_proj", "k_proj", "down_proj"]
@@ -119,7 +119,7 @@ def test_a_merge_is_that_of_peft(name: str, kind: str, tmp_path: Path) -> None:
 def test_it_is_named_and_checked_against_its_base(name: str, tmp_path: Path) -> None:
     need_module("peft")
     folder = made(name, tmp_path)
-    found = describe.describe(folder)
+    found = derive.describe(folder)
     assert (found.method, found.r, found.alpha) == (name.partition(",")[0], None, None)
     assert {**MADE, **PROMPTS}[name][2].items() <= (found.numbers or {}).items()
     assert found.parameters > 0

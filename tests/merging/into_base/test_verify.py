@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import fuse
-from adapterhub.merging.into_base.verify import Proofs, prove
+from adapterhub.merging.into_base.merge_proof import Proofs, prove
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.containers import safetensors_file

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse
-from adapterhub.merging.checks import WeightedAdapters
-from adapterhub.merging.into_base.verify import Proofs, prove
+from adapterhub.merging.adapter_checks import WeightedAdapters
+from adapterhub.merging.into_base.merge_proof import Proofs, prove
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.formats import peft

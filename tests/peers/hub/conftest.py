@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub.people import tokens
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.settings import HubSettings
-from adapterhub.hub.storage.opening import open_database, open_storage
-from adapterhub.hub.storage.shared import SharedStorage
+from adapterhub.hub.storage.from_settings import open_database, open_storage
+from adapterhub.hub.storage.shared_storage import SharedStorage
 from tests.hub.conftest import Running, adapter, hf, serving
 from tests.hub.xet.test_receiving import large
 from tests.support.balancer import balancing
@@ -78,5 +78,5 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path, places: dict[str, Any]) 
         url = stack.enter_context(balancing(urls))
         settings = HubSettings(registry=tmp_path / "beside", **places)
         with closing(open_database(settings)) as database:
-            token = tokens.create(database, "alice", "write")
+            token = access_tokens.create(database, "alice", "write")
         yield Running(url, settings, token)

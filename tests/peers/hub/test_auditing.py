@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import adapterhub as ah
-from adapterhub.hub.people import audit
+from adapterhub.hub.people import audit_log
 from adapterhub.hub.storage.postgres import PostgresDatabase
-from adapterhub.hub.storage.shared import SharedStorage
+from adapterhub.hub.storage.shared_storage import SharedStorage
 from adapterhub.ref import Ref
 from adapterhub.trust import keys
 from adapterhub_converters.errors import NotFoundError
@@ -34,7 +34,7 @@ def logged(opened: Open, places: dict[str, Any], adapter: Callable[..., Path], t
         registry.push(adapter(2), Ref("team/sql"))
         registry.push(adapter(1), Ref("team/other"))
     for number in range(3):
-        audit.record(storage.database, audit.Event("push", f"team/{number}"))
+        audit_log.record(storage.database, audit_log.Event("push", f"team/{number}"))
     made = ah.sign_checkpoint(places["database"], tmp_path / "ends.json", tmp_path / "audit.key")
     assert (made.names, made.entries, made.rows) == (2, 3, 3)
     return str(places["database"])

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub.storage.blobs import blob_key
+from adapterhub.hub.storage.bucket_blobs import blob_key
 from adapterhub.hub.storage.collection import collect
-from adapterhub.hub.storage.shared import SharedStorage
+from adapterhub.hub.storage.shared_storage import SharedStorage
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub_converters.errors import ParameterError, RefusedError

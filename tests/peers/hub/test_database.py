@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from adapterhub.hub.database import MIGRATIONS, HubDatabase
+from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
 from adapterhub.hub.storage.postgres import PostgresDatabase
 from adapterhub_converters.errors import RemoteError, UsageError
 from tests.hub.test_database import *  # noqa: F403 - the contract

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from adapterhub.hub.database import HubDatabase
-from adapterhub.hub.people import tokens
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.hub.people import access_tokens
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage import migration
-from adapterhub.hub.storage.opening import open_storage
+from adapterhub.hub.storage.from_settings import open_storage
 from adapterhub.hub.storage.postgres import PostgresDatabase
-from adapterhub.hub.storage.shared import open_bucket
+from adapterhub.hub.storage.shared_storage import open_bucket
 from adapterhub.maintenance import fsck
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.registry.repositories import Repositories, Repository
+from adapterhub.registry.repository_records import Repositories, Repository
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, RefusedError
 from tests.conftest import Run
 from tests.support.postgres import Postgres
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, adapter: Callable[..., Path]) -> Path:
         Repositories(registry).change("team/empty", lambda _: PRIVATE)
     with closing(HubDatabase(found)) as database:
         for account in ("alice", "bob"):
-            tokens.create(database, account, "write")
+            access_tokens.create(database, account, "write")
     return found
 
 
@@ -70,7 +70,7 @@ def test_a_hub_moves_in_and_out_with_every_byte(folder: Path, tmp_path: Path, en
     assert logs(tmp_path / "back" / ".adapterhub") == logs(folder / ".adapterhub")
     assert blobs(tmp_path / "back" / ".adapterhub") == blobs(folder / ".adapterhub")
     with closing(HubDatabase(folder)) as before, closing(HubDatabase(tmp_path / "back")) as after:
-        assert tokens.list_tokens(before) == tokens.list_tokens(after)
+        assert access_tokens.list_tokens(before) == access_tokens.list_tokens(after)
     with Registry.open(folder) as before, Registry.open(tmp_path / "back") as after:
         assert before.list() == after.list()
         assert not [found for found in fsck.fsck(after) if found.severity == "error"]
@@ -82,8 +82,8 @@ def test_a_hub_that_moved_in_serves_what_it_served(folder: Path, tmp_path: Path,
     with closing(open_storage(settings)) as storage, storage.registry() as registry, Registry.open(folder) as before:
         assert registry.list() == before.list()
         assert Repositories(registry).get("team/empty") == PRIVATE
-        assert tokens.create(storage.database, "carol", "read")  # its number is not one that another token has
-        assert [token.account for token in tokens.list_tokens(storage.database)] == ["alice", "bob", "carol"]
+        assert access_tokens.create(storage.database, "carol", "read")  # its number is not one that another token has
+        assert [token.account for token in access_tokens.list_tokens(storage.database)] == ["alice", "bob", "carol"]
 
 
 def test_only_an_empty_database_and_a_new_folder_are_filled(folder: Path, ends: Any) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from adapterhub.hub.settings import HubSettings
 from adapterhub.hub.storage.postgres import PostgresDatabase
-from adapterhub.hub.storage.shared import SharedStorage, open_bucket
+from adapterhub.hub.storage.shared_storage import SharedStorage, open_bucket
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.store.ref_log import Entry

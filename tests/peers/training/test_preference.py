@@ -10,8 +10,8 @@ import pytest
 
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.training import config  # noqa: E402
-from adapterhub.training.data.rows import order  # noqa: E402
+from adapterhub.training import train_config  # noqa: E402
+from adapterhub.training.data.packed_rows import order  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.training.conftest import tiny_base  # noqa: E402
 from tests.training.test_kinds import STEPS, loaded, peft_model, whole  # noqa: E402
@@ -20,7 +20,7 @@ from tests.training.test_preference import DPO, LONGEST, PAIRS, ROWS, our_losses
 __all__ = ["tiny_base"]
 
 
-def their_trainer(settings: config.TrainConfig, model: Any, folder: Path) -> Any:
+def their_trainer(settings: train_config.TrainConfig, model: Any, folder: Path) -> Any:
     """trl's trainer of the same steps: pairs in our order, gradients added up over as many passes."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer

@@ -11,12 +11,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from adapterhub.training import config  # noqa: E402
+from adapterhub.training import train_config  # noqa: E402
 from adapterhub.training.data.examples import encode  # noqa: E402
-from adapterhub.training.data.rows import order  # noqa: E402
-from adapterhub.training.loop import loop  # noqa: E402
+from adapterhub.training.data.packed_rows import order  # noqa: E402
+from adapterhub.training.loop import training_loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
-from adapterhub.training.model import adapters  # noqa: E402
+from adapterhub.training.model import adapter_transfer  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.training.conftest import packed_rows, tiny_base  # noqa: E402
@@ -44,17 +44,17 @@ CHATS: list[dict[str, Any]] = [
 ]
 
 
-def our_run(settings: config.TrainConfig) -> tuple[Any, Any, list[float]]:
+def our_run(settings: train_config.TrainConfig) -> tuple[Any, Any, list[float]]:
     """The model before any step, the one after, and the losses."""
     first, made = loaded(settings), loaded(settings)
     examples = [encode(chat, made.tokenizer, loss="completion", location="") for chat in CHATS]
     rows = packed_rows(examples, LONGEST, pack_rows=False)
     state = new_state(made.model, settings.train)
-    losses = [loop.advance(made, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
+    losses = [training_loop.advance(made, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     return first, made, losses
 
 
-def their_trainer(settings: config.TrainConfig, model: Any, folder: Path) -> Any:
+def their_trainer(settings: train_config.TrainConfig, model: Any, folder: Path) -> Any:
     """trl's trainer of the same steps: rows in our order, gradients added up over as many passes."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -90,7 +90,7 @@ def test_losses_of_twenty_steps_are_trls_and_peft_takes_both_adapters_for_one(tm
 
     trainer.save_model(str(tmp_path / "theirs"))
     (tmp_path / "ours").mkdir()
-    peft_format.write(adapters.trained_adapter(settings, made), tmp_path / "ours")
+    peft_format.write(adapter_transfer.trained_adapter(settings, made), tmp_path / "ours")
     ids, logits = torch.arange(3, 43)[None], []
     for folder in ("ours", "theirs"):
         fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)

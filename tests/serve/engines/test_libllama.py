@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.serve.host import Request, libllama
+from adapterhub.serve.engines import libllama
+from adapterhub.serve.torch_engine import Request
 from adapterhub_converters.errors import NotFoundError, RefusedError, StoppedError
 from tests.conftest import Run, need_module
 from tests.support import serving

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from adapterhub.serve.engines import EngineDownError
-from adapterhub.serve.engines.llama_server import OneProcess, LlamaServerOptions, Router, explicit_request
+from adapterhub.serve.engines.llama_server import LlamaServerOptions, OneProcess, Router, explicit_request
 from adapterhub.serve.engines.over_http import Client
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
 from tests.support import llama_server, serving
@@ -246,7 +246,8 @@ def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tm
     paths = [*converted(models, tmp_path), tmp_path / "damaged.gguf"]
     paths[2].write_bytes(paths[0].read_bytes()[:1000])
     served = [
-        PreparedVersion("t/x:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", path, 4) for n, path in zip("abc", paths, strict=True)
+        PreparedVersion("t/x:v1", f"t/{n}", f"sha256:{n * 64}", "llama.cpp", path, 4)
+        for n, path in zip("abc", paths, strict=True)
     ]
 
     async def main() -> list[object]:
@@ -265,7 +266,9 @@ def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tm
 def test_the_router_refuses_a_version_that_it_cannot_load_and_keeps_the_rest(models: Models, tmp_path: Path) -> None:
     good, damaged = converted(models, tmp_path)
     damaged.write_bytes(good.read_bytes()[:1000])
-    served = [PreparedVersion("t/x:v1", f"t/{path.stem}", f"sha256:{'a' * 64}", "llama.cpp", path, 4) for path in (good, damaged)]
+    served = [
+        PreparedVersion("t/x:v1", f"t/{path.stem}", f"sha256:{'a' * 64}", "llama.cpp", path, 4) for path in (good, damaged)
+    ]
 
     async def main() -> None:
         router = Router(LlamaServerOptions(llama_server.program(), models.gguf, tmp_path / "presets", os.environ))

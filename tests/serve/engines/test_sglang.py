@@ -13,7 +13,7 @@ import pytest
 
 from adapterhub.serve.engines import sglang
 from adapterhub.serve.engines.over_http import Client
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 from tests.support.environments import environment
 
@@ -106,4 +106,6 @@ def test_every_field_that_chooses_an_adapter_or_a_cache_is_refused() -> None:
         for statement in node.body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     }
-    assert {name for name in fields if any(word in name for word in ("lora", "adapter", "session", "kv_"))} == sglang.Sglang.forbidden_fields
+    assert {
+        name for name in fields if any(word in name for word in ("lora", "adapter", "session", "kv_"))
+    } == sglang.Sglang.forbidden_fields

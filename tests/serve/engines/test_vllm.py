@@ -17,7 +17,7 @@ import pytest
 import adapterhub as ah
 from adapterhub.serve.engines.over_http import Client, Process
 from adapterhub.serve.engines.vllm import Vllm
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.adapter import LowRank
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from adapterhub.http_server import binding, connections
+from adapterhub.http_server import binding, client_connections
 from adapterhub.local_registry import Registry
-from adapterhub.serve.engines import EngineAnswer, Blend
+from adapterhub.serve.engines import Blend, EngineAnswer
 from adapterhub.serve.gateway import app
 from adapterhub.serve.gateway.gateway import Gateway
-from adapterhub.serve.gateway.settings import GatewaySettings
-from adapterhub.serve.names import AllowedNames
+from adapterhub.serve.gateway.gateway_settings import GatewaySettings
+from adapterhub.serve.model_names import AllowedNames
 from adapterhub.workspace import Workspace
 from tests.support import folders
 
@@ -66,7 +66,7 @@ def send(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sender]:
     settings = GatewaySettings(folders.base(folder / "base"), "base", workspace, allowed=AllowedNames(("team/*",)))
     gateway = Gateway(settings, engine := Remembering())
     sock = binding.open_listener("127.0.0.1", 0)
-    server = connections.make_server(app.create_app(gateway), certificate=None, key=None, drain=1)
+    server = client_connections.make_server(app.create_app(gateway), certificate=None, key=None, drain=1)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     while not gateway.ready:

@@ -22,12 +22,12 @@ from adapterhub.ref import Ref
 from adapterhub.serve import resolving
 from adapterhub.serve.engines import EngineAnswer, EngineDownError
 from adapterhub.serve.engines.over_http import Client
-from adapterhub.serve.gateway import rewriting, versions
-from adapterhub.serve.gateway.answers import ProblemError
+from adapterhub.serve.gateway import engine_versions, rewriting
 from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway import Gateway
-from adapterhub.serve.gateway.settings import GatewaySettings
-from adapterhub.serve.names import AllowedNames
+from adapterhub.serve.gateway.gateway_settings import GatewaySettings
+from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.model_names import AllowedNames
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError
 from tests.support import folders
@@ -85,7 +85,7 @@ def test_a_gc_removes_what_nobody_asked_for_in_a_while(settings: GatewaySettings
         await use(gateway)
         aged(settings)
         assert served.sweep().in_use == 1
-        monkeypatch.setattr(versions, "IDLE", 0.0)
+        monkeypatch.setattr(engine_versions, "IDLE", 0.0)
         await until(lambda: not engine.held)
         await until(lambda: (served.sweep().folders, aged(settings))[0])
         await use(gateway)  # made anew
@@ -161,7 +161,7 @@ def test_what_runs_goes_on_under_another_policy_and_then_leaves_the_engine(
             with pytest.raises(RefusedError, match="not a name that"):
                 await use(gateway)
             assert engine.held
-        monkeypatch.setattr(versions, "IDLE", 0.0)
+        monkeypatch.setattr(engine_versions, "IDLE", 0.0)
         await until(lambda: not engine.held)
 
     in_loop(settings, test)

@@ -15,9 +15,9 @@ from adapterhub.bases import hub_address
 from adapterhub.manifest import oci_manifest
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes import configured
+from adapterhub.remotes import named_remotes
 from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
-from adapterhub.serve.names import AllowedNames
+from adapterhub.serve.model_names import AllowedNames
 from adapterhub.sharing import copying, tagging
 from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import NotFoundError, RemoteError
@@ -47,7 +47,7 @@ class Remote:
         return asyncio.run(found())
 
     def move(self, number: int) -> None:
-        address = configured.address_below(self.url, f"team/sql@{self.digests[number - 1]}")
+        address = named_remotes.address_below(self.url, f"team/sql@{self.digests[number - 1]}")
         tagging.tag(address, "prod", self.workspace)
 
 
@@ -60,7 +60,7 @@ def remote(request: pytest.FixtureRequest, make: Make, tmp_path: Path) -> Iterat
         else:
             address = hub_address.Hub(stack.enter_context(Hub()).url, TOKEN)
             workspace = Workspace(hub=lambda: address)
-        there = configured.address_below(url, "team/sql")
+        there = named_remotes.address_below(url, "team/sql")
         digests = [str(ah.push(make(f"a{seed}", seed), there, workspace=workspace).digest) for seed in (1, 2)]
         found = Remote(url, workspace, digests, stack)
         found.move(1)
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> Non
     for ref in ("team/none", "team/sql:none", f"team/none@{remote.digests[0]}"):
         with pytest.raises(NotFoundError):
             remote.find(ref)
-    there, new = (configured.address_below(remote.url, name) for name in ("team/sql", "team/none"))
+    there, new = (named_remotes.address_below(remote.url, name) for name in ("team/sql", "team/none"))
     copying.copy(there, new, remote.workspace)
     with pytest.raises(NotFoundError):
         remote.find("team/none")

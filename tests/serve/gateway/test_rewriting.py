@@ -10,7 +10,7 @@ import pytest
 
 from adapterhub.serve.engines import EngineAnswer
 from adapterhub.serve.gateway import rewriting
-from adapterhub.serve.gateway.answers import ProblemError
+from adapterhub.serve.gateway.problems import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
 
 CHUNKS = [{"model": "engine", "choices": [{"text": text}]} for text in ("a", "é\n", "data: {", "")]

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from adapterhub.serve.engines import COMPLETIONS, EngineAnswer, Blend, EngineDownError
-from adapterhub.serve.gateway import versions
-from adapterhub.serve.gateway.answers import ProblemError
+from adapterhub.serve.engines import COMPLETIONS, Blend, EngineAnswer, EngineDownError
+from adapterhub.serve.gateway import engine_versions
+from adapterhub.serve.gateway.engine_versions import EngineVersions
 from adapterhub.serve.gateway.lookup import ResolvedVersion
-from adapterhub.serve.gateway.versions import EngineVersions
-from adapterhub.serve.served import PreparedVersion
+from adapterhub.serve.gateway.problems import ProblemError
+from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 
 
@@ -164,7 +164,7 @@ def test_what_a_request_uses_stays() -> None:
 
 
 def test_a_version_without_room_waits_and_no_stream_of_others_starves_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "PATIENCE", 0.05)
+    monkeypatch.setattr(engine_versions, "PATIENCE", 0.05)
 
     async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
         stop = asyncio.Event()
@@ -195,7 +195,7 @@ def test_what_nobody_asks_for_is_forgotten_in_time(monkeypatch: pytest.MonkeyPat
             await asyncio.sleep(0.01)
         await made.forget_idle()
         assert len(engine.held) == 2
-        monkeypatch.setattr(versions, "IDLE", 0.0)
+        monkeypatch.setattr(engine_versions, "IDLE", 0.0)
         await made.forget_idle()
         assert engine.held == folders.leased == {found(1).model}
         await use(made, 2)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapterhub.cli import environment, output
-from adapterhub.cli.collecting import emit_swept, sweep_options
+from adapterhub.cli.gc_report import emit_swept, sweep_options
 from adapterhub.cli.options import Command, Settings
 from adapterhub.cli.progress import bytes_bar, count_bar
 from adapterhub_converters.errors import UsageError
@@ -86,7 +86,7 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     hub in one folder, without the two variables, it is `adapterhub gc`.
     """
     from adapterhub.hub.storage.collection import collect
-    from adapterhub.hub.storage.shared import open_shared
+    from adapterhub.hub.storage.shared_storage import open_shared
     from adapterhub.maintenance.gc import gc
 
     hub_settings, kept_count = environment.hub_settings(settings), last or (0 if tagged else None)
@@ -113,7 +113,7 @@ def _shared_settings(settings: Settings) -> HubSettings:
 @contextmanager
 def _open_places(hub_settings: HubSettings) -> Iterator[tuple[PostgresDatabase, Bucket]]:
     from adapterhub.hub.storage.postgres import PostgresDatabase
-    from adapterhub.hub.storage.shared import open_bucket
+    from adapterhub.hub.storage.shared_storage import open_bucket
 
     with (
         closing(PostgresDatabase(hub_settings.database)) as database,

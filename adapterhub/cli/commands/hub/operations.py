@@ -19,7 +19,7 @@ from .tables import hub_database
 
 if TYPE_CHECKING:
     from adapterhub.hub.operations.health import Check
-    from adapterhub.hub.people.audit import Event
+    from adapterhub.hub.people.audit_log import Event
 
 
 @click.command(
@@ -41,7 +41,7 @@ def audit(settings: Settings, *, name: str, account: str, limit: int, verify: bo
     Each row has a hash over itself and the one before it. Rows that were cut off at the end leave no trace in the chain: sign
     checkpoints with `adapterhub audit`. Exits 4 when --verify finds a row that does not fit.
     """
-    from adapterhub.hub.people import audit as log
+    from adapterhub.hub.people import audit_log as log
 
     with closing(hub_database(settings)) as database:
         if verify and (broken := log.verify_chain(database)[1]) is not None:

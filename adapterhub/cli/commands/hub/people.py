@@ -51,13 +51,13 @@ def add(settings: Settings, *, name: str, role: str | None) -> None:
     The token may do what the account may: everything in the namespace of its name, and elsewhere what `adapterhub hub member
     set` gives it. With it the person can log in at the hub's page /device, or approve the login of another machine.
     """
-    from adapterhub.hub.people import accounts, tokens
+    from adapterhub.hub.people import access_tokens, accounts
 
     with changed_database(settings, "user.add", name, role or "") as database:
         accounts.add(database, name)
         if role:
             accounts.set_member(database, accounts.EVERYWHERE, name, role)
-        secret = tokens.create(database, name, accounts.ROLES[-1], kind=tokens.PERSONAL)
+        secret = access_tokens.create(database, name, accounts.ROLES[-1], kind=access_tokens.PERSONAL)
     emit_once(settings, {"account": name, "role": role, "token": secret}, secret, ONCE)
 
 
@@ -152,10 +152,10 @@ def approve(settings: Settings, *, code: str, account: str) -> None:
 
     The program gets a token that may do what the account may, for 30 days, and renews it.
     """
-    from adapterhub.hub.people import devices
+    from adapterhub.hub.people import device_logins
 
     with changed_database(settings, "approve", "", f"as {account}") as database:
-        login = devices.approve_as(database, code, account)
+        login = device_logins.approve_as(database, code, account)
     document = {"code": login.code, "account": account, "address": login.address}
     text = f"{login.code}: a program at {login.address or 'an unknown address'} may act for {account}"
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

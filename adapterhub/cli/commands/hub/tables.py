@@ -11,14 +11,14 @@ from adapterhub.cli.options import Settings
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.hub.database import HubDatabase
+    from adapterhub.hub.hub_database import HubDatabase
 
 T = TypeVar("T")
 
 
 def hub_database(settings: Settings) -> HubDatabase:
     """Open the tables of the hub in use: hub.db next to its registry, created if it is missing, or those in PostgreSQL."""
-    from adapterhub.hub.storage.opening import open_database
+    from adapterhub.hub.storage.from_settings import open_database
 
     return open_database(environment.hub_settings(settings))
 
@@ -26,13 +26,13 @@ def hub_database(settings: Settings) -> HubDatabase:
 @contextmanager
 def changed_database(settings: Settings, action: str, name: str, detail: str = "") -> Iterator[HubDatabase]:
     """Open the tables for a change, and record it in the audit log once it was made."""
-    from adapterhub.hub.people import audit
-    from adapterhub.hub.people.audit import Event
+    from adapterhub.hub.people import audit_log
+    from adapterhub.hub.people.audit_log import Event
 
     with closing(hub_database(settings)) as database:
         yield database
         # An exception in the block skips this: only changes that were made are recorded.
-        audit.record(database, Event(f"cli.{action}", name, detail, environment.author()))
+        audit_log.record(database, Event(f"cli.{action}", name, detail, environment.author()))
 
 
 def read_hub(settings: Settings, read: Callable[[HubDatabase], T]) -> T:

@@ -17,10 +17,10 @@ from .as_peft import (
     peft_ties_svd,
 )
 from .elementwise import breadcrumbs, dare_linear, dare_ties, della, magnitude_prune, sce, ties
+from .method_table import Matrix, Method, Random
 from .sphere import karcher, model_stock, nuslerp, slerp
 from .subspaces import core_space, iso_c, knots, tsv
 from .sums import cat, linear, rerank, svd
-from .table import Matrix, Method, Random
 
 __all__ = ["METHODS", "Matrix", "Method", "Random", "method_named"]
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.analysis.low_rank import Factors
-from adapterhub.merging.adapters.dense import F32Array, TiledMatrix, magnitude_thresholds
+from adapterhub.merging.adapters.tiled_matrix import F32Array, TiledMatrix, magnitude_thresholds
 
+from .element_rules import draw_mask, drop, elect_as_peft, trim, weighted_sum
 from .elementwise import _drop, _merge_tiles, _trim
-from .rules import draw_mask, drop, elect_as_peft, weighted_sum, trim
-from .table import Between, OneOf, Random
+from .method_table import Between, OneOf, Random
 
 Density = Annotated[float, Between(0, 1, above=True)]
 Sign = Annotated[str, OneOf(("total", "frequency"))]
@@ -101,7 +101,9 @@ def peft_dare_ties(
     return merge_factors(terms, weights, scales, masking(seeded_masks(random, density), density), election(sign))
 
 
-def peft_ties_svd(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total") -> TiledMatrix:
+def peft_ties_svd(
+    terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, sign: Sign = "total"
+) -> TiledMatrix:
     """peft's `ties_svd`: TIES on the dense deltas, elected without the weights and divided by the number that agree.
 
     Formula: sum(w_i x_i) / count over the i with sign(x_i) = sign(sum(x_i)), x_i as in ties

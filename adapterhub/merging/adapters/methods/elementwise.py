@@ -12,11 +12,11 @@ from typing import Annotated
 import numpy as np
 
 from adapterhub.analysis.low_rank import Factors
-from adapterhub.merging.adapters.dense import F32Array, TiledMatrix, dense_rows, magnitude_thresholds, sum_of_squares
+from adapterhub.merging.adapters.tiled_matrix import F32Array, TiledMatrix, dense_rows, magnitude_thresholds, sum_of_squares
 from adapterhub_converters.errors import ParameterError
 
-from .rules import draw_mask, drop, elect, keep_probabilities, weighted_sum, trim
-from .table import Between, Random
+from .element_rules import draw_mask, drop, elect, keep_probabilities, trim, weighted_sum
+from .method_table import Between, Random
 
 Density = Annotated[float, Between(0, 1, above=True)]
 Lambda = Annotated[float, Between(0, above=True)]

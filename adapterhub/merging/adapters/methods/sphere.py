@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from adapterhub.analysis.low_rank import Factors, cosines, inner, norm, stack_terms
 
-from .table import Between, OneOf
+from .method_table import Between, OneOf
 
 _PARALLEL = 1e-6  # sine of an angle below which a great circle is a straight line
 _STEPS, _NEAR = 200, 1e-12  # of the search for the Riemannian mean

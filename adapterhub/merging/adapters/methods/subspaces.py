@@ -8,10 +8,10 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub.analysis.low_rank import Factors, transpose_times, basis, spectrum, stack_terms, times
+from adapterhub.analysis.low_rank import Factors, basis, spectrum, stack_terms, times, transpose_times
 
-from .rules import draw_mask, drop, elect, weighted_sum, trim
-from .table import Between, OneOf, Random
+from .element_rules import draw_mask, drop, elect, trim, weighted_sum
+from .method_table import Between, OneOf, Random
 
 F64Array = NDArray[np.float64]
 Density = Annotated[float, Between(0, 1, above=True)]

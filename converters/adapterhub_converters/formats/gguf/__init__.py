@@ -12,4 +12,4 @@ that it belongs to. As long as these are unchanged, reading recovers the source'
 from .reader import is_conditional, read, sniff
 from .writer import NEGLIGIBLE_ALPHA, write
 
-__all__ = ["NEVER", "is_conditional", "read", "sniff", "write"]
+__all__ = ["NEGLIGIBLE_ALPHA", "is_conditional", "read", "sniff", "write"]

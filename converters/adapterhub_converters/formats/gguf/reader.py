@@ -17,9 +17,9 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, FactorPair, LowRank, LowRankEmbedding, Meta, StackedLowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import FUSED
-from adapterhub_converters.architectures.names import Architecture, Order
+from adapterhub_converters.architectures.architecture_lookup import Architecture, Order
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
@@ -27,8 +27,8 @@ from adapterhub_converters.errors import FormatError, NotUnderstoodError, Refuse
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import checks
-from .layout import HUB, INVOCATION, Arrays, Layout, Size, arrange, assemble, file_digest, take_apart
+from . import adapter_checks
+from .tensor_layout import HUB, INVOCATION, Arrays, Layout, Size, arrange, assemble, file_digest, take_apart
 
 _FLOATS = ("F32", "F16", "BF16")
 Pairs = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -121,9 +121,9 @@ def _restore(header: gguf_file.GGUFHeader, alpha: float, pairs: Pairs, location:
         if not architecture.allows(line.target, line.order):
             raise FormatError(location, f"{line.target}: the source's config gives its rows the order {line.order}")
         across = architecture.orders_columns(line.target)
-        if not names.order_fits(line.order, lora_A.shape[-1] if across else lora_B.shape[-2]):
+        if not architecture_lookup.order_fits(line.order, lora_A.shape[-1] if across else lora_B.shape[-2]):
             raise FormatError(location, f"{line.stem}: lora_b {lora_B.shape} does not match {line.order} heads")
-        return names.restore_pair((lora_A, lora_B), line.order, across=across)
+        return architecture_lookup.restore_pair((lora_A, lora_B), line.order, across=across)
 
     return source_config.restore_adapter(header.metadata, lines, pair, lambda r: alpha / r if alpha else 1.0, location)
 
@@ -177,7 +177,7 @@ def _have_equal_bytes(array: np.ndarray, reference: np.ndarray) -> bool:
 
 def _architecture(header: gguf_file.GGUFHeader, location: str) -> Architecture:
     experts = any("_exps." in name or "ffn_gate_inp." in name for name in header.tensors)
-    return names.by_gguf(header.text("general.architecture"), location, experts=experts)
+    return architecture_lookup.by_gguf(header.text("general.architecture"), location, experts=experts)
 
 
 def _read_foreign(
@@ -191,7 +191,7 @@ def _read_foreign(
         architecture = base_architecture
     deltas = _ForeignFile(_split_gate_up(pairs, architecture, location), alpha, architecture, base, location, ordered).deltas()
     for target, delta in deltas.items():
-        for problem in checks.base_mismatches(target, delta, base, architecture) if base else ():
+        for problem in adapter_checks.base_mismatches(target, delta, base, architecture) if base else ():
             raise RefusedError(location, f"{target}: {problem}")
     return Adapter(dict(deltas), meta=Meta(base_model=_base_model(header)), notes=tuple(_notes(header)))
 
@@ -297,12 +297,12 @@ class _ForeignFile:
         lora_a, lora_b = self.pairs[stem]
         order = self._order(module)
         across = self.architecture.orders_columns(module)
-        if not names.order_fits(order, lora_a.shape[-1] if across else len(lora_b)):
+        if not architecture_lookup.order_fits(order, lora_a.shape[-1] if across else len(lora_b)):
             raise FormatError(self.location, f"{stem}: {len(lora_b)} rows do not match {order} heads")
         if stem == "token_embd":
             return LowRankEmbedding(lora_a, lora_b, self._scale(stem))
         transposed = self.architecture.transposed and stem.startswith("blk.")
-        pair = names.restore_pair((lora_a, lora_b), order, across=across)
+        pair = architecture_lookup.restore_pair((lora_a, lora_b), order, across=across)
         return LowRank(*pair, self._scale(stem), transposed_base=transposed)
 
     def _qkv_deltas(self, stem: str) -> dict[str, FactorPair]:
@@ -317,7 +317,9 @@ class _ForeignFile:
         for name, rows in zip("qkv", np.split(lora_b, [heads * size, (heads + kv_heads) * size]), strict=True):
             module = str(self.architecture.module(f"{stem.removesuffix('qkv')}{name}"))
             order = self._order(module)
-            deltas[module] = LowRank(lora_a, np.ascontiguousarray(names.unpermute_rows(rows, order)), self._scale(stem))
+            deltas[module] = LowRank(
+                lora_a, np.ascontiguousarray(architecture_lookup.unpermute_rows(rows, order)), self._scale(stem)
+            )
         return deltas
 
     def _expert_deltas(self, stem: str) -> dict[str, FactorPair]:

@@ -15,17 +15,17 @@ import numpy as np
 
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, FactorPair, Loss, LossReport, TensorLoss, factor_pairs, without_invocation
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.architectures.architecture import FUSED_IN
-from adapterhub_converters.architectures.names import Architecture
+from adapterhub_converters.architectures.architecture_lookup import Architecture
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import MissingExtraError, ParameterError, RefusedError, refused_error
 from adapterhub_converters.formats import DTYPES, file_alpha, source_config
 
-from . import checks
-from .layout import HUB, INVOCATION, Layout, arrange, assemble, file_digest, size_of
+from . import adapter_checks
+from .tensor_layout import HUB, INVOCATION, Layout, arrange, assemble, file_digest, size_of
 
 _ALORA = "an aLoRA: llama-server applies it from its invocation tokens on, other programs to every token"
 NEGLIGIBLE_ALPHA = 1e-38
@@ -48,12 +48,12 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None, dtype: 
         problem = "a GGUF adapter depends on the base's architecture and heads"
         raise RefusedError("gguf", problem, "Name its base model", code="base-required")
     architecture = base.llama_cpp_architecture()
-    problems = checks.problems(adapter, base, architecture)
+    problems = adapter_checks.problems(adapter, base, architecture)
     if problems:
         raise refused_error("gguf", problems)
     pairs = factor_pairs(without_invocation(adapter))
     sizes = {target: size_of(delta) for target, delta in sorted(pairs.items(), key=lambda item: _file_order(item[0]))}
-    n_experts, rows = checks.expert_count(base, architecture), checks.base_rows(base)
+    n_experts, rows = adapter_checks.expert_count(base, architecture), adapter_checks.base_rows(base)
     layout = arrange(architecture, sizes, n_experts, rows, base.source)
     plan = _plan_alpha(pairs, layout)
     orders = {target: architecture.order(target, base.config, base.source) for target in sizes}
@@ -84,7 +84,7 @@ class _FileContents:
         plan: file_alpha.Plan,
         architecture: Architecture,
         *,
-        orders: Mapping[str, names.Order],
+        orders: Mapping[str, architecture_lookup.Order],
         dtype: str,
     ) -> None:
         self.tensors: dict[str, np.ndarray | gguf_file.QuantizedTensor] = {}
@@ -95,11 +95,12 @@ class _FileContents:
         self._stored: dict[str, StoredTensor] = {}
         self._layout, self._plan = layout, plan
         folded = {
-            target: file_alpha.fold(f"{target}.lora_B", deltas[target].lora_B, plan.factors[target])
-            for target in layout.parts
+            target: file_alpha.fold(f"{target}.lora_B", deltas[target].lora_B, plan.factors[target]) for target in layout.parts
         }
         arrays = {
-            target: names.reorder_pair((deltas[target].lora_A, fold.lora_B), orders[target], across=architecture.orders_columns(target))
+            target: architecture_lookup.reorder_pair(
+                (deltas[target].lora_A, fold.lora_B), orders[target], across=architecture.orders_columns(target)
+            )
             for target, fold in folded.items()
         }
         for target, parts in layout.parts.items():
@@ -115,7 +116,9 @@ class _FileContents:
             stored = as_dtype(name, oriented, dtype)
             self.tensors[name], self.read_back[name], self._stored[name] = stored.data, stored.read_back, stored
 
-    def _add_line(self, target: str, delta: FactorPair, folded: file_alpha.FoldedFactor, order: names.Order) -> None:
+    def _add_line(
+        self, target: str, delta: FactorPair, folded: file_alpha.FoldedFactor, order: architecture_lookup.Order
+    ) -> None:
         layout, stem = self._layout, self._layout.parts[target][0].stem
         halves = [self._worst_half(target, half) for half in "ab"]
         a_type, b_type = (dtypes.name_of(array.dtype) for array in (delta.lora_A, delta.lora_B))
@@ -159,13 +162,15 @@ def _assumption_notes(base: BaseSpec, layout: Layout) -> Iterator[str]:
 
 
 def _file_order(target: str) -> tuple[int, str]:
-    layer = names.layer_of(target)
+    layer = architecture_lookup.layer_of(target)
     return (-1 if layer is None else layer, target)
 
 
 def _plan_alpha(deltas: Mapping[str, FactorPair], layout: Layout) -> file_alpha.Plan:
     alphas = {target: deltas[target].scaling * layout.rank_of(target) for target in layout.parts}
-    no_effect = file_alpha.Plan(NEGLIGIBLE_ALPHA, dict.fromkeys(alphas, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",))
+    no_effect = file_alpha.Plan(
+        NEGLIGIBLE_ALPHA, dict.fromkeys(alphas, 1.0), ("alpha is 0: the file has 1e-38, which has no effect",)
+    )
     return file_alpha.plan(alphas, np.dtype(np.float32), "alpha") or no_effect
 
 
@@ -232,7 +237,9 @@ def as_dtype(name: str, array: np.ndarray, dtype: str) -> StoredTensor:
     return _with_error(name, array, result, result, dtype.upper())
 
 
-def _with_error(name: str, array: np.ndarray, data: np.ndarray | gguf_file.QuantizedTensor, read_back: np.ndarray, kind: str) -> StoredTensor:
+def _with_error(
+    name: str, array: np.ndarray, data: np.ndarray | gguf_file.QuantizedTensor, read_back: np.ndarray, kind: str
+) -> StoredTensor:
     exact, approximate = array.astype(np.float64), read_back.astype(np.float64)
     finite = np.isfinite(exact)
     if not np.isfinite(approximate[finite]).all():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, f32_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
-from .configured import Config
+from .model_config import Config
 from .shared_keys import GATING, Numbers, head_size, layer_kinds, rotated_dimensions, select_shared, vocabulary, window
 
 SIZES = ("context_length", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
@@ -264,14 +264,18 @@ def _qwen35(config: Config) -> Numbers:
         "ssm.time_step_rank": u32_value(values),
         "ssm.inner_size": u32_value(config.count("linear_value_head_dim") * values),
         "attention.recurrent_layers": MetadataValue("[BOOL]", [kind == "linear_attention" for kind in kinds]),
-        "full_attention_interval": u32_value(config.count("full_attention_interval") if config.get("full_attention_interval") else 4),
+        "full_attention_interval": u32_value(
+            config.count("full_attention_interval") if config.get("full_attention_interval") else 4
+        ),
         "rope.dimension_count": u32_value(int(head_size(config) * config.rope_number("partial_rotary_factor", 0.25))),
     }
 
 
 def _olmo(config: Config) -> Numbers:
     numbers = {"attention.layer_norm_epsilon": f32_value(1e-5)}
-    return numbers | ({"attention.clamp_kqv": f32_value(config.number("clip_qkv"))} if config.get("clip_qkv") is not None else {})
+    return numbers | (
+        {"attention.clamp_kqv": f32_value(config.number("clip_qkv"))} if config.get("clip_qkv") is not None else {}
+    )
 
 
 def _nemotron(config: Config) -> Numbers:
@@ -283,7 +287,10 @@ def _nemotron(config: Config) -> Numbers:
         {"rope.scaling.type": string_value("none")}
         | scaling
         | vocabulary(config)
-        | {"attention.layer_norm_epsilon": f32_value(config.number("norm_eps")), "rope.dimension_count": u32_value(rotated_dimensions(config))}
+        | {
+            "attention.layer_norm_epsilon": f32_value(config.number("norm_eps")),
+            "rope.dimension_count": u32_value(rotated_dimensions(config)),
+        }
     )
 
 

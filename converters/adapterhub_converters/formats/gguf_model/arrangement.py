@@ -16,18 +16,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from adapterhub_converters import linear
-from adapterhub_converters.architectures import names
-from adapterhub_converters.architectures.architecture import Architecture, path_in_layer, layer_of, text_name
+from adapterhub_converters import safe_regex
+from adapterhub_converters.architectures import architecture_lookup
+from adapterhub_converters.architectures.architecture import Architecture, layer_of, path_in_layer, text_name
 from adapterhub_converters.bases.canonical_names import name_in_memory
 from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value
 from adapterhub_converters.errors import RefusedError
 
-from .configured import Config
+from .model_config import Config
 from .shared_keys import head_size, rotated_dimensions
 
 Shape = tuple[int, ...]
-_UNUSED = linear.Pattern(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
+_UNUSED = safe_regex.Pattern(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias|h\.\d+\.attn\.(masked_)?bias)")
 """Buffers in old checkpoints."""
 _UNTIED_ALONE = ("deepseek2", "hunyuan-dense")
 """Architectures whose conversion leaves out a tied output layer even if the folder has it."""
@@ -205,12 +205,12 @@ class _Arranger:
             raise RefusedError(self._where, f"{name}: llama.cpp does not permute the rows of this bias")
         is_transposed = architecture.transposed and len(shape) == 2 and layer_of(model_name) is not None
         rows = shape[-1] if is_transposed or architecture.orders_columns(module) else shape[0] if shape else 1
-        if not names.order_fits(order, rows):
+        if not architecture_lookup.order_fits(order, rows):
             raise RefusedError(self._where, f"{name}: {rows} rows do not match {order} heads")
         height = math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
         if target.endswith(("conv1d.weight", "shortconv.conv.weight")):  # (channels, 1, width)
             shape = (height, shape[-1])
-        picks = names.permute_rows(np.arange(rows), order) if order else None
+        picks = architecture_lookup.permute_rows(np.arange(rows), order) if order else None
         if order and architecture.orders_columns(module):
             part = SourcePart(name, 0, height, columns=picks)
         else:
@@ -218,7 +218,7 @@ class _Arranger:
         decay = model_name.endswith(".A_log")
         return ArrangedTensor(target, shape[::-1] if is_transposed else shape, (part,), architecture.shift(model_name), decay)
 
-    def _order(self, model_name: str, module: str) -> names.Order:
+    def _order(self, model_name: str, module: str) -> architecture_lookup.Order:
         """Return the order of the rows, or columns, of a parameter."""
         inner = path_in_layer(model_name)
         if inner in self._architecture.aside and inner and inner.startswith("linear_attn."):

@@ -15,7 +15,7 @@ from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value,
 from adapterhub_converters.errors import RefusedError
 
 from .architecture_keys import EXTRA_KEYS, OWN_KEYS
-from .configured import Config
+from .model_config import Config
 from .shared_keys import Numbers, shared_numbers
 
 # The keys of generation_config.json (gguf-py, `metadata.py`, `Metadata.load`).
@@ -27,7 +27,9 @@ _SAMPLING = {
 _STEPS = ((1e12, 1e-12, "T"), (1e9, 1e-9, "B"), (1e6, 1e-6, "M"), (-1.0, 1e-3, "K"))  # above, factor, unit
 
 
-def general(gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]) -> dict[str, MetadataValue]:
+def general(
+    gguf: str, name: str, shapes: Mapping[str, tuple[int, ...]], generation: Mapping[str, Any]
+) -> dict[str, MetadataValue]:
     """Return the keys `general.*`, except for those of the tensors' type."""
     metadata = {"general.architecture": string_value(gguf), "general.type": string_value("model")}
     for key, (option, kind) in _SAMPLING.items():
@@ -114,7 +116,9 @@ def _check(architecture: Architecture, config: Config) -> None:
         problem = f"config.json: {key} is {config.get(key)}, but llama.cpp's {architecture.gguf} computes {activations[-1]}"
         raise RefusedError(config.where, problem)
     kind = config.rope["rope_type"]
-    if kind not in _SCALED.get(architecture.gguf, ("default",) if architecture.gguf in OWN_KEYS else ("default", "linear", "yarn")):
+    if kind not in _SCALED.get(
+        architecture.gguf, ("default",) if architecture.gguf in OWN_KEYS else ("default", "linear", "yarn")
+    ):
         problem = (
             f"a rotary embedding of the type {str(kind)[:40]!r}, which llama.cpp's conversion of {architecture.gguf} ignores"
         )

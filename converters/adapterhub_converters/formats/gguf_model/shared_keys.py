@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
-from .configured import Config
+from .model_config import Config
 
 Numbers = dict[str, MetadataValue]
 

@@ -132,7 +132,9 @@ class _Special:
             self.ids[kind] = number
 
 
-def special_tokens(tokenizer: Tokenizer, count: int | None, default_ids: Mapping[str, int] | None = None) -> dict[str, MetadataValue]:
+def special_tokens(
+    tokenizer: Tokenizer, count: int | None, default_ids: Mapping[str, int] | None = None
+) -> dict[str, MetadataValue]:
     """Return the keys of special tokens, with each id below `count`; `default_ids` apply where no document has an id."""
     special = _Special(dict(tokenizer.config))
     kinds: tuple[str, ...] = _KINDS

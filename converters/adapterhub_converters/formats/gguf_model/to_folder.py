@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from adapterhub_converters import dtypes
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers import atomic, json_file, safetensors_file
 from adapterhub_converters.containers.gguf_file import GGUFFile
 from adapterhub_converters.errors import RefusedError
@@ -189,7 +189,7 @@ class GGUFWeights:
 
     def __init__(self, base: GGUFBase) -> None:
         self._base, self._numbers = base, config(base)
-        self._architecture = names.by_gguf("llama", base.where)
+        self._architecture = architecture_lookup.by_gguf("llama", base.where)
         self._sources: dict[str, str] = {}
         for name in base.shapes:
             stem, _, kind = name.rpartition(".")
@@ -206,7 +206,7 @@ class GGUFWeights:
     def tensor(self, name: str) -> np.ndarray:
         """Return a tensor as float32, in C order."""
         rows = self._architecture.order(name.removesuffix(".weight"), self._numbers, self._base.where)
-        return np.ascontiguousarray(names.unpermute_rows(self._base.file.tensor(self._sources[name]), rows))
+        return np.ascontiguousarray(architecture_lookup.unpermute_rows(self._base.file.tensor(self._sources[name]), rows))
 
 
 def _write_weights(base: GGUFBase, path: Path) -> None:

@@ -17,24 +17,24 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, Loss, LossReport, LowRank, LowRankConv, Meta, TensorLoss
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.hf import PIPELINE_PARTS
+from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import factors, naming, origin, pipeline, tables
+from . import factors, family_tables, naming, origin, pipeline
 
 CONFIG_KEY = "lora_adapter_metadata"
 """Key of the header's metadata: peft's config of every model, with keys that begin with the model."""
 _PREFIX = "base_model.model."
 # Names of diffusers' modules that LLMs do not have; a GPT-2's targets begin with `transformer.` too.
-_DIFFUSERS = linear.Pattern(r"\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
-_OLD = linear.Pattern(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
+_DIFFUSERS = safe_regex.Pattern(r"\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$")
+_OLD = safe_regex.Pattern(r"\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
 _HALVES = {"down": "lora_A", "up": "lora_B"}
 _PARTS_IN_PEFT = {"A": ".lora_A.weight", "B": ".lora_B.weight", "bias": ".lora_B.bias", "magnitude": ".lora_magnitude_vector"}
 
@@ -54,7 +54,9 @@ def _is_diffusers_name(name: str) -> bool:
     part, _, path = stem_and_part[0].partition(".")
     if part != "transformer":
         return part in PIPELINE_PARTS
-    return bool(_DIFFUSERS.search(path)) or any(table.part == part and table.trainer_path(path) for table in tables.TABLES)
+    return bool(_DIFFUSERS.search(path)) or any(
+        table.part == part and table.trainer_path(path) for table in family_tables.TABLES
+    )
 
 
 def _current_name(name: str) -> str:
@@ -199,7 +201,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
 
 def _with_kernel(target: str, delta: Delta) -> Delta:
     """Return `delta` with the kernel of its convolution, which peft's LoHa flattens."""
-    kernel = tables.kernel(target)
+    kernel = family_tables.kernel(target)
     if not kernel or not isinstance(delta, LowRank) or delta.shape[1] % math.prod(kernel):
         return delta
     lora_A = delta.lora_A.reshape(delta.r, -1, *kernel)

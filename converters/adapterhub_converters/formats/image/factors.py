@@ -17,7 +17,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import CpConv, Delta, Hadamard, Kronecker, LowRank, LowRankConv
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError
 
-from .table import Reading
+from .name_table import Reading
 
 Parts = dict[str, np.ndarray]
 Shape = tuple[int, ...] | None

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator
 from fractions import Fraction
 
-from .table import (
+from .name_table import (
     ADDED,
     DIFFUSION_MODEL,
     DOUBLE,

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from adapterhub_converters import dtypes, linear
+from adapterhub_converters import dtypes, safe_regex
 from adapterhub_converters.adapter import (
     Adapter,
     CpConv,
@@ -37,8 +37,8 @@ from adapterhub_converters.errors import FormatError, NotUnderstoodError, Refuse
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import factors, naming, origin, pipeline, tables
-from .table import Reading
+from . import factors, family_tables, naming, origin, pipeline
+from .name_table import Reading
 
 _T = TypeVar("_T")
 
@@ -123,7 +123,7 @@ def _count_without_root(grouped: Mapping[str, factors.Parts], metadata: Mapping[
     return sum({"lokr_w1", "lokr_w2"} <= set(part) for part in grouped.values())
 
 
-_RS_LORA = linear.Pattern(r'"rs_lora": *"?[Tt]rue')
+_RS_LORA = safe_regex.Pattern(r'"rs_lora": *"?[Tt]rue')
 
 
 class _Reader:
@@ -141,7 +141,7 @@ class _Reader:
         """Add a module of the file."""
         target = reading.targets[0]
         shape = pipeline.weight_shape(self._base, target)
-        kernel = shape[2:] if shape else tables.kernel(target)
+        kernel = shape[2:] if shape else family_tables.kernel(target)
         try:
             is_parameter = reading.parameter or pipeline.is_parameter(self._base, target)
             if (scale := factors.scale_of(part)) is not None and len(reading.targets) == 1:

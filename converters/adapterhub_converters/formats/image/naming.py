@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.hf import PIPELINE_PARTS
+from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refused_error
 
-from . import factors, image_transformers, pipeline, tables
-from .table import Reading, Table
+from . import factors, family_tables, image_transformers, pipeline
+from .name_table import Reading, Table
 
 # MLPs of Z-Image and ERNIE-Image, whose names occur in language models too.
-_LLAMA_TOO = linear.Pattern(r"layers\.[0-9]+\.(?:feed_forward|mlp)\.")
+_LLAMA_TOO = safe_regex.Pattern(r"layers\.[0-9]+\.(?:feed_forward|mlp)\.")
 # Prefix to the model; "" for the one that is not a text encoder. The first that fits counts.
 _PREFIXES = {
     "diffusion_model.llm_adapter.": "text_conditioner", "lora_unet_llm_adapter_": "text_conditioner",
@@ -31,13 +31,13 @@ _PREFIXES = {
 }  # fmt: skip
 # Prefixes of a transformer's modules in some trainers' files: diffusers' name of the model, DiffSynth-Studio's, Ideogram's.
 _PIPELINE = ("transformer.", "pipe.dit.", "dit.", "model.diffusion_model.", "conditional_transformer.")
-_BEGINNINGS = (*_PREFIXES, *_PIPELINE, *(f"{first}." for first in sorted(tables.FOREIGN_FIRST)))
+_BEGINNINGS = (*_PREFIXES, *_PIPELINE, *(f"{first}." for first in sorted(family_tables.FOREIGN_FIRST)))
 TRAINERS = tuple(prefix for prefix in _PREFIXES if prefix.endswith("_"))
 """Prefixes that only trainers of adapters write, even for kinds that are not supported."""
 # Keys with sd-scripts' and musubi's name of the model; and models that share the names of other families but are not supported.
 _MODEL_KEYS = ("modelspec.architecture", "ss_base_model_version")
-_SEVERAL_BLOCKS = linear.Pattern(r"\.transformer_blocks\.[1-9]")
-_UNSUPPORTED_MODELS = linear.Pattern(r"hidream[-_]?o1")
+_SEVERAL_BLOCKS = safe_regex.Pattern(r"\.transformer_blocks\.[1-9]")
+_UNSUPPORTED_MODELS = safe_regex.Pattern(r"hidream[-_]?o1")
 
 Outlines = Mapping[str, tuple[int, int] | None]
 """Module to the rows and columns of its weight; None if they do not follow from its factors."""
@@ -67,14 +67,16 @@ def header(outlines: Outlines, recorded: Mapping[str, str], table: Table | None)
 
 def _tables_of(metadata: Mapping[str, str]) -> tuple[Table, ...] | None:
     """Return the tables that a header names; None if it names no known one."""
-    if named_tables := tuple(table for table in tables.TABLES if table.name == metadata.get(pipeline.NAMES_KEY)):
+    if named_tables := tuple(table for table in family_tables.TABLES if table.name == metadata.get(pipeline.NAMES_KEY)):
         return named_tables
     text = " ".join(metadata.get(key, "") for key in _MODEL_KEYS).lower()
     if _UNSUPPORTED_MODELS.search(text):
         return ()
-    tables_found = tuple(table for table in tables.TABLES if table.headers and linear.Pattern(table.headers).search(text))
+    tables_found = tuple(
+        table for table in family_tables.TABLES if table.headers and safe_regex.Pattern(table.headers).search(text)
+    )
     # SDXL's modules have the names of its checkpoint, or diffusers'.
-    return ((tables.SD, *tables_found) if tables.SDXL in tables_found else tables_found) or None
+    return ((family_tables.SD, *tables_found) if family_tables.SDXL in tables_found else tables_found) or None
 
 
 def targets(
@@ -116,7 +118,7 @@ def _prefix(stem: str, location: str) -> tuple[str, str]:
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix)
     # Modules outside of blocks have names that would not, by themselves, identify the file as a trainer's.
-    if any(table.read(stem) for table in tables.TRANSFORMERS if not table.prefixed):
+    if any(table.read(stem) for table in family_tables.TRANSFORMERS if not table.prefixed):
         return "", stem
     if bare_name := _bare_name(stem):
         return "", bare_name
@@ -129,7 +131,7 @@ def _bare_name(stem: str) -> str:
     Only names that neither models of diffusers nor language models have: those that a table renames.
     """
     name = next((stem.removeprefix(prefix) for prefix in _PIPELINE if stem.startswith(prefix)), stem)
-    return name if "." in name and tables.is_foreign(name) else ""
+    return name if "." in name and family_tables.is_foreign(name) else ""
 
 
 class _Modules:
@@ -160,7 +162,7 @@ def _text_reading(stem: str, part: str, path: str, modules: _Modules | None, loc
     # transformers 5 saves CLIP's text encoder without the `text_model.` of its checkpoints.
     short = path.removeprefix("text_model_")
     base_reading = (modules.find(stem, path, location) or modules.find(stem, short, location)) if modules else None
-    reading = base_reading or tables.TEXT.read(path)
+    reading = base_reading or family_tables.TEXT.read(path)
     if reading is None:
         problem = f"{stem!r}: not a known module of a text encoder"
         raise RefusedError(location, problem, "Name its base model", code="base-required")
@@ -183,7 +185,7 @@ def _read_model(
         return _read_by_base(stems, part, modules, location)
     # Without a base, names are compared with every table; a header only narrows the choice.
     recorded = _tables_of(metadata)
-    fits = [table for table in tables.TABLES if all(table.read(path) for path in stems.values())]
+    fits = [table for table in family_tables.TABLES if all(table.read(path) for path in stems.values())]
     if recorded is not None and fits:
         fits = [table for table in fits if table in recorded]
     if not fits:
@@ -204,7 +206,7 @@ def _read_model(
 def _unknown_error(stems: Mapping[str, str], location: str) -> RefusedError:
     """Return an error that names the first module that is in no table, or two modules that no table has together."""
     hint = "Name its base model"
-    homes = {stem: [table for table in tables.TABLES if table.read(path)] for stem, path in stems.items()}
+    homes = {stem: [table for table in family_tables.TABLES if table.read(path)] for stem, path in stems.items()}
     first = next((stem for stem, tables_of_stem in homes.items() if not tables_of_stem), next(iter(stems)))
     rival = next(
         (stem for stem, tables_of_stem in homes.items() if tables_of_stem and not set(tables_of_stem) & set(homes[first])), None
@@ -214,7 +216,7 @@ def _unknown_error(stems: Mapping[str, str], location: str) -> RefusedError:
             f"{first!r} is a module of {homes[first][0].name} and {rival!r} of {homes[rival][0].name}, but no model has both"
         )
         return RefusedError(location, reason, hint, code="base-required")
-    known_families = ", ".join(tables.families())
+    known_families = ", ".join(family_tables.families())
     problem = f"{first!r}: not a known module of an image model ({known_families})"
     return NotUnderstoodError(location, problem, hint, code="base-required")
 
@@ -239,9 +241,9 @@ def _read_by_base(
     stems: Mapping[str, str], part: str, modules: _Modules, location: str
 ) -> tuple[dict[str, Reading], Table | None]:
     readings_by_stem: dict[str, Reading] = {}
-    used = {table for table in tables.TABLES if not table.shared}
+    used = {table for table in family_tables.TABLES if not table.shared}
     for stem, path in stems.items():
-        read = {table: reading for table in tables.TABLES if (reading := table.read(path))}
+        read = {table: reading for table in family_tables.TABLES if (reading := table.read(path))}
         readings = {table: reading for table, reading in read.items() if modules.listed.issuperset(reading.targets)}
         base_reading = modules.find(stem, path, location)
         different = {reading for reading in (*readings.values(), base_reading) if reading}
@@ -250,7 +252,7 @@ def _read_by_base(
             raise RefusedError(location, f"{stem!r} {problem}", "" if different else "Was the adapter made for this base?")
         used &= set(readings)
         readings_by_stem[stem] = next(iter(readings.values()), different.pop()).with_prefix(f"{part}." if part else "")
-    fits = [table for table in tables.TABLES if table in used]
+    fits = [table for table in family_tables.TABLES if table in used]
     return readings_by_stem, _by_prefix(fits, stems)
 
 
@@ -295,9 +297,11 @@ def _file_place(target: str, table: Table | None, adapter: Adapter) -> tuple[str
     part = pipeline.part_of(target)
     path_in_model = target.removeprefix(f"{part}.")
     text = pipeline.is_text(part)
-    target_table = tables.TEXT if text else table
+    target_table = family_tables.TEXT if text else table
     path_and_reading = (
-        target_table.trainer_path(path_in_model) or tables.TEXT.trainer_path(f"text_model.{path_in_model}") if target_table else None
+        target_table.trainer_path(path_in_model) or family_tables.TEXT.trainer_path(f"text_model.{path_in_model}")
+        if target_table
+        else None
     )
     prefix = _encoder_prefix(part, table, adapter) if text else table.prefix if table else None
     if path_and_reading is None or prefix is None or part == "transformer_2":
@@ -308,7 +312,7 @@ def _file_place(target: str, table: Table | None, adapter: Adapter) -> tuple[str
 
 # The text encoders of each family; no known tool reads names for the encoders of other families.
 _ENCODERS = {
-    tables.SDXL: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
+    family_tables.SDXL: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
     image_transformers.FLUX: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te3_"},
     image_transformers.SD3: {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_", "text_encoder_3": "lora_te3_"},
 }
@@ -318,9 +322,9 @@ def _encoder_prefix(part: str, table: Table | None, adapter: Adapter) -> str | N
     """Return the prefix of a text encoder's modules; None if no known tool reads them."""
     if not part.startswith("text_encoder"):
         return next(prefix for prefix, encoder in _PREFIXES.items() if encoder == part)
-    if table in (tables.SD, None) and "text_encoder_2" not in adapter.meta.parts:
+    if table in (family_tables.SD, None) and "text_encoder_2" not in adapter.meta.parts:
         return "lora_te_" if part == "text_encoder" else None
-    return _ENCODERS.get(tables.SDXL if table is None else table, {}).get(part)
+    return _ENCODERS.get(family_tables.SDXL if table is None else table, {}).get(part)
 
 
 def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
@@ -329,9 +333,11 @@ def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -
         return None
     paths = [target.partition(".")[2] for target in targets]
     part = pipeline.part_of(targets[0])
-    fits = [table for table in tables.TABLES if table.writes and table.part == part and all(map(table.trainer_path, paths))]
+    fits = [
+        table for table in family_tables.TABLES if table.writes and table.part == part and all(map(table.trainer_path, paths))
+    ]
     if not fits:
-        written = [table.trainer_path for table in tables.TABLES if table.part == part]
+        written = [table.trainer_path for table in family_tables.TABLES if table.part == part]
         unknown = [target for target, path in zip(targets, paths, strict=True) if not any(find(path) for find in written)]
         raise refused_error(
             "kohya", [f"{target}: not a module that kohya is known to have a name for" for target in unknown or targets]
@@ -339,7 +345,7 @@ def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -
     recorded_name = pipeline.preserved_header(adapter).get(pipeline.NAMES_KEY)
     if by_name := next((table for table in fits if table.name == recorded_name), _table_of_class(fits, base)):
         return by_name
-    if base and "Transformer" in base.architecture and not _table_of_class(tables.TABLES, base):
+    if base and "Transformer" in base.architecture and not _table_of_class(family_tables.TABLES, base):
         raise refused_error(
             "kohya",
             [f"{target}: the names in kohya of {base.architecture}'s modules are not known" for target in targets],
@@ -358,23 +364,23 @@ def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -
 
 def _choose_family(paths: Iterable[str], adapter: Adapter, base: BaseSpec | None) -> Table | None:
     """Return the table of the model, by the base, the source's header or the modules; None if they do not determine it."""
-    if by_class := _table_of_class(tables.TABLES, base):
+    if by_class := _table_of_class(family_tables.TABLES, base):
         return by_class
     header_tables = _tables_of(pipeline.source_header(adapter, "kohya")) or ()
     if header_tables:
-        return tables.SDXL if tables.SDXL in header_tables else header_tables[0]
+        return family_tables.SDXL if family_tables.SDXL in header_tables else header_tables[0]
     if any(".img_m" in path or ".txt_m" in path for path in paths):
         return image_transformers.TRANSFORMER
     modules = {module for module_names in pipeline.modules_of(base).values() for module in module_names}
     if _is_sdxl(paths) or "text_encoder_2" in adapter.meta.parts or _is_sdxl(modules):
-        return tables.SDXL
-    return tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in paths) else None
+        return family_tables.SDXL
+    return family_tables.SD if modules or any(path.startswith(("down_blocks.3.", "up_blocks.3.")) for path in paths) else None
 
 
 def _table_of_class(candidates: Iterable[Table], base: BaseSpec | None) -> Table | None:
     """Return the table of the base's class in diffusers; None if it is not known."""
     name = base.architecture if base else ""
-    return next((table for table in candidates if table.classes and linear.Pattern(table.classes).match(name)), None)
+    return next((table for table in candidates if table.classes and safe_regex.Pattern(table.classes).match(name)), None)
 
 
 def _is_sdxl(paths: Iterable[str]) -> bool:
@@ -387,11 +393,11 @@ def _is_sdxl(paths: Iterable[str]) -> bool:
 
 def are_image_targets(targets: Collection[str]) -> bool:
     """Return whether these are modules of image models rather than of a language model."""
-    if tables.FIRST.union(PIPELINE_PARTS).isdisjoint({target.partition(".")[0] for target in targets}):
+    if family_tables.FIRST.union(PIPELINE_PARTS).isdisjoint({target.partition(".")[0] for target in targets}):
         return False
     plain = (target.removeprefix(f"{pipeline.part_of(target)}.") for target in targets)
-    likely = [t for t in plain if "." in t and t.partition(".")[0] in tables.FIRST and not _LLAMA_TOO.match(t)]
-    return any(table.part and table.trainer_path(target) for target in likely for table in tables.TABLES)
+    likely = [t for t in plain if "." in t and t.partition(".")[0] in family_tables.FIRST and not _LLAMA_TOO.match(t)]
+    return any(table.part and table.trainer_path(target) for target in likely for table in family_tables.TABLES)
 
 
 def fit_to_base(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
@@ -410,10 +416,12 @@ def fit_to_base(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapt
 
 def in_diffusers_names(adapter: Adapter, location: str) -> Adapter:
     """Return an adapter that peft trained on the makers' own model under diffusers' names; any other unchanged."""
-    if adapter.meta.parts or not any(map(tables.is_foreign, adapter.deltas)):
+    if adapter.meta.parts or not any(map(family_tables.is_foreign, adapter.deltas)):
         return adapter
     outlines = {target: (delta.shape[0], delta.shape[1]) for target, delta in adapter.deltas.items()}
-    readings, table = _read_model({target: target for target in outlines}, outlines, pipeline.preserved_header(adapter), {}, location)
+    readings, table = _read_model(
+        {target: target for target in outlines}, outlines, pipeline.preserved_header(adapter), {}, location
+    )
     deltas: dict[str, Delta] = {}
     for target, delta in adapter.deltas.items():
         deltas |= factors.split_delta(target, delta, readings[target], location)
@@ -438,8 +446,8 @@ def with_model_prefix(adapter: Adapter, base: BaseSpec | None, location: str) ->
 def _part_by_modules(targets: Iterable[str], location: str) -> str:
     parts: set[str] = set()
     for target in targets:
-        candidates = {table.part for table in tables.TABLES if table.part and table.trainer_path(target)}
-        if tables.TEXT.trainer_path(target):
+        candidates = {table.part for table in family_tables.TABLES if table.part and table.trainer_path(target)}
+        if family_tables.TEXT.trainer_path(target):
             problem = f"{target} may be in any text encoder of a pipeline"
             raise RefusedError(location, problem, "Name the folder of the model as its base", code="base-required")
         if len(candidates) != 1:

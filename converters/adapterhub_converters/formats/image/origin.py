@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Meta
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
-from . import image_transformers, pipeline, tables
+from . import family_tables, image_transformers, pipeline
 
-_WORD = linear.Pattern(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,59}")
-_REPO = linear.Pattern(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_MUSUBI = linear.Pattern(r"musubi|networks\.lora_(?:wan|framepack|flux_|qwen|zimage|hv_|kandinsky|krea|ideogram|hidream)")
+_WORD = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,59}")
+_REPO = safe_regex.Pattern(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_MUSUBI = safe_regex.Pattern(r"musubi|networks\.lora_(?:wan|framepack|flux_|qwen|zimage|hv_|kandinsky|krea|ideogram|hidream)")
 
 
 def describe(meta: Meta, metadata: Mapping[str, str], names: str, targets: Iterable[str]) -> Meta:
@@ -68,7 +68,7 @@ def _family_of(targets: Iterable[str]) -> str:
     inner = [target.partition(".") for target in targets if not pipeline.is_text(target.partition(".")[0])]
     fits = {
         _family(table.name)
-        for table in tables.TABLES
+        for table in family_tables.TABLES
         if inner and all(part == table.part and table.trainer_path(path) for part, _, path in inner)
     }
     return fits.pop() if len(fits) == 1 else ""

@@ -20,7 +20,7 @@ import numpy as np
 
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, Meta, Source, problems_beyond_deltas
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.hf import PIPELINE_PARTS
+from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, refused_error
 from adapterhub_converters.formats import peft, source_config
@@ -114,7 +114,9 @@ def single_model(adapter: Adapter) -> Adapter:
     reasons = [
         f"{target}: the adapter acts on {' and '.join(sorted(models))}, but PEFT has one model" for target in other_targets
     ]
-    raise refused_error("", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(other_targets[0])}.*")
+    raise refused_error(
+        "", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(other_targets[0])}.*"
+    )
 
 
 def problems(adapter: Adapter, format_name: str, problem_of: Callable[[Delta], str]) -> Iterator[str]:
@@ -197,7 +199,9 @@ def with_source(adapter: Adapter, metadata: Mapping[str, str], tensors: Mapping[
     if lacking := [
         ours for ours, delta in adapter.deltas.items() if ours not in rows and any(np.any(t) for _, t in delta.parts())
     ]:
-        raise FormatError(location, f"adapterhub.source.targets lacks {lacking[0]!r}, which has a delta", source_config.CONVERT_AGAIN)
+        raise FormatError(
+            location, f"adapterhub.source.targets lacks {lacking[0]!r}, which has a delta", source_config.CONVERT_AGAIN
+        )
     text, header = str(metadata.get("adapterhub.source.config", "")), _text_map(metadata, "metadata", location)
     peft_tensors = peft.state_dict(Adapter(deltas, source=Source("peft", text, header)))
     file_names = _text_map(metadata, "names", location)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from fractions import Fraction
 
-from .table import (
+from .name_table import (
     DIFFUSION_MODEL,
     DOUBLE,
     QKV,

@@ -9,7 +9,7 @@ the header's metadata. Before mlx-vlm adopted this format, its adapters had `A` 
 `alpha` (mlx-vlm, `trainer/peft/lora.py`).
 """
 
-from .layout import CONFIG, WEIGHTS, sniff
+from .folder_layout import CONFIG, WEIGHTS, sniff
 from .reader import read
 from .writer import write
 

@@ -18,9 +18,9 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import peft, source_config
 
-from . import whole
-from .layout import CONFIG, RANKS, WEIGHTS, payload_digest
-from .names import expert_place, in_base, expert_number
+from . import full_tuning
+from .folder_layout import CONFIG, RANKS, WEIGHTS, payload_digest
+from .module_names import expert_number, expert_place, in_base
 
 _HEAD = "lm_head"
 _VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multiplied by alpha itself"
@@ -41,7 +41,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         tensors = {_mlx_lm_name(name) if by_vlm else name: file.tensor(name) for name in file.tensors}
         metadata = file.header.metadata
     if is_whole:
-        return whole.read(config, tensors, location, base)
+        return full_tuning.read(config, tensors, location, base)
     modules = _modules(tensors, location, dora=config.get("fine_tune_type") == "dora")
     if source_config.matches_payload(metadata, payload_digest(config, tensors, metadata)):
         return _restore(metadata, modules, scale, location)
@@ -181,7 +181,9 @@ def _restore(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale:
     for name, module in modules.items():
         for expert in range(len(module.lora_A) if module.lora_A.ndim == 3 else 1):
             if (name, expert) not in used and (module.lora_A.ndim == 2 or module.lora_B[expert].tobytes().strip(b"\0")):
-                raise FormatError(location, f"adapterhub.source.tensors lacks {name!r}, which has a delta", source_config.CONVERT_AGAIN)
+                raise FormatError(
+                    location, f"adapterhub.source.tensors lacks {name!r}, which has a delta", source_config.CONVERT_AGAIN
+                )
     targets = {line.stem: line.target for line in lines}
     magnitudes = {targets[name]: module.magnitude for name, module in modules.items() if module.magnitude is not None}
     return source_config.with_magnitudes(adapter, magnitudes)

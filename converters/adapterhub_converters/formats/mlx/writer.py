@@ -29,8 +29,8 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import refused_error
 from adapterhub_converters.formats import file_alpha, source_config
 
-from .layout import CONFIG, RANKS, WEIGHTS, payload_digest
-from .names import Names
+from .folder_layout import CONFIG, RANKS, WEIGHTS, payload_digest
+from .module_names import Names
 
 _EMBED, _HEAD = "model.embed_tokens", "lm_head"
 _TOP = (_EMBED, _HEAD)

@@ -16,7 +16,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from .keys import classify
+from .tensor_keys import classify
 
 _FOUR_BITS = "-bnb-4bit"
 _LINEAR_MARK = ".linear.lora_"

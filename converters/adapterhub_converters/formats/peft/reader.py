@@ -22,11 +22,11 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 from adapterhub_converters.formats.candidate import Candidate
 
 from . import quirks, tuners
-from .config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys
-from .config import check as check_config
-from .config import meta as meta_of
-from .deltas import DeltaReader, trainable_rows
-from .keys import PREFIX, TensorId, classify, identify_all, tensor_names
+from .adapter_config import CONFIG, INDEX, UNKNOWN_KEY, WEIGHTS, Scales, unknown_keys
+from .adapter_config import check as check_config
+from .adapter_config import meta as meta_of
+from .module_deltas import DeltaReader, trainable_rows
+from .tensor_keys import PREFIX, TensorId, classify, identify_all, tensor_names
 
 
 def sniff(candidate: Candidate) -> bool:
@@ -92,7 +92,9 @@ def parse_shapes(
 
 def _config(path: Path) -> str:
     if not (path / CONFIG).is_file():
-        raise NotFoundError(str(path), f"not a PEFT adapter: there is no {CONFIG}", nested_adapter_hint(path), code="no-adapter")
+        raise NotFoundError(
+            str(path), f"not a PEFT adapter: there is no {CONFIG}", nested_adapter_hint(path), code="no-adapter"
+        )
     return json_file.read_text(path / CONFIG)
 
 
@@ -173,7 +175,9 @@ def parse(
     return dataclasses.replace(adapter, source=Source("peft", text, dict(metadata), names, frozenset(reader.swapped)))
 
 
-def _deviating_names(adapter: Adapter, files: Mapping[str, str], origin: Callable[[], Mapping[TensorId, str]]) -> dict[str, str]:
+def _deviating_names(
+    adapter: Adapter, files: Mapping[str, str], origin: Callable[[], Mapping[TensorId, str]]
+) -> dict[str, str]:
     """Map peft's names to the names in the file, for tensors that peft would save under another name.
 
     `origin` makes the map of each tensor to its key in `files`, which most adapters do not need.

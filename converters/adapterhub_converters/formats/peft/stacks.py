@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LowRank, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, canonical_names
 from adapterhub_converters.errors import RefusedError
@@ -33,7 +33,7 @@ ALTERNATING = frozenset({"gpt_oss"})
 _TRANSPOSED = frozenset({"gpt_oss", "llama4", "llama4_text"})  # their stacks are (experts, in, out)
 _UNGATED = frozenset({"nemotron_h"})  # with up_proj and down_proj only
 _STACKED = STACKING | _TRANSPOSED | _UNGATED
-_EXPERT = linear.Pattern(r"(.+\.experts)\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
+_EXPERT = safe_regex.Pattern(r"(.+\.experts)\.(\d{1,5})\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 _PARTS = {"gate_proj": "gate", "w1": "gate", "up_proj": "up", "w3": "up", "down_proj": "down", "w2": "down"}
 # Last components of the names that peft would take for parts of experts, and of routers, which are not linear layers.
 _MISTAKEN_FOR_EXPERTS = frozenset({*_PARTS, "gate", "router"})

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import linear
-from adapterhub_converters.adapter import MAX_EXPERTS, Adapter, Delta, LowRank, Meta, factored
+from adapterhub_converters import safe_regex
+from adapterhub_converters.adapter import MAX_EXPERTS, Adapter, Delta, LowRank, Meta, factored_deltas
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.candidate import Candidate
 
-from .config import CONFIG, WEIGHTS
-from .keys import PREFIX
+from .adapter_config import CONFIG, WEIGHTS
 from .stacks import stack_transposed_experts
+from .tensor_keys import PREFIX
 
-_EXPERTS = linear.Pattern(r"(.+\.experts)\.(w1|w2|w3)")
-_ATTENTION = linear.Pattern(r"(.+)\.attn\.([qkvo]_proj)")
-_SPLIT = linear.Pattern(r"(.+\.linear_attn)\.in_proj_([qkv])")
+_EXPERTS = safe_regex.Pattern(r"(.+\.experts)\.(w1|w2|w3)")
+_ATTENTION = safe_regex.Pattern(r"(.+)\.attn\.([qkvo]_proj)")
+_SPLIT = safe_regex.Pattern(r"(.+\.linear_attn)\.in_proj_([qkv])")
 _PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _HEAD = "model.unembed_tokens"
 _MARKS = (".unembed_tokens.", ".experts.w", ".attn.q_proj.", ".in_proj_q.")
@@ -115,7 +115,7 @@ def _check_shared(pairs: Pairs, location: str) -> None:
     stored_size = sum(half.size for pair in pairs.values() for half in pair)
     stacks = [pair for pair in pairs.values() if pair[0].ndim == 3]
     expanded_size = sum(max(map(len, pair)) * sum(half[0].size for half in pair) for pair in stacks)
-    factored.check_growth(stored_size, expanded_size, location)
+    factored_deltas.check_growth(stored_size, expanded_size, location)
 
 
 def _transformers_pairs(pairs: Pairs, location: str) -> Pairs:

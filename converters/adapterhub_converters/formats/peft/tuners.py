@@ -14,9 +14,9 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import TUNERS, Adapter, Meta, Rows, TunedModule, Tuner
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused_error
 
-from .config import CONFIG, WEIGHTS
-from .config import meta as meta_of
-from .keys import PREFIX
+from .adapter_config import CONFIG, WEIGHTS
+from .adapter_config import meta as meta_of
+from .tensor_keys import PREFIX
 
 PROMPTS = "prompt_embeddings"
 _CLASSIFIER = "base_model.internal_xlora_classifier.layers."  # X-LoRA's, which is no part of the model

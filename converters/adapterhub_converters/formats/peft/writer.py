@@ -18,17 +18,17 @@ from adapterhub_converters.adapter import (
     LowRankEmbedding,
     StackedLowRank,
     TensorLoss,
-    with_factored_as_pairs,
     refuse_differences,
+    with_factored_as_pairs,
 )
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.patterns import escape
+from adapterhub_converters.peft_patterns import escape
 
-from . import experts, stacks
-from .config import CONFIG, WEIGHTS
-from .keys import classify, state_dict
+from . import stacks, target_parameters
+from .adapter_config import CONFIG, WEIGHTS
+from .tensor_keys import classify, state_dict
 
 # The modules that PEFT itself adds to modules_to_save for a task (`peft_model.py`).
 _TASK_MODULES = {
@@ -111,7 +111,7 @@ def config_text(adapter: Adapter, *, parameters: Collection[str] = ()) -> str:
         "use_rslora": rslora == {True},
     }
     if stacked or weights:
-        config |= {"target_parameters": sorted([*stacked, *weights]), "peft_version": experts.WRITTEN_VERSION}
+        config |= {"target_parameters": sorted([*stacked, *weights]), "peft_version": target_parameters.WRITTEN_VERSION}
     if adapter.meta.invocation:
         config["alora_invocation_tokens"] = list(adapter.meta.invocation)
     if adapter.meta.layers:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import fused
+from . import fused_layers
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _MODULES = {
@@ -38,7 +38,7 @@ _OPTIONS = {
     "lora_query": (_QKV[0],), "lora_key": (_QKV[1],), "lora_value": (_QKV[2],), "lora_projection": ("self_attn.o_proj",),
     "lora_mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "lora_head": ("lm_head",),
 }  # fmt: skip
-_KEY = linear.Pattern(
+_KEY = safe_regex.Pattern(
     r"(?:transformer\.h\.(0|[1-9][0-9]{0,5})\.)?(attn\.qkv|attn\.attn|attn\.proj|mlp\.fc_1|mlp\.fc_2|mlp\.proj|lm_head)\.lora_([AB])"
 )
 _OPTIONS_FILE = "hyperparameters.yaml"
@@ -54,13 +54,13 @@ def sniff(candidate: Candidate) -> bool:
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what litgpt cannot express."""
-    base = fused.known_base(base, "litgpt", "litgpt", _CLASSES)
-    problems = fused.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
+    base = fused_layers.known_base(base, "litgpt", "litgpt", _CLASSES)
+    problems = fused_layers.problems(adapter, "litgpt", _MODULES, dora=False, tied=False)
     if problems:
         raise refused_error("litgpt", problems)
-    fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), 0), names.permute_rows, whole=True)
-    fused_adapter = fused.fill_missing_pairs(fused_adapter, base, _OPTIONS.values(), "litgpt")
-    stems: dict[str, list[fused.Pair]] = {}
+    fused_adapter = fused_layers.fuse(adapter, lambda t: (_stem(t), 0), architecture_lookup.permute_rows, whole=True)
+    fused_adapter = fused_layers.fill_missing_pairs(fused_adapter, base, _OPTIONS.values(), "litgpt")
+    stems: dict[str, list[fused_layers.Pair]] = {}
     # q, k and v are concatenated in this order.
     for target in sorted(fused_adapter.pairs, key=_sort_key):
         stems.setdefault(_stem(target), []).append(fused_adapter.pairs[target])
@@ -68,10 +68,10 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     for stem, pairs in stems.items():
         tensors[f"{stem}.lora_A"] = _one_dtype([pair.lora_A for pair in pairs])
         tensors[f"{stem}.lora_B"] = _one_dtype([pair.lora_B for pair in pairs])
-    kinds = {fused.kind_of(target) for target in fused_adapter.pairs}
+    kinds = {fused_layers.kind_of(target) for target in fused_adapter.pairs}
     settings = {"lora_r": fused_adapter.rank, "lora_alpha": int(fused_adapter.alpha)}
     settings |= {option: bool(kinds & set(option_kinds)) for option, option_kinds in _OPTIONS.items()}
-    fused.write(path, tensors, adapter, fused_adapter, settings)
+    fused_layers.write(path, tensors, adapter, fused_adapter, settings)
     options = ", ".join(f"{key}={str(value).lower()}" for key, value in settings.items())
     return LossReport(fused_adapter.losses, (*fused_adapter.notes, f"litgpt needs the options {options}"))
 
@@ -83,11 +83,11 @@ def _one_dtype(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _sort_key(target: str) -> tuple[int, int]:
-    return names.layer_of(target) or 0, list(_MODULES).index(fused.kind_of(target))
+    return architecture_lookup.layer_of(target) or 0, list(_MODULES).index(fused_layers.kind_of(target))
 
 
 def _stem(target: str) -> str:
-    module, layer = _MODULES[fused.kind_of(target)], names.layer_of(target)
+    module, layer = _MODULES[fused_layers.kind_of(target)], architecture_lookup.layer_of(target)
     return module if layer is None else f"transformer.h.{layer}.{module}"
 
 
@@ -99,31 +99,31 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
-    file = fused.open_file(path)
+    file = fused_layers.open_file(path)
     stems = _stems(file)
     if file.has_source:
-        return _restore(file, fused.resolve_alpha(file, "lora_alpha", {}, alpha))
-    base = fused.known_base(base, file.location, "litgpt", _CLASSES)
-    options = fused.scalars(path.with_name(_OPTIONS_FILE))
-    recorded = fused.numbers(options, r="lora_r", alpha="lora_alpha")
-    number = fused.resolve_alpha(file, "lora_alpha", recorded, alpha)
+        return _restore(file, fused_layers.resolve_alpha(file, "lora_alpha", {}, alpha))
+    base = fused_layers.known_base(base, file.location, "litgpt", _CLASSES)
+    options = fused_layers.scalars(path.with_name(_OPTIONS_FILE))
+    recorded = fused_layers.numbers(options, r="lora_r", alpha="lora_alpha")
+    number = fused_layers.resolve_alpha(file, "lora_alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for stem in stems:
         lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
         if not stem.endswith((".qkv", ".attn.attn")):
-            pair = fused.check_pair(stem, lora_A, lora_B, file.location)
-            fused.check_rank(file, stem, len(pair[0]), recorded.get("r"))
+            pair = fused_layers.check_pair(stem, lora_A, lora_B, file.location)
+            fused_layers.check_rank(file, stem, len(pair[0]), recorded.get("r"))
             deltas[_target(stem)] = LowRank(*pair, number)
             continue
-        fused.check_rank(file, stem, lora_B.shape[-1], recorded.get("r"))
+        fused_layers.check_rank(file, stem, lora_B.shape[-1], recorded.get("r"))
         layer = stem.split(".")[2]
         legacy = stem.endswith(".attn.attn")
         for kind, one_A, one_B in _split(file, stem, _enabled_kinds(file, stem, options, base), base, legacy=legacy):
             deltas[f"model.layers.{layer}.{kind}"] = LowRank(one_A, one_B, number * len(one_A) / lora_B.shape[1])
-    return fused.adapter_of(file, dict(sorted(deltas.items())), base)
+    return fused_layers.adapter_of(file, dict(sorted(deltas.items())), base)
 
 
-def _stems(file: fused.TrainerFile) -> list[str]:
+def _stems(file: fused_layers.TrainerFile) -> list[str]:
     parts: dict[str, set[str]] = {}
     unknown = []
     for name in file.tensors:
@@ -146,11 +146,11 @@ def _target(stem: str) -> str:
 
 
 def _rows(base: BaseSpec) -> dict[str, int]:
-    queries, keys, size = fused.heads(base)
+    queries, keys, size = fused_layers.heads(base)
     return {_QKV[0]: queries * size, _QKV[1]: keys * size, _QKV[2]: keys * size}
 
 
-def _enabled_kinds(file: fused.TrainerFile, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
+def _enabled_kinds(file: fused_layers.TrainerFile, stem: str, options: Mapping[str, str], base: BaseSpec) -> list[str]:
     """Return which of q, k and v a fused module has: as the options say, else the only choice with that many rows."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
     rows = _rows(base)
@@ -176,7 +176,7 @@ def _choices() -> Iterator[list[str]]:
         yield [kind for place, kind in enumerate(_QKV) if mask >> place & 1]
 
 
-def _is_set(file: fused.TrainerFile, options: Mapping[str, str], option: str) -> bool:
+def _is_set(file: fused_layers.TrainerFile, options: Mapping[str, str], option: str) -> bool:
     value = file.settings.get(option)
     return value if isinstance(value, bool) else options.get(option, "").lower() == "true"
 
@@ -186,7 +186,7 @@ def _join_names(kinds: Iterable[str]) -> str:
 
 
 def _split(
-    file: fused.TrainerFile, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
+    file: fused_layers.TrainerFile, stem: str, kinds: Sequence[str], base: BaseSpec, *, legacy: bool
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield each kind of a fused module with its own pair."""
     lora_A, lora_B = file.tensors[f"{stem}.lora_A"], file.tensors[f"{stem}.lora_B"]
@@ -205,42 +205,44 @@ def _split_interleaved(lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -
 
     Its rows are group after group of heads, and use `lora_A` in three runs.
     """
-    queries, keys, _ = fused.heads(base)
+    queries, keys, _ = fused_layers.heads(base)
     r = lora_B.shape[1]
     block_diagonal = np.zeros((len(lora_B), len(lora_A)), lora_B.dtype)
     start = 0
     for place, rows in enumerate(_rows(base).values()):
         block_diagonal[start : start + rows, place * r : (place + 1) * r] = lora_B[start : start + rows]
         start += rows
-    block_diagonal = names.permute_rows(block_diagonal, (keys, queries // keys))
+    block_diagonal = architecture_lookup.permute_rows(block_diagonal, (keys, queries // keys))
     start = 0
     for kind, rows in _rows(base).items():
         yield kind, lora_A, np.ascontiguousarray(block_diagonal[start : start + rows])
         start += rows
 
 
-def _restore(file: fused.TrainerFile, alpha: float) -> Adapter:
+def _restore(file: fused_layers.TrainerFile, alpha: float) -> Adapter:
     lines = source_config.parse_lines(file.metadata, file.location)
     modules: dict[str, list[source_config.Line]] = {}
     for line in lines:
-        kind = fused.kind_of(line.target)
+        kind = fused_layers.kind_of(line.target)
         if kind not in _MODULES or line.stem != _stem(line.target) or line.block is None or line.order:
-            raise fused.misplaced_error(file, line)
+            raise fused_layers.misplaced_error(file, line)
         modules.setdefault(line.stem, []).append(line)
     places = {stem: _line_places(file, stem, module_lines) for stem, module_lines in modules.items()}
 
     def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         rows_A, rows_B = places[line.stem][line.target]
-        return fused.check_pair(
+        return fused_layers.check_pair(
             line.stem, file.tensor(f"{line.stem}.lora_A", rows_A), file.tensor(f"{line.stem}.lora_B", rows_B), file.location
         )
 
-    return fused.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".lora_B")
+    return fused_layers.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".lora_B")
 
 
-def _line_places(file: fused.TrainerFile, stem: str, lines: Sequence[source_config.Line]) -> dict[str, tuple[slice, slice]]:
+def _line_places(
+    file: fused_layers.TrainerFile, stem: str, lines: Sequence[source_config.Line]
+) -> dict[str, tuple[slice, slice]]:
     """Return the place of each line in the tensors of its module, between the kinds that the header's options add."""
-    blocks = {fused.kind_of(line.target): (line, line.block) for line in lines if line.block}
+    blocks = {fused_layers.kind_of(line.target): (line, line.block) for line in lines if line.block}
     if not stem.endswith(".qkv"):
         return {line.target: (slice(None), slice(None)) for line in lines}
     kinds = [kind for option, (kind, *_) in list(_OPTIONS.items())[:3] if file.settings.get(option) is True]

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import fused, megatron_shards
+from . import fused_layers, megatron_shards
 
 _CLASSES = (
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GemmaForCausalLM", "Gemma2ForCausalLM",
@@ -35,7 +35,7 @@ _EXPERTS = {
     "Qwen2MoeForCausalLM": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
     "Qwen3MoeForCausalLM": ("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
 }
-_KEY = linear.Pattern(
+_KEY = safe_regex.Pattern(
     r"(?:decoder\.layers\.(?P<layer>0|[1-9][0-9]{0,5})\.)?"
     r"(?P<path>self_attention\.linear_(?:qkv|proj)|output_layer"
     r"|mlp\.(?:experts\.(?:local_experts\.(?P<expert>0|[1-9][0-9]{0,4})\.)?)?linear_fc[12])"
@@ -61,19 +61,19 @@ def _is_factor_name(name: str) -> bool:
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`: as LoRA if the parts of each fused module share their `lora_A`, else as CanonicalLoRA."""
-    base = fused.known_base(base, "megatron", "Megatron", (*_CLASSES, *_EXPERTS))
-    problems = fused.problems(adapter, "Megatron", (*MODULES, *_expert_kinds(base)), dora=False, tied=base.tied)
+    base = fused_layers.known_base(base, "megatron", "Megatron", (*_CLASSES, *_EXPERTS))
+    problems = fused_layers.problems(adapter, "Megatron", (*MODULES, *_expert_kinds(base)), dora=False, tied=base.tied)
     if problems:
         raise refused_error("megatron", problems)
     # LoRA is the common form; CanonicalLoRA expresses parts with factors of their own.
     shared, groups = _can_share(adapter), _head_groups(base)
 
-    def stem_and_order(target: str) -> tuple[str, names.Order]:
-        order = groups if shared and fused_part(fused.kind_of(target)).path == QKV else 0
+    def stem_and_order(target: str) -> tuple[str, architecture_lookup.Order]:
+        order = groups if shared and fused_part(fused_layers.kind_of(target)).path == QKV else 0
         return _stem(target, shared=shared), order
 
     # Rows are reordered below, when all parts of a fused module are together.
-    fused_adapter = fused.fuse(adapter, stem_and_order, lambda rows, _: rows, whole=True)
+    fused_adapter = fused_layers.fuse(adapter, stem_and_order, lambda rows, _: rows, whole=True)
     tensors: dict[str, np.ndarray] = {}
     for stem, targets in _by_stem(fused_adapter, shared=shared).items():
         pairs = [fused_adapter.pairs[target] for target in targets]
@@ -81,7 +81,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         rows = np.concatenate([pair.lora_B for pair in pairs]) if len(pairs) > 1 else pairs[0].lora_B
         if len(pairs) == 3:
             _check_rows(targets, pairs, base)
-            rows = names.unpermute_rows(rows, groups)
+            rows = architecture_lookup.unpermute_rows(rows, groups)
         tensors[f"{stem}.linear_out.weight"] = rows
     settings: dict[str, Any] = {
         "dim": fused_adapter.rank,
@@ -89,7 +89,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         "peft": "lora" if shared else "canonical_lora",
         "target_modules": sorted({_target_module(target, shared=shared) for target in fused_adapter.pairs}),
     }
-    fused.write(path, tensors, adapter, fused_adapter, settings)
+    fused_layers.write(path, tensors, adapter, fused_adapter, settings)
     has_experts = any(".experts." in target for target in fused_adapter.pairs)
     options = ", ".join(
         f"{key}={value}" for key, value in (settings | ({"moe_grouped_gemm": False} if has_experts else {})).items()
@@ -106,13 +106,13 @@ def _expert_kinds(base: BaseSpec) -> Iterator[str]:
 
 def _head_groups(base: BaseSpec) -> tuple[int, int]:
     """Return the number of groups of heads, and the number of queries in each."""
-    queries, keys, _ = fused.heads(base)
+    queries, keys, _ = fused_layers.heads(base)
     return keys, queries // keys
 
 
-def _check_rows(targets: list[str], pairs: list[fused.Pair], base: BaseSpec) -> None:
+def _check_rows(targets: list[str], pairs: list[fused_layers.Pair], base: BaseSpec) -> None:
     for target, pair in zip(targets, pairs, strict=True):
-        base_shape = fused.shape(base, fused.kind_of(target))
+        base_shape = fused_layers.shape(base, fused_layers.kind_of(target))
         if (len(pair.lora_B), pair.lora_A.shape[1]) != base_shape:
             raise RefusedError(
                 target, f"its delta is ({len(pair.lora_B)}, {pair.lora_A.shape[1]}), the base's weight {base_shape}"
@@ -126,23 +126,23 @@ def _can_share(adapter: Adapter) -> bool:
     """Return whether each fused module has either all of its parts, with one `lora_A`, or none."""
     parts: dict[str, Parts] = {}
     for target, delta in adapter.deltas.items():
-        if fused_part(fused.kind_of(target)).parts > 1 and isinstance(delta, LowRank):
+        if fused_part(fused_layers.kind_of(target)).parts > 1 and isinstance(delta, LowRank):
             parts.setdefault(_stem(target, shared=True), []).append((target, delta))
     return all(map(_is_shareable, parts.values()))
 
 
 def _is_shareable(parts: Parts) -> bool:
     """Return whether these are all parts of a module, with one `lora_A` and one scale; gate and up need equally many rows."""
-    part = fused_part(fused.kind_of(parts[0][0]))
+    part = fused_part(fused_layers.kind_of(parts[0][0]))
     factors = {(delta.lora_A.dtype, delta.lora_B.dtype, delta.lora_A.shape, delta.lora_A.tobytes()) for _, delta in parts}
     same_rows = part.path == QKV or len({delta.shape for _, delta in parts}) == 1
     return same_rows and len(parts) == part.parts and len(factors) == 1 and len({delta.scaling for _, delta in parts}) == 1
 
 
-def _by_stem(fused_adapter: fused.FusedAdapter, *, shared: bool) -> dict[str, list[str]]:
+def _by_stem(fused_adapter: fused_layers.FusedAdapter, *, shared: bool) -> dict[str, list[str]]:
     def order(target: str) -> tuple[int, str, int]:
-        part = fused_part(fused.kind_of(target))
-        return names.layer_of(target) or 0, part.path, part.part
+        part = fused_part(fused_layers.kind_of(target))
+        return architecture_lookup.layer_of(target) or 0, part.path, part.part
 
     stems: dict[str, list[str]] = {}
     for target in sorted(fused_adapter.pairs, key=order):
@@ -151,14 +151,14 @@ def _by_stem(fused_adapter: fused.FusedAdapter, *, shared: bool) -> dict[str, li
 
 
 def _stem(target: str, *, shared: bool) -> str:
-    part, layer = fused_part(fused.kind_of(target)), names.layer_of(target)
+    part, layer = fused_part(fused_layers.kind_of(target)), architecture_lookup.layer_of(target)
     suffix = f".{part.canonical_name}" if part.canonical_name and not shared else ""
     return f"{'' if layer is None else f'decoder.layers.{layer}.'}{part.path}.adapter{suffix}"
 
 
 def _target_module(target: str, *, shared: bool) -> str:
     """Return the module's name in the option `target_modules`."""
-    part = fused_part(fused.kind_of(target))
+    part = fused_part(fused_layers.kind_of(target))
     if shared or not part.canonical_name:
         return part.path.rpartition(".")[2]
     projection = part.canonical_name.removeprefix("adapter_")
@@ -179,34 +179,34 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         alpha: The alpha, if it is not recorded.
     """
     if path.is_dir():
-        base = fused.known_base(base, str(path), "Megatron", (*_CLASSES, *_EXPERTS))
-        file = fused.check_file(str(path), megatron_shards.gather(path, base), {})
+        base = fused_layers.known_base(base, str(path), "Megatron", (*_CLASSES, *_EXPERTS))
+        file = fused_layers.check_file(str(path), megatron_shards.gather(path, base), {})
     else:
-        file = fused.open_file(path)
+        file = fused_layers.open_file(path)
     if file.has_source:
-        return _restore(file, fused.resolve_alpha(file, "alpha", {}, alpha), base)
+        return _restore(file, fused_layers.resolve_alpha(file, "alpha", {}, alpha), base)
     # The note on an ignored config must be taken before the header is dropped.
     notes, file = file.notes, replace(file, tensors=megatron_shards.without_wrappers(file.tensors, file.location), metadata={})
-    base = fused.known_base(base, file.location, "Megatron", (*_CLASSES, *_EXPERTS))
+    base = fused_layers.known_base(base, file.location, "Megatron", (*_CLASSES, *_EXPERTS))
     recorded = _recorded_numbers(path)
-    number = fused.resolve_alpha(file, "alpha", recorded, alpha)
+    number = fused_layers.resolve_alpha(file, "alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for module in _modules(file):
         if not module.match["path"].startswith("mlp.experts."):
-            fused.check_rank(file, module.stem, module.lora_A.shape[0], recorded.get("r"))
+            fused_layers.check_rank(file, module.stem, module.lora_A.shape[0], recorded.get("r"))
         for target, one_A, one_B in _split(file, module, base):
             if target in deltas:
                 raise FormatError(file.location, f"{module.stem}: there is another delta of {target}")
-            deltas[target] = LowRank(*fused.check_pair(module.stem, one_A, one_B, file.location), number)
+            deltas[target] = LowRank(*fused_layers.check_pair(module.stem, one_A, one_B, file.location), number)
             _check_shape(file, target, one_A, one_B, base)
-    adapter = fused.adapter_of(file, dict(sorted(deltas.items())), base)
+    adapter = fused_layers.adapter_of(file, dict(sorted(deltas.items())), base)
     return replace(adapter, notes=(*notes, *_missing_end_notes(path, adapter, base)))
 
 
 def _missing_end_notes(path: Path, adapter: Adapter, base: BaseSpec) -> Iterator[str]:
     """Yield a note if the shards end before the base's layers do: a missing last shard leaves no other trace."""
-    last = max((names.layer_of(target) or 0 for target in adapter.deltas), default=0) + 1
-    layers = fused.positive_number(base, "num_hidden_layers")
+    last = max((architecture_lookup.layer_of(target) or 0 for target in adapter.deltas), default=0) + 1
+    layers = fused_layers.positive_number(base, "num_hidden_layers")
     if path.is_dir() and last < layers:
         yield f"layers {last} to {layers - 1} have no delta: is the shard of the last pipeline rank missing?"
 
@@ -216,7 +216,7 @@ class _Module:
     """A module of the file: the common prefix of its factors' names, the match of `_KEY`, and the factors."""
 
     stem: str
-    match: linear.Match
+    match: safe_regex.Match
     lora_A: np.ndarray
     lora_B: np.ndarray
 
@@ -225,11 +225,11 @@ def _recorded_numbers(path: Path) -> dict[str, float]:
     """Return alpha and dim from the options that Megatron-Bridge leaves in a checkpoint's folder or in its parent."""
     folders = (path, path.parent) if path.is_dir() else (path.parent, path.parent.parent)
     options_file = next((folder / _OPTIONS_FILE for folder in folders if (folder / _OPTIONS_FILE).is_file()), None)
-    return fused.numbers(fused.scalars(options_file, "peft"), r="dim", alpha="alpha") if options_file else {}
+    return fused_layers.numbers(fused_layers.scalars(options_file, "peft"), r="dim", alpha="alpha") if options_file else {}
 
 
-def _modules(file: fused.TrainerFile) -> list[_Module]:
-    stems: dict[str, dict[str, linear.Match]] = {}
+def _modules(file: fused_layers.TrainerFile) -> list[_Module]:
+    stems: dict[str, dict[str, safe_regex.Match]] = {}
     unknown = []
     for name in file.tensors:
         match = _KEY.fullmatch(name)
@@ -248,7 +248,7 @@ def _modules(file: fused.TrainerFile) -> list[_Module]:
     ]
 
 
-def _split(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _split(file: fused_layers.TrainerFile, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield each target of a module with its own pair."""
     path, canonical_name, layer = module.match["path"], module.match["own"], module.match["layer"]
     if path.startswith("mlp.experts."):
@@ -262,25 +262,27 @@ def _split(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> Iterator
             raise FormatError(file.location, f"{module.stem}: {path} has no {canonical_name}")
         yield prefix + kind, module.lora_A, module.lora_B
         return
-    fused.check_pair(module.stem, module.lora_A, module.lora_B, file.location)
+    fused_layers.check_pair(module.stem, module.lora_A, module.lora_B, file.location)
     for kind, rows in _fused_rows(file, module, base).items():
         yield prefix + kind, module.lora_A, rows
 
 
-def _fused_rows(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> dict[str, np.ndarray]:
+def _fused_rows(file: fused_layers.TrainerFile, module: _Module, base: BaseSpec) -> dict[str, np.ndarray]:
     path, lora_B = module.match["path"], module.lora_B
     kinds = [kind for kind, name in MODULES.items() if name == path]
-    sizes = [fused.shape(base, kind)[0] for kind in kinds]
+    sizes = [fused_layers.shape(base, kind)[0] for kind in kinds]
     if sum(sizes) != len(lora_B):
         problem = f"{len(lora_B)} rows, but {sum(sizes)} in this base. Is a shard missing?"
         raise FormatError(file.location, f"{module.stem}: {problem}")
     if path == QKV:
-        lora_B = names.permute_rows(lora_B, _head_groups(base))
+        lora_B = architecture_lookup.permute_rows(lora_B, _head_groups(base))
     ends = np.cumsum(sizes).tolist()
     return {k: np.ascontiguousarray(lora_B[end - size : end]) for k, size, end in zip(kinds, sizes, ends, strict=True)}
 
 
-def _expert_deltas(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _expert_deltas(
+    file: fused_layers.TrainerFile, module: _Module, base: BaseSpec
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Yield the deltas of one expert or of all; a matrix is shared by all, and a stack has one matrix for each."""
     match, stem = module.match, module.stem
     if base.architecture not in _EXPERTS:
@@ -297,7 +299,7 @@ def _expert_deltas(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> 
         raise FormatError(file.location, f"{stem}: {shapes} do not match {count} experts")
     for expert in chosen:
         one_A, one_B = (array[expert] if array.ndim == 3 else array for array in (module.lora_A, module.lora_B))
-        fused.check_pair(stem, one_A, one_B, file.location)
+        fused_layers.check_pair(stem, one_A, one_B, file.location)
         prefix = f"model.layers.{match['layer']}.{experts_path}.{expert}."
         if gate_or_up or match["path"].endswith("fc2"):
             yield prefix + (gate_or_up or down), one_A, one_B
@@ -309,25 +311,25 @@ def _expert_deltas(file: fused.TrainerFile, module: _Module, base: BaseSpec) -> 
         yield prefix + up, one_A, np.ascontiguousarray(one_B[half:])
 
 
-def _check_shape(file: fused.TrainerFile, target: str, lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> None:
+def _check_shape(file: fused_layers.TrainerFile, target: str, lora_A: np.ndarray, lora_B: np.ndarray, base: BaseSpec) -> None:
     if ".experts." in target:
         return
-    delta_shape, base_shape = (lora_B.shape[0], lora_A.shape[1]), fused.shape(base, fused.kind_of(target))
+    delta_shape, base_shape = (lora_B.shape[0], lora_A.shape[1]), fused_layers.shape(base, fused_layers.kind_of(target))
     if delta_shape != base_shape:
         raise FormatError(
             file.location, f"{target}: its delta is {delta_shape}, the base's weight {base_shape}. Is a shard missing?"
         )
 
 
-def _restore(file: fused.TrainerFile, alpha: float, base: BaseSpec | None) -> Adapter:
+def _restore(file: fused_layers.TrainerFile, alpha: float, base: BaseSpec | None) -> Adapter:
     shared = file.settings.get("peft") == "lora"
     blocks: dict[str, dict[int, int]] = {}
     for line in source_config.parse_lines(file.metadata, file.location):
-        part = find_fused_part(fused.kind_of(line.target))
+        part = find_fused_part(fused_layers.kind_of(line.target))
         if part is None or line.stem != _stem(line.target, shared=shared) or line.block is None:
-            raise fused.misplaced_error(file, line)
+            raise fused_layers.misplaced_error(file, line)
         if isinstance(line.order, tuple) != (shared and part.path == QKV) or (isinstance(line.order, int) and line.order):
-            raise fused.misplaced_error(file, line)
+            raise fused_layers.misplaced_error(file, line)
         if base is not None and isinstance(line.order, tuple) and line.order != _head_groups(base):
             raise RefusedError(
                 file.location, f"{line.target}: its rows are in {line.order[0]} groups, but the base has another number"
@@ -337,14 +339,14 @@ def _restore(file: fused.TrainerFile, alpha: float, base: BaseSpec | None) -> Ad
     def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
         lora_A = file.tensor(f"{line.stem}.linear_in.weight")
         rows = file.tensor(f"{line.stem}.linear_out.weight")
-        part_index, rows_by_part = fused_part(fused.kind_of(line.target)).part, blocks[line.stem]
-        if not names.order_fits(line.order, len(rows)) or sum(rows_by_part.values()) != len(rows):
+        part_index, rows_by_part = fused_part(fused_layers.kind_of(line.target)).part, blocks[line.stem]
+        if not architecture_lookup.order_fits(line.order, len(rows)) or sum(rows_by_part.values()) != len(rows):
             raise FormatError(file.location, f"{line.target}: {len(rows)} rows do not match adapterhub.source.tensors")
-        rows = names.permute_rows(rows, line.order)
+        rows = architecture_lookup.permute_rows(rows, line.order)
         start = sum(size for index, size in rows_by_part.items() if index < part_index)
-        return fused.check_pair(line.stem, lora_A, rows[start : start + rows_by_part[part_index]], file.location)
+        return fused_layers.check_pair(line.stem, lora_A, rows[start : start + rows_by_part[part_index]], file.location)
 
-    return fused.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".linear_out.weight")
+    return fused_layers.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".linear_out.weight")
 
 
 # ---- Names
@@ -361,7 +363,7 @@ CANONICAL_NAMES = {
     "self_attn.q_proj": "adapter_q", "self_attn.k_proj": "adapter_k", "self_attn.v_proj": "adapter_v",
     "mlp.gate_proj": "adapter_gate", "mlp.up_proj": "adapter_up",
 }  # fmt: skip
-_EXPERT = linear.Pattern(
+_EXPERT = safe_regex.Pattern(
     r"(?:mlp|block_sparse_moe)\.experts\.(0|[1-9][0-9]{0,4})\.(?:(gate_proj|w1)|(up_proj|w3)|(?:down_proj|w2))"
 )
 

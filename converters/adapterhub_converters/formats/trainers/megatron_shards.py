@@ -13,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from . import fused
+from . import fused_layers
 
-_RANK = linear.Pattern(r"mp_rank_([0-9]{2})(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
-_LAYER = linear.Pattern(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")
-_EXPERT = linear.Pattern(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
-_WRAPPER_PREFIX = linear.Pattern(r"^(?:module\.|model\.)+")
+_RANK = safe_regex.Pattern(r"mp_rank_([0-9]{2})(?:_([0-9]{3}))?(?:_([0-9]{3}))?")
+_LAYER = safe_regex.Pattern(r"(decoder\.layers\.)([0-9]{1,6})(\..+)")
+_EXPERT = safe_regex.Pattern(r"(.*\.local_experts\.)([0-9]{1,5})(\..+)")
+_WRAPPER_PREFIX = safe_regex.Pattern(r"^(?:module\.|model\.)+")
 
 _SAME_CHECKPOINT_HINT = "Take all shards from one checkpoint"
 Rank = tuple[int, int, int]
@@ -53,7 +53,7 @@ def without_wrappers(tensors: Mapping[str, np.ndarray], location: str) -> dict[s
 
 def expert_count(base: BaseSpec) -> int:
     """Return the number of experts in a layer of the base."""
-    return fused.positive_number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
+    return fused_layers.positive_number(base, "num_experts" if "num_experts" in base.config else "num_local_experts")
 
 
 def gather(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ def gather(path: Path, base: BaseSpec) -> dict[str, np.ndarray]:
             stage = {name: _join_shards(name, [rank[name] for rank in ranks], str(path)) for name in ranks[0]}
             layer_numbers, expert_numbers = _numbers(stage, _LAYER), _numbers(stage, _EXPERT)
             layer_offset = (
-                _offset(layer_numbers, (pp, sizes[1]), fused.positive_number(base, "num_hidden_layers"), "layers")
+                _offset(layer_numbers, (pp, sizes[1]), fused_layers.positive_number(base, "num_hidden_layers"), "layers")
                 if layer_numbers
                 else 0
             )
@@ -125,7 +125,7 @@ def _join_shards(name: str, parts: Sequence[np.ndarray], location: str) -> np.nd
     return np.concatenate(list(parts), axis)
 
 
-def _numbers(stage: Mapping[str, np.ndarray], pattern: linear.Pattern) -> list[int]:
+def _numbers(stage: Mapping[str, np.ndarray], pattern: safe_regex.Pattern) -> list[int]:
     return [int(match[2]) for name in stage if (match := pattern.fullmatch(name))]
 
 
@@ -143,7 +143,7 @@ def _offset(numbers: Sequence[int], rank: tuple[int, int], total: int, noun: str
     raise FormatError(f"rank {rank[0]} of {rank[1]}", reason)
 
 
-def _shift_number(name: str, pattern: linear.Pattern, by: int) -> str:
+def _shift_number(name: str, pattern: safe_regex.Pattern, by: int) -> str:
     match = pattern.fullmatch(name)
     return f"{match[1]}{int(match[2]) + by}{match[3]}" if match and by else name
 

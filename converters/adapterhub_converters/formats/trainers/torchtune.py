@@ -14,17 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from adapterhub_converters import linear
+from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta, LossReport, LowRank
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
-from adapterhub_converters.architectures import names
+from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError, refused_error
 from adapterhub_converters.formats import source_config
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import fused
+from . import fused_layers
 
 _MODULES = {
     "self_attn.q_proj": "attn.q_proj", "self_attn.k_proj": "attn.k_proj", "self_attn.v_proj": "attn.v_proj",
@@ -39,7 +39,7 @@ _PERMUTES_QK = {
 }  # fmt: skip
 # torchtune's options: `lora_attn_modules` one by one, the MLP as a whole, the output layer.
 _GROUPS = (*((f"self_attn.{x}_proj",) for x in "qkvo"), ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), ("lm_head",))
-_KEY = linear.Pattern(
+_KEY = safe_regex.Pattern(
     r"(?:layers\.(0|[1-9][0-9]{0,5})\.)?(attn\.(?:q|k|v|output)_proj|mlp\.w[123]|output)\.(lora_a\.weight|lora_b\.weight|magnitude)"
 )
 
@@ -51,8 +51,8 @@ def sniff(candidate: Candidate) -> bool:
 
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what torchtune cannot express."""
-    base = fused.known_base(base, "torchtune", "torchtune", _PERMUTES_QK)
-    problems = fused.problems(adapter, "torchtune", _MODULES, dora=True, tied=base.tied)
+    base = fused_layers.known_base(base, "torchtune", "torchtune", _PERMUTES_QK)
+    problems = fused_layers.problems(adapter, "torchtune", _MODULES, dora=True, tied=base.tied)
     problems += [
         f"{target}: {_BIAS_PROBLEM}"
         for target, delta in sorted(adapter.deltas.items())
@@ -60,8 +60,10 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     ]
     if problems:
         raise refused_error("torchtune", problems)
-    fused_adapter = fused.fuse(adapter, lambda t: (_stem(t), _order(t, base)), names.permute_rows, whole=False)
-    fused_adapter = fused.fill_missing_pairs(fused_adapter, base, _GROUPS, "torchtune")
+    fused_adapter = fused_layers.fuse(
+        adapter, lambda t: (_stem(t), _order(t, base)), architecture_lookup.permute_rows, whole=False
+    )
+    fused_adapter = fused_layers.fill_missing_pairs(fused_adapter, base, _GROUPS, "torchtune")
     tensors: dict[str, np.ndarray] = {}
     for target, pair in fused_adapter.pairs.items():
         stem = _stem(target)
@@ -69,13 +71,13 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         if pair.magnitude is not None:
             tensors[f"{stem}.magnitude"] = pair.magnitude
     settings = _settings(fused_adapter)
-    fused.write(path, tensors, adapter, fused_adapter, settings)
+    fused_layers.write(path, tensors, adapter, fused_adapter, settings)
     options = ", ".join(f"{key}={value}" for key, value in settings.items())
     return LossReport(fused_adapter.losses, (*fused_adapter.notes, f"torchtune needs the options {options}"))
 
 
-def _settings(fused_adapter: fused.FusedAdapter) -> dict[str, Any]:
-    kinds = {fused.kind_of(target) for target in fused_adapter.pairs}
+def _settings(fused_adapter: fused_layers.FusedAdapter) -> dict[str, Any]:
+    kinds = {fused_layers.kind_of(target) for target in fused_adapter.pairs}
     attention = [_MODULES[kind].partition(".")[2] for kind in _MODULES if kind in kinds and kind.startswith("self_attn.")]
     dora = any(pair.magnitude is not None for pair in fused_adapter.pairs.values())
     return {
@@ -89,15 +91,15 @@ def _settings(fused_adapter: fused.FusedAdapter) -> dict[str, Any]:
 
 
 def _stem(target: str) -> str:
-    module, layer = _MODULES[fused.kind_of(target)], names.layer_of(target)
+    module, layer = _MODULES[fused_layers.kind_of(target)], architecture_lookup.layer_of(target)
     return module if layer is None else f"layers.{layer}.{module}"
 
 
 def _order(target: str, base: BaseSpec) -> int:
-    kind = fused.kind_of(target)
+    kind = fused_layers.kind_of(target)
     if kind not in ("self_attn.q_proj", "self_attn.k_proj") or not _PERMUTES_QK[base.architecture]:
         return 0
-    queries, keys, _ = fused.heads(base)
+    queries, keys, _ = fused_layers.heads(base)
     return queries if kind == "self_attn.q_proj" else keys
 
 
@@ -109,7 +111,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
-    file = fused.open_file(path)
+    file = fused_layers.open_file(path)
     stems = _stems(file)
     magnitudes = {stem: f"{stem}.magnitude" for stem, parts in stems.items() if "magnitude" in parts}
     # One option turns DoRA on for every module, so a mixture is a damaged file.
@@ -117,13 +119,15 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         raise FormatError(file.location, "torchtune's adapters have DoRA on all modules or on none, this one on some")
     recorded = _recorded_numbers(path)
     if file.has_source:
-        return _restore(file, fused.resolve_alpha(file, "lora_alpha", {}, alpha), base)
-    base = fused.known_base(base, file.location, "torchtune", _PERMUTES_QK)
-    number = fused.resolve_alpha(file, "lora_alpha", recorded, alpha)
+        return _restore(file, fused_layers.resolve_alpha(file, "lora_alpha", {}, alpha), base)
+    base = fused_layers.known_base(base, file.location, "torchtune", _PERMUTES_QK)
+    number = fused_layers.resolve_alpha(file, "lora_alpha", recorded, alpha)
     deltas: dict[str, Delta] = {}
     for stem, target in sorted((stem, _target(stem)) for stem in stems):
-        pair = fused.check_pair(stem, file.tensors[f"{stem}.lora_a.weight"], file.tensors[f"{stem}.lora_b.weight"], file.location)
-        fused.check_rank(file, stem, len(pair[0]), recorded.get("r"))
+        pair = fused_layers.check_pair(
+            stem, file.tensors[f"{stem}.lora_a.weight"], file.tensors[f"{stem}.lora_b.weight"], file.location
+        )
+        fused_layers.check_rank(file, stem, len(pair[0]), recorded.get("r"))
         order = _order(target, base)
         magnitude = file.tensors.get(f"{stem}.magnitude")
         if magnitude is not None and _has_bias(target, base):
@@ -134,7 +138,7 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
             )
         unpermuted = None if magnitude is None else _unpermute(magnitude, order, stem, file.location)
         deltas[target] = LowRank(pair[0], _unpermute(pair[1], order, stem, file.location), number, magnitude=unpermuted)
-    return fused.adapter_of(file, deltas, base)
+    return fused_layers.adapter_of(file, deltas, base)
 
 
 _BIAS_PROBLEM = "DoRA on a module with a bias rescales the bias too in torchtune, and in no other program"
@@ -145,7 +149,7 @@ def _has_bias(target: str, base: BaseSpec) -> bool:
     return base.architecture == "Qwen2ForCausalLM" and target.endswith((".q_proj", ".k_proj", ".v_proj"))
 
 
-def _stems(file: fused.TrainerFile) -> dict[str, set[str]]:
+def _stems(file: fused_layers.TrainerFile) -> dict[str, set[str]]:
     stems: dict[str, set[str]] = {}
     unknown = []
     for name in file.tensors:
@@ -168,9 +172,9 @@ def _target(stem: str) -> str:
 
 
 def _unpermute(rows: np.ndarray, order: int, stem: str, location: str) -> np.ndarray:
-    if not names.order_fits(order, len(rows)):
+    if not architecture_lookup.order_fits(order, len(rows)):
         raise FormatError(location, f"{stem}: {len(rows)} rows do not match {order} heads. Was it trained on another base?")
-    return np.ascontiguousarray(names.unpermute_rows(rows, order))
+    return np.ascontiguousarray(architecture_lookup.unpermute_rows(rows, order))
 
 
 def _recorded_numbers(path: Path) -> dict[str, float]:
@@ -183,24 +187,28 @@ def _recorded_numbers(path: Path) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if isinstance(value, int | float) and abs(value) <= 2**40}
 
 
-def _restore(file: fused.TrainerFile, alpha: float, base: BaseSpec | None) -> Adapter:
-    orders: dict[str, names.Order] = {}
+def _restore(file: fused_layers.TrainerFile, alpha: float, base: BaseSpec | None) -> Adapter:
+    orders: dict[str, architecture_lookup.Order] = {}
 
     def read_padded_pair(line: source_config.Line) -> tuple[np.ndarray, np.ndarray]:
-        if fused.kind_of(line.target) not in _MODULES or line.stem != _stem(line.target) or not isinstance(line.order, int):
-            raise fused.misplaced_error(file, line)
+        if (
+            fused_layers.kind_of(line.target) not in _MODULES
+            or line.stem != _stem(line.target)
+            or not isinstance(line.order, int)
+        ):
+            raise fused_layers.misplaced_error(file, line)
         if base is not None and base.architecture in _PERMUTES_QK and line.order != _order(line.target, base):
             raise RefusedError(
                 file.location, f"{line.target}: its rows were permuted for {line.order} heads, but the base has another number"
             )
         # Needed again for the magnitudes, which have the same order of rows.
         orders[line.target] = line.order
-        pair = fused.check_pair(
+        pair = fused_layers.check_pair(
             line.stem, file.tensor(f"{line.stem}.lora_a.weight"), file.tensor(f"{line.stem}.lora_b.weight"), file.location
         )
         return pair[0], _unpermute(pair[1], line.order, line.stem, file.location)
 
-    adapter = fused.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".lora_b.weight")
+    adapter = fused_layers.restore_adapter(file, read_padded_pair, alpha=alpha, tail=".lora_b.weight")
     magnitudes = {
         target: _unpermute(file.tensors[f"{_stem(target)}.magnitude"], order, target, file.location)
         for target, order in orders.items()

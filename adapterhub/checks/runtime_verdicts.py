@@ -1,0 +1,320 @@
+"""Judge what each runtime does with an adapter, from its features and the rules in `adapterhub_converters.runtime_rules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from adapterhub_converters import safe_regex
+from adapterhub_converters.adapter import Factored, StackedLowRank
+from adapterhub_converters.bases import BaseSpec, canonical_names
+from adapterhub_converters.errors import AdapterhubError, RefusedError
+from adapterhub_converters.formats import base_weights, peft
+from adapterhub_converters.formats.image import naming
+from adapterhub_converters.runtime_rules import APPLIED, REFUSED, RUNTIMES, UNKNOWN, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
+
+from .base_fit import is_conv1d
+from .contents import Contents
+from .report import CODES, ERROR, Problem, Verdict
+
+_FIELD = safe_regex.Pattern(r"\{\w+\}")
+
+_REASONS = 5  # of a verdict
+# Code of a problem to the feature of the adapter that rules of runtimes name.
+_FROM_PROBLEM = {
+    "shape-mismatch": "shape", "vocab-differs": "shape", "row-outside": "shape",
+    "no-such-module": "no-module", "other-prefix": "no-module", "base-shallower": "no-module",
+    "base-deeper": "deeper", "uncovered-module": "uncovered", "unknown-key": "unknown-key",
+    "rank-config": "rank-config", "magnitude-flag": "magnitude-flag", "no-magnitude": "no-magnitude", "bias-flag": "bias-flag",
+}  # fmt: skip
+# Problems with which no runtime loads the adapter.
+_FATAL = {
+    "malformed", "missing-file", "pickle", "whole-model", "unsupported", "key-prefix", "unknown-tensor", "missing-half",
+    "not-a-matrix",    "needs-base", "does-not-fit", "empty-tensor", "rank-differs", "part-shape", "token-rows", "not-floats",
+}  # fmt: skip
+# Problems with which the numbers are wrong in every runtime.
+_WRONG = {"non-finite", "classifier", "files-changed", "base-differs", "numerics-differ"}
+# Encoders, and models with an encoder and a decoder.
+_ENCODERS = {
+    "bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "mpnet", "distilbert", "deberta", "deberta-v2", "esm",
+    "modernbert", "t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "wav2vec2", "hubert", "wavlm", "vit", "deit",
+    "beit", "dinov2", "clip", "siglip",
+}  # fmt: skip
+_EXACT = ("pissa", "olora")  # decompositions with a reproducible result
+_MLA = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+
+
+def runtime_verdicts(
+    contents: Contents | None, base: BaseSpec | None, problems: Mapping[str, Sequence[Problem]], *, values: bool = True
+) -> dict[str, Verdict]:
+    """Return the verdict of every runtime.
+
+    Args:
+        problems: The problems by code.
+        values: Whether the numbers of tensors may be read.
+    """
+    # Features of an adapter that cannot be read would be guesses.
+    readable = contents is not None and contents.unread is None and "unsupported" not in problems
+    features = dict(_features(contents, base, values=values)) if contents and readable else {}
+    features.update(
+        {_FROM_PROBLEM[code]: _subject(same_code[-1]) for code, same_code in problems.items() if code in _FROM_PROBLEM}
+    )
+    for problem in problems.get("old-experts", ()):
+        features[f"experts-{problem.got}"] = problem.what
+    if "not-targeted" in problems:  # an obstacle for some; the others load the tensors
+        features["not-targeted"] = problems["not-targeted"][-1].what
+    reasons = {code: _first_reasons(same_code) for code, same_code in problems.items()}
+    image_parts = _image_parts(contents) if contents else None
+    return {name: _verdict(runtime, contents, features, reasons, image_parts) for name, runtime in RUNTIMES.items()}
+
+
+def _subject(problem: Problem) -> str:
+    """Return the part of a problem that a rule's text names."""
+    return problem.name if problem.code == "unknown-key" else problem.what
+
+
+def _first_reasons(problems: Iterable[Problem]) -> list[str]:
+    """Return the first reasons that a verdict shows of problems of one code."""
+    reasons: dict[str, None] = {}
+    for problem in problems:
+        reasons[f"{problem.code}: {problem.what}"] = None
+        if len(reasons) == _REASONS:
+            break
+    return list(reasons)
+
+
+def _verdict(
+    runtime: Runtime,
+    contents: Contents | None,
+    features: Mapping[str, str],
+    reasons: Mapping[str, list[str]],
+    image_parts: tuple[str, ...] | None,
+) -> Verdict:
+    """Return the verdict of a runtime: the worst of what problems, features and conversion imply."""
+    rules = {rule.feature: rule for rule in runtime.rules}
+    consequences: list[tuple[str, str, str]] = []  # verdict, reason, and the code of the problem that explains it, if one does
+    for code, texts in reasons.items():
+        feature = _FROM_PROBLEM.get(code)
+        unexplained = CODES[code][0] == ERROR and feature is not None and feature not in rules
+        verdict = "refused" if code in _FATAL else "wrong" if code in _WRONG or unexplained else ""
+        if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
+            verdict = UNKNOWN if contents is not None and contents.format == runtime.format else REFUSED
+        consequences += [(verdict, text, code) for text in texts if verdict]
+    if image_parts is not None and len(image_parts) > 1:
+        message = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
+        consequences.append(("refused", message, ""))
+    elif image_parts is not None and runtime.name != "peft":
+        consequences.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it", ""))
+    if contents is not None and contents.adapter is not None and contents.adapter.added:
+        consequences.append(
+            ("refused", "it adds to norms or biases of the base, which only kohya's files can; merge it into its base", "")
+        )
+    if contents is not None and contents.is_whole and contents.format != runtime.format:
+        consequences.append(("refused", "whole parameters and no delta, which a merge into its base alone can express", ""))
+    if contents is not None and not contents.ordered and contents.format != runtime.format:
+        consequences.append(("refused", "its conversion needs the base model", "order-unknown"))
+    # For each feature that a problem gave, the code of the problem, as the cause of the verdict.
+    origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
+    consequences += [
+        (rule.verdict, _reason(rule, features[feature]), origins.get(feature, ""))
+        for feature, rule in rules.items()
+        if feature in features
+    ]
+    worst = max((verdict for verdict, _, _ in consequences), key=VERDICTS.index, default=APPLIED)
+    if VERDICTS.index(worst) >= VERDICTS.index(REFUSED):  # what would happen if it were loaded contradicts that it is not
+        consequences = [
+            consequence for consequence in consequences if VERDICTS.index(consequence[0]) >= VERDICTS.index(REFUSED)
+        ]
+    consequences.sort(key=lambda consequence: -VERDICTS.index(consequence[0]))
+    convert = runtime.format if contents is not None and contents.format != runtime.format else None
+    return Verdict(
+        runtime.name,
+        runtime.version,
+        worst,
+        tuple(dict.fromkeys(text for _, text, _ in consequences))[:_REASONS],
+        convert if worst == APPLIED else None,
+        tuple(dict.fromkeys(code for verdict, _, code in consequences if verdict == worst and code)),
+    )
+
+
+def _image_parts(contents: Contents) -> tuple[str, ...] | None:
+    """Return the models of a pipeline that an image adapter changes, as far as it names them; None for a language model."""
+    if not naming.are_image_targets(contents.targets):
+        return None
+    return contents.adapter.meta.parts if contents.adapter else ()
+
+
+def _reason(rule: Rule, subject: str) -> str:
+    return _FIELD.sub(lambda _: subject, rule.text)
+
+
+def _features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    """Yield the features that rules of runtimes may name, each with the text that it is explained by."""
+    if contents.is_whole:
+        return
+    config = contents.config
+    for part, feature in (("magnitude", "dora"), ("bias", "lora-bias")):
+        if any(part in parts for parts, _ in contents.distinct_parts()):
+            yield feature, ""
+    if (config.get("bias") or "none") != "none":
+        yield "bias", ""
+    for name in contents.replaced:
+        yield ("bias" if name.endswith(".bias") else "norms" if "norm" in name else "modules-to-save"), name
+    yield from _table_features(contents, base, values=values)
+    yield from _kind_features(contents)
+    yield from _init_features(contents, base)
+    if any(target.rpartition(".")[2] in _MLA for target in contents.pairs):
+        yield "mla", ""
+    yield from _scale_features(contents)
+    yield from _fusion_features(contents, base)
+    if base is not None:
+        yield from _base_features(contents, base)
+
+
+def _table_features(contents: Contents, base: BaseSpec | None, *, values: bool) -> Iterator[tuple[str, str]]:
+    """Yield features of replaced rows and copies of the base's tables."""
+    if contents.rows:
+        yield "rows", ""
+        if not _has_weights(base) or base is None or base.tied or any(target in contents.pairs for target in contents.rows):
+            yield "rows-unsettled", ""  # else the conversion writes the difference to the base's rows
+    if contents.copies and not (values and _are_equal_to_base(contents, base)):
+        yield "copies-unsettled", ""
+
+
+def _init_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+    """Yield features of an initialization that changed the base."""
+    if peft.residual_init(contents.config.get("init_lora_weights")):
+        init = str(contents.config.get("init_lora_weights"))
+        yield "init", init
+        yield ("init-exact" if init in _EXACT else "init-random"), init
+        if init != "pissa" or not _has_weights(base):  # else the conversion computes it
+            yield "init-unsettled", init
+
+
+def _has_weights(base: BaseSpec | None) -> bool:
+    """Return whether a conversion can read the numbers of the base."""
+    return base is not None and base.folder is not None
+
+
+def _are_equal_to_base(contents: Contents, base: BaseSpec | None) -> bool:
+    """Return whether every copy of a base weight equals it, as a conversion verifies."""
+    if base is None or base.folder is None or contents.format != "peft":
+        return False
+    try:
+        base_weights.without_copies(peft.read(contents.path, base=base, mapped=True), base.folder)
+    except AdapterhubError:
+        return False
+    return True
+
+
+def _kind_features(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Yield features of adapters and deltas that are more than pairs of matrices."""
+    if contents.is_tuned:
+        yield "other-kind", str(contents.config["peft_type"])
+        yield "kind-unsettled", str(contents.config["peft_type"])
+        return
+    for delta in contents.other_deltas.values():
+        if isinstance(delta, StackedLowRank):
+            yield "experts", ""
+            continue
+        yield "other-kind", type(delta).__name__
+        if not (isinstance(delta, Factored) and delta.is_low_rank):  # else the conversion writes the pair it equals
+            yield "kind-unsettled", type(delta).__name__
+    if contents.config.get("layer_replication"):
+        yield "condition", "layer_replication"
+    if contents.config.get("alora_invocation_tokens") or (contents.adapter and contents.adapter.meta.invocation):
+        yield "alora", ""
+
+
+def _scale_features(contents: Contents) -> Iterator[tuple[str, str]]:
+    """Yield features of ranks and scales."""
+    ranks = set(contents.ranks.values())
+    if ranks and max(ranks) > 16:
+        yield "rank-over-16", str(max(ranks))
+    if len(ranks) > 1:
+        yield "rank-pattern", ""
+    if contents.adapter is not None:
+        deltas = contents.adapter.deltas.values()
+        if any(delta.rslora for delta in deltas):
+            yield "rslora", ""
+        if len({delta.alpha for delta in deltas}) > 1:
+            yield "alpha-pattern", ""
+        return
+    if contents.config.get("use_rslora"):
+        yield "rslora", ""
+    patterns, alpha = contents.config.get("alpha_pattern"), contents.config.get("lora_alpha", 8)
+    if isinstance(patterns, dict) and patterns:
+        matching = contents.matching("alpha_pattern")
+        if any(patterns[keys[0]] != alpha for target, keys in matching.items() if target in contents.pairs):
+            yield "alpha-pattern", ""
+
+
+def _fusion_features(contents: Contents, base: BaseSpec | None) -> Iterator[tuple[str, str]]:
+    """Yield features for programs that fuse projections of one input, and that read `target_modules` themselves."""
+    targets = contents.config.get("target_modules")
+    if isinstance(targets, str) and targets not in ("all", "all-linear"):
+        yield "target-pattern", ""
+    layers: dict[str, set[str]] = {}
+    for target in contents.pairs:
+        parent, _, name = target.rpartition(".")
+        layers.setdefault(parent, set()).add(name)
+    # A module, and one that runtimes fuse it with.
+    pairs = (("q_proj", "v_proj"), ("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj"))
+    for parent, inside in layers.items():
+        for name, needed in pairs:
+            if name not in inside or needed in inside:
+                continue
+            if needed == "gate_proj" and (base is None or base.tensor(f"{parent}.gate_proj.weight") is None):
+                continue  # an MLP without a gate has nothing to fuse
+            yield ("q-without-v" if name == "q_proj" else "part-of-fused"), f"{parent} has {name} without {needed}"
+
+
+def _base_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Yield features that depend on the base."""
+    if is_conv1d(base):
+        yield "conv1d", ""
+    if base.model_type in _ENCODERS:
+        yield "encoder", base.model_type
+    if base.model_type in VLLM_WITHOUT_LORA:
+        yield "vllm-without-lora", base.architecture
+    yield from _old_name_features(contents, base)
+    if contents.format != "gguf":
+        yield from _llama_cpp_features(contents, base)
+    if contents.format != "mlx":
+        yield from _mlx_features(contents, base)
+    if base.tied:
+        for target, parts in contents.pairs.items():
+            if "embedding_A" in parts:
+                yield "tied-embedding", ""
+            elif target.rpartition(".")[2] == "lm_head":
+                yield "tied-lm-head", ""
+
+
+def _mlx_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    from adapterhub_converters.formats.mlx import module_names  # late, like readers
+
+    if refused := module_names.unsupported_reason((*contents.pairs, *contents.other_deltas), base):
+        yield "not-in-mlx", refused
+
+
+def _old_name_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Yield modules under names that the model in memory does not have (see `bases.canonical_names`)."""
+    kind = base.model_type
+    old = next((target for target in contents.pairs if canonical_names.name_in_memory(target, kind) != target), None)
+    if old and kind in canonical_names.PEFT_SKIPS_OLD_NAMES:
+        yield "old-names", old
+    elif old and kind in canonical_names.PEFT_REFUSES_OLD_NAMES:
+        yield "old-targets", old
+
+
+def _llama_cpp_features(contents: Contents, base: BaseSpec) -> Iterator[tuple[str, str]]:
+    """Yield the first thing that has no verified name in llama.cpp: the architecture, or a module of it."""
+    try:
+        architecture = base.llama_cpp_architecture()
+    except RefusedError:
+        yield "unmapped", base.architecture or "an unnamed architecture"
+        return
+    stacked = (target for target, delta in contents.other_deltas.items() if isinstance(delta, StackedLowRank))
+    for target in (*contents.pairs, *stacked):
+        if architecture.stem(target) is None:
+            yield "unmapped", target
+            return

@@ -1,0 +1,85 @@
+"""The options and the report that the commands which collect garbage share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adapterhub.cli import output
+from adapterhub.cli.options import Settings, dry_run_option
+
+if TYPE_CHECKING:
+    from adapterhub.maintenance.gc import GcResult
+    from adapterhub.serve.prepared_versions import SweepResult
+
+
+def sweep_options(min_hours: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of a gc, whose grace period has at least `least` hours."""
+    grace = click.option(
+        "--grace",
+        metavar="HOURS",
+        type=click.FloatRange(min=min_hours),
+        default=24.0,
+        show_default=True,
+        help="Keep objects newer than HOURS.",
+    )
+    last = click.option(
+        "--keep-last",
+        "last",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Remove versions except the N newest and the tagged.",
+    )
+    tagged = click.option("--keep-tagged", "tagged", is_flag=True, help="Remove versions without a tag.")
+    return lambda function: dry_run_option(grace(last(tagged(function))))
+
+
+def emit_swept(settings: Settings, swept: GcResult, served: SweepResult | None = None) -> None:
+    """Print what a gc removed; `served` counts versions that were prepared for runtimes, which a hub doesn't have."""
+    output.emit(_document(swept, served), as_json=settings.as_json, text=lambda: _text(swept, served))
+
+
+def _document(swept: GcResult, served: SweepResult | None) -> dict[str, Any]:
+    prepared = {"served": served.folders, "served_size": served.size, "served_held": served.in_use} if served else {}
+    return {
+        "dry_run": swept.dry_run,
+        "dropped": [str(ref) for ref in swept.dropped],
+        "parents": [str(ref) for ref in swept.parents],
+        "blobs": swept.blobs,
+        "size": swept.size,
+        "conversions": swept.conversions,
+        "conversion_size": swept.conversion_size,
+        "leftovers": swept.leftovers,
+        "leftover_size": swept.leftover_size,
+        "waiting": swept.waiting,
+        "waiting_size": swept.waiting_size,
+        **prepared,
+    }
+
+
+def _text(swept: GcResult, served: SweepResult | None) -> None:
+    remove, keep = ("would remove", "would keep") if swept.dry_run else ("removed", "kept")
+    for ref in swept.dropped:
+        output.write(f"{remove} {ref}")
+    for ref in swept.parents:
+        output.write(f"{keep} {ref}: a version that stays was made from it")
+    counts = (
+        (swept.blobs, swept.size, "blob"),
+        (swept.conversions, swept.conversion_size, "cached conversion"),
+        (served.folders if served else 0, served.size if served else 0, "served version"),
+        (swept.leftovers, swept.leftover_size, "leftover"),
+    )
+    for count, size, noun in counts:
+        if count:
+            output.write(f"{remove} {output.plural(count, noun)}, {output.size(size)}")
+    if swept.waiting:
+        output.write(
+            f"{output.plural(swept.waiting, 'unused blob')}, {output.size(swept.waiting_size)}: within the grace period"
+        )
+    held_count = served.in_use if served else 0
+    if held_count:
+        output.write(f"{output.plural(held_count, 'served version')}: held by a running server")
+    if not (swept.dropped or swept.waiting or held_count or any(count for count, _, _ in counts)):
+        output.write("nothing to remove")

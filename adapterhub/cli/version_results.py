@@ -1,0 +1,106 @@
+"""Results of commands that store or write a version, as documents and lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from adapterhub.cli.views.version_rows import version_document
+from adapterhub.manifest.package_files import shorten_names
+from adapterhub.ref import LATEST
+
+from . import output
+
+if TYPE_CHECKING:
+    from adapterhub.registry.registry import Version
+    from adapterhub.sharing.pulling import PullResult
+    from adapterhub.sharing.push_result import PushResult
+
+
+class RenderedResult(NamedTuple):
+    """A result, as a document and as a line."""
+
+    document: dict[str, Any]
+    text: str
+
+
+def render_push(result: Version | PushResult) -> RenderedResult:
+    """Render a version that was stored, in the registry or at an address; notes go to stderr."""
+    from adapterhub.sharing.push_result import PushResult
+
+    if result.overridden:
+        count = output.plural(len(result.overridden), "error")
+        output.say(output.one_line(f"stored despite {count}, the first {result.overridden[0]}"))
+    if "files-changed" in result.overridden:
+        output.say("left out of adapter.json: the records of other weights, such as a training")
+    if result.skipped:
+        output.say(output.one_line(f"left out: {shorten_names(result.skipped)}"))
+    if not isinstance(result, PushResult):
+        if not result.new and result.tag in (None, LATEST) and LATEST not in result.tags:
+            output.say(f"{result.name}:{LATEST} stays at the newer version; `adapterhub tag` moves other tags")
+        tags = f" ({', '.join(result.tags)})" if result.tags else ""
+        line = f"{result.ref}{tags}  {output.size(result.size or 0)}  {output.digest(result.digest)}"
+        return RenderedResult(version_document(result), _change_prefix(result, result.tag) + line)
+    document = {
+        **({"commit": result.commit} if result.commit else {}),
+        "ref": result.ref,
+        "tags": [result.tag],
+        "digest": result.digest,
+        "size": result.size,
+        "sent": result.sent,
+        "new": result.new,
+        "moved": result.moved,
+        "number": result.number,
+        "skipped": list(result.skipped),
+    }
+    number = f" (v{result.number})" if result.number and result.tag != f"v{result.number}" else ""
+    line = f"{result.ref}{number}  {output.size(result.size)}  {output.digest(result.digest)}"
+    return RenderedResult(document, _change_prefix(result, result.tag) + line)
+
+
+def _change_prefix(result: Version | PushResult, tag: str | None) -> str:
+    """Return what a push changed, if it stored no new version."""
+    if result.new:
+        return ""
+    return f"tagged {tag} (its bytes were there): " if result.moved and tag else "already there: "
+
+
+def render_pull(pull: PullResult) -> RenderedResult:
+    """Render what was written of a version."""
+    file_count = output.plural(len(pull.files), "file")
+    # No log here records where tags and ranges at an address lead, so the digest is the only name of the pulled version.
+    version_name = pull.ref if pull.version or "@" in pull.ref else f"{pull.ref}@{output.digest(pull.digest)}"
+    text = (
+        f"{'' if pull.new else 'already there: '}{pull.path}: {version_name}, {file_count}, {output.size(pull.size)}, verified"
+    )
+    if pull.version is None:
+        document: dict[str, Any] = {
+            **({"commit": pull.commit} if pull.commit else {}),
+            "ref": pull.ref,
+            "digest": pull.digest,
+            "size": pull.size,
+            "output": str(pull.path),
+            "new": pull.new,
+            "files": list(pull.files),
+        }
+        return RenderedResult(document, text)
+    document = {**version_document(pull.version), "new": pull.new, "output": str(pull.path), "files": list(pull.files)}
+    # Only a push leaves files out.
+    del document["skipped"]
+    return RenderedResult(document, text)
+
+
+def render_conversion(result: PullResult, to: str) -> RenderedResult:
+    """Render what a version was converted to when it was pulled."""
+    loss = result.loss or {}
+    document = {
+        "ref": result.ref,
+        "digest": result.digest,
+        "deprecated": result.version.deprecated if result.version else None,
+        "output": str(result.path),
+        "format": to,
+        "loss": loss,
+        "cached": result.cached,
+    }
+    losses = ", ".join(f"{count} {name}" for name, count in loss.items())
+    cached = ", from the cache" if result.cached else ""
+    return RenderedResult(document, f"{result.path}: {result.ref} as {to}, {sum(loss.values())} tensors: {losses}{cached}")

@@ -1,0 +1,194 @@
+"""Authentication by the Authorization header, and what an account may do with a repository.
+
+A repository that a client may not see is answered like one that does not exist, and a blob can be read only through a
+repository that has it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapterhub.http_server.limits import Windows
+from adapterhub.registry.repository_records import Repository
+from adapterhub_converters import safe_regex
+
+from . import aliases, request_context
+from .hub_database import HubDatabase
+from .people import access_tokens, accounts
+from .people.access_tokens import Identity
+from .people.accounts import READERS, Namespace
+
+_BASIC = safe_regex.Pattern(r"(?i)basic +([A-Za-z0-9+/=_-]+)")
+NOBODY = "anonymous"
+"""The token of an anonymous client: docker reads even public repositories only with some token."""
+_TTL = 5.0  # seconds until a revoked token is refused and a changed role applies, at most
+_MAX_TOKENS = 10_000  # tokens kept in memory
+
+
+class NoTokenError(Exception):
+    """A token is needed, and the request has none."""
+
+
+class BadTokenError(NoTokenError):
+    """The token is unknown, revoked or expired."""
+
+
+class ThrottledError(BadTokenError):
+    """An address has tried too often; it may go on after `seconds`."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(f"too many attempts from this address; try again in {seconds} seconds")
+        self.seconds = seconds
+
+
+class ForbiddenError(Exception):
+    """The token is valid but lacks the role for this; `str()` says which."""
+
+
+@dataclass
+class Access:
+    """The access control of a hub: `identify` every request, `check_write` before every change.
+
+    Attributes:
+        logins: Attempts to start a device login, by network.
+        codes: Device codes tried, by network.
+        failures: Invalid tokens sent, by network.
+        conversions: Versions converted for clients without a token, by network.
+    """
+
+    database: HubDatabase
+    require_login: bool = False
+
+    def __post_init__(self) -> None:
+        self._identities: dict[str, tuple[float, Identity | None]] = {}
+        # A device code has 34 bits and lives for minutes: at these rates nobody guesses one.
+        self.logins, self.codes, self.failures = Windows(30, 300), Windows(20, 300), Windows(20, 60)
+        self.conversions = Windows(20, 300)
+        self._namespaces: tuple[float, dict[str, Namespace]] = 0.0, {}
+        self._taken: tuple[float, set[str]] = 0.0, set()
+
+    def identify(self, headers: Mapping[str, str]) -> Identity | None:
+        """Return the identity behind a request; None without an Authorization header or with the anonymous token.
+
+        Raises:
+            BadTokenError: The header has no token, or an invalid one.
+            ThrottledError: This network has sent too many invalid tokens. A valid token is always accepted.
+        """
+        token = token_in(headers)
+        if token is None or token == NOBODY:
+            return None
+        identity = self.token_identity(token)
+        if identity is None:
+            self.count_attempt(self.failures)
+            raise BadTokenError
+        request_context.current().set_account(identity.account, identity.prefix)
+        return identity
+
+    def count_attempt(self, windows: Windows) -> None:
+        """Count an attempt by the client's network.
+
+        Raises:
+            ThrottledError: It has made too many.
+        """
+        if (window := windows.count(_network(request_context.current().address))).over:
+            raise ThrottledError(window.seconds)
+
+    def token_identity(self, token: str) -> Identity | None:
+        """Return the identity of a token; None if it is unknown, revoked or expired."""
+        now = time.monotonic()
+        until, identity = self._identities.get(token, (0.0, None))
+        if until < now:
+            if len(self._identities) >= _MAX_TOKENS:
+                self._identities.clear()
+            identity = access_tokens.identify(self.database, token)
+            if identity:
+                # Only valid tokens are remembered: an attacker's guesses must not push them out.
+                access_tokens.record_use(self.database, identity.token)
+                self._identities[token] = now + _TTL, identity
+        return identity if identity and (identity.expires is None or identity.expires > time.time()) else None
+
+    def may_read(self, identity: Identity | None, name: str, repository: Repository | None) -> bool:
+        """Return whether a client may see a repository; `repository` is its state, None if it only has versions."""
+        namespace = name.partition("/")[0]
+        if identity is not None and identity.may("read", name):
+            return True
+        readers = self.namespace_settings(namespace).readers
+        if (repository and repository.private) or readers == READERS[2]:
+            return False
+        return identity is not None or (readers == READERS[0] and not self.require_login)
+
+    def namespace_settings(self, namespace: str) -> Namespace:
+        """Return the settings of a namespace, as of the last few seconds."""
+        until, namespaces = self._namespaces
+        if until < time.monotonic():
+            namespaces = {row.name: row for row in accounts.namespaces(self.database)}
+            self._namespaces = time.monotonic() + _TTL, namespaces
+        return namespaces.get(namespace) or Namespace(namespace)
+
+    def is_taken(self, namespace: str) -> bool:
+        """Return whether a namespace belongs to somebody here, or is for its members only, as of the last few seconds."""
+        until, taken_names = self._taken
+        if until < time.monotonic():
+            taken_names = accounts.taken_namespaces(self.database)
+            self._taken = time.monotonic() + _TTL, taken_names
+        return namespace in taken_names or self.namespace_settings(namespace).readers == READERS[2]
+
+    def check_write(self, identity: Identity | None, name: str, role: str = "write") -> Identity:
+        """Return the client's identity if it has a role in the namespace of `name`.
+
+        Raises:
+            NoTokenError: The request has no token.
+            ForbiddenError: The token lacks that role there.
+            RefusedError: The name is an alias of another repository, and read-only.
+        """
+        namespace = name.partition("/")[0]
+        request_context.current().record_change(name)
+        if identity is None:
+            raise NoTokenError
+        if not identity.may(role, name):
+            actual = f"has the role {actual_role} there" if (actual_role := identity.role_in(name)) else "has no role there"
+            raise ForbiddenError(f"this needs the role {role} in {namespace}: the token of {identity.account} {actual}")
+        aliases.check_writable_name(name)
+        return identity
+
+
+def may_write(identity: Identity | None, name: str) -> bool:
+    """Return whether a client may write to a repository."""
+    return identity is not None and identity.may("write", name.partition("/")[0])
+
+
+def _network(address: str) -> str:
+    """Return the network that one client controls: its address, or its /64 with IPv6."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if ip.version == 4:
+        return address
+    return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip), 64), strict=False))
+
+
+def token_in(headers: Mapping[str, str]) -> str | None:
+    """Return the token of a Bearer header, or the password of a Basic one, as docker and oras send it; None without a header.
+
+    Raises:
+        BadTokenError: The header has no token.
+    """
+    header = headers.get("authorization", "").strip()
+    if not header:
+        return None
+    scheme, _, credentials = header.partition(" ")
+    token = credentials.lstrip(" ")
+    if scheme.lower() == "bearer" and token and len(token.split()) == 1:
+        return token
+    if basic := _BASIC.fullmatch(header):
+        try:
+            return base64.b64decode(basic[1], validate=False).decode("utf-8", "replace").partition(":")[2]
+        except binascii.Error:
+            pass
+    raise BadTokenError

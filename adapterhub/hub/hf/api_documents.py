@@ -1,0 +1,148 @@
+"""Repositories, commits and files as the JSON that clients of the Hugging Face Hub parse (`hf_api.py` of huggingface_hub)."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adapterhub.hub.commits import Commit, View
+from adapterhub.hub.git_objects import GitFile
+from adapterhub.index.queries import VersionRow
+from adapterhub.manifest.card import Card
+
+
+def with_milliseconds(time: str) -> str:
+    """Return a registry time with the milliseconds that old clients require."""
+    return f"{time.removesuffix('Z')}.000Z" if time else "1970-01-01T00:00:00.000Z"
+
+
+def model_info(
+    view: View, commit: Commit, files: Sequence[GitFile], card: Card | None, *, blobs: bool = False
+) -> dict[str, Any]:
+    """Return a repository at a commit (`ModelInfo`)."""
+    row = commit.row
+    document = summary(view, row, commit.id, card)
+    document["siblings"] = siblings(files, blobs=blobs)
+    document["usedStorage"] = sum(file.size for file in files)
+    document["adapterhub"] = {"digest": row.digest, "number": row.number} if row else {}
+    if row and row.parameters and row.dtype and row.format != "gguf":
+        document["safetensors"] = {"parameters": {row.dtype: row.parameters}, "total": row.parameters}
+    if row and row.base:
+        document["baseModels"] = {"relation": "adapter", "models": [{"_id": row.base, "id": row.base}]}
+    return document
+
+
+def summary(view: View, row: VersionRow | None, sha: str, card: Card | None = None) -> dict[str, Any]:
+    """Return a repository as an entry of a list."""
+    repository, name = view.repository, view.name
+    changed = row.time if row else repository.created if repository else ""
+    return {
+        # The Hub's ids have 24 hexadecimal digits.
+        "_id": sha[:24],
+        "id": name,
+        "modelId": name,
+        "author": name.partition("/")[0],
+        "sha": sha,
+        "private": bool(repository and repository.private),
+        # Fields that clients expect, for features this hub does not have.
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "createdAt": with_milliseconds((repository.created if repository else "") or changed),
+        "lastModified": with_milliseconds(changed),
+        "library_name": "peft",
+        "pipeline_tag": next(iter(card.values("pipeline_tag")), None) if card else None,
+        "tags": tags(row, card),
+        "cardData": card_data(card, row),
+    }
+
+
+def tags(row: VersionRow | None, card: Card | None) -> list[str]:
+    """Return the tags that repositories are filtered by."""
+    all_tags = ["peft"]
+    if row:
+        all_tags += [row.format if row.format == "gguf" else "safetensors", row.method or ""]
+        all_tags += [f"base_model:{row.base}", f"base_model:adapter:{row.base}"] if row.base else []
+        all_tags += [f"license:{row.license}"] if row.license else []
+    if card:
+        all_tags += [*card.values("tags"), *card.values("language")]
+    return list(dict.fromkeys(tag for tag in all_tags if tag))
+
+
+def card_data(card: Card | None, row: VersionRow | None) -> dict[str, Any]:
+    """Return the front matter of the model card, with facts of the adapter where the card says nothing."""
+    data: dict[str, Any] = {}
+    for key, values in (card.fields if card else {}).items():
+        data[key] = values[0] if len(values) == 1 else list(values)
+    for key in ("tags", "language"):
+        if isinstance(data.get(key), str):
+            data[key] = [data[key]]
+    if row:
+        for key, value in {"base_model": row.base, "license": row.license, "library_name": "peft"}.items():
+            if value:
+                data.setdefault(key, value)
+    return data
+
+
+def siblings(files: Sequence[GitFile], *, blobs: bool = False) -> list[dict[str, Any]]:
+    """Return the files of a repository for its summary; with sizes and ids if `blobs`."""
+    return [_sibling(file, blobs=blobs) for file in files]
+
+
+def _sibling(file: GitFile, *, blobs: bool) -> dict[str, Any]:
+    if not blobs:
+        return {"rfilename": file.path}
+    sibling: dict[str, Any] = {"rfilename": file.path, "size": file.size, "blobId": file.oid}
+    if file.lfs:
+        sibling["lfs"] = {"sha256": file.lfs, "size": file.size, "pointerSize": file.pointer}
+    return sibling
+
+
+def file_entry(file: GitFile, commit: Commit | None = None) -> dict[str, Any]:
+    """Return a file of a tree; with its commit for `expand`."""
+    document: dict[str, Any] = {"type": "file", "oid": file.oid, "size": file.size, "path": file.path}
+    if file.lfs:
+        document["lfs"] = {"oid": file.lfs, "size": file.size, "pointerSize": file.pointer}
+    if commit:
+        document["lastCommit"] = last_commit(commit)
+    return document
+
+
+def folder_entry(path: str, commit: Commit) -> dict[str, Any]:
+    """Return a folder of a tree."""
+    return {"type": "directory", "oid": commit.id, "size": 0, "path": path, "lastCommit": last_commit(commit)}
+
+
+def last_commit(commit: Commit) -> dict[str, Any]:
+    """Return the last commit of a file; here, that is always the commit of its tree."""
+    return {"id": commit.id, "title": commit.title, "date": with_milliseconds(commit.time)}
+
+
+def folders(paths: Iterable[str], below: str) -> list[str]:
+    """Return the folders that contain some paths, below a folder, sorted."""
+    parents = set()
+    for path in paths:
+        parent = posixpath.dirname(path)
+        while parent and parent != below:
+            parents.add(parent)
+            parent = posixpath.dirname(parent)
+    return sorted(parents)
+
+
+def commit_entry(commit: Commit) -> dict[str, Any]:
+    """Return a commit of a history."""
+    authors = [{"user": commit.author}] if commit.author else []
+    return {
+        "id": commit.id,
+        "title": commit.title,
+        "message": commit.description,
+        "authors": authors,
+        "date": with_milliseconds(commit.time),
+    }
+
+
+def ref_entry(kind: str, name: str, commit: str) -> dict[str, str]:
+    """Return a branch (`kind` heads) or a tag (`kind` tags)."""
+    return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit}

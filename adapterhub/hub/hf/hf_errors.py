@@ -1,0 +1,111 @@
+"""Error responses as clients of the Hugging Face Hub read them: headers carry the code and the message.
+
+The names of the headers and the codes are those of huggingface_hub's `utils/_http.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from adapterhub.hub import error_responses
+from adapterhub.hub.access_control import BadTokenError, ForbiddenError, NoTokenError, ThrottledError
+from adapterhub.hub.hub import Hub
+from adapterhub.hub.mirror import NotMirroredError
+from adapterhub_converters.display import printable
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+)
+
+Handler = Callable[[Hub, Request], Awaitable[Any]]
+REPO, REVISION, ENTRY = "RepoNotFound", "RevisionNotFound", "EntryNotFound"
+# A refusal is never 5xx, which clients retry five times; for 400 they show our message without a URL before it.
+_STATUS: tuple[tuple[type[AdapterhubError], int], ...] = (
+    (NotFoundError, 404), (ConflictError, 409), (RefusedError, 400), (IntegrityError, 400), (UsageError, 400),
+)  # fmt: skip
+
+
+class ResponseError(Exception):
+    """An error with its HTTP status, its code for programs, and its message."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, dict(headers or {})
+
+    def response(self) -> Response:
+        """Return the response."""
+        return error_response(self.status, self.message, self.code, self.headers)
+
+
+class MovedError(Exception):
+    """A repository that has another name now."""
+
+    def __init__(self, old: str, new: str) -> None:
+        super().__init__(old, new)
+        self.old, self.new = old, new
+
+    def response(self, request: Request) -> Response:
+        """Return a redirect to the same request under the new name."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(request.url.path.replace(f"/{self.old}", f"/{self.new}", 1) + query, 307)
+
+
+def error_response(status: int, message: str, code: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error response as JSON, with the headers that huggingface_hub shows."""
+    text = printable(message)[:2000]
+    all_headers = {"x-error-message": text.encode("latin-1", "replace").decode("latin-1"), **(headers or {})}
+    if code:
+        all_headers["x-error-code"] = code
+    return JSONResponse({"error": text}, status, all_headers)
+
+
+def no_such_repository(name: str) -> ResponseError:
+    """Return the error for a repository that does not exist or that the client may not see."""
+    return ResponseError(404, REPO, f"{name}: no such repository")
+
+
+def answering(handler: Handler) -> Callable[[Request], Awaitable[Any]]:
+    """Return the endpoint of a handler, with its errors turned into responses."""
+
+    @wraps(handler)
+    async def endpoint(request: Request) -> Any:
+        try:
+            await request.app.state.hub.prepare(request)
+            return await handler(request.app.state.hub, request)
+        except MovedError as moved:
+            return moved.response(request)
+        except (ResponseError, NoTokenError, ForbiddenError, ThrottledError, AdapterhubError) as failure:
+            return failure_response(failure)
+
+    return endpoint
+
+
+def failure_response(failure: Exception) -> Response:
+    """Return the response for an error; raise it again if it is a bug of ours."""
+    if isinstance(failure, ResponseError):
+        return failure.response()
+    if isinstance(failure, ThrottledError):
+        return error_response(429, str(failure), headers={"retry-after": str(failure.seconds)})
+    if isinstance(failure, BadTokenError):
+        return error_response(401, "Invalid credentials in Authorization header")
+    if isinstance(failure, NoTokenError):
+        return error_response(401, "A token is needed: log in with `hf auth login`, or set HF_TOKEN")
+    if isinstance(failure, AdapterhubError) and (hub_error := error_responses.error_status(failure))[0]:
+        return error_response(hub_error[0], hub_error[1], headers=hub_error[2])
+    status = (
+        403 if isinstance(failure, ForbiddenError) else next((code for kind, code in _STATUS if isinstance(failure, kind)), 0)
+    )
+    if not status:
+        raise failure
+    # huggingface_hub raises its own exception for each of these codes.
+    code = "" if status != 404 else REPO if isinstance(failure, NotMirroredError) else REVISION
+    return error_response(status, str(failure), code)

@@ -1,0 +1,181 @@
+"""Access tokens of accounts: shown once, stored as a hash, and identified in lists and logs by their first characters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
+
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import NotFoundError
+
+from . import accounts
+from .accounts import EVERYWHERE, ROLES
+
+SERVICE, EXCHANGE, PERSONAL, DEVICE, BROWSER = "service", "exchange", "personal", "device", "browser"
+"""Kinds of tokens. Those of services and of trusted publishers have a role of their own; the others are limited to their
+account's roles. A browser's token belongs to a session and is never shown to anybody."""
+_KINDS_WITH_ROLE = (SERVICE, EXCHANGE)
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+# Clients check the form of a token: llama.cpp only sends hf_ and at least 34 letters and digits.
+_PREFIX, _LENGTH, _PREFIX_LENGTH = "hf_", 40, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The identity behind a request: an account, by one of its tokens.
+
+    Attributes:
+        role: The highest role the token can have.
+        namespaces: Namespaces or repositories the token is limited to; empty for all.
+        expires: Seconds since the epoch; None for never.
+        prefix: The first characters of the token.
+        roles: The account's roles by namespace; None for a token with a role of its own.
+    """
+
+    account: str
+    role: str
+    namespaces: tuple[str, ...] = ()
+    token: int = 0
+    expires: float | None = None
+    prefix: str = ""
+    roles: Mapping[str, str] | None = None
+
+    def role_in(self, name: str) -> str:
+        """Return the token's role in a namespace or a repository; empty if it has none."""
+        namespace = name.partition("/")[0]
+        if self.namespaces and self.namespaces.count(name) + self.namespaces.count(namespace) == 0:
+            return ""
+        if self.roles is None:
+            return self.role
+        roles = [self.roles[name] for name in (namespace, EVERYWHERE) if name in self.roles]
+        return accounts.lesser_role(self.role, max(roles, key=ROLES.index)) if roles else ""
+
+    def may(self, role: str, name: str) -> bool:
+        """Return whether the token has at least a role in a namespace or a repository."""
+        actual_role = self.role_in(name)
+        return bool(actual_role) and ROLES.index(actual_role) >= ROLES.index(role)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as shown in lists; times in seconds since the epoch."""
+
+    id: int
+    account: str
+    prefix: str
+    role: str
+    namespaces: tuple[str, ...]
+    kind: str
+    created: float
+    expires: float | None
+    used: float | None
+
+
+class Limits(TypedDict, total=False):
+    """The limits of a token besides its role.
+
+    Attributes:
+        namespaces: Namespaces or repositories it is limited to; empty for no limit.
+        kind: Its purpose, as shown in lists; only a service's token has its role regardless of its account's.
+        lifetime: Seconds until it expires; None for never.
+    """
+
+    namespaces: Sequence[str]
+    kind: str
+    lifetime: float | None
+
+
+def create(database: HubDatabase, account: str, role: str, **limits: Unpack[Limits]) -> str:
+    """Create a token for an account, which is created if missing. Only the return value ever has the whole token."""
+    accounts.check_role(role)
+    for name in (account, *limits.get("namespaces", ())):
+        accounts.check_namespace(name)
+    with database.transaction():
+        accounts.ensure_account(database, account)
+        return issue(database, account, role, **limits)[0]
+
+
+def issue(database: HubDatabase, account: str, role: str, **limits: Unpack[Limits]) -> tuple[str, int]:
+    """Create a token for an existing account, and return it with its id."""
+    token = _PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+    now, lifetime = time.time(), limits.get("lifetime")
+    scope, kind = json.dumps(list(limits.get("namespaces", ()))), limits.get("kind", SERVICE)
+    values = (account, hash_of(token), prefix_of(token), role, scope, kind, now, now + lifetime if lifetime else None)
+    sql = (
+        "INSERT INTO tokens (account, hash, prefix, role, namespaces, kind, created, expires) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " RETURNING id"
+    )
+    return token, int(database.select(sql, *values)[0][0])
+
+
+def identify(database: HubDatabase, token: str) -> Identity | None:
+    """Return the identity of a token; None if it is unknown, revoked or expired."""
+    return _identity(database, "hash", hash_of(token))
+
+
+def identify_by_id(database: HubDatabase, ident: int) -> Identity | None:
+    """Return the identity of the token with an id; None as for `identify`."""
+    return _identity(database, "id", ident)
+
+
+def _identity(database: HubDatabase, column: str, value: object) -> Identity | None:
+    sql = f"SELECT id, account, role, namespaces, expires, prefix, kind FROM tokens WHERE {column} = ? AND revoked IS NULL"  # noqa: S608
+    for ident, account, role, namespaces, expires, prefix, kind in database.select(sql, value):
+        if expires is None or expires > time.time():
+            # Looked up at each use, so that a role taken away is gone from existing tokens.
+            roles = None if kind in _KINDS_WITH_ROLE else accounts.roles(database, account)
+            return Identity(account, role, parse_scope(namespaces), ident, expires, prefix, roles)
+    return None
+
+
+def list_tokens(database: HubDatabase) -> list[Token]:
+    """Return the valid tokens, by account."""
+    sql = (
+        "SELECT id, account, prefix, role, namespaces, kind, created, expires, used FROM tokens"
+        " WHERE revoked IS NULL ORDER BY account, id"
+    )
+    rows = database.select(sql)
+    return [Token(row[0], row[1], row[2], row[3], parse_scope(row[4]), row[5], row[6], row[7], row[8]) for row in rows]
+
+
+def revoke(database: HubDatabase, ident: int) -> None:
+    """Revoke a token at once and for good.
+
+    Raises:
+        NotFoundError: There is no such token.
+    """
+    if not database.execute("UPDATE tokens SET revoked = ? WHERE id = ? AND revoked IS NULL", time.time(), ident):
+        raise NotFoundError(str(ident), "no such token", "List the tokens", code="no-such-number", kind="token")
+
+
+def revoke_all(database: HubDatabase, account: str, kinds: Sequence[str]) -> None:
+    """Revoke an account's tokens of some kinds."""
+    for kind in kinds:
+        sql = "UPDATE tokens SET revoked = ? WHERE account = ? AND kind = ? AND revoked IS NULL"
+        database.execute(sql, time.time(), account, kind)
+
+
+def record_use(database: HubDatabase, ident: int) -> None:
+    """Record that a token was just used."""
+    database.execute("UPDATE tokens SET used = ? WHERE id = ?", time.time(), ident)
+
+
+def parse_scope(text: str) -> tuple[str, ...]:
+    """Return the namespaces and repositories that a row limits its token to."""
+    return tuple(json_file.parse(text, "hub.db"))
+
+
+def prefix_of(token: str) -> str:
+    """Return the first characters of a token, which identify it in lists and logs."""
+    return token[:_PREFIX_LENGTH]
+
+
+def hash_of(token: str) -> str:
+    """Return the stored form of a secret. A plain hash is enough, because secrets have many random bits."""
+    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,109 @@
+"""The policy gate: what a hub still serves under a policy that may be stricter than when a version was pushed.
+
+A version is compared when its manifest or its files are requested, and a blob through the versions that have it when it is
+requested by digest. A verdict is remembered for one state of the logs of its name: a measurement, an attached signature or
+another version may change it. Manifests that are not versions, such as images, are not compared. Clients that may write to a
+namespace get everything in it, so that they can sign or attest what is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from adapterhub.digest import Digest
+from adapterhub.index import queries
+from adapterhub.index.queries import VersionRow
+from adapterhub.project.policy import Policy
+from adapterhub_converters.errors import RefusedError
+
+from .access_control import may_write
+from .commits import View
+from .lru_cache import LRUCache
+from .people.access_tokens import Identity
+from .publishing import check_released
+from .workers import Worker
+
+_MAX_VERDICTS = 100_000  # verdicts kept in memory
+_MAX_COMPARED = 100  # newest versions of a name, and other names, that are tried to justify serving a blob
+
+
+class PolicyGate:
+    """The gate between a hub's versions and its clients.
+
+    Args:
+        policy: Requirements on what is served; None for no requirements.
+        views_with_file: Yields the repositories with a version that has a file, as far as a client may see them.
+    """
+
+    def __init__(
+        self, policy: Policy | None, views_with_file: Callable[[Worker, Identity | None, Digest], Iterator[View]]
+    ) -> None:
+        self._policy, self._views_with_file = policy, views_with_file
+        self._verdicts: LRUCache[RefusedError | None] = LRUCache(_MAX_VERDICTS)
+
+    def check(self, worker: Worker, identity: Identity | None, row: VersionRow | None) -> None:
+        """Raise RefusedError for a version the policy does not allow. Other manifests (`row` None) are not compared."""
+        if self._policy is not None and row is not None and not may_write(identity, row.name):
+            _raise(self._version_refusal(worker, self._policy, row))
+
+    def check_blob(self, worker: Worker, identity: Identity | None, view: View, digest: Digest) -> None:
+        """Raise RefusedError for a blob that a repository has only in versions the policy does not allow.
+
+        Versions of other repositories that the client may read count, too: it could get the blob there.
+        """
+        if self._policy is None or may_write(identity, view.name):
+            return
+        if refusal := self._blob_refusal(worker, self._policy, view, digest):
+            # Bounded: a common blob, such as an empty file, may be in thousands of repositories.
+            for other_view in islice(self._views_with_file(worker, identity, digest), _MAX_COMPARED):
+                if may_write(identity, other_view.name) or self._blob_refusal(worker, self._policy, other_view, digest) is None:
+                    return
+            _raise(refusal)
+
+    def _version_refusal(self, worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:
+        # Both logs: versions and marks are in one, attached signatures in the other.
+        position = f"{worker.registry.ledger.current(row.name).head} {worker.repositories.current(row.name)[0]}"
+        return self._verdicts.get((row.name, row.digest, position), lambda: _refusal(worker, policy, row))
+
+    def _blob_refusal(self, worker: Worker, policy: Policy, view: View, digest: Digest) -> RefusedError | None:
+        return self._verdicts.get(
+            (view.name, digest, view.head, "blob"), lambda: self._compare_blob(worker, policy, view, digest)
+        )
+
+    def _compare_blob(self, worker: Worker, policy: Policy, view: View, digest: Digest) -> RefusedError | None:
+        """Return the refusal of the newest version with a blob, if all are refused and no other manifest has the blob."""
+        manifests = {} if view.frozen or view.repository is None else view.repository.manifests
+        if digest in manifests or any(digest in manifest.blobs for manifest in manifests.values()):
+            return None
+        verdicts = [
+            self._version_refusal(worker, policy, row) for row in islice(_rows_with_blob(worker, view, digest), _MAX_COMPARED)
+        ]
+        return verdicts[0] if verdicts and all(verdicts) else None
+
+
+def _refusal(worker: Worker, policy: Policy, row: VersionRow) -> RefusedError | None:
+    try:
+        check_released(worker, policy, row)
+    except RefusedError as refused:
+        return refused
+    return None
+
+
+def _raise(refusal: RefusedError | None) -> None:
+    if refusal:
+        raise refusal.with_traceback(None)  # a remembered error would grow with each raise
+
+
+def _rows_with_blob(worker: Worker, view: View, digest: Digest) -> Iterator[VersionRow]:
+    """Yield the versions of a repository that have a blob as a file, manifest or config, the newest first."""
+    if view.frozen:
+        yield from (view.newest,) if view.newest else ()
+        return
+    index = worker.registry.index
+    yield from (
+        queries.versions(index, name=view.name, file=digest)
+        # Cheapest first: the index has files and manifests, but configs have to be read.
+        or queries.versions(index, name=view.name, digest=digest)
+        or (row for row in queries.versions(index, name=view.name) if worker.config(row.digest) == digest)
+    )

@@ -1,0 +1,132 @@
+"""Rename a repository: its versions with their numbers, and everything else stored under its name.
+
+Branches, commits and manifests that are not versions are in the repository's document, which moves as it is. Tags move with the
+versions. What is stored by namespace, such as roles and webhooks, stays with the namespace, and the audit log keeps the old
+name.
+
+Readers see the repository under exactly one name at any time. The new name is hidden (`commits.is_arriving`) until everything
+is there; then a single log entry, which redirects the old name, makes the move. A killed process leaves a row in hub.db, and
+the new name's document with `moved_from`, from which the next process goes on: each step is skipped if it was already done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from adapterhub.index import queries
+from adapterhub.maintenance import retention
+from adapterhub.manifest import measurement
+from adapterhub.ref import Ref
+from adapterhub.registry import measurement_log
+from adapterhub.registry.moves import now
+from adapterhub.registry.registry import Registry
+from adapterhub.registry.repository_records import Repository
+from adapterhub.store.ref_log import entries_in_force
+
+from . import commits, mirror_origin, publishing, request_context
+from .commits import View
+from .hub_database import HubDatabase
+from .people.accounts import Namespace
+from .uploads import sha256_of
+from .workers import Worker
+
+
+def pending_moves(worker: Worker, *names: str) -> list[tuple[str, str]]:
+    """Return the old and new names of unfinished moves; if `names` are given, only those from or to one of them."""
+    rows = worker.database.select("SELECT old, new FROM moves ORDER BY new")
+    return [(old, new) for old, new in rows if not names or not {old, new}.isdisjoint(names)]
+
+
+def check_attached(worker: Worker, view: View, new: str, namespace: Namespace) -> None:
+    """Refuse to move manifests to a namespace that would not accept them (`publishing.check_attached`)."""
+    manifests = view.repository.manifests if view.repository else {}
+    version_digests = {row.digest for row in queries.versions(worker.registry.index, name=view.name)} | manifests.keys()
+    for digest, manifest in manifests.items():
+        publishing.check_attached(
+            namespace, f"{new}@{digest}", attached=sha256_of(worker.database, manifest.subject) in version_digests
+        )
+
+
+def begin(worker: Worker, old: str, new: str) -> None:
+    """Begin a move that has been checked; from here on, any process may call `finish`."""
+    # First the row, then the document: a process killed in between leaves a move that `finish` undoes or completes.
+    worker.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, request_context.current().account)
+    state = worker.repositories.get(old) or Repository(created=now())
+    worker.repositories.change(new, lambda _: replace(state, moved_from=old))
+
+
+def finish(worker: Worker, old: str, new: str) -> None:
+    """Finish a move from wherever it stopped; undo it if the old name was removed meanwhile."""
+    target = worker.repositories.get(new)
+    if target and target.moved_from == old:
+        worker.registry.author = str(worker.database.select("SELECT account FROM moves WHERE new = ?", new)[0][0])
+        source = worker.repositories.get(old)
+        # The redirect is in place: only the cleanup was interrupted.
+        if source and source.moved_to == new:
+            _finish_rename(worker, old, new)
+        elif commits.find_view(worker, old) and not (source and source.moved_to):
+            _push_versions(worker, old, new)
+            _redirect_old_name(worker, old, new)
+            _finish_rename(worker, old, new)
+        else:
+            _remove_versions(worker.registry, new)
+            # The old name is gone or leads elsewhere: undo.
+            worker.repositories.remove(new)
+    worker.database.execute("DELETE FROM moves WHERE new = ?", new)
+
+
+def _push_versions(worker: Worker, old: str, new: str) -> None:
+    """Push the versions of a name under a new one that has none, with their numbers, messages and marks."""
+    registry = worker.registry
+    pushed, _ = entries_in_force(registry.store.log.entries(old))
+    messages = {entry.number: entry.message for entry in pushed if entry.op == "push"}
+    with registry.store.lease("move"):
+        for row in reversed(queries.versions(registry.index, name=old)):
+            message = messages.get(row.number, "")
+            # Oldest first: version numbers only grow.
+            registry.push_manifest(worker.manifest(row), Ref(new), tags=row.tags, message=message, number=row.number)
+    _set_marks(registry, old, new)
+
+
+def _set_marks(registry: Registry, old: str, new: str) -> None:
+    """Copy deprecations, measurements and retention from one name to another."""
+    for number, reason in queries.marks(registry.index, "deprecate", old).items():
+        registry.deprecate(Ref(new, number=int(number) or None), reason)
+    for key, text in queries.marks(registry.index, "evaluate", old).items():
+        if measured := measurement.parse(text):
+            measurement_log.record(registry, Ref(new, number=int(key.partition(" ")[0])), measured)
+    for last in queries.marks(registry.index, "keep", old).values():
+        retention.keep(registry, Ref(new), int(last))
+
+
+def _redirect_old_name(worker: Worker, old: str, new: str) -> None:
+    """Give the new name the current document and redirect the old name: for readers, this is the move."""
+    worker.repositories.change(new, lambda state: replace(worker.repositories.get(old) or state, moved_from=old))
+    worker.repositories.change(old, lambda state: Repository(private=state.private, created=state.created, moved_to=new))
+
+
+def _finish_rename(worker: Worker, old: str, new: str) -> None:
+    """Move the remaining rows, and delete the old name's versions."""
+    _move_rows(worker.database, old, new)
+    _remove_versions(worker.registry, old)
+    worker.repositories.change(new, lambda state: replace(state, moved_from=""))
+
+
+def _remove_versions(registry: Registry, name: str) -> None:
+    state = registry.ledger.current(name)
+    if state.seq and not state.deleted:
+        registry.rm(Ref(name), force=True)
+
+
+def _move_rows(database: HubDatabase, old: str, new: str) -> None:
+    """Rename a repository in hub.db: uploads not used yet, pins of a mirror, and its trusted publishers.
+
+    A publisher was trusted by an operator for one namespace, and is not trusted in another.
+    """
+    with database.transaction():
+        sql = "INSERT INTO uploaded SELECT ?, digest, time FROM uploaded WHERE name = ? ON CONFLICT (name, digest) DO NOTHING"
+        database.execute(sql, new, old)
+        database.execute("DELETE FROM uploaded WHERE name = ?", old)
+        mirror_origin.copy_pins(database, old, new)
+        if old.partition("/")[0] == new.partition("/")[0]:
+            database.execute("UPDATE publishers SET scope = ? WHERE scope = ?", new, old)

@@ -1,0 +1,88 @@
+"""The storage of a hub in one folder: registry.db, the store and hub.db. Several processes on one machine can serve it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.digest import Digest
+from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.registry.registry import Registry
+from adapterhub.store.leases import ABANDONED
+from adapterhub.store.store import FOLDER, Store
+from adapterhub.store.store_files import StoreFiles, local_errors, write_all
+
+
+class Storage:
+    """The storage of a hub.
+
+    Attributes:
+        root: The folder.
+        database: The tables of the hub.
+    """
+
+    def __init__(self, root: Path, database: HubDatabase) -> None:
+        self.root = root
+        self.database = database
+
+    @classmethod
+    def open(cls, root: Path) -> Storage:
+        """Open the hub in a folder; create its registry if missing."""
+        Registry.init(root).close()
+        return cls(root, HubDatabase(root))
+
+    def store(self) -> Store:
+        """Return the store, for one thread, or for several that only read and add blobs."""
+        return Store(self.root / FOLDER)
+
+    def registry(self) -> Registry:
+        """Return the registry, for one thread."""
+        return Registry.open(self.root)
+
+    def refresh(self, registry: Registry) -> None:
+        """Bring a registry up to date with moves by other machines."""
+
+    def open_blob(self, digest: Digest) -> BinaryIO:
+        """Open a blob to be sent; the caller closes it."""
+        return self.store().open_stream(digest)
+
+    def address(self, digest: Digest, size: int) -> str:
+        """Return an address where a client can get a blob without the hub, for some minutes; empty if it cannot."""
+        return ""
+
+    def keep(self, name: str, data: bytes) -> bool:
+        """Keep a file for a day, under a unique name, for every process of the hub; return False if it was there already."""
+        files = self._files()
+        path = files.root / "tmp" / name
+        with local_errors(path):
+            if files.exists(path):
+                files.touch(path)
+                return False
+            with files.temporary() as (new, file):
+                write_all(file, data)
+                file.close()
+                files.move(new, path)
+        return True
+
+    def open_kept(self, name: str) -> BinaryIO | None:
+        """Open a kept file, which the caller closes; None if there is none."""
+        path = self._files().root / "tmp" / name
+        with local_errors(path), suppress(FileNotFoundError):
+            return self._files().open(path)
+        return None
+
+    def _files(self) -> StoreFiles:
+        return self.store().files
+
+    def remove_stale(self) -> None:
+        """Remove what killed processes left: their leases, and files not written to for a day."""
+        files = self._files()
+        for path in self.store().leftovers(ABANDONED):
+            # Another process may be faster; and a folder is not ours to remove.
+            with local_errors(path), suppress(FileNotFoundError, IsADirectoryError):
+                files.remove(path)
+
+    def close(self) -> None:
+        """Close everything but the registries of the threads."""
+        self.database.close()

@@ -1,0 +1,184 @@
+"""A hub of several processes on any machines: tables and log in PostgreSQL, blobs in a bucket.
+
+    registry.db     the index, of this process and others on the same machine
+    mirror/         a store of copies (`bucket_blobs`, `shared_log`); files `seen` and `database` tell of what
+
+Each process has its own index, which replays the log, so that a search costs the database nothing. Before each request it asks
+the database for new entries, so that a client finds every move it was told about. The folder holds only copies; without it,
+everything is built again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from adapterhub.digest import Digest
+from adapterhub.hub.settings import HubSettings
+from adapterhub.index.index_database import FILE
+from adapterhub.maintenance.gc import GRACE, GcResult, remove_conversions
+from adapterhub.manifest import oci_manifest
+from adapterhub.registry.registry import Registry
+from adapterhub.remotes.objects.bucket import Bucket
+from adapterhub.remotes.objects.object_address import ObjectAddress
+from adapterhub.store.store import FOLDER
+from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
+
+from .bucket_blobs import BucketBlobs, SharedStore, blob_key
+from .folder_storage import Storage
+from .postgres import LogRow, PostgresDatabase
+from .shared_log import LogMirror, copy_entries
+
+_MIRROR, _DATABASE = "mirror", "database"
+_MIN_REDIRECT = 256 << 10  # blobs up to this size are sent by the hub: another request would take the client longer
+TEMPORARY = "tmp"
+"""The prefix of parts of uploads in the bucket."""
+_MAX_KEPT = 128 << 20  # bytes
+_THREADS = 32  # documents fetched at a time
+_LIFETIME = 600  # seconds for which a signed address is valid
+
+
+class SharedStorage(Storage):
+    """The storage of one process among several.
+
+    Args:
+        root: A folder for copies, which processes on one machine may share.
+        database: The database; this storage closes it.
+        bucket: The bucket with the blobs.
+        cache: Limit in bytes of blobs copied here.
+        proxy: Send all blobs through the hub.
+    """
+
+    database: PostgresDatabase
+
+    def __init__(self, root: Path, database: PostgresDatabase, bucket: Bucket, *, cache: int, proxy: bool = False) -> None:
+        super().__init__(root, database)
+        self._proxy = proxy
+        self._blobs = BucketBlobs(bucket, database, cache)
+        self._log = LogMirror(root / _MIRROR, database, bucket)
+        self._reading = self.store()
+        self._trimmed = False
+        self._open()
+
+    def _open(self) -> None:
+        if (self.root / FOLDER).exists():
+            problem = "has a registry of its own, and a hub with a database keeps only copies in its folder"
+            raise RefusedError(str(self.root), problem, "Name another folder; `hub migrate` takes adapters along")
+        self._blobs.bucket.create_folder()
+        self._reading.create()
+        files, mark = self._reading.files, self._reading.root / _DATABASE
+        # The mark ties the folder to one database: copies of another hub would be served as this one's.
+        if not files.exists(mark):
+            files.replace(mark, self.database.identity.encode())
+        if files.read(mark, 100).decode() != self.database.identity:
+            problem = f"has copies of another hub than that of {self.database.location}"
+            raise RefusedError(str(self.root), problem, "Remove the folder, or name another one")
+        self._log.open()
+        is_new, names = not (self.root / FILE).exists(), set()
+        # Mirror all logs before there is an index: building one from complete logs takes a tenth of the time.
+        for rows in self._log.pages():
+            names |= self._mirror_rows(rows)
+        with Registry.init(self.root, self.store()) as registry, registry.write_lock():
+            registry.ledger.catch_up(() if is_new else sorted(names))
+        self._log.save()
+        while copy_entries(self.database, self._blobs.bucket):
+            pass
+
+    @property
+    def bucket(self) -> Bucket:
+        """The bucket with the blobs."""
+        return self._blobs.bucket
+
+    def store(self) -> SharedStore:
+        """Return the store, for one thread, or for several that only read and add blobs."""
+        return SharedStore(self.root / _MIRROR, self._blobs, self._log)
+
+    def registry(self) -> Registry:
+        """Return the registry, for one thread."""
+        return Registry.open(self.root, self.store())
+
+    def refresh(self, registry: Registry) -> None:
+        """Bring the mirror and a registry up to date with the log."""
+        if not self._log.has_news():
+            return
+        # One thread updates the mirror; the others find it up to date.
+        with self._log.refresh_lock:
+            for rows in self._log.pages():
+                names = self._mirror_rows(rows)
+                with registry.write_lock():
+                    registry.ledger.catch_up(sorted(names))
+                self._log.save()
+
+    def _mirror_rows(self, rows: list[LogRow]) -> set[str]:
+        """Mirror entries and fetch the documents that the index reads, many at a time; return the names of adapters."""
+        entries = self._log.mirror(rows)
+        pushed = {entry.digest for entry in entries if entry.op == "push"}
+        if pushed:
+            with ThreadPoolExecutor(min(_THREADS, len(pushed))) as pool:
+                list(pool.map(self._fetch_documents, pushed))
+        return {entry.name for entry in entries}
+
+    def _fetch_documents(self, digest: Digest) -> None:
+        store = self._reading
+        with suppress(FormatError, IntegrityError):  # the index will report what is wrong with the version
+            manifest = oci_manifest.parse(store.read_document(digest), digest)
+            for layer in filter(None, (manifest.adapter_json, manifest.card)):
+                store.has_plain(layer.digest)
+
+    def open_blob(self, digest: Digest) -> BinaryIO:
+        """Open a blob to be sent: the local copy, or a stream from the bucket."""
+        size = self._reading.size(digest)
+        if size is None or size <= _MIN_REDIRECT or self._reading.is_here(digest):
+            return self._reading.open_stream(digest)
+        return self._blobs.bucket.open_seekable(blob_key(digest))
+
+    def address(self, digest: Digest, size: int) -> str:
+        """Return an address where a client can get a blob from the bucket, for ten minutes; empty for a small one."""
+        return "" if self._proxy or size <= _MIN_REDIRECT else self._blobs.bucket.signed_url(blob_key(digest), _LIFETIME)
+
+    def keep(self, name: str, data: bytes) -> bool:
+        """Keep a file in the bucket, for `collection` to remove later, and a copy here; return False if that was here."""
+        self._blobs.bucket.put_object(f"{TEMPORARY}/{name}", data)
+        return super().keep(name, data)
+
+    def open_kept(self, name: str) -> BinaryIO | None:
+        """Open a file kept by any process of the hub; None if there is none."""
+        if (file := super().open_kept(name)) is None and (data := self._blobs.bucket.read(f"{TEMPORARY}/{name}", _MAX_KEPT)):
+            super().keep(name, data)
+            file = super().open_kept(name)
+        return file
+
+    def remove_stale(self) -> None:
+        """Remove what killed processes left, conversions older than a day, and once, copies that exceed the cache.
+
+        This process must do it: no gc looks at the folders of other machines.
+        """
+        super().remove_stale()
+        remove_conversions(self._reading, GcResult(dry_run=False), GRACE * 3600)
+        if not self._trimmed:
+            self._trimmed = True
+            self._reading.trim()
+
+    def close(self) -> None:
+        """Close the connections."""
+        super().close()
+        self._blobs.bucket.close()
+
+
+def open_shared(settings: HubSettings) -> SharedStorage:
+    """Open the storage of a hub's settings; missing tables are created, but the bucket must exist."""
+    bucket = open_bucket(settings.blobs, settings.environ)
+    database = PostgresDatabase(settings.database)
+    try:
+        return SharedStorage(settings.registry, database, bucket, cache=settings.cache, proxy=settings.proxy_blobs)
+    except BaseException:
+        database.close()
+        raise
+
+
+def open_bucket(address: str, environ: Mapping[str, str]) -> Bucket:
+    """Return the bucket at an address such as `s3://bucket/prefix`."""
+    return Bucket(ObjectAddress.parse(f"{address.rstrip('/')}/any/name"), environ)

@@ -1,0 +1,480 @@
+"""The pages of an adapter: one with everything about a version, and those of its versions, tensors, norms and lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapterhub import runtime_commands
+from adapterhub.hub import commits
+from adapterhub.hub.commits import Commit, View
+from adapterhub.hub.publishing import attached_signatures
+from adapterhub.hub.workers import Worker
+from adapterhub.index import queries
+from adapterhub.index.queries import VersionRow
+from adapterhub.manifest import measurement
+from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.oci_manifest import Descriptor, Manifest
+from adapterhub.ref import Ref, parse_number
+from adapterhub.registry import signature_policy
+from adapterhub.registry.lineage_graph import Lineage, Node, trace
+from adapterhub.registry.repository_records import OtherManifest
+from adapterhub.registry.signature_policy import SignatureSummary
+from adapterhub.trust.bundle import MEDIA_TYPE
+from adapterhub_converters.errors import NotFoundError
+
+from . import drawings, facts
+from .browsing import Event, log_events
+from .drawings import Box, Graph, HeatMap
+from .facts import Facts
+from .site import MovedError, Page, PageRequest, answer_page, render_page
+
+if TYPE_CHECKING:
+    from adapterhub.analysis.norms import NormHeatMap
+    from adapterhub_converters.containers.safetensors_file import TensorInfo
+
+_VERSIONS, _CHILDREN, _TENSORS, _SIGNATURES = 8, 20, 500, 20  # limits of what an adapter's page shows
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version, with what each of its pages shows.
+
+    Attributes:
+        of: Its repository.
+        row: The version.
+        tags: Its tags, and whether each one is protected.
+        deprecated: The reason it is deprecated; None if it is not.
+    """
+
+    of: View
+    row: VersionRow
+    tags: Mapping[str, bool]
+    deprecated: str | None
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self.row.name
+
+    @property
+    def url(self) -> str:
+        """The address of its page."""
+        return f"/{self.row.name}/v{self.row.number}"
+
+    @property
+    def private(self) -> bool:
+        """Whether only members can see it."""
+        return bool(self.of.repository and self.of.repository.private)
+
+    @property
+    def is_latest(self) -> bool:
+        """Whether it is the newest version."""
+        return self.of.newest is not None and self.of.newest.number == self.row.number
+
+
+_MOST_VERSIONS = 10**9
+
+
+def version_of(page_request: PageRequest, worker: Worker) -> Version:
+    """Return the version of the path, the newest one if the path has no number.
+
+    Raises:
+        NotFoundError: There is no such version.
+        MovedError: The repository has another name now.
+    """
+    view = page_request.repository(worker)
+    if view.repository and (new_name := view.repository.moved_to):
+        if page_request.hub.visible(worker, page_request.who, new_name) is None:
+            raise page_request.no_such_repository(view.name)
+        raise MovedError(f"/{new_name}")
+    if view.newest is None:
+        raise NotFoundError(view.name, "has no version yet")
+    if "number" not in page_request.request.path_params:
+        return version_with_tags(worker, view, view.newest)
+    number = parse_number(f"v{page_request.part('number')}", view.name)
+    if number is None:
+        raise NotFoundError(view.name, "there is no such page")
+    return version_with_tags(worker, view, worker.registry.row(Ref(view.name, number=number)))
+
+
+def version_with_tags(worker: Worker, view: View, row: VersionRow) -> Version:
+    """Return a version with its tags and whether it is deprecated."""
+    protected = queries.marks(worker.registry.index, "protect", row.name) if row.tags else {}
+    reasons = queries.marks(worker.registry.index, "deprecate", row.name)
+    return Version(view, row, {tag: tag in protected for tag in row.tags}, reasons.get(str(row.number), reasons.get("0")))
+
+
+def facts_of(page_request: PageRequest, worker: Worker, row: VersionRow) -> Facts:
+    """Return what is read from the bytes of a version."""
+    return page_request.site.facts.get(row.digest, lambda: facts.read(worker, row))
+
+
+# ---- everything about a version
+
+
+@dataclass(frozen=True)
+class UsageCommands:
+    """The commands to use a version; a command is None if the program cannot use it.
+
+    Attributes:
+        folder: Where the commands expect the adapter.
+        base: The name of the base, or a placeholder.
+        oci: The address for oras and adapterhub, without the scheme.
+        scheme: The scheme of that address for adapterhub.
+    """
+
+    folder: str
+    base: str
+    host: str
+    oci: str
+    scheme: str
+    vllm: str | None
+    llama_cpp: str
+    mlx: str
+    ollama: str
+
+
+@dataclass(frozen=True)
+class AdapterPage(Page):
+    """A version: its facts, how to use it, and what else is known about it."""
+
+    version: Version
+    facts: Facts
+    use: UsageCommands
+    files: Sequence[Descriptor]
+    tensors: Sequence[TensorInfo]
+    tensor_prefix: str
+    unmeasured: str
+    metrics: Mapping[str, float]
+    evaluations: Sequence[Mapping[str, Any]]
+    versions: Sequence[VersionRow]
+    total_versions: int
+    children: Sequence[VersionRow]
+    copies: Sequence[VersionRow]
+    signed: Sequence[SignatureSummary]
+    attached: Mapping[str, OtherManifest]
+    events: Sequence[Event]
+    template: ClassVar[str] = "adapter.html"
+
+    @property
+    def previous(self) -> VersionRow | None:
+        """The version before it, if that is among those shown."""
+        return next((row for row in self.versions if row.number < self.version.row.number), None)
+
+    @property
+    def manifest(self) -> AdapterManifest:
+        """Its adapter.json."""
+        return self.facts.manifest
+
+
+@dataclass(frozen=True)
+class UnfinishedPage(Page):
+    """A repository without a version: what was pushed so far is not a complete adapter."""
+
+    of: View
+    commit: Commit
+    template: ClassVar[str] = "unfinished.html"
+
+
+def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
+    """GET /{namespace}/{repo} and /{namespace}/{repo}/v{number}."""
+    view = page_request.repository(worker)
+    if (
+        view.newest is None
+        and not (view.repository and view.repository.moved_to)
+        and "number" not in page_request.request.path_params
+    ):
+        return UnfinishedPage(view, commits.find(worker, view, commits.HEAD))
+    version = version_of(page_request, worker)
+    row, index = version.row, worker.registry.index
+    adapter_facts, oci = facts_of(page_request, worker, row), worker.manifest(row)
+    training = adapter_facts.manifest.training
+    versions = queries.versions(index, name=row.name)
+    other_manifests = view.repository.manifests if view.repository else {}
+    attached = {digest: manifest for digest, manifest in other_manifests.items() if manifest.subject == row.digest}
+    first_tensors = adapter_facts.tensors[:_TENSORS]
+    return AdapterPage(
+        version,
+        adapter_facts,
+        _use(page_request, row, adapter_facts.max_rank),
+        oci.layers,
+        first_tensors,
+        _common_prefix([tensor.name for tensor in first_tensors]),
+        facts.unmeasured_reason(adapter_facts, oci),
+        dict(_numeric_metrics(training.metrics if training else None)),
+        measurement.version_evaluations(queries.marks(index, "evaluate", row.name), row.number),
+        versions[:_VERSIONS],
+        len(versions),
+        [child for child in worker.registry.children(row.digest) if page_request.may_read(worker, child.name)][:_CHILDREN],
+        [
+            copy
+            for copy in worker.registry.versions_with(row.digest)
+            if copy.name != row.name and page_request.may_read(worker, copy.name)
+        ],
+        _shown_signatures(
+            page_request,
+            worker,
+            row,
+            oci,
+            tuple(digest for digest, manifest in attached.items() if manifest.artifact_type == MEDIA_TYPE),
+        ),
+        {digest: manifest for digest, manifest in attached.items() if manifest.artifact_type != MEDIA_TYPE},
+        log_events(worker, [row.name], per_name=12, limit=6),
+    )
+
+
+def _shown_signatures(
+    page_request: PageRequest, worker: Worker, row: VersionRow, oci: Manifest, attached: tuple[str, ...]
+) -> Sequence[SignatureSummary]:
+    """Return the signatures attached to a version; cached, because each of them has to be read completely."""
+
+    def look() -> Sequence[SignatureSummary]:
+        bundles = attached_signatures(worker, row.name, row.digest)
+        return signature_policy.summarize(page_request.hub.settings.policy, oci, bundles, row.name)[:_SIGNATURES]
+
+    return page_request.site.signed.get((row.name, row.digest, attached), look) if attached else ()
+
+
+def _use(page_request: PageRequest, row: VersionRow, rank: int) -> UsageCommands:
+    folder, base = row.name.partition("/")[2], row.base or ""
+    scheme, _, host = page_request.url.partition("://")
+    local_path = f"./{folder}"
+    return UsageCommands(
+        folder,
+        base or "BASE",
+        page_request.url,
+        f"{host}/{row.name}:v{row.number}",
+        "oci" if scheme == "https" else "oci+http",
+        runtime_commands.vllm(folder, local_path, base, rank=rank),
+        runtime_commands.llama_server("", f"{folder}.gguf"),
+        runtime_commands.mlx(base, f"{local_path}-mlx"),
+        runtime_commands.ollama(folder, f"{folder}-ollama"),
+    )
+
+
+def _numeric_metrics(metrics: object) -> Iterator[tuple[str, float]]:
+    if isinstance(metrics, Mapping):
+        for key, value in metrics.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield str(key), float(value)
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """Return the common prefix of all names, up to a dot."""
+    first, last = (min(names), max(names)) if len(names) > 1 else ("", "")
+    length = next(
+        (position for position, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last))
+    )
+    return first[: first.rfind(".", 0, length) + 1]
+
+
+# ---- versions
+
+
+@dataclass(frozen=True)
+class VersionsPage(Page):
+    """Every version of an adapter, the newest first."""
+
+    version: Version
+    rows: Sequence[VersionRow]
+    deprecated: Mapping[str, str]
+    template: ClassVar[str] = "versions.html"
+
+
+def versions_page(page_request: PageRequest, worker: Worker) -> VersionsPage:
+    """GET …/versions."""
+    version, index = version_of(page_request, worker), worker.registry.index
+    rows = queries.versions(index, name=version.name)
+    return VersionsPage(version, rows, queries.marks(index, "deprecate", version.name))
+
+
+def revision(page_request: PageRequest, worker: Worker) -> Page:
+    """GET …/tree/{rev}, …/blob/{rev}/{path}, …/commit/{rev}: addresses that clients of the Hugging Face Hub print."""
+    view = page_request.repository(worker)
+    commit = commits.find(worker, view, page_request.part("revision"))
+    path = page_request.request.path_params.get("path")
+    if path and path in commit.files:
+        raise MovedError(f"/{view.name}/resolve/{commit.id}/{path}")
+    raise MovedError(f"/{view.name}/v{commit.row.number}" if commit.row else f"/{view.name}")
+
+
+# ---- tensors
+
+
+@dataclass(frozen=True)
+class TensorsPage(Page):
+    """The tensors of a version, a thousand per page."""
+
+    version: Version
+    tensors: Sequence[TensorInfo]
+    total: int
+    number: int
+    pages: int
+    unread: str
+    template: ClassVar[str] = "tensors.html"
+
+
+_PER_PAGE = 1000
+
+
+def tensors_page(page_request: PageRequest, worker: Worker) -> TensorsPage:
+    """GET …/v{number}/tensors."""
+    version = version_of(page_request, worker)
+    adapter_facts = facts_of(page_request, worker, version.row)
+    pages = max(1, -(-len(adapter_facts.tensors) // _PER_PAGE))
+    number = min(pages, max(1, int(page_request.query("page")))) if page_request.query("page").isdecimal() else 1
+    page_tensors = adapter_facts.tensors[(number - 1) * _PER_PAGE : number * _PER_PAGE]
+    return TensorsPage(version, page_tensors, adapter_facts.total, number, pages, adapter_facts.unread)
+
+
+# ---- where it acts
+
+
+@dataclass(frozen=True)
+class HeatPicture(Page):
+    """The heat map as SVG in the colors of a theme; or why there is none."""
+
+    found: HeatMap | str
+    theme: str
+    template: ClassVar[str] = "heat.svg"
+
+
+@dataclass(frozen=True)
+class NormsPage(Page):
+    """The heat map, and its numbers as a table."""
+
+    version: Version
+    found: NormHeatMap | str
+    template: ClassVar[str] = "norms.html"
+
+
+async def heat_picture(request: Request) -> Response:
+    """GET …/v{number}/heat.svg?theme=dark: separate from the page, because it reads the weights."""
+    return await _respond_with_norms(
+        request, lambda page_request, _version, heat: _picture(page_request, heat), "image/svg+xml"
+    )
+
+
+def _picture(page_request: PageRequest, heat: NormHeatMap | str) -> HeatPicture:
+    picture = heat if isinstance(heat, str) else drawings.heat_map(heat)
+    return HeatPicture(picture, "dark" if page_request.query("theme") == "dark" else "light")
+
+
+async def norms_page(request: Request) -> Response:
+    """GET …/v{number}/norms."""
+    return await _respond_with_norms(request, lambda _page_request, version, heat: NormsPage(version, heat))
+
+
+async def _respond_with_norms(
+    request: Request,
+    make: Callable[[PageRequest, Version, NormHeatMap | str], Page],
+    media_type: str = "text/html; charset=utf-8",
+) -> Response:
+    """Return a page that needs the norms of a version."""
+
+    def find(page_request: PageRequest, worker: Worker) -> tuple[PageRequest, Version, str]:
+        version = version_of(page_request, worker)
+        return (
+            page_request,
+            version,
+            facts.unmeasured_reason(facts_of(page_request, worker, version.row), worker.manifest(version.row)),
+        )
+
+    result = await answer_page(request, find)
+    if isinstance(result, Response):
+        return result
+    page_request, version, reason = result
+
+    def work(worker: Worker) -> Response:
+        heat = reason or page_request.site.heats.get(version.row.digest, lambda: facts.heat(worker, version.row))
+        return render_page(page_request, make(page_request, version, heat), media_type=media_type)
+
+    return await page_request.site.slow.run(work)
+
+
+# ---- lineage
+
+
+@dataclass(frozen=True)
+class LineagePage(Page):
+    """What a version was made from, and what was made from it."""
+
+    version: Version
+    graph: Graph | None
+    nodes: Sequence[tuple[str, str, str]]
+    template: ClassVar[str] = "lineage.html"
+
+
+_MAX_BOXES = 150
+_MAX_DATA = 4  # data sets shown per adapter
+
+
+def lineage_page(page_request: PageRequest, worker: Worker) -> LineagePage:
+    """GET …/v{number}/lineage."""
+    version = version_of(page_request, worker)
+    boxes, edges = _graph(_visible_lineage(page_request, worker, trace(worker.registry, version.row.ref)))
+    graph = drawings.graph(boxes, edges) if len(boxes) <= _MAX_BOXES else None
+    return LineagePage(version, graph, [(box.lines[0], " · ".join(box.lines[1:]), box.url) for box in boxes.values()])
+
+
+def _visible_lineage(page_request: PageRequest, worker: Worker, lineage: Lineage) -> Lineage:
+    """Return a lineage without nodes of private repositories; of a private ancestor, only what its children say about it."""
+    nodes: dict[str, Node] = {}
+    recorded = {parent.digest for node in lineage.nodes.values() for parent in node.parents}
+    for digest, node in lineage.nodes.items():
+        refs = tuple(ref for ref in node.refs if page_request.may_read(worker, ref.partition(":")[0].partition("@")[0]))
+        if refs or not node.manifest:
+            nodes[digest] = Node(digest, refs, node.manifest, node.deprecated)
+    above = _reachable(lineage.root, [(edge.child, edge.parent) for edge in lineage.edges])
+    nodes |= {digest: Node(digest, ()) for digest in above & recorded - nodes.keys()}
+    edges = [edge for edge in lineage.edges if edge.parent in nodes and edge.child in nodes]
+    up, down = [(edge.child, edge.parent) for edge in edges], [(edge.parent, edge.child) for edge in edges]
+    connected = _reachable(lineage.root, up) | _reachable(lineage.root, down)
+    visible_nodes = {digest: node for digest, node in nodes.items() if digest in connected}
+    return Lineage(
+        lineage.root,
+        visible_nodes,
+        tuple(edge for edge in edges if edge.parent in visible_nodes and edge.child in visible_nodes),
+    )
+
+
+def _reachable(start: str, steps: Sequence[tuple[str, str]]) -> set[str]:
+    """Return what is reachable from a start, including the start."""
+    after: dict[str, list[str]] = {}
+    for source, target in steps:
+        after.setdefault(source, []).append(target)
+    reached, waiting = {start}, [start]
+    while waiting:
+        for target in after.get(waiting.pop(), []):
+            if target not in reached:
+                reached.add(target)
+                waiting.append(target)
+    return reached
+
+
+def _graph(lineage: Lineage) -> tuple[dict[str, Box], dict[tuple[str, str], str]]:
+    """Return the boxes of a drawing by key, and the edges with their labels."""
+    boxes: dict[str, Box] = {}
+    edges: dict[tuple[str, str], str] = {}
+    for digest, node in lineage.nodes.items():
+        is_visible = node.manifest is not None
+        name = node.refs[0] if node.refs else digest[:19]
+        rank = f", r {node.manifest.r}" if node.manifest and node.manifest.r else ""
+        kind = "root" if digest == lineage.root else "adapter" if is_visible else "missing"
+        method = node.origin if is_visible else "not visible here"
+        boxes[digest] = Box((name, method + rank), kind, "/" + name.replace(":", "/") if is_visible and ":v" in name else "")
+        if node.base and not node.parents:
+            boxes[f"base {node.base}"] = Box((node.base, "base model"), "base")
+            edges[f"base {node.base}", digest] = ""
+        for data in node.data[:_MAX_DATA]:
+            key = f"data {data.digest or data.name or data.path}"
+            boxes[key] = Box((data.name or data.path or "data", "data"), "data")
+            edges[key, digest] = ""
+    for edge in lineage.edges:
+        edges[edge.parent, edge.child] = "" if edge.weight in (None, 1) else f"{edge.weight:g}"
+    return boxes, edges

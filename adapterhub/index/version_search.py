@@ -1,0 +1,337 @@
+# ruff: noqa: S608 - what is put into a statement here is fixed, checked by `_require_allowed`, or a `?`
+"""Search for adapters by words and facts, or by the bytes of a file.
+
+The words never reach FTS5's own syntax (sqlite.org/fts5.html, "Full-text Query Syntax"): each becomes one quoted phrase whose
+last token is a prefix, and all of them must match. Any text is a valid query. The newest matching version of each name is
+found, ranked by bm25 over the columns of the index, where a match in the name weighs most. sqlite-utils builds that index, but
+its own `search` has no weights, and importing it takes longer than a search.
+
+Words that more than COMMON versions contain hardly distinguish them, and scoring each takes long (54 ms of bm25 for a word in
+50,000 versions). For these, names and titles with the words come first, then the others, in both the latest push first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from adapterhub.digest import Digest, is_hex
+from adapterhub_converters import safe_regex
+from adapterhub_converters.errors import UsageError
+
+from .index_database import Index
+from .queries import VersionRow, rows_by_id, select, visible_condition
+
+# name, title, tags, description, facts, card: a word in a long card is the weakest evidence.
+_WEIGHTS = (8.0, 6.0, 4.0, 4.0, 3.0, 1.0)
+FACETS = ("base", "method", "r", "target", "license", "task", "language", "tag", "dataset", "model_type", "format", "dtype")
+"""Kinds of facets, in the order in which they are shown."""
+COMMON = 1000  # versions
+MAX_VALUES = 20  # most frequent values of a facet
+_COLUMNS = {"r", "size"}
+_OPERATORS = {"<", "<=", ">", ">=", "="}
+# Decimal and binary units: 10MB, 10M, 10MiB.
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{prefix}b": 1000**n for n, prefix in enumerate("kmgt", 1)}
+_UNITS |= {f"{prefix}ib": 1024**n for n, prefix in enumerate("kmgt", 1)}
+_UNITS |= {prefix: 1000**n for n, prefix in enumerate("kmgt", 1)}
+_NEWEST = "NOT EXISTS (SELECT 1 FROM versions n WHERE n.name = v.name AND n.number > v.number)"  # of its name
+_LEFT_OUT = "v.name IN (SELECT value FROM json_each(?))"
+_QUANTITY = safe_regex.Pattern(r"(-?[0-9]+(?:\.[0-9]*)?(?:e-?[0-9]{1,2})?)\s*([a-z]*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A comparison that a number must pass; `operator` is spelled as in SQL."""
+
+    operator: str
+    value: float
+
+
+Bounds = tuple[Bound, ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A search; every condition must hold.
+
+    Attributes:
+        words: As typed. Without any, the newest versions come first.
+        facets: Kind (one of FACETS except `r`) and value, ignoring case; a base may be named without its organization.
+        tags: Tags in the registry or of the model card.
+        namespace: Find adapters of this namespace only; empty for all.
+        bounds: Column (`r`, or `size` in bytes) and the bounds of its number.
+        metrics: Name of a metric and its bounds.
+        all_versions: Return every version that matches instead of the newest of each name.
+        limit: The number of versions to return.
+        without: Names to leave out of the results and of all counts.
+    """
+
+    words: str = ""
+    facets: tuple[tuple[str, str], ...] = ()
+    tags: tuple[str, ...] = ()
+    namespace: str = ""
+    bounds: tuple[tuple[str, Bounds], ...] = ()
+    metrics: tuple[tuple[str, Bounds], ...] = ()
+    all_versions: bool = False
+    limit: int = 20
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best matches, the number of all matches, and the facets of all matches: kind to value to count.
+
+    Attributes:
+        has_more: There are more matches than `total`, as counting all of them would have taken longer than finding these.
+    """
+
+    rows: list[VersionRow]
+    total: int
+    facets: dict[str, dict[str, int]] = field(default_factory=dict)
+    has_more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A version and the path of one of its files; the path is empty if the digest is that of the version's manifest.
+
+    Attributes:
+        tensor: Name of the tensor in that file that has the digest; empty if the whole file has it.
+    """
+
+    row: VersionRow
+    path: str
+    digest: Digest
+    tensor: str = ""
+
+
+# ---- by words and facts
+
+
+def search(index: Index, query: Query, *, facets: bool = False) -> SearchResult:
+    """Return the versions that match, best first; with `facets`, also count the facets and all matches."""
+    # Without conditions, the stored counts answer everything.
+    if query == Query(limit=query.limit, without=query.without):
+        return _newest(index, query, facets=facets)
+    result = _common_word_matches(index, query)
+    if result is None:
+        result = _ranked_matches(index, query)
+    elif facets and not query.all_versions and _all_have(index, query):
+        return replace(result, total=_names(index, query), has_more=False, facets=_stored_facet_counts(index, query))
+    elif facets:
+        matching, values = _matching(index, query)
+        result = replace(result, total=index.select(f"{matching} SELECT count(*) FROM hit", *values)[0][0], has_more=False)
+    return replace(result, facets=_count(index, query)) if facets else result
+
+
+def _ranked_matches(index: Index, query: Query) -> SearchResult:
+    matching, values = _matching(index, query)
+    best = f"{matching} SELECT id, count(*) OVER () FROM hit ORDER BY score, time DESC, name, number DESC LIMIT ?"
+    matches = index.select(best, *values, _limit(query))
+    return SearchResult(rows_by_id(index, [version for version, _ in matches]), matches[0][1] if matches else 0)
+
+
+def _limit(query: Query) -> int:
+    # SQLite's integers have 64 bits.
+    return max(0, min(query.limit, 2**62))
+
+
+def _newest(index: Index, query: Query, *, facets: bool) -> SearchResult:
+    """Return the newest version of every name, latest first."""
+    condition = f"{_NEWEST} AND {visible_condition(index, query.without)}"
+    sql = f"SELECT id FROM versions v WHERE {condition} ORDER BY time DESC, name LIMIT ?"
+    records = index.select(sql, _limit(query))
+    facet_counts = _stored_facet_counts(index, query) if facets else {}
+    return SearchResult(rows_by_id(index, [version for (version,) in records]), _names(index, query), facet_counts)
+
+
+def _names(index: Index, query: Query) -> int:
+    """Return the number of names that have versions."""
+    counts = index.select("SELECT n FROM facet_counts WHERE kind = '' AND value = ''")
+    hidden_counts = index.select(f"SELECT count(*) FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}", json.dumps(query.without))
+    return int(counts[0][0]) - int(hidden_counts[0][0]) if counts else 0
+
+
+def _all_have(index: Index, query: Query) -> bool:
+    """Return True if every version contains the words."""
+    sql = "SELECT (SELECT count(*) FROM texts_fts WHERE texts_fts MATCH ?) = (SELECT count(*) FROM versions)"
+    return bool(index.select(sql, phrases(query.words))[0][0])
+
+
+def _common_word_matches(index: Index, query: Query) -> SearchResult | None:
+    """Return matches of words that over COMMON versions contain; None for fewer versions, or conditions other than words."""
+    words = phrases(query.words)
+    if not words or query != Query(query.words, all_versions=query.all_versions, limit=query.limit, without=query.without):
+        return None
+    latest = "SELECT rowid FROM texts_fts WHERE texts_fts MATCH ? ORDER BY rowid DESC LIMIT ?"
+    recent_ids = [version for (version,) in index.select(latest, words, COMMON + 1)]
+    if len(recent_ids) <= COMMON:
+        return None
+    ids_query = "SELECT id, name FROM versions v WHERE id IN (SELECT value FROM json_each(?))"
+    named_ids = [version for (version,) in index.select(latest, f"{{name title}}: ({words})", COMMON)]
+    named_rows = index.select(ids_query if query.all_versions else f"{ids_query} AND {_NEWEST}", json.dumps(named_ids))
+    recent_rows = index.select(f"{ids_query} ORDER BY id DESC", json.dumps(recent_ids))
+    best: dict[object, tuple[int, int]] = {}
+    hidden = set(query.without)
+    for tier, matches in enumerate((named_rows, recent_rows)):
+        for version, name in (match for match in matches if match[1] not in hidden):
+            # The first entry wins: a match in the name or title, then the latest push.
+            best.setdefault(version if query.all_versions else name, (tier, version))
+    # Too few of the recent versions are left for a full page: rank all matches instead.
+    if len(best) < query.limit:
+        return None
+    ranked = sorted(best.values(), key=lambda item: (item[0], -item[1]))
+    return SearchResult(rows_by_id(index, [version for _, version in ranked[: _limit(query)]]), len(best), has_more=True)
+
+
+def _matching(index: Index, query: Query) -> tuple[str, list[object]]:
+    """Return the start of a statement in which the table `hit` has the matches: id, name, number, time, score."""
+    conditions, values = _conditions(index, query)
+    words = phrases(query.words)
+    source, score = "versions v", "0.0"
+    if words:
+        source = "texts_fts JOIN versions v ON v.id = texts_fts.rowid"
+        score = f"bm25(texts_fts, {', '.join(map(str, _WEIGHTS))})"
+        conditions, values = ["texts_fts MATCH ?", *conditions], [words, *values]
+    sql = f"SELECT v.id, v.name, v.number, v.time, {score} AS score FROM {source}"
+    sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
+    if query.all_versions:
+        return f"WITH hit AS MATERIALIZED ({sql})", values
+    # The bare columns are those of the row with the greatest number (sqlite.org/lang_select.html, "Bare columns").
+    newest = "SELECT id, name, max(number) AS number, time, score FROM every GROUP BY name"
+    return f"WITH every AS MATERIALIZED ({sql}), hit AS MATERIALIZED ({newest})", values
+
+
+def phrases(words: str) -> str:
+    """Quote words for FTS5: each becomes a prefix, and all of them must match."""
+    # Replace NUL, which would end the statement, and halves of surrogate pairs, which cannot be encoded.
+    clean = words.replace("\0", " ").encode(errors="replace").decode()
+    return " ".join('"' + word.replace('"', '""') + '"*' for word in dict.fromkeys(clean.split()))
+
+
+def _conditions(index: Index, query: Query) -> tuple[list[str], list[object]]:
+    sql: list[str] = []
+    values: list[object] = []
+
+    def add(condition: str, *parameters: object) -> None:
+        sql.append(condition)
+        values.extend(value.encode(errors="replace").decode() if isinstance(value, str) else value for value in parameters)
+
+    facet_query = "SELECT version FROM facets WHERE kind = ? AND value = ?"
+    for kind, value in query.facets:
+        add(f"v.id IN ({facet_query})", "base-name" if kind == "base" and "/" not in value else kind, value)
+    for tag in query.tags:
+        tag_query = "EXISTS (SELECT 1 FROM tags t WHERE t.name = v.name AND t.number = v.number AND t.tag = ?)"
+        add(f"({tag_query} OR v.id IN ({facet_query}))", tag, "tag", tag)
+    if query.namespace:
+        add("v.name > ? || '/' AND v.name < ? || '0'", query.namespace, query.namespace)  # as in queries.IN_NAMESPACE
+    for column, bounds in query.bounds:
+        for bound in bounds:
+            add(f"v.{_require_allowed(column, _COLUMNS)} {_require_allowed(bound.operator, _OPERATORS)} ?", bound.value)
+    if query.without:
+        add(visible_condition(index, query.without))
+    for name, bounds in query.metrics:
+        tests = "".join(f" AND value {_require_allowed(bound.operator, _OPERATORS)} ?" for bound in bounds)
+        add(f"v.id IN (SELECT version FROM metrics WHERE name = ?{tests})", name, *(bound.value for bound in bounds))
+    return sql, values
+
+
+def _require_allowed(text: str, allowed: set[str]) -> str:
+    if text not in allowed:
+        raise ValueError(text)
+    return text
+
+
+def _count(index: Index, query: Query) -> dict[str, dict[str, int]]:
+    """Count the facets of all matches: kind to value to number of matches, most frequent first."""
+    matching, values = _matching(index, query)
+    counts = (
+        f"{matching} SELECT kind, value, count(*) AS n FROM hit JOIN facets ON version = id GROUP BY kind, value"
+        " UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hit JOIN versions USING (id) WHERE r IS NOT NULL GROUP BY r"
+        " ORDER BY n DESC, value"
+    )
+    return _group_by_kind(index.select(counts, *values, kinds="ssi"))
+
+
+def _stored_facet_counts(index: Index, query: Query) -> dict[str, dict[str, int]]:
+    """Return the facet counts for the newest version of every name, from the counts that are kept up to date."""
+    if not query.without:
+        return _group_by_kind(
+            index.select("SELECT kind, value, n FROM facet_counts WHERE n > 0 ORDER BY n DESC, value", kinds="ssi")
+        )
+    hidden = f"SELECT id, r FROM versions v WHERE {_NEWEST} AND {_LEFT_OUT}"
+    counts = (
+        f"WITH hidden AS MATERIALIZED ({hidden}), less AS (SELECT kind, value, count(*) AS n FROM hidden JOIN facets"
+        " ON version = id GROUP BY kind, value UNION ALL SELECT 'r', CAST(r AS TEXT), count(*) FROM hidden GROUP BY r)"
+        " SELECT c.kind, c.value, c.n - coalesce(less.n, 0) AS remain FROM facet_counts c LEFT JOIN less"
+        " ON less.kind = c.kind AND less.value = c.value COLLATE NOCASE WHERE remain > 0 ORDER BY remain DESC, c.value"
+    )
+    return _group_by_kind(index.select(counts, json.dumps(query.without), kinds="ssi"))
+
+
+def _group_by_kind(counts: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
+    count_by_kind: dict[str, dict[str, int]] = {kind: {} for kind in FACETS}
+    for kind, value, count in counts:
+        if kind in count_by_kind and len(count_by_kind[kind]) < MAX_VALUES:
+            count_by_kind[kind][value] = count
+    return count_by_kind
+
+
+# ---- by bytes
+
+
+def holders(index: Index, digest: str) -> list[Holder]:
+    """Return the versions with a file or a manifest whose digest begins with `digest`, by name, newest first."""
+    end = digest + "g"  # after every digest with this prefix
+    results = [Holder(row, "", row.digest) for row in select(index, "digest >= ? AND digest < ?", digest, end)]
+    files = index.select("SELECT version, path, digest FROM files WHERE digest >= ? AND digest < ?", digest, end, kinds="iss")
+    rows = rows_by_id(index, [version for version, _, _ in files])
+    results += [Holder(row, path, file_digest) for row, (_, path, file_digest) in zip(rows, files, strict=True)]
+    return sorted(results, key=lambda holder: (holder.row.name, -holder.row.number, holder.path))
+
+
+def parse_digest_prefix(text: str) -> str:
+    """Parse the first 6 to 64 digits of a digest, with or without `sha256:`; UsageError for anything else."""
+    digits = text.strip().lower().removeprefix("sha256:")
+    if not 6 <= len(digits) <= 64 or not is_hex(digits, len(digits)):
+        raise UsageError(text[:80], "is not a sha256", "Write 6 to 64 hexadecimal digits")
+    return f"sha256:{digits}"
+
+
+# ---- parsing
+
+
+def parse_bounds(text: str, location: str, *, size: bool = False) -> Bounds:
+    """Parse `8`, `4..16`, `<10` or `>=0.5`. With `size`, units are allowed (`10MB`), and an exact size is refused."""
+    expression = text.strip()
+    low, dots, high = expression.partition("..")
+    if dots and (low or high):
+        pairs = [(">=", low), ("<=", high)]
+        return tuple(Bound(operator, _number(end, location, size=size)) for operator, end in pairs if end)
+    # Longer operators first: `<` also begins `<=`.
+    operator = next((sign for sign in ("<=", ">=", "==", "<", ">", "=") if expression.startswith(sign)), "")
+    if size and not operator:
+        raise UsageError(
+            location, f"{text[:80]!r} is an exact size", f"Write '<{text[:80]}', '>{text[:80]}' or 1MB..{text[:80]}"
+        )
+    return (Bound({"==": "=", "": "="}.get(operator, operator), _number(expression[len(operator) :], location, size=size)),)
+
+
+def parse_metric(text: str, location: str) -> tuple[str, Bounds]:
+    """Parse a comparison such as `eval_loss<0.7` into the name of a metric and its bounds."""
+    expression = text.strip()
+    start = min((position for sign in "<>=" if (position := expression.find(sign)) >= 0), default=0)
+    if not expression[:start].strip():
+        raise UsageError(location, f"{text[:80]!r} is not a comparison", "Write it like 'accuracy>0.8'")
+    return expression[:start].rstrip(), parse_bounds(expression[start:], location)
+
+
+def _number(text: str, location: str, *, size: bool) -> float:
+    match = _QUANTITY.fullmatch(text.strip().lower())
+    if not match or match[2] not in (_UNITS if size else {""}):
+        raise UsageError(
+            location, f"{text[:80]!r} is not a {'size' if size else 'number'}", "Write it like 10MB" if size else ""
+        )
+    return float(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,184 @@
+"""The lineage of an adapter: parents, bases, training data and children.
+
+It follows the digests in each adapter.json. A parent that is not in this registry is still a node, with its digest and the refs
+under which its children recorded it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from adapterhub.manifest.document import AdapterManifest, BaseInfo, Parent, TrainingData
+from adapterhub.store.store import MERGES
+from adapterhub_converters.errors import AdapterhubError
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.ref import Ref
+
+    from .registry import Registry
+
+_MAX_NODES = 10_000  # adapters; a longer chain is an attack
+
+
+@dataclass(frozen=True)
+class Node:
+    """One adapter.
+
+    Attributes:
+        digest: Digest of its OCI manifest.
+        refs: Its refs in this registry, where the ref that was asked for and those that its children recorded come first;
+            without any, the refs that its children recorded.
+        manifest: Its adapter.json; None if the adapter is not in this registry.
+        deprecated: The deprecated ones among `refs`, with the reason.
+    """
+
+    digest: Digest
+    refs: tuple[str, ...]
+    manifest: AdapterManifest | None = None
+    deprecated: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> str:
+        """Its origin in a few words."""
+        if self.manifest is None:
+            return "not in this registry"
+        recipe, parents = self.manifest.recipe, self.manifest.parents
+        if recipe and recipe.kind == "convert":
+            return f"converted to {recipe.to}"
+        if parents:
+            method = (recipe.method if recipe else None) or parents[0].method
+            if method == "train":
+                return "trained further"
+            return f"merged by {method}" if method else "merged"
+        return "trained" if self.manifest.training else "origin not recorded"
+
+    @property
+    def base(self) -> str:
+        """Its base model: repository and revision, or the first digits of the fingerprint, or empty."""
+        base = self.manifest.base if self.manifest else BaseInfo()
+        if base.repo:
+            return f"{base.repo}@{base.revision}" if base.revision else base.repo
+        return (base.fingerprint or "")[:19]
+
+    @property
+    def data(self) -> tuple[TrainingData, ...]:
+        """The data it was trained on."""
+        training = self.manifest.training if self.manifest else None
+        return (training.data if training else None) or ()
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The adapters it was made from, as far as their digests are known."""
+        return tuple(parent for parent in self.manifest.parents if parent.digest) if self.manifest else ()
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A step of the lineage: `child` was made from `parent`."""
+
+    parent: Digest
+    child: Digest
+    weight: float | None = None
+    method: str | None = None
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A merged model, stored as a recipe under a name, that contains one of the adapters."""
+
+    name: str
+    parent: Digest
+    weight: float
+    base: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """All ancestors and descendants of an adapter, itself included, and the merged models that contain any of them."""
+
+    root: Digest
+    nodes: Mapping[Digest, Node]
+    edges: tuple[Edge, ...]
+    models: tuple[MergedModel, ...] = ()
+
+    def parents(self, digest: Digest) -> list[Edge]:
+        """Return the edges from the parents of an adapter."""
+        return [edge for edge in self.edges if edge.child == digest]
+
+    def children(self, digest: Digest) -> list[Edge]:
+        """Return the edges to the children of an adapter."""
+        return [edge for edge in self.edges if edge.parent == digest]
+
+
+def trace(registry: Registry, ref: Ref) -> Lineage:
+    """Return the lineage of a version."""
+    version = registry.resolve(ref)
+    root = version.digest
+    deprecations = registry.deprecations()
+    nodes: dict[Digest, Node] = {}
+    # Two walks from the root, up and down: siblings, reachable by going up and then down, are not part of the lineage.
+    for upwards in (True, False):
+        waiting = [root]
+        visited = set()
+        while waiting and len(nodes) < _MAX_NODES:
+            digest = waiting.pop()
+            if digest in visited:
+                continue
+            visited.add(digest)
+            node = nodes.setdefault(digest, _node(registry, digest, deprecations))
+            waiting += [edge.parent for edge in _edges(node)] if upwards else [row.digest for row in registry.children(digest)]
+    edges = tuple(edge for node in nodes.values() for edge in _edges(node) if edge.parent in nodes)
+    refs_in_use = _refs_named_by_children(nodes) | {root: {str(version.ref)}}
+    named_nodes = {digest: _with_refs_first(node, refs_in_use.get(digest, set())) for digest, node in nodes.items()}
+    return Lineage(root, named_nodes, edges, tuple(_models(registry, nodes)))
+
+
+def _models(registry: Registry, nodes: Mapping[Digest, Node]) -> Iterator[MergedModel]:
+    names = registry.store.log.document_names(MERGES)
+    if not names:
+        return
+    from . import recipe_store  # numpy, which most lineages do without
+
+    for name in names:
+        with contextlib.suppress(AdapterhubError):  # removed, or damaged, which fsck reports
+            recipe = recipe_store.get(registry, name).recipe
+            for adapter in recipe.adapters:
+                if adapter.digest in nodes:
+                    yield MergedModel(name, adapter.digest, adapter.weight, str(recipe.base))
+
+
+def _node(registry: Registry, digest: Digest, deprecations: Mapping[tuple[str, int], str]) -> Node:
+    rows = registry.versions_with(digest)
+    reason_by_ref = {str(row.ref): deprecations.get((row.name, row.number), deprecations.get((row.name, 0))) for row in rows}
+    deprecated = {ref: reason for ref, reason in reason_by_ref.items() if reason is not None}
+    try:
+        return Node(digest, tuple(reason_by_ref), registry.adapter_manifest(digest), deprecated)
+    except AdapterhubError:
+        # A damaged version is still part of the lineage; fsck reports the damage.
+        return Node(digest, tuple(reason_by_ref), deprecated=deprecated)
+
+
+def _edges(node: Node) -> Iterator[Edge]:
+    for parent in node.parents:
+        yield Edge(parent.digest, node.digest, parent.weight, parent.method)
+
+
+def _refs_named_by_children(nodes: Mapping[Digest, Node]) -> dict[Digest, set[str]]:
+    """Return the refs that children recorded for their parents, by digest."""
+    refs: dict[Digest, set[str]] = {}
+    for child in nodes.values():
+        for parent in child.parents:
+            if parent.ref:
+                refs.setdefault(parent.digest, set()).add(parent.ref)
+    return refs
+
+
+def _with_refs_first(node: Node, preferred: set[str]) -> Node:
+    """Return a node with the `preferred` refs first; a node that is not in this registry has no others."""
+    if not node.refs:
+        return replace(node, refs=tuple(sorted(preferred)))
+    return replace(node, refs=tuple(sorted(node.refs, key=lambda ref: ref not in preferred)))

@@ -1,0 +1,274 @@
+"""The gate of every store: an adapter is checked, compared with the project's policy and pinned to its base.
+
+Every command and function that stores an adapter, in the registry or in a remote, calls `package` first. A `Package` carries
+what was read meanwhile, so that storing it reads each file only once more and no header again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.checks import ERROR, FIT, Problem, Report, open_check
+from adapterhub.manifest import card, derive
+from adapterhub.manifest.document import AdapterManifest, FileEntry
+from adapterhub.manifest.package_files import Listing, Selection, first_bytes, listing
+from adapterhub.project.policy import join
+from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, RefusedError
+
+from . import signature_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from adapterhub.checks.contents import Contents
+    from adapterhub.manifest.derive import Draft
+    from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.project.policy import Policy
+    from adapterhub.store.store import Store
+    from adapterhub_converters.bases import BaseSpec
+
+CODE, CODE_ON_BASE, CODE_FOR_GOOD = "check-failed", "check-failed-on-base", "check-failed-for-good"
+
+
+@dataclass(frozen=True)
+class Package:
+    """An adapter that may be stored.
+
+    Attributes:
+        folder: The folder with the adapter, and nothing else in it.
+        where: The name of the adapter in errors.
+        draft: Its adapter.json without digests, with the base pinned.
+        overridden: The errors of its check that `force` accepted.
+        policy: The policy it meets, which also says who must have signed it.
+        signatures: The signatures that came with it, unverified.
+        metrics: What other programs measured, under the names that a search uses.
+    """
+
+    folder: Path
+    where: str
+    draft: Draft
+    overridden: tuple[Problem, ...] = ()
+    policy: Policy | None = None
+    signatures: tuple[bytes, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def package(
+    folder: Path,
+    *,
+    location: str = "",
+    base: BaseSpec | None = None,
+    policy: Policy | None = None,
+    force: bool = False,
+    already_checked: bool = False,
+    hash_below: int = 0,
+    selection: Selection | None = None,
+    file_list: Listing | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Package:
+    """Check the adapter in `folder` and compare it with the policy; nothing is stored.
+
+    Args:
+        folder: The adapter's own folder.
+        location: The name of the adapter in errors; the folder's path if empty.
+        base: The model it was trained on, to be pinned: the adapter must fit it.
+        policy: The project's policy; None without one.
+        force: Accept an adapter whose check finds errors. A policy cannot be overridden.
+        already_checked: The adapter was converted from another format, and checked there.
+        hash_below: Hash files of fewer bytes while they are open anyway, for digests that are needed before sending.
+        selection: Patterns of files to package and to leave out.
+        file_list: The files to package, if the caller has looked at each.
+        metrics: What other programs measured, under the names that a search uses, for a policy that bounds them.
+
+    Raises:
+        RefusedError: The check finds errors (code `check-failed`), or the policy does not allow the adapter
+            (`against-policy`).
+    """
+    location = location or str(folder)
+    if already_checked:
+        result = Package(folder, location, derive.draft(folder, base=base), metrics=metrics or {})
+        return apply_policy(_with_signatures(result), policy)
+    with open_check(resolve_adapter(folder), base=base, display_name=location) as (report, contents):
+
+        def draft(errors: tuple[Problem, ...]) -> Draft:
+            if contents is None:
+                return derive.draft(folder, base=base)
+            contents.manifest()
+            contents.card()
+            packaged = file_list or listing(folder, head=partial(_head, contents, hash_below), selection=selection)
+            # An adapter.json about other weights is not used: everything is derived from the files instead.
+            inspected, text = (
+                contents.adapter_shapes(),
+                "" if any(problem.code == "files-changed" for problem in errors) else contents.manifest_text,
+            )
+            return derive.draft(
+                folder,
+                listing=packaged,
+                inspected=inspected,
+                text=text,
+                base=base,
+                digests=contents.digests,
+                card=contents.card(),
+            )
+
+        overridden = raise_or_collect_errors(report, base, force=force, try_storing=draft)
+        result = Package(folder, location, draft(overridden), overridden, metrics=metrics or {})
+    return apply_policy(_with_signatures(result), policy)
+
+
+def _head(contents: Contents, hash_below: int, path: Path) -> bytes:
+    """Return the first bytes of a file, and hash the file while it is open if it is small enough."""
+    if path.stat().st_size < hash_below:
+        contents.digest(path)
+    return contents.heads[path] if path in contents.heads else first_bytes(path)
+
+
+def _with_signatures(package: Package) -> Package:
+    return replace(package, signatures=signature_policy.in_folder(package.folder))
+
+
+def apply_policy(package: Package, policy: Policy | None) -> Package:
+    """Return the adapter with one more policy that it meets; raise RefusedError if it does not meet it."""
+    if policy is not None and policy.needs_manifest:
+        files = (package.folder / path for path in package.draft.listing.files if path != ADAPTER_JSON)
+        size = sum(file.stat().st_size for file in files)
+        policy.check_manifest(package.draft.manifest(), package.where, size=size, metrics=package.metrics)
+    return replace(package, policy=join(package.policy, policy))
+
+
+def check_adapter(
+    path: Path,
+    *,
+    location: str,
+    base: BaseSpec | None = None,
+    force: bool = False,
+    try_storing: Callable[[], object] = lambda: None,
+) -> tuple[Problem, ...]:
+    """Check an adapter and raise RefusedError for its errors; with `force`, return them.
+
+    `try_storing` is as in `raise_or_collect_errors`, without an argument.
+    """
+    with open_check(path, base=base, display_name=location) as (report, contents):
+        return raise_or_collect_errors(
+            report, base, force=force, try_storing=None if contents is None else lambda _: try_storing()
+        )
+
+
+def check_received(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    location: str,
+    policy: Policy | None = None,
+    force: bool = False,
+    check: bool = True,
+    metrics: Mapping[str, float] | None = None,
+) -> tuple[Problem, ...]:
+    """Check a version that somebody else packaged, as `package` does: its adapter, its adapter.json, and the policy.
+
+    Args:
+        folder: The files of the version.
+        manifest: Its OCI manifest.
+        location: Its name in errors.
+        policy: The project's policy; None without one.
+        force: Accept an adapter whose check finds errors. An adapter.json that contradicts the weights is never accepted.
+        check: Check the adapter; otherwise, only compare its adapter.json with the headers of the weights.
+        metrics: What was measured of it, apart from the metrics at the end of its training.
+
+    Returns:
+        The errors that `force` accepted.
+
+    Raises:
+        RefusedError: The check finds errors, or the policy does not allow the adapter.
+        IntegrityError: Its adapter.json is not about these weights (code `wrong-facts`).
+    """
+    errors: tuple[Problem, ...] = ()
+    inspected = None
+    if check:
+        with open_check(resolve_adapter(folder), display_name=location) as (report, contents):
+            errors = raise_or_collect_errors(report, None, force=force, try_storing=lambda _: None)
+            inspected = contents.adapter_shapes() if contents is not None else None
+    adapter_manifest = derive.manifest_matching_weights(folder, inspected=inspected, location=location)
+    adapter_manifest = adapter_manifest and card.with_card(adapter_manifest, card.read(folder))
+    check_manifest(policy, adapter_manifest, location, size=manifest.files_size, metrics=metrics)
+    return errors
+
+
+def _succeeds(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except AdapterhubError:
+        return False
+    return True
+
+
+def check_listed(store: Store, manifest: Manifest, location: str) -> None:
+    """Raise IntegrityError if the adapter.json of a manifest does not list exactly the manifest's other files."""
+    if manifest.adapter_json is None:
+        return
+    location = f"{location}: {ADAPTER_JSON}"
+    listed_files = AdapterManifest.parse(store.read_document(manifest.adapter_json.digest), location).files
+    files = {FileEntry(layer.path, layer.digest, layer.size) for layer in manifest.layers if layer.path != ADAPTER_JSON}
+    if set(listed_files) != files:
+        raise IntegrityError(location, "lists other files than the manifest")
+
+
+def check_manifest(
+    policy: Policy | None,
+    manifest: AdapterManifest | None,
+    location: str,
+    *,
+    size: int | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Compare the manifest of an adapter with the policy, if there is one that needs it.
+
+    Raises:
+        RefusedError: There is no manifest (code `no-manifest`), or the policy does not allow the adapter.
+    """
+    if policy is not None and policy.needs_manifest:
+        if manifest is None:
+            raise RefusedError(location, "no adapter.json to compare with the project's policy", code="no-manifest")
+        policy.check_manifest(manifest, location, size=size, metrics=metrics or {})
+
+
+def raise_or_collect_errors(
+    report: Report, base: BaseSpec | None, *, force: bool, try_storing: Callable[[tuple[Problem, ...]], object] | None
+) -> tuple[Problem, ...]:
+    """Return the errors of a report if they are accepted by `force`, else raise RefusedError for them.
+
+    Args:
+        report: The result of the check.
+        base: The base that the adapter was checked on, if any.
+        force: Accept errors. An adapter that cannot be read at all is never accepted.
+        try_storing: Called with the errors; does what storing the adapter despite them takes, or raises an AdapterhubError. The
+            error suggests `force` only if this succeeds. None if nothing helps.
+    """
+    errors = tuple(problem for problem in report.problems if problem.severity == ERROR)
+    if not errors or (force and report.format is not None):
+        return errors
+    first = errors[0]
+    misfit = f"does not fit {base.source}: " if base and any(problem.code in FIT for problem in errors) else ""
+    suffix = f" (and {len(errors) - 1} more error{'s' if len(errors) > 2 else ''})" if errors[1:] else ""
+    location = f"{first.where}: " if first.where else ""
+    problem_text = f"{misfit}{first.code}: {location}{first.what}{suffix}"
+    if report.format is None:  # nothing can be stored of what cannot be read
+        error = RefusedError(report.where, problem_text, first.hint)
+        if first.cause:
+            # The code of the cause, such as a missing file, says more than that of the check.
+            error.code, error.fields = first.cause.code, first.cause.fields
+        raise error
+    can_force = try_storing is not None and _succeeds(partial(try_storing, errors))
+    raise RefusedError(
+        report.where,
+        problem_text,
+        "Check it for the rest of the errors, or store it with force" if can_force else "Check it for the rest of the errors",
+        code=(CODE_ON_BASE if base else CODE) if can_force else CODE_FOR_GOOD,
+        adapter=report.where,
+        base=base.source if base else "",
+    )

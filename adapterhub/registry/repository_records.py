@@ -1,0 +1,350 @@
+"""A hub's record of each repository besides its versions: branches, commits, other manifests and their tags.
+
+    hub/<ns>/<name>/<seq>.json    one file per move: `push` points the name at a document, `delete` removes the repository
+
+The document is a blob: small JSON, rewritten by each change. A commit is a blob, too. Versions and their tags stay in the log
+of refs; these documents add what other protocols need. A repository on the Hugging Face Hub has commits of incomplete trees,
+branches and a visibility; an OCI repository has manifests that are not adapters, such as signatures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from adapterhub.digest import Digest, is_hex, parse_digest
+from adapterhub.store import named_documents
+from adapterhub.store.named_documents import NamedDocument
+from adapterhub.store.store import HUB, Entry, Store
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.errors import FormatError, RefusedError
+
+from .moves import now
+from .registry import Registry
+
+MAIN = "main"
+MAX_DOCUMENT = 4 << 20  # bytes
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OtherManifest:
+    """A manifest that is not a version: an image, an index, a signature.
+
+    Attributes:
+        subject: The digest (sha256 or sha512) of the manifest that it is about, which need not exist here; empty without one.
+        blobs: The blobs it refers to, including the manifests of an index; kept as long as the manifest.
+    """
+
+    media_type: str
+    size: int
+    artifact_type: str = ""
+    subject: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    blobs: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BranchHead:
+    """The position of a branch.
+
+    Attributes:
+        commit: The id of its commit.
+        after: The commit id of the version that was `latest` when the branch moved there; empty if there was none.
+    """
+
+    commit: str
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """The state of a repository.
+
+    Attributes:
+        private: Whether it is hidden from everybody without a role in its namespace.
+        created: ISO 8601 in UTC.
+        heads: Branch to commit. `main` follows `latest` if that has moved since the head was set, or if there is no head.
+        commits: Commit id, 40 hexadecimal digits, to the digest of its document; oldest first.
+        manifests: Manifests that are not versions, by digest.
+        tags: Tags of those manifests, to the digest (sha256 or sha512) that each tag was set with.
+        moved_to: The name it was moved to; empty if it was not moved.
+        moved_from: The name it is being moved from; empty otherwise. It is invisible until that name redirects here.
+    """
+
+    private: bool = False
+    created: str = ""
+    heads: Mapping[str, BranchHead] = field(default_factory=dict)
+    commits: Mapping[str, Digest] = field(default_factory=dict)
+    manifests: Mapping[Digest, OtherManifest] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    moved_to: str = ""
+    moved_from: str = ""
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has nothing but its visibility, as after its name was removed."""
+        return self == Repository(private=self.private, created=self.created)
+
+    def dump(self) -> bytes:
+        """Return the bytes of the document."""
+        return _dump(self)
+
+    @classmethod
+    def parse(cls, raw: bytes, location: str) -> Repository:
+        """Parse a document; FormatError if it is not that of a repository."""
+        document = _parse_document(raw, location)
+        try:
+            return cls(
+                private=bool(document["private"]),
+                created=str(document["created"]),
+                heads={
+                    str(name): BranchHead(
+                        _parse_commit_id(head["commit"], location),
+                        _parse_commit_id(head["after"], location) if head["after"] else "",
+                    )
+                    for name, head in document["heads"].items()
+                },
+                commits={
+                    _parse_commit_id(key, location): parse_digest(digest, location)
+                    for key, digest in document["commits"].items()
+                },
+                manifests={
+                    parse_digest(key, location): _parse_manifest(manifest, location)
+                    for key, manifest in document["manifests"].items()
+                },
+                tags={str(tag): str(digest) for tag, digest in document["tags"].items()},
+                moved_to=str(document["moved_to"]),
+                moved_from=str(document.get("moved_from", "")),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(location, f"not the document of a repository ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRecord:
+    """A commit: a tree of files, its author and its message.
+
+    Attributes:
+        files: Path to digest and size in bytes.
+        became: The digest of the version that the tree became; empty for an incomplete tree.
+    """
+
+    files: Mapping[str, tuple[Digest, int]]
+    parent: str = ""
+    title: str = ""
+    description: str = ""
+    author: str = ""
+    time: str = ""
+    became: Digest = ""
+
+    def dump(self) -> bytes:
+        """Return the bytes of the document; RefusedError if it would be too large to be read again."""
+        raw = _dump(self)
+        if len(raw) > MAX_DOCUMENT:
+            problem = f"the names of {len(self.files)} files make a document of {len(raw):,} bytes"
+            raise RefusedError(
+                "commit", f"{problem}, over the {MAX_DOCUMENT:,} of a commit", "Use shorter names, or fewer files"
+            )
+        return raw
+
+    @classmethod
+    def parse(cls, raw: bytes, location: str) -> CommitRecord:
+        """Parse a document; FormatError if it is not that of a commit."""
+        document = _parse_document(raw, location)
+        try:
+            files = {
+                str(path): (parse_digest(digest, location), int(size)) for path, (digest, size) in document.pop("files").items()
+            }
+            texts = {key: str(document[key]) for key in ("parent", "title", "description", "author", "time", "became")}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FormatError(location, f"not the document of a commit ({error})") from error
+        return cls(files, **texts)
+
+
+def commit_id(digest: Digest) -> str:
+    """Return the commit id, 40 digits as in git, for the digest of a commit's document or of a version's manifest."""
+    return digest.removeprefix("sha256:")[:40]
+
+
+class Repositories:
+    """The repositories of a registry.
+
+    An object caches the repositories it has read, so that looking at one again costs one `stat`.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._cache: dict[str, tuple[NamedDocument, Repository | None]] = {}
+
+    @property
+    def _store(self) -> Store:
+        return self._registry.store
+
+    def get(self, name: str) -> Repository | None:
+        """Return the state of a repository; None if there is none, whether or not the name has versions."""
+        return self._state(name)[1]
+
+    def current(self, name: str) -> tuple[Digest, Repository | None]:
+        """Return the digest of the log's last entry, empty for an empty log, and the state of the repository."""
+        document, repository = self._state(name)
+        return document.head, repository
+
+    def change(self, name: str, edit: Callable[[Repository], Repository]) -> Repository:
+        """Change a repository, creating it if it is missing; `edit` is called again if another writer committed first."""
+        repository = Repository()
+
+        def decide(state: NamedDocument) -> Entry | None:
+            nonlocal repository
+            before = self._read(state)
+            repository = edit(before or Repository(created=now()))
+            if repository == before:
+                return None
+            raw = repository.dump()
+            if len(raw) > MAX_DOCUMENT:
+                raise RefusedError(name, "has too many commits or manifests", "Squash its commits, or remove manifests")
+            digest, size = self._store.put_bytes(raw)
+            # The blob must be on the disk before the log entry that names it.
+            self._store.sync_blobs()
+            return state.next("push", now(), digest, size)
+
+        # Until the log entry names the new blob, only the lease keeps a gc from removing it.
+        with self._store.lease("hub"):
+            self._move(name, decide)
+        return repository
+
+    def remove(self, name: str) -> None:
+        """Remove a repository, but not its versions: those belong to the registry."""
+        self._move(name, lambda state: state.next("delete", now()) if state.exists else None)
+
+    def names(self) -> list[str]:
+        """Return the names of all repositories, sorted."""
+        return [name for name in self._store.log.names(HUB) if self.get(name) is not None]
+
+    def commit(self, repository: Repository, commit: str) -> CommitRecord | None:
+        """Return the commit with an id; None if the repository does not have it."""
+        digest = repository.commits.get(commit)
+        return None if digest is None else CommitRecord.parse(self._store.read_document(digest, limit=MAX_DOCUMENT), digest)
+
+    def _move(self, name: str, decide: Callable[[NamedDocument], Entry | None]) -> None:
+        cached_state = self._state(name)[0]
+        named_documents.move(self._store, self._registry.write_lock, name, decide, log=HUB, known_state=cached_state)
+
+    def _state(self, name: str) -> tuple[NamedDocument, Repository | None]:
+        cached = self._cache.get(name)
+        state = named_documents.current(self._store, name, log=HUB, known_state=cached[0] if cached else None)
+        # `current` returns the same object as long as the log has no newer entry.
+        if cached is None or cached[0] is not state:
+            cached = state, self._read(state)
+            # Names without a log are not cached: anybody may ask for any name, and the cache would grow without limit.
+            if state.entry is not None:
+                self._cache[name] = cached
+        return cached
+
+    def _read(self, state: NamedDocument) -> Repository | None:
+        if not state.exists or state.entry is None:
+            return None
+        return Repository.parse(self._store.read_document(state.entry.digest, limit=MAX_DOCUMENT), f"hub/{state.name}")
+
+
+def required_blobs(store: Store, document: Digest) -> set[Digest]:
+    """Return the blobs that a repository needs besides its document: commits with their files, manifests with their blobs."""
+    repository = Repository.parse(store.read_document(document, limit=MAX_DOCUMENT), document)
+    needed: set[Digest] = {*repository.commits.values(), *repository.manifests}
+    for manifest in repository.manifests.values():
+        needed.update(manifest.blobs)
+    for digest in repository.commits.values():
+        record = CommitRecord.parse(store.read_document(digest, limit=MAX_DOCUMENT), digest)
+        needed.update(file for file, _ in record.files.values())
+    return needed
+
+
+def head_of(repository: Repository | None, branch: str, latest: str) -> str:
+    """Return the commit of a branch; empty if `main` is at the version `latest`, and for a branch that does not exist.
+
+    Args:
+        repository: Its state; None if there is none.
+        branch: The name of the branch.
+        latest: The commit of the version `latest`; empty without one.
+    """
+    head = repository.heads.get(branch) if repository else None
+    return head.commit if head and (branch != MAIN or head.after == latest) else ""
+
+
+def with_head(repository: Repository, branch: str, commit: str, *, after: str, document: Digest = "") -> Repository:
+    """Return the repository with a branch at a commit; with the commit's `document`, the commit is added, too."""
+    commits = {**repository.commits, commit: document} if document else repository.commits
+    return replace(repository, heads={**repository.heads, branch: BranchHead(commit, after)}, commits=commits)
+
+
+def without_head(repository: Repository, branch: str) -> Repository:
+    """Return the repository without a branch."""
+    return replace(repository, heads={name: head for name, head in repository.heads.items() if name != branch})
+
+
+def with_manifest(repository: Repository, digest: Digest, manifest: OtherManifest, tags: Mapping[str, str]) -> Repository:
+    """Return the repository with a manifest that is not a version, and with tags that point to its sha256 or sha512 digest."""
+    return replace(repository, manifests={**repository.manifests, digest: manifest}, tags={**repository.tags, **tags})
+
+
+def without_manifest(repository: Repository, digest: Digest, sha512: str = "") -> Repository:
+    """Return the repository without a manifest that is not a version, and without its tags.
+
+    Args:
+        repository: The repository.
+        digest: The sha256 digest of the manifest.
+        sha512: Its sha512 digest, which tags may point to as well; empty if there is none.
+    """
+    manifests = {key: manifest for key, manifest in repository.manifests.items() if key != digest}
+    tags = {tag: target for tag, target in repository.tags.items() if target not in (digest, sha512)}
+    return replace(repository, manifests=manifests, tags=tags)
+
+
+def without_tags(repository: Repository, tags: Collection[str]) -> Repository:
+    """Return the repository without some tags of manifests that are not versions."""
+    return replace(repository, tags={tag: digest for tag, digest in repository.tags.items() if tag not in tags})
+
+
+def _parse_manifest(document: Any, location: str) -> OtherManifest:
+    subject = str(document["subject"])
+    annotations = {str(key): str(value) for key, value in document["annotations"].items()}
+    blobs = tuple(parse_digest(blob, location) for blob in _require_list(document["blobs"]))
+    return OtherManifest(
+        str(document["media_type"]), int(document["size"]), str(document["artifact_type"]), subject, annotations, blobs
+    )
+
+
+def _require_list(value: Any) -> Iterable[Any]:
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    return value
+
+
+def _parse_commit_id(text: Any, location: str) -> str:
+    if not isinstance(text, str) or not is_hex(text, 40):
+        raise FormatError(location, f"{str(text)[:80]!r} is not the id of a commit")
+    return text
+
+
+def _dump(value: Repository | CommitRecord) -> bytes:
+    document = {"version": _VERSION, **asdict(value)}
+    if not document.get("moved_from", "-"):
+        # Older documents lack the field: leaving it out keeps their bytes, and with them their digests, unchanged.
+        del document["moved_from"]
+    # Always in the same form, so that the same state has the same digest.
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _parse_document(raw: bytes, location: str) -> dict[str, Any]:
+    document = json_file.parse_object(raw, location)
+    version = document.pop("version", None)
+    if isinstance(version, int) and version > _VERSION:
+        raise RefusedError(
+            location,
+            f"version {version} is newer than {_VERSION}, the last supported",
+            "Upgrade adapterhub",
+            code="newer-version",
+        )
+    return document

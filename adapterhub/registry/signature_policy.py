@@ -1,0 +1,184 @@
+"""Signatures of pushed versions: the ones that a policy requires for a name, and the ones stored with a version.
+
+An attestation is a signature of a statement about a version; it is stored, carried and required as a signature of files is. The
+cryptography is in `adapterhub.trust`, the files in `store.signature_files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.manifest.package_files import SIGNATURE
+from adapterhub.project.policy import Policy, refusal
+from adapterhub.project.policy import SigningRule as Rule
+from adapterhub.store.signature_files import MAX_SIGNATURES, MAX_UNREQUESTED
+from adapterhub.trust import attestation, bundle, statement
+from adapterhub_converters.containers.confined_files import ConfinedFiles
+from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.oci_manifest import Manifest
+    from adapterhub.store.store import Store
+    from adapterhub.trust.attestation import Attestation
+    from adapterhub.trust.bundle import SignedStatement
+
+LIMIT = bundle.MAX_BUNDLE + 1
+"""Bytes to read of a signature: one more than a valid one has."""
+
+
+def signed_files(manifest: Manifest) -> dict[str, Digest]:
+    """Return the files of a version as they are signed: path to digest."""
+    return {layer.path: layer.digest for layer in manifest.layers}
+
+
+def in_folder(folder: Path) -> tuple[bytes, ...]:
+    """Return the signature in a folder, unverified; empty if there is none."""
+    path = folder / SIGNATURE
+    try:
+        return (ConfinedFiles(folder).read(path, LIMIT),)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+
+
+def check(
+    policy: Policy | None,
+    manifest: Manifest,
+    read_signatures: Callable[[], Sequence[bytes]],
+    *,
+    name: str,
+    location: str,
+    signed_as: str = "",
+) -> SignedStatement | None:
+    """Verify that a version is signed and attested as the policy requires for its name.
+
+    Args:
+        policy: The policy; None without one.
+        manifest: The manifest of the version.
+        read_signatures: Returns its signatures and attestations; called only if one is required.
+        name: Its name, to which the rules of the policy apply.
+        location: Its name in errors.
+        signed_as: The name it was signed as, if that is not `name`.
+
+    Returns:
+        A required signature of its files; None if the policy requires none.
+
+    Raises:
+        RefusedError: It is not signed or attested as required (code `against-policy`).
+    """
+    # Reading signatures may take requests to a remote, so they are read only if a rule needs them.
+    rules = policy.signing_rules(name) if policy else []
+    if not rules:
+        return None
+    signed, bundles = None, read_signatures()
+    for rule in rules:
+        try:
+            signed = _check_rule(policy, rule, manifest, bundles, name=signed_as or name, location=location) or signed
+        except IntegrityError as error:
+            raise refusal(location, rule.file, [f"{rule.rule}: {error.what}"], error.hint) from error
+    return signed
+
+
+def _check_rule(
+    policy: Policy | None, rule: Rule, manifest: Manifest, bundles: Sequence[bytes], *, name: str, location: str
+) -> SignedStatement | None:
+    """Return the signature that a rule requires, or None for an attestation; IntegrityError if it is missing."""
+    from adapterhub.trust.keys import read_trusted  # needs cryptography
+
+    keys = read_trusted(rule.keys)
+    if not rule.attestation:
+        return bundle.find_accepted(bundles, keys, signed_files(manifest), name, location)
+    attestation.find_accepted(
+        bundles, rule.attestation, keys, manifest.digest, location, check=partial(_check_base, policy, location)
+    )
+    return None
+
+
+def _check_base(policy: Policy | None, location: str, claim: Attestation) -> None:
+    """Raise IntegrityError if an attestation says that the adapter fits a base which the policy does not allow."""
+    if claim.kind == attestation.FITS:
+        base = attestation.base_fingerprint(claim)
+        if policy and not all(base in bases for bases in policy.base_digests()):
+            raise IntegrityError(location, f"the attestation is about the base {base[:19]}…, which the policy does not allow")
+
+
+@dataclass(frozen=True)
+class SignatureSummary:
+    """A signature or an attestation, as it is shown to people.
+
+    Attributes:
+        what: `files`, the kind of an attestation, or the type of its predicate.
+        signer: The signer that it claims.
+        is_about: Whether it is about this version.
+        verified: Whether it is valid, and its signer is one that the policy requires for the name of the version.
+    """
+
+    what: str
+    signer: str
+    is_about: bool
+    verified: bool
+
+
+def summarize(policy: Policy | None, manifest: Manifest, signatures: Iterable[bytes], name: str) -> list[SignatureSummary]:
+    """Describe the signatures of a version, skipping those that cannot be parsed."""
+    summaries = []
+    for raw in signatures:
+        with suppress(AdapterhubError):
+            try:
+                signer = bundle.claimed_signer(raw, name)
+            except ImportError:  # no cryptography
+                signer = "an identity"
+            predicate_type = bundle.predicate_type(raw)
+            statement_kind = (
+                "files" if predicate_type == statement.PREDICATE_TYPE else attestation.kind_of(predicate_type) or predicate_type
+            )
+            summaries.append(
+                SignatureSummary(statement_kind, signer, is_about(raw, manifest), _is_required(policy, manifest, raw, name))
+            )
+    return summaries
+
+
+def _is_required(policy: Policy | None, manifest: Manifest, raw: bytes, name: str) -> bool:
+    """Return True if a bundle alone meets one of the policy's rules about signers."""
+    for rule in policy.signing_rules(name) if policy else ():
+        with suppress(AdapterhubError):
+            _check_rule(policy, rule, manifest, [raw], name=name, location=name)
+            return True
+    return False
+
+
+def all_signatures(store: Store, manifest: Manifest, incoming: Iterable[bytes]) -> list[bytes]:
+    """Return the signatures of a version: those that came with it and those that are stored; none is verified."""
+    return [*incoming, *store.signatures.read(manifest.digest, LIMIT)]
+
+
+def store_signatures(
+    store: Store, manifest: Manifest, signatures: Iterable[bytes], policy: Policy | None = None, name: str = ""
+) -> None:
+    """Store the signatures and attestations that came with a version and are about it, unverified: that is up to readers.
+
+    At most MAX_UNREQUESTED of them are stored, apart from those that a policy requires for the version's name.
+    """
+    for raw in signatures:
+        with suppress(AdapterhubError):  # too many of them, for instance: that must not fail the push
+            if is_about(raw, manifest):
+                store.signatures.add(
+                    manifest.digest, raw, MAX_SIGNATURES if _is_required(policy, manifest, raw, name) else MAX_UNREQUESTED
+                )
+
+
+def is_about(raw: bytes, manifest: Manifest) -> bool:
+    """Return True if a bundle claims to sign the files of a version and no others, or to attest something about it."""
+    with suppress(AdapterhubError):
+        claimed = bundle.claimed_payload(raw, "")
+        if bundle.predicate_type(raw) == statement.PREDICATE_TYPE:
+            return statement.parse(claimed, "").files == signed_files(manifest)
+        return attestation.parse(claimed, "").digest == manifest.digest
+    return False

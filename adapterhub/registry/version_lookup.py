@@ -1,0 +1,216 @@
+"""Versions of a registry, and the resolution of refs to them.
+
+Every function that takes a ref may raise RefError, NotFoundError or IntegrityError. `adapterhub.ref` parses refs;
+`adapterhub.version_selection` and `adapterhub.semver` have the rules for ranges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from adapterhub import semver, version_selection
+from adapterhub.digest import Digest
+from adapterhub.index import queries
+from adapterhub.index.queries import LogState, VersionRow
+from adapterhub.ref import LATEST, Ref
+from adapterhub.store.ref_log import Entry, entries_in_force
+from adapterhub_converters.errors import IntegrityError, NotFoundError
+
+from . import log_check
+from .ledger import Ledger
+
+
+@dataclass(frozen=True, repr=False)
+class Version:
+    """One version of a name.
+
+    Attributes:
+        digest: Digest of its manifest, which identifies it in any registry.
+        size: Bytes of its files; None if its manifest cannot be read.
+        tags: Tags that point to it now.
+        tag: The tag of the ref that named it, if any.
+        deprecated: Why it should no longer be used, possibly empty; None if it is not deprecated.
+        new: True if this push created it; False if the name had the same content already.
+        moved: True if this push moved a tag to it.
+        skipped: Names in the pushed folder that were left out.
+        overridden: Codes of the errors in its check that `force` accepted.
+    """
+
+    name: str
+    number: int
+    digest: Digest
+    size: int | None
+    tags: tuple[str, ...] = ()
+    tag: str | None = None
+    deprecated: str | None = None
+    new: bool = False
+    moved: bool = False
+    skipped: tuple[str, ...] = ()
+    overridden: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> Ref:
+        """The name with the version number."""
+        return Ref(self.name, number=self.number)
+
+    def __repr__(self) -> str:
+        return f"<Version {self.ref} {self.digest[:19]}{''.join(f' {tag}' for tag in self.tags)}>"
+
+
+@dataclass(frozen=True)
+class RestoreResult:
+    """The result of undoing the removal of a name.
+
+    Attributes:
+        numbers: The versions that are back.
+        lost: The versions whose bytes a gc has removed.
+    """
+
+    name: str
+    numbers: tuple[int, ...]
+    lost: tuple[int, ...]
+
+
+def removed_versions(entries: Iterable[Entry]) -> dict[int, Digest]:
+    """Return the versions that the last removal of a name deleted: number to the digest of the manifest."""
+    digest_by_number: dict[int, Digest] = {}
+    for entry in entries_in_force(entries)[1]:
+        if entry.op == "push":
+            digest_by_number[entry.number] = entry.digest
+        elif entry.op == "drop":
+            for number in entry.numbers:
+                digest_by_number.pop(number, None)
+    return digest_by_number
+
+
+def version_of(ledger: Ledger, row: VersionRow, tag: str | None = None) -> Version:
+    """Return the version in a row; `tag` is the tag that named it."""
+    return Version(row.name, row.number, row.digest, row.size, row.tags, tag, deprecation(ledger, row))
+
+
+def deprecation(ledger: Ledger, row: VersionRow) -> str | None:
+    """Return why a version is deprecated, by itself or with its whole name; None if it is not."""
+    reasons = queries.marks(ledger.index, "deprecate", row.name)
+    return reasons.get(str(row.number), reasons.get("0"))
+
+
+def find_row(ledger: Ledger, ref: Ref) -> VersionRow:
+    """Return the version that `ref` names now: by tag, number, digest or range; the newest one for a bare name.
+
+    The index is compared with the log. If they differ, a writer may have moved the ref between the two reads, so the comparison
+    is repeated under the write lock.
+    """
+    if not ledger.index.in_transaction:
+        with contextlib.suppress(IntegrityError):
+            return _resolve_row(ledger, ref, ledger.current(ref.name))
+    # Under the lock nothing moves, so a difference that remains is real.
+    with ledger.write_lock():
+        return _resolve_row(ledger, ref, ledger.current(ref.name))
+
+
+def _resolve_row(ledger: Ledger, ref: Ref, state: LogState) -> VersionRow:
+    if state.seq == 0:
+        close = difflib.get_close_matches(ref.name, [name.name for name in queries.names(ledger.index)], 1)
+        if close:
+            hint = f"Did you mean {close[0]}?"
+            raise NotFoundError(str(ref), "no such adapter", hint, code="no-such-adapter", meant=close[0])
+        raise NotFoundError(str(ref), "no such adapter", "List the adapters of the registry", code="no-such-adapter")
+    if state.deleted:
+        raise NotFoundError(str(ref), "was removed", "Restore it", code="removed", name=ref.name)
+    tag: str | None = None
+    if ref.digest:
+        rows = queries.versions(ledger.index, name=ref.name, digest_prefix=ref.digest)
+        if len(rows) > 1:
+            raise version_selection.ambiguous_prefix_error(str(ref), [row.ref for row in rows])
+    else:
+        number, tag = (ref.number, None) if ref.number else _number_for_tag(ledger, ref)
+        rows = queries.versions(ledger.index, name=ref.name, number=number)
+    if not rows:
+        raise _no_such_version_error(ledger, ref)
+    _check_against_log(ledger, state, rows[0], tag)
+    return rows[0]
+
+
+def _check_against_log(ledger: Ledger, state: LogState, row: VersionRow, tag: str | None) -> None:
+    identity = (row.name, row.number, row.digest, row.manifest_size)
+    verified_head = ledger.verified_heads.get((*identity, tag), "")
+    if verified_head != state.head:
+        log, pushed, database = ledger.store.log, queries.push_entry_number(ledger.index, row), ledger.index.path
+        log_check.check_row(log, state, row, tag, pushed=pushed, database=database, verified_head=verified_head)
+        # What was compared with the tag also holds for the version without it.
+        ledger.verified_heads |= {(*identity, tag): state.head, (*identity, None): state.head}
+
+
+def find_exact_row(ledger: Ledger, ref: Ref) -> VersionRow:
+    """Return the version of a ref that is about to change: a missing tag is never taken for a range, and a range is refused."""
+    if ref.range or (ref.tag and ledger.current(ref.name).number and ref.tag not in queries.tags(ledger.index, ref.name)):
+        raise _no_such_version_error(ledger, ref)
+    return find_row(ledger, ref)
+
+
+def _number_for_tag(ledger: Ledger, ref: Ref) -> tuple[int, str | None]:
+    """Return the number that a tag or a range refers to, 0 if none, and the tag. A missing tag such as `1.2` may be a range."""
+    tags = queries.tags(ledger.index, ref.name)
+    if not ref.range and (ref.tag or LATEST) in tags:
+        return tags[ref.tag or LATEST], ref.tag or LATEST
+    matching_tag = version_selection.highest_tag_in_range(ref.range or ref.tag or "", lambda: tags, tags.get, str(ref))
+    return (tags[matching_tag], matching_tag) if matching_tag else (0, None)
+
+
+def _no_such_version_error(ledger: Ledger, ref: Ref) -> NotFoundError:
+    tags = queries.tags(ledger.index, ref.name)
+    if ref.range:
+        versions = [tag for tag in tags if semver.parse(tag)]
+        problem = f"no tag is in this range; the version tags are {', '.join(versions[-10:]) or 'none'}"
+        return NotFoundError(str(ref), problem, "A range matches tags like 1.2.0")
+    numbers = [f"v{row.number}" for row in queries.versions(ledger.index, name=ref.name)[:5]]
+    problem = f"no such {'tag' if ref.tag else 'version'}; the registry has {', '.join([*tags, *numbers][:10]) or 'none'}"
+    return NotFoundError(
+        str(ref),
+        problem,
+        f"List the versions of {ref.name}",
+        code="no-such-tag" if ref.tag else "no-such-version",
+        name=ref.name,
+        repository=ref.name,
+    )
+
+
+def number_before(ledger: Ledger, ref: Ref, end: int, seq: int | None) -> int:
+    """Return the number that the tag of `ref` had after an entry of the log.
+
+    Args:
+        ledger: The registry's ledger.
+        ref: A name and a tag.
+        end: The number of entries in the log.
+        seq: The entry; None for the one before the tag's last move.
+    """
+    if seq is not None and not 1 <= seq <= end:
+        problem = f"there is no entry {seq}; the log has 1 to {end}"
+        raise NotFoundError(str(ref), problem, "Look at the log", code="look-at-log", ref=ref.name)
+    removed_number = 0  # the number that the tag had when the name was last removed
+    moves: list[tuple[int, int]] = [(0, 0)]  # entry, and the tag's number from there on; 0 for none
+    for entry in ledger.store.log.entries(ref.name):
+        if entry.op == "delete":
+            removed_number = moves[-1][1]
+            moves.append((entry.seq, 0))
+        elif entry.op == "restore":
+            # A restore brings a tag back only if its version came back.
+            moves.append((entry.seq, removed_number if removed_number in entry.numbers else 0))
+        elif entry.op in ("push", "tag", "untag") and ref.tag in entry.tags:
+            moves.append((entry.seq, 0 if entry.op == "untag" else entry.number))
+    if len(moves) == 1:
+        raise never_set(ref)
+    last_seq = moves[-1][0] - 1 if seq is None else seq
+    number = [number for entry_seq, number in moves if entry_seq <= last_seq][-1]
+    if not number:
+        moment = f"at entry {seq}" if seq is not None else f"before entry {last_seq + 1}"
+        raise NotFoundError(str(ref), f"did not exist {moment}", "Look at the log", code="look-at-log", ref=str(ref))
+    return number
+
+
+def never_set(ref: Ref) -> NotFoundError:
+    """Return the error for a tag that the log of its name does not mention."""
+    return NotFoundError(str(ref), "this tag was never set", "Look at the log", code="look-at-log", ref=ref.name)

@@ -1,0 +1,225 @@
+"""The choice of the engine for a base: the one that is named, or an installed one that reads this kind of file."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub_converters.errors import NotFoundError, UsageError
+
+from . import Engine, command_lines
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
+
+    from .over_http import Client, Process
+
+AUTO, TORCH, LLAMA, VLLM, SGLANG, MLX = ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
+_PROGRAMS = {LLAMA: "llama-server", VLLM: "vllm", SGLANG: "sglang", MLX: "mlx_lm.server"}
+_MODULES = {VLLM: "vllm.entrypoints.openai.api_server", SGLANG: "sglang.launch_server", MLX: "mlx_lm.server"}
+
+
+def _do_nothing(_note: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The options that an engine is started with.
+
+    Attributes:
+        engine: One of ENGINES.
+        base: The base, as its headers describe it.
+        name: The base's own name.
+        weights: The base on this disk; None if the user's own server has it.
+        folder: A new and empty folder for files of the engine.
+        url: The URL of the user's own server; empty to start one.
+        url_key: The key of that server; empty for none.
+        program: The path of llama-server, or of a Python that has the engine; empty for what is installed.
+        environ: The environment of the engine.
+        most: The number of versions with which it answers at the same time.
+        rank: The largest rank of these versions.
+        one_process: Whether one llama-server serves all versions, instead of one each.
+        nf4: Whether the reference host holds the base in NF4.
+        cache: A folder for quantized bases, and for files that the user's own server keeps reading; None for none.
+        resolves: Whether the user's own vLLM has adapterhub's plugin.
+        tell: Callback for notes about the choice.
+        extra_words: More words of its command line.
+    """
+
+    engine: str
+    base: BaseSpec
+    name: str
+    weights: Path | None
+    folder: Path
+    url: str = ""
+    url_key: str = field(default="", repr=False)
+    program: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    most: int = 8
+    rank: int = 64
+    one_process: bool = False
+    nf4: bool = False
+    cache: Path | None = None
+    resolves: bool = False
+    tell: Callable[[str], object] = field(default=_do_nothing, repr=False)
+    extra_words: tuple[str, ...] = ()
+
+
+def pick(options: EngineOptions) -> str:
+    """Return the name of the engine: llama.cpp for a GGUF file, vLLM for a folder, or else an installed one.
+
+    Raises:
+        UsageError: The engine of the user's own server must be named.
+        NotFoundError: No engine is installed.
+    """
+    if options.engine != AUTO:
+        return options.engine
+    if options.url:
+        raise UsageError(options.url, "does not report which engine it is", "Name the engine", code="name-engine")
+    # mlx runs on Apple's processors only.
+    apple = (MLX,) if sys.platform == "darwin" else ()
+    order: tuple[str, ...] = (LLAMA, TORCH) if options.base.kind == "gguf" else (VLLM, SGLANG, *apple, TORCH)
+    for name in order:
+        if options.program or _is_installed(name, options.environ):
+            return name
+    problem = f"none of {', '.join(order)} is installed"
+    raise NotFoundError(options.name, problem, "Install one of them, or name the program of one", code="no-engine")
+
+
+def _is_installed(name: str, environ: Mapping[str, str]) -> bool:
+    """Return whether an engine is installed, as a module or as a program."""
+    if name == TORCH:
+        return all(importlib.util.find_spec(module) for module in ("torch", "transformers"))
+    if name in _MODULES and importlib.util.find_spec(_MODULES[name].partition(".")[0]):
+        return True
+    return _has_program(name, environ) or (name == LLAMA and _has_libllama())
+
+
+def _has_program(name: str, environ: Mapping[str, str]) -> bool:
+    return shutil.which(_PROGRAMS[name], path=environ.get("PATH")) is not None
+
+
+def _has_libllama() -> bool:
+    return importlib.util.find_spec("llama_cpp_py_sync") is not None
+
+
+def open_engine(options: EngineOptions) -> Engine:
+    """Return the engine, not yet started.
+
+    Raises:
+        NotFoundError: It is not installed.
+        UsageError: It does not read the base, or the URL of the user's own server is malformed.
+    """
+    if options.url and not options.url.startswith(("http://", "https://")):
+        raise UsageError(options.url[:200], "is not the URL of a server", "Write it like http://127.0.0.1:8001")
+    match pick(options):
+        case "llama.cpp":
+            return _open_llama_cpp(options)
+        case "vllm":
+            from . import vllm
+
+            client, process = _server(options, VLLM, partial(command_lines.vllm, rank=options.rank, most=options.most))
+            folder = (options.cache or options.folder) / "zeros"
+            return vllm.Vllm(client, process, base=options.base, folder=folder, slots=options.most, resolves=options.resolves)
+        case "sglang":
+            from . import sglang
+
+            client, process = _server(options, SGLANG, partial(command_lines.sglang, rank=options.rank, most=options.most))
+            return sglang.Sglang(client, process, most=options.most)
+        case "mlx":
+            from . import mlx
+
+            client, process = _server(options, MLX, command_lines.mlx)
+            return mlx.Mlx(client, process, base=str(options.weights or options.name))
+        case _:
+            from . import in_process
+
+            return in_process.torch_host(
+                _weights_on_disk(options), quantize=options.nf4, cache=options.cache, slots=options.most, rank=options.rank
+            )
+
+
+def _open_llama_cpp(options: EngineOptions) -> Engine:
+    """Return llama-server, or llama.cpp's library if that program is not installed."""
+    from . import llama_server
+
+    if options.url:
+        return llama_server.AttachedServer(options.url, options.url_key)
+    if options.base.kind != "gguf":
+        raise UsageError(options.name, "is not a GGUF file, and llama.cpp reads no other", "Convert it", code="base-to-gguf")
+    if not options.program and not _has_program(LLAMA, options.environ) and _has_libllama():
+        if options.extra_words:
+            raise UsageError(
+                options.extra_words[0], "is for llama-server, which is not installed", "Install it, or name its program"
+            )
+        from . import in_process
+
+        options.tell(
+            "llama-server is not installed: llama.cpp's library answers in this process, with a context for each request"
+        )
+        return in_process.libllama(_weights_on_disk(options), most=options.most)
+    [program] = _program(options, LLAMA)
+    server_options = llama_server.LlamaServerOptions(
+        Path(program),
+        _weights_on_disk(options),
+        options.folder,
+        options.environ,
+        most=options.most,
+        extra_words=options.extra_words,
+    )
+    return llama_server.OneProcess(server_options) if options.one_process else llama_server.Router(server_options)
+
+
+def _server(options: EngineOptions, name: str, words: Callable[..., list[str]]) -> tuple[Client, Process | None]:
+    """Return a client and the process that it talks to; None for the user's own server."""
+    from adapterhub.http_server.binding import free_port
+
+    from .over_http import Client, Process
+
+    if options.url:
+        return Client(options.url, options.url_key), None
+    # Chosen here rather than by the engine, because the client must know it before the engine starts.
+    port = free_port()
+    base_names = () if name == MLX else (options.name,)
+    command = words(_program(options, name), _weights_on_disk(options), *base_names, port, extra_words=options.extra_words)
+    environ, key = dict(options.environ), ""
+    if name == VLLM:  # the others take a key only on the command line, which everyone on the machine can read
+        key = secrets.token_urlsafe(24)
+        environ |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_API_KEY": key}
+    client = Client(f"http://127.0.0.1:{port}", key)
+    ready: Callable[[], Awaitable[bool]] = partial(client.answers, "/health")
+    return client, Process(command, environ, ready)
+
+
+def _program(options: EngineOptions, name: str) -> list[str]:
+    """Return the first words of the engine's command line."""
+    module = _MODULES.get(name)
+    if options.program:
+        path = shutil.which(options.program, path=options.environ.get("PATH"))
+        if path is None:
+            raise NotFoundError(
+                options.program, "no such program", "Name its path, or leave it out for the one that is installed"
+            )
+        return [path, "-m", module] if module else [path]
+    if module and importlib.util.find_spec(module.partition(".")[0]):
+        return [sys.executable, "-m", module]
+    path = shutil.which(_PROGRAMS[name], path=options.environ.get("PATH"))
+    if path is None:
+        hint = f"Install it, or name its {'program' if module is None else 'Python'}"
+        raise NotFoundError(_PROGRAMS[name], f"{name} is not installed", hint, code="no-engine")
+    return [path] if module is None else [str(Path(path).resolve().with_name("python")), "-m", module]
+
+
+def _weights_on_disk(options: EngineOptions) -> Path:
+    """Return the base's files; UsageError if they are not on this disk."""
+    if options.weights is None:
+        raise UsageError(options.name, "is not on this disk", "Name its folder or file")
+    return options.weights

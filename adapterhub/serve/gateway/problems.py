@@ -1,0 +1,85 @@
+"""Error responses in the form of OpenAI's API, which its clients raise as their own exceptions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from adapterhub.ref import RefError
+from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.model_names import NOT_SERVED
+from adapterhub_converters.errors import (
+    AdapterhubError,
+    IntegrityError,
+    LocalIOError,
+    NotFoundError,
+    RefusedError,
+    RemoteError,
+)
+
+_LONGEST = 1000  # characters of a message
+INVALID, MISSING, BUSY, DOWN = "invalid_request_error", "model_not_found", "rate_limit_exceeded", "service_unavailable"
+
+
+class ProblemError(Exception):
+    """An error to send instead of a completion.
+
+    Attributes:
+        seconds: The value of Retry-After; 0 for none.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None, seconds: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.seconds = status, message, code, param, seconds
+
+    def document(self) -> dict[str, object]:
+        """Return the error object."""
+        kind = INVALID if self.status < 500 and self.status != 429 else "server_error" if self.status != 429 else "requests"
+        return {"error": {"message": self.message[:_LONGEST], "type": kind, "param": self.param, "code": self.code}}
+
+    def body(self) -> bytes:
+        """Return the error object as JSON."""
+        return json.dumps(self.document(), ensure_ascii=False).encode("utf-8", "replace")
+
+    def headers(self) -> Mapping[str, str]:
+        """Return the additional headers of the response."""
+        headers = {"retry-after": str(self.seconds)} if self.seconds else {}
+        return {"www-authenticate": "Bearer", **headers} if self.status == 401 else headers
+
+
+def not_served(model: str) -> ProblemError:
+    """Return the error for a name that is not served to this client; the same whether or not the name exists."""
+    return ProblemError(404, f"The model `{model[:200]}` does not exist or is not served here", code=MISSING, param="model")
+
+
+def engine_failed(reason: str) -> ProblemError:
+    """Return the error for an engine's answer that cannot be passed on."""
+    return ProblemError(502, f"The engine failed: {reason}", code="engine_failed")
+
+
+def problem_of(error: Exception, model: str) -> ProblemError:
+    """Convert an error into the one to send; other exceptions are raised again."""
+    match error:
+        case ProblemError():
+            return error
+        case EngineDownError():
+            problem = ProblemError(503, f"The engine does not answer for now: {error}", code=DOWN, seconds=error.seconds)
+        case RefusedError(code=code) if code == NOT_SERVED:
+            problem = not_served(model)
+        case NotFoundError(code=code) if code != "no-registry":
+            problem = not_served(model)
+        case RefError():
+            problem = ProblemError(404, f"The model `{model[:200]}` does not exist: {error}", code=MISSING, param="model")
+        case RemoteError() | LocalIOError() | NotFoundError():  # details, such as paths, are only for the log
+            problem = ProblemError(
+                503, "The registry, or the disk of the gateway, cannot be used for now", code=DOWN, seconds=5
+            )
+        case IntegrityError():
+            problem = ProblemError(502, f"The files of `{model[:200]}` are damaged", code="damaged")
+        case AdapterhubError():
+            problem = ProblemError(400, str(error), code=error.own_code or "refused", param="model")
+        case _:
+            raise error
+    return problem

@@ -1,0 +1,216 @@
+"""Adapters in memory: read from PEFT folders, refused with a reason if slots cannot represent them, and forgotten when unused.
+
+Versions never change, so a version that was forgotten to make room is read from its folder again at the next request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapterhub.training.events import InitialAdapter
+from adapterhub.training.model import adapter_transfer as trained
+from adapterhub_converters.adapter import LowRank, scaling
+from adapterhub_converters.errors import NotFoundError, RefusedError
+
+from .model import Model
+from .slots import Factors
+from .values import Blend
+
+NOT_LOADED = "not-loaded"
+"""The code of the error for a version that the host was never given, or has dropped."""
+_numbers = count()
+
+
+@dataclass(eq=False)
+class LoadedAdapter:
+    """A version in memory.
+
+    Attributes:
+        key: Its name, `team/sql@sha256:…`.
+        factors: Its factors, in the dtype of the model.
+        number: A number that is unique to this load: what is cached under it belongs to these bytes.
+        uses: Requests that run or wait with it.
+    """
+
+    key: str
+    factors: Factors
+    number: int = field(default_factory=_numbers.__next__)
+    uses: int = 0
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its modules."""
+        return max(len(A) for A, _ in self.factors.values())
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return sum(part.numel() * part.element_size() for pair in self.factors.values() for part in pair)
+
+
+Parts = tuple[tuple[LoadedAdapter, float], ...]
+"""The adapters of a blend, with their weights."""
+
+
+class Adapters:
+    """The adapters of a model by their keys, for any thread.
+
+    Args:
+        most: Bytes of the adapters that no request uses.
+        rank: The largest rank.
+    """
+
+    def __init__(self, model: Model, *, most: int, rank: int) -> None:
+        self._model, self._most, self._rank = model, most, rank
+        self._folders: dict[str, Path] = {}
+        self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # the most recently used at the end
+        self._lock, self._loading = threading.RLock(), threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        with self._lock:
+            return sum(adapter.size for adapter in self._loaded.values())
+
+    def __len__(self) -> int:
+        return len(self._loaded)
+
+    def load(self, key: str, folder: Path) -> None:
+        """Read a PEFT folder, unless it is in memory; RefusedError names what slots cannot represent."""
+        if key not in self._loaded:
+            self._read(key, folder)
+
+    def _read(self, key: str, folder: Path, *, again: bool = False) -> None:
+        """Read a folder into memory; with `again`, only if the version has not been dropped in the meantime."""
+        # One at a time: reading is bound by disk and memory, and two threads may want the same version.
+        with self._loading:
+            if key in self._loaded:  # another thread was faster
+                return
+            adapter = LoadedAdapter(key, read(folder, self._model, rank=self._rank))
+            with self._lock:
+                if again and key not in self._folders:  # dropped in the meantime
+                    return
+                self._folders[key], self._loaded[key] = folder, adapter
+                self._make_room(adapter)
+
+    def drop(self, key: str) -> None:
+        """Forget a version; requests that use it keep it until they end."""
+        with self._lock:
+            self._folders.pop(key, None)
+            self._loaded.pop(key, None)
+
+    def acquire(self, blend: Blend) -> Parts:
+        """Return the adapters of a blend, which stay in memory until they are released.
+
+        Raises:
+            NotFoundError: One was never loaded, or was dropped.
+        """
+        acquired: list[tuple[LoadedAdapter, float]] = []
+        try:
+            for key, weight in blend:
+                acquired.append((self._acquire_one(key), weight))
+        # All or none: a blend that is only partly loaded must not keep versions in memory.
+        except BaseException:
+            self.release(tuple(acquired))
+            raise
+        return tuple(acquired)
+
+    def _acquire_one(self, key: str) -> LoadedAdapter:
+        """Return one adapter and count its use, reading it again if it was forgotten."""
+        while True:
+            with self._lock:
+                folder, adapter = self._folders.get(key), self._loaded.get(key)
+                if adapter:
+                    self._loaded.move_to_end(key)
+                    adapter.uses += 1
+                    return adapter
+            if folder is None:
+                raise NotFoundError(key, "is not loaded", "Load it first", code=NOT_LOADED)
+            self._read(key, folder, again=True)
+
+    def release(self, parts: Parts) -> None:
+        """End a use of adapters."""
+        with self._lock:
+            for adapter, _ in parts:
+                adapter.uses -= 1
+            self._make_room()
+
+    def _make_room(self, just_loaded: LoadedAdapter | None = None) -> None:
+        """Forget unused adapters, least recently used first, until the others fit; never the one that was just loaded."""
+        unused = [adapter for adapter in self._loaded.values() if not adapter.uses and adapter is not just_loaded]
+        size = sum(adapter.size for adapter in unused)
+        for adapter in unused:
+            if size <= self._most:
+                break
+            size -= adapter.size
+            del self._loaded[adapter.key]
+
+
+# ---- Reading
+
+
+def read(folder: Path, model: Model, *, rank: int) -> Factors:
+    """Read a PEFT folder into factors for the slots of a model, with ranks up to `rank`.
+
+    Raises:
+        RefusedError: It has parts that slots cannot represent, or is for another base. `code` is that of a check.
+    """
+    factors = trained.read(InitialAdapter(folder, folder, "", str(folder)), model.spec)
+    trained.check_base(factors, model.spec, None)
+    _check_parts(factors)
+    for name, array in factors.adapter.copies.items():
+        trained.check_copy(model.base, name, array, factors.location)
+    return {path: _scaled_factors(path, delta, factors.location, model, rank=rank) for path, delta in factors.pairs.items()}
+
+
+def _check_parts(factors: trained.Factors) -> None:
+    """Refuse whatever is not a low-rank delta."""
+    parts: Mapping[str, object] = {
+        "has magnitudes (DoRA)": factors.dora,
+        "has biases of its deltas (lora_bias)": factors.lora_bias,
+        "replaces rows of a table": factors.adapter.rows,
+        "replaces whole parameters": factors.adapter.replaced,
+        "has no low-rank delta": not factors.pairs,
+    }
+    for problem, present in parts.items():
+        if present:
+            names = f": {', '.join(sorted(present)[:3])}" if isinstance(present, Mapping) else ""
+            hint = "Merge it into the base, or serve it with another engine" if factors.pairs else ""
+            raise RefusedError(
+                factors.location, f"{problem}{names}, which cannot share a base in a batch", hint, code="runtime"
+            )
+
+
+def _scaled_factors(path: str, delta: object, location: str, model: Model, *, rank: int) -> tuple[Tensor, Tensor]:
+    """Return A and the transpose of B, scaled, in the dtype of the model."""
+    location = f"{location}: {path}"
+    shape = model.slots.shapes.get(path)
+    if not isinstance(delta, LowRank):
+        raise RefusedError(location, "is not a delta of one linear layer, which cannot share a base in a batch", code="runtime")
+    if shape is None:
+        is_module = path in dict(model.base.model.named_modules())
+        problem = "is not a linear layer that can be shared in a batch" if is_module else "the base has no such module"
+        raise RefusedError(location, problem, code="runtime" if is_module else "no-such-module")
+    if delta.shape != shape:
+        problem = f"is a delta of shape {delta.shape}, but the base's layer has {shape}"
+        raise RefusedError(location, problem, code="shape-mismatch")
+    if delta.r > rank:
+        raise RefusedError(location, f"has rank {delta.r}, and slots have room for {rank}", code="rank-above-max")
+    factor = scaling(delta.alpha, delta.r, rslora=delta.rslora)
+    A, B = (torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in (delta.lora_A, delta.lora_B))
+    A, B = A.to(model.slots.dtype), (B * factor).to(model.slots.dtype).t().contiguous()
+    for part in (A, B):
+        if not all(
+            map(torch.isfinite, part.aminmax())
+        ):  # NaN is both minimum and maximum; eight times as fast as checking every number
+            raise RefusedError(location, f"has a number that is not finite in {model.slots.dtype}", code="non-finite")
+    return A, B

@@ -1,0 +1,92 @@
+"""Checks of a version against the policy, and of its signatures against keys, before its files are fetched.
+
+`adapterhub/project/policy.py` has the rules; this module says when they apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from adapterhub.workspace import Workspace
+
+from . import signature_checks
+from .signature_checks import NO_DEMAND, Demand, VersionNames
+
+if TYPE_CHECKING:
+    from adapterhub.digest import Digest
+    from adapterhub.registry.registry import Registry, Version
+    from adapterhub.remotes.protocol import Source
+    from adapterhub.trust.bundle import SignedStatement
+
+
+def check_policy(
+    source: Source,
+    reference: str,
+    names: VersionNames,
+    workspace: Workspace,
+    demand: Demand = NO_DEMAND,
+) -> SignedStatement | None:
+    """Check a version against the policy, fetching only its adapter.json, or its card to find a license.
+
+    `demand` and the result are as in `signatures.require`.
+    """
+    policy = workspace.rules()
+    if policy and policy.needs_manifest:
+        from adapterhub.remotes.version_copy import read_adapter_manifest, with_card
+
+        oci_manifest = source.manifest(reference)
+        manifest = read_adapter_manifest(source, oci_manifest, names.location)
+        if policy.needs_license and manifest.license is None:
+            manifest = with_card(source, oci_manifest, manifest, names.location)
+        policy.check_manifest(
+            manifest, names.location, size=oci_manifest.files_size, metrics=_recorded_metrics(source, oci_manifest.digest)
+        )
+    return signature_checks.require(source, reference, names, workspace, demand)
+
+
+def _recorded_metrics(source: Source, digest: Digest) -> Mapping[str, float]:
+    """Return the recorded metrics of a version, which only the logs of a registry have; empty elsewhere."""
+    from adapterhub.remotes.local_name import LocalName
+    from adapterhub.remotes.parallel_transfer import unwrapped
+
+    place = unwrapped(source)
+    return place.registry.metrics(digest) if isinstance(place, LocalName) else {}
+
+
+def check_version(
+    registry: Registry,
+    version: Version,
+    names: VersionNames,
+    workspace: Workspace,
+    demand: Demand = NO_DEMAND,
+) -> SignedStatement | None:
+    """Check a version of the registry against the registry's policy and the project's, otherwise like `check_policy`.
+
+    The registry's policy alone decides about the name of the version.
+    """
+    if registry.policy is not None:
+        registry.policy.check_name(version.name)
+    workspace = workspace.within(registry)
+    policy = workspace.rules()
+    needs_manifest = policy is not None and policy.needs_manifest
+    if not needs_manifest and not signature_checks.needs_signature(names, workspace, demand):
+        return None
+    from adapterhub.remotes.local_name import LocalName  # with an HTTP client, which most pulls do without
+
+    local = LocalName(registry, version.name, policy)
+    if needs_manifest:
+        local.check_version(local.manifest(version.digest), names.location, facts_only=True)
+    return signature_checks.require(local, version.digest, names, workspace, demand)
+
+
+def check_address(source: str, workspace: Workspace) -> None:
+    """Check the version at an address against the policy, as a pull does, without fetching its files."""
+    from adapterhub.remotes.remote_address import parse
+
+    if (policy := workspace.rules()) is None:
+        return
+    address = parse(source)
+    policy.check_name(address.repository)
+    with workspace.connect(address) as remote:
+        check_policy(remote, address.reference, VersionNames.of_address(address, source), workspace)

@@ -1,0 +1,115 @@
+"""Checkpoints: one safetensors file with the trained parameters, the optimizer's moments and the log so far.
+
+There is no other state: the order of the data follows from the seed and the step. The file identifies its training, so that no
+other training run can resume from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterhub.training import distributed
+from adapterhub.training.layers.lora import trained_parameters
+from adapterhub.training.loop import optimizer
+from adapterhub.training.loop.state import State
+from adapterhub.training.model.base_tensors import as_numpy, as_torch
+from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
+
+_BEST_SUFFIX = ".best"  # of the name of a parameter at the lowest held-out loss
+
+
+def path_for(out: Path) -> Path:
+    """Return the path of the checkpoint of a run into `out`: a file next to it."""
+    return out.with_name(out.name + ".checkpoint.safetensors")
+
+
+def identity(facts: Mapping[str, Any]) -> str:
+    """Return a digest of `facts`, which are equal for runs that give the same result."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def date(path: Path) -> str | None:
+    """Return the date that the training of the checkpoint at `path` writes into conversations; None if there is none."""
+    if not path.exists():
+        return None
+    with safetensors_file.SafetensorsFile(path) as file:
+        return file.header.metadata.get("date")
+
+
+def save(path: Path, model: nn.Module, state: State, run: str, *, date: str | None = None) -> Path:
+    """Replace the checkpoint by a new one, completely or not at all; only the first of several processes writes.
+
+    `date` is the date that the chat template writes, if it asks for one.
+    """
+    if not distributed.first():
+        return path
+    tensors = {f"{name}{_BEST_SUFFIX}": _array(value) for name, value in state.best.items()}
+    for name, parameter in trained_parameters(model):
+        tensors[name] = _array(parameter)
+        # An expert that has not had a token yet has no moments.
+        for moment, value in optimizer.moments(state.optimizer, parameter).items():
+            tensors[f"{name}.{moment}"] = _array(value)
+    metadata = {"run": run, "step": str(state.step), "tokens": str(state.tokens), "read": str(state.read)}
+    if date:
+        metadata["date"] = date
+    metadata["log"] = json.dumps(state.log)
+    metadata["scale"] = json.dumps([state.scale.factor, state.scale.good, state.scale.skipped])
+    # A run that is killed while it writes still has the previous checkpoint.
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    try:
+        safetensors_file.write(temporary, tensors, metadata)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LocalIOError(str(path), error.strerror or str(error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.cpu().numpy() if tensor.dtype == torch.uint8 else as_numpy(tensor)
+
+
+def restore(path: Path, model: nn.Module, state: State, run: str) -> bool:
+    """Restore model and state from the checkpoint at `path`; return False if there is none.
+
+    Raises:
+        ConflictError: It belongs to another training run.
+        FormatError: It does not fit the model.
+    """
+    if not path.exists():
+        return False
+    with safetensors_file.SafetensorsFile(path) as file:
+        metadata = file.header.metadata
+        if metadata.get("run") != run:
+            raise ConflictError(
+                str(path), "belongs to a training with another config, data or base", "Delete it, or use another output folder"
+            )
+        try:
+            for name, parameter in trained_parameters(model):
+                with torch.no_grad():
+                    parameter.copy_(as_torch(file.tensor(name)))
+                # A parameter is stored as NAME, its moments as NAME.MOMENT, its best values as NAME.best.
+                moment_names = [
+                    key for key in file.header.tensors if key.startswith(f"{name}.") and key != f"{name}{_BEST_SUFFIX}"
+                ]
+                if moment_names:
+                    tensors = {key.removeprefix(f"{name}."): as_torch(file.tensor(key)) for key in moment_names}
+                    optimizer.restore_moments(state.optimizer, parameter, tensors)
+            best_names = [key for key in file.header.tensors if key.endswith(_BEST_SUFFIX)]
+            state.best = {key.removesuffix(_BEST_SUFFIX): as_torch(file.tensor(key)) for key in best_names}
+            state.step, state.tokens, state.read = (int(metadata[key]) for key in ("step", "tokens", "read"))
+            state.log[:] = json_file.parse(metadata["log"], str(path))
+            state.scale.factor, state.scale.good, state.scale.skipped = json_file.parse(metadata["scale"], str(path))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise FormatError(str(path), f"not a checkpoint of this training ({error})") from error
+    return True

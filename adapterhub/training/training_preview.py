@@ -1,0 +1,74 @@
+"""A preview of a training run: its data, its steps, and the least time that they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers import json_file
+
+from .cost import memory
+from .data import chat_template
+from .data.survey import Count, Survey, survey
+from .train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The data of a training run, and the time of its steps.
+
+    Attributes:
+        matmul: Floating-point operations per second of a matrix product on this machine, measured now; None without torch,
+            and for another machine.
+        seconds: The time of the steps' arithmetic at that rate: a lower bound, without loading and evaluations.
+    """
+
+    data: Survey
+    matmul: float | None = None
+    seconds: float | None = None
+
+
+def preview(config: TrainConfig, *, can_train: bool, on_this_machine: bool) -> Preview:
+    """Preview a training run as `adapterhub.training.preview` does; `can_train` tells whether the extra is installed."""
+    if not can_train or not config.base_path.exists():  # the training downloads its base first
+        return Preview(survey(config, None))
+    from .model.base_files import BaseFiles
+
+    with BaseFiles(config.resolve(config.base.path)) as files:
+        spec, tokenizer = files.spec, _tokenizer(files)
+    if config.data.chat_template is not None:
+        chat_template.choose(tokenizer, config.data.chat_template, config.resolve(config.data.chat_template), config.location)
+    chat_template.set_variables(tokenizer, config.data.template_options, config.data.date)
+    data_survey = survey(config, tokenizer)
+    rate = _matmul_rate(config) if on_this_machine else None
+    return Preview(
+        data_survey, rate, _operations(config, spec, data_survey.count) / rate if data_survey.count and rate else None
+    )
+
+
+def _tokenizer(files: Any) -> Any:
+    from .model import transformers_api
+
+    location = str(files.path)
+    document = json_file.parse_object(files.config_text, f"{location}: config.json")
+    return transformers_api.config_and_tokenizer(files.folder, document, location=location)[1]
+
+
+def _operations(config: TrainConfig, spec: BaseSpec, count: Count) -> int:
+    """Return the floating-point operations of all steps, each of which reads and learns from its share of the rows."""
+    # A number of steps may repeat rows or leave some out; epochs read all rows equally often.
+    passes = count.steps * config.train.rows / count.rows if config.train.steps else config.train.epochs
+    tokens, label_tokens = round(passes * count.read), round(passes * count.trained)
+    trained = memory.parameters(config, spec)[1]
+    return memory.flops(config, spec, tokens=tokens, label_tokens=label_tokens, trained=trained, context=count.context)
+
+
+def _matmul_rate(config: TrainConfig) -> float:
+    import torch
+
+    from . import compute_device
+    from .cost.meter import matmul_rate
+
+    with compute_device.threads(config.train.threads):
+        return matmul_rate(getattr(torch, config.base.dtype), compute_device.select(config.base.device))

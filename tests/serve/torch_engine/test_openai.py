@@ -1,0 +1,267 @@
+"""OpenAI's documents: read strictly, answered as the openai client expects them, errors in its form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from adapterhub.serve.torch_engine import Blend, Request, open_host  # noqa: E402
+from adapterhub.serve.torch_engine.host_loop import Host  # noqa: E402
+from adapterhub.serve.torch_engine.openai import ApiError, ask  # noqa: E402
+from adapterhub.serve.torch_engine.openai_request import CHAT, COMPLETIONS  # noqa: E402
+from tests.conftest import need_module  # noqa: E402
+from tests.serve.torch_engine.conftest import Peers, with_adapters  # noqa: E402
+
+BLEND: Blend = (("a1", 1.0),)
+HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 12, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def host(llama: Peers) -> Iterator[Host]:
+    with with_adapters(llama, slots=4, rows=8, waiting=20) as made:
+        yield made
+
+
+def text_of(host: Host, prompt: str, count: int, **options: Any) -> str:
+    ids = host.text.tokens(prompt, special=options.pop("special", True))
+    return "".join(piece.text for piece in host.submit(Request(ids, BLEND, count, **options)))
+
+
+def whole(host: Host, path: str, **body: Any) -> dict[str, Any]:
+    return ask(host, path, body, BLEND, "team/sql").whole()
+
+
+def chunks(host: Host, path: str, **body: Any) -> list[dict[str, Any]]:
+    found = ask(host, path, {**body, "stream": True}, BLEND, "team/sql")
+    assert found.stream
+    return list(found.chunks())
+
+
+def test_a_completion(host: Host) -> None:
+    found = whole(host, COMPLETIONS, prompt="abc", max_tokens=12, temperature=0)
+    assert (found["object"], found["model"]) == ("text_completion", "team/sql")
+    [choice] = found["choices"]
+    assert choice == {"index": 0, "text": text_of(host, "abc", 12), "logprobs": None, "finish_reason": "length"}
+    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+    assert len(whole(host, COMPLETIONS, prompt="abc", temperature=0)["choices"][0]["text"]) <= 16
+
+
+def test_a_chat_is_the_base_s_template_and_ends_by_default_at_what_the_base_sees(host: Host, llama: Peers) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama.base)
+    prompt = tokenizer.apply_chat_template(HELLO["messages"], tokenize=False, add_generation_prompt=True)
+    right = text_of(host, prompt, 12, special=False)
+    found = whole(host, CHAT, **HELLO)
+    assert found["object"] == "chat.completion"
+    assert found["choices"][0]["message"] == {"role": "assistant", "content": right, "refusal": None}
+    in_parts = [{"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}]
+    assert whole(host, CHAT, **{**HELLO, "messages": in_parts})["choices"] == found["choices"]
+    newer = {**HELLO, "max_tokens": None, "max_completion_tokens": 3}
+    assert whole(host, CHAT, **newer)["usage"]["completion_tokens"] == 3
+    free = whole(host, CHAT, messages=HELLO["messages"], temperature=1.9, seed=1)
+    assert free["usage"]["total_tokens"] == host.longest or free["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_chunks_are_the_whole_in_parts(host: Host, path: str) -> None:
+    chat = path == CHAT
+    body: dict[str, Any] = {"temperature": 0.8, "seed": 4, "n": 2, "max_tokens": 15}
+    body |= (
+        {"logprobs": True, "top_logprobs": 2, "messages": HELLO["messages"]} if chat else {"logprobs": 2, "prompt": ["ab", "c"]}
+    )
+    right = whole(host, path, **body)
+    found = chunks(host, path, **body, stream_options={"include_usage": True})
+    *parts, last = found
+    assert last["choices"] == []
+    assert last["usage"] == right["usage"]
+    assert {part["object"] for part in parts} == {"chat.completion.chunk" if chat else "text_completion"}
+    assert all(part["usage"] is None for part in parts)
+    assert len({part["id"] for part in found}) == 1
+    for choice in right["choices"]:
+        own = [one for part in parts for one in part["choices"] if one["index"] == choice["index"]]
+        if chat:
+            assert own[0]["delta"] == {"role": "assistant", "content": ""}
+            own = own[1:]
+            assert "".join(one["delta"].get("content", "") for one in own) == choice["message"]["content"]
+            assert [token for one in own for token in one["logprobs"]["content"]] == choice["logprobs"]["content"]
+        else:
+            assert "".join(one["text"] for one in own) == choice["text"]
+            for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                assert [value for one in own for value in one["logprobs"][key]] == choice["logprobs"][key]
+        assert [one["finish_reason"] for one in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+    texts = [json.dumps(choice.get("message", choice.get("text"))) for choice in right["choices"]]
+    assert len(set(texts)) == len(texts) == (2 if chat else 4)
+
+
+def test_logprobs_name_the_tokens(host: Host) -> None:
+    found = whole(host, COMPLETIONS, prompt="abc", max_tokens=5, temperature=0, logprobs=1)["choices"][0]["logprobs"]
+    assert [len(one) for one in found["top_logprobs"]] == [1] * 5
+    assert [max(one.values()) for one in found["top_logprobs"]] == found["token_logprobs"]
+    first = whole(host, CHAT, **HELLO, logprobs=True)["choices"][0]["logprobs"]["content"][0]
+    assert first["bytes"] == list(first["token"].encode())
+    assert first["top_logprobs"] == []
+
+
+def test_prompts_of_tokens_and_several_prompts(host: Host) -> None:
+    ids = [host.text.tokens(text, special=True) for text in ("ab", "cd")]
+    by_text, by_ids = (whole(host, COMPLETIONS, prompt=p, temperature=0, max_tokens=4) for p in (["ab", "cd"], ids))
+    assert by_text["choices"] == by_ids["choices"]
+    assert [choice["index"] for choice in by_text["choices"]] == [0, 1]
+    assert by_text["usage"]["prompt_tokens"] == 4
+    assert (
+        whole(host, COMPLETIONS, prompt=ids[1], temperature=0, max_tokens=4)["choices"][0]["text"]
+        == (by_text["choices"][1]["text"])
+    )
+
+
+def test_stop_texts(host: Host) -> None:
+    right = text_of(host, "abc", 12)
+    found = whole(host, COMPLETIONS, prompt="abc", max_tokens=12, temperature=0, stop=[right[3:5]])["choices"][0]
+    assert (found["text"], found["finish_reason"]) == (right[: right.index(right[3:5])], "stop")
+
+
+WRONG: list[tuple[str, dict[str, Any], str, str]] = [
+    (COMPLETIONS, {}, "prompt", "is not a text or a list of tokens"),
+    (COMPLETIONS, {"prompt": ""}, "prompt", "no token to continue"),
+    (COMPLETIONS, {"prompt": []}, "prompt", "is not a text"),
+    (COMPLETIONS, {"prompt": [1.5]}, "prompt", "is not a text"),
+    (COMPLETIONS, {"prompt": [True]}, "prompt", "is not a text"),
+    (COMPLETIONS, {"prompt": ["a"] * 129}, "prompt", "asks for 129 answers, n to each prompt; at most 128 are"),
+    (COMPLETIONS, {"prompt": ["a"] * 65, "n": 2}, "prompt", "are supported. Send fewer prompts at once"),
+    (COMPLETIONS, {"prompt": [99999]}, "prompt", "not one of the 259"),
+    (COMPLETIONS, {"prompt": "a", "echo": True}, "echo", "not supported"),
+    (COMPLETIONS, {"prompt": "a", "best_of": 2}, "best_of", "not supported"),
+    (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
+    (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
+    (COMPLETIONS, {"prompt": "a", "logprobs": True}, "logprobs", "not a whole number"),
+    (COMPLETIONS, {"prompt": "a", "messages": []}, "messages", "unknown parameter"),
+    (COMPLETIONS, {"prompt": "a", "frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+    (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias", "a value is not a number"),
+    (COMPLETIONS, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "a key is not the number of a token"),
+    (COMPLETIONS, {"prompt": "a", "logit_bias": {"999999": 1}}, "logit_bias", "a token is not one of"),
+    (COMPLETIONS, {"prompt": "a", "temperature": -1}, "temperature", "from 0 to 2"),
+    (COMPLETIONS, {"prompt": "a", "temperature": float("nan")}, "temperature", "from 0 to 2"),
+    (COMPLETIONS, {"prompt": "a", "temperature": "1"}, "temperature", "from 0 to 2"),
+    (COMPLETIONS, {"prompt": "a", "temperature": 10**400}, "temperature", "from 0 to 2"),
+    (COMPLETIONS, {"prompt": "a", "top_p": 1.5}, "top_p", "from 0 to 1"),
+    (COMPLETIONS, {"prompt": "a", "n": 0}, "n", "from 1 to 128"),
+    (COMPLETIONS, {"prompt": "a", "seed": 1.5}, "seed", "not a whole number"),
+    (COMPLETIONS, {"prompt": "a", "seed": 10**30}, "seed", "not a whole number"),
+    (COMPLETIONS, {"prompt": "a", "stop": ["x"] * 17}, "stop", "has 17 texts; at most 16 are supported"),
+    (COMPLETIONS, {"prompt": "a", "stop": ["x" * 257]}, "stop", "256 characters"),
+    (COMPLETIONS, {"prompt": "a", "stop": [""]}, "stop", "256 characters"),
+    (COMPLETIONS, {"prompt": "a", "stream": "yes"}, "stream", "neither true nor false"),
+    (COMPLETIONS, {"prompt": "a", "stream_options": 1}, "stream_options", "not an object"),
+    (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, "max_tokens", "whole number from 1"),
+    (COMPLETIONS, {"prompt": "a", "x" * 999: 1}, "x" * 80, "unknown parameter"),
+    (CHAT, {"messages": []}, "messages", "not a list of messages"),
+    (CHAT, {"messages": "hello"}, "messages", "not a list of messages"),
+    (CHAT, {"messages": ["hello"]}, "messages", "not an object with a role"),
+    (CHAT, {"messages": [{"role": 1}]}, "messages", "not an object with a role"),
+    (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages", "not a text"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "is not a text"),
+    (CHAT, {**HELLO, "tools": [{"type": "function"}]}, "tools", "not supported"),
+    (CHAT, {**HELLO, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    (CHAT, {**HELLO, "reasoning_effort": "high"}, "reasoning_effort", "not supported"),
+    (CHAT, {**HELLO, "top_logprobs": 3}, "top_logprobs", "needs logprobs to be true"),
+    (CHAT, {**HELLO, "prompt": "x"}, "prompt", "unknown parameter"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"), WRONG, ids=[f"{one[2][:20]}-{at}" for at, one in enumerate(WRONG)]
+)
+def test_what_is_wrong_is_named(host: Host, path: str, body: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask(host, path, body, BLEND, "team/sql")
+    assert caught.value.status == 400
+    error = caught.value.document["error"]
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert message in error["message"]
+    assert "\n" not in error["message"]
+
+
+def test_what_asks_for_nothing_more_is_accepted(host: Host) -> None:
+    neutral = {"echo": False, "best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "user": "me"}
+    neutral |= {"suffix": None, "unheard_of": None, "metadata": {"a": "b"}, "stop": None, "seed": None}
+    assert whole(host, COMPLETIONS, prompt="abc", max_tokens=2, **neutral)["choices"]
+    assert whole(host, CHAT, **HELLO, tools=[], tool_choice="auto", response_format={"type": "text"})["choices"]
+
+
+def test_more_than_the_base_sees(host: Host) -> None:
+    together = r"the prompt has [\d,]+ tokens and the answer may have [\d,]+, but .* together have at most 512. Ask for fewer"
+    text = r"prompt: has 9,000,000 characters, and the base sees 512 tokens at most. Shorten the text"
+    for body, says in (
+        ({"prompt": "a" * 600}, together),
+        ({"prompt": "a" * 500, "max_tokens": 13}, together),
+        ({"prompt": "a", "max_tokens": 2**31}, together),
+        ({"prompt": "a" * 9_000_000}, text),
+    ):
+        with pytest.raises(ApiError, match=says) as caught:
+            ask(host, COMPLETIONS, body, BLEND, "team/sql")
+        assert (caught.value.status, caught.value.document["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_bug_is_an_error_of_the_server_without_a_traceback(host: Host) -> None:
+    nothing: Any = None
+    with pytest.raises(ApiError, match=r"^the engine failed \(TypeError\)$") as caught:
+        ask(host, COMPLETIONS, {"prompt": "a"}, nothing, "team/sql")
+    assert (caught.value.status, caught.value.document["error"]["type"]) == (500, "server_error")
+
+
+def test_a_version_that_is_not_loaded_and_a_queue_that_is_full(host: Host) -> None:
+    with pytest.raises(ApiError) as caught:
+        ask(host, COMPLETIONS, {"prompt": "a"}, (("nobody", 1.0),), "nobody")
+    assert (caught.value.status, caught.value.document["error"]["code"]) == (404, "not-loaded")
+    with pytest.raises(ApiError) as caught:
+        ask(host, COMPLETIONS, {"prompt": "a", "n": 128, "max_tokens": 400, "temperature": 1.5}, BLEND, "team/sql")
+    assert (caught.value.status, caught.value.retry_after) == (429, 1)
+    assert whole(host, COMPLETIONS, prompt="a", max_tokens=2)["choices"]  # those that had a place were canceled
+
+
+def test_a_canceled_answer_ends_with_an_error(host: Host) -> None:
+    asked = ask(host, COMPLETIONS, {"prompt": "a", "max_tokens": 400, "temperature": 1.9, "stream": True}, BLEND, "team/sql")
+    parts = asked.chunks()
+    next(parts)
+    asked.cancel()
+    with pytest.raises(ApiError) as caught:
+        list(parts)
+    assert caught.value.status == 503
+
+
+def test_conversations_of_many_threads_are_never_each_other_s(host: Host) -> None:
+    def rendered(at: int) -> list[str]:
+        return [host.text.conversation([{"role": "user", "content": f"{at} {turn} " + "x" * (at * 700)}]) for turn in range(20)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for at, texts in enumerate(pool.map(rendered, range(8))):
+            assert [text.splitlines()[1].split()[:2] for text in texts] == [[str(at), str(turn)] for turn in range(20)]
+
+
+def test_a_base_without_a_chat_template(llama: Peers, tmp_path: Path) -> None:
+    for file in llama.base.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with open_host(tmp_path, slots=1, rows=1) as host, pytest.raises(ApiError, match="no chat template"):
+        ask(host, CHAT, HELLO, (), "base")
+
+
+def test_the_documents_are_those_of_the_openai_client(host: Host) -> None:
+    need_module("openai")
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+    body = {"prompt": "abc", "max_tokens": 4, "logprobs": 2}
+    Completion.model_validate(whole(host, COMPLETIONS, **body), strict=True)
+    ChatCompletion.model_validate(whole(host, CHAT, **HELLO, logprobs=True, top_logprobs=2), strict=True)
+    for chunk in chunks(host, CHAT, **HELLO, logprobs=True, stream_options={"include_usage": True}):
+        ChatCompletionChunk.model_validate(chunk, strict=True)
