@@ -1,4 +1,4 @@
-"""What docs/formats.md says of adapters of image models is what conversions do: each cell of its table is tried, and what it leaves out is exact."""
+"""What docs/formats.md says of image models is what conversions do: each cell of its table is tried, all others are exact."""
 
 from __future__ import annotations
 
