@@ -36,7 +36,7 @@ FEATURES: dict[str, Callable[[], Content]] = {
     "alpha_pattern, rank_pattern": lambda: (factors() | factors(K, r=3), {"alpha_pattern": {"to_k": 3}}),
     "DoRA": lambda: (factors() | {f"{Q}.lora_magnitude_vector": numbers(16)}, {"use_dora": True}),
     "lora_bias, a scale of 1": lambda: (factors() | {f"{Q}.lora_B.bias": numbers(16)}, {"lora_bias": True, "lora_alpha": 2}),
-    "lora_bias, another": lambda: (factors() | {f"{Q}.lora_B.bias": numbers(16)}, {"lora_bias": True}),
+    "lora_bias, a scale other than 1": lambda: (factors() | {f"{Q}.lora_B.bias": numbers(16)}, {"lora_bias": True}),
     "convolutions": lambda: (factors(CONV, (8, 8, 3, 3)), {}),
     "LoHa": lambda: (
         {f"{Q}.hada_w{n}_{half}": numbers(*shape) for n in (1, 2) for half, shape in (("a", (16, 2)), ("b", (2, 16)))},
