@@ -96,20 +96,15 @@ def test_heads_that_are_not_known_are_asked_for() -> None:
 
 def table() -> str:
     """What docs/formats.md says of every architecture, from the data."""
-    lines = ["| llama.cpp | Hugging Face | its modules are | no LoRA on | models |", "| --- | --- | --- | --- | --- |"]
+    classes: dict[str, list[str]] = {}
     for one in ADAPTERS:
-        said = ["q and k permuted"] * one.permuted + ["q, k, v regrouped"] * bool(one.grouped)
-        said += ["weights stored (in, out)"] * one.transposed
-        said += ["gate and up one" for path in one.linear if path.endswith("gate_up_proj")]
-        said += ["q, k, v one" for stem in one.linear.values() if stem == "attn_qkv" and not one.grouped]
-        if one.experts:
-            said.append("experts interleaved" if one.experts.interleaved else "experts stacked")
-        said += ["value heads tiled"] * bool(one.tiled)
+        models = ", ".join(["convert"] * one.folder + ["merge"] * one.whole) or "—"
+        classes.setdefault(models, []).extend(f"`{name}`" for name in (*one.classes, *one.wrapped))
+    rows = [f"| {models} | {', '.join(dict.fromkeys(names))} |" for models, names in classes.items()]
+    lines = ["| whole models | architectures |", "| --- | --- |", *rows, "", "| architecture | no LoRA on |", "| --- | --- |"]
+    for one in ADAPTERS:
         unseen = [path.rpartition(".")[2] for path in one.unseen] + ["lm_head"] * (not one.head)
-        classes = ", ".join(f"`{name}`" for name in (*one.classes, *one.wrapped))
-        models = ", ".join(["from a folder"] * one.folder + ["merged into"] * one.whole) or "—"
-        modules = "; ".join(said) or "renamed"
-        lines.append(f"| `{one.gguf}` | {classes} | {modules} | {', '.join(unseen) or '—'} | {models} |")
+        lines += [f"| {', '.join(f'`{name}`' for name in one.classes)} | {', '.join(unseen)} |"] * bool(unseen)
     return "\n".join(lines)
 
 

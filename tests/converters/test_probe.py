@@ -26,20 +26,6 @@ def rows() -> list[Row]:
     return format_probe.probe_formats()
 
 
-def markdown(rows: list[Row]) -> str:
-    rows = [row for row in rows if row.writes]
-    lines = ["| from, and back | " + " | ".join(f"`{row.name}`" for row in rows) + " |", "| --- |" + " --- |" * len(rows)]
-    for row in rows:
-        marks = [MARKS[row.back[other.name]] if other is not row else "" for other in rows]
-        lines.append(f"| `{row.name}` | " + " | ".join(marks) + " |")
-    return "\n".join(lines)
-
-
-def test_the_table_in_the_docs_is_what_conversions_do(rows: list[Row]) -> None:
-    found = markdown(rows)
-    assert found in (ROOT / "docs/formats.md").read_text(), f"docs/formats.md should have:\n{found}"
-
-
 def test_every_format_is_read_and_all_but_tinkers_are_written(rows: list[Row]) -> None:
     assert [row.name for row in rows] == [*FORMATS, *PACKAGES]
     assert all(row.reads for row in rows)

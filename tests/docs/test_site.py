@@ -14,6 +14,7 @@ import click
 import pytest
 
 import adapterhub as ah
+from adapterhub.checks import CODES
 from adapterhub.cli.errors import codes
 from adapterhub.cli.main import COMMANDS, app
 from adapterhub.training.config_help import explain
@@ -137,6 +138,11 @@ def test_what_a_tag_names_is_this_version() -> None:
     for name in ("docs/ci.md", "docs/tutorials/ci.md", "examples/ci/adapters.yml"):
         named = set(re.findall(r"(?:OWNER/adapterhub@|rev: )(\S+)", (ROOT / name).read_text()))
         assert named == {f"v{__version__}"}, name
+
+
+def test_the_page_of_codes_has_every_code_with_its_severity_and_meaning() -> None:
+    page = reference.codes_page().replace("\\", "")
+    assert [code for code, (severity, meaning) in CODES.items() if f"### {code}\n\n*{severity}*: {meaning}." not in page] == []
 
 
 def test_every_variable_and_file_is_on_the_page_of_configuration() -> None:

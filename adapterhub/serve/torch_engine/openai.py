@@ -94,7 +94,12 @@ class Completion:
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
 
     def __init__(self, host: AnsweringHost, api_request: ApiRequest, streams: Sequence[Stream], model: str) -> None:
-        self.stream, self._request, self._streams, self._token_text = api_request.stream, api_request, streams, host.text.token_text
+        self.stream, self._request, self._streams, self._token_text = (
+            api_request.stream,
+            api_request,
+            streams,
+            host.text.token_text,
+        )
         self._common = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._counts = [0] * len(streams)
         self._lengths = [0] * len(streams)  # of the texts so far, in characters

@@ -115,7 +115,7 @@ class BaseFiles:
             _check_quantization_method(
                 json_file.parse_object(self.config_text, self._files.label(_CONFIG)), self._files.label(_CONFIG)
             )
-            tokenizer_files.check(self.path, self._files.whole)
+            tokenizer_files.check(self.path, self._files.read_whole)
             return self.path
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         for name, text in self._documents.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import METHODS, combine
+from adapterhub.merging.adapters.methods.method_table import Method
 from adapterhub_converters.adapter import (
     Adapter,
     Hadamard,
@@ -191,19 +193,22 @@ def test_pefts_own_need_one_rank(method: str) -> None:
 
 
 def test_the_table_of_the_docs_is_the_table_of_the_code() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", DOCS.read_text().partition("\n###")[0], re.MULTILINE)
-    weights = {"factors": "factors", "shares": "shares", "none": "none"}
-    keeps = {"factors": "of its factors", "least": "least exact", "largest": "largest among them"}
-    wanted = {}
-    for name, method in METHODS.items():
-        fewest, most = method.count
-        count = str(fewest) if fewest == most else f"{fewest} or more"
-        ranks = "one rank" if method.on_factors else "any"
-        beside = "summed" if method.sums else "refused"
-        options = ", ".join(f"`--{key}`" for key in method.parameters) or "none"
-        cells = [count, weights[method.weights], ranks, method.missing, beside, keeps[method.keeps], options]
-        wanted[name] = " | ".join(cells)
-    assert dict(rows) == wanted
+    page = DOCS.read_text()
+
+    def names(fits: Callable[[Method], bool]) -> str:
+        return ", ".join(f"`{name}`" for name, method in METHODS.items() if fits(method))
+
+    assert dict(re.findall(r"^\| ([^|]+) \| ((?:`\w+`(?:, )?)+) \|$", page, re.MULTILINE)) == {
+        "one adapter": names(lambda method: method.count[1] == 1),
+        "two adapters": names(lambda method: method.count == (2, 2)),
+        "two adapters or more": names(lambda method: method.count[0] == 2 < method.count[1]),
+        "`--weights`, relative to their sum": names(lambda method: method.weights == "shares"),
+        "no `--weights`": names(lambda method: method.weights == "none"),
+        "adapters of one rank": names(lambda method: method.on_factors),
+        "a missing module as zeros": names(lambda method: method.missing == "zeros"),
+        "biases, `modules_to_save`, rows": names(lambda method: method.sums),
+    }
+    assert [name for name in METHODS if f"`{name}`" not in page] == []
 
 
 def test_a_pair_is_what_a_linear_module_gets() -> None:
