@@ -90,7 +90,7 @@ def test_transformers_is_asked_in_one_place_and_never_with_the_code_of_a_base() 
 
 def _distrusts(call: ast.Call) -> bool:
     """Whether a call has `trust_remote_code=False`, or the options of the module that have it."""
-    return any(ast.unparse(word) in ("trust_remote_code=False", "**_LOCAL") for word in call.keywords)
+    return any(ast.unparse(word) in ("trust_remote_code=False", "**_LOCAL_OPTIONS") for word in call.keywords)
 
 
 @functools.cache
