@@ -263,6 +263,4 @@ def test_mlx_has_no_model_of_the_kinds_reported_as_refused() -> None:
     need_module("mlx_lm")
     import importlib.util
 
-    assert not [
-        kind for kind in _ENCODERS if importlib.util.find_spec(f"mlx_lm.models.{kind.replace('-', '_')}")
-    ]
+    assert not [kind for kind in _ENCODERS if importlib.util.find_spec(f"mlx_lm.models.{kind.replace('-', '_')}")]
