@@ -129,11 +129,11 @@ def training_page() -> str:
         "What `adapterhub train --explain` tells, for every key.",
         "",
     ]
-    for section, keys in groupby(explain(), lambda one: one.section):
+    for section, keys in groupby(explain(), lambda key: key.section):
         lines += [f"## {section}", "", "| key | default | |", "| --- | --- | --- |"]
-        for one in keys:
-            default = f"`{_cell(one.default)}`" if one.default else "must be set" if one.needed else ""
-            lines.append(f"| `{one.key}` | {default} | {_plain(_cell(one.why))} |")
+        for key in keys:
+            default = f"`{_cell(key.default)}`" if key.default else "must be set" if key.needed else ""
+            lines.append(f"| `{key.key}` | {default} | {_plain(_cell(key.explanation))} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ def open_engine(
     nf4: bool,
     **fields: Any,
 ) -> Iterator[EngineChoice]:
-    """Open the engine of `engine_options` on a base, and print which one it is; `more` are fields of `Wanted`."""
+    """Open the engine of `engine_options` on a base, and print which one it is; `fields` are more of `EngineOptions`."""
     from adapterhub import base_sources
     from adapterhub.serve.engines import engine_choice
 

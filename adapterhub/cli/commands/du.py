@@ -119,7 +119,15 @@ def _document(report: UsageReport, models: Sequence[_Model]) -> dict[str, Any]:
 
 
 def _numbers(usage: Usage) -> dict[str, int]:
-    return {key: getattr(usage, key) for key in ("versions", "adapters", "files", "shared", "distinct", "saved", "stored")}
+    return {
+        "versions": usage.versions,
+        "adapters": usage.adapters,
+        "files": usage.files,
+        "shared": usage.shared_size,
+        "distinct": usage.distinct,
+        "saved": usage.saved_size,
+        "stored": usage.stored,
+    }
 
 
 def _usage_text(report: UsageReport, models: Sequence[_Model]) -> None:

@@ -94,7 +94,7 @@ def serve(
     from adapterhub.workspace import Workspace
 
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
-    fields: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "more": more}
+    fields: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "extra_words": more}
     remote_ = None if remote is None else environment.remote_at(remote)
     with engines.open_engine(base, settings, **engine_settings, **fields) as chosen:
         gateway = GatewaySettings(
