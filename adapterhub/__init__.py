@@ -16,28 +16,28 @@ from adapterhub.version import __version__ as __version__
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
     from adapterhub.api import Adapter, bom, check, convert, describe, diff, load, merge, pull, push, scan
-    from adapterhub.attesting import Inputs, attest
-    from adapterhub.auditing import Audit, audit, sign_checkpoint
-    from adapterhub.base_models import ConvertedModel, convert_model, read_base
     from adapterhub.checks.report import Problem, Report
-    from adapterhub.combining import MergeResult
     from adapterhub.generation import Generation
     from adapterhub.identity import Identity
-    from adapterhub.learning import evaluate, open_trainer, train
     from adapterhub.local_registry import Registry, Versions
+    from adapterhub.operations.attest import Inputs, attest
+    from adapterhub.operations.audit import Audit, audit, sign_checkpoint
+    from adapterhub.operations.base_models import ConvertedModel, convert_model, read_base
+    from adapterhub.operations.generate import generate
+    from adapterhub.operations.merge import MergeResult
+    from adapterhub.operations.pull import PullResult
+    from adapterhub.operations.push_result import PushResult
+    from adapterhub.operations.scan import Scan
+    from adapterhub.operations.sign import Signature, Verification, sign, verify
+    from adapterhub.operations.train import evaluate, open_trainer, train
+    from adapterhub.operations.workspace import Workspace
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
     from adapterhub.registry.registry import Version
-    from adapterhub.running import generate
-    from adapterhub.scanning import Scan
     from adapterhub.serve.prepared_versions import PreparedVersion
     from adapterhub.serve.resolving import resolve
-    from adapterhub.sharing.pulling import PullResult
-    from adapterhub.sharing.push_result import PushResult
-    from adapterhub.signing import Signature, Verification, sign, verify
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.bill import Bill
-    from adapterhub.workspace import Workspace
     from adapterhub_converters.adapter import LossReport
     from adapterhub_converters.errors import AdapterhubError
 
@@ -95,28 +95,28 @@ __all__ = [
 _MODULES = {
     "adapterhub.analysis.diff": ("Difference",),
     "adapterhub.api": ("Adapter", "bom", "check", "convert", "describe", "diff", "load", "merge", "pull", "push", "scan"),
-    "adapterhub.attesting": ("Inputs", "attest"),
-    "adapterhub.auditing": ("Audit", "audit", "sign_checkpoint"),
-    "adapterhub.base_models": ("ConvertedModel", "convert_model", "read_base"),
+    "adapterhub.operations.attest": ("Inputs", "attest"),
+    "adapterhub.operations.audit": ("Audit", "audit", "sign_checkpoint"),
+    "adapterhub.operations.base_models": ("ConvertedModel", "convert_model", "read_base"),
     "adapterhub.checks.report": ("Problem", "Report"),
-    "adapterhub.combining": ("MergeResult",),
+    "adapterhub.operations.merge": ("MergeResult",),
     "adapterhub.generation": ("Generation",),
     "adapterhub.identity": ("Identity",),
-    "adapterhub.learning": ("evaluate", "open_trainer", "train"),
+    "adapterhub.operations.train": ("evaluate", "open_trainer", "train"),
     "adapterhub.local_registry": ("Registry", "Versions"),
     "adapterhub.project.policy": ("Policy",),
     "adapterhub.ref": ("Ref",),
     "adapterhub.registry.registry": ("Version",),
-    "adapterhub.running": ("generate",),
-    "adapterhub.scanning": ("Scan",),
+    "adapterhub.operations.generate": ("generate",),
+    "adapterhub.operations.scan": ("Scan",),
     "adapterhub.serve.resolving": ("resolve",),
     "adapterhub.serve.prepared_versions": ("PreparedVersion",),
-    "adapterhub.sharing.pulling": ("PullResult",),
-    "adapterhub.sharing.push_result": ("PushResult",),
-    "adapterhub.signing": ("Signature", "Verification", "sign", "verify"),
+    "adapterhub.operations.pull": ("PullResult",),
+    "adapterhub.operations.push_result": ("PushResult",),
+    "adapterhub.operations.sign": ("Signature", "Verification", "sign", "verify"),
     "adapterhub.trust.attestation": ("VerifiedAttestation",),
     "adapterhub.trust.bill": ("Bill",),
-    "adapterhub.workspace": ("Workspace",),
+    "adapterhub.operations.workspace": ("Workspace",),
     "adapterhub_converters.adapter": ("LossReport",),
     "adapterhub_converters.errors": ("AdapterhubError",),
 }

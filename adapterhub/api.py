@@ -22,13 +22,19 @@ from typing import TYPE_CHECKING, Any, Literal, Union, overload
 import adapterhub_converters.adapter as canonical
 from adapterhub_converters.errors import ParameterError
 
-from . import base_sources, bill_of_materials, combining, comparing, describing, scanning, sources
-from .combining import MergeResult
-from .describing import DescribeResult
-from .sharing import pulling, pushing
-from .sharing.pulling import PullResult
-from .sharing.push_result import PushResult
-from .workspace import Progress, StrPath, Workspace, as_list
+from .operations import base_sources, sources
+from .operations import bom as bom_operation
+from .operations import describe as describe_operation
+from .operations import diff as diff_operation
+from .operations import merge as merge_operation
+from .operations import pull as pull_operation
+from .operations import push as push_operation
+from .operations import scan as scan_operation
+from .operations.describe import DescribeResult
+from .operations.merge import MergeResult
+from .operations.pull import PullResult
+from .operations.push_result import PushResult
+from .operations.workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
@@ -162,7 +168,7 @@ def scan(
     limit: int | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
-) -> scanning.Scan:
+) -> scan_operation.Scan:
     """Scan an adapter for what could run code or mislead; nothing in it is run or loaded.
 
     Args:
@@ -181,7 +187,7 @@ def scan(
         ('self_attn.q_proj', 2, None)
     """
     workspace = (workspace or Workspace()).with_progress(progress)
-    return scanning.scan(source, workspace, weights=weights, strict=strict, limit=limit)
+    return scan_operation.scan(source, workspace, weights=weights, strict=strict, limit=limit)
 
 
 def convert(
@@ -273,7 +279,7 @@ def describe(
         ['license']
     """
     workspace = workspace or Workspace()
-    return describing.describe(folder, declared, workspace, base=_base_spec(base, workspace), dry_run=dry_run)
+    return describe_operation.describe(folder, declared, workspace, base=_base_spec(base, workspace), dry_run=dry_run)
 
 
 def bom(
@@ -295,7 +301,7 @@ def bom(
         ('1.7', 'machine-learning-model')
     """
     workspace = workspace or Workspace()
-    return bill_of_materials.bom(source, workspace, base=_base_spec(base, workspace), base_license=base_license)
+    return bom_operation.bom(source, workspace, base=_base_spec(base, workspace), base_license=base_license)
 
 
 # ---- several
@@ -330,7 +336,7 @@ def diff(
         (False, 'changed', ['adapter_model.safetensors'])
     """
     workspace = (workspace or Workspace()).with_progress(progress)
-    return comparing.diff(a, b, workspace, base=_base_spec(base, workspace))
+    return diff_operation.diff(a, b, workspace, base=_base_spec(base, workspace))
 
 
 # Arguments of a merge into a base that say how the model is written; those of a method go into the recipe instead.
@@ -432,7 +438,7 @@ def merge(
         raise ParameterError("weights", f"{len(factors)} for {len(names)} adapters", "Give one for each")
     with ExitStack() as stack:
         # Before any adapter is downloaded: an ambiguous output is refused at once.
-        target = Path(out) if into is not None else combining.merge_destination(out)
+        target = Path(out) if into is not None else merge_operation.merge_destination(out)
         adapter_sources = [stack.enter_context(sources.open_source(text, workspace)) for text in names]
         if into is not None:
             output_options = {key: parameters.pop(key) for key in _OUTPUT_OPTIONS if key in parameters}
@@ -440,12 +446,12 @@ def merge(
                 kind="merge", method=parameters.pop("method", None), seed=parameters.pop("seed", None), parameters=parameters
             )
             base = base_sources.weights(into, workspace)
-            return combining.merge_into(
+            return merge_operation.merge_into(
                 adapter_sources, factors, Path(out), base, workspace, method=method_recipe, replace=replace, **output_options
             )
         adapter_options = {key: parameters.pop(key) for key in ("method", "rank", "energy", "seed") if key in parameters}
         recipe = Recipe(kind="merge", **adapter_options, budget=parameters.pop("rank_budget", None), parameters=parameters)
-        return combining.merge_adapters(adapter_sources, factors, target, recipe, workspace, replace=replace)
+        return merge_operation.merge_adapters(adapter_sources, factors, target, recipe, workspace, replace=replace)
 
 
 # ---- sharing
@@ -493,7 +499,7 @@ def push(
         'v1'
     """
     workspace = (workspace or Workspace()).with_progress(progress)
-    return pushing.push(
+    return push_operation.push(
         source,
         target,
         workspace,
@@ -538,7 +544,7 @@ def pull(
     workspace = (workspace or Workspace()).with_progress(progress)
     spec = _base_spec(base, workspace)
     model = _local_path(spec) if to == "ollama" else None
-    return pulling.pull(source, out, workspace, conversion=_conversion(to), base=spec, model=model, replace=replace)
+    return pull_operation.pull(source, out, workspace, conversion=_conversion(to), base=spec, model=model, replace=replace)
 
 
 def _base_spec(base: Base | None, workspace: Workspace) -> BaseSpec | None:

@@ -10,10 +10,10 @@ from adapterhub_converters import display
 from adapterhub_converters.errors import ParameterError
 
 from . import api
+from .operations.pull import PullResult
+from .operations.push_result import PushResult
+from .operations.workspace import StrPath, Workspace
 from .ref import Ref
-from .sharing.pulling import PullResult
-from .sharing.push_result import PushResult
-from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from adapterhub import api
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
-from adapterhub.workspace import Workspace
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import write_adapter
 from tests.support.browser import Browser

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import lock_entries
 from adapterhub.cli import environment, inputs, locks, output, signing_options
 from adapterhub.cli.environment import complete_ref, hint_default_remote, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import (
@@ -22,8 +21,9 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.version_results import render_conversion, render_pull
 from adapterhub.identity import Identity
-from adapterhub.sharing import pulling
-from adapterhub.sharing.signature_checks import Demand
+from adapterhub.operations import lock as lock_operation
+from adapterhub.operations import pull as pull_operation
+from adapterhub.operations.signature_checks import Demand
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def pull(
     demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember)
     spec = inputs.read_base(base, settings) if base else None
     with hint_default_remote(address):
-        result = pulling.pull(
+        result = pull_operation.pull(
             address,
             out,
             workspace(settings),
@@ -208,7 +208,7 @@ def _pull_locked(
         raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
     for entry, target in targets:
-        new = lock_entries.pull(entry, target, workspace(settings), environment.lock_file(), replace=replace)
+        new = lock_operation.pull(entry, target, workspace(settings), environment.lock_file(), replace=replace)
         documents.append({"name": entry.name, **entry.document(), "output": str(target), "new": new})
         if not settings.as_json:
             text = f"{target}: {entry.name}@{output.digest(entry.digest)}, {output.size(entry.size)}, verified"

@@ -19,7 +19,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.version_results import render_push
 from adapterhub.manifest.package_files import Selection
-from adapterhub.sharing import pushing
+from adapterhub.operations import push as push_operation
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def push(
     pushes a container image.
     """
     ref = ref or _ref_of_source(source, settings, remote)
-    result = pushing.push(
+    result = push_operation.push(
         source,
         ref_at_remote(ref, remote),
         workspace(settings),

@@ -337,7 +337,7 @@ def test_a_repository_that_stands_for_a_version_has_its_page(visitor: Visitor, p
 
 def test_a_lineage_has_no_private_descendants(hub: Running, visitor: Visitor, push: Push, tmp_path: Path) -> None:
     from adapterhub import api
-    from adapterhub.workspace import Workspace
+    from adapterhub.operations.workspace import Workspace
 
     push("team/one", 1)
     push("team/two", 2)

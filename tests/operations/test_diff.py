@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.comparing import diff
+from adapterhub.operations.diff import diff
+from adapterhub.operations.push import push
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.sharing.pushing import push
-from adapterhub.workspace import Workspace
 from adapterhub_converters.adapter_files import PEFT_WEIGHTS
 from adapterhub_converters.errors import IntegrityError
 from tests.cli.test_commands import document

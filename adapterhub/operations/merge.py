@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
-from . import sources
-from .sharing import pushing
+from . import push, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def merge_adapters(
         for source in adapters:
             sources.check_apart(target, source.path)
     else:
-        pushing.check_target(str(target), workspace)
+        push.check_target(str(target), workspace)
     base = common_base(adapters)
     parents = [sources.parent(source, weight) for source, weight in zip(adapters, weights, strict=True)]
 
@@ -127,7 +126,7 @@ def merge_adapters(
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / target.name.rpartition("/")[2]
         report, manifest = make(folder)
-        return MergeResult(report, manifest, version=pushing.store(folder, target, workspace))
+        return MergeResult(report, manifest, version=push.store(folder, target, workspace))
 
 
 def common_base(adapters: Sequence[sources.Source]) -> BaseInfo | None:
@@ -176,7 +175,7 @@ def extract(
     if isinstance(target, Path):
         atomic.check_free(target, replace=replace)
     else:
-        pushing.check_target(str(target), workspace)
+        push.check_target(str(target), workspace)
     with workspace.steps("extracting weights") as progress:
         adapter, report = difference.extract(base, tuned, options, progress=progress)
 
@@ -190,7 +189,7 @@ def extract(
         return adapter, report, None
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         write(Path(temporary))
-        return adapter, report, pushing.store(Path(temporary), target, workspace)
+        return adapter, report, push.store(Path(temporary), target, workspace)
 
 
 def merge_into(

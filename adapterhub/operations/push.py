@@ -16,16 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import sources
 from adapterhub.manifest.package_files import SIGNATURE
-from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import ParameterError, RefusedError, RemoteError
 
-from . import signature_checks
+from . import signature_checks, sources
 from .policy_checks import check_policy, check_version
 from .push_result import PushResult, push_result, target_address
 from .signature_checks import VersionNames
-from .tagging import tag
+from .tag import tag
+from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest

@@ -9,12 +9,12 @@ import pytest
 from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import derive, oci_manifest
 from adapterhub.manifest.card import Card
+from adapterhub.operations.pull import pull
+from adapterhub.operations.push import push
+from adapterhub.operations.workspace import Workspace
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.sharing.pulling import pull
-from adapterhub.sharing.pushing import push
-from adapterhub.workspace import Workspace
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import RefusedError
 from tests.support.folders import adapter, pairs

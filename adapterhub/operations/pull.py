@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import sources
-from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import ParameterError
 
-from . import signature_checks
+from . import signature_checks, sources
 from .policy_checks import check_policy, check_version
 from .signature_checks import NO_DEMAND, Demand, VersionNames
+from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest

@@ -13,11 +13,10 @@ from .workspace import StrPath, Workspace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.trust.bill import Ancestor, Bill
     from adapterhub_converters.bases import BaseSpec
-
-    from .digest import Digest
-    from .manifest.document import AdapterManifest
-    from .trust.bill import Ancestor, Bill
 
 _MAX_ANCESTORS = 1_000  # no honest adapter has so many ancestors, but a hostile manifest may
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from adapterhub import sources
 from adapterhub.registry.signature_policy import store_signatures
-from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import UsageError
 
-from . import signature_checks
+from . import signature_checks, sources
 from .policy_checks import check_policy
-from .pulling import PullResult, pull
+from .pull import PullResult, pull
+from .push import open_package, push
 from .push_result import PushResult
-from .pushing import open_package, push
 from .signature_checks import VersionNames
+from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
