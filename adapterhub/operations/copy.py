@@ -34,7 +34,7 @@ def copy(
 
     text = os.fspath(target)
     if sources.is_address(target):
-        return push(source, text, workspace)
+        return push(source, text, workspace=workspace)
     try:
         ref = None if not isinstance(target, str) or text.startswith((".", os.sep)) else Ref.parse(text)
     except UsageError:
@@ -45,7 +45,7 @@ def copy(
             return _into_registry(registry, source, ref, workspace, with_signatures=with_signatures)
     if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
-    return pull(os.fspath(source), target, workspace)
+    return pull(os.fspath(source), target, workspace=workspace)
 
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace, *, with_signatures: bool) -> Version:

@@ -83,7 +83,7 @@ def pull(pin: LockedAdapter, target: Path, workspace: Workspace, file: Path, *, 
     from adapterhub.remotes.remote_address import parse
 
     if pin.source == lockfile.LOCAL_REGISTRY:
-        return pull_operation.pull(f"{pin.name}@{pin.digest}", target, workspace, replace=replace).new
+        return pull_operation.pull(f"{pin.name}@{pin.digest}", target, replace=replace, workspace=workspace).new
     parsed = parse(pin.source)
     workspace.check_name(_policy_name(pin, parsed))
     current = existing_folder.inspect_folder(target)

@@ -125,7 +125,9 @@ def _version_in_registry(ref: Ref, workspace: Workspace) -> _ResolvedVersion:
         policy_checks.check_version(registry, version, VersionNames.of_version(version, str(ref)), workspace)
     workspace.warn_if_deprecated(version.ref, version.deprecated)
     pinned = f"{version.name}@{version.digest}"  # a tag may move in the meantime
-    return _ResolvedVersion(str(version.ref), version.name, version.digest, lambda out: pull.pull(pinned, out, workspace))
+    return _ResolvedVersion(
+        str(version.ref), version.name, version.digest, lambda out: pull.pull(pinned, out, workspace=workspace)
+    )
 
 
 def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
@@ -146,7 +148,7 @@ def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
 
     def write(out: Path) -> None:
         """Pull the version; ConflictError if the tag has moved since it was resolved."""
-        if pull.pull(address, out, workspace).digest != digest:
+        if pull.pull(address, out, workspace=workspace).digest != digest:
             raise ConflictError(address, "moved while it was pulled", "Try again", code="changed-meanwhile")
 
     name = place.repository.partition("://")[2].removeprefix(f"{place.host}/")

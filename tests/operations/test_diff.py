@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def pushed(workspace: Workspace, *folders: str) -> list[str]:
-    return [str(push(folder, "team/sql", workspace).ref) for folder in folders]
+    return [str(push(folder, "team/sql", workspace=workspace).ref) for folder in folders]
 
 
 def lose_weights(workspace: Workspace, ref: str) -> None:
@@ -76,7 +76,7 @@ def test_other_weights_are_compared_and_their_facts_are_listed(here: Workspace) 
 def test_a_version_at_an_address_is_the_same_as_in_the_registry(here: Workspace) -> None:
     ref = pushed(here, "a")[0]
     address = "layout://sql.tar:v1"
-    push(ref, address, here)
+    push(ref, address, workspace=here)
     assert diff(address, ref, here).same_version
     assert diff(address, "b", here).identical
 

@@ -233,7 +233,7 @@ def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make
     hint = "Pass --key or --identity, or set policy.signers in adapterhub.toml"
     assert error == f"error: {what}. {hint}  [keys-required]\n"
     with pytest.raises(UsageError, match="Name the keys or identities to accept"):
-        pull_operation.pull("team/sql", tmp_path / "out", Workspace(registry=tmp_path), demand=Demand(keys=()))
+        pull_operation.pull("team/sql", tmp_path / "out", workspace=Workspace(registry=tmp_path), demand=Demand(keys=()))
     assert not (tmp_path / "out").exists()
 
 

@@ -47,7 +47,9 @@ def bom(
     from adapterhub_converters.containers import atomic, json_file
 
     spec = inputs.read_base(base, settings) if base else None
-    bill = bom_operation.bom(source_at_remote(source, remote), workspace(settings), base=spec, base_license=base_license)
+    bill = bom_operation.bom(
+        source_at_remote(source, remote), base=spec, base_license=base_license, workspace=workspace(settings)
+    )
     text = page(bill) if html else bill.dump()
     if out is None:
         output.write_document(text.rstrip("\n"))

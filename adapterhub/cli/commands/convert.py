@@ -102,10 +102,10 @@ def convert(
     if imatrix or dtype not in formats.DTYPES:
         name = "--imatrix" if imatrix else f"--dtype {dtype}"
         raise UsageError(name, "is for whole models, and SRC is an adapter", "Leave it out", code="conflicting-options")
-    from adapterhub import api
+    from adapterhub.operations import convert as convert_operation
 
     spec = inputs.read_base(base, settings) if base else None
-    report = api.convert(
+    report = convert_operation.convert(
         source,
         target,
         to=style,

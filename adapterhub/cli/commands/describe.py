@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, dry_run_option
 from adapterhub_converters.errors import FormatError, UsageError
 
@@ -60,7 +59,7 @@ def describe(
     for pair in pairs:
         _set_value(facts, pair)
     spec = inputs.read_base(base, settings) if base else None
-    result = describe_operation.describe(folder, facts, workspace(settings), base=spec, dry_run=dry_run)
+    result = describe_operation.describe_folder(folder, facts, base=spec, dry_run=dry_run)
     document = {
         "path": str(result.path),
         "new": result.new,

@@ -83,9 +83,8 @@ def push(
     result = push_operation.push(
         source,
         ref_at_remote(ref, remote),
-        workspace(settings),
         base=inputs.read_base(base, settings) if base else None,
-        conversion=conversion,
+        to=conversion,
         expect=expect,
         force=force,
         private=private,
@@ -94,6 +93,7 @@ def push(
         message=message,
         tags=tags,
         metrics=dict(map(_metric, metrics)),
+        workspace=workspace(settings),
     )
     # A log has an entry only for a move, so there is nothing to record the message in.
     if message and not (result.new or result.moved):

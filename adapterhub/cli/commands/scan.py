@@ -37,10 +37,10 @@ def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_
     command_workspace = workspace(settings)
     result = scan_operation.scan(
         source_at_remote(source, remote),
-        command_workspace,
         weights=not (sarif or headers_only),
         strict=strict,
         limit=reports.SHOWN,
+        workspace=command_workspace,
     )
     if sarif:
         output.write_document(reports.sarif([result.report]))

@@ -121,7 +121,7 @@ def train(
 def _push_result(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
     """Push the trained adapter; an error names the folder, which stays."""
     try:
-        return render_push(push.push(folder, ref, workspace(settings))).document
+        return render_push(push.push(folder, ref, workspace=workspace(settings))).document
     except AdapterhubError as error:
         source = folder if folder.is_absolute() else f"./{folder}"
         errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")
