@@ -57,7 +57,7 @@ class MergeResult:
 
 
 # Arguments of a merge into a base that say how the model is written; those of a method go into the recipe instead.
-_OUTPUT_OPTIONS = ("dtype", "requantize", "shard_size", "onto", "dequantize", "force")
+_OUTPUT_OPTIONS = ("dtype", "requantize", "shard_size", "dequantize", "force")
 
 
 @overload
@@ -147,6 +147,7 @@ def merge(
         4
     """
     from adapterhub.manifest.document import Recipe
+    from adapterhub.merging import Options
 
     workspace = (workspace or Workspace()).with_progress(progress)
     names = as_list(adapters)
@@ -159,12 +160,14 @@ def merge(
         adapter_sources = [stack.enter_context(sources.open_source(text, workspace)) for text in names]
         if into is not None:
             output_options = {key: parameters.pop(key) for key in _OUTPUT_OPTIONS if key in parameters}
+            as_trained = parameters.pop("onto", "original") == "as-trained"
             method_recipe = Recipe(
                 kind="merge", method=parameters.pop("method", None), seed=parameters.pop("seed", None), parameters=parameters
             )
             base = base_sources.weights(into, workspace)
+            options = Options(as_trained=as_trained, **output_options)
             return merge_into(
-                adapter_sources, factors, Path(out), base, workspace, method=method_recipe, replace=replace, **output_options
+                adapter_sources, factors, Path(out), base, workspace, options=options, method=method_recipe, replace=replace
             )
         adapter_options = {key: parameters.pop(key) for key in ("method", "rank", "energy", "seed") if key in parameters}
         recipe = Recipe(kind="merge", **adapter_options, budget=parameters.pop("rank_budget", None), parameters=parameters)
@@ -315,16 +318,13 @@ def merge_into(
     base: Path,
     workspace: Workspace,
     *,
-    onto: str = "original",
+    options: Options,
+    method: Recipe,
     replace: bool = False,
-    method: Recipe | None = None,
-    **fields: Any,
 ) -> FuseReport:
-    """Merge adapters into a base and write the model as `out`; `fields` are fields of `adapterhub.merging.Options`."""
-    from adapterhub.merging import Options
+    """Merge adapters into a base and write the model as `out`."""
     from adapterhub_converters.containers import atomic
 
-    options = Options(as_trained=onto == "as-trained", **fields)
     gguf = base.is_dir() and out.suffix == ".gguf"
     check_place(out, base)
     atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from adapterhub.http_server import binding, client_connections
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
 from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.engines import Blend, EngineAnswer
 from adapterhub.serve.gateway import app

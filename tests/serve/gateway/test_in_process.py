@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.serve import resolving
