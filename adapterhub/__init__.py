@@ -15,57 +15,125 @@ from adapterhub.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
-    from adapterhub.api import Adapter, bom, check, convert, describe, diff, load, merge, pull, push, scan
-    from adapterhub.attesting import Inputs, attest
-    from adapterhub.auditing import Audit, audit, sign_checkpoint
-    from adapterhub.base_models import ConvertedModel, convert_model, read_base
-    from adapterhub.checks.report import Problem, Report
-    from adapterhub.combining import MergeResult
+    from adapterhub.checks.report import Problem, Report, Verdict
     from adapterhub.generation import Generation
     from adapterhub.identity import Identity
-    from adapterhub.learning import evaluate, open_trainer, train
-    from adapterhub.local_registry import Registry, Versions
+    from adapterhub.index.queries import VersionRow
+    from adapterhub.maintenance.findings import Finding
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.package_files import Selection
+    from adapterhub.merging import FuseReport, MergeReport
+    from adapterhub.operations.attest import Inputs, attest
+    from adapterhub.operations.audit import Audit, audit, sign_checkpoint
+    from adapterhub.operations.base_models import ConvertedModel, convert_model, read_base
+    from adapterhub.operations.bom import bom
+    from adapterhub.operations.check import check, validate
+    from adapterhub.operations.convert import convert
+    from adapterhub.operations.describe import DescribeResult, describe
+    from adapterhub.operations.diff import diff
+    from adapterhub.operations.generate import generate
+    from adapterhub.operations.load import Adapter, load
+    from adapterhub.operations.local_registry import Registry, Versions
+    from adapterhub.operations.merge import MergeResult, merge
+    from adapterhub.operations.pull import PullResult, pull
+    from adapterhub.operations.push import push
+    from adapterhub.operations.push_result import PushResult
+    from adapterhub.operations.scan import Scan, scan
+    from adapterhub.operations.sign import Signature, Verification, sign, verify
+    from adapterhub.operations.signature_checks import Demand
+    from adapterhub.operations.train import evaluate, open_trainer, train
+    from adapterhub.operations.workspace import Workspace
     from adapterhub.project.policy import Policy
     from adapterhub.ref import Ref
-    from adapterhub.registry.registry import Version
-    from adapterhub.running import generate
-    from adapterhub.scanning import Scan
+    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.content_search import ContentMatches
+    from adapterhub.registry.lineage_graph import Lineage
+    from adapterhub.registry.registry import Version, VersionDocument
+    from adapterhub.registry.version_lookup import RestoreResult
     from adapterhub.serve.prepared_versions import PreparedVersion
     from adapterhub.serve.resolving import resolve
-    from adapterhub.sharing.pulling import PullResult
-    from adapterhub.sharing.push_result import PushResult
-    from adapterhub.signing import Signature, Verification, sign, verify
+    from adapterhub.store.ref_log import Entry
+    from adapterhub.training.events import EvaluationResult, TrainingResult
+    from adapterhub.training.train_config import TrainConfig
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.bill import Bill
-    from adapterhub.workspace import Workspace
-    from adapterhub_converters.adapter import LossReport
-    from adapterhub_converters.errors import AdapterhubError
+    from adapterhub_converters.adapter import LossReport, TensorLoss
+    from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.errors import (
+        AdapterhubError,
+        ConflictError,
+        FormatError,
+        IntegrityError,
+        LocalIOError,
+        MissingExtraError,
+        NotFoundError,
+        NotUnderstoodError,
+        OutputExistsError,
+        ParameterError,
+        RefusedError,
+        RemoteError,
+        StoppedError,
+        UsageError,
+    )
 
 __all__ = [
     "Adapter",
+    "AdapterManifest",
     "AdapterhubError",
     "Audit",
+    "BaseSpec",
     "Bill",
+    "ConflictError",
+    "ContentMatches",
+    "Conversion",
     "ConvertedModel",
+    "Demand",
+    "DescribeResult",
     "Difference",
+    "Entry",
+    "EvaluationResult",
+    "Finding",
+    "FormatError",
+    "FuseReport",
     "Generation",
     "Identity",
     "Inputs",
+    "IntegrityError",
+    "Lineage",
+    "LocalIOError",
     "LossReport",
+    "MergeReport",
     "MergeResult",
+    "MissingExtraError",
+    "NotFoundError",
+    "NotUnderstoodError",
+    "OutputExistsError",
+    "ParameterError",
     "Policy",
     "PreparedVersion",
     "Problem",
     "PullResult",
     "PushResult",
     "Ref",
+    "RefusedError",
     "Registry",
+    "RemoteError",
     "Report",
+    "RestoreResult",
     "Scan",
+    "Selection",
     "Signature",
+    "StoppedError",
+    "TensorLoss",
+    "TrainConfig",
+    "TrainingResult",
+    "UsageError",
+    "Verdict",
     "Verification",
     "VerifiedAttestation",
     "Version",
+    "VersionDocument",
+    "VersionRow",
     "Versions",
     "Workspace",
     "attest",
@@ -89,36 +157,126 @@ __all__ = [
     "sign",
     "sign_checkpoint",
     "train",
+    "validate",
     "verify",
 ]  # fmt: skip
 
 _MODULES = {
     "adapterhub.analysis.diff": ("Difference",),
-    "adapterhub.api": ("Adapter", "bom", "check", "convert", "describe", "diff", "load", "merge", "pull", "push", "scan"),
-    "adapterhub.attesting": ("Inputs", "attest"),
-    "adapterhub.auditing": ("Audit", "audit", "sign_checkpoint"),
-    "adapterhub.base_models": ("ConvertedModel", "convert_model", "read_base"),
-    "adapterhub.checks.report": ("Problem", "Report"),
-    "adapterhub.combining": ("MergeResult",),
+    "adapterhub.checks.report": (
+        "Problem",
+        "Report",
+        "Verdict",
+    ),
     "adapterhub.generation": ("Generation",),
     "adapterhub.identity": ("Identity",),
-    "adapterhub.learning": ("evaluate", "open_trainer", "train"),
-    "adapterhub.local_registry": ("Registry", "Versions"),
+    "adapterhub.index.queries": ("VersionRow",),
+    "adapterhub.maintenance.findings": ("Finding",),
+    "adapterhub.manifest.document": ("AdapterManifest",),
+    "adapterhub.manifest.package_files": ("Selection",),
+    "adapterhub.merging": (
+        "FuseReport",
+        "MergeReport",
+    ),
+    "adapterhub.operations.attest": (
+        "Inputs",
+        "attest",
+    ),
+    "adapterhub.operations.audit": (
+        "Audit",
+        "audit",
+        "sign_checkpoint",
+    ),
+    "adapterhub.operations.base_models": (
+        "ConvertedModel",
+        "convert_model",
+        "read_base",
+    ),
+    "adapterhub.operations.bom": ("bom",),
+    "adapterhub.operations.check": (
+        "check",
+        "validate",
+    ),
+    "adapterhub.operations.convert": ("convert",),
+    "adapterhub.operations.describe": (
+        "DescribeResult",
+        "describe",
+    ),
+    "adapterhub.operations.diff": ("diff",),
+    "adapterhub.operations.generate": ("generate",),
+    "adapterhub.operations.load": (
+        "Adapter",
+        "load",
+    ),
+    "adapterhub.operations.local_registry": (
+        "Registry",
+        "Versions",
+    ),
+    "adapterhub.operations.merge": (
+        "MergeResult",
+        "merge",
+    ),
+    "adapterhub.operations.pull": (
+        "PullResult",
+        "pull",
+    ),
+    "adapterhub.operations.push": ("push",),
+    "adapterhub.operations.push_result": ("PushResult",),
+    "adapterhub.operations.scan": (
+        "Scan",
+        "scan",
+    ),
+    "adapterhub.operations.sign": (
+        "Signature",
+        "Verification",
+        "sign",
+        "verify",
+    ),
+    "adapterhub.operations.signature_checks": ("Demand",),
+    "adapterhub.operations.train": (
+        "evaluate",
+        "open_trainer",
+        "train",
+    ),
+    "adapterhub.operations.workspace": ("Workspace",),
     "adapterhub.project.policy": ("Policy",),
     "adapterhub.ref": ("Ref",),
-    "adapterhub.registry.registry": ("Version",),
-    "adapterhub.running": ("generate",),
-    "adapterhub.scanning": ("Scan",),
-    "adapterhub.serve.resolving": ("resolve",),
+    "adapterhub.registry.adapter_recipe": ("Conversion",),
+    "adapterhub.registry.content_search": ("ContentMatches",),
+    "adapterhub.registry.lineage_graph": ("Lineage",),
+    "adapterhub.registry.registry": ("Version", "VersionDocument"),
+    "adapterhub.registry.version_lookup": ("RestoreResult",),
     "adapterhub.serve.prepared_versions": ("PreparedVersion",),
-    "adapterhub.sharing.pulling": ("PullResult",),
-    "adapterhub.sharing.push_result": ("PushResult",),
-    "adapterhub.signing": ("Signature", "Verification", "sign", "verify"),
+    "adapterhub.serve.resolving": ("resolve",),
+    "adapterhub.store.ref_log": ("Entry",),
+    "adapterhub.training.events": (
+        "EvaluationResult",
+        "TrainingResult",
+    ),
+    "adapterhub.training.train_config": ("TrainConfig",),
     "adapterhub.trust.attestation": ("VerifiedAttestation",),
     "adapterhub.trust.bill": ("Bill",),
-    "adapterhub.workspace": ("Workspace",),
-    "adapterhub_converters.adapter": ("LossReport",),
-    "adapterhub_converters.errors": ("AdapterhubError",),
+    "adapterhub_converters.adapter": (
+        "LossReport",
+        "TensorLoss",
+    ),
+    "adapterhub_converters.bases": ("BaseSpec",),
+    "adapterhub_converters.errors": (
+        "AdapterhubError",
+        "ConflictError",
+        "FormatError",
+        "IntegrityError",
+        "LocalIOError",
+        "MissingExtraError",
+        "NotFoundError",
+        "NotUnderstoodError",
+        "OutputExistsError",
+        "ParameterError",
+        "RefusedError",
+        "RemoteError",
+        "StoppedError",
+        "UsageError",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 # Options of the programs that run adapters.
-_OF_OTHERS = {Path("adapterhub/runtime_commands.py"), Path("adapterhub/serve/engines/command_lines.py")}
+_OF_OTHERS = {Path("converters/adapterhub_converters/runtime_commands.py"), Path("adapterhub/serve/engines/command_lines.py")}
 
 
 def sources(*, everything: bool = False) -> list[Path]:

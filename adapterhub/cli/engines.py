@@ -70,7 +70,7 @@ def open_engine(
     **fields: Any,
 ) -> Iterator[EngineChoice]:
     """Open the engine of `engine_options` on a base, and print which one it is; `fields` are more of `EngineOptions`."""
-    from adapterhub import base_sources
+    from adapterhub.operations import base_sources
     from adapterhub.serve.engines import engine_choice
 
     spec = inputs.read_base(base, settings)

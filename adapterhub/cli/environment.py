@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from adapterhub.workspace import Workspace, project_file, user_folder
+from adapterhub.operations.workspace import Workspace, project_file, user_folder
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
 
 from . import errors

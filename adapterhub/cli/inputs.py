@@ -1,4 +1,4 @@
-"""The SRC and BASE of a command, in the workspace of its options; see `adapterhub.sources` and `adapterhub.base_sources`."""
+"""The SRC and BASE of a command, in the workspace of its options; see `operations.sources` and `operations.base_sources`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import base_sources, sources
-from adapterhub.sources import (
+from adapterhub.operations import base_sources, sources
+from adapterhub.operations.sources import (
     Source,
     as_folder,
     existing_path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import lock_entries
+from adapterhub.operations import lock
 
 from . import environment, output
 from .environment import workspace
@@ -20,7 +20,7 @@ def record_local_version(settings: Settings, ref: str, version: Version) -> None
     """Record a version of the local registry in the lock file."""
     from adapterhub.ref import Ref
 
-    record(ref, None, lock_entries.local_manifest(str(Ref(version.name, digest=version.digest)), workspace(settings)))
+    record(ref, None, lock.local_manifest(str(Ref(version.name, digest=version.digest)), workspace(settings)))
 
 
 def record(ref: str, address: str | None, manifest: Manifest) -> None:
@@ -30,7 +30,7 @@ def record(ref: str, address: str | None, manifest: Manifest) -> None:
     path = environment.lock_file()
     if address is not None:
         environment.remember_host(address)
-    is_new = lockfile.record(path, {(locked := lock_entries.entry(ref, address, manifest)).name: locked})
+    is_new = lockfile.record(path, {(locked := lock.entry(ref, address, manifest)).name: locked})
     output.say(output.one_line(f"{'locked' if is_new else 'already locked'}: {locked.ref} in {display_path(path)}"))
 
 

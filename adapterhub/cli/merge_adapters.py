@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import combining, picture
+from adapterhub import picture
+from adapterhub.operations import merge
 
 from . import inputs, output
 from .environment import workspace
@@ -35,7 +36,7 @@ def merge_into_adapter(
     if plot:
         picture.check()
         atomic.check_free(Path(plot), folder=False)
-    result = combining.merge_adapters(adapters, weights, target, recipe, workspace(settings), replace=replace)
+    result = merge.merge_adapters(adapters, weights, target, recipe, workspace(settings), replace=replace)
     label = str(result.version.ref if result.version else target)
     if plot:
         from .views import merge_plot

@@ -11,9 +11,9 @@ from adapterhub.ref import LATEST
 from . import output
 
 if TYPE_CHECKING:
+    from adapterhub.operations.pull import PullResult
+    from adapterhub.operations.push_result import PushResult
     from adapterhub.registry.registry import Version
-    from adapterhub.sharing.pulling import PullResult
-    from adapterhub.sharing.push_result import PushResult
 
 
 class RenderedResult(NamedTuple):
@@ -25,7 +25,7 @@ class RenderedResult(NamedTuple):
 
 def render_push(result: Version | PushResult) -> RenderedResult:
     """Render a version that was stored, in the registry or at an address; notes go to stderr."""
-    from adapterhub.sharing.push_result import PushResult
+    from adapterhub.operations.push_result import PushResult
 
     if result.overridden:
         count = output.plural(len(result.overridden), "error")

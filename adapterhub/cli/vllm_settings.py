@@ -14,10 +14,10 @@ import os
 from dataclasses import replace
 from functools import partial
 
+from adapterhub.operations.workspace import Workspace
 from adapterhub.remotes.named_remotes import address_below, check_url
 from adapterhub.serve import vllm_plugin
 from adapterhub.serve.model_names import AllowedNames
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import LocalIOError, NotFoundError, UsageError
 
 from . import environment

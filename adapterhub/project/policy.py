@@ -1,7 +1,7 @@
 """The policy of a project, a registry or a hub: which names, adapters, bases, signers and attestations it allows.
 
 It checks names and manifests (adapter.json) and lists the keys that must have signed; it knows nothing of protocols and opens
-no files. Every reason it gives names the rule, and the file that has it. `adapterhub/sharing/policy_checks.py` applies it to
+no files. Every reason it gives names the rule, and the file that has it. `adapterhub/operations/policy_checks.py` applies it to
 versions.
 """
 

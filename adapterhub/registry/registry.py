@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries, tensor_search, version_extract
@@ -63,6 +63,32 @@ def policy_of(folder: Path) -> Policy | None:
     from adapterhub.project import settings_file
 
     return settings_file.read(file, follow=False).policy
+
+
+class VersionDocument(TypedDict):
+    """A version as JSON.
+
+    Attributes:
+        protected: Its tags that may not move.
+        deprecated: Why it is deprecated; None if it is not.
+        time: When it was stored, ISO 8601 in UTC.
+        evaluations: Its recorded measurements.
+        manifest: Its adapter.json, upgraded to the current schema; empty for an artifact of another tool.
+        oci_manifest: The document whose digest is the version.
+    """
+
+    ref: str
+    name: str
+    number: int
+    tags: builtins.list[str]
+    protected: builtins.list[str]
+    deprecated: str | None
+    digest: Digest
+    size: int
+    time: str
+    evaluations: builtins.list[dict[str, Any]]
+    manifest: dict[str, Any]
+    oci_manifest: dict[str, Any]
 
 
 class Registry:
@@ -160,7 +186,7 @@ class Registry:
         """Return all versions, or those of one name or namespace, sorted by name, newest first."""
         return queries.versions(self.index, prefix=prefix)
 
-    def show(self, ref: Ref) -> dict[str, Any]:
+    def show(self, ref: Ref) -> VersionDocument:
         """Return a version as JSON: its refs, its adapter.json upgraded to the current schema, and its OCI manifest."""
         row = self.row(ref)
         # Artifacts of other tools may have no adapter.json.

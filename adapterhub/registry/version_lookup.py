@@ -1,7 +1,7 @@
 """Versions of a registry, and the resolution of refs to them.
 
 Every function that takes a ref may raise RefError, NotFoundError or IntegrityError. `adapterhub.ref` parses refs;
-`adapterhub.version_selection` and `adapterhub.semver` have the rules for ranges.
+`version_selection` and `adapterhub.semver` have the rules for ranges.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from adapterhub import semver, version_selection
+from adapterhub import semver
 from adapterhub.digest import Digest
 from adapterhub.index import queries
 from adapterhub.index.queries import LogState, VersionRow
 from adapterhub.ref import LATEST, Ref
+from adapterhub.registry import version_selection
 from adapterhub.store.ref_log import Entry, entries_in_force
 from adapterhub_converters.errors import IntegrityError, NotFoundError
 

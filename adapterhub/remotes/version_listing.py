@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from adapterhub import version_selection
 from adapterhub.digest import Digest
 from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.registry import version_selection
 from adapterhub_converters.adapter_files import is_weights
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adapterhub import base_sources, runtime_commands, sources
+from adapterhub.operations import base_sources, policy_checks, pull, sources
+from adapterhub.operations.signature_checks import VersionNames, needs_signature
+from adapterhub.operations.workspace import StrPath, Workspace, user_folder
 from adapterhub.ref import Ref, RefError
-from adapterhub.sharing import policy_checks, pulling
-from adapterhub.sharing.signature_checks import VersionNames, needs_signature
 from adapterhub.version import __version__
-from adapterhub.workspace import StrPath, Workspace, user_folder
+from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -125,7 +125,9 @@ def _version_in_registry(ref: Ref, workspace: Workspace) -> _ResolvedVersion:
         policy_checks.check_version(registry, version, VersionNames.of_version(version, str(ref)), workspace)
     workspace.warn_if_deprecated(version.ref, version.deprecated)
     pinned = f"{version.name}@{version.digest}"  # a tag may move in the meantime
-    return _ResolvedVersion(str(version.ref), version.name, version.digest, lambda out: pulling.pull(pinned, out, workspace))
+    return _ResolvedVersion(
+        str(version.ref), version.name, version.digest, lambda out: pull.pull(pinned, out, workspace=workspace)
+    )
 
 
 def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
@@ -146,7 +148,7 @@ def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
 
     def write(out: Path) -> None:
         """Pull the version; ConflictError if the tag has moved since it was resolved."""
-        if pulling.pull(address, out, workspace).digest != digest:
+        if pull.pull(address, out, workspace=workspace).digest != digest:
             raise ConflictError(address, "moved while it was pulled", "Try again", code="changed-meanwhile")
 
     name = place.repository.partition("://")[2].removeprefix(f"{place.host}/")

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import base_sources, sources
+from adapterhub.operations import base_sources, sources
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref, RefError
 from adapterhub.remotes import remote_address
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
 
 from . import model_names, resolving

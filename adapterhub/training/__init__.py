@@ -30,11 +30,11 @@ from .events import (
     OnEvent,
     Ready,
     Report,
-    Result,
     ResumeEvent,
     SaveEvent,
     StepEvent,
     TrackerFailureEvent,
+    TrainingResult,
 )
 from .train_config import TrainConfig
 
@@ -54,12 +54,12 @@ __all__ = [
     "OnEvent",
     "Ready",
     "Report",
-    "Result",
     "ResumeEvent",
     "SaveEvent",
     "StepEvent",
     "TrackerFailureEvent",
     "TrainConfig",
+    "TrainingResult",
     "card_memory",
     "evaluate",
     "open_trainer",
@@ -81,7 +81,7 @@ def run(
     start: InitialAdapter | None = None,
     cache: Path | None = None,
     replace: bool = False,
-) -> Result:
+) -> TrainingResult:
     """Train the adapter that `config` describes and write it to the folder `out`, completely or not at all.
 
     The same config, data, base, machine and library versions give the same bytes. SIGTERM and SIGINT end the run after the

@@ -278,7 +278,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """A finished training.
 
     Attributes:

@@ -29,7 +29,7 @@ from .cost import budget, memory
 from .data import chat_template
 from .data import dataset as data
 from .data.packed_rows import Rows, sample
-from .events import InitialAdapter, Loading, OnEvent, Ready, Result, ResumeEvent, SaveEvent, StepEvent
+from .events import InitialAdapter, Loading, OnEvent, Ready, ResumeEvent, SaveEvent, StepEvent, TrainingResult
 from .layers import lora
 from .loop import training_loop
 from .model import adapter_transfer, families, quantized_cache
@@ -200,7 +200,7 @@ class Trainer:
         self._on_event(SaveEvent(self.state.step, self._path))
         return self._path
 
-    def save(self) -> Result:
+    def save(self) -> TrainingResult:
         """Write the current adapter, completely or not at all, and remove the checkpoint.
 
         Raises:
@@ -222,7 +222,7 @@ class Trainer:
             self._path.unlink(missing_ok=True)
             self._on_event(SaveEvent(state.step, self._out))
         metrics = finished_folder.metrics(state)
-        return Result(
+        return TrainingResult(
             folder=self._out,
             steps=state.step,
             tokens=state.tokens,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from adapterhub import combining
+from adapterhub.operations import merge
+from adapterhub.operations.workspace import Workspace
 from adapterhub.registry.registry import Registry
-from adapterhub.workspace import Workspace
 from tests.attacks.test_hostile_servers import one_line
 from tests.cli.test_materialize import write_base
 from tests.conftest import Run
@@ -36,7 +36,7 @@ def test_a_parent_that_a_recipe_names_again_and_again_is_written_once(
         return pull(self, ref, out, *rest, **more)
 
     monkeypatch.setattr(Registry, "pull", counted)
-    combining.rebuild("team/both", workspace=Workspace(registry=tmp_path / "r"))
+    merge.rebuild("team/both", workspace=Workspace(registry=tmp_path / "r"))
     assert len(pulled) == 3  # the version itself, and two parents
 
 

@@ -14,8 +14,8 @@ import pytest
 
 import adapterhub
 from adapterhub import training
+from adapterhub.operations.workspace import Workspace
 from adapterhub.training.artifacts import tracking
-from adapterhub.workspace import Workspace
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import peft

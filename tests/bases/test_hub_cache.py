@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import adapterhub as ah
-from adapterhub import base_sources
 from adapterhub.bases import hub_cache, hub_download
 from adapterhub.bases.hub_address import Hub as Address
 from adapterhub.bases.hub_address import HubPath
-from adapterhub.workspace import Workspace
+from adapterhub.operations import base_sources
+from adapterhub.operations.workspace import Workspace
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError
 from tests.conftest import Run

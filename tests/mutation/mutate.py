@@ -42,7 +42,7 @@ TARGETS = {
     "adapterhub_converters.formats.peft.adapter_config": "tests/converters/test_peft_config.py",
     "adapterhub_converters.formats.gguf.writer": "tests/converters/test_gguf_writer.py "
     "tests/converters/test_gguf_layout.py::test_split_projections_go_where_the_base_fuses_them_and_come_back",
-    "adapterhub.version_selection": "tests/test_references.py",
+    "adapterhub.registry.version_selection": "tests/registry/test_version_selection.py",
     "adapterhub.registry.version_lookup": "tests/registry/test_versions.py",
     "adapterhub.project.lockfile": "tests/project/test_lockfile.py "
     "-k 'not (pull or next_to_the or missing or asked or was_changed or words)'",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
 from tests.conftest import need_module
 from tests.support import serving, vllm
 from tests.support.serving import Gateway, Models, Reply

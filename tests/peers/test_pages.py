@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from adapterhub import api
+import adapterhub as ah
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
-from adapterhub.workspace import Workspace
 from tests.hub.conftest import Running, serving
 from tests.support.adapters import write_adapter
 from tests.support.browser import Browser
@@ -102,7 +102,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 "<script>window.ran = 1</script>\n\n![x](x onerror=window.ran=1) [y](javascript:window.ran=1)"
             )
             registry.push(evil, Ref("team/evil"))
-        api.merge(["team/sql", "team/tone"], "team/both", weights=[0.7, 0.5], workspace=Workspace(registry=running.folder))
+        ah.merge(["team/sql", "team/tone"], "team/both", weights=[0.7, 0.5], workspace=Workspace(registry=running.folder))
         yield running
 
 

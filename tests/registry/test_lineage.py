@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub import combining
 from adapterhub.cli.views import lineage_plot
 from adapterhub.cli.views import lineage_tree as view
 from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
+from adapterhub.operations import merge
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.registry import adapter_recipe, conversion_cache, lineage_graph
 from adapterhub.registry.registry import Registry
-from adapterhub.workspace import Workspace
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert, gguf, peft
@@ -194,7 +194,7 @@ def test_what_was_made_with_a_base_is_made_again_with_no_other(run: Run, team: P
         assert error.startswith(prefix)
         assert f", and {words}. Pass it as --base  [recipe-base-required]\n" in error
     with pytest.raises(RefusedError, match="and none was given. Pass that base"):
-        combining.rebuild("team/based", Workspace(registry=team))
+        merge.rebuild("team/based", Workspace(registry=team))
     assert "every byte matches" in run("rebuild", "team/based", "--base", "base").stdout
 
 

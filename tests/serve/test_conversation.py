@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub import running
+from adapterhub.operations import generate
+from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.conversation import STOPPED, Conversation, ModelAnswer
 from adapterhub.serve.engines.in_process import torch_host
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
-from adapterhub.workspace import Workspace
 from adapterhub_converters import bases
 from adapterhub_converters.errors import LocalIOError, NotFoundError, RefusedError, UsageError
 from tests.support.serving import Models
@@ -85,7 +85,7 @@ def test_the_answer_is_that_of_a_prompt_which_is_run(
     runner.run(conversation.use("team/a1", 0))
     runner.run(conversation.use("base", 1))
     here = [answered.text for answered in runner.run(conversation.ask(P))]
-    alone = running.generate(models.adapter(1), P, base=models.base, max_tokens=COUNT, temperature=temperature, seed=3)
+    alone = generate.generate(models.adapter(1), P, base=models.base, max_tokens=COUNT, temperature=temperature, seed=3)
     assert here == [alone.text, alone.base_text]
 
 

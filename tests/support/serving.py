@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
 from tests.conftest import ROOT
 from tests.training.conftest import SPECIAL, TEMPLATE
 

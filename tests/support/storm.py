@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
 from tests.support import serving
 from tests.support.serving import Gateway, Models, Reply
 

@@ -13,8 +13,8 @@ import adapterhub as ah
 from adapterhub.digest import sha256_file
 from adapterhub.manifest import derive
 from adapterhub.manifest.document import FileEntry, Training, TrainingData
+from adapterhub.operations.workspace import Workspace
 from adapterhub.trust import keys
-from adapterhub.workspace import Workspace
 from adapterhub_converters import bases
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.operations import pull as pull_operation
+from adapterhub.operations.signature_checks import Demand
+from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.resolving import resolve
-from adapterhub.sharing import pulling
-from adapterhub.sharing.signature_checks import Demand
 from adapterhub.trust import keys
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import Make
@@ -233,7 +233,7 @@ def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make
     hint = "Pass --key or --identity, or set policy.signers in adapterhub.toml"
     assert error == f"error: {what}. {hint}  [keys-required]\n"
     with pytest.raises(UsageError, match="Name the keys or identities to accept"):
-        pulling.pull("team/sql", tmp_path / "out", Workspace(registry=tmp_path), demand=Demand(keys=()))
+        pull_operation.pull("team/sql", tmp_path / "out", workspace=Workspace(registry=tmp_path), demand=Demand(keys=()))
     assert not (tmp_path / "out").exists()
 
 

@@ -31,7 +31,7 @@ def attached(settings: Settings, *, address: str, kind: str | None, out: str | N
 
     Where a registry has no referrers API, the list is read from the tag sha256-… of the version.
     """
-    from adapterhub import version_selection
+    from adapterhub.registry import version_selection
     from adapterhub.remotes.oci import referrers
 
     files: list[str] | None = None

@@ -46,16 +46,16 @@ def attest(
     Each statement is computed first; one that does not hold is refused (exit 6). Statements are stored and attached as
     signatures are, and a policy can require them. They are about the bytes of the version, whatever its name is.
     """
-    from adapterhub import attesting
+    from adapterhub.operations import attest as attest_operation
 
-    statements = attesting.attest(
+    statements = attest_operation.attest(
         ref,
         own.read(),
         fits=fits,
         merge=merge,
         training=training,
         parents=parents,
-        builder=builder or attesting.BUILDER,
+        builder=builder or attest_operation.BUILDER,
         workspace=workspace(settings),
     )
     document = {

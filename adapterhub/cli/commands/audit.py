@@ -48,11 +48,11 @@ def verify(settings: Settings, *, checkpoint: Path | None, keys: tuple[Path | Id
     Entries that were cut off at the end of a log, or a log that was rewritten, only show when compared with a checkpoint, which
     one of the keys must have signed. The first bad entry of each log is named. Exits 0 if all are as they were written, else 1.
     """
-    from adapterhub import auditing
+    from adapterhub.operations import audit as audit_operation
 
     if (checkpoint is None) != (not keys):
         raise UsageError("--checkpoint and --key", "require each other", "Pass both, or neither", code="conflicting-options")
-    result = auditing.audit(_audit_target(settings), checkpoint=checkpoint, keys=keys)
+    result = audit_operation.audit(_audit_target(settings), checkpoint=checkpoint, keys=keys)
     findings = [Finding(fault.kind, "error", fault.where, fault.what) for fault in result.faults]
     success_text = f"{_counts_text(result)} follow each from the one before"
     if result.checkpoint:
@@ -76,9 +76,9 @@ def checkpoint(settings: Settings, *, out: Path, own: signing_options.SignerOpti
 
     Keep the file where nobody who can write to the registry can write: it proves later that what is in the logs now still is.
     """
-    from adapterhub import auditing
+    from adapterhub.operations import audit as audit_operation
 
-    result = auditing.sign_checkpoint(_audit_target(settings), out, own.read(), replace=replace)
+    result = audit_operation.sign_checkpoint(_audit_target(settings), out, own.read(), replace=replace)
     document = {"checkpoint": str(out), "names": result.names, "entries": result.entries, "rows": result.rows}
     output.emit(
         document, as_json=settings.as_json, text=lambda: output.write(output.one_line(f"{out}: {_counts_text(result)} signed"))

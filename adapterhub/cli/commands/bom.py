@@ -42,12 +42,14 @@ def bom(
     It lists what adapter.json records, by digest: the base, the parents and their ancestors in the registry, the training data
     with totals, the files, and the combined license with the reasons. What is not recorded is marked as such.
     """
-    from adapterhub import bill_of_materials
     from adapterhub.cli.views.bills import page
+    from adapterhub.operations import bom as bom_operation
     from adapterhub_converters.containers import atomic, json_file
 
     spec = inputs.read_base(base, settings) if base else None
-    bill = bill_of_materials.bom(source_at_remote(source, remote), workspace(settings), base=spec, base_license=base_license)
+    bill = bom_operation.bom(
+        source_at_remote(source, remote), base=spec, base_license=base_license, workspace=workspace(settings)
+    )
     text = page(bill) if html else bill.dump()
     if out is None:
         output.write_document(text.rstrip("\n"))

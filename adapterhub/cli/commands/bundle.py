@@ -97,10 +97,10 @@ def _items(
 def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Settings) -> BundleItem:
     """Open a version of the registry; it is named by the tag of its ref, else by its number."""
     from adapterhub.index import queries
+    from adapterhub.operations.policy_checks import check_version
+    from adapterhub.operations.signature_checks import VersionNames
     from adapterhub.remotes.layouts.version_bundle import BundleItem
     from adapterhub.remotes.local_name import LocalName
-    from adapterhub.sharing.policy_checks import check_version
-    from adapterhub.sharing.signature_checks import VersionNames
 
     version = stack.enter_context(registry.lease_version(ref))
     output.warn_deprecated(str(version.ref), version.deprecated)
@@ -114,12 +114,12 @@ def _registry_item(registry: Registry, ref: Ref, stack: ExitStack, settings: Set
 
 def _remote_item(text: str, stack: ExitStack, settings: Settings) -> BundleItem:
     """Open a version at an address; it is named by the last parts of its repository, or unnamed if given by digest."""
+    from adapterhub.operations.policy_checks import check_policy
+    from adapterhub.operations.signature_checks import VersionNames
     from adapterhub.remotes.layouts.layout_address import LayoutAddress
     from adapterhub.remotes.layouts.version_bundle import BundleItem
     from adapterhub.remotes.parallel_transfer import PinnedSource
     from adapterhub.remotes.remote_address import parse
-    from adapterhub.sharing.policy_checks import check_policy
-    from adapterhub.sharing.signature_checks import VersionNames
 
     parsed = parse(text)
     command_workspace, source = workspace(settings), PinnedSource(stack.enter_context(remotes.open_address(text)))

@@ -7,7 +7,6 @@ from typing import Literal
 
 import click
 
-from adapterhub import runtime_commands
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import (
@@ -25,7 +24,7 @@ from adapterhub.cli.options import (
     to_option,
 )
 from adapterhub.cli.views import fuse_report, losses
-from adapterhub_converters import formats
+from adapterhub_converters import formats, runtime_commands
 from adapterhub_converters.errors import UsageError
 
 _FORMATS = (*formats.names(), *formats.MODELS)
@@ -103,10 +102,10 @@ def convert(
     if imatrix or dtype not in formats.DTYPES:
         name = "--imatrix" if imatrix else f"--dtype {dtype}"
         raise UsageError(name, "is for whole models, and SRC is an adapter", "Leave it out", code="conflicting-options")
-    from adapterhub import api
+    from adapterhub.operations import convert as convert_operation
 
     spec = inputs.read_base(base, settings) if base else None
-    report = api.convert(
+    report = convert_operation.convert(
         source,
         target,
         to=style,
@@ -151,7 +150,7 @@ def _convert_model(
     imatrix: str | None,
     replace: bool,
 ) -> None:
-    from adapterhub.base_models import convert_model
+    from adapterhub.operations.base_models import convert_model
 
     model = convert_model(
         source, target, to=style, dtype=dtype, imatrix=imatrix, replace=replace, workspace=workspace(settings)

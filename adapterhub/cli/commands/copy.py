@@ -8,8 +8,8 @@ from adapterhub.cli import attachments, output
 from adapterhub.cli.environment import complete_ref, workspace
 from adapterhub.cli.options import Settings, command, transfer_options
 from adapterhub.cli.version_results import render_pull, render_push
-from adapterhub.sharing import copying
-from adapterhub.sharing.pulling import PullResult
+from adapterhub.operations import copy as copy_operation
+from adapterhub.operations.pull import PullResult
 
 
 @command(
@@ -34,6 +34,6 @@ def copy(settings: Settings, source: str, target: str, *, referrers: bool, signa
     """
     if referrers:  # attachments come first, so that a tag never leads to a version without them
         output.say(f"{output.plural(attachments.copy_attachments(source, target), 'attachment')} copied")
-    result = copying.copy(source, target, workspace(settings), with_signatures=signatures)
+    result = copy_operation.copy(source, target, workspace(settings), with_signatures=signatures)
     document, text = render_pull(result) if isinstance(result, PullResult) else render_push(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, dry_run_option
 from adapterhub_converters.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
-    from adapterhub.describing import DescribeResult
     from adapterhub.manifest.fact_changes import FactChange
+    from adapterhub.operations.describe import DescribeResult
 
 _SHOWN = 60  # the most characters of a value
 _SCHEMA = ("$schema", "schema_version")
@@ -54,13 +53,13 @@ def describe(
     `adapterhub validate --base` recognizes it; a base that the adapter does not fit is refused. Weights that changed are
     refused, as the record is not theirs.
     """
-    from adapterhub import describing
+    from adapterhub.operations import describe as describe_operation
 
     facts: dict[str, Any] = {key: value for key, value in declared.items() if value is not None}
     for pair in pairs:
         _set_value(facts, pair)
     spec = inputs.read_base(base, settings) if base else None
-    result = describing.describe(folder, facts, workspace(settings), base=spec, dry_run=dry_run)
+    result = describe_operation.describe_folder(folder, facts, base=spec, dry_run=dry_run)
     document = {
         "path": str(result.path),
         "new": result.new,

@@ -49,10 +49,12 @@ def diff(settings: Settings, *, a: str, b: str, base: str | None, exit_code: boo
     ranks, scales and factors: a conversion is no difference. Differences below float32's rounding count as equal. Exits 0, or
     with --exit-code 1 when the two compute different functions.
     """
-    from adapterhub import comparing
+    from adapterhub.operations import diff as diff_operation
 
     spec = inputs.read_base(base, settings) if base else None
-    difference = comparing.diff(source_at_remote(a, remote), source_at_remote(b, remote), workspace(settings), base=spec)
+    difference = diff_operation.diff(
+        source_at_remote(a, remote), source_at_remote(b, remote), base=spec, workspace=workspace(settings)
+    )
     output.emit(_document(difference), as_json=settings.as_json, text=lambda: _text(difference))
     return 1 if exit_code and not difference.same else 0
 

@@ -67,8 +67,8 @@ def eval(  # noqa: A001 - the command's name
     ppl/base, the perplexity relative to the base alone. Exits 1 when a gate fails.
     Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub import learning
     from adapterhub.manifest.measurement import Evaluation, check_name
+    from adapterhub.operations import train
     from adapterhub.registry.measurement_log import parse_gate
 
     prepare_torch()
@@ -76,7 +76,7 @@ def eval(  # noqa: A001 - the command's name
     parsed_gates = [parse_gate(text, "--gate") for text in gates]
     check_name(name, "--name")
     record = None if no_record else name
-    measured = learning.evaluate(
+    measured = train.evaluate(
         source, data=files, base=base, record=record, workspace=workspace(settings), **settings_of_evaluation
     )
     for note in measured.notes:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub import combining
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import (
@@ -21,6 +20,7 @@ from adapterhub.cli.options import (
     replace_option,
 )
 from adapterhub.cli.output import Column
+from adapterhub.operations import merge
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def extract(
         raise UsageError("extract", "requires either --rank or --energy", "Add --rank 32, for example")
     folder, tuned_folder = inputs.weights(base, settings), inputs.weights(tuned, settings)
     options = ExtractionOptions(rank, energy, max_rank, rest, dtype.upper())
-    target = combining.merge_destination(out)
-    adapter, report, version = combining.extract(folder, tuned_folder, target, options, workspace(settings), replace=replace)
+    target = merge.merge_destination(out)
+    adapter, report, version = merge.extract(folder, tuned_folder, target, options, workspace(settings), replace=replace)
     out = str(version.ref if version else target)
     document = _document(out, report)
     output.emit(document, as_json=settings.as_json, text=lambda: _text(out, report, adapter.parameters))

@@ -17,8 +17,8 @@ import click
 
 from adapterhub.cli import environment, errors, output
 from adapterhub.cli.options import Settings, command
+from adapterhub.operations.workspace import project_file
 from adapterhub.version import __version__
-from adapterhub.workspace import project_file
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub import lock_entries
 from adapterhub.cli import environment, locks, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
+from adapterhub.operations import lock as lock_operation
 from adapterhub_converters.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def _resolve(settings: Settings, ref: str, remote: str | None) -> LockedAdapter:
     address = environment.ref_at_remote(ref, remote)
     if is_address(address):
         environment.remember_host(address)
-        return lock_entries.entry_of_ref(ref, address, workspace(settings))
+        return lock_operation.entry_of_ref(ref, address, workspace(settings))
     with environment.hint_default_remote(ref):
-        return lock_entries.entry_of_ref(ref, None, workspace(settings))
+        return lock_operation.entry_of_ref(ref, None, workspace(settings))
 
 
 def _record(settings: Settings, entries: Lock) -> None:
@@ -91,7 +91,7 @@ def _update(settings: Settings, names: tuple[str, ...]) -> None:
     _record(
         settings,
         {
-            name: lock_entries.resolve_again(locked, workspace(settings), environment.lock_file())
+            name: lock_operation.resolve_again(locked, workspace(settings), environment.lock_file())
             for name, locked in entries.items()
         },
     )
@@ -105,7 +105,7 @@ def _check(settings: Settings, names: tuple[str, ...]) -> int:
     rows = []
     for name, locked in sorted(entries.items()):
         try:
-            current_digest = lock_entries.resolve_again(locked, workspace(settings), path).digest
+            current_digest = lock_operation.resolve_again(locked, workspace(settings), path).digest
         except NotFoundError:
             current_digest = None
         rows.append(

@@ -65,7 +65,7 @@ def log(settings: Settings, ref: str, *, remote: str | None) -> None:
 
 def _remote_log(address: str, settings: Settings) -> tuple[str, list[Entry]]:
     """Return the log of a remote, the newest entry first: all of it, or the entries about the tag or version at the address."""
-    from adapterhub import version_selection
+    from adapterhub.registry import version_selection
     from adapterhub.remotes.remote_address import parse
 
     parsed = parse(address)

@@ -53,9 +53,9 @@ def materialize(
     if remove:
         _remove(settings, source)
         return 0
-    from adapterhub import materializing
+    from adapterhub.operations import materialize as materialize_operation
 
-    model = materializing.materialize(source, out, workspace(settings), base=base, adapters=adapters, replace=replace)
+    model = materialize_operation.materialize(source, out, workspace(settings), base=base, adapters=adapters, replace=replace)
     text = "\n".join(view.materialized_lines(model))
     output.emit(view.materialized_document(model), as_json=settings.as_json, text=lambda: output.write(text))
     return 1 if model.differences else 0

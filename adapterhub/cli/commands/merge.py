@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub import combining
 from adapterhub.cli import inputs, merge_adapters, merge_into
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import (
@@ -30,6 +29,7 @@ from adapterhub.cli.options import (
     weights_option,
 )
 from adapterhub.cli.views import merge_report
+from adapterhub.operations import merge as merge_operation
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def merge(
                 replace=replace,
             )
             return
-        target = combining.merge_destination(out)
+        target = merge_operation.merge_destination(out)
         sources = [stack.enter_context(inputs.open_source(text, settings)) for text in source]
         merge_adapters.merge_into_adapter(
             settings, sources, factors, target, _recipe(given_options), plot=given_options.get("plot"), replace=replace

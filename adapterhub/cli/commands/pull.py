@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import lock_entries
 from adapterhub.cli import environment, inputs, locks, output, signing_options
 from adapterhub.cli.environment import complete_ref, hint_default_remote, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import (
@@ -22,8 +21,9 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.version_results import render_conversion, render_pull
 from adapterhub.identity import Identity
-from adapterhub.sharing import pulling
-from adapterhub.sharing.signature_checks import Demand
+from adapterhub.operations import lock as lock_operation
+from adapterhub.operations import pull as pull_operation
+from adapterhub.operations.signature_checks import Demand
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -119,18 +119,18 @@ def pull(
         raise UsageError("--base", "is for --to", "Leave it out", code="conflicting-options")
     ref_there = None if remote is None else ref
     demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember)
-    spec = inputs.read_base(base, settings) if base else None
+    _check_model(model, conversion)
     with hint_default_remote(address):
-        result = pulling.pull(
+        result = pull_operation.pull(
             address,
             out,
-            workspace(settings),
-            conversion=conversion,
-            base=spec,
-            model=_model(conversion, model, spec.source if spec else None),
+            to=conversion,
+            base=inputs.read_base(base, settings) if base else None,
+            model=model,
             name=ref_there.partition("@")[0].partition(":")[0] if ref_there else None,
             replace=replace,
             demand=demand,
+            workspace=workspace(settings),
         )
     if lock and result.version is not None:
         locks.record_local_version(settings, ref, result.version)
@@ -140,13 +140,10 @@ def pull(
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _model(conversion: Conversion | None, model: str | None, base: str | None) -> str | None:
-    """Return the name of the base in Ollama: the given one, else its path."""
-    if conversion is None or conversion.to == "ollama":
-        return model or inputs.local_base_path(base)
-    if model:
+def _check_model(model: str | None, conversion: Conversion | None) -> None:
+    """Refuse a name of the base in Ollama for another format."""
+    if model and conversion is not None and conversion.to != "ollama":
         raise UsageError("--model", f"the format {conversion.to} records no name of a base", "Leave it out")
-    return None
 
 
 def _bundle_address(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
@@ -208,7 +205,7 @@ def _pull_locked(
         raise UsageError(str(path), "contains no adapters", "Add them with `adapterhub lock REF…`")
     documents = []
     for entry, target in targets:
-        new = lock_entries.pull(entry, target, workspace(settings), environment.lock_file(), replace=replace)
+        new = lock_operation.pull(entry, target, workspace(settings), environment.lock_file(), replace=replace)
         documents.append({"name": entry.name, **entry.document(), "output": str(target), "new": new})
         if not settings.as_json:
             text = f"{target}: {entry.name}@{output.digest(entry.digest)}, {output.size(entry.size)}, verified"

@@ -19,7 +19,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.version_results import render_push
 from adapterhub.manifest.package_files import Selection
-from adapterhub.sharing import pushing
+from adapterhub.operations import push as push_operation
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,12 +80,11 @@ def push(
     pushes a container image.
     """
     ref = ref or _ref_of_source(source, settings, remote)
-    result = pushing.push(
+    result = push_operation.push(
         source,
         ref_at_remote(ref, remote),
-        workspace(settings),
         base=inputs.read_base(base, settings) if base else None,
-        conversion=conversion,
+        to=conversion,
         expect=expect,
         force=force,
         private=private,
@@ -94,6 +93,7 @@ def push(
         message=message,
         tags=tags,
         metrics=dict(map(_metric, metrics)),
+        workspace=workspace(settings),
     )
     # A log has an entry only for a move, so there is nothing to record the message in.
     if message and not (result.new or result.moved):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub import combining
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.options import Settings, base_option, command, output_option
+from adapterhub.operations import merge
 
 if TYPE_CHECKING:
     from adapterhub.registry.adapter_recipe import RebuildDifference
@@ -33,7 +33,7 @@ def rebuild(settings: Settings, *, ref: str, base: str | None, out: str | None) 
     how many units in the last place at most, as another kind of CPU can cause.
     """
     spec = inputs.read_base(base, settings) if base else None
-    result = combining.rebuild(ref, workspace(settings), out=out, base=spec)
+    result = merge.rebuild(ref, workspace(settings), out=out, base=spec)
     name, differences = str(result.version.ref), result.differences
     output.emit(
         {

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub import workspace
 from adapterhub.cli import environment, output, remotes
 from adapterhub.cli.options import Group, Settings, force_option, project_option
 from adapterhub.cli.output import Column
+from adapterhub.operations import workspace
 from adapterhub.project import PROJECT
 from adapterhub_converters.errors import ConflictError, NotFoundError, RemoteError, UsageError
 

@@ -9,7 +9,7 @@ import click
 from adapterhub.cli import output
 from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Settings, command, expect_option, force_option, yes_option
-from adapterhub.sharing import tagging
+from adapterhub.operations import tag
 from adapterhub_converters.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def rm(settings: Settings, *, ref: str, yes: bool, expect: str | None, force: bo
     if is_address(address):
         if expect:
             raise UsageError("--expect", "is for the local registry", "Leave it out", code="conflicting-options")
-        tagging.untag(address, workspace(settings))
+        tag.untag(address, workspace(settings))
         document = {"removed": address, "kind": "tag"}
         output.emit(document, as_json=settings.as_json, text=lambda: output.write(f"removed tag {address}"))
         return

@@ -52,12 +52,12 @@ def run(
     'adapterhub[run]'), for which the adapter is converted. The prompt is a message in the model's chat template, unless there
     is none. Without PROMPT it is read from stdin.
     """
-    from adapterhub import running
+    from adapterhub.operations import generate
 
     prepare_torch()
     text = _prompt(prompt, file)
     screen = _Screen(compare=not no_base, is_visible=not settings.as_json)
-    result = running.generate(
+    result = generate.generate(
         source, text, base=base, compare=not no_base, on_text=screen.show, workspace=workspace(settings), **generation_options
     )
     screen.end()

@@ -30,17 +30,17 @@ def scan(settings: Settings, *, source: str, sarif: bool, strict: bool, headers_
     same base in the registry, without a verdict. Finding nothing proves nothing about what the adapter makes a model write.
     Exits 0 without errors, else 1. docs/scan.md lists the codes.
     """
-    from adapterhub import scanning
     from adapterhub.cli import output
     from adapterhub.cli.views import reports, scans
+    from adapterhub.operations import scan as scan_operation
 
     command_workspace = workspace(settings)
-    result = scanning.scan(
+    result = scan_operation.scan(
         source_at_remote(source, remote),
-        command_workspace,
         weights=not (sarif or headers_only),
         strict=strict,
         limit=reports.SHOWN,
+        workspace=command_workspace,
     )
     if sarif:
         output.write_document(reports.sarif([result.report]))

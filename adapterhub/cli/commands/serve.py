@@ -88,10 +88,10 @@ def serve(
     proxy, and a route file with keys. The route file and the policy are read again when they change, and on SIGHUP.
     """
     from adapterhub.http_server import logs
+    from adapterhub.operations.workspace import Workspace
     from adapterhub.serve.gateway import server
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.model_names import AllowedNames
-    from adapterhub.workspace import Workspace
 
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
     fields: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "extra_words": more}

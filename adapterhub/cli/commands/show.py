@@ -58,7 +58,7 @@ def show(
     demand = _NormDemand(base, plot, full)
     if ref is not None:
         with open_registry(settings) as registry:
-            document = registry.show(ref)
+            document: Mapping[str, Any] = registry.show(ref)
         output.warn_deprecated(document["ref"], document["deprecated"])
         norms = None if headers_only else _norms(source, settings, demand)
     else:

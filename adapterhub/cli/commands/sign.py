@@ -35,7 +35,7 @@ def sign(settings: Settings, *, source: str, own: signing_options.SignerOption, 
     With --keyless, Sigstore certifies who you are for ten minutes, by an identity token, and records the signature in its log:
     with the public Sigstore, your identity and the digest of what you sign are public, for good.
     """
-    from adapterhub.signing import sign as signed
+    from adapterhub.operations.sign import sign as signed
 
     signature = signed(source, own.read(), name=name, workspace=workspace(settings))
     document = {

@@ -11,7 +11,7 @@ from adapterhub.cli.environment import complete_ref, open_registry, ref_at_remot
 from adapterhub.cli.options import Settings, command, expect_option
 from adapterhub.cli.version_results import render_push
 from adapterhub.cli.views.version_rows import version_document
-from adapterhub.sharing import tagging
+from adapterhub.operations import tag as tag_operation
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _tag_at_address(settings: Settings, address: str, name: str | None, *, expec
         raise remotes.unsupported_error(address, "protection of tags, and no log to restore them from")
     if name is None:
         raise UsageError(address, "TAG is missing", f"Write `adapterhub tag {address} TAG`")
-    report = render_push(tagging.tag(address, name, workspace(settings), expect=expect))
+    report = render_push(tag_operation.tag(address, name, workspace(settings), expect=expect))
     output.emit(report.document, as_json=settings.as_json, text=lambda: output.write(report.text))
 
 

@@ -24,7 +24,7 @@ from adapterhub.cli.options import (
 from adapterhub.cli.version_results import render_push
 from adapterhub.cli.views import train_plan
 from adapterhub.cli.views import training as view
-from adapterhub.sharing import pushing
+from adapterhub.operations import push
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 
@@ -88,7 +88,7 @@ def train(
     held-out perplexity before and after, and the cost. Ctrl-C leaves a checkpoint next to OUT, from which the same command
     resumes. A push that fails leaves OUT in place. Needs the extra: pip install 'adapterhub[train]'.
     """
-    from adapterhub import learning
+    from adapterhub.operations import train as train_operation
     from adapterhub.training import read_config
 
     if new is not None or about is not None or config is None:
@@ -99,14 +99,14 @@ def train(
     train_config = read_config(Path(config), changes)
     if dry_run:
         planned_memory = byte_count(memory, "--memory") if memory else None
-        forecast = learning.forecast(train_config, memory=planned_memory, workspace=workspace(settings))
+        forecast = train_operation.forecast(train_config, memory=planned_memory, workspace=workspace(settings))
         return train_plan.show(settings, train_config, forecast, force=force, is_local=planned_memory is None)
     if ref:
         # Checked before a training of hours, not after it.
-        pushing.check_target(ref, workspace(settings))
+        push.check_target(ref, workspace(settings))
     target = Path(out) if out else Path(Path(config).stem)
     with view.Screen(train_config) as screen:
-        result = learning.train(
+        result = train_operation.train(
             train_config, target, on_event=screen.show, start=start, force=force, replace=replace, workspace=workspace(settings)
         )
     if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK", "0") != "0":
@@ -121,7 +121,7 @@ def train(
 def _push_result(folder: Path, ref: str, settings: Settings) -> dict[str, Any]:
     """Push the trained adapter; an error names the folder, which stays."""
     try:
-        return render_push(pushing.push(folder, ref, workspace(settings))).document
+        return render_push(push.push(folder, ref, workspace=workspace(settings))).document
     except AdapterhubError as error:
         source = folder if folder.is_absolute() else f"./{folder}"
         errors.add_hint(error, f"The adapter is in {folder}; `adapterhub push {source} {ref}` tries again")

@@ -87,10 +87,10 @@ def validate(
     what each runtime does with the adapter. The table [validate] of adapterhub.toml has defaults for these options.
     Exits 0 without errors, else 1. `adapterhub explain CODE` explains a code.
     """
-    from adapterhub import api
     from adapterhub.checks import Problem, Report, check_codes
     from adapterhub.cli import output
     from adapterhub.cli.views import reports
+    from adapterhub.operations.check import check
     from adapterhub_converters.containers import json_file
 
     check_codes(ignore)
@@ -107,7 +107,7 @@ def validate(
     )
     for source in sources:
         try:
-            report = api.check(
+            report = check(
                 source,
                 base=spec,
                 runtimes=runtimes or (rules.runtimes if rules else ()),

@@ -61,8 +61,8 @@ def verify(
 
     Exits 0 when every byte matches, else 1.
     """
-    from adapterhub.attesting import Inputs
-    from adapterhub.signing import verify as verified
+    from adapterhub.operations.attest import Inputs
+    from adapterhub.operations.sign import verify as verified
 
     if signed_as and attestations:
         raise UsageError("--signed-as", "is not for --attestations", "Leave it out", code="conflicting-options")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub import combining
 from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import workspace
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import Settings, adapter_option, base_option, command, onto_option, weights_option
 from adapterhub.cli.output import Column
+from adapterhub.operations import merge
 
 if TYPE_CHECKING:
     from adapterhub.merging.into_base.merge_proof import Proof, Proofs
@@ -47,7 +47,7 @@ def verify_merge(
     folder, model = inputs.weights(base, settings), inputs.weights(merged, settings)
     with ExitStack() as stack:
         sources = [stack.enter_context(inputs.open_source(text, settings)) for text in adapters]
-        proofs = combining.verify_merge(model, folder, sources, factors, workspace(settings), onto=onto or "original")
+        proofs = merge.verify_merge(model, folder, sources, factors, workspace(settings), onto=onto or "original")
     output.emit(_document(merged, adapters, proofs), as_json=settings.as_json, text=lambda: _text(merged, adapters, proofs))
     return 0 if proofs.good else 1
 

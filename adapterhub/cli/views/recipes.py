@@ -9,7 +9,7 @@ from adapterhub.cli import output
 from adapterhub.cli.output import Column
 
 if TYPE_CHECKING:
-    from adapterhub.materializing import MaterializedModel, WrittenRecipe
+    from adapterhub.operations.materialize import MaterializedModel, WrittenRecipe
     from adapterhub.registry.adapter_recipe import RebuildDifference
     from adapterhub.registry.merge_recipe import MergeRecipe
     from adapterhub.registry.recipe_store import StoredRecipe

@@ -14,7 +14,7 @@ from . import reports
 
 if TYPE_CHECKING:
     from adapterhub.analysis.spectra import RankedSummary
-    from adapterhub.scanning import Scan, Weights
+    from adapterhub.operations.scan import Scan, Weights
 
 _ROWS = 24  # kinds of modules; a language model has 4 to 16
 _SHARE = 100  # the table shows shares in percent

@@ -18,7 +18,7 @@ from . import train_plan
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from adapterhub.training import EvaluationEvent, Event, Ready, Report, Result, ResumeEvent, StepEvent, TrainConfig
+    from adapterhub.training import EvaluationEvent, Event, Ready, Report, ResumeEvent, StepEvent, TrainConfig, TrainingResult
 
 _LINES = 10  # about so many lines about steps in a log
 
@@ -130,7 +130,7 @@ def _files(folder: Path) -> list[dict[str, Any]]:
     return [{"path": path, "size": size} for path, size in files]
 
 
-def document(result: Result, ready: Ready | None) -> dict[str, Any]:
+def document(result: TrainingResult, ready: Ready | None) -> dict[str, Any]:
     """Return the result as JSON; the keys are stable."""
     return {
         "output": str(result.folder),
@@ -153,7 +153,7 @@ def _report(report: Report) -> dict[str, Any]:
     return {**dataclasses.asdict(report), "share": report.share, "mfu": report.mfu}
 
 
-def text(result: Result, pushed: Mapping[str, Any] | None) -> None:
+def text(result: TrainingResult, pushed: Mapping[str, Any] | None) -> None:
     """Print the result."""
     output.write(
         f"{result.folder}: {output.plural(result.steps, 'step')}, {output.number(result.tokens)} tokens trained on, "

@@ -1,7 +1,7 @@
 """The audit log: who changed what and who was refused, each row with a hash over itself and the previous hash.
 
 A row changed, removed or inserted later breaks the chain at that point. Rows cut off at the end do not: a checkpoint
-(`adapterhub.auditing`) records the newest row elsewhere.
+(`operations.audit`) records the newest row elsewhere.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapterhub import runtime_commands
 from adapterhub.hub import commits
 from adapterhub.hub.commits import Commit, View
 from adapterhub.hub.publishing import attached_signatures
@@ -25,6 +24,7 @@ from adapterhub.registry.lineage_graph import Lineage, Node, trace
 from adapterhub.registry.repository_records import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
 from adapterhub.trust.bundle import MEDIA_TYPE
+from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import NotFoundError
 
 from . import drawings, facts

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from adapterhub import version_selection
 from adapterhub.bases.hub_address import MAIN
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES
+from adapterhub.registry import version_selection
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import IntegrityError, NotFoundError, RefusedError
 

@@ -8,11 +8,11 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Self
 
-from adapterhub import version_selection
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import LATEST
+from adapterhub.registry import version_selection
 from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, check_complete
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 

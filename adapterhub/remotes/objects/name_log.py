@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from adapterhub import version_selection
 from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.ref import LATEST, Ref
+from adapterhub.registry import version_selection
 from adapterhub.store.store import REFS, Entry
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
-from adapterhub import semver, version_selection
+from adapterhub import semver
 from adapterhub.digest import Digest
 from adapterhub.http.boundary import is_loopback
 from adapterhub.ref import LATEST, is_tag, parse_prefix
+from adapterhub.registry import version_selection
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
 

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub import version_selection
 from adapterhub.digest import Digest, is_hex, parse_digest, sha256_bytes
 from adapterhub.http.client import PAUSES, Answer
 from adapterhub.http.urls import ProxyOf, no_proxy
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.ref import is_tag
+from adapterhub.registry import version_selection
 from adapterhub.remotes.download import ResumingReader, check_range
 from adapterhub.remotes.layouts import layout_index
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE

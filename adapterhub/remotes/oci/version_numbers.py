@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from adapterhub import version_selection
 from adapterhub.digest import Digest
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.manifest.oci_manifest import Manifest
+from adapterhub.registry import version_selection
 from adapterhub.remotes.protocol import PutResult
 from adapterhub_converters.errors import ConflictError, NotFoundError
 

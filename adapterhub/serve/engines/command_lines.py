@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapterhub import runtime_commands
+from adapterhub_converters import runtime_commands
 
 _LOCAL_ADDRESS = ("--host", "127.0.0.1", "--port")
 

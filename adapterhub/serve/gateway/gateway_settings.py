@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.model_names import AllowedNames
-from adapterhub.workspace import Workspace
 from adapterhub_converters.bases import BaseSpec
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from adapterhub.digest import Digest
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import named_remotes, remote_address
@@ -24,7 +25,6 @@ from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve import resolving
 from adapterhub.serve.model_names import AllowedNames, is_full_digest
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
 
 T = TypeVar("T")

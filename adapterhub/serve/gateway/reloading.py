@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from adapterhub.operations.workspace import project_file
 from adapterhub.project import PROJECT
-from adapterhub.workspace import project_file
 from adapterhub_converters.errors import AdapterhubError
 
 from . import route_file

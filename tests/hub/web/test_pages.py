@@ -336,12 +336,12 @@ def test_a_repository_that_stands_for_a_version_has_its_page(visitor: Visitor, p
 
 
 def test_a_lineage_has_no_private_descendants(hub: Running, visitor: Visitor, push: Push, tmp_path: Path) -> None:
-    from adapterhub import api
-    from adapterhub.workspace import Workspace
+    import adapterhub as ah
+    from adapterhub.operations.workspace import Workspace
 
     push("team/one", 1)
     push("team/two", 2)
-    api.merge(["team/one", "team/two"], "secret/both", workspace=Workspace(registry=hub.folder))
+    ah.merge(["team/one", "team/two"], "secret/both", workspace=Workspace(registry=hub.folder))
     assert "secret/both" in visitor.get("/team/one/v1/lineage").text
     assert "secret/both" in visitor.get("/team/one").text
     hide(hub, "secret/both")

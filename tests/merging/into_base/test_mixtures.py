@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub import base_models
 from adapterhub.merging import Options, fuse
+from adapterhub.operations import base_models
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_file
 from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue, strings_value, u32_value

@@ -223,7 +223,7 @@ def _runs(pid: int) -> bool:
 
 def test_somebodys_own_server_answers_with_what_it_was_started_with(models: Models, registry: Path, tmp_path: Path) -> None:
     import adapterhub as ah
-    from adapterhub.workspace import Workspace
+    from adapterhub.operations.workspace import Workspace
 
     cache = tmp_path / "gateway" / "cache"
     workspace = Workspace(registry=registry, cache=cache / "adapterhub")

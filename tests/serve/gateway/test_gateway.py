@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
 from tests.conftest import Run
 from tests.support import llama_server, serving
 from tests.support.serving import Gateway, Models, Reply

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from adapterhub.http_server import binding, client_connections
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
+from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.engines import Blend, EngineAnswer
 from adapterhub.serve.gateway import app
 from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.model_names import AllowedNames
-from adapterhub.workspace import Workspace
 from tests.support import folders
 
 from .test_versions import Holder

@@ -17,7 +17,8 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 
-from adapterhub.local_registry import Registry
+from adapterhub.operations.local_registry import Registry
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.serve import resolving
 from adapterhub.serve.engines import EngineAnswer, EngineDownError
@@ -28,7 +29,6 @@ from adapterhub.serve.gateway.gateway import Gateway
 from adapterhub.serve.gateway.gateway_settings import GatewaySettings
 from adapterhub.serve.gateway.problems import ProblemError
 from adapterhub.serve.model_names import AllowedNames
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError
 from tests.support import folders
 

@@ -13,13 +13,13 @@ import pytest
 import adapterhub as ah
 from adapterhub.bases import hub_address
 from adapterhub.manifest import oci_manifest
+from adapterhub.operations import copy, tag
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes import named_remotes
 from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
 from adapterhub.serve.model_names import AllowedNames
-from adapterhub.sharing import copying, tagging
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import NotFoundError, RemoteError
 from tests.support import registry
 from tests.support.adapters import Make
@@ -48,7 +48,7 @@ class Remote:
 
     def move(self, number: int) -> None:
         address = named_remotes.address_below(self.url, f"team/sql@{self.digests[number - 1]}")
-        tagging.tag(address, "prod", self.workspace)
+        tag.tag(address, "prod", self.workspace)
 
 
 @pytest.fixture(params=["oci", "hf"])
@@ -107,7 +107,7 @@ def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> Non
         with pytest.raises(NotFoundError):
             remote.find(ref)
     there, new = (named_remotes.address_below(remote.url, name) for name in ("team/sql", "team/none"))
-    copying.copy(there, new, remote.workspace)
+    copy.copy(there, new, remote.workspace)
     with pytest.raises(NotFoundError):
         remote.find("team/none")
     remote.now += 5.0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import adapterhub as ah
-from adapterhub.sharing import tagging
-from adapterhub.workspace import Workspace
+from adapterhub.operations import tag
+from adapterhub.operations.workspace import Workspace
 from tests.conftest import Run
 from tests.support import llama_server, registry, serving
 from tests.support.serving import Models
@@ -23,7 +23,7 @@ def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models
     with ExitStack() as away:
         url = f"oci://{away.enter_context(registry.running(tmp_path))}/adapters"
         digests = [str(ah.push(models.adapter(number), f"{url}/team/sql").digest) for number in (0, 1)]
-        tagging.tag(f"{url}/team/sql:v1", "prod", Workspace())
+        tag.tag(f"{url}/team/sql:v1", "prod", Workspace())
         config = tmp_path / "gateway/config/adapterhub/config.toml"
         config.parent.mkdir(parents=True)
         config.write_text(f'[remotes.hub]\nurl = "{url}"\n')
@@ -38,7 +38,7 @@ def test_tags_of_a_remote_are_read_again_and_an_outage_takes_nothing_away(models
             names = [model["id"] for model in gateway.get("/v1/models").document["data"]]
             assert names == ["base", "team/sql:prod"]
 
-            tagging.tag(f"{url}/team/sql:v2", "prod", Workspace())
+            tag.tag(f"{url}/team/sql:v2", "prod", Workspace())
             while f"team/sql@{digests[1]} is ready" not in gateway.log.read_text():  # before it is asked for
                 time.sleep(0.05)
             moved = gateway.complete("team/sql:prod", P)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from adapterhub.workspace import Workspace
-
 from . import signature_checks
 from .signature_checks import NO_DEMAND, Demand, VersionNames
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest

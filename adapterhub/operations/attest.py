@@ -2,7 +2,7 @@
 
 A predicate is a function of the version and its inputs alone, so that anybody who has the inputs computes the same one. It also
 records who computed it and with which program; these fields are not compared. The statements themselves are in
-`adapterhub.trust.attestation`, signatures of files in `adapterhub.signing`.
+`adapterhub.trust.attestation`, signatures of files in `operations.sign`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.digest import Digest, sha256_file
+from adapterhub.manifest import oci_manifest
+from adapterhub.manifest.document import AdapterManifest, Parent, TrainingData
+from adapterhub.registry.signature_policy import LIMIT, signed_files
+from adapterhub.trust import attestation, bundle
+from adapterhub.trust.attestation import FITS, MERGE, TRAINING, TYPES, Attestation, VerifiedAttestation
+from adapterhub.version import __version__
 from adapterhub_converters.errors import (
     AdapterhubError,
     IntegrityError,
@@ -24,23 +31,17 @@ from adapterhub_converters.errors import (
     UsageError,
 )
 
-from . import base_sources, combining, sources
-from .digest import Digest, sha256_file
-from .manifest import oci_manifest
-from .manifest.document import AdapterManifest, Parent, TrainingData
-from .registry.signature_policy import LIMIT, signed_files
-from .sharing import signature_checks
-from .trust import attestation, bundle
-from .trust.attestation import FITS, MERGE, TRAINING, TYPES, Attestation, VerifiedAttestation
-from .version import __version__
+from . import base_sources, signature_checks, sources
+from . import merge as merge_operation
 from .workspace import StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
     from adapterhub.maintenance.findings import Finding
     from adapterhub.registry.registry import Registry
-    from adapterhub.sharing.signature_checks import Signable
     from adapterhub.trust.keys import Signer, TrustedSigner
     from adapterhub_converters.bases import BaseSpec
+
+    from .signature_checks import Signable
 
 BUILDER = "urn:adapterhub:trainer"
 """The default id of the builder in the provenance of a training."""
@@ -289,7 +290,7 @@ def _merge(version: Signable, signers: Sequence[TrustedSigner], workspace: Works
         raise RefusedError(
             version.location, "is rebuilt from its parents, which are not in the registry", "Copy it and them to the registry"
         )
-    rebuilt = combining.rebuild(version.pinned, workspace)
+    rebuilt = merge_operation.rebuild(version.pinned, workspace)
     if rebuilt.differences:
         names = ", ".join(difference.name for difference in rebuilt.differences[:_SHOWN])
         raise RefusedError(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from adapterhub import sources
 from adapterhub.registry.signature_policy import store_signatures
-from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import UsageError
 
-from . import signature_checks
+from . import signature_checks, sources
 from .policy_checks import check_policy
-from .pulling import PullResult, pull
+from .pull import PullResult, pull
+from .push import open_package, push
 from .push_result import PushResult
-from .pushing import open_package, push
 from .signature_checks import VersionNames
+from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.ref import Ref
@@ -35,7 +34,7 @@ def copy(
 
     text = os.fspath(target)
     if sources.is_address(target):
-        return push(source, text, workspace)
+        return push(source, text, workspace=workspace)
     try:
         ref = None if not isinstance(target, str) or text.startswith((".", os.sep)) else Ref.parse(text)
     except UsageError:
@@ -46,7 +45,7 @@ def copy(
             return _into_registry(registry, source, ref, workspace, with_signatures=with_signatures)
     if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
-    return pull(os.fspath(source), target, workspace)
+    return pull(os.fspath(source), target, workspace=workspace)
 
 
 def _into_registry(registry: Registry, source: StrPath, ref: Ref, workspace: Workspace, *, with_signatures: bool) -> Version:

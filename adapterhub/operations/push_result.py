@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import UsageError
+
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
@@ -51,8 +52,8 @@ class PushResult:
 
 def target_address(target: str, workspace: Workspace, name: str | None = None) -> RemoteAddress:
     """Parse and check the target address of a push; the policy checks `name` if given, instead of the repository."""
+    from adapterhub.registry.version_selection import is_range
     from adapterhub.remotes.remote_address import parse
-    from adapterhub.version_selection import is_range
 
     address = parse(target)
     if address.digest or is_range(address.tag or ""):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import IntegrityError
 
+from . import pull as pull_operation
 from . import sources
-from .sharing import pulling
-from .sharing.policy_checks import check_policy
-from .sharing.signature_checks import VersionNames
+from .policy_checks import check_policy
+from .signature_checks import VersionNames
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _remote_manifest(address: str, workspace: Workspace) -> Manifest:
 
 
 def pull(pin: LockedAdapter, target: Path, workspace: Workspace, file: Path, *, replace: bool = False) -> bool:
-    """Pull a version of the lock file `file` into a folder, as `pulling.pull` does.
+    """Pull a version of the lock file `file` into a folder, as `pull` does.
 
     Returns:
         False if the folder was that version already.
@@ -83,7 +83,7 @@ def pull(pin: LockedAdapter, target: Path, workspace: Workspace, file: Path, *, 
     from adapterhub.remotes.remote_address import parse
 
     if pin.source == lockfile.LOCAL_REGISTRY:
-        return pulling.pull(f"{pin.name}@{pin.digest}", target, workspace, replace=replace).new
+        return pull_operation.pull(f"{pin.name}@{pin.digest}", target, replace=replace, workspace=workspace).new
     parsed = parse(pin.source)
     workspace.check_name(_policy_name(pin, parsed))
     current = existing_folder.inspect_folder(target)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import sources
+from . import base_sources, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
@@ -46,18 +46,37 @@ class DescribeResult:
 
 def describe(
     folder: StrPath,
-    declared: Mapping[str, Any],
-    workspace: Workspace,
     *,
-    base: BaseSpec | None = None,
+    base: base_sources.Base | None = None,
     dry_run: bool = False,
+    workspace: Workspace | None = None,
+    **declared: Any,
+) -> DescribeResult:
+    """Write or renew the adapter.json in a folder, in place; its record of a training is kept.
+
+    Args:
+        folder: The adapter's own folder.
+        base: The model it was trained on, to pin by its headers; refused where the adapter does not fit it.
+        dry_run: Write nothing; `changes` has what would be different.
+        workspace: Where names are looked up.
+        declared: What its owner declares: `name`, `description`, `license`, `task`, and `training` as a mapping.
+
+    Example:
+        >>> [change.key for change in ah.describe("./sql", license="MIT", dry_run=True).changes if change.key == "license"]
+        ['license']
+    """
+    spec = base_sources.base_spec(base, workspace or Workspace())
+    return describe_folder(folder, declared, base=spec, dry_run=dry_run)
+
+
+def describe_folder(
+    folder: StrPath, declared: Mapping[str, Any], *, base: BaseSpec | None = None, dry_run: bool = False
 ) -> DescribeResult:
     """Write or renew the adapter.json in `folder`; its records of a training, parents and a recipe are kept.
 
     Args:
         folder: The adapter's own folder.
         declared: Facts that its owner declares, as in adapter.toml.
-        workspace: The policy.
         base: The model it was trained on, to pin by its headers.
         dry_run: Write nothing.
 

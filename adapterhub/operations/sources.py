@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from adapterhub.manifest.existing_folder import ExistingFolder
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.ref import Ref
-    from adapterhub.registry.adapter_recipe import ParentAdapter
+    from adapterhub.registry.adapter_recipe import Conversion, ParentAdapter
     from adapterhub.remotes.protocol import Source as Remote
     from adapterhub.training import InitialAdapter
 
@@ -281,6 +281,15 @@ def existing_path(text: str) -> Path:
     if not path.exists():
         raise NotFoundError(text, "no such file or folder", code="no-such-file")
     return path
+
+
+def as_conversion(to: str | Conversion | None) -> Conversion | None:
+    """Return the conversion to a format, with its default options; a `Conversion` as it is."""
+    if not isinstance(to, str):
+        return to
+    from adapterhub.registry.adapter_recipe import Conversion
+
+    return Conversion(to)
 
 
 def local_base_path(base: StrPath | None) -> str | None:

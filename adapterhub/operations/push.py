@@ -16,16 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import sources
 from adapterhub.manifest.package_files import SIGNATURE
-from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import ParameterError, RefusedError, RemoteError
 
-from . import signature_checks
+from . import base_sources, signature_checks, sources
 from .policy_checks import check_policy, check_version
 from .push_result import PushResult, push_result, target_address
 from .signature_checks import VersionNames
-from .tagging import tag
+from .tag import tag
+from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
@@ -54,11 +53,10 @@ def check_target(target: str, workspace: Workspace) -> None:
 def push(
     source: StrPath,
     target: str,
-    workspace: Workspace,
     *,
-    base: BaseSpec | None = None,
-    conversion: Conversion | None = None,
-    expect: Digest | None = None,
+    base: base_sources.Base | None = None,
+    to: str | Conversion | None = None,
+    expect: str | None = None,
     force: bool = False,
     private: bool = False,
     name: str | None = None,
@@ -66,24 +64,40 @@ def push(
     message: str = "",
     tags: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
 ) -> Version | PushResult:
-    """Check an adapter and store it as a version, in the registry or at an address.
+    """Check an adapter and store it as a new version, in the registry or at an address.
 
     Args:
         source: A folder, a file, a ref or an address.
-        target: A ref of the registry, `namespace/name[:tag]`, or an address.
-        workspace: The registry, the policy, credentials.
-        base: The model it was trained on, to pin.
-        conversion: Convert it first, and record the source as its parent.
+        target: A ref, `namespace/name[:tag]`, or an address such as `oci://HOST/NAME[:TAG]` or `hf://ORG/NAME[@BRANCH]`.
+        base: The model it was trained on, to pin; refused where the adapter does not fit it.
+        to: Convert it to this format first, and name the source as its parent; `image`, at an address, for a container image.
+            A `Conversion` also has the options of the format.
         expect: The digest that the target must still have, or `absent`.
-        force: Store an adapter even if its check finds errors.
+        force: Store an adapter whose check finds errors. A policy cannot be overridden.
         private: Create a repository on a hub as private.
-        name: The name of the target on a remote, which the policy checks instead of the address.
+        name: The name of the target on a remote, which the policy checks in place of the address.
         selection: Patterns of files of a folder to package and to leave out.
         message: The reason, for the log of the name or the commit on a hub.
-        tags: More tags to move to the version.
-        metrics: Results of other programs, for the log of a name in the registry.
+        tags: More tags that move to the version.
+        metrics: Results of other programs, by name; the registry records them.
+        progress: Called with bytes done and bytes in all.
+        workspace: The registry, the policy, credentials.
+
+    Raises:
+        RefusedError: The check finds errors, or the policy of the project does not allow the adapter. Nothing was stored.
+        ConflictError: The target is not at `expect`.
+
+    Example:
+        >>> ah.push("./sql", "team/sql:prod").ref
+        Ref('team/sql:v1')
+        >>> ah.push("./sql", "layout://sql.tar:v1").tag
+        'v1'
     """
+    workspace = (workspace or Workspace()).with_progress(progress)
+    spec, conversion = base_sources.base_spec(base, workspace), sources.as_conversion(to)
     from adapterhub.manifest import measurement
 
     measured = measurement.reported_evaluation(metrics, target) if metrics else None
@@ -94,7 +108,7 @@ def push(
             source,
             target,
             workspace,
-            base=base,
+            base=spec,
             conversion=conversion,
             expect=expect,
             force=force,
@@ -117,7 +131,7 @@ def push(
         open_package(
             opened_source,
             workspace,
-            base=base,
+            base=spec,
             conversion=conversion,
             force=force,
             name=ref.name,
@@ -125,9 +139,9 @@ def push(
             metrics=measured.searchable_metrics if measured else None,
         ) as package,
         workspace.open_registry(make=True) as registry,
-        workspace.bar("storing") as progress,
+        workspace.bar("storing") as advance,
     ):
-        version = registry.publish(package, ref, expect=expect, progress=progress, message=message, tags=tags)
+        version = registry.publish(package, ref, expect=expect, progress=advance, message=message, tags=tags)
         if measured:
             from adapterhub.registry import measurement_log
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from adapterhub import version_selection
 from adapterhub.ref import RefError
+from adapterhub.registry import version_selection
 
 ONE, TWO = "sha256:" + "a" * 63 + "0", "sha256:" + "a" * 63 + "1"
 

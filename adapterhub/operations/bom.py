@@ -7,30 +7,43 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
-from . import sources
+from . import base_sources, sources
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adapterhub_converters.bases import BaseSpec
-
-    from .digest import Digest
-    from .manifest.document import AdapterManifest
-    from .trust.bill import Ancestor, Bill
+    from adapterhub.digest import Digest
+    from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.trust.bill import Ancestor, Bill
 
 _MAX_ANCESTORS = 1_000  # no honest adapter has so many ancestors, but a hostile manifest may
 
 
-def bom(source: StrPath, workspace: Workspace, *, base: BaseSpec | None = None, base_license: str | None = None) -> Bill:
-    """Return the bill of materials of an adapter.
+def bom(
+    source: StrPath,
+    *,
+    base: base_sources.Base | None = None,
+    base_license: str | None = None,
+    workspace: Workspace | None = None,
+) -> Bill:
+    """Return the bill of materials of an adapter: CycloneDX 1.7, with its base, parents, data and files by digest.
 
     Args:
         source: A folder, a file, a ref or an address.
+        base: The base model, whose model card has its license.
+        base_license: The license of the base, in place of that of its card.
         workspace: The registry, in which its parents are looked up.
-        base: The base model, whose model card has its license; it is not compared with the adapter's base.
-        base_license: The license of the base, in place of the one in its card.
+
+    Example:
+        >>> bill = ah.bom("./sql", base_license="apache-2.0")
+        >>> bill.license.expression, bill.license.missing
+        ('Apache-2.0', ('adapter sql',))
+        >>> bill.document["specVersion"], bill.document["metadata"]["component"]["type"]
+        ('1.7', 'machine-learning-model')
     """
+    workspace = workspace or Workspace()
+    spec = base_sources.base_spec(base, workspace)
     from adapterhub.manifest import card, derive, oci_manifest
     from adapterhub.trust.bill import bill
 
@@ -41,8 +54,8 @@ def bom(source: StrPath, workspace: Workspace, *, base: BaseSpec | None = None, 
         name = (
             (adapter_source.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name
         )
-    if base_license is None and base is not None and base.folder is not None:
-        base_license = card.license_in(base.folder)
+    if base_license is None and spec is not None and spec.folder is not None:
+        base_license = card.license_in(spec.folder)
     return bill(name, digest, manifest, ancestors=_ancestors(manifest, workspace), base_license=base_license)
 
 

@@ -21,10 +21,10 @@ from adapterhub_converters.errors import IntegrityError, NotFoundError
 from .workspace import StrPath
 
 if TYPE_CHECKING:
-    from .identity import Identity
-    from .store.log_chain import Chains, Fault
-    from .trust.keys import Signer, TrustedSigner
-    from .trust.log_checkpoint import Checkpoint
+    from adapterhub.identity import Identity
+    from adapterhub.store.log_chain import Chains, Fault
+    from adapterhub.trust.keys import Signer, TrustedSigner
+    from adapterhub.trust.log_checkpoint import Checkpoint
 
 
 _DATABASES = ("postgresql://", "postgres://")
@@ -79,7 +79,7 @@ def audit(
         >>> result.ok, result.faults, result.entries > 0
         (True, (), True)
     """
-    from .trust.keys import read_trusted
+    from adapterhub.trust.keys import read_trusted
 
     previous, signer = _read_checkpoint(Path(checkpoint), read_trusted(keys)) if checkpoint is not None else (None, None)
     label, chains, row = _follow(registry, previous)
@@ -102,8 +102,8 @@ def sign_checkpoint(
         IntegrityError: An entry is not as it was written; nothing is signed.
         OutputExistsError: The file exists.
     """
-    from .trust.log_checkpoint import Checkpoint
-    from .trust.signers import read
+    from adapterhub.trust.log_checkpoint import Checkpoint
+    from adapterhub.trust.signers import read
 
     signer = read(key, passphrase)
     label, chains, row = _follow(registry, None)
@@ -139,10 +139,10 @@ def _follow(registry: StrPath, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
-    from .hub.people import audit_log as rows
-    from .hub.storage.postgres import PostgresDatabase
-    from .hub.storage.shared_log import DatabaseLog
-    from .store.log_chain import verify_chains
+    from adapterhub.hub.people import audit_log as rows
+    from adapterhub.hub.storage.postgres import PostgresDatabase
+    from adapterhub.hub.storage.shared_log import DatabaseLog
+    from adapterhub.store.log_chain import verify_chains
 
     # Opened as it is: an audit must not migrate the tables that it verifies.
     with closing(PostgresDatabase(url, as_it_is=True)) as database:
@@ -154,10 +154,10 @@ def _follow_database(url: str, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
-    from .hub.hub_database import FILE, ReadDatabase
-    from .hub.people import audit_log as rows
-    from .store.log_chain import REMOVED, Fault, verify_chains
-    from .store.store import FOLDER, Store
+    from adapterhub.hub.hub_database import FILE, ReadDatabase
+    from adapterhub.hub.people import audit_log as rows
+    from adapterhub.store.log_chain import REMOVED, Fault, verify_chains
+    from adapterhub.store.store import FOLDER, Store
 
     store = Store(registry / FOLDER)
     store.check()
@@ -176,7 +176,7 @@ def _follow_folder(registry: Path, previous: Checkpoint | None) -> FollowedLogs:
 
 
 def _read_checkpoint(path: Path, keys: Iterable[TrustedSigner]) -> tuple[Checkpoint, TrustedSigner]:
-    from .trust import log_checkpoint
+    from adapterhub.trust import log_checkpoint
 
     raw = json_file.read_text(path, log_checkpoint.MAX_CHECKPOINT).encode()
     return log_checkpoint.read(raw, keys, str(path))

@@ -15,7 +15,7 @@ from adapterhub_converters import display
 from adapterhub_converters.errors import AdapterhubError, NotFoundError
 
 from . import sources
-from .workspace import StrPath, Workspace
+from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.analysis.spectra import RankedSummary, SpectralSummaries
@@ -66,17 +66,32 @@ class Scan:
 
 
 def scan(
-    source: StrPath, workspace: Workspace, *, weights: bool = True, strict: bool = False, limit: int | None = None
+    source: StrPath,
+    *,
+    weights: bool = True,
+    strict: bool = False,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
 ) -> Scan:
-    """Scan an adapter.
+    """Scan an adapter for what could run code or mislead; nothing in it is run or loaded.
 
     Args:
         source: A folder, a file, a ref or an address; a folder or a file need not be an adapter.
-        workspace: The registry and the credentials; its `steps` show the progress.
-        weights: Read the weights for their numbers, besides the bytes of files.
-        strict: Let warnings fail the adapter as errors do.
+        weights: Read the weights for their numbers, and compare these with those of the registry's adapters of the same base.
+        strict: Let warnings fail it as errors do.
         limit: The most problems of each code to list; the report counts all. None lists all.
+        progress: Called with modules done and modules in all.
+        workspace: Where names are looked up.
+
+    Example:
+        >>> result = ah.scan("./sql")
+        >>> result.report.problems
+        ()
+        >>> result.weights.kinds[0].name, result.weights.kinds[0].modules, result.weights.kinds[0].percentiles
+        ('self_attn.q_proj', 2, None)
     """
+    workspace = (workspace or Workspace()).with_progress(progress)
     from adapterhub.checks.scan import scan as scan_files
 
     with _open_files(source, workspace) as (path, label, name):

@@ -19,7 +19,7 @@ from . import base_sources, sources
 from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
-    from adapterhub.training import EvaluationResult, OnEvent, Result, TrainConfig
+    from adapterhub.training import EvaluationResult, OnEvent, TrainConfig, TrainingResult
     from adapterhub.training.cost.budget import Forecast
     from adapterhub.training.trainer import Trainer
 
@@ -36,7 +36,7 @@ def train(
     force: bool = False,
     replace: bool = False,
     workspace: Workspace | None = None,
-) -> Result:
+) -> TrainingResult:
     """Train a LoRA adapter on a base held in four bits (QLoRA). Needs `pip install 'adapterhub[train]'`.
 
     The same config, data, base, machine and library versions give the same bytes. After an interrupt the same call resumes

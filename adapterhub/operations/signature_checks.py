@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from adapterhub import sources, user_files
+from adapterhub import user_files
 from adapterhub.manifest.package_files import SIGNATURE
 from adapterhub.registry.signature_policy import LIMIT, check, in_folder, is_about, signed_files
 from adapterhub.store.signature_files import UNREADABLE, Sized, read_bounded
 from adapterhub.trust import attestation, bundle
-from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError, UsageError
+
+from . import sources
+from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest

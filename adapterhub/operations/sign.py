@@ -1,6 +1,6 @@
 """Signing and verification of adapters by path, ref or address, as the commands `sign` and `verify` do.
 
-The formats and the trust are in `adapterhub.trust`, attestations in `attesting`, checkpoints of logs in `auditing`.
+The formats and the trust are in `adapterhub.trust`, attestations in `attest`, checkpoints of logs in `audit`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 from adapterhub_converters.errors import IntegrityError, ParameterError
 
-from . import attesting, sources
-from .sharing import signature_checks
+from . import attest, signature_checks, sources
 from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
-    from adapterhub.attesting import Inputs
     from adapterhub.digest import Digest
     from adapterhub.identity import Identity
     from adapterhub.maintenance.findings import Finding, Findings
-    from adapterhub.sharing.signature_checks import Signable
     from adapterhub.trust.attestation import VerifiedAttestation
     from adapterhub.trust.keys import Signer, TrustedSigner
+
+    from .attest import Inputs
+    from .signature_checks import Signable
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,7 +155,7 @@ def verify(
         exact: StrPath = source
         findings: Findings = []
         if attestations:
-            signed_version, attested, findings = attesting.verify(source, read_trusted(keys), workspace, inputs=recompute)
+            signed_version, attested, findings = attest.verify(source, read_trusted(keys), workspace, inputs=recompute)
             exact = signed_version.pinned  # the signed version, even if its tag was moved meanwhile
         elif keys:
             signed_version, accepted = signature_checks.verify(source, read_trusted(keys), workspace, name=name)

@@ -9,12 +9,12 @@ import pytest
 from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import derive, oci_manifest
 from adapterhub.manifest.card import Card
+from adapterhub.operations.pull import pull
+from adapterhub.operations.push import push
+from adapterhub.operations.workspace import Workspace
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.sharing.pulling import pull
-from adapterhub.sharing.pushing import push
-from adapterhub.workspace import Workspace
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.errors import RefusedError
 from tests.support.folders import adapter, pairs
@@ -36,14 +36,14 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         for blob in (*blobs, raw, made.config_bytes, made.raw):
             registry.store.put_bytes(blob)
         registry.push_manifest(made, Ref.parse("team/sql"))
-    push("team/sql", "layout://sql.tar:v1", Workspace(registry=tmp_path / "registry"))
+    push("team/sql", "layout://sql.tar:v1", workspace=Workspace(registry=tmp_path / "registry"))
     return "layout://sql.tar:v1"
 
 
 def test_a_license_on_the_card_counts_before_and_after_a_download(address: str) -> None:
     allowed = Workspace(registry="other", policy=Policy("p", licenses=("MIT",)))
-    assert pull(address, "out", allowed).new
-    assert push(address, "team/sql", allowed).new
+    assert pull(address, "out", workspace=allowed).new
+    assert push(address, "team/sql", workspace=allowed).new
     with pytest.raises(RefusedError, match="its license is mit, not Apache-2.0"):
-        pull(address, "again", Workspace(registry="other", policy=Policy("p", licenses=("Apache-2.0",))))
+        pull(address, "again", workspace=Workspace(registry="other", policy=Policy("p", licenses=("Apache-2.0",))))
     assert not Path("again").exists()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, UsageError
 
 from . import base_sources, sources
-from .sharing.policy_checks import check_address
+from .policy_checks import check_address
 from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adapterhub.workspace import Workspace
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from .push_result import PushResult, push_result, target_address
+from .workspace import Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
@@ -31,8 +31,8 @@ def tag(source: str, name: str, workspace: Workspace, *, expect: Digest | None =
 
 def untag(address: str, workspace: Workspace) -> None:
     """Remove the tag at an address; its version stays."""
-    from adapterhub import version_selection
     from adapterhub.ref import LATEST
+    from adapterhub.registry import version_selection
     from adapterhub.remotes.remote_address import parse
 
     place = parse(address)

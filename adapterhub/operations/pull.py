@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub import sources
-from adapterhub.workspace import StrPath, Workspace
 from adapterhub_converters.errors import ParameterError
 
-from . import signature_checks
+from . import base_sources, signature_checks, sources
 from .policy_checks import check_policy, check_version
 from .signature_checks import NO_DEMAND, Demand, VersionNames
+from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.registry.adapter_recipe import Conversion
     from adapterhub.registry.registry import Version
-    from adapterhub_converters.bases import BaseSpec
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,36 +56,41 @@ class PullResult:
 
 def pull(
     source: str,
-    out: StrPath | None,
-    workspace: Workspace,
+    out: StrPath | None = None,
     *,
-    conversion: Conversion | None = None,
-    base: BaseSpec | None = None,
+    to: str | Conversion | None = None,
+    base: base_sources.Base | None = None,
     model: str | None = None,
     name: str | None = None,
     replace: bool = False,
     demand: Demand = NO_DEMAND,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
 ) -> PullResult:
     """Write the files of a version, all of them and verified, or nothing.
 
-    A folder with another version that is unmodified and stored elsewhere is replaced; files that both versions have are left as
-    they are.
+    A folder that is another version, unmodified and stored elsewhere, is replaced.
 
     Args:
         source: A ref of the registry, or an address.
-        out: The folder or file to write; None for the name of the adapter.
+        out: The folder or file to write; the name of the adapter if None.
+        to: Write it in another format, of a version in the registry; a `Conversion` also has the options of the format.
+        base: The model it is for, where the conversion needs more than its adapter.json has.
+        model: The name of the base in Ollama; its path on this machine if None.
+        name: The name of the version on a remote, which the policy checks in place of the address.
+        replace: Replace an adapter with changes of your own, or a converted one.
+        demand: Signatures to require.
+        progress: Called with bytes done and bytes in all.
         workspace: The registry, the policy, credentials.
-        conversion: Convert a version of the registry into another format; conversions are cached there.
-        base: The model it is for, if the conversion needs more than its adapter.json has.
-        model: The name of the base in Ollama, for `ollama`.
-        name: The name of the source on a remote, which the policy checks instead of the address.
-        replace: Replace an adapter at `out` that was modified or is stored nowhere else, or a converted one.
-        demand: Who must have signed it. Its signature is written next to the files.
 
-    Raises:
-        OutputExistsError: `out` has something that would be lost.
-        IntegrityError: It is not signed as `demand` requires; nothing is written.
+    Example:
+        >>> ah.pull("team/sql:prod", "./out").files[0]
+        'README.md'
     """
+    workspace = (workspace or Workspace()).with_progress(progress)
+    spec, conversion = base_sources.base_spec(base, workspace), sources.as_conversion(to)
+    if conversion is not None and conversion.to == "ollama":
+        model = model or base_sources.local_path(spec)
     if sources.is_address(source):
         if conversion is not None:
             raise ParameterError(
@@ -112,7 +115,7 @@ def pull(
             # A signature covers this digest only, so that a signed version is converted by its digest.
             ref, rules = pinned if signed else ref, workspace.within(registry).rules()
             converted = conversion_cache.pull(
-                registry, ref, target, conversion, base=base, model=model, policy=rules, replace=replace
+                registry, ref, target, conversion, base=spec, model=model, policy=rules, replace=replace
             )
             workspace.warn_if_deprecated(converted.version.ref, converted.version.deprecated)
             size = converted.version.size or 0
@@ -135,8 +138,8 @@ def pull(
                 if not replace:
                     existing.check_lost(lambda digest: bool(registry.versions_with(digest)))
                 workspace.tell(f"replaces {existing}")
-            with workspace.bar("writing") as progress:
-                registry.pull(pinned, target, progress, present=existing)
+            with workspace.bar("writing") as advance:
+                registry.pull(pinned, target, advance, present=existing)
     if signed:
         signature_checks.write(target, signed.raw)
     workspace.warn_if_deprecated(version.ref, version.deprecated)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.comparing import diff
+from adapterhub.operations.diff import diff
+from adapterhub.operations.push import push
+from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.sharing.pushing import push
-from adapterhub.workspace import Workspace
 from adapterhub_converters.adapter_files import PEFT_WEIGHTS
 from adapterhub_converters.errors import IntegrityError
 from tests.cli.test_commands import document
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 
 def pushed(workspace: Workspace, *folders: str) -> list[str]:
-    return [str(push(folder, "team/sql", workspace).ref) for folder in folders]
+    return [str(push(folder, "team/sql", workspace=workspace).ref) for folder in folders]
 
 
 def lose_weights(workspace: Workspace, ref: str) -> None:
@@ -47,14 +47,14 @@ def test_equal_digests_of_versions_answer_without_their_bytes(here: Workspace) -
     ref = pushed(here, "a")[0]
     lose_weights(here, ref)
     for one, two in ((ref, "team/sql:latest"), ("a", ref)):
-        found = diff(one, two, here)
+        found = diff(one, two, workspace=here)
         assert (found.same_version, found.identical, found.change, found.files, found.facts) == (True, True, 0.0, (), ())
 
 
 def test_equal_weights_and_config_answer_without_their_bytes(here: Workspace) -> None:
     one, two = pushed(here, "a", "b")
     lose_weights(here, one)
-    found = diff(one, two, here)
+    found = diff(one, two, workspace=here)
     assert (found.same_version, found.identical, found.modules) == (False, True, ())
     assert [(file.path, file.status) for file in found.files] == [("README.md", "added")]
     assert [(fact.key, fact.old, fact.new) for fact in found.facts] == [("license", None, "mit")]
@@ -63,22 +63,22 @@ def test_equal_weights_and_config_answer_without_their_bytes(here: Workspace) ->
 
 def test_other_weights_are_compared_and_their_facts_are_listed(here: Workspace) -> None:
     one, two = pushed(here, "a", "c")
-    found = diff(one, two, here)
+    found = diff(one, two, workspace=here)
     assert found.count("changed") == 3
     assert [(fact.key, fact.old, fact.new) for fact in found.facts] == [("alpha", 4, 8)]
     assert [file.path for file in found.files] == ["adapter_config.json", PEFT_WEIGHTS]
     assert not found.same
     lose_weights(here, two)
     with pytest.raises(IntegrityError):
-        diff(one, two, here)
+        diff(one, two, workspace=here)
 
 
 def test_a_version_at_an_address_is_the_same_as_in_the_registry(here: Workspace) -> None:
     ref = pushed(here, "a")[0]
     address = "layout://sql.tar:v1"
-    push(ref, address, here)
-    assert diff(address, ref, here).same_version
-    assert diff(address, "b", here).identical
+    push(ref, address, workspace=here)
+    assert diff(address, ref, workspace=here).same_version
+    assert diff(address, "b", workspace=here).identical
 
 
 def test_an_adapter_json_of_other_weights_is_ignored_and_reported(here: Workspace) -> None:
@@ -87,7 +87,7 @@ def test_an_adapter_json_of_other_weights_is_ignored_and_reported(here: Workspac
         registry.pull(Ref.parse(ref), Path("d"))
     shutil.copyfile("c/" + PEFT_WEIGHTS, "d/" + PEFT_WEIGHTS)
     notes: list[str] = []
-    found = diff(ref, "d", Workspace(registry=here.folder(), tell=notes.append))
+    found = diff(ref, "d", workspace=Workspace(registry=here.folder(), tell=notes.append))
     assert found.count("changed") == 3
     assert "its adapter.json is not about these files" in notes[0]
 

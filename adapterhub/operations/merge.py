@@ -10,15 +10,15 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
+from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError, UsageError
 
-from . import sources
-from .sharing import pushing
-from .workspace import StrPath, Workspace
+from . import base_sources, push, sources
+from .workspace import Progress, StrPath, Workspace, as_list
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
@@ -54,6 +54,124 @@ class MergeResult:
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()
+
+
+# Arguments of a merge into a base that say how the model is written; those of a method go into the recipe instead.
+_OUTPUT_OPTIONS = ("dtype", "requantize", "shard_size", "dequantize", "force")
+
+
+@overload
+def merge(
+    adapters: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    into: None = None,
+    weights: Sequence[float] | None = None,
+    method: str = "cat",
+    rank: int | None = None,
+    energy: float | None = None,
+    rank_budget: int | None = None,
+    seed: int = 0,
+    replace: bool = False,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    **parameters: float | str,
+) -> MergeResult: ...
+
+
+@overload
+def merge(
+    adapters: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    into: StrPath,
+    weights: Sequence[float] | None = None,
+    dtype: Literal["bf16", "f16", "f32"] | None = None,
+    requantize: str | None = None,
+    shard_size: int | None = None,
+    onto: Literal["original", "as-trained"] = "original",
+    dequantize: bool = False,
+    force: bool = False,
+    method: str = "cat",
+    seed: int = 0,
+    replace: bool = False,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    **parameters: float | str,
+) -> FuseReport: ...
+
+
+def merge(
+    adapters: StrPath | Sequence[StrPath],
+    out: StrPath,
+    *,
+    into: StrPath | None = None,
+    weights: Sequence[float] | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    **parameters: Any,
+) -> MergeResult | FuseReport:
+    """Merge adapters into one adapter, or into a base model.
+
+    The merge is recorded in the result, so that it can be repeated and verified.
+
+    Args:
+        adapters: One or several of: a folder, a file, a ref, an address.
+        out: The folder or .gguf file to write; of adapters also a ref to store the result under, which then passes the checks
+            of a push.
+        into: The base model to merge into, a Hugging Face folder or a GGUF file; None to merge adapters into an adapter.
+        weights: The factor of each adapter; 1 each if None.
+        method: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merging.METHODS`); into a base its result
+            is added without truncation to a rank.
+        rank: Without `into`: the rank of every module of the result.
+        energy: Without `into`: keep this share of the energy, with the smallest ranks that do.
+        rank_budget: Without `into`: the bytes of tensors to spend; ranks are chosen to keep most in them.
+        seed: The seed of the method's random numbers.
+        parameters: Parameters of the method, such as `density`.
+        dtype: With `into`: the type of floats to write; the base's if None.
+        requantize: With `into`: the quantized type to write, `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, `q4_1`, `q5_0`,
+            `q5_1` or `nf4`.
+        shard_size: With `into`: the most bytes of tensors in a file.
+        onto: With `into`: merge onto the base's weights as they are, or rounded as training saw them.
+        dequantize: With `into`: let a quantized Hugging Face model become one in floats.
+        force: With `into`: write the model even if a quantized target absorbs the adapter.
+        replace: Replace an earlier output at `out`; else it must not exist.
+        progress: Called with modules or bytes done and in all.
+        workspace: Where names are looked up.
+
+    Example:
+        >>> ah.merge(["./sql", "./french"], "./both", method="ties", density=0.2).report.method
+        'ties'
+        >>> len(ah.merge("./sql", "./merged", into="./tiny").touched)
+        4
+    """
+    from adapterhub.manifest.document import Recipe
+    from adapterhub.merging import Options
+
+    workspace = (workspace or Workspace()).with_progress(progress)
+    names = as_list(adapters)
+    factors = [1.0] * len(names) if weights is None else list(weights)
+    if len(factors) != len(names):
+        raise ParameterError("weights", f"{len(factors)} for {len(names)} adapters", "Give one for each")
+    with ExitStack() as stack:
+        # Before any adapter is downloaded: an ambiguous output is refused at once.
+        target = Path(out) if into is not None else merge_destination(out)
+        adapter_sources = [stack.enter_context(sources.open_source(text, workspace)) for text in names]
+        if into is not None:
+            output_options = {key: parameters.pop(key) for key in _OUTPUT_OPTIONS if key in parameters}
+            as_trained = parameters.pop("onto", "original") == "as-trained"
+            method_recipe = Recipe(
+                kind="merge", method=parameters.pop("method", None), seed=parameters.pop("seed", None), parameters=parameters
+            )
+            base = base_sources.weights(into, workspace)
+            options = Options(as_trained=as_trained, **output_options)
+            return merge_into(
+                adapter_sources, factors, Path(out), base, workspace, options=options, method=method_recipe, replace=replace
+            )
+        adapter_options = {key: parameters.pop(key) for key in ("method", "rank", "energy", "seed") if key in parameters}
+        recipe = Recipe(kind="merge", **adapter_options, budget=parameters.pop("rank_budget", None), parameters=parameters)
+        return merge_adapters(adapter_sources, factors, target, recipe, workspace, replace=replace)
 
 
 def merge_destination(out: StrPath) -> Path | Ref:
@@ -113,7 +231,7 @@ def merge_adapters(
         for source in adapters:
             sources.check_apart(target, source.path)
     else:
-        pushing.check_target(str(target), workspace)
+        push.check_target(str(target), workspace)
     base = common_base(adapters)
     parents = [sources.parent(source, weight) for source, weight in zip(adapters, weights, strict=True)]
 
@@ -127,7 +245,7 @@ def merge_adapters(
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / target.name.rpartition("/")[2]
         report, manifest = make(folder)
-        return MergeResult(report, manifest, version=pushing.store(folder, target, workspace))
+        return MergeResult(report, manifest, version=push.store(folder, target, workspace))
 
 
 def common_base(adapters: Sequence[sources.Source]) -> BaseInfo | None:
@@ -176,7 +294,7 @@ def extract(
     if isinstance(target, Path):
         atomic.check_free(target, replace=replace)
     else:
-        pushing.check_target(str(target), workspace)
+        push.check_target(str(target), workspace)
     with workspace.steps("extracting weights") as progress:
         adapter, report = difference.extract(base, tuned, options, progress=progress)
 
@@ -190,7 +308,7 @@ def extract(
         return adapter, report, None
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         write(Path(temporary))
-        return adapter, report, pushing.store(Path(temporary), target, workspace)
+        return adapter, report, push.store(Path(temporary), target, workspace)
 
 
 def merge_into(
@@ -200,16 +318,13 @@ def merge_into(
     base: Path,
     workspace: Workspace,
     *,
-    onto: str = "original",
+    options: Options,
+    method: Recipe,
     replace: bool = False,
-    method: Recipe | None = None,
-    **fields: Any,
 ) -> FuseReport:
-    """Merge adapters into a base and write the model as `out`; `fields` are fields of `adapterhub.merging.Options`."""
-    from adapterhub.merging import Options
+    """Merge adapters into a base and write the model as `out`."""
     from adapterhub_converters.containers import atomic
 
-    options = Options(as_trained=onto == "as-trained", **fields)
     gguf = base.is_dir() and out.suffix == ".gguf"
     check_place(out, base)
     atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)

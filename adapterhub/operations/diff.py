@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from adapterhub_converters.adapter_files import ADAPTER_JSON, determines_function, is_weights
 from adapterhub_converters.errors import IntegrityError
 
-from . import sources
-from .workspace import StrPath, Workspace
+from . import base_sources, sources
+from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
@@ -45,32 +45,49 @@ class _ComparedVersion:
         return digests if any(map(is_weights, digests)) else {}
 
 
-def diff(a: StrPath, b: StrPath, workspace: Workspace, *, base: BaseSpec | None = None) -> Difference:
-    """Return what changed from `a` to `b`. No weights are read if the files that decide what they compute are the same.
+def diff(
+    a: StrPath,
+    b: StrPath,
+    *,
+    base: base_sources.Base | None = None,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+) -> Difference:
+    """Compare two adapters, or two versions of one: their files, the facts of adapter.json, and what they compute.
+
+    Equal digests are an answer: weights are read only where the files that decide what an adapter computes differ.
 
     Args:
         a: A folder, a file, a ref or an address.
         b: Likewise.
-        workspace: The registry and the credentials; its `bar` and `steps` show the progress.
-        base: The model of both, for formats that cannot be read without it.
+        base: The model of both, where a format needs one.
+        progress: Called with bytes or modules done and in all.
+        workspace: Where names are looked up.
 
     Raises:
         NotFoundError: There is no such adapter.
         FormatError: A file is malformed.
+
+    Example:
+        >>> difference = ah.diff("./sql", "./french")
+        >>> difference.same, difference.modules[0].status, [file.path for file in difference.files]
+        (False, 'changed', ['adapter_model.safetensors'])
     """
+    workspace = (workspace or Workspace()).with_progress(progress)
+    spec = base_sources.base_spec(base, workspace)
     from adapterhub.analysis import diff as functions
     from adapterhub.manifest import fact_changes
 
-    before, after = (_read_version(source, workspace, base) for source in (a, b))
+    before, after = (_read_version(source, workspace, spec) for source in (a, b))
     if before.deciding_files and before.deciding_files == after.deciding_files:
         difference = functions.Difference()
     else:
         with (
             sources.open_source(before.name, workspace) as first,
             sources.open_source(after.name, workspace) as second,
-            workspace.steps("comparing") as progress,
+            workspace.steps("comparing") as advance,
         ):
-            difference = functions.diff(first.path, second.path, base=base, progress=progress)
+            difference = functions.diff(first.path, second.path, base=spec, progress=advance)
     return dataclasses.replace(
         difference,
         names=(before.location, after.location),

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import builtins
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from adapterhub.ref import Ref
 from adapterhub_converters import display
 from adapterhub_converters.errors import ParameterError
 
-from . import api
-from .ref import Ref
-from .sharing.pulling import PullResult
-from .sharing.push_result import PushResult
-from .workspace import StrPath, Workspace
+from . import sources
+from .base_sources import Base
+from .pull import PullResult, pull
+from .push import push
+from .push_result import PushResult
+from .signature_checks import NO_DEMAND, Demand
+from .workspace import Progress, StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
+    from adapterhub.manifest.package_files import Selection
     from adapterhub.project.policy import Policy
-    from adapterhub.registry.registry import Version
+    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.content_search import ContentMatches
+    from adapterhub.registry.lineage_graph import Lineage
+    from adapterhub.registry.registry import Version, VersionDocument
     from adapterhub.registry.version_lookup import RestoreResult
+    from adapterhub.store.ref_log import Entry
 
 
 class Versions(list["VersionRow"]):
@@ -75,17 +85,65 @@ class Registry:
         """Close the registry."""
         self._registry.close()
 
-    def push(self, source: StrPath, ref: str, **options: Any) -> Version:
+    def push(
+        self,
+        source: StrPath,
+        ref: str,
+        *,
+        base: Base | None = None,
+        to: str | Conversion | None = None,
+        expect: str | None = None,
+        force: bool = False,
+        selection: Selection | None = None,
+        message: str = "",
+        tags: Sequence[str] = (),
+        metrics: Mapping[str, float] | None = None,
+        progress: Progress | None = None,
+    ) -> Version:
         """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
-        result = api.push(source, ref, workspace=self.workspace, **options)
+        result = push(
+            source,
+            ref,
+            base=base,
+            to=to,
+            expect=expect,
+            force=force,
+            selection=selection,
+            message=message,
+            tags=tags,
+            metrics=metrics,
+            progress=progress,
+            workspace=self.workspace,
+        )
         # This class is one registry; a push to an address would bypass it.
         if isinstance(result, PushResult):
             raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
         return result
 
-    def pull(self, ref: str, out: StrPath | None = None, **options: Any) -> PullResult:
+    def pull(
+        self,
+        ref: str,
+        out: StrPath | None = None,
+        *,
+        to: str | Conversion | None = None,
+        base: Base | None = None,
+        model: str | None = None,
+        replace: bool = False,
+        demand: Demand = NO_DEMAND,
+        progress: Progress | None = None,
+    ) -> PullResult:
         """Write the files of a version; the arguments are those of `adapterhub.pull`."""
-        return api.pull(ref, out, workspace=self.workspace, **options)
+        return pull(
+            ref,
+            out,
+            to=to,
+            base=base,
+            model=model,
+            replace=replace,
+            demand=demand,
+            progress=progress,
+            workspace=self.workspace,
+        )
 
     def list(self, prefix: str | None = None) -> Versions:
         """Return every version, or those of a name or namespace, by name and newest first."""
@@ -109,7 +167,7 @@ class Registry:
         """Return the version that a ref names now: by tag, number, digest or range; without any of them the newest."""
         return self._registry.resolve(Ref.parse(ref))
 
-    def show(self, ref: str) -> dict[str, Any]:
+    def show(self, ref: str) -> VersionDocument:
         """Return everything about a version: its refs, its adapter.json, its manifest, its evaluations."""
         return self._registry.show(Ref.parse(ref))
 
@@ -124,3 +182,35 @@ class Registry:
     def restore(self, name: str) -> RestoreResult:
         """Bring back a name that was removed, with those of its versions whose data gc has not deleted."""
         return self._registry.restore(name)
+
+    def log(self, ref: str) -> builtins.list[Entry]:
+        """Return the log of a name, removed or not, newest entry first; for a tag or a version, only the entries about it."""
+        return self._registry.log(Ref.parse(ref))
+
+    def lineage(self, ref: str) -> Lineage:
+        """Return what a version was made from, and what was made from it."""
+        from adapterhub.registry.lineage_graph import trace
+
+        return trace(self._registry, Ref.parse(ref))
+
+    def find(self, source: StrPath) -> ContentMatches:
+        """Return the versions that contain a file by the digest of its bytes, or that a folder is; else those with its tensors.
+
+        Args:
+            source: A file, or a folder with an adapter.
+        """
+        from adapterhub.registry import content_search
+
+        return content_search.by_content(
+            self._registry, str(source), sources.existing_path(os.fspath(source)), self.workspace.bar
+        )
+
+    def deprecate(self, ref: str, message: str = "", *, undo: bool = False) -> int:
+        """Mark a version, or all versions of a bare name, as deprecated; return its number, 0 for all.
+
+        Args:
+            ref: The version or the name.
+            message: The reason, which every use of the version shows.
+            undo: Withdraw the warning.
+        """
+        return self._registry.deprecate(Ref.parse(ref), message, undo=undo)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Union
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
 
@@ -23,6 +23,21 @@ if TYPE_CHECKING:
 
 _HUB = "hf://"
 _EXPLICIT = "base:"  # marks a name in the registry, for when a path has the same name
+
+
+Base = Union[StrPath, "BaseSpec"]
+"""A base model: a path, `hf://org/model`, a URL, the name of one in the registry or in the cache of the Hub, or what
+`read_base` returned."""
+
+
+def base_spec(base: Base | None, workspace: Workspace) -> BaseSpec | None:
+    """Return what a base is, read from its headers if it is a text or a path; None for none."""
+    return read_base(base, workspace) if isinstance(base, str | os.PathLike) else base
+
+
+def local_path(base: BaseSpec | None) -> str | None:
+    """Return the absolute path of a base on this machine, which Ollama takes as its name; None for any other base."""
+    return sources.local_base_path(base.source) if base else None
 
 
 def weights(base: StrPath, workspace: Workspace) -> Path:
