@@ -45,10 +45,10 @@ from . import (
     ollama,
     peft,
     pickle_conversion,
+    pipeline,
     target_matching,
 )
 from .candidate import Candidate
-from .image import pipeline
 from .lossy import LossAllowance
 
 NO_LOSSES = LossAllowance()
