@@ -53,4 +53,4 @@ print('loaded:', *needless, file=sys.stderr)
 sys.exit(code)
 """
     done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "loaded: ")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "loaded:")
