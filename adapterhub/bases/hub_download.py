@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapterhub.training.model import digest_cache
+from adapterhub import digest_cache
 from adapterhub_converters.adapter_files import is_pickle_name
 from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, NotFoundError, RefusedError, RemoteError, UsageError

@@ -20,7 +20,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorKind
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, NotUnderstoodError, RefusedError
-from adapterhub_converters.formats import adapter_claims, peft
+from adapterhub_converters.formats import FORMATS, adapter_claims, peft
 from adapterhub_converters.formats.candidate import Candidate
 from adapterhub_converters.formats.peft.tensor_keys import identify
 
@@ -70,8 +70,8 @@ def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None
 def _read_unknown(path: Path, error: NotUnderstoodError) -> Contents:
     """Return the contents of an adapter of an unknown kind: its tensors, with those named as halves of pairs combined."""
     from adapterhub_converters.containers.gguf_file import GGUFFile  # late, like other readers
-    from adapterhub_converters.formats.image import factors
 
+    split_name = FORMATS["kohya"].implementation.split_name
     facts = adapter_claims.read(path, error)
     files = adapter_claims.weight_files(path)
     contents = Contents(path, facts.format, files[0].name, unread=facts)
@@ -84,7 +84,7 @@ def _read_unknown(path: Path, error: NotUnderstoodError) -> Contents:
             contents.files[weight_file] = opened = SafetensorsFile(weight_file, location=weight_file.name)
             contents.heads[weight_file] = opened.head
             for name, kind in zip(opened.header.names, opened.header.kinds, strict=True):
-                module, part = factors.split_name(name) or (name, "")
+                module, part = split_name(name) or (name, "")
                 if part in ("A", "B"):
                     contents.pairs[module] = {**contents.pairs.get(module, {}), part: kind}
                 else:

@@ -8,8 +8,7 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, canonical_names
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats import base_weights, peft
-from adapterhub_converters.formats.image import naming
+from adapterhub_converters.formats import base_weights, image_targets, peft
 from adapterhub_converters.runtime_rules import APPLIED, REFUSED, RUNTIMES, UNKNOWN, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
 
 from .base_fit import is_conv1d
@@ -138,7 +137,7 @@ def _verdict(
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:
     """Return the models of a pipeline that an image adapter changes, as far as it names them; None for a language model."""
-    if not naming.are_image_targets(contents.targets):
+    if not image_targets.are_image_targets(contents.targets):
         return None
     return contents.adapter.meta.parts if contents.adapter else ()
 

@@ -30,6 +30,7 @@ from adapterhub_converters.formats.adapter_claims import AdapterClaims
 from . import card as cards
 from .card import Card
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
+from .folder_contents import FolderContents, read_folder
 from .package_files import Listing
 from .package_files import listing as package_listing
 
@@ -86,13 +87,16 @@ def describe(
         UsageError: adapter.toml is malformed, or JSON cannot hold one of its values.
         FormatError: A declared value does not have the type that the schema requires.
     """
+    if files is None:
+        contents = read_folder(folder)
+        files, card, inspected = contents.files, card or contents.card, inspected or inspect_contents(contents)
     adapter_format, adapter = inspected or inspect_adapter(folder)
     manifest = AdapterManifest(
         name=None,
         base=_base(adapter, base),
         task=adapter.meta.task_type,
         **_weight_facts(adapter, adapter_format),
-        files=_entries(digests(folder) if files is None else files),
+        files=_entries(files),
         training=training,
         parents=tuple(parents),
         recipe=recipe,
@@ -200,6 +204,18 @@ def draft(
     )
 
 
+def finalize_contents(contents: FolderContents) -> tuple[AdapterManifest, bytes]:
+    """Return the manifest of a folder that was read and the bytes of its document, as `Draft.finalize` does."""
+    draft_ = draft(
+        contents.folder,
+        listing=contents.listing,
+        inspected=inspect_contents(contents),
+        text=contents.texts.get(ADAPTER_JSON),
+        card=contents.card,
+    )
+    return draft_.finalize(contents.files)
+
+
 def finalize(folder: Path, files: Files | None = None, inspected: Inspected | None = None) -> tuple[AdapterManifest, bytes]:
     """Return the manifest of a folder and the bytes of its document, as `Draft.finalize` does; hash the files unless given."""
     return draft(folder, inspected=inspected).finalize(digests(folder) if files is None else files)
@@ -276,17 +292,27 @@ def _entries(files: Files) -> tuple[FileEntry, ...]:
 # ---- derived from the weights
 
 
-def inspect_adapter(folder: Path) -> Inspected:
+def inspect_contents(contents: FolderContents) -> Inspected:
+    """Return what `inspect_adapter` does, without opening a PEFT adapter's files again."""
+    return inspect_adapter(contents.folder, contents)
+
+
+def inspect_adapter(folder: Path, contents: FolderContents | None = None) -> Inspected:
     """Return the format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
     try:
-        return _read_known_format(folder)
+        return _read_known_format(folder, contents)
     except NotUnderstoodError as error:
         # An unknown kind can still be packaged, described by what its config claims.
         adapter = adapter_claims.read(resolve_adapter(folder), error)
         return adapter.format, adapter
 
 
-def _read_known_format(folder: Path) -> tuple[str, Adapter]:
+def _read_known_format(folder: Path, contents: FolderContents | None) -> tuple[str, Adapter]:
+    if contents is not None and peft.has_peft_type(contents.texts.get(peft.CONFIG, "")):
+        weights = peft.weight_files(folder)
+        if contents.headers.keys() >= set(weights):
+            headers = {path: contents.headers[path] for path in weights}
+            return "peft", peft.parse_shapes(contents.texts[peft.CONFIG], headers, location=str(folder))
     if FORMATS["peft"].sniff(folder):
         return "peft", peft.read_shapes(folder)
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader

@@ -83,11 +83,11 @@ class Manifest:
 
 def build(folder: Path) -> Manifest:
     """Return the OCI manifest that a push of the adapter in `folder` would create; nothing is written."""
-    from . import derive  # needs numpy, which commands that only read do without
+    from . import derive, folder_contents  # need numpy, which commands that only read do without
 
-    files = derive.digests(folder)
-    manifest, raw = derive.finalize(folder, files)
-    return assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+    contents = folder_contents.read_folder(folder)
+    manifest, raw = derive.finalize_contents(contents)
+    return assemble({**contents.files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
 
 
 def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest) -> Manifest:

@@ -102,7 +102,7 @@ def convert_model(
     block_type = None if float_type or dtype == "source" else dtype
     importance = None
     if imatrix is not None:
-        from adapterhub_converters.formats.gguf_model.importance import read_importance
+        from adapterhub.merging.into_base.importance import read_importance
 
         importance = read_importance(Path(imatrix))
     options = Options(dtype=float_type, requantize=block_type, dequantize=True, importance=importance)

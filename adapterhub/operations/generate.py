@@ -110,12 +110,14 @@ def _open_engine(adapter_source: sources.Source, base: Path, workspace: Workspac
             problem = f"running a Hugging Face model needs {name}, which is not installed"
             raise MissingExtraError("", problem, "Run `pip install 'adapterhub[train]'`")
     from adapterhub.generation import torch_engine
+    from adapterhub.training import InitialAdapter
 
     cache = Path(workspace.cache) if workspace.cache is not None else None
     with contextlib.ExitStack() as stack:
         # The progress ends before the model is used: its line would be mixed with the generated text.
         with workspace.steps("loading") as progress:
-            loading = torch_engine.open_engine(sources.initial_adapter(adapter_source), base, progress=progress, cache=cache)
+            initial = InitialAdapter(*sources.initial_adapter(adapter_source))
+            loading = torch_engine.open_engine(initial, base, progress=progress, cache=cache)
             torch_model = stack.enter_context(loading)
         yield torch_model
 

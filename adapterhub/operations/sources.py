@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from adapterhub.ref import Ref
     from adapterhub.registry.adapter_recipe import Conversion, ParentAdapter
     from adapterhub.remotes.protocol import Source as Remote
-    from adapterhub.training import InitialAdapter
 
 ADDRESSES = ("https://", "http://", "hf://")
 """Prefixes of the address of a base."""
@@ -201,12 +200,10 @@ def parent(source: Source, weight: float = 1.0) -> ParentAdapter:
     return adapter_recipe.ParentAdapter(source.folder, source.path, digest, None, weight)
 
 
-def initial_adapter(source: Source) -> InitialAdapter:
-    """Return the adapter to continue a training from, or to evaluate."""
-    from adapterhub.training import InitialAdapter
-
+def initial_adapter(source: Source) -> tuple[Path, Path, Digest, str, str | None]:
+    """Return the arguments of `training.InitialAdapter` for the adapter to continue a training from, or to evaluate."""
     as_parent = parent(source)
-    return InitialAdapter(as_parent.path, as_parent.folder, as_parent.digest, source.location, as_parent.ref)
+    return as_parent.path, as_parent.folder, as_parent.digest, source.location, as_parent.ref
 
 
 def link_or_copy(path: Path, target: Path) -> None:

@@ -89,8 +89,8 @@ def open_trainer(
         >>> (result.steps, loss == stepped.loss)
         (30, True)
     """
+    from adapterhub.training import InitialAdapter, read_config
     from adapterhub.training import open_trainer as opened
-    from adapterhub.training import read_config
 
     workspace = workspace or Workspace()
     path = Path(config) if isinstance(config, str | os.PathLike) else None
@@ -100,7 +100,9 @@ def open_trainer(
     target = Path(out) if out is not None else Path(path.stem if path else "")
     with ExitStack() as stack:
         initial = (
-            sources.initial_adapter(stack.enter_context(sources.open_source(start, workspace))) if start is not None else None
+            InitialAdapter(*sources.initial_adapter(stack.enter_context(sources.open_source(start, workspace))))
+            if start is not None
+            else None
         )
         cache = Path(workspace.cache) if workspace.cache is not None else None
         options = {"start": initial, "cache": cache, "replace": replace}
@@ -190,7 +192,7 @@ def evaluate(
         True
     """
     from adapterhub.manifest.measurement import Evaluation, check_name
-    from adapterhub.training import EvaluationOptions
+    from adapterhub.training import EvaluationOptions, InitialAdapter
     from adapterhub.training import evaluate as measured
 
     if record is not None:
@@ -206,7 +208,8 @@ def evaluate(
     options = EvaluationOptions(quantize, _DTYPES[dtype], sequence, loss, tokens, threads=threads, trained_on=training_files)
     cache = Path(workspace.cache) if workspace.cache is not None else None
     with sources.open_source(source, workspace) as adapter_source:
-        result = measured(sources.initial_adapter(adapter_source), model, files, options, progress=progress, cache=cache)
+        initial = InitialAdapter(*sources.initial_adapter(adapter_source))
+        result = measured(initial, model, files, options, progress=progress, cache=cache)
     # Only a version of the registry has a log for the result.
     if record is None or result.ref is None or sources.is_address(result.ref):
         return result

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import folders
 
 
@@ -30,3 +32,25 @@ def test_a_check_loads_no_reader_of_another_format(tmp_path: Path) -> None:
         "jsonschema",
     }
     assert not unneeded & loaded
+
+
+@pytest.mark.parametrize("command", ["push", "validate", "convert"])
+@pytest.mark.parametrize("prefix", ["base_model.model.model.", "base_model.model."])
+def test_an_adapter_of_a_language_model_loads_nothing_of_image_models(command: str, prefix: str, tmp_path: Path) -> None:
+    pairs = {name.replace("base_model.model.model.", prefix): values for name, values in folders.pairs(2).items()}
+    adapter, registry = folders.adapter(tmp_path / "a", pairs), tmp_path / "registry"
+    arguments = {
+        "push": ["push", str(adapter), "team/sql", "--registry", str(registry)],
+        "validate": ["validate", str(adapter)],
+        "convert": ["convert", str(adapter), str(tmp_path / "mlx"), "--to", "mlx"],
+    }
+    code = f"""
+import sys
+from adapterhub.cli.main import run
+code = run(['init', {str(registry)!r}]) or run({arguments[command]!r})
+needless = [name for name in sys.modules if any(part in name for part in ('.image.', '.trainers.', '.gguf_model.'))]
+print('loaded:', *needless, file=sys.stderr)
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "loaded:")

@@ -20,7 +20,8 @@ from adapterhub_converters.adapter import Loss
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import convert as formats
-from adapterhub_converters.formats.image import family_tables, name_table, naming, video_transformers
+from adapterhub_converters.formats import image_targets
+from adapterhub_converters.formats.image import family_tables, name_table, video_transformers
 from adapterhub_converters.formats.lossy import LossAllowance
 from tests.conftest import need_module
 from tests.support.images import Numbers, dense, kohya_file, pair, peft_folder
@@ -327,9 +328,25 @@ def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_p
         np.testing.assert_allclose(dense(found[f"transformer.{target}"]), dense(delta), rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_asked_of_every_adapter_without_the_tables_agrees_with_them() -> None:
+    targets = {
+        name_table.with_zeros(target)
+        for table in family_tables.TABLES
+        for reading in table.modules.values()
+        for target in reading.targets
+    }
+    assert {target.partition(".")[0] for target in targets} == image_targets.FIRST
+    in_both = {target for target in targets if image_targets.LANGUAGE_TOO.match(target)}
+    assert all(".feed_forward." in target or ".mlp." in target for target in in_both)
+    for table in family_tables.TABLES:
+        for target in (name_table.with_zeros(name) for reading in table.modules.values() for name in reading.targets):
+            expected = bool(table.part) and "." in target and target not in in_both
+            assert image_targets.are_image_targets([target]) == expected, target
+
+
 def test_names_of_language_models_alone_are_of_no_image_model() -> None:
     names = ["layers.0.self_attn.q_proj", "layers.0.mlp.gate_proj", "layers.0.cross_attn.o_proj"]
-    assert not naming.are_image_targets(names)
+    assert not image_targets.are_image_targets(names)
     assert not any(map(family_tables.is_foreign, names))
 
 

@@ -13,8 +13,8 @@ from adapterhub_converters import bases
 from adapterhub_converters.adapter import Loss
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats import convert, peft
-from adapterhub_converters.formats.image import pipeline
+from adapterhub_converters.formats import convert, peft, pipeline
+from adapterhub_converters.formats.image import preserved_header
 from adapterhub_converters.formats.lossy import KINDS, LossAllowance
 from tests.conftest import ROOT
 from tests.support.images import Numbers, pair
@@ -79,4 +79,4 @@ def test_the_table_is_what_conversions_do(tmp_path: Path) -> None:
 
 
 def test_every_key_is_in_the_docs() -> None:
-    assert all(f"`{key}`" in DOC for key in (pipeline.PART_KEY, pipeline.HEADER_KEY, pipeline.NAMES_KEY))
+    assert all(f"`{key}`" in DOC for key in (pipeline.PART_KEY, preserved_header.HEADER_KEY, preserved_header.NAMES_KEY))

@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
-from adapterhub import training  # noqa: E402
+from adapterhub import digest_cache, training  # noqa: E402
 from adapterhub.manifest.document import AdapterManifest  # noqa: E402
 from adapterhub.training.layers import lora, nf4_matrix  # noqa: E402
-from adapterhub.training.model import digest_cache, families, quantized_cache, transformers_api  # noqa: E402
+from adapterhub.training.model import families, quantized_cache, transformers_api  # noqa: E402
 from adapterhub.training.model.base_files import BaseFiles  # noqa: E402
 from adapterhub.training.model.base_model import Base  # noqa: E402
 from adapterhub.training.model.base_tensors import FolderWeights  # noqa: E402

@@ -1,4 +1,4 @@
-"""A training opens each file of its base at most twice: for the header and small files, and for the tensors."""
+"""A training opens each file of its base at most twice: for headers and small files, and for tensors; of its result, once."""
 
 from __future__ import annotations
 
@@ -83,3 +83,11 @@ def test_each_base_file_is_opened_at_most_twice(
         # The tensors now come from the quantized cache: of the base only headers are read.
         found = train("two")
         assert {found[name] for name in weights} == {1}
+
+
+def test_each_file_of_the_trained_adapter_is_read_once(config: Path, tmp_path: Path, run: Run) -> None:
+    counts = opens(run, tmp_path, tmp_path, "train", "c.toml", "-o", "one")
+    result = {Path(path).name: count for path, count in counts.items() if "one.partial" in path}
+    assert result.keys() >= {"adapter_config.json", "adapter_model.safetensors", "README.md", "log.jsonl"}
+    # Written, read for its manifest, and flushed to the disk.
+    assert max(count for name, count in result.items() if name != "loss.png") <= 3, result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
 from adapterhub.cli import progress
@@ -28,11 +30,11 @@ def gc(settings: Settings, *, dry_run: bool, grace: float, last: int | None, tag
     after they were last resolved, and as long as a running server holds them.
     """
     from adapterhub.maintenance import gc as collection
-    from adapterhub.serve import resolving
 
     with open_registry(settings) as registry, progress.count_bar("removing") as show:
         # 0 keeps only the newest and the tagged versions; None drops no version that `adapterhub keep` does not.
         swept = collection.gc(registry, grace=grace, last=last or (0 if tagged else None), dry_run=dry_run, progress=show)
-    # After the registry is closed: the cache of prepared versions is a folder of its own.
+    # After the registry is closed: the cache of prepared versions is a folder of its own, and serving no part of a registry.
+    resolving = importlib.import_module("adapterhub.serve.resolving")
     served = resolving.served_folder(workspace(settings)).sweep(dry_run=dry_run)
     emit_swept(settings, swept, served)

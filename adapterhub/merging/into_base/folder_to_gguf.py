@@ -22,13 +22,13 @@ from adapterhub_converters.containers import gguf_file, json_file
 from adapterhub_converters.containers.gguf_file import MetadataValue
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, SourcePart, arrange, negative_exp, rope_tensors
-from adapterhub_converters.formats.gguf_model.importance import Importance
 from adapterhub_converters.formats.gguf_model.metadata import file_type_keys, general, hyperparameters
 from adapterhub_converters.formats.gguf_model.model_checks import check_complete, check_computed
 from adapterhub_converters.formats.gguf_model.model_config import complete_config
 from adapterhub_converters.formats.gguf_model.special_tokens import read_tokenizer
 from adapterhub_converters.formats.gguf_model.vocabulary import vocabulary
 
+from .importance import Importance
 from .k_quants import WEIGHTED
 from .merge_options import DTYPES, REQUANTIZE, Options
 from .mixtures import MIXTURES, TABLES, mixture_types

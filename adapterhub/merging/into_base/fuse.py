@@ -19,7 +19,6 @@ from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import resume
-from .folder_to_gguf import gguf_model
 from .joined_edits import Join
 from .loss_estimate import ChangeEstimate, estimate_all, sources_as_trained, warnings
 from .merge_options import NF4, Options
@@ -224,6 +223,8 @@ def _folder_as_gguf(adapters: WeightedAdapters, folder: Folder, options: Options
     # Without adapters this is a plain conversion of the folder.
     steps = Plan({}) if not adapters else plan_joined(adapters, folder, join) if join else plan(adapters, folder)
     training_sources = sources_as_trained(folder, options) if options.as_trained else {}
+    from .folder_to_gguf import gguf_model  # late: only here is a whole model converted
+
     model = gguf_model(folder, FolderContents(steps.edits, steps.added, steps.shapes, steps.config, training_sources), options)
     base_sources = {name: folder.weights[name].source() for name in training_sources}
     changes = estimate_all([OutFile("", model.changed)], steps.edits, options, folder.opened, base_sources)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub_converters.formats.gguf_model.importance import Importance
+from .importance import Importance
 
 DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 """From values of `dtype` to the names of these types in files."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,13 @@ from adapterhub_converters.architectures import architecture_lookup
 from adapterhub_converters.containers.gguf_file import MAGIC, GGUFFile
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, Arrangement, SourcePart, arrange, negative_exp
-from adapterhub_converters.formats.gguf_model.model_config import complete_config
 
 from .read_base import Folder, Weight, read_folder
 from .tensor_files import OpenFiles, StoredRows, TensorSource, new_buffer
 from .tensor_types import kind
+
+if TYPE_CHECKING:
+    from adapterhub_converters.formats.gguf_model.arrangement import ArrangedTensor, Arrangement, SourcePart
 
 F32Array = NDArray[np.float32]
 
@@ -81,6 +82,9 @@ def open_like(path: Path, folder: Folder, added: Mapping[str, Weight]) -> Model:
     """
     if not _is_gguf(path):
         return open_model(path)
+    from adapterhub_converters.formats.gguf_model.arrangement import arrange  # late: only a GGUF of a folder is rearranged
+    from adapterhub_converters.formats.gguf_model.model_config import complete_config
+
     try:
         architecture = architecture_lookup.by_class(folder.spec.architecture, str(folder.path), folder=True)
         shapes = {name: weight.shape for name, weight in (*folder.weights.items(), *added.items())}
@@ -263,6 +267,8 @@ class GgufModel:
 
     def _undo_decay(self, part: SourcePart, rows: F32Array) -> F32Array:
         """Return the numbers x behind `rows`, which hold -exp(x): the folder's own where they give exactly these rows."""
+        from adapterhub_converters.formats.gguf_model.arrangement import negative_exp  # late, as in `open_like`
+
         folder_weight = self._decays[part.source]
         folder_rows = np.empty((folder_weight.rows, folder_weight.columns), np.float32)
         folder_weight.source().read(self._opened, 0, folder_weight.rows, folder_rows, new_buffer)

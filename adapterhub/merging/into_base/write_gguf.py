@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import MetadataValue
+from adapterhub_converters.containers.gguf_file import FILE_TYPES, MetadataValue
 from adapterhub_converters.errors import RefusedError
-from adapterhub_converters.formats.gguf_model.metadata import FILE_TYPES
 
 from .merge_options import DTYPES, REQUANTIZE, Options
 from .output_files import Copy, EditedTensor, LiteralBytes, OutFile, Part

@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 
+from adapterhub import digest_cache
 from adapterhub.digest import Digest, copy_hashing
 from adapterhub_converters.bases import BaseSpec, RangedFile, gguf_base, read_base, read_files, weight_files
 from adapterhub_converters.bases.quantized_shapes import quantization_settings
@@ -24,7 +25,7 @@ from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError, StoppedError
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, documents
 
-from . import digest_cache, tokenizer_files
+from . import tokenizer_files
 from .base_tensors import FolderWeights, GGUFFileWeights, Weights
 
 _CONFIG = "config.json"

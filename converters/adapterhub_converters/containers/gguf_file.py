@@ -91,6 +91,11 @@ TYPES: dict[str, tuple[int, int, int]] = {
 }
 _TYPE_NAMES = {number: name for name, (number, _, _) in TYPES.items()}
 _UNQUANTIZED = {name for name, (_, block, _) in TYPES.items() if block == 1}  # named as in safetensors
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32,
+    "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17,
+}  # fmt: skip
+"""The type of most tensors in a file, or the name of a mixture, to its number (llama.cpp, include/llama.h, `llama_ftype`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,21 +75,22 @@ class Format:
         """Return whether `path` is an adapter of this format, judging by names, magic numbers and configs, never by shapes."""
         from .candidate import Candidate  # late, as it needs numpy
 
-        is_match: bool = self._implementation.sniff(path if isinstance(path, Candidate) else Candidate(path))
+        is_match: bool = self.implementation.sniff(path if isinstance(path, Candidate) else Candidate(path))
         return is_match
 
     def read(self, path: Path, *, base: BaseSpec | None = None, **options: Any) -> Adapter:
         """Return the adapter at `path`."""
-        adapter: Adapter = self._implementation.read(path, base=base, **options)
+        adapter: Adapter = self.implementation.read(path, base=base, **options)
         return adapter
 
     def write(self, adapter: Adapter, path: Path, *, base: BaseSpec | None = None, **options: Any) -> LossReport:
         """Write to a new file, or into the existing, empty folder `path`."""
-        report: LossReport = self._implementation.write(adapter, path, base=base, **options)
+        report: LossReport = self.implementation.write(adapter, path, base=base, **options)
         return report
 
     @property
-    def _implementation(self) -> ModuleType:
+    def implementation(self) -> ModuleType:
+        """The module, imported on first use, for what one format alone knows."""
         return importlib.import_module(self.module)
 
 

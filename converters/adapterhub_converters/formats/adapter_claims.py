@@ -20,7 +20,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, TensorKind
 from adapterhub_converters.errors import NotFoundError, NotUnderstoodError, RefusedError
 
-from . import peft
+from . import FORMATS, peft
 
 OTHER = "other"
 """The format, and the method, of an adapter whose config names none that is known."""
@@ -136,10 +136,9 @@ def _config_claims(path: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any
 
 def _header_meta(file: Path, meta: Meta) -> Meta:
     """Return `meta` completed from the header of an image model's adapter."""
-    from .image import origin  # late: few adapters are not understood
-
     with SafetensorsFile(file) as opened:
-        return origin.describe(meta, opened.header.metadata, "", ())
+        described: Meta = FORMATS["kohya"].implementation.describe_header(meta, opened.header.metadata)
+        return described
 
 
 def _gguf_claims(file: Path, kinds: Mapping[str, TensorKind]) -> dict[str, Any]:

@@ -45,10 +45,10 @@ from . import (
     ollama,
     peft,
     pickle_conversion,
+    pipeline,
     target_matching,
 )
 from .candidate import Candidate
-from .image import pipeline
 from .lossy import LossAllowance
 
 NO_LOSSES = LossAllowance()
@@ -109,13 +109,17 @@ def _refuse_distributed(path: Path) -> None:
 
 def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
     """Return the adapter at `path`, in any format; with `mapped`, tensors of a PEFT folder may be views of its files."""
+    candidate = Candidate(path)
+    try:
+        if peft.sniff(candidate):
+            # Only PEFT's reader can map files instead of loading them.
+            return peft.read(path, base=base, mapped=mapped, config=candidate.config)
+    except AdapterhubError:
+        pickle_conversion.refuse(path)  # which may carry the name of a safetensors file
+        raise
     pickle_conversion.refuse(path)
     path = resolve_adapter(path)
-    candidate = Candidate(path)
-    format_name = sniff(candidate)
-    # Only PEFT's reader can map files instead of loading them.
-    if format_name == "peft":
-        return peft.read(path, base=base, mapped=mapped)
+    format_name = sniff(Candidate(path))
     try:
         return find(format_name).read(path, base=base)
     except RefusedError as error:

@@ -15,7 +15,7 @@ from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.bases import BaseSpec, canonical_names
 from adapterhub_converters.errors import refused_error
 
-from .image import pipeline
+from . import pipeline
 
 _T = TypeVar("_T")
 _TEXT, _IN_MEMORY = "language_model.", "model.language_model."

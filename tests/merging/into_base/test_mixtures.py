@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from adapterhub.merging import Options, fuse
+from adapterhub.merging.into_base.importance import read_importance
 from adapterhub.operations import base_models
 from adapterhub_converters.adapter import Adapter, LowRank
 from adapterhub_converters.containers import gguf_file
-from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue, strings_value, u32_value
+from adapterhub_converters.containers.gguf_file import FILE_TYPES, GGUFFile, MetadataValue, strings_value, u32_value
 from adapterhub_converters.errors import AdapterhubError, RefusedError
-from adapterhub_converters.formats.gguf_model.importance import read_importance
-from adapterhub_converters.formats.gguf_model.metadata import FILE_TYPES
 from tests.conftest import Run, need_module
 from tests.merging.into_base.test_folder_to_gguf import contents, written
 from tests.support import tiny

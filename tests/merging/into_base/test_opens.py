@@ -49,6 +49,9 @@ def test_each_file_of_the_base_is_opened_twice_at_most(place: Path, run: Callabl
     base = {name: count for name, count in found.items() if name.startswith("base")}
     assert base
     assert max(base.values()) <= 2, base
+    adapter = {name: count for name, count in found.items() if name.startswith("adapter/")}
+    assert adapter
+    assert max(adapter.values()) <= 2, adapter
     shards = [name for name in base if name.endswith((".safetensors", ".gguf"))]
     assert len(shards) == (1 if "base.gguf" in arguments else len(list((place / "base").glob("*.safetensors"))))
     if "--dry-run" in arguments:

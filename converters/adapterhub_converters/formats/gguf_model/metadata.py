@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapterhub_converters.architectures.architecture import Architecture
-from adapterhub_converters.containers.gguf_file import MetadataValue, f32_value, string_value, u32_value
+from adapterhub_converters.containers.gguf_file import FILE_TYPES, MetadataValue, f32_value, string_value, u32_value
 from adapterhub_converters.errors import RefusedError
 
 from .architecture_keys import EXTRA_KEYS, OWN_KEYS
@@ -59,13 +59,6 @@ def _scaled_count(count: int) -> str:
 def file_type_keys(file_type: str) -> dict[str, MetadataValue]:
     """Return the keys for the type of most tensors."""
     return {"general.file_type": u32_value(FILE_TYPES[file_type]), "general.quantization_version": u32_value(2)}
-
-
-FILE_TYPES = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "BF16": 32,
-    "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17,
-}  # fmt: skip
-"""The type of most tensors in a file, or the name of a mixture, to its number (llama.cpp, include/llama.h, `llama_ftype`)."""
 
 
 _GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")

@@ -24,10 +24,11 @@ from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
-from adapterhub_converters.formats import peft
+from adapterhub_converters.formats import peft, pipeline
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import factors, family_tables, naming, origin, pipeline
+from . import factors, family_tables, naming, origin, preserved_header
+from .preserved_header import HEADER_KEY, NAMES_KEY
 
 CONFIG_KEY = "lora_adapter_metadata"
 """Key of the header's metadata: peft's config of every model, with keys that begin with the model."""
@@ -87,9 +88,11 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         else _read_parts(parts_by_target, configs, location)
     )
     other_entries = {key: text for key, text in metadata.items() if key != CONFIG_KEY}
-    meta = dataclasses.replace(read_adapter.meta, header=pipeline.carried_header(other_entries))
-    adapter = pipeline.with_source(dataclasses.replace(read_adapter, meta=meta, source=None), metadata, tensors, location)
-    described = origin.describe(adapter.meta, metadata, metadata.get(pipeline.NAMES_KEY, ""), read_adapter.deltas)
+    meta = dataclasses.replace(read_adapter.meta, header=preserved_header.carried_header(other_entries))
+    adapter = preserved_header.with_source(
+        dataclasses.replace(read_adapter, meta=meta, source=None), metadata, tensors, location
+    )
+    described = origin.describe(adapter.meta, metadata, metadata.get(NAMES_KEY, ""), read_adapter.deltas)
     return naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
 
 
@@ -168,7 +171,7 @@ def _adapter_by_config(modules: Mapping[str, factors.Parts], config: Mapping[str
 def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> LossReport:
     """Write the file `path`; RefusedError names what the format cannot express."""
     adapter = naming.in_diffusers_names(adapter, "diffusers")
-    if problems := list(pipeline.problems(adapter, "diffusers' format", _problem)):
+    if problems := list(preserved_header.problems(adapter, "diffusers' format", _problem)):
         raise refused_error("diffusers", problems)
     prefixed = naming.with_model_prefix(adapter, base, "diffusers")
     prefixed = dataclasses.replace(
@@ -185,12 +188,12 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
             f"{model}.{key}": value for key, value in json_file.parse_object(peft.config_text(single_model), str(path)).items()
         }
         tensors |= {f"{model}.{name.removeprefix(_PREFIX)}": array for name, array in peft.state_dict(single_model).items()}
-    preserved = pipeline.preserved_header(prefixed)
+    preserved = preserved_header.entries(prefixed)
     # The header of a trainer's own file is preserved for the way back; sd-scripts' has no `format`.
-    source_header = pipeline.source_header(prefixed, str(path)) if pipeline.HEADER_KEY in preserved else {"format": "pt"}
+    source_header = preserved_header.source_header(prefixed, str(path)) if HEADER_KEY in preserved else {"format": "pt"}
     header = source_header | {CONFIG_KEY: json.dumps(config, indent=2, sort_keys=True)}
-    header |= {pipeline.NAMES_KEY: preserved[pipeline.NAMES_KEY]} if pipeline.NAMES_KEY in preserved else {}
-    safetensors_file.write(path, tensors, header | pipeline.source_keys(adapter, names, tensors))
+    header |= {NAMES_KEY: preserved[NAMES_KEY]} if NAMES_KEY in preserved else {}
+    safetensors_file.write(path, tensors, header | preserved_header.source_keys(adapter, names, tensors))
     losses = [
         TensorLoss(f"{names[target]}.{'lora_B.bias' if name == 'bias' else name}", Loss.EXACT)
         for target, delta in sorted(prefixed.deltas.items())

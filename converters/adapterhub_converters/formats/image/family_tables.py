@@ -73,9 +73,6 @@ def families() -> list[str]:
     return [name if name != image_transformers.TRANSFORMER.name else "Qwen-Image" for name in names]
 
 
-FIRST = frozenset(target.partition(".")[0] for table in TABLES for r in table.modules.values() for target in r.targets)
-"""The first components of all module paths in the tables."""
-
 # The names that a table renames, without those that also exist in diffusers.
 _FOREIGN = frozenset(
     shape

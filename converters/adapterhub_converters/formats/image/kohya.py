@@ -27,6 +27,7 @@ from adapterhub_converters.adapter import (
     LossReport,
     LowRank,
     LowRankConv,
+    Meta,
     TensorLoss,
     as_pairs,
 )
@@ -34,19 +35,27 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
-from adapterhub_converters.formats import peft
+from adapterhub_converters.formats import peft, pipeline
 from adapterhub_converters.formats.candidate import Candidate
 
-from . import factors, family_tables, naming, origin, pipeline
+from . import factors, family_tables, naming, origin, preserved_header
 from .name_table import Reading
 
 _T = TypeVar("_T")
+# For the checks of every adapter, which reach this module through the table of formats.
+split_name = factors.split_name
+is_image_module = naming.is_image_module
 
 
 def sniff(candidate: Candidate) -> bool:
     """Return whether it is a safetensors file with tensor names of kohya, LyCORIS or ComfyUI."""
     beside_config = candidate.path.name == peft.WEIGHTS and (candidate.path.parent / peft.CONFIG).is_file()
     return not beside_config and any(map(_is_kohya_name, candidate.tensors))
+
+
+def describe_header(meta: Meta, metadata: Mapping[str, str]) -> Meta:
+    """Return `meta` with what the header of a file alone says of its base, its family and its program."""
+    return origin.describe(meta, metadata, "", ())
 
 
 def _is_kohya_name(name: str) -> bool:
@@ -75,9 +84,9 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         reader.add(stem, part, readings[stem])
     deltas = reader.deltas()
     parts = tuple(sorted({pipeline.part_of(name) for name in (*deltas, *reader.added, *reader.replaced)}))
-    meta = dataclasses.replace(Adapter({}).meta, parts=parts, header=pipeline.carried_header(metadata, names))
+    meta = dataclasses.replace(Adapter({}).meta, parts=parts, header=preserved_header.carried_header(metadata, names))
     file_adapter = Adapter(deltas, reader.replaced, meta=meta, notes=tuple(notes), added=reader.added)
-    adapter = pipeline.with_source(file_adapter, metadata, tensors, location)
+    adapter = preserved_header.with_source(file_adapter, metadata, tensors, location)
     described = origin.describe(adapter.meta, metadata, names, (*deltas, *map(naming.module_of, reader.added)))
     return naming.fit_to_base(dataclasses.replace(adapter, meta=described), base, location)
 
@@ -201,7 +210,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
     """Write the file `path`; RefusedError names what the format cannot express."""
     adapter = naming.in_diffusers_names(adapter, "kohya")
     expressed = dataclasses.replace(adapter, added={}) if adapter.deltas else adapter
-    if problems := list(pipeline.problems(expressed, "kohya's format", _problem)):
+    if problems := list(preserved_header.problems(expressed, "kohya's format", _problem)):
         raise refused_error("kohya", problems)
     plain, losses = _with_native_kinds(adapter)
     prefixed = naming.with_model_prefix(plain, base, "kohya")
@@ -226,7 +235,7 @@ def write(adapter: Adapter, path: Path, *, base: BaseSpec | None = None) -> Loss
         tensors[name] = np.ascontiguousarray(values)
         losses.append(TensorLoss(f"{changed_name} (difference)", Loss.EXACT))
     # The source's config promises an exact way back, which rounding rules out.
-    config = {} if is_rounded(losses) else pipeline.source_keys(adapter, names, tensors)
+    config = {} if is_rounded(losses) else preserved_header.source_keys(adapter, names, tensors)
     if config:  # everything that was rewritten can be recovered bit for bit
         losses = [dataclasses.replace(line, loss=Loss.EXACT, note="") for line in losses]
     header, notes = _header(adapter, tensors, path)
@@ -291,7 +300,7 @@ def _is_rounded(alpha: float | None, tensors: Mapping[str, np.ndarray], stem: st
 
 def _header(adapter: Adapter, tensors: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, str], list[str]]:
     """Return the source's own header without the hashes of another payload, and notes."""
-    header = pipeline.source_header(adapter, str(path))
+    header = preserved_header.source_header(adapter, str(path))
     hashes = [key for key in header if key.startswith("sshs_")]
     if not hashes or header.get("sshs_model_hash") == _payload_hash(tensors):
         return header, []

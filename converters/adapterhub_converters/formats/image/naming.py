@@ -7,19 +7,18 @@ The table to write with is determined by the modules, the source's header or the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Adapter, Delta
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.errors import NotUnderstoodError, RefusedError, refused_error
+from adapterhub_converters.formats import pipeline
 
-from . import factors, family_tables, image_transformers, pipeline
+from . import factors, family_tables, image_transformers, preserved_header
 from .name_table import Reading, Table
 
-# MLPs of Z-Image and ERNIE-Image, whose names occur in language models too.
-_LLAMA_TOO = safe_regex.Pattern(r"layers\.[0-9]+\.(?:feed_forward|mlp)\.")
 # Prefix to the model; "" for the one that is not a text encoder. The first that fits counts.
 _PREFIXES = {
     "diffusion_model.llm_adapter.": "text_conditioner", "lora_unet_llm_adapter_": "text_conditioner",
@@ -62,12 +61,12 @@ def header(outlines: Outlines, recorded: Mapping[str, str], table: Table | None)
         _, chosen = _read_model(inner, outlines, recorded, {}, "")
     except RefusedError:
         chosen = None
-    return {} if chosen is table else {pipeline.NAMES_KEY: table.name}
+    return {} if chosen is table else {preserved_header.NAMES_KEY: table.name}
 
 
 def _tables_of(metadata: Mapping[str, str]) -> tuple[Table, ...] | None:
     """Return the tables that a header names; None if it names no known one."""
-    if named_tables := tuple(table for table in family_tables.TABLES if table.name == metadata.get(pipeline.NAMES_KEY)):
+    if named_tables := tuple(table for table in family_tables.TABLES if table.name == metadata.get(preserved_header.NAMES_KEY)):
         return named_tables
     text = " ".join(metadata.get(key, "") for key in _MODEL_KEYS).lower()
     if _UNSUPPORTED_MODELS.search(text):
@@ -342,7 +341,7 @@ def _choose_table(targets: list[str], adapter: Adapter, base: BaseSpec | None) -
         raise refused_error(
             "kohya", [f"{target}: not a module that kohya is known to have a name for" for target in unknown or targets]
         )
-    recorded_name = pipeline.preserved_header(adapter).get(pipeline.NAMES_KEY)
+    recorded_name = preserved_header.entries(adapter).get(preserved_header.NAMES_KEY)
     if by_name := next((table for table in fits if table.name == recorded_name), _table_of_class(fits, base)):
         return by_name
     if base and "Transformer" in base.architecture and not _table_of_class(family_tables.TABLES, base):
@@ -366,7 +365,7 @@ def _choose_family(paths: Iterable[str], adapter: Adapter, base: BaseSpec | None
     """Return the table of the model, by the base, the source's header or the modules; None if they do not determine it."""
     if by_class := _table_of_class(family_tables.TABLES, base):
         return by_class
-    header_tables = _tables_of(pipeline.source_header(adapter, "kohya")) or ()
+    header_tables = _tables_of(preserved_header.source_header(adapter, "kohya")) or ()
     if header_tables:
         return family_tables.SDXL if family_tables.SDXL in header_tables else header_tables[0]
     if any(".img_m" in path or ".txt_m" in path for path in paths):
@@ -391,13 +390,9 @@ def _is_sdxl(paths: Iterable[str]) -> bool:
 # ---- Models of a pipeline
 
 
-def are_image_targets(targets: Collection[str]) -> bool:
-    """Return whether these are modules of image models rather than of a language model."""
-    if family_tables.FIRST.union(PIPELINE_PARTS).isdisjoint({target.partition(".")[0] for target in targets}):
-        return False
-    plain = (target.removeprefix(f"{pipeline.part_of(target)}.") for target in targets)
-    likely = [t for t in plain if "." in t and t.partition(".")[0] in family_tables.FIRST and not _LLAMA_TOO.match(t)]
-    return any(table.part and table.trainer_path(target) for target in likely for table in family_tables.TABLES)
+def is_image_module(target: str) -> bool:
+    """Return whether a target, without the model of its pipeline, is a module in a table of image models."""
+    return any(table.part and table.trainer_path(target) for table in family_tables.TABLES)
 
 
 def fit_to_base(adapter: Adapter, base: BaseSpec | None, location: str) -> Adapter:
@@ -420,12 +415,12 @@ def in_diffusers_names(adapter: Adapter, location: str) -> Adapter:
         return adapter
     outlines = {target: (delta.shape[0], delta.shape[1]) for target, delta in adapter.deltas.items()}
     readings, table = _read_model(
-        {target: target for target in outlines}, outlines, pipeline.preserved_header(adapter), {}, location
+        {target: target for target in outlines}, outlines, preserved_header.entries(adapter), {}, location
     )
     deltas: dict[str, Delta] = {}
     for target, delta in adapter.deltas.items():
         deltas |= factors.split_delta(target, delta, readings[target], location)
-    meta = dataclasses.replace(adapter.meta, parts=(table.part,) if table else (), header=pipeline.preserved_header(adapter))
+    meta = dataclasses.replace(adapter.meta, parts=(table.part,) if table else (), header=preserved_header.entries(adapter))
     return dataclasses.replace(adapter, deltas=deltas, meta=meta, source=None)
 
 
@@ -439,7 +434,7 @@ def with_model_prefix(adapter: Adapter, base: BaseSpec | None, location: str) ->
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     recorded = header.get(pipeline.PART_KEY, "")
     part = recorded if recorded in PIPELINE_PARTS else pipeline.part_of_base(base) or _part_by_modules(adapter.deltas, location)
-    meta = dataclasses.replace(adapter.meta, parts=(part,), header=pipeline.preserved_header(adapter))
+    meta = dataclasses.replace(adapter.meta, parts=(part,), header=preserved_header.entries(adapter))
     return pipeline.rename_targets(adapter, lambda name: f"{part}.{name}", meta)
 
 

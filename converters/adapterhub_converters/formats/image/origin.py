@@ -13,8 +13,9 @@ from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Meta
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
+from adapterhub_converters.formats import pipeline
 
-from . import family_tables, image_transformers, pipeline
+from . import family_tables, image_transformers
 
 _WORD = safe_regex.Pattern(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,59}")
 _REPO = safe_regex.Pattern(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -34,7 +34,12 @@ def sniff(candidate: Candidate) -> bool:
 
     mlx-lm uses the same file name for its config, but only PEFT's has a `peft_type`.
     """
-    return '"peft_type"' in candidate.config
+    return has_peft_type(candidate.config)
+
+
+def has_peft_type(config: str) -> bool:
+    """Return whether the text of an `adapter_config.json` is that of PEFT."""
+    return '"peft_type"' in config
 
 
 def nested_adapter_hint(path: Path) -> str:
@@ -43,15 +48,16 @@ def nested_adapter_hint(path: Path) -> str:
     return f"Did you mean {nested_folders[0]}?" if len(nested_folders) == 1 else ""
 
 
-def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
+def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False, config: str | None = None) -> Adapter:
     """Return the adapter in a PEFT folder.
 
     Args:
         path: The folder.
         base: The base model; needed only for experts that a peft before 0.19 saved, and for VeRA's widths.
         mapped: Whether tensors may be views of the files (`SafetensorsFile.mapped`) instead of being loaded into memory.
+        config: The text of its config, if the caller has read it.
     """
-    text = _config(path)
+    text = _config(path) if config is None else config
     tensors: dict[str, np.ndarray] = {}
     metadata: Mapping[str, str] = {}
     for file_path in weight_files(path):

@@ -1,8 +1,4 @@
-"""The models of a pipeline that an adapter acts on, and the headers that it preserves.
-
-An adapter of image models may act on several models at once. Its targets then begin with the name of the model, as in
-diffusers' own files (`unet.`, `transformer.`, `text_encoder.`, …), and `Meta.parts` lists the models. PEFT has one
-model and no such name: for a single model it is removed and stored in the header; several models are refused.
+"""What the header of a file preserves of an adapter's source: its header, its names, and its PEFT config.
 
 A PEFT source's config is stored in the header of a file that has its tensors under other names, so that the way back
 is exact. As in the other formats (`source_config`), it belongs to a payload by its digest, and is checked against what
@@ -18,105 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from adapterhub_converters.adapter import Adapter, Delta, LowRank, Meta, Source, problems_beyond_deltas
-from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
+from adapterhub_converters.adapter import Adapter, Delta, LowRank, Source, problems_beyond_deltas
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import FormatError, refused_error
+from adapterhub_converters.errors import FormatError
 from adapterhub_converters.formats import peft, source_config
 
-PART_KEY, HEADER_KEY, NAMES_KEY = "adapterhub.part", "adapterhub.header", "adapterhub.names"
-"""Keys of a header's metadata: the model that an adapter is for, the source's own header, and the table of its names."""
-
-_CLASSES = {
-    "UNet2DConditionModel": "unet", "CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2",
-}  # fmt: skip
-
-
-def part_of(target: str) -> str:
-    """Return the model that a target begins with; empty if it begins with none."""
-    first = target.partition(".")[0]
-    return first if first in PIPELINE_PARTS else ""
-
-
-def is_text(part: str) -> bool:
-    """Return whether a model of a pipeline works on text only: an encoder, or the small models behind it in Anima and LTX-2."""
-    return part.startswith("text_") or part == "connectors"
-
-
-def part_of_base(base: BaseSpec | None) -> str:
-    """Return the name that a base has in a pipeline if it is one model; empty for a pipeline, an unknown model, and None."""
-    if base is None or is_pipeline(base):
-        return ""
-    return "transformer" if "Transformer" in base.architecture else _CLASSES.get(base.architecture, "")
-
-
-def is_pipeline(base: BaseSpec) -> bool:
-    """Return whether a base is a pipeline of several models."""
-    return base.architecture.endswith("Pipeline")
-
-
-def modules_of(base: BaseSpec | None) -> dict[str, set[str]]:
-    """Map each model of a base to the paths of its modules; empty if the base has no weights."""
-    modules: dict[str, set[str]] = {}
-    for name in (base.tensors or base.derived or base.names) if base else ():
-        module, _, kind = name.rpartition(".")
-        if kind != "bias":
-            module = module if kind == "weight" else name  # a parameter that is no weight of a module
-            part = part_of(module) if base is not None and is_pipeline(base) else part_of_base(base)
-            modules.setdefault(part, set()).add(module.removeprefix(f"{part}.") if part else module)
-    return modules
-
-
-def weight_shape(base: BaseSpec | None, target: str) -> tuple[int, ...] | None:
-    """Return the shape of a target's weight in a base; None if it has none. The target may begin with the model."""
-    if base is None:
-        return None
-    tensor = base.tensors.get(f"{_in_base(base, target)}.weight")
-    return tuple(tensor.shape) if tensor else None
-
-
-def is_parameter(base: BaseSpec | None, target: str) -> bool:
-    """Return whether a target is a parameter of a base rather than a module with a weight."""
-    return base is not None and _in_base(base, target) in base.tensors
-
-
-def _in_base(base: BaseSpec, target: str) -> str:
-    return target if is_pipeline(base) else target.removeprefix(f"{part_of_base(base)}.")
-
-
-def without_part(adapter: Adapter, part: str) -> Adapter:
-    """Return the adapter of the single model `part`, with targets that do not begin with it; the header records it."""
-    meta = dataclasses.replace(adapter.meta, parts=(), header={**adapter.meta.header, PART_KEY: part})
-    return rename_targets(adapter, lambda name: name.removeprefix(f"{part}."), meta)
-
-
-def rename_targets(adapter: Adapter, name_of: Callable[[str], str], meta: Meta) -> Adapter:
-    """Return the adapter with new names for everything it changes, and another `meta`."""
-    deltas = {name_of(target): delta for target, delta in adapter.deltas.items()}
-    added, replaced = (
-        {name_of(name): values for name, values in values_by_name.items()}
-        for values_by_name in (adapter.added, adapter.replaced)
-    )
-    return dataclasses.replace(adapter, deltas=deltas, added=added, replaced=replaced, meta=meta, source=None)
-
-
-def single_model(adapter: Adapter) -> Adapter:
-    """Return the adapter for a format that has one model, without a name; RefusedError names the targets of other models."""
-    parts = adapter.meta.parts
-    if not parts:
-        return adapter
-    models = {part_of(name) for name in (*adapter.deltas, *adapter.added, *adapter.replaced)}
-    if len(models) < 2:
-        return without_part(adapter, next(iter(models), parts[0]))
-    first = next(part for part in PIPELINE_PARTS if part in models)
-    other_targets = [name for name in sorted((*adapter.deltas, *adapter.added, *adapter.replaced)) if part_of(name) != first]
-    reasons = [
-        f"{target}: the adapter acts on {' and '.join(sorted(models))}, but PEFT has one model" for target in other_targets
-    ]
-    raise refused_error(
-        "", reasons, "Convert one model at a time", code="several-models", drop=f"{part_of(other_targets[0])}.*"
-    )
+HEADER_KEY, NAMES_KEY = "adapterhub.header", "adapterhub.names"
+"""Keys of a header's metadata: the source's own header, and the table of its names."""
 
 
 def problems(adapter: Adapter, format_name: str, problem_of: Callable[[Delta], str]) -> Iterator[str]:
@@ -135,7 +39,7 @@ def problems(adapter: Adapter, format_name: str, problem_of: Callable[[Delta], s
             yield f"{target}: its weight is stored transposed, which image models do not do"
 
 
-def preserved_header(adapter: Adapter) -> dict[str, str]:
+def entries(adapter: Adapter) -> dict[str, str]:
     """Return the entries of the source's header that an adapter preserves."""
     header = adapter.source.metadata if adapter.source else adapter.meta.header
     return {key: header[key] for key in (HEADER_KEY, NAMES_KEY) if key in header}
@@ -150,7 +54,7 @@ def carried_header(metadata: Mapping[str, str], names: str = "") -> dict[str, st
 
 def source_header(adapter: Adapter, location: str) -> dict[str, str]:
     """Return the source's own header, as it was; empty if there is none."""
-    text = preserved_header(adapter).get(HEADER_KEY)
+    text = entries(adapter).get(HEADER_KEY)
     return {} if text is None else {str(key): str(value) for key, value in json_file.parse_object(text, location).items()}
 
 
