@@ -139,7 +139,7 @@ def check(
     from adapterhub.checks import check as checked
 
     workspace = workspace or Workspace()
-    with sources.open_source(source, workspace) as adapter_source:
+    with sources.open_source(source, workspace, as_stored=False) as adapter_source:
         return checked(
             adapter_source.path,
             base=_base_spec(base, workspace),
@@ -233,7 +233,7 @@ def convert(
 
     workspace = workspace or Workspace()
     spec = _base_spec(base, workspace)
-    with sources.open_source(source, workspace) as adapter_source:
+    with sources.open_source(source, workspace, as_stored=False) as adapter_source:
         # `replace` removes what is at the target, which must not be the source.
         sources.check_apart(Path(target), adapter_source.path)
         return formats.convert(
