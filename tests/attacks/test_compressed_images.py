@@ -26,7 +26,7 @@ class Compressed:
     def __init__(self, image: AdapterImage, packed: bytes, size: int = 0) -> None:
         self.image, self.packed, self.taken = image, packed, 0
         self.layer = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", "sha256:" + "1" * 64, size or len(packed))
-        self.where = "here"
+        self.location = "here"
 
     def manifest(self, reference: str) -> Manifest:
         return replace(self.image.manifest(reference), layers=(self.layer,))

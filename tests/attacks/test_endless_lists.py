@@ -326,12 +326,12 @@ def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyP
         def label(self, name: str) -> str:
             return name
 
-        def whole(self, name: str, limit: int) -> bytes | None:
+        def read_whole(self, name: str, limit: int) -> bytes | None:
             del limit
             index = {"weight_map": {f"t{n}": f"part{n}.safetensors" for n in range(100)}}
             return {"config.json": b"{}", hf_base.INDEX: json.dumps(index).encode()}.get(name)
 
-        def ranged(self, name: str) -> RangedFile:
+        def open_ranged(self, name: str) -> RangedFile:
             read.append(name)
             empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
             header = json.dumps({f"{name}.{n}": empty for n in range(4)}).encode()
@@ -341,7 +341,7 @@ def test_the_parts_of_a_base_have_one_limit_together(monkeypatch: pytest.MonkeyP
         def sha256(self, name: str) -> None:
             del name
 
-        def each(self, do: Any, items: Any) -> list[Any]:
+        def map_items(self, do: Any, items: Any) -> list[Any]:
             return [do(item) for item in items]
 
     with pytest.raises(FormatError, match="more than 10 tensors"):

@@ -37,7 +37,7 @@ def spec(tmp_path: Path) -> BaseSpec:
 
 def same(one: BaseSpec, other: BaseSpec) -> None:
     for field in dataclasses.fields(BaseSpec):
-        if field.name not in ("where", "folder", "fetched", "names"):
+        if field.name not in ("source", "folder", "fetched", "names"):
             assert getattr(one, field.name) == getattr(other, field.name), field.name
     assert one.fingerprint == other.fingerprint
 

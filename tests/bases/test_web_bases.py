@@ -76,7 +76,7 @@ def gguf(folder: Path, count: int = 1) -> Path:
 
 def same(one: BaseSpec, other: BaseSpec, *but: str) -> None:
     """Whether they say the same of the model, wherever it lies."""
-    apart = {"where", "fetched", "folder", *but}
+    apart = {"source", "fetched", "folder", *but}
     for field in dataclasses.fields(BaseSpec):
         if field.name not in apart:
             assert getattr(one, field.name) == getattr(other, field.name), field.name

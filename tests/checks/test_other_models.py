@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adapterhub import checks
-from adapterhub.checks import runtime_verdicts
+from adapterhub.checks.runtime_verdicts import _ENCODERS
 from adapterhub_converters.bases import canonical_names, read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
@@ -263,6 +263,4 @@ def test_mlx_has_no_model_of_the_kinds_reported_as_refused() -> None:
     need_module("mlx_lm")
     import importlib.util
 
-    assert not [
-        kind for kind in runtime_verdicts._ENCODERS if importlib.util.find_spec(f"mlx_lm.models.{kind.replace('-', '_')}")
-    ]
+    assert not [kind for kind in _ENCODERS if importlib.util.find_spec(f"mlx_lm.models.{kind.replace('-', '_')}")]

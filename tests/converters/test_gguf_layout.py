@@ -472,7 +472,7 @@ def test_a_number_too_large_for_16_bits_never_becomes_infinite(tmp_path: Path) -
 def test_rows_that_no_block_divides_stay_in_floats_that_hold_them() -> None:
     need_module("gguf")
     found = writer.as_dtype("x", np.full((4, 2), 1e5, np.float32), "q8_0")
-    assert found.seen.dtype == np.float32
+    assert found.read_back.dtype == np.float32
     assert found.note == "rows of 2 are not a multiple of Q8_0's blocks (32): stays F32"
 
 

@@ -229,7 +229,7 @@ ROW = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
 def test_the_same_type_is_the_same_array() -> None:
     for dtype in ("source", "f32"):
         found = writer.as_dtype("x", ROW, dtype)
-        assert (found.data is ROW, found.seen is ROW, found.error, found.note) == (True, True, 0.0, "")
+        assert (found.data is ROW, found.read_back is ROW, found.error, found.note) == (True, True, 0.0, "")
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("f16", np.float16), ("bf16", ml_dtypes.bfloat16)])
@@ -237,7 +237,7 @@ def test_a_narrower_type_has_the_largest_error_of_any_element(dtype: str, kind: 
     found = writer.as_dtype("x", ROW, dtype)
     error = np.abs(ROW.astype(np.float64) - ROW.astype(kind).astype(np.float64)).max()
     assert (found.error, found.note) == (error, f"as {dtype.upper()}, largest error {error:.3g}")
-    assert found.seen.dtype == kind
+    assert found.read_back.dtype == kind
     exact = writer.as_dtype("x", np.array([[0.5, -2.0]], np.float32), dtype)
     assert (exact.error, exact.note) == (0.0, f"as {dtype.upper()}, exactly")
 
@@ -246,7 +246,7 @@ def test_a_number_that_would_become_infinite_is_refused_and_an_infinite_one_stay
     with pytest.raises(RefusedError, match="x: 70000 does not fit into F16"):
         writer.as_dtype("x", np.array([[1, -70000, np.inf]], np.float32), "f16")
     found = writer.as_dtype("x", np.array([[1, np.inf, np.nan]], np.float32), "f16")
-    assert (found.error, found.seen.tolist()[0][:2]) == (0.0, [1.0, np.inf])
+    assert (found.error, found.read_back.tolist()[0][:2]) == (0.0, [1.0, np.inf])
 
 
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
@@ -254,14 +254,14 @@ def test_whole_blocks_are_quantized(dtype: str) -> None:
     found = writer.as_dtype("x", ROW, dtype)
     assert isinstance(found.data, gguf_file.QuantizedTensor)
     assert found.data.type_name == dtype.upper()
-    assert found.error == np.abs(ROW.astype(np.float64) - found.seen).max()
+    assert found.error == np.abs(ROW.astype(np.float64) - found.read_back).max()
     assert 0 < found.error < {"q8_0": 0.005, "q4_0": 0.14}[dtype]
 
 
 def test_rows_that_are_no_whole_blocks_stay_in_floats() -> None:
     odd = ROW[:, :31].copy()
     found = writer.as_dtype("x", odd, "q8_0")
-    assert found.seen.dtype == np.float16
+    assert found.read_back.dtype == np.float16
     assert found.note.startswith("rows of 31 are not a multiple of Q8_0's blocks (32): as F16, largest error ")
     odd[0, 0] = 70000
     wide = writer.as_dtype("x", odd, "q8_0")

@@ -94,7 +94,7 @@ def test_a_module_has_its_dots_again(tmp_path: Path, stem: str, target: str) -> 
 @pytest.mark.parametrize("table", [table for table in family_tables.TABLES if table.part], ids=lambda table: table.name)
 @settings(max_examples=12)
 @given(st.integers(0, 59), st.integers(0, 59))
-def test_every_name_of_a_table_goes_there_and_back(table: family_tables.Table, first: int, second: int) -> None:
+def test_every_name_of_a_table_goes_there_and_back(table: name_table.Table, first: int, second: int) -> None:
     for path, reading in table.modules.items():
         numbers = iter((first, second, 7))
         stem = ".".join(str(next(numbers)) if word == "N" else word for word in path.split("."))

@@ -23,7 +23,7 @@ FORMAT = Format("upside-down", "upside_down.files", suffix=".upside")
 """
 FILES = """
 import json
-from adapterhub_converters.formats import FORMATS, unread
+from adapterhub_converters.formats import FORMATS, adapter_claims
 HEAD = b"upside down\\n"
 def sniff(candidate):
     return candidate.is_file and candidate.path.read_bytes().startswith(HEAD)

@@ -133,14 +133,14 @@ def adapter(tmp_path: Path) -> Path:
 class Bytes:
     """A source of one blob, for what no real one should hold."""
 
-    where = "bytes"
+    location = "bytes"
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.asked = 0
 
     def manifest(self, reference: str) -> Manifest:
-        raise NotFoundError(self.where, reference)
+        raise NotFoundError(self.location, reference)
 
     @contextmanager
     def open_blob(self, blob: Descriptor, start: int = 0) -> Iterator[Reader]:

@@ -33,7 +33,7 @@ class Contended(OciRepository):
         act, self.rival = (self.rival, None) if reference == "v1" and self.rival else (None, self.rival)
         if act and self.before:
             act()
-        super().point(made, reference)
+        super().put_reference(made, reference)
         if act and not self.before:
             act()
 

@@ -70,13 +70,13 @@ def test_of_8_processes_that_race_for_an_entry_one_wins_each_time(moto: Server, 
     bucket, go = moto.bucket(), tmp_path / "go"
     script = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from adapterhub.remotes.objects.object_repository import Objects\n"
+        "from adapterhub.remotes.objects.object_repository import ObjectRepository\n"
         "from adapterhub.remotes.objects.object_address import ObjectAddress\n"
         "from adapterhub.store.store import Entry\nimport os\n"
-        "place = Objects(ObjectAddress.parse(sys.argv[1]), os.environ)\nplace._exclusive = True\n"
+        "place = ObjectRepository(ObjectAddress.parse(sys.argv[1]), os.environ)\nplace._exclusive = True\n"
         "print('ready', flush=True)\n"
         "while not Path(sys.argv[2]).exists(): time.sleep(0.001)\n"
-        "print(place._appended(Entry('team/sql', 1, 'push', sys.argv[3], 'sha256:' + '0' * 64, 1, 1, ('latest',))))\n"
+        "print(place._append(Entry('team/sql', 1, 'push', sys.argv[3], 'sha256:' + '0' * 64, 1, 1, ('latest',))))\n"
     )
     command = [sys.executable, "-c", script, f"s3://{bucket}/team/sql", str(go)]
     environment = {**moto.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": PATH}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapterhub.training import config_file
+from adapterhub.training import TrainConfig, config_file
 from adapterhub.training.data import dataset as data
 from adapterhub.training.data import document_files, survey
 from adapterhub.training.data.examples import Example, encode
@@ -494,7 +494,7 @@ def test_a_share_that_leaves_nothing_is_refused_by_name(tmp_path: Path, tokenize
         data.datasets(settings, tokenizer)
 
 
-def mix(tmp_path: Path, shares: dict[str, float], more: str = "") -> config_file.TrainConfig:
+def mix(tmp_path: Path, shares: dict[str, float], more: str = "") -> TrainConfig:
     sources = ", ".join(f'{{path = "{name}.jsonl", share = {share}}}' for name, share in shares.items())
     text = f'[base]\npath = "b"\n[data]\ntrain = [{sources}]\nsequence = 64\n{more}'
     return config_file.parse(text, folder=tmp_path, location="c.toml")

@@ -31,10 +31,10 @@ from pathlib import Path
 
 import torch
 
-from adapterhub.training import config
+from adapterhub.training import train_config
 from adapterhub.training.layers import lora
-from adapterhub.training.artifacts import checkpoint
-from adapterhub.training.loop import heldout, loop
+from adapterhub.training.artifacts import training_checkpoint
+from adapterhub.training.loop import heldout, training_loop
 from adapterhub.training.loop.state import copy_trained, new_state, restore_trained
 from tests.training.conftest import load_base
 from tests.training.pretend import THERE, Elsewhere, There, waits
@@ -49,25 +49,25 @@ KINDS = {
 
 
 def losses(device, lora_words, base_words):
-    words = config.LoRAConfig(r=2, **lora_words)
-    how = config.BaseConfig("", **{"dtype": "float32", **base_words})
+    words = train_config.LoRAConfig(r=2, **lora_words)
+    how = train_config.BaseConfig("", **{"dtype": "float32", **base_words})
     made = load_base(Path(sys.argv[1]), how, words, where="c.toml", device=device)
     assert made.by_documents == (device is THERE)
     lora.reset(made.model, 0)
-    options = config.OptimConfig(rows=4, micro_rows=2, learning_rate=5e-3, clip=0.5)
+    options = train_config.OptimConfig(rows=4, micro_rows=2, learning_rate=5e-3, clip=0.5)
     state, given = new_state(made.model, options), rows(8)
     waits.clear()
-    some = loop.batch(given, state, options, 4)
-    found = [loop.forward_backward(made, some, state, options, loop.usual_loss(made, some, None))]
+    some = training_loop.batch(given, state, options, 4)
+    found = [training_loop.forward_backward(made, some, state, options, training_loop.usual_loss(made, some, None))]
     # The loss is read once, whatever the number of passes, and nothing else of them is.
     assert len(waits) == (device is THERE), waits
-    loop.optim_step(state, options, 4)
+    training_loop.optim_step(state, options, 4)
     assert all((type(value) is There) == (device is THERE) for _, value in lora.trained_parameters(made.model))
-    checkpoint.save(Path("c.safetensors"), made.model, state, "run")
+    training_checkpoint.save(Path("c.safetensors"), made.model, state, "run")
     state.best = copy_trained(made.model)
-    assert checkpoint.restore(Path("c.safetensors"), made.model, state, "run")
+    assert training_checkpoint.restore(Path("c.safetensors"), made.model, state, "run")
     restore_trained(made.model, copy_trained(made.model))
-    found += [loop.advance(made, given, state, options, 4)["loss"] for _ in range(1)]
+    found += [training_loop.advance(made, given, state, options, 4)["loss"] for _ in range(1)]
     return [*found, heldout.evaluate(made, given, 4)]
 
 

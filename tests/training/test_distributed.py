@@ -68,18 +68,18 @@ TURNS = """
 import os, sys
 from pathlib import Path
 os.environ["RANK"] = "1" if os.fork() else "0"
-from adapterhub.training import config, distributed
-from adapterhub.training.layers import nf4
+from adapterhub.training import distributed, train_config
+from adapterhub.training.layers import nf4_matrix
 from adapterhub.training.model import quantized_cache
 from adapterhub.training.model.base_files import BaseFiles
 from adapterhub.training.model.loading import load
-quantized, quantize = [], nf4.quantize
-nf4.quantize = lambda *given: quantized.append(1) or quantize(*given)
-base, adapter = config.BaseConfig(sys.argv[1]), config.LoRAConfig(r=2)
-with distributed.joined(), BaseFiles(Path(sys.argv[1]), Path("cache")) as files:
+quantized, quantize = [], nf4_matrix.quantize
+nf4_matrix.quantize = lambda *given: quantized.append(1) or quantize(*given)
+base, adapter = train_config.BaseConfig(sys.argv[1]), train_config.LoRAConfig(r=2)
+with distributed.process_group(), BaseFiles(Path(sys.argv[1]), Path("cache")) as files:
     entry = quantized_cache.entry_of(files, base, adapter)
     for _ in range(2):
-        made = load(files, base, adapter, where="c.toml", entry=entry)
+        made = load(files, base, adapter, location="c.toml", entry=entry)
     counts = [distributed.total(len(quantized) * (distributed.process() == number)) for number in range(2)]
 assert counts == [14, 0], counts
 if os.environ["RANK"] == "1":
@@ -97,25 +97,25 @@ HALVES = """
 import os, sys
 import torch
 from adapterhub.training import distributed
-from adapterhub.training.layers import experts, lora, nf4, variants
+from adapterhub.training.layers import expert_stacks, lora, nf4_matrix, variants
 os.environ["RANK"] = "1" if os.fork() else "0"
 torch.manual_seed(0)
-matrix = nf4.quantize(torch.randn(7, 130))
-with distributed.joined():
+matrix = nf4_matrix.quantize(torch.randn(7, 130))
+with distributed.process_group():
     made = [lora.FrozenLinear(matrix, None), variants.DoRALinear(matrix, None, r=2, alpha=2)]
     for layer in made:
-        layer.base = nf4.sharded(layer.base)
+        layer.base = nf4_matrix.shardable(layer.base)
     block = torch.nn.Sequential(*made)
-    nf4.shard(block, torch.device("cpu"))
+    nf4_matrix.shard(block, torch.device("cpu"))
     assert [layer.base.packed.to_local().numel() for layer in made] == [(228, 227)[distributed.process()]] * 2
-    assert made[0].base.rest.packed.numel() == 0
-    assert torch.equal(made[0].base.whole().packed, matrix.packed)
+    assert made[0].base.unsharded.packed.numel() == 0
+    assert torch.equal(made[0].base.assemble().packed, matrix.packed)
     made[1].reset(torch.Generator().manual_seed(0))
     x = torch.randn(2, 130, requires_grad=True)
     counts = [[2, 0], [0, 2]][distributed.process()]
-    whole = experts.Stack([matrix, matrix], transposed=False)(x, counts)
-    stack = experts.Stack([nf4.sharded(matrix), nf4.sharded(matrix)], transposed=False)
-    nf4.shard(stack, torch.device("cpu"))
+    whole = expert_stacks.Stack([matrix, matrix], transposed=False)(x, counts)
+    stack = expert_stacks.Stack([nf4_matrix.shardable(matrix), nf4_matrix.shardable(matrix)], transposed=False)
+    nf4_matrix.shard(stack, torch.device("cpu"))
     assert torch.equal(stack(x, counts), whole)  # each process has tokens for another expert
     stack(x, counts).sum().backward()
     assert [distributed.rounds(rows, 2) for rows in (0, 1, 4, 5, 9)] == [0, 1, 1, 2, 3]

@@ -196,7 +196,7 @@ def test_the_plan_counts_what_the_training_trains(tiny_base: Path, tmp_path: Pat
         {}, {"dora": True, "layers": (1,)}, {"targets": ("q_proj", "embed_tokens"), "rank_pattern": {"q_proj": 3}},
         {"targets": r".*\.0\..*(gate|up)_proj"}, {"exclude": ("mlp.down_proj",), "trainable_token_indices": (4, 9)},
     ):  # fmt: skip
-        config = dataclasses.replace(config_of(tmp_path, tiny_base), lora=training.config.LoRAConfig(r=2, **words))
+        config = dataclasses.replace(config_of(tmp_path, tiny_base), lora=training.train_config.LoRAConfig(r=2, **words))
         spec = read_base(tiny_base)
         made = load_base(tiny_base, config.base, config.lora, where="")
         trained = sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)

@@ -50,12 +50,12 @@ class Screen:
         handlers: dict[str, Callable[[Any], None]] = {
             "Loading": lambda e: self._advance("loading the base", e.done, e.total, ""),
             "Ready": self._show_ready,
-            "Resumed": self._show_resumed,
-            "Stepped": self._show_step,
-            "Evaluated": self._show_evaluation,
-            "Saved": lambda e: None,
-            "Noted": lambda e: output.say(output.one_line(f"note: {e.text}")),
-            "Untracked": lambda e: output.say(
+            "ResumeEvent": self._show_resumed,
+            "StepEvent": self._show_step,
+            "EvaluationEvent": self._show_evaluation,
+            "SaveEvent": lambda e: None,
+            "NoteEvent": lambda e: output.say(output.one_line(f"note: {e.text}")),
+            "TrackerFailureEvent": lambda e: output.say(
                 output.one_line(f"note: {e.name} accepts no more metrics ({e.reason}); log.jsonl has all")
             ),
         }

@@ -23,7 +23,7 @@ class BaseSpec:
     """A base model, from its headers.
 
     Attributes:
-        where: The folder, file or URL it was read from.
+        source: The folder, file or URL it was read from.
         kind: `hf` or `gguf`.
         architecture: Hugging Face's class name, `LlamaForCausalLM`.
         model_type: Hugging Face's `model_type`, `llama`.

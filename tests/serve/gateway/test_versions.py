@@ -35,7 +35,7 @@ class Holder:
     paths: frozenset[str] = frozenset({COMPLETIONS})
     blends: bool = True
     keeps: bool = False
-    own: frozenset[str] = frozenset()
+    forbidden_fields: frozenset[str] = frozenset()
     held: set[str] = field(default_factory=set)
     largest: int = 0
     down: bool = False
