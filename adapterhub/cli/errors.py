@@ -104,7 +104,7 @@ HINTS: dict[str, str] = {
     "store-of-registry": "Name an adapter in that registry, like team/sql, and the registry with --registry",
     "signature-name": "Pass --signed-as {name} if you accept it under this name",
     "sum-too-large": "Write bfloat16 instead (--dtype bf16)",
-    "t-for-weights": "Pass --t instead",
+    "t-for-weights": "Pass --set t=T instead",
     "token-without-tls": "Set HF_ENDPOINT to an https address, or unset HF_TOKEN and set HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
     "torchtune-export": "Convert the adapter_model.pt next to it, with --unsafe-pickle and --base",
     "training-memory": "{change}. --dry-run shows the memory plan, --force starts anyway",
@@ -113,7 +113,7 @@ HINTS: dict[str, str] = {
     "unknown-host": "Allow it with ADAPTERHUB_ALLOW_HOSTS={owner}, `adapterhub login` or `adapterhub remote add`",
     "two-types": "Pass either --dtype or --requantize",
     "type-not-writable": "Choose a type for such tensors: --requantize {types} or --dtype bf16|f16|f32",
-    "unknown-method": "Run `adapterhub merge --method list` for all methods",
+    "unknown-method": "`adapterhub merge --explain` lists them",
 }
 
 
@@ -145,11 +145,14 @@ def reword(error: AdapterhubError | None) -> AdapterhubError | None:
     """Replace the parameter of an error by its option, and its hint by that of its code; return the error."""
     if error is None or error.worded:
         return error
-    if isinstance(error, ParameterError):
-        error.where = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
-    option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
     context = click.get_current_context(silent=True)
-    if option and context and all(parameter.name != option for parameter in context.command.params):
+    options = context.command.params if context else ()
+    if isinstance(error, ParameterError) and error.where == error.parameter:
+        flag = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
+        flags = {name for option in options for name in option.opts}
+        error.where = f"--set {error.parameter}" if "--set" in flags and flag not in flags else flag
+    option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
+    if option and context and all(parameter.name != option for parameter in options):
         error.hint, error.worded = alternative, True  # now, because later the command is not known any more
     elif error.code in HINTS and "meant" not in error.fields:  # a similar name is the better hint
         error.hint = HINTS[error.code].format_map(_with_flags(error.fields))

@@ -16,6 +16,7 @@ from adapterhub.operations.sources import (
     local_base_path,
     parent,
     relabel_errors,
+    stored_form,
 )
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import UsageError
@@ -44,6 +45,7 @@ __all__ = [
     "ref_of",
     "relabel_errors",
     "resolve",
+    "stored_form",
     "weights",
 ]  # fmt: skip
 

@@ -186,6 +186,13 @@ def explain_option(detail: str, **attributes: Any) -> Decorator:
     return click.option("--explain", "about", metavar="NAME", help=f"Explain a {detail}", **attributes)
 
 
+def set_option(detail: str, **attributes: Any) -> Decorator:
+    """Return the repeatable option `--set KEY=VALUE`: the value of a setting that has no option of its own."""
+    return click.option(
+        "--set", "changes", metavar="KEY=VALUE", multiple=True, help=f"Set a value: {detail}; repeatable.", **attributes
+    )
+
+
 def rank_option(detail: str) -> Decorator:
     """Return the option `--rank R`: the rank of the result."""
     return click.option("--rank", metavar="R", type=click.IntRange(1), help=f"Rank of {detail}")

@@ -139,6 +139,8 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
     """Compare the bytes of an adapter's folder with its adapter.json; a file that it does not list is a note."""
     from adapterhub.manifest import derive  # needs numpy
 
+    if folder.is_file():
+        raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that")
     manifest = AdapterManifest.read(folder)
     if manifest is None:
         raise NotFoundError(str(folder), f"there is no {ADAPTER_JSON} to check its files against", "Pull it, or push it first")

@@ -62,7 +62,7 @@ def convert(
 
     workspace = workspace or Workspace()
     spec = base_sources.base_spec(base, workspace)
-    with sources.open_source(source, workspace) as adapter_source:
+    with sources.open_source(source, workspace, as_stored=False) as adapter_source:
         # `replace` removes what is at the target, which must not be the source.
         sources.check_apart(Path(target), adapter_source.path)
         return formats.convert(

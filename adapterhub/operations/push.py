@@ -188,6 +188,8 @@ def open_package(
     """Yield the checked package of an adapter or of its conversion; `name` is the name of a converted file."""
     from adapterhub.registry import packaging
 
+    if source.original_format:
+        workspace.tell(f"{source.location} is in {source.original_format}, a format of another package: what is stored is PEFT")
     if conversion is None:
         with sources.as_folder(source) as folder:
             yield packaging.package(

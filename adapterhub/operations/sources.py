@@ -10,13 +10,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub_converters.adapter_files import is_pickle_name, is_weights
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.formats import added_format
 
 from .workspace import StrPath, Workspace
 
@@ -42,6 +43,7 @@ class Source:
         where: The name that the user gave it.
         ref: Its ref or address, if it came from a registry.
         digest: The digest of its manifest, if it came from a registry.
+        original_format: The format of another package that it was converted from; see `stored_form`.
     """
 
     path: Path
@@ -49,11 +51,17 @@ class Source:
     location: str
     ref: str | None = None
     digest: str | None = None
+    original_format: str | None = None
 
 
 @contextmanager
-def open_source(source: StrPath, workspace: Workspace) -> Iterator[Source]:
+def open_source(source: StrPath, workspace: Workspace, *, as_stored: bool = True) -> Iterator[Source]:
     """Yield the adapter that `source` names; copies from a registry are removed when the context ends.
+
+    Args:
+        source: A path, a ref or an address.
+        workspace: The registry, and the credentials for an address.
+        as_stored: Yield the `stored_form` of a path.
 
     Raises:
         NotFoundError: It is neither a path nor a ref of the registry.
@@ -76,7 +84,9 @@ def open_source(source: StrPath, workspace: Workspace) -> Iterator[Source]:
     path, ref = resolve(source, workspace)
     if ref is None:
         path = folder_for(existing_path(text) if path is None else path)
-        yield Source(resolve_adapter(path), path if path.is_dir() else path.parent, text)
+        with stored_form(path, text) if as_stored else nullcontext((path, None)) as (path, original_format):
+            folder = path if path.is_dir() else path.parent
+            yield Source(resolve_adapter(path), folder, text, original_format=original_format)
         return
     with workspace.open_registry() as registry, tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / ref.name.rpartition("/")[2]
@@ -88,13 +98,32 @@ def open_source(source: StrPath, workspace: Workspace) -> Iterator[Source]:
 
 
 @contextmanager
+def stored_form(path: Path, location: str) -> Iterator[tuple[Path, str | None]]:
+    """Yield `path`, or a temporary PEFT folder with the adapter if it is in a format of another package, and that format.
+
+    A registry stores the built-in formats only, as what it stores must read the same everywhere.
+    """
+    row = added_format(path)
+    if row is None:
+        yield path, None
+        return
+    from adapterhub_converters.formats import convert  # needs numpy
+
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        folder = Path(temporary) / path.stem
+        with relabel_errors(folder, location):
+            convert.convert(path, folder, to="peft")
+            yield folder, row.name
+
+
+@contextmanager
 def open_in_place(source: StrPath, workspace: Workspace) -> Iterator[Path]:
     """Yield the path of an adapter whose headers are to be read: the blobs of a version are linked, not copied or verified."""
     from adapterhub_converters.adapter_files import resolve_adapter
 
     ref = ref_of(source, workspace)
     if ref is None:
-        with open_source(source, workspace) as adapter_source:
+        with open_source(source, workspace, as_stored=False) as adapter_source:
             yield adapter_source.path
         return
     from adapterhub.store.export import linked_folder

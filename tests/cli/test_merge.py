@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.shell_completion import ShellComplete
 
+from adapterhub.cli.main import app
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import Recipe
 from adapterhub.merging import METHODS
@@ -62,9 +64,9 @@ def test_a_merge_by_any_method_is_made_again_to_the_last_byte(tmp_path: Path, pa
     [
         (["--method", "svd", "--rank", "1"], {"rank": 1}),
         (["--method", "linear", "--energy", "0.9"], {"energy": 0.9, "rank": None}),
-        (["--method", "iso_c", "--rank-budget", "1000", "--lambda", "2"], {"budget": 1000, "parameters": {"lambda": 2.0}}),
-        (["--method", "nuslerp", "--by", "rows", "--weights", "1,3"], {"parameters": {"by": "rows"}}),
-        (["--method", "ties", "--density", "0.4"], {"parameters": {"density": 0.4, "lambda": 1.0}, "seed": 0}),
+        (["--method", "iso_c", "--rank-budget", "1000", "--set", "lambda=2"], {"budget": 1000, "parameters": {"lambda": 2.0}}),
+        (["--method", "nuslerp", "--set", "by=rows", "--weights", "1,3"], {"parameters": {"by": "rows"}}),
+        (["--method", "ties", "--set", "density=0.4"], {"parameters": {"density": 0.4, "lambda": 1.0}, "seed": 0}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -76,7 +78,7 @@ def test_all_that_was_asked_for_is_in_the_recipe(run: Run, team: Path, options: 
 
 
 def test_the_result_in_a_registry_is_the_one_in_a_folder(run: Run, team: Path) -> None:
-    how = ["team/a", "team/b", "--method", "dare_ties", "--density", "0.6"]
+    how = ["team/a", "team/b", "--method", "dare_ties", "--set", "density=0.6"]
     there, here = document(run, "merge", *how, "-o", "team/both:x"), document(run, "merge", *how, "-o", "both")
     assert document(run, "show", "both")["digest"] == there["digest"]
     assert {**there, "output": 0, "ref": 0, "digest": 0} == {**here, "output": 0, "ref": 0, "digest": 0}
@@ -125,8 +127,32 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
     assert "ties  " in run("merge", "--method", "list").stdout
     text = run("merge", "--explain", "della").stdout
     assert "Paper: DELLA-Merging" in text
-    assert "--epsilon: from 0 to 1, default 0.1" in text
+    assert "--set epsilon=0.1\nspread of the probabilities around density: a number, from 0 to 1" in text
+    assert run("merge", "--method", "della", "--explain").stdout == text
+    assert document(run, "merge", "--explain") == document(run, "merge", "--method", "list")
+    assert document(run, "merge", "--method", "core_space", "--explain")["parameters"]["rule"] == {
+        "type": "word",
+        "default": "ties",
+        "limits": "one of ties, linear, dare_ties, dare_linear",
+        "meaning": "merge of the cores",
+    }
     assert "Did you mean ties?" in run("merge", "--explain", "tie", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["--method", "della", "--set", ""], ["density=", "epsilon=", "lambda="]),
+        (["--set", ""], []),
+        (["--method", "bread"], ["breadcrumbs"]),
+        (["--explain", "slerp"], ["slerp"]),
+    ],
+    ids=" ".join,
+)
+def test_methods_and_their_parameters_are_completed(words: list[str], completed: list[str]) -> None:
+    assert [
+        item.value for item in ShellComplete(app, {}, "adapterhub", "").get_completions(["merge", *words[:-1]], words[-1])
+    ] == completed
 
 
 @pytest.mark.parametrize(
@@ -134,13 +160,29 @@ def test_methods_are_listed_and_explained(run: Run, team: Path) -> None:
     [
         (["-o", "out"], "SRC: is missing"),
         (["a", "b"], "-o: is missing"),
-        (["a", "b", "-o", "out", "--method", "svd", "--density", "0.5"], "--density: is not a parameter of svd"),
-        (["a", "b", "-o", "out", "--method", "ties", "--density", "nan"], "--density: nan is not above 0"),
-        (["a", "b", "-o", "out", "--method", "core_space", "--rule", "best"], "--rule: best is not one of ties"),
-        (["a", "--into", "base", "-o", "out", "--lambda", "2"], "--lambda: is not a parameter of cat"),
+        (
+            ["a", "b", "-o", "out", "--method", "svd", "--set", "density=0.5"],
+            "--set density: is not a parameter of svd. It takes none",
+        ),
+        (
+            ["a", "b", "-o", "out", "--method", "ties", "--set", "t=1"],
+            "--set t: is not a parameter of ties. It takes density, lambda",
+        ),
+        (["a", "b", "-o", "out", "--method", "ties", "--set", "density=nan"], "--set density: nan is not above 0"),
+        (["a", "b", "-o", "out", "--method", "ties", "--set", "density=much"], "--set density: much is not above 0"),
+        (
+            ["a", "b", "-o", "out", "--method", "ties", "--set", "density"],
+            "--set: 'density' is not KEY=VALUE. Write it like density=0.2",
+        ),
+        (
+            ["a", "b", "-o", "out", "--method", "della", "--set", "density=1"],
+            "--set epsilon: density 1 plus or minus epsilon 0.1",
+        ),
+        (["a", "b", "-o", "out", "--method", "core_space", "--set", "rule=best"], "--set rule: best is not one of ties"),
+        (["a", "--into", "base", "-o", "out", "--set", "lambda=2"], "--set lambda: is not a parameter of cat"),
         (["a", "--into", "base", "-o", "out", "--rank-budget", "2"], "--rank-budget: is for a merge of adapters"),
         (["a", "b", "-o", "out", "--method", "svd", "--rank", "2", "--energy", "0.5"], "Give one of them"),
-        (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes no weights. Pass --t instead"),
+        (["a", "b", "-o", "out", "--method", "slerp", "--weights", "1,2"], "slerp takes no weights. Pass --set t=T instead"),
         (["a", "-o", "out.gguf"], "out.gguf: is a GGUF file, and a merge of adapters writes a folder. Add --into BASE"),
         (["a", "-o", "out", "--method", "slerp"], "slerp merges exactly 2 adapters, not 1"),
     ],

@@ -100,7 +100,7 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
         (["validte", "sql"], 2, "Did you mean `adapterhub validate`?"),
         (["validate"], 2, "Missing argument 'SRC...'"),
         (["validate", "sql", "--bose", "x"], 2, "No such option"),
-        (["merge", "--explain"], 2, "requires an argument. See `adapterhub merge --help`"),
+        (["merge", "--method"], 2, "requires an argument. See `adapterhub merge --help`"),
         (["validate", "sql", "--for", "torch"], 2, "'torch' is not one of"),
         (["validate", "nope"], 3, "nope: no such file or folder, and not a ref either"),
         (["validate", "team/nope"], 3, "no registry there"),

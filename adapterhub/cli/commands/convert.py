@@ -74,12 +74,12 @@ def convert(
     """Convert an adapter to another format, and report the loss of every tensor.
 
     SRC is a folder, a file or a ref; DST appears whole or not at all, and must not exist unless you pass --replace. A DST that
-    ends with .gguf needs no --to. What the
-    format cannot express is refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights
-    as plain LoRA and reports the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows,
-    magnitudes, copies, or names and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a
-    Hugging Face folder, and `--to gguf` a whole Hugging Face model into a GGUF, which --dtype may quantize: to one type such as
-    q4_k, or to a mixture such as q4_k_m, both as llama-quantize does.
+    ends with .gguf, or with the suffix of a format that another package adds, needs no --to. What the format cannot express is
+    refused by name, never dropped, unless you allow it: --allow-approx writes DoRA and whole weights as plain LoRA and reports
+    the error (it needs the weights of --base); --allow-drop takes norms, biases, weights, rows, magnitudes, copies, or names
+    and patterns like 'lm_head*', separated by commas. `--to hf` turns a GGUF base model into a Hugging Face folder, and `--to
+    gguf` a whole Hugging Face model into a GGUF, which --dtype may quantize: to one type such as q4_k, or to a mixture such as
+    q4_k_m, both as llama-quantize does.
     """
     from adapterhub_converters import bases
 
@@ -134,9 +134,9 @@ def convert(
 
 
 def _format_of_name(target: str) -> str:
-    """Return the format that the suffix of a file implies; several formats share every other suffix, and folders."""
-    if target.lower().endswith(".gguf"):
-        return "gguf"
+    """Return the format that the suffix of a file implies: GGUF, or one of another package. Others share theirs."""
+    if implied := formats.format_of_suffix(Path(target).suffix.lower()):
+        return implied
     raise UsageError("--to", "is required unless DST ends with .gguf", f"Choose from: {', '.join(_FORMATS)}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli import inputs, output
-from adapterhub.cli.options import Settings, base_option, command, dry_run_option
+from adapterhub.cli.options import Settings, base_option, command, dry_run_option, set_option
 from adapterhub_converters.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _CONFIG = "base.config."  # new values are only counted, because people look for
 @click.option("--description", metavar="TEXT", help="What the adapter is for, in one paragraph.")
 @click.option("--name", metavar="NAME", help="Name of the adapter.")
 @click.option("--task", metavar="TASK", help="Task as PEFT names it, like CAUSAL_LM.")
-@click.option("--set", "pairs", metavar="KEY=VALUE", multiple=True, help="Set a value: any key of adapter.toml; repeatable.")
+@set_option("any key of adapter.toml")
 @dry_run_option
 @click.pass_obj
 def describe(
@@ -43,7 +43,7 @@ def describe(
     *,
     folder: str,
     base: str | None,
-    pairs: tuple[str, ...],
+    changes: tuple[str, ...],
     dry_run: bool,
     **declared: str | None,
 ) -> None:
@@ -56,7 +56,7 @@ def describe(
     from adapterhub.operations import describe as describe_operation
 
     facts: dict[str, Any] = {key: value for key, value in declared.items() if value is not None}
-    for pair in pairs:
+    for pair in changes:
         _set_value(facts, pair)
     spec = inputs.read_base(base, settings) if base else None
     result = describe_operation.describe_folder(folder, facts, base=spec, dry_run=dry_run)

@@ -9,7 +9,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.environment import open_registry
-from adapterhub.cli.inputs import existing_path
+from adapterhub.cli.inputs import existing_path, stored_form
 from adapterhub.cli.options import Settings, command
 from adapterhub.cli.output import Column
 from adapterhub.cli.progress import bytes_bar
@@ -51,7 +51,9 @@ def find(settings: Settings, *, files: Sequence[str], digests: Sequence[str]) ->
         raise UsageError("find", "needs a FILE or --sha256", "Name one")
     with open_registry(settings) as registry:
         results = [content_search.by_digest(registry, text, parse_digest_prefix(text), bytes_bar) for text in digests]
-        results += [content_search.by_content(registry, text, existing_path(text), bytes_bar) for text in files]
+        for text in files:
+            with stored_form(existing_path(text), text) as (path, _):
+                results.append(content_search.by_content(registry, text, path, bytes_bar))
         deprecated = registry.deprecations()
         unlisted = len(tensor_search.unlisted_files(registry.index))
     missing = [item for item in results if not item.is_whole]

@@ -10,6 +10,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.options import Settings, command
+from adapterhub_converters.errors import AdapterhubError
 
 if TYPE_CHECKING:
     from adapterhub_converters.formats.round_trips import Row
@@ -33,20 +34,22 @@ def formats(settings: Settings) -> None:
     """List the formats that can be read and written, which of them need a base, and which round trips are exact.
 
     In the second table, a file of the row's format is converted to the column's format and back: = gives the same file byte for
-    byte, ~ the same function in other numbers, - is not possible. Both tables were measured with a tiny adapter.
+    byte, ~ the same function in other numbers, - is not possible. Both tables were measured with a tiny adapter. A
+    format that another package adds is measured when it is listed.
     """
     from adapterhub_converters import formats as table
     from adapterhub_converters.adapter import TUNERS
     from adapterhub_converters.architectures import architecture_lookup
-    from adapterhub_converters.formats import round_trips
+    from adapterhub_converters.formats import format_probe, round_trips
     from adapterhub_converters.formats.image import family_tables
     from adapterhub_converters.formats.mlx import full_tuning
 
-    rows = round_trips.rows()
-    added = {
-        name: "a format that an installed package adds" for name in table.names() if name not in {row.name for row in rows}
-    }
-    other_formats = {**added, **_OTHER_FORMATS}
+    rows, other_formats = round_trips.rows(), dict(_OTHER_FORMATS)
+    for name in table.added_names():
+        try:
+            rows.append(format_probe.probe_added(table.find(name)))
+        except AdapterhubError as error:
+            other_formats[name] = error.what
     families = family_tables.families()
     models = [
         {
@@ -92,8 +95,9 @@ def _text(rows: list[Row], other_formats: Mapping[str, str], lists: Mapping[str,
             output.write(line)
     output.write()
     written = [row for row in rows if row.writes]
-    titles = ["FROM \\ AND BACK", *(row.name for row in written)]
-    marks = [[row.name, *(_MARKS[row.back[column.name]] if column is not row else "" for column in written)] for row in written]
+    targets = [row.name for row in written if any(row.name in other_row.back for other_row in written)]
+    titles = ["FROM \\ AND BACK", *targets]
+    marks = [[row.name, *(_MARKS[row.back[name]] if name in row.back else "" for name in targets)] for row in written]
     for line in output.table([output.Column(title) for title in titles], marks):
         output.write(line)
     output.write()

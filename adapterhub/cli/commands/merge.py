@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli import inputs, merge_adapters, merge_into
+from adapterhub.cli.environment import completions
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import (
     QUANTIZED,
@@ -26,6 +27,7 @@ from adapterhub.cli.options import (
     plot_option,
     rank_option,
     replace_option,
+    set_option,
     weights_option,
 )
 from adapterhub.cli.views import merge_report
@@ -33,20 +35,10 @@ from adapterhub.operations import merge as merge_operation
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from adapterhub.manifest.document import Recipe
 
-# Parameters of methods; each method has some of them.
-_PARAMETERS = {
-    "density": (float, "D", "Share of the elements to keep (ties, dare_*, della, breadcrumbs, sce, knots …)."),
-    "epsilon": (float, "E", "Spread of the probabilities around --density (della)."),
-    "gamma": (float, "G", "Share of the largest elements to drop (breadcrumbs)."),
-    "lambda": (float, "L", "Factor of the merged delta (ties, tsv, iso_c …)."),
-    "t": (float, "T", "Position between the first adapter and the second (slerp)."),
-    "share": (float, "S", "Share of each adapter's singular vectors to use (tsv)."),
-    "rule": (str, "R", "Merge of the cores: ties, linear, dare_ties, dare_linear (core_space)."),
-    "by": (str, "B", "Direction: all, rows or columns (nuslerp)."),
-    "sign": (str, "S", "Election of signs: total or frequency (peft_ties …)."),
-}
 # Options that decide the factors of a merged adapter, or show them; a merge into a base has no factors.
 _ADAPTER_OPTIONS = ("rank", "energy", "rank_budget", "plot")
 _REQUANTIZE = (*QUANTIZED, "nf4")
@@ -86,12 +78,19 @@ _MODEL_OPTION_NAMES = (
 )
 
 
-def _method_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for name, (kind, metavar, text) in reversed(_PARAMETERS.items()):
-        # `lambda` is a keyword of Python.
-        argument = f"{name}_" if name == "lambda" else name
-        function = click.option(f"--{name}", argument, type=kind, metavar=metavar, help=text)(function)
-    return function
+def _complete_method(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    from adapterhub.merging import METHODS
+
+    return completions(METHODS, typed)
+
+
+def _complete_parameter(context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from adapterhub.merging import METHODS
+
+    method = METHODS.get(context.params.get("method") or "cat")
+    return [CompletionItem(f"{name}=") for name in method.parameters if f"{name}=".startswith(typed)] if method else []
 
 
 def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,9 +112,10 @@ def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B -o ./qwen3-sql
     adapterhub merge team/sql:v2 --into ./Qwen3-0.6B --requantize q8_0 -o qwen3-sql.gguf
     adapterhub merge ./sql ./french --weights 0.7,0.3 --method svd --rank 16 -o ./both
-    adapterhub merge team/sql team/french --method ties --density 0.2 -o team/both:ties
+    adapterhub merge team/sql team/french --method ties --set density=0.2 -o team/both:ties
     adapterhub merge team/sql team/french --into ./Qwen3-0.6B --method ties -o ./qwen3-both
-    adapterhub merge --method list""",
+    adapterhub merge --method ties --explain
+    adapterhub merge --explain""",
 )
 @click.argument("source", metavar="SRC...", nargs=-1)
 @output_option("folder or .gguf, or a ref to push to: namespace/name or namespace/name:tag.")
@@ -125,17 +125,23 @@ def _into_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--method",
     metavar="METHOD",
-    help="Method for several adapters: cat (exact, ranks add up), linear (exact, least rank), svd (rank R), ties …; `list` "
+    shell_complete=_complete_method,
+    help="Method for several adapters: cat (exact, ranks add up), linear (exact, least rank), svd (rank R), ties …; --explain "
     "lists all. [default: cat]",
 )
-@explain_option("method: its formula, paper and cost.")
+@set_option("a parameter of METHOD, like density=0.2", shell_complete=_complete_parameter)
+@explain_option(
+    "method, by default METHOD: its formula, paper, cost and parameters. Without METHOD, list all.",
+    is_flag=False,
+    flag_value="",
+    shell_complete=_complete_method,
+)
 @rank_option("every module.")
 @energy_option
 @click.option(
     "--rank-budget", metavar="BYTES", type=click.IntRange(min=1), help="Distribute ranks to keep most within BYTES of tensors."
 )
 @click.option("--seed", metavar="N", type=click.IntRange(0, 2**63 - 1), help="Random seed. [default: 0]")
-@_method_options
 @plot_option("how far the adapters disagree, by module")
 @_into_options
 @click.pass_obj
@@ -149,6 +155,7 @@ def merge(
     base: str | None,
     weights: str | None,
     about: str | None,
+    changes: tuple[str, ...],
     into: dict[str, Any],
     **options: Any,
 ) -> None:
@@ -161,8 +168,9 @@ def merge(
     The result records how it was made, so that `adapterhub rebuild` can repeat it.
     """
     given_options = {name: value for name, value in options.items() if value is not None}
-    if about or given_options.get("method") == "list":
-        merge_report.explain(settings, about)
+    method = given_options.get("method")
+    if about is not None or method == "list":
+        merge_report.explain(settings, about or (method if method != "list" else None))
         return
     if not source or not out:
         raise UsageError("SRC" if not source else "-o", "is missing", "Write `adapterhub merge SRC… -o OUT`")
@@ -183,6 +191,7 @@ def merge(
         if out.endswith(".gguf"):
             hint = "Add --into BASE for a model, or merge into a folder and convert that with `adapterhub convert --to gguf`"
             raise UsageError(out, "is a GGUF file, and a merge of adapters writes a folder", hint)
+    recipe = _recipe(given_options, changes)
     with ExitStack() as stack:
         if base:
             sources = [stack.enter_context(inputs.open_source(text, settings)) for text in source]
@@ -192,23 +201,22 @@ def merge(
                 factors,
                 (base, out),
                 into,
-                method=_recipe(given_options) if given_options else None,
+                method=recipe if given_options or changes else None,
                 replace=replace,
             )
             return
         target = merge_operation.merge_destination(out)
         sources = [stack.enter_context(inputs.open_source(text, settings)) for text in source]
         merge_adapters.merge_into_adapter(
-            settings, sources, factors, target, _recipe(given_options), plot=given_options.get("plot"), replace=replace
+            settings, sources, factors, target, recipe, plot=given_options.get("plot"), replace=replace
         )
 
 
-def _recipe(given_options: Mapping[str, Any]) -> Recipe:
-    """Return the method and its options."""
+def _recipe(given_options: Mapping[str, Any], changes: Sequence[str]) -> Recipe:
+    """Return the method, its options and its parameters."""
     from adapterhub.manifest.document import Recipe
+    from adapterhub.merging.adapters.methods import method_named
 
     options = {name: given_options[name] for name in ("method", "rank", "energy", "seed") if name in given_options}
-    parameters = {
-        name: given_options[key] for name in _PARAMETERS if (key := "lambda_" if name == "lambda" else name) in given_options
-    }
+    parameters = method_named(given_options.get("method", "cat")).parse_parameters(changes)
     return Recipe(kind="merge", **options, budget=given_options.get("rank_budget"), parameters=parameters)

@@ -20,6 +20,7 @@ from adapterhub.cli.options import (
     force_option,
     output_option,
     replace_option,
+    set_option,
 )
 from adapterhub.cli.version_results import render_push
 from adapterhub.cli.views import train_plan
@@ -48,13 +49,7 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
     "--init", "new", metavar="[FILE]", is_flag=False, flag_value="train.toml", help="Write a config with every key explained."
 )
 @explain_option("key of CONFIG and its default, or all of them.", is_flag=False, flag_value="")
-@click.option(
-    "--set",
-    "changes",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Set a value: one of CONFIG, like train.steps=10 or base.quantize=none; repeatable.",
-)
+@set_option("one of CONFIG, like train.steps=10 or base.quantize=none")
 @click.option(
     "--memory",
     metavar="SIZE",

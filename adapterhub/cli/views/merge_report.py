@@ -104,7 +104,13 @@ def explain(settings: Settings, name: str | None) -> None:
 
     def describe_method(method: Method) -> dict[str, Any]:
         parameters = {
-            key: {"default": parameter.default, "limits": str(parameter.limits)} for key, parameter in method.parameters.items()
+            key: {
+                "type": "word" if parameter.kind is str else "number",
+                "default": parameter.default,
+                "limits": str(parameter.limits),
+                "meaning": parameter.meaning,
+            }
+            for key, parameter in method.parameters.items()
         }
         text = inspect.cleandoc(method.run.__doc__ or "")
         return {"name": method.name, "summary": method.summary, "description": text, "parameters": parameters}
@@ -122,5 +128,6 @@ def explain(settings: Settings, name: str | None) -> None:
         return
     method_document = describe_method(method_named(name))
     lines = [method_document["name"], "", *method_document["description"].splitlines()]
-    lines += [f"--{key}: {item['limits']}, default {item['default']}" for key, item in method_document["parameters"].items()]
+    for key, item in method_document["parameters"].items():
+        lines += ["", f"--set {key}={item['default']}", f"{item['meaning']}: a {item['type']}, {item['limits']}"]
     output.emit(method_document, as_json=settings.as_json, text=lambda: output.write_lines(lines))

@@ -6,6 +6,8 @@ packages add formats through entry points of the group `adapterhub.formats`, eac
     [project.entry-points."adapterhub.formats"]
     my-format = "my_package:FORMAT"
 
+A registry stores the built-in formats only, as what it stores must read the same everywhere.
+
 The table imports neither numpy nor any format module, so listing a command's choices, showing its help and completing its
 arguments stay cheap.
 """
@@ -139,6 +141,11 @@ def names() -> tuple[str, ...]:
     return (*WRITTEN, *_entry_points(), *PACKAGES)
 
 
+def added_names() -> tuple[str, ...]:
+    """Return the names of the formats of other packages, without loading any."""
+    return tuple(_entry_points())
+
+
 def find(name: str) -> Format:
     """Return the format called `name`.
 
@@ -164,3 +171,22 @@ def in_order() -> Iterator[Format]:
     yield from (row for row in FORMATS.values() if row.name != "raw")
     yield from map(find, _entry_points())
     yield FORMATS["raw"]
+
+
+def added_format(path: Path) -> Format | None:
+    """Return the format of another package that recognizes `path`; None if a built-in format does so first, or none does."""
+    # Names suffice for PEFT, so that its folders do not wait for the look-up of installed packages.
+    if all((path / name).is_file() for name in FORMATS["peft"].files) or not _entry_points():
+        return None
+    from .candidate import Candidate  # late, as it needs numpy
+
+    candidate = Candidate(path)
+    row = next((row for row in in_order() if row.sniff(candidate)), None)
+    return None if row is None or row.name in FORMATS else row
+
+
+def format_of_suffix(suffix: str) -> str | None:
+    """Return the only format whose files have that suffix; None if none has, or several do. Built-in formats come first."""
+    rows = [row for row in FORMATS.values() if row.suffix == suffix]
+    rows = rows or [row for row in map(find, _entry_points()) if row.suffix == suffix]
+    return rows[0].name if len(rows) == 1 else None

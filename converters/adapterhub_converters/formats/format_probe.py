@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 
-from . import FORMATS, PACKAGES, WRITTEN, convert, peft
+from . import FORMATS, PACKAGES, WRITTEN, Format, convert, find, peft
 from .round_trips import BYTES, FUNCTION, NAME, NO, Row
 
 T = TypeVar("T")
@@ -33,6 +34,13 @@ def probe_formats() -> list[Row]:
     """Return a row for each format, tested with an adapter of a tiny Llama, or of FLUX.1 for formats of image models."""
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         return _Probe(Path(temporary)).rows()
+
+
+def probe_added(row: Format) -> Row:
+    """Return the row for a format of another package. What the sample cannot show, such as reading alone, is as it declares."""
+    with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
+        probed = _Probe(Path(temporary)).row(row.name)
+    return replace(probed, files=row.files or (f"{NAME}{row.suffix}",), reads=True, writes=row.writes)
 
 
 def _adapter(shapes: Mapping[str, tuple[int, int]]) -> Adapter:
@@ -69,10 +77,11 @@ class _Probe:
         self._names = (*WRITTEN, *PACKAGES)
 
     def rows(self) -> list[Row]:
-        return [self._row(name) for name in (*FORMATS, *PACKAGES)]
+        return [self.row(name) for name in (*FORMATS, *PACKAGES)]
 
-    def _row(self, name: str) -> Row:
-        is_writable = name in self._names
+    def row(self, name: str) -> Row:
+        """Return the row for a format, from a sample of it."""
+        is_writable = name in PACKAGES or find(name).writes
         path = self._write_sample(name) if is_writable else self._folder / name
         files = () if path is None else (f"{NAME}{path.suffix}",) if path.is_file() else tuple(sorted(_contents(path)))
         reads = (
@@ -115,7 +124,7 @@ class _Probe:
         self._count += 1
         folder = self._folder / str(self._count)
         folder.mkdir()
-        target = folder / f"{NAME}{FORMATS[to].suffix if to in FORMATS else ''}"
+        target = folder / f"{NAME}{'' if to in PACKAGES else find(to).suffix}"
         model = "a-tiny-llama" if to in PACKAGES else None
         convert.convert(source, target, to=to, base=base, model=model)
         return target

@@ -27,7 +27,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, RefusedError
 
-from . import peft
+from . import added_format, peft
 
 _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 
@@ -43,9 +43,13 @@ def is_pickle(path: Path) -> bool:
 
 
 def pickle_in(path: Path) -> Path | None:
-    """Return `path` if it is a pickle, or the pickle with the weights of the folder `path`; else None."""
+    """Return `path` if it is a pickle, or the pickle with the weights of the folder `path`; else None.
+
+    A file that the format of another package recognizes is none: its container may be a zip archive, as torch's is.
+    """
     if path.is_file():
-        return path if is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path)) else None
+        resembles_pickle = is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path))
+        return path if resembles_pickle and added_format(path) is None else None
     # A pickle may carry the name of a safetensors file.
     for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
         if (path / name).is_file():

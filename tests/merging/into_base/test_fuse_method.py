@@ -134,7 +134,7 @@ def test_the_command_records_the_method_in_the_card(run: Run, tmp_path: Path) ->
     for name, adapter in (("one", ONE), ("two", TWO)):
         (tmp_path / name).mkdir()
         peft.write(adapter, tmp_path / name)
-    run("merge", "one", "two", "--into", "base", "--method", "ties", "--density", "0.5", "-o", "out")
+    run("merge", "one", "two", "--into", "base", "--method", "ties", "--set", "density=0.5", "-o", "out")
     assert "| method | ties density 0.5, lambda 1.0 |" in (tmp_path / "out/README.md").read_text()
     refused = [("--rank", "4"), ("--energy", "0.5"), ("--recipe-only",)]
     for words in refused:

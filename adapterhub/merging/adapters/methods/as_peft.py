@@ -19,10 +19,9 @@ from adapterhub.merging.adapters.tiled_matrix import F32Array, TiledMatrix, magn
 
 from .element_rules import draw_mask, drop, elect_as_peft, trim, weighted_sum
 from .elementwise import _drop, _merge_tiles, _trim
-from .method_table import Between, OneOf, Random
+from .method_table import Density, OneOf, Random
 
-Density = Annotated[float, Between(0, 1, above=True)]
-Sign = Annotated[str, OneOf(("total", "frequency"))]
+Sign = Annotated[str, OneOf(("total", "frequency")), "election of signs"]
 Merge = Callable[[Sequence[F32Array], Sequence[float]], F32Array]
 
 

@@ -16,10 +16,7 @@ from adapterhub.merging.adapters.tiled_matrix import F32Array, TiledMatrix, dens
 from adapterhub_converters.errors import ParameterError
 
 from .element_rules import draw_mask, drop, elect, keep_probabilities, trim, weighted_sum
-from .method_table import Between, Random
-
-Density = Annotated[float, Between(0, 1, above=True)]
-Lambda = Annotated[float, Between(0, above=True)]
+from .method_table import Between, Density, Lambda, Random
 
 
 def ties(terms: Sequence[Factors], weights: Sequence[float], *, density: Density = 0.2, lambda_: Lambda = 1.0) -> TiledMatrix:
@@ -50,7 +47,7 @@ def breadcrumbs(
     weights: Sequence[float],
     *,
     density: Density = 0.9,
-    gamma: Annotated[float, Between(0, 1)] = 0.01,
+    gamma: Annotated[float, Between(0, 1), "share of the largest elements to drop"] = 0.01,
     lambda_: Lambda = 1.0,
 ) -> TiledMatrix:
     """The weighted sum of the deltas without their outliers and without their small elements.
@@ -103,7 +100,7 @@ def della(
     weights: Sequence[float],
     *,
     density: Density = 0.5,
-    epsilon: Annotated[float, Between(0, 1)] = 0.1,
+    epsilon: Annotated[float, Between(0, 1), "spread of the probabilities around density"] = 0.1,
     lambda_: Lambda = 1.0,
     random: Random,
 ) -> TiledMatrix:

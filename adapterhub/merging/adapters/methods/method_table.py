@@ -10,10 +10,10 @@ import hashlib
 import inspect
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -57,11 +57,23 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A keyword argument of a method."""
+    """A keyword argument of a method, which is annotated `Annotated[kind, limits, meaning]`."""
 
-    kind: type
+    kind: type[float] | type[str]
     default: float | str
     limits: Between | OneOf
+    meaning: str
+
+    def parse(self, text: str) -> float | str:
+        """Return the value that a user wrote; the text itself if it should be a number and is none, which no limits contain."""
+        try:
+            return self.kind(text)
+        except ValueError:
+            return text
+
+
+Density = Annotated[float, Between(0, 1, above=True), "share of the elements to keep"]
+Lambda = Annotated[float, Between(0, above=True), "factor of the merged delta"]
 
 
 class Random:
@@ -119,9 +131,8 @@ class Method:
         parameters = {}
         for name, argument in inspect.signature(self.run).parameters.items():
             if argument.kind is argument.KEYWORD_ONLY and name not in _INTERNAL:
-                # Each parameter is annotated `Annotated[type, limits]`.
-                kind, limits = typing.get_args(hints[name])
-                parameters[name.rstrip("_")] = Parameter(kind, argument.default, limits)
+                kind, limits, meaning = typing.get_args(hints[name])
+                parameters[name.rstrip("_")] = Parameter(kind, argument.default, limits, meaning)
         return parameters
 
     @cached_property
@@ -134,13 +145,25 @@ class Method:
         """Whether the method works on the elements of the dense delta."""
         return typing.get_type_hints(self.run)["return"] is TiledMatrix
 
+    def parse_parameters(self, assignments: Iterable[str]) -> dict[str, float | str]:
+        """Return the values of texts like `density=0.2`; ParameterError for an unknown name, or for a value out of range."""
+        parameters: dict[str, float | str] = {}
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            if not equals:
+                raise ParameterError("set", f"{assignment[:80]!r} is not KEY=VALUE", "Write it like density=0.2")
+            parameter = self.parameters.get(name.strip())
+            parameters[name.strip()] = parameter.parse(text.strip()) if parameter else text
+        self.resolve_parameters(parameters)
+        return parameters
+
     def resolve_parameters(self, user_parameters: Mapping[str, float | str]) -> dict[str, float | str]:
         """Return all parameters, with defaults; ParameterError for an unknown name, or for a value out of range."""
         resolved: dict[str, float | str] = {}
         for name in user_parameters:
             if name not in self.parameters:
-                names = ", ".join(self.parameters)
-                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {names}" if names else "")
+                names = ", ".join(self.parameters) or "none"
+                raise ParameterError(name, f"is not a parameter of {self.name}", f"It takes {names}")
         for name, parameter in self.parameters.items():
             value = user_parameters.get(name, parameter.default)
             # A string never passes for a number, whatever it says.

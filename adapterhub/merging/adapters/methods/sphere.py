@@ -17,7 +17,12 @@ _PARALLEL = 1e-6  # sine of an angle below which a great circle is a straight li
 _STEPS, _NEAR = 200, 1e-12  # of the search for the Riemannian mean
 
 
-def slerp(terms: Sequence[Factors], weights: Sequence[float], *, t: Annotated[float, Between(0, 1)] = 0.5) -> Factors:
+def slerp(
+    terms: Sequence[Factors],
+    weights: Sequence[float],
+    *,
+    t: Annotated[float, Between(0, 1), "position between the first adapter and the second"] = 0.5,
+) -> Factors:
     """The point t of the way from the first of two adapters to the second, along the great circle.
 
     A straight line if the two are parallel, or one of them is zero. Takes no weights.
@@ -36,7 +41,7 @@ def nuslerp(
     terms: Sequence[Factors],
     weights: Sequence[float],
     *,
-    by: Annotated[str, OneOf(("all", "rows", "columns"))] = "all",
+    by: Annotated[str, OneOf(("all", "rows", "columns")), "whether the delta turns as a whole or by rows or columns"] = "all",
 ) -> Factors:
     """Slerp between two adapters by their weights, of the whole delta or of each row or column separately.
 

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from adapterhub.analysis.low_rank import Factors, basis, spectrum, stack_terms, times, transpose_times
 
 from .element_rules import draw_mask, drop, elect, trim, weighted_sum
-from .method_table import Between, OneOf, Random
+from .method_table import Between, Density, Lambda, OneOf, Random
 
 F64Array = NDArray[np.float64]
-Density = Annotated[float, Between(0, 1, above=True)]
-Lambda = Annotated[float, Between(0, above=True)]
 _NOISE = 1e-7  # of the largest singular value: what the square root of a Gram matrix cannot tell from zero
 
 
@@ -36,7 +34,7 @@ def core_space(
     terms: Sequence[Factors],
     weights: Sequence[float],
     *,
-    rule: Annotated[str, OneOf(("ties", "linear", "dare_ties", "dare_linear"))] = "ties",
+    rule: Annotated[str, OneOf(("ties", "linear", "dare_ties", "dare_linear")), "merge of the cores"] = "ties",
     density: Density = 0.2,
     lambda_: Lambda = 1.0,
     random: Random,
@@ -68,7 +66,7 @@ def tsv(
     terms: Sequence[Factors],
     weights: Sequence[float],
     *,
-    share: Annotated[float, Between(0, 1, above=True)] = 1.0,
+    share: Annotated[float, Between(0, 1, above=True), "share of each adapter's singular vectors to use"] = 1.0,
     lambda_: Lambda = 1.0,
 ) -> Factors:
     """Take each adapter's leading singular vectors, and rotate them until those of different adapters do not overlap.

@@ -1,0 +1,203 @@
+"""A format that an installed package adds, in every command that takes an adapter.
+
+The format is a zip archive with a suffix of its own. A command does with such a file what it does with the same adapter as a
+folder of PEFT, to the last word of its output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile
+
+import click
+import pytest
+
+from adapterhub.cli.main import app
+from tests.support.folders import base, two_adapters
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = """
+from adapterhub_converters.formats import Format
+FORMAT = Format("zipped", "zipped_lora.files", suffix=".zlora")
+"""
+FILES = """
+import tempfile, zipfile
+from pathlib import Path
+from adapterhub_converters.formats import FORMATS
+MEMBER = "lora.safetensors"
+def sniff(candidate):
+    if not candidate.is_file or not zipfile.is_zipfile(candidate.path):
+        return False
+    with zipfile.ZipFile(candidate.path) as archive:
+        return archive.namelist() == [MEMBER]
+def write(adapter, path, *, base=None):
+    with tempfile.TemporaryDirectory() as folder:
+        report = FORMATS["raw"].write(adapter, Path(folder) / MEMBER)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(zipfile.ZipInfo(MEMBER), (Path(folder) / MEMBER).read_bytes())
+    return report
+def read(path, *, base=None):
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+        archive.extract(MEMBER, folder)
+        return FORMATS["raw"].read(Path(folder) / MEMBER)
+"""
+CONFIG = """
+[base]
+path = "base"
+[data]
+train = ["text.jsonl"]
+heldout = ["text.jsonl"]
+"""
+ADAPTER = "ADAPTER"
+# Metavars of what may be an adapter on this disk.
+TAKES_ADAPTER = {"SRC", "SRC...", "A", "B", "FROM", "FILE…"}
+# Parameters with such a metavar that take something else.
+TAKES_OTHER = {
+    ("attach", "files"): "files of any kind, for a version elsewhere",
+    ("chat", "adapter"): "a ref",
+    ("fsck", "source"): "a registry, or the folder of a version",
+    ("pull", "bundled"): "a bundle",
+}
+CALLS = {
+    "run source": ["run", ADAPTER, "hello", "--base", "base"],
+    "eval source": ["eval", ADAPTER, "--data", "text.jsonl", "--base", "base"],
+    "train start": ["train", "train.toml", "--from", ADAPTER, "-o", "out"],
+    "merge source": ["merge", ADAPTER, "b", "--method", "ties", "-o", "out"],
+    "materialize adapters": ["materialize", "merged.json", "--base", "base", "--adapter", ADAPTER, "-o", "out"],
+    "convert source": ["convert", ADAPTER, "out", "--to", "mlx", "--base", "base"],
+    "fix source": ["fix", ADAPTER],
+    "diff a": ["diff", ADAPTER, "b"],
+    "diff b": ["diff", "b", ADAPTER],
+    "verify-merge adapters": ["verify-merge", "--base", "base", "--adapter", ADAPTER, "--merged", "merged"],
+    "push source": ["push", ADAPTER, "team/new", "--base", "base"],
+    "copy source": ["copy", ADAPTER, "team/new"],
+    "bom source": ["bom", ADAPTER],
+    "show source": ["show", ADAPTER],
+    "find files": ["find", ADAPTER],
+}
+# Commands that are about files as they are: their words, the exit code, and what they say.
+FILE_CALLS = {
+    "validate given": (["validate", ADAPTER, "--base", "base"], 0, "a.zlora: zipped, r 2, 2 modules, 64 parameters, F32"),
+    "scan source": (["scan", ADAPTER], 1, "error[archive] a.zlora: zip, whatever its name is"),
+    "sign source": (["sign", ADAPTER, "--key", "team.key"], 3, "a.zlora: is a file. Put it in a folder"),
+    "verify source": (["verify", ADAPTER], 3, "a.zlora: is a file. Put it in a folder"),
+}
+
+
+def adapter_parameters(group: click.Group, path: str = "") -> Iterator[str]:
+    """Each parameter of a command that takes an adapter, as `command parameter`."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from adapter_parameters(command, f"{path}{name} ")
+        for parameter in command.params if command else ():
+            if parameter.metavar in TAKES_ADAPTER and (path + name, parameter.name) not in TAKES_OTHER:
+                yield f"{path}{name} {parameter.name}"
+
+
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    paths = [folder / "site", ROOT, ROOT / "converters", ROOT / "schemas"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "ADAPTERHUB_REGISTRY": str(folder / "registry")}
+    env |= {f"XDG_{kind}_HOME": str(folder / "xdg") for kind in ("DATA", "CONFIG", "CACHE")} | {"COLUMNS": "80"}
+    done = subprocess.run(
+        [sys.executable, "-m", "adapterhub", *words], env=env, cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the installed package, the adapters `a` and `b`, `a.zlora`, and what the commands need."""
+    folder = tmp_path_factory.mktemp("prepared")
+    info = "zipped_lora-1.0.dist-info"
+    for name, text in {
+        "zipped_lora/__init__.py": PACKAGE,
+        "zipped_lora/files.py": FILES,
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: zipped-lora\nVersion: 1.0\n",
+        f"{info}/entry_points.txt": "[adapterhub.formats]\nzipped = zipped_lora:FORMAT\n",
+    }.items():
+        path = folder / "site" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    base(folder / "base", 2)
+    two_adapters(folder)
+    (folder / "text.jsonl").write_text('{"text": "hello there"}\n')
+    (folder / "train.toml").write_text(CONFIG)
+    for words in (
+        ("init", "registry"),
+        ("convert", "a", "a.zlora"),
+        ("push", "a", "team/known"),
+        ("key", "generate", "team"),
+        ("merge", "a", "--into", "base", "-o", "merged"),
+        ("merge", "a", "--into", "base", "--recipe-only", "-o", "merged.json"),
+    ):
+        done = call(folder, *words)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def world(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "world")
+
+
+def test_every_command_that_takes_an_adapter_is_walked() -> None:
+    assert sorted(adapter_parameters(app)) == sorted([*CALLS, *FILE_CALLS])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_command_takes_the_file_as_it_takes_the_folder(prepared: Path, tmp_path: Path, name: str) -> None:
+    outcomes = []
+    for given in ("a", "a.zlora"):
+        folder = shutil.copytree(prepared, tmp_path / "world")
+        done = call(folder, *(given if word == ADAPTER else word for word in CALLS[name]))
+        lines = [line for line in done.stderr.splitlines() if "a format of another package" not in line]
+        outcomes.append((done.returncode, done.stdout.replace("a.zlora", "a"), "\n".join(lines).replace("a.zlora", "a")))
+        shutil.rmtree(folder)
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("name", FILE_CALLS)
+def test_a_command_about_files_takes_the_file_as_it_is(world: Path, name: str) -> None:
+    words, code, text = FILE_CALLS[name]
+    done = call(world, *("a.zlora" if word == ADAPTER else word for word in words))
+    assert (done.returncode, text in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+
+
+def test_a_push_says_that_it_stores_peft(world: Path) -> None:
+    done = call(world, "push", "a.zlora", "team/new")
+    assert done.stderr == "a.zlora is in zipped, a format of another package: what is stored is PEFT\n"
+    assert call(world, "pull", "team/new", "-o", "back").returncode == 0
+    for item in (world / "a").iterdir():
+        assert item.name == "adapter_config.json" or (world / "back" / item.name).read_bytes() == item.read_bytes()
+
+
+def test_a_merge_of_such_files_is_rebuilt_from_what_was_pushed(world: Path) -> None:
+    assert call(world, "convert", "b", "b.zlora").returncode == 0
+    for name in "ab":
+        assert call(world, "push", f"{name}.zlora", f"team/{name}").returncode == 0
+    assert call(world, "merge", "a.zlora", "b.zlora", "-o", "team/both").returncode == 0
+    assert "every byte matches" in call(world, "rebuild", "team/both").stdout
+
+
+def test_the_formats_are_listed_with_what_it_can_do(world: Path) -> None:
+    row = json.loads(call(world, "formats", "--json").stdout)["formats"][-1]
+    back = row.pop("back")
+    assert row == {"name": "zipped", "files": ["NAME.zlora"], "reads": True, "writes": True, "base": False}
+    assert set(back.values()) == {"bytes"}
+
+
+def test_a_zip_that_no_format_recognizes_is_a_pickle(world: Path) -> None:
+    with ZipFile(world / "other.zlora", "w", ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02.")
+    done = call(world, "show", "other.zlora")
+    assert done.returncode == 6
+    assert "other.zlora: a pickle can run code when it is loaded" in done.stderr
