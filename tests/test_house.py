@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.support.import_graph import PACKAGES, ROOT, dotted, imported_modules, module_name, module_paths, nodes, parsed
+
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+|`adapterhub [a-z]")
 # Options of the programs that run adapters.
 _OF_OTHERS = {Path("adapterhub/runtime_commands.py"), Path("adapterhub/serve/engines/command_lines.py")}
@@ -17,20 +18,8 @@ _OF_OTHERS = {Path("adapterhub/runtime_commands.py"), Path("adapterhub/serve/eng
 
 def sources(*, everything: bool = False) -> list[Path]:
     """Every module of ours outside the command line and its door, `python -m adapterhub`, or with them."""
-    found = [path.relative_to(ROOT) for name in ("adapterhub", "converters", "schemas") for path in (ROOT / name).rglob("*.py")]
+    found = [path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
     return sorted(path for path in found if everything or not {"cli", "__main__.py"} & {*path.parts})
-
-
-@functools.cache
-def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a module, shared by all tests."""
-    return ast.parse(path.read_text())
-
-
-@functools.cache
-def nodes(path: Path) -> list[ast.AST]:
-    """All nodes of the syntax tree of a module."""
-    return [*ast.walk(parsed(ROOT / path))]
 
 
 def _docstrings(tree: ast.Module) -> set[ast.expr]:
@@ -66,7 +55,7 @@ _DECODING = {
 def test_only_the_bounded_readers_decode_json_and_toml() -> None:
     decoding = set()
     for path in sources(everything=True):
-        named = {_dotted(node) for node in nodes(path) if isinstance(node, ast.Attribute)}
+        named = {dotted(node) for node in nodes(path) if isinstance(node, ast.Attribute)}
         imported = [node for node in nodes(path) if isinstance(node, ast.ImportFrom)]
         named |= {f"{node.module}.{alias.name}" for node in imported for alias in node.names}
         decoding |= {str(path)} if named & _DECODERS else set()
@@ -82,7 +71,7 @@ def test_transformers_is_asked_in_one_place_and_never_with_the_code_of_a_base() 
     calls: list[tuple[Path, ast.Call]] = []
     for path in [path.relative_to(ROOT) for path in (ROOT / "adapterhub").rglob("*.py")]:
         called = [node for node in nodes(path) if isinstance(node, ast.Call)]
-        calls += [(path, node) for node in called if _dotted(node.func).rpartition(".")[2] in _LOADERS]
+        calls += [(path, node) for node in called if dotted(node.func).rpartition(".")[2] in _LOADERS]
     assert {path for path, _ in calls} == {_LOADING}
     trusting = [f"{path}:{node.lineno}" for path, node in calls if not _distrusts(node)]
     assert trusting == []
@@ -132,7 +121,7 @@ def test_the_words_of_every_error_are_in_a_test() -> None:
     names, untested, count = {*error_classes(), "refused"}, [], 0
     for path in sources(everything=True):
         for call in nodes(path):
-            if not isinstance(call, ast.Call) or _dotted(call.func).rpartition(".")[2] not in names:
+            if not isinstance(call, ast.Call) or dotted(call.func).rpartition(".")[2] not in names:
                 continue
             strings = (node for word in call.args for node in ast.walk(word) if isinstance(node, ast.Constant))
             runs = [(found, length) for node in strings for found, length in _longest_runs(node.value)]
@@ -162,32 +151,9 @@ def test_no_error_is_of_the_class_that_is_reported_as_a_bug() -> None:
     assert raised == []
 
 
-def _module(path: Path) -> str:
-    root = "converters/" if path.parts[0] == "converters" else "schemas/" if path.parts[0] == "schemas" else ""
-    return ".".join(path.with_suffix("").parts[bool(root) :]).removesuffix(".__init__")
-
-
-def _imported(path: Path, known: set[str]) -> set[str]:
-    """The modules of ours that a module imports anywhere, in its functions too, but not for type checking alone."""
-    me = _module(path)
-    package = me if path.name == "__init__.py" else me.rpartition(".")[0]
-    typing = [node for node in nodes(path) if isinstance(node, ast.If) and _dotted(node.test) == "TYPE_CHECKING"]
-    skipped = {inner for node in typing for inner in ast.walk(node)}
-    found = set()
-    for node in nodes(path):
-        if isinstance(node, ast.ImportFrom) and node not in skipped:
-            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*parts, *([node.module] if node.module else [])])
-            found |= {name if (name := f"{base}.{alias.name}") in known else base for alias in node.names}
-        elif isinstance(node, ast.Import) and node not in skipped:
-            found |= {alias.name for alias in node.names}
-    return (found & known) - {me}
-
-
 def test_no_import_cycle_exists_not_even_inside_functions() -> None:
-    paths = [path for root in ("adapterhub", "converters", "schemas") for path in (ROOT / root).rglob("*.py")]
-    modules = {_module(path.relative_to(ROOT)): path.relative_to(ROOT) for path in paths}
-    graph = {module: _imported(path, set(modules)) for module, path in modules.items()}
+    modules = module_paths(*PACKAGES)
+    graph = {module: imported_modules(path, set(modules)) for module, path in modules.items()}
     circles = [" -> ".join(circle) for circle in _circles(graph)]
     assert circles == []
 
@@ -236,7 +202,7 @@ def test_no_pattern_backtracks_over_text_from_elsewhere() -> None:
         named = {alias.name for node in nodes(path) if isinstance(node, ast.Import) for alias in node.names}
         named |= {str(node.module) for node in nodes(path) if isinstance(node, ast.ImportFrom) and not node.level}
         if named & _BACKTRACKING:
-            found.add(_module(path))
+            found.add(module_name(path))
     assert found == set(_MAY_BACKTRACK)
 
 
@@ -316,21 +282,14 @@ _TOUCHES = {
 @functools.cache
 def _called(path: Path) -> list[tuple[int, str, str]]:
     """The line of each call of a module, the name of what is called, and the same with what it is called on."""
-    calls = [(node, _dotted(node.func)) for node in nodes(path) if isinstance(node, ast.Call) and not _writes(node)]
+    calls = [(node, dotted(node.func)) for node in nodes(path) if isinstance(node, ast.Call) and not _writes(node)]
     return [(node.lineno, called.rpartition(".")[2], called) for node, called in calls]
-
-
-def _dotted(node: ast.AST) -> str:
-    """A name with dots as it is written, which ends in that of an attribute; `…` stands for what is no name."""
-    if isinstance(node, ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else "…"
 
 
 def _writes(call: ast.Call) -> bool:
     """True for an `open` that only writes."""
     mode = call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else ""
-    return _dotted(call.func) == "open" and str(mode)[:1] in ("w", "x")
+    return dotted(call.func) == "open" and str(mode)[:1] in ("w", "x")
 
 
 def test_every_file_is_opened_in_the_one_way_that_waits_for_no_pipe() -> None:
@@ -391,7 +350,7 @@ def test_only_the_one_http_client_opens_connections() -> None:
         named |= {str(node.module) for node in imported} | {
             f"{node.module}.{alias.name}" for node in imported for alias in node.names
         }
-        found |= {_module(path) for name in named if any(f"{name}.".startswith(f"{one}.") for one in _NETWORK)}
+        found |= {module_name(path) for name in named if any(f"{name}.".startswith(f"{one}.") for one in _NETWORK)}
     assert found == set(_CONNECTING)
 
 
@@ -406,7 +365,7 @@ _PRINTING = {
 
 def test_only_one_module_prints_text_of_others() -> None:
     found = {
-        _module(path)
+        module_name(path)
         for path in sources(everything=True)
         if "cli" in path.parts
         for _, _, called in _called(path)
@@ -416,7 +375,7 @@ def test_only_one_module_prints_text_of_others() -> None:
 
 
 def test_pages_of_a_hub_escape_all_but_sanitized_cards() -> None:
-    marking = {_module(path) for path in sources() for _, name, _ in _called(path) if name in ("Markup", "HTMLResponse")}
+    marking = {module_name(path) for path in sources() for _, name, _ in _called(path) if name in ("Markup", "HTMLResponse")}
     assert marking == {
         "adapterhub.hub.web.cards",  # after nh3
         "adapterhub.hub.web.facts",  # an empty one
