@@ -100,7 +100,7 @@ def files(config: TrainConfig) -> tuple[list[document_files.DataFile], list[docu
     """Read the files to train on, and the held-out files or the held-out parts of the training files."""
     data, share = config.data, config.data.heldout_share
     record_shapes.check_columns(data.columns, f"{config.location}: [data] columns")
-    options = document_files.Options.from_config(config)
+    options = document_files.Options.of_training(config)
     train, heldout = (
         [document_files.read(config.resolve(name), options) for name in names] for names in (data.paths, data.heldout)
     )

@@ -56,7 +56,7 @@ class Options:
     pairs: bool = False
 
     @classmethod
-    def from_config(cls, config: TrainConfig) -> Options:
+    def of_training(cls, config: TrainConfig) -> Options:
         """Return the options for the data of a training run."""
         return cls(config.data.columns, config.data.split_text, bool(config.preference))
 

@@ -50,7 +50,7 @@ def key_of(config: TrainConfig, tokenizer: Any) -> Key | None:
     paths = [config.resolve(name) for name in (*data.paths, *data.heldout)]
     if not all(path.is_file() or path.is_dir() for path in paths):
         return None
-    options = document_files.Options.from_config(config)
+    options = document_files.Options.of_training(config)
     digests_and_sizes = [document_files.digest(path, options) for path in paths]
     if sum(size for _, size in digests_and_sizes) < WORTH:
         return None

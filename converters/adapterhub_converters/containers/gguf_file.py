@@ -163,7 +163,7 @@ class _Cursor:
         if len(self._buffer) < count:
             raise FormatError(self.location, f"truncated: the file ended while {item} was read")
 
-    def read_bytes(self, count: int, item: str) -> bytes:
+    def take_bytes(self, count: int, item: str) -> bytes:
         """Read `count` bytes."""
         if count > len(self._buffer) - self._buffer_position:
             self._fill(count, item)
@@ -172,14 +172,14 @@ class _Cursor:
 
     def read_integer(self, size: int, item: str) -> int:
         """Read an unsigned integer of `size` bytes."""
-        return int.from_bytes(self.read_bytes(size, item), "little")
+        return int.from_bytes(self.take_bytes(size, item), "little")
 
     def read_string(self, limit: int, item: str) -> str:
         """Read a string of at most `limit` bytes."""
         length = self.read_integer(8, item)
         if length > limit:
             raise FormatError(self.location, f"{item} of {length} bytes is over the limit of {limit}")
-        return self._decode(self.read_bytes(length, item), item)
+        return self._decode(self.take_bytes(length, item), item)
 
     def _decode(self, raw: bytes, item: str) -> str:
         try:
@@ -222,7 +222,7 @@ class _Cursor:
 def read_header(read_at: ReadAt, size: int, location: str) -> GGUFHeader:
     """Read and check the header of a GGUF file of `size` bytes; FormatError names the first fault."""
     cursor = _Cursor(read_at, size, location)
-    if size < 24 or cursor.read_bytes(4, "the magic") != MAGIC:
+    if size < 24 or cursor.take_bytes(4, "the magic") != MAGIC:
         raise FormatError(location, "not a GGUF file")
     version = cursor.read_integer(4, "the version")
     if version not in VERSIONS:
@@ -273,7 +273,7 @@ def _read_numbers(cursor: _Cursor, value_type: int, count: int, item: str) -> tu
         raise FormatError(cursor.location, f"{item} has the unknown type {value_type}")
     kind, dtype = _SCALARS[value_type]
     # `take` compares the size with the rest of the file before it allocates anything.
-    raw = cursor.read_bytes(count * dtype.itemsize, item)
+    raw = cursor.take_bytes(count * dtype.itemsize, item)
     if kind == "BOOL" and raw.strip(b"\0\1"):
         raise FormatError(cursor.location, f"{item} is a boolean that is neither 0 nor 1")
     return kind, np.frombuffer(raw, dtype)
@@ -298,8 +298,8 @@ def _read_tensor_info(cursor: _Cursor) -> GGUFTensor:
     n_dims = cursor.read_integer(4, item)
     if n_dims > MAX_DIMS:
         raise FormatError(cursor.location, f"{item} has {n_dims} dimensions, more than {MAX_DIMS}")
-    shape = struct.unpack(f"<{n_dims}Q", cursor.read_bytes(8 * n_dims, item))[::-1]
-    type_id, offset = struct.unpack("<IQ", cursor.read_bytes(12, item))
+    shape = struct.unpack(f"<{n_dims}Q", cursor.take_bytes(8 * n_dims, item))[::-1]
+    type_id, offset = struct.unpack("<IQ", cursor.take_bytes(12, item))
     if type_id not in _TYPE_NAMES:
         raise FormatError(cursor.location, f"{item} has the unknown type {type_id}")
     type_name = _TYPE_NAMES[type_id]
