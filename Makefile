@@ -1,14 +1,15 @@
-# Two commands do everything on a machine with Python 3.11, make and git: `make demo` and `make test`.
+# Two commands do everything on a machine with Python 3.11, make and git: `make demo` and `make test-all`.
 
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
 
-.PHONY: help demo test test-peers coverage mutate fuzz lint ruff mypy imports spelling docs man bench clean
+.PHONY: help demo test test-all test-peers coverage mutate fuzz lint ruff mypy imports spelling docs man bench clean
 help:
 	@echo "make demo        environment, then the whole life of an adapter on a real model (about three minutes)"
-	@echo "make test        environment, then the tests"
+	@echo "make test        environment, then the tests that your changes can break, and a core (ARGS=tests/hub: these tests)"
+	@echo "make test-all    environment, then all tests"
 	@echo "make test-peers  the tests with peers that take minutes to install (3.4 GB): vLLM, Hub clients, PostgreSQL, Chromium"
 	@echo "make coverage    lines and branches that the tests reach, commands that they start included; TESTS=tests/merging for a part"
 	@echo "make mutate      one operator or number changed at a time in fifteen modules, until a test notices (ten minutes)"
@@ -47,7 +48,13 @@ demo: $(DONE)-demo
 COMPILE := $(BIN)/python -m compileall -q adapterhub converters schemas
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 4
 ARGS ?=
+# Which tests: tests/support/selection.py.
 test: $(DONE)-dev
+	@echo "-> tests of what changed"
+	@$(COMPILE)
+	@$(PYTEST) --changed $(ARGS)
+
+test-all: $(DONE)-dev
 	@echo "-> tests"
 	@$(COMPILE)
 	@$(PYTEST) $(ARGS)

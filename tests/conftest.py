@@ -21,7 +21,7 @@ from hypothesis import settings
 
 from tests.support import forked, llama_cpp_scripts, peers
 
-pytest_plugins = ["tests.support.fixtures", "tests.support.scheduling"]
+pytest_plugins = ["tests.support.fixtures", "tests.support.scheduling", "tests.support.selection"]
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Terminal = Callable[..., str]

@@ -1,0 +1,53 @@
+"""Codes by which programs know an error, each raised by the call that leads to it most directly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.http_server import binding
+from adapterhub.merging.adapters.combine import combine
+from adapterhub.ref import Ref
+from adapterhub.remotes.named_remotes import address_below
+from adapterhub_converters.adapter import Adapter, LowRank, Meta
+from adapterhub_converters.containers.safetensors_file import SafetensorsFile
+from adapterhub_converters.errors import AdapterhubError
+
+
+def _pair(base: str, method: str = "svd", **more: Any) -> Callable[[Path], object]:
+    delta = LowRank(np.ones((2, 4), np.float32), np.ones((4, 2), np.float32), alpha=2)
+    adapters = [Adapter({"q": delta}, meta=Meta(name)) for name in ("tiny", base)]
+    return lambda _: combine(adapters, [1.0, 1.0], method=method, **more)
+
+
+def _file(size: int, *offsets: int) -> Callable[[Path], object]:
+    def read(folder: Path) -> object:
+        header = json.dumps({"t": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}).encode()
+        (folder / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+        return SafetensorsFile(folder / "a.safetensors")
+
+    return read
+
+
+CALLS: dict[str, Callable[[Path], object]] = {
+    "address-with-remote": lambda _: address_below("oci://host", "oci://other/x"),
+    "different-bases": _pair("other"),
+    "hole": _file(16, 8, 16),
+    "invalid-ref": lambda _: Ref.parse("team/sql/"),
+    "local-only": lambda _: Ref.parse("oci://registry.example/team/sql"),
+    "public-needs-tls": lambda _: binding.check_exposure("0.0.0.0", encrypted=False, requires_login=True, code="x"),
+    "trailing": _file(9, 0, 8),
+    "unknown-method": _pair("tiny", "average"),
+}
+
+
+@pytest.mark.parametrize("code", CALLS)
+def test_an_error_has_its_code(code: str, tmp_path: Path) -> None:
+    with pytest.raises(AdapterhubError) as caught:
+        CALLS[code](tmp_path)
+    assert caught.value.code == code
