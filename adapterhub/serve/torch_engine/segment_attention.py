@@ -125,7 +125,7 @@ def _attention(
     offset = 0
     for segment in _current.segments:
         tokens = slice(offset, offset + segment.count)
-        keys, values = segment.keys_values.written(layer, segment.start, key[0, :, tokens], value[0, :, tokens])
+        keys, values = segment.keys_values.extend(layer, segment.start, key[0, :, tokens], value[0, :, tokens])
         for first in range(0, segment.count, BLOCK):
             block = slice(offset + first, min(offset + first + BLOCK, tokens.stop))
             end = segment.start + block.stop - offset

@@ -102,7 +102,7 @@ def test_a_damaged_blob_moves_nowhere(folder: Path, ends: Any) -> None:
     path.write_bytes(bytes(path.stat().st_size))
     with pytest.raises(IntegrityError):
         migration.move_in(folder, database, bucket)
-    assert database.after(0, 1) == []
+    assert database.rows_after(0, 1) == []
     assert bucket.size(f"blobs/sha256/{path.name}") is None
 
 
@@ -114,7 +114,7 @@ def test_a_lost_database_is_made_again_from_the_bucket(
     new = postgres.database()
     with closing(PostgresDatabase(new)) as empty:
         assert migration.recover(empty, bucket) == 5
-        assert [row[1:] for row in empty.rows_after(0, 9)] == sorted(row[1:] for row in database.after(0, 9))
+        assert [row[1:] for row in empty.rows_after(0, 9)] == sorted(row[1:] for row in database.rows_after(0, 9))
         with pytest.raises(RefusedError):
             migration.recover(empty, bucket)
     settings = HubSettings(registry=tmp_path / "copies", **{**places, "database": new})
@@ -125,7 +125,7 @@ def test_a_lost_database_is_made_again_from_the_bucket(
 def test_an_entry_in_the_place_of_another_is_not_moved_out(folder: Path, tmp_path: Path, ends: Any) -> None:
     database, bucket = ends
     migration.move_in(folder, database, bucket)
-    raw = next(row.raw for row in database.after(0, 9) if (row.name, row.seq) == ("team/sql", 2))
+    raw = next(row.raw for row in database.rows_after(0, 9) if (row.name, row.seq) == ("team/sql", 2))
     assert database.append("refs", "team/other", 1, raw)
     with pytest.raises(FormatError, match="refs/team/other/1: contains entry 2 of team/sql"):
         migration.move_out(database, bucket, tmp_path / "out")
