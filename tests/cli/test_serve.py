@@ -65,7 +65,7 @@ def test_threads_of_torch_wait_shortly_in_a_gateway_too(base: Path, monkeypatch:
         monkeypatch.setenv(name, "restored afterwards")
         monkeypatch.delenv(name)
     chosen: dict[str, Any] = {"url": "", "program": "", "name": None, "max_rank": 8, "nf4": False}
-    wanted: dict[str, Any] = {"most": 1, "one_process": False, "resolves": False, "more": ()}
+    wanted: dict[str, Any] = {"most": 1, "one_process": False, "resolves": False, "extra_words": ()}
     with engines.open_engine(str(base), Settings(), engine="torch", **chosen, **wanted) as found:
         assert found.engine.name == "torch"
         assert os.environ["GOMP_SPINCOUNT"] in ("0", "1000")

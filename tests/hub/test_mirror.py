@@ -438,7 +438,7 @@ def test_a_repository_is_bounded_as_a_whole_before_its_files_move(
     publish(upstream, NAME, files)
     of = replace(Upstream(f"hub+{upstream.url}/", upstream.url), max_bytes=size - 1)
     said: list[tuple[str, object, str, object]] = [
-        (f"has {size:,} bytes, and a repository may have at most {size - 1:,} here", mirror, "_ABSENT", 300.0),
+        (f"has {size:,} bytes, and a repository may have at most {size - 1:,} here", mirror, "_ABSENT_TTL", 300.0),
         (f"{len(files)} files are over the limit of 3", hub_versions, "MAX_FILES", 3),
         ("larger than the limit of", mirror, "_BOUNDS", Bounds(plain=1000)),
         ("larger than the limit of 200 bytes", mirror, "_BOUNDS", Bounds(listing=200)),

@@ -454,7 +454,7 @@ def test_a_token_of_another_issuer_is_refused_though_it_signed_it_well(
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ({"iss": "https://other.example"}, "of another issuer"),
+        ({"iss": "https://other.example"}, "from another issuer"),
         ({"error": "access_denied", "error_description": "<b>No</b>"}, "answers access_denied: <b>No</b>"),
         ({"code": ""}, "has no code"),
         ({"code": "x" * 5000}, "refused"),

@@ -371,7 +371,7 @@ def of_bytes(split: byte_level.Split, **more: Any) -> dict[str, Any]:
         if rule != "words"
     ]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="words" in split.rules))
-    made = Tokenizer(models.BPE(ignore_merges=split.whole))
+    made = Tokenizer(models.BPE(ignore_merges=split.whole_tokens_first))
     made.pre_tokenizer, made.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|endoftext|>", "<|user|>"]
