@@ -110,7 +110,7 @@ registry = hub.workers.worker().registry
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "with an index that lacks it":
     index_file.write = kill
-registry.ledger.moved = kill
+registry.ledger.on_commit = kill
 registry.push(Path(sys.argv[2]), Ref.parse("team/sql:prod"))
 """
 

@@ -351,7 +351,7 @@ import os, sys
 from pathlib import Path
 from adapterhub import training as train
 def say(event):
-    if isinstance(event, train.Stepped) and event.step == int(sys.argv[3]):
+    if isinstance(event, train.StepEvent) and event.step == int(sys.argv[3]):
         os.kill(os.getpid(), int(sys.argv[4]))
 try:
     train.run(train.read_config(Path(sys.argv[1])), Path(sys.argv[2]), on_event=say)
