@@ -41,7 +41,7 @@ class DescribeResult:
     written: bool
 
     def __repr__(self) -> str:
-        return f"<Described {self.path}: {len(self.changes)} changes>"
+        return f"<DescribeResult {self.path}: {len(self.changes)} changes>"
 
 
 def describe(

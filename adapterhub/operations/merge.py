@@ -50,7 +50,7 @@ class MergeResult:
     version: Version | None = None
 
     def __repr__(self) -> str:
-        return f"<Combined {self.version.ref if self.version else self.path}: {self.report!r}>"
+        return f"<MergeResult {self.version.ref if self.version else self.path}: {self.report!r}>"
 
     def _repr_html_(self) -> str:
         return self.report._repr_html_()

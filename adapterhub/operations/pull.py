@@ -51,7 +51,7 @@ class PullResult:
     cached: bool = False
 
     def __repr__(self) -> str:
-        return f"<Pulled {self.path}: {self.ref} {self.digest[:19]}, {self.size:,} bytes>"
+        return f"<PullResult {self.path}: {self.ref} {self.digest[:19]}, {self.size:,} bytes>"
 
 
 def pull(

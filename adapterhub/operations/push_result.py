@@ -47,7 +47,7 @@ class PushResult:
     commit: str = ""
 
     def __repr__(self) -> str:
-        return f"<Sent {self.ref} {self.digest[:19]}: {self.size:,} bytes, {self.sent:,} sent>"
+        return f"<PushResult {self.ref} {self.digest[:19]}: {self.size:,} bytes, {self.sent:,} sent>"
 
 
 def target_address(target: str, workspace: Workspace, name: str | None = None) -> RemoteAddress:

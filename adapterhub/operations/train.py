@@ -45,7 +45,7 @@ def train(
     Args:
         config: A TOML file, or a config that was read.
         out: The folder to write, whole or not at all; the config's path without its suffix if None.
-        on_event: Called with each event: `Ready`, `Stepped`, `Evaluated`, `Saved` … (`adapterhub.training`).
+        on_event: Called with each event: `Ready`, `StepEvent`, `EvaluationEvent`, `SaveEvent` … (`adapterhub.training`).
         start: An adapter to continue from: training begins with its factors, and it becomes the parent of the result.
         force: Start even if memory will not suffice.
         replace: Replace an adapter at `out`; else it must not exist.

@@ -100,7 +100,7 @@ class VerifiedAttestation:
         return self.attestation.predicate
 
     def __repr__(self) -> str:
-        return f"<Attested {self.attestation.digest[:19]}: {self.kind} by {self.signer.title}>"
+        return f"<VerifiedAttestation {self.attestation.digest[:19]}: {self.kind} by {self.signer.title}>"
 
 
 def parse(raw: bytes, location: str) -> Attestation:

@@ -79,10 +79,10 @@ def test_a_name_that_others_were_made_from_is_removed_only_by_force(registry: Re
     child = registry.push(made_from(make, "a2", 2, parent), SQL)  # goes with it
     registry.push(made_from(make, "b", 3, child), Ref.parse("team/b"))
     refused = "team/sql: team/b:v1 was made from team/sql:v2 and could not be made again"
-    with pytest.raises(RefusedError, match=f"{refused}. Force it"):
+    with pytest.raises(RefusedError, match=f"{refused}. Use force to remove it all the same"):
         registry.rm(SQL)
     registry.push(made_from(make, "c", 4, parent), Ref.parse("team/c"))
-    with pytest.raises(RefusedError, match=rf"{refused} \(1 more like it\). Force it"):
+    with pytest.raises(RefusedError, match=rf"{refused} \(1 more like it\). Use force to remove it all the same"):
         registry.rm(SQL)
     registry.rm(SQL, force=True)
     assert registry.list("team/sql") == []

@@ -439,13 +439,13 @@ def test_two_that_push_at_once_are_one_version_and_one_conflict(hub: Hub, tmp_pa
     def push(seed: int) -> None:
         source = AdapterFolder(write_adapter(tmp_path / f"n{seed}", seed))
         with remote(hub.host) as to:
-            commit = to._writer.commit
+            commit = to._writer.create_commit
 
             def together(*args: Any) -> str:
                 barrier.wait(20)
                 return commit(*args)
 
-            to._writer.commit = together  # type: ignore[method-assign]
+            to._writer.create_commit = together  # type: ignore[method-assign]
             try:
                 results.append(copy_version(source, "latest", to, "main").manifest.digest)
             except ConflictError as error:

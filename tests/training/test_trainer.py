@@ -93,7 +93,7 @@ def test_the_loss_falls_and_the_folder_is_whole(trained) -> None:  # type: ignor
         "README.md", "adapter.json", "adapter_config.json", "adapter_model.safetensors", "log.jsonl", "loss.png",
     }  # fmt: skip
     assert [type(event).__name__ for event in events if not isinstance(event, train.Loading)] == [
-        "Ready", "Evaluated", *["Stepped"] * 6, "Evaluated", "Saved",
+        "Ready", "EvaluationEvent", *["StepEvent"] * 6, "EvaluationEvent", "SaveEvent",
     ]  # fmt: skip
     assert list(out.parent.glob(".out*")) == []
 
@@ -294,7 +294,7 @@ def test_steps_done_by_a_program_give_the_bytes_of_a_run(trained, tmp_path: Path
         assert trainer.evaluate() == trainer.state.heldout(6)
         result = trainer.save()
     assert contents(result.folder) == contents(out)
-    assert [name for name in seen if name != "Loading"] == ["Ready", "Evaluated", *["Stepped"] * 6, "Evaluated", "Saved"]
+    assert [name for name in seen if name != "Loading"] == ["Ready", "EvaluationEvent", *["StepEvent"] * 6, "EvaluationEvent", "SaveEvent"]
 
 
 def test_a_loss_of_ones_own_learns_with_its_gradient_and_is_recorded(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -383,7 +383,7 @@ class HubRepository(OpenRemote):
     ) -> str:
         """Commit the changes, and verify the commit by reading it back."""
         try:
-            commit = self._writer.commit_id(branch, start.commit, f"Version {manifest.digest}", changes, self._message)
+            commit = self._writer.create_commit(branch, start.commit, f"Version {manifest.digest}", changes, self._message)
         except ConflictError:
             # The conflict may be with our own commit, if a request was repeated because its answer was lost.
             head = self._client.listing(branch)

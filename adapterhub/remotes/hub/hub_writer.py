@@ -138,7 +138,7 @@ class HubWriter:
             lfs_upload(operation, actions[0], token=False, endpoint=self._client.endpoint)
         return blob.size
 
-    def commit_id(self, branch: str, parent: str, title: str, changes: Changes, message: str = "") -> str:
+    def create_commit(self, branch: str, parent: str, title: str, changes: Changes, message: str = "") -> str:
         """Commit to a branch that must still be at `parent`, and return the id of the new commit.
 
         Small files that the hub stores as large ones are uploaded first.
