@@ -546,7 +546,7 @@ def test_credentials_go_to_the_server_s_origin_alone(web: Web, other: Web) -> No
     other.files["/y"] = b"y"
     web.rules["/x"] = lambda to: to.send(302, Location=f"{other.url}/y")
     web.rules["/home"] = lambda to: to.send(302, Location=f"{web.url}/x")
-    asking = client(web, known={"": f"Bearer {SECRET}"})
+    asking = client(web, authorizations={"": f"Bearer {SECRET}"})
     assert get(asking, "/home") == streamed(asking, "/home") == b"y"
     assert said(web) == [f"Bearer {SECRET}"] * 4
     assert said(other) == [None, None]

@@ -133,7 +133,9 @@ def test_losses_of_twenty_steps_are_pefts_and_peft_loads_the_result(kind: str, t
     state = new_state(ours.model, settings.train)
     losses = [training_loop.advance(ours, given, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
     assert sum(losses[-4:]) < sum(losses[:4])  # four steps see every row once
-    assert losses == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    # Some processors sum in another order than others, and AdamW makes more of that with each step.
+    assert losses[:4] == pytest.approx(expected[:4], abs=1e-5, rel=1e-5)
+    assert losses == pytest.approx(expected, abs=1e-5, rel=1e-4)
 
     peft_format.write(adapter_transfer.trained_adapter(settings, ours), tmp_path)
     fresh = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
