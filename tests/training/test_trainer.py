@@ -294,7 +294,13 @@ def test_steps_done_by_a_program_give_the_bytes_of_a_run(trained, tmp_path: Path
         assert trainer.evaluate() == trainer.state.heldout(6)
         result = trainer.save()
     assert contents(result.folder) == contents(out)
-    assert [name for name in seen if name != "Loading"] == ["Ready", "EvaluationEvent", *["StepEvent"] * 6, "EvaluationEvent", "SaveEvent"]
+    assert [name for name in seen if name != "Loading"] == [
+        "Ready",
+        "EvaluationEvent",
+        *["StepEvent"] * 6,
+        "EvaluationEvent",
+        "SaveEvent",
+    ]
 
 
 def test_a_loss_of_ones_own_learns_with_its_gradient_and_is_recorded(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
