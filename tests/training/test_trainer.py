@@ -294,7 +294,8 @@ def test_steps_done_by_a_program_give_the_bytes_of_a_run(trained, tmp_path: Path
         assert trainer.evaluate() == trainer.state.heldout(6)
         result = trainer.save()
     assert contents(result.folder) == contents(out)
-    assert [name for name in seen if name != "Loading"] == [
+    steps = ["EvaluationEvent", *["StepEvent"] * 6, "EvaluationEvent", "SaveEvent"]
+    assert [name for name in seen if name != "Loading"] == ["Ready", *steps]
         "Ready",
         "EvaluationEvent",
         *["StepEvent"] * 6,
