@@ -72,9 +72,8 @@ class Verification:
 
     def __repr__(self) -> str:
         errors = sum(finding.severity == "error" for finding in self.findings)
-        return (
-            f"<Verification {self.ref}: {f'{errors} errors' if errors else repr(self.signature) if self.signature else 'ok'}>"
-        )
+        outcome = f"{errors} errors" if errors else repr(self.signature) if self.signature else "ok"
+        return f"<Verification {self.ref}: {outcome}>"
 
 
 def sign(

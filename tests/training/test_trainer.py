@@ -296,12 +296,6 @@ def test_steps_done_by_a_program_give_the_bytes_of_a_run(trained, tmp_path: Path
     assert contents(result.folder) == contents(out)
     steps = ["EvaluationEvent", *["StepEvent"] * 6, "EvaluationEvent", "SaveEvent"]
     assert [name for name in seen if name != "Loading"] == ["Ready", *steps]
-        "Ready",
-        "EvaluationEvent",
-        *["StepEvent"] * 6,
-        "EvaluationEvent",
-        "SaveEvent",
-    ]
 
 
 def test_a_loss_of_ones_own_learns_with_its_gradient_and_is_recorded(trained, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
