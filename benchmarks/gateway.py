@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,9 +59,14 @@ def make(folder: str) -> None:
 @contextlib.contextmanager
 def gateway(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """A running gateway; its address, that of its llama-server with the key, and what that calls the version."""
+    import pytest
+
     from tests.support import llama_server, serving
 
-    options = ("--program", llama_server.program())
+    try:
+        options = ("--program", llama_server.program())
+    except pytest.skip.Exception as reason:
+        sys.exit(str(reason))
     with serving.gateway(folder / "base.gguf", folder / "registry", folder / "gateway", *options) as found:
         version = found.complete(REF, "x").version
         [engine] = found.children()
