@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub_converters.errors import UsageError
+
 from . import environment, inputs, output
 from .environment import workspace
 from .options import Choice, Settings, max_rank_option
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 
 # Written out so that help and completion need not import the engines; a test compares.
 ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
+DTYPES = ("float32", "bfloat16", "float16")
 _OPTIONS = (
     click.option("--engine", type=Choice(ENGINES), default="auto", show_default=True, help="The program that answers."),
     click.option(
         "--engine-url",
-        "url",
+        "urls",
         metavar="URL",
-        default="",
+        multiple=True,
         help="An engine that is already running; its key is in $ADAPTERHUB_ENGINE_KEY.",
     ),
     click.option("--program", metavar="PATH", default="", help="Path of llama-server, or of a Python that has the engine."),
@@ -36,6 +39,13 @@ _OPTIONS = (
         "--base-name", "name", metavar="NAME", help="The base's own name in requests. [default: the name of its file or folder]"
     ),
     max_rank_option("what vLLM, SGLang and torch reserve memory for.", default=64, show_default=True),
+    click.option(
+        "--context",
+        metavar="TOKENS",
+        type=click.IntRange(1),
+        help="Tokens of a conversation. [default: the base's own; with llama.cpp 4096 at most]",
+    ),
+    click.option("--dtype", type=Choice(DTYPES), help="What torch, vLLM or SGLang computes in. [default: the base's own]"),
     click.option("--nf4", is_flag=True, help="Hold the base in NF4, in torch."),
 )
 
@@ -55,6 +65,13 @@ class EngineChoice:
     spec: BaseSpec
     name: str
 
+    @property
+    def description(self) -> str:
+        """What the engine is, once it has started: its name, the tokens of a conversation, and its precision."""
+        context = f"{self.engine.context:,} tokens a conversation" if self.engine.context else ""
+        facts = ", ".join(fact for fact in (context, self.engine.precision) if fact)
+        return f"{self.engine.name} ({facts})" if facts else self.engine.name
+
 
 @contextmanager
 def open_engine(
@@ -62,10 +79,12 @@ def open_engine(
     settings: Settings,
     *,
     engine: str,
-    url: str,
+    urls: tuple[str, ...],
     program: str,
     name: str | None,
     max_rank: int,
+    context: int | None,
+    dtype: str | None,
     nf4: bool,
     **fields: Any,
 ) -> Iterator[EngineChoice]:
@@ -73,6 +92,9 @@ def open_engine(
     from adapterhub.operations import base_sources
     from adapterhub.serve.engines import engine_choice
 
+    if len(urls) > 1:
+        raise UsageError("--engine-url", "is given more than once", "Name one engine")
+    url = urls[0] if urls else ""
     spec = inputs.read_base(base, settings)
     base_name = name or _base_name(base, spec)
     with tempfile.TemporaryDirectory(prefix="adapterhub-serve-") as folder:
@@ -88,6 +110,8 @@ def open_engine(
             program=program,
             environ=os.environ,
             rank=max_rank,
+            context=context or 0,
+            dtype=dtype or "",
             nf4=nf4,
             cache=environment.cache_folder(),
             tell=lambda note: output.say(output.one_line(note)),

@@ -179,12 +179,19 @@ class ServedFolder:
         return False
 
     def confirm(self, name: str, digest: Digest) -> None:
-        """Record that a remote has a version under a name; if that cannot be written, the remote will be asked again."""
+        """Record that a remote has a version under a name, for when it does not answer."""
+        if self.is_confirmed(name, digest):
+            return
         path = self._confirmation_path(name, digest)
         with suppress(OSError, RefusedError):
             self.root.mkdir(parents=True, exist_ok=True)
             self._files.make_dir(path.parent)
             self._files.create(path).close()
+
+    def revoke(self, name: str, digest: Digest) -> None:
+        """Record that a remote no longer has a version under a name."""
+        with suppress(OSError, RefusedError):
+            self._files.remove(self._confirmation_path(name, digest))
 
     def _confirmation_path(self, name: str, digest: Digest) -> Path:
         """Return the file that records a confirmed name."""

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.operations import base_sources, policy_checks, pull, sources
 from adapterhub.operations.signature_checks import VersionNames, needs_signature
 from adapterhub.operations.workspace import StrPath, Workspace, user_folder
@@ -27,6 +28,7 @@ from adapterhub_converters.errors import (
     NotFoundError,
     ParameterError,
     RefusedError,
+    RemoteError,
     UsageError,
 )
 
@@ -144,7 +146,12 @@ def _version_at_address(address: str, workspace: Workspace) -> _ResolvedVersion:
             policy_checks.check_policy(settled, place.reference, version_names, workspace)
             digest = settled.manifest(place.reference).digest
     else:
-        digest = digest_at(place, workspace)
+        try:
+            digest = digest_at(place, workspace)
+        except RemoteError as error:
+            if isinstance(error, DeniedError) or not (known_digest := confirmed_digest(place, workspace)):
+                raise
+            digest = known_digest
 
     def write(out: Path) -> None:
         """Pull the version; ConflictError if the tag has moved since it was resolved."""
@@ -162,22 +169,39 @@ def digest_at(
 ) -> Digest:
     """Return the digest of the version at an address.
 
-    Even for a full digest, the remote is asked once: it may have the version only under another name, whose readers are not
-    necessarily those of this name.
+    The remote is asked for a full digest, too: it may have the version only under another name, whose readers are not
+    necessarily those of this name, and it may have removed it, or closed it to this account.
 
     Args:
         connect: Opens the remote; by default with the workspace's settings.
 
     Raises:
         NotFoundError: There is no such version under this name.
+        RemoteError: The remote does not answer, or does not let this account read the version.
     """
-    folder, name = served_folder(workspace), f"{place.owner} {place.repository}"
-    if is_full_digest(place.digest) and folder.is_confirmed(name, str(place.digest)):
-        return str(place.digest)
-    with (connect or workspace.connect)(place) as remote:
-        digest = remote.manifest(place.reference).digest
+    folder, name = served_folder(workspace), _confirmed_name(place)
+    try:
+        with (connect or workspace.connect)(place) as remote:
+            digest = remote.manifest(place.reference).digest
+    except (NotFoundError, DeniedError):
+        if is_full_digest(place.digest):
+            folder.revoke(name, str(place.digest))
+        raise
     folder.confirm(name, digest)
     return digest
+
+
+def confirmed_digest(place: RemoteAddress, workspace: Workspace) -> Digest | None:
+    """Return the digest in an address, for a remote that does not answer, if it has confirmed that before; else None."""
+    is_confirmed = is_full_digest(place.digest) and served_folder(workspace).is_confirmed(
+        _confirmed_name(place), str(place.digest)
+    )
+    return str(place.digest) if is_confirmed else None
+
+
+def _confirmed_name(place: RemoteAddress) -> str:
+    """Return the name under which a remote has a version, with the remote's owner."""
+    return f"{place.owner} {place.repository}"
 
 
 def check_name(ref: Ref, place: RemoteAddress, workspace: Workspace) -> None:

@@ -34,11 +34,15 @@ def base(tmp_path: Path) -> Path:
         ((), 8, "vllm: does not answer"),
         (("--engine-url", "nonsense"), 2, "nonsense: is not the URL of a server"),
         (("--engine-url", NOBODY, "--engine", "auto"), 2, "does not report which engine it is"),
+        (("--engine-url", NOBODY, "--engine-url", NOBODY), 2, "--engine-url: is given more than once"),
+        (("--context", 512), 2, "--context 512: the engine at http://127.0.0.1:9 is already running"),
+        (("--dtype", "float32"), 2, "--dtype float32: the engine at http://127.0.0.1:9 is already running"),
     ],
 )
 def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: tuple[Any, ...], code: int, words: str) -> None:
     (tmp_path / "text.pem").write_text("not a certificate\n")
-    done = run("serve", base, "--engine", "vllm", "--engine-url", NOBODY, "--port", 0, *options, code=code, cwd=tmp_path)
+    usual = () if "--engine-url" in options else ("--engine-url", NOBODY)
+    done = run("serve", base, "--engine", "vllm", *usual, "--port", 0, *options, code=code, cwd=tmp_path)
     assert words in done.stderr
     assert "bug" not in done.stderr
 
@@ -64,7 +68,8 @@ def test_threads_of_torch_wait_shortly_in_a_gateway_too(base: Path, monkeypatch:
     for name in ("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "restored afterwards")
         monkeypatch.delenv(name)
-    chosen: dict[str, Any] = {"url": "", "program": "", "name": None, "max_rank": 8, "nf4": False}
+    chosen: dict[str, Any] = {"urls": (), "program": "", "name": None, "max_rank": 8, "nf4": False}
+    chosen |= {"context": None, "dtype": None}
     wanted: dict[str, Any] = {"most": 1, "one_process": False, "resolves": False, "extra_words": ()}
     with engines.open_engine(str(base), Settings(), engine="torch", **chosen, **wanted) as found:
         assert found.engine.name == "torch"

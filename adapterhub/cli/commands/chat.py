@@ -90,11 +90,13 @@ def chat(
         logging.NullHandler()
     )  # an error is reported by its turn; without a handler, logging would print it again
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with engines.open_engine(base, settings, **engine_settings) as chosen, asyncio.Runner() as runner:
+    # Each answer comes from another version, or after the one before.
+    with engines.open_engine(base, settings, parallel=1, **engine_settings) as chosen, asyncio.Runner() as runner:
         gateway_settings = GatewaySettings(base=chosen.spec, base_name=chosen.name, workspace=workspace(settings))
         gateway = Gateway(gateway_settings, chosen.engine)
         try:
             runner.run(gateway.start())
+            output.say(output.one_line(chosen.description))
             session = _ChatSession(Conversation(gateway, [chosen.name], system, options), runner, as_json=settings.as_json)
             session.use(adapter or chosen.name, 0)
             if compare:

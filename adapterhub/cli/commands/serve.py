@@ -55,6 +55,14 @@ from adapterhub.cli.options import Settings, command
     show_default=True,
     help="Maximum number of requests at once.",
 )
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 86400),
+    default=600.0,
+    show_default=True,
+    help="Time until an answer must begin, and between two pieces of it.",
+)
 @click.option("--behind-proxy", is_flag=True, help="A proxy in front terminates TLS; trust its X-Forwarded-Proto.")
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
@@ -75,6 +83,7 @@ def serve(
     one_process: bool,
     plugin: bool,
     max_requests: int,
+    timeout: float,
     behind_proxy: bool,
     certificate: Path | None,
     key: Path | None,
@@ -94,7 +103,13 @@ def serve(
     from adapterhub.serve.model_names import AllowedNames
 
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
-    fields: dict[str, Any] = {"most": max_adapters, "one_process": one_process, "resolves": plugin, "extra_words": more}
+    fields: dict[str, Any] = {
+        "most": max_adapters,
+        "one_process": one_process,
+        "resolves": plugin,
+        "extra_words": more,
+        "timeout": timeout,
+    }
     remote_ = None if remote is None else environment.remote_at(remote)
     with engines.open_engine(base, settings, **engine_settings, **fields) as chosen:
         gateway = GatewaySettings(
@@ -116,8 +131,15 @@ def serve(
         )
 
         def ready(address: str) -> None:
-            document = {"url": address, "base": chosen.name, "engine": chosen.engine.name}
-            text = f"{address}/v1  serves {chosen.name} by {chosen.engine.name}; stop it with Ctrl-C"
+            started = chosen.engine
+            document = {
+                "url": address,
+                "base": chosen.name,
+                "engine": started.name,
+                "context": started.context or None,
+                "precision": started.precision or None,
+            }
+            text = f"{address}/v1  serves {chosen.name} by {chosen.description}; stop it with Ctrl-C"
             output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
             output.flush()
 

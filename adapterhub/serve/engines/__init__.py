@@ -2,7 +2,9 @@
 
     engine_choice.py choosing the installed engine for a base, and opening it
     command_lines.py the command lines that start engines
-    over_http.py     what all server engines share: a client, and a process that is restarted when it ends
+    engine_client.py a client of an engine's server
+    over_http.py     what all server engines share: a process that is restarted, and adapters that are loaded by name
+    attached_base.py the base of a server that somebody else has started: is it the one that adapters were checked against?
     llama_server.py  llama.cpp's server: a process for each version behind its router, or one process for all
     vllm.py          vLLM
     sglang.py        SGLang
@@ -34,6 +36,10 @@ class EngineDownError(Exception):
     def __init__(self, problem: str, seconds: int = 2) -> None:
         super().__init__(problem)
         self.seconds = seconds
+
+
+class EngineTimeoutError(EngineDownError):
+    """The engine did not answer in time."""
 
 
 async def _do_nothing() -> None:
@@ -71,6 +77,8 @@ class Engine(Protocol):
         blends: Whether it answers with several versions at once.
         keeps: Whether it may still read the files of a version that it was told to forget.
         forbidden_fields: Its own fields in a body that would choose an adapter, or a cache, regardless of `model`; refused.
+        context: The tokens of a conversation, prompt and answer; 0 before it has started, or if it does not say.
+        precision: The type of the base's weights as it computes with them, such as `float32`; empty if it does not say.
     """
 
     name: str
@@ -81,6 +89,8 @@ class Engine(Protocol):
     blends: bool
     keeps: bool
     forbidden_fields: frozenset[str]
+    context: int
+    precision: str
 
     async def start(self) -> None:
         """Start it; LocalIOError or RefusedError if it cannot start."""

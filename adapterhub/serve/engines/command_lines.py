@@ -31,20 +31,40 @@ def llama_embeds(extra_words: Sequence[str]) -> bool:
 
 
 def vllm(
-    program: Sequence[str], base: Path, name: str, port: int, *, rank: int, most: int, extra_words: Sequence[str]
+    program: Sequence[str],
+    base: Path,
+    name: str,
+    port: int,
+    *,
+    rank: int,
+    most: int,
+    context: int = 0,
+    dtype: str = "",
+    extra_words: Sequence[str],
 ) -> list[str]:
     """Return the command of vLLM's server, with a name for the base, for `most` adapters in a batch of at most `rank`."""
-    server_words = ("--model", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
+    server_words: tuple[object, ...] = ("--model", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
+    server_words += (*_option("--max-model-len", context), *_option("--dtype", dtype))
     largest = runtime_commands.vllm_rank(rank) or runtime_commands.VLLM_RANKS[-1]
     lora = ("--enable-lora", "--max-loras", most, "--max-cpu-loras", 4 * most, "--max-lora-rank", largest)
     return _words(*program, *server_words, *lora, *extra_words)
 
 
 def sglang(
-    program: Sequence[str], base: Path, name: str, port: int, *, rank: int, most: int, extra_words: Sequence[str]
+    program: Sequence[str],
+    base: Path,
+    name: str,
+    port: int,
+    *,
+    rank: int,
+    most: int,
+    context: int = 0,
+    dtype: str = "",
+    extra_words: Sequence[str],
 ) -> list[str]:
     """Return the command of SGLang's server, with a name for the base, for `most` adapters of at most `rank`."""
-    server_words = ("--model-path", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
+    server_words: tuple[object, ...] = ("--model-path", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
+    server_words += (*_option("--context-length", context), *_option("--dtype", dtype))
     # Strict, because otherwise weights that match no module are skipped with a warning.
     lora = ("--enable-lora", "--lora-strict-loading", "--max-lora-rank", rank, "--lora-target-modules", "all")
     return _words(*program, *server_words, *lora, "--max-loaded-loras", most, *extra_words)
@@ -53,6 +73,11 @@ def sglang(
 def mlx(program: Sequence[str], base: Path, port: int, *, extra_words: Sequence[str]) -> list[str]:
     """Return the command of mlx-lm's server."""
     return _words(*program, "--model", base, *_LOCAL_ADDRESS, port, *extra_words)
+
+
+def _option(name: str, value: object) -> tuple[object, ...]:
+    """Return an option with its value; nothing without a value."""
+    return (name, value) if value else ()
 
 
 def _words(*words: object) -> list[str]:

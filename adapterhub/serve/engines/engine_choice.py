@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import secrets
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,9 +21,11 @@ from . import Engine, command_lines
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
-    from .over_http import Client, Process
+    from .engine_client import Client
+    from .over_http import Process
 
 AUTO, TORCH, LLAMA, VLLM, SGLANG, MLX = ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
+_LLAMA_CONTEXT = 4096  # tokens; llama.cpp allocates the keys and values of all of them at its start
 _PROGRAMS = {LLAMA: "llama-server", VLLM: "vllm", SGLANG: "sglang", MLX: "mlx_lm.server"}
 _MODULES = {VLLM: "vllm.entrypoints.openai.api_server", SGLANG: "sglang.launch_server", MLX: "mlx_lm.server"}
 
@@ -50,6 +54,10 @@ class EngineOptions:
         nf4: Whether the reference host holds the base in NF4.
         cache: A folder for quantized bases, and for files that the user's own server keeps reading; None for none.
         resolves: Whether the user's own vLLM has adapterhub's plugin.
+        context: The tokens of a conversation; 0 for the engine's choice, which for llama-server is 4,096.
+        dtype: The type that torch, vLLM and SGLang compute in; empty for the base's own.
+        parallel: The requests that one process of llama-server answers at once.
+        timeout: The seconds until an answer must begin, and between two pieces of it; None for no limit.
         tell: Callback for notes about the choice.
         extra_words: More words of its command line.
     """
@@ -69,6 +77,10 @@ class EngineOptions:
     nf4: bool = False
     cache: Path | None = None
     resolves: bool = False
+    context: int = 0
+    dtype: str = ""
+    parallel: int = 4
+    timeout: float | None = None
     tell: Callable[[str], object] = field(default=_do_nothing, repr=False)
     extra_words: tuple[str, ...] = ()
 
@@ -120,20 +132,28 @@ def open_engine(options: EngineOptions) -> Engine:
     """
     if options.url and not options.url.startswith(("http://", "https://")):
         raise UsageError(options.url[:200], "is not the URL of a server", "Write it like http://127.0.0.1:8001")
-    match pick(options):
+    name = pick(options)
+    _check_startable(options, name)
+    match name:
         case "llama.cpp":
             return _open_llama_cpp(options)
         case "vllm":
             from . import vllm
 
-            client, process = _server(options, VLLM, partial(command_lines.vllm, rank=options.rank, most=options.most))
+            command_line = partial(
+                command_lines.vllm, rank=options.rank, most=options.most, context=options.context, dtype=options.dtype
+            )
+            client, process = _server(options, VLLM, command_line)
             folder = (options.cache or options.folder) / "zeros"
             return vllm.Vllm(client, process, base=options.base, folder=folder, slots=options.most, resolves=options.resolves)
         case "sglang":
             from . import sglang
 
-            client, process = _server(options, SGLANG, partial(command_lines.sglang, rank=options.rank, most=options.most))
-            return sglang.Sglang(client, process, most=options.most)
+            command_line = partial(
+                command_lines.sglang, rank=options.rank, most=options.most, context=options.context, dtype=options.dtype
+            )
+            client, process = _server(options, SGLANG, command_line)
+            return sglang.Sglang(client, process, base=options.base, most=options.most)
         case "mlx":
             from . import mlx
 
@@ -142,9 +162,33 @@ def open_engine(options: EngineOptions) -> Engine:
         case _:
             from . import in_process
 
+            limits = {"slots": options.most, "rank": options.rank, **({"tokens": options.context} if options.context else {})}
+            dtype, quantize = options.dtype or None, options.nf4
             return in_process.torch_host(
-                _weights_on_disk(options), quantize=options.nf4, cache=options.cache, slots=options.most, rank=options.rank
+                _weights_on_disk(options), dtype=dtype, quantize=quantize, cache=options.cache, **limits
             )
+
+
+def _check_startable(options: EngineOptions, name: str) -> None:
+    """Raise UsageError for a context or a dtype that the engine cannot be started with."""
+    for option, value, engines in (
+        ("--context", options.context, (TORCH, LLAMA, VLLM, SGLANG)),
+        ("--dtype", options.dtype, (TORCH, VLLM, SGLANG)),
+    ):
+        if value and options.url:
+            raise UsageError(
+                f"{option} {value}", f"the engine at {options.url} is already running", "Start it with this option"
+            )
+        if value and name not in engines:
+            raise UsageError(f"{option} {value}", f"is not for {name}", f"It is for {', '.join(engines)}")
+
+
+def _weight_type(base: BaseSpec) -> str:
+    """Return the type of most weights of a file, such as `Q8_0`."""
+    sizes: Counter[str] = Counter()
+    for tensor in (base.stored or base.tensors).values():
+        sizes[tensor.dtype] += math.prod(tensor.shape)
+    return sizes.most_common(1)[0][0] if sizes else ""
 
 
 def _open_llama_cpp(options: EngineOptions) -> Engine:
@@ -152,7 +196,9 @@ def _open_llama_cpp(options: EngineOptions) -> Engine:
     from . import llama_server
 
     if options.url:
-        return llama_server.AttachedServer(options.url, options.url_key)
+        attached = llama_server.AttachedServer(options.url, options.url_key, base=options.base)
+        attached.client.patience = options.timeout
+        return attached
     if options.base.kind != "gguf":
         raise UsageError(options.name, "is not a GGUF file, and llama.cpp reads no other", "Convert it", code="base-to-gguf")
     if not options.program and not _has_program(LLAMA, options.environ) and _has_libllama():
@@ -165,27 +211,41 @@ def _open_llama_cpp(options: EngineOptions) -> Engine:
         options.tell(
             "llama-server is not installed: llama.cpp's library answers in this process, with a context for each request"
         )
-        return in_process.libllama(_weights_on_disk(options), most=options.most)
+        weights, precision = _weights_on_disk(options), _weight_type(options.base)
+        return in_process.libllama(weights, most=options.most, context=options.context, precision=precision)
     [program] = _program(options, LLAMA)
     server_options = llama_server.LlamaServerOptions(
         Path(program),
         _weights_on_disk(options),
         options.folder,
         options.environ,
+        context=_llama_context(options),
+        parallel=options.parallel,
         most=options.most,
         extra_words=options.extra_words,
+        precision=_weight_type(options.base),
+        timeout=options.timeout,
     )
     return llama_server.OneProcess(server_options) if options.one_process else llama_server.Router(server_options)
+
+
+def _llama_context(options: EngineOptions) -> int:
+    """Return the tokens of a conversation; by default no more than the base was trained with."""
+    trained = options.base.config.get("max_position_embeddings")
+    return options.context or min(_LLAMA_CONTEXT, trained if isinstance(trained, int) and trained > 0 else _LLAMA_CONTEXT)
 
 
 def _server(options: EngineOptions, name: str, words: Callable[..., list[str]]) -> tuple[Client, Process | None]:
     """Return a client and the process that it talks to; None for the user's own server."""
     from adapterhub.http_server.binding import free_port
 
-    from .over_http import Client, Process
+    from .engine_client import Client
+    from .over_http import Process
 
     if options.url:
-        return Client(options.url, options.url_key), None
+        client = Client(options.url, options.url_key)
+        client.patience = options.timeout
+        return client, None
     # Chosen here rather than by the engine, because the client must know it before the engine starts.
     port = free_port()
     base_names = () if name == MLX else (options.name,)
@@ -195,6 +255,7 @@ def _server(options: EngineOptions, name: str, words: Callable[..., list[str]]) 
         key = secrets.token_urlsafe(24)
         environ |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_API_KEY": key}
     client = Client(f"http://127.0.0.1:{port}", key)
+    client.patience = options.timeout
     ready: Callable[[], Awaitable[bool]] = partial(client.answers, "/health")
     return client, Process(command, environ, ready)
 

@@ -42,6 +42,7 @@ class InProcess:
         self, name: str, runtime: str, open_host: Callable[[], AbstractContextManager[AnsweringHost]], *, slots: int, most: int
     ) -> None:
         self.name, self.runtime, self.slots, self.most = name, runtime, slots, most
+        self.context, self.precision = 0, ""
         self._open = open_host
         self._stack = ExitStack()
         self._host: AnsweringHost | None = None
@@ -51,7 +52,8 @@ class InProcess:
 
     async def start(self) -> None:
         """Load the base."""
-        self._host = await self._in_thread(lambda: self._stack.enter_context(self._open()))
+        host = self._host = await self._in_thread(lambda: self._stack.enter_context(self._open()))
+        self.context, self.precision = host.longest, host.precision
 
     async def close(self) -> None:
         """Stop the host, and end the remaining requests."""
@@ -129,11 +131,12 @@ def torch_host(base: Path, *, slots: int, **options: Any) -> InProcess:
     return InProcess("torch", "peft", open_host, slots=slots, most=10_000)  # it keeps in memory what fits
 
 
-def libllama(base: Path, *, most: int) -> InProcess:
-    """Return llama.cpp's library for a GGUF file, with at most `most` versions in memory."""
+def libllama(base: Path, *, most: int, **options: Any) -> InProcess:
+    """Return llama.cpp's library for a GGUF file, with at most `most` versions; `options` are those of `open_libllama`."""
     from adapterhub.serve.engines import libllama
 
-    return InProcess("llama.cpp", "llama.cpp", partial(libllama.open_libllama, base, waiting=WAITING), slots=most, most=most)
+    open_host = partial(libllama.open_libllama, base, waiting=WAITING, **options)
+    return InProcess("llama.cpp", "llama.cpp", open_host, slots=most, most=most)
 
 
 def _canceler(completion: Completion) -> Callable[[], Any]:

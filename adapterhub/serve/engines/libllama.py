@@ -73,9 +73,10 @@ class _Row:
 class LibllamaHost(ThreadedHost):
     """The `AnsweringHost` on llama.cpp's library."""
 
-    def __init__(self, engine: LlamaCppEngine, *, waiting: int) -> None:
+    def __init__(self, engine: LlamaCppEngine, *, waiting: int, context: int = 0, precision: str = "") -> None:
         super().__init__("adapterhub-libllama")
-        self.text, self.longest = _Text(engine), min(engine.max_context or _CONTEXT, _CONTEXT)
+        self.text, self.precision = _Text(engine), precision
+        self.longest = context or min(engine.max_context or _CONTEXT, _CONTEXT)
         self._engine, self._most = engine, waiting
         self._loaded: dict[str, _LoadedAdapter] = {}
         self._rows: list[_Row] = []
@@ -180,8 +181,14 @@ class LibllamaHost(ThreadedHost):
 
 
 @contextmanager
-def open_libllama(base: Path, *, waiting: int) -> Iterator[LibllamaHost]:
+def open_libllama(base: Path, *, waiting: int, context: int = 0, precision: str = "") -> Iterator[LibllamaHost]:
     """Load a GGUF base, and answer requests in a separate thread within the block.
+
+    Args:
+        base: The file.
+        waiting: The requests that may wait.
+        context: The tokens of prompt and answer; 0 for 4,096, or fewer if the base was trained with fewer.
+        precision: The type of its weights.
 
     Raises:
         MissingExtraError: The library is not installed.
@@ -190,6 +197,6 @@ def open_libllama(base: Path, *, waiting: int) -> Iterator[LibllamaHost]:
     llama_cpp.check_extra()
     with (
         llama_cpp.open_engine(None, base, location=str(base)) as engine,
-        LibllamaHost(engine, waiting=waiting).running() as host,
+        LibllamaHost(engine, waiting=waiting, context=context, precision=precision).running() as host,
     ):
         yield host

@@ -16,18 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.http_server.binding import free_port
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
 from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, EngineDownError, command_lines, error_text
-from .over_http import Client, Process, Server
+from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
+from .engine_client import Client, Connection
+from .over_http import Process, Server, models_of
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 _BASE = "base"
 _POLL_SECONDS = 0.02  # seconds between two looks at a version that is being loaded, or at a process that is ending
@@ -44,10 +49,12 @@ class LlamaServerOptions:
         base: A GGUF file.
         folder: The folder for its preset file.
         environ: Its environment.
-        context: Tokens of a conversation; 0 for as many as the base was trained with.
+        context: Tokens of a conversation, for each of the requests at once.
         parallel: Requests that a process of the router answers at once.
         most: Versions at once.
         extra_words: Words of its command line, as the user gave them.
+        precision: The type of the base's weights.
+        timeout: Seconds until an answer must begin, and between two pieces of it; None for no limit.
     """
 
     binary: Path
@@ -58,6 +65,8 @@ class LlamaServerOptions:
     parallel: int = 4
     most: int = 32
     extra_words: tuple[str, ...] = ()
+    precision: str = ""
+    timeout: float | None = None
 
     @property
     def embeds(self) -> bool:
@@ -78,7 +87,8 @@ def section_of(served: PreparedVersion) -> str:
 
 def preset(options: LlamaServerOptions, versions: Sequence[PreparedVersion]) -> str:
     """Return the preset file: common settings, the base, and a section per version; RefusedError for an unsafe path."""
-    shared = {"model": options.base, "c": options.context, "np": options.parallel}
+    # llama-server divides `c` among the requests that it answers at once.
+    shared = {"model": options.base, "c": options.context * options.parallel, "np": options.parallel, "kv-unified": "false"}
     lines = ["version = 1", "", "[*]", *(f"{key} = {_line(value)}" for key, value in shared.items()), "", f"[{_BASE}]"]
     for served in versions:
         lines += ["", f"[{section_of(served)}]", f"lora = {_line(served.path)}"]
@@ -105,6 +115,7 @@ def _client_and_process(options: LlamaServerOptions) -> tuple[Client, Process, i
     """Return a client, the process that it talks to, still without a command line, and the port."""
     key, port = secrets.token_urlsafe(24), free_port()
     client = Client(f"http://127.0.0.1:{port}", key)
+    client.patience = options.timeout
     return client, Process((), options.process_environ(key), partial(client.answers, "/health")), port
 
 
@@ -114,7 +125,7 @@ class Router(_LlamaCpp, Server):
     blends = False
 
     def __init__(self, options: LlamaServerOptions) -> None:
-        self._options, self.most, self.slots = options, options.most, options.most
+        self._options, self.most, self.slots, self.precision = options, options.most, options.most, options.precision
         self._sections: dict[str, PreparedVersion] = {}
         self._changing = asyncio.Lock()
         self._file = options.folder / "llama-server.ini"
@@ -130,6 +141,7 @@ class Router(_LlamaCpp, Server):
         """Start the router, and the process of the base."""
         await super().start()
         await self._load(_BASE)
+        self.context = await _context_of(self.client, f"/props?model={_BASE}")
 
     def _write(self) -> None:
         """Write the preset file."""
@@ -241,7 +253,7 @@ class OneProcess(_LlamaCpp):
         if options.embeds:
             problem = "one llama-server applies all adapters to embeddings, whatever it is asked for"
             raise UsageError("llama.cpp", problem, "Start a process for each version", code="mixed-embeddings")
-        self._options = options
+        self._options, self.context, self.precision = options, options.context, options.precision
         self.most = self.slots = min(options.most, _MOST_SLOTS)
         self._versions: dict[str, PreparedVersion] = {}
         self._current: _RunningServer | None = None
@@ -251,6 +263,7 @@ class OneProcess(_LlamaCpp):
     async def start(self) -> None:
         """Start it without an adapter."""
         self._current = await self._start_server()
+        self.context = await _context_of(self._current.client, "/props")
 
     async def close(self) -> None:
         """Stop it, and the processes that are still finishing requests."""
@@ -290,10 +303,8 @@ class OneProcess(_LlamaCpp):
         """Return the command line of a process with all wanted versions."""
         adapters, options = [_line(served.path) for served in self._versions.values()], self._options
         slots = len(adapters) + 2  # one for the base, and one for blends
-        context = options.context or 4096
-        return command_lines.llama_server(
-            options.binary, options.base, port, context=context, slots=slots, adapters=adapters, extra_words=options.extra_words
-        )
+        command_line = partial(command_lines.llama_server, context=options.context, slots=slots, adapters=adapters)
+        return command_line(options.binary, options.base, port, extra_words=options.extra_words)
 
     async def ensure(self, served: PreparedVersion) -> None:
         """Replace the process by one that also has the version, unless the current one has it."""
@@ -357,38 +368,79 @@ class OneProcess(_LlamaCpp):
         return EngineAnswer(answer.status, answer.media_type, body_of(), close)
 
 
+async def _context_of(asked: Client | Connection, path: str) -> int:
+    """Return the tokens of a conversation, which llama-server tells of each of its slots; 0 if it does not."""
+    _, document = await asked.call("GET", path)
+    settings = document.get("default_generation_settings") if isinstance(document, dict) else None
+    return int(settings.get("n_ctx") or 0) if isinstance(settings, dict) else 0
+
+
 class AttachedServer(_LlamaCpp, Server):
     """The `Engine` for the user's own llama-server, which was started with files that were resolved for it.
 
-    Its caches may hold anything from requests that others send, so our requests use no cache.
+    It knows adapters by number, and other numbers once it is started again with another list; so each connection has the list
+    of the process at its end. Its caches may hold anything from requests that others send, so our requests use no cache.
     """
 
     blends = keeps = True  # it may be restarted with the same files
 
-    def __init__(self, url: str, key: str = "") -> None:
+    def __init__(self, url: str, key: str = "", *, base: BaseSpec) -> None:
         super().__init__(Client(url, key))
-        self._ids: dict[str, int] = {}
-        self._paths: dict[str, int] = {}
+        self.client.greet = self._greet
+        self._checks = BaseChecks(self.client, base)
         self.most = self.slots = 1024
 
     async def start(self) -> None:
-        """Ask the server for its adapters."""
-        status, document = await self.client.call("GET", "/lora-adapters")
+        """Ask the server for its adapters and its base."""
+        await self.client.facts()
+        self.context = await _context_of(self.client, "/props")
+
+    async def _greet(self, connection: Connection) -> Mapping[Path, int]:
+        """Compare the base of the process at the end of a connection, and return the numbers of its adapters by their files."""
+        status, document = await connection.call("GET", "/lora-adapters")
         if status != 200 or not isinstance(document, list):
             raise RefusedError(self.client.url, f"does not list its adapters ({error_text(document)})", "Name a llama-server")
-        self._paths = {str(Path(adapter["path"]).resolve()): int(adapter["id"]) for adapter in document}
+        numbers = {Path(adapter["path"]).resolve(): int(adapter["id"]) for adapter in document}
+        _, properties = await connection.call("GET", "/props")
+        if isinstance(properties, dict) and properties.get("model_path"):
+            self._checks.compare(str(properties["model_path"]))
+        for model in await models_of(connection):
+            self._checks.compare_sizes(model.get("meta") or {})
+        if not self.client.is_connected:
+            self._checks.compare_probabilities(await _probabilities(connection, numbers.values()))
+        return numbers
 
     async def ensure(self, served: PreparedVersion) -> None:
         """Find the version among its adapters; RefusedError if it was started without it."""
-        if served.model in self._ids:
-            return
-        number = self._paths.get(str(served.path.resolve()))
-        if number is None:
-            hint = "Start it with this file among its adapters, or let the gateway start one"
-            raise RefusedError(served.model, f"the llama-server at {self.client.url} was started without {served.path}", hint)
-        self._ids[served.model] = number
+        _number_of(served, await self.client.facts())
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed, and without a cache."""
-        other_ids = {path: number for path, number in self._paths.items() if number not in self._ids.values()}
-        return await self.client.ask(path, explicit_request(body, {**self._ids, **other_ids}, blend, slots=False))
+
+        def body_for(numbers: Mapping[Path, int]) -> Mapping[str, Any]:
+            ids = {served.model: _number_of(served, numbers) for served, _ in blend}
+            others = {str(file): number for file, number in numbers.items() if number not in ids.values()}
+            return explicit_request(body, {**ids, **others}, blend, slots=False)
+
+        return await self.client.ask_with(body_for, path)
+
+
+def _number_of(served: PreparedVersion, numbers: Mapping[Path, int]) -> int:
+    """Return the number of a version; RefusedError if the server was started without it."""
+    number = numbers.get(served.path.resolve())
+    if number is None:
+        hint = f"Start it with {served.path} among its adapters, or let the gateway start one"
+        raise RefusedError(served.model, "the llama-server was started without it", hint)
+    return number
+
+
+async def _probabilities(connection: Connection, numbers: Iterable[int]) -> Mapping[str, float]:
+    """Return the logarithms of the probabilities of the most probable next tokens of the base; none if it says none."""
+    off = [{"id": number, "scale": 0.0} for number in numbers]
+    asked = {"prompt": PROBE, "n_predict": 1, "n_probs": MOST_PROBABLE, "temperature": 0, "lora": off, "cache_prompt": False}
+    status, document = await connection.call("POST", "/completion", asked)
+    try:
+        most_probable = document["completion_probabilities"][0]["top_logprobs"] if status == 200 else []
+        return {entry["token"]: float(entry["logprob"]) for entry in most_probable}
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}

@@ -11,7 +11,8 @@ from typing import Any
 from adapterhub.serve.prepared_versions import PreparedVersion
 
 from . import CHAT, COMPLETIONS, Blend, EngineAnswer
-from .over_http import Client, Process, Server
+from .engine_client import Client
+from .over_http import Process, Server
 
 
 class Mlx(Server):

@@ -1,34 +1,29 @@
-"""What all server engines share: a client that passes answers through, and a process that is restarted."""
+"""What all server engines share: a process that is restarted, and adapters that are loaded by name."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
-
-import httpx2
+from weakref import WeakValueDictionary
 
 from adapterhub.serve.prepared_versions import PreparedVersion
-from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
-from adapterhub_converters.errors import FormatError, LocalIOError, RefusedError
+from adapterhub_converters.errors import LocalIOError, RefusedError
 
-from . import EngineAnswer, EngineDownError, error_text
+from . import EngineAnswer, EngineDownError
+from .engine_client import Client, Connection
 
 log = logging.getLogger("adapterhub.serve.engine")
-_CONNECT = 5.0  # seconds
-_IDLE = 2.0  # seconds after which a connection is not reused, because servers close idle ones after five
-_CALL_SECONDS = 120.0  # seconds for a request that loads or lists something
-_LONGEST_DOCUMENT = 4 << 20  # bytes of an answer to one of our own requests
 _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before an engine that has ended is restarted, longer each time
 _STABLE = 60.0  # seconds after which a start counts as successful
 _POLL = 0.1  # seconds between two checks while an engine starts
@@ -37,99 +32,6 @@ _EXCEPTIONS = ("Error: ", "Exception: ")
 _ABOVE_MARK = "root cause above"  # how vLLM's own exception ends, after that of the process that failed
 _PROCESSOR_HINT = "It was built for another processor than this one; install another build"
 _STOP_SECONDS = 10.0  # seconds that a process gets to end by itself
-
-
-class Client:
-    """A client of one server, with its key if it has one."""
-
-    def __init__(self, url: str, key: str = "") -> None:
-        self.url, self._headers = url, {"authorization": f"Bearer {key}"} if key else {}
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=_IDLE)
-        # Not httpx2's client, whose cookies, redirects and logins would cost time in each request, and no proxy from the
-        # environment: this is our own server.
-        self._transport = httpx2.AsyncHTTPTransport(limits=limits, trust_env=False)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._transport.aclose()
-
-    async def ask(self, path: str, body: Mapping[str, Any], model: str = "") -> EngineAnswer:
-        """Send a document, and return the answer as soon as it begins.
-
-        Args:
-            model: The name by which the server is asked, and which it repeats; empty for a server that does not.
-        """
-        response = await self._send("POST", path, {**body, "model": model} if model else body)
-        kind = response.headers.get("content-type", "application/json")
-        return EngineAnswer(response.status_code, kind, _pieces(response), response.aclose, model)
-
-    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
-        """Send a request of our own; return the status, and the document of the answer, or its text if it is not JSON.
-
-        Raises:
-            EngineDownError: There is no answer.
-        """
-        response = await self._send(method, path, body, _CALL_SECONDS)
-        raw = b""
-        async with contextlib.aclosing(_pieces(response)) as pieces:
-            async for piece in pieces:
-                raw += piece
-                if len(raw) > _LONGEST_DOCUMENT:
-                    raise EngineDownError(f"{path}: an answer of more than {_LONGEST_DOCUMENT} bytes")
-        try:
-            return response.status_code, json_file.parse(raw, path)
-        except FormatError:
-            return response.status_code, raw.decode(errors="replace")
-
-    async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float | None = None
-    ) -> httpx2.Response:
-        """Send a request, and return the response as soon as it begins; by default without a time limit."""
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
-        # A generation may take minutes, but a connection to this machine does not.
-        timeout = httpx2.Timeout(seconds, connect=_CONNECT).as_dict()
-        request = httpx2.Request(method, self.url + path, headers=headers, content=content, extensions={"timeout": timeout})
-        try:
-            try:
-                return await self._transport.handle_async_request(request)
-            except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
-                # The server closed an idle connection just as it was being reused.
-                return await self._transport.handle_async_request(request)
-        except httpx2.HTTPError as error:
-            raise EngineDownError(_reason(error)) from error
-
-    async def answers(self, path: str) -> bool:
-        """Return whether a path answers with success now."""
-        with contextlib.suppress(EngineDownError):
-            return (await self.call("GET", path))[0] == 200
-        return False
-
-
-async def base_name(client: Client, kind: str) -> str:
-    """Return a server's name for its base; RefusedError, with `kind` in the hint, for a server that lists no base."""
-    status, document = await client.call("GET", "/v1/models")
-    models = document.get("data", []) if status == 200 and isinstance(document, dict) else []
-    names = [str(model["id"]) for model in models if not model.get("parent")]
-    if not names:
-        raise RefusedError(client.url, f"does not list its models ({error_text(document)})", f"Name {kind}")
-    return names[0]
-
-
-async def _pieces(response: httpx2.Response) -> AsyncGenerator[bytes]:
-    """Yield the body as it arrives, and close the response."""
-    try:
-        async for piece in response.aiter_raw():
-            yield piece
-    except httpx2.HTTPError as error:
-        raise EngineDownError(_reason(error)) from error
-    finally:
-        await response.aclose()
-
-
-def _reason(error: Exception) -> str:
-    """Return an error as one short line."""
-    return printable(str(error) or type(error).__name__)[:200]
 
 
 # ---- processes
@@ -318,6 +220,7 @@ class Server:
     """
 
     keeps = False
+    context, precision = 0, ""
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
         self.client, self.process = client, process
@@ -344,3 +247,56 @@ class Server:
 
     async def forget(self, served: PreparedVersion) -> None:
         """Do nothing, for servers that forget by themselves, or never."""
+
+
+class LoadingServer(Server):
+    """A server that loads adapters by name while it runs, and forgets all of them when it is restarted."""
+
+    def __init__(self, client: Client, process: Process | None = None) -> None:
+        super().__init__(client, process)
+        self._loaded: set[str] = set()
+        # One for each name, so that a slow load holds up no other version.
+        self._loading: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        if process is not None:
+            process.before_start = self._loaded.clear
+
+    async def load(self, name: str, folder: Path) -> None:
+        """Load an adapter under a name; RefusedError if the server cannot."""
+        raise NotImplementedError
+
+    async def ensure(self, served: PreparedVersion) -> None:
+        """Load the version, unless the server has it."""
+        self.check()
+        await self._ensure_loaded(served.model, served.path)
+
+    async def _ensure_loaded(self, name: str, folder: Path) -> None:
+        if name in self._loaded:
+            return
+        async with self._lock_of(name):
+            if name not in self._loaded:
+                await self.load(name, folder)
+                self._loaded.add(name)
+
+    def _lock_of(self, name: str) -> asyncio.Lock:
+        """Return the lock for loading and unloading a name."""
+        return self._loading.setdefault(name, asyncio.Lock())
+
+    async def ask_loaded(self, ask: Callable[[], Awaitable[EngineAnswer]], name: str, folder: Path) -> EngineAnswer:
+        """Send a request for a loaded adapter; if the server has forgotten it since, load it and ask once more."""
+        answer = await ask()
+        if answer.status not in (400, 404) or name not in self._loaded:
+            return answer
+        if any(model["id"] == name for model in await models_of(self.client)):
+            return answer
+        await answer.close()
+        log.warning("the engine has forgotten %s; loading it again", name)
+        self._loaded.discard(name)
+        await self._ensure_loaded(name, folder)
+        return await ask()
+
+
+async def models_of(client: Client | Connection) -> list[dict[str, Any]]:
+    """Return the models that a server lists: its base, and adapters of it; an empty list if it answers otherwise."""
+    status, document = await client.call("GET", "/v1/models")
+    models = document.get("data") if status == 200 and isinstance(document, dict) else None
+    return [model for model in models if isinstance(model, dict) and "id" in model] if isinstance(models, list) else []

@@ -7,18 +7,24 @@ contain colons, and the base by exactly its name.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 
 from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
-from .over_http import Client, Process, Server, base_name
+from .attached_base import AttachedBase
+from .engine_client import Client
+from .over_http import LoadingServer, Process
+
+if TYPE_CHECKING:
+    from adapterhub_converters.bases import BaseSpec
 
 
-class Sglang(Server):
+class Sglang(LoadingServer):
     """The `Engine` for SGLang; `process` is None for the user's own server."""
 
     name = runtime = "sglang"
@@ -28,35 +34,25 @@ class Sglang(Server):
         {"lora_path", "session_id", "session_params"}
     )  # a session would continue with others' keys and values
 
-    def __init__(self, client: Client, process: Process | None, *, most: int) -> None:
+    def __init__(self, client: Client, process: Process | None, *, base: BaseSpec, most: int) -> None:
         super().__init__(client, process)
         self.most = self.slots = most
-        self._base = ""
-        self._loaded: set[str] = set()
-        self._loading = asyncio.Lock()
-        if process is not None:
-            process.before_start = self._loaded.clear
+        self._base = AttachedBase(client, base, "an SGLang server", is_attached=process is None)
 
     async def start(self) -> None:
         """Start it, and ask for the name of its base."""
         await super().start()
-        self._base = await base_name(self.client, "an SGLang server")
+        self.context = await self._base.read()
 
-    async def ensure(self, served: PreparedVersion) -> None:
-        """Load the version."""
-        self.check()
-        async with self._loading:
-            if served.model in self._loaded:
-                return
-            request = {"lora_name": served.model, "lora_path": str(served.path)}
-            status, document = await self.client.call("POST", "/load_lora_adapter", request)
-            if status != 200 and "already loaded" not in error_text(document):
-                raise RefusedError(served.model, f"SGLang cannot load it ({error_text(document)})")
-            self._loaded.add(served.model)
+    async def load(self, name: str, folder: Path) -> None:
+        """Load an adapter under a name."""
+        status, document = await self.client.call("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        if status != 200 and "already loaded" not in error_text(document):
+            raise RefusedError(name, f"SGLang cannot load it ({error_text(document)})")
 
     async def forget(self, served: PreparedVersion) -> None:
-        """Unload the version."""
-        async with self._loading:
+        """Unload the version, which waits for the requests that use it."""
+        async with self._lock_of(served.model):
             if served.model in self._loaded:
                 self._loaded.discard(served.model)
                 await self.client.call("POST", "/unload_lora_adapter", {"lora_name": served.model})
@@ -64,10 +60,11 @@ class Sglang(Server):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with a name that SGLang cannot take for the base."""
         self.check()
-        model = model_of(self._base, blend)
-        if path == EMBEDDINGS:  # which repeat the path of the base as their model, whatever was requested
-            return await self.client.ask(path, {**body, "model": model})
-        return await self.client.ask(path, body, model)
+        model = model_of(self._base.name, blend)
+        # Embeddings repeat the path of the base as their model, whatever was requested.
+        document, expected = ({**body, "model": model}, "") if path == EMBEDDINGS else (body, model)
+        ask = partial(self.client.ask, path, document, expected)
+        return await self.ask_loaded(ask, blend[0][0].model, blend[0][0].path) if blend else await ask()
 
 
 def model_of(base: str, blend: Blend) -> str:

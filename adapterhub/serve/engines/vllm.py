@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
 from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
-from .over_http import Client, Process, Server, base_name
+from .attached_base import AttachedBase
+from .engine_client import Client
+from .over_http import LoadingServer, Process, models_of
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 _UNMIXED_SINCE = (0, 33)  # the version since which the base stays unmixed in any batch
 
 
-class Vllm(Server):
+class Vllm(LoadingServer):
     """The `Engine` for vLLM.
 
     Args:
@@ -54,21 +57,17 @@ class Vllm(Server):
         super().__init__(client, process)
         self._resolves, self.slots = resolves, slots
         self._spec, self._folder = base, folder
-        self._base = ""
         self._zeros: Path | None = None
-        self._loaded: set[str] = set()
-        self._loading = asyncio.Lock()
-        if process is not None:
-            process.before_start = self._loaded.clear
+        self._base = AttachedBase(client, base, "a vLLM server", is_attached=process is None)
 
     async def start(self) -> None:
         """Start it, and find out how its base must be requested."""
         await super().start()
-        self._base = await base_name(self.client, "a vLLM server")
+        self.context = await self._base.read()
         if await self._mixes_base():
             self._zeros = await asyncio.to_thread(zero_adapter, self._spec, self._folder)
             try:
-                await self._load(self._zeros.name, self._zeros)
+                await self._ensure_loaded(self._zeros.name, self._zeros)
             except RefusedError as error:
                 problem = (
                     "is older than 0.33, which answers for the base with adapters of the same batch; the adapter of zeros that "
@@ -85,14 +84,12 @@ class Vllm(Server):
 
     async def ensure(self, served: PreparedVersion) -> None:
         """Tell it the name and the folder of the version."""
-        self.check()
-        if self._resolves or served.model in self._loaded:
-            return
-        async with self._loading:
-            if served.model not in self._loaded:
-                await self._load(served.model, served.path)
+        if self._resolves:
+            self.check()
+        else:
+            await super().ensure(served)
 
-    async def _load(self, name: str, folder: Path) -> None:
+    async def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name."""
         status, document = await self.client.call(
             "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
@@ -102,21 +99,24 @@ class Vllm(Server):
             raise RefusedError(self.client.url, "does not load adapters while it runs", hint)
         if status != 200 and not await self._has_adapter(name, folder):
             raise RefusedError(name, f"vLLM cannot load it ({error_text(document)})")
-        self._loaded.add(name)
 
     async def _has_adapter(self, name: str, folder: Path) -> bool:
         """Return whether it knows this name for this folder, from an earlier gateway."""
-        _, document = await self.client.call("GET", "/v1/models")
-        models = document.get("data", []) if isinstance(document, dict) else []
-        return any(model["id"] == name and model.get("root") == str(folder) for model in models)
+        return any(model["id"] == name and model.get("root") == str(folder) for model in await models_of(self.client))
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with the immutable name."""
         self.check()
-        base = self._zeros.name if self._zeros else self._base
-        if self._zeros and base not in self._loaded:  # it was restarted
-            await self._load(base, await asyncio.to_thread(zero_adapter, self._spec, self._folder))
-        return await self.client.ask(path, body, blend[0][0].model if blend else base)
+        if blend:
+            name, folder = blend[0][0].model, blend[0][0].path
+        elif self._zeros:
+            name, folder = self._zeros.name, self._zeros
+            if name not in self._loaded:  # it was restarted
+                await asyncio.to_thread(zero_adapter, self._spec, self._folder)
+                await self._ensure_loaded(name, folder)
+        else:
+            return await self.client.ask(path, body, self._base.name)
+        return await self.ask_loaded(partial(self.client.ask, path, body, name), name, folder)
 
 
 def zero_adapter(base: BaseSpec, folder: Path) -> Path:

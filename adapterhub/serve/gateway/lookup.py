@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from adapterhub.digest import Digest
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
@@ -24,8 +25,8 @@ from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve import resolving
-from adapterhub.serve.model_names import AllowedNames, is_full_digest
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
+from adapterhub.serve.model_names import AllowedNames
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError, UsageError
 
 T = TypeVar("T")
 log = logging.getLogger("adapterhub.serve.lookup")
@@ -185,7 +186,13 @@ class RemoteLookup:
         self._open: set[OpenRemote] = set()
 
     async def check(self) -> None:
-        """Do nothing: the first lookup shows whether the remote answers."""
+        """Raise RefusedError where nothing may be fetched; whether the remote answers is shown by the first lookup."""
+        if not self._url.startswith("hf:"):
+            return
+        try:
+            self._workspace.hub()
+        except RemoteError as error:
+            raise RefusedError(error.where, error.what, error.hint, code=error.code) from error
 
     def address(self, version: ResolvedVersion) -> str:
         """Return the address of the version at the remote."""
@@ -198,8 +205,7 @@ class RemoteLookup:
         # Bounded, because clients choose the names.
         if len(self._answers) > _MOST_CACHED:
             self._answers.popitem(last=False)
-        is_fixed = cached.version is not None and is_full_digest(ref.digest)
-        if cached.pending is None and not is_fixed and self._clock() - cached.answered_at >= self._poll:
+        if cached.pending is None and self._clock() - cached.answered_at >= self._poll:
             cached.pending = asyncio.create_task(self._ask(ref, cached))
         # A slow remote must not hold up requests that have an older answer; the lookup itself goes on.
         if cached.pending is not None:
@@ -215,38 +221,48 @@ class RemoteLookup:
     async def _ask(self, ref: Ref, cached: _CachedAnswer) -> None:
         """Ask the remote for a ref, and record its answer."""
         try:
-            digest, was_asked = await asyncio.get_running_loop().run_in_executor(self._threads, self._digest, ref)
+            digest = await asyncio.get_running_loop().run_in_executor(self._threads, self._digest, ref)
         except (NotFoundError, UsageError) as error:  # an answer, unlike other errors
             cached.version, cached.error = None, error
             self._record_state(None)
+        except DeniedError as error:  # an answer as well: what this account may no longer read is not served
+            cached.version, cached.error = None, error
+            self._record_state(error)
         except AdapterhubError as error:
             cached.error = error
+            if cached.version is None and (known_digest := await asyncio.to_thread(self._confirmed_digest, ref)):
+                cached.version = ResolvedVersion(ref.name, known_digest)
             self._record_state(error)
         else:
             cached.version, cached.error = ResolvedVersion(ref.name, digest), None
-            if was_asked:
-                self._record_state(None)
+            self._record_state(None)
         finally:
             cached.answered_at, cached.pending = self._clock(), None
 
-    def _digest(self, ref: Ref) -> tuple[Digest, bool]:
-        """Return the digest of the version, and whether the remote had to be asked for it."""
-        opened: list[OpenRemote] = []
+    def _digest(self, ref: Ref) -> Digest:
+        """Ask the remote for the digest of a version."""
 
         @contextmanager
         def connect(place: RemoteAddress) -> Iterator[OpenRemote]:
             with self._workspace.connect(place) as remote:
-                opened.append(remote)
                 self._open.add(remote)
                 try:
                     yield remote
                 finally:
                     self._open.discard(remote)
 
-        # `check_name` is needed for image layouts only, where a digest would be found under any name.
-        place = remote_address.parse(named_remotes.address_below(self._url, str(ref)))
+        place = self._place(ref)
+        # Needed for image layouts only, where a digest would be found under any name.
         resolving.check_name(ref, place, self._workspace)
-        return resolving.digest_at(place, self._workspace, connect), bool(opened)
+        return resolving.digest_at(place, self._workspace, connect)
+
+    def _confirmed_digest(self, ref: Ref) -> Digest | None:
+        """Return the digest in a ref if the remote has confirmed it before, possibly to another gateway."""
+        return resolving.confirmed_digest(self._place(ref), self._workspace)
+
+    def _place(self, ref: Ref) -> RemoteAddress:
+        """Return the address of a ref at the remote."""
+        return remote_address.parse(named_remotes.address_below(self._url, str(ref)))
 
     def _record_state(self, error: AdapterhubError | None) -> None:
         """Record whether the remote answers, logging only changes."""

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 
 from adapterhub.ref import RefError
-from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.engines import EngineDownError, EngineTimeoutError
 from adapterhub.serve.model_names import NOT_SERVED
+from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import (
     AdapterhubError,
     IntegrityError,
@@ -18,6 +19,8 @@ from adapterhub_converters.errors import (
 )
 
 _LONGEST = 1000  # characters of a message
+_BEFORE_PATH = " (\"'`=,"
+_PATH = safe_regex.Pattern(rf"(^|[\s{_BEFORE_PATH}])/(?:[^\s/:;,'\"()`]+/)+([^\s/:;,'\"()`]*)")
 INVALID, MISSING, BUSY, DOWN = "invalid_request_error", "model_not_found", "rate_limit_exceeded", "service_unavailable"
 
 
@@ -37,7 +40,8 @@ class ProblemError(Exception):
     def document(self) -> dict[str, object]:
         """Return the error object."""
         kind = INVALID if self.status < 500 and self.status != 429 else "server_error" if self.status != 429 else "requests"
-        return {"error": {"message": self.message[:_LONGEST], "type": kind, "param": self.param, "code": self.code}}
+        message = without_paths(self.message[:_LONGEST])
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def body(self) -> bytes:
         """Return the error object as JSON."""
@@ -47,6 +51,11 @@ class ProblemError(Exception):
         """Return the additional headers of the response."""
         headers = {"retry-after": str(self.seconds)} if self.seconds else {}
         return {"www-authenticate": "Bearer", **headers} if self.status == 401 else headers
+
+
+def without_paths(text: str) -> str:
+    """Return a text with the last part only of each path on this machine's disk, whose folders are not for clients."""
+    return _PATH.sub(lambda match: match[0] if match[0].lstrip(_BEFORE_PATH).startswith("/v1/") else match[1] + match[2], text)
 
 
 def not_served(model: str) -> ProblemError:
@@ -64,6 +73,8 @@ def problem_of(error: Exception, model: str) -> ProblemError:
     match error:
         case ProblemError():
             return error
+        case EngineTimeoutError():
+            problem = ProblemError(504, "The engine did not answer in time", code="timeout")
         case EngineDownError():
             problem = ProblemError(503, f"The engine does not answer for now: {error}", code=DOWN, seconds=error.seconds)
         case RefusedError(code=code) if code == NOT_SERVED:
@@ -79,7 +90,11 @@ def problem_of(error: Exception, model: str) -> ProblemError:
         case IntegrityError():
             problem = ProblemError(502, f"The files of `{model[:200]}` are damaged", code="damaged")
         case AdapterhubError():
-            problem = ProblemError(400, str(error), code=error.own_code or "refused", param="model")
+            # Its location is a folder of the gateway; the client knows the version by its name.
+            parts = (f"{model[:200]}: {error.what}", error.hint)
+            problem = ProblemError(
+                400, ". ".join(part for part in parts if part), code=error.own_code or "refused", param="model"
+            )
         case _:
             raise error
     return problem

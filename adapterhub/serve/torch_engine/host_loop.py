@@ -65,6 +65,7 @@ class Host(ThreadedHost):
     Attributes:
         text: Its tokens as text, and its chat template.
         longest: The largest number of tokens of prompt and answer together.
+        precision: The type that it computes in, `float32`.
         exact: Whether an answer is the same, bit for bit, alone and in a batch.
     """
 
@@ -72,6 +73,7 @@ class Host(ThreadedHost):
         super().__init__("adapterhub-host")
         self.text, self.exact = loaded.text, loaded.exact
         self.longest = min(loaded.longest or limits.tokens, limits.tokens)
+        self.precision = str(loaded.slots.dtype).removeprefix("torch.")
         self._model, self._limits = loaded, limits
         self._adapters = Adapters(loaded, most=limits.adapters, rank=limits.rank)
         self._slots = SlotTable(limits.slots, lambda slot, adapter: loaded.slots.fill(slot, adapter.factors))

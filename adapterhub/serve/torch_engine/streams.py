@@ -97,6 +97,10 @@ class AnsweringHost(Protocol):
     def longest(self) -> int:
         """The largest number of tokens of prompt and answer together."""
 
+    @property
+    def precision(self) -> str:
+        """The type that it computes in, or of the base's weights."""
+
     def load(self, key: str, folder: Path) -> None:
         """Load a version into memory; RefusedError if it cannot be used."""
 

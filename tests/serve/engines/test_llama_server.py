@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ import numpy as np
 import pytest
 
 from adapterhub.serve.engines import EngineDownError
-from adapterhub.serve.engines.llama_server import LlamaServerOptions, OneProcess, Router, explicit_request
-from adapterhub.serve.engines.over_http import Client
+from adapterhub.serve.engines.engine_client import Client
+from adapterhub.serve.engines.llama_server import AttachedServer, LlamaServerOptions, OneProcess, Router, explicit_request
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
-from tests.support import llama_server, serving
+from tests.support import folders, llama_server, serving
 from tests.support.serving import Gateway, Models
 
 from .test_vllm import Server as Answering
@@ -313,6 +314,90 @@ def test_a_router_that_lost_a_version_or_reads_no_presets_is_down_with_a_reason(
             await OneProcess(options).ask("/v1/completions", {}, ())
 
     asyncio.run(main())
+
+
+class Listing(Answering):
+    """A llama-server with a list of adapters: which of them its answers were of."""
+
+    def __init__(self, files: list[Path]) -> None:
+        super().__init__("")
+        self.files, self.answered, self.sizes = files, list[list[Path]](), dict[str, int]()
+
+    def answer(self, path: str, body: Any) -> tuple[int, object]:
+        match path:
+            case "/lora-adapters":
+                return 200, [{"id": number, "path": str(file), "scale": 1.0} for number, file in enumerate(self.files)]
+            case "/props":
+                return 200, {"model_path": self.root, "default_generation_settings": {"n_ctx": 512}}
+            case "/v1/models":
+                return 200, {"data": [{"id": "base", "meta": self.sizes}]}
+            case "/completion":
+                top = [{"id": 1, "token": token, "logprob": value} for token, value in self.probabilities.items()]
+                return 200, {"completion_probabilities": [{"top_logprobs": top}]}
+        self.answered.append([self.files[entry["id"]] for entry in body["lora"] if entry["scale"] == 1])
+        return 200, {}
+
+
+def test_a_server_that_comes_back_with_another_list_never_answers_with_another_version(tmp_path: Path) -> None:
+    spec, files = folders.base(tmp_path / "base"), [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    server = Listing(files)
+    served = [
+        PreparedVersion("t/x:v1", f"t/{file.stem}", f"sha256:{file.stem * 64}", "llama.cpp", file, 4)
+        for file in (*files, tmp_path / "c.gguf")
+    ]
+
+    async def ask(engine: AttachedServer, version: PreparedVersion) -> None:
+        await engine.ensure(version)
+        answer = await engine.ask("/v1/completions", {"prompt": "x"}, ((version, 1.0),))
+        assert [piece async for piece in answer.body] == [b"{}"]
+
+    async def main() -> None:
+        async with server.running() as url:
+            engine = AttachedServer(url, base=spec)
+            await engine.start()
+            assert engine.context == 512
+            for version in served[:2]:
+                await ask(engine, version)
+            with pytest.raises(RefusedError, match="the llama-server was started without it"):
+                await engine.ensure(served[2])
+            await engine.client.close()  # as a restart does
+            server.files = [served[2].path, *reversed(files)]
+            for version in served:
+                await ask(engine, version)
+            await engine.client.close()
+            server.files = files[:1]
+            with pytest.raises(RefusedError, match="the llama-server was started without it"):
+                await engine.ask("/v1/completions", {"prompt": "x"}, ((served[1], 1.0),))
+            await engine.close()
+
+    asyncio.run(main())
+    assert server.answered == [[version.path] for version in (*served[:2], *served)]
+
+
+def test_the_base_of_somebodys_own_server_is_compared_by_its_path_its_sizes_and_its_answers(tmp_path: Path) -> None:
+    spec, server = folders.base(tmp_path / "base"), Listing([])
+    expected = dict(zip(("n_vocab", "n_embd"), spec.tensors["model.embed_tokens.weight"].shape, strict=True))
+
+    async def start(sizes: Mapping[str, int], *, then: Mapping[str, float] | None = None) -> None:
+        server.sizes = sizes
+        async with server.running() as url:
+            engine = AttachedServer(url, base=spec)
+            await engine.start()
+            if then:
+                await engine.client.close()
+                server.probabilities = dict(then)
+                await engine.ask("/v1/completions", {}, ())
+
+    asyncio.run(start(expected))
+    with pytest.raises(RefusedError, match="has a base with n_embd = 9") as refused:
+        asyncio.run(start({**expected, "n_embd": 9}))
+    assert refused.value.code == "engine-base"
+    with pytest.raises(EngineDownError, match="answers with other weights than before"):
+        asyncio.run(start(expected, then={"lot": -0.5, "year": -1.5, "man": -2.9}))
+    server.root = str(tmp_path / "other")
+    folders.adapter(tmp_path / "other", folders.pairs(2))  # a folder that is no base
+    with pytest.raises(RefusedError, match="has the base .*other, and this one is .*base"):
+        asyncio.run(start(expected))
 
 
 def test_a_request_lists_every_adapter() -> None:

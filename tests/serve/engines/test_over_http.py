@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.serve.engines import EngineDownError
-from adapterhub.serve.engines.over_http import Client, Process
+from adapterhub.serve.engines.engine_client import Client
+from adapterhub.serve.engines.over_http import Process
 from adapterhub_converters.errors import LocalIOError, RefusedError
 
 Answering = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

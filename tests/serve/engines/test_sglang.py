@@ -12,10 +12,11 @@ from typing import Any, Optional
 import pytest
 
 from adapterhub.serve.engines import sglang
-from adapterhub.serve.engines.over_http import Client
+from adapterhub.serve.engines.engine_client import Client
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 from tests.support.environments import environment
+from tests.support.folders import base
 
 from .test_vllm import Server
 
@@ -62,10 +63,12 @@ class Full(Server):
         return 400, {"success": False, "error_message": what, "loaded_adapters": {}}
 
 
-def test_what_it_does_not_load_is_refused_with_its_reason() -> None:
+def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> None:
+    spec = base(tmp_path / "base")
+
     async def main() -> None:
         async with Full("").running() as url:
-            engine = sglang.Sglang(Client(url), None, most=2)
+            engine = sglang.Sglang(Client(url), None, base=spec, most=2)
             try:
                 await engine.ensure(SQL)
             finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 import shutil
 import sys
@@ -15,11 +17,14 @@ import numpy as np
 import pytest
 
 import adapterhub as ah
-from adapterhub.serve.engines.over_http import Client, Process
+from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.engines.attached_base import PROBE
+from adapterhub.serve.engines.engine_client import Client
+from adapterhub.serve.engines.over_http import Process
 from adapterhub.serve.engines.vllm import Vllm
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.adapter import LowRank
-from adapterhub_converters.bases import read_base
+from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.errors import RefusedError
 from tests.support.folders import base
 
@@ -31,6 +36,8 @@ class Server:
         self.version, self.sees = version, sees
         self.known: dict[str, str] = {}
         self.asked: list[str] = []
+        self.root = ""
+        self.probabilities = {"lot": -0.5, "time": -1.5, "man": -2.0}
         self.loads: list[Mapping[str, Any]] = []
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
@@ -41,7 +48,7 @@ class Server:
                 return 200, {"version": self.version}
             case "/v1/models":
                 own = [{"id": name, "root": root, "parent": "base"} for name, root in self.known.items()]
-                return 200, {"data": [{"id": "base"}, *own]}
+                return 200, {"data": [{"id": "base", "root": self.root, "max_model_len": 512}, *own]}
             case "/v1/load_lora_adapter" if not self.sees:  # vLLM 0.32: entrypoints/openai/models/serving.py
                 what = f"Loading lora {body['lora_name']} failed: No adapter found for {body['lora_path']}"
                 return 404, {"error": {"message": what, "type": "NotFoundError", "param": None, "code": 404}}
@@ -50,21 +57,25 @@ class Server:
             case "/v1/load_lora_adapter":
                 self.known[body["lora_name"]] = body["lora_path"]
                 return 200, "Success"
+        if body["model"] not in {"base", *self.known}:
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "type": "NotFoundError"}}
+        if body["prompt"] == PROBE:
+            return 200, {"choices": [{"logprobs": {"top_logprobs": [self.probabilities]}}]}
         self.asked.append(body["model"])
         return 200, {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:
-        async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            length = next((int(line[16:]) for line in head.split("\r\n") if line.startswith("content-length: ")), 0)
-            status, document = self.answer(head.split(" ")[1], json.loads(await reader.readexactly(length) or b"{}"))
-            body = json.dumps(document).encode()
-            writer.write(b"HTTP/1.1 %d X\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
-            await writer.drain()
-            writer.close()
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+                while True:
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                    length = next((int(line[16:]) for line in head.split("\r\n") if line.startswith("content-length: ")), 0)
+                    status, document = self.answer(head.split(" ")[1], json.loads(await reader.readexactly(length) or b"{}"))
+                    body = json.dumps(document).encode()
+                    writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
 
-        server = await asyncio.start_server(one, "127.0.0.1", 0)
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
         async with server:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
@@ -108,6 +119,100 @@ def test_a_version_is_loaded_once_under_its_own_name_and_never_in_place(tmp_path
     asyncio.run(main())
     assert server.loads == [{"lora_name": one.model, "lora_path": str(one.path)} for one in served]
     assert server.asked == [one.model for one in served * 2]
+
+
+def test_what_it_forgot_when_it_was_started_again_is_loaded_once_more(tmp_path: Path) -> None:
+    server, spec = Server("0.32.0"), base(tmp_path / "base")
+    served = PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", tmp_path, 4)
+
+    async def main() -> list[int]:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path / "zeros", slots=4)
+            await engine.start()
+            await engine.ensure(served)
+            statuses = []
+            for blend in (((served, 1.0),), ()):
+                server.known.clear()
+                answer = await engine.ask("/v1/completions", {"prompt": "x"}, blend)
+                statuses.append(answer.status)
+                await answer.close()
+            await engine.close()
+            return statuses
+
+    assert asyncio.run(main()) == [200, 200]
+    assert server.asked == [served.model, *server.known]
+
+
+def test_a_request_that_it_refuses_is_not_a_version_that_it_forgot(tmp_path: Path) -> None:
+    class Picky(Server):
+        def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
+            return (400, {}) if body.get("prompt") == "x" else super().answer(path, body)
+
+    server, spec = Picky("0.33.0"), base(tmp_path / "base")
+    served = PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", tmp_path, 4)
+
+    async def main() -> int:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
+            await engine.start()
+            await engine.ensure(served)
+            answer = await engine.ask("/v1/completions", {"prompt": "x"}, ((served, 1.0),))
+            await answer.close()
+            await engine.close()
+            return answer.status
+
+    assert asyncio.run(main()) == 400
+    assert len(server.loads) == 1
+
+
+def started(server: Server, spec: BaseSpec, folder: Path) -> int:
+    """The tokens of a conversation that an engine reports once it has started on a server."""
+
+    async def main() -> int:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=folder, slots=4)
+            try:
+                await engine.start()
+                return engine.context
+            finally:
+                await engine.close()
+
+    return asyncio.run(main())
+
+
+def test_a_server_with_another_base_of_the_same_shapes_is_refused(tmp_path: Path) -> None:
+    spec, server = base(tmp_path / "base"), Server("0.33.0")
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    server.root = str(tmp_path / "copy")
+    assert started(server, spec, tmp_path) == 512  # a copy at another path
+    shutil.copytree(tmp_path / "base", tmp_path / "instruct")
+    (tmp_path / "instruct/tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    server.root = str(tmp_path / "instruct")
+    with pytest.raises(RefusedError, match="has the base .*instruct, and this one is .*base") as refused:
+        started(server, spec, tmp_path)
+    assert refused.value.code == "engine-base"
+    server.root = "team/Base-Instruct"
+    with pytest.raises(RefusedError, match="has the base team/Base-Instruct, and this one is team/base"):
+        started(server, dataclasses.replace(spec, repo="team/base"), tmp_path)
+    assert started(server, dataclasses.replace(spec, repo="Team/base-instruct"), tmp_path) == 512
+
+
+def test_a_server_that_comes_back_with_other_weights_answers_nobody(tmp_path: Path) -> None:
+    spec, server = base(tmp_path / "base"), Server("0.33.0")
+
+    async def main() -> None:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4)
+            await engine.start()
+            for probabilities in ({"lot": -0.6, "time": -1.45, "man": -2.0}, {"lot": -0.6, "time": -2.5, "man": -2.0}):
+                await engine.client.close()  # as a restart does
+                server.probabilities = probabilities
+                answer = await engine.ask("/v1/completions", {"prompt": "x"}, ())
+                await answer.close()
+
+    with pytest.raises(EngineDownError, match="answers with other weights than before; restart the gateway if it should"):
+        asyncio.run(main())
+    assert server.asked == ["base"]
 
 
 @pytest.mark.parametrize("resolves", [False, True])

@@ -22,7 +22,7 @@ from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.serve import resolving
 from adapterhub.serve.engines import EngineAnswer, EngineDownError
-from adapterhub.serve.engines.over_http import Client
+from adapterhub.serve.engines.engine_client import Client
 from adapterhub.serve.gateway import engine_versions, rewriting
 from adapterhub.serve.gateway.app import create_app
 from adapterhub.serve.gateway.gateway import Gateway

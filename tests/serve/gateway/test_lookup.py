@@ -12,15 +12,16 @@ import pytest
 
 import adapterhub as ah
 from adapterhub.bases import hub_address
+from adapterhub.http.http_errors import DeniedError
 from adapterhub.manifest import oci_manifest
 from adapterhub.operations import copy, tag
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
-from adapterhub.remotes import named_remotes
+from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.serve.gateway.lookup import RegistryLookup, RemoteLookup
 from adapterhub.serve.model_names import AllowedNames
-from adapterhub_converters.errors import NotFoundError, RemoteError
+from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError
 from tests.support import registry
 from tests.support.adapters import Make
 from tests.support.hub_server import TOKEN, Hub
@@ -102,6 +103,39 @@ def test_what_is_known_stays_while_the_remote_is_away(
     assert "its last known tags are used" in caplog.text
 
 
+def answer_with(error: AdapterhubError, remote: Remote, ref: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the remote answer every request for a manifest with an error."""
+    place = remote_address.parse(named_remotes.address_below(remote.url, ref))
+    with remote.workspace.connect(place) as connected:
+        kind = type(connected)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(kind, "manifest", fail)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("error", [NotFoundError("v", "is gone"), DeniedError("v", "HTTP 403: no longer a member")])
+def test_what_was_removed_or_closed_there_is_served_no_longer_by_its_digest_either(
+    remote: Remote, error: AdapterhubError, restarts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = f"team/sql@{remote.digests[0]}"
+    assert remote.find(ref) == remote.digests[0]
+    with monkeypatch.context() as patched:
+        answer_with(error, remote, ref, patched)
+        remote.now += 5.0
+        if restarts:
+            remote.lookup._answers.clear()
+        with pytest.raises(type(error)):
+            remote.find(ref)
+    remote.stack.close()
+    if restarts:
+        remote.lookup._answers.clear()
+    with pytest.raises((NotFoundError, RemoteError)):  # what the remote confirmed earlier no longer counts
+        remote.find(ref)
+
+
 def test_what_is_not_there_is_not_asked_for_again_at_once(remote: Remote) -> None:
     for ref in ("team/none", "team/sql:none", f"team/none@{remote.digests[0]}"):
         with pytest.raises(NotFoundError):
@@ -162,3 +196,14 @@ def test_a_registry_lists_a_bare_name_once_with_the_version_that_it_means(make: 
     assert sorted(ref for ref, _ in listed) == ["team/sql", "team/sql:prod"]
     assert dict(listed)["team/sql"] == found
     assert found.digest == first.digest
+
+
+def test_a_hub_that_may_not_be_asked_is_refused_at_the_start(tmp_path: Path) -> None:
+    def offline() -> hub_address.Hub:
+        raise RemoteError("HF_HUB_OFFLINE", "is set, so nothing is fetched", code=hub_address.OFFLINE)
+
+    lookup = RemoteLookup(Workspace(hub=offline, cache=tmp_path), "hf://", 5.0)
+    with pytest.raises(RefusedError, match="HF_HUB_OFFLINE: is set, so nothing is fetched") as refused:
+        asyncio.run(lookup.check())
+    assert refused.value.code == hub_address.OFFLINE
+    lookup.close()
