@@ -317,7 +317,19 @@ def test_the_files_of_a_store_are_touched_in_one_place_only() -> None:
 # ---- answers of others, and text that is shown
 
 # Modules that open connections, and why. All others go through `adapterhub.http`, which bounds answers and binds credentials.
-_NETWORK = {"aiohttp", "ftplib", "http.client", "httpx", "httpx2", "requests", "socket", "ssl", "urllib.request", "urllib3"}
+_NETWORK = {
+    "aiohttp",
+    "ftplib",
+    "http.client",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "requests",
+    "socket",
+    "ssl",
+    "urllib.request",
+    "urllib3",
+}
 _CONNECTING = {
     "adapterhub.cli.environment": "the proxies that the environment names",
     "adapterhub.http.bounded": "the one HTTP client",
@@ -325,7 +337,7 @@ _CONNECTING = {
     "adapterhub.http.client": "the one HTTP client",
     "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
-    "adapterhub.serve.engines.over_http": "engines that were started here, or that the user has named",
+    "adapterhub.serve.engines.engine_client": "engines that were started here, or that the user has named",
 }
 
 

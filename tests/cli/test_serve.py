@@ -35,8 +35,8 @@ def base(tmp_path: Path) -> Path:
         (("--engine-url", "nonsense"), 2, "nonsense: is not the URL of a server"),
         (("--engine-url", NOBODY, "--engine", "auto"), 2, "does not report which engine it is"),
         (("--engine-url", NOBODY, "--engine-url", NOBODY), 2, "--engine-url: is given more than once"),
-        (("--context", 512), 2, "--context 512: the engine at http://127.0.0.1:9 is already running"),
-        (("--dtype", "float32"), 2, "--dtype float32: the engine at http://127.0.0.1:9 is already running"),
+        (("--context", 512), 2, "context 512: the engine at http://127.0.0.1:9 is already running"),
+        (("--dtype", "float32"), 2, "dtype float32: the engine at http://127.0.0.1:9 is already running"),
     ],
 )
 def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: tuple[Any, ...], code: int, words: str) -> None:

@@ -7,11 +7,13 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from adapterhub.http_server.binding import free_port
 from adapterhub.operations.local_registry import Registry
 from tests.conftest import need_module
 from tests.support import serving, vllm
@@ -161,6 +163,25 @@ def test_alone_it_answers_for_the_base_with_adapters(models: Models, tmp_path: P
                 replies = [*pool.map(lambda pair: complete(gateway, models, named(pair[1]), pair[0]), pairs)]
                 for (prompt, number), reply in zip(pairs, replies, strict=True):
                     check(models, reply, prompt, number)
+
+
+def test_a_server_of_ones_own_that_was_started_again_answers_as_before(models: Models, tmp_path: Path) -> None:
+    """It has forgotten all versions by then, the zeros for its base too."""
+    serving.registry(tmp_path / "registry", models, 2).close()
+    pairs = [(prompt, number) for prompt in PROMPTS for number in (0, None, 1)]
+    options = ("--max-loras", 3, "--max-cpu-loras", 8, "--no-skip-tokenizer-init")
+    environ, port = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}, free_port()
+    words = ("--engine", "vllm", "--engine-url", f"http://127.0.0.1:{port}")
+    with ExitStack() as stack:
+        gateway: Gateway | None = None
+        for _ in range(2):
+            with vllm.serving(models.base, tmp_path, *options, env=environ, port=port):
+                gateway = gateway or stack.enter_context(
+                    serving.gateway(models.base, tmp_path / "registry", tmp_path / "gateway", *words)
+                )
+                for prompt, number in pairs:
+                    check(models, complete(gateway, models, named(number), prompt), prompt, number)
+            assert gateway.get("/health").status == 503
 
 
 def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, tmp_path: Path) -> None:

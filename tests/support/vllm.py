@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import tomllib
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapterhub.http_server.binding import free_port
 from tests.conftest import ROOT
 from tests.support.environments import environment, installed
 
@@ -77,17 +77,16 @@ def environ(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def serving(base: Path, folder: Path, *options: object, env: dict[str, str] | None = None) -> Iterator[Vllm]:
+def serving(base: Path, folder: Path, *options: object, env: dict[str, str] | None = None, port: int = 0) -> Iterator[Vllm]:
     """Serve a base model, by the name `base`, until the block ends.
 
     Args:
         folder: Where its log and its caches go.
         options: More of the server's, such as `--lora-modules sql=FOLDER`.
         env: More variables, such as VLLM_PLUGINS.
+        port: Its port; 0 for a free one.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = port or free_port()
     # Not `vllm serve`, which asks for a distribution of the name vllm.
     words = [python(), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", port]
     words += ["--model", base, "--served-model-name", "base", "--skip-tokenizer-init", "--dtype", "float32", "--enforce-eager"]

@@ -50,8 +50,8 @@ class AttachedBase:
         """Ask for the name of the base; return the tokens of a conversation, 0 if the server does not say."""
         return await self._read(self._client)
 
-    async def _read(self, asked: Client | Connection) -> int:
-        bases = [model for model in await models_of(asked) if not model.get("parent")]
+    async def _read(self, client: Client | Connection) -> int:
+        bases = [model for model in await models_of(client) if not model.get("parent")]
         if not bases:
             raise RefusedError(self._client.url, "does not list its models", f"Name {self._kind}")
         self.name, self._root = str(bases[0]["id"]), str(bases[0].get("root") or "")
@@ -66,8 +66,8 @@ class AttachedBase:
 
     async def _probabilities(self, connection: Connection) -> Mapping[str, float]:
         """Return the logarithms of the probabilities of the most probable next tokens; none for a server of embeddings."""
-        asked = {"model": self.name, "prompt": PROBE, "max_tokens": 1, "temperature": 0, "logprobs": MOST_PROBABLE}
-        status, document = await connection.call("POST", COMPLETIONS, asked)
+        probe = {"model": self.name, "prompt": PROBE, "max_tokens": 1, "temperature": 0, "logprobs": MOST_PROBABLE}
+        status, document = await connection.call("POST", COMPLETIONS, probe)
         try:
             return dict(document["choices"][0]["logprobs"]["top_logprobs"][0]) if status == 200 else {}
         except (KeyError, IndexError, TypeError, ValueError):
@@ -135,11 +135,11 @@ class BaseChecks:
         from adapterhub_converters.bases import read_base
 
         try:
-            other, spec = read_base(path), self._spec
+            copy, spec = read_base(path), self._spec
         except AdapterhubError:
             return False
         return all(
-            getattr(other, name) == getattr(spec, name)
+            getattr(copy, name) == getattr(spec, name)
             for name in ("architecture", "config", "tensors", "tied", "tokenizer_digest", "chat_template_digest")
         )
 

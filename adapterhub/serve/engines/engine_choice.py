@@ -172,12 +172,12 @@ def open_engine(options: EngineOptions) -> Engine:
 def _check_startable(options: EngineOptions, name: str) -> None:
     """Raise UsageError for a context or a dtype that the engine cannot be started with."""
     for option, value, engines in (
-        ("--context", options.context, (TORCH, LLAMA, VLLM, SGLANG)),
-        ("--dtype", options.dtype, (TORCH, VLLM, SGLANG)),
+        ("context", options.context, (TORCH, LLAMA, VLLM, SGLANG)),
+        ("dtype", options.dtype, (TORCH, VLLM, SGLANG)),
     ):
         if value and options.url:
             raise UsageError(
-                f"{option} {value}", f"the engine at {options.url} is already running", "Start it with this option"
+                f"{option} {value}", f"the engine at {options.url} is already running", "Set it where that engine is started"
             )
         if value and name not in engines:
             raise UsageError(f"{option} {value}", f"is not for {name}", f"It is for {', '.join(engines)}")

@@ -224,12 +224,6 @@ class Client:
         response = await self._send(method, path, lambda _facts: body, seconds)
         return response.status, await response.document(path)
 
-    async def facts(self) -> Any:
-        """Return the facts of a connection that may be used next."""
-        connection, _ = await self._take()
-        await self.take_back(connection)
-        return connection.facts
-
     async def answers(self, path: str) -> bool:
         """Return whether a path answers with success now, within two seconds."""
         with contextlib.suppress(EngineDownError, RefusedError):

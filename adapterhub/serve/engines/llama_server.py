@@ -15,12 +15,17 @@ first ends with its last request. It ignores the list for embeddings, so it is n
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import secrets
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from adapterhub.http_server.binding import free_port
 from adapterhub.serve.prepared_versions import PreparedVersion
@@ -34,10 +39,13 @@ from .over_http import Process, Server, models_of
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
+log = logging.getLogger("adapterhub.serve.engine")
 _BASE = "base"
 _POLL_SECONDS = 0.02  # seconds between two looks at a version that is being loaded, or at a process that is ending
 _LOAD_SECONDS = 120.0  # seconds for a version to be loaded
 _MOST_SLOTS = 16
+SILENCE = 60.0
+"""Seconds after which the process of a version that answers nothing counts as hanging."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +135,15 @@ class Router(_LlamaCpp, Server):
     def __init__(self, options: LlamaServerOptions) -> None:
         self._options, self.most, self.slots, self.precision = options, options.most, options.most, options.precision
         self._sections: dict[str, PreparedVersion] = {}
+        self._answered_at: dict[str, float] = {}  # when the process of a section last answered
         self._changing = asyncio.Lock()
         self._file = options.folder / "llama-server.ini"
         client, process, port = _client_and_process(options)
         super().__init__(client, process)
+        process.ready = self._look
         process.words = command_lines.llama_router(options.binary, self._file, port, extra_words=options.extra_words)
         # A restarted router must find the versions that are known by then.
-        process.before_start = self._write
+        process.before_start = self._begin
         if options.embeds:
             self.paths = frozenset({EMBEDDINGS})
 
@@ -142,6 +152,11 @@ class Router(_LlamaCpp, Server):
         await super().start()
         await self._load(_BASE)
         self.context = await _context_of(self.client, f"/props?model={_BASE}")
+
+    def _begin(self) -> None:
+        """Forget what the last router knew."""
+        self._answered_at.clear()
+        self._write()
 
     def _write(self) -> None:
         """Write the preset file."""
@@ -186,10 +201,35 @@ class Router(_LlamaCpp, Server):
         if status != 200:
             raise RefusedError(section, f"llama-server cannot load it ({error_text(document)})")
         async with asyncio.timeout(_LOAD_SECONDS):
-            while (state := await self._state(section)).get("value") != "loaded":
-                if state.get("failed"):
-                    raise RefusedError(section, f"llama-server cannot load it on {self._options.base}")
-                await asyncio.sleep(_POLL_SECONDS)
+            await self._wait_for(section, "loaded")
+        self._answered_at[section] = time.monotonic()
+
+    async def _wait_for(self, section: str, value: str) -> None:
+        """Wait until a section is `loaded` or `unloaded`; RefusedError if its process fails."""
+        while (state := await self._state(section)).get("value") != value:
+            if state.get("failed"):
+                raise RefusedError(section, f"llama-server cannot load it on {self._options.base}")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _look(self) -> bool:
+        """Return whether the router answers; start the process of a version again that has not answered for a while."""
+        if not await self.client.answers("/health"):
+            return False
+        if self.process is not None and self.process.up:
+            await asyncio.gather(*map(self._look_at, list(self._answered_at)))
+        return True
+
+    async def _look_at(self, section: str) -> None:
+        """Start the process of a section again if it hangs, which the router does not notice."""
+        if await self.client.answers(f"/props?model={quote(section)}"):
+            self._answered_at[section] = time.monotonic()
+        elif time.monotonic() - self._answered_at.get(section, math.inf) > SILENCE:
+            log.error("%s has not answered for %.0f seconds; starting its process again", section, SILENCE)
+            with suppress(EngineDownError, RefusedError, TimeoutError):
+                async with self._changing, asyncio.timeout(_LOAD_SECONDS):
+                    await self.client.call("POST", "/models/unload", {"model": section})
+                    await self._wait_for(section, "unloaded")
+                    await self._load(section)
 
     async def _state(self, section: str) -> Mapping[str, Any]:
         """Return the router's status of a section."""
@@ -203,6 +243,7 @@ class Router(_LlamaCpp, Server):
     async def forget(self, served: PreparedVersion) -> None:
         """Remove its section, which ends its process."""
         async with self._changing:
+            self._answered_at.pop(section_of(served), None)
             if self._sections.pop(section_of(served), None) is not None and self.process is not None and self.process.up:
                 await self._reload()
 
@@ -368,9 +409,9 @@ class OneProcess(_LlamaCpp):
         return EngineAnswer(answer.status, answer.media_type, body_of(), close)
 
 
-async def _context_of(asked: Client | Connection, path: str) -> int:
+async def _context_of(client: Client | Connection, path: str) -> int:
     """Return the tokens of a conversation, which llama-server tells of each of its slots; 0 if it does not."""
-    _, document = await asked.call("GET", path)
+    _, document = await client.call("GET", path)
     settings = document.get("default_generation_settings") if isinstance(document, dict) else None
     return int(settings.get("n_ctx") or 0) if isinstance(settings, dict) else 0
 
@@ -392,7 +433,6 @@ class AttachedServer(_LlamaCpp, Server):
 
     async def start(self) -> None:
         """Ask the server for its adapters and its base."""
-        await self.client.facts()
         self.context = await _context_of(self.client, "/props")
 
     async def _greet(self, connection: Connection) -> Mapping[Path, int]:
@@ -411,8 +451,7 @@ class AttachedServer(_LlamaCpp, Server):
         return numbers
 
     async def ensure(self, served: PreparedVersion) -> None:
-        """Find the version among its adapters; RefusedError if it was started without it."""
-        _number_of(served, await self.client.facts())
+        """Do nothing: whether the server was started with the version is known on the connection of each request."""
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request with all adapters listed, and without a cache."""
@@ -437,8 +476,8 @@ def _number_of(served: PreparedVersion, numbers: Mapping[Path, int]) -> int:
 async def _probabilities(connection: Connection, numbers: Iterable[int]) -> Mapping[str, float]:
     """Return the logarithms of the probabilities of the most probable next tokens of the base; none if it says none."""
     off = [{"id": number, "scale": 0.0} for number in numbers]
-    asked = {"prompt": PROBE, "n_predict": 1, "n_probs": MOST_PROBABLE, "temperature": 0, "lora": off, "cache_prompt": False}
-    status, document = await connection.call("POST", "/completion", asked)
+    probe = {"prompt": PROBE, "n_predict": 1, "n_probs": MOST_PROBABLE, "temperature": 0, "lora": off, "cache_prompt": False}
+    status, document = await connection.call("POST", "/completion", probe)
     try:
         most_probable = document["completion_probabilities"][0]["top_logprobs"] if status == 200 else []
         return {entry["token"]: float(entry["logprob"]) for entry in most_probable}

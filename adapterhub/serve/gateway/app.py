@@ -34,6 +34,8 @@ VERSION_HEADER = "x-adapterhub-version"
 _BODY_SECONDS = 60.0  # until the whole body must have arrived
 _MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
 _PARSED_IN_THREAD = 64 << 10  # bytes; larger bodies are parsed in a thread, so that other requests go on
+# What llama-server (b10434) says with status 500 of a request that it can never answer; clients would repeat it.
+_UNSUPPORTED = (" input is not supported", "Failed to parse tools")
 # The second is vLLM's type for embeddings as bytes, which name no model.
 _JSON, _RAW = "application/json", "application/octet-stream"
 _FOLDER = Path(__file__).parent / "page"
@@ -190,6 +192,8 @@ def engine_problem(answer: EngineAnswer, whole: bytes) -> ProblemError:
     code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
     if answer.status in (429, 503):
         return ProblemError(answer.status, f"The engine is busy: {words}", code=DOWN, seconds=2)
+    if answer.status == 500 and any(mark in words for mark in _UNSUPPORTED):
+        return ProblemError(400, words, code="unsupported")
     # 401, 403 and 407 would be about the gateway's own access to the engine.
     if 400 <= answer.status < 500 and answer.status not in (401, 403, 407):
         code, param = (text[:80] if isinstance(text, str) else None for text in (code, param))

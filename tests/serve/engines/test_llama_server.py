@@ -12,15 +12,24 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from adapterhub.serve.engines import EngineDownError
+from adapterhub.http_server.binding import free_port
+from adapterhub.serve.engines import EngineDownError, EngineTimeoutError
 from adapterhub.serve.engines.engine_client import Client
-from adapterhub.serve.engines.llama_server import AttachedServer, LlamaServerOptions, OneProcess, Router, explicit_request
+from adapterhub.serve.engines.llama_server import (
+    AttachedServer,
+    LlamaServerOptions,
+    OneProcess,
+    Router,
+    explicit_request,
+    section_of,
+)
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 from tests.conftest import Run
@@ -121,7 +130,7 @@ def test_alone_its_embeddings_are_of_all_adapters_whatever_is_asked_for(models: 
 
 def test_one_process_has_no_embeddings(run: Run, models: Models, registry: Path) -> None:
     words = ("serve", models.gguf, "--registry", registry, "--program", llama_server.program(), "--one-process", "--port", 0)
-    assert "takes all adapters for embeddings" in run(*words, "--", "--embeddings", code=2).stderr
+    assert "applies all adapters to embeddings" in run(*words, "--", "--embeddings", code=2).stderr
     options = LlamaServerOptions(llama_server.program(), models.gguf, registry, extra_words=("--embeddings",))
     with pytest.raises(UsageError, match="whatever it is asked for. Start a process for each version") as caught:
         OneProcess(options)
@@ -222,25 +231,100 @@ def _runs(pid: int) -> bool:
     return False
 
 
-def test_somebodys_own_server_answers_with_what_it_was_started_with(models: Models, registry: Path, tmp_path: Path) -> None:
+def test_the_hanging_process_of_one_version_is_started_again_and_holds_up_no_other(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adapterhub.serve.engines.llama_server.SILENCE", 0.0)
+    paths = converted(models, tmp_path)
+    served = [
+        PreparedVersion("t/x:v1", f"t/{name}", f"sha256:{name * 64}", "llama.cpp", path, 4)
+        for name, path in zip("ab", paths, strict=False)
+    ]
+
+    async def main() -> None:
+        options = LlamaServerOptions(llama_server.program(), models.gguf, tmp_path / "presets", os.environ, timeout=2.0)
+        router = Router(options)
+        await router.start()
+        try:
+            for version in served:
+                await router.ensure(version)
+
+            async def ask(version: PreparedVersion) -> int:
+                answer = await router.ask("/v1/completions", {"prompt": "x", "max_tokens": 1}, ((version, 1.0),))
+                await answer.close()
+                return answer.status
+
+            alias = section_of(served[0])
+            [pid] = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if alias in _words_of(entry)]
+            os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(EngineTimeoutError):
+                await ask(served[0])
+            assert await ask(served[1]) == 200
+            assert await router.healthy()
+            assert await router._look()
+            assert [await ask(version) for version in served] == [200, 200]
+            assert not _runs(pid)
+        finally:
+            await router.close()
+
+    asyncio.run(main())
+
+
+def _words_of(process: Path) -> list[str]:
+    """The command line of a process."""
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_text().split("\0")
+    return []
+
+
+def test_somebodys_own_server_answers_with_the_version_that_was_asked_for_however_it_was_started(
+    models: Models, registry: Path, tmp_path: Path
+) -> None:
+    """It knows adapters by number, and was started again with other numbers for the same files."""
     import adapterhub as ah
     from adapterhub.operations.workspace import Workspace
 
     cache = tmp_path / "gateway" / "cache"
     workspace = Workspace(registry=registry, cache=cache / "adapterhub")
-    served = [ah.resolve(f"team/a{n}:prod", runtime="llama.cpp", base=models.gguf, workspace=workspace) for n in (0, 1)]
-    files = ",".join(str(one.path) for one in served)
-    with (
-        llama_server.alone(models.gguf, "--lora", files) as url,
-        serving.gateway(models.gguf, registry, tmp_path / "gateway", "--engine", "llama.cpp", "--engine-url", url) as gateway,
-    ):
-        for prompt, number in MATRIX:
-            reply = gateway.complete(named(number), prompt)
-            if number == 2:
-                assert reply.status == 400
-                assert "was started without" in reply.document["error"]["message"]
-            else:
-                assert reply.text == models.answer(prompt, number)
+    served = [ah.resolve(f"team/a{n}:prod", runtime="llama.cpp", base=models.gguf, workspace=workspace) for n in range(3)]
+    port = free_port()
+    options = ("--engine", "llama.cpp", "--engine-url", f"http://127.0.0.1:{port}")
+    with ExitStack() as stack:
+        gateway: Gateway | None = None
+        for numbers in ((0, 1), (1, 0), (2, 1, 0), (1,)):
+            files = ",".join(str(served[number].path) for number in numbers)
+            with llama_server.alone(models.gguf, "--lora", files, port=port):
+                if gateway is None:
+                    gateway = stack.enter_context(serving.gateway(models.gguf, registry, tmp_path / "gateway", *options))
+                for prompt, number in MATRIX:
+                    reply = gateway.complete(named(number), prompt)
+                    if number is None or number in numbers:
+                        assert reply.text == models.answer(prompt, number)
+                    else:
+                        assert reply.status == 400
+                        assert "was started without" in reply.document["error"]["message"]
+                        assert str(tmp_path) not in reply.document["error"]["message"]
+            assert gateway.get("/health").status == 503
+            assert gateway.complete("team/a0:prod", P).status == 503
+
+
+def test_somebodys_own_server_that_comes_back_with_other_weights_answers_nobody(
+    models: Models, registry: Path, tmp_path: Path
+) -> None:
+    port, raw = free_port(), models.gguf.read_bytes()
+    base, middle = tmp_path / "base.gguf", len(raw) // 64 * 32
+    base.write_bytes(raw)
+    options = ("--engine", "llama.cpp", "--engine-url", f"http://127.0.0.1:{port}")
+    with ExitStack() as stack:
+        with llama_server.alone(base, port=port):
+            gateway = stack.enter_context(serving.gateway(base, registry, tmp_path / "gateway", *options))
+            assert gateway.complete("base", P).text == models.answer(P, None)
+        with llama_server.alone(base, port=port):
+            assert gateway.complete("base", P).text == models.answer(P, None)
+        base.write_bytes(raw[:middle] + np.frombuffer(raw[middle:], np.float32)[::-1].tobytes())
+        with llama_server.alone(base, port=port):
+            assert gateway.complete("base", P).status == 503
+            assert "answers with other weights than before" in gateway.log.read_text()
 
 
 def test_a_version_that_it_cannot_load_takes_no_other_with_it(models: Models, tmp_path: Path) -> None:
@@ -359,7 +443,7 @@ def test_a_server_that_comes_back_with_another_list_never_answers_with_another_v
             for version in served[:2]:
                 await ask(engine, version)
             with pytest.raises(RefusedError, match="the llama-server was started without it"):
-                await engine.ensure(served[2])
+                await ask(engine, served[2])
             await engine.client.close()  # as a restart does
             server.files = [served[2].path, *reversed(files)]
             for version in served:
@@ -409,6 +493,13 @@ def test_a_request_lists_every_adapter() -> None:
     blend = explicit_request({}, ids, ((one, 0.5), (two, 0.5)), slots=True)
     assert (blend["id_slot"], blend["cache_prompt"]) == (3, False)
     assert explicit_request({}, ids, (), slots=False) == {"lora": off, "cache_prompt": False}
+
+
+def test_a_request_that_it_can_never_answer_is_the_clients_error(gateway: Gateway) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    for asked in ({"messages": [{"role": "user", "content": [image]}]}, {"messages": [], "tools": "none"}):
+        reply = gateway.post("/v1/chat/completions", {"model": "base", **asked})
+        assert (reply.status, reply.document["error"]["code"]) == (400, "unsupported")
 
 
 def test_gateway_serves(gateway: Gateway) -> None:
