@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.operations.generate import generate
     from adapterhub.operations.load import Adapter, load
     from adapterhub.operations.local_registry import Registry, Versions
-    from adapterhub.operations.merge import MergeResult, merge
+    from adapterhub.operations.merge import MergeResult, merge, merge_into
     from adapterhub.operations.pull import PullResult, pull
     from adapterhub.operations.push import push
     from adapterhub.operations.push_result import PushResult
@@ -148,6 +148,7 @@ __all__ = [
     "generate",
     "load",
     "merge",
+    "merge_into",
     "open_trainer",
     "pull",
     "push",
@@ -215,6 +216,7 @@ _MODULES = {
     "adapterhub.operations.merge": (
         "MergeResult",
         "merge",
+        "merge_into",
     ),
     "adapterhub.operations.pull": (
         "PullResult",

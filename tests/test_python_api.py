@@ -75,8 +75,8 @@ def test_every_example_of_the_page_runs(place: Path) -> None:
 def test_every_docstring_example_gives_the_documented_result(place: Path) -> None:
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     names = (
-        "load", "read_base", "check", "convert", "convert_model", "merge", "push", "pull", "resolve", "Registry", "train",
-        "evaluate", "open_trainer", "scan", "sign", "verify", "attest", "audit", "bom",
+        "load", "read_base", "check", "convert", "convert_model", "merge", "merge_into", "push", "pull", "resolve", "Registry",
+        "train", "evaluate", "open_trainer", "scan", "sign", "verify", "attest", "audit", "bom",
     )  # fmt: skip
     for name in names:
         (example,) = finder.find(getattr(ah, name), name, globs={"ah": ah, "print": lambda _: None})
@@ -121,6 +121,12 @@ def test_the_file_of_another_project_calls_every_public_function() -> None:
     assert functions == {name for name in functions if f"ah.{name}(" in STRANGER}
 
 
+def test_every_public_function_returns_one_type() -> None:
+    methods = (getattr(ah.Registry, name) for name in dir(ah.Registry) if not name.startswith("_"))
+    functions = filter(inspect.isfunction, (*methods, *(getattr(ah, name) for name in ah.__all__)))
+    assert [function.__qualname__ for function in functions if " | " in inspect.signature(function).return_annotation] == []
+
+
 def test_every_error_of_the_formats_is_a_public_name() -> None:
     tree = ast.parse((ROOT / "converters/adapterhub_converters/errors.py").read_text())
     errors = {node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Error")}
@@ -145,14 +151,15 @@ except (ah.OutputExistsError, ah.RefusedError) as error:
 model: ah.ConvertedModel = ah.convert_model("./tiny", "tiny.gguf", to="gguf")
 both: ah.MergeResult = ah.merge(["./sql", "./french"], "./both", method="ties", density=0.2)
 merged: ah.MergeReport = both.report
-fused: ah.FuseReport = ah.merge("./sql", "./merged", into="./tiny")
+fused: ah.FuseReport = ah.merge_into("./sql", "./tiny", "./merged")
 size: int = fused.size
 described: ah.DescribeResult = ah.describe("./sql", license="MIT")
 bill: ah.Bill = ah.bom("./sql", base="./tiny")
 difference: ah.Difference = ah.diff("./sql", "./french")
 scan: ah.Scan = ah.scan("./sql")
 with ah.Registry("~/adapters") as registry:
-    version: ah.Version = registry.push("./sql", "team/sql:prod", message="first", tags=["new"])
+    pushed: ah.PushResult = registry.push("./sql", "team/sql:prod", message="first", tags=["new"])
+    version: ah.Version | None = pushed.version
     pulled: ah.PullResult = registry.pull("team/sql:prod", "./out", replace=True)
     row: ah.VersionRow = registry.search("text to sql", base="Qwen/Qwen3-0.6B")[0]
     shown: ah.VersionDocument = registry.show("team/sql")
@@ -162,8 +169,7 @@ with ah.Registry("~/adapters") as registry:
     matches: ah.ContentMatches = registry.find("./sql")
     number: int = registry.deprecate("team/sql:v1", "overfits")
 served: ah.PreparedVersion = ah.resolve("team/sql", runtime="vllm", base="./tiny")
-sent = ah.push("./sql", "oci://registry.example/team/sql:v2", to=ah.Conversion("gguf", dtype="q8_0"))
-assert isinstance(sent, ah.PushResult)
+sent: ah.PushResult = ah.push("./sql", "oci://registry.example/team/sql:v2", to=ah.Conversion("gguf", dtype="q8_0"))
 digest: str = sent.digest
 ah.pull("hf://team/sql@main", "./out", workspace=ah.Workspace(tell=print))
 trained: ah.TrainingResult = ah.train("sql.toml", on_event=print)
@@ -214,6 +220,7 @@ def test_every_public_function_is_documented() -> None:
         "generate",
         "load",
         "merge",
+        "merge_into",
         "pull",
         "push",
         "read_base",

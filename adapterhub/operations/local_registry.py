@@ -16,7 +16,6 @@ from . import sources
 from .base_sources import Base
 from .pull import PullResult, pull
 from .push import push
-from .push_result import PushResult
 from .signature_checks import NO_DEMAND, Demand
 from .workspace import Progress, StrPath, Workspace
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Version, VersionDocument
     from adapterhub.registry.version_lookup import RestoreResult
     from adapterhub.store.ref_log import Entry
+
+    from .push_result import PushResult
 
 
 class Versions(list["VersionRow"]):
@@ -99,9 +100,15 @@ class Registry:
         tags: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
-    ) -> Version:
-        """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
-        result = push(
+    ) -> PushResult:
+        """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`.
+
+        Raises:
+            ParameterError: `ref` is an address. This class is one registry; a push to an address would bypass it.
+        """
+        if sources.is_address(ref):
+            raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
+        return push(
             source,
             ref,
             base=base,
@@ -115,10 +122,6 @@ class Registry:
             progress=progress,
             workspace=self.workspace,
         )
-        # This class is one registry; a push to an address would bypass it.
-        if isinstance(result, PushResult):
-            raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
-        return result
 
     def pull(
         self,

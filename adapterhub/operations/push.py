@@ -21,7 +21,7 @@ from adapterhub_converters.errors import ParameterError, RefusedError, RemoteErr
 
 from . import base_sources, signature_checks, sources
 from .policy_checks import check_policy, check_version
-from .push_result import PushResult, push_result, target_address
+from .push_result import PushResult, push_result, stored_result, target_address
 from .signature_checks import VersionNames
 from .tag import tag
 from .workspace import Progress, StrPath, Workspace
@@ -66,7 +66,7 @@ def push(
     metrics: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
-) -> Version | PushResult:
+) -> PushResult:
     """Check an adapter and store it as a new version, in the registry or at an address.
 
     Args:
@@ -92,7 +92,7 @@ def push(
 
     Example:
         >>> ah.push("./sql", "team/sql:prod").ref
-        Ref('team/sql:v1')
+        'team/sql:v1'
         >>> ah.push("./sql", "layout://sql.tar:v1").tag
         'v1'
     """
@@ -149,7 +149,7 @@ def push(
         # `publish` stores only a signature that is about these files.
         if package.signatures and not registry.store.signatures.read(version.digest, 0):
             workspace.tell(_STALE_SIGNATURE)
-        return version
+        return stored_result(version)
 
 
 def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
