@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         StoppedError,
         UsageError,
     )
+    from adapterhub_converters.formats import InstalledFormat
 
 __all__ = [
     "Adapter",
@@ -98,6 +99,7 @@ __all__ = [
     "Generation",
     "Identity",
     "Inputs",
+    "InstalledFormat",
     "IntegrityError",
     "Lineage",
     "LocalIOError",
@@ -279,6 +281,7 @@ _MODULES = {
         "StoppedError",
         "UsageError",
     ),
+    "adapterhub_converters.formats": ("InstalledFormat",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

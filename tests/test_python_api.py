@@ -12,15 +12,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 import adapterhub as ah
+from adapterhub.cli.commands import merge
+from adapterhub.merging.adapters.methods import METHODS, MergeMethod
+from adapterhub.merging.into_base import merge_options, mixtures
+from adapterhub.operations import train
+from adapterhub.operations.merge import BaseWeights
 from adapterhub.trust import keys
+from adapterhub_converters import formats
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
+from adapterhub_converters.runtime_rules import RUNTIMES, RuntimeName
 from tests.conftest import ROOT, need_module
 from tests.support.adapters import write_adapter
 from tests.training.conftest import tiny_base
@@ -100,20 +107,35 @@ def test_every_public_name_is_there_and_listed() -> None:
         _ = ah.nothing
 
 
-def test_the_api_passes_the_strict_type_checker_of_another_project(tmp_path: Path) -> None:
+def strictly_checked(text: str, folder: Path) -> list[str]:
+    """Return what mypy says about a file of another project."""
     need_module("mypy")
-    (tmp_path / "theirs.py").write_text(STRANGER)
+    (folder / "theirs.py").write_text(text)
     done = subprocess.run(
         # The project's own settings skip libraries such as torch, which no public type comes from: a tenth of the time.
         [sys.executable, "-m", "mypy", "--strict", f"--config-file={ROOT}/pyproject.toml", "--cache-dir=cache", "theirs.py"],
-        check=False, capture_output=True, text=True, cwd=tmp_path,
+        check=False, capture_output=True, text=True, cwd=folder,
         env={**os.environ, "MYPYPATH": os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))},
     )  # fmt: skip
-    found = [line for line in done.stdout.splitlines() if line.startswith("theirs.py")]
-    last_line = len(STRANGER.splitlines())
-    assert [line.replace("builtins.", "") for line in found] == [f'theirs.py:{last_line}: note: Revealed type is "float"'], (
-        done.stdout
-    )
+    return [line.replace("builtins.", "") for line in done.stdout.splitlines() if line.startswith("theirs.py")]
+
+
+def test_the_api_passes_the_strict_type_checker_of_another_project_and_misspelled_words_do_not(tmp_path: Path) -> None:
+    lines, last_line = strictly_checked(f"{STRANGER}{MISSPELLED}", tmp_path), len(STRANGER.splitlines())
+    assert lines[0] == f'theirs.py:{last_line}: note: Revealed type is "float"'
+    errors = [line for line in lines[1:] if ": error: " in line]
+    assert [int(line.split(":")[1]) for line in errors] == [last_line + 1 + at for at in range(MISSPELLED.count("\n"))], lines
+    assert all("[arg-type]" in line or "[list-item]" in line for line in errors)
+
+
+def test_every_closed_set_of_words_of_the_api_is_that_of_its_table() -> None:
+    assert get_args(formats.WrittenFormat) == tuple(name for name, row in formats.FORMATS.items() if row.writes)
+    assert get_args(formats.PackageFormat) == tuple(formats.PACKAGES)
+    assert {*get_args(formats.QuantizedDtype)} == {*merge_options.REQUANTIZE, *mixtures.MIXTURES}
+    assert {*get_args(formats.FloatDtype)} == {*merge_options.DTYPES} == {*train._DTYPES} - {None}
+    assert get_args(RuntimeName) == tuple(RUNTIMES)
+    assert get_args(MergeMethod) == tuple(METHODS)
+    assert {*get_args(BaseWeights)} == {*next(option.type.choices for option in merge.merge.params if option.name == "onto")}
 
 
 def test_the_file_of_another_project_calls_every_public_function() -> None:
@@ -183,6 +205,24 @@ audit: ah.Audit = ah.audit("adapters")
 ah.sign_checkpoint("adapters", "checkpoint.json", "team.key")
 measured: ah.EvaluationResult = ah.evaluate("./sql", data="heldout.jsonl", base="./tiny")
 reveal_type(measured.perplexity)
+"""
+
+
+# Each line has one word that is not in its closed set.
+MISSPELLED = """\
+ah.convert("./sql", "sql.gguf", to="ggfu")
+ah.convert("./sql", "sql.gguf", to="gguf", dtype="q8")
+ah.convert_model("./tiny", "tiny.gguf", to="gguf", dtype="q4_k_l")
+ah.merge(["./sql", "./french"], "./both", method="tise")
+ah.merge_into("./sql", "./tiny", "./merged", requantize="q9_0")
+ah.merge_into("./sql", "./tiny", "./merged", onto="trained")
+ah.check("./sql", runtimes=["vlm"])
+ah.resolve("team/sql", runtime="llamacpp")
+ah.push("./sql", "team/sql", to="pefft")
+ah.pull("team/sql", to=ah.Conversion("gguf", dtype="f61"))
+ah.evaluate("./sql", data="heldout.jsonl", base="./tiny", quantize="nf8")
+report.count("errors")
+difference.count("equal")
 """
 
 

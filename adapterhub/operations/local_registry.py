@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
     from adapterhub.manifest.package_files import Selection
     from adapterhub.project.policy import Policy
-    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub.registry.content_search import ContentMatches
     from adapterhub.registry.lineage_graph import Lineage
     from adapterhub.registry.registry import Version, VersionDocument
@@ -92,7 +92,7 @@ class Registry:
         ref: str,
         *,
         base: Base | None = None,
-        to: str | Conversion | None = None,
+        to: ConversionFormat | Conversion | None = None,
         expect: str | None = None,
         force: bool = False,
         selection: Selection | None = None,
@@ -128,7 +128,7 @@ class Registry:
         ref: str,
         out: StrPath | None = None,
         *,
-        to: str | Conversion | None = None,
+        to: ConversionFormat | Conversion | None = None,
         base: Base | None = None,
         model: str | None = None,
         replace: bool = False,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
     from adapterhub.merging import FuseReport, Merge, MergeReport, Options
+    from adapterhub.merging.adapters.methods import MergeMethod
     from adapterhub.merging.into_base.extraction import Extraction, ExtractionOptions
     from adapterhub.merging.into_base.merge_proof import Proofs
     from adapterhub.ref import Ref
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Registry, Version
     from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.formats import FloatDtype, QuantizedDtype
+
+BaseWeights = Literal["original", "as-trained"]
+"""The weights of a base to merge onto: as they are, or rounded as training saw them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +66,7 @@ def merge(
     out: StrPath,
     *,
     weights: Sequence[float] | None = None,
-    method: str = "cat",
+    method: MergeMethod = "cat",
     rank: int | None = None,
     energy: float | None = None,
     rank_budget: int | None = None,
@@ -106,12 +111,12 @@ def merge_into(
     out: StrPath,
     *,
     weights: Sequence[float] | None = None,
-    method: str = "cat",
+    method: MergeMethod = "cat",
     seed: int = 0,
-    dtype: Literal["bf16", "f16", "f32"] | None = None,
-    requantize: str | None = None,
+    dtype: FloatDtype | None = None,
+    requantize: QuantizedDtype | Literal["nf4"] | None = None,
     shard_size: int | None = None,
-    onto: Literal["original", "as-trained"] = "original",
+    onto: BaseWeights = "original",
     dequantize: bool = False,
     force: bool = False,
     replace: bool = False,
@@ -129,7 +134,7 @@ def merge_into(
         method: As for `merge`; its result is added without truncation to a rank.
         seed: The seed of the method's random numbers.
         dtype: The type of floats to write; the base's if None.
-        requantize: The quantized type to write, `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, `q4_1`, `q5_0`, `q5_1` or `nf4`.
+        requantize: The quantized type to write, `q8_0`, `q6_k`, `q4_k` …, a mixture like `q4_k_m`, or `nf4`.
         shard_size: The most bytes of tensors in a file.
         onto: Merge onto the base's weights as they are, or rounded as training saw them.
         dequantize: Let a quantized Hugging Face model become one in floats.
@@ -379,7 +384,13 @@ def _lineage(adapters: Sequence[sources.Source], weights: Sequence[float], base:
 
 
 def verify_merge(
-    merged: Path, base: Path, adapters: Sequence[sources.Source], weights: Sequence[float], workspace: Workspace, *, onto: str
+    merged: Path,
+    base: Path,
+    adapters: Sequence[sources.Source],
+    weights: Sequence[float],
+    workspace: Workspace,
+    *,
+    onto: BaseWeights,
 ) -> Proofs:
     """Compare every tensor of a merged model with the expected result of merging these adapters into `base`."""
     from adapterhub.merging import Options

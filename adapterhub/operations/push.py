@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.package_files import Selection
     from adapterhub.ref import Ref
-    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub.registry.packaging import Package
     from adapterhub.registry.registry import Version
     from adapterhub.remotes.protocol import OpenRemote, Source
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 _STALE_SIGNATURE = f"{SIGNATURE} is not about the files of this version, and was left out; sign the version itself"
-IMAGE = "image"
-"""The `to` of a conversion that packages an adapter as a container image."""
 
 
 def check_target(target: str, workspace: Workspace) -> None:
@@ -55,7 +53,7 @@ def push(
     target: str,
     *,
     base: base_sources.Base | None = None,
-    to: str | Conversion | None = None,
+    to: ConversionFormat | Conversion | None = None,
     expect: str | None = None,
     force: bool = False,
     private: bool = False,
@@ -121,7 +119,7 @@ def push(
         for extra_tag in tags:
             result = replace(result, moved=tag(result.ref, extra_tag, workspace).moved or result.moved)
         return result
-    if conversion is not None and conversion.to == IMAGE:
+    if conversion is not None and conversion.to == "image":
         raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
     if private:
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
@@ -240,7 +238,7 @@ def _push_to_address(
     from adapterhub.remotes.remote_address import expect_digest
 
     address = target_address(target, workspace, name)
-    as_image = conversion is not None and conversion.to == IMAGE
+    as_image = conversion is not None and conversion.to == "image"
     conversion = None if as_image else conversion
     skipped: tuple[str, ...] = ()
     early_upload: _EarlyUpload | None = None

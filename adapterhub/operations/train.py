@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import NotFoundError, ParameterError, UsageError
@@ -21,7 +21,9 @@ from .workspace import Progress, StrPath, Workspace, as_list
 if TYPE_CHECKING:
     from adapterhub.training import EvaluationResult, OnEvent, TrainConfig, TrainingResult
     from adapterhub.training.cost.budget import Forecast
+    from adapterhub.training.train_config import BaseForm, LossTokens
     from adapterhub.training.trainer import Trainer
+    from adapterhub_converters.formats import FloatDtype
 
 # Data types as the other functions name them, to the names of torch.
 _DTYPES = {None: None, "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -156,9 +158,9 @@ def evaluate(
     trained_on: Sequence[StrPath] = (),
     tokens: int | None = None,
     sequence: int | None = None,
-    loss: Literal["all", "completion"] | None = None,
-    quantize: Literal["nf4", "none"] | None = None,
-    dtype: Literal["bf16", "f16", "f32"] | None = None,
+    loss: LossTokens | None = None,
+    quantize: BaseForm | None = None,
+    dtype: FloatDtype | None = None,
     threads: int | None = None,
     record: str | None = None,
     progress: Progress | None = None,
