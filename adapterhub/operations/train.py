@@ -95,11 +95,10 @@ def open_trainer(
     from adapterhub.training import open_trainer as opened
 
     workspace = workspace or Workspace()
-    path = Path(config) if isinstance(config, str | os.PathLike) else None
-    config_ = read_config(path) if path is not None else config
-    if out is None and path is None:
+    if isinstance(config, str | os.PathLike):
+        out, config = out or Path(config).stem, read_config(Path(config))
+    if out is None:
         raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
-    target = Path(out) if out is not None else Path(path.stem if path else "")
     with ExitStack() as stack:
         initial = (
             InitialAdapter(*sources.initial_adapter(stack.enter_context(sources.open_source(start, workspace))))
@@ -107,9 +106,9 @@ def open_trainer(
             else None
         )
         cache = Path(workspace.cache) if workspace.cache is not None else None
-        options = {"start": initial, "cache": cache, "replace": replace}
+        config = _with_local_base(config, workspace)
         yield stack.enter_context(
-            opened(_with_local_base(config_, workspace), target, on_event=on_event, force=force, **options)  # type: ignore[arg-type]
+            opened(config, Path(out), on_event=on_event, force=force, start=initial, cache=cache, replace=replace)
         )
 
 
