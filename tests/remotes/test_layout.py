@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -163,17 +162,17 @@ def test_a_blob_that_another_process_finishes_meanwhile_is_left_whole(
     source = AdapterFolder(make())
     blob = next(layer for layer in source.manifest("latest").layers if layer.path.endswith(".safetensors"))
     part, final = (tmp_path / "x" / folder for folder in (f"ingest/{blob.digest[7:]}.part", f"blobs/sha256/{blob.digest[7:]}"))
-    locked, sizes = download._try_lock, []
+    locked, sizes = download.try_lock, []
 
-    def finished(file: Any) -> bool:
+    def finished(handle: int) -> bool:
         if not final.exists():
             part.write_bytes((tmp_path / "adapter" / blob.path).read_bytes())
             os.replace(part, final)
         else:
             sizes.append(final.stat().st_size)
-        return locked(file)
+        return locked(handle)
 
-    monkeypatch.setattr(download, "_try_lock", finished)
+    monkeypatch.setattr(download, "try_lock", finished)
     with LayoutFolder(tmp_path / "x") as target:
         target.put_blob(blob, source)
     assert sizes == [blob.size]
