@@ -85,8 +85,9 @@ def test_a_protected_tag_neither_moves_nor_goes(registry: Registry, make: Make) 
 def test_only_a_tag_that_is_there_can_be_protected(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no such tag"):
         registry.protect(Ref.parse("team/sql:dev"))
-    with pytest.raises(RefusedError, match="is always the newest push"):
+    with pytest.raises(RefusedError, match="is always the newest push") as caught:
         registry.protect(Ref.parse("team/sql:latest"))
+    assert caught.value.code == "latest-tag"
     with pytest.raises(RefError, match="has no tag. Write team/sql:TAG"):
         registry.protect(v(1))
 
