@@ -99,8 +99,8 @@ def merge(
     from adapterhub.manifest.document import Recipe
 
     workspace = (workspace or Workspace()).with_progress(progress)
-    recipe = Recipe("merge", rank, method, energy, rank_budget, seed, parameters)
-    target = merge_destination(out)
+    recipe = Recipe("merge", rank=rank, method=method, energy=energy, budget=rank_budget, seed=seed, parameters=parameters)
+    target = merge_destination(out)  # before any adapter is downloaded: an ambiguous output is refused at once
     with _open_adapters(adapters, weights, workspace) as (adapter_sources, factors):
         return merge_adapters(adapter_sources, factors, target, recipe, workspace, replace=replace)
 
@@ -133,10 +133,10 @@ def merge_into(
         weights: The factor of each adapter; 1 each if None.
         method: As for `merge`; its result is added without truncation to a rank.
         seed: The seed of the method's random numbers.
-        dtype: The type of floats to write; the base's if None.
+        dtype: The type of floats to write, `bf16`, `f16` or `f32`; the base's if None.
         requantize: The quantized type to write, `q8_0`, `q6_k`, `q4_k` …, a mixture like `q4_k_m`, or `nf4`.
         shard_size: The most bytes of tensors in a file.
-        onto: Merge onto the base's weights as they are, or rounded as training saw them.
+        onto: Merge onto the base's weights as they are, `original`, or rounded as training saw them, `as-trained`.
         dequantize: Let a quantized Hugging Face model become one in floats.
         force: Write the model even if a quantized target absorbs the adapter.
         replace: Replace an earlier output at `out`; else it must not exist.
@@ -228,7 +228,7 @@ def merge_adapters(
     Args:
         adapters: The adapters.
         weights: The factor of each adapter.
-        target: The folder or the ref; see `destination`.
+        target: The folder or the ref; see `merge_destination`.
         options: The method, one of `adapterhub.merging.METHODS`, and its options.
         workspace: The registry and the policy.
         replace: Replace an adapter in the folder.
