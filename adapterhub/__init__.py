@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from adapterhub.operations.generate import generate
     from adapterhub.operations.load import Adapter, load
     from adapterhub.operations.local_registry import Registry, Versions
-    from adapterhub.operations.merge import MergeResult, merge
+    from adapterhub.operations.merge import MergeResult, merge, merge_into
     from adapterhub.operations.pull import PullResult, pull
     from adapterhub.operations.push import push
     from adapterhub.operations.push_result import PushResult
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         StoppedError,
         UsageError,
     )
+    from adapterhub_converters.formats import InstalledFormat
 
 __all__ = [
     "Adapter",
@@ -98,6 +99,7 @@ __all__ = [
     "Generation",
     "Identity",
     "Inputs",
+    "InstalledFormat",
     "IntegrityError",
     "Lineage",
     "LocalIOError",
@@ -148,6 +150,7 @@ __all__ = [
     "generate",
     "load",
     "merge",
+    "merge_into",
     "open_trainer",
     "pull",
     "push",
@@ -215,6 +218,7 @@ _MODULES = {
     "adapterhub.operations.merge": (
         "MergeResult",
         "merge",
+        "merge_into",
     ),
     "adapterhub.operations.pull": (
         "PullResult",
@@ -277,6 +281,7 @@ _MODULES = {
         "StoppedError",
         "UsageError",
     ),
+    "adapterhub_converters.formats": ("InstalledFormat",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

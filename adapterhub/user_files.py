@@ -8,10 +8,10 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.file_lock import try_lock
 from adapterhub_converters.errors import LocalIOError, NotFoundError
 
 _TRIES, _PAUSE = 600, 0.05  # attempts to lock a folder, and seconds between two: 30 seconds in all
@@ -102,30 +102,23 @@ def _exclusive(folder: Path) -> Iterator[None]:
     A change takes milliseconds. Anyone who can read the folder can also lock it, for as long as they like, so waiting for the
     lock is limited.
     """
-    try:
-        import fcntl
-    # Windows has no fcntl. Replacing a file is atomic there too; only concurrent changes can be lost.
-    except ImportError:
+    # Windows opens no folders. Replacing a file is atomic there too; only concurrent changes can be lost.
+    if os.name == "nt":
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _lock(partial(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB), folder)
+        _lock(handle, folder)
         yield
     finally:
         os.close(handle)
 
 
-def _lock(lock: Callable[[], object], folder: Path) -> None:
+def _lock(handle: int, folder: Path) -> None:
     for _ in range(_TRIES):
-        try:
-            lock()
-        except BlockingIOError:
-            time.sleep(_PAUSE)
-        except OSError:  # not on every network file system
+        if try_lock(handle):
             return
-        else:
-            return
+        time.sleep(_PAUSE)
     raise LocalIOError(
         str(folder), "another process keeps this folder locked", "Wait for that process, or end it", code="in-use"
     )

@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+import adapterhub as ah
 from adapterhub.http_server import binding
 from adapterhub.merging.adapters.combine import combine
+from adapterhub.merging.into_base import tensor_types
+from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
+from adapterhub.registry import packaging
+from adapterhub.remotes import remote_address
 from adapterhub.remotes.named_remotes import address_below
+from adapterhub.store.store import Store
+from adapterhub.trust import attestation
 from adapterhub_converters.adapter import Adapter, LowRank, Meta
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError
@@ -34,13 +41,24 @@ def _file(size: int, *offsets: int) -> Callable[[Path], object]:
     return read
 
 
+def _linked_store(folder: Path) -> None:
+    (folder / "store").symlink_to(folder)
+    Store(folder / "store").check()
+
+
 CALLS: dict[str, Callable[[Path], object]] = {
+    "attestation": lambda _: attestation.find_accepted([], "fits", (), "sha256:" + "0" * 64, "team/sql"),
     "address-with-remote": lambda _: address_below("oci://host", "oci://other/x"),
+    "convert-there": lambda _: ah.pull("oci://registry.example/team/sql", to="gguf"),
+    "credentials-in-address": lambda _: remote_address.parse("oci://ada:secret@registry.example/team/sql"),
     "different-bases": _pair("other"),
     "hole": _file(16, 8, 16),
     "invalid-ref": lambda _: Ref.parse("team/sql/"),
+    "linked-store": _linked_store,
     "local-only": lambda _: Ref.parse("oci://registry.example/team/sql"),
+    "no-manifest": lambda _: packaging.check_manifest(Policy("the project", max_rank=8), None, "team/sql"),
     "public-needs-tls": lambda _: binding.check_exposure("0.0.0.0", encrypted=False, requires_login=True, code="x"),
+    "rows-not-whole-blocks": lambda _: tensor_types.writable("Q8_0", 33, "blk.0.attn_q.weight"),
     "trailing": _file(9, 0, 8),
     "unknown-method": _pair("tiny", "average"),
 }

@@ -115,8 +115,9 @@ def test_a_body_that_ends_too_early_is_never_taken(web: Web, read: Callable[[Cli
         to.close_connection = True
 
     web.rules["/x"] = cut
-    with pytest.raises((CutError, GivenUpError), match="the connection ended 9 bytes too early"):
+    with pytest.raises((CutError, GivenUpError), match="the connection ended 9 bytes too early") as caught:
         read(client(web), "/x")
+    assert caught.value.code == ("no-answer" if read is get else "connection-lost")
 
 
 def test_a_body_that_broke_off_is_fetched_again_as_often_as_there_are_pauses(web: Web) -> None:
@@ -520,6 +521,7 @@ def test_a_redirect_that_leads_nowhere_is_one_line(web: Web, location: str, says
         with pytest.raises(RemoteError, match=says) as caught:
             read(client(web), "/x")
         assert "pass@" not in str(caught.value)
+        assert (caught.value.code == "no-such-host") == (says == "no such host")
     assert len(web.requests) == (2 * (MAX_REDIRECTS + 2) if location == "/x" else 2)
 
 

@@ -12,15 +12,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 import adapterhub as ah
+from adapterhub.cli.commands import merge
+from adapterhub.merging.adapters.methods import METHODS, MergeMethod
+from adapterhub.merging.into_base import merge_options, mixtures
+from adapterhub.operations import train
+from adapterhub.operations.merge import BaseWeights
 from adapterhub.trust import keys
+from adapterhub_converters import formats
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
+from adapterhub_converters.runtime_rules import RUNTIMES, RuntimeName
 from tests.conftest import ROOT, need_module
 from tests.support.adapters import write_adapter
 from tests.training.conftest import tiny_base
@@ -75,8 +82,8 @@ def test_every_example_of_the_page_runs(place: Path) -> None:
 def test_every_docstring_example_gives_the_documented_result(place: Path) -> None:
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     names = (
-        "load", "read_base", "check", "convert", "convert_model", "merge", "push", "pull", "resolve", "Registry", "train",
-        "evaluate", "open_trainer", "scan", "sign", "verify", "attest", "audit", "bom",
+        "load", "read_base", "check", "convert", "convert_model", "merge", "merge_into", "push", "pull", "resolve", "Registry",
+        "train", "evaluate", "open_trainer", "scan", "sign", "verify", "attest", "audit", "bom",
     )  # fmt: skip
     for name in names:
         (example,) = finder.find(getattr(ah, name), name, globs={"ah": ah, "print": lambda _: None})
@@ -100,25 +107,46 @@ def test_every_public_name_is_there_and_listed() -> None:
         _ = ah.nothing
 
 
-def test_the_api_passes_the_strict_type_checker_of_another_project(tmp_path: Path) -> None:
+def strictly_checked(text: str, folder: Path) -> list[str]:
+    """Return what mypy says about a file of another project."""
     need_module("mypy")
-    (tmp_path / "theirs.py").write_text(STRANGER)
+    (folder / "theirs.py").write_text(text)
     done = subprocess.run(
         # The project's own settings skip libraries such as torch, which no public type comes from: a tenth of the time.
         [sys.executable, "-m", "mypy", "--strict", f"--config-file={ROOT}/pyproject.toml", "--cache-dir=cache", "theirs.py"],
-        check=False, capture_output=True, text=True, cwd=tmp_path,
+        check=False, capture_output=True, text=True, cwd=folder,
         env={**os.environ, "MYPYPATH": os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))},
     )  # fmt: skip
-    found = [line for line in done.stdout.splitlines() if line.startswith("theirs.py")]
-    last_line = len(STRANGER.splitlines())
-    assert [line.replace("builtins.", "") for line in found] == [f'theirs.py:{last_line}: note: Revealed type is "float"'], (
-        done.stdout
-    )
+    return [line.replace("builtins.", "") for line in done.stdout.splitlines() if line.startswith("theirs.py")]
+
+
+def test_the_api_passes_the_strict_type_checker_of_another_project_and_misspelled_words_do_not(tmp_path: Path) -> None:
+    lines, last_line = strictly_checked(f"{STRANGER}{MISSPELLED}", tmp_path), len(STRANGER.splitlines())
+    assert lines[0] == f'theirs.py:{last_line}: note: Revealed type is "float"'
+    errors = [line for line in lines[1:] if ": error: " in line]
+    assert [int(line.split(":")[1]) for line in errors] == [last_line + 1 + at for at in range(MISSPELLED.count("\n"))], lines
+    assert all("[arg-type]" in line or "[list-item]" in line for line in errors)
+
+
+def test_every_closed_set_of_words_of_the_api_is_that_of_its_table() -> None:
+    assert get_args(formats.WrittenFormat) == tuple(name for name, row in formats.FORMATS.items() if row.writes)
+    assert get_args(formats.PackageFormat) == tuple(formats.PACKAGES)
+    assert {*get_args(formats.QuantizedDtype)} == {*merge_options.REQUANTIZE, *mixtures.MIXTURES}
+    assert {*get_args(formats.FloatDtype)} == {*merge_options.DTYPES} == {*train._DTYPES} - {None}
+    assert get_args(RuntimeName) == tuple(RUNTIMES)
+    assert get_args(MergeMethod) == tuple(METHODS)
+    assert {*get_args(BaseWeights)} == {*next(option.type.choices for option in merge.merge.params if option.name == "onto")}
 
 
 def test_the_file_of_another_project_calls_every_public_function() -> None:
     functions = {name for name in ah.__all__ if inspect.isfunction(getattr(ah, name))}
     assert functions == {name for name in functions if f"ah.{name}(" in STRANGER}
+
+
+def test_every_public_function_returns_one_type() -> None:
+    methods = (getattr(ah.Registry, name) for name in dir(ah.Registry) if not name.startswith("_"))
+    functions = filter(inspect.isfunction, (*methods, *(getattr(ah, name) for name in ah.__all__)))
+    assert [function.__qualname__ for function in functions if " | " in inspect.signature(function).return_annotation] == []
 
 
 def test_every_error_of_the_formats_is_a_public_name() -> None:
@@ -145,14 +173,15 @@ except (ah.OutputExistsError, ah.RefusedError) as error:
 model: ah.ConvertedModel = ah.convert_model("./tiny", "tiny.gguf", to="gguf")
 both: ah.MergeResult = ah.merge(["./sql", "./french"], "./both", method="ties", density=0.2)
 merged: ah.MergeReport = both.report
-fused: ah.FuseReport = ah.merge("./sql", "./merged", into="./tiny")
+fused: ah.FuseReport = ah.merge_into("./sql", "./tiny", "./merged")
 size: int = fused.size
 described: ah.DescribeResult = ah.describe("./sql", license="MIT")
 bill: ah.Bill = ah.bom("./sql", base="./tiny")
 difference: ah.Difference = ah.diff("./sql", "./french")
 scan: ah.Scan = ah.scan("./sql")
 with ah.Registry("~/adapters") as registry:
-    version: ah.Version = registry.push("./sql", "team/sql:prod", message="first", tags=["new"])
+    pushed: ah.PushResult = registry.push("./sql", "team/sql:prod", message="first", tags=["new"])
+    version: ah.Version | None = pushed.version
     pulled: ah.PullResult = registry.pull("team/sql:prod", "./out", replace=True)
     row: ah.VersionRow = registry.search("text to sql", base="Qwen/Qwen3-0.6B")[0]
     shown: ah.VersionDocument = registry.show("team/sql")
@@ -162,8 +191,7 @@ with ah.Registry("~/adapters") as registry:
     matches: ah.ContentMatches = registry.find("./sql")
     number: int = registry.deprecate("team/sql:v1", "overfits")
 served: ah.PreparedVersion = ah.resolve("team/sql", runtime="vllm", base="./tiny")
-sent = ah.push("./sql", "oci://registry.example/team/sql:v2", to=ah.Conversion("gguf", dtype="q8_0"))
-assert isinstance(sent, ah.PushResult)
+sent: ah.PushResult = ah.push("./sql", "oci://registry.example/team/sql:v2", to=ah.Conversion("gguf", dtype="q8_0"))
 digest: str = sent.digest
 ah.pull("hf://team/sql@main", "./out", workspace=ah.Workspace(tell=print))
 trained: ah.TrainingResult = ah.train("sql.toml", on_event=print)
@@ -177,6 +205,24 @@ audit: ah.Audit = ah.audit("adapters")
 ah.sign_checkpoint("adapters", "checkpoint.json", "team.key")
 measured: ah.EvaluationResult = ah.evaluate("./sql", data="heldout.jsonl", base="./tiny")
 reveal_type(measured.perplexity)
+"""
+
+
+# Each line has one word that is not in its closed set.
+MISSPELLED = """\
+ah.convert("./sql", "sql.gguf", to="ggfu")
+ah.convert("./sql", "sql.gguf", to="gguf", dtype="q8")
+ah.convert_model("./tiny", "tiny.gguf", to="gguf", dtype="q4_k_l")
+ah.merge(["./sql", "./french"], "./both", method="tise")
+ah.merge_into("./sql", "./tiny", "./merged", requantize="q9_0")
+ah.merge_into("./sql", "./tiny", "./merged", onto="trained")
+ah.check("./sql", runtimes=["vlm"])
+ah.resolve("team/sql", runtime="llamacpp")
+ah.push("./sql", "team/sql", to="pefft")
+ah.pull("team/sql", to=ah.Conversion("gguf", dtype="f61"))
+ah.evaluate("./sql", data="heldout.jsonl", base="./tiny", quantize="nf8")
+report.count("errors")
+difference.count("equal")
 """
 
 
@@ -214,6 +260,7 @@ def test_every_public_function_is_documented() -> None:
         "generate",
         "load",
         "merge",
+        "merge_into",
         "pull",
         "push",
         "read_base",

@@ -78,8 +78,9 @@ def test_a_digest_may_be_short_and_without_its_algorithm() -> None:
 
 
 def test_running_numbers_are_not_set_by_hand() -> None:
-    with pytest.raises(RefError, match="v3 is a version number, which a push assigns"):
+    with pytest.raises(RefError, match="v3 is a version number, which a push assigns") as caught:
         parse_tag("v3", "team/sql")
+    assert caught.value.code == "version-number"
 
 
 @pytest.mark.parametrize(

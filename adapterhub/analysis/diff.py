@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from .low_rank import Factors, are_comparable, delta_norm, distance, inner, term
 
 Progress = Callable[[int, int], None]
 
-SAME, ROUNDED, CHANGED, ADDED, REMOVED, UNKNOWN = "same", "rounded", "changed", "added", "removed", "unknown"
+Status = Literal["same", "rounded", "changed", "added", "removed", "unknown"]
+SAME, ROUNDED, CHANGED, ADDED, REMOVED, UNKNOWN = get_args(Status)
 ROUNDING = 1e-6
 """Relative; half a step of float32 is 6e-8, and a conversion may multiply twice."""
 
@@ -65,7 +66,7 @@ class ModuleChange:
     """
 
     name: str
-    status: str
+    status: Status
     a: Side | None = None
     b: Side | None = None
     change: float | None = None
@@ -80,7 +81,7 @@ class TensorChange:
     """A tensor other than factors: a magnitude, a bias, a replaced weight, rows, a copy."""
 
     name: str
-    status: str
+    status: Status
     change: float | None = None
     note: str = ""
 
@@ -166,7 +167,7 @@ class Difference:
         norm = math.hypot(*(module.a.size for module in self.modules if module.a and module.a.size))
         return math.hypot(*(module.distance for module in self.modules if module.distance)) / norm if norm else None
 
-    def count(self, status: str) -> int:
+    def count(self, status: Status) -> int:
         """Return the number of modules with a status."""
         return sum(module.status == status for module in self.modules)
 

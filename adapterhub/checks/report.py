@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from adapterhub_converters import display
 from adapterhub_converters.errors import AdapterhubError
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
-SEVERITIES = (ERROR, WARNING, NOTE)
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+ERROR, WARNING, NOTE = SEVERITIES
 
-_Codes = dict[str, tuple[str, str]]  # code -> severity and meaning
+_Codes = dict[str, tuple[Severity, str]]  # code -> severity and meaning
 
 _FILES: _Codes = {
     # Are the files well-formed?
@@ -162,8 +163,8 @@ class Problem(NamedTuple):  # of which a hostile adapter may have a million
     cause: AdapterhubError | None = None
 
     @property
-    def severity(self) -> str:
-        """`error`, `warning` or `note`, by the code."""
+    def severity(self) -> Severity:
+        """By the code."""
         return CODES[self.code][0]
 
     @property
@@ -272,7 +273,7 @@ class Report:
         """Return whether this problem alone fails the adapter."""
         return problem.severity == ERROR or (self.strict and problem.severity == WARNING)
 
-    def count(self, severity: str) -> int:
+    def count(self, severity: Severity) -> int:
         """Return the number of problems of a severity."""
         return sum(count for code, count in self.counted().items() if CODES[code][0] == severity)
 

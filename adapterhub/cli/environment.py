@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from adapterhub.remotes.named_remotes import Remote
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Written out so that help and completion need not import the checks (numpy); a test compares.
-RUNTIMES = ("peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang")
 ENVIRONMENT = "ADAPTERHUB_REGISTRY"
 REMOTE = "ADAPTERHUB_REMOTE"
 AUTHOR = "ADAPTERHUB_AUTHOR"
@@ -368,6 +366,7 @@ def project() -> SettingsFile | None:
 def validation(settings: SettingsFile) -> Validation:
     """Return the options of `adapterhub validate` in a project's settings; raise UsageError for an unknown runtime or code."""
     from adapterhub.checks import check_codes
+    from adapterhub_converters.runtime_rules import RUNTIMES
 
     rules, label = settings.validate, str(settings.path)
     if unknown := [name for name in rules.runtimes if name not in RUNTIMES]:

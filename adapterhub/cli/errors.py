@@ -239,6 +239,6 @@ def explanation(code: str) -> Explanation | None:
         severity, meaning = CODES[code]
         return Explanation(code, severity, meaning, FINDINGS.get(code, ""), fix, "scan" if code in SCAN else "validate")
     if code in STORED:
-        severity, text = STORED[code]
-        return Explanation(code, severity, "", text, fix, "audit verify" if code in ("changed", "reordered") else "fsck")
+        stored_severity, text = STORED[code]
+        return Explanation(code, stored_severity, "", text, fix, "audit verify" if code in ("changed", "reordered") else "fsck")
     return Explanation(code, "error", "", ERRORS[code], fix, "") if code in ERRORS else None

@@ -22,7 +22,8 @@ from .progress import EVENTS, QUIET
 _COUNT = safe_regex.Pattern(r"(?i)([0-9]{1,9}(?:\.[0-9]{1,3})?)([kmg]?)")
 
 if TYPE_CHECKING:
-    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
+    from adapterhub_converters.formats import GgufDtype
 
 # Words that people type, to the command that they mean.
 SYNONYMS = {
@@ -330,8 +331,6 @@ def _store_in_meta(key: str) -> Callable[[click.Context, click.Parameter, Any], 
 
 # ---- conversions
 
-_IMAGE = "image"  # not a format of adapters, but a package of one at a remote
-
 
 def to_option(names: Sequence[str], **attributes: Any) -> Decorator:
     """Return the option `--to FORMAT`, the argument `style`."""
@@ -339,11 +338,7 @@ def to_option(names: Sequence[str], **attributes: Any) -> Decorator:
     return click.option("--to", "style", metavar="FORMAT", type=Choice(names), help=help_text, **attributes)
 
 
-QUANTIZED = (
-    "q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q5_k_m", "q5_k_s",
-)  # fmt: skip
-"""Quantized types of a whole model in GGUF, and mixtures of them."""
-MODEL_DTYPES = tuple(dict.fromkeys((*formats.DTYPES, *QUANTIZED)))
+MODEL_DTYPES = tuple(dict.fromkeys((*formats.DTYPES, *formats.QUANTIZED)))
 """Types of a whole model in GGUF."""
 _LOSSES = (
     click.option("--allow-approx", is_flag=True, help="Approximate what the format cannot express by low-rank deltas."),
@@ -380,7 +375,12 @@ def conversion_options(*other_names: str) -> Decorator:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(
-            *args: Any, style: str | None, dtype: str, allow_approx: bool, allow_drop: tuple[str, ...], **kwargs: Any
+            *args: Any,
+            style: ConversionFormat | None,
+            dtype: GgufDtype,
+            allow_approx: bool,
+            allow_drop: tuple[str, ...],
+            **kwargs: Any,
         ) -> Any:
             return function(*args, conversion=_conversion(style, dtype, allow_approx, allow_drop), **kwargs)
 
@@ -389,12 +389,12 @@ def conversion_options(*other_names: str) -> Decorator:
     return decorate
 
 
-def _conversion(style: str | None, dtype: str, approx: bool, drop: tuple[str, ...]) -> Conversion | None:
+def _conversion(style: ConversionFormat | None, dtype: GgufDtype, approx: bool, drop: tuple[str, ...]) -> Conversion | None:
     if style is None:
         if dtype != "source" or approx or drop:
             raise UsageError("--to", "is required by --dtype, --allow-approx and --allow-drop", "Add --to FORMAT")
         return None
-    if style == _IMAGE and (dtype != "source" or approx or drop):
+    if style == "image" and (dtype != "source" or approx or drop):
         raise UsageError("--to image", "does not convert the adapter", "Leave the other options out, or convert it first")
     from adapterhub.registry.adapter_recipe import Conversion
 

@@ -13,7 +13,6 @@ from . import output
 if TYPE_CHECKING:
     from adapterhub.operations.pull import PullResult
     from adapterhub.operations.push_result import PushResult
-    from adapterhub.registry.registry import Version
 
 
 class RenderedResult(NamedTuple):
@@ -23,10 +22,8 @@ class RenderedResult(NamedTuple):
     text: str
 
 
-def render_push(result: Version | PushResult) -> RenderedResult:
+def render_push(result: PushResult) -> RenderedResult:
     """Render a version that was stored, in the registry or at an address; notes go to stderr."""
-    from adapterhub.operations.push_result import PushResult
-
     if result.overridden:
         count = output.plural(len(result.overridden), "error")
         output.say(output.one_line(f"stored despite {count}, the first {result.overridden[0]}"))
@@ -34,12 +31,12 @@ def render_push(result: Version | PushResult) -> RenderedResult:
         output.say("left out of adapter.json: the records of other weights, such as a training")
     if result.skipped:
         output.say(output.one_line(f"left out: {shorten_names(result.skipped)}"))
-    if not isinstance(result, PushResult):
-        if not result.new and result.tag in (None, LATEST) and LATEST not in result.tags:
-            output.say(f"{result.name}:{LATEST} stays at the newer version; `adapterhub tag` moves other tags")
-        tags = f" ({', '.join(result.tags)})" if result.tags else ""
-        line = f"{result.ref}{tags}  {output.size(result.size or 0)}  {output.digest(result.digest)}"
-        return RenderedResult(version_document(result), _change_prefix(result, result.tag) + line)
+    if (version := result.version) is not None:
+        if not result.new and result.tag in (None, LATEST) and LATEST not in version.tags:
+            output.say(f"{version.name}:{LATEST} stays at the newer version; `adapterhub tag` moves other tags")
+        tags = f" ({', '.join(version.tags)})" if version.tags else ""
+        line = f"{result.ref}{tags}  {output.size(result.size)}  {output.digest(result.digest)}"
+        return RenderedResult(version_document(version), _change_prefix(result) + line)
     document = {
         **({"commit": result.commit} if result.commit else {}),
         "ref": result.ref,
@@ -54,14 +51,14 @@ def render_push(result: Version | PushResult) -> RenderedResult:
     }
     number = f" (v{result.number})" if result.number and result.tag != f"v{result.number}" else ""
     line = f"{result.ref}{number}  {output.size(result.size)}  {output.digest(result.digest)}"
-    return RenderedResult(document, _change_prefix(result, result.tag) + line)
+    return RenderedResult(document, _change_prefix(result) + line)
 
 
-def _change_prefix(result: Version | PushResult, tag: str | None) -> str:
+def _change_prefix(result: PushResult) -> str:
     """Return what a push changed, if it stored no new version."""
     if result.new:
         return ""
-    return f"tagged {tag} (its bytes were there): " if result.moved and tag else "already there: "
+    return f"tagged {result.tag} (its bytes were there): " if result.moved and result.tag else "already there: "
 
 
 def render_pull(pull: PullResult) -> RenderedResult:

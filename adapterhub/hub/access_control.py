@@ -70,7 +70,7 @@ class Access:
         self.logins, self.codes, self.failures = Windows(30, 300), Windows(20, 300), Windows(20, 60)
         self.conversions = Windows(20, 300)
         self._namespaces: tuple[float, dict[str, Namespace]] = 0.0, {}
-        self._taken: tuple[float, set[str]] = 0.0, set()
+        self._owned: tuple[float, set[str]] = 0.0, set()
 
     def identify(self, headers: Mapping[str, str]) -> Identity | None:
         """Return the identity behind a request; None without an Authorization header or with the anonymous token.
@@ -130,13 +130,13 @@ class Access:
             self._namespaces = time.monotonic() + _TTL, namespaces
         return namespaces.get(namespace) or Namespace(namespace)
 
-    def is_taken(self, namespace: str) -> bool:
+    def is_local_namespace(self, namespace: str) -> bool:
         """Return whether a namespace belongs to somebody here, or is for its members only, as of the last few seconds."""
-        until, taken_names = self._taken
+        until, owned_names = self._owned
         if until < time.monotonic():
-            taken_names = accounts.taken_namespaces(self.database)
-            self._taken = time.monotonic() + _TTL, taken_names
-        return namespace in taken_names or self.namespace_settings(namespace).readers == READERS[2]
+            owned_names = accounts.owned_namespaces(self.database)
+            self._owned = time.monotonic() + _TTL, owned_names
+        return namespace in owned_names or self.namespace_settings(namespace).readers == READERS[2]
 
     def check_write(self, identity: Identity | None, name: str, role: str = "write") -> Identity:
         """Return the client's identity if it has a role in the namespace of `name`.

@@ -11,7 +11,7 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from adapterhub.digest import Digest
 from adapterhub.index import queries
@@ -31,6 +31,7 @@ from .storage.folder_storage import Storage
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.formats import WrittenFormat
 
 _RETRY_AFTER = 60.0  # seconds until a failed conversion is tried again
 _MAX_FAILURES = 1000  # failures kept in memory
@@ -113,7 +114,8 @@ class ConvertedVersions:
         version = registry.resolve(row.ref)
         with linked_folder(registry.store, registry.files(version)) as source:
             check_pair_numbers(resolve_adapter(source), str(row.ref), base)
-        with conversion_cache.converted_folder(registry, version, Conversion(form), base=base, policy=self._policy) as (
+        conversion = Conversion(cast("WrittenFormat", form))  # `aliases` knows two formats
+        with conversion_cache.converted_folder(registry, version, conversion, base=base, policy=self._policy) as (
             folder,
             *_,
         ):

@@ -215,7 +215,7 @@ class Mirror:
 
     def _is_own(self, worker: Worker, namespace: str) -> bool:
         """Return whether a namespace is this hub's own, so that its names must not be revealed to the upstream."""
-        if self._access.is_taken(namespace):
+        if self._access.is_local_namespace(namespace):
             return True
         log = worker.registry.store.log
         return not mirror_origin.names(self._database, namespace).issuperset(

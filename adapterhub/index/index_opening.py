@@ -11,8 +11,8 @@ import os
 import sqlite3
 from pathlib import Path
 
-from adapterhub.store.leases import wait_for
 from adapterhub.store.store import Store, open_regular
+from adapterhub_converters.containers.file_lock import wait_for_lock
 from adapterhub_converters.errors import AdapterhubError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
 from . import replay, schema
@@ -83,7 +83,7 @@ def _take_name(temporary: Path, path: Path, store: Store) -> None:
     mark = store.root / "oci-layout"
     while True:
         with store.files.open(mark) as file:
-            wait_for(file.fileno())
+            wait_for_lock(file.fileno())
             # If another process that creates the store has replaced the file, the new file has to be locked.
             if store.files.still_has_name(file, mark):
                 _link_or_rename(temporary, path)

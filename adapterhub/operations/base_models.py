@@ -15,6 +15,7 @@ from .workspace import Progress, StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.merging import FuseReport
     from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.formats import ModelDtype
 
 
 def read_base(base: StrPath, *, workspace: Workspace | None = None) -> BaseSpec:
@@ -57,7 +58,7 @@ def convert_model(
     target: StrPath,
     *,
     to: Literal["gguf", "hf"],
-    dtype: str = "source",
+    dtype: ModelDtype = "source",
     imatrix: StrPath | None = None,
     replace: bool = False,
     progress: Progress | None = None,

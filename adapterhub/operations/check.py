@@ -10,13 +10,14 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub.checks import Report
+    from adapterhub_converters.runtime_rules import RuntimeName
 
 
 def check(
     source: StrPath,
     *,
     base: base_sources.Base | None = None,
-    runtimes: Sequence[str] = (),
+    runtimes: Sequence[RuntimeName] = (),
     max_rank: int | None = None,
     headers_only: bool = False,
     strict: bool = False,

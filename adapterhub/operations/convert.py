@@ -11,15 +11,16 @@ from .workspace import StrPath, Workspace
 
 if TYPE_CHECKING:
     from adapterhub_converters.adapter import LossReport
+    from adapterhub_converters.formats import AdapterFormat, GgufDtype
 
 
 def convert(
     source: StrPath,
     target: StrPath,
     *,
-    to: str,
+    to: AdapterFormat,
     base: base_sources.Base | None = None,
-    dtype: str = "source",
+    dtype: GgufDtype = "source",
     allow_approx: bool = False,
     allow_drop: Sequence[str] = (),
     rank: int | None = None,
@@ -35,7 +36,8 @@ def convert(
     Args:
         source: A folder, a file, a ref or an address.
         target: The folder or file to write, whole or not at all.
-        to: The format: `peft`, `gguf`, `mlx`, `kohya`, `diffusers`, `raw`, `torchtune`, `litgpt`, `megatron` or `ollama`.
+        to: The format: `peft`, `gguf`, `mlx`, `kohya`, `diffusers`, `raw`, `torchtune`, `litgpt`, `megatron`, `ollama`, or the
+            `InstalledFormat` of another package.
         base: The model it is for, where names or shapes are needed.
         dtype: The type of numbers in a GGUF: `source`, `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
         allow_approx: Replace deltas that the format cannot express by the nearest of low rank.

@@ -12,7 +12,7 @@ from . import signature_checks, sources
 from .policy_checks import check_policy
 from .pull import PullResult, pull
 from .push import open_package, push
-from .push_result import PushResult
+from .push_result import PushResult, stored_result
 from .signature_checks import VersionNames
 from .workspace import StrPath, Workspace
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import Source
 
 
-def copy(
-    source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False
-) -> Version | PushResult | PullResult:
+def copy(source: StrPath, target: StrPath, workspace: Workspace, *, with_signatures: bool = False) -> PushResult | PullResult:
     """Copy an adapter under the same digest to a ref of the registry, an address, or a folder.
 
     A target that could be a ref is taken as one; write a folder as `./NAME`, or give a `Path`. From an address to the registry,
@@ -42,7 +40,7 @@ def copy(
     if ref is not None:
         workspace.check_name(ref.name)
         with workspace.open_registry(make=True) as registry:
-            return _into_registry(registry, source, ref, workspace, with_signatures=with_signatures)
+            return stored_result(_into_registry(registry, source, ref, workspace, with_signatures=with_signatures))
     if not sources.is_address(source) and sources.ref_of(source, workspace) is None:
         raise UsageError(text, "both are folders", "Copy a folder with the tools of your system")
     return pull(os.fspath(source), target, workspace=workspace)

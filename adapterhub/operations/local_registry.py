@@ -16,7 +16,6 @@ from . import sources
 from .base_sources import Base
 from .pull import PullResult, pull
 from .push import push
-from .push_result import PushResult
 from .signature_checks import NO_DEMAND, Demand
 from .workspace import Progress, StrPath, Workspace
 
@@ -24,12 +23,14 @@ if TYPE_CHECKING:
     from adapterhub.index.queries import VersionRow
     from adapterhub.manifest.package_files import Selection
     from adapterhub.project.policy import Policy
-    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub.registry.content_search import ContentMatches
     from adapterhub.registry.lineage_graph import Lineage
     from adapterhub.registry.registry import Version, VersionDocument
     from adapterhub.registry.version_lookup import RestoreResult
     from adapterhub.store.ref_log import Entry
+
+    from .push_result import PushResult
 
 
 class Versions(list["VersionRow"]):
@@ -91,7 +92,7 @@ class Registry:
         ref: str,
         *,
         base: Base | None = None,
-        to: str | Conversion | None = None,
+        to: ConversionFormat | Conversion | None = None,
         expect: str | None = None,
         force: bool = False,
         selection: Selection | None = None,
@@ -99,9 +100,15 @@ class Registry:
         tags: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
-    ) -> Version:
-        """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`."""
-        result = push(
+    ) -> PushResult:
+        """Check an adapter and store it as a new version; the arguments are those of `adapterhub.push`.
+
+        Raises:
+            ParameterError: `ref` is an address. This class is one registry; a push to an address would bypass it.
+        """
+        if sources.is_address(ref):
+            raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
+        return push(
             source,
             ref,
             base=base,
@@ -115,17 +122,13 @@ class Registry:
             progress=progress,
             workspace=self.workspace,
         )
-        # This class is one registry; a push to an address would bypass it.
-        if isinstance(result, PushResult):
-            raise ParameterError("ref", f"{ref!r} is an address", "Push to an address with adapterhub.push")
-        return result
 
     def pull(
         self,
         ref: str,
         out: StrPath | None = None,
         *,
-        to: str | Conversion | None = None,
+        to: ConversionFormat | Conversion | None = None,
         base: Base | None = None,
         model: str | None = None,
         replace: bool = False,

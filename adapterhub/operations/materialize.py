@@ -116,7 +116,7 @@ def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
         NotFoundError: It is neither.
     """
     from adapterhub.registry import merge_recipe, recipe_store
-    from adapterhub.store import named_documents
+    from adapterhub.store.store_files import MAX_DOCUMENT
     from adapterhub_converters.containers import json_file
 
     path, name = Path(source), _recipe_name(source)
@@ -126,7 +126,7 @@ def find_recipe(source: str, workspace: Workspace) -> tuple[MergeRecipe, str]:
     if name and _is_recipe_name(name, workspace):
         hint = f"Write ./{source} for the file, {recipe_store.NAME_PREFIX}{name} for the name"
         raise UsageError(source, "both a file and a recipe in the registry", hint, code="ambiguous")
-    return merge_recipe.parse(json_file.read_text(path, named_documents.MAX_RECIPE), source), path.name.removesuffix(".json")
+    return merge_recipe.parse(json_file.read_text(path, MAX_DOCUMENT), source), path.name.removesuffix(".json")
 
 
 def _recipe_name(text: str) -> str | None:

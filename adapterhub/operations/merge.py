@@ -1,4 +1,4 @@
-"""Merges of adapters that were looked up: the work of the command `merge` and of `adapterhub.merge()`.
+"""Merges of adapters that were looked up: the work of the command `merge`, of `adapterhub.merge()` and of `merge_into()`.
 
 The arithmetic is in `adapterhub.merging`. This module finds the base that the adapters share, the destination and the lineage,
 and records the recipe.
@@ -10,10 +10,10 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError, UsageError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, BaseInfo, Recipe
     from adapterhub.merging import FuseReport, Merge, MergeReport, Options
+    from adapterhub.merging.adapters.methods import MergeMethod
     from adapterhub.merging.into_base.extraction import Extraction, ExtractionOptions
     from adapterhub.merging.into_base.merge_proof import Proofs
     from adapterhub.ref import Ref
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from adapterhub.registry.registry import Registry, Version
     from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.formats import FloatDtype, QuantizedDtype
+
+BaseWeights = Literal["original", "as-trained"]
+"""The weights of a base to merge onto: as they are, or rounded as training saw them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,18 +61,12 @@ class MergeResult:
         return self.report._repr_html_()
 
 
-# Arguments of a merge into a base that say how the model is written; those of a method go into the recipe instead.
-_OUTPUT_OPTIONS = ("dtype", "requantize", "shard_size", "dequantize", "force")
-
-
-@overload
 def merge(
     adapters: StrPath | Sequence[StrPath],
     out: StrPath,
     *,
-    into: None = None,
     weights: Sequence[float] | None = None,
-    method: str = "cat",
+    method: MergeMethod = "cat",
     rank: int | None = None,
     energy: float | None = None,
     rank_budget: int | None = None,
@@ -76,102 +75,114 @@ def merge(
     progress: Progress | None = None,
     workspace: Workspace | None = None,
     **parameters: float | str,
-) -> MergeResult: ...
-
-
-@overload
-def merge(
-    adapters: StrPath | Sequence[StrPath],
-    out: StrPath,
-    *,
-    into: StrPath,
-    weights: Sequence[float] | None = None,
-    dtype: Literal["bf16", "f16", "f32"] | None = None,
-    requantize: str | None = None,
-    shard_size: int | None = None,
-    onto: Literal["original", "as-trained"] = "original",
-    dequantize: bool = False,
-    force: bool = False,
-    method: str = "cat",
-    seed: int = 0,
-    replace: bool = False,
-    progress: Progress | None = None,
-    workspace: Workspace | None = None,
-    **parameters: float | str,
-) -> FuseReport: ...
-
-
-def merge(
-    adapters: StrPath | Sequence[StrPath],
-    out: StrPath,
-    *,
-    into: StrPath | None = None,
-    weights: Sequence[float] | None = None,
-    replace: bool = False,
-    progress: Progress | None = None,
-    workspace: Workspace | None = None,
-    **parameters: Any,
-) -> MergeResult | FuseReport:
-    """Merge adapters into one adapter, or into a base model.
-
-    The merge is recorded in the result, so that it can be repeated and verified.
+) -> MergeResult:
+    """Merge adapters into one adapter. The result records how it was merged, so that it can be repeated and verified.
 
     Args:
         adapters: One or several of: a folder, a file, a ref, an address.
-        out: The folder or .gguf file to write; of adapters also a ref to store the result under, which then passes the checks
-            of a push.
-        into: The base model to merge into, a Hugging Face folder or a GGUF file; None to merge adapters into an adapter.
+        out: The folder to write, or a ref to store the result under, which then passes the checks of a push.
         weights: The factor of each adapter; 1 each if None.
-        method: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merging.METHODS`); into a base its result
-            is added without truncation to a rank.
-        rank: Without `into`: the rank of every module of the result.
-        energy: Without `into`: keep this share of the energy, with the smallest ranks that do.
-        rank_budget: Without `into`: the bytes of tensors to spend; ranks are chosen to keep most in them.
+        method: `cat` (exact, ranks add up), `linear`, `svd`, `ties` … (`adapterhub.merging.METHODS`).
+        rank: The rank of every module of the result.
+        energy: Keep this share of the energy, with the smallest ranks that do.
+        rank_budget: The bytes of tensors to spend; ranks are chosen to keep most in them.
         seed: The seed of the method's random numbers.
         parameters: Parameters of the method, such as `density`.
-        dtype: With `into`: the type of floats to write; the base's if None.
-        requantize: With `into`: the quantized type to write, `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_0`, `q4_1`, `q5_0`,
-            `q5_1` or `nf4`.
-        shard_size: With `into`: the most bytes of tensors in a file.
-        onto: With `into`: merge onto the base's weights as they are, or rounded as training saw them.
-        dequantize: With `into`: let a quantized Hugging Face model become one in floats.
-        force: With `into`: write the model even if a quantized target absorbs the adapter.
         replace: Replace an earlier output at `out`; else it must not exist.
-        progress: Called with modules or bytes done and in all.
+        progress: Called with modules done and in all.
         workspace: Where names are looked up.
 
     Example:
         >>> ah.merge(["./sql", "./french"], "./both", method="ties", density=0.2).report.method
         'ties'
-        >>> len(ah.merge("./sql", "./merged", into="./tiny").touched)
+    """
+    from adapterhub.manifest.document import Recipe
+
+    workspace = (workspace or Workspace()).with_progress(progress)
+    recipe = Recipe("merge", rank=rank, method=method, energy=energy, budget=rank_budget, seed=seed, parameters=parameters)
+    target = merge_destination(out)  # before any adapter is downloaded: an ambiguous output is refused at once
+    with _open_adapters(adapters, weights, workspace) as (adapter_sources, factors):
+        return merge_adapters(adapter_sources, factors, target, recipe, workspace, replace=replace)
+
+
+def merge_into(
+    adapters: StrPath | Sequence[StrPath],
+    base: StrPath,
+    out: StrPath,
+    *,
+    weights: Sequence[float] | None = None,
+    method: MergeMethod = "cat",
+    seed: int = 0,
+    dtype: FloatDtype | None = None,
+    requantize: QuantizedDtype | Literal["nf4"] | None = None,
+    shard_size: int | None = None,
+    onto: BaseWeights = "original",
+    dequantize: bool = False,
+    force: bool = False,
+    replace: bool = False,
+    progress: Progress | None = None,
+    workspace: Workspace | None = None,
+    **parameters: float | str,
+) -> FuseReport:
+    """Merge adapters into a base model. The result records how it was merged, so that it can be repeated and verified.
+
+    Args:
+        adapters: One or several of: a folder, a file, a ref, an address.
+        base: The model, a Hugging Face folder or a GGUF file.
+        out: The folder or .gguf file to write.
+        weights: The factor of each adapter; 1 each if None.
+        method: As for `merge`; its result is added without truncation to a rank.
+        seed: The seed of the method's random numbers.
+        dtype: The type of floats to write, `bf16`, `f16` or `f32`; the base's if None.
+        requantize: The quantized type to write, `q8_0`, `q6_k`, `q4_k` …, a mixture like `q4_k_m`, or `nf4`.
+        shard_size: The most bytes of tensors in a file.
+        onto: Merge onto the base's weights as they are, `original`, or rounded as training saw them, `as-trained`.
+        dequantize: Let a quantized Hugging Face model become one in floats.
+        force: Write the model even if a quantized target absorbs the adapter.
+        replace: Replace an earlier output at `out`; else it must not exist.
+        progress: Called with bytes done and in all.
+        workspace: Where names are looked up.
+        parameters: Parameters of the method, such as `density`.
+
+    Example:
+        >>> len(ah.merge_into("./sql", "./tiny", "./merged").touched)
         4
     """
     from adapterhub.manifest.document import Recipe
     from adapterhub.merging import Options
+    from adapterhub_converters.containers import atomic
 
-    workspace = (workspace or Workspace()).with_progress(progress)
+    workspace, target = (workspace or Workspace()).with_progress(progress), Path(out)
+    recipe = Recipe("merge", method=method, seed=seed, parameters=parameters)
+    with _open_adapters(adapters, weights, workspace) as (adapter_sources, factors):
+        folder = base_sources.weights(base, workspace)
+        options = Options(
+            dtype=dtype,
+            requantize=requantize,
+            shard_size=shard_size,
+            dequantize=dequantize,
+            as_trained=onto == "as-trained",
+            force=force,
+        )
+        gguf = folder.is_dir() and target.suffix == ".gguf"
+        check_place(target, folder)
+        atomic.check_free(target, folder=not gguf and (folder.is_dir() or bool(shard_size)), replace=replace)
+        prepared, _ = prepare_merge_into(adapter_sources, factors, folder, options, gguf=gguf, method=recipe)
+        with workspace.bar("merging") as advance:
+            return prepared.write(target, advance, replace=replace)
+
+
+@contextmanager
+def _open_adapters(
+    adapters: StrPath | Sequence[StrPath], weights: Sequence[float] | None, workspace: Workspace
+) -> Iterator[tuple[list[sources.Source], list[float]]]:
+    """Yield adapters that were looked up, with the factor of each."""
     names = as_list(adapters)
     factors = [1.0] * len(names) if weights is None else list(weights)
     if len(factors) != len(names):
         raise ParameterError("weights", f"{len(factors)} for {len(names)} adapters", "Give one for each")
     with ExitStack() as stack:
-        # Before any adapter is downloaded: an ambiguous output is refused at once.
-        target = Path(out) if into is not None else merge_destination(out)
-        adapter_sources = [stack.enter_context(sources.open_source(text, workspace)) for text in names]
-        if into is not None:
-            output_options = {key: parameters.pop(key) for key in _OUTPUT_OPTIONS if key in parameters}
-            as_trained = parameters.pop("onto", "original") == "as-trained"
-            method_recipe = Recipe(
-                kind="merge", method=parameters.pop("method", None), seed=parameters.pop("seed", None), parameters=parameters
-            )
-            base = base_sources.weights(into, workspace)
-            options = Options(as_trained=as_trained, **output_options)
-            return merge_into(
-                adapter_sources, factors, Path(out), base, workspace, options=options, method=method_recipe, replace=replace
-            )
-        adapter_options = {key: parameters.pop(key) for key in ("method", "rank", "energy", "seed") if key in parameters}
-        recipe = Recipe(kind="merge", **adapter_options, budget=parameters.pop("rank_budget", None), parameters=parameters)
-        return merge_adapters(adapter_sources, factors, target, recipe, workspace, replace=replace)
+        yield [stack.enter_context(sources.open_source(text, workspace)) for text in names], factors
 
 
 def merge_destination(out: StrPath) -> Path | Ref:
@@ -217,7 +228,7 @@ def merge_adapters(
     Args:
         adapters: The adapters.
         weights: The factor of each adapter.
-        target: The folder or the ref; see `destination`.
+        target: The folder or the ref; see `merge_destination`.
         options: The method, one of `adapterhub.merging.METHODS`, and its options.
         workspace: The registry and the policy.
         replace: Replace an adapter in the folder.
@@ -311,28 +322,6 @@ def extract(
         return adapter, report, push.store(Path(temporary), target, workspace)
 
 
-def merge_into(
-    adapters: Sequence[sources.Source],
-    weights: Sequence[float],
-    out: Path,
-    base: Path,
-    workspace: Workspace,
-    *,
-    options: Options,
-    method: Recipe,
-    replace: bool = False,
-) -> FuseReport:
-    """Merge adapters into a base and write the model as `out`."""
-    from adapterhub_converters.containers import atomic
-
-    gguf = base.is_dir() and out.suffix == ".gguf"
-    check_place(out, base)
-    atomic.check_free(out, folder=not gguf and (base.is_dir() or bool(options.shard_size)), replace=replace)
-    merge, _ = prepare_merge_into(adapters, weights, base, options, gguf=gguf, method=method)
-    with workspace.bar("merging") as progress:
-        return merge.write(out, progress, replace=replace)
-
-
 def prepare_merge_into(
     adapters: Sequence[sources.Source],
     weights: Sequence[float],
@@ -395,7 +384,13 @@ def _lineage(adapters: Sequence[sources.Source], weights: Sequence[float], base:
 
 
 def verify_merge(
-    merged: Path, base: Path, adapters: Sequence[sources.Source], weights: Sequence[float], workspace: Workspace, *, onto: str
+    merged: Path,
+    base: Path,
+    adapters: Sequence[sources.Source],
+    weights: Sequence[float],
+    workspace: Workspace,
+    *,
+    onto: BaseWeights,
 ) -> Proofs:
     """Compare every tensor of a merged model with the expected result of merging these adapters into `base`."""
     from adapterhub.merging import Options

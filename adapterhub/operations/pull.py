@@ -16,7 +16,7 @@ from .workspace import Progress, StrPath, Workspace
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.oci_manifest import Manifest
-    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub.registry.registry import Version
 
 
@@ -58,7 +58,7 @@ def pull(
     source: str,
     out: StrPath | None = None,
     *,
-    to: str | Conversion | None = None,
+    to: ConversionFormat | Conversion | None = None,
     base: base_sources.Base | None = None,
     model: str | None = None,
     name: str | None = None,

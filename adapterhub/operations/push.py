@@ -21,7 +21,7 @@ from adapterhub_converters.errors import ParameterError, RefusedError, RemoteErr
 
 from . import base_sources, signature_checks, sources
 from .policy_checks import check_policy, check_version
-from .push_result import PushResult, push_result, target_address
+from .push_result import PushResult, push_result, stored_result, target_address
 from .signature_checks import VersionNames
 from .tag import tag
 from .workspace import Progress, StrPath, Workspace
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adapterhub.digest import Digest
     from adapterhub.manifest.package_files import Selection
     from adapterhub.ref import Ref
-    from adapterhub.registry.adapter_recipe import Conversion
+    from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat
     from adapterhub.registry.packaging import Package
     from adapterhub.registry.registry import Version
     from adapterhub.remotes.protocol import OpenRemote, Source
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 _STALE_SIGNATURE = f"{SIGNATURE} is not about the files of this version, and was left out; sign the version itself"
-IMAGE = "image"
-"""The `to` of a conversion that packages an adapter as a container image."""
 
 
 def check_target(target: str, workspace: Workspace) -> None:
@@ -55,7 +53,7 @@ def push(
     target: str,
     *,
     base: base_sources.Base | None = None,
-    to: str | Conversion | None = None,
+    to: ConversionFormat | Conversion | None = None,
     expect: str | None = None,
     force: bool = False,
     private: bool = False,
@@ -66,7 +64,7 @@ def push(
     metrics: Mapping[str, float] | None = None,
     progress: Progress | None = None,
     workspace: Workspace | None = None,
-) -> Version | PushResult:
+) -> PushResult:
     """Check an adapter and store it as a new version, in the registry or at an address.
 
     Args:
@@ -92,7 +90,7 @@ def push(
 
     Example:
         >>> ah.push("./sql", "team/sql:prod").ref
-        Ref('team/sql:v1')
+        'team/sql:v1'
         >>> ah.push("./sql", "layout://sql.tar:v1").tag
         'v1'
     """
@@ -121,7 +119,7 @@ def push(
         for extra_tag in tags:
             result = replace(result, moved=tag(result.ref, extra_tag, workspace).moved or result.moved)
         return result
-    if conversion is not None and conversion.to == IMAGE:
+    if conversion is not None and conversion.to == "image":
         raise ParameterError("conversion", "an image is for remotes; versions in the registry are files", code="image-here")
     if private:
         raise ParameterError("private", "only a repository on a hub, hf://ORG/NAME, can be private", "Leave it out")
@@ -149,7 +147,7 @@ def push(
         # `publish` stores only a signature that is about these files.
         if package.signatures and not registry.store.signatures.read(version.digest, 0):
             workspace.tell(_STALE_SIGNATURE)
-        return version
+        return stored_result(version)
 
 
 def store(folder: Path, ref: Ref, workspace: Workspace) -> Version:
@@ -240,7 +238,7 @@ def _push_to_address(
     from adapterhub.remotes.remote_address import expect_digest
 
     address = target_address(target, workspace, name)
-    as_image = conversion is not None and conversion.to == IMAGE
+    as_image = conversion is not None and conversion.to == "image"
     conversion = None if as_image else conversion
     skipped: tuple[str, ...] = ()
     early_upload: _EarlyUpload | None = None

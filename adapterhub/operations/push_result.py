@@ -1,4 +1,4 @@
-"""The result of a push or a copy to an address, and the addresses that can be pushed to."""
+"""The result of a push or a copy, and the addresses that can be pushed to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from adapterhub.digest import Digest
+    from adapterhub.registry.registry import Version
     from adapterhub.remotes.protocol import OpenRemote
     from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub.remotes.version_copy import CopyResult
@@ -18,36 +19,54 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class PushResult:
-    """A version at an address, as a push or copy left it.
+    """A version in the registry or at an address, as a push or copy left it.
 
     Attributes:
-        ref: Its address.
-        tag: The tag that points to it.
+        ref: Its ref with its number, or its address.
+        tag: The tag that points to it; None if a push to the registry named none.
         digest: The digest of its manifest.
         size: Bytes of its files.
-        sent: Bytes that had to be sent; the remaining bytes were there already.
+        sent: Bytes that had to be sent to an address; the remaining bytes were there already.
         new: False if the name had this version already.
-        moved: True if the tag pointed to another version before, or did not exist.
+        moved: True if a tag pointed to another version before, or did not exist.
         number: Its number, if the place numbers versions.
         skipped: Names in the pushed folder that were left out.
         overridden: Codes of the errors of its check that `force` accepted.
         commit: The commit, on a hub.
+        version: The version, if it was stored in the registry.
     """
 
     ref: str
-    tag: str
+    tag: str | None
     digest: Digest
     size: int
-    sent: int
+    sent: int = 0
     new: bool = True
     moved: bool = True
     number: int | None = None
     skipped: tuple[str, ...] = ()
     overridden: tuple[str, ...] = ()
     commit: str = ""
+    version: Version | None = None
 
     def __repr__(self) -> str:
         return f"<PushResult {self.ref} {self.digest[:19]}: {self.size:,} bytes, {self.sent:,} sent>"
+
+
+def stored_result(version: Version) -> PushResult:
+    """Return the result of a push or a copy to the registry."""
+    return PushResult(
+        str(version.ref),
+        version.tag,
+        version.digest,
+        version.size or 0,
+        new=version.new,
+        moved=version.moved,
+        number=version.number,
+        skipped=version.skipped,
+        overridden=version.overridden,
+        version=version,
+    )
 
 
 def target_address(target: str, workspace: Workspace, name: str | None = None) -> RemoteAddress:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.manifest.existing_folder import ExistingFolder
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub.ref import Ref
-    from adapterhub.registry.adapter_recipe import Conversion, ParentAdapter
+    from adapterhub.registry.adapter_recipe import Conversion, ConversionFormat, ParentAdapter
     from adapterhub.remotes.protocol import Source as Remote
 
 ADDRESSES = ("https://", "http://", "hf://")
@@ -309,7 +309,7 @@ def existing_path(text: str) -> Path:
     return path
 
 
-def as_conversion(to: str | Conversion | None) -> Conversion | None:
+def as_conversion(to: ConversionFormat | Conversion | None) -> Conversion | None:
     """Return the conversion to a format, with its default options; a `Conversion` as it is."""
     if not isinstance(to, str):
         return to

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adapterhub_converters.bases import hub_layout
 from adapterhub_converters.errors import NotFoundError, ParameterError, UsageError
@@ -21,7 +21,9 @@ from .workspace import Progress, StrPath, Workspace, as_list
 if TYPE_CHECKING:
     from adapterhub.training import EvaluationResult, OnEvent, TrainConfig, TrainingResult
     from adapterhub.training.cost.budget import Forecast
+    from adapterhub.training.train_config import BaseForm, LossTokens
     from adapterhub.training.trainer import Trainer
+    from adapterhub_converters.formats import FloatDtype
 
 # Data types as the other functions name them, to the names of torch.
 _DTYPES = {None: None, "bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -93,11 +95,10 @@ def open_trainer(
     from adapterhub.training import open_trainer as opened
 
     workspace = workspace or Workspace()
-    path = Path(config) if isinstance(config, str | os.PathLike) else None
-    config_ = read_config(path) if path is not None else config
-    if out is None and path is None:
+    if isinstance(config, str | os.PathLike):
+        out, config = out or Path(config).stem, read_config(Path(config))
+    if out is None:
         raise ParameterError("out", "a config that was read has no name for the folder", "Name the folder")
-    target = Path(out) if out is not None else Path(path.stem if path else "")
     with ExitStack() as stack:
         initial = (
             InitialAdapter(*sources.initial_adapter(stack.enter_context(sources.open_source(start, workspace))))
@@ -105,9 +106,9 @@ def open_trainer(
             else None
         )
         cache = Path(workspace.cache) if workspace.cache is not None else None
-        options = {"start": initial, "cache": cache, "replace": replace}
+        config = _with_local_base(config, workspace)
         yield stack.enter_context(
-            opened(_with_local_base(config_, workspace), target, on_event=on_event, force=force, **options)  # type: ignore[arg-type]
+            opened(config, Path(out), on_event=on_event, force=force, start=initial, cache=cache, replace=replace)
         )
 
 
@@ -156,9 +157,9 @@ def evaluate(
     trained_on: Sequence[StrPath] = (),
     tokens: int | None = None,
     sequence: int | None = None,
-    loss: Literal["all", "completion"] | None = None,
-    quantize: Literal["nf4", "none"] | None = None,
-    dtype: Literal["bf16", "f16", "f32"] | None = None,
+    loss: LossTokens | None = None,
+    quantize: BaseForm | None = None,
+    dtype: FloatDtype | None = None,
     threads: int | None = None,
     record: str | None = None,
     progress: Progress | None = None,

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights, resolv
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import FormatError, RefusedError
-from adapterhub_converters.formats import FORMATS, peft
+from adapterhub_converters.formats import FORMATS, GgufDtype, PackageFormat, WrittenFormat, peft
 from adapterhub_converters.formats import convert as formats
 from adapterhub_converters.formats.lossy import LossAllowance
 
@@ -32,14 +32,16 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
 MERGE, CONVERT = "merge", "convert"
+ConversionFormat = WrittenFormat | PackageFormat | Literal["image"]
+"""What a version is converted to; `image` packages an adapter as a container image, at a remote."""
 
 
 @dataclass(frozen=True)
 class Conversion:
     """Options of a conversion; `rank` is the rank of approximations."""
 
-    to: str
-    dtype: str = "source"
+    to: ConversionFormat
+    dtype: GgufDtype = "source"
     approx: bool = False
     drop: tuple[str, ...] = ()
     rank: int | None = None
@@ -65,7 +67,9 @@ class Conversion:
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Conversion:
         """Return the conversion that a recipe describes."""
-        return cls(recipe.to or "", recipe.dtype or "source", bool(recipe.allow_approx), recipe.allow_drop or (), recipe.rank)
+        # The schema of adapter.json has an enum of the formats, and the writer refuses a dtype that it does not know.
+        to, dtype = cast("WrittenFormat", recipe.to), cast("GgufDtype", recipe.dtype or "source")
+        return cls(to, dtype, bool(recipe.allow_approx), recipe.allow_drop or (), recipe.rank)
 
 
 @dataclass(frozen=True)

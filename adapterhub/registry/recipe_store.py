@@ -88,7 +88,7 @@ def get(registry: Registry, name: str) -> StoredRecipe:
         if close:
             raise NotFoundError(name, "no merge recipe of this name", f"Did you mean {close[0]}?")
         raise NotFoundError(name, "no merge recipe of this name", "List the recipes", code="no-such-recipe")
-    raw = registry.store.read_document(state.entry.digest, limit=named_documents.MAX_RECIPE)
+    raw = registry.store.read_document(state.entry.digest)
     recipe = merge_recipe.parse(raw.decode("utf-8", "replace"), f"{NAME_PREFIX}{name}")
     return StoredRecipe(name, state.entry.digest, state.entry.time, recipe)
 

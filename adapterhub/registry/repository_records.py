@@ -18,6 +18,7 @@ from adapterhub.digest import Digest, is_hex, parse_digest
 from adapterhub.store import named_documents
 from adapterhub.store.named_documents import NamedDocument
 from adapterhub.store.store import HUB, Entry, Store
+from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 
@@ -25,7 +26,6 @@ from .moves import now
 from .registry import Registry
 
 MAIN = "main"
-MAX_DOCUMENT = 4 << 20  # bytes
 _VERSION = 1
 
 
@@ -226,7 +226,7 @@ class Repositories:
     def commit(self, repository: Repository, commit: str) -> CommitRecord | None:
         """Return the commit with an id; None if the repository does not have it."""
         digest = repository.commits.get(commit)
-        return None if digest is None else CommitRecord.parse(self._store.read_document(digest, limit=MAX_DOCUMENT), digest)
+        return None if digest is None else CommitRecord.parse(self._store.read_document(digest), digest)
 
     def _move(self, name: str, decide: Callable[[NamedDocument], Entry | None]) -> None:
         cached_state = self._state(name)[0]
@@ -246,17 +246,17 @@ class Repositories:
     def _read(self, state: NamedDocument) -> Repository | None:
         if not state.exists or state.entry is None:
             return None
-        return Repository.parse(self._store.read_document(state.entry.digest, limit=MAX_DOCUMENT), f"hub/{state.name}")
+        return Repository.parse(self._store.read_document(state.entry.digest), f"hub/{state.name}")
 
 
 def required_blobs(store: Store, document: Digest) -> set[Digest]:
     """Return the blobs that a repository needs besides its document: commits with their files, manifests with their blobs."""
-    repository = Repository.parse(store.read_document(document, limit=MAX_DOCUMENT), document)
+    repository = Repository.parse(store.read_document(document), document)
     needed: set[Digest] = {*repository.commits.values(), *repository.manifests}
     for manifest in repository.manifests.values():
         needed.update(manifest.blobs)
     for digest in repository.commits.values():
-        record = CommitRecord.parse(store.read_document(digest, limit=MAX_DOCUMENT), digest)
+        record = CommitRecord.parse(store.read_document(digest), digest)
         needed.update(file for file, _ in record.files.values())
     return needed
 

@@ -26,6 +26,7 @@ from adapterhub.store.store import local_errors
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.confined_files import ConfinedFiles
+from adapterhub_converters.containers.file_lock import try_lock
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
 
 from .protocol import Reader, Source, damaged_error
@@ -293,28 +294,13 @@ def _open_locked(files: ConfinedFiles, part: Path) -> Iterator[BinaryIO]:
         with files.resume(part) as file:
             if not user_files.is_only_mine(os.fstat(file.fileno())):
                 raise ConflictError(str(part), "others can write to it", "Remove it")
-            if not _try_lock(file):
+            if not try_lock(file.fileno()):
                 raise ConflictError(str(part), "another process is receiving it", "Wait for that process", code="in-use")
             # The last owner may have moved the file to its final name between opening and locking: then the lock is on a
             # finished blob.
             if files.still_has_name(file, part):
                 yield file
                 return
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    """Try to lock a file; return False if another process has the lock, True on systems without locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def skip_bytes(reader: Reader, count: int) -> None:
@@ -344,14 +330,15 @@ def check_range(body: Body, blob: Descriptor, start: int, location: str) -> None
         raise IntegrityError(location, f"the server has {body.length} bytes of it, not {expected_length}", "Ask its owner")
 
 
-def read_blob(source: Source, blob: Descriptor, pauses: Sequence[float] = PAUSES) -> bytes:
-    """Return all bytes of a small blob, verified."""
+def read_blob(source: Source, blob: Descriptor, location: str = "", *, pauses: Sequence[float] = PAUSES) -> bytes:
+    """Return the verified bytes of a small blob, whose size the caller has limited; errors name `location`, or the source."""
     data, buffer = bytearray(), memoryview(bytearray(min(CHUNK, blob.size + 1)))
     with ResumingReader(source, blob, pauses=pauses) as reader:
+        # At most one buffer beyond the expected size: a hostile source could go on forever.
         while len(data) <= blob.size and (count := reader.readinto(buffer)):
             data += buffer[:count]
     content = bytes(data)
     digest = sha256_bytes(content)
     if (len(content), digest) != (blob.size, blob.digest):
-        raise damaged_error(f"{source.location}: {blob.path or blob.digest}", len(content), digest, blob)
+        raise damaged_error(f"{location or source.location}: {blob.path or blob.digest}", len(content), digest, blob)
     return content

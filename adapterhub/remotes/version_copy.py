@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adapterhub.digest import sha256_bytes
 from adapterhub.manifest import card
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.errors import IntegrityError, RefusedError
+from adapterhub_converters.errors import RefusedError
 
+from .download import read_blob
 from .parallel_transfer import JOBS, RateLimit, Transfer
 from .protocol import Progress, PutResult, Source, Target
 
@@ -80,15 +80,3 @@ def with_card(source: Source, manifest: Manifest, adapter_manifest: AdapterManif
         if manifest.card
         else adapter_manifest
     )
-
-
-def read_blob(source: Source, blob: Descriptor, location: str) -> bytes:
-    """Return the verified bytes of a small blob, whose size the caller has limited."""
-    raw, buffer = bytearray(), memoryview(bytearray(1 << 16))
-    with source.open_blob(blob) as reader:
-        # Read at most one chunk beyond the expected size: a hostile source could go on forever.
-        while len(raw) <= blob.size and (count := reader.readinto(buffer)):
-            raw += buffer[:count]
-    if (sha256_bytes(bytes(raw)), len(raw)) != (blob.digest, blob.size):
-        raise IntegrityError(f"{location}: {blob.path}", f"received {len(raw)} bytes that do not match {blob.digest}")
-    return bytes(raw)

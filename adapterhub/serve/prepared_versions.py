@@ -32,6 +32,7 @@ from adapterhub.store import leases
 from adapterhub.store.store_files import local_errors
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.containers.confined_files import ConfinedFiles
+from adapterhub_converters.containers.file_lock import wait_for_lock
 from adapterhub_converters.containers.open_file import walk
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, OutputExistsError, RefusedError
 
@@ -161,7 +162,7 @@ class ServedFolder:
             yield ServedLease(self, lease)
 
     @contextmanager
-    def held(self, served: PreparedVersion) -> Iterator[PreparedVersion]:
+    def lease(self, served: PreparedVersion) -> Iterator[PreparedVersion]:
         """Hold a lease on a prepared version, so that no gc removes it in the meantime."""
         with self.open_lease() as lease:
             lease.add(served)
@@ -257,7 +258,7 @@ class ServedFolder:
     def lock(self) -> Iterator[None]:
         """Exclude other processes while a lease is added, or checked before a folder is removed."""
         with local_errors(self.root), self._files.resume(self.root / "lock") as file:
-            leases.wait_for(file.fileno())
+            wait_for_lock(file.fileno())
             yield
 
     def _version_folder(self, digest: Digest) -> Path:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from adapterhub.remotes.protocol import OpenRemote
     from adapterhub.remotes.remote_address import RemoteAddress
     from adapterhub_converters.bases import BaseSpec
+    from adapterhub_converters.runtime_rules import RuntimeName
 
 NOT_APPLIED = "runtime"
 """The error code for an adapter that a runtime does not apply and whose problems have no code of their own."""
@@ -61,7 +62,7 @@ class _ResolvedVersion:
 
 
 def resolve(
-    ref: str, *, runtime: str, base: StrPath | BaseSpec | None = None, workspace: Workspace | None = None
+    ref: str, *, runtime: RuntimeName, base: StrPath | BaseSpec | None = None, workspace: Workspace | None = None
 ) -> PreparedVersion:
     """Prepare a version for a runtime, in an immutable folder of the workspace's cache, with the flags to serve it with.
 

@@ -103,14 +103,6 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def wait_for(handle: int) -> None:
-    """Lock an open file until it is closed, waiting for other holders; do nothing if there are no locks."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX)
-
-
 def active_leases(files: ConfinedFiles) -> tuple[set[str], set[str]]:
     """Return the digests in leases of running processes, and the ids of these leases."""
     digests: set[str] = set()

@@ -22,8 +22,6 @@ from adapterhub_converters.errors import FormatError, IntegrityError
 
 from .store import BASES, Entry, Store
 
-MAX_RECIPE = 4 << 20  # bytes
-
 
 @dataclass(frozen=True, slots=True)
 class NamedDocument:
@@ -82,7 +80,7 @@ def move(
 
 def adapters(store: Store, document: Digest) -> dict[Digest, str]:
     """Return the manifests that a merge recipe needs, each with the ref it came from; FormatError if it is not a recipe."""
-    raw = store.read_document(document, limit=MAX_RECIPE)
+    raw = store.read_document(document)
     listed = parse_object(raw.decode("utf-8", "replace"), document).get("adapters")
     if not isinstance(listed, list) or not all(isinstance(adapter, dict) for adapter in listed):
         raise FormatError(document, "not a merge recipe")

@@ -21,12 +21,11 @@ from adapterhub.ref import RefError, is_name, parse_name, parse_tag
 from adapterhub_converters.containers.json_file import parse_object
 from adapterhub_converters.errors import AdapterhubError, FormatError, RefusedError
 
-from .store_files import StoreFiles, local_errors, random_name, write_all
+from .store_files import MAX_DOCUMENT, StoreFiles, local_errors, random_name, write_all
 
 REFS, BASES, MERGES, HUB = "refs", "bases", "merges", "hub"
 DOCUMENTS = (BASES, MERGES, HUB)
 """Logs of names that point at documents."""
-MAX_ENTRY = 4 << 20  # bytes
 MAX_RESTORES = 100
 """Restores of one name: each has a replay apply the whole log again."""
 # Operations by the version of the format that introduced them. An adapterhub that does not know a version refuses its entries:
@@ -196,7 +195,7 @@ class RefLog:
             return None
         path = self.path(name, seq, log=log)
         with local_errors(path), contextlib.suppress(FileNotFoundError):
-            raw = self._files.read(path, MAX_ENTRY)
+            raw = self._files.read(path, MAX_DOCUMENT)
             try:
                 return parse_entry_at(raw, name, seq, str(path))
             except FormatError as error:
@@ -275,5 +274,7 @@ class RefLog:
             for path in self._files.list_folder(self.root / "pending"):
                 # The writer may have finished just now. An unreadable file, or a folder, is left for fsck to report.
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError, AdapterhubError):
-                    moves.append((path, parse_name(str(parse_object(self._files.read(path, MAX_ENTRY), "").get("name")), "")))
+                    moves.append(
+                        (path, parse_name(str(parse_object(self._files.read(path, MAX_DOCUMENT), "").get("name")), ""))
+                    )
         return moves

@@ -35,7 +35,7 @@ from . import oci_index, tensor_digests
 from .leases import Lease, active_leases, dead_leases, hold
 from .ref_log import BASES, DOCUMENTS, HUB, MERGES, REFS, Entry, RefLog
 from .signature_files import Signatures
-from .store_files import StoreFiles, local_errors, open_regular, write_all
+from .store_files import MAX_DOCUMENT, StoreFiles, local_errors, open_regular, write_all
 from .tensor_digests import TensorLists, Tensors
 
 __all__ = [
@@ -58,7 +58,6 @@ FOLDER = ".adapterhub"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 # `ingest` is where oras keeps incomplete blobs.
 _FOLDERS = {"blobs", "packs", "tensors", "signatures", REFS, *DOCUMENTS, "pending", "tmp", "leases", "cache", "ingest"}
-_MAX_DOCUMENT = 4 << 20  # bytes
 _CHUNK_SIZE = 1 << 20  # bytes
 ByteCounter = Callable[[int], object]
 """Called with the number of bytes read since the last call."""
@@ -174,7 +173,7 @@ class Store:
                 return cast(BinaryIO, packed)
         raise IntegrityError(str(path), f"blob {digest} is missing", "Check the registry", code="check-registry")
 
-    def read_document(self, digest: Digest, *, limit: int = _MAX_DOCUMENT) -> bytes:
+    def read_document(self, digest: Digest, *, limit: int = MAX_DOCUMENT) -> bytes:
         """Read a small blob (a manifest, a config, an adapter.json); IntegrityError if its bytes do not have the digest."""
         with self.open_blob(digest) as file, local_errors(self.blob_path(digest)):
             raw, size = b"", 0

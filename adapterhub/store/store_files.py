@@ -18,12 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from adapterhub.manifest.oci_manifest import MAX_MANIFEST
 from adapterhub_converters.containers import open_file
 from adapterhub_converters.containers.confined_files import ConfinedFiles
 from adapterhub_converters.errors import LocalIOError
 
 from .leases import ABANDONED, Lease
 
+MAX_DOCUMENT = MAX_MANIFEST
+"""Bytes of any JSON document of a store: a manifest, an entry of a log, a record, a recipe."""
 # The error of a file system without hard links (FAT, some network and container mounts).
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 

@@ -132,8 +132,7 @@ def open_trainer(
         if distributed.first():
             report = stack.enter_context(tracking.with_trackers(config, out, report))
         # Only the first process reports: the others would repeat every event.
-        options = {"force": force, "start": start, "cache": cache, "replace": replace}
-        yield stack.enter_context(new_trainer(config, out, report, **options))  # type: ignore[arg-type]
+        yield stack.enter_context(new_trainer(config, out, report, force=force, start=start, cache=cache, replace=replace))
 
 
 def evaluate(

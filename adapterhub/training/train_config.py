@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+BaseForm = Literal["nf4", "none"]
+"""The form of the linear layers of a base in memory: quantized, or in the dtype to compute in."""
+LossTokens = Literal["all", "completion"]
+"""The tokens that a loss counts."""
+
 
 @dataclass(frozen=True)
 class BaseConfig:
@@ -20,7 +25,7 @@ class BaseConfig:
     name: str | None = None
     """The model's public name, `owner/model`; recorded in the adapter."""
     revision: str | None = None
-    quantize: Literal["nf4", "none"] = "nf4"
+    quantize: BaseForm = "nf4"
     """The form of the linear layers in memory: `nf4` (4.127 bits a weight), or `none`, which is `dtype`."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """The dtype to compute in; `float16` with a scaled loss."""
@@ -62,7 +67,7 @@ class DataConfig:
     """Tokens in a row; a document that must stay in one row is cut there."""
     pack: bool = True
     """Let documents share rows without attending to each other; otherwise each gets its own row."""
-    loss: Literal["all", "completion"] = "completion"
+    loss: LossTokens = "completion"
     """Tokens of a conversation or of a prompt with completion to train on: all, or only the answers."""
     chat_template: str | None = None
     """The template of conversations in place of the base's: `chatml`, `plain`, or a file of Jinja; kept in the adapter."""

@@ -8,7 +8,10 @@ which folds rsLoRA and patterns and refuses everything that the format does not 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+RuntimeName = Literal["peft", "transformers", "vllm", "llama.cpp", "mlx", "sglang"]
+"""The names of `RUNTIMES`."""
 # Verdicts are plain text, since they appear in reports and documentation.
 APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES = "applied", "unknown", "ignored", "wrong", "refused", "crashes"
 VERDICTS = (APPLIED, UNKNOWN, IGNORED, WRONG, REFUSED, CRASHES)

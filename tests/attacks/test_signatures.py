@@ -449,6 +449,7 @@ def test_the_signature_for_another_name_is_refused_unless_it_is_asked_for(
     done = run(*words, code=4)
     assert "the signature is for 'team/sql', not for 'prod/answers'" in done.stderr
     assert "--signed-as team/sql" in done.stderr
+    assert done.stderr.endswith("[signature-name]\n")
     assert not (tmp_path / "out").exists()
     run(*words, "--signed-as", "team/sql")
     run("copy", "team/sql", "team/mysql")  # whose name ends with the same letters

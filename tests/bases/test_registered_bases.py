@@ -91,8 +91,9 @@ def test_any_base_survives_its_document(tensors: Any, config: Any, text: str | N
     ],
 )
 def test_a_document_is_not_trusted(spec: BaseSpec, change: dict[str, Any], says: str) -> None:
-    with pytest.raises(AdapterhubError, match=says):
+    with pytest.raises(AdapterhubError, match=says) as caught:
         BaseDocument.parse(json.dumps({**BaseDocument(spec, "x").to_dict(), **change}).encode(), "x")
+    assert caught.value.code == ("newer-version" if "newer" in says else "add-base")
     with pytest.raises(FormatError):
         BaseDocument.parse(b"\xff", "x")
 
@@ -103,8 +104,9 @@ def test_a_name_means_one_base(registry: Registry, spec: BaseSpec, tmp_path: Pat
     assert (again.new, again.digest) == (False, first.digest)
     deeper = base(tmp_path / "deeper", 3)
     for other in (deeper, dataclasses.replace(spec, revision="f" * 40), dataclasses.replace(spec, config={"rope_theta": 5e5})):
-        with pytest.raises(ConflictError, match=r"tiny: is another base.*Choose another name, or replace it"):
+        with pytest.raises(ConflictError, match=r"tiny: is another base.*Choose another name, or replace it") as caught:
             registered_bases.add(registry, "tiny", other, source="c")
+        assert caught.value.code == "base-name-taken"
     same(registered_bases.get(registry, "tiny").spec, spec)
     assert registered_bases.add(registry, "tiny", deeper, source="c", force=True).new
     same(registered_bases.get(registry, "tiny").spec, deeper)

@@ -20,7 +20,7 @@ from adapterhub.bases.ranges import RangeClient, WebFile
 from adapterhub.bases.remote_base import read_url
 from adapterhub_converters.bases import BaseSpec, read_base
 from adapterhub_converters.containers import gguf_file, safetensors_file
-from adapterhub_converters.errors import AdapterhubError, NotFoundError, RemoteError, UsageError
+from adapterhub_converters.errors import AdapterhubError, FormatError, NotFoundError, RemoteError, UsageError
 from tests.conftest import Run, need_module
 from tests.support.folders import adapter, pairs
 from tests.support.web_server import COMMIT, FakeHub, Handler, Web
@@ -351,6 +351,13 @@ def test_a_dishonest_server_is_refused_in_one_line(web: Web, tmp_path: Path, cha
         read(f"{web.url}/m.gguf")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_small_file_that_is_large_is_not_read(web: Web) -> None:
+    web.files["/config.json"] = b"12345"
+    with pytest.raises(FormatError, match="5 bytes, more than the 4 of a small file") as caught:
+        RangeClient(web.url).get(f"{web.url}/config.json", "config.json", n=4)
+    assert caught.value.code == "too-large"
 
 
 def unsatisfiable(to: Handler) -> None:

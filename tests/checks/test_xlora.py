@@ -100,7 +100,7 @@ def test_it_is_converted_and_merged_to_nothing(name: str, whole: bool, place: Pa
         with pytest.raises(RefusedError, match="xlora mixes LoRA adapters anew for each token"):
             convert.convert(source, tmp_path / "out", to=to)
     with pytest.raises(RefusedError, match="xlora mixes LoRA adapters anew for each token"):
-        ah.merge(source, tmp_path / "out", into=place / "base")
+        ah.merge_into(source, place / "base", tmp_path / "out")
     with pytest.raises(RefusedError, match="xlora mixes LoRA adapters anew for each token"):
         ah.merge([source, place / "one"], tmp_path / "out")
 

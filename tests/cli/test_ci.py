@@ -153,7 +153,7 @@ def test_a_whole_model_is_called_one(run: Run, two: None, tmp_path: Path) -> Non
         assert "--force" not in done
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"):
         (tmp_path / "base" / name).write_bytes(b"")
-    assert "is a whole model, not an adapter" in run("push", "base", "team/base", code=4).stderr
+    assert run("push", "base", "team/base", code=4).stderr.endswith("[whole-model]\n")
 
 
 def test_the_weights_file_stands_for_the_folder_with_its_config(run: Run, two: None) -> None:

@@ -20,8 +20,6 @@ from tests.cli.test_process import HEAVY, PATH, loaded
 from tests.conftest import Run, Terminal
 from tests.support.folders import adapter, base, pairs, vera
 
-LONG = "a-rather-long-namespace-of-a-team/and-an-even-longer-name-of-an-adapter-for-sql"
-
 
 @pytest.fixture
 def sql(tmp_path: Path) -> Path:
@@ -85,39 +83,6 @@ def test_removing_a_name_asks_on_a_terminal_and_a_restore_undoes_it(run: Run, te
     assert document(run, "list")["adapters"] == []
 
 
-def test_the_first_push_makes_the_registry(run: Run, sql: Path, tmp_path: Path) -> None:
-    run("push", "sql", "team/sql", "--registry", "deep/there")
-    assert (tmp_path / "deep/there/registry.db").is_file()
-    run("push", "sql", "team/sql")
-    assert (tmp_path / "xdg/adapterhub/registry.db").is_file()
-
-
-def test_which_registry(run: Run, sql: Path, tmp_path: Path) -> None:
-    for name in ("flag", "variable", "upwards"):
-        run("push", "sql", f"team/{name}", "--registry", name)
-    inside = tmp_path / "upwards/below"
-    inside.mkdir()
-
-    def names(*args: str, **options: Any) -> list[str]:
-        return [row["name"] for row in document(run, "list", *args, **options)["adapters"]]
-
-    assert names(cwd=inside) == ["team/upwards"]
-    assert names(cwd=inside, env={"ADAPTERHUB_REGISTRY": str(tmp_path / "variable")}) == ["team/variable"]
-    flag = str(tmp_path / "flag/registry.db")
-    assert names("--registry", flag, cwd=inside, env={"ADAPTERHUB_REGISTRY": str(tmp_path / "variable")}) == ["team/flag"]
-    done = run("--registry", flag, "list", cwd=inside)
-    assert "team/flag:v1" in done.stdout
-
-
-def test_a_moved_ref_is_a_conflict(run: Run, sql: Path, tmp_path: Path) -> None:
-    first = document(run, "push", "sql", "team/sql:prod")
-    other = adapter(tmp_path / "other", pairs(2), lambda _, array: array * 2)
-    run("push", other, "team/sql:prod", "--expect", first["digest"])
-    done = run("push", "sql", "team/sql:prod", "--expect", first["digest"], code=7)
-    assert "error: team/sql:prod: moved in the meantime: it is sha256:" in done.stderr
-    assert f", not {first['digest']}. Review that version, then try again  [conflict]\n" in done.stderr
-
-
 def test_something_that_is_both_a_path_and_a_ref(run: Run, sql: Path, tmp_path: Path) -> None:
     run("push", "sql", "team/sql")
     (tmp_path / "team").mkdir()
@@ -126,13 +91,6 @@ def test_something_that_is_both_a_path_and_a_ref(run: Run, sql: Path, tmp_path: 
     assert "Write ./team/sql for the path, team/sql:latest for the adapter" in done.stderr
     assert document(run, "validate", "./team/sql")["facts"]["modules"] == 1
     assert document(run, "validate", "team/sql:latest")["facts"]["modules"] == 2
-
-
-def test_push_refuses_to_pin_a_base_that_does_not_fit(run: Run, sql: Path, tmp_path: Path) -> None:
-    base(tmp_path / "deep", 3)
-    done = run("push", "sql", "team/sql", "--base", "deep", code=6)
-    assert "base-deeper" in done.stderr
-    assert not (tmp_path / "xdg").exists()
 
 
 def test_a_flipped_byte_is_found_everywhere(run: Run, sql: Path, tmp_path: Path) -> None:
@@ -281,33 +239,17 @@ def limit(size: int) -> Callable[[], None]:
     return set_limit
 
 
-@pytest.mark.parametrize("columns", [50, 80, 140])
-def test_a_list_on_a_terminal_fits_and_never_cuts_a_ref(
-    run: Run, terminal: Terminal, sql: Path, columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    run("push", "sql", LONG)
-    run("push", "sql", "team/sql:prod")
-    shown = terminal("list", columns=columns)
-    lines = shown.splitlines()
-    assert any(line.startswith(f"{LONG}:v1") for line in lines)
-    assert [line.startswith("not shown for the width: ") for line in lines[3:]] == [True] * ("METHOD" not in lines[0])
-    assert all(len(line) <= max(columns, len(LONG) + 3) for line in lines)
-    assert "SIZE" in run("list").stdout
-
-
-def test_at_80_columns_the_reason_in_a_log_and_the_mark_in_a_list_stay(run: Run, terminal: Terminal, sql: Path) -> None:
-    run("push", "sql", "team/a-name-of-some-length:a-tag-of-some-length")
-    run("deprecate", "team/a-name-of-some-length:v1", "trained on the wrong split")
-    log = terminal("log", "team/a-name-of-some-length")
-    assert "WHY" in log
-    assert "not shown for the width: WHEN, DIGEST" in log
-    assert " ".join(log.split()).count("trained on the wrong") == 1
-    assert "(deprecated)" in terminal("list")
-
-
 def test_color_is_for_terminals_that_want_it(terminal: Terminal, sql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     assert "\x1b[32mok" in terminal("validate", "sql")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in terminal("validate", "sql")
+
+
+def test_disk_usage_tells_a_base_that_is_pinned_from_one_that_is_only_named(run: Run, sql: Path, tmp_path: Path) -> None:
+    adapter(tmp_path / "other", pairs(2), base_model_name_or_path="org/base")
+    adapter(tmp_path / "pinned", pairs(2), base_model_name_or_path="org/base")
+    run("describe", "pinned", "--base", "base", "--set", "base.repo=org/base")
+    run("push", "pinned", "team/pinned")
+    run("push", "other", "team/other")
+    assert {"org/base (not pinned)", "org/base (sha256"} <= {line.partition(":")[0] for line in run("du").stdout.splitlines()}

@@ -1,4 +1,4 @@
-"""`search`, `find` and `list --tree` as they are typed."""
+"""`search` and `find` as they are typed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from adapterhub.cli.views import tree
-from adapterhub.index.queries import VersionRow
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, Terminal
 from tests.support.fixtures import Filled
@@ -111,56 +109,3 @@ def test_what_no_version_holds_is_exit_3(run: Run, registry: Path) -> None:
     run("find", "--sha256", "xyz", code=2)
     run("find", "nowhere", code=3)
     run("find", code=2)
-
-
-# ---- the tree
-
-
-def test_a_tree_has_namespaces_names_versions_and_parents(run: Run, registry: Path) -> None:
-    run("merge", "team/sql:v1", "team/poems", "-o", "both")
-    run("push", "both", "other/merged")
-    assert run("list", "--tree").stdout.startswith("other/  1 name\n  merged  1 version\n")
-    text = run("list", "--tree").stdout
-    assert "      from team/sql:v1, team/poems:v1\n" in text
-    assert "  sql  2 versions\n    v2  latest  r 2" in text
-    assert "\n    v1  prod  r 2" in text
-    spaces = document(run, "list", "--tree")["namespaces"]
-    assert [(space["namespace"], [name["name"] for name in space["names"]]) for space in spaces] == [
-        ("other", ["other/merged"]),
-        ("team", ["team/poems", "team/sql"]),
-    ]
-    assert [row["ref"] for row in spaces[1]["names"][1]["versions"]] == ["team/sql:v2", "team/sql:v1"]
-    assert spaces[0]["names"][0]["versions"][0]["parents"] == ["team/sql:v1", "team/poems:v1"]
-    assert "team" not in run("list", "other", "--tree").stdout.partition("from")[0]
-
-
-def row(number: int, **changes: Any) -> VersionRow:
-    fields = dict.fromkeys(VersionRow.__dataclass_fields__)
-    fields |= {"name": "team/sql", "number": number, "digest": f"sha256:{number:064}", "time": "2026-01-01T00:00:00Z"}
-    return VersionRow(**{**fields, "parents": (), "tags": (), **changes})
-
-
-def nobody(_digest: str) -> list[VersionRow]:
-    return []
-
-
-def test_a_tree_names_a_parent_outside_it_by_all_its_names() -> None:
-    made = row(1, parents=(f"sha256:{7:064}",))
-    held = [row(7, name="dev/x"), row(2, name="prod/x")]
-    assert list(tree.lines([made], lambda digest: held if digest == made.parents[0] else [], screen=None))[-1] == (
-        "      from dev/x:v7 (also prod/x:v2)"
-    )
-
-
-@pytest.mark.parametrize("screen", [40, 80])
-def test_a_long_tree_is_cut_to_the_screen_but_not_its_tags(screen: int) -> None:
-    rows = [row(n, base=f"org/{'long' * 30}\x1b[2J") for n in range(30, 1, -1)]
-    rows.append(row(1, tags=("prod",), parents=tuple(f"sha256:{n:064}" for n in range(1, 13))))
-    shown = list(tree.lines(rows, nobody, screen=screen))
-    assert all(len(line) <= screen and "\x1b" not in line for line in shown)
-    assert any(line.startswith("    v1   prod") for line in shown)
-    assert shown[-1] == "    … 19 older versions"
-    whole = list(tree.lines(rows, nobody, screen=None))
-    assert len(whole) == 2 + 30 + 1
-    assert whole[-1].startswith("      from team/sql:v1, team/sql:v2, ")
-    assert whole[-1].count("team/sql") == 12

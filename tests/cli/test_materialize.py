@@ -101,6 +101,7 @@ def test_a_folder_that_is_in_no_registry_is_reported_and_has_to_be_named(place: 
     assert "materialize --adapter" in said
     missing = run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert "is not in the registry" in missing
+    assert missing.endswith("[recipe-adapter-missing]\n")
     assert "byte for byte" in run("materialize", "a.json", "--adapter", "./a", "-o", "out", cwd=place).stdout
     assert "is not an adapter of the recipe" in run("materialize", "a.json", "--adapter", "team/a", cwd=place, code=2).stderr
 
@@ -162,7 +163,7 @@ def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place
     [
         (["merge", "team/a", "--into", "base", "--recipe-only", "-o", "team/b"], 2, "or one word for a name in the registry"),
         (["materialize", "nothing"], 3, "no merge recipe of this name"),
-        (["materialize", "nothing", "--remove"], 3, "no merge recipe of this name"),
+        (["materialize", "nothing", "--remove"], 3, "[no-such-recipe]"),
         (["materialize"], 2, "--list"),
         (["merge", "team/a", "--into", "base", "--no-digest", "-o", "out"], 2, "Add --recipe-only"),
         (["merge", "team/a", "--recipe-only", "-o", "a.json"], 2, "is for a merge into a base"),
@@ -223,7 +224,7 @@ def test_what_is_kept_is_listed_and_belongs_to_the_lineage(named: Path, run: Any
 
 def test_a_name_means_one_model(named: Path, run: Any) -> None:
     other = ("merge", "team/a", "--weights", "0.5", "--into", "base", "--recipe-only", "-o", "sql")
-    assert "is the name of another model" in run(*other, cwd=named, code=7).stderr
+    assert run(*other, cwd=named, code=7).stderr.endswith("[recipe-name-taken]\n")
     run("materialize", "sql", "--remove", cwd=named)
     run(*other, cwd=named)
     assert json.loads(run("materialize", "--list", "--json", cwd=named).stdout)["merges"][0]["adapters"][0]["weight"] == 0.5

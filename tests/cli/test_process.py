@@ -146,6 +146,7 @@ def test_a_bug_is_one_line_and_a_report(run: Run, sql: Path, tmp_path: Path) -> 
     assert done.stderr.count("\n") == 1
     (report,) = tmp_path.glob("adapterhub-crash-*.txt")
     assert str(report) in done.stderr
+    assert done.stderr.endswith("[internal-error]\n")
     assert "KeyError" in report.read_text()
 
 

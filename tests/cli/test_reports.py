@@ -10,7 +10,6 @@ import pytest
 
 from adapterhub import checks
 from adapterhub.checks import Problem, Report
-from adapterhub.cli import environment
 from adapterhub.cli.commands import validate
 from adapterhub.cli.views import reports
 from adapterhub_converters.runtime_rules import RUNTIMES
@@ -135,9 +134,8 @@ def test_github_commands_are_escaped(code: str, level: str) -> None:
     assert "50%25" in message
 
 
-def test_the_command_names_every_format_and_runtime() -> None:
+def test_the_command_names_every_format() -> None:
     assert ["text", *reports.RENDERERS] == list(validate._FORMATS)
-    assert list(RUNTIMES) == list(environment.RUNTIMES)
 
 
 def test_every_report_has_the_number_of_all_problems_where_a_limit_keeps_some(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_p
         done = run("train", "letters.toml", *extra, code=6)
         assert "are free" in done.stderr
         assert "--force" in done.stderr
+        assert done.stderr.endswith("[training-memory]\n")
         assert done.stderr.count("\n") == 1
         assert ("\npeak " in done.stdout) == bool(extra)
     assert json.loads(run("train", "letters.toml", "--dry-run", "--json", code=6).stdout)["fits"] is False

@@ -251,8 +251,9 @@ def test_one_tensor_with_two_shapes_is_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_is_no_base(tmp_path: Path) -> None:
     safetensors_file.write(tmp_path / "a.safetensors", {"base_model.model.q.lora_A.weight": np.zeros((2, 8), np.float32)})
-    with pytest.raises(FormatError, match="not a base model: it contains an adapter's tensors"):
+    with pytest.raises(FormatError, match="not a base model: it contains an adapter's tensors") as caught:
         read_base(tmp_path / "a.safetensors")
+    assert caught.value.code == "not-a-base"
 
 
 def split(folder: Path, count: int = 3, **changes: dict[str, gguf_file.MetadataValue]) -> list[Path]:

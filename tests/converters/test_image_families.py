@@ -519,7 +519,7 @@ def test_a_distilled_wan_is_merged_with_its_norms_and_biases(tmp_path: Path) -> 
     model = diffusers.WanTransformer3DModel(**WAN)
     model.save_pretrained(tmp_path / "transformer")
     wanted = distilled(model, tmp_path / "x.safetensors")
-    adapterhub.merge([tmp_path / "x.safetensors"], tmp_path / "merged", into=tmp_path / "transformer")
+    adapterhub.merge_into([tmp_path / "x.safetensors"], tmp_path / "transformer", tmp_path / "merged")
     found = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "merged").state_dict()
     for name, value in model.state_dict().items():
         np.testing.assert_allclose(found[name], value.numpy() + wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)

@@ -524,7 +524,7 @@ def test_several_models_are_several_adapters_to_peft(tmp_path: Path) -> None:
         RefusedError, match=r"acts on text_encoder and text_encoder_2 and unet, but PEFT has one model"
     ) as caught:
         convert.convert(source, tmp_path / "b", to="peft")
-    assert caught.value.fields == {"drop": "text_encoder.*"}
+    assert (caught.value.code, caught.value.fields) == ("several-models", {"drop": "text_encoder.*"})
     drop = LossAllowance(drop=["text_encoder.*", "text_encoder_2.*"])
     report = convert.convert(source, tmp_path / "b", to="peft", allowed=drop)
     assert report.summary["dropped"] == 4

@@ -67,7 +67,7 @@ def test_the_merged_model_is_the_one_that_mlx_lm_runs(name: str, tmp_path: Path)
     base = saved(tiny.model(name), tmp_path / "base")
     trained(loaded(base), tmp_path / "a")
     assert ah.check(tmp_path / "a", base=base).ok
-    ah.merge(tmp_path / "a", tmp_path / "merged", into=base)
+    ah.merge_into(tmp_path / "a", base, tmp_path / "merged")
     tokens = mx.array([[3, 17, 99, 5, 64, 23]])
     before, wanted = np.array(loaded(base)(tokens)), np.array(load_adapters(loaded(base), str(tmp_path / "a"))(tokens))
     (tmp_path / "merged/config.json").write_text((base / "config.json").read_text())

@@ -80,8 +80,9 @@ def test_permutation_pairs_the_halves_of_each_head() -> None:
 
 
 def test_unknown_architectures_are_refused_by_name() -> None:
-    with pytest.raises(RefusedError, match="b: MambaForCausalLM has no verified mapping to llama.cpp"):
+    with pytest.raises(RefusedError, match="b: MambaForCausalLM has no verified mapping to llama.cpp") as caught:
         architecture_lookup.by_class("MambaForCausalLM", "b")
+    assert caught.value.code == "unsupported-architecture"
     with pytest.raises(RefusedError, match="llama.cpp's 'mamba' has no verified mapping"):
         architecture_lookup.by_gguf("mamba", "b")
 

@@ -42,7 +42,7 @@ def test_an_adapter_of_mlx_lm_is_merged_into_a_vision_model(kind: str, in_files:
     spec = base(tmp_path / "base", kind, in_files)
     source = mlx(tmp_path / "a", OLD)
     assert adapterhub.check(source, base=spec).ok
-    adapterhub.merge(source, tmp_path / "merged", into=tmp_path / "base")
+    adapterhub.merge_into(source, tmp_path / "base", tmp_path / "merged")
     with safetensors_file.SafetensorsFile(tmp_path / "merged/model.safetensors") as file:
         np.testing.assert_array_equal(file.tensor(f"{in_files}.weight"), np.full((8, 8), 4.0, np.float32))
 

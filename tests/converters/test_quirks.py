@@ -116,8 +116,11 @@ def test_fix_renames_wrapped_modules_that_the_base_has_not(tmp_path: Path) -> No
 @pytest.mark.parametrize("act", ["read", "fix"])
 def test_dora_as_torchtune_exports_it_is_refused(tmp_path: Path, act: str) -> None:
     source = folder(tmp_path / "a", pair() | {f"{PREFIX}{Q}.lora_magnitude_vector": np.ones(16, np.float32)})
-    with pytest.raises(RefusedError, match=r"in another order than their rows. Convert the adapter_model.pt next to it"):
+    with pytest.raises(
+        RefusedError, match=r"in another order than their rows. Convert the adapter_model.pt next to it"
+    ) as caught:
         peft.read(source) if act == "read" else repair.fix(source, tmp_path / "mended")
+    assert caught.value.code == "torchtune-export"
 
 
 def test_other_dora_is_read(tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ def save(path: Path, form: str = "base_model.model.{}.lora_{}.weight", metadata:
 def test_with_a_given_alpha_it_is_a_peft_adapter(tmp_path: Path, form: str) -> None:
     path = save(tmp_path / "x.safetensors", form)
     assert convert.sniff(path) == "raw"
-    with pytest.raises(RefusedError, match=r"its alpha is not recorded"):
+    with pytest.raises(RefusedError, match=r"its alpha is not recorded") as caught:
         convert.read(path)
+    assert caught.value.code == "alpha-or-rslora-required"
     convert.convert(path, tmp_path / "peft", to="peft", alpha=3, rslora=True)
     adapter = peft.read(tmp_path / "peft")
     assert set(adapter.deltas) == {Q, K}

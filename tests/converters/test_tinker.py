@@ -101,7 +101,7 @@ def test_peft_merges_what_tinker_merges(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)
     convert.convert(source, tmp_path / "a.gguf", to="gguf", base=base)
     for number, given in enumerate([source, tmp_path / "a.gguf"]):
-        ah.merge(given, tmp_path / f"m{number}", into=tmp_path / "base")
+        ah.merge_into(given, tmp_path / "base", tmp_path / f"m{number}")
         merged = type(model).from_pretrained(tmp_path / f"m{number}", dtype="float32").state_dict()
         for key, array in archive.wanted.items():
             np.testing.assert_allclose(merged[key].numpy(), array, rtol=0, atol=2e-5, err_msg=key)

@@ -163,6 +163,7 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path: Path, tensors: dict[st
     with pytest.raises(AdapterhubError) as caught:
         torchtune.read(tmp_path / "a.safetensors", base=LLAMA, alpha=None if tensors is PAIR else 4)
     assert isinstance(caught.value, FormatError | RefusedError)
+    assert (caught.value.code == "alpha-required") == (tensors is PAIR)
     assert says in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from typing import Any
 import pytest
 
 from adapterhub.bases.hub_address import Hub as HuggingFace
+from adapterhub.hub import hub as hub_module
 from adapterhub.hub import mirror, mirror_origin
 from adapterhub.hub.people import accounts, publishers
 from adapterhub.hub.people.accounts import READERS, Namespace
-from adapterhub.hub.settings import Upstream
+from adapterhub.hub.settings import HubSettings, Upstream
 from adapterhub.hub.storage.from_settings import open_database
 from adapterhub.project.policy import Policy
 from adapterhub.ref import Ref
@@ -405,6 +407,16 @@ def test_a_whole_model_is_refused_by_name_before_its_weights_move(
         assert asked(upstream) == count
         assert not versions(hub)
         assert not [path for _, path, _ in upstream.requests if path.endswith("safetensors")]
+
+
+def test_a_repository_that_is_not_mirrored_has_an_error_of_its_own(tmp_path: Path, upstream: Hub) -> None:
+    publish(upstream, NAME, {"model.gguf": MODEL})
+    settings = HubSettings(registry=tmp_path, mirror=Upstream(f"hub+{upstream.url}/", upstream.url, FRESH))
+    with closing(hub_module.Hub(settings)) as hub:
+        assert hub.mirror
+        with pytest.raises(mirror.NotMirroredError, match="is a whole model") as caught:
+            asyncio.run(hub.mirror.refresh(None, NAME))
+    assert caught.value.code == "not-mirrored"
 
 
 def test_not_every_header_of_a_repository_of_models_is_fetched(tmp_path: Path, upstream: Hub) -> None:

@@ -18,6 +18,9 @@ from adapterhub.hub import quotas
 from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import accounts
 from adapterhub.hub.people.accounts import Namespace
+from adapterhub.hub.storage.from_settings import open_storage
+from adapterhub.hub.workers import Workers
+from adapterhub_converters.errors import RefusedError
 from tests.hub.conftest import Running, run_hf, serving
 from tests.hub.xet.test_receiving import XORB, Sender, chunk, shard
 
@@ -99,6 +102,14 @@ def test_a_session_counts_while_it_is_open_and_after_a_restart(tmp_path: Path) -
         digest = f"sha256:{hashlib.sha256(bytes(1000)).hexdigest()}"
         assert asked(hub, "PUT", f"{second}?digest={digest}").status == 201
         assert b"holds 1,000, and 1 more" in offered(hub, "team/other", 1).data
+
+
+def test_an_error_about_a_quota_has_a_code(hub: Running) -> None:
+    with closing(open_storage(hub.settings)) as storage, closing(Workers(storage, 1)) as workers:
+        counting = quotas.Quotas(storage.database, lambda name: Namespace(name, max_bytes=10))
+        with pytest.raises(RefusedError, match="and 11 more were to come") as caught:
+            counting.check(workers.worker(), "team/sql", {"sha256:" + "0" * 64: 11})
+    assert caught.value.code == "quota"
 
 
 def test_uploads_without_bytes_cannot_be_begun_without_end(hub: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,7 +297,7 @@ def test_a_missing_digest_other_bytes_and_an_unlocked_ref_each_have_their_exit_c
     with Proxy(team) as server:
         run("remote", "add", "odd", f"oci://{server.address}/odd-{tmp_path.name.lower().replace('_', '-')}")
         run("push", "one", "team/sql:v1", "--remote", "odd")
-        run("pull", "--locked", code=3)
+        assert run("pull", "--locked", code=3).stderr.endswith("[no-lock-file]\n")
         run("lock", "team/sql:v1", "--remote", "odd")
         path = tmp_path / "adapters.lock"
         text = path.read_text()

@@ -136,8 +136,9 @@ def test_a_removed_name_is_refused_until_it_is_restored(registry: Registry, make
     assert registry.list() == []
     with pytest.raises(NotFoundError, match="team/sql: was removed"):
         registry.resolve(SQL)
-    with pytest.raises(ConflictError, match="this name was removed"):
+    with pytest.raises(ConflictError, match="this name was removed") as caught:
         registry.push(make("a"), SQL)
+    assert caught.value.code == "removed-name"
     assert {finding.code for finding in fsck(registry)} == {"orphans"}
     assert registry.restore("team/sql") == RestoreResult("team/sql", (1,), ())
     assert registry.push(make("a"), SQL).number == 1
@@ -437,8 +438,9 @@ def test_a_file_that_is_no_registry_is_one_line_with_a_way_out(registry: Registr
         db.close()
     else:
         path.write_bytes(content)
-    with pytest.raises(IntegrityError, match="not an adapterhub registry. Rebuild the index"):
+    with pytest.raises(IntegrityError, match="not an adapterhub registry. Rebuild the index") as caught:
         Registry.open(path)
+    assert caught.value.code == "broken-index"
     path.unlink()
     with Registry.open(path) as again:
         assert again.resolve(SQL).number == 1
@@ -465,8 +467,9 @@ def test_a_newer_database_is_named(registry: Registry) -> None:
     db.close()
     with pytest.raises(
         RefusedError, match=r"made by a newer adapterhub \(index version 99; this one supports \d\). Upgrade adapterhub"
-    ):
+    ) as caught:
         Registry.open(registry.root)
+    assert caught.value.code == "newer-index"
 
 
 def test_a_database_restored_from_an_old_backup_catches_up(registry: Registry, make: Make, tmp_path: Path) -> None:

@@ -156,8 +156,9 @@ def test_a_version_of_the_index_that_the_log_does_not_have_is_no_version(ledger:
     assert version_lookup.find_row(ledger, Ref.parse("team/sql:latest")).number == 1
     ledger.index.execute("UPDATE tags SET number = 2 WHERE tag = 'latest'")
     ledger.verified_heads.clear()  # what this process has compared before
-    with pytest.raises(IntegrityError, match="Rebuild the index"):
+    with pytest.raises(IntegrityError, match="Rebuild the index") as caught:
         version_lookup.find_row(ledger, Ref.parse("team/sql:latest"))
+    assert caught.value.code == "rebuild-index"
 
 
 def test_a_ref_that_is_about_to_change_is_no_range(ledger: Ledger) -> None:

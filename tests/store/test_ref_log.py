@@ -85,8 +85,9 @@ def test_a_protected_tag_neither_moves_nor_goes(registry: Registry, make: Make) 
 def test_only_a_tag_that_is_there_can_be_protected(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="no such tag"):
         registry.protect(Ref.parse("team/sql:dev"))
-    with pytest.raises(RefusedError, match="is always the newest push"):
+    with pytest.raises(RefusedError, match="is always the newest push") as caught:
         registry.protect(Ref.parse("team/sql:latest"))
+    assert caught.value.code == "latest-tag"
     with pytest.raises(RefError, match="has no tag. Write team/sql:TAG"):
         registry.protect(v(1))
 
@@ -268,38 +269,6 @@ def test_a_damaged_entry_is_told_from_one_of_another_number(log: RefLog) -> None
         with pytest.raises(FormatError) as caught:
             log.entry("team/sql", 1)
         assert (caught.value.code, caught.value.hint) == (code, "Check the registry")
-
-
-# ---- the same, typed
-
-
-def test_the_commands_on_refs(run: Run, registry: Registry) -> None:
-    registry.close()
-    at = ("--registry", registry.root)
-
-    def document(*args: str) -> Any:
-        return json.loads(run(*args, "--json", *at).stdout)
-
-    assert "team/sql:prod is team/sql:v1, protected" in run("tag", "team/sql:prod", "--protect", *at).stdout
-    assert "is protected" in run("tag", "team/sql:v2", "prod", *at, code=6).stderr
-    assert "is protected" in run("rm", "team/sql:prod", *at, code=6).stderr
-    assert document("tag", "team/sql:v2", "prod", "--unprotect")["number"] == 2
-    assert document("tag", "team/sql:prod", "--restore")["number"] == 1
-    assert document("tag", "team/sql:prod", "--restore", "5")["number"] == 1
-    assert "it is sha256:" in run("tag", "team/sql:v3", "prod", "--expect", "sha256:" + "0" * 64, *at, code=7).stderr
-    assert "it is sha256:" in run("rm", "team/sql:prod", "--expect", "absent", *at, code=7).stderr
-    entries = document("log", "team/sql:prod")["entries"]
-    assert [(entry["seq"], entry["op"], entry["number"]) for entry in entries] == [
-        (7, "tag", 1), (6, "tag", 2), (5, "unprotect", None), (4, "protect", None), (1, "push", 1)
-    ]  # fmt: skip
-    run("deprecate", "team/sql:v1", "use\nv3", *at)
-    assert document("show", "team/sql:prod")["deprecated"] == "use\nv3"
-    assert [row["deprecated"] for row in document("list")["adapters"]] == [None, None, "use\nv3"]
-    for args in (["list"], ["show", "team/sql:v1"], ["pull", "team/sql:v1", "-o", "out"], ["validate", "team/sql:v1"]):
-        assert run(*args, *at, code=None).stderr.count("warning: team/sql:v1 is deprecated: use v3\n") == 1
-    assert "deprecate  v1" in run("log", "team/sql", *at).stdout
-    run("deprecate", "team/sql:v1", "--undo", *at)
-    assert run("list", *at).stderr == ""
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,11 @@ def test_columns_name_what_no_key_determines() -> None:
         "completion": "a",
     }
     assert record_shapes.canonical(record, "", {"instruction": "body", "input": "none", "output": "reply"})[1] == ASKED
-    with pytest.raises(FormatError, match=r'has no "boddy", which \[data\] columns names. It has "body", "reply", "text"'):
+    with pytest.raises(
+        FormatError, match=r'has no "boddy", which \[data\] columns names. It has "body", "reply", "text"'
+    ) as caught:
         record_shapes.canonical(record, "", {"text": "boddy"})
+    assert caught.value.code == "unknown-columns"
     with pytest.raises(UsageError, match="'promt' has no known meaning. The known names are messages, prompt, completion"):
         record_shapes.check_columns({"promt": "body"}, "c.toml")
 

@@ -141,8 +141,9 @@ def test_numbers_names_and_the_order_of_rows(tmp_path: Path) -> None:
         v = made.tensor("model.layers.0.self_attn.v_proj.weight").astype(np.float32)
         np.testing.assert_allclose(v, file.tensor("blk.0.attn_v.weight"), rtol=2**-8)
     assert {path.name for path in tmp_path.iterdir()} == {"a.gguf", "hf"}
-    with pytest.raises(OutputExistsError, match="already exists"):
+    with pytest.raises(OutputExistsError, match="already exists") as caught:
         to_folder.to_hf(source, tmp_path / "hf")
+    assert caught.value.code == "already-exists"
 
 
 def test_a_beginning_that_llama_cpp_adds_is_added(tmp_path: Path) -> None:

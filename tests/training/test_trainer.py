@@ -357,7 +357,7 @@ def say(event):
 try:
     train.run(train.read_config(Path(sys.argv[1])), Path(sys.argv[2]), on_event=say)
 except Exception as error:
-    print(type(error).__name__, error)
+    print(type(error).__name__, error, getattr(error, "code", ""))
 """
 
 
@@ -366,6 +366,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(trained, learn: Run, tmp_path: 
     rest = learn(RUN, path, tmp_path / "out", 2, int(signal.SIGTERM)).stdout
     assert "StoppedError" in rest
     assert "The same training resumes from it" in rest
+    assert rest.split()[-1] == "training-stopped"
     checkpoint = tmp_path / "out.checkpoint.safetensors"
     assert checkpoint.exists()
     assert not (tmp_path / "out").exists()
@@ -384,8 +385,9 @@ def test_refusals(tmp_path: Path, tiny_base: Path) -> None:
     path = settings(tmp_path, tiny_base)
     (tmp_path / "full").mkdir()
     for nowhere in ("/proc/out", path / "out"):
-        with pytest.raises(LocalIOError, match="out: .*; nothing was left behind"):
+        with pytest.raises(LocalIOError, match="out: .*; nothing was left behind") as caught:
             train.run(train.read_config(path), Path(nowhere), on_event=pytest.fail)
+        assert caught.value.code == "io-error"
     (tmp_path / "full" / "x").write_text("mine")
     with pytest.raises(OutputExistsError, match="already exists"):
         train.run(train.read_config(path), tmp_path / "full")

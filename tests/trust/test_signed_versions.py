@@ -155,7 +155,9 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
         ("copy", "team/more", "free/more"),
         ("resolve", "team/more", "--for", "peft"),
     ):
-        assert "is not signed; team is known to be signed by the p256 key" in run(*words, code=6).stderr
+        refused = run(*words, code=6).stderr
+        assert "is not signed; team is known to be signed by the p256 key" in refused
+        assert refused.endswith("[known-signer]\n")
     run("sign", "team/more", "--key", other)
     done = run("pull", "team/more", "-o", "more", "--require-signature", "--key", other.with_suffix(".pub"), code=6)
     assert "remove the line from" in done.stderr

@@ -26,6 +26,7 @@ from adapterhub.cli.options import (
 from adapterhub.cli.views import fuse_report, losses
 from adapterhub_converters import formats, runtime_commands
 from adapterhub_converters.errors import UsageError
+from adapterhub_converters.formats import AdapterFormat, ModelDtype
 
 _FORMATS = (*formats.names(), *formats.MODELS)
 
@@ -57,9 +58,9 @@ def convert(
     *,
     source: str,
     target: str,
-    style: str | None,
+    style: AdapterFormat | Literal["hf"] | None,
     base: str | None,
-    dtype: str,
+    dtype: ModelDtype,
     allow_approx: bool,
     allow_drop: tuple[str, ...],
     rank: int | None,
@@ -133,10 +134,10 @@ def convert(
     output.emit(document, as_json=settings.as_json, text=text)
 
 
-def _format_of_name(target: str) -> str:
+def _format_of_name(target: str) -> formats.InstalledFormat:
     """Return the format that the suffix of a file implies: GGUF, or one of another package. Others share theirs."""
     if implied := formats.format_of_suffix(Path(target).suffix.lower()):
-        return implied
+        return formats.InstalledFormat(implied)
     raise UsageError("--to", "is required unless DST ends with .gguf", f"Choose from: {', '.join(_FORMATS)}")
 
 
@@ -145,7 +146,7 @@ def _convert_model(
     source: str,
     target: str,
     style: Literal["gguf", "hf"],
-    dtype: str,
+    dtype: ModelDtype,
     *,
     imatrix: str | None,
     replace: bool,

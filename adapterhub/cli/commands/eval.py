@@ -11,6 +11,7 @@ from adapterhub.cli import output
 from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
 from adapterhub.cli.options import Settings, base_option, command, dtype_option
 from adapterhub.cli.output import Column
+from adapterhub_converters import formats
 
 if TYPE_CHECKING:
     from adapterhub.registry.measurement_log import Gate
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--quantize", type=click.Choice(["nf4", "none"]), help="Quantization of the base. [default: as trained, else nf4]"
 )
-@dtype_option(("bf16", "f16", "f32"), "the computation", default_text="as trained, else bf16")
+@dtype_option(formats.FLOATS, "the computation", default_text="as trained, else bf16")
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Number of threads. [default: torch's]")
 @click.pass_obj
 def eval(  # noqa: A001 - the command's name

@@ -13,7 +13,6 @@ from adapterhub.cli import inputs, merge_adapters, merge_into
 from adapterhub.cli.environment import completions
 from adapterhub.cli.merge_into import weights_of
 from adapterhub.cli.options import (
-    QUANTIZED,
     Choice,
     Settings,
     command,
@@ -32,6 +31,7 @@ from adapterhub.cli.options import (
 )
 from adapterhub.cli.views import merge_report
 from adapterhub.operations import merge as merge_operation
+from adapterhub_converters import formats
 from adapterhub_converters.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 # Options that decide the factors of a merged adapter, or show them; a merge into a base has no factors.
 _ADAPTER_OPTIONS = ("rank", "energy", "rank_budget", "plot")
-_REQUANTIZE = (*QUANTIZED, "nf4")
+_REQUANTIZE = (*formats.QUANTIZED, "nf4")
 # Options of a merge into a base.
 _MODEL_OPTIONS = (
-    dtype_option(("bf16", "f16", "f32"), "floats, with --into", default_text="BASE's"),
+    dtype_option(formats.FLOATS, "floats, with --into", default_text="BASE's"),
     click.option(
         "--requantize",
         metavar="TYPE",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import environment, inputs, output
+from adapterhub.cli import inputs, output
 from adapterhub.cli.environment import complete_ref, hint_default_remote, ref_at_remote, remote_option, workspace
 from adapterhub.cli.options import Choice, Settings, base_option, command
+from adapterhub_converters.runtime_rules import RUNTIMES, RuntimeName
 
 if TYPE_CHECKING:
     from adapterhub.serve.prepared_versions import PreparedVersion
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
     adapterhub resolve oci://registry.example/team/sql:v2 --for llama.cpp --base hf://Qwen/Qwen3-0.6B""",
 )
 @click.argument("ref", shell_complete=complete_ref)
-@click.option("--for", "runtime", type=Choice(environment.RUNTIMES), required=True, help="Runtime that serves it.")
+@click.option("--for", "runtime", type=Choice(tuple(RUNTIMES)), required=True, help="Runtime that serves it.")
 @base_option("the one that it is served on; whatever does not fit it is refused.")
 @remote_option
 @click.pass_obj
-def resolve(settings: Settings, *, ref: str, runtime: str, base: str | None, remote: str | None) -> None:
+def resolve(settings: Settings, *, ref: str, runtime: RuntimeName, base: str | None, remote: str | None) -> None:
     """Prepare a version for a runtime, and print its path and the options to serve it with.
 
     The version is pulled, verified, checked, and converted or folded for the runtime, into a folder of the cache that never

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -13,6 +13,7 @@ from adapterhub.cli.environment import remote_option, source_at_remote, workspac
 from adapterhub.cli.options import Choice, Settings, base_option, command, headers_only_option, max_rank_option
 from adapterhub_converters.adapter_files import adapters_at
 from adapterhub_converters.errors import AdapterhubError, UsageError
+from adapterhub_converters.runtime_rules import RUNTIMES, RuntimeName
 
 if TYPE_CHECKING:
     from adapterhub.checks import Report
@@ -46,7 +47,7 @@ def _files(_context: click.Context, option: click.Parameter, values: tuple[str, 
     "--for",
     "runtimes",
     multiple=True,
-    type=Choice(environment.RUNTIMES),
+    type=Choice(tuple(RUNTIMES)),
     help="Runtime that must apply the adapter, or the check fails; repeatable.",
 )
 @click.option("--format", "style", type=Choice(_FORMATS), default="text", show_default=True, help="Report format.")
@@ -70,7 +71,7 @@ def validate(
     *,
     given: tuple[str, ...],
     base: str | None,
-    runtimes: tuple[str, ...],
+    runtimes: tuple[RuntimeName, ...],
     style: str,
     files: Mapping[str, str],
     max_rank: int | None,
@@ -110,7 +111,8 @@ def validate(
             report = check(
                 source,
                 base=spec,
-                runtimes=runtimes or (rules.runtimes if rules else ()),
+                # `environment.validation` has refused every other name.
+                runtimes=runtimes or (cast("tuple[RuntimeName, ...]", rules.runtimes) if rules else ()),
                 max_rank=max_rank or (rules.max_rank if rules else None),
                 headers_only=headers_only,
                 strict=strict if strict is not None else bool(rules and rules.strict),

@@ -18,6 +18,7 @@ from adapterhub.operations import merge
 
 if TYPE_CHECKING:
     from adapterhub.merging.into_base.merge_proof import Proof, Proofs
+    from adapterhub.operations.merge import BaseWeights
 
 _SHOWN = 12  # the most rows of a table
 
@@ -35,7 +36,7 @@ _SHOWN = 12  # the most rows of a table
 @onto_option
 @click.pass_obj
 def verify_merge(
-    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: str | None
+    settings: Settings, *, base: str, adapters: tuple[str, ...], merged: str, weights: str | None, onto: BaseWeights | None
 ) -> int:
     """Prove, tensor by tensor, that a merged model is its base plus its adapters, at full strength.
 

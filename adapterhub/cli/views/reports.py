@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from adapterhub.checks import CODES, ERROR, NOTE, SCAN, WARNING, Problem, Report, Verdict, level_of
+from adapterhub.checks.report import Severity
 from adapterhub.cli.errors import reword
 from adapterhub.cli.output import Column, color, escape_workflow_commands, json_text, number, one_line, plural, table
 from adapterhub.manifest.package_files import shorten_names
@@ -125,13 +126,13 @@ def _summary_line(report: Report) -> str:
     return color("not ok", "red") + f"{reason}: {', '.join(counts)}{ignored}"
 
 
-def _count_text(report: Report, severity: str) -> str:
+def _count_text(report: Report, severity: Severity) -> str:
     """Return a count such as `2 errors in 24 places`; empty if there is none."""
     codes, count = _kinds(report, severity), report.count(severity)
     return (plural(codes, severity) + (f" in {count:,} places" if count > codes else "")) if count else ""
 
 
-def _kinds(report: Report, severity: str) -> int:
+def _kinds(report: Report, severity: Severity) -> int:
     """Return the number of codes: one wrong rank in the config is one error, in however many modules."""
     return sum(CODES[code][0] == severity for code in report.counted())
 

@@ -169,7 +169,7 @@ def namespaces(database: HubDatabase) -> list[Namespace]:
     return [Namespace(name, readers, size, files, bool(only)) for name, readers, size, files, only in database.select(sql)]
 
 
-def taken_namespaces(database: HubDatabase) -> set[str]:
+def owned_namespaces(database: HubDatabase) -> set[str]:
     """Return the namespaces that belong to somebody here.
 
     These are the ones of accounts, including removed ones; with members, publishers, or a rule that adds members; and those a

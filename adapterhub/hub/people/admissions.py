@@ -214,4 +214,4 @@ def _name_of(text: object) -> str:
 def _names_in_use(database: HubDatabase) -> set[str]:
     """Return every namespace that belongs to somebody, or that the operator has configured."""
     sql = "SELECT name FROM namespaces UNION SELECT namespace FROM webhooks"
-    return accounts.taken_namespaces(database) | {name for (name,) in database.select(sql)}
+    return accounts.owned_namespaces(database) | {name for (name,) in database.select(sql)}

@@ -51,7 +51,7 @@ class Storage:
         """Return an address where a client can get a blob without the hub, for some minutes; empty if it cannot."""
         return ""
 
-    def keep(self, name: str, data: bytes) -> bool:
+    def put_temporary(self, name: str, data: bytes) -> bool:
         """Keep a file for a day, under a unique name, for every process of the hub; return False if it was there already."""
         files = self._files()
         path = files.root / "tmp" / name
@@ -65,8 +65,8 @@ class Storage:
                 files.move(new, path)
         return True
 
-    def open_kept(self, name: str) -> BinaryIO | None:
-        """Open a kept file, which the caller closes; None if there is none."""
+    def open_temporary(self, name: str) -> BinaryIO | None:
+        """Open such a file, which the caller closes; None without it."""
         path = self._files().root / "tmp" / name
         with local_errors(path), suppress(FileNotFoundError):
             return self._files().open(path)

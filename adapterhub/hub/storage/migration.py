@@ -18,8 +18,9 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
 from adapterhub.registry.registry import Registry
 from adapterhub.remotes.objects.bucket import Bucket
-from adapterhub.store.ref_log import MAX_ENTRY, Entry
+from adapterhub.store.ref_log import Entry
 from adapterhub.store.store import REFS, Progress, Store, counter
+from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import FormatError, IntegrityError, RefusedError
@@ -173,7 +174,7 @@ def _entries(store: Store) -> Iterator[LogRow]:
         for name in store.log.names() if log == REFS else store.log.document_names(log):
             seq = 1
             while store.log.entry(name, seq, log=log):
-                yield LogRow(0, log, name, seq, store.files.read(store.log.path(name, seq, log=log), MAX_ENTRY))
+                yield LogRow(0, log, name, seq, store.files.read(store.log.path(name, seq, log=log), MAX_DOCUMENT))
                 seq += 1
 
 
@@ -202,7 +203,7 @@ def _parse_row(row: LogRow) -> Entry:
 
 def _read_copy(bucket: Bucket, key: str) -> LogRow | None:
     position = parse_copy(key)
-    raw = bucket.read(key, MAX_ENTRY) if position else None
+    raw = bucket.read(key, MAX_DOCUMENT) if position else None
     if position is None or raw is None:
         return None
     row = LogRow(0, *position, raw)

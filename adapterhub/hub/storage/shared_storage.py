@@ -36,7 +36,7 @@ _MIRROR, _DATABASE = "mirror", "database"
 _MIN_REDIRECT = 256 << 10  # blobs up to this size are sent by the hub: another request would take the client longer
 TEMPORARY = "tmp"
 """The prefix of parts of uploads in the bucket."""
-_MAX_KEPT = 128 << 20  # bytes
+_MAX_TEMPORARY = 128 << 20  # bytes
 _THREADS = 32  # documents fetched at a time
 _LIFETIME = 600  # seconds for which a signed address is valid
 
@@ -139,16 +139,18 @@ class SharedStorage(Storage):
         """Return an address where a client can get a blob from the bucket, for ten minutes; empty for a small one."""
         return "" if self._proxy or size <= _MIN_REDIRECT else self._blobs.bucket.signed_url(blob_key(digest), _LIFETIME)
 
-    def keep(self, name: str, data: bytes) -> bool:
+    def put_temporary(self, name: str, data: bytes) -> bool:
         """Keep a file in the bucket, for `collection` to remove later, and a copy here; return False if that was here."""
         self._blobs.bucket.put_object(f"{TEMPORARY}/{name}", data)
-        return super().keep(name, data)
+        return super().put_temporary(name, data)
 
-    def open_kept(self, name: str) -> BinaryIO | None:
-        """Open a file kept by any process of the hub; None if there is none."""
-        if (file := super().open_kept(name)) is None and (data := self._blobs.bucket.read(f"{TEMPORARY}/{name}", _MAX_KEPT)):
-            super().keep(name, data)
-            file = super().open_kept(name)
+    def open_temporary(self, name: str) -> BinaryIO | None:
+        """Open such a file of any process of the hub; None without it."""
+        if (file := super().open_temporary(name)) is None and (
+            data := self._blobs.bucket.read(f"{TEMPORARY}/{name}", _MAX_TEMPORARY)
+        ):
+            super().put_temporary(name, data)
+            file = super().open_temporary(name)
         return file
 
     def remove_stale(self) -> None:

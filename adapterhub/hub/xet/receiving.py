@@ -60,7 +60,7 @@ def keep_xorb(hub: Hub, scope: str, repository: str, name: str, raw: bytes) -> b
     file = _file_name(scope, name)
     hub.quotas.open(hub.workers.worker(), repository, file, len(raw), lifetime=USABLE_SECONDS)
     try:
-        return hub.storage.keep(file, raw)
+        return hub.storage.put_temporary(file, raw)
     except BaseException:
         hub.quotas.close(repository, [file])
         raise
@@ -100,7 +100,7 @@ def _check_total(hub: Hub, scope: str, repository: str, files: Sequence[File]) -
         raise RefusedError(repository, problem, "Upload it with HF_HUB_DISABLE_XET=1")
     sent_bytes = 0
     for name in {term.xorb for file in files for term in file.terms} if total > _FREE_BYTES else ():
-        if xorb := hub.storage.open_kept(_file_name(scope, name)):
+        if xorb := hub.storage.open_temporary(_file_name(scope, name)):
             with xorb:
                 sent_bytes += os.fstat(xorb.fileno()).st_size
     if total > _FREE_BYTES + _MAX_RATIO * sent_bytes:
@@ -121,7 +121,7 @@ class _Xorbs:
             if len(self._open) >= _MAX_OPEN:
                 self._stack.close()
                 self._open.clear()
-            xorb = self._hub.storage.open_kept(_file_name(self._scope, name))
+            xorb = self._hub.storage.open_temporary(_file_name(self._scope, name))
             if xorb is None:
                 _end_epoch(self._hub, self._scope)
                 raise IntegrityError(f"xorb {name[:12]}", "is not here any more", "Run the same command again")

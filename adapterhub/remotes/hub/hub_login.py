@@ -59,7 +59,7 @@ class HubLogin:
         """
         # Refuse a hub without TLS now rather than after somebody has approved the login: it could not be sent the token.
         Hub(self.endpoint, _CLIENT).checked_token()
-        answer = self._post("/oauth/device", {"client_id": _CLIENT})
+        answer = self._post("/oauth/device", {"client_id": _CLIENT}, good=(200, 400, 404, 405))
         if answer.status != 200:
             raise RemoteError(self.endpoint, "this hub has no logins by a code", code="no-device-login")
         answer_fields = self._parse(answer)
@@ -119,14 +119,14 @@ class HubLogin:
             raise FormatError(self.endpoint, "the hub's token has characters that no token has")
         return token
 
-    def _post(self, path: str, fields: dict[str, str]) -> Answer:
+    def _post(self, path: str, fields: dict[str, str], good: tuple[int, ...] = (200, 400)) -> Answer:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         with closing(HubWire.open(self.endpoint, None, proxy=self.proxy)) as wire:
             return wire.ask(
                 "POST",
                 self.endpoint + path,
                 self.endpoint,
-                good=(200, 400),
+                good=good,
                 headers=headers,
                 body=urlencode(fields).encode(),
                 limit=MAX_ANSWER,

@@ -227,7 +227,7 @@ class HubRepository(OpenRemote):
             sent = writer.upload(blob, source)
             self._versions.large.add(blob.digest)
             return sent
-        data = read_blob(source, blob, self._pauses)
+        data = read_blob(source, blob, pauses=self._pauses)
         with self._lock:
             self._versions.content[blob.digest] = data
         return blob.size
@@ -244,7 +244,7 @@ class HubRepository(OpenRemote):
     def _read_small(self, blob: Descriptor) -> bytes:
         """Return the bytes of a small file."""
         if blob.digest not in self._versions.content:
-            self._versions.content[blob.digest] = read_blob(self, blob, self._pauses)
+            self._versions.content[blob.digest] = read_blob(self, blob, pauses=self._pauses)
         return self._versions.content[blob.digest]
 
     def put_manifest(self, manifest: Manifest, tag: str | None) -> PutResult:

@@ -29,6 +29,7 @@ from adapterhub.store.leases import ABANDONED
 from adapterhub.store.store import local_errors
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.containers.confined_files import ConfinedFiles
+from adapterhub_converters.containers.file_lock import wait_for_lock
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import ConflictError, FormatError
 
@@ -169,7 +170,7 @@ class LayoutArchive(Layout):
             new_path = self._scratch_path("sha256:new")
             write_archive(new_path, self.entries(), blobs, openers)
             with self._open() as file, local_errors(self.path):
-                _lock(file)
+                wait_for_lock(file.fileno())
                 # The last holder of the lock may have replaced the file: `_open` compares it with the one that was read.
                 self._open().close()
                 os.replace(new_path, self.path)
@@ -192,14 +193,6 @@ class LayoutArchive(Layout):
                 self.commit()
         finally:
             self.close()
-
-
-def _lock(file: BinaryIO) -> None:
-    """Wait for the lock of a file; do nothing on systems without locks."""
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
 
 
 def _remove_abandoned(out: Path) -> None:

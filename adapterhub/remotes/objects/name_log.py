@@ -14,11 +14,11 @@ from adapterhub.digest import Digest, sha256_bytes
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry import version_selection
 from adapterhub.store.store import REFS, Entry
+from adapterhub.store.store_files import MAX_DOCUMENT
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError, RefusedError
 
 from .bucket import Bucket
 
-_MAX_ENTRY = 4 << 20
 # Limits for the entries of one name and their bytes in total: a store could answer for any number that it is asked for. Entries
 # beyond them are refused, even our own pushes, since nobody could read the log afterwards.
 MAX_ENTRIES, _MAX_LOG = 100_000, 256 << 20
@@ -108,7 +108,7 @@ class NameLog:
 
     def read_entry(self, seq: int) -> bytes | None:
         """Return the bytes of an entry, None without it."""
-        return self._bucket.read(self.key(seq), _MAX_ENTRY)
+        return self._bucket.read(self.key(seq), MAX_DOCUMENT)
 
     def _read_listed(self) -> None:
         numbers = self._bucket.numbers(self._folder, MAX_ENTRIES)

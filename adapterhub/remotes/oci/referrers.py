@@ -18,10 +18,9 @@ from typing import Any
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
 from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
 from adapterhub.manifest.package_files import check_paths
-from adapterhub.remotes.download import receive
+from adapterhub.remotes.download import read_blob, receive
 from adapterhub.remotes.layouts import layout_index
 from adapterhub.remotes.protocol import Reader, ReferringTarget
-from adapterhub.remotes.version_copy import read_blob
 from adapterhub.store.store import open_regular
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import atomic, json_file

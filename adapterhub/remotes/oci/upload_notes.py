@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.file_lock import try_lock
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, RefusedError
 
@@ -122,7 +123,7 @@ class UploadNote:
             lock = self._path.with_suffix(".lock")
             self._handle = os.open(lock, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
             # The last owner may have removed the note between these two lines: then the lock is on a file without a name.
-            self.is_locked = _try_lock(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
+            self.is_locked = try_lock(self._handle) and os.path.samestat(os.fstat(self._handle), lock.lstat())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -164,18 +165,3 @@ class UploadNote:
         if self._path:
             for suffix in (".json", ".new", ".lock"):
                 self._path.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _try_lock(handle: int) -> bool:
-    """Try to lock a file; return False if another process has the lock, True on systems without locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from adapterhub.digest import Digest
 from adapterhub.http_server import binding
@@ -21,6 +21,7 @@ from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
+from adapterhub_converters.runtime_rules import RuntimeName
 
 from .engine_versions import EngineVersions
 from .gateway_settings import GatewaySettings
@@ -315,7 +316,8 @@ class Gateway:
     def _prepare(self, version: ResolvedVersion) -> PreparedVersion:
         """Prepare a version for the engine, and hold a lease on it; runs in a thread."""
         base, address = self.settings.base, self._lookup.address(version)
-        served = resolving.resolve(address, runtime=self.engine.runtime, base=base, workspace=self._workspace)
+        runtime = cast(RuntimeName, self.engine.runtime)
+        served = resolving.resolve(address, runtime=runtime, base=base, workspace=self._workspace)
         served = replace(served, name=version.name)  # without the prefix that the remote's URL adds
         self._lease.add(served)
         return served

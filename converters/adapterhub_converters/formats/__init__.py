@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from adapterhub_converters.errors import ParameterError
 
@@ -32,8 +32,32 @@ if TYPE_CHECKING:
 
     from .candidate import Candidate
 
-DTYPES = ("source", "f32", "f16", "bf16", "q8_0", "q4_0")
+WrittenFormat = Literal["peft", "gguf", "mlx", "kohya", "diffusers", "torchtune", "litgpt", "megatron", "raw"]
+"""The built-in formats that can be written."""
+PackageFormat = Literal["ollama"]
+"""A folder with an adapter and the files that another program needs."""
+
+
+class InstalledFormat(str):
+    """The name of a format that another package adds; no type checker knows it."""
+
+    __slots__ = ()
+
+
+AdapterFormat = WrittenFormat | PackageFormat | InstalledFormat
+"""What an adapter can be converted to."""
+GgufDtype = Literal["source", "f32", "f16", "bf16", "q8_0", "q4_0"]
+DTYPES: tuple[GgufDtype, ...] = get_args(GgufDtype)
 """The types that a GGUF adapter can store its numbers as."""
+FloatDtype = Literal["bf16", "f16", "f32"]
+FLOATS: tuple[FloatDtype, ...] = get_args(FloatDtype)
+"""The types of floats that a model is written or computed in."""
+QuantizedDtype = Literal[
+    "q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_m", "q4_k_s", "q5_k_m", "q5_k_s",
+]  # fmt: skip
+QUANTIZED: tuple[QuantizedDtype, ...] = get_args(QuantizedDtype)
+"""Quantized types of a whole model in GGUF, and mixtures of them."""
+ModelDtype = GgufDtype | QuantizedDtype
 GROUP = "adapterhub.formats"
 """The group of the entry points that add formats."""
 
@@ -119,7 +143,7 @@ FORMATS = {
     )
 }  # fmt: skip
 """The formats of adapters that come with this package, which are those that a registry stores."""
-WRITTEN = tuple(name for name, row in FORMATS.items() if row.writes)
+WRITTEN: tuple[WrittenFormat, ...] = get_args(WrittenFormat)
 """Those of them that can be written."""
 PACKAGES = {"ollama": "gguf"}
 """A folder with an adapter and files that another program needs: its name, and the format of the adapter in it."""

@@ -25,6 +25,7 @@ from adapterhub_converters.errors import NotFoundError, RemoteError
 from tests.conftest import Run, _environment, missing
 from tests.hub.conftest import Running, run_hf
 from tests.hub.web.conftest import Visitor
+from tests.support.proxy import Proxy
 
 
 @contextmanager
@@ -250,5 +251,13 @@ def test_a_token_is_taken_from_stdin_and_checked(hub: Running, tmp_path: Path, m
     assert "logged in as alice" in given(hub.token).stdout
 
 
+def test_a_hub_without_logins_by_a_code_is_called_one() -> None:
+    with Proxy() as other:
+        other.before = lambda found: setattr(found, "status", 404)
+        with pytest.raises(RemoteError) as error:
+            HubLogin(f"http://{other.address}").begin()
+    assert error.value.code == "no-device-login"
+
+
 def test_no_login_is_sent_to_another_machine_in_the_clear(run: Run) -> None:
-    assert "a token is not sent to another machine without TLS" in run("login", "hub+http://hub.example", code=5).stderr
+    assert run("login", "hub+http://hub.example", code=5).stderr.endswith("[token-without-tls]\n")

@@ -238,6 +238,7 @@ def test_what_cannot_be_asked_for_is_a_usage_error(arguments: dict[str, Any], sa
     with pytest.raises(AdapterhubError) as caught:
         combine(pair(), keywords.pop("weights"), **keywords)
     assert says in str(caught.value)
+    assert (caught.value.code == "t-for-weights") == ("Set t instead" in says)
 
 
 def test_zero_is_merged_by_every_method() -> None:

@@ -58,7 +58,7 @@ def test_a_merge_is_that_of_peft(axes: str, dora: bool, tmp_path: Path) -> None:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
     made.save_pretrained(tmp_path / "a")
     made.merge_and_unload().save_pretrained(tmp_path / "theirs")
-    ah.merge(tmp_path / "a", tmp_path / "ours", into=tmp_path / "base")
+    ah.merge_into(tmp_path / "a", tmp_path / "base", tmp_path / "ours")
     base, theirs, ours = (tensors(tmp_path / folder) for folder in ("base", "theirs", "ours"))
     changed = [key for key in theirs if not np.array_equal(theirs[key], base[key])]
     assert any(theirs[key].ndim == int(axes) + 2 for key in changed)
@@ -66,7 +66,7 @@ def test_a_merge_is_that_of_peft(axes: str, dora: bool, tmp_path: Path) -> None:
         np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=2e-6, err_msg=key)
     if dora:
         with pytest.raises(RefusedError, match="DoRA is not a sum"):
-            ah.merge(tmp_path / "a", tmp_path / "half", into=tmp_path / "base", weights=[0.5])
+            ah.merge_into(tmp_path / "a", tmp_path / "base", tmp_path / "half", weights=[0.5])
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -102,4 +102,4 @@ def test_a_magnitude_of_another_length_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base/config.json").write_text('{"model_type": "vit", "architectures": ["ViTModel"]}')
     format_peft.write(Adapter({"proj": delta}), tmp_path / "a")
     with pytest.raises(RefusedError, match="magnitude"):
-        ah.merge(tmp_path / "a", tmp_path / "out", into=tmp_path / "base")
+        ah.merge_into(tmp_path / "a", tmp_path / "base", tmp_path / "out")

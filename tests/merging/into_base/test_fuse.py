@@ -170,6 +170,8 @@ def test_refused(tmp_path: Path, adapters: Any, base: dict[str, Any], says: str)
         fuse(adapters, folder, tmp_path / "out")
     assert says in str(caught.value)
     assert caught.value.exit_code == 6
+    assert (caught.value.code == "sum-too-large") == ("Write bfloat16 instead" in says)
+    assert (caught.value.code == "quantized-base") == ("the weights are quantized" in says)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 

@@ -342,8 +342,9 @@ def test_a_type_that_cannot_be_written_needs_another_one(tmp_path: Path, llama: 
     tensors["blk.0.attn_q.weight"] = QuantizedTensor("IQ4_NL", (64, 64), np.ones((64, 2 * 18), np.uint8))
     gguf_file.write(tmp_path / "base.gguf", said, tensors)
     adapter = [(Adapter({Q: low_rank(scale=1e3)}), 1.0)]
-    with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, a type that cannot be written"):
+    with pytest.raises(AdapterhubError, match="is IQ4_NL in the base, a type that cannot be written") as caught:
         prepare_merge(adapter, tmp_path / "base.gguf")
+    assert caught.value.code == "type-not-writable"
     prepare_merge([(Adapter({K: low_rank(32)}), 1.0)], tmp_path / "base.gguf")  # untouched, it stays as it is
     fuse(adapter, tmp_path / "base.gguf", tmp_path / "out.gguf", options=Options(requantize="q8_0"))
     with GGUFFile(tmp_path / "out.gguf") as file:

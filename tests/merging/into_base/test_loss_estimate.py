@@ -145,7 +145,7 @@ def test_a_quantized_target_that_swallows_the_adapter_is_refused(tmp_path: Path,
     if lost:
         with pytest.raises(AdapterhubError, match=r"blk.0.attn_q.weight: .*% of the adapter's change would be kept") as caught:
             prepare_merge(asked, base)
-        assert caught.value.exit_code == 6
+        assert (caught.value.code, caught.value.exit_code) == ("adapter-lost", 6)
     merge = prepare_merge(asked, base, Options(force=True))
     assert bool(merge.report.warnings) == lost
     kept = prepare_merge(asked, base, Options(dtype="f32")).report.touched["blk.0.attn_q.weight"].retained

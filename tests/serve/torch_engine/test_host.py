@@ -262,5 +262,6 @@ def test_what_cannot_be_asked_for(llama: Peers) -> None:
         next(iter(running))
         for _ in range(2):
             host.submit(answers("a0", PROMPTS[0], 2))
-        with pytest.raises(FullError, match="2 requests wait already"):
+        with pytest.raises(FullError, match="2 requests wait already") as caught:
             host.submit(answers("a0", PROMPTS[0], 2))
+        assert caught.value.code == "queue-full"

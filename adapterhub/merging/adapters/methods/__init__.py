@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Literal
 
 from adapterhub_converters.errors import ParameterError
 
@@ -22,7 +23,14 @@ from .sphere import karcher, model_stock, nuslerp, slerp
 from .subspaces import core_space, iso_c, knots, tsv
 from .sums import cat, linear, rerank, svd
 
-__all__ = ["METHODS", "Matrix", "Method", "Random", "method_named"]
+__all__ = ["METHODS", "Matrix", "MergeMethod", "Method", "Random", "method_named"]
+
+MergeMethod = Literal[
+    "cat", "linear", "svd", "rerank", "slerp", "nuslerp", "karcher", "model_stock", "knots", "core_space", "tsv", "iso_c",
+    "ties", "dare_linear", "dare_ties", "della", "breadcrumbs", "sce", "magnitude_prune", "peft_linear", "peft_ties",
+    "peft_dare_linear", "peft_dare_ties", "peft_magnitude_prune", "peft_ties_svd", "peft_dare_ties_svd",
+]  # fmt: skip
+"""The names of `METHODS`."""
 
 _TABLE = (
     Method(cat, keeps="factors", sums=True, cuts=False),
