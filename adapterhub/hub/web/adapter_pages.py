@@ -77,9 +77,6 @@ class Version:
         return self.of.newest is not None and self.of.newest.number == self.row.number
 
 
-_MOST_VERSIONS = 10**9
-
-
 def version_of(page_request: PageRequest, worker: Worker) -> Version:
     """Return the version of the path, the newest one if the path has no number.
 

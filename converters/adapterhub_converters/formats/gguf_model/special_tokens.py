@@ -11,7 +11,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import FormatError, RefusedError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Values of `token_type` (llama.h, `enum llama_token_type`)."""
 
 # `seperator` is how GGUF spells it.
