@@ -213,8 +213,7 @@ def _descriptor(value: object, location: str, *, named: bool = False) -> Descrip
     if not isinstance(value, dict):
         raise FormatError(location, "a descriptor is not an object")
     size, kind = value.get("size"), value.get("mediaType")
-    # In Python, True is an int.
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 or not isinstance(kind, str):
+    if not json_file.is_integer(size) or not 0 <= size < 2**63 or not isinstance(kind, str):
         raise FormatError(location, "a descriptor without a valid size or media type")
     digest = parse_digest(value.get("digest"), location)
     if not named:

@@ -25,6 +25,7 @@ from adapterhub.registry.repository_records import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters import runtime_commands
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import NotFoundError
 
 from . import drawings, facts
@@ -257,7 +258,7 @@ def _use(page_request: PageRequest, row: VersionRow, rank: int) -> UsageCommands
 def _numeric_metrics(metrics: object) -> Iterator[tuple[str, float]]:
     if isinstance(metrics, Mapping):
         for key, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if is_number(value):
                 yield str(key), float(value)
 
 

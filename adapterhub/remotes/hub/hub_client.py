@@ -330,7 +330,7 @@ def _parse_entry(entry: Mapping[str, Any]) -> Entry:
     large = lfs if isinstance(lfs, dict) else {}
     size, digest, oid = large.get("size", entry.get("size")), large.get("sha256"), entry.get("blobId")
     return Entry(
-        size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 else None,
+        size if json_file.is_integer(size) and 0 <= size < 2**63 else None,
         f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None,
         oid if isinstance(oid, str) and is_hex(oid, COMMIT) else None,
     )

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_converters.containers.json_file import is_integer
+
 Modules = dict[str, tuple[str, ...]]
 """Path to its dimensions: `a*b+2*c`. A path that ends in `!` is itself a parameter rather than a module with a weight."""
 
@@ -297,7 +299,7 @@ def _dimension(dim: str, config: Mapping[str, Any]) -> int:
 def _config_number(name: str, config: Mapping[str, Any]) -> int:
     """Return a factor: a literal, or a positive number in the config; ValueError for anything else."""
     value = int(name) if name.isdigit() else config[name]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+    if not is_integer(value) or not 0 < value < 2**31:
         raise ValueError(name)
     return value
 

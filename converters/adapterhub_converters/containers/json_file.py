@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
@@ -205,6 +205,16 @@ def parse_error_text(error: ValueError, text: str) -> str:
     if "integer string conversion" in str(error):  # int() refuses more than 4,300 digits
         return "a number is too large"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; `True` is none, although Python counts it as an int."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer; `True` is none, although Python counts it as one."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def canonical_bytes(document: object) -> bytes:

@@ -125,9 +125,7 @@ class _Special:
 
     def set(self, kind: str, number: Any, count: int | None) -> None:
         """Set the id of a kind, unless it is already set."""
-        is_valid = (
-            isinstance(number, int) and not isinstance(number, bool) and 0 <= number < (1 << 32 if count is None else count)
-        )
+        is_valid = json_file.is_integer(number) and 0 <= number < (1 << 32 if count is None else count)
         if is_valid and kind not in self.ids:
             self.ids[kind] = number
 
