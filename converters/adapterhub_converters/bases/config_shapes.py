@@ -29,9 +29,9 @@ def _gated_mlp(in_features: str, prefix: str = "mlp.", size: str = _INTERMEDIATE
     }
 
 
-def _stacked_experts(experts: str, size: str, router: str = "mlp.gate") -> Modules:
+def _stacked_experts(experts: str, size: str) -> Modules:
     return {
-        router: (experts, _HIDDEN), "mlp.experts.gate_up_proj!": (experts, f"2*{size}", _HIDDEN),
+        "mlp.gate": (experts, _HIDDEN), "mlp.experts.gate_up_proj!": (experts, f"2*{size}", _HIDDEN),
         "mlp.experts.down_proj!": (experts, _HIDDEN, size),
     }  # fmt: skip
 
