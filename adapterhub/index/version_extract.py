@@ -17,6 +17,7 @@ from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError, RemoteError
 
@@ -113,7 +114,7 @@ def _manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
     layer = manifest.adapter_json
     if layer is None:
         return None
-    return AdapterManifest.salvage(oci_manifest.parse_json(store.read_document(layer.digest), layer.digest))
+    return AdapterManifest.salvage(json_file.parse_object(store.read_document(layer.digest), layer.digest))
 
 
 def _card(store: Store, manifest: Manifest) -> Card:

@@ -23,7 +23,6 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
-from adapterhub.manifest.oci_manifest import parse_json
 from adapterhub.ref import parse_prefix
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
@@ -230,7 +229,7 @@ class HubWire(Client):
         text = answer.headers.get("x-error-message", "")
         if not text:
             try:
-                document = parse_json(answer.body, "")
+                document = json_file.parse_object(answer.body, "")
                 text = str(document.get("error") or document["errors"][0]["message"])
             except (FormatError, LookupError, TypeError):
                 return ""
@@ -308,7 +307,7 @@ class HubClient:
     def _get_object(self, url: str, location: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
         answer = self.wire.ask("GET", url, location, good=(200,), limit=limit)
         try:
-            return parse_json(answer.body, location)
+            return json_file.parse_object(answer.body, location)
         except FormatError as error:
             raise self._not_a_hub(location) from error
 

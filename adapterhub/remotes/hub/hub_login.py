@@ -17,7 +17,7 @@ from adapterhub.bases.hub_address import Hub
 from adapterhub.http.client import Answer
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
-from adapterhub.manifest.oci_manifest import parse_json
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import FormatError, RemoteError
 
@@ -135,7 +135,7 @@ class HubLogin:
             )
 
     def _parse(self, answer: Answer) -> dict[str, Any]:
-        return parse_json(answer.body, self.endpoint)
+        return json_file.parse_object(answer.body, self.endpoint)
 
 
 def _positive_number(value: object, default: float) -> float:
