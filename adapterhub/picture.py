@@ -17,8 +17,7 @@ from adapterhub_converters.display import printable
 
 _LONGEST = 120  # characters of a text
 _DPI = 150
-LARGEST = 60.0
-"""The longest side in inches; 9,000 pixels."""
+_LARGEST = 60.0  # inches, the longest side; 9,000 pixels
 BLUE, ORANGE, GRAY, LIGHT = "#3b6fb6", "#d9622b", "#6b7280", "#e5e7eb"
 """Colors: what is shown, what stands out, words, and the grid and missing values."""
 
@@ -70,7 +69,7 @@ def heading(axes: Any, title: str, *subtitle: str) -> None:
 
 @contextmanager
 def figure(path: Path, width: float, height: float) -> Iterator[Any]:
-    """Yield a matplotlib figure of that size in inches, at most `LARGEST`, and write it as the PNG `path` at the end."""
+    """Yield a matplotlib figure of that size in inches, at most 60, and write it as the PNG `path` at the end."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -78,7 +77,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Any]:
 
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        size, margins = (min(width, LARGEST), min(height, LARGEST)), ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+        size, margins = (min(width, _LARGEST), min(height, _LARGEST)), ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
         drawing = Figure(figsize=size, dpi=_DPI, layout=margins)
         # Agg draws without a display; `pyplot` would look for one.
         FigureCanvasAgg(drawing)

@@ -15,9 +15,8 @@ import pytest
 from adapterhub import picture
 from adapterhub.analysis import norms
 from adapterhub.cli import output
-from adapterhub.cli.views import lineage_plot, merge_plot
+from adapterhub.cli.views import merge_plot
 from adapterhub.merging import MergeReport, ModuleMerge
-from adapterhub.registry import lineage_graph
 from adapterhub.training.artifacts.loss_curve import loss_curve
 
 pytest.importorskip("matplotlib")
@@ -225,20 +224,3 @@ def test_a_loss_curve_is_readable(drawn: list[Any], tmp_path: Path, steps: int, 
     )
     assert_readable(drawn[0])
     assert all(float(step).is_integer() for step in drawn[0].axes[0].get_xticks())
-
-
-def test_every_edge_of_a_lineage_ends_in_the_head_of_an_arrow(drawn: list[Any], tmp_path: Path) -> None:
-    from matplotlib.patches import FancyArrowPatch
-
-    nodes = {name: lineage_graph.Node(name, (f"t/{name}:v1",)) for name in "abc"}
-    found = lineage_graph.Lineage(
-        "c", nodes, (lineage_graph.Edge("a", "b", 0.5), lineage_graph.Edge("b", "c", 0.25), lineage_graph.Edge("a", "c", 0.75))
-    )
-    lineage_plot.draw(found, tmp_path / "a.png")
-    arrows = drawn[0].findobj(FancyArrowPatch)
-    assert len(arrows) == 3
-    for arrow in arrows:
-        line, head = arrow.get_path().to_polygons(closed_only=False)[-2:]
-        assert head[:, 1].max() > line[:, 1].min()
-        assert np.ptp(head[:, 0]) > 0.02
-    assert_readable(drawn[0])

@@ -252,14 +252,22 @@ def _measured_change(name: str, sides: tuple[Side | None, Side | None], pairs: l
     sizes = [side.size for side in sides if side and side.size is not None]
     if len(sizes) < 2:
         return ModuleChange(name, UNKNOWN, *sides, note="not compared: contains NaN or infinity")
+    size_a, size_b = sizes
+    ratio = size_b / size_a if size_a else None
     delta_distance = math.hypot(*(distance(term_a, term_b) for term_a, term_b in pairs))
-    cosine = sum(inner(term_a, term_b) for term_a, term_b in pairs) / (sizes[0] * sizes[1]) if all(sizes) else None
-    if cosine is not None:
+    if not delta_distance:
+        return ModuleChange(name, SAME, *sides, 0.0, ratio, 1.0 if size_a and size_b else None, 0.0)
+    cosine = None
+    if size_a and size_b:
         # Rounding can leave a cosine just outside of its range.
-        cosine = 1.0 if not delta_distance else max(-1.0, min(1.0, cosine))
-    change = delta_distance / sizes[0] if sizes[0] else 0.0 if not delta_distance else None
-    status = SAME if not delta_distance else ROUNDED if change is not None and change <= ROUNDING else CHANGED
-    return ModuleChange(name, status, *sides, change, sizes[1] / sizes[0] if sizes[0] else None, cosine, delta_distance)
+        cosine = max(-1.0, min(1.0, sum(inner(term_a, term_b) for term_a, term_b in pairs) / (size_a * size_b)))
+    change = delta_distance / size_a if size_a else None
+    return ModuleChange(name, _changed_status(change), *sides, change, ratio, cosine, delta_distance)
+
+
+def _changed_status(change: float | None) -> str:
+    """Return the status for a relative change above 0; None if there is nothing to relate it to."""
+    return ROUNDED if change is not None and change <= ROUNDING else CHANGED
 
 
 def _side(delta: Delta | None, length: float | None) -> Side | None:
@@ -318,7 +326,7 @@ def _tensor(name: str, a: np.ndarray, b: np.ndarray) -> TensorChange:
     if not (math.isfinite(norm) and math.isfinite(difference_norm)):
         return TensorChange(name, UNKNOWN, note="not compared: contains NaN or infinity")
     change = difference_norm / norm if norm else None
-    return TensorChange(name, ROUNDED if change is not None and change <= ROUNDING else CHANGED, change)
+    return TensorChange(name, _changed_status(change), change)
 
 
 def _rows(target: str, a: Rows | None, b: Rows | None) -> TensorChange:

@@ -263,4 +263,4 @@ def _is_tensor(value: object) -> bool:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return json_file.is_integer(value) and 0 <= value < 2**63

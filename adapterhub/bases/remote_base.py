@@ -127,5 +127,5 @@ def _listed_file(entry: Mapping[str, Any]) -> ListedFile:
     lfs = entry.get("lfs")
     lfs_entry = lfs if isinstance(lfs, dict) else {}
     size, digest = lfs_entry.get("size", entry.get("size")), lfs_entry.get("sha256")
-    is_valid = isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    is_valid = json_file.is_integer(size) and size >= 0
     return ListedFile(size if is_valid else None, f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import Factored, StackedLowRank
 from adapterhub_converters.bases import BaseSpec, canonical_names
 from adapterhub_converters.errors import AdapterhubError, RefusedError
 from adapterhub_converters.formats import base_weights, image_targets, peft
-from adapterhub_converters.runtime_rules import APPLIED, REFUSED, RUNTIMES, UNKNOWN, VERDICTS, VLLM_WITHOUT_LORA, Rule, Runtime
+from adapterhub_converters.runtime_rules import (
+    APPLIED,
+    CRASHES,
+    REFUSED,
+    RUNTIMES,
+    UNKNOWN,
+    VERDICTS,
+    VLLM_WITHOUT_LORA,
+    WRONG,
+    Rule,
+    Runtime,
+)
 
 from .base_fit import is_conv1d
 from .contents import Contents
@@ -18,6 +30,7 @@ from .report import CODES, ERROR, Problem, Verdict
 _FIELD = safe_regex.Pattern(r"\{\w+\}")
 
 _REASONS = 5  # of a verdict
+_NOT_LOADED = (REFUSED, CRASHES)
 # Code of a problem to the feature of the adapter that rules of runtimes name.
 _FROM_PROBLEM = {
     "shape-mismatch": "shape", "vocab-differs": "shape", "row-outside": "shape",
@@ -81,6 +94,14 @@ def _first_reasons(problems: Iterable[Problem]) -> list[str]:
     return list(reasons)
 
 
+class _Consequence(NamedTuple):
+    """What a runtime does because of one thing, and the code of the problem that explains it, if one does."""
+
+    verdict: str
+    reason: str
+    code: str = ""
+
+
 def _verdict(
     runtime: Runtime,
     contents: Contents | None,
@@ -89,50 +110,71 @@ def _verdict(
     image_parts: tuple[str, ...] | None,
 ) -> Verdict:
     """Return the verdict of a runtime: the worst of what problems, features and conversion imply."""
-    rules = {rule.feature: rule for rule in runtime.rules}
-    consequences: list[tuple[str, str, str]] = []  # verdict, reason, and the code of the problem that explains it, if one does
-    for code, texts in reasons.items():
-        feature = _FROM_PROBLEM.get(code)
-        unexplained = CODES[code][0] == ERROR and feature is not None and feature not in rules
-        verdict = "refused" if code in _FATAL else "wrong" if code in _WRONG or unexplained else ""
-        if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
-            verdict = UNKNOWN if contents is not None and contents.format == runtime.format else REFUSED
-        consequences += [(verdict, text, code) for text in texts if verdict]
-    if image_parts is not None and len(image_parts) > 1:
-        message = f"it acts on {' and '.join(image_parts)}, and {runtime.name} has one model; diffusers and ComfyUI read it"
-        consequences.append(("refused", message, ""))
-    elif image_parts is not None and runtime.name != "peft":
-        consequences.append(("refused", "an adapter of an image model; diffusers and ComfyUI read it", ""))
-    if contents is not None and contents.adapter is not None and contents.adapter.added:
-        consequences.append(
-            ("refused", "it adds to norms or biases of the base, which only kohya's files can; merge it into its base", "")
-        )
-    if contents is not None and contents.is_whole and contents.format != runtime.format:
-        consequences.append(("refused", "whole parameters and no delta, which a merge into its base alone can express", ""))
-    if contents is not None and not contents.ordered and contents.format != runtime.format:
-        consequences.append(("refused", "its conversion needs the base model", "order-unknown"))
-    # For each feature that a problem gave, the code of the problem, as the cause of the verdict.
-    origins = {_FROM_PROBLEM[code]: code for code in reasons if code in _FROM_PROBLEM}
-    consequences += [
-        (rule.verdict, _reason(rule, features[feature]), origins.get(feature, ""))
-        for feature, rule in rules.items()
-        if feature in features
+    is_converted = contents is not None and contents.format != runtime.format
+    consequences = [
+        *_problem_consequences(runtime, reasons, is_readable=contents is not None and not is_converted),
+        *_image_consequences(runtime, image_parts),
+        *(_conversion_consequences(contents, is_converted=is_converted) if contents else ()),
+        *_feature_consequences(runtime, features, reasons),
     ]
-    worst = max((verdict for verdict, _, _ in consequences), key=VERDICTS.index, default=APPLIED)
-    if VERDICTS.index(worst) >= VERDICTS.index(REFUSED):  # what would happen if it were loaded contradicts that it is not
-        consequences = [
-            consequence for consequence in consequences if VERDICTS.index(consequence[0]) >= VERDICTS.index(REFUSED)
-        ]
-    consequences.sort(key=lambda consequence: -VERDICTS.index(consequence[0]))
-    convert = runtime.format if contents is not None and contents.format != runtime.format else None
+    worst = max((consequence.verdict for consequence in consequences), key=VERDICTS.index, default=APPLIED)
+    if worst in _NOT_LOADED:  # what would happen if it were loaded contradicts that it is not
+        consequences = [consequence for consequence in consequences if consequence.verdict in _NOT_LOADED]
+    consequences.sort(key=lambda consequence: -VERDICTS.index(consequence.verdict))
     return Verdict(
         runtime.name,
         runtime.version,
         worst,
-        tuple(dict.fromkeys(text for _, text, _ in consequences))[:_REASONS],
-        convert if worst == APPLIED else None,
+        tuple(dict.fromkeys(reason for _, reason, _ in consequences))[:_REASONS],
+        runtime.format if is_converted and worst == APPLIED else None,
         tuple(dict.fromkeys(code for verdict, _, code in consequences if verdict == worst and code)),
     )
+
+
+def _problem_consequences(runtime: Runtime, reasons: Mapping[str, list[str]], *, is_readable: bool) -> Iterator[_Consequence]:
+    """Yield what the problems imply; `is_readable` if the runtime reads the format as it is."""
+    features = {rule.feature for rule in runtime.rules}
+    for code, texts in reasons.items():
+        feature = _FROM_PROBLEM.get(code)
+        verdict = None
+        if code == "not-understood":  # no conversion, and so nothing for a runtime that reads another format
+            verdict = UNKNOWN if is_readable else REFUSED
+        elif code in _FATAL:
+            verdict = REFUSED
+        elif code in _WRONG or (feature is not None and feature not in features and CODES[code][0] == ERROR):
+            verdict = WRONG
+        if verdict:
+            yield from (_Consequence(verdict, text, code) for text in texts)
+
+
+def _image_consequences(runtime: Runtime, image_parts: tuple[str, ...] | None) -> Iterator[_Consequence]:
+    """Yield what follows for an adapter of an image model; see `_image_parts`."""
+    if image_parts is not None and len(image_parts) > 1:
+        parts = " and ".join(image_parts)
+        reason = f"it acts on {parts}, and {runtime.name} has one model; diffusers and ComfyUI read it"
+        yield _Consequence(REFUSED, reason)
+    elif image_parts is not None and runtime.name != "peft":
+        yield _Consequence(REFUSED, "an adapter of an image model; diffusers and ComfyUI read it")
+
+
+def _conversion_consequences(contents: Contents, *, is_converted: bool) -> Iterator[_Consequence]:
+    """Yield what no conversion, or none without the base, can express."""
+    if contents.adapter is not None and contents.adapter.added:
+        reason = "it adds to norms or biases of the base, which only kohya's files can; merge it into its base"
+        yield _Consequence(REFUSED, reason)
+    if is_converted and contents.is_whole:
+        yield _Consequence(REFUSED, "whole parameters and no delta, which a merge into its base alone can express")
+    if is_converted and not contents.ordered:
+        yield _Consequence(REFUSED, "its conversion needs the base model", "order-unknown")
+
+
+def _feature_consequences(runtime: Runtime, features: Mapping[str, str], codes: Iterable[str]) -> Iterator[_Consequence]:
+    """Yield what the rules of the runtime say about the features; `codes` are those of the problems."""
+    # For each feature that a problem gave, the code of the problem, as the cause of the verdict.
+    origins = {_FROM_PROBLEM[code]: code for code in codes if code in _FROM_PROBLEM}
+    for feature, rule in {rule.feature: rule for rule in runtime.rules}.items():
+        if feature in features:
+            yield _Consequence(rule.verdict, _reason(rule, features[feature]), origins.get(feature, ""))
 
 
 def _image_parts(contents: Contents) -> tuple[str, ...] | None:

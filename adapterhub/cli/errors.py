@@ -5,7 +5,7 @@ The library names parameters and codes; only this module writes flags and comman
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -141,22 +141,36 @@ def _with_flags(fields: Mapping[str, object]) -> dict[str, object]:
     return {**fields, "options": " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)}
 
 
-def reword(error: AdapterhubError | None) -> AdapterhubError | None:
-    """Replace the parameter of an error by its option, and its hint by that of its code; return the error."""
-    if error is None or error.worded:
-        return error
-    context = click.get_current_context(silent=True)
-    options = context.command.params if context else ()
-    if isinstance(error, ParameterError) and error.where == error.parameter:
-        flag = OPTIONS.get(error.parameter, f"--{error.parameter.replace('_', '-')}")
-        flags = {name for option in options for name in option.opts}
-        error.where = f"--set {error.parameter}" if "--set" in flags and flag not in flags else flag
-    option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
-    if option and context and all(parameter.name != option for parameter in options):
-        error.hint, error.worded = alternative, True  # now, because later the command is not known any more
-    elif error.code in HINTS and "meant" not in error.fields:  # a similar name is the better hint
-        error.hint = HINTS[error.code].format_map(_with_flags(error.fields))
+def reword(error: AdapterhubError) -> AdapterhubError:
+    """Replace the parameter of an error by its option, and its hint by that of its code; return the error.
+
+    The error itself changes, once, while the command that raised it is known: it is on its way to whoever reports it.
+    """
+    if not error.worded:
+        context = click.get_current_context(silent=True)
+        parameters = context.command.params if context else []
+        if isinstance(error, ParameterError) and error.where == error.parameter:
+            error.where = _option(error.parameter, {flag for parameter in parameters for flag in parameter.opts})
+        error.hint = _hint(error, {parameter.name for parameter in parameters})
+        error.worded = True
     return error
+
+
+def _option(parameter: str, flags: Set[str]) -> str:
+    """Return the option for a parameter; --set if the command, with these `flags`, has none of its own for it."""
+    flag = OPTIONS.get(parameter, f"--{parameter.replace('_', '-')}")
+    return f"--set {parameter}" if "--set" in flags and flag not in flags else flag
+
+
+def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
+    """Return the hint of an error of a command with these parameters; none if the command is not known."""
+    option, alternative = _HINTS_WITHOUT_OPTION.get(error.code, ("", ""))
+    if option and parameters and option not in parameters:
+        return alternative
+    # A similar name is the better hint.
+    if error.code not in HINTS or "meant" in error.fields:
+        return error.hint
+    return HINTS[error.code].format_map(_with_flags(error.fields))
 
 
 # Limits of what a stranger's adapter can print on a terminal.
@@ -185,7 +199,6 @@ def add_hint(error: AdapterhubError, addition: str, *, separator: str = ". ") ->
     reword(error)
     separator = " " if error.hint.endswith("?") else separator
     error.hint = f"{error.hint}{separator}{addition}" if error.hint else addition
-    error.worded = True
 
 
 def say(error: AdapterhubError, *, about: str = "") -> None:
@@ -194,7 +207,7 @@ def say(error: AdapterhubError, *, about: str = "") -> None:
     The code is one that `adapterhub explain` knows: the code of the class replaces one of another server.
     """
     code = error.code if error.code in ERRORS or error.code in FINDINGS else error.default_code
-    for number, line in enumerate(error_lines(reword(error) or error)):
+    for number, line in enumerate(error_lines(reword(error))):
         output.say(output.one_line(f"error: {about}{line}"), aside=f"[{code}]" if not number else "")
 
 

@@ -247,7 +247,7 @@ def _invoke(arguments: list[str]) -> int:
 
 def _reportable_error(error: Exception, arguments: list[str]) -> AdapterhubError:
     """Return the error to report for any exception; for a bug, it names a file with the traceback."""
-    reportable = errors.reword(translate(error, arguments))
+    reportable = translate(error, arguments)
     debug = "--debug" in arguments or bool(os.environ.get("ADAPTERHUB_DEBUG"))
     if debug:
         # Printed by `say`, because a traceback can contain texts from others.
@@ -258,7 +258,7 @@ def _reportable_error(error: Exception, arguments: list[str]) -> AdapterhubError
         reportable = AdapterhubError(
             type(error).__name__, str(error) or "no message", f"This is a bug; report: {report_path}" if report_path else ""
         )
-    return reportable
+    return errors.reword(reportable)
 
 
 def _report(error: AdapterhubError, arguments: list[str]) -> None:

@@ -138,21 +138,21 @@ class Access:
             self._owned = time.monotonic() + _TTL, owned_names
         return namespace in owned_names or self.namespace_settings(namespace).readers == READERS[2]
 
-    def check_write(self, identity: Identity | None, name: str, role: str = "write") -> Identity:
-        """Return the client's identity if it has a role in the namespace of `name`.
+    def check_write(self, identity: Identity | None, name: str) -> Identity:
+        """Return the client's identity if it may write in the namespace of `name`.
 
         Raises:
             NoTokenError: The request has no token.
-            ForbiddenError: The token lacks that role there.
+            ForbiddenError: The token lacks the role `write` there.
             RefusedError: The name is an alias of another repository, and read-only.
         """
         namespace = name.partition("/")[0]
         request_context.current().record_change(name)
         if identity is None:
             raise NoTokenError
-        if not identity.may(role, name):
+        if not identity.may("write", name):
             actual = f"has the role {actual_role} there" if (actual_role := identity.role_in(name)) else "has no role there"
-            raise ForbiddenError(f"this needs the role {role} in {namespace}: the token of {identity.account} {actual}")
+            raise ForbiddenError(f"this needs the role write in {namespace}: the token of {identity.account} {actual}")
         aliases.check_writable_name(name)
         return identity
 

@@ -104,7 +104,10 @@ class ConvertedVersions:
         for blob in _blobs(manifest):
             # Note each blob in the hub's lease before the row refers to it: a gc may run at any moment.
             self._store.retain_if_present(blob.digest, blob.size)
-        sql = "INSERT INTO forms VALUES (?, ?, ?) ON CONFLICT (source, form) DO UPDATE SET digest = excluded.digest"
+        sql = (
+            "INSERT INTO forms (source, form, digest) VALUES (?, ?, ?)"
+            " ON CONFLICT (source, form) DO UPDATE SET digest = excluded.digest"
+        )
         self._database.execute(sql, row.digest, form, manifest.digest)
 
     def _convert(self, registry: Registry, row: VersionRow, form: str, base: BaseSpec | None) -> Manifest:

@@ -106,7 +106,8 @@ class Hub:
     def _secret(self) -> bytes:
         with self.database.transaction():
             # All processes of the hub share one secret: the first one to start stores it.
-            self.database.execute("INSERT INTO secrets VALUES ('uploads', ?) ON CONFLICT DO NOTHING", secrets.token_bytes(32))
+            sql = "INSERT INTO secrets (name, value) VALUES ('uploads', ?) ON CONFLICT DO NOTHING"
+            self.database.execute(sql, secrets.token_bytes(32))
         return bytes(self.database.select("SELECT value FROM secrets WHERE name = 'uploads'")[0][0])
 
     async def maintain(self) -> None:
@@ -328,7 +329,10 @@ class Hub:
         self.quotas.close(name, finished_uploads)
         # Note blobs that were already stored, too: perhaps nothing else keeps them from a gc.
         rows = [(name, digest, now) for digest in digests if self.store.retain_if_present(digest, sizes[digest])]
-        sql = "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
+        sql = (
+            "INSERT INTO uploaded (name, digest, time) VALUES (?, ?, ?)"
+            " ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
+        )
         self.database.execute_many(sql, rows)
 
     def upload_targets(self, digest: Digest) -> list[str]:

@@ -41,8 +41,8 @@ class Jobs:
     def _claim(self, job: str) -> bool:
         now = time.time()
         sql = (
-            "INSERT INTO jobs VALUES (?, ?, ?) ON CONFLICT (job) DO UPDATE SET owner = excluded.owner, until = excluded.until"
-            " WHERE jobs.until < ?"
+            "INSERT INTO jobs (job, owner, until) VALUES (?, ?, ?)"
+            " ON CONFLICT (job) DO UPDATE SET owner = excluded.owner, until = excluded.until WHERE jobs.until < ?"
         )
         return bool(self._database.execute(sql, job, self._owner, now + _LEASE, now))
 

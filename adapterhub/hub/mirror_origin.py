@@ -18,7 +18,7 @@ from .hub_database import HubDatabase
 @contextmanager
 def reserve(database: HubDatabase, name: str, commit: str) -> Iterator[None]:
     """Record that the block creates a version from a commit, so that nobody takes it for one of this hub's own before `add`."""
-    sql = "INSERT INTO mirrored VALUES (?, ?, '', ?) ON CONFLICT (name, origin) DO NOTHING"
+    sql = "INSERT INTO mirrored (name, origin, digest, time) VALUES (?, ?, '', ?) ON CONFLICT (name, origin) DO NOTHING"
     database.execute(sql, name, commit, time.time())
     try:
         yield
@@ -31,8 +31,8 @@ def reserve(database: HubDatabase, name: str, commit: str) -> Iterator[None]:
 def add(database: HubDatabase, name: str, commit: str, digest: Digest) -> None:
     """Record the version a commit of the upstream became. An existing row stays, so that a pin never changes."""
     sql = (
-        "INSERT INTO mirrored VALUES (?, ?, ?, ?) ON CONFLICT (name, origin) DO UPDATE SET digest = excluded.digest"
-        " WHERE mirrored.digest = ''"
+        "INSERT INTO mirrored (name, origin, digest, time) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (name, origin) DO UPDATE SET digest = excluded.digest WHERE mirrored.digest = ''"
     )
     database.execute(sql, name, commit, digest, time.time())
 
@@ -57,6 +57,7 @@ def is_mirrored(database: HubDatabase, name: str, digest: Digest) -> bool:
 def copy_pins(database: HubDatabase, old: str, new: str) -> None:
     """Make the pins of a repository valid under another name, too."""
     sql = (
-        "INSERT INTO mirrored SELECT ?, origin, digest, 0 FROM mirrored WHERE name = ? AND digest <> '' ON CONFLICT DO NOTHING"
+        "INSERT INTO mirrored (name, origin, digest, time)"
+        " SELECT ?, origin, digest, 0 FROM mirrored WHERE name = ? AND digest <> '' ON CONFLICT DO NOTHING"
     )
     database.execute(sql, new, old)

@@ -121,7 +121,7 @@ class Quotas:
                 # Reserve ahead as far as there is room, so that a stream of unknown length does not ask for every piece.
                 size = max(size, min(size + extra, limits.max_bytes - sum(counted.values()) - other_bytes))
                 sql = (
-                    "INSERT INTO arriving VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
+                    "INSERT INTO arriving (id, name, size, until) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
                     " SET size = excluded.size, until = excluded.until"
                 )
                 self._database.execute(sql, upload, name, size, now + lifetime)

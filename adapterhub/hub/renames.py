@@ -50,7 +50,8 @@ def check_attached(worker: Worker, view: View, new: str, namespace: Namespace) -
 def begin(worker: Worker, old: str, new: str) -> None:
     """Begin a move that has been checked; from here on, any process may call `finish`."""
     # First the row, then the document: a process killed in between leaves a move that `finish` undoes or completes.
-    worker.database.execute("INSERT INTO moves VALUES (?, ?, ?)", new, old, request_context.current().account)
+    account = request_context.current().account
+    worker.database.execute("INSERT INTO moves (new, old, account) VALUES (?, ?, ?)", new, old, account)
     state = worker.repositories.get(old) or Repository(created=now())
     worker.repositories.change(new, lambda _: replace(state, moved_from=old))
 
@@ -124,7 +125,10 @@ def _move_rows(database: HubDatabase, old: str, new: str) -> None:
     A publisher was trusted by an operator for one namespace, and is not trusted in another.
     """
     with database.transaction():
-        sql = "INSERT INTO uploaded SELECT ?, digest, time FROM uploaded WHERE name = ? ON CONFLICT (name, digest) DO NOTHING"
+        sql = (
+            "INSERT INTO uploaded (name, digest, time) SELECT ?, digest, time FROM uploaded WHERE name = ?"
+            " ON CONFLICT (name, digest) DO NOTHING"
+        )
         database.execute(sql, new, old)
         database.execute("DELETE FROM uploaded WHERE name = ?", old)
         mirror_origin.copy_pins(database, old, new)

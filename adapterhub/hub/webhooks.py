@@ -183,7 +183,7 @@ class Webhooks:
                     for ident in (ident for ident, since in webhooks if entry.time >= since):
                         database.execute(sql, ident, event, json.dumps({"event": event, **payload}), self._clock())
             if entries:
-                sql = "INSERT INTO announced VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"
+                sql = "INSERT INTO announced (name, seq) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq"
                 database.execute(sql, name, seq)
         return bool(entries)
 

@@ -53,4 +53,4 @@ def adopt(index: Index, store: Store) -> None:
 def _set_stamp(index: Index, stamp: str) -> None:
     index.execute("DELETE FROM unwritten")
     index.execute("DELETE FROM index_file")
-    index.execute("INSERT INTO index_file VALUES (?)", stamp)
+    index.execute("INSERT INTO index_file (stamp) VALUES (?)", stamp)

@@ -38,6 +38,7 @@ FACETS_OF_NEWEST = (
 )
 
 
+_SET_MARK = "INSERT OR REPLACE INTO marks (name, kind, key, value) VALUES (?, ?, ?, ?)"
 Extracts = Mapping[Digest, version_extract.VersionExtract]
 # What reading a document that was never checked may raise beyond our own errors.
 _UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError)
@@ -87,7 +88,8 @@ def rebuild(index: Index, store: Store) -> list[AdapterhubError]:
             db.table(table).delete_where()
         logs = _replay_all(index, store)
         # Built for everything at once, counts and full-text index take a tenth of the time that they take version by version.
-        db.execute(f"INSERT INTO facet_counts SELECT kind, value, count(*) FROM ({NEWEST_FACETS}) GROUP BY 1, 2")  # noqa: S608
+        counted = f"SELECT kind, value, count(*) FROM ({NEWEST_FACETS}) GROUP BY 1, 2"  # noqa: S608 - our own statement
+        db.execute(f"INSERT INTO facet_counts (kind, value, n) {counted}")
         migrations.build_search(db)
     return [log.error for log in logs if log.error]
 
@@ -163,12 +165,13 @@ class _Replay:
         deleted = entry.op == "delete" or (state.deleted and entry.op not in ("push", "restore"))
         after = LogState(entry.name, entry.seq, digest, number, deleted)
         self.index.execute(
-            "INSERT INTO names VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET seq = excluded.seq,"
+            "INSERT INTO names (name, seq, head, number, deleted) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET seq = excluded.seq,"
             " head = excluded.head, number = excluded.number, deleted = excluded.deleted",
             *(after.name, after.seq, after.head, after.number, after.deleted),
         )
         # Its lines in index.json are out of date now (`index_file.write`).
-        self.index.execute("INSERT OR IGNORE INTO unwritten VALUES (?)", entry.name)
+        self.index.execute("INSERT OR IGNORE INTO unwritten (name) VALUES (?)", entry.name)
         if entry.op == "delete":
             self._forget_name(entry.name)
         elif entry.op == "restore":
@@ -203,27 +206,37 @@ class _Replay:
 
     def _add(self, entry: Entry, extract: version_extract.VersionExtract) -> None:
         index = self.index
-        described_columns = (*extract.columns, version_extract.dump_parents(extract))
-        values = (entry.name, entry.number, entry.digest, entry.size, entry.time, *described_columns, entry.seq)
-        places = ", ".join("?" * len(values))
+        values = {
+            "name": entry.name, "number": entry.number, "digest": entry.digest, "manifest_size": entry.size, "time": entry.time,
+            **dict(zip(version_extract.COLUMNS, extract.columns, strict=True)),
+            "parents": version_extract.dump_parents(extract), "seq": entry.seq,
+        }  # fmt: skip
+        columns, places = ", ".join(values), ", ".join("?" * len(values))
         # The version may replace the newest one, whose facets are then no longer counted.
         self._count_facets(entry.name, -1)
-        version = index.execute(f"INSERT INTO versions VALUES (NULL, {places})", *values)  # noqa: S608 - question marks
+        version = index.execute(f"INSERT INTO versions ({columns}) VALUES ({places})", *values.values())  # noqa: S608 - our own
         index.execute(
             "INSERT INTO texts (version, name, title, tags, description, facts, card) VALUES (?, ?, ?, ?, ?, ?, ?)",
             *(version, entry.name, extract.title, "", extract.description, extract.words, extract.prose),
         )
-        index.execute_many("INSERT OR IGNORE INTO facets VALUES (?, ?, ?)", [(version, *facet) for facet in extract.facets])
-        index.execute_many("INSERT OR IGNORE INTO metrics VALUES (?, ?, ?)", [(version, *m) for m in extract.metrics.items()])
         index.execute_many(
-            "INSERT INTO files VALUES (?, ?, ?, ?)", [(digest, version, path, size) for path, digest, size in extract.files]
+            "INSERT OR IGNORE INTO facets (version, kind, value) VALUES (?, ?, ?)",
+            [(version, *facet) for facet in extract.facets],
         )
-        index.execute_many("INSERT INTO made_from VALUES (?, ?)", [(parent, version) for parent in extract.parent_digests])
+        index.execute_many(
+            "INSERT OR IGNORE INTO metrics (version, name, value) VALUES (?, ?, ?)",
+            [(version, *metric) for metric in extract.metrics.items()],
+        )
+        index.execute_many(
+            "INSERT INTO files (version, path, digest, size) VALUES (?, ?, ?, ?)", [(version, *file) for file in extract.files]
+        )
+        index.execute_many(
+            "INSERT INTO made_from (parent, version) VALUES (?, ?)", [(parent, version) for parent in extract.parent_digests]
+        )
         self._count_facets(entry.name, 1)
         if extract.unindexed:
             # Marked, so that lists and fsck can tell why the version has no data.
-            mark = "INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)"
-            index.execute(mark, entry.name, queries.UNINDEXED, str(entry.number), extract.unindexed)
+            index.execute(_SET_MARK, entry.name, queries.UNINDEXED, str(entry.number), extract.unindexed)
         for file in extract.weights:  # only files whose tensors an earlier search has listed
             tensor_search.add(index, file, self.store.tensors.read)
 
@@ -255,7 +268,7 @@ class _Replay:
         """Add `n` to the counts of the facets of the newest version of a name."""
         if self.counting:
             self.index.execute(
-                f"INSERT INTO facet_counts SELECT kind, value, ?2 FROM ({FACETS_OF_NEWEST}) WHERE 1"  # noqa: S608 - ours
+                f"INSERT INTO facet_counts (kind, value, n) SELECT kind, value, ?2 FROM ({FACETS_OF_NEWEST}) WHERE 1"  # noqa: S608 - ours
                 " ON CONFLICT (kind, value) DO UPDATE SET n = n + excluded.n",
                 name,
                 n,
@@ -269,7 +282,8 @@ class _Replay:
             if entry.op == "untag":
                 self.index.execute("DELETE FROM tags WHERE name = ? AND tag = ?", entry.name, tag)
             else:
-                self.index.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", entry.name, tag, entry.number)
+                sql = "INSERT OR REPLACE INTO tags (name, tag, number) VALUES (?, ?, ?)"
+                self.index.execute(sql, entry.name, tag, entry.number)
         # `latest` is not searched: indexing it again with each push would take as long as indexing the last version's card.
         moved = [tag for tag in entry.tags if tag != LATEST]
         touched = {before[tag] for tag in moved if tag in before} | ({entry.number} if moved and entry.op != "untag" else set())
@@ -289,7 +303,7 @@ class _Replay:
             "keep": [("", str(entry.keep))],
         }
         for key, value in set_by.get(entry.op, ()):
-            self.index.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", entry.name, entry.op, key, value)
+            self.index.execute(_SET_MARK, entry.name, entry.op, key, value)
         if entry.op == "evaluate" and (measured := measurement.parse(entry.message)):
             self._add_evaluation(entry, measured)
         undone = {
@@ -303,7 +317,9 @@ class _Replay:
     def _add_evaluation(self, entry: Entry, measured: Evaluation) -> None:
         """Record a measurement of a version, and its metrics for searches; it replaces an earlier one with the same name."""
         key = f"{entry.number} {measured.name}"
-        self.index.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?, ?)", entry.name, entry.op, key, measured.dump())
-        insert_metrics = "INSERT OR REPLACE INTO metrics SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
+        self.index.execute(_SET_MARK, entry.name, entry.op, key, measured.dump())
+        insert_metrics = (
+            "INSERT OR REPLACE INTO metrics (version, name, value) SELECT id, ?, ? FROM versions WHERE name = ? AND number = ?"
+        )
         metrics = [(*metric, entry.name, entry.number) for metric in measured.searchable_metrics.items()]
         self.index.execute_many(insert_metrics, metrics)

@@ -118,10 +118,10 @@ def add(index: Index, digest: Digest, read: Callable[[Digest], Tensors | None]) 
     """Add the tensors of a file if `read` returns them, unless the index has them already. Call this in a transaction."""
     if index.select("SELECT 1 FROM weights WHERE digest = ?", digest) or (file_tensors := read(digest)) is None:
         return
-    file = index.execute("INSERT INTO weights VALUES (NULL, ?)", digest)
+    file = index.execute("INSERT INTO weights (digest) VALUES (?)", digest)
     # Sorted by the primary key, in which order SQLite inserts fastest.
     rows = sorted({(key(tensor.digest), file, tensor.size) for tensor in file_tensors if tensor.size})
-    index.execute_many("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?)", rows)
+    index.execute_many("INSERT OR IGNORE INTO tensors (key, file, size) VALUES (?, ?, ?)", rows)
 
 
 def drop(index: Index, digests: Iterable[Digest], read: Callable[[Digest], Tensors | None]) -> None:

@@ -7,7 +7,6 @@ to documents that were never checked, so a value of the wrong type is left out, 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +17,8 @@ from adapterhub.manifest.document import AdapterManifest, Training
 from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.store.store import Store
 from adapterhub_converters.adapter_files import is_weights
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError, RemoteError
 
 # In this order, `queries` selects the columns and `replay` inserts them.
@@ -113,7 +114,7 @@ def _manifest(store: Store, manifest: Manifest) -> AdapterManifest | None:
     layer = manifest.adapter_json
     if layer is None:
         return None
-    return AdapterManifest.salvage(oci_manifest.parse_json(store.read_document(layer.digest), layer.digest))
+    return AdapterManifest.salvage(json_file.parse_object(store.read_document(layer.digest), layer.digest))
 
 
 def _card(store: Store, manifest: Manifest) -> Card:
@@ -153,7 +154,7 @@ def _facets(manifest: AdapterManifest, model_card: Card) -> Iterator[tuple[str, 
 
 def _metrics(training: Training | None) -> Iterator[tuple[str, float]]:
     for name, value in ((training.metrics if training else None) or {}).items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308 and math.isfinite(value):
+        if is_number(value) and abs(value) < 1e308:
             yield _text(name), float(value)
 
 
@@ -166,7 +167,7 @@ def _column(value: object, kind: type) -> object:
     """Return `value` if SQLite can store it in a column of that type, else None."""
     if isinstance(value, str):
         return value if kind is str and value and value.encode(errors="replace").decode() == value else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and not isinstance(value, int)):
+    if not is_number(value) or (kind is int and not isinstance(value, int)):
         return None
     return value if kind is not str and abs(value) < 2**63 else None
 

@@ -370,7 +370,7 @@ def _fits(kind: Any, value: object) -> bool:
     if origin is types.UnionType:
         return any(_fits(member, value) for member in typing.get_args(kind))
     if kind in (int, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = json_file.is_number(value)
         return number and (kind is float or float(typing.cast(float, value)).is_integer())
     if origin is Mapping or is_dataclass(kind):
         return isinstance(value, Mapping)

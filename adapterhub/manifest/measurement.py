@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,8 +108,8 @@ def parse(text: str) -> Evaluation | None:
 
 
 def _is_number(value: object) -> bool:
-    # In Python, True is an int; NaN and infinity are not valid JSON.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308 and math.isfinite(value)
+    # NaN and infinity, which are not valid JSON, are not less than the bound.
+    return json_file.is_number(value) and abs(value) < 1e308
 
 
 def summary_line(text: str) -> str:

@@ -174,7 +174,7 @@ def parse(raw: bytes, location: str) -> Manifest:
     """Parse and check a manifest; FormatError if its names or sizes cannot be trusted."""
     if len(raw) > MAX_MANIFEST:
         raise FormatError(location, f"a manifest of over {MAX_MANIFEST} bytes")
-    document = parse_json(raw, location)
+    document = json_file.parse_object(raw, location)
     kind, layers = document.get("mediaType", MANIFEST_TYPE), document.get("layers")
     # A document that is both could be read as one here and as the other by another program (CVE-2021-41190; image-spec v1.1,
     # `manifest.md`, "mediaType").
@@ -204,17 +204,11 @@ def _repetition_problem(layers: tuple[Descriptor, ...]) -> str:
     return f"its files have {size} bytes, but only {distinct} bytes of different content" if too_much else ""
 
 
-def parse_json(raw: bytes, location: str, *, memory: int = json_file.MAX_MEMORY) -> dict[str, Any]:
-    """Return the JSON object in the bytes of a blob; `memory` limits the bytes of its objects."""
-    return json_file.parse_object(raw, location, memory=memory)
-
-
 def _descriptor(value: object, location: str, *, named: bool = False) -> Descriptor:
     if not isinstance(value, dict):
         raise FormatError(location, "a descriptor is not an object")
     size, kind = value.get("size"), value.get("mediaType")
-    # In Python, True is an int.
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 or not isinstance(kind, str):
+    if not json_file.is_integer(size) or not 0 <= size < 2**63 or not isinstance(kind, str):
         raise FormatError(location, "a descriptor without a valid size or media type")
     digest = parse_digest(value.get("digest"), location)
     if not named:

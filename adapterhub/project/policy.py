@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.manifest.package_files import shorten_names
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Policy:
             yield f"max_size: {size:,} bytes are over {self.max_size:,}"
         for bounds in self.metrics:
             value = metrics.get(bounds.metric)
-            number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+            number = float(value) if is_number(value) else None
             if reason := bounds.violation(number):
                 yield f"metrics.{bounds.metric}: {reason}"
 

@@ -36,7 +36,7 @@ from adapterhub.store import ingest
 from adapterhub.store.export import export
 from adapterhub.store.store import Entry, Progress, Store, counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
-from adapterhub_converters.containers import atomic
+from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import AdapterhubError, IntegrityError
 
 from . import moves, signature_policy
@@ -204,8 +204,8 @@ class Registry:
             "size": manifest.size,
             "time": row.time,
             "evaluations": measurement.version_evaluations(queries.marks(self.index, "evaluate", row.name), row.number),
-            "manifest": upgrade(oci_manifest.parse_json(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
-            "oci_manifest": oci_manifest.parse_json(raw, str(row.ref)),
+            "manifest": upgrade(json_file.parse_object(adapter_json, f"{row.ref}/{ADAPTER_JSON}")),
+            "oci_manifest": json_file.parse_object(raw, str(row.ref)),
         }
 
     def deprecations(self) -> dict[tuple[str, int], str]:

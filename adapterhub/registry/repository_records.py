@@ -273,10 +273,9 @@ def head_of(repository: Repository | None, branch: str, latest: str) -> str:
     return head.commit if head and (branch != MAIN or head.after == latest) else ""
 
 
-def with_head(repository: Repository, branch: str, commit: str, *, after: str, document: Digest = "") -> Repository:
-    """Return the repository with a branch at a commit; with the commit's `document`, the commit is added, too."""
-    commits = {**repository.commits, commit: document} if document else repository.commits
-    return replace(repository, heads={**repository.heads, branch: BranchHead(commit, after)}, commits=commits)
+def with_head(repository: Repository, branch: str, commit: str, *, after: str) -> Repository:
+    """Return the repository with a branch at a commit."""
+    return replace(repository, heads={**repository.heads, branch: BranchHead(commit, after)})
 
 
 def without_head(repository: Repository, branch: str) -> Repository:

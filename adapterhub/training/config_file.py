@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import toml_file
+from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, NotFoundError, Problems, UsageError
 
@@ -211,8 +212,8 @@ def _value(value: Any, expected_type: Any) -> Any:
                     return tuple(_value(item, typing.get_args(option)[0]) for item in values)
         elif isinstance(value, dict) and (typing.get_origin(option) is Mapping or dataclasses.is_dataclass(option)):
             return _table(value, option)
-        # TOML tells 1 from 1.0, and nobody writes alpha = 32.0; a bool is an int in Python.
-        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+        # TOML tells 1 from 1.0, and nobody writes alpha = 32.0.
+        elif option is float and is_integer(value):
             return float(value)
         elif option is not type(None) and type(value) is option:
             return value

@@ -142,8 +142,8 @@ class OptimConfig:
     learning_rate: float = 2e-4
     loraplus: float = 1.0
     """The factor of lora_B's learning rate (LoRA+, arXiv 2402.12354)."""
-    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
-    """How the rate falls; `wsd` keeps it constant up to the last fifth of the steps."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate falls."""
     floor: float = 0.0
     """The share of the rate that it falls to."""
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = "adamw"

@@ -33,7 +33,7 @@ class AdapterhubError(Exception):
         default_code: The code of an error that is raised without one of its own; every class has its own.
         fields: The values that the error is about, by name. The command line writes its own hint from `code` and `fields`.
         problems: All problems if several were found at once, one line each; the first of them is the error itself. Else empty.
-        worded: True once the command line has written its own hint, which is then kept.
+        worded: True once the command line has put the error into its own words, which are then kept.
     """
 
     exit_code: ClassVar[int] = 70

@@ -106,3 +106,10 @@ except LocalIOError as error:
 def test_a_document_without_an_object_is_not_an_object() -> None:
     with pytest.raises(FormatError, match="x: not a JSON object"):
         json_file.parse_object("[]", "x")
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "integer"), [(1, True, True), (0.5, True, False), (True, False, False), ("1", False, False)]
+)
+def test_true_is_no_number(value: object, number: bool, integer: bool) -> None:
+    assert (json_file.is_number(value), json_file.is_integer(value)) == (number, integer)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.cli.views import lineage_plot
 from adapterhub.cli.views import lineage_tree as view
 from adapterhub.manifest import derive
 from adapterhub.manifest.document import AdapterManifest, Parent, Recipe
@@ -125,20 +124,6 @@ def test_dot_is_a_graph_that_graphviz_draws(run: Run, team: Path) -> None:
     assert text.count("->") >= 3
     if shutil.which("dot"):
         subprocess.run([need_program("dot"), "-Tsvg"], input=text, text=True, check=True, capture_output=True)
-
-
-def test_plot_writes_a_png(run: Run, team: Path) -> None:
-    pytest.importorskip("matplotlib")
-    run("lineage", "team/both", "--plot", "out.png")
-    assert (team / "out.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_picture_of_too_many_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    nodes = {str(number): lineage_graph.Node(str(number), (f"t/n{number}:v1",)) for number in range(201)}
-    with pytest.raises(RefusedError, match="201 nodes are too many for a picture"):
-        lineage_plot.draw(lineage_graph.Lineage("0", nodes, ()), tmp_path / "out.png")
-    assert not (tmp_path / "out.png").exists()
 
 
 def test_a_merge_is_made_again_to_the_last_byte(run: Run, team: Path) -> None:

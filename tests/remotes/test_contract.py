@@ -376,7 +376,7 @@ def test_the_local_registry_refuses_a_manifest_of_other_files(places: Places, ad
     made = source.manifest("latest")
     for blob in distinct_blobs(made):
         place.put_blob(blob, source)
-    document: dict[str, Any] = oci_manifest.parse_json(made.raw, "")
+    document: dict[str, Any] = json_file.parse_object(made.raw, "")
     document["layers"] = [layer for layer in document["layers"] if "README" not in str(layer)]
     with pytest.raises(IntegrityError, match="lists other files than the manifest"):
         place.put_manifest(oci_manifest.parse(json_file.canonical_bytes(document), ""), None)

@@ -7,11 +7,9 @@ import contextlib
 import json
 import random
 import re
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from tests.cli.test_process import PATH
 from tests.remotes.test_oci_faults import flip
 from tests.support.adapters import write_adapter
 from tests.support.hub_server import TOKEN, File, Hub
-from tests.support.proxy import Exchange, Proxy
+from tests.support.proxy import Exchange, Proxy, kill_when_noted
 
 BIG = 300_000
 
@@ -164,25 +162,13 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, hub: Hub, tmp_
     proxy.after = after
     command = [sys.executable, "-m", "adapterhub", "pull", "hf://org/sql", "-o", "out"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "HF_ENDPOINT": f"http://{proxy.address}", "HF_HOME": "."}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTE_INTERVAL]:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when_noted(command, tmp_path, environment, 2 * NOTE_INTERVAL)
     assert not (tmp_path / "out").exists()
     release.set()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     (_, again) = [found for found in proxy.seen if "notes.txt" in found.path]
     assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
     assert (tmp_path / "out/notes.txt").read_bytes() == b"x" * (3 * NOTE_INTERVAL)
-
-
-def _noted(note: Path) -> int:
-    try:
-        return int(json.loads(note.read_text())["size"])
-    except (OSError, ValueError):
-        return 0
 
 
 @pytest.mark.parametrize("branch", ["main", "prod"])

@@ -6,11 +6,9 @@ import contextlib
 import gzip
 import json
 import random
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from adapterhub.remotes.version_copy import copy_version, distinct_blobs
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, NotFoundError, RefusedError, RemoteError
 from tests.cli.test_process import PATH
 from tests.support.adapters import write_adapter
-from tests.support.proxy import Exchange, Proxy
+from tests.support.proxy import Exchange, Proxy, kill_when_noted
 from tests.support.uploads import Uploads
 
 pytestmark = pytest.mark.peer
@@ -193,25 +191,13 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp
     address = f"oci://{proxy.address}/faults/killed-{target.replace('/', '-')}"
     command = [sys.executable, "-m", "adapterhub", "copy", address, target if "/" in target else f"./{target}"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": PATH, "ADAPTERHUB_REGISTRY": str(tmp_path / "reg")}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
-    while not [note for note in tmp_path.rglob("*.part.json") if _noted(note) >= 2 * NOTE_INTERVAL]:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when_noted(command, tmp_path, environment, 2 * NOTE_INTERVAL)
     assert not (tmp_path / "out").exists()
     release.set()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     (_, again) = [found for found in proxy.seen if readme(made).digest in found.path]
     assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
     assert len(again.data) + received <= readme(made).size + NOTE_INTERVAL
-
-
-def _noted(note: Path) -> int:
-    try:
-        return int(json.loads(note.read_text())["size"])
-    except (OSError, ValueError):
-        return 0
 
 
 LOST = ["half of a piece", "an answer", "the last answer"]

@@ -457,7 +457,7 @@ def test_what_others_made_without_a_manifest_is_there_with_the_one_that_follows(
     with remote(host, "plain") as to:
         source = AdapterFolder(folder)
         made = source.manifest("latest")
-        document = oci_manifest.parse_json(made.raw, "")
+        document = json_file.parse_object(made.raw, "")
         document["layers"] = [layer for layer in document["layers"] if ADAPTER_JSON not in str(layer)]
         plain = oci_manifest.parse(json_file.canonical_bytes(document), "")
         for blob in (*plain.layers, plain.config):

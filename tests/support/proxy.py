@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import json
+import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -121,3 +125,20 @@ class Proxy(ThreadingHTTPServer):
     def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
+
+
+def kill_when_noted(command: Sequence[str], folder: Path, environment: Mapping[str, str], size: int) -> None:
+    """Run a command in a folder until it has noted there that it has `size` bytes of a file, and kill it."""
+    process = subprocess.Popen(command, cwd=folder, env=environment)
+    while max(map(_noted_size, folder.rglob("*.part.json")), default=0) < size:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+
+def _noted_size(note: Path) -> int:
+    try:
+        return int(json.loads(note.read_text())["size"])
+    except (OSError, ValueError):
+        return 0

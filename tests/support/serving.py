@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from adapterhub.operations.local_registry import Registry
 from tests.conftest import ROOT
-from tests.training.conftest import SPECIAL, TEMPLATE
+from tests.training.conftest import SPECIAL, write_tokenizer
 
 COUNT = 12  # tokens of an answer
 BIAS = {"0": -100, "1": -100, "2": -100}  # no special tokens, one of which would end an answer
@@ -108,7 +108,7 @@ def make_models(folder: Path, *, adapters: int = 4, hidden: int = 64, head: int 
     )  # fmt: skip
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).float().save_pretrained(models.base)
-    write_tokenizer(models.base, vocabulary)
+    write_tokenizer(models.base, vocabulary, [("t", "h")])
     for number in range(adapters):
         torch.manual_seed(10 + number)
         base = transformers.AutoModelForCausalLM.from_pretrained(models.base)
@@ -119,19 +119,6 @@ def make_models(folder: Path, *, adapters: int = 4, hidden: int = 64, head: int 
         made.save_pretrained(str(models.adapter(number)))
     ah.convert_model(models.base, models.gguf, to="gguf")
     return models
-
-
-def write_tokenizer(folder: Path, vocabulary: list[str]) -> None:
-    """Write a tokenizer of bytes with one pair, and a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(vocabulary)}, [("t", "h")]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def registry(folder: Path, models: Models, count: int = 4) -> Registry:

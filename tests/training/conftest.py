@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from adapterhub.training.data.examples import Example
     from adapterhub.training.data.packed_rows import Rows
@@ -23,12 +23,12 @@ TEMPLATE = (
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def write_tokenizer(folder: Path) -> None:
-    """One token a byte, and three special ones."""
+def write_tokenizer(folder: Path, vocabulary: Sequence[str] = (), pairs: Sequence[tuple[str, str]] = ()) -> None:
+    """A tokenizer of bytes with a chat template; without a vocabulary, one token a byte, and three special ones."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(SPECIAL + alphabet)}, []))
+    tokens = vocabulary or SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, list(pairs)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(SPECIAL)

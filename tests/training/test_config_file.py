@@ -45,7 +45,7 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         ("[base]\n[data]\ntrain = 't'\n", "c.toml:1: [base] path: is missing"),
         (SMALL + '[train]\nrows = "4"\n', "c.toml:6: [train] rows: '4' has the wrong type"),
         (SMALL + "[train]\nrows = true\n", "c.toml:6: [train] rows: True has the wrong type"),
-        (SMALL + '[train]\nschedule = "sine"\n', "[train] schedule: 'sine' is not one of cosine, linear, constant"),
+        (SMALL + '[train]\nschedule = "wsd"\n', "[train] schedule: 'wsd' is not one of cosine, linear, constant"),
         (SMALL + "[lora]\nr = 0\n", "c.toml:6: [lora] r: is too small"),
         (SMALL + "[train]\nrows = 4\nmicro_rows = 3\n", "c.toml:7: [train] micro_rows: does not divide rows = 4"),
         (SMALL + "[lora]\ntargets = [1]\n", "c.toml:6: [lora] targets: [1] has the wrong type"),

@@ -183,19 +183,11 @@ def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
         ({"schedule": "constant", "warmup": 3}, [0.25, 0.5, 0.75, 1.0, 1.0]),
         ({"schedule": "linear"}, [1.0, 0.9, 0.8, 0.7, 0.6]),
         ({"schedule": "linear", "floor": 0.5}, [1.0, 0.95, 0.9, 0.85, 0.8]),
-        ({"schedule": "inverse_sqrt", "warmup": 0}, [1.0, 0.5**0.5, (1 / 3) ** 0.5, 0.5, 0.2**0.5]),
     ],
 )
 def test_the_rate(words: dict[str, Any], expected: list[float]) -> None:
     options = train_config.OptimConfig(learning_rate=1.0, **words)
     assert [optimizer.learning_rate(options, step, 10) for step in range(5)] == pytest.approx(expected)
-
-
-def test_wsd_falls_in_the_last_fifth() -> None:
-    options = train_config.OptimConfig(learning_rate=1.0, schedule="wsd")
-    rates = [optimizer.learning_rate(options, step, 100) for step in range(100)]
-    assert rates[:81] == pytest.approx([1.0] * 81)
-    assert rates[90] == pytest.approx(0.5)
 
 
 def log(*losses: float) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from adapterhub.manifest.document import AdapterManifest
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter_files import ADAPTER_JSON
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError
 from adapterhub_converters.formats import peft
 from adapterhub_converters.formats.peft import quirks
@@ -61,7 +62,7 @@ def _repair_unknown_keys(draft: Draft) -> None:
     if draft.config.get("peft_type") != "LORA":
         return
     unknown = sorted(set(draft.config) - peft.INERT - peft.READ - _WRITTEN)
-    empty = [key for key in unknown if not draft.config[key] and not _is_number(draft.config[key])]
+    empty = [key for key in unknown if not draft.config[key] and not is_number(draft.config[key])]
     for key in empty:
         del draft.config[key]
     if empty:
@@ -69,10 +70,6 @@ def _repair_unknown_keys(draft: Draft) -> None:
     for key in sorted(set(unknown) - set(empty)):
         message = f"{key} = {json.dumps(draft.config[key])[:60]} is unknown and may change what is computed"
         draft.propose("unknown-key", message, f'Remove "{key}" if it changes nothing in the peft that wrote it')
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _repair_base_name(draft: Draft, base: BaseSpec | None) -> None:
@@ -129,7 +126,7 @@ def _repair_ranks(draft: Draft, pairs: Shapes) -> None:
     patterns, r = _numbers(draft.config, "rank_pattern"), draft.config.get("r", 8)
     if patterns is None or not ranks:
         return
-    r = r if _is_number(r) else 0
+    r = r if is_number(r) else 0
     matched, used = Patterns(patterns, peft.CONFIG), set[str]()
     wrong = overlap = 0
     for target, rank in ranks.items():
@@ -139,7 +136,7 @@ def _repair_ranks(draft: Draft, pairs: Shapes) -> None:
         overlap += len({patterns[key] for key in keys}) > 1
     if not (wrong or overlap or set(patterns) - used):
         return
-    counts = Counter(ranks.values())
+    counts = Counter[float](ranks.values())
     # Keep the config's rank if any module has it, else take the most frequent one.
     common = r if counts.get(r) else max(counts, key=lambda rank: (counts[rank], rank))
     # Whole paths, escaped: they match one module each and so cannot overlap.
@@ -159,7 +156,7 @@ def _repair_ranks(draft: Draft, pairs: Shapes) -> None:
 def _numbers(config: Mapping[str, Any], option: str) -> dict[str, float] | None:
     """Return a map of patterns; None for any other value, which a check reports and no tensor can repair."""
     patterns = config.get(option) or {}
-    return patterns if isinstance(patterns, dict) and all(map(_is_number, patterns.values())) else None
+    return patterns if isinstance(patterns, dict) and all(map(is_number, patterns.values())) else None
 
 
 def _propose_alphas(draft: Draft, pairs: Shapes) -> None:

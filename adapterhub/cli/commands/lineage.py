@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from adapterhub.cli import output, remotes
 from adapterhub.cli.environment import open_registry, ref_at_remote, remote_option
-from adapterhub.cli.options import Settings, command, plot_option
+from adapterhub.cli.options import Settings, command
 from adapterhub.cli.views import lineage_tree as view
 
 
@@ -20,10 +18,9 @@ from adapterhub.cli.views import lineage_tree as view
 )
 @click.argument("ref")
 @click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
-@plot_option("the graph")
 @remote_option
 @click.pass_obj
-def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote: str | None) -> None:
+def lineage(settings: Settings, *, ref: str, dot: bool, remote: str | None) -> None:
     """Show what an adapter was made from, and what was made from it.
 
     Upward: its parents with their weights, their parents, and the base and training data of each. Downward: adapters that were
@@ -43,13 +40,7 @@ def lineage(settings: Settings, *, ref: str, dot: bool, plot: str | None, remote
     for node in graph.nodes.values():
         for ref_, message in node.deprecated.items():
             output.warn_deprecated(ref_, message)
-    if plot:
-        from adapterhub.cli.views import lineage_plot
-
-        lineage_plot.draw(graph, Path(plot))
     if dot:
         output.write_lines(view.dot(graph))
         return
     output.emit(view.document(graph), as_json=settings.as_json, text=lambda: output.write_lines(view.tree(graph)))
-    if plot:
-        output.say(f"drew {plot}")

@@ -93,33 +93,22 @@ def pull(
 
     An interrupted pull from a remote or an address (oci://HOST/NAME[:TAG|@DIGEST]) resumes.
     """
-    from adapterhub.remotes.remote_address import is_address
-
     if model and conversion is None:
         raise UsageError("--model", "is for --to ollama", "Leave it out", code="conflicting-options")
-    if locked or ref is None:
-        only_locked_options = not (
-            lock or remote is not None or base is not None or conversion is not None or bundled or offline
-        )
-        only_locked_options = only_locked_options and not (require_signature or keys or signed_as or remember)
-        _pull_locked(settings, ref, out, locked=locked, only_locked_options=only_locked_options, replace=replace)
+    if locked:
+        signing = (require_signature, keys, signed_as, remember)
+        given = (lock, remote is not None, base is not None, conversion is not None, bundled, offline, *signing)
+        _pull_locked(settings, ref, out, is_alone=not any(given), replace=replace)
         return
+    if ref is None:
+        raise UsageError("pull", "Missing argument 'REF'", "See `adapterhub pull --help`")
     address = ref_at_remote(ref, remote)
-    if bundled or offline:
+    if offline:
+        _check_offline(address, base or "")
+    if bundled:
         # The address of the version in the bundle takes the place of the ref: what follows is one path.
-        address = _bundle_address(address, bundled, base=base, offline=offline)
-    if is_address(address):
-        if conversion is not None or base is not None:
-            hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
-            raise UsageError("--to", "converts versions of the local registry only", hint)
-    elif conversion is not None and lock:
-        problem = "records the version, not a conversion of it"
-        raise UsageError("--lock", problem, "Lock it with `adapterhub lock`", code="conflicting-options")
-    elif base is not None and conversion is None:
-        raise UsageError("--base", "is for --to", "Leave it out", code="conflicting-options")
-    ref_there = None if remote is None else ref
-    demand = Demand(keys if require_signature or keys or remember else None, signed_as or "", remember)
-    _check_model(model, conversion)
+        address = _bundle_address(address, bundled)
+    _check_conversion(address, conversion, base=base, model=model, lock=lock)
     with hint_default_remote(address):
         result = pull_operation.pull(
             address,
@@ -127,66 +116,72 @@ def pull(
             to=conversion,
             base=inputs.read_base(base, settings) if base else None,
             model=model,
-            name=ref_there.partition("@")[0].partition(":")[0] if ref_there else None,
+            name=ref.partition("@")[0].partition(":")[0] if remote is not None else None,
             replace=replace,
-            demand=demand,
+            demand=Demand(keys if require_signature or keys or remember else None, signed_as or "", remember),
             workspace=workspace(settings),
         )
     if lock and result.version is not None:
         locks.record_local_version(settings, ref, result.version)
     elif lock and result.manifest is not None:
-        locks.record(ref_there or address, address, result.manifest)
+        locks.record(address if remote is None else ref, address, result.manifest)
     document, text = render_conversion(result, conversion.to) if conversion else render_pull(result)
     output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
 
 
-def _check_model(model: str | None, conversion: Conversion | None) -> None:
-    """Refuse a name of the base in Ollama for another format."""
-    if model and conversion is not None and conversion.to != "ollama":
+def _check_conversion(address: str, conversion: Conversion | None, *, base: str | None, model: str | None, lock: bool) -> None:
+    """Refuse a conversion of a version that is elsewhere, and options that do not go with it."""
+    from adapterhub.remotes.remote_address import is_address
+
+    if is_address(address) and (conversion is not None or base is not None):
+        hint = f"Copy it first: `adapterhub copy {address} NAMESPACE/NAME`"
+        raise UsageError("--to", "converts versions of the local registry only", hint)
+    if conversion is None:
+        if base is not None:
+            raise UsageError("--base", "is for --to", "Leave it out", code="conflicting-options")
+        return
+    if lock:
+        problem = "records the version, not a conversion of it"
+        raise UsageError("--lock", problem, "Lock it with `adapterhub lock`", code="conflicting-options")
+    if model and conversion.to != "ollama":
         raise UsageError("--model", f"the format {conversion.to} records no name of a base", "Leave it out")
 
 
-def _bundle_address(text: str, source: str | None, *, base: str | None, offline: bool) -> str:
-    """Return the ref or address to pull: `text` itself, or the address of that version in a bundle. Uses no network.
+def _check_offline(*names: str) -> None:
+    """Refuse the name of a version or a base that needs a network."""
+    from adapterhub.remotes import remote_address
 
-    Raises:
-        UsageError: The pull would use a network in spite of `offline`.
-    """
+    for name in names:
+        # Decided by the scheme alone: parsing another address imports urllib3, which binds a socket to look for IPv6.
+        if not remote_address.is_layout(name) and (remote_address.is_address(name) or name.lower().startswith(_NETWORK)):
+            hint = "Leave out --offline, or name something local"
+            raise UsageError(name, "needs a network, and --offline allows none", hint)
+
+
+def _bundle_address(ref: str, bundle: str) -> str:
+    """Return the address of a version in a bundle."""
     from adapterhub.remotes import remote_address
     from adapterhub.remotes.layouts import layout_address as layout
     from adapterhub.remotes.layouts.version_bundle import resolve_name
 
-    if offline:
-        for name_ in (text, base or ""):
-            # Decided by the scheme alone: parsing another address imports urllib3, which binds a socket to look for IPv6.
-            if not remote_address.is_layout(name_) and (remote_address.is_address(name_) or name_.lower().startswith(_NETWORK)):
-                raise UsageError(
-                    name_, "needs a network, and --offline allows none", "Leave out --offline, or name something local"
-                )
-    if source is None:
-        return text
-    if remote_address.is_address(text):
-        raise UsageError(text, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")
-    bundle_address = source if remote_address.is_address(source) else f"layout://{source}"
+    if remote_address.is_address(ref):
+        raise UsageError(ref, "is an address; --from takes the name in the bundle", "Write it like team/sql:v2")
+    bundle_address = bundle if remote_address.is_address(bundle) else f"layout://{bundle}"
     if not remote_address.is_layout(bundle_address):
-        raise UsageError(source, "is not a bundle", "Name a folder or a .tar, or pull the address itself")
+        raise UsageError(bundle, "is not a bundle", "Name a folder or a .tar, or pull the address itself")
     address = layout.parse(bundle_address)
     if address.tag or address.digest:
-        raise UsageError(source, "names a version, as the ref does", f"Write --from {address.path}")
+        raise UsageError(bundle, "names a version, as the ref does", f"Write --from {address.path}")
     with layout.connect(address) as bundled:
-        name = resolve_name(bundled, text)
+        name = resolve_name(bundled, ref)
     return f"{address.repository}{'@' if name.startswith('sha256:') else ':'}{name}"
 
 
-def _pull_locked(
-    settings: Settings, ref: str | None, out: str | None, *, locked: bool, only_locked_options: bool, replace: bool
-) -> None:
-    """Pull the versions in the lock file below a folder, or one of them. `alone`: there is no option that contradicts it."""
+def _pull_locked(settings: Settings, ref: str | None, out: str | None, *, is_alone: bool, replace: bool) -> None:
+    """Pull the versions in the lock file below a folder, or one of them; `is_alone` if no other option contradicts it."""
     from adapterhub.project import lockfile
 
-    if not locked:
-        raise UsageError("pull", "Missing argument 'REF'", "See `adapterhub pull --help`")
-    if not only_locked_options:
+    if not is_alone:
         raise UsageError(
             "--locked", "takes refs and addresses from the lock file", "Leave out --remote, --lock, --to, --base and --key"
         )

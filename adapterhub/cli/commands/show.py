@@ -17,6 +17,8 @@ from adapterhub.cli.output import Column
 from adapterhub.cli.views import norm_picture as heat
 from adapterhub.store.store import counter
 from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
 _SECONDS = 2.0  # the longest work for norms that were not asked for
@@ -98,7 +100,7 @@ def _path_document(location: str, folder: Path, *, full: bool) -> dict[str, Any]
     with progress.bytes_bar("reading") if full else nullcontext() as show:
         manifest, raw = draft.finalize(files := derive.digests(folder, counter(show, sum(sizes.values()))))
     oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
-    packaged = oci_manifest.parse_json(oci_document.raw, location)
+    packaged = json_file.parse_object(oci_document.raw, location)
     return {
         **document,
         "digest": oci_document.digest,
@@ -167,7 +169,7 @@ def _method(manifest: AdapterManifest) -> str:
 def _metrics(metrics: object) -> str:
     """Return the numbers among metrics; large ones are counts, such as of parameters or operations."""
     numbers = metrics.items() if isinstance(metrics, Mapping) else ()
-    plain_numbers = ((key, value) for key, value in numbers if isinstance(value, int | float) and not isinstance(value, bool))
+    plain_numbers = ((key, value) for key, value in numbers if is_number(value))
     return ", ".join(
         f"{key} {output.number(round(value)) if abs(value) >= _COUNT else f'{value:g}'}" for key, value in plain_numbers
     )

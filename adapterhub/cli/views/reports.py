@@ -101,8 +101,7 @@ def _kind(code: str) -> str:
 
 def hint_of(problem: Problem) -> str:
     """Return the hint of a problem in the words of the command line."""
-    cause = reword(problem.cause)
-    hint = cause.hint if cause else problem.hint
+    hint = reword(problem.cause).hint if problem.cause else problem.hint
     repair = "`adapterhub fix` repairs it" if problem.repairable else ""
     return "; ".join(filter(None, (_HINTS.get(problem.code, hint), repair)))
 

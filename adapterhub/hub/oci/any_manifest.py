@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.manifest.oci_manifest import FILEPATH, MANIFEST_TYPE, TITLE, parse_json
+from adapterhub.manifest.oci_manifest import FILEPATH, MANIFEST_TYPE, TITLE
 from adapterhub.remotes.layouts.layout_index import INDEX_TYPE, artifact_type
 from adapterhub_converters import safe_regex
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
 from .names_and_digests import parse_digest
@@ -63,7 +64,7 @@ def parse(raw: bytes, content_type: str, location: str) -> Document:
         FormatError: It is malformed.
         OciError: A digest in it is malformed.
     """
-    document = parse_json(raw, location)
+    document = json_file.parse_object(raw, location)
     kind = _media_type(document, content_type.partition(";")[0].strip(), location)
     strict = kind in _IMAGES or kind in _INDEXES
     if strict:

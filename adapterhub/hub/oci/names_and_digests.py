@@ -120,7 +120,7 @@ def sha256_of(hub: Hub, digest: str) -> Digest:
 def record_sha512(hub: Hub, digest: str, sha256: Digest) -> None:
     """Record the sha256 of a blob uploaded under a sha512; does nothing for other digests."""
     if digest.startswith(SHA512):
-        hub.database.execute("INSERT INTO sha512 VALUES (?, ?) ON CONFLICT DO NOTHING", digest, sha256)
+        hub.database.execute("INSERT INTO sha512 (digest, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING", digest, sha256)
 
 
 def sha512_of(hub: Hub, digest: Digest) -> str:

@@ -191,7 +191,8 @@ def set_namespace(database: HubDatabase, settings: Namespace) -> None:
     if settings.readers not in READERS:
         raise UsageError("readers", f"{settings.readers!r} is not one of {', '.join(READERS)}")
     database.execute(
-        "INSERT INTO namespaces VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET readers = excluded.readers,"
+        "INSERT INTO namespaces (name, readers, max_bytes, max_files, adapters_only) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (name) DO UPDATE SET readers = excluded.readers,"
         " max_bytes = excluded.max_bytes, max_files = excluded.max_files, adapters_only = excluded.adapters_only",
         *(settings.name, settings.readers, settings.max_bytes, settings.max_files, int(settings.adapters_only)),
     )

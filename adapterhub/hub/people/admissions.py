@@ -106,7 +106,7 @@ def link(database: HubDatabase, account: str, issuer: str, subject: str) -> None
     with database.transaction():
         accounts.check_account(database, account)
         sql = (
-            "INSERT INTO identities VALUES (?, ?, ?, 1)"
+            "INSERT INTO identities (issuer, subject, account, linked) VALUES (?, ?, ?, 1)"
             " ON CONFLICT (issuer, subject) DO UPDATE SET account = excluded.account, linked = 1"
         )
         database.execute(sql, issuer, _subject(subject), account)
@@ -138,7 +138,8 @@ def admit(database: HubDatabase, id_token: IdToken, taken_names: Collection[str]
         if admitted and not account:
             account = _free_name(id_token.claims, {*taken_names, *_names_in_use(database)}, mirrors=mirrors)
             accounts.ensure_account(database, account)
-            database.execute("INSERT INTO identities VALUES (?, ?, ?, 0)", id_token.issuer, subject, account)
+            sql = "INSERT INTO identities (issuer, subject, account, linked) VALUES (?, ?, ?, 0)"
+            database.execute(sql, id_token.issuer, subject, account)
         if account:
             _set_rule_roles(database, account, rules if admitted else ())
         # No longer admitted: end the sessions and devices that signed in this way.

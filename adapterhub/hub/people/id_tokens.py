@@ -183,7 +183,7 @@ def verify(token: str, issuer: str, audience: str, issuers: Issuers, *, now: flo
 
 def _time(claims: Mapping[str, Any], name: str, default: float | None = None) -> float:
     value = claims.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**40:
+    if not json_file.is_number(value) or not 0 <= value < 2**40:
         raise FormatError(_LOCATION, f"its claim {name} is not a time")
     return float(value)
 

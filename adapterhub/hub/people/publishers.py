@@ -103,7 +103,8 @@ def exchange(database: HubDatabase, issuers: Issuers, token: str, resource: str,
         # Rows of expired tokens are not needed: these fail verification.
         database.execute("DELETE FROM exchanged WHERE expires < ?", now - LIFETIME)
         # The key of the table makes the second exchange of a token fail, in whichever process it happens.
-        if not database.execute("INSERT INTO exchanged VALUES (?, ?) ON CONFLICT DO NOTHING", id_token.ident, id_token.expires):
+        sql = "INSERT INTO exchanged (ident, expires) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        if not database.execute(sql, id_token.ident, id_token.expires):
             raise RefusedError(resource[:200], "this ID token was exchanged before", "Request a new one from the provider")
         role = "write" if "/" in resource else "read"
         limits = access_tokens.Limits(namespaces=(resource,), kind=access_tokens.EXCHANGE, lifetime=LIFETIME)

@@ -24,7 +24,7 @@ def start(database: HubDatabase, token: int, lifetime: float = LIFETIME) -> str:
     database.execute("DELETE FROM sessions WHERE expires < ?", now)
     # Wait a minute: the session that refers to a token starts a moment after it, and so ends later.
     database.execute("DELETE FROM tokens WHERE kind = ? AND expires < ?", BROWSER, now - 60)
-    database.execute("INSERT INTO sessions VALUES (?, ?, ?)", _hash(cookie), token, now + lifetime)
+    database.execute("INSERT INTO sessions (id, token, expires) VALUES (?, ?, ?)", _hash(cookie), token, now + lifetime)
     return cookie
 
 

@@ -167,7 +167,7 @@ class PostgresDatabase(HubDatabase):
         with self.transaction():
             for statement in _ENTRIES.split(";"):
                 self.execute(statement)
-            self.execute("INSERT INTO hub SELECT 0 WHERE NOT EXISTS (SELECT FROM hub)")
+            self.execute("INSERT INTO hub (version) SELECT 0 WHERE NOT EXISTS (SELECT FROM hub)")
             version = self.select("SELECT version FROM hub")[0][0]
             if version > len(MIGRATIONS):
                 raise RefusedError(self.location, "a newer adapterhub made it", "Upgrade adapterhub", code="newer-version")
@@ -232,7 +232,8 @@ class PostgresDatabase(HubDatabase):
 
     def note_blob(self, digest: Digest) -> None:
         """Note that a process relies on a blob of the bucket, after waiting for any gc that is removing it."""
-        self.execute("INSERT INTO held VALUES (?, now()) ON CONFLICT (digest) DO UPDATE SET time = excluded.time", digest)
+        sql = "INSERT INTO held (digest, time) VALUES (?, now()) ON CONFLICT (digest) DO UPDATE SET time = excluded.time"
+        self.execute(sql, digest)
 
     def noted_blobs(self, hours: float) -> set[Digest]:
         """Return the blobs noted within some hours."""
@@ -245,7 +246,7 @@ class PostgresDatabase(HubDatabase):
         with self._connection_for_thread() as connection, self._errors(), connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_COLLECTS,))
             # Insert a row for blobs never noted: the delete then locks a row for each, which makes `hold` wait.
-            sql = "INSERT INTO held SELECT unnest(%s::text[]), '-infinity' ON CONFLICT DO NOTHING"
+            sql = "INSERT INTO held (digest, time) SELECT unnest(%s::text[]), '-infinity' ON CONFLICT DO NOTHING"
             connection.execute(sql, (list(digests),))
             sql = "DELETE FROM held WHERE digest = ANY(%s) AND time < now() - make_interval(secs => %s) RETURNING digest"
             yield [digest for (digest,) in connection.execute(sql, (list(digests), hours * 3600)).fetchall()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,7 @@ from adapterhub.registry.repository_records import OtherManifest
 from adapterhub.registry.signature_policy import SignatureSummary
 from adapterhub.trust.bundle import MEDIA_TYPE
 from adapterhub_converters import runtime_commands
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import NotFoundError
 
 from . import drawings, facts
@@ -75,9 +76,6 @@ class Version:
     def is_latest(self) -> bool:
         """Whether it is the newest version."""
         return self.of.newest is not None and self.of.newest.number == self.row.number
-
-
-_MOST_VERSIONS = 10**9
 
 
 def version_of(page_request: PageRequest, worker: Worker) -> Version:
@@ -191,40 +189,35 @@ def adapter_page(page_request: PageRequest, worker: Worker) -> Page:
     ):
         return UnfinishedPage(view, commits.find(worker, view, commits.HEAD))
     version = version_of(page_request, worker)
-    row, index = version.row, worker.registry.index
+    row, registry = version.row, worker.registry
     adapter_facts, oci = facts_of(page_request, worker, row), worker.manifest(row)
     training = adapter_facts.manifest.training
-    versions = queries.versions(index, name=row.name)
+    versions = queries.versions(registry.index, name=row.name)
     other_manifests = view.repository.manifests if view.repository else {}
     attached = {digest: manifest for digest, manifest in other_manifests.items() if manifest.subject == row.digest}
+    signatures = tuple(digest for digest, manifest in attached.items() if manifest.artifact_type == MEDIA_TYPE)
     first_tensors = adapter_facts.tensors[:_TENSORS]
+
+    def readable(rows: Iterable[VersionRow]) -> list[VersionRow]:
+        return [other for other in rows if page_request.may_read(worker, other.name)]
+
     return AdapterPage(
-        version,
-        adapter_facts,
-        _use(page_request, row, adapter_facts.max_rank),
-        oci.layers,
-        first_tensors,
-        _common_prefix([tensor.name for tensor in first_tensors]),
-        facts.unmeasured_reason(adapter_facts, oci),
-        dict(_numeric_metrics(training.metrics if training else None)),
-        measurement.version_evaluations(queries.marks(index, "evaluate", row.name), row.number),
-        versions[:_VERSIONS],
-        len(versions),
-        [child for child in worker.registry.children(row.digest) if page_request.may_read(worker, child.name)][:_CHILDREN],
-        [
-            copy
-            for copy in worker.registry.versions_with(row.digest)
-            if copy.name != row.name and page_request.may_read(worker, copy.name)
-        ],
-        _shown_signatures(
-            page_request,
-            worker,
-            row,
-            oci,
-            tuple(digest for digest, manifest in attached.items() if manifest.artifact_type == MEDIA_TYPE),
-        ),
-        {digest: manifest for digest, manifest in attached.items() if manifest.artifact_type != MEDIA_TYPE},
-        log_events(worker, [row.name], per_name=12, limit=6),
+        version=version,
+        facts=adapter_facts,
+        use=_use(page_request, row, adapter_facts.max_rank),
+        files=oci.layers,
+        tensors=first_tensors,
+        tensor_prefix=_common_prefix([tensor.name for tensor in first_tensors]),
+        unmeasured=facts.unmeasured_reason(adapter_facts, oci),
+        metrics=dict(_numeric_metrics(training.metrics if training else None)),
+        evaluations=measurement.version_evaluations(queries.marks(registry.index, "evaluate", row.name), row.number),
+        versions=versions[:_VERSIONS],
+        total_versions=len(versions),
+        children=readable(registry.children(row.digest))[:_CHILDREN],
+        copies=readable(copy for copy in registry.versions_with(row.digest) if copy.name != row.name),
+        signed=_shown_signatures(page_request, worker, row, oci, signatures),
+        attached={digest: attached[digest] for digest in attached if digest not in signatures},
+        events=log_events(worker, [row.name], per_name=12, limit=6),
     )
 
 
@@ -245,22 +238,22 @@ def _use(page_request: PageRequest, row: VersionRow, rank: int) -> UsageCommands
     scheme, _, host = page_request.url.partition("://")
     local_path = f"./{folder}"
     return UsageCommands(
-        folder,
-        base or "BASE",
-        page_request.url,
-        f"{host}/{row.name}:v{row.number}",
-        "oci" if scheme == "https" else "oci+http",
-        runtime_commands.vllm(folder, local_path, base, rank=rank),
-        runtime_commands.llama_server("", f"{folder}.gguf"),
-        runtime_commands.mlx(base, f"{local_path}-mlx"),
-        runtime_commands.ollama(folder, f"{folder}-ollama"),
+        folder=folder,
+        base=base or "BASE",
+        host=page_request.url,
+        oci=f"{host}/{row.name}:v{row.number}",
+        scheme="oci" if scheme == "https" else "oci+http",
+        vllm=runtime_commands.vllm(folder, local_path, base, rank=rank),
+        llama_cpp=runtime_commands.llama_server("", f"{folder}.gguf"),
+        mlx=runtime_commands.mlx(base, f"{local_path}-mlx"),
+        ollama=runtime_commands.ollama(folder, f"{folder}-ollama"),
     )
 
 
 def _numeric_metrics(metrics: object) -> Iterator[tuple[str, float]]:
     if isinstance(metrics, Mapping):
         for key, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if is_number(value):
                 yield str(key), float(value)
 
 

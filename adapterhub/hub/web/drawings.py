@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from adapterhub.analysis.layered_layout import Edge, Point, layout
 from adapterhub.manifest.document import LossPoint
+
+from .layered_layout import Edge, Point, layout
 
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap

@@ -209,16 +209,20 @@ class _Scheme:
         Raises:
             RefusedError: The layout is unknown.
         """
-        kind = leaves["weight"].info.dtype if "weight" in leaves else ""
-        # At most one key is true: no known layout stores a weight in two ways.
-        readers: dict[bool, Callable[[str, tuple[int, ...], Leaves], LogicalWeight]] = {
-            kind in ("F8_E4M3", "F8_E5M2"): self._fp8,
-            kind == "I8": self._int8,
-            "weight_packed" in leaves: self._packed_integers,
-            "qweight" in leaves: self._words,
-            any(STATE_INFIX in f".{leaf}" for leaf in leaves): partial(_bnb4, self.opened),
-        }
-        return readers[True](name, shape, leaves) if True in readers else None
+        dtype = leaves["weight"].info.dtype if "weight" in leaves else ""
+        if any(STATE_INFIX in f".{leaf}" for leaf in leaves):
+            read = self._bnb4
+        elif "qweight" in leaves:
+            read = self._words
+        elif "weight_packed" in leaves:
+            read = self._packed_integers
+        elif dtype == "I8":
+            read = self._int8
+        elif dtype in ("F8_E4M3", "F8_E5M2"):
+            read = self._fp8
+        else:
+            return None
+        return read(name, shape, leaves)
 
     def packed_weight(
         self, name: str, shape: tuple[int, ...], place: StoredTensor, scale: StoredTensor, make: Callable[[OpenFiles], Rows]
@@ -387,6 +391,45 @@ class _Scheme:
 
         return self.packed_weight(name, shape, words, scale, make)
 
+    def _bnb4(self, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
+        """Return a weight in bitsandbytes' 4-bit codes, NF4 or FP4, whose magnitudes may be quantized themselves."""
+        state = next(leaf for leaf in leaves if STATE_INFIX in f".{leaf}")
+        weight, code, absmax = leaves["weight"], leaves.get("weight.quant_map"), leaves.get("weight.absmax")
+        nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
+        if code is None or absmax is None or code.info.shape != (16,) or (nested is None) != (nested_code is None):
+            raise RefusedError(name, "bitsandbytes in 4 bits without its map or magnitudes")
+        document = json_file.parse_object(leaves[state].load(self.opened).tobytes(), f"{name}: {state}")
+        block, inner = document.get("blocksize", BLOCK), document.get("nested_blocksize", NESTED_BLOCK)
+        offset, dtype = document.get("nested_offset", 0.0), _FLOATS.get(str(document.get("dtype")))
+        count = math.prod(shape)
+        valid_blocks = all(isinstance(number, int) and number > 0 for number in (block, inner))
+        valid_numbers = valid_blocks and isinstance(offset, int | float)
+        blocks = -(-count // block) if valid_numbers else 0
+        fits = absmax.info.shape == (blocks,) and (nested is None or nested.info.shape == (-(-blocks // inner),))
+        if not valid_numbers or not fits or dtype is None or len(shape) != 2:
+            raise RefusedError(name, f"bitsandbytes in 4 bits with an unknown state: {str(document)[:80]}")
+
+        def make(opened: OpenFiles) -> Rows:
+            codes, largest = code.load(opened).astype(np.float32), absmax.load(opened)
+            if nested is not None and nested_code is not None:
+                scales = np.repeat(nested.load(opened).astype(np.float32), inner)[: largest.size]
+                largest = nested_code.load(opened).astype(np.float32)[largest.reshape(-1)] * scales + np.float32(offset)
+            magnitudes = largest.astype(np.float32).reshape(-1)
+
+            def rows(start: int, stop: int) -> F32Array:
+                first, last = start * shape[1], stop * shape[1]
+                # Two codes a byte: a range of rows may begin or end in the middle of one.
+                raw = np.empty(-(-last // 2) - first // 2, np.uint8)
+                opened.read(weight.path, raw, weight.info.offset + first // 2)
+                pairs = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[first % 2 :][: last - first]
+                wide = codes[pairs] * magnitudes[np.arange(first, last) // block]
+                numbers: F32Array = wide.reshape(stop - start, shape[1])
+                return numbers
+
+            return rows
+
+        return LogicalWeight(shape, dtype, weight, PackedWeight(name, shape[0], shape[1], make))
+
     def _compressed_bits(self) -> int | None:
         """Return the bits of the integer weights in the config; None if it has several types of weights, or another type."""
         groups = self.config.get("config_groups")
@@ -428,42 +471,3 @@ def _awq_fields(words: NDArray[np.uint32]) -> NDArray[np.int32]:
     ordered = np.empty_like(fields)
     ordered[..., _AWQ_ORDER] = fields
     return ordered.reshape(*words.shape[:-1], -1)
-
-
-def _bnb4(opened: OpenFiles, name: str, shape: tuple[int, ...], leaves: Leaves) -> LogicalWeight:
-    """Return a weight in bitsandbytes' 4-bit codes, NF4 or FP4, whose magnitudes may be quantized themselves."""
-    state = next(leaf for leaf in leaves if STATE_INFIX in f".{leaf}")
-    weight, code, absmax = leaves["weight"], leaves.get("weight.quant_map"), leaves.get("weight.absmax")
-    nested, nested_code = leaves.get("weight.nested_absmax"), leaves.get("weight.nested_quant_map")
-    if code is None or absmax is None or code.info.shape != (16,) or (nested is None) != (nested_code is None):
-        raise RefusedError(name, "bitsandbytes in 4 bits without its map or magnitudes")
-    document = json_file.parse_object(leaves[state].load(opened).tobytes(), f"{name}: {state}")
-    block, inner = document.get("blocksize", BLOCK), document.get("nested_blocksize", NESTED_BLOCK)
-    offset, dtype = document.get("nested_offset", 0.0), _FLOATS.get(str(document.get("dtype")))
-    count = math.prod(shape)
-    valid_numbers = all(isinstance(number, int) and number > 0 for number in (block, inner)) and isinstance(offset, int | float)
-    blocks = -(-count // block) if valid_numbers else 0
-    fits = absmax.info.shape == (blocks,) and (nested is None or nested.info.shape == (-(-blocks // inner),))
-    if not valid_numbers or not fits or dtype is None or len(shape) != 2:
-        raise RefusedError(name, f"bitsandbytes in 4 bits with an unknown state: {str(document)[:80]}")
-
-    def make(opened: OpenFiles) -> Rows:
-        codes, largest = code.load(opened).astype(np.float32), absmax.load(opened)
-        if nested is not None and nested_code is not None:
-            scales = np.repeat(nested.load(opened).astype(np.float32), inner)[: largest.size]
-            largest = nested_code.load(opened).astype(np.float32)[largest.reshape(-1)] * scales + np.float32(offset)
-        magnitudes = largest.astype(np.float32).reshape(-1)
-
-        def rows(start: int, stop: int) -> F32Array:
-            first, last = start * shape[1], stop * shape[1]
-            # Two codes a byte: a range of rows may begin or end in the middle of one.
-            raw = np.empty(-(-last // 2) - first // 2, np.uint8)
-            opened.read(weight.path, raw, weight.info.offset + first // 2)
-            pairs = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[first % 2 :][: last - first]
-            wide = codes[pairs] * magnitudes[np.arange(first, last) // block]
-            numbers: F32Array = wide.reshape(stop - start, shape[1])
-            return numbers
-
-        return rows
-
-    return LogicalWeight(shape, dtype, weight, PackedWeight(name, shape[0], shape[1], make))

@@ -81,7 +81,7 @@ class NF4Packing:
             (f"{self.name}.nested_absmax", "F32", (-(-blocks // NESTED_BLOCK),)),
             (f"{self.name}.nested_quant_map", "F32", (dynamic_map().size,)),
             (f"{self.name}.quant_map", "F32", (CODE.size,)),
-            (f"{self.name}{NF4_STATE}", "U8", (len(self._state(0.0)),)),
+            (f"{self.name}{NF4_STATE}", "U8", (self._state_size,)),
         )
 
     @property
@@ -104,11 +104,14 @@ class NF4Packing:
         """
         return _Writer(self, sink).write
 
+    @property
+    def _state_size(self) -> int:
+        """The number of bytes of the state with the longest offset."""
+        return len(json.dumps(nf4_state(self.shape, self.dtype, 0.0))) - len("0.0") + _LONGEST
+
     def _state(self, offset: float) -> bytes:
-        """Return the state as JSON, padded to the length that the longest offset needs."""
-        # JSON allows trailing spaces, and bitsandbytes parses the state as JSON.
-        state = nf4_state(self.shape, self.dtype, offset)
-        return json.dumps(state).encode().ljust(len(json.dumps({**state, "nested_offset": 0.0})) - len("0.0") + _LONGEST)
+        """Return the state as JSON, padded with spaces, which JSON allows at the end."""
+        return json.dumps(nf4_state(self.shape, self.dtype, offset)).encode().ljust(self._state_size)
 
     def scales(self, largest: F32Array) -> Mapping[str, np.ndarray]:
         """Return the tensors other than the codes, by name, given the magnitudes of all blocks."""

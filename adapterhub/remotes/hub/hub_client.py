@@ -23,7 +23,6 @@ from adapterhub.digest import Digest, is_hex
 from adapterhub.http.client import PAUSES, Answer, Body, Client
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
-from adapterhub.manifest.oci_manifest import parse_json
 from adapterhub.ref import parse_prefix
 from adapterhub_converters import safe_regex
 from adapterhub_converters.containers import json_file
@@ -230,7 +229,7 @@ class HubWire(Client):
         text = answer.headers.get("x-error-message", "")
         if not text:
             try:
-                document = parse_json(answer.body, "")
+                document = json_file.parse_object(answer.body, "")
                 text = str(document.get("error") or document["errors"][0]["message"])
             except (FormatError, LookupError, TypeError):
                 return ""
@@ -308,7 +307,7 @@ class HubClient:
     def _get_object(self, url: str, location: str, *, limit: int = MAX_ANSWER) -> dict[str, Any]:
         answer = self.wire.ask("GET", url, location, good=(200,), limit=limit)
         try:
-            return parse_json(answer.body, location)
+            return json_file.parse_object(answer.body, location)
         except FormatError as error:
             raise self._not_a_hub(location) from error
 
@@ -330,7 +329,7 @@ def _parse_entry(entry: Mapping[str, Any]) -> Entry:
     large = lfs if isinstance(lfs, dict) else {}
     size, digest, oid = large.get("size", entry.get("size")), large.get("sha256"), entry.get("blobId")
     return Entry(
-        size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63 else None,
+        size if json_file.is_integer(size) and 0 <= size < 2**63 else None,
         f"sha256:{digest}" if isinstance(digest, str) and is_hex(digest) else None,
         oid if isinstance(oid, str) and is_hex(oid, COMMIT) else None,
     )

@@ -26,6 +26,7 @@ from adapterhub.manifest.oci_manifest import Manifest
 from adapterhub.manifest.package_files import MAX_FILES, check_names
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, PEFT_WEIGHTS, pickled_weights
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, RefusedError
 from adapterhub_converters.yaml_lines import key_of
 
@@ -80,7 +81,7 @@ def matches_entry(entry: Entry | None, data: bytes) -> bool:
 
 def assemble_manifest(raw: bytes, location: str) -> Manifest:
     """Return the OCI manifest of an adapter.json and the files that it lists."""
-    files = {**listed_files(oci_manifest.parse_json(raw, location), location), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
+    files = {**listed_files(json_file.parse_object(raw, location), location), ADAPTER_JSON: (sha256_bytes(raw), len(raw))}
     assembled_manifest = oci_manifest.assemble(files, AdapterManifest.parse(raw, location))
     manifest = oci_manifest.parse(assembled_manifest.raw, location)
     return dataclasses.replace(manifest, config_bytes=assembled_manifest.config_bytes)

@@ -17,7 +17,8 @@ from adapterhub.bases.hub_address import Hub
 from adapterhub.http.client import Answer
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
-from adapterhub.manifest.oci_manifest import parse_json
+from adapterhub_converters.containers import json_file
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import FormatError, RemoteError
 
 from .hub_client import MAX_ANSWER, HubWire
@@ -134,8 +135,8 @@ class HubLogin:
             )
 
     def _parse(self, answer: Answer) -> dict[str, Any]:
-        return parse_json(answer.body, self.endpoint)
+        return json_file.parse_object(answer.body, self.endpoint)
 
 
 def _positive_number(value: object, default: float) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else default
+    return float(value) if is_number(value) and value > 0 else default

@@ -19,12 +19,12 @@ from adapterhub.digest import Digest, is_hex, sha256_bytes
 from adapterhub.http.boundary import is_loopback
 from adapterhub.http.client import PAUSES
 from adapterhub.http.urls import ProxyOf, no_proxy, origin
-from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import MAX_MANIFEST, Descriptor, Manifest
 from adapterhub.remotes.download import ResumingReader, check_range, read_blob
 from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, Source, check_complete
 from adapterhub_converters.adapter_files import ADAPTER_JSON, is_weights
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import (
     AdapterhubError,
     ConflictError,
@@ -374,7 +374,7 @@ class HubRepository(OpenRemote):
             return set()
         try:
             raw = self._versions.read_small_file(listing, ADAPTER_JSON, MAX_ADAPTER_JSON)
-            return set(hub_files.listed_files(oci_manifest.parse_json(raw, self.location), self.location))
+            return set(hub_files.listed_files(json_file.parse_object(raw, self.location), self.location))
         except FormatError:
             return set()
 

@@ -37,10 +37,11 @@ from adapterhub.digest import CHUNK, is_hex, sha256_bytes
 from adapterhub.http.client import PAUSES
 from adapterhub.http.http_errors import DeniedError
 from adapterhub.http.urls import ProxyOf, no_proxy
-from adapterhub.manifest.oci_manifest import Descriptor, parse_json
+from adapterhub.manifest.oci_manifest import Descriptor
 from adapterhub.remotes.download import ResumingReader
 from adapterhub.remotes.protocol import Reader, Source
 from adapterhub.remotes.remote_address import Access
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import ConflictError, FormatError, IntegrityError, RefusedError, RemoteError
 
 from .hub_client import COMMIT, MAX_ANSWER, HubClient, HubWire
@@ -105,7 +106,7 @@ class HubWriter:
         for start in range(0, len(samples), _MAX_SAMPLES):
             body = json.dumps({"files": samples[start : start + _MAX_SAMPLES]}).encode()
             answer = self._wire.ask("POST", url, self._label, good=(200,), headers=headers, body=body, limit=MAX_ANSWER)
-            entries = parse_json(answer.body, self._label).get("files")
+            entries = json_file.parse_object(answer.body, self._label).get("files")
             for entry in entries if isinstance(entries, list) else []:
                 if isinstance(entry, dict) and entry.get("uploadMode") == "lfs":
                     large.add(str(entry.get("path")))

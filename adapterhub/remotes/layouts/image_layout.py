@@ -14,6 +14,7 @@ from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, Descri
 from adapterhub.ref import LATEST
 from adapterhub.registry import version_selection
 from adapterhub.remotes.protocol import OpenRemote, PutResult, Reader, check_complete
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, IntegrityError, NotFoundError
 
 from . import layout_index
@@ -134,7 +135,7 @@ class Layout(OpenRemote):
             if entry["digest"] in visited or entry["mediaType"] != MANIFEST_TYPE:
                 continue
             visited.add(entry["digest"])
-            document = oci_manifest.parse_json(self.read_document(entry["digest"]), self._label_at(entry["digest"]))
+            document = json_file.parse_object(self.read_document(entry["digest"]), self._label_at(entry["digest"]))
             subject = document.get("subject")
             if isinstance(subject, dict) and subject.get("digest") == digest:
                 entries_by_digest[entry["digest"]] = {"artifactType": layout_index.artifact_type(document), **entry}

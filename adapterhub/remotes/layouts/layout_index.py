@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapterhub.digest import Digest, parse_digest
-from adapterhub.manifest.oci_manifest import parse_json
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError
 
@@ -31,7 +30,7 @@ def parse(raw: bytes, location: str) -> list[Entry]:
         FormatError: It is malformed, or two manifests have the same name.
     """
     # A descriptor is mostly digest: the objects take six times its size.
-    document = parse_json(raw, location, memory=max(json_file.MAX_MEMORY, 8 * len(raw)))
+    document = json_file.parse_object(raw, location, memory=max(json_file.MAX_MEMORY, 8 * len(raw)))
     entries = document.get("manifests")
     # Two programs could read such a document as two different things: CVE-2021-41190.
     if "layers" in document and entries is not None:
@@ -66,7 +65,7 @@ def check_descriptor(entry: object, location: str) -> Entry:
 
 def check_mark(raw: bytes, location: str) -> None:
     """Raise a FormatError unless these are the bytes of an `oci-layout` of a supported version."""
-    version = parse_json(raw, location).get("imageLayoutVersion")
+    version = json_file.parse_object(raw, location).get("imageLayoutVersion")
     if version != "1.0.0":
         raise FormatError(location, f"an image layout of version {str(version)[:40]!r}, not 1.0.0")
 
@@ -123,7 +122,7 @@ def without_name(entries: Sequence[Entry], name: str) -> list[Entry]:
 
 def describe_manifest(raw: bytes, digest: Digest, location: str) -> Entry:
     """Return the entry for a manifest, with its artifact type."""
-    document = parse_json(raw, location)
+    document = json_file.parse_object(raw, location)
     entry = {"mediaType": document.get("mediaType"), "digest": digest, "size": len(raw)}
     if artifact := artifact_type(document):
         entry["artifactType"] = artifact

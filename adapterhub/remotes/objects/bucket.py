@@ -47,7 +47,7 @@ _LOGIN_HINTS = {
     "az": "Set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     "file": "Ask its owner",
 }
-_ENTRY_NAME, _LOOPBACK = safe_regex.Pattern(r"[0-9]{8,15}\.json"), safe_regex.Pattern(r"127\.\d+\.\d+\.\d+")
+_ENTRY_NAME = safe_regex.Pattern(r"[0-9]{8,15}\.json")
 _OS_ERROR = safe_regex.Pattern(r": ([^:\n]{1,80}) \(os error \d+\)")
 _NO_BUCKET = safe_regex.Pattern(r"<Code>(NoSuchBucket|ContainerNotFound)</Code>|specified bucket does not exist")
 _DETAILS = safe_regex.Pattern(

@@ -254,7 +254,7 @@ class UnpackedSource:
         if not original_digest:
             problem = "is a container image that adapterhub did not make"
             raise RefusedError(label, problem, "Extract its files, and push those")
-        config = oci_manifest.parse_json(_read_text(self._source, image_manifest.config).encode(), label).get("config")
+        config = json_file.parse_object(_read_text(self._source, image_manifest.config).encode(), label).get("config")
         labels = config.get("Labels") if isinstance(config, dict) else None
         texts = [labels.get(key) for key in (_MANIFEST_LABEL, _CONFIG_LABEL)] if isinstance(labels, dict) else []
         if not texts or not all(isinstance(text, str) for text in texts):

@@ -309,7 +309,7 @@ class OciRepository(OpenRemote):
 
     def put_document(self, raw: bytes, digest: Digest, name: str | None = None) -> bool:
         """Store a manifest or an index under its digest, or a tag; return whether the registry lists it by its subject."""
-        media_type = oci_manifest.parse_json(raw, self.location).get("mediaType", MANIFEST_TYPE)
+        media_type = json_file.parse_object(raw, self.location).get("mediaType", MANIFEST_TYPE)
         return "oci-subject" in self._put_document(raw, digest, name or digest, str(media_type)).headers
 
     def _put_document(self, raw: bytes, digest: Digest, reference: str, media_type: str) -> Answer:

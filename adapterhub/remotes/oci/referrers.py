@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.digest import Digest, parse_digest, sha256_bytes, sha256_file
-from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest, parse_json
+from adapterhub.manifest.oci_manifest import MANIFEST_TYPE, MAX_MANIFEST, TITLE, Descriptor, Manifest
 from adapterhub.manifest.package_files import check_paths
 from adapterhub.remotes.download import read_blob, receive
 from adapterhub.remotes.layouts import layout_index
@@ -199,7 +199,7 @@ class _ReferrerManifest:
             FormatError: A digest or size is invalid.
             RefusedError: It is another kind of document.
         """
-        document = parse_json(raw, location)
+        document = json_file.parse_object(raw, location)
         media_type = document.get("mediaType")
         layers = document.get("layers")
         if media_type != MANIFEST_TYPE or not isinstance(layers, list) or len(layers) > MAX_REFERRERS:

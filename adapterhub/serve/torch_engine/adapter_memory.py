@@ -75,12 +75,6 @@ class Adapters:
         self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # the most recently used at the end
         self._lock, self._loading = threading.RLock(), threading.Lock()
 
-    @property
-    def size(self) -> int:
-        """Bytes in memory."""
-        with self._lock:
-            return sum(adapter.size for adapter in self._loaded.values())
-
     def __len__(self) -> int:
         return len(self._loaded)
 

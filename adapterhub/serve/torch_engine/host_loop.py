@@ -39,9 +39,8 @@ class Figures:
         rows: Requests that are being answered.
         waiting: Requests that wait.
         adapters: Versions in memory.
-        adapter_bytes: Bytes of these versions; `slot_bytes`, `prefix_bytes` and `row_bytes` are those of the slots, and of the
-            keys and values of prefixes and rows.
-        prompt_tokens: Tokens of all prompts so far; `found_tokens` of them were found among the prefixes.
+        prefix_bytes: Bytes of the keys and values of prefixes; `row_bytes` are those of rows.
+        found_tokens: Tokens of all prompts so far that were found among the prefixes.
         answer_tokens: Tokens of all answers so far.
     """
 
@@ -50,11 +49,8 @@ class Figures:
     rows: int
     waiting: int
     adapters: int
-    adapter_bytes: int
-    slot_bytes: int
     prefix_bytes: int
     row_bytes: int
-    prompt_tokens: int
     found_tokens: int
     answer_tokens: int
 
@@ -80,7 +76,7 @@ class Host(ThreadedHost):
         self._schedule = Schedule(limits, self._slots, loaded.token_size)
         self._prefixes = Prefixes(limits.prefixes)
         self._arrived: list[Row] = []
-        self._prompt_tokens = self._answer_tokens = 0
+        self._answer_tokens = 0
 
     def load(self, key: str, folder: Path) -> None:
         """Read a version from a PEFT folder that never changes, unless it is in memory.
@@ -134,11 +130,8 @@ class Host(ThreadedHost):
             rows=len(rows),
             waiting=len(self._schedule.waiting) + len(self._arrived),
             adapters=len(self._adapters),
-            adapter_bytes=self._adapters.size,
-            slot_bytes=self._model.slots.size,
             prefix_bytes=self._prefixes.size,
             row_bytes=sum(row.keys_values.size for row in rows),
-            prompt_tokens=self._prompt_tokens,
             found_tokens=self._prefixes.hits,
             answer_tokens=self._answer_tokens,
         )
@@ -180,7 +173,6 @@ class Host(ThreadedHost):
         """Fill the slots of a row, and restore the cached beginning of its prompt."""
         self._schedule.start(row)
         row.read = self._prefixes.restore(row.request.ids, row.parts, row.keys_values)
-        self._prompt_tokens += len(row.request.ids)
 
     def _read(self, row: Row) -> None:
         """Read a chunk of a prompt; the last chunk gives the first token of the answer."""

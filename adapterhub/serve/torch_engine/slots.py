@@ -88,12 +88,6 @@ class Slots:
             replace_module(model, path, self._layers[path])
         self.shapes = {path: layer.shape for path, layer in self._layers.items()}
 
-    @property
-    def size(self) -> int:
-        """Bytes of the stack."""
-        tensors = [layer.lora_A for layer in self._inputs.values()] + [layer.lora_B for layer in self._layers.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
-
     def fill(self, slot: int, factors: Factors) -> None:
         """Put an adapter into a slot, replacing its content."""
         rank = max(padded_rank(max(len(A) for A, _ in factors.values())), self.rank)

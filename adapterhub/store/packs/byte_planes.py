@@ -110,9 +110,9 @@ def _decompressed(stored: bytes, count: int) -> Bytes:
     return np.frombuffer(inflate(stored, count), np.uint8)
 
 
-def deflate(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
+def deflate(data: bytes) -> bytes:
     """Compress `data` into one zstd frame that states its content size."""
-    frame: bytes = _compressor(level).compress(data)
+    frame: bytes = _compressor(DEFAULT_LEVEL).compress(data)
     return frame
 
 

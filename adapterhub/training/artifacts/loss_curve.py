@@ -59,11 +59,15 @@ def _three_digits(number: float) -> str:
     return f"{number:.2e}" if number >= 1e6 else f"{number:#.3g}" if number < 100 else f"{float(f'{number:.3g}'):,.0f}"
 
 
-def exponential_means(losses: Sequence[float], keep: float = 0.9) -> list[float]:
+_DECAY = 0.9  # the weight of the mean before, at each further loss
+
+
+def exponential_means(losses: Sequence[float]) -> list[float]:
     """Return the exponential moving means, corrected for their start."""
     means, weighted_sum, weight = [], 0.0, 0.0
     for loss in losses:
-        weighted_sum, weight = keep * weighted_sum + (1 - keep) * loss, keep * weight + (1 - keep)
+        weighted_sum = _DECAY * weighted_sum + (1 - _DECAY) * loss
+        weight = _DECAY * weight + (1 - _DECAY)
         means.append(weighted_sum / weight)
     return means
 

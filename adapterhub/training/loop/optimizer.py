@@ -14,7 +14,6 @@ from adapterhub.training.layers.lora import trained_parameters
 from adapterhub.training.train_config import OptimConfig
 from adapterhub_converters.errors import MissingExtraError, RefusedError
 
-_DECAY_SHARE = 0.2  # of the steps, in which the rate of `wsd` falls
 _FIRST_SCALE, _MAX_SCALE = 65536.0, 2.0**24
 _GOOD_STEPS = 2000  # in a row, after which the scale of the loss doubles
 
@@ -91,8 +90,6 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
         "constant": 1.0,
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "wsd": min(1.0, (1.0 - progress) / _DECAY_SHARE),
-        "inverse_sqrt": math.sqrt((config.warmup + 1) / (step + 1)),
     }
     return config.learning_rate * (config.floor + (1 - config.floor) * schedule[config.schedule])
 

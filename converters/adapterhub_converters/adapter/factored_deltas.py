@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from .deltas import HasFactors, LowRank, LowRankConv, Parts
 class AdaLora:
     """`lora_B @ (lora_E * lora_A)` times `alpha / (r + 1e-5)` (arXiv 2303.10512; peft, `tuners/adalora/layer.py`)."""
 
+    is_low_rank: ClassVar = True
     lora_A: np.ndarray
     lora_B: np.ndarray
     lora_E: np.ndarray
@@ -48,11 +50,6 @@ class AdaLora:
         """Yield the tensors with their names."""
         yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_E", self.lora_E))
 
-    @property
-    def is_low_rank(self) -> bool:
-        """Whether it equals a low-rank pair: always."""
-        return True
-
     def as_low_rank(self) -> LowRank:
         """Return the pair of the same rank, with `lora_E` multiplied into `lora_A`."""
         lora_A = _f32(self.lora_A) * _f32(self.lora_E)
@@ -67,6 +64,7 @@ class PooledLowRank(HasFactors):
     `lora_A` is `(r, in_features / group)` (peft, `tuners/lora/variants.py`, `QALoraLinearVariant`).
     """
 
+    is_low_rank: ClassVar = True
     lora_A: np.ndarray
     lora_B: np.ndarray
     alpha: float
@@ -77,11 +75,6 @@ class PooledLowRank(HasFactors):
     def shape(self) -> tuple[int, int]:
         """`(out_features, in_features)` of the delta."""
         return int(self.lora_B.shape[0]), int(self.lora_A.shape[1]) * self.group
-
-    @property
-    def is_low_rank(self) -> bool:
-        """Whether it equals a low-rank pair: always."""
-        return True
 
     def as_low_rank(self) -> LowRank:
         """Return the pair of the same rank, with every column of `lora_A` repeated for its group."""
@@ -99,6 +92,7 @@ class Hadamard:
     `in` or, with cores `hada_t1` and `hada_t2` `(r, r, *kernel)`, separate (`w_a` is then `(r, out)`).
     """
 
+    is_low_rank: ClassVar = True
     tensors: Mapping[str, np.ndarray]
     alpha: float
     kernel: tuple[int, ...] = ()
@@ -150,11 +144,6 @@ class Hadamard:
             yield "magnitude", self.magnitude
 
     @property
-    def is_low_rank(self) -> bool:
-        """Whether it equals a low-rank pair: always."""
-        return True
-
-    @property
     def pair_rank(self) -> int:
         """The rank of the pair that it equals."""
         return self.r * self.r
@@ -181,6 +170,7 @@ class Kronecker:
     `tensors` has `lokr_w1` or `lokr_w1_a` and `lokr_w1_b`, and the same of `w2`; the scale is `alpha / r` in each case.
     """
 
+    is_low_rank: ClassVar = True
     tensors: Mapping[str, np.ndarray]
     alpha: float
     r: int
@@ -244,11 +234,6 @@ class Kronecker:
         yield from self.tensors.items()
         if self.magnitude is not None:
             yield "magnitude", self.magnitude
-
-    @property
-    def is_low_rank(self) -> bool:
-        """Whether it equals a low-rank pair: always."""
-        return True
 
     @property
     def pair_rank(self) -> int:
@@ -348,6 +333,7 @@ class CpConv(HasFactors):
     LyCORIS calls it a Tucker or CP decomposition (its `functional/general.py`, `rebuild_tucker`).
     """
 
+    is_low_rank: ClassVar = True
     lora_A: np.ndarray
     lora_B: np.ndarray
     lora_mid: np.ndarray
@@ -365,11 +351,6 @@ class CpConv(HasFactors):
         yield from (("lora_A", self.lora_A), ("lora_B", self.lora_B), ("lora_mid", self.lora_mid))
         if self.magnitude is not None:
             yield "magnitude", self.magnitude
-
-    @property
-    def is_low_rank(self) -> bool:
-        """Whether it equals a low-rank pair: always."""
-        return True
 
     def as_low_rank(self) -> LowRankConv:
         """Return the pair of the same rank, with `lora_mid` multiplied into `lora_A`."""

@@ -421,11 +421,11 @@ _PROMPT_KEYS = frozenset({
 })  # fmt: skip
 
 
-def _prompt_tuner(method: str, extra_keys: frozenset[str] = frozenset(), **numbers: object) -> Tuner:
+def _prompt_tuner(method: str, **numbers: object) -> Tuner:
     """Return a tuner of tokens that are put before the input."""
     defaults = {"num_virtual_tokens": None, "token_dim": None, "num_layers": None, **numbers}
     reason = "adds tokens to the input, which no weight can express"
-    return Tuner(method, defaults, _PROMPT_KEYS | extra_keys, tensor_names=("prompt_embeddings",), unmerged=reason)
+    return Tuner(method, defaults, _PROMPT_KEYS, tensor_names=("prompt_embeddings",), unmerged=reason)
 
 
 TUNERS: dict[str, Tuner] = {

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapterhub_converters.containers.json_file import is_integer
+
 Modules = dict[str, tuple[str, ...]]
 """Path to its dimensions: `a*b+2*c`. A path that ends in `!` is itself a parameter rather than a module with a weight."""
 
@@ -27,9 +29,9 @@ def _gated_mlp(in_features: str, prefix: str = "mlp.", size: str = _INTERMEDIATE
     }
 
 
-def _stacked_experts(experts: str, size: str, router: str = "mlp.gate") -> Modules:
+def _stacked_experts(experts: str, size: str) -> Modules:
     return {
-        router: (experts, _HIDDEN), "mlp.experts.gate_up_proj!": (experts, f"2*{size}", _HIDDEN),
+        "mlp.gate": (experts, _HIDDEN), "mlp.experts.gate_up_proj!": (experts, f"2*{size}", _HIDDEN),
         "mlp.experts.down_proj!": (experts, _HIDDEN, size),
     }  # fmt: skip
 
@@ -297,7 +299,7 @@ def _dimension(dim: str, config: Mapping[str, Any]) -> int:
 def _config_number(name: str, config: Mapping[str, Any]) -> int:
     """Return a factor: a literal, or a positive number in the config; ValueError for anything else."""
     value = int(name) if name.isdigit() else config[name]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+    if not is_integer(value) or not 0 < value < 2**31:
         raise ValueError(name)
     return value
 

@@ -265,7 +265,7 @@ def _bnb_shape(tensors: Mapping[str, TensorInfo], weight: str, state: str, read:
     except UnicodeDecodeError as error:
         raise FormatError(location, f"{state}: not UTF-8") from error
     shape = json_file.parse_object(text, f"{location}: {state}").get("shape")
-    if not isinstance(shape, list) or not all(isinstance(dim, int) and not isinstance(dim, bool) and dim > 0 for dim in shape):
+    if not isinstance(shape, list) or not all(json_file.is_integer(dim) and dim > 0 for dim in shape):
         raise FormatError(location, f"{state}: has no valid shape")
     # The codes take half a byte each, in whole elements of the dtype in bnb_4bit_quant_storage.
     width, size = dtypes.BITS[tensors[weight].dtype] // 8, tensors[weight].size

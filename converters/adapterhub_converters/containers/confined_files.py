@@ -107,7 +107,7 @@ class ConfinedFiles:
                     subfolders.append(folder / entry.name)
         return sorted(subfolders)
 
-    def make_dir(self, folder: Path, mode: int = 0o777) -> None:
+    def make_dir(self, folder: Path) -> None:
         """Create a folder and its missing parents, flushed to disk."""
         missing = []
         while folder != self.root and not self.exists(folder):
@@ -116,7 +116,7 @@ class ConfinedFiles:
         for created in reversed(missing):
             with self._opened_folder(created.parent, created) as parent:
                 with suppress(FileExistsError):
-                    os.mkdir(_name(created, parent), mode, dir_fd=parent)
+                    os.mkdir(_name(created, parent), dir_fd=parent)
                 _sync(parent)
 
     def sync(self, folder: Path) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
@@ -27,9 +27,9 @@ _MAX_INT = 10**308  # larger ones do not fit a float
 _SURROGATE = safe_regex.Pattern(r"\\u[dD][89a-fA-F]")
 
 
-def read_text(path: Path, limit: int = MAX_CONFIG, *, location: str | None = None, follow: bool = True) -> str:
+def read_text(path: Path, limit: int = MAX_CONFIG, *, follow: bool = True) -> str:
     """Read a regular UTF-8 file of at most `limit` bytes; `follow` is as in `open_regular`."""
-    location = location or str(path)
+    location = str(path)
     try:
         with open_regular(path, follow=follow) as file:
             # Python would allocate the full limit; config files do not grow while they are read.
@@ -52,21 +52,13 @@ def _decode_utf8(raw: bytes, location: str) -> str:
         raise FormatError(location, "not UTF-8 text") from error
 
 
-def parse(
-    text: str | bytes,
-    location: str,
-    *,
-    memory: int | None = MAX_MEMORY,
-    make_object: Callable[[list[tuple[str, Any]]], object] | None = None,
-) -> Any:
+def parse(text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY) -> Any:
     """Parse the JSON value in `text`.
 
     Args:
         text: Bytes are UTF-8.
-        where: The name of the document in errors.
+        location: The name of the document in errors.
         memory: The maximum size of its objects in bytes; None for data of the user's own choice.
-        pairs: Makes each object in it from its pairs, instead of `dict_without_duplicates`; the caller then limits memory and
-            depth.
 
     Raises:
         FormatError: It is not JSON or not UTF-8, has a duplicate key, NaN, a number too large for a float, or half a surrogate
@@ -74,14 +66,11 @@ def parse(
         LocalIOError: There is not enough memory on this machine.
     """
     text = _decode_utf8(text, location) if isinstance(text, bytes) else text
-    # A hook makes other objects than this estimate knows: its caller limits them.
-    if memory is not None and make_object is None:
+    if memory is not None:
         _check_memory(text, memory, location)
-    decoder = _DECODER if make_object is None else _make_decoder(make_object)
     try:
-        document = decoder.decode(text)
-        if make_object is None:
-            check_values(document)
+        document = _DECODER.decode(text)
+        check_values(document)
         # The check takes a walk over the document, and hardly any has such an escape.
         if _SURROGATE.search(text):
             _check_characters(document)
@@ -95,23 +84,17 @@ def parse(
     return document
 
 
-def parse_object(
-    text: str | bytes,
-    location: str,
-    *,
-    memory: int | None = MAX_MEMORY,
-    make_object: Callable[[list[tuple[str, Any]]], object] | None = None,
-) -> dict[str, Any]:
+def parse_object(text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY) -> dict[str, Any]:
     """Parse the JSON object in `text`; arguments and errors are those of `parse`."""
-    document = parse(text, location, memory=memory, make_object=make_object)
+    document = parse(text, location, memory=memory)
     if not isinstance(document, dict):
         raise FormatError(location, "not a JSON object")
     return document
 
 
-def read_object(path: Path, *, location: str | None = None, follow: bool = True) -> dict[str, Any]:
+def read_object(path: Path, *, follow: bool = True) -> dict[str, Any]:
     """Read the JSON object in a config file; `follow` is as in `open_regular`."""
-    return parse_object(read_text(path, location=location, follow=follow), location or str(path))
+    return parse_object(read_text(path, follow=follow), str(path))
 
 
 # ---- limits
@@ -191,11 +174,9 @@ def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
-def _make_decoder(pairs: Callable[[list[tuple[str, Any]]], object]) -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=pairs, parse_constant=_refuse_constant, parse_float=_parse_finite)
-
-
-_DECODER = _make_decoder(dict_without_duplicates)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=dict_without_duplicates, parse_constant=_refuse_constant, parse_float=_parse_finite
+)
 
 
 def parse_error_text(error: ValueError, text: str) -> str:
@@ -205,6 +186,16 @@ def parse_error_text(error: ValueError, text: str) -> str:
     if "integer string conversion" in str(error):  # int() refuses more than 4,300 digits
         return "a number is too large"
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; `True` is none, although Python counts it as an int."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Return whether a value is an integer; `True` is none, although Python counts it as one."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def canonical_bytes(document: object) -> bytes:

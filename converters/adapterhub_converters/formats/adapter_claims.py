@@ -180,7 +180,7 @@ def _method_by_tensor_names(kinds: Mapping[str, TensorKind]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LARGEST_CLAIM
+    return json_file.is_number(value) and 0 < value <= _LARGEST_CLAIM
 
 
 def _nonempty_text(value: object) -> str | None:

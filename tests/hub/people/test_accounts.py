@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -167,3 +168,10 @@ def test_the_commands_about_accounts_tell_what_to_do_next(run: Run, tmp_path: Pa
     slash = run("hub", "user", "add", "b/o", "--registry", tmp_path / "hub", code=2).stderr
     assert "b/o: is not a namespace. Write it without a slash, like team" in slash
     assert "HF_TOKEN" in run("hub", "token", "create", "--help").stdout
+
+
+def test_the_size_of_a_namespace_is_written_as_sizes_are_elsewhere(run: Run, tmp_path: Path) -> None:
+    limit = ("hub", "namespace", "set", "team", "--json", "--registry", tmp_path / "hub", "--max-size")
+    for text, size in (("500M", 500 * 10**6), ("2GiB", 2 << 30), ("0", None)):
+        assert json.loads(run(*limit, text).stdout)["max_bytes"] == size
+    assert "--max-size: 'much' is not a size. Write it like" in run(*limit, "much", code=2).stderr

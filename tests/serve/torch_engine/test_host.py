@@ -21,7 +21,6 @@ from adapterhub.serve.torch_engine.values import FullError  # noqa: E402
 from adapterhub_converters.errors import NotFoundError, ParameterError, RefusedError, StoppedError  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, assert_same, pieces, tokens, with_adapters  # noqa: E402
 
-LENGTHS = (5, 1, 70, 12, 3, 140, 33, 2)
 PROMPTS = [
     [3 + (7 * at + step * step) % 250 for step in range(length)] for at, length in enumerate((5, 1, 70, 12, 3, 140, 33, 2))
 ]

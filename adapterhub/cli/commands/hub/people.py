@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapterhub.cli import environment, output
+from adapterhub.cli import environment, inputs, output
 from adapterhub.cli.options import Command, Group, Settings
 from adapterhub.cli.output import Column
-from adapterhub_converters.errors import UsageError
 
 from .tables import changed_database, emit_once, emit_removed, read_hub
 from .tokens import ONCE, ROLES
 
 if TYPE_CHECKING:
     from adapterhub.hub.people.accounts import Account, Namespace
-
-_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 # ---- users
@@ -270,20 +267,14 @@ def settle(
         if readers is not None:
             new_settings = replace(new_settings, readers=readers)
         if max_size is not None:
-            new_settings = replace(new_settings, max_bytes=_bytes(max_size) or None)
+            max_bytes = None if max_size == "0" else inputs.byte_count(max_size, "--max-size")
+            new_settings = replace(new_settings, max_bytes=max_bytes)
         if max_files is not None:
             new_settings = replace(new_settings, max_files=max_files or None)
         if adapters_only is not None:
             new_settings = replace(new_settings, adapters_only=adapters_only)
         accounts.set_namespace(database, new_settings)
     output.emit(asdict(new_settings), as_json=settings.as_json, text=lambda: _namespaces_text([new_settings]))
-
-
-def _bytes(text: str) -> int:
-    digits, unit = (text[:-1], text[-1].lower()) if text[-1:].lower() in _UNITS else (text, "")
-    if not digits.isascii() or not digits.isdigit() or len(digits) > 15:
-        raise UsageError(text[:80], "not a size", "Write it like 500M or 50G")
-    return int(digits) * _UNITS.get(unit, 1)
 
 
 @namespace.command(

@@ -11,6 +11,7 @@ from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, Delta, FactorPair, LowRank, LowRankEmbedding, StackedLowRank
 from adapterhub_converters.architectures.architecture_lookup import EMBEDDINGS, Architecture, layer_of, order_fits
 from adapterhub_converters.bases import BaseSpec
+from adapterhub_converters.containers.json_file import is_integer
 
 MAX_NAME = 63  # bytes: GGML_MAX_NAME less the terminating zero
 
@@ -101,7 +102,7 @@ def _factor_problems(stem: str, delta: FactorPair) -> Iterator[str]:
 def expert_count(base: BaseSpec, architecture: Architecture) -> int:
     """Return the number of experts in a layer of the base; 0 if it has none or the number is unknown."""
     counts = [base.config.get(key) for key in _EXPERT_COUNT_KEYS] if architecture.experts else []
-    return next((count for count in counts if isinstance(count, int) and not isinstance(count, bool)), 0)
+    return next((count for count in counts if is_integer(count)), 0)
 
 
 # The number of experts in config.json; transformers 5 renamed some of transformers 4's keys.

@@ -12,6 +12,7 @@ from typing import Any
 
 from adapterhub_converters.architectures.architecture import Architecture
 from adapterhub_converters.containers.gguf_file import FILE_TYPES, MetadataValue, f32_value, string_value, u32_value
+from adapterhub_converters.containers.json_file import is_number
 from adapterhub_converters.errors import RefusedError
 
 from .architecture_keys import EXTRA_KEYS, OWN_KEYS
@@ -34,7 +35,7 @@ def general(
     metadata = {"general.architecture": string_value(gguf), "general.type": string_value("model")}
     for key, (option, kind) in _SAMPLING.items():
         value = generation.get(option)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 31:
+        if is_number(value) and abs(value) < 1 << 31:
             metadata[f"general.sampling.{key}"] = MetadataValue("INT32", int(value)) if kind is int else f32_value(float(value))
     return metadata | {"general.name": string_value(name), "general.size_label": string_value(size_label(shapes))}
 

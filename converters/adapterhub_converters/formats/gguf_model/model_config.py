@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_converters.containers.json_file import is_integer, is_number
 from adapterhub_converters.errors import RefusedError
 
 _DIVIDED = (
@@ -146,7 +147,7 @@ class Config:
         return self._whole(key, self.values.get(key))
 
     def _whole(self, key: str, value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 32:
+        if not is_integer(value) or not 0 <= value < 1 << 32:
             raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, but a GGUF needs a number there")
         return value
 
@@ -168,7 +169,7 @@ class Config:
         return self._float(key, self.sliding_rope.get(key))
 
     def _float(self, key: str, value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > _LARGEST:
+        if not is_number(value) or abs(value) > _LARGEST:
             raise RefusedError(self.where, f"config.json: {key} is {str(value)[:40]}, but a GGUF needs a number there")
         return float(value)
 

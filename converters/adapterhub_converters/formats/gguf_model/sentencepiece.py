@@ -135,7 +135,7 @@ def _added_tokens(tokenizer: Tokenizer, *, phi: bool) -> Iterator[tuple[int, str
     path = tokenizer.folder / "added_tokens.json"
     if path.is_file():
         for text, number in json_file.read_object(path).items():
-            if isinstance(number, bool) or not isinstance(number, int):
+            if not json_file.is_integer(number):
                 raise FormatError(str(path), f"the id of {text[:40]!r} is {str(number)[:40]!r}, not a number")
             yield number, text, USER_DEFINED
     decoder = tokenizer.config.get("added_tokens_decoder") or {}

@@ -11,7 +11,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value, u32_value
 from adapterhub_converters.errors import FormatError, RefusedError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 """Values of `token_type` (llama.h, `enum llama_token_type`)."""
 
 # `seperator` is how GGUF spells it.
@@ -125,9 +125,7 @@ class _Special:
 
     def set(self, kind: str, number: Any, count: int | None) -> None:
         """Set the id of a kind, unless it is already set."""
-        is_valid = (
-            isinstance(number, int) and not isinstance(number, bool) and 0 <= number < (1 << 32 if count is None else count)
-        )
+        is_valid = json_file.is_integer(number) and 0 <= number < (1 << 32 if count is None else count)
         if is_valid and kind not in self.ids:
             self.ids[kind] = number
 

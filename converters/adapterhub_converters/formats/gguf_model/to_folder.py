@@ -60,7 +60,7 @@ class GGUFBase:
         value = self.single(name, default)
         if value is None:
             raise RefusedError(self.where, f"the key {name} is missing, which the model's config needs")
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not json_file.is_number(value) or not 0 < value < math.inf:
             raise RefusedError(self.where, f"{name} is {str(value)[:40]!r}, not a number above 0")
         return value
 

@@ -191,9 +191,9 @@ def single_block(stem: str) -> Reading:
     return Reading((*paths(f"{stem}.attn", QKV), f"{stem}.proj_mlp"), ratio=Fraction(7), shares=(1, 1, 1, 4))
 
 
-def last_modulation(target: str = "norm_out.linear") -> Reading:
+def last_modulation() -> Reading:
     """Return the last layer's modulation: shift before scale, but the reverse in diffusers (its `swap_scale_shift`)."""
-    return Reading((target,), swapped=True, ratio=Fraction(2))
+    return Reading(("norm_out.linear",), swapped=True, ratio=Fraction(2))
 
 
 def embedders(theirs: str, ours: str, names: dict[str, str], ends: str = "in_layer out_layer") -> Iterator[tuple[str, str]]:

@@ -66,9 +66,9 @@ def _normalize_vlm_config(config: dict[str, Any], location: str) -> tuple[dict[s
     if "lora_parameters" in config or "fine_tune_type" in config:
         return config, False
     rank, alpha = config.get("rank"), config.get("alpha")
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 < rank < 2**20:
+    if not json_file.is_integer(rank) or not 0 < rank < 2**20:
         raise FormatError(location, f'"rank" is {json.dumps(rank)[:40]}, not a rank')
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+    if not json_file.is_number(alpha):
         raise FormatError(location, f'"alpha" is {json.dumps(alpha)[:40]}, not a number')
     return {"lora_parameters": {"rank": rank, "scale": alpha / rank}}, True
 
@@ -120,7 +120,7 @@ def _scale(config: Mapping[str, Any], location: str) -> float:
     if not isinstance(parameters, dict):
         raise FormatError(location, "there are no lora_parameters")
     scale = parameters.get("scale")
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale) or abs(scale) > 2**40:
+    if not json_file.is_number(scale) or not math.isfinite(scale) or abs(scale) > 2**40:
         raise FormatError(location, f'"scale" is {json.dumps(scale)[:40]}, not a number in range')
     return float(scale)
 
@@ -158,7 +158,7 @@ def _module(target: str, part: Mapping[str, np.ndarray], location: str, *, dora:
 def _restore(metadata: Mapping[str, Any], modules: Mapping[str, _Module], scale: float, location: str) -> Adapter:
     lines = source_config.parse_lines(metadata, location)
     ranks = json_file.parse_object(str(metadata.get(RANKS, "{}")), f"{location}: {RANKS}")
-    if not all(isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in ranks.values()):
+    if not all(json_file.is_integer(r) and r > 0 for r in ranks.values()):
         raise FormatError(location, f"{RANKS} is not a map of modules to ranks")
     # Every pair of the file must be accounted for: a config that skips one would hide part of the function.
     used: set[tuple[str, int]] = set()

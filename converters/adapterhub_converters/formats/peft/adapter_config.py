@@ -13,6 +13,7 @@ from typing import Any
 
 from adapterhub_converters.adapter import TUNERS, Meta
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, PEFT_INDEX, PEFT_WEIGHTS
+from adapterhub_converters.containers.json_file import is_integer, is_number
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, refused_error
 from adapterhub_converters.peft_patterns import Patterns
 
@@ -134,11 +135,11 @@ _TYPES = {
 
 def _is_number(value: object) -> bool:
     # Far beyond any real rank or alpha, yet small enough for every product to stay finite.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**40
+    return is_number(value) and abs(value) <= 2**40
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return is_integer(value) and 0 <= value < 2**31
 
 
 class Scales:

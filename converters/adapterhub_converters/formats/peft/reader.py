@@ -68,13 +68,13 @@ def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False, conf
     return dataclasses.replace(adapter, notes=(*adapter.notes, *quirks.missing_magnitudes(adapter)))
 
 
-def read_shapes(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+def read_shapes(path: Path) -> Adapter:
     """Return the adapter from headers alone: every tensor has its shape and dtype, and zeros that take no memory."""
     text, headers = _config(path), {}
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
             headers[file_path] = file.header
-    return parse_shapes(text, headers, location=str(path), base=base)
+    return parse_shapes(text, headers, location=str(path))
 
 
 def parse_shapes(

@@ -85,7 +85,7 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
 
 def _number(config: Mapping[str, Any], key: str, location: str) -> float:
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 2**40:
+    if not json_file.is_number(value) or abs(value) > 2**40:
         raise FormatError(location, f'"{key}" is not a number in range')
     return float(value)
 

@@ -54,7 +54,7 @@ def known_base(base: BaseSpec | None, location: str, maker: str, classes: Iterab
 def positive_number(base: BaseSpec, key: str) -> int:
     """Return a positive number from the base's config; RefusedError if it has none."""
     value = base.config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+    if not json_file.is_integer(value) or not 0 < value < 1 << 31:
         problem = (
             f'its config has no "{key}"'
             if value is None
@@ -396,9 +396,7 @@ def resolve_alpha(file: TrainerFile, key: str, recorded: Mapping[str, float], al
         FormatError: The recorded alpha is not a number in range.
     """
     recorded_alphas = [value for value in (file.settings.get(key), recorded.get("alpha")) if value is not None]
-    if not all(
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 2**40 for value in recorded_alphas
-    ):
+    if not all(json_file.is_number(value) and abs(value) <= 2**40 for value in recorded_alphas):
         raise FormatError(file.location, f'"{key}" is {str(recorded_alphas[0])[:40]}, not a number in range')
     if recorded_alphas and alpha is not None and alpha != recorded_alphas[0]:
         problem = f"its recorded alpha is {recorded_alphas[0]:g}, not {alpha:g}"

@@ -8,7 +8,7 @@ from itertools import combinations, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapterhub.analysis.layered_layout import Layout, Point, layout
+from adapterhub.hub.web.layered_layout import Layout, Point, layout
 
 Graph = tuple[dict[str, Point], list[tuple[str, str]]]
 
