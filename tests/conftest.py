@@ -158,7 +158,7 @@ def _environment(tmp_path: Path, more: dict[str, str] | None) -> dict[str, str]:
         "XDG_DATA_HOME": str(tmp_path / "xdg"),
         "XDG_CONFIG_HOME": str(tmp_path / "xdg-config"),
         "XDG_CACHE_HOME": str(tmp_path / "xdg-cache"),
-        "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib"),  # else it looks for fonts again in every process
+        "MPLCONFIGDIR": str(ROOT / "build" / "matplotlib"),  # else it looks for fonts again in every process
         "COLUMNS": "80",
         **(more or {}),
     }

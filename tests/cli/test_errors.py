@@ -120,3 +120,14 @@ def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(
     shown = run(*words.split(), "--registry", tmp_path / "none", code=code).stderr
     assert told in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["list", "info", "validate adapter", "remote list", "pull oci://127.0.0.1:9/team/sql"])
+def test_a_user_without_a_home_folder_is_told_to_set_one(run: Run, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    env = dict.fromkeys(["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"], "")
+    unknown = "import pwd\ndef getpwuid(_):\n    raise KeyError\npwd.getpwuid = getpwuid"
+    error = run(*words.split(), env=env, first=unknown, code=2).stderr
+    assert error == (
+        "error: HOME: is not set, and the system knows no home folder of this user. Set it to a folder  [invalid-usage]\n"
+    )
