@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from adapterhub.cli.errors import HINTS, OPTIONS
 from adapterhub.cli.main import _EXTRAS, app, translate
+from adapterhub_converters.errors import MissingExtraError
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, pairs
 
@@ -92,6 +94,20 @@ def test_a_module_of_several_extras_leads_to_that_of_the_command(words: str, ext
     error = translate(ModuleNotFoundError("none", name="uvicorn"), words.split())
     assert error is not None
     assert error.hint == f"Run `pip install 'adapterhub[{extra}]'`"
+
+
+@pytest.mark.parametrize("line", ["ctypes.CDLL('libnone.so.12')", "raise ImportError('libnone.so.12: not found')"])
+def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_says(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "without_libraries.py").write_text(f"import ctypes\n{line}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises((OSError, ImportError)) as caught:
+        importlib.import_module("without_libraries")
+    error = translate(caught.value)
+    assert isinstance(error, MissingExtraError)
+    assert str(error).startswith("without_libraries: is installed, but cannot be loaded (libnone.so.12: ")
+    assert str(error).endswith("Install a build of it for this machine, and the libraries that it needs")
 
 
 @pytest.mark.parametrize(
