@@ -42,7 +42,7 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 # The servers of tests are on this machine, and many clients of others would ask a proxy for it.
 for _name in ("NO_PROXY", "no_proxy"):
-    os.environ[_name] = ",".join(filter(None, ["127.0.0.1,localhost,::1", os.environ.get(_name)]))
+    os.environ[_name] = ",".join(filter(None, ["127.0.0.1,localhost,::1,[::1]", os.environ.get(_name)]))
 
 # A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
