@@ -5,6 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DONE   := $(VENV)/.done
 
+# In these locales Python 3.11 reads no path with other letters than ASCII from a .pth file, as that of this folder may be
+# (site.py). With none, it takes UTF-8.
+ifneq ($(filter C POSIX,$(LC_ALL)),)
+unexport LC_ALL
+endif
+
 .PHONY: help demo test test-all test-peers coverage mutate fuzz lint ruff mypy imports spelling docs man bench clean
 help:
 	@echo "make demo        environment, then the whole life of an adapter on a real model (about three minutes)"

@@ -40,6 +40,10 @@ settings.load_profile("adapterhub")
 # As `serve` has it: MKL reads this when torch is loaded, which other tests of this process may do first.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
+# The servers of tests are on this machine, and many clients of others would ask a proxy for it.
+for _name in ("NO_PROXY", "no_proxy"):
+    os.environ[_name] = ",".join(filter(None, ["127.0.0.1,localhost,::1,[::1]", os.environ.get(_name)]))
+
 # A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -154,7 +158,7 @@ def _environment(tmp_path: Path, more: dict[str, str] | None) -> dict[str, str]:
         "XDG_DATA_HOME": str(tmp_path / "xdg"),
         "XDG_CONFIG_HOME": str(tmp_path / "xdg-config"),
         "XDG_CACHE_HOME": str(tmp_path / "xdg-cache"),
-        "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib"),  # else it looks for fonts again in every process
+        "MPLCONFIGDIR": str(ROOT / "build" / "matplotlib"),  # else it looks for fonts again in every process
         "COLUMNS": "80",
         **(more or {}),
     }

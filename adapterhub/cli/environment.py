@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from adapterhub.operations.workspace import Workspace, project_file, user_folder
+from adapterhub.operations.workspace import Workspace, home_folder, project_file, user_folder
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, RemoteError, UsageError
 
 from . import errors
@@ -335,7 +335,7 @@ def user_file() -> Path:
 def docker_config() -> Path:
     """Return the path of docker's config.json, in which docker, oras and `adapterhub login` store credentials."""
     folder = os.environ.get("DOCKER_CONFIG")
-    return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    return (Path(folder) if folder else home_folder() / ".docker") / "config.json"
 
 
 def lock_file() -> Path:

@@ -283,13 +283,27 @@ def translate(error: Exception, arguments: Sequence[str] = ()) -> AdapterhubErro
     if isinstance(error, click.UsageError):
         return _usage_error(error)
     if isinstance(error, ImportError):
-        return _missing_extra((error.name or "").partition(".")[0], arguments)
+        return _unloadable(error) or _missing_extra((error.name or "").partition(".")[0], arguments)
     if isinstance(error, MemoryError):
         return LocalIOError("memory", "out of memory", "Close other programs, or use a smaller model", code="out-of-memory")
     if isinstance(error, OSError):
         reason = (error.strerror or str(error) or type(error).__name__).lower()
-        return LocalIOError(str(error.filename or "disk"), reason, "Free some space" if error.errno == errno.ENOSPC else "")
+        hint = "Free some space" if error.errno == errno.ENOSPC else ""
+        return _unloadable(error) or LocalIOError(str(error.filename or "disk"), reason, hint)
     return None
+
+
+def _unloadable(error: ImportError | OSError) -> MissingExtraError | None:
+    """Return the error for a package that lacked a library as it was imported; None for any other error."""
+    # The loader's errors have no number, unlike those of files.
+    if isinstance(error, ModuleNotFoundError) or getattr(error, "errno", None) is not None:
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name == "<module>"]
+    packages = (frame.f_globals["__name__"].partition(".")[0] for frame in frames)
+    package = next((package for package in packages if not package.startswith(("__main__", PROGRAM))), "")
+    problem = f"is installed, but cannot be loaded ({str(error).partition(chr(10))[0]})"
+    hint = "Install a build of it for this machine, and the libraries that it needs"
+    return MissingExtraError(package, problem, hint) if package else None
 
 
 def _missing_extra(module: str, arguments: Sequence[str]) -> MissingExtraError | None:

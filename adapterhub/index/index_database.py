@@ -13,12 +13,13 @@ logs (`migrations`, `replay.rebuild`); empty tables are created by plain SQL (`s
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def _check_journal(path: Path) -> None:
 
 def connect_memory() -> sqlite3.Connection:
     """Connect to a new database in memory."""
-    return _harden(sqlite3.connect(":memory:", isolation_level=None))
+    return let_triggers_search(_harden(sqlite3.connect(":memory:", isolation_level=None)))
 
 
 def _harden(connection: sqlite3.Connection) -> sqlite3.Connection:
@@ -133,6 +134,28 @@ def _harden(connection: sqlite3.Connection) -> sqlite3.Connection:
     for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}")
     return connection
+
+
+def let_triggers_search(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """Let triggers write to the full-text index of a database whose schema is ours, as has been checked."""
+    if not fts5_is_safe_in_triggers():
+        connection.execute("PRAGMA trusted_schema = ON")
+    return connection
+
+
+@functools.cache
+def fts5_is_safe_in_triggers() -> bool:
+    """Return whether triggers of an untrusted schema may write to FTS5 tables; not in SQLite 3.40, that of Debian 12."""
+    with closing(sqlite3.connect(":memory:")) as probe:
+        probe.execute("PRAGMA trusted_schema = OFF")
+        probe.execute("CREATE TABLE texts (text)")
+        probe.execute("CREATE VIRTUAL TABLE texts_fts USING fts5 (text)")
+        probe.execute("CREATE TRIGGER texts_ai AFTER INSERT ON texts BEGIN INSERT INTO texts_fts VALUES (new.text); END")
+        try:
+            probe.execute("INSERT INTO texts VALUES ('')")
+        except sqlite3.OperationalError:
+            return False
+        return True
 
 
 def identity(path: Path) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from .index_database import (
     errors,
     identity,
     is_ours,
+    let_triggers_search,
     remove,
     rename,
 )
@@ -58,7 +59,7 @@ def _create(path: Path, store: Store, *, replace_existing: bool = False, wal: bo
         try:
             with errors(path), contextlib.closing(connect(temporary, "rwc")) as connection:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                replay_errors = fill(Index(temporary, connection), store)
+                replay_errors = fill(Index(temporary, let_triggers_search(connection)), store)
                 if wal:
                     with contextlib.suppress(sqlite3.OperationalError):  # it then keeps its rollback journal
                         connection.execute("PRAGMA journal_mode = WAL")
@@ -140,6 +141,7 @@ def _open(path: Path, store: Store, *, exclusive: bool = False) -> Index:
                 return _replace_outdated(index, store)
             if not _has_our_schema(index.connection):
                 raise broken_index_error(path, "it does not have exactly adapterhub's tables")
+            let_triggers_search(index.connection)
         except BaseException:
             index.close()
             raise

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.project import PROJECT
-from adapterhub_converters.errors import NotFoundError, RefusedError
+from adapterhub_converters.errors import NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from adapterhub.bases.hub_address import Hub
@@ -38,6 +38,16 @@ def as_list(paths: StrPath | Iterable[StrPath]) -> list[StrPath]:
     return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
+def home_folder() -> Path:
+    """Return the user's home folder. UsageError without one: HOME is not set, and the system does not know the user."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UsageError(
+            "HOME", "is not set, and the system knows no home folder of this user", "Set it to a folder"
+        ) from error
+
+
 def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path:
     """Return the user's own folder for adapterhub's files of a kind: `data`, `config` or `cache`.
 
@@ -51,11 +61,11 @@ def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path
     if environ.get(xdg):
         return Path(environ[xdg]) / "adapterhub"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "adapterhub"
+        return home_folder() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "adapterhub"
     if sys.platform == "win32":
-        folder = Path(environ.get(windows) or Path.home()) / "adapterhub"
+        folder = Path(environ.get(windows) or home_folder()) / "adapterhub"
         return folder / "cache" if kind == "cache" else folder  # on Windows, LOCALAPPDATA is for data and caches alike
-    return Path.home() / unix / "adapterhub"
+    return home_folder() / unix / "adapterhub"
 
 
 def project_file(start: Path) -> Path | None:
@@ -94,7 +104,7 @@ def _anonymous_hub() -> Hub:
 
 
 def _hub_cache() -> Path:
-    return Path.home() / ".cache" / "huggingface" / "hub"
+    return home_folder() / ".cache" / "huggingface" / "hub"
 
 
 def _no_proxy(_scheme: str, _host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_file_named_like_an_option_of_the_hook_is_checked_as_a_file(tmp_path: 
     name = f"--base={tmp_path.name}-lora.gguf"
     adapter(tmp_path / "sql", pairs(2))
     (tmp_path / name).write_bytes(b"no GGUF")
-    local = {**hook, "language": "system", "entry": f"{sys.executable} -m {hook['entry']}"}
+    local = {**hook, "language": "system", "entry": f"{shlex.quote(sys.executable)} -m {hook['entry']}"}
     config = {"repos": [{"repo": "local", "hooks": [local]}]}
     (tmp_path / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config))
     subprocess.run([git, "init", "-q"], cwd=tmp_path, check=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tests.conftest import Run
 from tests.support.adapters import Make
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.hub_server import TOKEN
+from tests.support.programs import write_program
 from tests.support.web_server import Web
 
 PASSWORD = "not-a-secret-5"
@@ -48,8 +48,7 @@ def helper(tmp_path: Path, name: str = "generous") -> Path:
     program = folder / f"docker-credential-{name}"
     answer = json.dumps({"Username": "ada", "Secret": PASSWORD})
     lines = ["import sys", f"open({str(folder / 'asked')!r}, 'a').write(sys.stdin.read() + chr(10))", f"print({answer!r})"]
-    program.write_text("\n".join([f"#!{sys.executable}", *lines, ""]))
-    program.chmod(0o755)
+    write_program(program, "-c", "\n".join(lines))
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import ssl
@@ -196,7 +197,8 @@ def test_a_name_is_held_against_the_address_that_was_connected_to(tmp_path: Path
     )
     (tmp_path / "it.py").write_text(textwrap.dedent(_REBINDING))
     addresses = "; ".join(f"ip addr add {one}/32 dev lo" for one in ("8.8.8.8", "8.8.4.4", "10.1.1.1", "10.1.1.2"))
-    script = f"ip link set lo up; {addresses}; mount --bind {tmp_path}/hosts /etc/hosts; exec {sys.executable} {tmp_path}/it.py"
+    program = shlex.join([sys.executable, f"{tmp_path}/it.py"])
+    script = f"ip link set lo up; {addresses}; mount --bind {tmp_path}/hosts /etc/hosts; exec {program}"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "schemas")))}
     done = subprocess.run([*words, "sh", "-ec", script], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "held\n", done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from adapterhub.cli.views import reports
 from tests.cli.test_process import PATH
 from tests.conftest import ROOT, Run, need_module, need_program
 from tests.support.folders import adapter, base, pairs
+from tests.support.programs import write_program
 
 
 @pytest.fixture
@@ -178,9 +180,7 @@ def acted(folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
     """What the action's step does, with our sources for the installed package."""
     bash = need_program("bash")
     (folder / "bin").mkdir(exist_ok=True)
-    program = folder / "bin/adapterhub"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m adapterhub "$@"\n')
-    program.chmod(0o755)
+    write_program(folder / "bin/adapterhub", "-m", "adapterhub")
     found = step("Validate")
     environment = {**dict.fromkeys(found["env"], ""), **inputs, "PYTHONPATH": PATH}
     environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -246,7 +246,7 @@ def test_pre_commit_takes_the_hook_and_runs_it_on_what_changed(two: None, tmp_pa
     adapter(repository / "bad", pairs(2), r=3)
     shutil.copytree(tmp_path / "good", repository / "good")
     # The hook as it stands but for where it is installed: a local hook runs the sources.
-    local = {**hook, "language": "system", "entry": f"{sys.executable} -m {hook['entry']}"}
+    local = {**hook, "language": "system", "entry": f"{shlex.quote(sys.executable)} -m {hook['entry']}"}
     (repository / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": [local]}]}))
     environment = {**os.environ, "PYTHONPATH": PATH, "PRE_COMMIT_HOME": str(tmp_path / "cache")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from adapterhub.cli.errors import HINTS, OPTIONS
 from adapterhub.cli.main import _EXTRAS, app, translate
+from adapterhub_converters.errors import MissingExtraError
 from tests.conftest import ROOT, Run
 from tests.support.folders import adapter, pairs
 
@@ -94,6 +96,20 @@ def test_a_module_of_several_extras_leads_to_that_of_the_command(words: str, ext
     assert error.hint == f"Run `pip install 'adapterhub[{extra}]'`"
 
 
+@pytest.mark.parametrize("line", ["ctypes.CDLL('libnone.so.12')", "raise ImportError('libnone.so.12: not found')"])
+def test_a_package_whose_libraries_are_missing_is_named_with_what_the_system_says(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "without_libraries.py").write_text(f"import ctypes\n{line}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises((OSError, ImportError)) as caught:
+        importlib.import_module("without_libraries")
+    error = translate(caught.value)
+    assert isinstance(error, MissingExtraError)
+    assert str(error).startswith("without_libraries: is installed, but cannot be loaded (libnone.so.12: ")
+    assert str(error).endswith("Install a build of it for this machine, and the libraries that it needs")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
@@ -120,3 +136,14 @@ def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(
     shown = run(*words.split(), "--registry", tmp_path / "none", code=code).stderr
     assert told in shown
     assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["list", "info", "validate adapter", "remote list", "pull oci://127.0.0.1:9/team/sql"])
+def test_a_user_without_a_home_folder_is_told_to_set_one(run: Run, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    env = dict.fromkeys(["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"], "")
+    unknown = "import pwd\ndef getpwuid(_):\n    raise KeyError\npwd.getpwuid = getpwuid"
+    error = run(*words.split(), env=env, first=unknown, code=2).stderr
+    assert error == (
+        "error: HOME: is not set, and the system knows no home folder of this user. Set it to a folder  [invalid-usage]\n"
+    )

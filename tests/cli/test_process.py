@@ -18,6 +18,7 @@ from adapterhub.cli.main import COMMANDS
 from adapterhub_converters import errors
 from tests.conftest import ROOT, Run, need_program
 from tests.support.folders import adapter, base, pairs
+from tests.support.programs import write_program
 
 HEAVY = {"urllib3", "torch", "transformers", "tokenizers", "matplotlib", "gguf", "peft", "safetensors", "bitsandbytes"} | {
     "huggingface_hub"
@@ -219,8 +220,7 @@ _COMPLETED = {
 @pytest.mark.parametrize("shell", _COMPLETED)
 def test_a_real_shell_takes_the_script_and_completes(shell: str, tmp_path: Path) -> None:
     program = need_program(shell)
-    (tmp_path / "adapterhub").write_text(f'#!/bin/sh\nexec {sys.executable} -m adapterhub "$@"\n')
-    (tmp_path / "adapterhub").chmod(0o755)
+    write_program(tmp_path / "adapterhub", "-m", "adapterhub")
     env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": PATH, "HOME": str(tmp_path)}
     done = subprocess.run(
         [program, "-c", _COMPLETED[shell]], cwd=tmp_path, env=env, capture_output=True, text=True, check=False

@@ -19,14 +19,15 @@ from adapterhub_converters.errors import LocalIOError
 from tests.cli.test_process import PATH
 from tests.conftest import Run, Terminal, need_module, need_program
 from tests.support import registry
+from tests.support.programs import write_program
 
 Login = Callable[..., subprocess.CompletedProcess[str]]
 WRONG = "not-the-password"
 # As `docker-credential-pass` and others, with a file for a store; it has nothing of a registry that it has no password of.
-HELPER = """#!{python}
+HELPER = """
 import json, os, sys
 path, verb, text = os.environ["TEST_HELPER"], sys.argv[1], sys.stdin.read()
-known = json.load(open(path)) if os.path.exists(path) else {{}}
+known = json.load(open(path)) if os.path.exists(path) else {}
 if verb == "store":
     known[json.loads(text)["ServerURL"]] = json.loads(text)
 elif text.strip() not in known:
@@ -151,8 +152,7 @@ def test_a_helper_that_docker_s_config_names_gets_the_secret(
 ) -> None:
     program = tmp_path / "bin/docker-credential-ours"
     program.parent.mkdir()
-    program.write_text(HELPER.format(python=sys.executable))
-    program.chmod(0o755)
+    write_program(program, "-c", HELPER)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("TEST_HELPER", str(tmp_path / "store"))
     config(tmp_path, json.dumps({key: "ours" if key == "credsStore" else {behind: "ours"}}))

@@ -17,6 +17,13 @@ pytestmark = pytest.mark.peer
 SECRET = "user:not-a-secret-8"
 
 
+@pytest.fixture(autouse=True)
+def _without_other_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """`host:port` of a registry with TLS, and the certificate that has to be trusted."""

@@ -26,6 +26,7 @@ from adapterhub.store.store import FOLDER
 from adapterhub_converters.errors import ConflictError, IntegrityError, NotFoundError, RefusedError, UsageError
 from tests.conftest import Run
 from tests.support.adapters import write_adapter
+from tests.support.forward_proxy import ForwardProxy
 from tests.support.object_stores import SECRET, Server, rclone_program
 from tests.support.registry import listed
 
@@ -334,6 +335,18 @@ def test_without_credentials_it_is_told_what_to_set(run: Run, store: str, env: d
     error = run("list", f"{store}/team/sql", env=env, code=5).stderr
     assert error.startswith(f"error: {store}: credentials are missing. Set {settings}")
     assert error.endswith("  [access-denied]\n")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_store_on_this_machine_is_reached_without_the_proxy(run: Run, moto: Server, adapter: Path, host: str) -> None:
+    with ForwardProxy() as proxy:
+        url = f"http://{proxy.address}"
+        env = {**moto.environ, "AWS_ENDPOINT_URL": moto.url.replace("127.0.0.1", host), "NO_PROXY": "", "no_proxy": ""}
+        env |= dict.fromkeys(["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"], url)
+        address = f"s3://{moto.bucket()}/team/sql"
+        run("push", adapter, address, env=env)
+        run("pull", address, "-o", "out", env=env)
+        assert proxy.seen == []
 
 
 def test_an_unreachable_server_is_reported(run: Run) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.support.programs import write_program
 
 # Programs that a reader has, and a test does not start.
 NOT_RUN = ("llama-server ", "pip install ", "make ")
@@ -94,8 +95,7 @@ class Session:
     ) -> None:
         (folder / "bin").mkdir()
         wrapper = folder / "bin/adapterhub"
-        wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m adapterhub "$@"\n')
-        wrapper.chmod(0o755)
+        write_program(wrapper, "-m", "adapterhub")
         path = os.pathsep.join([str(wrapper.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.folder, self.environment = folder, {**environment, "PATH": path, "HOME": str(folder / "home")}
         self._ports, self._run, self._code = ports, run, 0

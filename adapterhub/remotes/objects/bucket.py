@@ -382,9 +382,11 @@ def _open_store(address: ObjectAddress, environ: Mapping[str, str], retries: int
     # A setting of the AWS CLI and SDKs, which obstore takes as an option of its HTTP client.
     if bundle := config.pop("aws_ca_bundle", ""):
         client["root_certificate"] = _certificates(bundle, "AWS_CA_BUNDLE")
-    # obstore refuses plain HTTP by default; on this machine, nobody can listen on the way.
-    if is_loopback(urlsplit(_endpoint(address, environ)).hostname or ""):
-        client["allow_http"] = True
+    # obstore refuses plain HTTP and uses the environment's proxy for every host. On this machine, nobody can listen on the way,
+    # and no proxy leads to it.
+    endpoint = _endpoint(address, environ)
+    if is_loopback(host := urlsplit(endpoint).hostname or ""):
+        client |= {"allow_http": True, "proxy_url": endpoint, "proxy_excludes": host}
     options = {
         "prefix": address.root or None,
         "client_options": client,
