@@ -265,9 +265,10 @@ def _measured_change(name: str, sides: tuple[Side | None, Side | None], pairs: l
     return ModuleChange(name, _changed_status(change), *sides, change, ratio, cosine, delta_distance)
 
 
-def _changed_status(change: float | None) -> str:
+def _changed_status(change: float | None) -> Status:
     """Return the status for a relative change above 0; None if there is nothing to relate it to."""
-    return ROUNDED if change is not None and change <= ROUNDING else CHANGED
+    status: Status = ROUNDED if change is not None and change <= ROUNDING else CHANGED
+    return status
 
 
 def _side(delta: Delta | None, length: float | None) -> Side | None:
