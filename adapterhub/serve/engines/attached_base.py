@@ -41,7 +41,7 @@ class AttachedBase:
     """
 
     def __init__(self, client: Client, spec: BaseSpec, kind: str, *, is_attached: bool) -> None:
-        self._client, self._kind, self.name = client, kind, ""
+        self._client, self._kind, self.name, self._probe_name = client, kind, "", ""
         self._checks = BaseChecks(client, spec)
         if is_attached:
             client.greet = self._greet
@@ -49,6 +49,11 @@ class AttachedBase:
     async def read(self) -> int:
         """Ask for the name of the base; return the tokens of a conversation, 0 if the server does not say."""
         return await self._read(self._client)
+
+    def probe_by(self, name: str) -> None:
+        """Ask for probabilities of the base by another name, for a server that mixes adapters into answers of the base."""
+        self._probe_name = name
+        self._checks.forget_probabilities()
 
     async def _read(self, client: Client | Connection) -> int:
         bases = [model for model in await models_of(client) if not model.get("parent")]
@@ -66,7 +71,13 @@ class AttachedBase:
 
     async def _probabilities(self, connection: Connection) -> Mapping[str, float]:
         """Return the logarithms of the probabilities of the most probable next tokens; none for a server of embeddings."""
-        probe = {"model": self.name, "prompt": PROBE, "max_tokens": 1, "temperature": 0, "logprobs": MOST_PROBABLE}
+        probe = {
+            "model": self._probe_name or self.name,
+            "prompt": PROBE,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": MOST_PROBABLE,
+        }
         status, document = await connection.call("POST", COMPLETIONS, probe)
         try:
             return dict(document["choices"][0]["logprobs"]["top_logprobs"][0]) if status == 200 else {}
@@ -110,6 +121,10 @@ class BaseChecks:
             self._probabilities = probabilities
         if probabilities and not are_alike(probabilities, self._probabilities):
             raise EngineDownError(f"{self._url} answers with other weights than before; restart the gateway if it should")
+
+    def forget_probabilities(self) -> None:
+        """Take the next probabilities as those to compare with."""
+        self._probabilities = {}
 
     def _raise(self, problem: str) -> NoReturn:
         """Raise the error for another base: a refusal at the start, and after a restart an engine that cannot answer."""

@@ -74,6 +74,7 @@ class Vllm(LoadingServer):
                 )
                 hint = "Use vLLM 0.33 or later, or one that sees the files here"
                 raise RefusedError(self.client.url, f"{problem}prevents it cannot be loaded: {error.what}", hint) from error
+            self._base.probe_by(self._zeros.name)
 
     async def _mixes_base(self) -> bool:
         """Return whether it is older than the version that keeps the base unmixed; an unknown version counts as newer."""
