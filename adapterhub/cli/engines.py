@@ -66,11 +66,10 @@ class EngineChoice:
     name: str
 
     @property
-    def description(self) -> str:
-        """What the engine is, once it has started: its name, the tokens of a conversation, and its precision."""
+    def facts(self) -> str:
+        """What is known of the engine once it has started: the tokens of a conversation, and its precision."""
         context = f"{self.engine.context:,} tokens a conversation" if self.engine.context else ""
-        facts = ", ".join(fact for fact in (context, self.engine.precision) if fact)
-        return f"{self.engine.name} ({facts})" if facts else self.engine.name
+        return ", ".join(fact for fact in (context, self.engine.precision) if fact)
 
 
 @contextmanager

@@ -96,7 +96,8 @@ def chat(
         gateway = Gateway(gateway_settings, chosen.engine)
         try:
             runner.run(gateway.start())
-            output.say(output.one_line(chosen.description))
+            if chosen.facts:
+                output.say(output.one_line(chosen.facts))
             session = _ChatSession(Conversation(gateway, [chosen.name], system, options), runner, as_json=settings.as_json)
             session.use(adapter or chosen.name, 0)
             if compare:

@@ -139,7 +139,8 @@ def serve(
                 "context": started.context or None,
                 "precision": started.precision or None,
             }
-            text = f"{address}/v1  serves {chosen.name} by {chosen.description}; stop it with Ctrl-C"
+            facts = f" ({chosen.facts})" if chosen.facts else ""
+            text = f"{address}/v1  serves {chosen.name} by {started.name}{facts}; stop it with Ctrl-C"
             output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
             output.flush()
 
