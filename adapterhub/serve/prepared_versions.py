@@ -161,13 +161,6 @@ class ServedFolder:
         with leases.hold(self._files, "serve", required=True) as lease:
             yield ServedLease(self, lease)
 
-    @contextmanager
-    def lease(self, served: PreparedVersion) -> Iterator[PreparedVersion]:
-        """Hold a lease on a prepared version, so that no gc removes it in the meantime."""
-        with self.open_lease() as lease:
-            lease.add(served)
-            yield served
-
     def has_folder(self, name: str) -> bool:
         """Return whether the root has a folder of this name."""
         return self._files.exists(self.root / name)

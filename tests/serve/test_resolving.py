@@ -335,7 +335,8 @@ def test_a_runtime_that_is_unknown_is_named_with_those_that_are_known(here: ah.W
 def test_a_collection_spares_what_a_server_holds(here: ah.Workspace) -> None:
     pushed(here)
     served, folder = resolved(here), served_folder(here)
-    with folder.lease(served):
+    with folder.open_lease() as lease:
+        lease.add(served)
         assert folder.sweep(unused=-1).in_use == 1
         assert served.path.is_dir()
     assert folder.sweep(unused=-1).folders == 1

@@ -122,7 +122,8 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_only_what_nobody_holds_and_nobody_resolved_lately_is_removed(folder: ServedFolder) -> None:
     path, recent = aged(made(folder)), made(folder, "sglang-1")
-    with folder.lease(at(path / "adapter.gguf")):
+    with folder.open_lease() as lease:
+        lease.add(at(path / "adapter.gguf"))
         swept = folder.sweep()
         assert (swept.folders, swept.in_use) == (0, 1)
     assert folder.sweep(dry_run=True).folders == 1
@@ -159,7 +160,8 @@ def test_what_a_killed_server_held_is_known_at_once(folder: ServedFolder) -> Non
     path = aged(made(folder))
 
     def serve() -> None:
-        with folder.lease(at(path)):
+        with folder.open_lease() as lease:
+            lease.add(at(path))
             (folder.root / "ready").touch()
             signal.pause()
 
@@ -177,8 +179,8 @@ def test_a_folder_that_is_gone_cannot_be_held(folder: ServedFolder) -> None:
     path = made(folder)
     path.chmod(0o755)
     shutil.rmtree(path)
-    with pytest.raises(NotFoundError, match="no longer there. Resolve the version again"), folder.lease(at(path)):
-        pass
+    with folder.open_lease() as lease, pytest.raises(NotFoundError, match="no longer there. Resolve the version again"):
+        lease.add(at(path))
 
 
 def test_a_link_in_the_place_of_a_version_is_refused_and_not_followed(folder: ServedFolder, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.errors import RefusedError
 
 ATTENTION = {
@@ -309,7 +308,7 @@ class Architecture:
 def _count(module: str, config: Mapping[str, Any], location: str, key: str) -> int:
     """Return a number of heads from a config; RefusedError without it."""
     value = config.get(key)
-    if not is_integer(value) or value < 1:
+    if type(value) is not int or value < 1:
         problem = f"{module}: the order of its rows depends on the number of heads, which is unknown"
         raise RefusedError(location, problem, "Name its base model", code="base-required")
     return value
