@@ -19,6 +19,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
+from adapterhub_converters.errors import MissingExtraError
 from tests.support import forked, llama_cpp_scripts, peers
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.scheduling", "tests.support.selection"]
@@ -91,9 +92,22 @@ def missing(peer: str, why: str = "", install: str = "") -> NoReturn:
 
 
 def need_module(name: str) -> None:
-    """Go on only if the Python package `name` can be imported."""
+    """Go on only if the Python package `name` can be imported, and on this machine."""
     if importlib.util.find_spec(name) is None:
         missing(name, install=f"pip install {name}")
+    if name == "llama_cpp_py_sync" and (problem := _llama_cpp_problem()):
+        missing(name, problem)
+
+
+@functools.cache
+def _llama_cpp_problem() -> str:
+    from adapterhub.generation import llama_cpp
+
+    try:
+        llama_cpp.load_library()
+    except MissingExtraError as error:
+        return error.what
+    return ""
 
 
 def need_smollm2() -> Path:
