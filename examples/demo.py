@@ -146,7 +146,11 @@ def llama_cpp() -> None:
     run("adapterhub", "convert", "demo/legal", "demo/legal.gguf", "--to", "gguf")
     import adapterhub as ah
 
-    made = ah.generate(ADAPTER_GGUF, PROMPT, base=GGUF, raw=True, max_tokens=40)
+    try:
+        made = ah.generate(ADAPTER_GGUF, PROMPT, base=GGUF, raw=True, max_tokens=40)
+    except ah.MissingExtraError as error:
+        print(f"left out on this machine: {error}\n")
+        return
     for name, text in (("base", made.base_text), ("with the adapter", made.text)):
         print(f"{name}:")
         print(folded(f"{PROMPT} |{text}"))

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
+from adapterhub_converters.errors import MissingExtraError
 from tests.support import forked, llama_cpp_scripts, peers
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.scheduling", "tests.support.selection"]
@@ -48,18 +50,21 @@ for _name in ("NO_PROXY", "no_proxy"):
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _in_memory(folder: str = "/dev/shm", room: int = 6 << 30) -> bool:
-    """Whether temporary folders fit into the system's folder in memory, and programs in them can be run."""
+def _runs_programs(folder: str, room: int = 0) -> bool:
+    """Whether a folder of Linux has room, and programs that are written to it can be run."""
     try:
-        found = os.statvfs(folder)
-    except (OSError, AttributeError):  # another system than Linux
+        status = os.statvfs(folder)
+    except OSError:
         return False
-    return found.f_bavail * found.f_frsize >= room and not found.f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
+    return status.f_bavail * status.f_frsize >= room and not status.f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
 
 
 # A test of a registry waits half of its time for the disk to have what was written; that it has is what faults and kills show.
-if _in_memory():
+if sys.platform == "linux" and _runs_programs("/dev/shm", 6 << 30):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+elif sys.platform == "linux" and not _runs_programs(tempfile.gettempdir()):
+    (ROOT / "build").mkdir(exist_ok=True)
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(ROOT / "build"))
 
 
 def pytest_collection_finish() -> None:
@@ -91,9 +96,22 @@ def missing(peer: str, why: str = "", install: str = "") -> NoReturn:
 
 
 def need_module(name: str) -> None:
-    """Go on only if the Python package `name` can be imported."""
+    """Go on only if the Python package `name` can be imported, and on this machine."""
     if importlib.util.find_spec(name) is None:
         missing(name, install=f"pip install {name}")
+    if name == "llama_cpp_py_sync" and (problem := _llama_cpp_problem()):
+        missing(name, problem)
+
+
+@functools.cache
+def _llama_cpp_problem() -> str:
+    from adapterhub.generation import llama_cpp
+
+    try:
+        llama_cpp.load_library()
+    except MissingExtraError as error:
+        return error.what
+    return ""
 
 
 def need_smollm2() -> Path:

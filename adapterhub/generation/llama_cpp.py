@@ -37,16 +37,27 @@ def check_extra() -> None:
             )
 
 
+def load_library() -> tuple[Any, Any]:
+    """Return cffi's interface and the library. MissingExtraError if this machine cannot load it: it needs glibc 2.38."""
+    bindings: Any = importlib.import_module("llama_cpp_py_sync._cffi_bindings")
+    try:
+        return bindings.get_ffi(), bindings.get_lib()
+    except RuntimeError as error:
+        reason = str(error.__cause__ or error).partition(".  ")[0]
+        problem = f"is installed, but cannot be loaded ({reason})"
+        raise MissingExtraError("llama_cpp_py_sync", problem, "Install a build of it for this machine") from error
+
+
 @contextlib.contextmanager
 def open_engine(adapter: Path | None, base: Path, *, location: str, threads: int | None = None) -> Iterator[LlamaCppEngine]:
     """Load a GGUF base and a GGUF adapter called `location` in messages; by default, with a thread for each usable core.
 
     Raises:
         FormatError: llama.cpp cannot load the base.
+        MissingExtraError: The library cannot be loaded on this machine.
         RefusedError: It cannot load the adapter, or the base does not generate text.
     """
-    bindings: Any = importlib.import_module("llama_cpp_py_sync._cffi_bindings")
-    ffi, lib = bindings.get_ffi(), bindings.get_lib()
+    ffi, lib = load_library()
     log: list[str] = []
 
     @ffi.callback("void(enum ggml_log_level, const char *, void *)")  # type: ignore[untyped-decorator]

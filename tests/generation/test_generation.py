@@ -19,7 +19,7 @@ from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.training.events import InitialAdapter  # noqa: E402
 from adapterhub_converters.containers import gguf_file  # noqa: E402
 from adapterhub_converters.containers.gguf_file import MetadataValue, bool_value, string_value, strings_value  # noqa: E402
-from adapterhub_converters.errors import FormatError, RefusedError  # noqa: E402
+from adapterhub_converters.errors import FormatError, MissingExtraError, RefusedError  # noqa: E402
 from tests.conftest import Run, need_module, need_smollm2  # noqa: E402
 from tests.support import llama_cpp, tiny  # noqa: E402
 from tests.support.hub_models import cached  # noqa: E402
@@ -195,6 +195,16 @@ def test_a_real_model_answers_in_llama_cpp_with_and_without_the_adapter(run: Run
     assert json.loads(run("run", "sql.gguf", *question, "--json", "--no-base").stdout)["text"] == made["text"]
     shown = run("run", "sql", *question).stdout
     assert shown == f"with the adapter:\n{made['text']}\n\nbase alone:\n{made['base_text']}\n"
+
+
+def test_a_library_that_this_machine_cannot_load_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapterhub.generation.llama_cpp import load_library
+
+    bindings = pytest.importorskip("llama_cpp_py_sync._cffi_bindings")
+    monkeypatch.setattr(bindings, "_lib", None)
+    monkeypatch.setattr(bindings, "_find_library", lambda: "libnone.so.1")
+    with pytest.raises(MissingExtraError, match=r"but cannot be loaded \(.*libnone.so.1.*\)\. Install a build of it"):
+        load_library()
 
 
 def test_an_adapter_of_another_model_is_refused(run: Run, smollm2: Path, tmp_path: Path) -> None:
