@@ -60,11 +60,10 @@ def _runs_programs(folder: str, room: int = 0) -> bool:
 
 
 # A test of a registry waits half of its time for the disk to have what was written; that it has is what faults and kills show.
-if sys.platform == "linux" and _runs_programs("/dev/shm", 6 << 30):
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
-elif sys.platform == "linux" and not _runs_programs(tempfile.gettempdir()):
-    (ROOT / "build").mkdir(exist_ok=True)
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(ROOT / "build"))
+if sys.platform == "linux":
+    _rooms = {"/dev/shm": 6 << 30, tempfile.gettempdir(): 0, "/var/tmp": 0}
+    if _folder := next((folder for folder, room in _rooms.items() if _runs_programs(folder, room)), None):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _folder)
 
 
 def pytest_collection_finish() -> None:

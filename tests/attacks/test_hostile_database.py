@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shlex
 import sqlite3
 import struct
 from pathlib import Path
@@ -269,11 +270,11 @@ def test_a_journal_that_names_a_file_of_the_user_s_has_it_deleted_by_no_command(
         db.execute(f"PRAGMA journal_mode = {mode}")
     for suffix in ("-wal", "-shm"):
         (root / f"registry.db{suffix}").unlink(missing_ok=True)
-    adapter, victim, journal = make("mine", 9), tmp_path / "victim", root / "registry.db-journal"
+    adapter, victim, journal = shlex.quote(str(make("mine", 9))), tmp_path / "victim", root / "registry.db-journal"
     victim.write_text("kept")
     journal.write_bytes(journal_naming(root / "registry.db", victim))
     for command in ("list", "show team/sql", f"push {adapter} team/new", "gc", "fsck", "info", "search x", "rm team/sql -y"):
-        done = run(*command.split(), cwd=root, code=None)
+        done = run(*shlex.split(command), cwd=root, code=None)
         assert done.returncode in (1, 4), command
         assert victim.read_text() == "kept", command
     assert "its journal names another file" in run("list", cwd=root, code=4).stderr

@@ -239,8 +239,10 @@ def test_pre_commit_takes_the_hook_and_runs_it_on_what_changed(two: None, tmp_pa
     git = need_program("git")
     import yaml
 
-    subprocess.run([sys.executable, "-m", "pre_commit", "validate-manifest", str(ROOT / ".pre-commit-hooks.yaml")], check=True)
-    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    environment = {**os.environ, "PYTHONPATH": PATH, "PRE_COMMIT_HOME": str(tmp_path / "cache")}
+    manifest = str(ROOT / ".pre-commit-hooks.yaml")
+    subprocess.run([sys.executable, "-m", "pre_commit", "validate-manifest", manifest], env=environment, check=True)
+    (hook,) = yaml.safe_load(Path(manifest).read_text())
     repository = tmp_path / "repository"
     repository.mkdir()
     adapter(repository / "bad", pairs(2), r=3)
@@ -248,7 +250,6 @@ def test_pre_commit_takes_the_hook_and_runs_it_on_what_changed(two: None, tmp_pa
     # The hook as it stands but for where it is installed: a local hook runs the sources.
     local = {**hook, "language": "system", "entry": f"{shlex.quote(sys.executable)} -m {hook['entry']}"}
     (repository / ".pre-commit-config.yaml").write_text(yaml.safe_dump({"repos": [{"repo": "local", "hooks": [local]}]}))
-    environment = {**os.environ, "PYTHONPATH": PATH, "PRE_COMMIT_HOME": str(tmp_path / "cache")}
 
     def commit(*paths: str) -> subprocess.CompletedProcess[str]:
         subprocess.run([git, "add", ".pre-commit-config.yaml", *paths], cwd=repository, check=True)

@@ -236,6 +236,7 @@ def test_a_prompt_may_have_more_tokens_than_bytes(tmp_path: Path) -> None:
 
 
 def test_a_gguf_without_a_tokenizer_or_of_an_encoder_is_refused_and_not_answered_with_nothing(tmp_path: Path) -> None:
+    need_module("llama_cpp_py_sync")
     says = "mute.gguf: contains no tokenizer. Convert the model again, from a folder with tokenizer.json"
     mute = tiny.write_gguf(tiny.model(), tmp_path / "mute.gguf")
     with llama_cpp.opened(mute) as engine, pytest.raises(RefusedError, match=says):
