@@ -117,11 +117,9 @@ def base_model() -> None:
 
 def dtype() -> list[str]:
     """No option where the processor multiplies bfloat16; elsewhere torch takes 7 to 15 times as long for it as for float32."""
-    import torch
+    from adapterhub.training import compute_device
 
-    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return []
-    return ["--set", "base.dtype=float32"]
+    return ["--set", "base.dtype=float32"] if compute_device.dtype_notes("bfloat16", compute_device.select("auto")) else []
 
 
 def registry() -> None:

@@ -16,7 +16,7 @@ from adapterhub_converters.errors import UsageError
 
 from . import environment, inputs, output
 from .environment import workspace
-from .options import Choice, Settings, max_rank_option
+from .options import Choice, Settings, dtype_option, max_rank_option
 
 if TYPE_CHECKING:
     from adapterhub.serve.engines import Engine
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # Written out so that help and completion need not import the engines; a test compares.
 ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
-DTYPES = ("float32", "bfloat16", "float16")
 _OPTIONS = (
     click.option("--engine", type=Choice(ENGINES), default="auto", show_default=True, help="The program that answers."),
     click.option(
@@ -45,7 +44,9 @@ _OPTIONS = (
         type=click.IntRange(1),
         help="Tokens of a conversation. [default: the base's own; with llama.cpp 4096 at most]",
     ),
-    click.option("--dtype", type=Choice(DTYPES), help="What torch, vLLM or SGLang computes in. [default: the base's own]"),
+    dtype_option(
+        ("float32", "bfloat16", "float16"), "the computation, in torch, vLLM or SGLang", default_text="the base's own"
+    ),
     click.option("--nf4", is_flag=True, help="Hold the base in NF4, in torch."),
 )
 

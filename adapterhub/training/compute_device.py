@@ -66,6 +66,19 @@ def deterministic(setting: str) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = previous_settings[1]
 
 
+def dtype_notes(dtype: str, device: torch.device) -> list[str]:
+    """Return a note for a dtype that the device multiplies in a slow loop: bfloat16 on CPUs without AVX-512 or its like."""
+    has_fast_products = device.type != "cpu" or multiplies_bfloat16()
+    if dtype != "bfloat16" or has_fast_products:
+        return []
+    return ['this processor multiplies bfloat16 7 to 15 times slower than float32: set dtype = "float32" in [base]']
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether torch has fast products of bfloat16 for this processor."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def name(device: torch.device) -> str | None:
     """Return the name of a CUDA device; None for the CPU."""
     return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

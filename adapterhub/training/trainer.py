@@ -111,7 +111,16 @@ class Trainer:
         # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
         dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
-        notes = [*base.notes, *dense_notes, *length_notes, *template_notes, *train_set.notes, *data.overlap(train_set, heldout)]
+        dtype_notes = compute_device.dtype_notes(config.base.dtype, device)
+        notes = [
+            *base.notes,
+            *dtype_notes,
+            *dense_notes,
+            *length_notes,
+            *template_notes,
+            *train_set.notes,
+            *data.overlap(train_set, heldout),
+        ]
         if initial:
             notes += adapter_transfer.other_weights(initial, weights)
             adapter_transfer.check_config(initial, config.lora, base.targets, config.location)

@@ -55,7 +55,7 @@ class Storm:
             for number in range(ADAPTERS):
                 for at in (number, (number + 1) % ADAPTERS):
                     pushed = registry.push(self.models.adapter(at), f"team/s{number}")
-                    self.numbers[f"{pushed.name}@{pushed.digest}"] = at
+                    self.numbers[f"team/s{number}@{pushed.digest}"] = at
                 registry.tag(f"team/s{number}:v1", "live")
 
     def ask(self, prompt: str, model: str, stream: bool) -> Reply:

@@ -250,7 +250,18 @@ def test_with_a_dequantized_base_the_same_is_learned_byte_for_byte(tmp_path: Pat
         training.run(training.read_config(path, [f"base.hold={hold}"]), tmp_path / hold, on_event=events.append)
     assert contents(tmp_path / "quantized") == contents(tmp_path / "dense")
     notes = [event.notes for event in events if isinstance(event, training.Ready)]
-    assert notes == [(), ("the dequantized base is in memory: no step dequantizes it",)]
+    processor_notes = tuple(compute_device.dtype_notes("bfloat16", torch.device("cpu")))
+    assert notes == [processor_notes, (*processor_notes, "the dequantized base is in memory: no step dequantizes it")]
+
+
+def test_a_dtype_that_the_processor_multiplies_slowly_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, card = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(compute_device, "multiplies_bfloat16", lambda: False)
+    [note] = compute_device.dtype_notes("bfloat16", cpu)
+    assert note.endswith('set dtype = "float32" in [base]')
+    assert compute_device.dtype_notes("float32", cpu) == compute_device.dtype_notes("bfloat16", card) == []
+    monkeypatch.setattr(compute_device, "multiplies_bfloat16", lambda: True)
+    assert compute_device.dtype_notes("bfloat16", cpu) == []
 
 
 def test_dequantized_experts_compute_the_same() -> None:

@@ -82,21 +82,16 @@ KINDS: dict[str, tuple[dict[str, int], dict[str, object], str, str]] = {
 EVERY_DAY = "small-and-many-tokens"
 
 
-def multiplies_bfloat16() -> bool:
-    """Return whether this processor multiplies matrices of bfloat16 by oneDNN: with AVX-512 or AMX."""
-    import torch
-
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc to measure memory with")
 @pytest.mark.parametrize("kind", [EVERY_DAY])
 def test_the_measured_memory_is_within_15_percent_of_the_prediction(tmp_path: Path, kind: str) -> None:
     for name in ("bitsandbytes", "matplotlib"):
         need_module(name)
+    from adapterhub.training import compute_device  # imports torch
+
     numbers, keys, base, lora = KINDS[kind]
     tolerance = 0.15
-    if not base and not multiplies_bfloat16():
+    if not base and not compute_device.multiplies_bfloat16():
         # Torch's own loop for bfloat16 takes minutes here, and none of oneDNN's memory, which the plan includes.
         base, tolerance = 'dtype = "float32"', 0.2
     path = made(tmp_path, numbers, base=base, lora=lora, **keys)  # type: ignore[arg-type]
