@@ -42,9 +42,10 @@ settings.load_profile("adapterhub")
 # As `serve` has it: MKL reads this when torch is loaded, which other tests of this process may do first.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-# The servers of tests are on this machine, and many clients of others would ask a proxy for it.
+# The servers of tests are on this machine, and many clients of others would ask a proxy for it. Older versions of httpx do not
+# start with an address in brackets here.
 for _name in ("NO_PROXY", "no_proxy"):
-    os.environ[_name] = ",".join(filter(None, ["127.0.0.1,localhost,::1,[::1]", os.environ.get(_name)]))
+    os.environ[_name] = ",".join(filter(None, ["127.0.0.1,localhost,::1", os.environ.get(_name)]))
 
 # A shell has what it starts in the background ignore interrupts, and so would all that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
