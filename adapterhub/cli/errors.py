@@ -144,7 +144,7 @@ def _with_flags(fields: Mapping[str, object]) -> dict[str, object]:
 def reword(error: AdapterhubError) -> AdapterhubError:
     """Replace the parameter of an error by its option, and its hint by that of its code; return the error.
 
-    The error itself changes, once, while the command that raised it is known: it is on its way to whoever reports it.
+    The error itself changes, once, while the command that raised it is known: nothing but its report reads it after that.
     """
     if not error.worded:
         context = click.get_current_context(silent=True)

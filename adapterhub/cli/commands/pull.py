@@ -97,8 +97,8 @@ def pull(
         raise UsageError("--model", "is for --to ollama", "Leave it out", code="conflicting-options")
     if locked:
         signing = (require_signature, keys, signed_as, remember)
-        given = (lock, remote is not None, base is not None, conversion is not None, bundled, offline, *signing)
-        _pull_locked(settings, ref, out, is_alone=not any(given), replace=replace)
+        other_options = (lock, remote is not None, base is not None, conversion is not None, bundled, offline, *signing)
+        _pull_locked(settings, ref, out, is_alone=not any(other_options), replace=replace)
         return
     if ref is None:
         raise UsageError("pull", "Missing argument 'REF'", "See `adapterhub pull --help`")

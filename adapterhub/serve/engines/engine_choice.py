@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub_converters.errors import NotFoundError, UsageError
 
@@ -140,19 +140,13 @@ def open_engine(options: EngineOptions) -> Engine:
         case "vllm":
             from . import vllm
 
-            command_line = partial(
-                command_lines.vllm, rank=options.rank, most=options.most, context=options.context, dtype=options.dtype
-            )
-            client, process = _server(options, VLLM, command_line)
+            client, process = _server(options, VLLM, partial(command_lines.vllm, **_sizes(options)))
             folder = (options.cache or options.folder) / "zeros"
             return vllm.Vllm(client, process, base=options.base, folder=folder, slots=options.most, resolves=options.resolves)
         case "sglang":
             from . import sglang
 
-            command_line = partial(
-                command_lines.sglang, rank=options.rank, most=options.most, context=options.context, dtype=options.dtype
-            )
-            client, process = _server(options, SGLANG, command_line)
+            client, process = _server(options, SGLANG, partial(command_lines.sglang, **_sizes(options)))
             return sglang.Sglang(client, process, base=options.base, most=options.most)
         case "mlx":
             from . import mlx
@@ -183,6 +177,11 @@ def _check_startable(options: EngineOptions, name: str) -> None:
             raise UsageError(f"{option} {value}", f"is not for {name}", f"It is for {', '.join(engines)}")
 
 
+def _sizes(options: EngineOptions) -> dict[str, Any]:
+    """Return the options that the command lines of vLLM and SGLang have in common."""
+    return {"rank": options.rank, "most": options.most, "context": options.context, "dtype": options.dtype}
+
+
 def _weight_type(base: BaseSpec) -> str:
     """Return the type of most weights of a file, such as `Q8_0`."""
     sizes: Counter[str] = Counter()
@@ -196,9 +195,7 @@ def _open_llama_cpp(options: EngineOptions) -> Engine:
     from . import llama_server
 
     if options.url:
-        attached = llama_server.AttachedServer(options.url, options.url_key, base=options.base)
-        attached.client.patience = options.timeout
-        return attached
+        return llama_server.AttachedServer(options.url, options.url_key, base=options.base, patience=options.timeout)
     if options.base.kind != "gguf":
         raise UsageError(options.name, "is not a GGUF file, and llama.cpp reads no other", "Convert it", code="base-to-gguf")
     if not options.program and not _has_program(LLAMA, options.environ) and _has_libllama():
@@ -243,9 +240,7 @@ def _server(options: EngineOptions, name: str, words: Callable[..., list[str]]) 
     from .over_http import Process
 
     if options.url:
-        client = Client(options.url, options.url_key)
-        client.patience = options.timeout
-        return client, None
+        return Client(options.url, options.url_key, patience=options.timeout), None
     # Chosen here rather than by the engine, because the client must know it before the engine starts.
     port = free_port()
     base_names = () if name == MLX else (options.name,)
@@ -254,8 +249,7 @@ def _server(options: EngineOptions, name: str, words: Callable[..., list[str]]) 
     if name == VLLM:  # the others take a key only on the command line, which everyone on the machine can read
         key = secrets.token_urlsafe(24)
         environ |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_API_KEY": key}
-    client = Client(f"http://127.0.0.1:{port}", key)
-    client.patience = options.timeout
+    client = Client(f"http://127.0.0.1:{port}", key, patience=options.timeout)
     ready: Callable[[], Awaitable[bool]] = partial(client.answers, "/health")
     return client, Process(command, environ, ready)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,7 +43,7 @@ class _Response:
         kinds = (value.decode("latin-1") for name, value in response.headers if name.lower() == b"content-type")
         self.media_type = next(kinds, "application/json")
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes]:
         """Yield the body as it arrives, and close."""
         try:
             with _engine_errors():
@@ -62,7 +62,7 @@ class _Response:
     async def document(self, path: str) -> Any:
         """Return the whole body as a JSON document, or as text if it is none."""
         raw = b""
-        async with contextlib.aclosing(self.pieces()) as pieces:  # type: ignore[type-var]
+        async with contextlib.aclosing(self.pieces()) as pieces:
             async for piece in pieces:
                 raw += piece
                 if len(raw) > _LONGEST_DOCUMENT:
@@ -131,7 +131,7 @@ class Client:
         patience: Seconds until an answer begins, and between two pieces of it; None for no limit.
     """
 
-    def __init__(self, url: str, key: str = "") -> None:
+    def __init__(self, url: str, key: str = "", *, patience: float | None = None) -> None:
         self.url, self.origin = url, httpcore2.URL(url).origin
         host = urlsplit(url).netloc.rpartition("@")[2]
         self.headers: dict[bytes | str, bytes | str] = {"host": host}
@@ -140,7 +140,7 @@ class Client:
         # Each connection would read the certificates of the machine again. No proxy of the environment is used for an engine.
         self.ssl_context = ssl.create_default_context() if url.startswith("https:") else None
         self.greet: Callable[[Connection], Awaitable[Any]] | None = None
-        self.patience: float | None = None
+        self.patience = patience
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
 

@@ -122,8 +122,7 @@ class _LlamaCpp:
 def _client_and_process(options: LlamaServerOptions) -> tuple[Client, Process, int]:
     """Return a client, the process that it talks to, still without a command line, and the port."""
     key, port = secrets.token_urlsafe(24), free_port()
-    client = Client(f"http://127.0.0.1:{port}", key)
-    client.patience = options.timeout
+    client = Client(f"http://127.0.0.1:{port}", key, patience=options.timeout)
     return client, Process((), options.process_environ(key), partial(client.answers, "/health")), port
 
 
@@ -425,8 +424,8 @@ class AttachedServer(_LlamaCpp, Server):
 
     blends = keeps = True  # it may be restarted with the same files
 
-    def __init__(self, url: str, key: str = "", *, base: BaseSpec) -> None:
-        super().__init__(Client(url, key))
+    def __init__(self, url: str, key: str = "", *, base: BaseSpec, patience: float | None = None) -> None:
+        super().__init__(Client(url, key, patience=patience))
         self.client.greet = self._greet
         self._checks = BaseChecks(self.client, base)
         self.most = self.slots = 1024

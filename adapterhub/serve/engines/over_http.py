@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -249,7 +250,7 @@ class Server:
         """Do nothing, for servers that forget by themselves, or never."""
 
 
-class LoadingServer(Server):
+class LoadingServer(Server, ABC):
     """A server that loads adapters by name while it runs, and forgets all of them when it is restarted."""
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
@@ -260,9 +261,9 @@ class LoadingServer(Server):
         if process is not None:
             process.before_start = self._loaded.clear
 
+    @abstractmethod
     async def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name; RefusedError if the server cannot."""
-        raise NotImplementedError
 
     async def ensure(self, served: PreparedVersion) -> None:
         """Load the version, unless the server has it."""
