@@ -120,7 +120,7 @@ def servable(folder: str, model: str, rank: int) -> None:
     base(str(here / "base"), model)
     letters = [*serving.SPECIAL, *map(chr, range(33, 127)), "Ġ", "Ċ", "th"]
     rest = (COMMON | MODELS[model])["vocab_size"] - len(letters)
-    serving.write_tokenizer(here / "base", [*letters, *(f"th{number}" for number in range(rest))])
+    serving.write_tokenizer(here / "base", [*letters, *(f"th{number}" for number in range(rest))], [("t", "h")])
     adapter(str(here / "adapter"), model, rank)
     ah.convert_model(here / "base", here / "base.gguf", to="gguf")
     ah.convert(here / "adapter", here / "adapter.gguf", to="gguf", base=here / "base.gguf")

@@ -69,7 +69,7 @@ class EngineChoice:
     @property
     def facts(self) -> str:
         """What is known of the engine once it has started: the tokens of a conversation, and its precision."""
-        context = f"{self.engine.context:,} tokens a conversation" if self.engine.context else ""
+        context = f"{self.engine.context:,} tokens per conversation" if self.engine.context else ""
         return ", ".join(fact for fact in (context, self.engine.precision) if fact)
 
 
