@@ -1,4 +1,4 @@
-"""Ask llama-server through `adapterhub serve`, and the same process of it directly, in turn: what the gateway adds.
+"""Ask through `adapterhub serve`: what it adds to a llama-server asked directly, and costs beside a proxy that does nothing.
 
     python benchmarks/gateway.py [--requests 400] [--rounds 3]
 
@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,15 +21,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from _bench import Bench, Figures, Program, call, main, process
+from _bench import HERE, Bench, Figures, Program, call, main, process
 
-ENGINE = "llama-server asked directly"
-JOBS = {"answer of four tokens": [ENGINE], "answers on eight connections": [ENGINE]}
+ENGINE, PROXY = "llama-server asked directly", "a proxy that only passes on"
+COST = "CPU of an answer and of a streamed token"
+JOBS = {"answer of four tokens": [ENGINE], "answers on eight connections": [ENGINE], COST: [PROXY]}
+TOKENS = 200  # of a stream
 REF = "team/a0:prod"
 
 
 def answers(bench: Bench) -> None:
-    one, eight = JOBS
+    one, eight, _ = JOBS
     count = bench.options.requests
     call(make, bench.scratch)
     with gateway(bench.scratch) as (url, engine, key, section):
@@ -43,6 +46,42 @@ def answers(bench: Bench) -> None:
             f"{count} requests",
             bench.turns(program("adapterhub", rate, *ours, count), program(ENGINE, rate, *theirs, count)),
         )
+
+
+def costs(bench: Bench) -> None:
+    """Measure the CPU time of the gateway and of the proxy, over the same engine."""
+    from adapterhub.http_server.binding import free_port
+    from tests.support import serving
+
+    folder = bench.scratch / "costs"
+    folder.mkdir()
+    call(make, folder)
+    port, proxy_port = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    with contextlib.ExitStack() as programs:
+        for words in (("engine", port, folder / "base"), ("proxy", proxy_port, url)):
+            command = [sys.executable, HERE / "_made_up_engine.py", *map(str, words)]
+            server = programs.enter_context(subprocess.Popen(command))
+            programs.callback(server.kill)
+            wait_for(words[1])
+        options = ("--engine", "vllm", "--engine-url", url)
+        ours = programs.enter_context(serving.gateway(folder / "base", folder / "registry", folder / "gateway", *options))
+        count = bench.options.requests
+        gateway_program = program("adapterhub", cpu, ours.url, ours.process.pid, count)
+        proxy_program = program(PROXY, cpu, f"http://127.0.0.1:{proxy_port}", server.pid, count)
+        bench.add(COST, f"{count} answers, as many tokens", bench.turns(gateway_program, proxy_program))
+
+
+def wait_for(port: int) -> None:
+    """Wait until a program listens."""
+    while True:
+        with (
+            contextlib.suppress(ConnectionRefusedError),
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as probe,
+        ):
+            probe.connect()
+            return
+        time.sleep(0.05)
 
 
 def program(name: str, function: Any, *arguments: object) -> Program:
@@ -109,6 +148,41 @@ def rate(url: str, model: str, key: str, count: int) -> Figures:
     return {"requests/s": max(8, count // 8 * 8) / (time.perf_counter() - start)}
 
 
+def cpu(url: str, pid: int, count: int) -> Figures:
+    """Ask on eight connections, first for whole answers, then for streams; what that took of a process, start and end apart."""
+    chat(url, 8, stream=False)
+    begin = cpu_seconds(pid)
+    chat(url, count, stream=False)
+    whole = cpu_seconds(pid)
+    streams = max(8, count // TOKENS)
+    chat(url, streams, stream=True)
+    answer = (whole - begin) / count
+    return {"ms": answer * 1e3, "token ms": (cpu_seconds(pid) - whole - streams * answer) / (streams * TOKENS) * 1e3}
+
+
+def chat(url: str, count: int, *, stream: bool) -> None:
+    """Ask for a number of answers on eight connections."""
+
+    def several(number: int) -> None:
+        connection = connected(url)
+        message = {"role": "user", "content": "the quick brown fox " * 5}
+        body = {"model": REF, "messages": [message], "max_tokens": TOKENS, "stream": stream}
+        for _ in range(number):
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status != 200 or (stream and text.count(b"data: ") != TOKENS + 1):
+                raise RuntimeError(text.decode())
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(several, [max(1, count // 8)] * 8))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of all threads of a process, which Linux counts in nanoseconds."""
+    return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
 def connected(url: str) -> http.client.HTTPConnection:
     host, _, port = url.removeprefix("http://").partition(":")
     return http.client.HTTPConnection(host, int(port))
@@ -125,4 +199,4 @@ def ask(connection: http.client.HTTPConnection, model: str, key: str, *, stream:
 
 
 if __name__ == "__main__":
-    main(__doc__, JOBS, answers, requests=(400, 4), rounds=(3, 1))
+    main(__doc__, JOBS, costs, answers, requests=(400, 4), rounds=(3, 1))

@@ -20,6 +20,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import EngineAnswer, EngineDownError, EngineTimeoutError
+from .engine_stream import EngineNetwork
 
 _CONNECT = 5.0  # seconds
 _IDLE = 2.0  # seconds after which a connection is not reused, because servers close idle ones after five
@@ -82,7 +83,9 @@ class Connection:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._http = httpcore2.AsyncHTTPConnection(client.origin, client.ssl_context, keepalive_expiry=_IDLE)
+        self._http = httpcore2.AsyncHTTPConnection(
+            client.origin, client.ssl_context, keepalive_expiry=_IDLE, network_backend=EngineNetwork()
+        )
         self.facts: Any = None
 
     def is_usable(self) -> bool:

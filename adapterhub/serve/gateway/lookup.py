@@ -26,6 +26,7 @@ from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
 from adapterhub.serve import resolving
 from adapterhub.serve.model_names import AllowedNames
+from adapterhub.store.ref_log import RefLog
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, RemoteError, UsageError
 
 T = TypeVar("T")
@@ -75,6 +76,15 @@ class Lookup(Protocol):
         """Close what it has opened."""
 
 
+@dataclass(frozen=True, slots=True)
+class _LoggedVersion:
+    """A version as it was looked up while the log of its name ended at `seq`."""
+
+    version: ResolvedVersion
+    log: RefLog
+    seq: int
+
+
 class RegistryLookup:
     """A `Lookup` in the registry of a workspace, opened in its own thread, and again after a failure."""
 
@@ -84,6 +94,7 @@ class RegistryLookup:
         self._registry: Registry | None = None
         # One thread, which owns the connection to the registry's database.
         self._thread = ThreadPoolExecutor(1, "lookup")
+        self._recent: OrderedDict[Ref, _LoggedVersion] = OrderedDict()
 
     async def check(self) -> None:
         """Open the registry; AdapterhubError if it cannot be opened."""
@@ -96,14 +107,20 @@ class RegistryLookup:
     async def find(self, ref: Ref) -> ResolvedVersion:
         """Return the version that a ref names; NotFoundError if there is none."""
 
-        def work(registry: Registry) -> ResolvedVersion:
+        def work(registry: Registry) -> _LoggedVersion:
             # Without this, `row` would compare a misspelled name with all others for a hint that the client must not see.
-            if registry.ledger.current(ref.name).seq == 0:
+            if (seq := registry.ledger.current(ref.name).seq) == 0:
                 raise NotFoundError(str(ref), "no such adapter")
             row = registry.row(ref)
-            return ResolvedVersion(row.name, row.digest)
+            return _LoggedVersion(ResolvedVersion(row.name, row.digest), registry.store.log, seq)
 
-        return await self._call(work)
+        recent = self._recent.get(ref)
+        # Whatever changes a name adds an entry to its log; one system call here, and no turn of the registry's thread.
+        if recent is None or not recent.log.ends_at(ref.name, recent.seq):
+            recent = self._recent[ref] = await self._call(work)
+            if len(self._recent) > _MOST_CACHED:
+                self._recent.popitem(last=False)
+        return recent.version
 
     async def list_refs(self, allowed: AllowedNames) -> list[tuple[str, ResolvedVersion]]:
         """Return the tags of at most a thousand names."""

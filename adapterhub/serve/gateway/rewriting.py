@@ -20,7 +20,16 @@ from .problems import engine_failed
 _LONGEST = 4 << 20  # bytes of an event
 _LONGEST_STREAM = 1 << 30  # bytes of all events of a stream
 _LARGEST = 64 << 20  # bytes of an answer that is not a stream
+_SHORT = 1 << 16  # bytes of an event that is not parsed with every check
+_MODEL = b'"model"'
 _DATA, _DONE, _END = b"data:", b"[DONE]", b"data: [DONE]\n"
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 @dataclass
@@ -100,6 +109,49 @@ def rename_model(document: bytes, model: str, usage: Usage, *, expected: str) ->
     return json.dumps({**members, "model": model}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+class _Renamer:
+    """Puts the name of the version into the events of one stream.
+
+    An engine writes all of them alike, so the bytes with which it wrote `model` in the first event are replaced in later ones.
+    That costs a quarter of parsing an event with every check and writing it again, as an event that looks different is.
+    """
+
+    def __init__(self, model: str, usage: Usage, expected: str) -> None:
+        self._model, self._usage, self._expected = model, usage, expected
+        self._name, self._member = "", b""  # the engine's name, and `"model":"NAME"` as it writes it
+        self._new_member = f'"model":{json.dumps(model, ensure_ascii=False)}'.encode()
+
+    def rename(self, document: bytes) -> bytes:
+        """Return an event with the name of the version; empty for one that the client did not ask for."""
+        if self._member and (renamed := self._replace_member(document)) is not None:
+            return renamed
+        renamed = rename_model(document, self._model, self._usage, expected=self._expected)
+        self._learn(document)
+        return renamed
+
+    def _replace_member(self, document: bytes) -> bytes | None:
+        """Return an event with its only `model` replaced; None if its bytes do not show that there is just one, as before."""
+        # An escape could spell another `model`, or half a character.
+        if len(document) > _SHORT or document.count(_MODEL) != 1 or b"\\u" in document or self._member not in document:
+            return None
+        try:
+            members = _DECODER.decode(document.decode())
+        except (ValueError, RecursionError):
+            return None
+        # The only one belongs to the event itself, not to an object inside.
+        if not isinstance(members, dict) or members.get("model") != self._name:
+            return None
+        return document.replace(self._member, self._new_member) if self._usage.count(members) else b""
+
+    def _learn(self, document: bytes) -> None:
+        """Remember how the engine writes its name, after an event that was parsed with every check."""
+        self._name = self._expected or str(json.loads(document).get("model", ""))
+        spellings = (
+            separator + json.dumps(self._name, ensure_ascii=False).encode() for separator in (b'"model":', b'"model": ')
+        )
+        self._member = next((spelling for spelling in spellings if self._name and spelling in document), b"")
+
+
 async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterator[bytes]:
     """Yield the lines of an event stream as soon as each is complete, with another `model` in their objects.
 
@@ -107,11 +159,12 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
         ProblemError: The stream is malformed, too long, by another model, or cut off.
     """
     remainder, length, ended = b"", 0, False
+    renamer = _Renamer(model, usage, answer.model)
     async for piece in answer.body:
         length += len(piece)
         *lines, remainder = (remainder + piece).split(b"\n")
         if lines:
-            complete_lines = b"".join(_rewrite_line(line, model, usage, answer.model) + b"\n" for line in lines)
+            complete_lines = b"".join(_rewrite_line(line, renamer) + b"\n" for line in lines)
             ended = ended or _END in complete_lines
             yield complete_lines
         if len(remainder) > _LONGEST or length > _LONGEST_STREAM:
@@ -120,7 +173,7 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
         raise engine_failed("its stream was cut off")
 
 
-def _rewrite_line(line: bytes, model: str, usage: Usage, expected: str) -> bytes:
+def _rewrite_line(line: bytes, renamer: _Renamer) -> bytes:
     """Return a line of a stream with another `model`."""
     line = line.removesuffix(b"\r")
     if b"\r" in line:  # some clients would take it as the end of a line; JSON never has one in its strings
@@ -130,5 +183,5 @@ def _rewrite_line(line: bytes, model: str, usage: Usage, expected: str) -> bytes
     data = line[len(_DATA) :].strip()
     if data == b"null":  # llama-server sends one before the answers to several prompts
         return b""
-    rewritten = data if data == _DONE else rename_model(data, model, usage, expected=expected)
+    rewritten = data if data == _DONE else renamer.rename(data)
     return b"data: " + rewritten if rewritten else b""

@@ -48,6 +48,47 @@ def test_lines_may_end_and_fields_begin_as_the_standard_has_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"model":"engine","choices":[{"model":"engine"}]}',
+        b'{"choices":[{"model":"engine"}],"mod\\u0065l":"engine"}',
+        b'{"choices":[{"text":"\\"model\\":\\"engine\\""}],"model":"engine"}',
+        b'{"model" : "engine","choices":[]}',
+        b'{"choices":[{"text":"\\u00e9"}],"model":"engine"}',
+    ],
+)
+def test_only_the_model_of_the_event_itself_is_replaced_however_it_is_written(event: bytes) -> None:
+    first = b'data: {"model":"engine","choices":[]}\n\n'
+    _, second, _ = rewritten(first, b"data: " + event + b"\n\n", b"data: [DONE]\n\n").split(b"\n\n", 2)
+    assert json.loads(second.removeprefix(b"data: ")) == {**json.loads(event), "model": "team/a@sha256:1"}
+
+
+@pytest.mark.parametrize("separator", [b":", b": "])
+def test_later_events_keep_every_byte_but_those_of_the_model(separator: bytes) -> None:
+    event = b'data: {"b" : 1,  "model"%s"engine", "text":"\xc3\xa9\\n"}\n\n' % separator
+    _, second, _ = rewritten(event, event, b"data: [DONE]\n\n").split(b"\n\n", 2)
+    assert second + b"\n\n" == event.replace(b'"model"%s"engine"' % separator, b'"model":"team/a@sha256:1"')
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"model":"engine"',
+        b'{"model":"engine","n":NaN}',
+        b'{"model":"engine","t":"\xff"}',
+        b'["model","engine"]',
+        b'{"model":"engine","t":"\\ud800"}',
+        b'{"model":"another"}',
+        b'{"model":"engine","n":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    ],
+)
+def test_a_later_event_is_checked_like_the_first(event: bytes) -> None:
+    first = b'data: {"model":"engine","choices":[]}\n\n'
+    with pytest.raises(ProblemError, match="engine_failed|its answer"):
+        rewritten(first, b"data: " + event + b"\n\n", b"data: [DONE]\n\n")
+
+
 def test_an_event_without_anything_is_left_out() -> None:
     """llama-server begins a stream for several prompts with one."""
     assert rewritten(b'data: null\n\ndata: {"n":1}\n\ndata: [DONE]\n\n') == b'\n\ndata: {"n":1}\n\ndata: [DONE]\n\n'
