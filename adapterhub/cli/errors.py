@@ -5,12 +5,15 @@ The library names parameters and codes; only this module writes flags and comman
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from adapterhub_converters.errors import AdapterhubError, ParameterError
+from adapterhub.operations.workspace import variable_for
+from adapterhub_converters.errors import AdapterhubError, LocalIOError, ParameterError
 
 from . import output
 from .explanations import ERRORS, FINDINGS, STORED
@@ -169,8 +172,14 @@ def _hint(error: AdapterhubError, parameters: Set[str | None]) -> str:
         return alternative
     # A similar name is the better hint.
     if error.code not in HINTS or "meant" in error.fields:
-        return error.hint
+        return error.hint or _hint_for_folder(error)
     return HINTS[error.code].format_map(_with_flags(error.fields))
+
+
+def _hint_for_folder(error: AdapterhubError) -> str:
+    """Return how to move the user's folder of adapterhub that cannot be used, as in a container with a read-only home."""
+    variable = variable_for(Path(error.where), os.environ) if isinstance(error, LocalIOError) else ""
+    return f"Set {variable} to a folder where you can write" if variable else ""
 
 
 # Limits of what a stranger's adapter can print on a terminal.

@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +48,19 @@ def home_folder() -> Path:
         ) from error
 
 
+_USER_FOLDERS = {
+    "data": ("XDG_DATA_HOME", "LOCALAPPDATA", ".local/share"),
+    "config": ("XDG_CONFIG_HOME", "APPDATA", ".config"),
+    "cache": ("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache"),
+}
+
+
 def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path:
     """Return the user's own folder for adapterhub's files of a kind: `data`, `config` or `cache`.
 
     `environ` may name other places: the XDG base directories, and on Windows APPDATA and LOCALAPPDATA.
     """
-    xdg, windows, unix = {
-        "data": ("XDG_DATA_HOME", "LOCALAPPDATA", ".local/share"),
-        "config": ("XDG_CONFIG_HOME", "APPDATA", ".config"),
-        "cache": ("XDG_CACHE_HOME", "LOCALAPPDATA", ".cache"),
-    }[kind]
+    xdg, windows, unix = _USER_FOLDERS[kind]
     if environ.get(xdg):
         return Path(environ[xdg]) / "adapterhub"
     if sys.platform == "darwin":
@@ -66,6 +69,15 @@ def user_folder(kind: str, environ: Mapping[str, str] = _NO_ENVIRONMENT) -> Path
         folder = Path(environ.get(windows) or home_folder()) / "adapterhub"
         return folder / "cache" if kind == "cache" else folder  # on Windows, LOCALAPPDATA is for data and caches alike
     return home_folder() / unix / "adapterhub"
+
+
+def variable_for(path: Path, environ: Mapping[str, str]) -> str:
+    """Return the variable that moves the user's folder in which a path is; empty for a path outside of them."""
+    with suppress(UsageError):
+        for kind, (variable, *_) in _USER_FOLDERS.items():
+            if path.is_relative_to(user_folder(kind, environ)):
+                return variable
+    return ""
 
 
 def project_file(start: Path) -> Path | None:

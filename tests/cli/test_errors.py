@@ -147,3 +147,21 @@ def test_a_user_without_a_home_folder_is_told_to_set_one(run: Run, monkeypatch: 
     assert error == (
         "error: HOME: is not set, and the system knows no home folder of this user. Set it to a folder  [invalid-usage]\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "variable"),
+    [("remote add hub hub+http://127.0.0.1:9", "XDG_CONFIG_HOME"), ("push adapter team/a", "XDG_DATA_HOME")],
+)
+def test_a_home_that_cannot_be_written_to_is_told_with_the_variable_that_moves_the_folder(
+    run: Run, tmp_path: Path, words: str, variable: str
+) -> None:
+    adapter(tmp_path / "adapter", pairs(1))
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in (".config", ".local"):
+        (home / name).touch()  # a file: a folder without write permission stops no administrator
+    env = {"HOME": str(home), "XDG_DATA_HOME": "", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
+    error = run(*words.split(), env=env, code=8).stderr
+    assert f"Not a directory. Set {variable} to a folder where you can write  [io-error]" in error
+    assert error.count("\n") == 1
