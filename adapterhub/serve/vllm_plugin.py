@@ -7,7 +7,7 @@ vLLM 0.32 and 0.33 ask resolvers for names that they do not know (`vllm/lora/res
   until this process ends;
 - serve the base, with the adapter's name and status 200, if the adapter fits no module: `resolving` refuses whatever would not
   be applied as it was trained;
-- pass on the text of errors, but not why an adapter could not be loaded.
+- pass on the text of errors, but not why an adapter could not be loaded: a rank above its maximum is refused here.
 
 `cli/vllm_settings.py` has the entry point, which reads the environment. Nothing of vLLM is imported before `register`, which
 neither reads nor writes a file: vLLM calls it in each of its processes, and resolves names in only one of them.
@@ -32,7 +32,7 @@ from adapterhub.ref import Ref, RefError
 from adapterhub.remotes import remote_address
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
 
-from . import model_names, resolving
+from . import model_names, resolving, vllm_rank
 from .model_names import NOT_SERVED, AllowedNames
 from .prepared_versions import PreparedVersion, ServedLease
 
@@ -95,7 +95,8 @@ def register(settings: Settings) -> None:
     logger = init_logger("vllm.adapterhub")
     if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
         logger.warning("vLLM asks for no adapter unless VLLM_ALLOW_RUNTIME_LORA_UPDATING is True")
-    LoRAResolverRegistry.register_resolver(RESOLVER, _resolver(ServedVersions(settings, logger.warning)))
+    versions = ServedVersions(settings, logger.warning, vllm_rank.maximum_here)
+    LoRAResolverRegistry.register_resolver(RESOLVER, _resolver(versions))
 
 
 def _resolver(versions: ServedVersions) -> Any:
@@ -129,10 +130,12 @@ class ServedVersions:
     Attributes:
         settings: What is served.
         tell: Callback for the operator, which takes a format and its values.
+        max_rank: Returns the largest rank that vLLM was started for; 0 if that is not known. Called in a thread.
     """
 
     settings: Settings
     tell: Callable[..., object]
+    max_rank: Callable[[], int] = int
     _served: dict[str, PreparedVersion] = field(default_factory=dict)
     _refusals: OrderedDict[str, tuple[float, AdapterhubError]] = field(default_factory=OrderedDict)
     _work: dict[str, Future[PreparedVersion]] = field(default_factory=dict)
@@ -194,6 +197,7 @@ class ServedVersions:
         """Resolve and hold a version; runs in a thread."""
         try:
             served = self._environment.resolve(ref, base)
+            vllm_rank.check(served.ref, served.rank, self.max_rank())
         except AdapterhubError as error:
             self.tell("%a is not served: %a", model, str(error))
             with self._lock:

@@ -96,6 +96,19 @@ def test_what_has_no_fixed_meaning_or_is_forbidden_is_refused_before_anything_is
     assert not Path("cache").exists()
 
 
+def test_a_rank_above_the_maximum_of_vllm_is_refused_with_the_option_to_raise(start: Callable[..., Server]) -> None:
+    server = start()
+    server.push("team/sql")
+    server.versions.max_rank = lambda: 1
+    with pytest.raises(
+        RefusedError, match="has rank 2, and vLLM was started for 1. Start vLLM with --max-lora-rank 8"
+    ) as caught:
+        server.find("team/sql:v1")
+    assert caught.value.code == "rank-above-max"
+    server.versions.max_rank = int
+    assert server.find("sql:v1") != [None]
+
+
 def test_a_pinned_tag_means_what_it_meant_first(start: Callable[..., Server]) -> None:
     server = start(pin=True)
     old, before = server.push("team/sql:prod"), server.find("team/sql:prod")
