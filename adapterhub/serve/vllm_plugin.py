@@ -95,8 +95,7 @@ def register(settings: Settings) -> None:
     logger = init_logger("vllm.adapterhub")
     if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
         logger.warning("vLLM asks for no adapter unless VLLM_ALLOW_RUNTIME_LORA_UPDATING is True")
-    versions = ServedVersions(settings, logger.warning, vllm_rank.maximum_here)
-    LoRAResolverRegistry.register_resolver(RESOLVER, _resolver(versions))
+    LoRAResolverRegistry.register_resolver(RESOLVER, _resolver(ServedVersions(settings, logger.warning)))
 
 
 def _resolver(versions: ServedVersions) -> Any:
@@ -107,6 +106,7 @@ def _resolver(versions: ServedVersions) -> Any:
 
     class Resolver(LoRAResolver):  # type: ignore[misc]
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
+            versions.max_rank = versions.max_rank or vllm_rank.maximum_of_caller()
             try:
                 served = await versions.find(lora_name, base_model_name)
             except (UsageError, RefusedError) as error:
@@ -130,12 +130,12 @@ class ServedVersions:
     Attributes:
         settings: What is served.
         tell: Callback for the operator, which takes a format and its values.
-        max_rank: Returns the largest rank that vLLM was started for; 0 if that is not known. Called in a thread.
+        max_rank: The largest rank that vLLM was started for; 0 if that is not known.
     """
 
     settings: Settings
     tell: Callable[..., object]
-    max_rank: Callable[[], int] = int
+    max_rank: int = 0
     _served: dict[str, PreparedVersion] = field(default_factory=dict)
     _refusals: OrderedDict[str, tuple[float, AdapterhubError]] = field(default_factory=OrderedDict)
     _work: dict[str, Future[PreparedVersion]] = field(default_factory=dict)
@@ -197,7 +197,7 @@ class ServedVersions:
         """Resolve and hold a version; runs in a thread."""
         try:
             served = self._environment.resolve(ref, base)
-            vllm_rank.check(served.ref, served.rank, self.max_rank())
+            vllm_rank.check(served.ref, served.rank, self.max_rank)
         except AdapterhubError as error:
             self.tell("%a is not served: %a", model, str(error))
             with self._lock:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import gc
+import sys
+from contextlib import suppress
 
 from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import RefusedError
@@ -24,11 +25,14 @@ def raise_hint(rank: int) -> str:
     return f"Start vLLM with --max-lora-rank {wanted}" if wanted else f"Lower its rank; vLLM takes {most} at most"
 
 
-def maximum_here() -> int:
-    """Return the maximum of the vLLM in this process; 0 if it has none yet.
+def maximum_of_caller() -> int:
+    """Return the maximum of the vLLM that is calling, as its resolvers are called; 0 if it is not found.
 
-    vLLM gives its configuration to no plugin, so it is found among the objects of the process.
+    vLLM gives its configuration to no plugin, and freezes its objects, so that the garbage collector lists none of them.
     """
-    from vllm.config import LoRAConfig
-
-    return max((config.max_lora_rank for config in gc.get_objects() if type(config) is LoRAConfig), default=0)
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        caller = frame.f_locals.get("self")
+        with suppress(AttributeError):
+            return int(caller.engine_client.vllm_config.lora_config.max_lora_rank)
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import shutil
@@ -15,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from adapterhub.serve.engines import vllm_build
+from adapterhub.serve.engines.engine_client import Client
+from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, need_module
@@ -90,6 +94,8 @@ def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
 
         def answer(model: str) -> list[int]:
             return server.generated(model, PROMPT, COUNT)
+
+        assert asyncio.run(vllm_build.mixes_base(Client(server.url), read_base(tmp_path / "base")))  # as it is for CPUs
 
         # Each version by its digest, its number and without its namespace, in turn and at once.
         wanted = {one: "one", two: "two", "team/sql:v1": "one", "sql:v2": "two"}
