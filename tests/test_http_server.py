@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from adapterhub.http_server import binding, client_connections
+from adapterhub.http_server import certificate as certificates
 from adapterhub_converters.errors import RefusedError
+from tests.support.certificates import write_certificate
 
 
 @pytest.mark.parametrize(
@@ -54,10 +57,12 @@ def _answer(client: socket.socket) -> bytes:
 
 
 @contextmanager
-def _serving(app: Any, **more: Any) -> Iterator[tuple[tuple[str, int], Any]]:
+def _serving(
+    app: Any, certificate: Path | None = None, key: Path | None = None, **more: Any
+) -> Iterator[tuple[tuple[str, int], Any]]:
     """The address of a server of an application, and the server."""
     sock = binding.open_listener("127.0.0.1", 0)
-    server = client_connections.make_server(app, certificate=None, key=None, drain=1, **more)
+    server = client_connections.make_server(app, certificate=certificate, key=key, drain=1, **more)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
@@ -78,6 +83,58 @@ def test_one_connection_too_many_is_closed_and_those_before_it_are_answered(monk
             time.sleep(0.01)
         with socket.create_connection(address) as client:
             assert _answer(client) == b"HTTP/1.1 204"
+
+
+# ---- certificates
+
+
+def _certificate_at(address: tuple[str, int], name: str | None) -> bytes:
+    """The certificate that a new connection gets, to a server by its name or by none."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(address) as plain, context.wrap_socket(plain, server_hostname=name) as client:
+        assert _answer(client) == b"HTTP/1.1 204"
+        return client.getpeercert(binary_form=True) or b""
+
+
+def _der(path: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(path.read_text())
+
+
+@pytest.mark.parametrize("name", ["hub.example", None])
+def test_a_renewed_certificate_is_for_new_connections_and_a_broken_one_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str | None
+) -> None:
+    monkeypatch.setattr(certificates, "LOOK_SECONDS", 0.01)
+    caplog.set_level("INFO", "adapterhub.http_server")
+    pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    first, second = (_der(write_certificate(pem, days=days, secret=key)) for days in (1, 2))
+
+    def until(text: str) -> None:
+        while text not in caplog.text:
+            time.sleep(0.01)
+
+    with _serving(_app, pem, key) as (address, _):
+        assert _certificate_at(address, name) == second != first
+        # The key of another certificate, a text, and nothing at all.
+        broken: list[Callable[[], object]] = [
+            lambda: write_certificate(tmp_path / "other.pem", days=3, secret=key),
+            lambda: pem.write_text("-----BEGIN CERTIFICATE-----"),
+            pem.unlink,
+        ]
+        for breaks in broken:
+            caplog.clear()
+            breaks()
+            until(f"the certificate stays as it was: {pem}: ")
+            assert _certificate_at(address, name) == second
+        # As Kubernetes renews a secret: another folder behind the same link.
+        (tmp_path / "new").mkdir()
+        third = _der(write_certificate(tmp_path / "new/cert.pem", days=4, secret=tmp_path / "new/key.pem"))
+        for path in (pem, key):
+            path.unlink(missing_ok=True)
+            path.symlink_to(tmp_path / "new" / path.name)
+        until("has changed; new connections get it")
+        assert _certificate_at(address, name) == third
 
 
 # ---- files that the system sends

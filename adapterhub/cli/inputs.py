@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Source",
     "as_folder",
+    "base_and_model",
     "base_name",
     "byte_count",
     "existing_path",
@@ -104,3 +105,29 @@ def read_base(text: str, settings: Settings, *, notes: bool = True) -> BaseSpec:
     for note in spec.notes if notes else ():
         output.say(output.one_line(f"note: {note} ({spec.source})"))
     return spec
+
+
+def base_and_model(text: str, settings: Settings) -> tuple[str, str]:
+    """Return the base, and the `model` on it, of a text that names either a base, or versions that record theirs.
+
+    The `model` is empty for a base.
+
+    Raises:
+        UsageError: It is both.
+        ParameterError: The first version records no base by name.
+    """
+    from adapterhub.serve import model_names
+
+    settings_workspace = workspace(settings)
+    if base_sources.is_base(text, settings_workspace):
+        return text, ""
+    try:
+        first = str(model_names.parse(text)[0].ref)
+    except UsageError:
+        return text, ""  # the error for a missing base says what there may be
+    if not set(text) & set(":@*+") and not sources.is_stored(first, settings_workspace):
+        return text, ""
+    with open_source(first, settings) as source:
+        base = base_sources.recorded_base(source)
+    output.say(output.one_line(f"base: {base}, which the adapter records"))
+    return base, text

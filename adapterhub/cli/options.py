@@ -7,6 +7,7 @@ exception is `adapterhub search`: its options are filters, each named for the fi
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,11 +72,16 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does, and name the command in the error for an option without its value."""
+        words = [*args]
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
+        for option in self.params:
+            if isinstance(option, SwappedOption):
+                option.refuse(ctx, words)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run as click does, and add a hint for this command to its errors."""
@@ -129,6 +135,33 @@ def refuse_unknown(context: click.Context, typed: str, names: Sequence[str]) -> 
     raise UsageError(typed[:80], "no such command", hint)
 
 
+class SwappedOption(click.Option):
+    """A hidden option of a command line in the wrong order: refused, with the one that was probably meant.
+
+    Args:
+        in_order: Returns the words that replace the command's first argument; gets that argument and the option's value.
+    """
+
+    def __init__(self, *args: Any, in_order: Callable[[str, str], Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, hidden=True)
+        self._in_order = in_order
+
+    def refuse(self, context: click.Context, words: Sequence[str]) -> None:
+        """Raise UsageError if the option is among the words of a command line."""
+        value = context.params.pop(str(self.name), None)
+        if value is None:
+            return
+        option, first = self.opts[0], next(param for param in context.command.params if isinstance(param, click.Argument))
+        argument = str(context.params[str(first.name)])
+        right = [*words]
+        at = next(number for number, word in enumerate(right) if word.partition("=")[0] == option)
+        del right[at : at + (1 if "=" in right[at] else 2)]
+        at = right.index(argument)
+        right[at : at + 1] = self._in_order(argument, value)
+        hint = f"Did you mean `{context.command_path} {shlex.join(right)}`?"
+        raise UsageError(option, f"is no option of `{context.command_path}`", hint)
+
+
 def set_shared(context: click.Context, option: click.Parameter, value: Any) -> None:
     """Set a field of the run's settings, wherever the option was written."""
     if value:
@@ -148,6 +181,12 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 def base_option(detail: str, **attributes: Any) -> Decorator:
     """Return the option `--base BASE`: the base model."""
     return click.option("--base", metavar="BASE", help=f"Base model: {detail}", **attributes)
+
+
+def adapter_swapped_with_base(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse `BASE --adapter SRC`, in a command that takes `SRC --base BASE`."""
+    option = click.option("--adapter", "swapped", cls=SwappedOption, in_order=lambda base, source: (source, "--base", base))
+    return option(function)
 
 
 def output_option(detail: str, **attributes: Any) -> Decorator:

@@ -1,6 +1,7 @@
 """What the servers of this package share: the hub and the gateway.
 
 binding.py              the socket a server listens on
+certificate.py          a certificate that is read again when it changes
 client_connections.py   connections of clients, within limits
 limits.py               counts of events in windows of time
 logs.py                 log lines as JSON

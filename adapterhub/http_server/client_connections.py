@@ -11,6 +11,7 @@ specification), whose bytes then never enter this process.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import sys
@@ -25,6 +26,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from adapterhub_converters.errors import LocalIOError, UsageError
 
+from .certificate import Certificate
+
+_log = logging.getLogger("adapterhub.http_server")
 MAX_HEAD = 64 << 10
 """Bytes of a request line with its headers, or after a body, beyond the piece in which they end."""
 HEAD_SECONDS = 30.0
@@ -265,13 +269,29 @@ class _BufferedReader(asyncio.BufferedProtocol):
         self._connection.data_received(_BUFFER[:nbytes])
 
 
-def make_server(app: Any, *, certificate: Path | None, key: Path | None, drain: int) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """A server that follows the changes of its certificate."""
+
+    certificate: Certificate | None = None
+
+    async def main_loop(self) -> None:
+        """Serve until the end."""
+        following = asyncio.create_task(self.certificate.follow()) if self.certificate else None
+        await super().main_loop()
+        if following is not None:
+            following.cancel()
+
+
+def make_server(
+    app: Any, *, certificate: Path | None, key: Path | None, drain: int, log: logging.Logger = _log
+) -> uvicorn.Server:
     """Return a server of an ASGI application with these connections, not started.
 
     Args:
-        certificate: The PEM file of its certificate, to serve HTTPS.
+        certificate: The PEM file of its certificate, to serve HTTPS; both files are read again when they change.
         key: The PEM file of its private key.
         drain: Seconds for requests still running at shutdown.
+        log: Where changes of the certificate are logged.
 
     Raises:
         UsageError: There is a certificate without its key, or a key without its certificate.
@@ -297,4 +317,7 @@ def make_server(app: Any, *, certificate: Path | None, key: Path | None, drain: 
     except OSError as error:  # includes ssl.SSLError
         problem = error.strerror or str(error)
         raise LocalIOError(str(certificate), problem, "Give a certificate and its private key, each in PEM") from error
-    return uvicorn.Server(config)
+    server = _Server(config)
+    if certificate and key and config.ssl:
+        server.certificate = Certificate(config.ssl, (certificate, key), log)
+    return server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -14,6 +15,7 @@ from .app import create_app
 from .people import oidc
 from .settings import HubSettings
 
+_log = logging.getLogger("adapterhub.hub")
 _DRAIN_SECONDS = 20  # for requests still running at shutdown
 # Options of glibc's mallopt (malloc.h) and their values: M_MMAP_THRESHOLD 2 MiB, M_TRIM_THRESHOLD 8 MiB, M_ARENA_MAX 1.
 _MALLOC = ((-3, 2 << 20), (-1, 8 << 20), (-8, 1))
@@ -51,5 +53,5 @@ def _reuse_memory() -> None:
 def make_server(settings: HubSettings) -> uvicorn.Server:
     """Return the server, not started yet."""
     return client_connections.make_server(
-        create_app(settings), certificate=settings.certificate, key=settings.key, drain=_DRAIN_SECONDS
+        create_app(settings), certificate=settings.certificate, key=settings.key, drain=_DRAIN_SECONDS, log=_log
     )

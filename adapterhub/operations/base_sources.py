@@ -35,6 +35,24 @@ def base_spec(base: Base | None, workspace: Workspace) -> BaseSpec | None:
     return read_base(base, workspace) if isinstance(base, str | os.PathLike) else base
 
 
+def is_base(text: str, workspace: Workspace) -> bool:
+    """Return whether a text names a base that is there, or an address; False for an adapter of the registry.
+
+    Raises:
+        UsageError: It is both a path or a cached model, and an adapter or a base in the registry.
+    """
+    if text.lower().startswith(ADDRESSES) or registered_base_name(text, workspace) is not None:
+        return True
+    if Path(text).exists():
+        return sources.resolve(text, workspace)[0] is not None
+    if _cached_base(text, workspace) is None:
+        return False
+    if sources.is_stored(text, workspace):
+        hint = f"Write hf://{text} for the model, {text}:latest for the adapter"
+        raise UsageError(text, "both a model in the cache of the Hub and an adapter in the registry", hint, code="ambiguous")
+    return True
+
+
 def local_path(base: BaseSpec | None) -> str | None:
     """Return the absolute path of a base on this machine, which Ollama takes as its name; None for any other base."""
     return sources.local_base_path(base.source) if base else None

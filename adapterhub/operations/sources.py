@@ -289,6 +289,13 @@ def resolve(source: StrPath, workspace: Workspace) -> tuple[Path | None, Ref | N
     raise UsageError(text, "both a path and an adapter in the registry", hint, code="ambiguous")
 
 
+def is_stored(text: str, workspace: Workspace) -> bool:
+    """Return whether the registry has the version that a ref names."""
+    from adapterhub.ref import Ref
+
+    return _ref_exists(Ref.parse(text), workspace)
+
+
 def _ref_exists(ref: Ref, workspace: Workspace) -> bool:
     try:
         with workspace.open_registry() as registry:

@@ -7,7 +7,7 @@ vLLM 0.32 and 0.33 ask resolvers for names that they do not know (`vllm/lora/res
   until this process ends;
 - serve the base, with the adapter's name and status 200, if the adapter fits no module: `resolving` refuses whatever would not
   be applied as it was trained;
-- pass on the text of errors, but not why an adapter could not be loaded.
+- pass on the text of errors, but not why an adapter could not be loaded: a rank above its maximum is refused here.
 
 `cli/vllm_settings.py` has the entry point, which reads the environment. Nothing of vLLM is imported before `register`, which
 neither reads nor writes a file: vLLM calls it in each of its processes, and resolves names in only one of them.
@@ -32,7 +32,7 @@ from adapterhub.ref import Ref, RefError
 from adapterhub.remotes import remote_address
 from adapterhub_converters.errors import AdapterhubError, LocalIOError, NotFoundError, RefusedError, RemoteError, UsageError
 
-from . import model_names, resolving
+from . import model_names, resolving, vllm_rank
 from .model_names import NOT_SERVED, AllowedNames
 from .prepared_versions import PreparedVersion, ServedLease
 
@@ -106,6 +106,7 @@ def _resolver(versions: ServedVersions) -> Any:
 
     class Resolver(LoRAResolver):  # type: ignore[misc]
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
+            versions.max_rank = versions.max_rank or vllm_rank.maximum_of_caller()
             try:
                 served = await versions.find(lora_name, base_model_name)
             except (UsageError, RefusedError) as error:
@@ -129,10 +130,12 @@ class ServedVersions:
     Attributes:
         settings: What is served.
         tell: Callback for the operator, which takes a format and its values.
+        max_rank: The largest rank that vLLM was started for; 0 if that is not known.
     """
 
     settings: Settings
     tell: Callable[..., object]
+    max_rank: int = 0
     _served: dict[str, PreparedVersion] = field(default_factory=dict)
     _refusals: OrderedDict[str, tuple[float, AdapterhubError]] = field(default_factory=OrderedDict)
     _work: dict[str, Future[PreparedVersion]] = field(default_factory=dict)
@@ -194,6 +197,7 @@ class ServedVersions:
         """Resolve and hold a version; runs in a thread."""
         try:
             served = self._environment.resolve(ref, base)
+            vllm_rank.check(served.ref, served.rank, self.max_rank)
         except AdapterhubError as error:
             self.tell("%a is not served: %a", model, str(error))
             with self._lock:

@@ -60,7 +60,7 @@ TAKES_ADAPTER = {"SRC", "SRC...", "A", "B", "FROM", "FILE…"}
 # Parameters with such a metavar that take something else.
 TAKES_OTHER = {
     ("attach", "files"): "files of any kind, for a version elsewhere",
-    ("chat", "adapter"): "a ref",
+    ("chat", "source"): "a ref",
     ("fsck", "source"): "a registry, or the folder of a version",
     ("pull", "bundled"): "a bundle",
 }

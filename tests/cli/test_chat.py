@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +19,16 @@ import pytest
 
 from adapterhub.cli.views import answer_columns
 from adapterhub.cli.views.answer_columns import OneByOne, SideBySide
-from tests.conftest import LEARNING, _environment, need_module
+from tests.conftest import LEARNING, Run, _environment, need_module
 from tests.support import serving
 from tests.support.forked import Forked
+from tests.support.hub_models import cached
 from tests.support.serving import Models
 
 if sys.platform != "linux":
     pytest.skip("needs fork", allow_module_level=True)
 Piped = Callable[..., subprocess.CompletedProcess[str]]
+ALONE = object()  # among the options: without --base
 P = "the quick brown fox "
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -40,8 +43,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 def words(models: Models, *options: object) -> list[str]:
-    fixed = ["chat", models.base, "--registry", models.folder / "registry", "--engine", "torch", "--max-tokens", 12]
-    return [str(word) for word in (*fixed, *options)]
+    fixed = ["chat", "--registry", models.folder / "registry", "--engine", "torch", "--max-tokens", 12]
+    base = () if ALONE in options else ("--base", models.base)
+    return [str(word) for word in (*fixed, *base, *options) if word != ALONE]
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +58,11 @@ def server(servers: Callable[..., Forked]) -> Forked:
 def piped(models: Models, server: Forked, tmp_path: Path) -> Piped:
     """A chat whose lines are those of a file, as in a pipe."""
 
-    def call(text: str, *options: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def call(text: str, *options: object, code: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         (tmp_path / "typed").write_text(text)
         with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err, open(tmp_path / "typed") as typed:
             streams = out.fileno(), err.fileno(), typed.fileno()
-            found = server.exit_code(words(models, *options), models.folder, _environment(models.folder, None), streams=streams)
+            found = server.exit_code(words(models, *options), models.folder, _environment(models.folder, env), streams=streams)
         done = subprocess.CompletedProcess([], found, (tmp_path / "out").read_text(), (tmp_path / "err").read_text())
         assert done.returncode == code, done.stderr
         assert "\x1b" not in done.stdout + done.stderr
@@ -72,7 +76,7 @@ def piped(models: Models, server: Forked, tmp_path: Path) -> Piped:
 
 def test_lines_are_turns_and_what_was_said_goes_along(piped: Piped, models: Models) -> None:
     """The second turn is asked for with the first one's answer, by another adapter."""
-    done = piped(f"{P}\n\n/adapter team/a1\nand?\n", "--adapter", "team/a0:prod", "--json")
+    done = piped(f"{P}\n\n/adapter team/a1\nand?\n", "team/a0:prod", "--json")
     document = json.loads(done.stdout)
     first, second = document["turns"]
     [one], [two] = first["answers"], second["answers"]
@@ -85,7 +89,7 @@ def test_lines_are_turns_and_what_was_said_goes_along(piped: Piped, models: Mode
 
 
 def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Models) -> None:
-    done = piped(f"{P}\n", "--adapter", "team/a0", "--compare", "base", "--system", "")
+    done = piped(f"{P}\n", "team/a0", "--compare", "base", "--system", "")
     alone, base = (models.answer(CHAT.format(P), number, ends=True) for number in (0, None))
     assert done.stdout == f"team/a0:\n{alone}\nbase:\n{base}\n"
     assert "token" in done.stderr
@@ -95,15 +99,36 @@ def test_two_answer_one_after_the_other_as_plain_text(piped: Piped, models: Mode
 @pytest.mark.parametrize(
     ("options", "text", "code", "said"),
     [
-        ((), "/adaptr team/a1\n", 2, "/adaptr: no such command. Did you mean /adapter?"),
-        ((), "/adapter\n", 2, "/adapter: needs the name of an adapter. Write /adapter team/sql:v3, or /base for none"),
-        (("--adapter", "./a0"), "", 2, "./a0: is not in the registry. Push it first"),
+        (("base",), "/adaptr team/a1\n", 2, "/adaptr: no such command. Did you mean /adapter?"),
+        (("base",), "/adapter\n", 2, "/adapter: needs the name of an adapter. Write /adapter team/sql:v3, or /base for none"),
+        (("./a0",), "", 2, "./a0: is not in the registry. Push it first"),
     ],
 )
 def test_what_goes_wrong_ends_a_pipe(piped: Piped, options: tuple[object, ...], text: str, code: int, said: str) -> None:
     errors = [line for line in piped(text, *options, code=code).stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert said in errors[0]
+
+
+def test_the_base_is_the_one_that_the_adapter_records(piped: Piped, run: Run, models: Models, tmp_path: Path) -> None:
+    """A ref without a base, a base alone, and a name that could be either."""
+    adapter, store = tmp_path / "a0", ("--registry", tmp_path / "registry")
+    shutil.copytree(models.adapter(0), adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    run("push", adapter, "team/a0", *store)
+    failed = piped("", "team/a0", ALONE, *store, code=2)
+    assert "records no base by name. Pass --base BASE" in failed.stderr  # a path means nothing elsewhere
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny"}))
+    run("push", adapter, "team/a0", *store)
+    cached(tmp_path / "hub", "org/tiny", models.base)
+    there = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = piped("hello\n", "team/a0", ALONE, *store, "--json", env=there)
+    assert "base: org/tiny, which the adapter records\n" in done.stderr
+    assert json.loads(done.stdout)["turns"][0]["answers"][0]["version"].startswith("team/a0@sha256:")
+    alone = json.loads(piped("hello\n", "org/tiny", ALONE, *store, "--json", env=there).stdout)
+    assert alone["turns"][0]["answers"][0]["version"] == alone["base"] == "org/tiny"
+    run("push", adapter, "org/tiny", *store)
+    assert "Write hf://org/tiny for the model" in piped("", "org/tiny", ALONE, *store, env=there, code=2).stderr
 
 
 # ---- at a terminal
@@ -163,7 +188,7 @@ def terminal(server: Forked, models: Models) -> Iterator[Any]:
 
 
 def test_two_columns_and_a_switch_in_mid_conversation(terminal: Any, models: Models) -> None:
-    chat = terminal("--adapter", "team/a0:prod", "--compare", "base")
+    chat = terminal("team/a0:prod", "--compare", "base")
     at = chat.says("> ", since=chat.says("/help lists"))
     chat.type(f"{P}\r")
     at = chat.says("> ", since=chat.says("token", since=at))
@@ -192,7 +217,7 @@ def test_two_columns_and_a_switch_in_mid_conversation(terminal: Any, models: Mod
 
 
 def test_a_narrow_dumb_terminal_gets_one_after_the_other_without_escapes(terminal: Any, models: Models) -> None:
-    chat = terminal("--adapter", "team/a0", "--compare", "base", TERM="dumb", COLUMNS="60", NO_COLOR="1")
+    chat = terminal("team/a0", "--compare", "base", TERM="dumb", COLUMNS="60", NO_COLOR="1")
     chat.says("> ", since=chat.says("/help lists"))
     chat.type(f"{P}\r")
     at = chat.says("> ", since=chat.says("base, ", since=chat.says("base:")))
@@ -210,7 +235,7 @@ def test_a_narrow_dumb_terminal_gets_one_after_the_other_without_escapes(termina
 
 
 def test_ctrl_c_ends_an_answer_and_then_the_chat(terminal: Any) -> None:
-    chat = terminal("--adapter", "team/a0", "--compare", "base", "--max-tokens", 1900)
+    chat = terminal("team/a0", "--compare", "base", "--max-tokens", 1900)
     chat.says("> ", since=chat.says("/help lists"))
     chat.type("hello\r")
     chat.says("\r", since=chat.says("│", since=chat.says("│")))  # a row is being drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import click
 import pytest
 
 from adapterhub.cli.main import COMMANDS, GROUPS, app
-from adapterhub.cli.options import SYNONYMS
+from adapterhub.cli.options import SYNONYMS, SwappedOption
 from tests.conftest import Run
 
 FILTERS = "search"  # its options are filters, each named for the field it compares
@@ -31,7 +32,7 @@ def options() -> dict[str, dict[str, click.Option]]:
     found: dict[str, dict[str, click.Option]] = defaultdict(dict)
     for name, command in commands(app):
         for option in command.params:
-            if isinstance(option, click.Option) and name != FILTERS:
+            if isinstance(option, click.Option) and not isinstance(option, SwappedOption) and name != FILTERS:
                 for spelled in (*option.opts, *option.secondary_opts):
                     found[spelled][name] = option
     return found
@@ -55,6 +56,20 @@ def test_every_option_has_a_help_that_is_a_sentence() -> None:
                 assert option.help, (command, name)
                 assert option.help[0].isupper() or option.help.startswith("--"), option.help
                 assert option.help.endswith((".", "]")), option.help
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("run base --adapter ./sql", "run ./sql --base base"),
+        ("run base 'a b' --adapter=team/sql --seed 1", "run team/sql --base base 'a b' --seed 1"),
+        ("chat --compare team/b base.gguf --adapter team/sql:v2", "chat --compare team/b team/sql:v2 --base base.gguf"),
+        ("serve team/sql:v2 --base base.gguf -- -ngl 9", "serve base.gguf --adapters team/sql -- -ngl 9"),
+        ("serve team/sql --base=./base --port 0", "serve ./base --adapters team/sql --port 0"),
+    ],
+)
+def test_a_source_and_its_base_in_the_wrong_order_are_put_in_the_right_one(run: Run, words: str, meant: str) -> None:
+    assert f"Did you mean `adapterhub {meant}`?" in run(*shlex.split(words), code=2).stderr
 
 
 def test_the_help_of_the_program_fits_80_columns_and_has_every_command_in_a_group(run: Run) -> None:

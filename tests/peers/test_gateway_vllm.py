@@ -74,7 +74,7 @@ def test_it_is_started_loads_versions_and_is_started_again(models: Models, tmp_p
             pass
         assert lost.status in (502, 503)
         assert lost.document["error"]["message"]
-        while gateway.get("/health").status != 200:
+        while gateway.get("/ready").status != 200:
             time.sleep(0.2)
         for number in (None, 0, 3):
             check(models, complete(gateway, models, named(number), PROMPTS[1]), PROMPTS[1], number)
@@ -181,7 +181,7 @@ def test_a_server_of_ones_own_that_was_started_again_answers_as_before(models: M
                 )
                 for prompt, number in pairs:
                     check(models, complete(gateway, models, named(number), prompt), prompt, number)
-            assert gateway.get("/health").status == 503
+            assert gateway.get("/ready").status == 503
 
 
 def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 import shutil
@@ -15,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from adapterhub.serve.engines import vllm_build
+from adapterhub.serve.engines.engine_client import Client
+from adapterhub_converters.bases import read_base
 from adapterhub_converters.containers import safetensors_file
 from adapterhub_converters.formats import peft
 from tests.conftest import Run, need_module
@@ -22,6 +26,7 @@ from tests.support import environments, tiny, vllm
 
 pytestmark = pytest.mark.peer
 LONG = 100  # tokens
+WIDE = "rank-above-max: team/wide:v1: has rank 12, and vLLM was started for 8. Start vLLM with --max-lora-rank 16"
 PROMPT, COUNT = [*range(1, 9)], 8
 
 
@@ -55,6 +60,7 @@ def answers(tmp_path: Path) -> dict[str, list[int]]:
     found = {"base": by_peft(tiny.model(**sizes))}
     for name, strength in (("one", 0.1), ("two", 0.2), ("three", 0.3)):
         found[name] = by_peft(tiny.adapter(tiny.model(**sizes), tmp_path / name, strength=strength))
+    tiny.adapter(tiny.model(**sizes), tmp_path / "wide", r=12)
     renamed(tmp_path / "one", tmp_path / "misfit", ".model.model.", ".model.backbone.")
     renamed(tmp_path / "one", tmp_path / "odd", ".q_proj", ".odd_proj")
     assert len({tuple(answer) for answer in found.values()}) == 4
@@ -66,7 +72,7 @@ def models(run: Run, answers: dict[str, list[int]]) -> dict[str, str]:
     """The names, with digests, of what was pushed, by the folders that it is from."""
     del answers  # made before
     run("init")
-    refs = {"one": "team/sql", "two": "team/sql", "misfit": "team/misfit", "odd": "team/odd"}
+    refs = {"one": "team/sql", "two": "team/sql", "misfit": "team/misfit", "odd": "team/odd", "wide": "team/wide"}
     pushed = {name: f"{ref}@{json.loads(run('push', name, ref, '--json').stdout)['digest']}" for name, ref in refs.items()}
     run("push", "one", "other/sql")
     return pushed
@@ -89,6 +95,8 @@ def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
         def answer(model: str) -> list[int]:
             return server.generated(model, PROMPT, COUNT)
 
+        assert asyncio.run(vllm_build.mixes_base(Client(server.url), read_base(tmp_path / "base")))  # as it is for CPUs
+
         # Each version by its digest, its number and without its namespace, in turn and at once.
         wanted = {one: "one", two: "two", "team/sql:v1": "one", "sql:v2": "two"}
         with ThreadPoolExecutor(4) as pool:
@@ -109,6 +117,8 @@ def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
         status, said = server.refused("team/odd:v1")
         assert (status, said.partition(":")[0]) == (400, "no-such-module")
         assert said.endswith("such as model.layers.0.self_attn.odd_proj")
+        status, said = server.refused("team/wide:v1")
+        assert (status, said) == (400, WIDE)
         assert server.refused("other/sql:v1") == (404, "not-served: other/sql: is not served here")
         assert server.refused("team/none:v1") == (404, "team/none:v1: no such adapter")
         assert server.refused("team/sql:v9")[0] == 404

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import adapterhub as ah
 from adapterhub.remotes import named_remotes
-from adapterhub.serve import vllm_plugin
+from adapterhub.serve import vllm_plugin, vllm_rank
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.resolving import served_folder
@@ -94,6 +95,34 @@ def test_what_has_no_fixed_meaning_or_is_forbidden_is_refused_before_anything_is
         assert caught.value.what == "may mean another version later, which vLLM would not notice"
         assert caught.value.hint == "Name a version, like team/sql:v3, or a digest"
     assert not Path("cache").exists()
+
+
+def test_a_rank_above_the_maximum_of_vllm_is_refused_with_the_option_to_raise(start: Callable[..., Server]) -> None:
+    server = start()
+    server.push("team/sql")
+    server.versions.max_rank = 1
+    with pytest.raises(
+        RefusedError, match="has rank 2, and vLLM was started for 1. Start vLLM with --max-lora-rank 8"
+    ) as caught:
+        server.find("team/sql:v1")
+    assert caught.value.code == "rank-above-max"
+    server.versions.max_rank = 0
+    assert server.find("sql:v1") != [None]
+
+
+def test_the_maximum_rank_is_that_of_the_server_that_calls() -> None:
+    class OpenAIServingModels:  # vLLM 0.32: entrypoints/openai/models/serving.py
+        def __init__(self, lora: object) -> None:
+            self.engine_client = SimpleNamespace(vllm_config=SimpleNamespace(lora_config=lora))
+
+        async def resolve_lora(self) -> int:
+            async def resolve() -> int:
+                return vllm_rank.maximum_of_caller()
+
+            return await resolve()
+
+    assert asyncio.run(OpenAIServingModels(SimpleNamespace(max_lora_rank=32)).resolve_lora()) == 32
+    assert asyncio.run(OpenAIServingModels(None).resolve_lora()) == 0
 
 
 def test_a_pinned_tag_means_what_it_meant_first(start: Callable[..., Server]) -> None:

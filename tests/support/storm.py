@@ -161,6 +161,6 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
     assert len(versions) > ADAPTERS + 1  # tags did move
     log = found.gateway.log.read_text()
     assert "the engine ended" not in log
-    assert found.gateway.get("/health").status == 200
+    assert found.gateway.get("/ready").status == 200
     counts = {"loads": log.count(" is ready after"), "unloads": log.count(" left the engine")}
     return {"answers": verdicts.total(), "versions": len(versions), "moves": turns, "clients lost": turns, **counts}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli import engines, errors, output
+from adapterhub.cli import engines, errors, inputs, output
 from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
-from adapterhub.cli.options import Settings, answer_options, command
+from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
 from adapterhub.cli.views.answer_columns import WIDE, OneByOne, SideBySide
 from adapterhub.ref import RefError
 from adapterhub_converters import safe_regex
@@ -43,29 +43,26 @@ _WORDS = [word.split()[0] for word in _HELP if not word.startswith("//")]
 @command(
     "chat",
     example="""
-    adapterhub chat smollm2.gguf --adapter team/sql:prod
-    adapterhub chat ./Qwen3-0.6B --engine torch --adapter team/sql:v3 --compare team/sql:v2
-    adapterhub chat ./Qwen3-0.6B --adapter team/sql < questions.txt""",
+    adapterhub chat team/sql:prod --base smollm2.gguf
+    adapterhub chat team/sql:v3 --base ./Qwen3-0.6B --engine torch --compare team/sql:v2
+    adapterhub chat team/sql < questions.txt
+    adapterhub chat smollm2.gguf""",
 )
-@click.argument("base")
-@click.option(
-    "--adapter",
-    metavar="SRC",
-    shell_complete=complete_ref,
-    help="Adapter: a ref of the registry, or a blend of several. [default: the base alone]",
-)
+@click.argument("source", metavar="SRC", shell_complete=complete_ref)
+@base_option("as for `adapterhub serve`. [default: the one SRC records]")
 @click.option(
     "--compare", metavar="NAME", shell_complete=complete_ref, help="Another ref, or the base's name, that answers as well."
 )
 @answer_options(hottest=2)
 @engines.engine_options
+@adapter_swapped_with_base
 @click.pass_obj
 def chat(
     settings: Settings,
     /,
     *,
-    base: str,
-    adapter: str | None,
+    source: str,
+    base: str | None,
     compare: str | None,
     system: str | None,
     max_tokens: int,
@@ -75,8 +72,9 @@ def chat(
 ) -> None:
     """Talk to an adapter on its base, or to two of them side by side.
 
-    Without --engine-url, an engine of `adapterhub serve` is started for this conversation. /help lists what you can change
-    during it: the version that answers, the one it is compared with, the system message. In a pipe, each line is one turn.
+    SRC is a ref of the registry, a blend of several like team/sql:v2*0.7+team/tone*0.3, or a base alone. Without --engine-url,
+    an engine of `adapterhub serve` is started for this conversation. /help lists what you can change during it: the version
+    that answers, the one it is compared with, the system message. In a pipe, each line is one turn.
     """
     from adapterhub.http_server import logs
     from adapterhub.serve.conversation import Conversation
@@ -90,6 +88,7 @@ def chat(
         logging.NullHandler()
     )  # an error is reported by its turn; without a handler, logging would print it again
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    base, model = (base, source) if base is not None else inputs.base_and_model(source, settings)
     # Each answer comes from another version, or after the one before.
     with engines.open_engine(base, settings, parallel=1, **engine_settings) as chosen, asyncio.Runner() as runner:
         gateway_settings = GatewaySettings(base=chosen.spec, base_name=chosen.name, workspace=workspace(settings))
@@ -99,7 +98,7 @@ def chat(
             if chosen.facts:
                 output.say(output.one_line(chosen.facts))
             session = _ChatSession(Conversation(gateway, [chosen.name], system, options), runner, as_json=settings.as_json)
-            session.use(adapter or chosen.name, 0)
+            session.use(model or chosen.name, 0)
             if compare:
                 session.use(compare, 1)
             session.go_on()

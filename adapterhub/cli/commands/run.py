@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import output
 from adapterhub.cli.environment import complete_ref, prepare_torch, workspace
-from adapterhub.cli.options import Settings, answer_options, base_option, command
+from adapterhub.cli.options import Settings, adapter_swapped_with_base, answer_options, base_option, command
 from adapterhub_converters.containers.open_file import read_bytes
 from adapterhub_converters.errors import LocalIOError, UsageError
 
@@ -34,6 +34,7 @@ _LONGEST = 1 << 20  # the most bytes of a prompt
 @answer_options(hottest=100)
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("--no-base", is_flag=True, help="Do not show the answer of the base alone.")
+@adapter_swapped_with_base
 @click.pass_obj
 def run(
     settings: Settings,

@@ -10,7 +10,12 @@ import click
 
 from adapterhub.cli import engines, environment, output
 from adapterhub.cli.environment import workspace
-from adapterhub.cli.options import Settings, command
+from adapterhub.cli.options import Settings, SwappedOption, command
+
+
+def _name_of(source: str) -> str:
+    """Return the name in a ref, without its tag or digest: what a pattern of `--adapters` is compared with."""
+    return source.partition("@")[0].partition(":")[0]
 
 
 @command(
@@ -66,6 +71,7 @@ from adapterhub.cli.options import Settings, command
 @click.option("--behind-proxy", is_flag=True, help="A proxy in front terminates TLS; trust its X-Forwarded-Proto.")
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
+@click.option("--base", "swapped", cls=SwappedOption, in_order=lambda source, base: (base, "--adapters", _name_of(source)))
 @click.pass_obj
 def serve(
     settings: Settings,

@@ -45,9 +45,15 @@ def vllm(
     """Return the command of vLLM's server, with a name for the base, for `most` adapters in a batch of at most `rank`."""
     server_words: tuple[object, ...] = ("--model", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
     server_words += (*_option("--max-model-len", context), *_option("--dtype", dtype))
-    largest = runtime_commands.vllm_rank(rank) or runtime_commands.VLLM_RANKS[-1]
-    lora = ("--enable-lora", "--max-loras", most, "--max-cpu-loras", 4 * most, "--max-lora-rank", largest)
+    lora = ("--enable-lora", "--max-loras", most, "--max-cpu-loras", 4 * most, "--max-lora-rank", vllm_max_rank(rank))
     return _words(*program, *server_words, *lora, *extra_words)
+
+
+def vllm_max_rank(rank: int, extra_words: Sequence[str] = ()) -> int:
+    """Return the maximum rank that vLLM is started for, to load adapters of a rank; 0 if the user's words may change it."""
+    if any(word.replace("_", "-").startswith(("--max-lora-rank", "--config")) for word in extra_words):
+        return 0
+    return runtime_commands.vllm_rank(rank) or runtime_commands.VLLM_RANKS[-1]
 
 
 def sglang(

@@ -142,7 +142,9 @@ def open_engine(options: EngineOptions) -> Engine:
 
             client, process = _server(options, VLLM, partial(command_lines.vllm, **_sizes(options)))
             folder = (options.cache or options.folder) / "zeros"
-            return vllm.Vllm(client, process, base=options.base, folder=folder, slots=options.most, resolves=options.resolves)
+            max_rank = 0 if options.url else command_lines.vllm_max_rank(options.rank, options.extra_words)
+            fields: dict[str, Any] = {"slots": options.most, "max_rank": max_rank, "resolves": options.resolves}
+            return vllm.Vllm(client, process, base=options.base, folder=folder, **fields)
         case "sglang":
             from . import sglang
 

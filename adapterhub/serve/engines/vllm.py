@@ -2,8 +2,8 @@
 
 A name is told to it once and forever. Unloading makes it forget only the name, and it crashes when a name comes back while
 something of the old one is left; so nothing is ever unloaded. It evicts weights by itself, and reads the folder again, which is
-why the folder must stay. Before 0.33, its CPU build answers requests to the base with an adapter of the same batch; there the
-base is requested through an adapter of zeros.
+why the folder must stay. Where it would mix adapters into answers of the base (`vllm_build.py`), the base is requested through
+an adapter of zeros.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.serve import vllm_rank
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
+from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text, vllm_build
 from .attached_base import AttachedBase
 from .engine_client import Client
 from .over_http import LoadingServer, Process, models_of
@@ -28,7 +29,7 @@ from .over_http import LoadingServer, Process, models_of
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
-_UNMIXED_SINCE = (0, 33)  # the version since which the base stays unmixed in any batch
+_ABOVE_MAXIMUM = "is greater than max_lora_rank"  # how it refuses a rank (lora/peft_helper.py)
 
 
 class Vllm(LoadingServer):
@@ -39,6 +40,7 @@ class Vllm(LoadingServer):
         slots: Versions in a batch.
         base: The base, to create the adapter of zeros.
         folder: The folder for the adapter of zeros; it must exist as long as any vLLM that was told of it.
+        max_rank: The largest rank that it was started for; 0 if that is not known.
         resolves: Whether its plugin `adapterhub.serve.vllm_plugin` finds versions by itself, for a server without our folders.
     """
 
@@ -52,10 +54,18 @@ class Vllm(LoadingServer):
     most = 10_000  # it evicts by itself
 
     def __init__(
-        self, client: Client, process: Process | None, *, base: BaseSpec, folder: Path, slots: int, resolves: bool = False
+        self,
+        client: Client,
+        process: Process | None,
+        *,
+        base: BaseSpec,
+        folder: Path,
+        slots: int,
+        max_rank: int = 0,
+        resolves: bool = False,
     ) -> None:
         super().__init__(client, process)
-        self._resolves, self.slots = resolves, slots
+        self._resolves, self.slots, self._max_rank = resolves, slots, max_rank
         self._spec, self._folder = base, folder
         self._zeros: Path | None = None
         self._base = AttachedBase(client, base, "a vLLM server", is_attached=process is None)
@@ -64,7 +74,7 @@ class Vllm(LoadingServer):
         """Start it, and find out how its base must be requested."""
         await super().start()
         self.context = await self._base.read()
-        if await self._mixes_base():
+        if await vllm_build.mixes_base(self.client, self._spec):
             self._zeros = await asyncio.to_thread(zero_adapter, self._spec, self._folder)
             try:
                 await self._ensure_loaded(self._zeros.name, self._zeros)
@@ -76,19 +86,18 @@ class Vllm(LoadingServer):
                 raise RefusedError(self.client.url, f"{problem}prevents it cannot be loaded: {error.what}", hint) from error
             self._base.probe_by(self._zeros.name)
 
-    async def _mixes_base(self) -> bool:
-        """Return whether it is older than the version that keeps the base unmixed; an unknown version counts as newer."""
-        _, document = await self.client.call("GET", "/version")
-        text = document.get("version", "") if isinstance(document, dict) else ""
-        parts = str(text).split(".")[:2]
-        return all(part.isdigit() for part in parts) and tuple(map(int, parts)) < _UNMIXED_SINCE
-
     async def ensure(self, served: PreparedVersion) -> None:
         """Tell it the name and the folder of the version."""
+        vllm_rank.check(served.ref, served.rank, self._max_rank)
         if self._resolves:
             self.check()
-        else:
+            return
+        try:
             await super().ensure(served)
+        except RefusedError as error:
+            if _ABOVE_MAXIMUM in error.what:  # the maximum of somebody's own server is not known before
+                raise RefusedError(served.ref, error.what, vllm_rank.raise_hint(served.rank), code=vllm_rank.ABOVE) from error
+            raise
 
     async def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name."""

@@ -69,7 +69,7 @@ def create_app(
         app.state.gateway, app.state.bodies = gateway, _Bodies(gateway.settings.bodies)
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
-        # In the background, so that /health and /metrics answer while the engine loads its model.
+        # In the background, so that /health, /ready and /metrics answer while the engine loads its model.
         starting = asyncio.create_task(gateway.start())
 
         def report_start(task: asyncio.Task[None]) -> None:
@@ -91,6 +91,7 @@ def create_app(
         Route("/v1/models", _models),
         Route("/v1/models/{model:path}", _model),
         Route("/health", _health),
+        Route("/ready", _ready),
         Route("/metrics", _metrics),
         *(Route(path, _page) for path in _PAGE),
     ]
@@ -392,12 +393,18 @@ def _entry(name: str, version: str, parent: str) -> dict[str, Any]:
 
 
 async def _health(request: Request) -> Response:
-    """GET /health: 200 while requests are answered."""
+    """GET /health: 200 as long as this process answers, whatever its engine does."""
+    return JSONResponse({"status": "ok", "engine": _gateway(request).engine.name, "version": __version__})
+
+
+async def _ready(request: Request) -> Response:
+    """GET /ready: 200 while requests are answered, 503 with the reason if not."""
     gateway = _gateway(request)
-    is_healthy = await gateway.healthy()
-    state = "ok" if is_healthy else "loading" if not gateway.ready else "down"
-    document = {"status": state, "engine": gateway.engine.name, "version": __version__}
-    return JSONResponse(document, 200 if is_healthy else 503, {} if is_healthy else {"retry-after": "2"})
+    reason = await gateway.not_ready_reason()
+    document = {"status": "not ready" if reason else "ready", "engine": gateway.engine.name, "version": __version__}
+    if not reason:
+        return JSONResponse(document)
+    return JSONResponse({**document, "reason": reason}, 503, {"retry-after": "2"})
 
 
 async def _metrics(request: Request) -> Response:

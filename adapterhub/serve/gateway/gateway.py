@@ -34,6 +34,7 @@ from .route_file import Key, Routes
 
 log = logging.getLogger("adapterhub.serve")
 _MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
+_LOOKUP_SECONDS = 2.0  # seconds in which a place of names must answer to count as ready
 _WATCH_SECONDS = 600.0  # seconds that a ref is watched after its last request
 
 VersionParts = tuple[tuple[ResolvedVersion, float], ...]
@@ -133,9 +134,17 @@ class Gateway:
         self._lookup.close()
         self._leases.close()
 
-    async def healthy(self) -> bool:
-        """Return whether requests are answered."""
-        return self.ready and await self.engine.healthy()
+    async def not_ready_reason(self) -> str:
+        """Return why requests are not answered now, in words for everybody; empty if they are."""
+        if not self.ready:
+            return "the engine is starting"
+        if not await self.engine.healthy():
+            return "the engine does not answer"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOKUP_SECONDS):
+                if await self._lookup.can_find():
+                    return ""
+        return "names cannot be looked up"
 
     @property
     def routes(self) -> Routes:

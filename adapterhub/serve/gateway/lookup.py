@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -63,6 +63,9 @@ class Lookup(Protocol):
     async def check(self) -> None:
         """Check that it can be reached; AdapterhubError if it cannot."""
 
+    async def can_find(self) -> bool:
+        """Return whether names can be looked up now, if only from earlier answers; asks again if not."""
+
     async def find(self, ref: Ref) -> ResolvedVersion:
         """Return the version that a ref names; NotFoundError if there is none."""
 
@@ -99,6 +102,15 @@ class RegistryLookup:
     async def check(self) -> None:
         """Open the registry; AdapterhubError if it cannot be opened."""
         await self._call(lambda _registry: None)
+
+    async def can_find(self) -> bool:
+        """Return whether the registry is open, and its folder still there."""
+        try:
+            await self.check()
+            # An open database does not notice that its disk is gone.
+            return await asyncio.to_thread(self._workspace.folder().is_dir)
+        except AdapterhubError:
+            return False
 
     def address(self, version: ResolvedVersion) -> str:
         """Return the name of the version with its digest."""
@@ -210,6 +222,14 @@ class RemoteLookup:
             self._workspace.hub()
         except RemoteError as error:
             raise RefusedError(error.where, error.what, error.hint, code=error.code) from error
+
+    async def can_find(self) -> bool:
+        """Return whether the remote answers, or has told a version that is used meanwhile."""
+        if not self.is_up and not any(cached.version for cached in self._answers.values()):
+            with suppress(AdapterhubError):
+                await self.find(Ref.parse(next(reversed(self._answers))))
+            return self.is_up
+        return True
 
     def address(self, version: ResolvedVersion) -> str:
         """Return the address of the version at the remote."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from adapterhub.http_server import binding, client_connections
@@ -12,6 +13,7 @@ from .app import create_app
 from .gateway import Gateway
 from .gateway_settings import GatewaySettings
 
+_log = logging.getLogger("adapterhub.serve")
 _DRAIN = 30  # seconds for running requests when the gateway stops
 
 
@@ -39,7 +41,7 @@ def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], o
         server.should_exit = True
 
     app = create_app(gateway, ready=lambda: ready(url), failed=record_failure)
-    server = client_connections.make_server(app, certificate=settings.certificate, key=settings.key, drain=_DRAIN)
+    server = client_connections.make_server(app, certificate=settings.certificate, key=settings.key, drain=_DRAIN, log=_log)
     server.run(sockets=[sock])
     if failure and isinstance(failure[0], EngineDownError):
         raise LocalIOError(engine.name, f"does not answer ({failure[0]})") from failure[0]

@@ -304,7 +304,7 @@ def test_somebodys_own_server_answers_with_the_version_that_was_asked_for_howeve
                         assert reply.status == 400
                         assert "was started without" in reply.document["error"]["message"]
                         assert str(tmp_path) not in reply.document["error"]["message"]
-            assert gateway.get("/health").status == 503
+            assert gateway.get("/ready").status == 503
             assert gateway.complete("team/a0:prod", P).status == 503
 
 
@@ -503,4 +503,4 @@ def test_a_request_that_it_can_never_answer_is_the_clients_error(gateway: Gatewa
 
 
 def test_gateway_serves(gateway: Gateway) -> None:
-    assert gateway.get("/health").status == 200
+    assert gateway.get("/ready").status == 200

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import adapterhub as ah
-from adapterhub.serve.engines import EngineDownError
+from adapterhub.serve.engines import EngineDownError, command_lines
 from adapterhub.serve.engines.attached_base import PROBE
 from adapterhub.serve.engines.engine_client import Client
 from adapterhub.serve.engines.over_http import Process
@@ -36,7 +36,7 @@ class Server:
         self.version, self.sees = version, sees
         self.known: dict[str, str] = {}
         self.asked: list[str] = []
-        self.root = ""
+        self.root = self.metrics = ""
         self.probabilities = {"lot": -0.5, "time": -1.5, "man": -2.0}
         self.loads: list[Mapping[str, Any]] = []
 
@@ -46,6 +46,8 @@ class Server:
         match path:
             case "/version":
                 return 200, {"version": self.version}
+            case "/metrics":
+                return 200, self.metrics
             case "/v1/models":
                 own = [{"id": name, "root": root, "parent": "base"} for name, root in self.known.items()]
                 return 200, {"data": [{"id": "base", "root": self.root, "max_model_len": 512}, *own]}
@@ -249,6 +251,36 @@ def test_after_a_new_start_the_zeros_are_loaded_again_though_the_cache_was_empti
     assert [Path(root).is_dir() for root in server.known.values()] == [True]
 
 
+def cache_config(block_size: int, *, by_user: bool = False) -> str:
+    """The lines of vLLM's metrics about its cache."""
+    labels = f'block_size="{block_size}",cache_dtype="auto",engine="0",user_specified_block_size="{by_user}"'
+    return f"# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{{labels}}} 1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "metrics", "mixes"),
+    [
+        ("0.32.0+cpu", "", True),
+        ("0.32.1.dev3+gabc123.cpu", cache_config(16), True),
+        ("0.32.0+cu129", "", False),
+        ("0.32.1.dev3+gabc123.rocm721", "", False),
+        ("0.32.0", cache_config(16), False),
+        ("0.32.0", cache_config(128), True),
+        ("0.32.0", cache_config(16, by_user=True), True),
+        ("0.32.0", "", True),
+    ],
+)
+def test_the_zeros_are_only_for_builds_that_may_be_for_cpus(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str, metrics: str, mixes: bool
+) -> None:
+    server = Server(version)
+    server.metrics = metrics
+    [name] = ask_base(server, tmp_path)
+    assert name.startswith("adapterhub-zero-" if mixes else "base")
+    is_unsure = mixes and "cpu" not in version
+    assert ("does not say whether it computes on a CPU" in caplog.text) == is_unsure
+
+
 @pytest.mark.parametrize("version", ["0.33.0", "0.40.1.dev3", "unknown"])
 def test_later_ones_are_asked_for_the_base_itself(tmp_path: Path, version: str) -> None:
     assert ask_base(Server(version, sees=False), tmp_path) == ["base"]
@@ -286,7 +318,38 @@ def test_what_it_does_not_load_is_refused_with_its_reason(tmp_path: Path) -> Non
 
     with pytest.raises(RefusedError) as refused:
         asyncio.run(main())
-    assert f"{digest}: vLLM cannot load it (LoRA rank 4 is greater than max_lora_rank 2.)" in str(refused.value)
+    assert refused.value.what == "vLLM cannot load it (LoRA rank 4 is greater than max_lora_rank 2.)"
+    assert (refused.value.code, refused.value.hint) == ("rank-above-max", "Start vLLM with --max-lora-rank 8")
+
+
+@pytest.mark.parametrize(
+    ("rank", "hint"),
+    [(65, "Start vLLM with --max-lora-rank 128"), (600, "Lower its rank; vLLM takes 512 at most")],
+)
+def test_a_rank_above_its_maximum_is_refused_before_it_is_loaded(tmp_path: Path, rank: int, hint: str) -> None:
+    spec, server = base(tmp_path / "base"), Server("0.33.0")
+    served = PreparedVersion("team/sql:v1", "team/sql", f"sha256:{'a' * 64}", "vllm", tmp_path, rank)
+
+    async def main() -> None:
+        async with server.running() as url:
+            engine = Vllm(Client(url), None, base=spec, folder=tmp_path, slots=4, max_rank=64)
+            await engine.start()
+            try:
+                await engine.ensure(served)
+            finally:
+                await engine.close()
+
+    with pytest.raises(RefusedError, match=f"team/sql:v1: has rank {rank}, and vLLM was started for 64. {hint}") as refused:
+        asyncio.run(main())
+    assert refused.value.code == "rank-above-max"
+    assert not server.loads
+
+
+def test_the_maximum_rank_is_not_known_where_words_of_the_user_may_change_it() -> None:
+    assert command_lines.vllm_max_rank(65) == 128
+    assert command_lines.vllm_max_rank(65, ["--enforce-eager"]) == 128
+    for words in (["--max-lora-rank", "256"], ["--max_lora_rank=256"], ["--config", "vllm.yaml"]):
+        assert command_lines.vllm_max_rank(65, words) == 0
 
 
 class Fixed(Server):

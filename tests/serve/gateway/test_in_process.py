@@ -280,11 +280,45 @@ def test_while_the_engine_is_being_started_clients_are_told_to_come_again(settin
                 assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
                 error = reply.json()["error"]
                 assert (error["code"], error["message"]) == ("service_unavailable", "The engine is starting")
-            health = await client.get("/health")
-            assert (health.status_code, health.json()["status"]) == (503, "loading")
+            assert (await client.get("/health")).json()["status"] == "ok"
+            assert await reason(client) == "the engine is starting"
             engine.go.set()
-            while (await client.get("/health")).status_code != 200:
+            while await reason(client):
                 await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+async def reason(client: httpx2.AsyncClient) -> str:
+    """Why a gateway is not ready; empty if it is."""
+    reply = await client.get("/ready")
+    document = reply.json()
+    ready = (200, "ready", None)
+    assert (reply.status_code, document["status"], reply.headers.get("retry-after")) in (ready, (503, "not ready", "2"))
+    return str(document.get("reason", ""))
+
+
+def test_it_is_ready_while_its_engine_answers_and_names_can_be_looked_up(settings: GatewaySettings) -> None:
+    engine = Holder()
+    app = cast(Starlette, create_app(Gateway(replace(settings, routes=None), engine)))
+    registry = Path(str(settings.workspace.registry))
+
+    async def main() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            while await reason(client):
+                await asyncio.sleep(0.01)
+            engine.down = True
+            assert await reason(client) == "the engine does not answer"
+            engine.down = False
+            registry.rename(registry.with_name("elsewhere"))
+            assert await reason(client) == "names cannot be looked up"
+            assert (await client.get("/health")).status_code == 200
+            registry.with_name("elsewhere").rename(registry)
+            assert not await reason(client)
 
     asyncio.run(main())
 

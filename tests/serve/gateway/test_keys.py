@@ -90,7 +90,7 @@ def test_nobody_is_answered_without_a_key(gateway: Gateway) -> None:
         assert reply.headers["www-authenticate"] == "Bearer"
         assert gateway.get("/v1/models", **headers).status == 401
         assert gateway.get("/metrics", **headers).status == 401
-    assert gateway.get("/health").status == 200
+    assert gateway.get("/health").status == gateway.get("/ready").status == 200
 
 
 def test_a_key_may_ask_for_what_it_has(gateway: Gateway, models: Models) -> None:

@@ -103,6 +103,27 @@ def test_what_is_known_stays_while_the_remote_is_away(
     assert "its last known tags are used" in caplog.text
 
 
+def test_names_can_be_looked_up_until_the_remote_is_away_and_none_is_known(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def can_find() -> bool:
+        return asyncio.run(remote.lookup.can_find())
+
+    assert can_find()  # not asked yet
+    with monkeypatch.context() as patched:
+        answer_with(RemoteError("v", "is away"), remote, "team/sql:prod", patched)
+        with pytest.raises(RemoteError):
+            remote.find("team/sql:prod")
+        assert not can_find()
+    remote.now += 5.0
+    assert can_find()  # because it asked again
+    remote.stack.close()
+    remote.now += 5.0
+    assert remote.find("team/sql:prod") == remote.digests[0]
+    assert not remote.lookup.is_up
+    assert can_find()
+
+
 def answer_with(error: AdapterhubError, remote: Remote, ref: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the remote answer every request for a manifest with an error."""
     place = remote_address.parse(named_remotes.address_below(remote.url, ref))
