@@ -50,6 +50,10 @@ class GatewayRequest:
         model: The name in the request.
         version: What answers it: the base's name, `Served.model`, or a blend of those. Empty until it is known.
         label: The same for metrics, where all blends share one label.
+        route: The name of the route that chose the version; empty without one.
+        arm: The ref or blend that the route chose.
+        engine: The engine that was asked; empty until then.
+        usage: The tokens of the request and its answer; None until its body was read.
     """
 
     path: str
@@ -58,6 +62,10 @@ class GatewayRequest:
     model: str = ""
     version: str = ""
     label: str = ""
+    route: str = ""
+    arm: str = ""
+    engine: str = ""
+    usage: Usage | None = None
     started: float = field(default_factory=time.monotonic)
 
 
@@ -197,18 +205,17 @@ class Gateway:
             self._running[name] -= 1
 
     @contextmanager
-    def meter(self, key: Key | None, body: Mapping[str, Any]) -> Iterator[Usage]:
-        """Count the tokens of a request against the budget of its key, even if its client cancels it."""
-        budget = key.tokens if key is not None else None
-        usage = Usage(body, counts=budget is not None)
+    def meter(self, request: GatewayRequest, body: Mapping[str, Any]) -> Iterator[Usage]:
+        """Count the tokens of a request, also against the budget of its key, even if its client cancels it."""
+        request.usage = usage = Usage(body)
         try:
             yield usage
         except asyncio.CancelledError:  # codespell:ignore
-            usage.has_begun = True  # the engine may have read the prompt
+            usage.has_begun = bool(request.engine)  # it may have read the prompt
             raise
         finally:
-            if key is not None and budget is not None:
-                budget.count(key.name, usage.total)
+            if request.key is not None and request.key.tokens is not None:
+                request.key.tokens.count(request.key.name, usage.tokens.total)
 
     # ---- answering
 
@@ -230,6 +237,7 @@ class Gateway:
         if is_blend and not self.engine.blends:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
+            request.engine = self.engine.name
             answer = await self.engine.ask(request.path, body, blend)
             try:
                 yield answer
@@ -272,7 +280,8 @@ class Gateway:
             return ()
         if route is not None:
             self._check_allowed(key, model, model)
-            parsed = model_names.parse(route.choose(request.headers, user, key.name if key else ""))
+            request.route, request.arm = model, route.choose(request.headers, user, key.name if key else "")
+            parsed = model_names.parse(request.arm)
         else:
             parsed = self._parse(model)
             for part in parsed:
