@@ -92,7 +92,8 @@ class SqliteFile:
         try:
             yield
         except BaseException:
-            self._connection().execute("ROLLBACK")
+            if self._connection().in_transaction:  # a full disk, for one, has ended it already
+                self._connection().execute("ROLLBACK")
             raise
         with self._errors():
             self._connection().execute("COMMIT")

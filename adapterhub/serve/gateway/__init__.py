@@ -8,7 +8,6 @@ lookup.py             the version that a ref names now
 engine_versions.py    the versions that the engine holds: loaded once, forgotten when others need the room
 gateway.py            who asks for what, what they may ask for, and what answers
 rewriting.py          answers of engines, with the name of the version written into them
-token_counts.py       the tokens of a request
 metrics.py            metrics for Prometheus, and for the gateways of Kubernetes
 app.py                the ASGI application
 page/                 the page for people: HTML, and a little JavaScript

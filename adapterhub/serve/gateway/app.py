@@ -28,7 +28,6 @@ from adapterhub_converters.errors import AdapterhubError, FormatError
 from . import metrics, rewriting
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
-from .token_counts import TokenCounts
 
 _log = logging.getLogger("adapterhub.serve.requests")
 VERSION_HEADER = "x-adapterhub-version"
@@ -316,8 +315,7 @@ def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequ
     gateway.metrics.count(gateway_request.label, gateway_request.path, reply.status, first, now - gateway_request.started)
     address = request.client.host if request.client else ""
     key_name = gateway_request.key.name if gateway_request.key else ""
-    tokens = gateway_request.usage.tokens if gateway_request.usage else TokenCounts()
-    gateway.metrics.count_tokens(gateway_request.label, key_name, gateway_request.route, gateway_request.arm, tokens)
+    tokens = gateway.record_usage(gateway_request)
     model, took = printable(gateway_request.model[:200]), round((now - gateway_request.started) * 1000, 1)
     fields = {
         "id": reply.id,

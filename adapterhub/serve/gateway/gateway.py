@@ -19,6 +19,8 @@ from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine, EngineAnswer, EngineDownError
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub.serve.usage.token_counts import TokenCounts
+from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
@@ -95,6 +97,7 @@ class Gateway:
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
 
+        self._recorder = UsageRecorder(settings.usage) if settings.usage else None
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
         self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
@@ -108,6 +111,8 @@ class Gateway:
             RefusedError: The engine cannot be started with these settings.
         """
         started = time.monotonic()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
             await self._check_base_name()
@@ -133,6 +138,8 @@ class Gateway:
     async def close(self) -> None:
         """Stop the engine, and release all versions."""
         self.ready = False
+        if self._recorder is not None:  # first, because the engine may take its time
+            await asyncio.to_thread(self._recorder.close)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
@@ -216,6 +223,23 @@ class Gateway:
         finally:
             if request.key is not None and request.key.tokens is not None:
                 request.key.tokens.count(request.key.name, usage.tokens.total)
+
+    def record_usage(self, request: GatewayRequest) -> TokenCounts:
+        """Count the tokens of a request that has ended, and return them."""
+        tokens = request.usage.tokens if request.usage else TokenCounts()
+        key_name = request.key.name if request.key else ""
+        self.metrics.count_tokens(request.label, key_name, request.route, request.arm, tokens)
+        if self._recorder is not None and request.engine:
+            self._recorder.add(
+                key=key_name,
+                version=request.label,
+                route=request.route,
+                arm=request.arm,
+                engine=request.engine,
+                path=request.path,
+                tokens=tokens,
+            )
+        return tokens
 
     # ---- answering
 

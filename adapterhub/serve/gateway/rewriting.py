@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub.serve.engines import EngineAnswer
+from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError
 
 from .problems import engine_failed
-from .token_counts import TokenCounts
 
 _LONGEST = 4 << 20  # bytes of an event
 _LONGEST_STREAM = 1 << 30  # bytes of all events of a stream

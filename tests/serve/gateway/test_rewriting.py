@@ -12,7 +12,7 @@ from adapterhub.serve.engines import EngineAnswer
 from adapterhub.serve.gateway import rewriting
 from adapterhub.serve.gateway.problems import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
-from adapterhub.serve.gateway.token_counts import TokenCounts
+from adapterhub.serve.usage.token_counts import TokenCounts
 
 CHUNKS = [{"model": "engine", "choices": [{"text": text}]} for text in ("a", "é\n", "data: {", "")]
 STREAM = b"".join(b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in CHUNKS)

@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from adapterhub.serve.gateway.metrics import Metrics
-from adapterhub.serve.gateway.token_counts import TokenCounts
+from adapterhub.serve.usage import usage_report
+from adapterhub.serve.usage.token_counts import TokenCounts
+from adapterhub.serve.usage.usage_database import FILE
 from tests.support import llama_server, serving
 from tests.support.serving import COUNT, Gateway, Models
 
@@ -108,6 +110,29 @@ def test_a_request_that_no_engine_was_asked_has_no_tokens(gateway: Gateway) -> N
     reply = gateway.complete("team/none", P, headers=KEY)
     fields = line_of(gateway, reply.headers["x-request-id"])
     assert (fields["status"], fields["engine"], fields["prompt_tokens"], fields["estimated"]) == (404, "", 0, False)
+
+
+@pytest.mark.peer
+def test_what_was_served_is_recorded_beside_the_registry_while_the_gateway_runs(gateway: Gateway, registry: Path) -> None:
+    assert gateway.complete("legal", P, headers=KEY).status == 200
+    expected = ("ada", "legal", "team/a1:prod", "llama.cpp")
+    while expected not in {
+        row.group for row in usage_report.report(registry / FILE, ["key", "route", "arm", "engine"], 0).rows
+    }:
+        time.sleep(0.05)
+
+
+@pytest.mark.peer
+def test_the_last_requests_are_recorded_when_the_gateway_ends(models: Models, registry: Path, tmp_path: Path) -> None:
+    options = ("--program", llama_server.program(), "--usage-file", tmp_path / "here" / "mine.db")
+    with serving.gateway(models.gguf, registry, tmp_path, *options) as running:
+        replies = [running.complete(name, P) for name in ("team/a0", "team/a0", "team/none")]
+    assert [reply.status for reply in replies] == [200, 200, 404]
+    usages = [reply.document["usage"] for reply in replies[:2]]
+    total = usage_report.report(tmp_path / "here" / "mine.db", ["key"], 0).total.usage
+    assert (total.requests, total.estimated, total.answer_tokens) == (2, 0, 2 * COUNT)
+    assert total.prompt_tokens == sum(usage["prompt_tokens"] for usage in usages)
+    assert total.cached_tokens == sum(usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
 
 
 def test_the_labels_of_tokens_are_bounded() -> None:
