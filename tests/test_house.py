@@ -205,7 +205,7 @@ def test_every_pattern_is_one_that_re2_reads() -> None:
 _OPENERS = {
     "adapterhub/cli/environment.py": "the user's own token of the Hugging Face Hub",
     "adapterhub/cli/main.py": "/dev/null",
-    "adapterhub/hub/hub_database.py": "creates hub.db, which SQLite opens by its path",
+    "adapterhub/sqlite_file.py": "creates a database, which SQLite opens by its path",
     "adapterhub/hub/operations/backup.py": "creates files in a new folder",
     "adapterhub/index/schema.py": "a file of this package",
     "adapterhub/remotes/objects/bucket.py": "certificates that a variable names",

@@ -78,6 +78,7 @@ HINTS: dict[str, str] = {
     "no-such-number": "`adapterhub hub {kind} list` shows the numbers; --registry names another hub",
     "no-such-recipe": "Run `adapterhub materialize --list`",
     "no-such-tag": "Run `adapterhub list {repository}` for its tags",
+    "no-usage": "`adapterhub serve` records it beside its registry: name that with --registry, or the file with --usage-file",
     "no-such-version": "Run `adapterhub list {name}`",
     "other-base": "Pass the right one as --base",
     "other-base-shapes": "`adapterhub validate {adapter} --base {base}` lists the differences",

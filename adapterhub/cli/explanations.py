@@ -184,6 +184,7 @@ ERRORS: dict[str, str] = {
     "no-such-tag": "The name exists, but has no such tag.",
     "no-such-version": "The name exists, but has no such version. `adapterhub log NAME` lists all versions that it had.",
     "no-tls": "The server does not encrypt, or leads to one that does not. Credentials and digests are not sent over a network in the clear.",
+    "no-usage": "A gateway creates the file when it starts. It is beside the registry of the gateway, or where its option says.",
     "not-a-base": "A base model is a folder with config.json and safetensors files, a .gguf file, or an address of one. The path or address has something else.",
     "not-a-regular-file": "A link, a pipe, a device or a folder is where a file should be. A folder from somewhere else could lead out of itself by such means, or make a reader wait forever.",
     "not-found": "The registry or server was reached, but has nothing of that name. A hint lists names that it has.",

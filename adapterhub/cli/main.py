@@ -50,6 +50,7 @@ GROUPS = {
         "run": "Try an adapter: answer a prompt with and without it.",
         "chat": "Talk to an adapter, or to two side by side.",
         "serve": "Serve a base model with versions of adapters.",
+        "usage": "Sum the requests and tokens that were served.",
         "resolve": "Prepare a version for a runtime such as vLLM.",
     },
     "Create": {

@@ -10,6 +10,7 @@ import functools
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -219,6 +220,16 @@ def adapter_option(detail: str, **attributes: Any) -> Decorator:
 def headers_only_option(detail: str) -> Decorator:
     """Return the option `--headers-only`: no tensor is read."""
     return click.option("--headers-only", is_flag=True, help=f"Read headers only: {detail}")
+
+
+def usage_file_option(detail: str) -> Decorator:
+    """Return the option `--usage-file FILE`: the record of a gateway's requests."""
+    return click.option(
+        "--usage-file",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help=f"Usage database: {detail} [default: usage.db beside the registry]",
+    )
 
 
 def explain_option(detail: str, **attributes: Any) -> Decorator:

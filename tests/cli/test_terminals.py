@@ -20,6 +20,7 @@ import pytest
 
 from adapterhub.cli import output
 from adapterhub.cli.main import app
+from adapterhub.serve.usage.usage_database import UsageDatabase, UsageKey, UsageSum
 from tests.cli.test_options import commands
 from tests.conftest import CHECKING, _environment
 from tests.support.folders import adapter, base, pairs
@@ -122,6 +123,7 @@ INVOCATIONS = {
     "pack": "",
     "unpack": "",
     "du": "",
+    "usage": "--usage-file usage.db --since 1970-01-01",
     "completion": "bash",
 }
 TRANSFERS = {"push", "pull", "copy"}
@@ -181,6 +183,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked
     adapter(folder / "other", pairs(2), lambda _, array: array * 2)
     adapter(folder / "broken", pairs(2), r=5)
     (folder / "note.txt").write_text("a note\n")
+    with contextlib.closing(UsageDatabase(folder / "usage.db")) as usage:
+        usage.add({UsageKey(0, "ada", "team/sql", "legal", "team/sql:v1", "vllm", "/v1/completions"): UsageSum(1, 0, 2, 0, 3)})
     (folder / "docker").mkdir()
     (folder / "docker/config.json").write_text('{"auths": {"127.0.0.1:5000": {"auth": "YTpi"}}}')
     for line in (

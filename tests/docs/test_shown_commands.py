@@ -6,6 +6,7 @@ command runs in a copy of it, so that none depends on the one before. The steps 
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.serve.usage.usage_database import UsageDatabase
 from tests.conftest import CHECKING, LEARNING, ROOT, _environment
 from tests.docs.test_site import PAGES, reference, shown
 from tests.support import hub_models, serving
@@ -204,6 +206,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forke
     for name in ("heldout.jsonl", "train.jsonl"):
         (folder / name).write_text('{"text": "the other thing"}\n' * 8)
     (folder / "question.txt").write_text("the\n")
+    (folder / "prices.toml").write_text('[prices."team/*"]\nprompt = 0.2\nanswer = 0.8\n')
+    with contextlib.closing(UsageDatabase(folder / "usage.db")):
+        pass  # as a gateway creates it
     for name in ("home", "docker", "xdg"):
         (folder / name).mkdir()
     with Hub() as hub:

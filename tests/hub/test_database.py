@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from adapterhub.hub import hub_database as module
-from adapterhub.hub.hub_database import ConstraintError, HubDatabase
+from adapterhub.hub.hub_database import HubDatabase
 from adapterhub.hub.people import access_tokens, accounts, admissions, sessions
 from adapterhub.hub.people.id_tokens import IdToken
+from adapterhub.sqlite_file import ConstraintError
 
 UPSERT = "INSERT INTO uploaded VALUES (?, ?, ?) ON CONFLICT (name, digest) DO UPDATE SET time = excluded.time"
 

@@ -10,7 +10,7 @@ import click
 
 from adapterhub.cli import engines, environment, output
 from adapterhub.cli.environment import workspace
-from adapterhub.cli.options import Settings, SwappedOption, command
+from adapterhub.cli.options import Settings, SwappedOption, command, usage_file_option
 
 
 def _name_of(source: str) -> str:
@@ -38,6 +38,7 @@ def _name_of(source: str) -> str:
     help="Time between checks of tags, routes and policies. [default: 1, with --remote 5]",
 )
 @click.option("--route", "routes", metavar="FILE", type=click.Path(path_type=Path), help="TOML file of routes and keys.")
+@usage_file_option("where requests and tokens are recorded.")
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option(
     "--port", metavar="N", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for a free one."
@@ -83,6 +84,7 @@ def serve(
     remote: str | None,
     poll: float | None,
     routes: Path | None,
+    usage_file: Path | None,
     host: str,
     port: int,
     max_adapters: int,
@@ -107,6 +109,7 @@ def serve(
     from adapterhub.serve.gateway import server
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.model_names import AllowedNames
+    from adapterhub.serve.usage import usage_database
 
     logs.log_to_stderr("adapterhub.serve", as_json=settings.as_json)
     fields: dict[str, Any] = {
@@ -126,6 +129,7 @@ def serve(
             remote_name=remote_.name if remote_ else "",
             allowed=AllowedNames.from_patterns(adapters),
             routes=routes,
+            usage=usage_file or environment.registry_folder(settings) / usage_database.FILE,
             host=host,
             port=port,
             # A remote is asked over the network, so less often.

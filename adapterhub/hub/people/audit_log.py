@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapterhub.hub.hub_database import HubDatabase
+from adapterhub.sqlite_file import SqliteFile
 from adapterhub.store.log_chain import CHANGED, REMOVED, TRUNCATED, Fault
 
 _COLUMNS = "id, time, account, token, action, name, detail, address, hash"
@@ -74,7 +75,7 @@ def _event(row: tuple[Any, ...]) -> Event:
 
 
 def verify_chain(
-    database: HubDatabase, checkpoint: tuple[int, str] | None = None
+    database: SqliteFile, checkpoint: tuple[int, str] | None = None
 ) -> tuple[tuple[int, str] | None, Fault | None]:
     """Verify that each row follows from the previous one, and that a row recorded in a checkpoint is unchanged.
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from adapterhub.digest import Digest
-from adapterhub.hub.hub_database import MIGRATIONS, ConstraintError, HubDatabase
+from adapterhub.hub.hub_database import MIGRATIONS, HubDatabase
+from adapterhub.sqlite_file import ConstraintError
 from adapterhub_converters import safe_regex
 from adapterhub_converters.errors import NotFoundError, RefusedError, RemoteError, UsageError
 

@@ -164,7 +164,7 @@ class _Generation:
 
     async def _forward(self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply) -> None:
         """Ask the engine, and send its answer on, rewritten for the client."""
-        with gateway.meter(gateway_request.key, body) as usage:
+        with gateway.meter(gateway_request, body) as usage:
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
                 usage.has_begun = answer.status == 200
                 kind = answer.media_type.partition(";")[0].strip().lower()
@@ -316,6 +316,7 @@ def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequ
     gateway.metrics.count(gateway_request.label, gateway_request.path, reply.status, first, now - gateway_request.started)
     address = request.client.host if request.client else ""
     key_name = gateway_request.key.name if gateway_request.key else ""
+    tokens = gateway.record_usage(gateway_request)
     model, took = printable(gateway_request.model[:200]), round((now - gateway_request.started) * 1000, 1)
     fields = {
         "id": reply.id,
@@ -326,7 +327,9 @@ def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequ
         "ms": took,
     }
     fields |= {"first_ms": first and round(first * 1000, 1), "key": key_name, "address": address}
-    line = "%s %s -> %s %d %.1f ms %s (%s)"
+    fields |= {"route": gateway_request.route, "arm": gateway_request.arm, "engine": gateway_request.engine}
+    fields |= tokens.fields()
+    line = "%s %s -> %s %d %.1f ms %s %s (%s)"
     _log.info(
         line,
         gateway_request.path,
@@ -334,6 +337,7 @@ def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequ
         gateway_request.version or "-",
         reply.status,
         took,
+        tokens,
         key_name or "-",
         reply.id,
         extra={"fields": fields},

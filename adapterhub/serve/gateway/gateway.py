@@ -19,6 +19,8 @@ from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine, EngineAnswer, EngineDownError
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub.serve.usage.token_counts import TokenCounts
+from adapterhub.serve.usage.usage_recorder import UsageRecorder
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
@@ -51,6 +53,10 @@ class GatewayRequest:
         model: The name in the request.
         version: What answers it: the base's name, `Served.model`, or a blend of those. Empty until it is known.
         label: The same for metrics, where all blends share one label.
+        route: The name of the route that chose the version; empty without one.
+        arm: The ref or blend that the route chose.
+        engine: The engine that was asked; empty until then.
+        usage: The tokens of the request and its answer; None until its body was read.
     """
 
     path: str
@@ -59,6 +65,10 @@ class GatewayRequest:
     model: str = ""
     version: str = ""
     label: str = ""
+    route: str = ""
+    arm: str = ""
+    engine: str = ""
+    usage: Usage | None = None
     started: float = field(default_factory=time.monotonic)
 
 
@@ -88,6 +98,7 @@ class Gateway:
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
 
+        self._recorder = UsageRecorder(settings.usage) if settings.usage else None
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
         self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
@@ -101,6 +112,8 @@ class Gateway:
             RefusedError: The engine cannot be started with these settings.
         """
         started = time.monotonic()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
             await self._check_base_name()
@@ -126,6 +139,8 @@ class Gateway:
     async def close(self) -> None:
         """Stop the engine, and release all versions."""
         self.ready = False
+        if self._recorder is not None:  # first, because the engine may take its time
+            await asyncio.to_thread(self._recorder.close)
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
@@ -206,18 +221,34 @@ class Gateway:
             self._running[name] -= 1
 
     @contextmanager
-    def meter(self, key: Key | None, body: Mapping[str, Any]) -> Iterator[Usage]:
-        """Count the tokens of a request against the budget of its key, even if its client cancels it."""
-        budget = key.tokens if key is not None else None
-        usage = Usage(body, counts=budget is not None)
+    def meter(self, request: GatewayRequest, body: Mapping[str, Any]) -> Iterator[Usage]:
+        """Count the tokens of a request, also against the budget of its key, even if its client cancels it."""
+        request.usage = usage = Usage(body)
         try:
             yield usage
         except asyncio.CancelledError:  # codespell:ignore
-            usage.has_begun = True  # the engine may have read the prompt
+            usage.has_begun = bool(request.engine)  # it may have read the prompt
             raise
         finally:
-            if key is not None and budget is not None:
-                budget.count(key.name, usage.total)
+            if request.key is not None and request.key.tokens is not None:
+                request.key.tokens.count(request.key.name, usage.tokens.total)
+
+    def record_usage(self, request: GatewayRequest) -> TokenCounts:
+        """Count the tokens of a request that has ended, and return them."""
+        tokens = request.usage.tokens if request.usage else TokenCounts()
+        key_name = request.key.name if request.key else ""
+        self.metrics.count_tokens(request.label, key_name, request.route, request.arm, tokens)
+        if self._recorder is not None and request.engine:
+            self._recorder.add(
+                key=key_name,
+                version=request.label,
+                route=request.route,
+                arm=request.arm,
+                engine=request.engine,
+                path=request.path,
+                tokens=tokens,
+            )
+        return tokens
 
     # ---- answering
 
@@ -239,6 +270,7 @@ class Gateway:
         if is_blend and not self.engine.blends:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
+            request.engine = self.engine.name
             answer = await self.engine.ask(request.path, body, blend)
             try:
                 yield answer
@@ -281,7 +313,8 @@ class Gateway:
             return ()
         if route is not None:
             self._check_allowed(key, model, model)
-            parsed = model_names.parse(route.choose(request.headers, user, key.name if key else ""))
+            request.route, request.arm = model, route.choose(request.headers, user, key.name if key else "")
+            parsed = model_names.parse(request.arm)
         else:
             parsed = self._parse(model)
             for part in parsed:

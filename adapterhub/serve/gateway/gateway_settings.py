@@ -22,6 +22,7 @@ class GatewaySettings:
         remote_name: The name of the remote, which names may begin with: `hub/team/sql`; empty if it has none.
         allowed: The names of adapters that are served.
         routes: The TOML file of routes and keys; None without one.
+        usage: The file that usage is recorded in; None to record none.
         host: The address to bind.
         port: The port, 0 for a free one.
         requests: Requests that run at once; more are told to try again later.
@@ -41,6 +42,7 @@ class GatewaySettings:
     remote_name: str = ""
     allowed: AllowedNames = field(default_factory=AllowedNames)
     routes: Path | None = None
+    usage: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     requests: int = 256

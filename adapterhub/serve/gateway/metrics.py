@@ -1,7 +1,7 @@
 """Metrics for Prometheus by version, and the gauge that tells Kubernetes gateways which server has which adapter.
 
 The number of labels is bounded: the name in a request creates none, only a version that the engine has held, and of those only
-the first thousand.
+the first thousand; with keys, routes and their arms, only the first thousand combinations.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from adapterhub.serve.usage.token_counts import TokenCounts
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -42,6 +44,12 @@ class Metrics:
         self._first = Histogram(
             "adapterhub_first_byte_seconds", "Time until the answer begins.", ("version",), buckets=_SECONDS, **options
         )
+        self._tokens = Counter(
+            "adapterhub_tokens",
+            "Tokens of prompts (those from the engine's cache included, and also by themselves) and of answers.",
+            ("version", "key", "route", "arm", "kind"),
+            **options,
+        )
         self.running_requests = Gauge("adapterhub_requests_running", "Requests that are being read or answered.", **options)
         self.moves = Counter("adapterhub_moved_tags", "Tags that were seen to move while they were in use.", **options)
         up = Gauge("adapterhub_names_up", "1 if the registry or the remote answered when a name was looked up last.", **options)
@@ -50,6 +58,7 @@ class Metrics:
         self.waiting: Bag[str] = Bag()
         self.running: Bag[str] = Bag()
         self._labels: set[str] = set()
+        self._token_labels: set[tuple[str, ...]] = set()
         self.registry.register(_LoraInfo(self))
 
     def count(self, version: str, path: str, status: int, first: float | None, seconds: float) -> None:
@@ -63,6 +72,17 @@ class Metrics:
             self._seconds.labels(version).observe(seconds)
             if first is not None:
                 self._first.labels(version).observe(first)
+
+    def count_tokens(self, version: str, key: str, route: str, arm: str, tokens: TokenCounts) -> None:
+        """Count the tokens of a finished request; all but the version may be empty."""
+        if not tokens.total:
+            return
+        labels = (version, key, route, arm)
+        if labels not in self._token_labels and len(self._token_labels) >= _MOST_LABELS:
+            labels = (_OTHER_VERSIONS,) * len(labels)
+        self._token_labels.add(labels)
+        for kind, count in (("prompt", tokens.prompt), ("cached", tokens.cached), ("answer", tokens.answer)):
+            self._tokens.labels(*labels, kind).inc(count)
 
     def page(self) -> bytes:
         """Return all metrics as text."""

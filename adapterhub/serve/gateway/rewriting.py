@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from adapterhub.serve.engines import EngineAnswer
+from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError
@@ -19,6 +20,7 @@ from .problems import engine_failed
 
 _LONGEST = 4 << 20  # bytes of an event
 _LONGEST_STREAM = 1 << 30  # bytes of all events of a stream
+_BYTES_PER_TOKEN = 4  # for estimates
 _LARGEST = 64 << 20  # bytes of an answer that is not a stream
 _SHORT = 1 << 16  # bytes of an event that is not parsed with every check
 _MODEL = b'"model"'
@@ -38,42 +40,58 @@ class Usage:
 
     Attributes:
         body: The request of the client.
-        counts: Whether tokens are counted; if not, request and answer keep their usage as they are.
-        tokens: The last number that the engine reported.
         parts: Pieces of the answer so far, of about one token each.
         has_begun: Whether the engine has begun to answer.
+        has_ended: Whether a stream has come to its end.
     """
 
     body: Mapping[str, Any]
-    counts: bool = False
-    tokens: int = 0
     parts: int = 0
     has_begun: bool = False
+    has_ended: bool = False
+    _reports: dict[int | None, TokenCounts] = field(default_factory=dict)  # by choice; None is for all of them
 
     def engine_body(self) -> Mapping[str, Any]:
-        """Return the body for the engine, which asks for the usage if it is counted."""
+        """Return the body for the engine, which asks for the usage of a stream."""
         options = self.body.get("stream_options") or {}
-        if not self.counts or not self.body.get("stream") or not isinstance(options, dict):
+        if not self.body.get("stream") or not isinstance(options, dict):
             return self.body
         return {**self.body, "stream_options": {**options, "include_usage": True}}
 
     def count(self, document: Mapping[str, Any]) -> bool:
         """Count the tokens of an answer, or of an event of it; return whether the client wants to receive it."""
-        usage, choices = document.get("usage"), document.get("choices")
-        self.parts += bool(choices)
-        if isinstance(usage, dict) and isinstance(total := usage.get("total_tokens"), int):
-            self.tokens = max(self.tokens, total)
+        choices, is_stream = document.get("choices"), bool(self.body.get("stream"))
+        if is_stream:
+            self.parts += bool(choices)
+        elif "usage" not in document:
+            self.parts += len(json.dumps(choices or "")) // _BYTES_PER_TOKEN
+        if "usage" not in document:
+            return True
+        counts = TokenCounts.from_usage(document["usage"])
+        if counts is not None:
+            # llama-server reports each of several streamed completions by itself.
+            self._reports[_index(choices) if is_stream else None] = counts
         options = self.body.get("stream_options")
         # An event with only the usage was requested by the gateway; clients that did not ask for it may not expect it.
-        wants_usage = isinstance(options, dict) and options.get("include_usage")
-        return not self.counts or bool(wants_usage) or choices != [] or "usage" not in document
+        return choices != [] or not is_stream or bool(isinstance(options, dict) and options.get("include_usage"))
 
     @property
-    def total(self) -> int:
-        """The number of tokens; for an answer that was cut off, an estimate of four bytes of the request each."""
-        if self.tokens or not self.has_begun:
-            return max(self.tokens, self.parts)
-        return self.parts + len(json.dumps(self.body)) // 4
+    def tokens(self) -> TokenCounts:
+        """The tokens as the engine reported them, or an estimate if it did not, or if its stream was cut off."""
+        if None in self._reports:
+            return self._reports[None]
+        reported = sum(self._reports.values(), TokenCounts())
+        if not self.has_begun or (self._reports and self.has_ended):
+            return reported
+        prompt = reported.prompt or len(json.dumps(self.body)) // _BYTES_PER_TOKEN
+        return TokenCounts(prompt, reported.cached, max(reported.answer, self.parts), is_estimate=True)
+
+
+def _index(choices: object) -> int | None:
+    """Return the index of an event's only choice; None for any other event."""
+    choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    index = choice.get("index") if isinstance(choice, Mapping) else None
+    return index if isinstance(index, int) else None
 
 
 async def read_whole(pieces: AsyncIterator[bytes]) -> bytes:
@@ -171,6 +189,7 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
             raise engine_failed(f"its stream has more than {_LONGEST_STREAM:,} bytes, or an event more than {_LONGEST:,}")
     if remainder or not ended:
         raise engine_failed("its stream was cut off")
+    usage.has_ended = True
 
 
 def _rewrite_line(line: bytes, renamer: _Renamer) -> bytes:

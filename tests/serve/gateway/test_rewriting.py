@@ -12,6 +12,7 @@ from adapterhub.serve.engines import EngineAnswer
 from adapterhub.serve.gateway import rewriting
 from adapterhub.serve.gateway.problems import ProblemError
 from adapterhub.serve.gateway.rewriting import Usage
+from adapterhub.serve.usage.token_counts import TokenCounts
 
 CHUNKS = [{"model": "engine", "choices": [{"text": text}]} for text in ("a", "é\n", "data: {", "")]
 STREAM = b"".join(b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n" for chunk in CHUNKS)
@@ -108,20 +109,54 @@ def test_an_event_without_an_end_is_cut() -> None:
 
 
 def test_tokens_are_counted_and_who_has_not_asked_for_their_number_does_not_get_it() -> None:
-    end = b'data: {"model":"engine","choices":[],"usage":{"total_tokens":23}}\n\ndata: [DONE]\n\n'
+    reported = b'{"prompt_tokens":20,"completion_tokens":3,"total_tokens":23,"prompt_tokens_details":{"cached_tokens":16}}'
+    end = b'data: {"model":"engine","choices":[],"usage":' + reported + b"}\n\ndata: [DONE]\n\n"
     for options in (None, {"include_usage": True}):
-        usage = Usage({"stream": True, "stream_options": options}, counts=True)
+        usage = Usage({"stream": True, "stream_options": options})
         assert usage.engine_body()["stream_options"] == {"include_usage": True}
         assert (b"total_tokens" in rewritten(STREAM, end, usage=usage)) == bool(options)
-        assert usage.total == 23
-    plain = Usage({"stream": True})
-    assert plain.engine_body() is plain.body
-    assert b"total_tokens" in rewritten(STREAM, end, usage=plain)
+        assert usage.tokens == TokenCounts(20, 16, 3)
+    whole = Usage({"prompt": "x"})
+    assert whole.engine_body() is whole.body
+    rewriting.rename_model(b'{"choices":[{}],"usage":' + reported + b"}", "x", whole, expected="")
+    assert whole.tokens == TokenCounts(20, 16, 3)
+
+
+def test_the_tokens_of_several_completions_are_summed_where_each_is_reported_by_itself() -> None:
+    """As llama-server does."""
+    events = [
+        b'data: {"choices":[{"index":%d}],"usage":{"prompt_tokens":5,"completion_tokens":%d}}\n\n' % (index, 10 + index)
+        for index in (0, 1)
+    ]
+    usage = Usage({"stream": True}, has_begun=True)
+    rewritten(*events, b"data: [DONE]\n\n", usage=usage)
+    assert usage.tokens == TokenCounts(10, 0, 21)
+    usage = Usage({"stream": True}, has_begun=True)
+    with pytest.raises(ProblemError, match="cut off"):
+        rewritten(events[0], usage=usage)
+    assert usage.tokens == TokenCounts(5, 0, 10, is_estimate=True)
 
 
 def test_tokens_of_an_answer_that_has_no_end_are_estimated() -> None:
-    usage = Usage({"stream": True, "prompt": "x" * 4000}, counts=True)
-    assert usage.total == 0
+    usage = Usage({"stream": True, "prompt": "x" * 4000})
+    assert usage.tokens == TokenCounts()
     usage.has_begun = True
     rewritten(STREAM, usage=usage)
-    assert 1000 + len(CHUNKS) <= usage.total < 1050
+    assert usage.tokens.is_estimate
+    assert 1000 + len(CHUNKS) <= usage.tokens.total < 1050
+
+
+def test_tokens_of_a_whole_answer_without_a_report_are_estimated() -> None:
+    usage = Usage({"prompt": "x" * 400}, has_begun=True)
+    rewriting.rename_model(b'{"choices":[{"text":"' + b"y" * 400 + b'"}]}', "x", usage, expected="")
+    assert usage.tokens.is_estimate
+    assert 100 <= usage.tokens.answer < 110
+
+
+@pytest.mark.parametrize(
+    "reported", [b"null", b"7", b'{"prompt_tokens":-1}', b'{"prompt_tokens":"9"}', b'{"prompt_tokens":1e99}']
+)
+def test_an_impossible_report_counts_nothing(reported: bytes) -> None:
+    usage = Usage({"stream": True})
+    rewritten(b'data: {"usage":' + reported + b"}\n\ndata: [DONE]\n\n", usage=usage)
+    assert usage.tokens == TokenCounts()

@@ -1,0 +1,67 @@
+"""The tokens of a request, as an engine reports them or as an estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """The tokens of a request.
+
+    Attributes:
+        prompt: Tokens of the prompt, with those that the engine took from its cache.
+        cached: Those of them that the engine took from its cache; 0 if it does not say.
+        answer: Tokens of the answer.
+        is_estimate: Whether the engine reported nothing, or not all.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    answer: int = 0
+    is_estimate: bool = False
+
+    @property
+    def total(self) -> int:
+        """The tokens that budgets count."""
+        return self.prompt + self.answer
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(
+            self.prompt + other.prompt,
+            self.cached + other.cached,
+            self.answer + other.answer,
+            self.is_estimate or other.is_estimate,
+        )
+
+    def __str__(self) -> str:
+        """As a log line has them: `12+34 tokens, 8 cached`; a tilde marks an estimate."""
+        cached = f", {self.cached} cached" if self.cached else ""
+        return f"{'~' if self.is_estimate else ''}{self.prompt}+{self.answer} tokens{cached}"
+
+    def fields(self) -> dict[str, int | bool]:
+        """Return them as the fields of a log line."""
+        return {
+            "prompt_tokens": self.prompt,
+            "cached_tokens": self.cached,
+            "answer_tokens": self.answer,
+            "estimated": self.is_estimate,
+        }
+
+    @classmethod
+    def from_usage(cls, usage: object) -> TokenCounts | None:
+        """Read the `usage` of an answer of OpenAI's API; None if it has no tokens of a prompt."""
+        if not isinstance(usage, Mapping) or not isinstance(usage.get("prompt_tokens"), int):
+            return None
+        prompt = _count(usage, "prompt_tokens")
+        # Embeddings have no answer; some servers state only the total.
+        answer = _count(usage, "completion_tokens") or max(_count(usage, "total_tokens") - prompt, 0)
+        return cls(prompt, min(_count(usage.get("prompt_tokens_details"), "cached_tokens"), prompt), answer)
+
+
+def _count(members: Any, name: str) -> int:
+    """Return a number of tokens; 0 if there is none, or an impossible one."""
+    number = members.get(name) if isinstance(members, Mapping) else None
+    return number if isinstance(number, int) and 0 <= number < 1 << 40 else 0

@@ -1,0 +1,123 @@
+"""usage.db: sums of requests and tokens, a row for each hour and all that differs between requests.
+
+Several gateways may add to one file. Rows older than 400 days are deleted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from adapterhub.sqlite_file import UNTRUSTED, SqliteFile
+from adapterhub_converters.errors import LocalIOError
+
+from .token_counts import TokenCounts
+
+FILE = "usage.db"
+HOUR, DAY = 3600, 86400
+"""Seconds."""
+_LONGEST_DAYS = 400
+_LOCK_SECONDS = 5.0
+# The statements that take the database from each version to the next; `user_version` counts them. Never edit one: append.
+MIGRATIONS = (
+    """
+    CREATE TABLE usage (
+        hour INTEGER NOT NULL, key TEXT NOT NULL, version TEXT NOT NULL, route TEXT NOT NULL, arm TEXT NOT NULL,
+        engine TEXT NOT NULL, path TEXT NOT NULL, requests INTEGER NOT NULL, estimated INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, answer_tokens INTEGER NOT NULL,
+        PRIMARY KEY (hour, key, version, route, arm, engine, path)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE key_days (day INTEGER NOT NULL, key TEXT NOT NULL, tokens INTEGER NOT NULL, PRIMARY KEY (day, key))
+        STRICT, WITHOUT ROWID
+    """,
+)
+_ADD = """
+    INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (hour, key, version, route, arm, engine, path) DO UPDATE SET
+        requests = requests + excluded.requests, estimated = estimated + excluded.estimated,
+        prompt_tokens = prompt_tokens + excluded.prompt_tokens, cached_tokens = cached_tokens + excluded.cached_tokens,
+        answer_tokens = answer_tokens + excluded.answer_tokens
+"""
+_ADD_DAY = "INSERT INTO key_days VALUES (?, ?, ?) ON CONFLICT (day, key) DO UPDATE SET tokens = tokens + excluded.tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageKey:
+    """All that differs between the requests of different rows.
+
+    Attributes:
+        hour: The hour's begin, in seconds of Unix time.
+        key: The name of the client's key; empty without one.
+        version: The version that answered, the base's name, or `blend`.
+        route: The name of the route that chose it; empty without one.
+        arm: The target that the route chose.
+        path: The path of the API.
+    """
+
+    hour: int
+    key: str
+    version: str
+    route: str
+    arm: str
+    engine: str
+    path: str
+
+
+@dataclass(slots=True)
+class UsageSum:
+    """The requests and tokens of a row; `estimated` counts the requests whose tokens are estimates."""
+
+    requests: int = 0
+    estimated: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    answer_tokens: int = 0
+
+    def add(self, tokens: TokenCounts) -> None:
+        """Add a request."""
+        self.merge(UsageSum(1, int(tokens.is_estimate), tokens.prompt, tokens.cached, tokens.answer))
+
+    def merge(self, usage: UsageSum) -> None:
+        """Add the requests of another sum."""
+        self.requests += usage.requests
+        self.estimated += usage.estimated
+        self.prompt_tokens += usage.prompt_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.answer_tokens += usage.answer_tokens
+
+
+class UsageDatabase(SqliteFile):
+    """An open usage.db, created if missing, with its folder."""
+
+    # A killed process loses nothing that was committed; a machine without power may lose the last seconds.
+    _pragmas = ("journal_mode = WAL", "synchronous = NORMAL", UNTRUSTED)
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalIOError(str(path.parent), error.strerror or str(error)) from error
+        super().__init__(path, MIGRATIONS, lock_seconds=_LOCK_SECONDS)
+
+    def add(self, usage: Mapping[UsageKey, UsageSum]) -> None:
+        """Add sums to the rows, all of them or none."""
+        days: Counter[tuple[int, str]] = Counter()
+        for key, total in usage.items():
+            days[key.hour // DAY, key.key] += total.prompt_tokens + total.answer_tokens
+        with self.transaction(), self._errors():
+            self._connection().executemany(_ADD, [(*astuple(key), *astuple(total)) for key, total in usage.items()])
+            self._connection().executemany(_ADD_DAY, [(*day, tokens) for day, tokens in days.items()])
+
+    def delete_old(self, now: float) -> None:
+        """Delete the rows that are kept no longer."""
+        first_day = int(now) // DAY - _LONGEST_DAYS
+        with self.transaction():
+            self.execute("DELETE FROM usage WHERE hour < ?", first_day * DAY)
+            self.execute("DELETE FROM key_days WHERE day < ?", first_day)
+
+    def tokens_since(self, day: int) -> dict[tuple[int, str], int]:
+        """Return the tokens of each day and key from a day on, in days of Unix time."""
+        rows = self.select("SELECT day, key, tokens FROM key_days WHERE day >= ?", day)
+        return {(row_day, key): tokens for row_day, key, tokens in rows}

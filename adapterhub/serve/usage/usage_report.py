@@ -1,0 +1,111 @@
+"""Sums of recorded usage by key, version, day and so on, and what they cost."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapterhub.sqlite_file import SqliteReader
+from adapterhub_converters import safe_regex
+from adapterhub_converters.errors import NotFoundError, UsageError
+
+from .price_list import PriceList
+from .usage_database import DAY, HOUR, UsageSum
+
+GROUPS = ("key", "version", "route", "arm", "engine", "day")
+"""The names that usage can be summed by."""
+_AGE = safe_regex.Pattern(r"([0-9]{1,5})([hdw])")
+_AGES = {"h": HOUR, "d": DAY, "w": 7 * DAY}
+_COLUMNS = {name: name for name in GROUPS} | {"day": f"hour / {DAY}"}
+_SUMS = ", ".join(f"sum({name})" for name in asdict(UsageSum()))
+
+
+@dataclass(slots=True)
+class UsageRow:
+    """The usage of one group.
+
+    Attributes:
+        group: Its values, in the order of `by`.
+        cost: What the tokens with a price cost; None if none has one.
+    """
+
+    group: tuple[str, ...]
+    usage: UsageSum = field(default_factory=UsageSum)
+    cost: float | None = None
+
+
+@dataclass(slots=True)
+class UsageReport:
+    """Usage by group.
+
+    Attributes:
+        since: The begin of the first hour that was summed, in seconds of Unix time.
+        total: The sum of all rows.
+        unpriced: The versions without a price, if there are prices.
+    """
+
+    by: tuple[str, ...]
+    since: int
+    rows: list[UsageRow]
+    total: UsageRow
+    unpriced: tuple[str, ...] = ()
+
+
+def parse_since(text: str, now: float) -> int:
+    """Return the time, in seconds of Unix time, that `7d`, `12h`, `2w` or a date such as `2026-11-30` (UTC) means."""
+    if match := _AGE.fullmatch(text):
+        return int(now) - int(match[1]) * _AGES[match[2]]
+    try:
+        day = datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(text[:40], "is neither an age nor a date", "Write it like 7d, 12h, 2w or 2026-11-30") from error
+    return int(datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp())
+
+
+def report(path: Path, by: Sequence[str], since: int, prices: PriceList | None = None) -> UsageReport:
+    """Sum what a file has since a time, from the begin of that hour; by day first, then the largest groups first.
+
+    Raises:
+        NotFoundError: There is no such file.
+    """
+    since = since // HOUR * HOUR
+    rows: dict[tuple[str, ...], UsageRow] = {}
+    total, unpriced = UsageRow(()), dict[str, None]()
+    for group, version, usage in _sums(path, by, since):
+        price = prices.price_of(version) if prices else None
+        if price is None:
+            unpriced[version] = None
+        for row in (rows.setdefault(group, UsageRow(group)), total):
+            row.usage.merge(usage)
+            if price is not None:
+                row.cost = (row.cost or 0.0) + price.cost(
+                    prompt_tokens=usage.prompt_tokens, cached_tokens=usage.cached_tokens, answer_tokens=usage.answer_tokens
+                )
+    day = by.index("day") if "day" in by else None
+
+    def order(row: UsageRow) -> tuple[Any, ...]:
+        first = "" if day is None else row.group[day]
+        return first, -(row.usage.prompt_tokens + row.usage.answer_tokens), row.group
+
+    return UsageReport(tuple(by), since, sorted(rows.values(), key=order), total, tuple(unpriced) if prices else ())
+
+
+def _sums(path: Path, by: Sequence[str], since: int) -> Iterator[tuple[tuple[str, ...], str, UsageSum]]:
+    """Yield the groups of each version, with the sum of their rows."""
+    if not path.exists():
+        raise NotFoundError(str(path), "no usage was recorded there", code="no-usage")
+    columns = ", ".join(_COLUMNS[name] for name in (*by, "version"))
+    with closing(SqliteReader(path)) as database:
+        # Only names of `_COLUMNS` are in the statement.
+        rows = database.select(f"SELECT {columns}, {_SUMS} FROM usage WHERE hour >= ? GROUP BY {columns}", since)  # noqa: S608
+    for row in rows:
+        group = tuple(_text(name, value) for name, value in zip(by, row, strict=False))
+        yield group, row[len(by)], UsageSum(*row[len(by) + 1 :])
+
+
+def _text(name: str, value: Any) -> str:
+    return datetime.datetime.fromtimestamp(value * DAY, datetime.UTC).date().isoformat() if name == "day" else str(value)

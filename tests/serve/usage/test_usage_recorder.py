@@ -1,0 +1,178 @@
+"""Usage on its way to a file: by several processes, through kill -9, and while the disk is full or broken."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adapterhub.serve.usage import usage_recorder, usage_report
+from adapterhub.serve.usage.token_counts import TokenCounts
+from adapterhub.serve.usage.usage_database import DAY, FILE, UsageDatabase, UsageKey, UsageSum
+from adapterhub.serve.usage.usage_recorder import UsageRecorder
+
+TOKENS = TokenCounts(20, 16, 3)
+
+
+def add(recorder: UsageRecorder, version: str = "team/a", key: str = "ada") -> None:
+    recorder.add(key=key, version=version, route="", arm="", engine="vllm", path="/v1/completions", tokens=TOKENS)
+
+
+def totals(path: Path) -> UsageSum:
+    return usage_report.report(path, ["version"], 0).total.usage
+
+
+def test_requests_of_an_hour_are_one_row(tmp_path: Path) -> None:
+    now = 7200.0
+    recorder = UsageRecorder(tmp_path / FILE, clock=lambda: now)
+    for _ in range(3):
+        add(recorder)
+        recorder.flush()
+    add(recorder, key="")
+    now = 10800.0
+    add(recorder)
+    recorder.flush()
+    with closing(UsageDatabase(tmp_path / FILE)) as database:
+        rows = database.select("SELECT hour, key, requests, estimated, prompt_tokens, cached_tokens, answer_tokens FROM usage")
+    assert sorted(rows) == [(7200, "", 1, 0, 20, 16, 3), (7200, "ada", 3, 0, 60, 48, 9), (10800, "ada", 1, 0, 20, 16, 3)]
+
+
+def _record(path: Path) -> None:
+    recorder = UsageRecorder(path)
+    recorder.start()
+    for _ in range(50):
+        add(recorder)
+        recorder.flush()
+    recorder.close()
+
+
+def test_several_processes_add_to_one_file(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_record, args=(tmp_path / FILE,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert totals(tmp_path / FILE) == UsageSum(150, 0, 3000, 2400, 450)
+
+
+def test_what_was_written_before_a_kill_is_there(tmp_path: Path) -> None:
+    """At most the last seconds are lost: all that is written before the kill is read after it, without any repair."""
+    script = f"""
+import sys, time
+from pathlib import Path
+from tests.serve.usage.test_usage_recorder import UsageRecorder, add
+recorder = UsageRecorder(Path({str(tmp_path / FILE)!r}))
+recorder.start()
+while True:
+    add(recorder)
+    time.sleep(0.01)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    path = tmp_path / FILE
+    while not path.exists() or not totals(path).requests:
+        time.sleep(0.05)
+    written = totals(path).requests
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert totals(path).requests >= written
+    recorder = UsageRecorder(path)
+    recorder.flush()
+    add(recorder)
+    recorder.flush()
+    assert totals(path).requests > written
+
+
+def test_a_full_disk_loses_nothing_and_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / FILE
+    recorder = UsageRecorder(path)
+    recorder.flush()
+    assert recorder._database is not None
+    recorder._database.execute("PRAGMA max_page_count = 1")  # for SQLite, the disk is full from here on
+    for number in range(200):
+        add(recorder, f"team/a{number}")
+    recorder.flush()
+    assert "usage is kept in memory" in caplog.text
+    assert "full" in caplog.text
+    assert totals(path).requests == 0
+    add(recorder)
+    recorder.flush()
+    assert totals(path).requests == 201
+
+
+def test_a_folder_that_cannot_be_written_holds_nobody_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    recorder = UsageRecorder(tmp_path / "file" / FILE)
+    recorder.start()
+    for _ in range(3):
+        add(recorder)
+        recorder.flush()
+    recorder.close()
+    assert caplog.text.count("usage is kept in memory") == 1
+    (tmp_path / "file").unlink()
+    recorder.flush()
+    assert totals(tmp_path / "file" / FILE).requests == 3
+
+
+def test_a_file_that_is_no_database_stays_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / FILE).write_bytes(b"precious" * 1000)
+    recorder = UsageRecorder(tmp_path / FILE)
+    recorder.flush()
+    add(recorder)
+    recorder.flush()
+    assert "not a database" in caplog.text
+    assert (tmp_path / FILE).read_bytes() == b"precious" * 1000
+
+
+def test_writing_waits_for_a_lock_without_holding_up_requests(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    recorder = UsageRecorder(path)
+    recorder.start()
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        while not recorder._lock.acquire(blocking=False):  # held for a moment only, whatever the file does
+            pass
+        recorder._lock.release()
+        add(recorder)
+        holder.execute("ROLLBACK")
+    recorder.close()
+    assert totals(path).requests == 1
+
+
+def test_the_end_writes_what_is_left(tmp_path: Path) -> None:
+    recorder = UsageRecorder(tmp_path / FILE)
+    recorder.start()
+    add(recorder)
+    recorder.close()
+    assert totals(tmp_path / FILE).requests == 1
+
+
+def test_the_rows_of_an_hour_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage_recorder, "_MOST_ROWS", 10)
+    recorder = UsageRecorder(tmp_path / FILE, clock=lambda: 0.0)
+    for number in range(30):
+        add(recorder, f"team/a{number}")
+        if not number % 7:
+            recorder.flush()
+    recorder.flush()
+    report = usage_report.report(tmp_path / FILE, ["version"], 0)
+    assert len(report.rows) == 11
+    assert {row.group: row.usage.requests for row in report.rows}[("other",)] == 20
+
+
+def test_old_rows_are_deleted(tmp_path: Path) -> None:
+    with closing(UsageDatabase(tmp_path / FILE)) as database:
+        for day in (0, 100, 500):
+            database.add({UsageKey(day * DAY, "ada", "team/a", "", "", "vllm", "/"): UsageSum(1)})
+        database.delete_old(500.5 * DAY)
+        assert database.select("SELECT hour FROM usage") == [(100 * DAY,), (500 * DAY,)]
+        assert set(database.tokens_since(0)) == {(100, "ada"), (500, "ada")}
