@@ -24,12 +24,13 @@ MAX_ANSWERS = 128
 """The largest number of answers to a request: its prompts times `n`."""
 _DEFAULT_TOKENS = 16  # of a completion, as in OpenAI's API
 _MAX_SEED = 2**63
+_LEAST_REPETITION = 0.01  # of the repetition penalty, so that no logit overflows
 _DIGITS = 10  # the largest number of digits of a token's number
 _SLACK = 4  # characters of a text for each one left in its tokens: some tokenizers compose characters, or drop spaces
 # Parameters that are not supported, with the values that ask for nothing; null always does.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "audio": (), "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none", "auto"),
-    "functions": ([],), "modalities": (["text"],), "prediction": (), "presence_penalty": (0,),
+    "audio": (), "best_of": (1,), "echo": (False,), "function_call": ("none", "auto"),
+    "functions": ([],), "modalities": (["text"],), "prediction": (),
     "reasoning_effort": (), "response_format": ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"),
     "tools": ([],), "verbosity": (), "web_search_options": (),
 }  # fmt: skip
@@ -50,6 +51,12 @@ _SHARED_FIELDS = {
     "seed",
     "logprobs",
     "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "top_k",
+    "min_p",
+    "ignore_eos",
 }
 _PATH_FIELDS = {COMPLETIONS: {"prompt"}, CHAT: {"messages", "max_completion_tokens", "top_logprobs"}}
 
@@ -79,6 +86,13 @@ class ApiRequest:
             stop=values.texts("stop"),
             logprobs=values.logprobs(path),
             bias=values.bias(),
+            presence_penalty=values.number("presence_penalty", 0.0, least=-2.0, most=2.0),
+            frequency_penalty=values.number("frequency_penalty", 0.0, least=-2.0, most=2.0),
+            repetition_penalty=values.number("repetition_penalty", 1.0, least=_LEAST_REPETITION, most=1 / _LEAST_REPETITION),
+            # vLLM and llama-server write all tokens as 0 or -1.
+            top_k=max(0, values.integer("top_k", 0, least=-1, most=2**31)),
+            min_p=values.number("min_p", 0.0, most=1.0),
+            ignore_eos=values.flag("ignore_eos"),
         )
         seed = values.integer("seed", None, least=-_MAX_SEED, most=_MAX_SEED - 1)
         options = body.get("stream_options")
@@ -111,13 +125,13 @@ class _Fields:
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = body
 
-    def number(self, name: str, default: float, *, most: float) -> float:
-        """Return a number from 0 to `most`."""
+    def number(self, name: str, default: float, *, least: float = 0.0, most: float) -> float:
+        """Return a number from `least` to `most`."""
         value = self._body.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-            raise ParameterError(name, f"is not a number from 0 to {most:g}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ParameterError(name, f"is not a number from {least:g} to {most:g}")
         return float(value)
 
     def integer(self, name: str, default: Any, *, least: int, most: int) -> Any:

@@ -27,7 +27,15 @@ class Request:
         seed: The seed of the random numbers; None for an unpredictable one.
         stop: Texts at which the answer ends; they are not part of it.
         logprobs: The number of likeliest tokens to return for each position, 0 for only the chosen one; None for nothing.
+            They are of the base's logits and the bias, before the penalties.
         bias: Tokens, and what is added to their logits each time.
+        presence_penalty: What is subtracted from the logit of every token of the answer so far (OpenAI).
+        frequency_penalty: The same for each time that the token occurs.
+        repetition_penalty: Positive logits of the tokens of prompt and answer are divided by this, negative ones multiplied
+            by it (transformers, vLLM).
+        top_k: Draw from so many likeliest tokens; 0 for all.
+        min_p: Draw from the tokens with at least this share of the probability of the likeliest one.
+        ignore_eos: Whether tokens that end an answer do not end it (vLLM).
     """
 
     ids: list[int]
@@ -39,6 +47,12 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0
+    frequency_penalty: float = 0
+    repetition_penalty: float = 1
+    top_k: int = 0
+    min_p: float = 0
+    ignore_eos: bool = False
 
     def check(self, *, longest: int, vocabulary: int) -> None:
         """Raise ParameterError unless a base with this vocabulary and context length can answer it."""

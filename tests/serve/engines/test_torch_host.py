@@ -69,9 +69,9 @@ def test_a_stream(gateway: Gateway, models: Models) -> None:
 
 
 def test_what_it_refuses_is_told_by_name(gateway: Gateway) -> None:
-    reply = complete(gateway, "team/a0", "x", ignore_eos=True)
+    reply = complete(gateway, "team/a0", "x", best_of=2)
     assert reply.status == 400
-    assert "ignore_eos" in reply.document["error"]["message"]
+    assert "best_of" in reply.document["error"]["message"]
     assert complete(gateway, "team/none", "x").status == 404
 
 

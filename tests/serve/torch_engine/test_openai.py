@@ -142,7 +142,18 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
     (COMPLETIONS, {"prompt": "a", "logprobs": True}, "logprobs", "not a whole number"),
     (COMPLETIONS, {"prompt": "a", "messages": []}, "messages", "unknown parameter"),
-    (COMPLETIONS, {"prompt": "a", "frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+    (COMPLETIONS, {"prompt": "a", "frequency_penalty": 2.5}, "frequency_penalty", "is not a number from -2 to 2"),
+    (COMPLETIONS, {"prompt": "a", "presence_penalty": -3}, "presence_penalty", "is not a number from -2 to 2"),
+    (COMPLETIONS, {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "is not a number from 0.01 to 100"),
+    (
+        COMPLETIONS,
+        {"prompt": "a", "repeat_penalty": 1.1},
+        "repeat_penalty",
+        "unknown parameter",
+    ),  # llama-server's last 64 tokens
+    (COMPLETIONS, {"prompt": "a", "top_k": 2.5}, "top_k", "is not a whole number from -1"),
+    (COMPLETIONS, {"prompt": "a", "min_p": 1.5}, "min_p", "is not a number from 0 to 1"),
+    (COMPLETIONS, {"prompt": "a", "ignore_eos": 1}, "ignore_eos", "neither true nor false"),
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias", "a value is not a number"),
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "a key is not the number of a token"),
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"999999": 1}}, "logit_bias", "a token is not one of"),
@@ -191,6 +202,7 @@ def test_what_is_wrong_is_named(host: Host, path: str, body: dict[str, Any], par
 def test_what_asks_for_nothing_more_is_accepted(host: Host) -> None:
     neutral = {"echo": False, "best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "user": "me"}
     neutral |= {"suffix": None, "unheard_of": None, "metadata": {"a": "b"}, "stop": None, "seed": None}
+    neutral |= {"repetition_penalty": 1, "top_k": -1, "min_p": 0, "ignore_eos": False}
     assert whole(host, COMPLETIONS, prompt="abc", max_tokens=2, **neutral)["choices"]
     assert whole(host, CHAT, **HELLO, tools=[], tool_choice="auto", response_format={"type": "text"})["choices"]
 
