@@ -16,8 +16,8 @@ from adapterhub.generation.sampling import Sampler  # noqa: E402
 from adapterhub.serve.torch_engine import Request  # noqa: E402
 from adapterhub.serve.torch_engine.host_loop import Host  # noqa: E402
 from adapterhub.serve.torch_engine.openai import ask  # noqa: E402
-from adapterhub.serve.torch_engine.openai_request import CHAT, COMPLETIONS  # noqa: E402
 from adapterhub.serve.torch_engine.penalties import Penalties  # noqa: E402
+from adapterhub.serve.torch_engine.request_fields import CHAT, COMPLETIONS  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, assert_same, pieces, tokens, with_adapters  # noqa: E402
 
 VOCABULARY = 50
