@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,20 @@ class Text:
         """Whether the base has a chat template."""
         return bool(self._tokenizer.chat_template)
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    @property
+    def tool_template(self) -> str:
+        """The chat template for conversations with tools; empty if there is none."""
+        return str(self._tokenizer.get_chat_template(tools=[{}])) if self.has_template else ""
+
+    @cached_property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as in tokenizer.json; empty if it is not one of the library tokenizers."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return str(backend.to_str()) if backend is not None else ""
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
         """Render the chat template, up to the beginning of the answer, in its own limited process."""
-        return chat_template.render(self._tokenizer, messages, location=self.location, prompt=True)
+        return chat_template.render(self._tokenizer, messages, location=self.location, tools=tools, prompt=True)
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
         """Return the ids; with `special`, also those that the model expects at a start. A chat template writes them itself."""

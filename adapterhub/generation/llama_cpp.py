@@ -159,10 +159,10 @@ class LlamaCppEngine:
         """Render the model's own template in its own limited process; a model without one continues the text."""
         return prompt.text if prompt.raw or not self.has_template else self.conversation(prompt.messages)
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def conversation(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
         """Render the model's own template, up to the beginning of the answer, in its own limited process."""
         special = {f"{name}_token": self._special(name) for name in ("bos", "eos")}
-        variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        variables = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         return chat_template.render_variables(str(self._template), {**special, **variables}, location=self.location)
 
     def _special(self, name: str) -> str:

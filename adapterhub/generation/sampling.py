@@ -13,10 +13,12 @@ class Sampler:
         temperature: 0 for the likeliest token; otherwise logits are divided by it.
         seed: The seed of the random numbers.
         top_p: Draw from the smallest set of likeliest tokens with this total probability; 1 for all.
+        top_k: Draw from so many likeliest tokens, and those as likely as the last of them; 0 for all.
+        min_p: Draw from the tokens with at least this share of the probability of the likeliest one.
     """
 
-    def __init__(self, temperature: float, seed: int, top_p: float = 1.0) -> None:
-        self._temperature, self._top_p = temperature, top_p
+    def __init__(self, temperature: float, seed: int, top_p: float = 1.0, *, top_k: int = 0, min_p: float = 0.0) -> None:
+        self._temperature, self._top_p, self._top_k, self._min_p = temperature, top_p, top_k, min_p
         self._random = np.random.Generator(np.random.PCG64(seed))
 
     def token(self, logits: NDArray[np.float32]) -> int:
@@ -25,6 +27,11 @@ class Sampler:
             return int(logits.argmax())
         with np.errstate(over="ignore"):  # a tiny temperature overflows to -inf, which leaves only the likeliest token
             probabilities = np.exp((logits.astype(np.float64) - logits.max()) / self._temperature)
+        # The order of vLLM: each filter sees what the one before it has left.
+        if self._min_p > 0:
+            probabilities[probabilities < self._min_p * probabilities.max()] = 0
+        if 0 < self._top_k < len(probabilities):
+            probabilities[probabilities < np.partition(probabilities, -self._top_k)[-self._top_k]] = 0
         if self._top_p < 1:
             probabilities[~_likeliest(probabilities, self._top_p)] = 0
         cumulative = probabilities.cumsum()

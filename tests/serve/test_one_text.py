@@ -39,7 +39,7 @@ def test_an_adapter_that_both_can_run_answers_the_same(
     serving_base: tuple[AnsweringHost, Path], models: Models, temperature: float, seed: int, raw: bool
 ) -> None:
     from adapterhub.serve.torch_engine import openai
-    from adapterhub.serve.torch_engine.openai_request import CHAT, COMPLETIONS
+    from adapterhub.serve.torch_engine.request_fields import CHAT, COMPLETIONS
 
     host, base = serving_base
     prompt, system = "the quick brown fox ", None if raw else "be brief"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.torch_engine import openai
 from adapterhub.serve.torch_engine.openai import ApiError, Completion
-from adapterhub.serve.torch_engine.openai_request import CHAT, COMPLETIONS
+from adapterhub.serve.torch_engine.request_fields import CHAT, COMPLETIONS
 from adapterhub.serve.torch_engine.streams import AnsweringHost
 
 from . import Blend, EngineAnswer, EngineDownError

@@ -30,7 +30,9 @@ _CONTEXT = 4096  # tokens of prompt and answer; a context allocates room for all
 
 
 class _Text:
-    """The `Texts` of a GGUF base."""
+    """The `Texts` of a GGUF base; it has no grammars, and so no tools."""
+
+    tool_template = tokenizer_json = ""
 
     def __init__(self, engine: LlamaCppEngine) -> None:
         self._engine, self.location = engine, engine.location

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from adapterhub.generation.sampling import Sampler
 from adapterhub_converters.errors import RefusedError
 
+from .penalties import Penalties
 from .values import Piece, Request, Texts
 
 
@@ -19,9 +20,11 @@ class GeneratedAnswer:
 
     def __init__(self, request: Request, text: Texts) -> None:
         self.count = 0
-        self._request, self._ends = request, text.ends
+        self._request, self._ends = request, frozenset() if request.ignore_eos else text.ends
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        self._sampler = Sampler(request.temperature, seed, request.top_p)
+        self._sampler = Sampler(request.temperature, seed, request.top_p, top_k=request.top_k, min_p=request.min_p)
+        self._penalties: Penalties | None = None
+        self._mask = request.grammar.mask() if request.grammar else None
         self._piece_of, self._stops = text.pieces(), StopTexts(request.stop)
         self._bias = (
             np.array([token for token, _ in request.bias], int),
@@ -40,8 +43,12 @@ class GeneratedAnswer:
         if self._request.bias:
             logits = logits.copy()
             logits[self._bias[0]] += self._bias[1]
-        token = self._sampler.token(logits)
+        token = self._sampler.token(self._adjusted(logits))
         self.count += 1
+        if self._penalties:
+            self._penalties.add(token)
+        if self._mask:
+            self._mask.add(token)
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if self._request.logprobs is not None:
@@ -53,9 +60,24 @@ class GeneratedAnswer:
         text, stopped = self._stops.add(self._piece_of(token))
         if stopped:
             return Piece(text, token, logprob, top, "stop")
+        if self._mask and self._mask.is_complete:
+            return Piece(text + self._stops.flush(), token, logprob, top, "stop")
         if self.count == self._request.max_tokens:
             return Piece(text + self._stops.flush(), token, logprob, top, "length")
         return Piece(text, token, logprob, top)
+
+    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logits after penalties and grammar; the array itself if there are none."""
+        if Penalties.are_in(self._request):
+            self._penalties = self._penalties or Penalties(self._request, len(logits))
+        elif not self._mask:
+            return logits
+        logits = logits.copy()
+        if self._penalties:
+            self._penalties.apply(logits)
+        if self._mask:
+            self._mask.apply(logits)
+        return logits
 
 
 class StopTexts:

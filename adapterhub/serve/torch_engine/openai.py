@@ -10,7 +10,8 @@ from typing import Any
 
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, ParameterError, StoppedError
 
-from .openai_request import CHAT, COMPLETIONS, ApiRequest
+from .openai_request import ApiRequest
+from .request_fields import CHAT, COMPLETIONS
 from .streams import AnsweringHost, Stream, read_together
 from .values import TOO_LONG, Blend, FullError, Piece
 
@@ -119,8 +120,8 @@ class Completion:
         for choice in self._first_choices():
             yield {**common, "choices": [choice]}
         for index, piece in self._read():
-            if piece.text or piece.finish or piece.logprob is not None:
-                yield {**common, "choices": [self._part(index, piece)]}
+            for choice in self._parts(index, piece):
+                yield {**common, "choices": [choice]}
         if self._request.include_usage:
             yield {**common, "choices": [], "usage": self._usage()}
 
@@ -156,9 +157,10 @@ class Completion:
         """Yield the chunks before the first piece."""
         yield from ()
 
-    def _part(self, index: int, piece: Piece) -> Document:
-        """Return a chunk of an answer."""
-        return self._choice(index, [piece])
+    def _parts(self, index: int, piece: Piece) -> Iterator[Document]:
+        """Yield the chunks that a piece adds to an answer."""
+        if piece.text or piece.finish or piece.logprob is not None:
+            yield self._choice(index, [piece])
 
     def _logprobs(self, index: int, pieces: Sequence[Piece]) -> Document | None:
         """Return the logarithms of the probabilities; None if they were not requested."""
@@ -181,22 +183,42 @@ class _ChatCompletion(Completion):
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
+    def __init__(self, host: AnsweringHost, api_request: ApiRequest, streams: Sequence[Stream], model: str) -> None:
+        super().__init__(host, api_request, streams, model)
+        self._readers = [api_request.form.reader() for _ in streams]
+
+    def _content(self, index: int, text: str, finish: str | None) -> tuple[str, list[Document], str | None]:
+        """Return the content and the calls in a piece of text, and how the answer ends with it."""
+        reader = self._readers[index]
+        if reader is None:
+            return text, [], finish
+        content = reader.add(text)
+        rest, calls = reader.finish() if finish else ("", [])
+        return content + rest, calls, "tool_calls" if calls and finish == "stop" else finish
+
     def _choice(self, index: int, pieces: Sequence[Piece]) -> Document:
         """Return an answer."""
-        message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
-        details = {"logprobs": self._logprobs(index, pieces), "finish_reason": pieces[-1].finish}
-        return {"index": index, "message": message, **details}
+        content, calls, finish = self._content(index, "".join(piece.text for piece in pieces), pieces[-1].finish)
+        message: Document = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            message |= {"content": content if content.strip() else None, "tool_calls": calls}
+        return {"index": index, "message": message, "logprobs": self._logprobs(index, pieces), "finish_reason": finish}
 
     def _first_choices(self) -> Iterator[Document]:
         """Yield the chunks with the roles."""
         for index in range(len(self._counts)):
             yield {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def _part(self, index: int, piece: Piece) -> Document:
-        """Return a chunk of an answer."""
-        delta = {"content": piece.text} if piece.text else {}
-        details = {"logprobs": self._logprobs(index, [piece]), "finish_reason": piece.finish}
-        return {"index": index, "delta": delta, **details}
+    def _parts(self, index: int, piece: Piece) -> Iterator[Document]:
+        """Yield the chunks that a piece adds to an answer; whole calls come in front of the end."""
+        content, calls, finish = self._content(index, piece.text, piece.finish)
+        if calls:
+            numbered = [{"index": number, **call} for number, call in enumerate(calls)]
+            delta: Document = {"tool_calls": numbered}
+            yield {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        if content or finish or piece.logprob is not None:
+            delta = {"content": content} if content else {}
+            yield {"index": index, "delta": delta, "logprobs": self._logprobs(index, [piece]), "finish_reason": finish}
 
     def _logprobs(self, index: int, pieces: Sequence[Piece]) -> Document | None:
         """Return the logarithms of the probabilities; None if they were not requested."""

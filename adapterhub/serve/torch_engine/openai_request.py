@@ -10,28 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
+from adapterhub.training.data.messages import with_object_arguments
 from adapterhub_converters.errors import ParameterError
 
+from . import answer_form
+from .answer_form import AnswerForm
+from .request_fields import CHAT, COMPLETIONS, Fields
 from .streams import AnsweringHost
+from .tool_calls import form_of
 from .values import TOO_LONG, Blend, Request
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-MAX_STOPS, MAX_STOP = 16, 256
-"""The largest number of stop texts, and of characters in one."""
-MAX_LOGPROBS = 20
-MAX_BIASES = 1024
 MAX_ANSWERS = 128
 """The largest number of answers to a request: its prompts times `n`."""
-_DEFAULT_TOKENS = 16  # of a completion, as in OpenAI's API
 _MAX_SEED = 2**63
-_DIGITS = 10  # the largest number of digits of a token's number
+_LEAST_REPETITION = 0.01  # of the repetition penalty, so that no logit overflows
 _SLACK = 4  # characters of a text for each one left in its tokens: some tokenizers compose characters, or drop spaces
 # Parameters that are not supported, with the values that ask for nothing; null always does.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "audio": (), "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "function_call": ("none", "auto"),
-    "functions": ([],), "modalities": (["text"],), "prediction": (), "presence_penalty": (0,),
-    "reasoning_effort": (), "response_format": ({"type": "text"},), "suffix": ("",), "tool_choice": ("none", "auto"),
-    "tools": ([],), "verbosity": (), "web_search_options": (),
+    "audio": (), "best_of": (1,), "echo": (False,), "function_call": ("none", "auto"),
+    "functions": ([],), "modalities": (["text"],), "prediction": (),
+    "reasoning_effort": (), "suffix": ("",), "tool_choice": ("none", "auto"), "tools": ([],), "verbosity": (),
+    "web_search_options": (),
 }  # fmt: skip
 # Parameters that do not change an answer.
 _IGNORED = {
@@ -50,8 +49,16 @@ _SHARED_FIELDS = {
     "seed",
     "logprobs",
     "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "top_k",
+    "min_p",
+    "ignore_eos",
+    "response_format",
 }
-_PATH_FIELDS = {COMPLETIONS: {"prompt"}, CHAT: {"messages", "max_completion_tokens", "top_logprobs"}}
+_TOOL_FIELDS = {"tools", "tool_choice", "parallel_tool_calls"}
+_PATH_FIELDS = {COMPLETIONS: {"prompt"}, CHAT: {"messages", "max_completion_tokens", "top_logprobs", *_TOOL_FIELDS}}
 
 
 @dataclass(frozen=True)
@@ -62,14 +69,17 @@ class ApiRequest:
     stream: bool
     include_usage: bool
     n: int
+    form: AnswerForm
 
     @classmethod
     def read(cls, host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend) -> ApiRequest:
         """Read a document; ParameterError names what is wrong."""
         _check_names(body, path)
-        values = _Fields(body)
+        values = Fields(body)
         n = values.integer("n", 1, least=1, most=MAX_ANSWERS)
-        prompts = _prompts(host, body.get("prompt"), n) if path == COMPLETIONS else [_conversation(host, body.get("messages"))]
+        form = answer_form.read(body, host.text)
+        is_chat = path == CHAT
+        prompts = [_conversation(host, body.get("messages"), form)] if is_chat else _prompts(host, body.get("prompt"), n)
         common = Request(
             ids=[],
             blend=blend,
@@ -79,7 +89,17 @@ class ApiRequest:
             stop=values.texts("stop"),
             logprobs=values.logprobs(path),
             bias=values.bias(),
+            presence_penalty=values.number("presence_penalty", 0.0, least=-2.0, most=2.0),
+            frequency_penalty=values.number("frequency_penalty", 0.0, least=-2.0, most=2.0),
+            repetition_penalty=values.number("repetition_penalty", 1.0, least=_LEAST_REPETITION, most=1 / _LEAST_REPETITION),
+            # vLLM and llama-server write all tokens as 0 or -1.
+            top_k=max(0, values.integer("top_k", 0, least=-1, most=2**31)),
+            min_p=values.number("min_p", 0.0, most=1.0),
+            ignore_eos=values.flag("ignore_eos"),
+            grammar=form.grammar,
         )
+        if common.ignore_eos and form.grammar:
+            raise ParameterError("ignore_eos", "cannot be combined with tools or response_format, whose answers have an end")
         seed = values.integer("seed", None, least=-_MAX_SEED, most=_MAX_SEED - 1)
         options = body.get("stream_options")
         if options is not None and not isinstance(options, Mapping):
@@ -91,7 +111,7 @@ class ApiRequest:
             requests += [
                 replace(prompt_request, seed=None if seed is None else (seed + index) % _MAX_SEED) for index in range(n)
             ]
-        return cls(requests, values.flag("stream"), bool(options and options.get("include_usage")), n)
+        return cls(requests, values.flag("stream"), bool(options and options.get("include_usage")), n, form)
 
 
 def _check_names(body: Mapping[str, Any], path: str) -> None:
@@ -103,81 +123,6 @@ def _check_names(body: Mapping[str, Any], path: str) -> None:
             raise ParameterError(str(name)[:80], "unknown parameter")
         if value not in _NEUTRAL[name]:
             raise ParameterError(name, "is not supported by this engine", "Leave it out")
-
-
-class _Fields:
-    """The fields of a document by name, checked for type and bounds; null means the default."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self._body = body
-
-    def number(self, name: str, default: float, *, most: float) -> float:
-        """Return a number from 0 to `most`."""
-        value = self._body.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-            raise ParameterError(name, f"is not a number from 0 to {most:g}")
-        return float(value)
-
-    def integer(self, name: str, default: Any, *, least: int, most: int) -> Any:
-        """Return an integer from `least` to `most`."""
-        value = self._body.get(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ParameterError(name, f"is not a whole number from {least:,} to {most:,}")
-        return value
-
-    def flag(self, name: str) -> bool:
-        """Return a boolean, by default False."""
-        value = self._body.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise ParameterError(name, "is neither true nor false")
-        return bool(value)
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Return a list of a few texts, which may be given as a single text."""
-        value = self._body.get(name)
-        texts = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP for text in texts):
-            raise ParameterError(name, f"is not a text, or a list of texts, of at most {MAX_STOP} characters each")
-        if len(texts) > MAX_STOPS:
-            raise ParameterError(name, f"has {len(texts)} texts; at most {MAX_STOPS} are supported")
-        return tuple(texts)
-
-    def logprobs(self, path: str) -> int | None:
-        """Return the number of likeliest tokens to return; in completions `logprobs` is this number, in chats it is a flag."""
-        if path == COMPLETIONS:
-            count: int | None = self.integer("logprobs", None, least=0, most=MAX_LOGPROBS)
-            return count
-        count = self.integer("top_logprobs", 0, least=0, most=MAX_LOGPROBS)
-        if not self.flag("logprobs"):
-            if count:
-                raise ParameterError("top_logprobs", "needs logprobs to be true")
-            return None
-        return count
-
-    def bias(self) -> tuple[tuple[int, float], ...]:
-        """Return tokens, and what is added to their logits."""
-        biases = self._body.get("logit_bias") or {}
-        if not isinstance(biases, Mapping) or len(biases) > MAX_BIASES:
-            raise ParameterError("logit_bias", f"is not an object of at most {MAX_BIASES} tokens")
-        if not all(key.isascii() and key.isdigit() and len(key) < _DIGITS for key in biases):
-            raise ParameterError("logit_bias", "a key is not the number of a token")
-        if not all(
-            isinstance(bias, int | float) and not isinstance(bias, bool) and -100 <= bias <= 100 for bias in biases.values()
-        ):
-            raise ParameterError("logit_bias", "a value is not a number from -100 to 100")
-        return tuple((int(token), float(bias)) for token, bias in biases.items())
-
-    def max_tokens(self, path: str, room: int) -> int:
-        """Return the largest number of tokens of an answer; for a chat, by default all that there is `room` for."""
-        names = ["max_tokens"] if path == COMPLETIONS else ["max_completion_tokens", "max_tokens"]
-        for name in names:
-            if self._body.get(name) is not None:
-                return int(self.integer(name, None, least=1, most=2**31))
-        return max(1, room if path == CHAT else min(_DEFAULT_TOKENS, room))
 
 
 def _prompts(host: AnsweringHost, prompt: object, n: int) -> list[list[int]]:
@@ -220,19 +165,25 @@ def _tokens(host: AnsweringHost, name: str, text: str, *, special: bool) -> list
     return host.text.tokens(text, special=special)
 
 
-def _conversation(host: AnsweringHost, messages: object) -> list[int]:
+def _conversation(host: AnsweringHost, messages: object, form: AnswerForm) -> list[int]:
     """Return the tokens of a conversation, up to the beginning of the answer."""
     if not host.text.has_template:
         raise ParameterError("messages", f"{host.text.location} has no chat template", "Ask for a completion of a text")
     if not isinstance(messages, list) or not messages:
         raise ParameterError("messages", "is not a list of messages")
-    return _tokens(host, "messages", host.text.conversation([_message(message) for message in messages]), special=False)
+    # Templates that write calls as JSON want objects in them, and OpenAI's API has texts.
+    convert = with_object_arguments if form_of(host.text.tool_template) else dict
+    text = host.text.conversation([convert(_message(message)) for message in messages], form.tools)
+    return _tokens(host, "messages", text, special=False)
 
 
 def _message(message: object) -> dict[str, Any]:
     """Return a message with its content as one text."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ParameterError("messages", "a message is not an object with a role")
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise ParameterError("messages", "the tool_calls of a message are not a list of calls")
     content = message.get("content")
     if isinstance(content, list):
         for part in content:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from adapterhub_converters.errors import ParameterError, RefusedError
 
+from .grammar import Grammar
+
 TOO_LONG = "too-long"
 """The code of the error for a prompt and an answer that together exceed what the base can see."""
 Blend = tuple[tuple[str, float], ...]
@@ -27,7 +29,16 @@ class Request:
         seed: The seed of the random numbers; None for an unpredictable one.
         stop: Texts at which the answer ends; they are not part of it.
         logprobs: The number of likeliest tokens to return for each position, 0 for only the chosen one; None for nothing.
+            They are of the base's logits and the bias, before penalties and grammar.
         bias: Tokens, and what is added to their logits each time.
+        presence_penalty: What is subtracted from the logit of every token of the answer so far (OpenAI).
+        frequency_penalty: The same for each time that the token occurs.
+        repetition_penalty: Positive logits of the tokens of prompt and answer are divided by this, negative ones multiplied
+            by it (transformers, vLLM).
+        top_k: Draw from so many likeliest tokens; 0 for all.
+        min_p: Draw from the tokens with at least this share of the probability of the likeliest one.
+        ignore_eos: Whether tokens that end an answer do not end it (vLLM).
+        grammar: The grammar of the answer; None for any text.
     """
 
     ids: list[int]
@@ -39,6 +50,13 @@ class Request:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     bias: tuple[tuple[int, float], ...] = ()
+    presence_penalty: float = 0
+    frequency_penalty: float = 0
+    repetition_penalty: float = 1
+    top_k: int = 0
+    min_p: float = 0
+    ignore_eos: bool = False
+    grammar: Grammar | None = None
 
     def check(self, *, longest: int, vocabulary: int) -> None:
         """Raise ParameterError unless a base with this vocabulary and context length can answer it."""
@@ -101,8 +119,16 @@ class Texts(Protocol):
     def has_template(self) -> bool:
         """Whether the base has a chat template."""
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Render the messages up to the beginning of the answer."""
+    @property
+    def tool_template(self) -> str:
+        """The chat template for conversations with tools; empty if there is none."""
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as in tokenizer.json, for grammars; empty if they are not supported."""
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> str:
+        """Render the messages up to the beginning of the answer, with tools that it may call."""
 
     def tokens(self, text: str, *, special: bool) -> list[int]:
         """Return the ids; with `special`, include those that the base expects at the start."""

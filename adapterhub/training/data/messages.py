@@ -34,11 +34,9 @@ def _normalize_message(message: Any, location: str) -> dict[str, Any]:
         raise FormatError(location, 'a message needs "role" and "content"')
     fields["weight"] = _weight(fields, location)
     fields["content"] = _content_text(fields.get("content", ""), location)
-    if calls:
-        if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-            raise FormatError(location, '"tool_calls" is not a list of calls')
-        fields["tool_calls"] = [_with_arguments(call, _as_object) for call in calls]
-    return fields
+    if calls and (not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls)):
+        raise FormatError(location, '"tool_calls" is not a list of calls')
+    return with_object_arguments(fields)
 
 
 def _weight(message: Message, location: str) -> int:
@@ -104,6 +102,13 @@ def _as_object(arguments: Any) -> Any:
 
 def _as_text(arguments: Any) -> Any:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def with_object_arguments(message: Message) -> dict[str, Any]:
+    """Return a message whose calls have their arguments as objects, as most templates want them."""
+    if not message.get("tool_calls"):
+        return dict(message)
+    return {**message, "tool_calls": [_with_arguments(call, _as_object) for call in message["tool_calls"]]}
 
 
 def plain(message: Message) -> Message:

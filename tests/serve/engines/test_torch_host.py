@@ -69,9 +69,9 @@ def test_a_stream(gateway: Gateway, models: Models) -> None:
 
 
 def test_what_it_refuses_is_told_by_name(gateway: Gateway) -> None:
-    reply = complete(gateway, "team/a0", "x", ignore_eos=True)
+    reply = complete(gateway, "team/a0", "x", best_of=2)
     assert reply.status == 400
-    assert "ignore_eos" in reply.document["error"]["message"]
+    assert "best_of" in reply.document["error"]["message"]
     assert complete(gateway, "team/none", "x").status == 404
 
 
@@ -105,7 +105,7 @@ def test_more_than_fits_is_refused_before_it_is_held(gateway: Gateway, more: dic
 
 def test_a_request_that_is_canceled_while_it_is_asked_leaves_no_row(models: Models) -> None:
     from adapterhub.serve.engines.in_process import torch_host
-    from adapterhub.serve.torch_engine.openai_request import COMPLETIONS
+    from adapterhub.serve.torch_engine.request_fields import COMPLETIONS
 
     async def test() -> None:
         engine = torch_host(models.base, slots=2)

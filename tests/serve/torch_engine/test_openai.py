@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,10 @@ transformers = pytest.importorskip("transformers")
 from adapterhub.serve.torch_engine import Blend, Request, open_host  # noqa: E402
 from adapterhub.serve.torch_engine.host_loop import Host  # noqa: E402
 from adapterhub.serve.torch_engine.openai import ApiError, ask  # noqa: E402
-from adapterhub.serve.torch_engine.openai_request import CHAT, COMPLETIONS  # noqa: E402
+from adapterhub.serve.torch_engine.request_fields import CHAT, COMPLETIONS  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.serve.torch_engine.conftest import Peers, with_adapters  # noqa: E402
+from tests.support import tool_templates  # noqa: E402
 
 BLEND: Blend = (("a1", 1.0),)
 HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 12, "temperature": 0}
@@ -127,6 +129,14 @@ def test_stop_texts(host: Host) -> None:
     assert (found["text"], found["finish_reason"]) == (right[: right.index(right[3:5])], "stop")
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+NAMED = {"type": "function", "function": {"name": "g"}}
+
+
+def json_schema(schema: Any, *, strict: bool = True) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": strict}}
+
+
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, {}, "prompt", "is not a text or a list of tokens"),
     (COMPLETIONS, {"prompt": ""}, "prompt", "no token to continue"),
@@ -142,7 +152,18 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
     (COMPLETIONS, {"prompt": "a", "logprobs": True}, "logprobs", "not a whole number"),
     (COMPLETIONS, {"prompt": "a", "messages": []}, "messages", "unknown parameter"),
-    (COMPLETIONS, {"prompt": "a", "frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+    (COMPLETIONS, {"prompt": "a", "frequency_penalty": 2.5}, "frequency_penalty", "is not a number from -2 to 2"),
+    (COMPLETIONS, {"prompt": "a", "presence_penalty": -3}, "presence_penalty", "is not a number from -2 to 2"),
+    (COMPLETIONS, {"prompt": "a", "repetition_penalty": 0}, "repetition_penalty", "is not a number from 0.01 to 100"),
+    (
+        COMPLETIONS,
+        {"prompt": "a", "repeat_penalty": 1.1},
+        "repeat_penalty",
+        "unknown parameter",
+    ),  # llama-server's last 64 tokens
+    (COMPLETIONS, {"prompt": "a", "top_k": 2.5}, "top_k", "is not a whole number from -1"),
+    (COMPLETIONS, {"prompt": "a", "min_p": 1.5}, "min_p", "is not a number from 0 to 1"),
+    (COMPLETIONS, {"prompt": "a", "ignore_eos": 1}, "ignore_eos", "neither true nor false"),
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias", "a value is not a number"),
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias", "a key is not the number of a token"),
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"999999": 1}}, "logit_bias", "a token is not one of"),
@@ -167,8 +188,33 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"messages": [{"role": 1}]}, "messages", "not an object with a role"),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages", "not a text"),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "is not a text"),
-    (CHAT, {**HELLO, "tools": [{"type": "function"}]}, "tools", "not supported"),
-    (CHAT, {**HELLO, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    (COMPLETIONS, {"prompt": "a", "tools": TOOLS}, "tools", "not supported"),
+    (CHAT, {**HELLO, "tools": TOOLS}, "tools", "knows no tools"),
+    (CHAT, {**HELLO, "tools": {}}, "tools", "is not a list of at most 128 tools"),
+    (CHAT, {**HELLO, "tools": [{"type": "custom"}]}, "tools", "has a tool that is not of the type function"),
+    (CHAT, {**HELLO, "tools": [{"type": "function"}]}, "tools", "is not an object"),
+    (
+        CHAT,
+        {**HELLO, "tools": [{"type": "function", "function": {"name": "a b"}}]},
+        "tools",
+        "has a name that is not of 1 to 64",
+    ),
+    (CHAT, {**HELLO, "tools": TOOLS, "tool_choice": "some"}, "tool_choice", "is not none, auto, required or a function"),
+    (CHAT, {**HELLO, "tools": TOOLS, "tool_choice": NAMED}, "tool_choice", "names 'g', which is none of the tools"),
+    (CHAT, {**HELLO, "tool_choice": "required"}, "tool_choice", "needs tools"),
+    (CHAT, {**HELLO, "parallel_tool_calls": 1}, "parallel_tool_calls", "neither true nor false"),
+    (CHAT, {**HELLO, "messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages", "are not a list of calls"),
+    (CHAT, {**HELLO, "response_format": "json"}, "response_format", "one of text, json_object, json_schema"),
+    (CHAT, {**HELLO, "response_format": {"type": "json_object", "schema": {}}}, "response_format", "an unknown field 'schema'"),
+    (CHAT, {**HELLO, "response_format": {"type": "json_schema"}}, "response_format", "is not an object"),
+    (CHAT, {**HELLO, "response_format": json_schema(None)}, "response_format", "a schema that is not an object"),
+    (
+        CHAT,
+        {**HELLO, "response_format": json_schema({"not": {}})},
+        "response_format",
+        'is not supported (Unimplemented keys: ["not"',
+    ),
+    (CHAT, {**HELLO, "response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "cannot be combined"),
     (CHAT, {**HELLO, "reasoning_effort": "high"}, "reasoning_effort", "not supported"),
     (CHAT, {**HELLO, "top_logprobs": 3}, "top_logprobs", "needs logprobs to be true"),
     (CHAT, {**HELLO, "prompt": "x"}, "prompt", "unknown parameter"),
@@ -191,8 +237,68 @@ def test_what_is_wrong_is_named(host: Host, path: str, body: dict[str, Any], par
 def test_what_asks_for_nothing_more_is_accepted(host: Host) -> None:
     neutral = {"echo": False, "best_of": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "user": "me"}
     neutral |= {"suffix": None, "unheard_of": None, "metadata": {"a": "b"}, "stop": None, "seed": None}
+    neutral |= {"repetition_penalty": 1, "top_k": -1, "min_p": 0, "ignore_eos": False}
     assert whole(host, COMPLETIONS, prompt="abc", max_tokens=2, **neutral)["choices"]
     assert whole(host, CHAT, **HELLO, tools=[], tool_choice="auto", response_format={"type": "text"})["choices"]
+
+
+def no_lines(host: Host) -> dict[str, int]:
+    """A bias against new lines, on which random weights spend many tokens."""
+    return {str(host.text.tokens("\n", special=False)[0]): -100}
+
+
+DAYS = {"type": "object", "properties": {"day": {"enum": ["Monday", "Friday"]}, "free": {"type": "boolean"}}}
+DAYS |= {"required": ["day", "free"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_a_json_schema_holds_for_every_answer_of_a_batch_and_for_no_neighbor(host: Host, path: str) -> None:
+    body: dict[str, Any] = {"prompt": "abc"} if path == COMPLETIONS else {"messages": HELLO["messages"]}
+    body |= {"max_tokens": 100, "temperature": 1.8, "seed": 2, "n": 4, "logit_bias": no_lines(host)}
+    right = whole(host, path, **body)["choices"]
+    with ThreadPoolExecutor(3) as pool:
+        fields: list[dict[str, Any]] = [{"response_format": json_schema(DAYS)}, {}, {"response_format": json_schema(DAYS)}]
+        answers = [found["choices"] for found in pool.map(lambda more: whole(host, path, **body, **more), fields)]
+    assert answers[1] == right
+    assert answers[0] == answers[2]
+    texts = [choice.get("text") or choice["message"]["content"] for choice in answers[0]]
+    assert len(set(texts)) > 1
+    assert {choice["finish_reason"] for choice in answers[0]} == {"stop"}
+    for document in map(json.loads, texts):
+        assert document["day"] in ("Monday", "Friday")
+        assert document["free"] in (True, False)
+
+
+def test_a_schema_that_is_not_strict_may_have_what_the_grammar_does_not_know(host: Host) -> None:
+    form = {"response_format": json_schema({**DAYS, "not": {"required": ["x"]}}, strict=False)}
+    answer = whole(host, CHAT, **{**HELLO, "max_tokens": 100, "logit_bias": no_lines(host), **form})
+    assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"day", "free"}
+
+
+def test_logarithms_of_probabilities_under_a_grammar_are_those_of_the_base(host: Host) -> None:
+    form = {"response_format": json_schema(DAYS), "logprobs": True, "top_logprobs": 2, "max_tokens": 60}
+    first = whole(host, CHAT, **{**HELLO, **form})["choices"][0]["logprobs"]["content"][0]
+    free = whole(host, CHAT, **{**HELLO, "logprobs": True, "top_logprobs": 2})["choices"][0]["logprobs"]["content"][0]
+    assert first["token"] == "{"
+    assert first["top_logprobs"] == free["top_logprobs"]
+
+
+def test_without_the_library_of_grammars_the_extra_is_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(ApiError, match=r"need llguidance, which is not installed. Run `pip install 'adapterhub\[train\]'`"):
+        ask(host, CHAT, {**HELLO, "response_format": {"type": "json_object"}}, BLEND, "m")
+    assert whole(host, CHAT, **HELLO)["choices"]
+
+
+def test_templates_that_know_no_tools_or_write_them_in_another_form_are_refused(llama: Peers, tmp_path: Path) -> None:
+    for file in llama.base.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": tool_templates.CODER}))
+    with open_host(tmp_path, slots=1, rows=1) as host:
+        with pytest.raises(ApiError, match="writes calls in a form that this engine does not know. Serve it with another"):
+            ask(host, CHAT, {**HELLO, "tools": TOOLS}, (), "base")
+        assert ask(host, CHAT, {**HELLO, "tools": TOOLS, "tool_choice": "none"}, (), "base").whole()["choices"]
 
 
 def test_more_than_the_base_sees(host: Host) -> None:
