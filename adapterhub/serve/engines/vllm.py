@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
+from . import Blend, EngineAnswer, error_text
+from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
 from .over_http import LoadingServer, Process, models_of
@@ -45,7 +46,7 @@ class Vllm(LoadingServer):
     name = runtime = "vllm"
     blends = False
     keeps = True  # other clients may use the same name
-    paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
+    paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset(
         {"kv_transfer_params", "ec_transfer_params", "vllm_xargs"}
     )  # vllm_xargs can contain the other two

@@ -23,6 +23,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
 
+from . import api_forms
 from .engine_versions import EngineVersions
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
@@ -161,7 +162,9 @@ class Gateway:
             return None
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if not secret or kind.lower() != "bearer":
-            raise ProblemError(401, "Send an API key as Authorization: Bearer KEY", code="invalid_api_key")
+            secret = headers.get("x-api-key", "")  # Anthropic's clients send it so
+        if not secret:
+            raise ProblemError(401, "Send an API key as Authorization: Bearer KEY, or as x-api-key", code="invalid_api_key")
         key = self.routes.key_of(secret.strip())
         if key is None:
             raise ProblemError(401, "Incorrect API key", code="invalid_api_key")
@@ -222,7 +225,7 @@ class Gateway:
             EngineDownError: The engine does not answer for now.
         """
         self._check(request, body)
-        parts = await self._resolve_parts(request, str(body.get("user") or ""))
+        parts = await self._resolve_parts(request, api_forms.user_of(body))
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
         request.label = "blend" if is_blend else request.version
@@ -230,7 +233,7 @@ class Gateway:
         if is_blend and not self.engine.blends:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
-            answer = await self.engine.ask(request.path, body, blend)
+            answer = await self.engine.ask(request.path, api_forms.engine_body(request.path, body), blend)
             try:
                 yield answer
             finally:
@@ -250,9 +253,9 @@ class Gateway:
     def _check(self, request: GatewayRequest, body: Mapping[str, Any]) -> None:
         """Check the path and the body of a request, and record its `model`."""
         if request.path not in self.engine.paths:
-            message = (
-                f"{self.engine.name}, as it was started, answers {' and '.join(sorted(self.engine.paths))}, not {request.path}"
-            )
+            *first, last = sorted(self.engine.paths)
+            answered = f"{', '.join(first)} and {last}" if first else last
+            message = f"{self.engine.name}, as it was started, answers {answered}, not {request.path}"
             raise ProblemError(404, message, code="unsupported")
         model = body.get("model")
         if not isinstance(model, str) or not model:
@@ -262,6 +265,7 @@ class Gateway:
             if name in body:
                 message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
                 raise ProblemError(400, message, code="unsupported", param=name)
+        api_forms.check_state(request.path, body)
 
     async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""

@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapterhub.serve.engines import EngineAnswer
+from adapterhub.serve.engines import CHAT, COMPLETIONS, EngineAnswer
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError
 
+from . import api_forms
 from .problems import engine_failed
 
 _LONGEST = 4 << 20  # bytes of an event
 _LONGEST_STREAM = 1 << 30  # bytes of all events of a stream
 _LARGEST = 64 << 20  # bytes of an answer that is not a stream
-_DATA, _DONE, _END = b"data:", b"[DONE]", b"data: [DONE]\n"
+_DATA, _DONE = b"data:", b"[DONE]"
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Usage:
         tokens: The last number that the engine reported.
         parts: Pieces of the answer so far, of about one token each.
         has_begun: Whether the engine has begun to answer.
+        path: The path of the API, which decides the form of request and answer.
     """
 
     body: Mapping[str, Any]
@@ -40,20 +41,28 @@ class Usage:
     tokens: int = 0
     parts: int = 0
     has_begun: bool = False
+    path: str = COMPLETIONS
+    _prompt_tokens: int = 0
 
     def engine_body(self) -> Mapping[str, Any]:
         """Return the body for the engine, which asks for the usage if it is counted."""
         options = self.body.get("stream_options") or {}
-        if not self.counts or not self.body.get("stream") or not isinstance(options, dict):
+        has_options = self.path in (COMPLETIONS, CHAT) and isinstance(options, dict)
+        if not self.counts or not self.body.get("stream") or not has_options:
             return self.body
         return {**self.body, "stream_options": {**options, "include_usage": True}}
 
     def count(self, document: Mapping[str, Any]) -> bool:
         """Count the tokens of an answer, or of an event of it; return whether the client wants to receive it."""
         usage, choices = document.get("usage"), document.get("choices")
-        self.parts += bool(choices)
+        self.parts += bool(choices) or api_forms.is_part(document)
         if isinstance(usage, dict) and isinstance(total := usage.get("total_tokens"), int):
             self.tokens = max(self.tokens, total)
+        else:
+            prompt_tokens, answer_tokens = api_forms.token_counts(document)
+            # A message states those of its prompt first, and those of its answer at the end.
+            self._prompt_tokens = max(self._prompt_tokens, prompt_tokens)
+            self.tokens = max(self.tokens, self._prompt_tokens + answer_tokens)
         options = self.body.get("stream_options")
         # An event with only the usage was requested by the gateway; clients that did not ask for it may not expect it.
         wants_usage = isinstance(options, dict) and options.get("include_usage")
@@ -94,10 +103,14 @@ def rename_model(document: bytes, model: str, usage: Usage, *, expected: str) ->
     if not usage.count(members):
         return b""
     if "model" not in members:
-        return document
-    if expected and members["model"] != expected:
-        raise engine_failed(f"its answer is by {printable(str(members['model'])[:200])!r}, but another model was asked")
-    return json.dumps({**members, "model": model}, ensure_ascii=False, separators=(",", ":")).encode()
+        nested = api_forms.rename_nested(members, model, expected)
+        return document if nested is None else _compact(nested)
+    api_forms.check_model(members, expected)
+    return _compact({**members, "model": model})
+
+
+def _compact(members: Mapping[str, Any]) -> bytes:
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterator[bytes]:
@@ -106,13 +119,13 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
     Raises:
         ProblemError: The stream is malformed, too long, by another model, or cut off.
     """
-    remainder, length, ended = b"", 0, False
+    remainder, length, ended, ends = b"", 0, False, api_forms.stream_ends(usage.path)
     async for piece in answer.body:
         length += len(piece)
         *lines, remainder = (remainder + piece).split(b"\n")
         if lines:
             complete_lines = b"".join(_rewrite_line(line, model, usage, answer.model) + b"\n" for line in lines)
-            ended = ended or _END in complete_lines
+            ended = ended or any(end in complete_lines for end in ends)
             yield complete_lines
         if len(remainder) > _LONGEST or length > _LONGEST_STREAM:
             raise engine_failed(f"its stream has more than {_LONGEST_STREAM:,} bytes, or an event more than {_LONGEST:,}")
