@@ -57,15 +57,26 @@ def error(call):
         return [type(error).__name__, error.status_code, error.code, error.param]
 
 
+asked = {"input": "hi", "max_output_tokens": 8, "temperature": 0, "model": "team/a1"}
+found["chat a1"] = client.chat.completions.create(**{**talk, "model": "team/a1"}).choices[0].message.content
+response = client.responses.create(**asked)
+found["response"] = [response.model, response.output_text]
+events = [*client.responses.create(stream=True, **asked)]
+found["response stream"] = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+found["response end"] = [events[-1].type, events[-1].response.model]
+
+
 few = openai.OpenAI(base_url=url + "/v1", api_key="few", max_retries=0)
-few.completions.create(model="base", **asked)
+few.completions.create(model="base", prompt="x", max_tokens=1)
 found["errors"] = [
-    error(lambda: client.completions.create(model="team/none", **asked)),
-    error(lambda: client.completions.create(model="other/secret", **asked)),
+    error(lambda: client.completions.create(model="team/none", prompt="x")),
+    error(lambda: client.completions.create(model="other/secret", prompt="x")),
     error(lambda: client.embeddings.create(model="base", input="x")),
-    error(lambda: client.completions.create(model="base", extra_body={"lora": []}, **asked)),
+    error(lambda: client.completions.create(model="base", extra_body={"lora": []}, prompt="x")),
     error(lambda: openai.OpenAI(base_url=url + "/v1", api_key="wrong", max_retries=0).models.list()),
-    error(lambda: few.completions.create(model="base", **asked)),
+    error(lambda: few.completions.create(model="base", prompt="x")),
+    error(lambda: client.responses.create(store=True, **asked)),
+    error(lambda: client.responses.retrieve("resp_1")),
 ]
 print(json.dumps(found))
 """
@@ -99,6 +110,9 @@ def test_openais_client_gets_what_it_expects(gateway: Gateway, models: Models) -
     assert found["text"] == found["route"] == models.answer("the quick brown fox ", 1)
     assert found["stream"] == models.answer("the quick brown fox ")
     assert found["chat"] == found["chat stream"]
+    assert found["response"] == [found["header"], found["chat a1"]]
+    assert found["response stream"] == found["chat a1"] != ""
+    assert found["response end"] == ["response.completed", found["header"]]
     assert found["errors"] == [
         ["NotFoundError", 404, "model_not_found", "model"],
         ["NotFoundError", 404, "model_not_found", "model"],
@@ -106,6 +120,61 @@ def test_openais_client_gets_what_it_expects(gateway: Gateway, models: Models) -
         ["BadRequestError", 400, "unsupported", "lora"],
         ["AuthenticationError", 401, "invalid_api_key", None],
         ["RateLimitError", 429, "rate_limit_exceeded", None],
+        ["BadRequestError", 400, "unsupported", "store"],
+        ["NotFoundError", 404, "unsupported", None],
+    ]
+
+
+ANTHROPIC_SCRIPT = """
+import json, sys
+import anthropic
+
+url, key = sys.argv[1:3]
+client = anthropic.Anthropic(base_url=url, api_key=key, max_retries=0)
+asked = {"model": "team/a1", "max_tokens": 8, "messages": [{"role": "user", "content": "hi"}]}
+asked["extra_body"] = {"temperature": 0}
+raw = client.messages.with_raw_response.create(**asked)
+message = raw.parse()
+found = {"header": raw.headers["x-adapterhub-version"], "model": message.model, "text": message.content[0].text}
+with client.messages.stream(**asked) as events:
+    found["stream"] = "".join(events.text_stream)
+    final = events.get_final_message()
+found["stream model"], found["usage"] = final.model, [final.usage.output_tokens, message.usage.output_tokens]
+found["tokens"] = client.messages.count_tokens(model="team/a1", messages=asked["messages"]).input_tokens
+
+
+def error(call):
+    try:
+        call()
+    except anthropic.APIStatusError as error:
+        return [type(error).__name__, error.body["error"]["type"], error.body["error"]["code"]]
+
+
+wrong = anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0)
+found["errors"] = [
+    error(lambda: client.messages.create(**{**asked, "model": "team/none"})),
+    error(lambda: client.messages.create(**{**asked, "extra_body": {"lora": []}})),
+    error(lambda: wrong.messages.create(**asked)),
+]
+print(json.dumps(found))
+"""
+
+
+def test_anthropics_client_gets_what_it_expects(gateway: Gateway) -> None:
+    words = [environment("anthropic==2.14.0"), "-c", ANTHROPIC_SCRIPT, gateway.url, KEY]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    talk = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0, "model": "team/a1"}
+    chat = gateway.post("/v1/chat/completions", talk, authorization=f"Bearer {KEY}").document
+    assert found["header"] == found["model"] == found["stream model"] == chat["model"]
+    assert found["text"] == found["stream"] == chat["choices"][0]["message"]["content"]
+    assert found["usage"] == [chat["usage"]["completion_tokens"]] * 2
+    assert found["tokens"] == chat["usage"]["prompt_tokens"]
+    assert found["errors"] == [
+        ["NotFoundError", "not_found_error", "model_not_found"],
+        ["BadRequestError", "invalid_request_error", "unsupported"],
+        ["AuthenticationError", "authentication_error", "invalid_api_key"],
     ]
 
 

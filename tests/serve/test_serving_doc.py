@@ -10,6 +10,8 @@ from adapterhub.cli import engines, environment, vllm_settings
 from adapterhub.ref import Ref
 from adapterhub.remotes.named_remotes import check_url
 from adapterhub.serve import model_names
+from adapterhub.serve.engines import EMBEDDINGS
+from adapterhub.serve.engines.api_paths import ALL_PATHS, ENGINE_PATHS, RERANKS
 from adapterhub.serve.engines.engine_choice import ENGINES
 from adapterhub.serve.gateway import route_file
 from adapterhub.serve.model_names import AllowedNames
@@ -37,6 +39,19 @@ def test_every_runtime_is_in_the_table() -> None:
     table = PAGE.partition("| `--for` |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| (`[^|]*`) \|", table, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`([\w.]+)`", row)} == set(RUNTIMES)
+
+
+def test_the_table_of_paths_is_what_the_gateway_answers() -> None:
+    columns = ("in process", "llama.cpp", "llama.cpp, one process", "vllm", "sglang")
+    table = PAGE.partition("| path |")[2].partition("\n\n")[0]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
+    answered = {engine: set(ENGINE_PATHS[engine]) for engine in columns}
+    answered["llama.cpp"] |= {EMBEDDINGS, *RERANKS}  # by an option
+    paths = [(path, row) for first, *row in cells for path in re.findall(r"`(/[^`]*)`", first)]
+    assert {path for path, _ in paths} == ALL_PATHS
+    for path, row in paths:
+        assert [cell != "no" for cell in row] == [path in answered[engine] for engine in columns], path
+    assert ENGINE_PATHS["mlx"] == ENGINE_PATHS["in process"]
 
 
 def test_the_manifests_belong_together() -> None:

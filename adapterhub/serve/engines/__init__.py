@@ -1,6 +1,7 @@
 """Engines: programs and libraries that generate text, behind one small protocol.
 
     engine_choice.py choosing the installed engine for a base, and opening it
+    api_paths.py     which paths of the API each of them answers
     command_lines.py the command lines that start engines
     engine_client.py a client of an engine's server
     engine_stream.py its connections, over asyncio alone

@@ -26,8 +26,13 @@ def llama_server(
 
 
 def llama_embeds(extra_words: Sequence[str]) -> bool:
-    """Return whether llama.cpp's server is started for embeddings only."""
-    return bool({"--embedding", "--embeddings"} & {*extra_words})
+    """Return whether llama.cpp's server is started for embeddings only, or for ranks, which it computes from them."""
+    return bool({"--embedding", "--embeddings"} & {*extra_words}) or llama_reranks(extra_words)
+
+
+def llama_reranks(extra_words: Sequence[str]) -> bool:
+    """Return whether llama.cpp's server is started for ranks only."""
+    return bool({"--rerank", "--reranking"} & {*extra_words})
 
 
 def vllm(

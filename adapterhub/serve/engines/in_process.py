@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.torch_engine import openai
 from adapterhub.serve.torch_engine.openai import ApiError, Completion
-from adapterhub.serve.torch_engine.request_fields import CHAT, COMPLETIONS
 from adapterhub.serve.torch_engine.streams import AnsweringHost
 
 from . import Blend, EngineAnswer, EngineDownError
+from .api_paths import ENGINE_PATHS
 
 T = TypeVar("T")
 WAITING = 256
@@ -35,7 +35,7 @@ class InProcess:
 
     blends = True
     keeps = False
-    paths = frozenset({COMPLETIONS, CHAT})
+    paths = ENGINE_PATHS["in process"]
     forbidden_fields: frozenset[str] = frozenset()
 
     def __init__(

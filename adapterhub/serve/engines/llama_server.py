@@ -9,7 +9,8 @@ CPUs: on a GPU each process would have its own copy of the base.
 `OneProcess`: one process with all adapters. Every request lists every adapter with its scale, even a request to the base
 (without the list, or with an empty one, the answer uses whatever was last in its slot); each version has its own slot; the
 cache in RAM, which compares only tokens, is off. Adapters load only when it starts: a new one starts a second process, and the
-first ends with its last request. It ignores the list for embeddings, so it is not used for any.
+first ends with its last request. It ignores the list for embeddings and for Anthropic's messages, so it is not used for
+any.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from adapterhub.http_server.binding import free_port
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, EngineDownError, command_lines, error_text
+from . import Blend, EngineAnswer, EngineDownError, command_lines, error_text
+from .api_paths import ENGINE_PATHS
 from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
 from .engine_client import Client, Connection
 from .over_http import Process, Server, models_of
@@ -78,8 +80,13 @@ class LlamaServerOptions:
 
     @property
     def embeds(self) -> bool:
-        """Whether it answers with embeddings only."""
+        """Whether it answers with embeddings only, or with ranks that it computes from them."""
         return command_lines.llama_embeds(self.extra_words)
+
+    @property
+    def reranks(self) -> bool:
+        """Whether it answers with ranks only."""
+        return command_lines.llama_reranks(self.extra_words)
 
     def process_environ(self, key: str) -> dict[str, str]:
         """Return its environment, with its own libraries, and with a key, so that it answers only this gateway."""
@@ -115,7 +122,6 @@ class _LlamaCpp:
     """What the llama.cpp engines have in common."""
 
     name = runtime = "llama.cpp"
-    paths = frozenset({COMPLETIONS, CHAT})
     forbidden_fields = frozenset({"lora", "id_slot", "cache_prompt"})
 
 
@@ -143,8 +149,9 @@ class Router(_LlamaCpp, Server):
         process.words = command_lines.llama_router(options.binary, self._file, port, extra_words=options.extra_words)
         # A restarted router must find the versions that are known by then.
         process.before_start = self._begin
-        if options.embeds:
-            self.paths = frozenset({EMBEDDINGS})
+        self.paths = ENGINE_PATHS[
+            "llama.cpp, reranking" if options.reranks else "llama.cpp, embeddings" if options.embeds else self.name
+        ]
 
     async def start(self) -> None:
         """Start the router, and the process of the base."""
@@ -288,6 +295,7 @@ class OneProcess(_LlamaCpp):
 
     blends = True
     keeps = False
+    paths = ENGINE_PATHS["llama.cpp, one process"]
 
     def __init__(self, options: LlamaServerOptions) -> None:
         if options.embeds:
@@ -423,6 +431,7 @@ class AttachedServer(_LlamaCpp, Server):
     """
 
     blends = keeps = True  # it may be restarted with the same files
+    paths = ENGINE_PATHS["llama.cpp, one process"]
 
     def __init__(self, url: str, key: str = "", *, base: BaseSpec, patience: float | None = None) -> None:
         super().__init__(Client(url, key, patience=patience))

@@ -10,7 +10,8 @@ from typing import Any
 
 from adapterhub.serve.prepared_versions import PreparedVersion
 
-from . import CHAT, COMPLETIONS, Blend, EngineAnswer
+from . import Blend, EngineAnswer
+from .api_paths import ENGINE_PATHS
 from .engine_client import Client
 from .over_http import Process, Server
 
@@ -23,7 +24,7 @@ class Mlx(Server):
 
     name = runtime = "mlx"
     blends = False
-    paths = frozenset({COMPLETIONS, CHAT})
+    paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset({"adapters", "draft_model", "num_draft_tokens"})
     most, slots = 10_000, 1  # it holds only one adapter, but needs no preparation
 

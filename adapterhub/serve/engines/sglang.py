@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
+from . import EMBEDDINGS, Blend, EngineAnswer, error_text
+from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
 from .over_http import LoadingServer, Process
@@ -29,7 +30,7 @@ class Sglang(LoadingServer):
 
     name = runtime = "sglang"
     blends = False
-    paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
+    paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset(
         {"lora_path", "session_id", "session_params"}
     )  # a session would continue with others' keys and values

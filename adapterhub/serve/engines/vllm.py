@@ -21,7 +21,8 @@ from adapterhub.serve import vllm_rank
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text, vllm_build
+from . import Blend, EngineAnswer, error_text, vllm_build
+from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
 from .over_http import LoadingServer, Process, models_of
@@ -47,7 +48,7 @@ class Vllm(LoadingServer):
     name = runtime = "vllm"
     blends = False
     keeps = True  # other clients may use the same name
-    paths = frozenset({COMPLETIONS, CHAT, EMBEDDINGS})
+    paths = ENGINE_PATHS[name]
     forbidden_fields = frozenset(
         {"kv_transfer_params", "ec_transfer_params", "vllm_xargs"}
     )  # vllm_xargs can contain the other two

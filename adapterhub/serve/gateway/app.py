@@ -19,13 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapterhub.serve.engines import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, EngineDownError, error_text
+from adapterhub.serve.engines import EngineAnswer, EngineDownError, error_text
+from adapterhub.serve.engines.api_paths import ALL_PATHS, RESPONSES, WITHOUT_MODEL, answers_no_such_path
 from adapterhub.version import __version__
 from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from . import metrics, rewriting
+from . import api_forms, metrics, rewriting
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
 
@@ -36,6 +37,7 @@ _MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
 _PARSED_IN_THREAD = 64 << 10  # bytes; larger bodies are parsed in a thread, so that other requests go on
 # What llama-server (b10434) says with status 500 of a request that it can never answer; clients would repeat it.
 _UNSUPPORTED = (" input is not supported", "Failed to parse tools")
+_INCOMPLETE = "' is required"
 # The second is vLLM's type for embeddings as bytes, which name no model.
 _JSON, _RAW = "application/json", "application/octet-stream"
 _FOLDER = Path(__file__).parent / "page"
@@ -87,7 +89,8 @@ def create_app(
 
     # Everything else is answered by the exception handlers, in OpenAI's form.
     routes = [
-        *(Route(path, _Generation(path), methods=["POST"]) for path in (COMPLETIONS, CHAT, EMBEDDINGS)),
+        *(Route(path, _Generation(path), methods=["POST"]) for path in sorted(ALL_PATHS)),
+        Route(RESPONSES + "/{rest:path}", _stored_response, methods=["GET", "POST", "DELETE"]),
         Route("/v1/models", _models),
         Route("/v1/models/{model:path}", _model),
         Route("/health", _health),
@@ -127,7 +130,7 @@ class _Generation:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         request = Request(scope, receive)
-        reply = _Reply(send)
+        reply = _Reply(send, self._path)
         gateway_request = GatewayRequest(self._path, request.headers)
         gateway: Gateway = scope["app"].state.gateway
         try:
@@ -166,9 +169,9 @@ class _Generation:
         """Ask the engine, and send its answer on, rewritten for the client."""
         with gateway.meter(gateway_request, body) as usage:
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
-                usage.has_begun = answer.status == 200
+                usage.has_begun = answer.status == 200 and self._path not in WITHOUT_MODEL
                 kind = answer.media_type.partition(";")[0].strip().lower()
-                if usage.has_begun and kind == "text/event-stream":
+                if answer.status == 200 and kind == "text/event-stream":
                     async for piece in rewriting.events(answer, gateway_request.version, usage):
                         if not reply.status:  # only now, so that the headers and the first event are sent together
                             await reply.begin(gateway_request.version)
@@ -177,24 +180,32 @@ class _Generation:
                     return
                 whole = await rewriting.read_whole(answer.body)
             if answer.status != 200:
-                raise engine_problem(answer, whole)
+                raise engine_problem(answer, whole, f"{gateway.engine.name} does not answer {self._path}")
             if kind != _RAW:
                 kind, whole = _JSON, rewriting.rename_model(whole, gateway_request.version, usage, expected=answer.model)
             await reply.send_whole(200, kind, gateway_request.version, whole)
 
 
-def engine_problem(answer: EngineAnswer, whole: bytes) -> ProblemError:
-    """Return the client's error for an error of the engine: what the client did wrong, or that the engine has failed."""
+def engine_problem(answer: EngineAnswer, whole: bytes, no_such_path: str = "") -> ProblemError:
+    """Return the client's error for an error of the engine: what the client did wrong, or that the engine has failed.
+
+    Args:
+        no_such_path: What to say if the engine, as it was started, does not have the path.
+    """
     try:
         document = json_file.parse(whole, "answer")
     except FormatError:
         document = whole.decode(errors="replace")
     words, error = error_text(document), document.get("error") if isinstance(document, dict) else None
     code, param = (error.get(name) if isinstance(error, dict) else None for name in ("code", "param"))
+    if no_such_path and answers_no_such_path(answer.status, words):
+        return ProblemError(404, f"{no_such_path} ({words})", code="unsupported")
     if answer.status in (429, 503):
         return ProblemError(answer.status, f"The engine is busy: {words}", code=DOWN, seconds=2)
     if answer.status == 500 and any(mark in words for mark in _UNSUPPORTED):
         return ProblemError(400, words, code="unsupported")
+    if answer.status == 500 and words.endswith(_INCOMPLETE):
+        return ProblemError(400, words, code="refused")
     # 401, 403 and 407 would be about the gateway's own access to the engine.
     if 400 <= answer.status < 500 and answer.status not in (401, 403, 407):
         code, param = (text[:80] if isinstance(text, str) else None for text in (code, param))
@@ -260,8 +271,8 @@ async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -
 class _Reply:
     """The reply to a client, with the headers that every reply has."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, path: str) -> None:
+        self._send, self._path = send, path
         self.id = secrets.token_hex(8)
         self.status = 0
         self.first: float | None = None
@@ -292,9 +303,10 @@ class _Reply:
         """Send an error: as the reply, or as the last event of a stream that has begun."""
         with suppress(OSError, ClientDisconnect):
             if not self.status:
-                await self.send_whole(problem.status, _JSON, version, problem.body(), problem.headers())
+                body = api_forms.problem_body(problem, self._path, self.id)
+                await self.send_whole(problem.status, _JSON, version, body, problem.headers())
             elif self._streams:
-                await self.end(b"data: " + problem.body() + b"\n\n")
+                await self.end(api_forms.problem_event(problem, self._path, self.id))
 
     async def _head(self, status: int, media_type: str, version: str, extra_headers: Mapping[str, str]) -> None:
         """Send the status and the headers."""
@@ -388,6 +400,12 @@ async def _model(request: Request) -> Response:
     version = gateway.version_of(parts)
     document = _entry(name, version if parts else "", gateway.settings.base_name if parts else "")
     return JSONResponse(document, headers={VERSION_HEADER: version})
+
+
+async def _stored_response(request: Request) -> Response:
+    """/v1/responses/ID and what is below it: an engine would show responses of any version to any client."""
+    _gateway(request).key_of(request.headers)
+    raise ProblemError(404, "No responses are stored here; send the whole conversation", code="unsupported")
 
 
 def _entry(name: str, version: str, parent: str) -> dict[str, Any]:

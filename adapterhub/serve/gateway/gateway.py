@@ -17,6 +17,7 @@ from adapterhub.http_server import binding
 from adapterhub.ref import Ref
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine, EngineAnswer, EngineDownError
+from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.usage.token_counts import TokenCounts
@@ -25,6 +26,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
 
+from . import api_forms
 from .engine_versions import EngineVersions
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
@@ -185,7 +187,9 @@ class Gateway:
             return None
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if not secret or kind.lower() != "bearer":
-            raise ProblemError(401, "Send an API key as Authorization: Bearer KEY", code="invalid_api_key")
+            secret = headers.get("x-api-key", "")  # Anthropic's clients send it so
+        if not secret:
+            raise ProblemError(401, "Send an API key as Authorization: Bearer KEY, or as x-api-key", code="invalid_api_key")
         key = self.routes.key_of(secret.strip())
         if key is None:
             raise ProblemError(401, "Incorrect API key", code="invalid_api_key")
@@ -223,11 +227,12 @@ class Gateway:
     @contextmanager
     def meter(self, request: GatewayRequest, body: Mapping[str, Any]) -> Iterator[Usage]:
         """Count the tokens of a request, also against the budget of its key, even if its client cancels it."""
-        request.usage = usage = Usage(body)
+        request.usage = usage = Usage(body, path=request.path)
         try:
             yield usage
         except asyncio.CancelledError:  # codespell:ignore
-            usage.has_begun = bool(request.engine)  # it may have read the prompt
+            # It may have read the prompt.
+            usage.has_begun = bool(request.engine) and request.path not in WITHOUT_MODEL
             raise
         finally:
             if request.key is not None and request.key.tokens is not None:
@@ -262,7 +267,7 @@ class Gateway:
             EngineDownError: The engine does not answer for now.
         """
         self._check(request, body)
-        parts = await self._resolve_parts(request, str(body.get("user") or ""))
+        parts = await self._resolve_parts(request, api_forms.user_of(body))
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
         request.label = "blend" if is_blend else request.version
@@ -271,7 +276,7 @@ class Gateway:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
             request.engine = self.engine.name
-            answer = await self.engine.ask(request.path, body, blend)
+            answer = await self.engine.ask(request.path, api_forms.engine_body(request.path, body), blend)
             try:
                 yield answer
             finally:
@@ -291,9 +296,9 @@ class Gateway:
     def _check(self, request: GatewayRequest, body: Mapping[str, Any]) -> None:
         """Check the path and the body of a request, and record its `model`."""
         if request.path not in self.engine.paths:
-            message = (
-                f"{self.engine.name}, as it was started, answers {' and '.join(sorted(self.engine.paths))}, not {request.path}"
-            )
+            *first, last = sorted(self.engine.paths)
+            answered = f"{', '.join(first)} and {last}" if first else last
+            message = f"{self.engine.name}, as it was started, answers {answered}, not {request.path}"
             raise ProblemError(404, message, code="unsupported")
         model = body.get("model")
         if not isinstance(model, str) or not model:
@@ -303,6 +308,7 @@ class Gateway:
             if name in body:
                 message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
                 raise ProblemError(400, message, code="unsupported", param=name)
+        api_forms.check_state(request.path, body)
 
     async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
         """Return the versions that a request means at this moment, each once."""

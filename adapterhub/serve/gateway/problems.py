@@ -37,7 +37,7 @@ class ProblemError(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.seconds = status, message, code, param, seconds
 
-    def document(self) -> dict[str, object]:
+    def document(self) -> dict[str, dict[str, object]]:
         """Return the error object."""
         kind = INVALID if self.status < 500 and self.status != 429 else "server_error" if self.status != 429 else "requests"
         message = without_paths(self.message[:_LONGEST])

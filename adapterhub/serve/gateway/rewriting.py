@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapterhub.serve.engines import EngineAnswer
+from adapterhub.serve.engines import CHAT, COMPLETIONS, EngineAnswer
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError
 
+from . import api_forms
 from .problems import engine_failed
 
 _LONGEST = 4 << 20  # bytes of an event
@@ -24,7 +24,8 @@ _BYTES_PER_TOKEN = 4  # for estimates
 _LARGEST = 64 << 20  # bytes of an answer that is not a stream
 _SHORT = 1 << 16  # bytes of an event that is not parsed with every check
 _MODEL = b'"model"'
-_DATA, _DONE, _END = b"data:", b"[DONE]", b"data: [DONE]\n"
+_FIRST = -1  # in place of a choice: what a message states of its prompt before it is answered
+_DATA, _DONE = b"data:", b"[DONE]"
 
 
 def _refuse_constant(name: str) -> None:
@@ -42,35 +43,40 @@ class Usage:
         body: The request of the client.
         parts: Pieces of the answer so far, of about one token each.
         has_begun: Whether the engine has begun to answer.
+        path: The path of the API, which decides the form of request and answer.
         has_ended: Whether a stream has come to its end.
     """
 
     body: Mapping[str, Any]
     parts: int = 0
     has_begun: bool = False
+    path: str = COMPLETIONS
     has_ended: bool = False
     _reports: dict[int | None, TokenCounts] = field(default_factory=dict)  # by choice; None is for all of them
 
     def engine_body(self) -> Mapping[str, Any]:
         """Return the body for the engine, which asks for the usage of a stream."""
         options = self.body.get("stream_options") or {}
-        if not self.body.get("stream") or not isinstance(options, dict):
+        has_options = self.path in (COMPLETIONS, CHAT) and isinstance(options, dict)
+        if not self.body.get("stream") or not has_options:
             return self.body
         return {**self.body, "stream_options": {**options, "include_usage": True}}
 
     def count(self, document: Mapping[str, Any]) -> bool:
         """Count the tokens of an answer, or of an event of it; return whether the client wants to receive it."""
-        choices, is_stream = document.get("choices"), bool(self.body.get("stream"))
+        choices, is_stream, usage = document.get("choices"), bool(self.body.get("stream")), api_forms.usage_of(document)
         if is_stream:
-            self.parts += bool(choices)
-        elif "usage" not in document:
+            self.parts += bool(choices) or api_forms.is_part(document)
+        elif usage is None:
             self.parts += len(json.dumps(choices or "")) // _BYTES_PER_TOKEN
+        counts = TokenCounts.from_usage(usage)
+        if counts is not None and is_stream and api_forms.is_first(document):
+            self._reports[_FIRST] = counts
+        elif counts is not None:
+            # llama-server reports each of several streamed completions by itself.
+            self._reports[_index(choices) if is_stream else None] = counts.at_least(self._reports.get(_FIRST))
         if "usage" not in document:
             return True
-        counts = TokenCounts.from_usage(document["usage"])
-        if counts is not None:
-            # llama-server reports each of several streamed completions by itself.
-            self._reports[_index(choices) if is_stream else None] = counts
         options = self.body.get("stream_options")
         # An event with only the usage was requested by the gateway; clients that did not ask for it may not expect it.
         return choices != [] or not is_stream or bool(isinstance(options, dict) and options.get("include_usage"))
@@ -121,10 +127,14 @@ def rename_model(document: bytes, model: str, usage: Usage, *, expected: str) ->
     if not usage.count(members):
         return b""
     if "model" not in members:
-        return document
-    if expected and members["model"] != expected:
-        raise engine_failed(f"its answer is by {printable(str(members['model'])[:200])!r}, but another model was asked")
-    return json.dumps({**members, "model": model}, ensure_ascii=False, separators=(",", ":")).encode()
+        nested = api_forms.rename_nested(members, model, expected)
+        return document if nested is None else _compact(nested)
+    api_forms.check_model(members, expected)
+    return _compact({**members, "model": model})
+
+
+def _compact(members: Mapping[str, Any]) -> bytes:
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 class _Renamer:
@@ -148,16 +158,17 @@ class _Renamer:
         return renamed
 
     def _replace_member(self, document: bytes) -> bytes | None:
-        """Return an event with its only `model` replaced; None if its bytes do not show that there is just one, as before."""
+        """Return an event with its only `model` replaced; None if its bytes do not show that it has one as before, or none."""
+        count = document.count(_MODEL)
         # An escape could spell another `model`, or half a character.
-        if len(document) > _SHORT or document.count(_MODEL) != 1 or b"\\u" in document or self._member not in document:
+        if len(document) > _SHORT or count > 1 or b"\\u" in document or (count and self._member not in document):
             return None
         try:
             members = _DECODER.decode(document.decode())
         except (ValueError, RecursionError):
             return None
         # The only one belongs to the event itself, not to an object inside.
-        if not isinstance(members, dict) or members.get("model") != self._name:
+        if not isinstance(members, dict) or (count and members.get("model") != self._name):
             return None
         return document.replace(self._member, self._new_member) if self._usage.count(members) else b""
 
@@ -176,14 +187,14 @@ async def events(answer: EngineAnswer, model: str, usage: Usage) -> AsyncIterato
     Raises:
         ProblemError: The stream is malformed, too long, by another model, or cut off.
     """
-    remainder, length, ended = b"", 0, False
+    remainder, length, ended, ends = b"", 0, False, api_forms.stream_ends(usage.path)
     renamer = _Renamer(model, usage, answer.model)
     async for piece in answer.body:
         length += len(piece)
         *lines, remainder = (remainder + piece).split(b"\n")
         if lines:
             complete_lines = b"".join(_rewrite_line(line, renamer) + b"\n" for line in lines)
-            ended = ended or _END in complete_lines
+            ended = ended or any(end in complete_lines for end in ends)
             yield complete_lines
         if len(remainder) > _LONGEST or length > _LONGEST_STREAM:
             raise engine_failed(f"its stream has more than {_LONGEST_STREAM:,} bytes, or an event more than {_LONGEST:,}")

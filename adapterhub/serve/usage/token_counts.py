@@ -50,10 +50,25 @@ class TokenCounts:
             "estimated": self.is_estimate,
         }
 
+    def at_least(self, earlier: TokenCounts | None) -> TokenCounts:
+        """Return the larger of each number of this report and of an earlier one of the same request."""
+        if earlier is None:
+            return self
+        prompt, cached = max(self.prompt, earlier.prompt), max(self.cached, earlier.cached)
+        return TokenCounts(prompt, cached, max(self.answer, earlier.answer))
+
     @classmethod
     def from_usage(cls, usage: object) -> TokenCounts | None:
-        """Read the `usage` of an answer of OpenAI's API; None if it has no tokens of a prompt."""
-        if not isinstance(usage, Mapping) or not isinstance(usage.get("prompt_tokens"), int):
+        """Read the `usage` of an answer in OpenAI's or Anthropic's form; None if it states no tokens."""
+        if not isinstance(usage, Mapping):
+            return None
+        if any(isinstance(usage.get(name), int) for name in ("input_tokens", "output_tokens")):
+            # Anthropic's input tokens are those that no cache had; a response's are all, and name the cached ones.
+            cached = _count(usage, "cache_read_input_tokens")
+            prompt = _count(usage, "input_tokens") + cached + _count(usage, "cache_creation_input_tokens")
+            cached = cached or min(_count(usage.get("input_tokens_details"), "cached_tokens"), prompt)
+            return cls(prompt, cached, _count(usage, "output_tokens"))
+        if not isinstance(usage.get("prompt_tokens"), int):
             return None
         prompt = _count(usage, "prompt_tokens")
         # Embeddings have no answer; some servers state only the total.

@@ -111,8 +111,26 @@ def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, regist
         refused = gateway.complete("base", P)
         assert (refused.status, refused.document["error"]["message"]) == (
             404,
-            "llama.cpp, as it was started, answers /v1/embeddings, not /v1/completions",
+            "llama.cpp, as it was started, answers /detokenize, /tokenize and /v1/embeddings, not /v1/completions",
         )
+
+
+def test_ranks_are_of_the_version_that_was_asked_for(models: Models, registry: Path, tmp_path: Path) -> None:
+    asked = {"query": "hi", "documents": [P, Q]}
+    options = ("--program", llama_server.program(), "--", "--reranking")
+    with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
+        scores: dict[str, list[float]] = {}
+        for number in (None, 0, 1, None, 1, 0):
+            for path in ("/v1/rerank", "/rerank"):
+                reply = gateway.post(path, {**asked, "model": named(number)})
+                assert reply.status == 200, reply.body
+                assert reply.version == reply.document["model"]
+                found = [
+                    result["relevance_score"] for result in sorted(reply.document["results"], key=lambda one: one["index"])
+                ]
+                assert scores.setdefault(reply.version, found) == pytest.approx(found)
+        assert len({tuple(found) for found in scores.values()}) == 3
+        assert gateway.complete("base", P).status == 404
 
 
 def test_alone_its_embeddings_are_of_all_adapters_whatever_is_asked_for(models: Models, tmp_path: Path) -> None:
@@ -135,6 +153,7 @@ def test_one_process_has_no_embeddings(run: Run, models: Models, registry: Path)
     with pytest.raises(UsageError, match="whatever it is asked for. Start a process for each version") as caught:
         OneProcess(options)
     assert caught.value.code == "mixed-embeddings"
+    assert "applies all adapters to embeddings" in run(*words, "--", "--reranking", code=2).stderr  # ranks are made of these
 
 
 def test_a_blend_is_answered_by_one_process(models: Models, registry: Path, tmp_path: Path) -> None:

@@ -181,11 +181,17 @@ def test_who_has_no_key_and_who_asks_too_much_at_once_is_told_so(settings: Gatew
     (settings.routes or Path()).write_text(f'[keys.one]\nsha256 = "{hashlib.sha256(b"secret").hexdigest()}"\nrunning = 1\n')
 
     async def test(gateway: Gateway, _engine: Holder) -> None:
-        for header, words in (("", "Send an API key as Authorization: Bearer KEY"), ("Bearer x", "Incorrect API key")):
+        missing = "Send an API key as Authorization: Bearer KEY, or as x-api-key"
+        for headers, words in (
+            ({}, missing),
+            ({"authorization": "Bearer x"}, "Incorrect API key"),
+            ({"x-api-key": "x"}, "Incorrect API key"),
+        ):
             with pytest.raises(ProblemError, match=words) as refused:
-                gateway.key_of({"authorization": header})
+                gateway.key_of(headers)
             assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
         key = gateway.key_of({"authorization": "Bearer secret"})
+        assert gateway.key_of({"x-api-key": "secret"}) is key
         for second, words in ((key, "This key has reached its limit of requests at once: 1"),
                               (None, "The gateway has reached its limit of requests at once: 1")):  # fmt: skip
             with gateway.admit(key), pytest.raises(ProblemError, match=words) as refused, gateway.admit(second):

@@ -1,0 +1,121 @@
+"""What OpenAI's responses and Anthropic's messages have in other places than completions: names, tokens, ends and errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from adapterhub.serve.engines.api_paths import MESSAGE_TOKENS, MESSAGES, RESPONSES
+from adapterhub_converters.display import printable
+
+from .problems import ProblemError, engine_failed
+
+ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
+_NESTED = ("response", "message")  # the members of events that have a `model` of their own
+_LAST_TYPES = ("message_stop", "error", "response.completed", "response.incomplete", "response.failed")
+# Engines write events without spaces, and so do we. A text cannot look like this, because its quotes are escaped.
+_LAST_EVENTS = tuple(f'"type":"{name}"'.encode() for name in _LAST_TYPES)
+_DONE = (b"data: [DONE]\n",)
+# An engine finds these by a number that any client may guess, whatever version or key they belong to.
+_STATE = ("previous_response_id", "conversation", "background", "store", "prompt")
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
+
+
+# ---- requests
+
+
+def check_state(path: str, body: Mapping[str, Any]) -> None:
+    """Raise ProblemError for a request that needs or leaves something stored in the engine."""
+    for name in _STATE if path == RESPONSES else ():
+        if body.get(name):
+            message = f"`{name}` needs stored responses, and none are stored here; send the whole conversation instead"
+            raise ProblemError(400, message, code="unsupported", param=name)
+
+
+def engine_body(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the request for the engine, which must store nothing; `store` is true by default."""
+    return {**body, "store": False} if path == RESPONSES else body
+
+
+def user_of(body: Mapping[str, Any]) -> str:
+    """Return the user that a request names, in OpenAI's form or in Anthropic's; empty if it names none."""
+    metadata = body.get("metadata")
+    return str(body.get("user") or (metadata.get("user_id") if isinstance(metadata, dict) else "") or "")
+
+
+# ---- answers
+
+
+def rename_nested(members: Mapping[str, Any], model: str, expected: str) -> Mapping[str, Any] | None:
+    """Return an event with another `model` in its response or message; None if there is none.
+
+    Args:
+        expected: The `model` that it must have; empty for any.
+
+    Raises:
+        ProblemError: It has another `model`.
+    """
+    for name in _NESTED:
+        inner = members.get(name)
+        if isinstance(inner, dict) and "model" in inner:
+            check_model(inner, expected)
+            return {**members, name: {**inner, "model": model}}
+    return None
+
+
+def check_model(members: Mapping[str, Any], expected: str) -> None:
+    """Raise ProblemError unless a document's `model` is the expected one; any if that is empty."""
+    if expected and members["model"] != expected:
+        raise engine_failed(f"its answer is by {printable(str(members['model'])[:200])!r}, but another model was asked")
+
+
+def usage_of(members: Mapping[str, Any]) -> Any:
+    """Return the `usage` of an answer, or that of the response or message in an event; None if it has none."""
+    if "usage" in members:
+        return members["usage"]
+    return next((inner["usage"] for name in _NESTED if isinstance(inner := members.get(name), dict) and "usage" in inner), None)
+
+
+def is_first(members: Mapping[str, Any]) -> bool:
+    """Return whether an event states the tokens of a prompt, before any of the answer."""
+    return members.get("type") == "message_start"
+
+
+def is_part(members: Mapping[str, Any]) -> bool:
+    """Return whether an event has about one token of the answer."""
+    kind = str(members.get("type"))
+    return kind.endswith("delta") and kind != "message_delta"
+
+
+def stream_ends(path: str) -> tuple[bytes, ...]:
+    """Return what one of the last lines of a stream has; a stream without any of them was cut off."""
+    return _LAST_EVENTS if path in (RESPONSES, MESSAGES) else _DONE
+
+
+# ---- errors
+
+
+def problem_body(problem: ProblemError, path: str, request_id: str) -> bytes:
+    """Return an error in the form that clients of the path raise as their own."""
+    if path not in ANTHROPIC:
+        return problem.body()
+    members = problem.document()["error"]
+    kind = _ANTHROPIC_TYPES.get(problem.status, "api_error")
+    return _json({"type": "error", "error": {**members, "type": kind}, "request_id": request_id})
+
+
+def problem_event(problem: ProblemError, path: str, request_id: str) -> bytes:
+    """Return an error as the last event of a stream."""
+    body = problem_body(problem, path, request_id)
+    if path == RESPONSES:
+        document = problem.document()
+        body = _json({"type": "error", **document["error"], **document} | {"type": "error"})
+    return (b"event: error\n" if path in (RESPONSES, MESSAGES) else b"") + b"data: " + body + b"\n\n"
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
