@@ -302,3 +302,11 @@ def test_a_path_that_an_engine_does_not_have_is_not_taken_for_a_missing_model(
 def test_users_are_known_by_either_form() -> None:
     assert api_forms.user_of({"user": "ada"}) == api_forms.user_of({"metadata": {"user_id": "ada"}}) == "ada"
     assert api_forms.user_of({"metadata": "ada"}) == ""
+
+
+def test_a_message_that_was_cut_off_keeps_the_tokens_of_its_prompt_and_is_marked() -> None:
+    raw = raw_stream(MESSAGES)
+    usage = Usage({"stream": True}, has_begun=True, path=MESSAGES)
+    with pytest.raises(ProblemError, match="cut off"):
+        rewritten(MESSAGES, raw[: raw.index(b"event: message_delta")], usage)
+    assert (usage.tokens.prompt, usage.tokens.cached, usage.tokens.answer, usage.tokens.is_estimate) == (20, 16, 1, True)
