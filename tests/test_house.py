@@ -326,6 +326,7 @@ _CONNECTING = {
     "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
     "adapterhub.serve.engines.engine_client": "engines that were started here, or that the user has named",
+    "adapterhub.serve.engines.engine_stream": "the connections of that client",
 }
 
 

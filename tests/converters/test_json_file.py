@@ -113,3 +113,20 @@ def test_a_document_without_an_object_is_not_an_object() -> None:
 )
 def test_true_is_no_number(value: object, number: bool, integer: bool) -> None:
     assert (json_file.is_number(value), json_file.is_integer(value)) == (number, integer)
+
+
+@pytest.mark.parametrize(
+    ("raw", "document"),
+    [
+        (b'{"a": "\xc3\xa9\\n", "b": [1, null]}', {"a": "é\n", "b": [1, None]}),
+        (b'{"a": "\\u00e9"}', None),
+        (b'{"a": NaN}', None),
+        (b'{"a": "\xff"}', None),
+        (b"[1]", None),
+        (b'{"a": 1', None),
+        (b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}", None),
+        (b'{"a": "' + b"x" * (1 << 16) + b'"}', None),
+    ],
+)
+def test_only_a_short_and_plain_object_is_parsed_the_short_way(raw: bytes, document: object) -> None:
+    assert json_file.parse_plain_object(raw) == document

@@ -22,17 +22,9 @@ _LONGEST = 4 << 20  # bytes of an event
 _LONGEST_STREAM = 1 << 30  # bytes of all events of a stream
 _BYTES_PER_TOKEN = 4  # for estimates
 _LARGEST = 64 << 20  # bytes of an answer that is not a stream
-_SHORT = 1 << 16  # bytes of an event that is not parsed with every check
 _MODEL = b'"model"'
 _FIRST = -1  # in place of a choice: what a message states of its prompt before it is answered
 _DATA, _DONE = b"data:", b"[DONE]"
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 @dataclass
@@ -160,21 +152,17 @@ class _Renamer:
     def _replace_member(self, document: bytes) -> bytes | None:
         """Return an event with its only `model` replaced; None if its bytes do not show that it has one as before, or none."""
         count = document.count(_MODEL)
-        # An escape could spell another `model`, or half a character.
-        if len(document) > _SHORT or count > 1 or b"\\u" in document or (count and self._member not in document):
+        if count > 1 or (count and self._member not in document):
             return None
-        try:
-            members = _DECODER.decode(document.decode())
-        except (ValueError, RecursionError):
-            return None
+        members = json_file.parse_plain_object(document)
         # The only one belongs to the event itself, not to an object inside.
-        if not isinstance(members, dict) or (count and members.get("model") != self._name):
+        if members is None or (count and members.get("model") != self._name):
             return None
         return document.replace(self._member, self._new_member) if self._usage.count(members) else b""
 
     def _learn(self, document: bytes) -> None:
         """Remember how the engine writes its name, after an event that was parsed with every check."""
-        self._name = self._expected or str(json.loads(document).get("model", ""))
+        self._name = self._expected or str(json_file.parse_object(document, "its answer").get("model", ""))
         spellings = (
             separator + json.dumps(self._name, ensure_ascii=False).encode() for separator in (b'"model":', b'"model": ')
         )

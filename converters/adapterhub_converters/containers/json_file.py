@@ -24,6 +24,7 @@ MAX_MEMORY = 256 << 20  # bytes of the objects in a document; those of the large
 MAX_DEPTH = 64  # levels; a config has 5, and what reads a document afterwards may recurse several frames a level
 
 _MAX_INT = 10**308  # larger ones do not fit a float
+_SHORT = 1 << 16  # bytes
 _SURROGATE = safe_regex.Pattern(r"\\u[dD][89a-fA-F]")
 
 
@@ -90,6 +91,21 @@ def parse_object(text: str | bytes, location: str, *, memory: int | None = MAX_M
     if not isinstance(document, dict):
         raise FormatError(location, "not a JSON object")
     return document
+
+
+def parse_plain_object(raw: bytes) -> dict[str, Any] | None:
+    """Parse a short JSON object without escaped characters, in a quarter of the time; None for whatever needs `parse_object`.
+
+    Not checked: its depth, the size of its numbers, and keys that occur twice, of which the last counts. For documents whose
+    bytes are passed on.
+    """
+    if len(raw) > _SHORT or b"\\u" in raw:
+        return None
+    try:
+        document = _PLAIN_DECODER.decode(raw.decode())
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
 
 
 def read_object(path: Path, *, follow: bool = True) -> dict[str, Any]:
@@ -177,6 +193,7 @@ def _refuse_constant(text: str) -> None:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=dict_without_duplicates, parse_constant=_refuse_constant, parse_float=_parse_finite
 )
+_PLAIN_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def parse_error_text(error: ValueError, text: str) -> str:
