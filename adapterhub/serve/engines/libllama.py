@@ -75,6 +75,8 @@ class _Row:
 class LibllamaHost(ThreadedHost):
     """The `AnsweringHost` on llama.cpp's library."""
 
+    scores_prompts = False
+
     def __init__(self, engine: LlamaCppEngine, *, waiting: int, context: int = 0, precision: str = "") -> None:
         super().__init__("adapterhub-libllama")
         self.text, self.precision = _Text(engine), precision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +27,44 @@ class GeneratedAnswer:
         self._penalties: Penalties | None = None
         self._mask = request.grammar.mask() if request.grammar else None
         self._piece_of, self._stops = text.pieces(), StopTexts(request.stop)
+        self._prompt_piece_of = text.pieces()
         self._bias = (
             np.array([token for token, _ in request.bias], int),
             np.array([bias for _, bias in request.bias], np.float32),
         )
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the probabilities of the prompt's tokens are wanted."""
+        return self._request.echo and self._request.logprobs is not None
+
+    def prompt_pieces(self, start: int, end: int, logits: NDArray[np.float32]) -> list[Piece]:
+        """Return the pieces that a chunk of the prompt gives: of its tokens but for the first, and of the one behind it.
+
+        Args:
+            start: The position of the chunk's first token; the prompt's first token is returned with the first chunk.
+            end: The position behind its last token.
+            logits: `(tokens, vocab)`, after each token of the chunk; read only if `scores_prompt`.
+
+        Raises:
+            RefusedError: The logits are not finite.
+        """
+        ids, pieces = self._request.ids, []
+        if self.scores_prompt:
+            first = [Piece(self._prompt_piece_of(ids[0]), ids[0], is_prompt=True)] if start == 0 else []
+            behind = zip(ids[start + 1 : end + 1], logits, strict=False)
+            pieces = first + [self._scored_piece(token, token_logits) for token, token_logits in behind]
+        if end == len(ids) and not self._request.max_tokens:
+            last = pieces.pop() if pieces else Piece("", ids[-1], is_prompt=True)
+            pieces.append(replace(last, finish="length"))
+        return pieces
+
+    def _scored_piece(self, token: int, logits: NDArray[np.float32]) -> Piece:
+        """Return the piece of a token of the prompt, by the logits behind the token before it."""
+        _check_finite(logits)
+        logprobs = log_softmax(logits)
+        top = likeliest(logprobs, self._request.logprobs or 0)
+        return Piece(self._prompt_piece_of(token), token, float(logprobs[token]), top, is_prompt=True)
 
     def add(self, logits: NDArray[np.float32]) -> Piece:
         """Choose the next token by the logits, `(vocab,)`, and return what it adds.
@@ -37,8 +72,7 @@ class GeneratedAnswer:
         Raises:
             RefusedError: The logits are not finite.
         """
-        if not np.isfinite(logits).all():
-            raise RefusedError("", "the result contains NaN or Inf")
+        _check_finite(logits)
         # A copy, because the array may be a view of the logits of the whole batch.
         if self._request.bias:
             logits = logits.copy()
@@ -78,6 +112,11 @@ class GeneratedAnswer:
         if self._mask:
             self._mask.apply(logits)
         return logits
+
+
+def _check_finite(logits: NDArray[np.float32]) -> None:
+    if not np.isfinite(logits).all():
+        raise RefusedError("", "the result contains NaN or Inf")
 
 
 class StopTexts:

@@ -65,6 +65,8 @@ class Host(ThreadedHost):
         exact: Whether an answer is the same, bit for bit, alone and in a batch.
     """
 
+    scores_prompts = True
+
     def __init__(self, loaded: model.Model, limits: Limits) -> None:
         super().__init__("adapterhub-host")
         self.text, self.exact = loaded.text, loaded.exact
@@ -172,18 +174,27 @@ class Host(ThreadedHost):
     def _start(self, row: Row) -> None:
         """Fill the slots of a row, and restore the cached beginning of its prompt."""
         self._schedule.start(row)
-        row.read = self._prefixes.restore(row.request.ids, row.parts, row.keys_values)
+        # The probabilities of a prompt need all its logits, which are not cached.
+        if not row.answer.scores_prompt:
+            row.read = self._prefixes.restore(row.request.ids, row.parts, row.keys_values)
 
     def _read(self, row: Row) -> None:
         """Read a chunk of a prompt; the last chunk gives the first token of the answer."""
         chunk = row.request.ids[row.read : row.read + model.CHUNK]
-        logits = self._model.run([model.Span(chunk, row.keys_values, row.read, row.use)])
+        span = model.Span(chunk, row.keys_values, row.read, row.use, every=row.answer.scores_prompt)
+        logits = self._model.run([span]).cpu().numpy()
+        pieces = row.answer.prompt_pieces(row.read, row.read + len(chunk), logits)
         row.read += len(chunk)
         # Prompts take turns, a chunk each.
         self._schedule.move_to_end(row)
         if row.prompt_is_read:
             self._prefixes.keep(row.request.ids, row.parts, row.keys_values)
-            self._add(row, logits[0].cpu().numpy())
+            if not row.request.max_tokens:
+                self._end(row)
+        for piece in pieces:
+            row.stream.put(piece)
+        if row.prompt_is_read and row.request.max_tokens:
+            self._add(row, logits[-1])
 
     def _add_tokens(self, rows: list[Row]) -> None:
         """Add a token to every answer."""

@@ -46,12 +46,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Span:
-    """Tokens of one request in a pass: `ids`, after `start` tokens whose keys and values are known, with the slots in use."""
+    """Tokens of one request in a pass: `ids`, after `start` tokens whose keys and values are known, with the slots in use.
+
+    The logits after the last token are computed, or with `every` those after each token.
+    """
 
     ids: list[int]
     keys_values: KeysValues
     start: int
     use: Use
+    every: bool = False
 
 
 class Model:
@@ -76,7 +80,7 @@ class Model:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def run(self, spans: Sequence[Span]) -> Tensor:
-        """Read tokens, and return the logits after the last one of each span, float32 `(spans, vocab)`."""
+        """Read tokens, and return the logits after the last one of each span, or after every one, float32 `(rows, vocab)`."""
         ids = [token for span in spans for token in span.ids]
         positions = [span.start + at for span in spans for at in range(len(span.ids))]
         uses = [span.use for span in spans for _ in (span.ids if len(spans) > 1 else "1")]
@@ -85,9 +89,15 @@ class Model:
         segments = [Segment(span.keys_values, span.start, len(span.ids)) for span in spans]
         with segment_attention.segments_in_use(segments), self.slots.using(uses, inputs.shape[-1]):
             states = self.base.states(inputs[0], inputs[1])[0]
-        ends = torch.tensor([len(span.ids) for span in spans]).cumsum(0) - 1
-        last = nn.functional.pad(states[ends.to(states.device)], (0, 0, 0, max(0, FLOOR - len(spans))))
-        return self.base.logits.apply(nn.functional.linear(last, self.base.head, self.base.head_bias))[: len(spans)]
+        rows = torch.tensor([row for span in spans for row in ([True] * len(span.ids) if span.every else _last(span.ids))])
+        wanted = states[: len(rows)][rows.to(states.device)]
+        padded = nn.functional.pad(wanted, (0, 0, 0, max(0, FLOOR - len(wanted))))
+        return self.base.logits.apply(nn.functional.linear(padded, self.base.head, self.base.head_bias))[: len(wanted)]
+
+
+def _last(ids: Sequence[int]) -> list[bool]:
+    """Return the mask of the last token."""
+    return [False] * (len(ids) - 1) + [True]
 
 
 def load(

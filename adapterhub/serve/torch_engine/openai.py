@@ -103,7 +103,9 @@ class Completion:
         )
         self._common = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._counts = [0] * len(streams)
-        self._lengths = [0] * len(streams)  # of the texts so far, in characters
+        self._echoes = [*api_request.echoes] or [""] * len(streams)  # what is still to be shown
+        self._lengths = [len(echo) for echo in self._echoes]  # of the texts so far, in characters
+        self._prompt_lengths = [0] * len(streams)  # of the pieces of the prompts so far
 
     def whole(self) -> Document:
         """Return the whole answer; ApiError if the host fails or the request is canceled."""
@@ -134,7 +136,7 @@ class Completion:
         try:
             with _as_api_errors():
                 for index, piece in read_together(self._streams):
-                    self._counts[index] += 1
+                    self._counts[index] += not piece.is_prompt
                     yield index, piece
         finally:
             self.cancel()
@@ -149,7 +151,8 @@ class Completion:
 
     def _choice(self, index: int, pieces: Sequence[Piece]) -> Document:
         """Return an answer."""
-        text = "".join(piece.text for piece in pieces)
+        text = self._echoes[index] + "".join(piece.text for piece in pieces if not piece.is_prompt)
+        self._echoes[index] = ""
         details = {"logprobs": self._logprobs(index, pieces), "finish_reason": pieces[-1].finish}
         return {"index": index, "text": text, **details}
 
@@ -159,23 +162,31 @@ class Completion:
 
     def _parts(self, index: int, piece: Piece) -> Iterator[Document]:
         """Yield the chunks that a piece adds to an answer."""
-        if piece.text or piece.finish or piece.logprob is not None:
+        if piece.text or piece.finish or piece.logprob is not None or piece.is_prompt:
             yield self._choice(index, [piece])
 
     def _logprobs(self, index: int, pieces: Sequence[Piece]) -> Document | None:
         """Return the logarithms of the probabilities; None if they were not requested."""
-        if pieces[0].logprob is None:
+        if self._request.requests[index].logprobs is None:
             return None
         offsets = []
         for piece in pieces:
-            offsets.append(self._lengths[index])
-            self._lengths[index] += len(piece.text)
+            lengths = self._prompt_lengths if piece.is_prompt else self._lengths
+            offsets.append(lengths[index])
+            lengths[index] += len(piece.text)
         return {
             "tokens": [self._token_text(piece.token) for piece in pieces],
             "token_logprobs": [piece.logprob for piece in pieces],
-            "top_logprobs": [{self._token_text(token): logprob for token, logprob in piece.top} for piece in pieces],
+            "top_logprobs": [self._top(piece) for piece in pieces],
             "text_offset": offsets,
         }
+
+    def _top(self, piece: Piece) -> dict[str, float] | None:
+        """Return the likeliest tokens by their texts; None for the first token of a prompt."""
+        if piece.logprob is None:
+            return None
+        # Tokens that are parts of characters have the same text, which then has the likeliest one's probability.
+        return {self._token_text(token): logprob for token, logprob in reversed(piece.top)}
 
 
 class _ChatCompletion(Completion):

@@ -58,18 +58,22 @@ _SHARED_FIELDS = {
     "response_format",
 }
 _TOOL_FIELDS = {"tools", "tool_choice", "parallel_tool_calls"}
-_PATH_FIELDS = {COMPLETIONS: {"prompt"}, CHAT: {"messages", "max_completion_tokens", "top_logprobs", *_TOOL_FIELDS}}
+_PATH_FIELDS = {COMPLETIONS: {"prompt", "echo"}, CHAT: {"messages", "max_completion_tokens", "top_logprobs", *_TOOL_FIELDS}}
 
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """The requests of a document, `n` for each prompt, and the form of their answers."""
+    """The requests of a document, `n` for each prompt, and the form of their answers.
+
+    `echoes` has the text that comes before the answer of each request, and is empty if none does.
+    """
 
     requests: list[Request]
     stream: bool
     include_usage: bool
     n: int
     form: AnswerForm
+    echoes: list[str]
 
     @classmethod
     def read(cls, host: AnsweringHost, path: str, body: Mapping[str, Any], blend: Blend) -> ApiRequest:
@@ -97,7 +101,10 @@ class ApiRequest:
             min_p=values.number("min_p", 0.0, most=1.0),
             ignore_eos=values.flag("ignore_eos"),
             grammar=form.grammar,
+            echo=values.flag("echo"),
         )
+        if common.echo and not host.scores_prompts:
+            raise ParameterError("echo", "is not supported by this engine", "Leave it out")
         if common.ignore_eos and form.grammar:
             raise ParameterError("ignore_eos", "cannot be combined with tools or response_format, whose answers have an end")
         seed = values.integer("seed", None, least=-_MAX_SEED, most=_MAX_SEED - 1)
@@ -111,7 +118,8 @@ class ApiRequest:
             requests += [
                 replace(prompt_request, seed=None if seed is None else (seed + index) % _MAX_SEED) for index in range(n)
             ]
-        return cls(requests, values.flag("stream"), bool(options and options.get("include_usage")), n, form)
+        echoes = [_text(host, item) for item in _items(body["prompt"]) for _ in range(n)] if common.echo else []
+        return cls(requests, values.flag("stream"), bool(options and options.get("include_usage")), n, form, echoes)
 
 
 def _check_names(body: Mapping[str, Any], path: str) -> None:
@@ -131,7 +139,7 @@ def _prompts(host: AnsweringHost, prompt: object, n: int) -> list[list[int]]:
     Raises:
         ParameterError: It has another form, or asks for too many answers, `n` per prompt.
     """
-    items = prompt if isinstance(prompt, list) and prompt and not _are_tokens(prompt) else [prompt]
+    items = _items(prompt)
     if len(items) * n > MAX_ANSWERS:
         problem = f"asks for {len(items) * n:,} answers, n to each prompt; at most {MAX_ANSWERS} are supported"
         raise ParameterError("prompt", problem, "Send fewer prompts at once")
@@ -144,6 +152,16 @@ def _prompts(host: AnsweringHost, prompt: object, n: int) -> list[list[int]]:
         else:
             raise ParameterError("prompt", "is not a text or a list of tokens, or a list of these")
     return token_lists
+
+
+def _items(prompt: Any) -> list[Any]:
+    """Return the prompts, each a text or a list of tokens."""
+    return prompt if isinstance(prompt, list) and prompt and not _are_tokens(prompt) else [prompt]
+
+
+def _text(host: AnsweringHost, item: str | list[int]) -> str:
+    """Return a prompt's text as it was sent, or the text of its tokens."""
+    return item if isinstance(item, str) else "".join(map(host.text.pieces(), item))
 
 
 def _are_tokens(value: object) -> TypeGuard[list[int]]:

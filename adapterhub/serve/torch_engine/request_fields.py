@@ -87,5 +87,5 @@ class Fields:
         names = ["max_tokens"] if path == COMPLETIONS else ["max_completion_tokens", "max_tokens"]
         for name in names:
             if self._body.get(name) is not None:
-                return int(self.integer(name, None, least=1, most=2**31))
+                return int(self.integer(name, None, least=0 if self.flag("echo") else 1, most=2**31))
         return max(1, room if path == CHAT else min(_DEFAULT_TOKENS, room))

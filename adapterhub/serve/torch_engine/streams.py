@@ -101,6 +101,10 @@ class AnsweringHost(Protocol):
     def precision(self) -> str:
         """The type that it computes in, or of the base's weights."""
 
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether it can compute the probabilities of a prompt's tokens."""
+
     def load(self, key: str, folder: Path) -> None:
         """Load a version into memory; RefusedError if it cannot be used."""
 

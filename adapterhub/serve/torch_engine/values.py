@@ -39,6 +39,8 @@ class Request:
         min_p: Draw from the tokens with at least this share of the probability of the likeliest one.
         ignore_eos: Whether tokens that end an answer do not end it (vLLM).
         grammar: The grammar of the answer; None for any text.
+        echo: Whether pieces of the prompt come before those of the answer: with `logprobs` every token's, else only the last
+            one's, and that only if the answer has no tokens. Only then may `max_tokens` be 0.
     """
 
     ids: list[int]
@@ -57,6 +59,7 @@ class Request:
     min_p: float = 0
     ignore_eos: bool = False
     grammar: Grammar | None = None
+    echo: bool = False
 
     def check(self, *, longest: int, vocabulary: int) -> None:
         """Raise ParameterError unless a base with this vocabulary and context length can answer it."""
@@ -67,8 +70,8 @@ class Request:
             raise ParameterError("prompt", f"a token is not one of the {vocabulary:,} of the base")
         if not all(0 <= token < vocabulary for token, _ in self.bias):
             raise ParameterError("logit_bias", f"a token is not one of the {vocabulary:,} of the base")
-        if self.max_tokens < 1:
-            raise ParameterError("max_tokens", f"is {self.max_tokens}, which is less than 1")
+        if self.max_tokens < (least := 0 if self.echo else 1):
+            raise ParameterError("max_tokens", f"is {self.max_tokens}, which is less than {least}")
         if tokens > longest:
             sizes = f"the prompt has {len(self.ids):,} tokens and the answer may have {self.max_tokens:,}"
             problem = f"{sizes}, but prompt and answer together have at most {longest:,}"
@@ -85,6 +88,7 @@ class Piece:
         logprob: The natural logarithm of its probability, at temperature 1; None unless requested.
         top: The likeliest tokens at its position, with their logprobs.
         finish: `stop` or `length` with the last piece, otherwise None.
+        is_prompt: Whether the token is one of the prompt; its first one has no probability.
     """
 
     text: str
@@ -92,6 +96,7 @@ class Piece:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     finish: str | None = None
+    is_prompt: bool = False
 
 
 class FullError(RefusedError):

@@ -58,7 +58,7 @@ def test_prompts_and_versions_interleaved(gateway: Gateway, models: Models) -> N
     assert gateway.children() == []
 
 
-def test_what_needs_a_grammar_is_refused_by_name(gateway: Gateway) -> None:
+def test_what_needs_a_grammar_or_every_token_s_numbers_is_refused_by_name(gateway: Gateway) -> None:
     talk = {"model": "team/a0", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
     tools = [{"type": "function", "function": {"name": "f"}}]
     for fields in ({"response_format": {"type": "json_object"}}, {"tools": tools}):
@@ -66,6 +66,7 @@ def test_what_needs_a_grammar_is_refused_by_name(gateway: Gateway) -> None:
         assert reply.status == 400
         assert f"{next(iter(fields))}: is not supported by this engine" in reply.document["error"]["message"]
     assert gateway.post("/v1/chat/completions", {**talk, "tools": tools, "tool_choice": "none"}).status == 200
+    assert "echo: is not supported" in complete(gateway, "team/a0", "x", echo=True).document["error"]["message"]
 
 
 def test_a_blend_and_a_stream_and_a_conversation(gateway: Gateway, models: Models) -> None:

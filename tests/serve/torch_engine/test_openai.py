@@ -146,7 +146,6 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, {"prompt": ["a"] * 129}, "prompt", "asks for 129 answers, n to each prompt; at most 128 are"),
     (COMPLETIONS, {"prompt": ["a"] * 65, "n": 2}, "prompt", "are supported. Send fewer prompts at once"),
     (COMPLETIONS, {"prompt": [99999]}, "prompt", "not one of the 259"),
-    (COMPLETIONS, {"prompt": "a", "echo": True}, "echo", "not supported"),
     (COMPLETIONS, {"prompt": "a", "best_of": 2}, "best_of", "not supported"),
     (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
     (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs", "from 0 to 20"),
