@@ -2,6 +2,7 @@
 
 gateway_settings.py   the settings that a gateway is started with
 route_file.py         routes, canaries and keys: a TOML file
+calendar_budgets.py   the tokens of a key in a day and a month
 reloading.py          the routes and the policy, read again while it runs
 problems.py           errors in OpenAI's form
 lookup.py             the version that a ref names now

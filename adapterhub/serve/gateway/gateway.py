@@ -100,7 +100,7 @@ class Gateway:
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
 
-        self._recorder = UsageRecorder(settings.usage) if settings.usage else None
+        self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
         self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
@@ -114,8 +114,7 @@ class Gateway:
             RefusedError: The engine cannot be started with these settings.
         """
         started = time.monotonic()
-        if self._recorder is not None:
-            await asyncio.to_thread(self._recorder.start)
+        await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
             await self._check_base_name()
@@ -141,8 +140,7 @@ class Gateway:
     async def close(self) -> None:
         """Stop the engine, and release all versions."""
         self.ready = False
-        if self._recorder is not None:  # first, because the engine may take its time
-            await asyncio.to_thread(self._recorder.close)
+        await asyncio.to_thread(self._recorder.close)  # first, because the engine may take its time
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
@@ -211,6 +209,8 @@ class Gateway:
             raise ProblemError(
                 429, f"More than {key.tokens.limit} tokens in {key.tokens.seconds:,} seconds", code=BUSY, seconds=window.seconds
             )
+        if key is not None and key.budget:
+            key.budget.check(*self._recorder.spent_by(key.name))
         name = key.name if key is not None else ""
         if key is not None and key.most and self._running[name] >= key.most:
             raise ProblemError(429, f"This key has reached its limit of requests at once: {key.most}", code=BUSY, seconds=1)
@@ -243,7 +243,7 @@ class Gateway:
         tokens = request.usage.tokens if request.usage else TokenCounts()
         key_name = request.key.name if request.key else ""
         self.metrics.count_tokens(request.label, key_name, request.route, request.arm, tokens)
-        if self._recorder is not None and request.engine:
+        if request.engine:
             self._recorder.add(
                 key=key_name,
                 version=request.label,
