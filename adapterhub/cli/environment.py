@@ -6,6 +6,7 @@ Sources are tried in this order.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import string
 import sys
@@ -271,6 +272,26 @@ def proxy(scheme: str, host: str) -> str:
 
     proxies = {} if urllib.request.proxy_bypass(host) else urllib.request.getproxies()
     return proxies.get(scheme) or proxies.get("all") or ""
+
+
+def is_traced() -> bool:
+    """Return whether the variables of OpenTelemetry ask for spans, and they can be sent; if they cannot, say why."""
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER") or ("otlp" if any(map(os.environ.get, endpoints)) else "none")
+    if exporter == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    protocols = (os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}PROTOCOL") for kind in ("TRACES_", ""))
+    protocol = next(filter(None, protocols), "http/protobuf")
+    if (exporter, protocol) != ("otlp", "http/protobuf"):
+        problem = f"they are sent by OTLP as http/protobuf only, not by {exporter} as {protocol}"
+    elif not all(map(importlib.util.find_spec, ("opentelemetry", "opentelemetry.sdk"))):
+        problem = "OpenTelemetry is not installed; run `pip install 'adapterhub[otel]'`"
+    else:
+        return True
+    from . import output
+
+    output.say(output.one_line(f"the variables OTEL_… ask for spans, but {problem}"))
+    return False
 
 
 def _renewed_token() -> str:

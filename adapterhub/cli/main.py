@@ -39,7 +39,7 @@ _EXTRAS = {
     "starlette": ("hub", "serve"), "uvicorn": ("hub", "serve"), "prometheus_client": ("hub", "serve"), "httpcore2": ("serve",),
     "nh3": ("hub",), "lz4": ("hub",), "markdown_it": ("hub",), "markupsafe": ("hub",),
     "psycopg": ("postgres",), "psycopg_pool": ("postgres",), "cryptography": ("sign",), "pkcs11": ("pkcs11",),
-    "sigstore": ("sigstore",), "pydantic": ("sigstore",),
+    "sigstore": ("sigstore",), "opentelemetry": ("otel",), "pydantic": ("sigstore",),
 }  # fmt: skip
 
 

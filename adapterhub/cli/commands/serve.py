@@ -106,7 +106,7 @@ def serve(
     """
     from adapterhub.http_server import logs
     from adapterhub.operations.workspace import Workspace
-    from adapterhub.serve.gateway import server
+    from adapterhub.serve.gateway import server, spans
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.model_names import AllowedNames
     from adapterhub.serve.usage import usage_database
@@ -120,6 +120,7 @@ def serve(
         "timeout": timeout,
     }
     remote_ = None if remote is None else environment.remote_at(remote)
+    tracing = spans.open_tracing() if environment.is_traced() else None
     with engines.open_engine(base, settings, **engine_settings, **fields) as chosen:
         gateway = GatewaySettings(
             base=chosen.spec,
@@ -129,6 +130,7 @@ def serve(
             remote_name=remote_.name if remote_ else "",
             allowed=AllowedNames.from_patterns(adapters),
             routes=routes,
+            tracing=tracing,
             usage=usage_file or environment.registry_folder(settings) / usage_database.FILE,
             host=host,
             port=port,
@@ -154,4 +156,8 @@ def serve(
             output.emit(document, as_json=settings.as_json, text=lambda: output.write(text))
             output.flush()
 
-        server.serve(gateway, chosen.engine, ready=ready)
+        try:
+            server.serve(gateway, chosen.engine, ready=ready)
+        finally:
+            if tracing is not None:
+                tracing.close()

@@ -86,7 +86,7 @@ def usage(settings: Settings, *, by: str, since: str, as_csv: bool, prices_file:
 
 def _document(report: UsageReport, currency: str, *, has_prices: bool) -> dict[str, Any]:
     rows = [dict(zip(report.by, row.group, strict=True)) | _sums(row, has_prices=has_prices) for row in report.rows]
-    document = {"since": _time(report.since), "by": list(report.by), "rows": rows}
+    document: dict[str, Any] = {"since": _time(report.since), "by": list(report.by), "rows": rows}
     document["total"] = _sums(report.total, has_prices=has_prices)
     return document | ({"currency": currency, "unpriced": list(report.unpriced)} if has_prices else {})
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ from adapterhub_converters.display import printable
 
 Blend = tuple[tuple[PreparedVersion, float], ...]
 """The versions that answer a request: `()` is the base, one version with weight 1 that version, several a blend."""
+REQUEST_HEADERS: ContextVar[Mapping[str, str]] = ContextVar("request_headers", default={})  # noqa: B039 - never changed
+"""Headers for a server engine: which request of a client this is, and which trace it belongs to."""
 COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
 
 

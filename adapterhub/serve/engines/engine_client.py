@@ -19,7 +19,7 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import FormatError, RefusedError
 
-from . import EngineAnswer, EngineDownError, EngineTimeoutError
+from . import REQUEST_HEADERS, EngineAnswer, EngineDownError, EngineTimeoutError
 from .engine_stream import EngineNetwork
 
 _CONNECT = 5.0  # seconds
@@ -106,7 +106,8 @@ class Connection:
         Args:
             patience: Seconds until it begins, and between two pieces of it; None for no limit.
         """
-        headers, content = self._client.headers, None
+        headers, content = {**self._client.headers}, None
+        headers.update(REQUEST_HEADERS.get().items())
         if body is not None:
             content = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
             headers = {**headers, "content-type": "application/json", "content-length": str(len(content))}

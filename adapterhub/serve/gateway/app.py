@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import signal
 import threading
 import time
@@ -26,7 +25,7 @@ from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from . import api_forms, metrics, rewriting
+from . import api_forms, metrics, rewriting, spans, trace_context
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
 
@@ -130,9 +129,14 @@ class _Generation:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         request = Request(scope, receive)
-        reply = _Reply(send, self._path)
-        gateway_request = GatewayRequest(self._path, request.headers)
         gateway: Gateway = scope["app"].state.gateway
+        with spans.request_span(gateway.settings.tracing, self._path, trace_context.read(request.headers)) as trace:
+            name = trace_context.request_id(request.headers)
+            await self._handle(gateway, request, GatewayRequest(self._path, request.headers, id=name, trace=trace), send)
+
+    async def _handle(self, gateway: Gateway, request: Request, gateway_request: GatewayRequest, send: Send) -> None:
+        """Answer a request, if only with an error, and record it."""
+        reply = _Reply(send, self._path, gateway_request.id)
         try:
             gateway_request.key = gateway.key_of(gateway_request.headers)
             with gateway.admit(gateway_request.key):
@@ -271,9 +275,9 @@ async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -
 class _Reply:
     """The reply to a client, with the headers that every reply has."""
 
-    def __init__(self, send: Send, path: str) -> None:
+    def __init__(self, send: Send, path: str, name: str) -> None:
         self._send, self._path = send, path
-        self.id = secrets.token_hex(8)
+        self.id = name
         self.status = 0
         self.first: float | None = None
         self._streams = False
@@ -313,7 +317,7 @@ class _Reply:
         self.status, self.first = status, time.monotonic()
         headers = {
             "content-type": media_type,
-            "x-request-id": self.id,
+            trace_context.REQUEST_ID: self.id,
             **extra_headers,
             **({VERSION_HEADER: version} if version else {}),
         }
@@ -341,6 +345,10 @@ def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequ
     fields |= {"first_ms": first and round(first * 1000, 1), "key": key_name, "address": address}
     fields |= {"route": gateway_request.route, "arm": gateway_request.arm, "engine": gateway_request.engine}
     fields |= tokens.fields()
+    trace = gateway_request.trace
+    if trace:
+        fields |= {"trace_id": trace.trace_id, "span_id": trace.span_id}
+    spans.annotate(fields)
     line = "%s %s -> %s %d %.1f ms %s %s (%s)"
     _log.info(
         line,
@@ -351,7 +359,7 @@ def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequ
         took,
         tokens,
         key_name or "-",
-        reply.id,
+        f"{reply.id}, trace {trace.trace_id}" if trace else reply.id,
         extra={"fields": fields},
     )
 

@@ -17,6 +17,7 @@ from adapterhub_converters.errors import AdapterhubError, IntegrityError, Refuse
 
 from .lookup import ResolvedVersion
 from .problems import BUSY, ProblemError
+from .spans import span
 
 log = logging.getLogger("adapterhub.serve.versions")
 PATIENCE = 2.0
@@ -86,9 +87,11 @@ class EngineVersions:
             raise ProblemError(
                 400, f"A blend of {len(distinct)} versions, but the engine holds {self.most} at most", param="model"
             )
-        versions = await self._admit(distinct)
+        with span("queue"):
+            versions = await self._admit(distinct)
         try:
-            served = {model: await self._ensure_served(version) for model, version in versions.items()}
+            with span("load"):
+                served = {model: await self._ensure_served(version) for model, version in versions.items()}
             yield tuple((served[resolved.model], weight) for resolved, weight in parts)
         finally:
             for version in versions.values():

@@ -16,7 +16,7 @@ from adapterhub.digest import Digest
 from adapterhub.http_server import binding
 from adapterhub.ref import Ref
 from adapterhub.serve import model_names, resolving
-from adapterhub.serve.engines import Blend, Engine, EngineAnswer, EngineDownError
+from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswer, EngineDownError
 from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
@@ -26,7 +26,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
 
-from . import api_forms
+from . import api_forms, spans
 from .engine_versions import EngineVersions
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
@@ -35,6 +35,7 @@ from .problems import BUSY, DOWN, ProblemError, not_served
 from .reloading import Rules
 from .rewriting import Usage
 from .route_file import Key, Routes
+from .trace_context import REQUEST_ID, TraceContext
 
 log = logging.getLogger("adapterhub.serve")
 _MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
@@ -59,6 +60,8 @@ class GatewayRequest:
         arm: The ref or blend that the route chose.
         engine: The engine that was asked; empty until then.
         usage: The tokens of the request and its answer; None until its body was read.
+        id: Its name in `x-request-id`; empty for a request of this process's own.
+        trace: Its span; None without a trace.
     """
 
     path: str
@@ -71,7 +74,14 @@ class GatewayRequest:
     arm: str = ""
     engine: str = ""
     usage: Usage | None = None
+    id: str = ""
+    trace: TraceContext | None = None
     started: float = field(default_factory=time.monotonic)
+
+    def engine_headers(self) -> dict[str, str]:
+        """Return the headers by which an engine knows the request."""
+        trace = spans.current() or self.trace
+        return {**({REQUEST_ID: self.id} if self.id else {}), **(trace.headers() if trace else {})}
 
 
 @dataclass(slots=True)
@@ -100,7 +110,7 @@ class Gateway:
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
 
-        self._recorder = UsageRecorder(settings.usage) if settings.usage else None
+        self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
         self._watching: asyncio.Task[None] | None = None
         self._running: Bag[str] = Bag()  # requests by the name of their key, empty without a key
@@ -114,8 +124,7 @@ class Gateway:
             RefusedError: The engine cannot be started with these settings.
         """
         started = time.monotonic()
-        if self._recorder is not None:
-            await asyncio.to_thread(self._recorder.start)
+        await asyncio.to_thread(self._recorder.start)
         try:
             await self._lookup.check()
             await self._check_base_name()
@@ -141,8 +150,7 @@ class Gateway:
     async def close(self) -> None:
         """Stop the engine, and release all versions."""
         self.ready = False
-        if self._recorder is not None:  # first, because the engine may take its time
-            await asyncio.to_thread(self._recorder.close)
+        await asyncio.to_thread(self._recorder.close)  # first, because the engine may take its time
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
@@ -211,6 +219,8 @@ class Gateway:
             raise ProblemError(
                 429, f"More than {key.tokens.limit} tokens in {key.tokens.seconds:,} seconds", code=BUSY, seconds=window.seconds
             )
+        if key is not None and key.budget:
+            key.budget.check(*self._recorder.spent_by(key.name))
         name = key.name if key is not None else ""
         if key is not None and key.most and self._running[name] >= key.most:
             raise ProblemError(429, f"This key has reached its limit of requests at once: {key.most}", code=BUSY, seconds=1)
@@ -243,7 +253,7 @@ class Gateway:
         tokens = request.usage.tokens if request.usage else TokenCounts()
         key_name = request.key.name if request.key else ""
         self.metrics.count_tokens(request.label, key_name, request.route, request.arm, tokens)
-        if self._recorder is not None and request.engine:
+        if request.engine:
             self._recorder.add(
                 key=key_name,
                 version=request.label,
@@ -267,7 +277,8 @@ class Gateway:
             EngineDownError: The engine does not answer for now.
         """
         self._check(request, body)
-        parts = await self._resolve_parts(request, api_forms.user_of(body))
+        with spans.span("resolve"):
+            parts = await self._resolve_parts(request, api_forms.user_of(body))
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
         request.label = "blend" if is_blend else request.version
@@ -275,13 +286,16 @@ class Gateway:
         if is_blend and not self.engine.blends:
             raise ProblemError(400, f"{self.engine.name} answers with one version, not with a blend", param="model")
         async with self._open_blend(request.model if parts else "", parts) as blend:
-            request.engine = self.engine.name
-            answer = await self.engine.ask(request.path, api_forms.engine_body(request.path, body), blend)
-            try:
-                yield answer
-            finally:
-                # Also when the client has gone: the engine must stop generating.
-                await answer.close()
+            with spans.span("engine"):
+                request.engine, asked_at = self.engine.name, time.time_ns()
+                REQUEST_HEADERS.set(request.engine_headers())
+                answer = await self.engine.ask(request.path, api_forms.engine_body(request.path, body), blend)
+                answer = spans.with_first_token(answer, asked_at)
+                try:
+                    yield answer
+                finally:
+                    # Also when the client has gone: the engine must stop generating.
+                    await answer.close()
 
     @asynccontextmanager
     async def _open_blend(self, model: str, parts: VersionParts) -> AsyncIterator[Blend]:

@@ -9,6 +9,8 @@ from adapterhub.operations.workspace import Workspace
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.bases import BaseSpec
 
+from .spans import Tracing
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
@@ -23,6 +25,7 @@ class GatewaySettings:
         allowed: The names of adapters that are served.
         routes: The TOML file of routes and keys; None without one.
         usage: The file that usage is recorded in; None to record none.
+        tracing: Where spans of OpenTelemetry go; None for none.
         host: The address to bind.
         port: The port, 0 for a free one.
         requests: Requests that run at once; more are told to try again later.
@@ -43,6 +46,7 @@ class GatewaySettings:
     allowed: AllowedNames = field(default_factory=AllowedNames)
     routes: Path | None = None
     usage: Path | None = None
+    tracing: Tracing | None = field(default=None, repr=False)
     host: str = "127.0.0.1"
     port: int = 8000
     requests: int = 256

@@ -77,7 +77,7 @@ class Metrics:
         """Count the tokens of a finished request; all but the version may be empty."""
         if not tokens.total:
             return
-        labels = (version, key, route, arm)
+        labels: tuple[str, ...] = (version, key, route, arm)
         if labels not in self._token_labels and len(self._token_labels) >= _MOST_LABELS:
             labels = (_OTHER_VERSIONS,) * len(labels)
         self._token_labels.add(labels)

@@ -13,6 +13,8 @@ adapters = ["legal", "team/*"]                    # the names that it may ask fo
 requests = "600/60"                               # so many in so many seconds
 running = 8                                       # so many at once
 tokens = "100000/60"                              # so many in so many seconds, of prompts and answers
+tokens_per_day = 1_000_000                        # in a day of the calendar (UTC)
+tokens_per_month = 20_000_000
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from adapterhub.serve import model_names
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
+
+from . import calendar_budgets
+from .calendar_budgets import CalendarBudget
 
 _MOST_TARGETS, _MOST_RULES, _MOST_TABLES = 16, 64, 10_000
 _LONGEST_NAME = 256  # characters
@@ -95,6 +100,7 @@ class Key:
         windows: Counts the requests; None for no limit.
         most: Requests at once; 0 for no limit.
         tokens: Counts the tokens of prompts and answers; None for no limit.
+        budget: The tokens of a day and of a month; None for no limit.
     """
 
     name: str
@@ -103,6 +109,7 @@ class Key:
     windows: Windows | None = None
     most: int = 0
     tokens: Windows | None = None
+    budget: CalendarBudget | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,11 @@ class Routes:
 
     routes: Mapping[str, Route] = field(default_factory=dict)
     keys: Mapping[str, Key] = field(default_factory=dict)
+
+    @property
+    def has_calendar_budgets(self) -> bool:
+        """Whether a key has a limit of tokens in a day or a month."""
+        return any(key.budget for key in self.keys.values())
 
     def key_of(self, secret: str) -> Key | None:
         """Return the client with a key; None if it is unknown.
@@ -226,7 +238,7 @@ def _text(table: Mapping[str, Any], name: str, place: str) -> str:
 def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     """Parse a key."""
     place = f"{location}: keys.{name[:80]}"
-    _check_names(table, ("sha256", "adapters", "requests", "running", "tokens"), place)
+    _check_names(table, ("sha256", "adapters", "requests", "running", "tokens", *calendar_budgets.NAMES), place)
     sha256 = _text(table, "sha256", place).removeprefix("sha256:").lower()
     if not is_hex(sha256):
         raise _invalid(f"{place}.sha256", "not the SHA-256 of a key, 64 hexadecimal digits")
@@ -239,7 +251,11 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     if "adapters" in table and not any(pattern.strip(", ") for pattern in patterns):
         raise _invalid(f"{place}.adapters", "names nothing", "Leave it out to allow all, or remove the key")
     requests, tokens = (_limit(table, kind, place) for kind in ("requests", "tokens"))
-    return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, most, tokens)
+    try:
+        budget = CalendarBudget.from_table(table)
+    except ValueError as error:
+        raise _invalid(f"{place}.{error}", "not a number of tokens", f"Write it like {error} = 1_000_000") from error
+    return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, most, tokens, budget)
 
 
 def _limit(table: Mapping[str, Any], kind: str, place: str) -> Windows | None:

@@ -42,6 +42,10 @@ _ADD = """
 """
 _ADD_DAY = "INSERT INTO key_days VALUES (?, ?, ?) ON CONFLICT (day, key) DO UPDATE SET tokens = tokens + excluded.tokens"
 
+_TOKENS_BY_KEY = """
+    SELECT key, sum(CASE WHEN day = ? THEN tokens ELSE 0 END), sum(tokens) FROM key_days WHERE day >= ? GROUP BY key
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class UsageKey:
@@ -102,11 +106,11 @@ class UsageDatabase(SqliteFile):
         super().__init__(path, MIGRATIONS, lock_seconds=_LOCK_SECONDS)
 
     def add(self, usage: Mapping[UsageKey, UsageSum]) -> None:
-        """Add sums to the rows, all of them or none."""
+        """Add sums to the rows, in a transaction of the caller's."""
         days: Counter[tuple[int, str]] = Counter()
         for key, total in usage.items():
             days[key.hour // DAY, key.key] += total.prompt_tokens + total.answer_tokens
-        with self.transaction(), self._errors():
+        with self._errors():
             self._connection().executemany(_ADD, [(*astuple(key), *astuple(total)) for key, total in usage.items()])
             self._connection().executemany(_ADD_DAY, [(*day, tokens) for day, tokens in days.items()])
 
@@ -117,7 +121,7 @@ class UsageDatabase(SqliteFile):
             self.execute("DELETE FROM usage WHERE hour < ?", first_day * DAY)
             self.execute("DELETE FROM key_days WHERE day < ?", first_day)
 
-    def tokens_since(self, day: int) -> dict[tuple[int, str], int]:
-        """Return the tokens of each day and key from a day on, in days of Unix time."""
-        rows = self.select("SELECT day, key, tokens FROM key_days WHERE day >= ?", day)
-        return {(row_day, key): tokens for row_day, key, tokens in rows}
+    def tokens_by_key(self, today: int, month: int) -> dict[str, tuple[int, int]]:
+        """Return the tokens of each key on a day, and since the first day of a month; both in days of Unix time."""
+        rows = self.select(_TOKENS_BY_KEY, today, month)
+        return {key: (day_tokens, month_tokens) for key, day_tokens, month_tokens in rows}

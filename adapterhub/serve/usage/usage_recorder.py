@@ -1,23 +1,27 @@
 """Recording usage while a gateway runs: requests are summed in memory, and a thread writes the sums every two seconds.
 
 A full or broken disk is logged, and never holds up an answer: the sums stay in memory until they can be written. A process that
-is killed loses those of the last two seconds.
+is killed loses those of the last two seconds. What a key may spend in a day or a month is compared with what all processes have
+written, so that several of them can exceed it by what they answer in two seconds.
 """
 
 from __future__ import annotations
 
+import datetime
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from adapterhub_converters.errors import AdapterhubError
 
 from .token_counts import TokenCounts
-from .usage_database import HOUR, UsageDatabase, UsageKey, UsageSum
+from .usage_database import DAY, HOUR, UsageDatabase, UsageKey, UsageSum
 
 log = logging.getLogger("adapterhub.serve.usage")
 FLUSH_SECONDS = 2.0
@@ -27,14 +31,46 @@ _LOG_SECONDS = 300.0  # between two lines about the same failure
 _END_SECONDS = 10.0  # that the end of a gateway waits for the last sums to be written
 
 
-class UsageRecorder:
-    """The usage of one gateway, on its way to a file."""
+@dataclass(frozen=True, slots=True)
+class _FileDays:
+    """The tokens of each key in the file, on the day when it was read and in that month."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        self.path, self._clock = path, clock
+    today: int = 0
+    month: int = 0
+    tokens: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def spent_by(self, key: str, today: int, month: int) -> tuple[int, int]:
+        """Return the tokens of a key on a day and in a month; 0 for any that began after the file was read."""
+        day_tokens, month_tokens = self.tokens.get(key, (0, 0))
+        return day_tokens if today == self.today else 0, month_tokens if month == self.month else 0
+
+
+def _days(now: float) -> tuple[int, int]:
+    """Return the day, and the first one of its month (UTC), in days of Unix time."""
+    date = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    today = int(now) // DAY
+    return today, today - date.day + 1
+
+
+class UsageRecorder:
+    """The usage of one gateway, on its way to a file.
+
+    Args:
+        path: The file; None to count in memory only, what keys spend.
+        has_budgets: Returns whether `spent_by` is needed, for which the file is read.
+    """
+
+    def __init__(
+        self, path: Path | None, *, has_budgets: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.path, self._has_budgets, self._clock = path, has_budgets, clock
         self._lock = threading.Lock()  # held for moments only, never while the file is written
         self._sums: dict[UsageKey, UsageSum] = {}
         self._hour, self._hour_rows = 0, set[UsageKey]()
+        # What keys have spent: in the file as it was read last, on its way there, and since then.
+        self._file_days = _FileDays()
+        self._written_days: Counter[tuple[int, str]] = Counter()
+        self._new_days: Counter[tuple[int, str]] = Counter()
         self._database: UsageDatabase | None = None
         self._failed_at: float | None = None  # when a failure was logged last
         self._end = threading.Event()
@@ -42,8 +78,9 @@ class UsageRecorder:
 
     def start(self) -> None:
         """Open the file, and begin to write; a file that cannot be opened is logged, and tried again."""
-        self.flush()
-        self._thread.start()
+        if self.path is not None:
+            self.flush()
+            self._thread.start()
 
     def close(self) -> None:
         """Write what is left, for at most ten seconds."""
@@ -56,6 +93,9 @@ class UsageRecorder:
         hour = int(self._clock()) // HOUR * HOUR
         row = UsageKey(hour, key, version, route, arm, engine, path)
         with self._lock:
+            self._new_days[hour // DAY, key] += tokens.total
+            if self.path is None:
+                return
             if hour != self._hour:
                 self._hour, self._hour_rows = hour, set()
             is_new = row not in self._sums and row not in self._hour_rows
@@ -64,15 +104,28 @@ class UsageRecorder:
             self._hour_rows.add(row)
             self._sums.setdefault(row, UsageSum()).add(tokens)
 
+    def spent_by(self, key: str) -> tuple[int, int]:
+        """Return the tokens of a key on this day and in this month (UTC), those of other processes as last written."""
+        today, month = _days(self._clock())
+        with self._lock:
+            day_tokens, month_tokens = self._file_days.spent_by(key, today, month)
+            for days in (self._written_days, self._new_days):
+                day_tokens += days[today, key]
+                month_tokens += sum(days[day, key] for day in range(month, today + 1))
+        return day_tokens, month_tokens
+
     def flush(self) -> None:
         """Write the sums now; if that fails, log it and keep them."""
         with self._lock:
             sums, self._sums = self._sums, {}
+            self._written_days, self._new_days = self._new_days, Counter()
         try:
-            self._write(sums)
+            file_days = self._write(sums)
         except AdapterhubError as error:
             self._discard_database()
             with self._lock:
+                self._new_days += self._written_days
+                self._written_days = Counter()
                 for row, usage in sums.items():
                     self._sums.setdefault(row, UsageSum()).merge(usage)
             now = time.monotonic()
@@ -80,16 +133,23 @@ class UsageRecorder:
                 self._failed_at = now
                 log.error("usage is kept in memory, and is lost if this process ends: %s", error)
         else:
+            with self._lock:
+                self._file_days, self._written_days = file_days, Counter()
             if self._failed_at is not None:
                 log.info("usage is written to %s again", self.path)
             self._failed_at = None
 
-    def _write(self, sums: dict[UsageKey, UsageSum]) -> None:
+    def _write(self, sums: dict[UsageKey, UsageSum]) -> _FileDays:
+        """Write sums, and return what all processes have written, if there are budgets."""
         if self._database is None:
-            self._database = UsageDatabase(self.path)
+            self._database = UsageDatabase(cast(Path, self.path))
             self._database.delete_old(self._clock())
-        if sums:
-            self._database.add(sums)
+        today, month = _days(self._clock())
+        with self._database.transaction() if sums else nullcontext():
+            if sums:
+                self._database.add(sums)
+            tokens = self._database.tokens_by_key(today, month) if self._has_budgets() else {}
+        return _FileDays(today, month, tokens)
 
     def _discard_database(self) -> None:
         """Close the file, so that a transaction that could not be committed ends, and the next try opens it again."""

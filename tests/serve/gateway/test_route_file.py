@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.serve.gateway import route_file
+from adapterhub.serve.gateway.calendar_budgets import CalendarBudget
 from adapterhub.serve.gateway.route_file import Routes
 from adapterhub_converters.errors import UsageError
 
@@ -117,6 +118,9 @@ def test_a_file_that_is_just_being_written_does_not_let_everybody_in(tmp_path: P
         (f"[keys.x]\nsha256 = '{SHA}'\nadapters = [',', '']", "names nothing"),
         (f"[keys.x]\nsha256 = '{SHA}'\nrequests = '0/60'", "not a limit"),
         (f"[keys.x]\nsha256 = '{SHA}'\ntokens = '1000'", "tokens: '1000' is not a limit"),
+        (f"[keys.x]\nsha256 = '{SHA}'\ntokens_per_day = 0", "keys.x.tokens_per_day: not a number of tokens"),
+        (f"[keys.x]\nsha256 = '{SHA}'\ntokens_per_day = true", "keys.x.tokens_per_day: not a number of tokens"),
+        (f"[keys.x]\nsha256 = '{SHA}'\ntokens_per_month = '9'", "Write it like tokens_per_month = 1_000_000"),
         (f"[keys.x]\nsha256 = '{SHA}'\nrunning = -1", "not a number of requests"),
         (f"[keys.x]\nsha256 = '{SHA}'\n[keys.y]\nsha256 = '{SHA}'", "two names have the same key"),
         ("[routes.x\n", "routes.toml"),
@@ -127,3 +131,13 @@ def test_what_is_malformed_is_named(tmp_path: Path, text: str, what: str) -> Non
         read(tmp_path, text)
     assert what in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_has_tokens_of_a_day_and_of_a_month(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(f"[keys.x]\nsha256 = '{SHA}'\ntokens_per_day = 1_000\n")
+    routes = route_file.read(tmp_path / "r.toml")
+    [key] = routes.keys.values()
+    assert key.budget == CalendarBudget(1000, 0)
+    assert routes.has_calendar_budgets
+    (tmp_path / "r.toml").write_text(f"[keys.x]\nsha256 = '{SHA}'\n")
+    assert not route_file.read(tmp_path / "r.toml").has_calendar_budgets

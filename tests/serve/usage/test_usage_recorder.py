@@ -175,4 +175,83 @@ def test_old_rows_are_deleted(tmp_path: Path) -> None:
             database.add({UsageKey(day * DAY, "ada", "team/a", "", "", "vllm", "/"): UsageSum(1)})
         database.delete_old(500.5 * DAY)
         assert database.select("SELECT hour FROM usage") == [(100 * DAY,), (500 * DAY,)]
-        assert set(database.tokens_since(0)) == {(100, "ada"), (500, "ada")}
+        assert database.select("SELECT day FROM key_days") == [(100,), (500,)]
+
+
+# ---- what keys spend
+
+JANUARY_31 = 30 * DAY  # of 1970
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = JANUARY_31 + 7200.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def spending(path: Path | None, clock: Clock) -> UsageRecorder:
+    return UsageRecorder(path, has_budgets=lambda: True, clock=clock)
+
+
+def test_what_a_key_spends_is_known_at_once_and_counts_once(tmp_path: Path) -> None:
+    recorder = spending(tmp_path / FILE, Clock())
+    for number in range(1, 5):
+        add(recorder)
+        assert recorder.spent_by("ada") == (23 * number, 23 * number)
+        if number > 1:
+            recorder.flush()
+        assert recorder.spent_by("ada") == (23 * number, 23 * number)
+    assert recorder.spent_by("bob") == (0, 0)
+
+
+def test_what_a_key_spends_is_shared_and_survives_a_restart(tmp_path: Path) -> None:
+    clock = Clock()
+    first, second = spending(tmp_path / FILE, clock), spending(tmp_path / FILE, clock)
+    add(first)
+    add(second)
+    first.flush()
+    second.flush()
+    assert second.spent_by("ada") == (46, 46)
+    assert first.spent_by("ada") == (23, 23)  # until it reads the file again
+    first.flush()
+    assert first.spent_by("ada") == (46, 46)
+    third = spending(tmp_path / FILE, clock)
+    third.flush()
+    assert third.spent_by("ada") == (46, 46)
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_days_and_months_are_those_of_the_calendar(tmp_path: Path, flushed: bool) -> None:
+    clock = Clock()
+    recorder = spending(tmp_path / FILE, clock)
+    clock.now -= DAY
+    add(recorder)
+    if flushed:
+        recorder.flush()
+    assert recorder.spent_by("ada") == (23, 23)
+    clock.now += DAY
+    assert recorder.spent_by("ada") == (0, 23)
+    add(recorder)
+    if flushed:
+        recorder.flush()
+    assert recorder.spent_by("ada") == (23, 46)
+    clock.now += DAY
+    assert recorder.spent_by("ada") == (0, 0)
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_without_a_file_what_a_key_spends_is_counted_in_memory(tmp_path: Path, has_file: bool) -> None:
+    (tmp_path / "file").write_text("")
+    recorder = spending(tmp_path / "file" / FILE if has_file else None, Clock())
+    recorder.start()
+    for _ in range(3):
+        add(recorder)
+        if has_file:
+            recorder.flush()
+    assert recorder.spent_by("ada") == (69, 69)
+    recorder.close()
+    assert recorder.spent_by("ada") == (69, 69)
