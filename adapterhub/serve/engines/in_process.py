@@ -34,7 +34,7 @@ class InProcess:
     """
 
     blends = True
-    keeps = False
+    keeps = priorities = False
     paths = frozenset({COMPLETIONS, CHAT})
     forbidden_fields: frozenset[str] = frozenset()
 

@@ -41,6 +41,7 @@ class Vllm(LoadingServer):
         base: The base, to create the adapter of zeros.
         folder: The folder for the adapter of zeros; it must exist as long as any vLLM that was told of it.
         max_rank: The largest rank that it was started for; 0 if that is not known.
+        priorities: Whether it was started with `--scheduling-policy priority`; without that, it ignores priorities.
         resolves: Whether its plugin `adapterhub.serve.vllm_plugin` finds versions by itself, for a server without our folders.
     """
 
@@ -62,10 +63,11 @@ class Vllm(LoadingServer):
         folder: Path,
         slots: int,
         max_rank: int = 0,
+        priorities: bool = False,
         resolves: bool = False,
     ) -> None:
         super().__init__(client, process)
-        self._resolves, self.slots, self._max_rank = resolves, slots, max_rank
+        self._resolves, self.slots, self._max_rank, self.priorities = resolves, slots, max_rank, priorities
         self._spec, self._folder = base, folder
         self._zeros: Path | None = None
         self._base = AttachedBase(client, base, "a vLLM server", is_attached=process is None)

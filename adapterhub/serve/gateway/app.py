@@ -25,7 +25,7 @@ from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from . import metrics, rewriting
+from . import deprecations, metrics, rewriting
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
 
@@ -166,7 +166,7 @@ class _Generation:
         """Ask the engine, and send its answer on, rewritten for the client."""
         with gateway.meter(gateway_request.key, body) as usage:
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
-                usage.has_begun = answer.status == 200
+                usage.has_begun, reply.deprecated = answer.status == 200, gateway_request.deprecated
                 kind = answer.media_type.partition(";")[0].strip().lower()
                 if usage.has_begun and kind == "text/event-stream":
                     async for piece in rewriting.events(answer, gateway_request.version, usage):
@@ -265,6 +265,7 @@ class _Reply:
         self.id = secrets.token_hex(8)
         self.status = 0
         self.first: float | None = None
+        self.deprecated = ""
         self._streams = False
 
     async def send_whole(
@@ -304,6 +305,7 @@ class _Reply:
             "x-request-id": self.id,
             **extra_headers,
             **({VERSION_HEADER: version} if version else {}),
+            **({deprecations.HEADER: self.deprecated} if self.deprecated else {}),
         }
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
@@ -383,7 +385,10 @@ async def _model(request: Request) -> Response:
         raise problem_of(error, name) from error
     version = gateway.version_of(parts)
     document = _entry(name, version if parts else "", gateway.settings.base_name if parts else "")
-    return JSONResponse(document, headers={VERSION_HEADER: version})
+    deprecated = deprecations.header_of(part for part, _ in parts)
+    return JSONResponse(
+        document, headers={VERSION_HEADER: version, **({deprecations.HEADER: deprecated} if deprecated else {})}
+    )
 
 
 def _entry(name: str, version: str, parent: str) -> dict[str, Any]:
