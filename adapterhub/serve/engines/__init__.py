@@ -114,6 +114,9 @@ class Engine(Protocol):
     async def forget(self, served: PreparedVersion) -> None:
         """Forget a version that no request uses."""
 
+    def pin(self, models: frozenset[str]) -> None:
+        """Prefer these versions, by `PreparedVersion.model`, where it decides itself which ones stay in memory."""
+
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send a request to be answered with versions that it knows.
 

@@ -77,6 +77,11 @@ class InProcess:
         self._loaded.discard(served.model)
         self._running().drop(served.model)
 
+    def pin(self, models: frozenset[str]) -> None:
+        """Keep these versions in memory, and in slots while others can be displaced."""
+        if self._host is not None:
+            self._host.pin(models)
+
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the host."""
         host, keyed_blend = self._running(), tuple((served.model, weight) for served, weight in blend)

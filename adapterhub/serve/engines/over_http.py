@@ -249,6 +249,9 @@ class Server:
     async def forget(self, served: PreparedVersion) -> None:
         """Do nothing, for servers that forget by themselves, or never."""
 
+    def pin(self, models: frozenset[str]) -> None:
+        """Do nothing: servers have no such request."""
+
 
 class LoadingServer(Server, ABC):
     """A server that loads adapters by name while it runs, and forgets all of them when it is restarted."""

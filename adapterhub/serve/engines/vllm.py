@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.serve import vllm_rank
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
 from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text, vllm_build
@@ -98,7 +99,8 @@ class Vllm(LoadingServer):
             await super().ensure(served)
         except RefusedError as error:
             if _ABOVE_MAXIMUM in error.what:  # the maximum of somebody's own server is not known before
-                raise RefusedError(served.ref, error.what, vllm_rank.raise_hint(served.rank), code=vllm_rank.ABOVE) from error
+                hint = runtime_commands.vllm_rank_hint(served.rank)
+                raise RefusedError(served.ref, error.what, hint, code=vllm_rank.ABOVE) from error
             raise
 
     async def load(self, name: str, folder: Path) -> None:

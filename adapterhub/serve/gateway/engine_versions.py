@@ -76,6 +76,12 @@ class EngineVersions:
         self._released = asyncio.Event()
         self._preparing = asyncio.Semaphore(_MOST_PREPARING)
 
+    def pin(self, models: frozenset[str]) -> None:
+        """Pin these versions, and no others from now on."""
+        if models != self.pinned:
+            self.pinned = models
+            self._engine.pin(models)
+
     @asynccontextmanager
     async def use(self, parts: Sequence[tuple[ResolvedVersion, float]]) -> AsyncIterator[Blend]:
         """Keep all versions of a blend in the engine until the context ends.

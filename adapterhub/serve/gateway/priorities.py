@@ -33,8 +33,4 @@ def warn_if_unused(routes: Routes, engine: Engine) -> None:
     """Log that keys have priorities which the engine does not know."""
     names = sorted(key.name for key in routes.keys.values() if key.priority)
     if names and not engine.priorities:
-        log.warning(
-            "%s has no priorities, so that those of %s have no effect; vLLM has them with --scheduling-policy priority",
-            engine.name,
-            ", ".join(names)[:200],
-        )
+        log.warning("%s has no priorities, so that those of %s have no effect", engine.name, ", ".join(names)[:200])

@@ -32,7 +32,7 @@ class WarmRoutes:
         versions = {ref: version for ref in warm if (version := await self._find(ref))}
         to_pin = dict.fromkeys(version.model for ref, version in versions.items() if ref in pinned)
         room = self._versions.most - 1  # for the requests of all others
-        self._versions.pinned = frozenset([*to_pin][:room])
+        self._versions.pin(frozenset([*to_pin][:room]))
         self._tell(len(to_pin), room)
         for ref, version in [*versions.items()][: self._versions.most]:
             if self._seen.get(ref) != version.model:

@@ -36,6 +36,7 @@ class Holder:
     blends: bool = True
     keeps: bool = False
     priorities: bool = False
+    pinned: frozenset[str] = frozenset()
     forbidden_fields: frozenset[str] = frozenset()
     held: set[str] = field(default_factory=set)
     largest: int = 0
@@ -51,6 +52,9 @@ class Holder:
             raise EngineDownError("down")
         self.held.add(served.model)
         self.largest = max(self.largest, len(self.held))
+
+    def pin(self, models: frozenset[str]) -> None:
+        self.pinned = models
 
     async def forget(self, served: PreparedVersion) -> None:
         self.held.discard(served.model)
@@ -155,7 +159,8 @@ def test_what_is_pinned_is_never_displaced_nor_forgotten(monkeypatch: pytest.Mon
     monkeypatch.setattr(engine_versions, "PATIENCE", 0.01)
 
     async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
-        made.pinned = frozenset({found(1).model})
+        made.pin(frozenset({found(1).model}))
+        assert engine.pinned == {found(1).model}
         await asyncio.gather(*(use(made, number % 7) for number in range(70)))
         assert found(1).model in engine.held
         await made.forget_idle()
@@ -165,7 +170,7 @@ def test_what_is_pinned_is_never_displaced_nor_forgotten(monkeypatch: pytest.Mon
         ):
             await use(made, 2, 3)
         await use(made, 1, 2)
-        made.pinned = frozenset()
+        made.pin(frozenset())
         await use(made, 2, 3)
         assert engine.held == {found(2).model, found(3).model}
 
