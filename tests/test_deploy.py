@@ -11,21 +11,27 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from adapterhub.cli import environment
+from adapterhub.cli import environment, vllm_settings
 from adapterhub.cli.commands.hub import hub
+from adapterhub.cli.commands.serve import serve
 from adapterhub.cli.main import COMMANDS
+from adapterhub.http_server import binding
 from adapterhub.hub.server import check_binding
 from adapterhub.hub.settings import HubSettings
+from adapterhub.serve.gateway import route_file
+from adapterhub.serve.gateway.server import _DRAIN
+from adapterhub_converters import runtime_commands
 from tests.conftest import need_module, need_program
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-CHART = DEPLOY / "helm" / "adapterhub"
+CHART, SERVE_CHART = (DEPLOY / "helm" / name for name in ("adapterhub", "adapterhub-serve"))
 
 
 def parsed(text: str) -> Any:
@@ -37,7 +43,7 @@ def parsed(text: str) -> Any:
 
 def rendered(template: Path) -> Any:
     """A template of the chart with its values, as far as these templates go: values, and the name of the release."""
-    values = parsed((CHART / "values.yaml").read_text())
+    values = parsed((template.parent.parent / "values.yaml").read_text())
 
     def value(found: re.Match[str]) -> str:
         path, _, form = found[1].partition(" | ")
@@ -57,6 +63,24 @@ def check_start(words: list[str]) -> dict[str, Any]:
     known = {key: value for key, value in found.items() if key in ("host", "require_login", "behind_proxy", "url")}
     check_binding(HubSettings(registry=Path("x"), **known))
     return found
+
+
+def check_serve(words: list[str]) -> dict[str, Any]:
+    """The options of `serve` with these words, with which it may bind its address once the route file has keys."""
+    found = serve.make_context("serve", [*words]).params
+    binding.check_exposure(
+        found["host"], encrypted=found["behind_proxy"], requires_login=found["routes"] is not None, code="gateway-needs-keys"
+    )
+    return found
+
+
+def check_vllm(words: list[str], variables: Iterable[str]) -> None:
+    """Assert that these words and variables let vLLM load what its plugin finds, with ranks that it takes."""
+    assert not words[0].startswith("-")
+    split = [part for word in words for part in word.split("=")]
+    assert "--enable-lora" in split
+    assert int(split[split.index("--max-lora-rank") + 1]) in runtime_commands.VLLM_RANKS
+    assert {vllm_settings.ALLOW, environment.REMOTE, "VLLM_ALLOW_RUNTIME_LORA_UPDATING"} <= {*variables}
 
 
 def check_gc(words: list[str]) -> None:
@@ -101,6 +125,57 @@ def test_the_images_have_the_extras_that_they_need_and_start_what_is_there() -> 
         assert words[3] in COMMANDS
         if name == "hub":
             check_start(words[5:])
+
+
+def test_compose_starts_a_gateway_before_a_vllm_with_the_plugin() -> None:
+    services = parsed((DEPLOY / "compose.serve.yaml").read_text())["services"]
+    found, engine = check_serve(services["gateway"]["command"][1:]), services["vllm"]
+    assert (found["host"], found["plugin"], found["urls"]) == ("0.0.0.0", True, ("http://vllm:8000",))
+    assert found["base"] == engine["command"][0] == "/base"
+    example = (DEPLOY / "serve.env.example").read_text()
+    given = {line.partition("=")[0] for line in example.splitlines() if line and line[0] != "#"}
+    check_vllm(engine["command"], {*engine["environment"], *given})
+    assert {environment.ENGINE_KEY, "VLLM_API_KEY"} <= given
+    routes = route_file.read(DEPLOY / "routes.toml.example")
+    assert routes.keys
+    assert routes.routes
+    assert "/ready" in services["gateway"]["healthcheck"]["test"][-1]
+
+
+def test_the_unit_serves_by_keys_behind_a_proxy() -> None:
+    service = unit("adapterhub-serve.service")["Service"]
+    words = shlex.split(service["ExecStart"])
+    assert words[words.index("serve") + 1] == "${BASE}"
+    check_serve([word for word in words[words.index("serve") + 1 :] if word != "$OPTIONS"])
+    assert words[2] == f"/var/lib/{service['StateDirectory']}"
+    assert service["Environment"] == f"XDG_CACHE_HOME=/var/cache/{service['CacheDirectory']}"
+    assert int(service["TimeoutStopSec"]) > _DRAIN
+    assert (service["UMask"], service["DynamicUser"]) == ("0077", "yes")
+
+
+def test_the_chart_of_a_gateway_leads_to_its_vllm() -> None:
+    names = ("gateway", "gateway-service", "vllm", "vllm-service", "ingress")
+    gateway, service, vllm, vllm_service, ingress = (rendered(SERVE_CHART / "templates" / f"{n}.yaml") for n in names)
+    (serves,), (engine,) = (found["spec"]["template"]["spec"]["containers"] for found in (gateway, vllm))
+    found = check_serve(serves["args"][1:])
+    assert found["urls"] == (f"http://{vllm_service['metadata']['name']}:{vllm_service['spec']['ports'][0]['port']}",)
+    assert found["base"] == f"hf://{engine['args'][0]}"
+    variables = {variable["name"]: variable["value"] for variable in engine["env"]}
+    check_vllm(engine["args"], variables)
+    assert (variables[environment.REMOTE], variables[vllm_settings.ALLOW]) == (found["remote"], *found["adapters"])
+    for deployment, its_service in ((gateway, service), (vllm, vllm_service)):
+        pod = deployment["spec"]["template"]
+        selector = its_service["spec"]["selector"]
+        assert selector == deployment["spec"]["selector"]["matchLabels"] == pod["metadata"]["labels"]
+        (container,) = pod["spec"]["containers"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["spec"]["volumes"]}
+    probes = {name: serves[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    assert probes == {"startup": "/health", "readiness": "/ready", "liveness": "/health"}
+    assert gateway["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > _DRAIN
+    (rule,) = ingress["spec"]["rules"]
+    assert rule["http"]["paths"][0]["backend"]["service"]["name"] == service["metadata"]["name"]
+    for name in (environment.ENGINE_KEY, "VLLM_API_KEY"):
+        assert name in (SERVE_CHART / "values.yaml").read_text()
 
 
 def unit(name: str) -> configparser.ConfigParser:
@@ -157,10 +232,11 @@ def test_the_templates_of_the_chart_are_of_one_hub() -> None:
     ("program", "words"),
     [
         ("helm", ["template", "team", str(CHART)]),
+        ("helm", ["template", "team", str(SERVE_CHART)]),
         ("hadolint", [str(DEPLOY / "Dockerfile")]),
         (
             "systemd-analyze",
-            ["verify", "--recursive-errors=no", *(str(path) for path in sorted(DEPLOY.glob("adapterhub-hub*")))],
+            ["verify", "--recursive-errors=no", *(str(path) for path in sorted(DEPLOY.glob("adapterhub-*")))],
         ),
     ],
 )
@@ -191,3 +267,18 @@ def test_docker_compose_reads_its_file_once_it_has_what_the_file_asks_for(tmp_pa
     for name in ("hub-1", "hub-2", "gc"):
         assert services[name]["environment"]["ADAPTERHUB_DATABASE"] == "postgresql://hub:secret@database/hub"
         assert services[name]["environment"]["ADAPTERHUB_BLOBS"].startswith("s3://")
+
+
+def test_docker_compose_reads_that_of_the_gateway_too(tmp_path: Path) -> None:
+    program = need_program("docker-compose")
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    shutil.copy(DEPLOY / "serve.env.example", tmp_path / "deploy" / "serve.env")
+    words = [program, "-f", str(tmp_path / "deploy" / "compose.serve.yaml"), "config", "--format", "json"]
+    given = {**os.environ, "BASE": "/models/base", "GATEWAY_HOST": "llm.example"}
+    missing = subprocess.run(words, check=False, capture_output=True, text=True, env={**given, "BASE": ""})
+    assert "BASE is missing" in missing.stderr
+    done = subprocess.run(words, check=False, capture_output=True, text=True, env=given)
+    assert done.stderr == ""
+    services = json.loads(done.stdout)["services"]
+    assert check_serve(services["gateway"]["command"][1:])["remote"] == "hf://"
+    assert services["vllm"]["environment"][environment.REMOTE] == "hf://"

@@ -325,6 +325,7 @@ _CONNECTING = {
     "adapterhub.http.client": "the one HTTP client",
     "adapterhub.http.connection_pools": "the one HTTP client",
     "adapterhub.http_server.binding": "the address that a server listens on",
+    "adapterhub.http_server.certificate": "the certificate of a server",
     "adapterhub.serve.engines.engine_client": "engines that were started here, or that the user has named",
     "adapterhub.serve.engines.engine_stream": "the connections of that client",
 }

@@ -144,7 +144,7 @@ class SwappedOption(click.Option):
     """
 
     def __init__(self, *args: Any, in_order: Callable[[str, str], Sequence[str]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, hidden=True)
+        super().__init__(*args, **{**kwargs, "hidden": True})
         self._in_order = in_order
 
     def refuse(self, context: click.Context, words: Sequence[str]) -> None:

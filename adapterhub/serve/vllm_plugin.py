@@ -196,8 +196,7 @@ class ServedVersions:
     def _prepare(self, model: str, ref: Ref, base: str) -> PreparedVersion:
         """Resolve and hold a version; runs in a thread."""
         try:
-            served = self._environment.resolve(ref, base)
-            vllm_rank.check(served.ref, served.rank, self.max_rank)
+            served = self._environment.resolve(ref, base, self.max_rank)
         except AdapterhubError as error:
             self.tell("%a is not served: %a", model, str(error))
             with self._lock:
@@ -225,8 +224,8 @@ class _Environment:
         self._opened: tuple[Workspace, ServedLease] | None = None
         self._specs: dict[str, BaseSpec] = {}
 
-    def resolve(self, ref: Ref, base: str) -> PreparedVersion:
-        """Prepare a version, and hold it."""
+    def resolve(self, ref: Ref, base: str, max_rank: int) -> PreparedVersion:
+        """Prepare a version, and hold it unless its rank is too large."""
         address = self._settings.address(str(ref))
         with self._lock:
             workspace, lease = self._opened = self._opened or self._open()
@@ -239,6 +238,7 @@ class _Environment:
             if error.code == "no-registry":  # its disk may come back
                 raise LocalIOError(error.where, error.what) from error
             raise
+        vllm_rank.check(served.ref, served.rank, max_rank)
         lease.add(served)
         return served
 

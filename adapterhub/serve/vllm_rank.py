@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from typing import Any
 
 from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import RefusedError
@@ -15,14 +16,9 @@ ABOVE = "rank-above-max"
 def check(location: str, rank: int, maximum: int) -> None:
     """Raise RefusedError for a rank above the maximum of a vLLM; 0 for a maximum that is not known."""
     if maximum and rank > maximum:
-        raise RefusedError(location, f"has rank {rank}, and vLLM was started for {maximum}", raise_hint(rank), code=ABOVE)
-
-
-def raise_hint(rank: int) -> str:
-    """Return what to do about an adapter of such a rank."""
-    wanted = runtime_commands.vllm_rank(rank)
-    most = runtime_commands.VLLM_RANKS[-1]
-    return f"Start vLLM with --max-lora-rank {wanted}" if wanted else f"Lower its rank; vLLM takes {most} at most"
+        raise RefusedError(
+            location, f"has rank {rank}, and vLLM was started for {maximum}", runtime_commands.vllm_rank_hint(rank), code=ABOVE
+        )
 
 
 def maximum_of_caller() -> int:
@@ -30,9 +26,10 @@ def maximum_of_caller() -> int:
 
     vLLM gives its configuration to no plugin, and freezes its objects, so that the garbage collector lists none of them.
     """
-    frame = sys._getframe()
-    while frame := frame.f_back:
-        caller = frame.f_locals.get("self")
+    frame = sys._getframe().f_back
+    while frame is not None:
+        caller: Any = frame.f_locals.get("self")
         with suppress(AttributeError):
             return int(caller.engine_client.vllm_config.lora_config.max_lora_rank)
+        frame = frame.f_back
     return 0

@@ -24,6 +24,12 @@ def vllm_rank(rank: int) -> int | None:
     return next((maximum for maximum in VLLM_RANKS if maximum >= rank), None)
 
 
+def vllm_rank_hint(rank: int) -> str:
+    """Return what to do about an adapter whose rank is above the maximum of a running vLLM."""
+    maximum = vllm_rank(rank)
+    return f"Start vLLM with --max-lora-rank {maximum}" if maximum else f"Lower its rank; vLLM takes {VLLM_RANKS[-1]} at most"
+
+
 def flags(runtime: str, name: str, adapter: str, *, rank: int, modules: Sequence[str] = (), base: str = "") -> tuple[str, ...]:
     """Return the options with which a runtime's server loads an adapter under a name.
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.environments import environment
-from tests.test_deploy import CHART, rendered
+from tests.test_deploy import CHART, SERVE_CHART, rendered
 
 pytestmark = pytest.mark.peer
-TEMPLATES = sorted((CHART / "templates").glob("*.yaml"))
+TEMPLATES = sorted(path for chart in (CHART, SERVE_CHART) for path in (chart / "templates").glob("*.yaml"))
 
 
 def validated(path: Path) -> subprocess.CompletedProcess[str]:
@@ -25,7 +25,7 @@ def validated(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, "--strict", path], check=False, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
 def test_a_template_is_a_resource_of_kubernetes(template: Path, tmp_path: Path) -> None:
     document = rendered(template)
     (tmp_path / "good.json").write_text(json.dumps(document))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -97,7 +98,9 @@ def test_what_has_no_fixed_meaning_or_is_forbidden_is_refused_before_anything_is
     assert not Path("cache").exists()
 
 
-def test_a_rank_above_the_maximum_of_vllm_is_refused_with_the_option_to_raise(start: Callable[..., Server]) -> None:
+def test_a_rank_above_the_maximum_of_vllm_is_refused_with_the_option_to_raise(
+    start: Callable[..., Server], tmp_path: Path
+) -> None:
     server = start()
     server.push("team/sql")
     server.versions.max_rank = 1
@@ -106,6 +109,9 @@ def test_a_rank_above_the_maximum_of_vllm_is_refused_with_the_option_to_raise(st
     ) as caught:
         server.find("team/sql:v1")
     assert caught.value.code == "rank-above-max"
+    [folder] = (tmp_path / "cache").glob("served/sha256-*/*")
+    os.utime(folder, (1, 1))
+    assert served_folder(server.workspace).sweep().folders == 1  # it is not held
     server.versions.max_rank = 0
     assert server.find("sql:v1") != [None]
 

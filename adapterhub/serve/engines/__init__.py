@@ -81,6 +81,7 @@ class Engine(Protocol):
         paths: The paths of the API that it answers.
         blends: Whether it answers with several versions at once.
         keeps: Whether it may still read the files of a version that it was told to forget.
+        priorities: Whether it answers requests by their field `priority`, lower numbers first.
         forbidden_fields: Its own fields in a body that would choose an adapter, or a cache, regardless of `model`; refused.
         context: The tokens of a conversation, prompt and answer; 0 before it has started, or if it does not say.
         precision: The type of the base's weights as it computes with them, such as `float32`; empty if it does not say.
@@ -93,6 +94,7 @@ class Engine(Protocol):
     paths: frozenset[str]
     blends: bool
     keeps: bool
+    priorities: bool
     forbidden_fields: frozenset[str]
     context: int
     precision: str
@@ -116,6 +118,9 @@ class Engine(Protocol):
 
     async def forget(self, served: PreparedVersion) -> None:
         """Forget a version that no request uses."""
+
+    def pin(self, models: frozenset[str]) -> None:
+        """Prefer these versions, by `PreparedVersion.model`, where it decides itself which ones stay in memory."""
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send a request to be answered with versions that it knows.

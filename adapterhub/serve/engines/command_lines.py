@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def vllm_max_rank(rank: int, extra_words: Sequence[str] = ()) -> int:
     if any(word.replace("_", "-").startswith(("--max-lora-rank", "--config")) for word in extra_words):
         return 0
     return runtime_commands.vllm_rank(rank) or runtime_commands.VLLM_RANKS[-1]
+
+
+def vllm_has_priorities(extra_words: Sequence[str]) -> bool:
+    """Return whether vLLM is started with `--scheduling-policy priority`."""
+    words = " ".join(extra_words).replace("=", " ").replace("_", "-").split()
+    return ("--scheduling-policy", "priority") in itertools.pairwise(words)
 
 
 def sglang(

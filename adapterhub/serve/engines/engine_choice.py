@@ -143,8 +143,9 @@ def open_engine(options: EngineOptions) -> Engine:
             client, process = _server(options, VLLM, partial(command_lines.vllm, **_sizes(options)))
             folder = (options.cache or options.folder) / "zeros"
             max_rank = 0 if options.url else command_lines.vllm_max_rank(options.rank, options.extra_words)
+            priorities = bool(options.url) or command_lines.vllm_has_priorities(options.extra_words)
             fields: dict[str, Any] = {"slots": options.most, "max_rank": max_rank, "resolves": options.resolves}
-            return vllm.Vllm(client, process, base=options.base, folder=folder, **fields)
+            return vllm.Vllm(client, process, base=options.base, folder=folder, priorities=priorities, **fields)
         case "sglang":
             from . import sglang
 

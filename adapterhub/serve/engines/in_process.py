@@ -34,7 +34,7 @@ class InProcess:
     """
 
     blends = True
-    keeps = False
+    keeps = priorities = False
     paths = ENGINE_PATHS["in process"]
     forbidden_fields: frozenset[str] = frozenset()
 
@@ -76,6 +76,11 @@ class InProcess:
         """Drop the version."""
         self._loaded.discard(served.model)
         self._running().drop(served.model)
+
+    def pin(self, models: frozenset[str]) -> None:
+        """Keep these versions in memory, and in slots while others can be displaced."""
+        if self._host is not None:
+            self._host.pin(models)
 
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the host."""

@@ -95,6 +95,9 @@ class LibllamaHost(ThreadedHost):
                 with self._wake:
                     self._loaded[key] = _LoadedAdapter(adapter)
 
+    def pin(self, keys: frozenset[str]) -> None:
+        """Do nothing: all loaded versions stay in memory."""
+
     def drop(self, key: str) -> None:
         """Forget a version: new requests cannot use it, and running ones keep it until they end."""
         with self._library:

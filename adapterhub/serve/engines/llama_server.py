@@ -294,7 +294,7 @@ class OneProcess(_LlamaCpp):
     """The `Engine` with one process for all adapters, which is replaced when an adapter is added."""
 
     blends = True
-    keeps = False
+    keeps = priorities = False
     paths = ENGINE_PATHS["llama.cpp, one process"]
 
     def __init__(self, options: LlamaServerOptions) -> None:
@@ -323,6 +323,9 @@ class OneProcess(_LlamaCpp):
     async def healthy(self) -> bool:
         """Return whether it answers."""
         return self._current is not None and await self._current.healthy()
+
+    def pin(self, models: frozenset[str]) -> None:
+        """Do nothing: all versions stay in memory until it is told to forget them."""
 
     def _running(self) -> _RunningServer:
         """Return the current process; EngineDownError before the first one."""

@@ -220,7 +220,7 @@ class Server:
     `process` is None for the user's own server, which is neither started nor stopped here.
     """
 
-    keeps = False
+    keeps = priorities = False
     context, precision = 0, ""
 
     def __init__(self, client: Client, process: Process | None = None) -> None:
@@ -248,6 +248,9 @@ class Server:
 
     async def forget(self, served: PreparedVersion) -> None:
         """Do nothing, for servers that forget by themselves, or never."""
+
+    def pin(self, models: frozenset[str]) -> None:
+        """Do nothing: servers have no such request."""
 
 
 class LoadingServer(Server, ABC):

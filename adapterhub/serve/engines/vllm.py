@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.serve import vllm_rank
 from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters import runtime_commands
 from adapterhub_converters.errors import OutputExistsError, RefusedError
 
 from . import Blend, EngineAnswer, error_text, vllm_build
@@ -42,6 +43,7 @@ class Vllm(LoadingServer):
         base: The base, to create the adapter of zeros.
         folder: The folder for the adapter of zeros; it must exist as long as any vLLM that was told of it.
         max_rank: The largest rank that it was started for; 0 if that is not known.
+        priorities: Whether it was started with `--scheduling-policy priority`; without that, it ignores priorities.
         resolves: Whether its plugin `adapterhub.serve.vllm_plugin` finds versions by itself, for a server without our folders.
     """
 
@@ -63,10 +65,11 @@ class Vllm(LoadingServer):
         folder: Path,
         slots: int,
         max_rank: int = 0,
+        priorities: bool = False,
         resolves: bool = False,
     ) -> None:
         super().__init__(client, process)
-        self._resolves, self.slots, self._max_rank = resolves, slots, max_rank
+        self._resolves, self.slots, self._max_rank, self.priorities = resolves, slots, max_rank, priorities
         self._spec, self._folder = base, folder
         self._zeros: Path | None = None
         self._base = AttachedBase(client, base, "a vLLM server", is_attached=process is None)
@@ -97,7 +100,8 @@ class Vllm(LoadingServer):
             await super().ensure(served)
         except RefusedError as error:
             if _ABOVE_MAXIMUM in error.what:  # the maximum of somebody's own server is not known before
-                raise RefusedError(served.ref, error.what, vllm_rank.raise_hint(served.rank), code=vllm_rank.ABOVE) from error
+                hint = runtime_commands.vllm_rank_hint(served.rank)
+                raise RefusedError(served.ref, error.what, hint, code=vllm_rank.ABOVE) from error
             raise
 
     async def load(self, name: str, folder: Path) -> None:

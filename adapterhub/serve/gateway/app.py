@@ -25,7 +25,7 @@ from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from . import api_forms, metrics, rewriting, spans, trace_context
+from . import api_forms, deprecations, metrics, rewriting, spans, trace_context
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
 
@@ -174,6 +174,7 @@ class _Generation:
         with gateway.meter(gateway_request, body) as usage:
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
                 usage.has_begun = answer.status == 200 and self._path not in WITHOUT_MODEL
+                reply.deprecated = gateway_request.deprecated
                 kind = answer.media_type.partition(";")[0].strip().lower()
                 if answer.status == 200 and kind == "text/event-stream":
                     async for piece in rewriting.events(answer, gateway_request.version, usage):
@@ -280,6 +281,7 @@ class _Reply:
         self.id = name
         self.status = 0
         self.first: float | None = None
+        self.deprecated = ""
         self._streams = False
 
     async def send_whole(
@@ -320,6 +322,7 @@ class _Reply:
             trace_context.REQUEST_ID: self.id,
             **extra_headers,
             **({VERSION_HEADER: version} if version else {}),
+            **({deprecations.HEADER: self.deprecated} if self.deprecated else {}),
         }
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
@@ -407,7 +410,10 @@ async def _model(request: Request) -> Response:
         raise problem_of(error, name) from error
     version = gateway.version_of(parts)
     document = _entry(name, version if parts else "", gateway.settings.base_name if parts else "")
-    return JSONResponse(document, headers={VERSION_HEADER: version})
+    deprecated = deprecations.header_of(part for part, _ in parts)
+    return JSONResponse(
+        document, headers={VERSION_HEADER: version, **({deprecations.HEADER: deprecated} if deprecated else {})}
+    )
 
 
 async def _stored_response(request: Request) -> Response:

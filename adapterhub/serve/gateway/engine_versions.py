@@ -57,6 +57,9 @@ class EngineVersions:
         prepare: Prepares the folder of a version and takes a lease on it; runs in a thread.
         release: Ends the lease on a version that the engine no longer reads; runs in a thread.
         most: The largest number of versions at once.
+
+    Attributes:
+        pinned: Versions, by `ResolvedVersion.model`, that are not forgotten to make room; fewer than `most`.
     """
 
     def __init__(
@@ -67,11 +70,18 @@ class EngineVersions:
         most: int,
     ) -> None:
         self._engine, self._prepare, self._release, self.most = engine, prepare, release, most
+        self.pinned: frozenset[str] = frozenset()
         self._versions: OrderedDict[str, _EngineVersion] = OrderedDict()
         self._refusals: OrderedDict[str, tuple[float, AdapterhubError]] = OrderedDict()
         self._queue = asyncio.Lock()  # first come, first served
         self._released = asyncio.Event()
         self._preparing = asyncio.Semaphore(_MOST_PREPARING)
+
+    def pin(self, models: frozenset[str]) -> None:
+        """Pin these versions, and no others from now on."""
+        if models != self.pinned:
+            self.pinned = models
+            self._engine.pin(models)
 
     @asynccontextmanager
     async def use(self, parts: Sequence[tuple[ResolvedVersion, float]]) -> AsyncIterator[Blend]:
@@ -83,10 +93,11 @@ class EngineVersions:
             ProblemError: Too many other versions are in use.
         """
         distinct = {resolved.model: resolved for resolved, _ in parts}
-        if len(distinct) > self.most:
-            raise ProblemError(
-                400, f"A blend of {len(distinct)} versions, but the engine holds {self.most} at most", param="model"
-            )
+        pinned_by_others = len(self.pinned - distinct.keys())
+        if len(distinct) + pinned_by_others > self.most:
+            beside = f", and {pinned_by_others} others are pinned" if pinned_by_others else ""
+            message = f"A blend of {len(distinct)} versions, but the engine holds {self.most} at most{beside}"
+            raise ProblemError(400, message, param="model")
         with span("queue"):
             versions = await self._admit(distinct)
         try:
@@ -201,12 +212,13 @@ class EngineVersions:
         """Forget versions until `count` more fit; the least recently used one goes once its requests have ended."""
         started = time.monotonic()
         while len(self._versions) + count > self.most:
-            idle = [model for model, version in self._versions.items() if not version.users and version.ready.done()]
+            loose = {model: version for model, version in self._versions.items() if model not in self.pinned}
+            idle = [model for model, version in loose.items() if not version.users and version.ready.done()]
             if idle:
                 await self._forget(idle[0])
                 continue
-            if time.monotonic() - started > PATIENCE:
-                next(iter(self._versions.values())).leaving = True
+            if loose and time.monotonic() - started > PATIENCE:
+                next(iter(loose.values())).leaving = True
             self._released.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._released.wait(), PATIENCE)
@@ -254,7 +266,7 @@ class EngineVersions:
         async with self._queue:
             before = time.monotonic() - IDLE
             for model, version in [*self._versions.items()]:
-                if not version.users and version.used_at < before and version.ready.done():
+                if model not in self.pinned and not version.users and version.used_at < before and version.ready.done():
                     await self._forget(model)
 
     async def close(self) -> None:

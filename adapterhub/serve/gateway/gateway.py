@@ -26,7 +26,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
 
-from . import api_forms, spans
+from . import api_forms, deprecations, priorities, spans
 from .engine_versions import EngineVersions
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
@@ -36,6 +36,7 @@ from .reloading import Rules
 from .rewriting import Usage
 from .route_file import Key, Routes
 from .trace_context import REQUEST_ID, TraceContext
+from .warm_routes import WarmRoutes
 
 log = logging.getLogger("adapterhub.serve")
 _MOST_WATCHED = 64  # moving refs that are watched, the most recently requested ones
@@ -62,6 +63,7 @@ class GatewayRequest:
         usage: The tokens of the request and its answer; None until its body was read.
         id: Its name in `x-request-id`; empty for a request of this process's own.
         trace: Its span; None without a trace.
+        deprecated: Why a version in it is deprecated; empty if none is.
     """
 
     path: str
@@ -76,6 +78,7 @@ class GatewayRequest:
     usage: Usage | None = None
     id: str = ""
     trace: TraceContext | None = None
+    deprecated: str = ""
     started: float = field(default_factory=time.monotonic)
 
     def engine_headers(self) -> dict[str, str]:
@@ -109,6 +112,7 @@ class Gateway:
         )
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
+        self._warm_routes = WarmRoutes(self._lookup, self.versions)
 
         self._recorder = UsageRecorder(settings.usage, has_budgets=lambda: self.routes.has_calendar_budgets)
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
@@ -133,6 +137,8 @@ class Gateway:
         except AdapterhubError as error:
             log.warning("%s; until it is there, the base alone is served", error)
         await self.engine.start()
+        priorities.warn_if_unused(self.routes, self.engine)
+        await self._warm_routes.refresh(self.routes)
         self.ready = True
         self._watching = asyncio.create_task(self._watch())
         took = round(time.monotonic() - started, 1)
@@ -179,6 +185,7 @@ class Gateway:
     def reload(self) -> None:
         """Read the routes and the policy again, and check all versions against them; a malformed file changes nothing."""
         self._rules.read()
+        priorities.warn_if_unused(self.routes, self.engine)
         self.versions.check_again()  # even without a change here: keys of signers or the registry's policy may differ
 
     # ---- access
@@ -277,10 +284,12 @@ class Gateway:
             EngineDownError: The engine does not answer for now.
         """
         self._check(request, body)
+        body = priorities.with_priority(body, request.key, self.engine)
         with spans.span("resolve"):
             parts = await self._resolve_parts(request, api_forms.user_of(body))
         is_blend = len(parts) > 1 or any(weight != 1 for _, weight in parts)
         request.version = self.version_of(parts)
+        request.deprecated = deprecations.header_of(version for version, _ in parts)
         request.label = "blend" if is_blend else request.version
         # Refused here, because an engine without blends would answer with the first version.
         if is_blend and not self.engine.blends:
@@ -405,6 +414,10 @@ class Gateway:
             # Polled rather than watched: this works on every file system, and SIGHUP reloads at once.
             if self._rules.have_changed():
                 self.reload()
+            try:
+                await self._warm_routes.refresh(self.routes)
+            except Exception:
+                log.exception("the warm routes cannot be checked; it will be tried again")
             for watched in self._refs_to_watch():
                 try:
                     await self._check_moved(watched)
@@ -418,10 +431,8 @@ class Gateway:
     def _refs_to_watch(self) -> list[_WatchedRef]:
         """Return the moving refs to check: those of routes, and those asked for recently."""
         for route in list(self.routes.routes.values())[:_MOST_WATCHED]:
-            for target in (route.to, *(rule.to for rule in route.rules)):
-                for text, _ in target.shares:
-                    for part in model_names.parse(text):
-                        self._watched.setdefault(str(part.ref), _WatchedRef(part.ref)).asked_at = time.monotonic()
+            for ref in route.refs():
+                self._watched.setdefault(str(ref), _WatchedRef(ref)).asked_at = time.monotonic()
         since = time.monotonic() - _WATCH_SECONDS
         for name in [name for name, watched in self._watched.items() if watched.asked_at < since]:
             del self._watched[name]

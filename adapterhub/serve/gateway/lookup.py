@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from adapterhub.digest import Digest
@@ -21,6 +21,7 @@ from adapterhub.http.http_errors import DeniedError
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import LATEST, Ref
 from adapterhub.registry.registry import Registry
+from adapterhub.registry.version_lookup import deprecation
 from adapterhub.remotes import named_remotes, remote_address
 from adapterhub.remotes.protocol import OpenRemote
 from adapterhub.remotes.remote_address import RemoteAddress
@@ -40,10 +41,15 @@ _PATIENCE, _FIRST_PATIENCE = 1.0, 30.0
 
 @dataclass(frozen=True, slots=True)
 class ResolvedVersion:
-    """A version that a ref named when it was looked up."""
+    """A version that a ref named when it was looked up.
+
+    Attributes:
+        deprecated: Why it is deprecated in the registry; None if it is not, or was looked up at a remote.
+    """
 
     name: str
     digest: Digest
+    deprecated: str | None = field(default=None, compare=False)
 
     @property
     def model(self) -> str:
@@ -124,7 +130,8 @@ class RegistryLookup:
             if (seq := registry.ledger.current(ref.name).seq) == 0:
                 raise NotFoundError(str(ref), "no such adapter")
             row = registry.row(ref)
-            return _LoggedVersion(ResolvedVersion(row.name, row.digest), registry.store.log, seq)
+            version = ResolvedVersion(row.name, row.digest, deprecation(registry.ledger, row))
+            return _LoggedVersion(version, registry.store.log, seq)
 
         recent = self._recent.get(ref)
         # Whatever changes a name adds an entry to its log; one system call here, and no turn of the registry's thread.

@@ -2,6 +2,8 @@
 
 [routes.legal]                                    # a name that requests may ask for
 to = "team/legal:prod"                            # or shares: { "team/legal:v7" = 90, "team/legal:v8" = 10 }
+warm = true                                       # not ready before the targets are loaded
+pin = true                                        # warm, and never displaced by other versions
 
 [[routes.legal.when]]                             # the first that matches decides
 header = "x-stage: beta"                          # or user = "ada", or key = "research"
@@ -15,20 +17,21 @@ running = 8                                       # so many at once
 tokens = "100000/60"                              # so many in so many seconds, of prompts and answers
 tokens_per_day = 1_000_000                        # in a day of the calendar (UTC)
 tokens_per_month = 20_000_000
+priority = -1                                     # lower numbers are answered first, by engines that have priorities
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adapterhub.digest import is_hex
 from adapterhub.http_server.limits import Windows
-from adapterhub.ref import RefError
+from adapterhub.ref import Ref, RefError
 from adapterhub.serve import model_names
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.containers import json_file, toml_file
@@ -39,6 +42,7 @@ from .calendar_budgets import CalendarBudget
 
 _MOST_TARGETS, _MOST_RULES, _MOST_TABLES = 16, 64, 10_000
 _LONGEST_NAME = 256  # characters
+_LARGEST_PRIORITY = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,24 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A name of the gateway's own."""
+    """A name of the gateway's own.
+
+    Attributes:
+        warm: Whether its targets are loaded before the gateway is ready.
+        pin: Whether they stay in the engine; such a route is warm too.
+    """
 
     name: str
     to: Target
     rules: tuple[Rule, ...] = ()
+    warm: bool = False
+    pin: bool = False
+
+    def refs(self) -> Iterator[Ref]:
+        """Yield the refs of all targets."""
+        for target in (self.to, *(rule.to for rule in self.rules)):
+            for text, _ in target.shares:
+                yield from (part.ref for part in model_names.parse(text))
 
     def choose(self, headers: Mapping[str, str], user: str, key: str) -> str:
         """Return the ref or blend for a request; the same user of the same key always gets the same share."""
@@ -101,6 +118,7 @@ class Key:
         most: Requests at once; 0 for no limit.
         tokens: Counts the tokens of prompts and answers; None for no limit.
         budget: The tokens of a day and of a month; None for no limit.
+        priority: Lower numbers are answered first.
     """
 
     name: str
@@ -110,6 +128,7 @@ class Key:
     most: int = 0
     tokens: Windows | None = None
     budget: CalendarBudget | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +207,12 @@ def _route(name: str, table: Mapping[str, Any], location: str) -> Route:
     place = f"{location}: routes.{name[:80]}"
     if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable() or set(name) & set(", "):
         raise _invalid(place, "a name has no comma and no space, and 1 to 256 characters")
-    _check_names(table, ("to", "when"), place)
+    _check_names(table, ("to", "when", "warm", "pin"), place)
     rules = table.get("when", [])
     if not isinstance(rules, list) or len(rules) > _MOST_RULES or not all(isinstance(rule, dict) for rule in rules):
         raise _invalid(f"{place}.when", f"not a list of at most {_MOST_RULES} tables", f"Write [[routes.{name}.when]]")
-    return Route(name, _target(table, place), tuple(_rule(rule, f"{place}.when[{at}]") for at, rule in enumerate(rules)))
+    parsed_rules = tuple(_rule(rule, f"{place}.when[{at}]") for at, rule in enumerate(rules))
+    return Route(name, _target(table, place), parsed_rules, *(_flag(table, flag, place) for flag in ("warm", "pin")))
 
 
 def _rule(table: Mapping[str, Any], place: str) -> Rule:
@@ -227,6 +247,14 @@ def _target(table: Mapping[str, Any], place: str) -> Target:
     return Target(tuple((text, float(share)) for text, share in shares.items()))
 
 
+def _flag(table: Mapping[str, Any], name: str, place: str) -> bool:
+    """Return a truth value; False if it is missing."""
+    value = table.get(name, False)
+    if not isinstance(value, bool):
+        raise _invalid(f"{place}.{name}", "neither true nor false")
+    return value
+
+
 def _text(table: Mapping[str, Any], name: str, place: str) -> str:
     """Return a text of bounded length; empty if it is missing."""
     text = table.get(name, "")
@@ -238,7 +266,7 @@ def _text(table: Mapping[str, Any], name: str, place: str) -> str:
 def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     """Parse a key."""
     place = f"{location}: keys.{name[:80]}"
-    _check_names(table, ("sha256", "adapters", "requests", "running", "tokens", *calendar_budgets.NAMES), place)
+    _check_names(table, ("sha256", "adapters", "requests", "running", "tokens", *calendar_budgets.NAMES, "priority"), place)
     sha256 = _text(table, "sha256", place).removeprefix("sha256:").lower()
     if not is_hex(sha256):
         raise _invalid(f"{place}.sha256", "not the SHA-256 of a key, 64 hexadecimal digits")
@@ -255,7 +283,10 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
         budget = CalendarBudget.from_table(table)
     except ValueError as error:
         raise _invalid(f"{place}.{error}", "not a number of tokens", f"Write it like {error} = 1_000_000") from error
-    return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, most, tokens, budget)
+    priority = table.get("priority", 0)
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > _LARGEST_PRIORITY:
+        raise _invalid(f"{place}.priority", f"not a whole number from -{_LARGEST_PRIORITY:,} to {_LARGEST_PRIORITY:,}")
+    return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, most, tokens, budget, priority)
 
 
 def _limit(table: Mapping[str, Any], kind: str, place: str) -> Windows | None:

@@ -67,10 +67,14 @@ class Adapters:
     Args:
         most: Bytes of the adapters that no request uses.
         rank: The largest rank.
+
+    Attributes:
+        pinned: The keys of versions that stay in memory.
     """
 
     def __init__(self, model: Model, *, most: int, rank: int) -> None:
         self._model, self._most, self._rank = model, most, rank
+        self.pinned: frozenset[str] = frozenset()
         self._folders: dict[str, Path] = {}
         self._loaded: OrderedDict[str, LoadedAdapter] = OrderedDict()  # the most recently used at the end
         self._lock, self._loading = threading.RLock(), threading.Lock()
@@ -140,7 +144,8 @@ class Adapters:
 
     def _make_room(self, just_loaded: LoadedAdapter | None = None) -> None:
         """Forget unused adapters, least recently used first, until the others fit; never the one that was just loaded."""
-        unused = [adapter for adapter in self._loaded.values() if not adapter.uses and adapter is not just_loaded]
+        candidates = [adapter for key, adapter in self._loaded.items() if key not in self.pinned]
+        unused = [adapter for adapter in candidates if not adapter.uses and adapter is not just_loaded]
         size = sum(adapter.size for adapter in unused)
         for adapter in unused:
             if size <= self._most:

@@ -88,6 +88,10 @@ class Host(ThreadedHost):
         """
         self._adapters.load(key, folder)
 
+    def pin(self, keys: frozenset[str]) -> None:
+        """Keep these versions in memory, and displace them from slots last."""
+        self._adapters.pinned = self._slots.pinned = keys
+
     def drop(self, key: str) -> None:
         """Forget a version: new requests cannot use it, and running ones keep it until they end."""
         self._adapters.drop(key)

@@ -65,12 +65,17 @@ class SlotTable:
 
     Args:
         fill: Called with a slot and an adapter before its first use.
+
+    Attributes:
+        pinned: The keys of adapters that give up their slots last.
     """
 
     def __init__(self, count: int, fill: Callable[[int, LoadedAdapter], None]) -> None:
         self._fill = fill
+        self.pinned: frozenset[str] = frozenset()
         self._free = list(reversed(range(count)))
         self._slots: OrderedDict[int, int] = OrderedDict()  # slot by number of an adapter, the most recently used at the end
+        self._keys: dict[int, str] = {}  # of the same adapters
         self._pins: Counter[int] = Counter()
 
     def __len__(self) -> int:
@@ -100,14 +105,17 @@ class SlotTable:
                 except BaseException:
                     self._free.append(slot)
                     raise
-                self._slots[adapter.number] = slot
+                self._slots[adapter.number], self._keys[adapter.number] = slot, adapter.key
             self._slots.move_to_end(adapter.number)
         self._pins.update(numbers)
         return tuple((self._slots[adapter.number], weight) for adapter, weight in parts)
 
     def _evict(self, spared: set[int]) -> int:
-        """Free the slot of the least recently used adapter that is neither pinned nor spared, and return it."""
-        return self._slots.pop(next(number for number in self._slots if not self._pins[number] and number not in spared))
+        """Free the slot of the least recently used adapter that no row uses and is not spared, and return it."""
+        idle = [number for number in self._slots if not self._pins[number] and number not in spared]
+        number = next((number for number in idle if self._keys[number] not in self.pinned), idle[0])
+        del self._keys[number]
+        return self._slots.pop(number)
 
     def unpin(self, parts: Parts) -> None:
         """Release the slots of a row."""

@@ -108,6 +108,9 @@ class AnsweringHost(Protocol):
     def load(self, key: str, folder: Path) -> None:
         """Load a version into memory; RefusedError if it cannot be used."""
 
+    def pin(self, keys: frozenset[str]) -> None:
+        """Keep these versions in memory, and displace them last."""
+
     def drop(self, key: str) -> None:
         """Forget a version, after the last request that uses it."""
 

@@ -345,6 +345,19 @@ def test_a_rank_above_its_maximum_is_refused_before_it_is_loaded(tmp_path: Path,
     assert not server.loads
 
 
+@pytest.mark.parametrize(
+    ("words", "has"),
+    [
+        (["--scheduling-policy", "priority"], True),
+        (["--enforce-eager", "--scheduling_policy=priority"], True),
+        (["--scheduling-policy", "fcfs", "--x", "priority"], False),
+        ([], False),
+    ],
+)
+def test_it_has_priorities_if_it_was_started_with_them(words: list[str], has: bool) -> None:
+    assert command_lines.vllm_has_priorities(words) == has
+
+
 def test_the_maximum_rank_is_not_known_where_words_of_the_user_may_change_it() -> None:
     assert command_lines.vllm_max_rank(65) == 128
     assert command_lines.vllm_max_rank(65, ["--enforce-eager"]) == 128

@@ -7,7 +7,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from adapterhub.operations.local_registry import Registry
 from adapterhub.operations.workspace import Workspace
 from adapterhub.ref import Ref
 from adapterhub.serve import resolving
-from adapterhub.serve.engines import EngineAnswer, EngineDownError
+from adapterhub.serve.engines import Blend, EngineAnswer, EngineDownError
 from adapterhub.serve.engines.engine_client import Client
 from adapterhub.serve.gateway import engine_versions, rewriting
 from adapterhub.serve.gateway.app import create_app
@@ -91,6 +91,45 @@ def test_a_gc_removes_what_nobody_asked_for_in_a_while(settings: GatewaySettings
         await use(gateway)  # made anew
 
     in_loop(settings, test)
+
+
+@pytest.mark.parametrize("flag", ["warm", "pin"])
+def test_a_warm_route_has_its_version_before_the_first_request_and_after_a_move(settings: GatewaySettings, flag: str) -> None:
+    routes = settings.routes or Path()
+    routes.write_text(f'[routes.legal]\nto = "team/sql:prod"\n{flag} = true\n')
+    with Registry(settings.workspace.folder()) as registry:
+        first = registry.tag("team/sql", "prod")
+
+        async def test(gateway: Gateway, engine: Holder) -> None:
+            assert engine.held == {f"team/sql@{first.digest}"}
+            assert gateway.versions.pinned == (engine.held if flag == "pin" else frozenset())
+            folders.adapter(Path("other"), folders.pairs(2), lora_alpha=8)
+            second = registry.push("other", "team/sql:prod").digest
+            await until(lambda: f"team/sql@{second}" in engine.held)
+            if flag == "pin":
+                await until(lambda: gateway.versions.pinned == {f"team/sql@{second}"})
+
+        in_loop(settings, test)
+
+
+def test_pins_leave_room_for_the_requests_of_others(settings: GatewaySettings, caplog: pytest.LogCaptureFixture) -> None:
+    """And a version that is not there is waited for: it holds up no other."""
+    routes = settings.routes or Path()
+    targets = '{ "team/sql:v1" = 1, "team/sql:v2" = 1, "team/none" = 0 }'
+    routes.write_text(f"[routes.legal]\nto = {targets}\npin = true\n")
+    folders.adapter(Path("other"), folders.pairs(2), lora_alpha=8)
+    with Registry(settings.workspace.folder()) as registry:
+        registry.push("other", "team/sql")
+
+    async def main() -> None:
+        gateway = Gateway(settings, Holder(most=2))
+        await gateway.start()
+        assert len(gateway.versions.pinned) == 1
+        await gateway.close()
+
+    asyncio.run(main())
+    assert "2 versions are pinned, and the engine has room for 1 of them; the others may be displaced" in caplog.text
+    assert "a warm route waits for its version: team/none" in caplog.text
 
 
 def test_the_policy_is_read_again_when_its_file_changes(settings: GatewaySettings, caplog: pytest.LogCaptureFixture) -> None:
@@ -327,6 +366,81 @@ def test_it_is_ready_while_its_engine_answers_and_names_can_be_looked_up(setting
             assert not await reason(client)
 
     asyncio.run(main())
+
+
+class Answering(Holder):
+    """An engine that answers every request, and remembers the bodies."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.bodies: list[Mapping[str, Any]] = []
+
+    async def ask(self, path: str, body: Any, blend: Blend) -> EngineAnswer:
+        async def whole() -> AsyncIterator[bytes]:
+            yield b'{"choices": []}'
+
+        self.bodies.append(body)
+        return EngineAnswer(200, "application/json", whole())
+
+
+def replies(settings: GatewaySettings, engine: Answering, *requests: tuple[str, dict[str, Any]]) -> list[httpx2.Response]:
+    """The answers to completions, each asked for with a key and fields of its body."""
+    app = cast(Starlette, create_app(Gateway(settings, engine)))
+
+    async def main() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            while await reason(client):
+                await asyncio.sleep(0.01)
+            posts = []
+            for key, fields in requests:
+                body = {"model": "base", "prompt": "x", **fields}
+                posts.append(await client.post("/v1/completions", json=body, headers={"authorization": f"Bearer {key}"}))
+            posts.append(await client.get("/v1/models/team/sql", headers={"authorization": f"Bearer {requests[0][0]}"}))
+            return posts
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("priorities", [True, False])
+def test_priorities_are_those_of_keys_and_never_of_a_request(
+    settings: GatewaySettings, priorities: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = {"urgent": "\npriority = -5", "usual": ""}
+    tables = (f"[keys.{name}]\nsha256 = '{hashlib.sha256(name.encode()).hexdigest()}'{more}" for name, more in keys.items())
+    (settings.routes or Path()).write_text("\n".join(tables))
+    engine = Answering(priorities=priorities)
+    found = replies(settings, engine, ("urgent", {}), ("usual", {}), ("usual", {"priority": -9}), ("urgent", {"priority": 0}))
+    assert [body.get("priority") for body in engine.bodies] == [-5 if priorities else None, None]
+    assert [reply.status_code for reply in found[:4]] == [200, 200, 400, 400]
+    assert found[2].json()["error"]["param"] == "priority"
+    assert ("holder has no priorities, so that those of urgent have no effect" in caplog.text) != priorities
+
+
+def test_without_keys_a_priority_is_the_user_s_own(settings: GatewaySettings) -> None:
+    engine = Answering()
+    replies(replace(settings, routes=None), engine, ("", {"priority": 3}))
+    assert engine.bodies[0]["priority"] == 3
+
+
+def test_an_answer_from_a_deprecated_version_says_why_in_a_header(settings: GatewaySettings) -> None:
+    unmarked = replace(settings, routes=None)
+    sql = ("", {"model": "team/sql"})
+    assert "x-adapterhub-deprecated" not in replies(unmarked, Answering(), sql)[0].headers
+    for said, told in (
+        ("use v3", "use v3"),
+        ("", "deprecated"),
+        ("gr\u00fc\u00df\u202e\u6f22" + "x" * 300, "gr\u00fc\u00df ?" + "x" * 194),
+    ):
+        with Registry(settings.workspace.folder()) as registry:
+            registry.deprecate("team/sql", said)
+        base, version, model = replies(unmarked, Answering(), ("", {}), sql)
+        assert "x-adapterhub-deprecated" not in base.headers
+        headers = [dict(reply.headers.raw)[b"x-adapterhub-deprecated"].decode("latin-1") for reply in (version, model)]
+        assert headers == [told, told]
 
 
 # ---- engines that answer with something else

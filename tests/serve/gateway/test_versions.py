@@ -35,6 +35,8 @@ class Holder:
     paths: frozenset[str] = frozenset({COMPLETIONS})
     blends: bool = True
     keeps: bool = False
+    priorities: bool = False
+    pinned: frozenset[str] = frozenset()
     forbidden_fields: frozenset[str] = frozenset()
     held: set[str] = field(default_factory=set)
     largest: int = 0
@@ -50,6 +52,9 @@ class Holder:
             raise EngineDownError("down")
         self.held.add(served.model)
         self.largest = max(self.largest, len(self.held))
+
+    def pin(self, models: frozenset[str]) -> None:
+        self.pinned = models
 
     async def forget(self, served: PreparedVersion) -> None:
         self.held.discard(served.model)
@@ -145,6 +150,29 @@ def test_never_more_than_fit_and_the_least_recently_used_goes() -> None:
         assert engine.held == folders.leased == {found(1).model, found(3).model}
         await asyncio.gather(*(use(made, number % 7) for number in range(70)))
         assert engine.largest == 2
+
+    in_loop(test)
+
+
+def test_what_is_pinned_is_never_displaced_nor_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_versions, "IDLE", 0.0)
+    monkeypatch.setattr(engine_versions, "PATIENCE", 0.01)
+
+    async def test(made: EngineVersions, engine: Holder, _folders: Folders) -> None:
+        made.pin(frozenset({found(1).model}))
+        assert engine.pinned == {found(1).model}
+        await asyncio.gather(*(use(made, number % 7) for number in range(70)))
+        assert found(1).model in engine.held
+        await made.forget_idle()
+        assert engine.held == {found(1).model}
+        with pytest.raises(
+            ProblemError, match="A blend of 2 versions, but the engine holds 2 at most, and 1 others are pinned"
+        ):
+            await use(made, 2, 3)
+        await use(made, 1, 2)
+        made.pin(frozenset())
+        await use(made, 2, 3)
+        assert engine.held == {found(2).model, found(3).model}
 
     in_loop(test)
 

@@ -194,6 +194,16 @@ def test_versions_that_are_forgotten_to_make_room_are_read_again(llama: Peers) -
             assert host.figures().adapters <= 1
 
 
+def test_a_pinned_version_stays_in_memory_and_answers(llama: Peers) -> None:
+    with with_adapters(llama, slots=1, rows=2, adapters=0) as host:
+        host.pin(frozenset({"a0"}))
+        for name in ("a0", "a1", "a2", "a0"):
+            assert tokens(host, answers(name, PROMPTS[0])) == llama.answer(name, PROMPTS[0], 12)
+        assert host.figures().adapters == 1
+        host.load("a1", llama.folders["a1"])
+        assert host.figures().adapters == 2
+
+
 def test_a_closed_host_tells_those_who_wait(llama: Peers) -> None:
     with with_adapters(llama, slots=1, rows=1) as host:
         streams = [host.submit(answers("a0", PROMPTS[0], 400, temperature=1.5, seed=0)) for _ in range(3)]

@@ -58,6 +58,17 @@ def test_the_least_recently_used_slot_that_no_row_uses_is_filled_next() -> None:
     assert slots.table.pinned_count == 2
 
 
+def test_a_pinned_adapter_gives_up_its_slot_last() -> None:
+    slots = Filled(2)
+    slots.table.pinned = frozenset("a")
+    for names in ("a", "b", "c", "d"):
+        slots.table.pin(parts(names))
+        slots.table.unpin(parts(names))
+    assert slots.log == ["a0", "b1", "c1", "d1"]
+    slots.table.pinned = frozenset("ad")
+    assert slots.table.pin(parts("e")) == ((0, 1.0),)  # rather than wait for ever
+
+
 def test_a_blend_keeps_the_slots_of_its_own_adapters() -> None:
     slots = Filled(2)
     for names in ("a", "b"):
