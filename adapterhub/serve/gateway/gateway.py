@@ -17,6 +17,7 @@ from adapterhub.http_server import binding
 from adapterhub.ref import Ref
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine, EngineAnswer, EngineDownError
+from adapterhub.serve.engines.ignored_fields import fields_ignored
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
@@ -265,6 +266,9 @@ class Gateway:
             if name in body:
                 message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
                 raise ProblemError(400, message, code="unsupported", param=name)
+        for name in fields_ignored(self.engine.name, request.path, body):
+            message = f"`{name}` is ignored by {self.engine.name} on {request.path}; leave it out"
+            raise ProblemError(400, message, code="unsupported", param=name)
         api_forms.check_state(request.path, body)
 
     async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
