@@ -48,6 +48,7 @@ HINTS: dict[str, str] = {
     "convert-to-peft": "Convert it with `adapterhub convert --to peft`",
     "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",
     "credentials-in-address": "Remove them; use `adapterhub login`",
+    "cors-needs-keys": "Name the sites, or a file with [keys] as --route",
     "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
     "expect-unsupported": "Leave out --expect",
     "gateway-needs-keys": "Name a file with [keys] as --route",

@@ -27,6 +27,7 @@ from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
 from . import api_forms, metrics, rewriting
+from .cross_origin import CrossOrigin
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
 
@@ -100,7 +101,7 @@ def create_app(
     problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _unknown_route, 405: _unknown_route}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
     app.router.redirect_slashes = False  # a redirect would go to the host that the client's own headers name
-    return app
+    return CrossOrigin(app, gateway.settings.cors) if gateway.settings.cors else app
 
 
 class _Bodies:

@@ -159,7 +159,7 @@ class Gateway:
         """
         if not self.routes.keys:
             if not self.settings.behind_proxy:
-                _check_site(headers)
+                _check_site(headers, self.settings.cors)
             return None
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if not secret or kind.lower() != "bearer":
@@ -386,11 +386,11 @@ class Gateway:
         await self.versions.prefetch(version)
 
 
-def _check_site(headers: Mapping[str, str]) -> None:
+def _check_site(headers: Mapping[str, str], origins: frozenset[str]) -> None:
     """Refuse requests that a browser sends for another site's page: without keys, they look like the user's own.
 
     A site whose name resolves to this machine (DNS rebinding) sends its own name as the host; any other site sends its name as
-    the origin.
+    the origin, which may be one of those that are allowed.
     """
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
@@ -398,5 +398,5 @@ def _check_site(headers: Mapping[str, str]) -> None:
         message = f"Without keys, only requests to localhost are answered, not to {printable(host[:80])!r}"
         raise ProblemError(403, message, code="foreign_site")
     origin = headers.get("origin", "")
-    if origin and origin.partition("://")[2] != host:
+    if origin and origin not in origins and origin.partition("://")[2] != host:
         raise ProblemError(403, f"Without keys, no page of {printable(origin[:80])} is answered", code="foreign_site")
