@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -26,7 +26,7 @@ from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from . import api_forms, metrics, rewriting
+from . import api_forms, metrics, ollama, rewriting
 from .cross_origin import CrossOrigin
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
@@ -92,6 +92,10 @@ def create_app(
     routes = [
         *(Route(path, _Generation(path), methods=["POST"]) for path in sorted(ALL_PATHS)),
         Route(RESPONSES + "/{rest:path}", _stored_response, methods=["GET", "POST", "DELETE"]),
+        *(Route(path, _OllamaGeneration(path), methods=["POST"]) for path in (ollama.CHAT_PATH, ollama.GENERATE_PATH)),
+        Route("/api/tags", _ollama_models),
+        Route("/api/show", _ollama_model, methods=["POST"]),
+        Route("/api/version", _ollama_version),
         Route("/v1/models", _models),
         Route("/v1/models/{model:path}", _model),
         Route("/health", _health),
@@ -165,12 +169,14 @@ class _Generation:
             bodies.give(len(raw))
             raw.clear()  # now, not when the garbage collector finds an error that refers to it
 
-    async def _forward(self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply) -> None:
+    async def _forward(
+        self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply | ollama.TranslatedReply
+    ) -> None:
         """Ask the engine, and send its answer on, rewritten for the client."""
         with gateway.meter(gateway_request.key, body) as usage:
-            usage.path = self._path
+            usage.path = gateway_request.path
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
-                usage.has_begun = answer.status == 200 and self._path not in WITHOUT_MODEL
+                usage.has_begun = answer.status == 200 and gateway_request.path not in WITHOUT_MODEL
                 kind = answer.media_type.partition(";")[0].strip().lower()
                 if answer.status == 200 and kind == "text/event-stream":
                     async for piece in rewriting.events(answer, gateway_request.version, usage):
@@ -181,10 +187,22 @@ class _Generation:
                     return
                 whole = await rewriting.read_whole(answer.body)
             if answer.status != 200:
-                raise engine_problem(answer, whole, f"{gateway.engine.name} does not answer {self._path}")
+                raise engine_problem(answer, whole, f"{gateway.engine.name} does not answer {gateway_request.path}")
             if kind != _RAW:
                 kind, whole = _JSON, rewriting.rename_model(whole, gateway_request.version, usage, expected=answer.model)
             await reply.send_whole(200, kind, gateway_request.version, whole)
+
+
+class _OllamaGeneration(_Generation):
+    """A path of Ollama's API, which a chat or a completion of the engine answers."""
+
+    async def _forward(
+        self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply | ollama.TranslatedReply
+    ) -> None:
+        translation = ollama.Translation(self._path, body, gateway.engine.name, gateway.engine.context)
+        gateway_request.path = translation.path
+        translated = ollama.TranslatedReply(cast(_Reply, reply), translation)
+        await super()._forward(gateway, gateway_request, translation.body, translated)
 
 
 def engine_problem(answer: EngineAnswer, whole: bytes, no_such_path: str = "") -> ProblemError:
@@ -286,10 +304,12 @@ class _Reply:
         await self._head(status, media_type, version, {"content-length": str(len(body)), **(extra_headers or {})})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def begin(self, version: str) -> None:
-        """Begin a stream of events."""
+    async def begin(
+        self, version: str, media_type: str = "text/event-stream", extra_headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Begin a stream, of events unless it has another type."""
         self._streams = True
-        await self._head(200, "text/event-stream", version, {"cache-control": "no-cache"})
+        await self._head(200, media_type, version, {"cache-control": "no-cache", **(extra_headers or {})})
 
     async def send_piece(self, body: bytes) -> None:
         """Send the next piece of the stream."""
@@ -362,10 +382,10 @@ def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-async def _problem(_request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     """Answer with an error."""
     problem = problem_of(error, "")
-    return Response(problem.body(), problem.status, problem.headers(), _JSON)
+    return Response(api_forms.problem_body(problem, request.url.path, ""), problem.status, problem.headers(), _JSON)
 
 
 async def _unknown_route(request: Request, error: Exception) -> Response:
@@ -387,16 +407,57 @@ async def _models(request: Request) -> Response:
 
 async def _model(request: Request) -> Response:
     """GET /v1/models/NAME: the version that a name means now."""
-    gateway, name = _gateway(request), request.path_params["model"]
+    name = request.path_params["model"]
+    version, base = await _resolve(request, name)
+    return JSONResponse(_entry(name, version if base else "", base), headers={VERSION_HEADER: version})
+
+
+async def _resolve(request: Request, name: str) -> tuple[str, str]:
+    """Return the version that a name means now, and its base; empty for the base itself."""
+    gateway = _gateway(request)
     gateway_request = GatewayRequest("", request.headers, gateway.key_of(request.headers), name)
     try:
         with gateway.admit(gateway_request.key):
             parts = await gateway.resolve_model(gateway_request)
     except AdapterhubError as error:
         raise problem_of(error, name) from error
-    version = gateway.version_of(parts)
-    document = _entry(name, version if parts else "", gateway.settings.base_name if parts else "")
-    return JSONResponse(document, headers={VERSION_HEADER: version})
+    return gateway.version_of(parts), gateway.settings.base_name if parts else ""
+
+
+async def _ollama_models(request: Request) -> Response:
+    """GET /api/tags: the models that the client may ask for."""
+    gateway = _gateway(request)
+    key = gateway.key_of(request.headers)
+    with gateway.admit(key):
+        models = await gateway.list_models(key)
+    base, precision = gateway.settings.base_name, gateway.engine.precision
+    digests = [(name, str(version.digest).partition(":")[2] if version else "") for name, version in models]
+    entries = [ollama.model_entry(name, digest, "" if name == base else base, precision) for name, digest in digests]
+    return JSONResponse({"models": entries})
+
+
+async def _ollama_model(request: Request) -> Response:
+    """POST /api/show: the version that a name means now."""
+    gateway, raw = _gateway(request), bytearray()
+    gateway.key_of(request.headers)
+    bodies: _Bodies = request.app.state.bodies
+    try:
+        await _read(request, raw, bodies, gateway.settings.max_body)
+        body = await _document(raw, gateway.settings.max_body)
+    finally:
+        bodies.give(len(raw))
+    name = body.get("model") or body.get("name")
+    if not isinstance(name, str):
+        raise ProblemError(400, "`model` is missing, or not a text", param="model")
+    version, base = await _resolve(request, name)
+    details = ollama.model_details(version, base, gateway.engine.precision, gateway.engine.context)
+    return JSONResponse(details, headers={VERSION_HEADER: version})
+
+
+async def _ollama_version(request: Request) -> Response:
+    """GET /api/version."""
+    _gateway(request).key_of(request.headers)
+    return JSONResponse({"version": __version__})
 
 
 async def _stored_response(request: Request) -> Response:

@@ -23,7 +23,7 @@ _SECONDS = "600"  # that a browser may remember what is allowed
 
 
 def parse_origins(values: Iterable[str]) -> frozenset[str]:
-    """Return the origins as browsers send them; UsageError for a text that is none."""
+    """Return the origins as browsers send them; UsageError for anything else."""
     return frozenset(value if value == ANY else _origin(value) for value in values)
 
 
@@ -35,9 +35,7 @@ def _origin(value: str) -> str:
     except ValueError:
         is_origin = False
     if not is_origin or not value.isascii() or not value.isprintable():
-        raise UsageError(
-            f"--cors {value[:80]}", "is not an origin", "Write it like https://app.example, or http://localhost:3000"
-        )
+        raise UsageError(value[:80], "is not an origin", "Write it like https://app.example, or http://localhost:3000")
     return value.lower()
 
 
