@@ -50,6 +50,7 @@ HINTS: dict[str, str] = {
     "config-key": "`adapterhub train --explain` lists them",
     "convert-to-peft": "Convert it with `adapterhub convert --to peft`",
     "convert-there": "Copy it first: `adapterhub copy {address} NAMESPACE/NAME`",
+    "cors-needs-keys": "Name the sites, or a file with [keys] as --route",
     "credentials-in-address": "Remove them; use `adapterhub login`",
     "delete-and-rebuild": "Delete that file, then run `adapterhub fsck --rebuild-index`",
     "expect-unsupported": "Leave out --expect",

@@ -129,6 +129,7 @@ ERRORS: dict[str, str] = {
     "connection-lost": "The connection ended before all bytes had arrived. Run the command again; an interrupted transfer resumes.",
     "convert-there": "A conversion is recorded in the lineage of a registry, so the source has to be in it.",
     "convert-to-peft": "`adapterhub fix` repairs only PEFT folders and state dicts.",
+    "cors-needs-keys": "A browser sends what any page asks for to this machine. With keys, only a page that brings one is answered.",
     "credentials-in-address": "An address is shown in logs and by `ps`. Passwords are entered with `adapterhub login`.",
     "delete-and-rebuild": "The file is damaged beyond repair. The data that it indexes are in .adapterhub.",
     "different-bases": "A difference from the weights of one model has no meaning for another, so that their sum would be noise. If it is one model under several names, record it with `adapterhub describe DIR --base BASE`.",

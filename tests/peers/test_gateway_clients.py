@@ -178,6 +178,65 @@ def test_anthropics_client_gets_what_it_expects(gateway: Gateway) -> None:
     ]
 
 
+OLLAMA_SCRIPT = """
+import json, sys
+import ollama
+
+client = ollama.Client(host=sys.argv[1], headers={"authorization": "Bearer " + sys.argv[2]})
+asked = {"model": "team/a1", "options": {"num_predict": 8, "temperature": 0, "num_ctx": 2048}}
+turns = [{"role": "user", "content": "hi"}]
+
+
+def weather(city: str) -> str:
+    \"\"\"Return the weather.
+
+    Args:
+        city: The city.
+    \"\"\"
+
+
+chat = client.chat(messages=turns, keep_alive="5m", **asked)
+found = {"model": chat.model, "chat": chat.message.content, "counts": [chat.prompt_eval_count, chat.eval_count]}
+found["chat stream"] = "".join(part.message.content for part in client.chat(messages=turns, stream=True, **asked))
+found["generate"] = client.generate(prompt="hi", **asked).response
+found["generate stream"] = "".join(part.response for part in client.generate(prompt="hi", stream=True, **asked))
+found["raw"] = client.generate(prompt="hi ", raw=True, **asked).response
+schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+formed = {**asked, "options": {"num_predict": 60, "temperature": 0}}
+found["json"] = json.loads(client.chat(messages=turns, format=schema, **formed).message.content)["a"]
+found["tools"] = client.chat(messages=turns, tools=[weather], **asked).done
+found["list"] = [model.model for model in client.list().models]
+found["show"] = client.show("team/a1").modelinfo["adapterhub.version"]
+found["errors"] = []
+for more in ({"model": "team/none"}, {"options": {"num_ctx": 1 << 20}}):
+    try:
+        client.chat(messages=turns, **{**asked, **more})
+    except ollama.ResponseError as error:
+        found["errors"].append([error.status_code, error.error])
+print(json.dumps(found))
+"""
+
+
+def test_ollamas_client_gets_what_it_expects(gateway: Gateway) -> None:
+    words = [environment("ollama==0.6.3"), "-c", OLLAMA_SCRIPT, gateway.url, KEY]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    talk = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "temperature": 0, "model": "team/a1"}
+    chat = gateway.post("/v1/chat/completions", talk, authorization=f"Bearer {KEY}").document
+    assert found["model"] == found["show"] == chat["model"]
+    assert {found[name] for name in ("chat", "chat stream", "generate", "generate stream")} == {
+        chat["choices"][0]["message"]["content"]
+    }
+    assert found["counts"] == [chat["usage"][name] for name in ("prompt_tokens", "completion_tokens")]
+    assert found["json"] in (True, False)
+    assert found["raw"]
+    assert found["tools"]
+    assert {"base", "team/a0:prod", "team/a1"} <= set(found["list"])
+    assert [status for status, _ in found["errors"]] == [404, 400]
+    assert "`options.num_ctx` is more than the 2,048 tokens" in found["errors"][1][1]
+
+
 def test_the_page_compares_two_adapters(gateway: Gateway, models: Models, chromium: Browser) -> None:
     talk = {"messages": [{"role": "user", "content": "what is it"}], "max_tokens": 8, "temperature": 0}
     headers = {"authorization": f"Bearer {KEY}"}

@@ -16,6 +16,7 @@ import pytest
 from adapterhub.http_server.binding import free_port
 from adapterhub.operations.local_registry import Registry
 from tests.conftest import need_module
+from tests.serve.gateway.test_api_forms import events, text_of
 from tests.support import serving, vllm
 from tests.support.serving import Gateway, Models, Reply
 
@@ -64,6 +65,7 @@ def test_it_is_started_loads_versions_and_is_started_again(models: Models, tmp_p
             refused = gateway.post("/v1/completions", {"model": "base", "prompt": "x", name: {}})
             assert (refused.status, refused.document["error"]["param"]) == (400, name)
 
+        _answers_in_every_form(gateway)
         _moves_a_tag(gateway, models, tmp_path / "registry")
 
         [server] = gateway.children()
@@ -78,6 +80,35 @@ def test_it_is_started_loads_versions_and_is_started_again(models: Models, tmp_p
             time.sleep(0.2)
         for number in (None, 0, 3):
             check(models, complete(gateway, models, named(number), PROMPTS[1]), PROMPTS[1], number)
+
+
+def _answers_in_every_form(gateway: Gateway) -> None:
+    """Responses and messages, as a whole and as streams, have the text of a chat and the name of the version."""
+    turns = [{"role": "user", "content": "hi"}]
+    response: dict[str, Any] = {"input": "hi", "max_output_tokens": 6, "temperature": 0}
+    message: dict[str, Any] = {"messages": turns, "max_tokens": 6, "temperature": 0}
+    for name in ("base", "team/a1:prod"):
+        chat = gateway.post("/v1/chat/completions", {**message, "model": name})
+        text = chat.document["choices"][0]["message"]["content"]
+        for path, asked in (("/v1/responses", response), ("/v1/messages", message)):
+            whole = gateway.post(path, {**asked, "model": name})
+            assert (whole.status, whole.version) == (200, chat.version), whole.body
+            assert (whole.document["model"], text_of(whole.document)) == (chat.version, text)
+            stream = gateway.post(path, {**asked, "model": name, "stream": True})
+            assert (stream.status, stream.version) == (200, chat.version)
+            found = events(stream)
+            named = [event[key] for event in found for key in ("response", "message") if "model" in event.get(key, {})]
+            assert {document["model"] for document in named} == {chat.version}
+            assert found[-1]["type"] in ("response.completed", "response.incomplete", "message_stop")
+        count = gateway.post("/v1/messages/count_tokens", {"model": name, "messages": turns}).document
+        assert count["input_tokens"] == chat.document["usage"]["prompt_tokens"]
+        tokens = gateway.post("/tokenize", {"model": name, "prompt": "hi", "add_special_tokens": False}).document["tokens"]
+        assert gateway.post("/detokenize", {"model": name, "tokens": tokens}).document["prompt"] == "hi"
+    for path, asked in (("/v1/score", {"text_1": "a", "text_2": "b"}), ("/v1/responses/input_tokens", {"input": "hi"})):
+        missing = gateway.post(path, {**asked, "model": "base"})
+        assert (missing.status, missing.document["error"]["code"]) == (404, "unsupported"), missing.body
+    refused = gateway.post("/v1/responses", {**response, "model": "base", "previous_response_id": "resp_1"})
+    assert (refused.status, refused.document["error"]["param"]) == (400, "previous_response_id")
 
 
 def _moves_a_tag(gateway: Gateway, models: Models, registry: Path) -> None:

@@ -70,6 +70,12 @@ def _name_of(source: str) -> str:
     help="Time until an answer must begin, and between two pieces of it.",
 )
 @click.option("--behind-proxy", is_flag=True, help="A proxy in front terminates TLS; trust its X-Forwarded-Proto.")
+@click.option(
+    "--cors",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Site whose pages may use the API, like https://app.example; repeatable. * for any needs keys.",
+)
 @click.option("--certificate", metavar="PEM", type=click.Path(path_type=Path), help="Certificate, to serve HTTPS.")
 @click.option("--key", metavar="PEM", type=click.Path(path_type=Path), help="Key, in PEM: the private one of the certificate.")
 @click.option("--base", "swapped", cls=SwappedOption, in_order=lambda source, base: (base, "--adapters", _name_of(source)))
@@ -93,6 +99,7 @@ def serve(
     max_requests: int,
     timeout: float,
     behind_proxy: bool,
+    cors: tuple[str, ...],
     certificate: Path | None,
     key: Path | None,
     **engine_settings: Any,
@@ -106,7 +113,7 @@ def serve(
     """
     from adapterhub.http_server import logs
     from adapterhub.operations.workspace import Workspace
-    from adapterhub.serve.gateway import server, spans
+    from adapterhub.serve.gateway import cross_origin, server, spans
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.model_names import AllowedNames
     from adapterhub.serve.usage import usage_database
@@ -140,6 +147,7 @@ def serve(
             certificate=certificate,
             key=key,
             behind_proxy=behind_proxy,
+            cors=cross_origin.parse_origins(cors),
         )
 
         def ready(address: str) -> None:

@@ -2,11 +2,13 @@
 
     engine_choice.py choosing the installed engine for a base, and opening it
     api_paths.py     which paths of the API each of them answers
+    ignored_fields.py fields of requests that each of them ignores
     command_lines.py the command lines that start engines
     engine_client.py a client of an engine's server
     engine_stream.py its connections, over asyncio alone
     over_http.py     what all server engines share: a process that is restarted, and adapters that are loaded by name
     attached_base.py the base of a server that somebody else has started: is it the one that adapters were checked against?
+    llama_logprobs.py probabilities of llama-server in the form of OpenAI
     llama_server.py  llama.cpp's server: a process for each version behind its router, or one process for all
     vllm.py          vLLM
     sglang.py        SGLang

@@ -32,7 +32,7 @@ from adapterhub.http_server.binding import free_port
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import Blend, EngineAnswer, EngineDownError, command_lines, error_text
+from . import Blend, EngineAnswer, EngineDownError, command_lines, error_text, llama_logprobs
 from .api_paths import ENGINE_PATHS
 from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
 from .engine_client import Client, Connection
@@ -256,7 +256,9 @@ class Router(_LlamaCpp, Server):
     async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
         """Send the request to the process of the version."""
         self.check()
-        return await self.client.ask(path, body, section_of(blend[0][0]) if blend else _BASE)
+        section = section_of(blend[0][0]) if blend else _BASE
+        answer = await self.client.ask(path, llama_logprobs.engine_body(path, body), section)
+        return llama_logprobs.in_openais_form(answer, path, body)
 
 
 # ---- one process for all
@@ -403,7 +405,8 @@ class OneProcess(_LlamaCpp):
         server.check()
         server.requests += 1
         try:
-            answer = await server.client.ask(path, explicit_request(body, server.ids, blend, slots=True))
+            engine_body = explicit_request(llama_logprobs.engine_body(path, body), server.ids, blend, slots=True)
+            answer = llama_logprobs.in_openais_form(await server.client.ask(path, engine_body), path, body)
         except BaseException:
             server.requests -= 1
             raise
@@ -470,9 +473,9 @@ class AttachedServer(_LlamaCpp, Server):
         def body_for(numbers: Mapping[Path, int]) -> Mapping[str, Any]:
             ids = {served.model: _number_of(served, numbers) for served, _ in blend}
             others = {str(file): number for file, number in numbers.items() if number not in ids.values()}
-            return explicit_request(body, {**ids, **others}, blend, slots=False)
+            return explicit_request(llama_logprobs.engine_body(path, body), {**ids, **others}, blend, slots=False)
 
-        return await self.client.ask_with(body_for, path)
+        return llama_logprobs.in_openais_form(await self.client.ask_with(body_for, path), path, body)
 
 
 def _number_of(served: PreparedVersion, numbers: Mapping[Path, int]) -> int:

@@ -101,16 +101,20 @@ def stream_ends(path: str) -> tuple[bytes, ...]:
 
 def problem_body(problem: ProblemError, path: str, request_id: str) -> bytes:
     """Return an error in the form that clients of the path raise as their own."""
+    if path.startswith("/api/"):  # Ollama's
+        return _json({"error": problem.document()["error"]["message"], "code": problem.code})
     if path not in ANTHROPIC:
         return problem.body()
     members = problem.document()["error"]
     kind = _ANTHROPIC_TYPES.get(problem.status, "api_error")
-    return _json({"type": "error", "error": {**members, "type": kind}, "request_id": request_id})
+    return _json({"type": "error", "error": {**members, "type": kind}, **({"request_id": request_id} if request_id else {})})
 
 
 def problem_event(problem: ProblemError, path: str, request_id: str) -> bytes:
     """Return an error as the last event of a stream."""
     body = problem_body(problem, path, request_id)
+    if path.startswith("/api/"):
+        return body + b"\n"
     if path == RESPONSES:
         document = problem.document()
         body = _json({"type": "error", **document["error"], **document} | {"type": "error"})

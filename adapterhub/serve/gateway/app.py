@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -25,7 +25,8 @@ from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from . import api_forms, deprecations, metrics, rewriting, spans, trace_context
+from . import api_forms, deprecations, metrics, ollama, rewriting, spans, trace_context
+from .cross_origin import CrossOrigin
 from .gateway import Gateway, GatewayRequest
 from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
 
@@ -90,6 +91,10 @@ def create_app(
     routes = [
         *(Route(path, _Generation(path), methods=["POST"]) for path in sorted(ALL_PATHS)),
         Route(RESPONSES + "/{rest:path}", _stored_response, methods=["GET", "POST", "DELETE"]),
+        *(Route(path, _OllamaGeneration(path), methods=["POST"]) for path in (ollama.CHAT_PATH, ollama.GENERATE_PATH)),
+        Route("/api/tags", _ollama_models),
+        Route("/api/show", _ollama_model, methods=["POST"]),
+        Route("/api/version", _ollama_version),
         Route("/v1/models", _models),
         Route("/v1/models/{model:path}", _model),
         Route("/health", _health),
@@ -100,7 +105,7 @@ def create_app(
     problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _unknown_route, 405: _unknown_route}
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
     app.router.redirect_slashes = False  # a redirect would go to the host that the client's own headers name
-    return app
+    return CrossOrigin(app, gateway.settings.cors) if gateway.settings.cors else app
 
 
 class _Bodies:
@@ -136,7 +141,7 @@ class _Generation:
 
     async def _handle(self, gateway: Gateway, request: Request, gateway_request: GatewayRequest, send: Send) -> None:
         """Answer a request, if only with an error, and record it."""
-        reply = _Reply(send, self._path, gateway_request.id)
+        reply = _Reply(send, self._path, gateway_request)
         try:
             gateway_request.key = gateway.key_of(gateway_request.headers)
             with gateway.admit(gateway_request.key):
@@ -169,12 +174,13 @@ class _Generation:
             bodies.give(len(raw))
             raw.clear()  # now, not when the garbage collector finds an error that refers to it
 
-    async def _forward(self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply) -> None:
+    async def _forward(
+        self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply | ollama.TranslatedReply
+    ) -> None:
         """Ask the engine, and send its answer on, rewritten for the client."""
         with gateway.meter(gateway_request, body) as usage:
             async with gateway.open_answer(gateway_request, usage.engine_body()) as answer:
-                usage.has_begun = answer.status == 200 and self._path not in WITHOUT_MODEL
-                reply.deprecated = gateway_request.deprecated
+                usage.has_begun = answer.status == 200 and gateway_request.path not in WITHOUT_MODEL
                 kind = answer.media_type.partition(";")[0].strip().lower()
                 if answer.status == 200 and kind == "text/event-stream":
                     async for piece in rewriting.events(answer, gateway_request.version, usage):
@@ -185,10 +191,22 @@ class _Generation:
                     return
                 whole = await rewriting.read_whole(answer.body)
             if answer.status != 200:
-                raise engine_problem(answer, whole, f"{gateway.engine.name} does not answer {self._path}")
+                raise engine_problem(answer, whole, f"{gateway.engine.name} does not answer {gateway_request.path}")
             if kind != _RAW:
                 kind, whole = _JSON, rewriting.rename_model(whole, gateway_request.version, usage, expected=answer.model)
             await reply.send_whole(200, kind, gateway_request.version, whole)
+
+
+class _OllamaGeneration(_Generation):
+    """A path of Ollama's API, which a chat or a completion of the engine answers."""
+
+    async def _forward(
+        self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply | ollama.TranslatedReply
+    ) -> None:
+        translation = ollama.Translation(self._path, body, gateway.engine.name, gateway.engine.context)
+        gateway_request.path = translation.path
+        translated = ollama.TranslatedReply(cast(_Reply, reply), translation)
+        await super()._forward(gateway, gateway_request, translation.body, translated)
 
 
 def engine_problem(answer: EngineAnswer, whole: bytes, no_such_path: str = "") -> ProblemError:
@@ -276,12 +294,11 @@ async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -
 class _Reply:
     """The reply to a client, with the headers that every reply has."""
 
-    def __init__(self, send: Send, path: str, name: str) -> None:
-        self._send, self._path = send, path
-        self.id = name
+    def __init__(self, send: Send, path: str, request: GatewayRequest) -> None:
+        self._send, self._path, self._request = send, path, request
+        self.id = request.id
         self.status = 0
         self.first: float | None = None
-        self.deprecated = ""
         self._streams = False
 
     async def send_whole(
@@ -291,10 +308,12 @@ class _Reply:
         await self._head(status, media_type, version, {"content-length": str(len(body)), **(extra_headers or {})})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def begin(self, version: str) -> None:
-        """Begin a stream of events."""
+    async def begin(
+        self, version: str, media_type: str = "text/event-stream", extra_headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Begin a stream, of events unless it has another type."""
         self._streams = True
-        await self._head(200, "text/event-stream", version, {"cache-control": "no-cache"})
+        await self._head(200, media_type, version, {"cache-control": "no-cache", **(extra_headers or {})})
 
     async def send_piece(self, body: bytes) -> None:
         """Send the next piece of the stream."""
@@ -322,7 +341,7 @@ class _Reply:
             trace_context.REQUEST_ID: self.id,
             **extra_headers,
             **({VERSION_HEADER: version} if version else {}),
-            **({deprecations.HEADER: self.deprecated} if self.deprecated else {}),
+            **({deprecations.HEADER: self._request.deprecated} if self._request.deprecated else {}),
         }
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
@@ -376,10 +395,10 @@ def _gateway(request: Request) -> Gateway:
     return gateway
 
 
-async def _problem(_request: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     """Answer with an error."""
     problem = problem_of(error, "")
-    return Response(problem.body(), problem.status, problem.headers(), _JSON)
+    return Response(api_forms.problem_body(problem, request.url.path, ""), problem.status, problem.headers(), _JSON)
 
 
 async def _unknown_route(request: Request, error: Exception) -> Response:
@@ -401,19 +420,59 @@ async def _models(request: Request) -> Response:
 
 async def _model(request: Request) -> Response:
     """GET /v1/models/NAME: the version that a name means now."""
-    gateway, name = _gateway(request), request.path_params["model"]
+    name = request.path_params["model"]
+    version, base, headers = await _resolve(request, name)
+    return JSONResponse(_entry(name, version if base else "", base), headers=headers)
+
+
+async def _resolve(request: Request, name: str) -> tuple[str, str, dict[str, str]]:
+    """Return the version that a name means now, its base, empty for the base itself, and the headers of an answer about it."""
+    gateway = _gateway(request)
     gateway_request = GatewayRequest("", request.headers, gateway.key_of(request.headers), name)
     try:
         with gateway.admit(gateway_request.key):
             parts = await gateway.resolve_model(gateway_request)
     except AdapterhubError as error:
         raise problem_of(error, name) from error
-    version = gateway.version_of(parts)
-    document = _entry(name, version if parts else "", gateway.settings.base_name if parts else "")
-    deprecated = deprecations.header_of(part for part, _ in parts)
-    return JSONResponse(
-        document, headers={VERSION_HEADER: version, **({deprecations.HEADER: deprecated} if deprecated else {})}
-    )
+    version, deprecated = gateway.version_of(parts), deprecations.header_of(part for part, _ in parts)
+    headers = {VERSION_HEADER: version, **({deprecations.HEADER: deprecated} if deprecated else {})}
+    return version, gateway.settings.base_name if parts else "", headers
+
+
+async def _ollama_models(request: Request) -> Response:
+    """GET /api/tags: the models that the client may ask for."""
+    gateway = _gateway(request)
+    key = gateway.key_of(request.headers)
+    with gateway.admit(key):
+        models = await gateway.list_models(key)
+    base, precision = gateway.settings.base_name, gateway.engine.precision
+    digests = [(name, str(version.digest).partition(":")[2] if version else "") for name, version in models]
+    entries = [ollama.model_entry(name, digest, "" if name == base else base, precision) for name, digest in digests]
+    return JSONResponse({"models": entries})
+
+
+async def _ollama_model(request: Request) -> Response:
+    """POST /api/show: the version that a name means now."""
+    gateway, raw = _gateway(request), bytearray()
+    gateway.key_of(request.headers)
+    bodies: _Bodies = request.app.state.bodies
+    try:
+        await _read(request, raw, bodies, gateway.settings.max_body)
+        body = await _document(raw, gateway.settings.max_body)
+    finally:
+        bodies.give(len(raw))
+    name = body.get("model") or body.get("name")
+    if not isinstance(name, str):
+        raise ProblemError(400, "`model` is missing, or not a text", param="model")
+    version, base, headers = await _resolve(request, name)
+    details = ollama.model_details(version, base, gateway.engine.precision, gateway.engine.context)
+    return JSONResponse(details, headers=headers)
+
+
+async def _ollama_version(request: Request) -> Response:
+    """GET /api/version."""
+    _gateway(request).key_of(request.headers)
+    return JSONResponse({"version": __version__})
 
 
 async def _stored_response(request: Request) -> Response:

@@ -18,6 +18,7 @@ from adapterhub.ref import Ref
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswer, EngineDownError
 from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
+from adapterhub.serve.engines.ignored_fields import fields_ignored
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub.serve.usage.token_counts import TokenCounts
@@ -198,7 +199,7 @@ class Gateway:
         """
         if not self.routes.keys:
             if not self.settings.behind_proxy:
-                _check_site(headers)
+                _check_site(headers, self.settings.cors)
             return None
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if not secret or kind.lower() != "bearer":
@@ -331,6 +332,9 @@ class Gateway:
             if name in body:
                 message = f"`{name}` would choose an adapter or a cache regardless of `model`; leave it out"
                 raise ProblemError(400, message, code="unsupported", param=name)
+        for name in fields_ignored(self.engine.name, request.path, body):
+            message = f"`{name}` is ignored by {self.engine.name} on {request.path}; leave it out"
+            raise ProblemError(400, message, code="unsupported", param=name)
         api_forms.check_state(request.path, body)
 
     async def _resolve_parts(self, request: GatewayRequest, user: str) -> VersionParts:
@@ -451,11 +455,11 @@ class Gateway:
         await self.versions.prefetch(version)
 
 
-def _check_site(headers: Mapping[str, str]) -> None:
+def _check_site(headers: Mapping[str, str], origins: frozenset[str]) -> None:
     """Refuse requests that a browser sends for another site's page: without keys, they look like the user's own.
 
     A site whose name resolves to this machine (DNS rebinding) sends its own name as the host; any other site sends its name as
-    the origin.
+    the origin, which may be one of those that are allowed.
     """
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
@@ -463,5 +467,5 @@ def _check_site(headers: Mapping[str, str]) -> None:
         message = f"Without keys, only requests to localhost are answered, not to {printable(host[:80])!r}"
         raise ProblemError(403, message, code="foreign_site")
     origin = headers.get("origin", "")
-    if origin and origin.partition("://")[2] != host:
+    if origin and origin not in origins and origin.partition("://")[2] != host:
         raise ProblemError(403, f"Without keys, no page of {printable(origin[:80])} is answered", code="foreign_site")

@@ -36,6 +36,7 @@ class GatewaySettings:
         certificate: The PEM file of a certificate, to serve HTTPS; None for HTTP.
         key: The PEM file of its private key.
         behind_proxy: Whether a proxy in front terminates TLS.
+        cors: The origins whose pages may use the API; "*" for any.
     """
 
     base: BaseSpec
@@ -56,3 +57,4 @@ class GatewaySettings:
     certificate: Path | None = None
     key: Path | None = None
     behind_proxy: bool = False
+    cors: frozenset[str] = frozenset()

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from adapterhub.http_server import binding, client_connections
 from adapterhub.serve.engines import Engine, EngineDownError
-from adapterhub_converters.errors import LocalIOError
+from adapterhub_converters.errors import LocalIOError, RefusedError
 
+from . import cross_origin
 from .app import create_app
 from .gateway import Gateway
 from .gateway_settings import GatewaySettings
@@ -31,6 +32,9 @@ def serve(settings: GatewaySettings, engine: Engine, *, ready: Callable[[str], o
     encrypted = bool(settings.certificate) or settings.behind_proxy
     has_keys = bool(gateway.routes.keys)
     binding.check_exposure(settings.host, encrypted=encrypted, requires_login=has_keys, code="gateway-needs-keys")
+    if cross_origin.ANY in settings.cors and not has_keys:
+        problem = "any page that somebody visits on this machine could use the model"
+        raise RefusedError(cross_origin.ANY, problem, "Name the sites, or give routes with keys", code="cors-needs-keys")
     sock = binding.open_listener(settings.host, settings.port)
     url = binding.url_of(sock, "https" if settings.certificate else "http")
     failure: list[BaseException] = []

@@ -106,6 +106,22 @@ def test_what_llama_server_has_is_answered_and_the_rest_is_refused_by_its_name(g
 
 
 @pytest.mark.peer
+def test_torch_answers_what_it_has_and_refuses_the_rest(models: Models, registry: Path, tmp_path: Path) -> None:
+    with serving.gateway(models.base, registry, tmp_path / "gateway", "--engine", "torch") as gateway:
+        for path in sorted(ALL_PATHS):
+            reply = gateway.post(path, {**REQUESTS[path], "model": "team/a0"})
+            if path in ENGINE_PATHS["in process"]:
+                assert reply.status == 200, reply.body
+            else:
+                assert (reply.status, reply.document["error"]["code"]) == (404, "unsupported")
+                answered = "torch, as it was started, answers /v1/chat/completions and /v1/completions, "
+                assert reply.document["error"]["message"] == f"{answered}not {path}"
+        talk = {"model": "team/a1", "messages": [TURN], "stream": False, "options": {"num_predict": 4, "temperature": 0}}
+        chat = gateway.post("/v1/chat/completions", {"model": "team/a1", "messages": [TURN], "max_tokens": 4, "temperature": 0})
+        assert gateway.post("/api/chat", talk).document["message"]["content"] == text_of(chat.document)
+
+
+@pytest.mark.peer
 def test_one_process_refuses_messages_whose_adapter_it_would_ignore(models: Models, registry: Path, tmp_path: Path) -> None:
     options = ("--program", llama_server.program(), "--one-process")
     with serving.gateway(models.gguf, registry, tmp_path / "gateway", *options) as gateway:
