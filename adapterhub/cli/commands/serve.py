@@ -98,7 +98,7 @@ def serve(
     """
     from adapterhub.http_server import logs
     from adapterhub.operations.workspace import Workspace
-    from adapterhub.serve.gateway import server
+    from adapterhub.serve.gateway import route_file, server
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.model_names import AllowedNames
 
@@ -109,6 +109,7 @@ def serve(
         "resolves": plugin,
         "extra_words": more,
         "timeout": timeout,
+        "listed": route_file.read(routes).engines if routes else (),
     }
     remote_ = None if remote is None else environment.remote_at(remote)
     with engines.open_engine(base, settings, **engine_settings, **fields) as chosen:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("adapterhub.serve.engine")
 PROBE = "Once upon a time, there was a"
 MOST_PROBABLE = 5  # tokens whose probabilities are compared
+_BASE_HINT = "Name the base that it has, or start it with this one"
 _LEAST_COMMON = 3  # of these, among the most probable ones of both
 # Nats: bfloat16 rounds a logit of 20 by up to 0.06, in another batch otherwise; fine-tuning moves some by more than one.
 _MOST_DIFFERENCE = 0.25
@@ -58,7 +59,7 @@ class AttachedBase:
     async def _read(self, client: Client | Connection) -> int:
         bases = [model for model in await models_of(client) if not model.get("parent")]
         if not bases:
-            raise RefusedError(self._client.url, "does not list its models", f"Name {self._kind}")
+            self._checks.refuse("does not list its models", f"Name {self._kind}")
         self.name, self._root = str(bases[0]["id"]), str(bases[0].get("root") or "")
         return int(bases[0].get("max_model_len") or 0)
 
@@ -104,7 +105,7 @@ class BaseChecks:
         if location == self._compared:
             return
         if problem := self._problem_of(location):
-            self._raise(problem)
+            self.refuse(problem, code="engine-base")
         self._compared, self._was_right = location, True
 
     def compare_sizes(self, sizes: Mapping[str, Any]) -> None:
@@ -113,7 +114,8 @@ class BaseChecks:
         expected = dict(zip(("n_vocab", "n_embd"), table.shape, strict=True)) if table is not None else {}
         for name, value in expected.items():
             if name in sizes and sizes[name] != value:
-                self._raise(f"has a base with {name} = {sizes[name]}, and that of {self._spec.source} is {value}")
+                problem = f"has a base with {name} = {sizes[name]}, and that of {self._spec.source} is {value}"
+                self.refuse(problem, code="engine-base")
 
     def compare_probabilities(self, probabilities: Mapping[str, float]) -> None:
         """Compare the probabilities with those at the first start; EngineDownError if they are of other weights."""
@@ -126,12 +128,11 @@ class BaseChecks:
         """Take the next probabilities as those to compare with."""
         self._probabilities = {}
 
-    def _raise(self, problem: str) -> NoReturn:
-        """Raise the error for another base: a refusal at the start, and after a restart an engine that cannot answer."""
+    def refuse(self, problem: str, hint: str = _BASE_HINT, code: str = "") -> NoReturn:
+        """Raise the error for another server: a refusal at the start, and after a restart an engine that cannot answer."""
         if self._was_right:
             raise EngineDownError(f"{self._url} {problem}")
-        hint = "Name the base that it has, or start it with this one"
-        raise RefusedError(self._url, problem, hint, code="engine-base")
+        raise RefusedError(self._url, problem, hint, code=code)
 
     def _problem_of(self, location: str) -> str:
         """Return why a path or a name on the Hub is of another base; empty if it is not known to be one."""

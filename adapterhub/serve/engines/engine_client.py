@@ -29,7 +29,7 @@ _HEALTH_SECONDS = 2.0  # seconds for an answer that costs an engine nothing
 _LONGEST_DOCUMENT = 4 << 20  # bytes of an answer to one of our own requests
 
 
-class _BrokenConnectionError(EngineDownError):
+class BrokenConnectionError(EngineDownError):
     """The server closed the connection before it answered: an idle one just as it was reused, or it has ended."""
 
 
@@ -196,7 +196,7 @@ class Client:
                 return await connection.send(method, path, body_for(connection.facts), patience)
             except BaseException as error:
                 await self._drop(connection)
-                if is_new or not isinstance(error, _BrokenConnectionError):
+                if is_new or not isinstance(error, BrokenConnectionError):
                     raise
 
     async def ask(self, path: str, body: Mapping[str, Any], model: str = "") -> EngineAnswer:
@@ -244,7 +244,7 @@ def _engine_errors() -> Iterator[None]:
         httpcore2.RemoteProtocolError,
         httpcore2.ConnectionNotAvailable,
     ) as error:
-        raise _BrokenConnectionError(_reason(error)) from error
+        raise BrokenConnectionError(_reason(error)) from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
         raise EngineDownError(_reason(error)) from error
 

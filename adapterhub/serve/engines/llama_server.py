@@ -31,7 +31,17 @@ from adapterhub.http_server.binding import free_port
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, EngineDownError, command_lines, error_text
+from . import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    Blend,
+    EngineAnswer,
+    EngineDownError,
+    MissingVersionError,
+    command_lines,
+    error_text,
+)
 from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
 from .engine_client import Client, Connection
 from .over_http import Process, Server, models_of
@@ -438,7 +448,7 @@ class AttachedServer(_LlamaCpp, Server):
         """Compare the base of the process at the end of a connection, and return the numbers of its adapters by their files."""
         status, document = await connection.call("GET", "/lora-adapters")
         if status != 200 or not isinstance(document, list):
-            raise RefusedError(self.client.url, f"does not list its adapters ({error_text(document)})", "Name a llama-server")
+            self._checks.refuse(f"does not list its adapters ({error_text(document)})", "Name a llama-server")
         numbers = {Path(adapter["path"]).resolve(): int(adapter["id"]) for adapter in document}
         _, properties = await connection.call("GET", "/props")
         if isinstance(properties, dict) and properties.get("model_path"):
@@ -464,11 +474,11 @@ class AttachedServer(_LlamaCpp, Server):
 
 
 def _number_of(served: PreparedVersion, numbers: Mapping[Path, int]) -> int:
-    """Return the number of a version; RefusedError if the server was started without it."""
+    """Return the number of a version; MissingVersionError if the server was started without it."""
     number = numbers.get(served.path.resolve())
     if number is None:
         hint = f"Start it with {served.path} among its adapters, or let the gateway start one"
-        raise RefusedError(served.model, "the llama-server was started without it", hint)
+        raise MissingVersionError(served.model, "the llama-server was started without it", hint)
     return number
 
 

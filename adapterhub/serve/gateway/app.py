@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapterhub.serve.engines import CHAT, COMPLETIONS, EMBEDDINGS, EngineAnswer, EngineDownError, error_text
+from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.version import __version__
 from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
@@ -396,7 +397,8 @@ async def _health(request: Request) -> Response:
     gateway = _gateway(request)
     is_healthy = await gateway.healthy()
     state = "ok" if is_healthy else "loading" if not gateway.ready else "down"
-    document = {"status": state, "engine": gateway.engine.name, "version": __version__}
+    document: dict[str, object] = {"status": state, "engine": gateway.engine.name, "version": __version__}
+    document |= {"engines": gateway.engine.states()} if isinstance(gateway.engine, EnginePool) else {}
     return JSONResponse(document, 200 if is_healthy else 503, {} if is_healthy else {"retry-after": "2"})
 
 

@@ -17,12 +17,14 @@ from adapterhub.http_server import binding
 from adapterhub.ref import Ref
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import Blend, Engine, EngineAnswer, EngineDownError
+from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError, UsageError
 from adapterhub_converters.runtime_rules import RuntimeName
 
+from .engine_metrics import EngineMetrics
 from .engine_versions import EngineVersions
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
@@ -85,6 +87,8 @@ class Gateway:
             RemoteLookup(self._workspace, remote, settings.poll) if remote else RegistryLookup(self._workspace)
         )
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
+        if isinstance(engine, EnginePool):
+            self.metrics.registry.register(EngineMetrics(engine))
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
 
         self._watched: OrderedDict[str, _WatchedRef] = OrderedDict()
