@@ -149,6 +149,10 @@ class Gateway:
     def reload(self) -> None:
         """Read the routes and the policy again, and check all versions against them; a malformed file changes nothing."""
         self._rules.read()
+        if isinstance(self.engine, EnginePool):
+            self.engine.change(self.routes.engines)
+        elif self.routes.engines:
+            log.error("the engines of the route file are not used: this gateway was started with an engine of its own")
         self.versions.check_again()  # even without a change here: keys of signers or the registry's policy may differ
 
     # ---- access

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -327,3 +328,72 @@ def test_an_engine_is_named_once(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is given more than once") as refused:
             EnginePool(lab.open, [EngineAddress("http://a", "a"), second])
         assert refused.value.code == "engine-twice"
+
+
+def test_a_removed_engine_gets_no_request_and_is_closed_after_its_last_answer(tmp_path: Path) -> None:
+    async def use(lab: Lab) -> None:
+        a, b = lab.addresses()
+        async with started(lab, [], a, b) as pool:
+            [leaving, _] = pool.members
+            answer = await pool.ask("/v1/completions", BODY, ())
+            assert answer.engine == "a"
+            pool.change([b])
+            assert [await status(pool) for _ in range(5)] == [(200, "b")] * 5
+            assert up(pool) == {"b": True}
+            assert b"".join([piece async for piece in answer.body]) == b'{"model": "base"}'
+            client = cast(Vllm, leaving.engine).client
+            assert client.is_connected
+            await answer.close()
+            while client.is_connected:
+                await asyncio.sleep(0.01)
+
+    run(tmp_path, use)
+
+
+def test_an_added_engine_is_compared_and_joins_and_another_weight_is_no_other_engine(tmp_path: Path) -> None:
+    async def use(lab: Lab) -> None:
+        async with started(lab, lab.addresses("a")) as pool:
+            [first] = pool.members
+            lab.peers["b"].root = lab.other_base()
+            pool.change(lab.addresses("b", b=3))
+            while pool.members[1].error is None:
+                await asyncio.sleep(0.01)
+            assert up(pool) == {"a": True, "b": False}
+            lab.peers["b"].root = ""
+            while not up(pool)["b"]:
+                await asyncio.sleep(0.01)
+            pool.change(lab.addresses("b", b=2))
+            assert (pool.members[0], [member.address.weight for member in pool.members]) == (first, [1, 2])
+            assert up(pool) == {"a": True, "b": True}
+
+    run(tmp_path, use)
+
+
+@pytest.mark.parametrize("names", ["", "aa"])
+def test_a_list_without_an_engine_or_with_one_twice_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str
+) -> None:
+    async def use(lab: Lab) -> None:
+        async with started(lab, [], *lab.addresses()) as pool:
+            pool.change([address for name in names for address in lab.addresses(name)])
+            assert up(pool) == {"a": True, "b": True}
+
+    run(tmp_path, use)
+    assert "the engines stay as they were: " in caplog.text
+
+
+def test_an_engine_that_cannot_be_opened_is_left_out_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def use(lab: Lab) -> None:
+        def open_engine(address: EngineAddress) -> Engine:
+            if address.key_variable:
+                raise UsageError(address.name, "its key should be in $KEY, which is not set")
+            return lab.open(address)
+
+        pool = EnginePool(open_engine, lab.addresses("a"))
+        await pool.start()
+        pool.change([dataclasses.replace(address, key_variable="KEY") for address in lab.addresses("b")])
+        assert up(pool) == {"a": True}
+        await pool.close()
+
+    run(tmp_path, use)
+    assert "the engine b is left out: b: its key should be in $KEY, which is not set" in caplog.text
