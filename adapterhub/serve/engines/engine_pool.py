@@ -20,12 +20,12 @@ from adapterhub_converters.errors import AdapterhubError, UsageError
 
 from . import Blend, Engine, EngineAnswer, EngineDownError, EngineTimeoutError, MissingVersionError
 from .engine_client import BrokenConnectionError
+from .over_http import UNAVAILABLE
 from .pooled_engine import EngineAddress, PooledEngine, check_distinct
 
 log = logging.getLogger("adapterhub.serve.engine")
 SPREAD = 4
 """Requests, for a weight of 1, by which the engines that have a version must be busier than another one before that gets it."""
-_UNAVAILABLE = (502, 503)
 _MOST_BREAKS = 2  # connections that one request may break, because it may be what ends the engines
 _MOST_NAMES, _OTHER_ENGINES = 1000, "other"  # engines that are counted by name while the gateway runs
 
@@ -71,7 +71,8 @@ class EnginePool:
             raise self._members[0].error or EngineDownError("no engine answers for now")
         self.context = min(contexts)
         for member in self._members:
-            self._watch(member)
+            if member not in self._watches:  # added by a reload while the others started
+                self._watch(member)
 
     async def close(self) -> None:
         """Close the connections to all engines."""
@@ -82,8 +83,16 @@ class EnginePool:
         await asyncio.gather(*self._closing, *(member.engine.close() for member in self._members))
 
     async def healthy(self) -> bool:
-        """Return whether at least one engine answers."""
-        return any(await asyncio.gather(*(member.look() for member in self._members if member.has_started)))
+        """Return whether at least one engine answers; the first answer decides, so that a hanging engine delays nobody."""
+        looks = [asyncio.create_task(member.look()) for member in self._members if member.has_started]
+        try:
+            for look in asyncio.as_completed(looks):
+                if await look:
+                    return True
+            return False
+        finally:
+            for task in looks:
+                task.cancel()
 
     @property
     def members(self) -> Sequence[PooledEngine]:
@@ -153,8 +162,6 @@ class EnginePool:
             try:
                 await member.ensure(served)
                 return
-            except EngineTimeoutError:
-                raise
             except EngineDownError as error:
                 member.fail(str(error))
                 problem = error
@@ -201,7 +208,7 @@ class EnginePool:
             except MissingVersionError as error:
                 problem = error
             else:
-                if answer.status not in _UNAVAILABLE:
+                if answer.status not in UNAVAILABLE:
                     return answer
                 unavailable = answer
         if unavailable is not None:

@@ -17,10 +17,11 @@ from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, UsageError
 
-from . import Engine, EngineDownError
+from . import Engine, EngineDownError, EngineTimeoutError
 
 log = logging.getLogger("adapterhub.serve.engine")
-_LOOK_SECONDS = 2.0  # seconds between two looks at an engine in use
+# Seconds between two looks at an engine in use: less than a client keeps an idle connection, so that none is compared again.
+_LOOK_SECONDS = 1.5
 _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before a look at an engine out of use, longer after each failure
 
 
@@ -93,8 +94,11 @@ class PooledEngine:
         return self.versions.issuperset(models)
 
     async def ensure(self, served: PreparedVersion) -> None:
-        """Make sure that it knows a version."""
-        await self.engine.ensure(served)
+        """Make sure that it knows a version; one that does not load it in time has not been asked anything yet."""
+        try:
+            await self.engine.ensure(served)
+        except EngineTimeoutError as error:
+            raise EngineDownError(str(error), error.seconds) from error
         self.versions.add(served.model)
 
     async def look(self) -> bool:

@@ -18,7 +18,7 @@ from adapterhub_converters.errors import RefusedError
 from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
 from .attached_base import AttachedBase
 from .engine_client import Client
-from .over_http import LoadingServer, Process
+from .over_http import LoadingServer, Process, check_available
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -47,6 +47,7 @@ class Sglang(LoadingServer):
     async def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name."""
         status, document = await self.client.call("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        check_available(status, f"loading {name}")
         if status != 200 and "already loaded" not in error_text(document):
             raise RefusedError(name, f"SGLang cannot load it ({error_text(document)})")
 

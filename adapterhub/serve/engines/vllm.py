@@ -23,7 +23,7 @@ from adapterhub_converters.errors import OutputExistsError, RefusedError
 from . import CHAT, COMPLETIONS, EMBEDDINGS, Blend, EngineAnswer, error_text
 from .attached_base import AttachedBase
 from .engine_client import Client
-from .over_http import LoadingServer, Process, models_of
+from .over_http import LoadingServer, Process, check_available, models_of
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -95,6 +95,7 @@ class Vllm(LoadingServer):
         status, document = await self.client.call(
             "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
         )
+        check_available(status, f"loading {name}")
         if status == 404 and "Not Found" in error_text(document):
             hint = "Start it with LoRA enabled, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             raise RefusedError(self.client.url, "does not load adapters while it runs", hint)

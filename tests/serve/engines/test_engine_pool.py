@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -32,11 +33,14 @@ class Peer(Server):
     def __init__(self) -> None:
         super().__init__("0.33.0")
         self.status = self.health = 200
+        self.load_status = 0
         self.breaks = False
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
         if path == "/health":
             return self.health, {}
+        if path == "/v1/load_lora_adapter" and self.load_status:
+            return self.load_status, {}
         if path == "/v1/completions" and body["prompt"] == "x":
             self.asked.append(body["model"])
             if self.breaks:
@@ -208,6 +212,42 @@ def test_another_engine_answers_for_one_that_is_not_available(tmp_path: Path, co
             lab.peers["b"].status = code
             assert (await status(pool, lab.version("c")))[0] == code  # as one engine would have it
             assert [member.running for member in pool.members] == [0, 0]
+
+    run(tmp_path, use)
+
+
+@pytest.mark.parametrize("code", [502, 503])
+def test_another_engine_loads_a_version_for_one_that_is_not_available(tmp_path: Path, code: int) -> None:
+    async def use(lab: Lab) -> None:
+        async with started(lab, lab.addresses()) as pool:
+            lab.peers["a"].load_status = code
+            assert await status(pool, lab.version("c")) == (200, "b")
+            assert up(pool) == {"a": False, "b": True}
+
+    run(tmp_path, use)
+
+
+def test_a_hanging_engine_delays_no_look_at_the_health_of_the_pool(tmp_path: Path) -> None:
+    async def hang(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def use(lab: Lab) -> None:
+        async with started(lab, lab.addresses()) as pool:
+            hanging = await asyncio.start_server(hang, "127.0.0.1", 0)
+            async with contextlib.AsyncExitStack() as stack:
+                stack.callback(hanging.close)
+                first, second = pool.members
+                url = f"http://127.0.0.1:{hanging.sockets[0].getsockname()[1]}"
+                first.engine = Vllm(Client(url), None, base=lab.spec, folder=lab.folder, slots=4)
+                stack.push_async_callback(first.engine.close)
+                health = asyncio.ensure_future(pool.healthy())
+                look = asyncio.ensure_future(first.look())
+                done, _ = await asyncio.wait([health, look], return_when=asyncio.FIRST_COMPLETED)
+                assert done == {health}
+                assert health.result()
+                assert second.is_up
+                look.cancel()
+                await asyncio.wait([look])
 
     run(tmp_path, use)
 
