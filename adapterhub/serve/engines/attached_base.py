@@ -47,6 +47,11 @@ class AttachedBase:
         if is_attached:
             client.greet = self._greet
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities that the server had first for a fixed prompt; empty if they are not known."""
+        return self._checks.probabilities
+
     async def read(self) -> int:
         """Ask for the name of the base; return the tokens of a conversation, 0 if the server does not say."""
         return await self._read(self._client)
@@ -87,11 +92,15 @@ class AttachedBase:
 
 
 class BaseChecks:
-    """Comparisons of a server's base with the one that adapters are checked against, and with itself after a restart."""
+    """Comparisons of a server's base with the one that adapters are checked against, and with itself after a restart.
+
+    Attributes:
+        probabilities: The logarithms of the probabilities that the server had first; empty if they are not known.
+    """
 
     def __init__(self, client: Client, spec: BaseSpec) -> None:
         self._url, self._spec = client.url, spec
-        self._probabilities: Mapping[str, float] = {}
+        self.probabilities: Mapping[str, float] = {}
         self._compared = ""  # the name that was compared last
         self._was_right = False
 
@@ -119,14 +128,14 @@ class BaseChecks:
 
     def compare_probabilities(self, probabilities: Mapping[str, float]) -> None:
         """Compare the probabilities with those at the first start; EngineDownError if they are of other weights."""
-        if not self._probabilities:
-            self._probabilities = probabilities
-        if probabilities and not are_alike(probabilities, self._probabilities):
+        if not self.probabilities:
+            self.probabilities = probabilities
+        if probabilities and not are_alike(probabilities, self.probabilities):
             raise EngineDownError(f"{self._url} answers with other weights than before; restart the gateway if it should")
 
     def forget_probabilities(self) -> None:
         """Take the next probabilities as those to compare with."""
-        self._probabilities = {}
+        self.probabilities = {}
 
     def refuse(self, problem: str, hint: str = _BASE_HINT, code: str = "") -> NoReturn:
         """Raise the error for another server: a refusal at the start, and after a restart an engine that cannot answer."""

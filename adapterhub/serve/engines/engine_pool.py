@@ -16,9 +16,10 @@ from dataclasses import replace
 from typing import Any
 
 from adapterhub.serve.prepared_versions import PreparedVersion
-from adapterhub_converters.errors import AdapterhubError, UsageError
+from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 
 from . import Blend, Engine, EngineAnswer, EngineDownError, EngineTimeoutError, MissingVersionError
+from .attached_base import are_alike
 from .engine_client import BrokenConnectionError
 from .over_http import UNAVAILABLE
 from .pooled_engine import EngineAddress, PooledEngine, check_distinct
@@ -51,7 +52,7 @@ class EnginePool:
         self._open, self._fixed = open_engine, tuple(fixed)
         addresses = [*fixed, *listed]
         check_distinct(addresses)
-        self._members = [PooledEngine(address, open_engine(address)) for address in addresses]
+        self._members = [self._open_member(address) for address in addresses]
         self._watches: dict[PooledEngine, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self.requests: Counter[str] = Counter()
@@ -65,7 +66,11 @@ class EnginePool:
 
     async def start(self) -> None:
         """Compare all engines with the base; raise the error of the first one if none is right."""
-        await asyncio.gather(*(member.look() for member in self._members))
+        are_right = await asyncio.gather(*(member.start() for member in self._members))
+        # One after the other, so that the first one decides which weights are right.
+        for member in (member for member, is_right in zip(self._members, are_right, strict=True) if is_right):
+            await member.join()
+            await member.look()
         contexts = [member.engine.context for member in self._members if member.has_started]
         if not contexts:
             raise self._members[0].error or EngineDownError("no engine answers for now")
@@ -124,13 +129,23 @@ class EnginePool:
     def _add(self, address: EngineAddress) -> None:
         """Add an engine, which is used as soon as it has been compared."""
         try:
-            member = PooledEngine(address, self._open(address))
+            member = self._open_member(address)
         except AdapterhubError as error:
             log.error("the engine %s is left out: %s", address.name, error)
             return
         log.info("the engine %s was added", address.name)
         self._members.append(member)
         self._watch(member)
+
+    def _open_member(self, address: EngineAddress) -> PooledEngine:
+        return PooledEngine(address, self._open, self._check_weights)
+
+    def _check_weights(self, member: PooledEngine) -> None:
+        """Raise RefusedError if an engine has other weights than one that was in use before."""
+        reference = next((earlier for earlier in self._members if earlier.has_started and earlier.probabilities), member)
+        if member.probabilities and not are_alike(member.probabilities, reference.probabilities):
+            problem = f"answers with other weights than the engine {reference.address.name}"
+            raise RefusedError(member.address.url, problem, "Start it with the same base", code="engine-base")
 
     def _watch(self, member: PooledEngine) -> None:
         self._watches[member] = asyncio.create_task(member.watch())

@@ -440,6 +440,11 @@ class AttachedServer(_LlamaCpp, Server):
         self._checks = BaseChecks(self.client, base)
         self.most = self.slots = 1024
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return self._checks.probabilities
+
     async def start(self) -> None:
         """Ask the server for its adapters and its base."""
         self.context = await _context_of(self.client, "/props")

@@ -228,6 +228,11 @@ class Server:
     def __init__(self, client: Client, process: Process | None = None) -> None:
         self.client, self.process = client, process
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return {}
+
     async def start(self) -> None:
         """Start it."""
         if self.process is not None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
-from adapterhub_converters.errors import AdapterhubError, UsageError
+from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
 
 from . import Engine, EngineDownError, EngineTimeoutError
+from .over_http import Server
 
 log = logging.getLogger("adapterhub.serve.engine")
 # Seconds between two looks at an engine in use: less than a client keeps an idle connection, so that none is compared again.
@@ -67,6 +68,10 @@ def check_distinct(addresses: Iterable[EngineAddress], place: str = "") -> None:
 class PooledEngine:
     """An engine of a pool.
 
+    Args:
+        open_engine: Opens the engine at the address, without starting it.
+        check: Compares the engine, which has started, with the others of the pool; raises RefusedError.
+
     Attributes:
         has_started: Whether it has been compared with the base, and is right.
         is_up: Whether it is in use.
@@ -76,8 +81,14 @@ class PooledEngine:
         error: Why it could not be started; None if it could.
     """
 
-    def __init__(self, address: EngineAddress, engine: Engine) -> None:
-        self.address, self.engine = address, engine
+    def __init__(
+        self,
+        address: EngineAddress,
+        open_engine: Callable[[EngineAddress], Engine],
+        check: Callable[[PooledEngine], None],
+    ) -> None:
+        self.address, self.engine = address, open_engine(address)
+        self._open, self._check = open_engine, check
         self.has_started = self.is_up = self.is_leaving = False
         self.running = 0
         self.versions: set[str] = set()
@@ -101,17 +112,43 @@ class PooledEngine:
             raise EngineDownError(str(error), error.seconds) from error
         self.versions.add(served.model)
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return self.engine.probabilities if isinstance(self.engine, Server) else {}
+
+    async def start(self) -> bool:
+        """Compare it with the base; return whether it answers and is right."""
+        try:
+            await self.engine.start()
+        except (AdapterhubError, EngineDownError) as error:
+            await self._refuse(error)
+            return False
+        return True
+
+    async def join(self) -> None:
+        """Compare it, once it has started, with the others."""
+        try:
+            self._check(self)
+        except RefusedError as error:
+            await self._refuse(error)
+        else:
+            self.has_started, self.error = True, None
+
+    async def _refuse(self, error: AdapterhubError | EngineDownError) -> None:
+        """Leave it out, and forget the server that it was compared with, which may be another one the next time."""
+        self.error = error
+        self.fail(str(error))
+        await self.engine.close()
+        self.engine = self._open(self.address)
+
     async def look(self) -> bool:
         """Return whether it answers now; start it before the first look, and use it again once its pause is over."""
-        try:
-            if not self.has_started:
-                await self.engine.start()
-                self.has_started, self.error = True, None
-            is_healthy = await self.engine.healthy()
-        except (AdapterhubError, EngineDownError) as error:
-            self.error = error
-            self.fail(str(error))
+        if not self.has_started and await self.start():
+            await self.join()
+        if not self.has_started:
             return False
+        is_healthy = await self.engine.healthy()
         if not is_healthy:
             self.fail("it does not answer /health")
         elif not self.is_up and time.monotonic() >= self._retry_at:

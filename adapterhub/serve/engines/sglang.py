@@ -39,6 +39,11 @@ class Sglang(LoadingServer):
         self.most = self.slots = most
         self._base = AttachedBase(client, base, "an SGLang server", is_attached=process is None)
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return self._base.probabilities
+
     async def start(self) -> None:
         """Start it, and ask for the name of its base."""
         await super().start()

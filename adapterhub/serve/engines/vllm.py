@@ -60,6 +60,11 @@ class Vllm(LoadingServer):
         self._zeros: Path | None = None
         self._base = AttachedBase(client, base, "a vLLM server", is_attached=process is None)
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return self._base.probabilities
+
     async def start(self) -> None:
         """Start it, and find out how its base must be requested."""
         await super().start()

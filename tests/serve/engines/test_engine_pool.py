@@ -182,6 +182,27 @@ def test_an_engine_with_another_base_is_never_asked_until_it_has_the_right_one(
     assert "the engine a is in use" in caplog.text
 
 
+def test_an_engine_with_other_weights_than_the_first_one_is_never_asked_until_it_has_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a path or a name says nothing, as of a server on another machine."""
+
+    async def use(lab: Lab) -> None:
+        lab.peers["b"].probabilities = {"lot": -0.6, "time": -2.5, "man": -2.0}
+        async with started(lab, lab.addresses()) as pool:
+            answers = [await pool.ask("/v1/completions", BODY, ()) for _ in range(10)]
+            assert [answer.engine for answer in answers] == ["a"] * 10
+            lab.peers["b"].probabilities = {"lot": -0.6, "time": -1.45, "man": -2.0}  # up to rounding
+            while not up(pool)["b"]:
+                await asyncio.sleep(0.05)
+            assert await status(pool) == (200, "b")
+            for answer in answers:
+                await answer.close()
+
+    run(tmp_path, use)
+    assert "answers with other weights than the engine a. Start it with the same base" in caplog.text
+
+
 def test_if_none_has_the_base_the_start_fails_as_with_one(tmp_path: Path) -> None:
     async def use(lab: Lab) -> None:
         for peer in lab.peers.values():

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 import adapterhub as ah
@@ -238,6 +239,21 @@ def test_an_engine_with_another_base_is_never_asked_and_joins_with_the_right_one
             engines.start(0, models.gguf)
             wait_for(running, True, True)
             assert running.complete("base", PROMPTS[0], count=COUNT).text == models.answer(PROMPTS[0], None, COUNT)
+
+
+def test_an_engine_with_other_weights_of_the_same_shapes_is_never_asked(
+    models: Models, registry: Path, engines: Engines, tmp_path: Path
+) -> None:
+    raw = models.gguf.read_bytes()
+    middle = len(raw) // 64 * 32
+    (tmp_path / "other.gguf").write_bytes(raw[:middle] + np.frombuffer(raw[middle:], np.float32)[::-1].tobytes())
+    engines.start(0, models.gguf)
+    engines.start(1, tmp_path / "other.gguf")
+    with gateway(models, registry, tmp_path, *engines.options()) as running:
+        assert tuple(states(running).values()) == (True, False)
+        assert "answers with other weights than the engine" in running.log.read_text()
+        for prompt in PROMPTS:
+            assert running.complete("base", prompt, count=COUNT).text == models.answer(prompt, None, COUNT)
 
 
 def test_engines_of_the_route_file_come_and_go_while_requests_run(
