@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub_converters.errors import UsageError
-
 from . import environment, inputs, output
 from .environment import workspace
 from .options import Choice, Settings, dtype_option, max_rank_option
 
 if TYPE_CHECKING:
     from adapterhub.serve.engines import Engine
+    from adapterhub.serve.engines.pooled_engine import EngineAddress
     from adapterhub_converters.bases import BaseSpec
 
 # Written out so that help and completion need not import the engines; a test compares.
@@ -31,7 +30,7 @@ _OPTIONS = (
         "urls",
         metavar="URL",
         multiple=True,
-        help="An engine that is already running; its key is in $ADAPTERHUB_ENGINE_KEY.",
+        help="An engine that is already running; its key is in $ADAPTERHUB_ENGINE_KEY. Repeatable, for engines of one kind.",
     ),
     click.option("--program", metavar="PATH", default="", help="Path of llama-server, or of a Python that has the engine."),
     click.option(
@@ -86,15 +85,20 @@ def open_engine(
     context: int | None,
     dtype: str | None,
     nf4: bool,
+    listed: Sequence[EngineAddress] = (),
     **fields: Any,
 ) -> Iterator[EngineChoice]:
-    """Open the engine of `engine_options` on a base, and print which one it is; `fields` are more of `EngineOptions`."""
-    from adapterhub.operations import base_sources
-    from adapterhub.serve.engines import engine_choice
+    """Open the engine of `engine_options` on a base, and print which one it is.
 
-    if len(urls) > 1:
-        raise UsageError("--engine-url", "is given more than once", "Name one engine")
-    url = urls[0] if urls else ""
+    Args:
+        listed: The engines of a route file.
+        fields: More of `EngineOptions`.
+    """
+    from adapterhub.operations import base_sources
+    from adapterhub.serve.engines import engine_choice, pooled_engine
+
+    fixed = [pooled_engine.address_of(url) for url in urls]
+    url = next((address.url for address in (*fixed, *listed)), "")
     spec = inputs.read_base(base, settings)
     base_name = name or _base_name(base, spec)
     with tempfile.TemporaryDirectory(prefix="adapterhub-serve-") as folder:
@@ -105,7 +109,7 @@ def open_engine(
             # An engine that runs elsewhere has its own weights.
             weights=None if url else base_sources.weights(base, workspace(settings)),
             folder=Path(folder),
-            url=url.rstrip("/"),
+            url=url,
             url_key=os.environ.get(environment.ENGINE_KEY, ""),
             program=program,
             environ=os.environ,
@@ -117,7 +121,7 @@ def open_engine(
             tell=lambda note: output.say(output.one_line(note)),
             **fields,
         )
-        chosen_engine = engine_choice.open_engine(choice)
+        chosen_engine = engine_choice.open_pool(choice, fixed, listed) if url else engine_choice.open_engine(choice)
         if chosen_engine.name == "torch":
             # Before the engine starts, which imports torch.
             environment.prepare_torch(same_bits_in_batches=True)

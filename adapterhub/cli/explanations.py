@@ -135,6 +135,8 @@ ERRORS: dict[str, str] = {
     "different-bases": "A difference from the weights of one model has no meaning for another, so that their sum would be noise. If it is one model under several names, record it with `adapterhub describe DIR --base BASE`.",
     "diverged": 'The loss is NaN or infinite: the weights have left the range in which they compute anything. A lower learning rate, a longer warmup, or `base.dtype = "float32"` helps; so does a look at the data.',
     "engine-base": "The engine at --engine-url has another base model than the one that is named here, so it would answer with other weights than adapters are checked against. Name the base that it has, or start it with this one.",
+    "engine-twice": "Two engines have the same address or the same name, so that one of them would get twice its share, or logs and metrics could not tell them apart. Name each engine once; two servers at one host and port need a `name` in the route file.",
+    "engine-without-version": "A llama-server loads adapters only when it starts, and none of the engines was started with this one. Start it with the file that the message names among its adapters, or let the gateway start llama-server.",
     "expect-unsupported": "`--expect` compares a tag and moves it in one step, which this kind of remote cannot do.",
     "gated-model": "Only people who have accepted the conditions of the model's owner can read it. Accept them on its page, and set HF_TOKEN to a token of that account.",
     "gateway-needs-keys": "Beyond this machine, anyone who reaches the address could use the model. A route file has digests of keys.",

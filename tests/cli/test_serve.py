@@ -34,7 +34,7 @@ def base(tmp_path: Path) -> Path:
         ((), 8, "vllm: does not answer"),
         (("--engine-url", "nonsense"), 2, "nonsense: is not the URL of a server"),
         (("--engine-url", NOBODY, "--engine", "auto"), 2, "does not report which engine it is"),
-        (("--engine-url", NOBODY, "--engine-url", NOBODY), 2, "--engine-url: is given more than once"),
+        (("--engine-url", NOBODY, "--engine-url", f"{NOBODY}/"), 2, "http://127.0.0.1:9: is given more than once"),
         (("--context", 512), 2, "context 512: the engine at http://127.0.0.1:9 is already running"),
         (("--dtype", "float32"), 2, "dtype float32: the engine at http://127.0.0.1:9 is already running"),
     ],
@@ -45,6 +45,26 @@ def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: t
     done = run("serve", base, "--engine", "vllm", *usual, "--port", 0, *options, code=code, cwd=tmp_path)
     assert words in done.stderr
     assert "bug" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "code", "words"),
+    [
+        (f'url = "{NOBODY}"', 8, "vllm: does not answer"),
+        (
+            f'url = "{NOBODY}"\nname = "left"\nkey_variable = "NO_KEY"',
+            2,
+            "left: its key should be in $NO_KEY, which is not set",
+        ),
+        (f'url = "{NOBODY}"\nwidth = 2', 2, "engines.toml: engines[0]: width: unknown"),
+    ],
+)
+def test_engines_of_the_route_file_are_used_without_a_url(
+    run: Run, base: Path, tmp_path: Path, table: str, code: int, words: str
+) -> None:
+    (tmp_path / "engines.toml").write_text(f"[[engines]]\n{table}\n")
+    done = run("serve", base, "--engine", "vllm", "--route", tmp_path / "engines.toml", "--port", 0, code=code)
+    assert words in done.stderr
 
 
 def test_a_base_does_not_answer_for_an_adapter_of_its_name(run: Run, base: Path, tmp_path: Path) -> None:

@@ -92,11 +92,12 @@ def test_the_entry_point_is_the_one_that_vllm_loads() -> None:
 
 
 def test_the_route_file_is_one(tmp_path: Path) -> None:
-    [text] = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    (tmp_path / "routes.toml").write_text(text)
+    blocks = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "routes.toml").write_text("\n".join(blocks))
     found = route_file.read(tmp_path / "routes.toml")
     assert set(found.routes) == {"legal"}
     assert [key.name for key in found.keys.values()] == ["research"]
+    assert [engine.name for engine in found.engines] == ["left"]
 
 
 def test_every_engine_is_in_the_table() -> None:

@@ -113,7 +113,7 @@ def serve(
     """
     from adapterhub.http_server import logs
     from adapterhub.operations.workspace import Workspace
-    from adapterhub.serve.gateway import cross_origin, server, spans
+    from adapterhub.serve.gateway import cross_origin, route_file, server, spans
     from adapterhub.serve.gateway.gateway_settings import GatewaySettings
     from adapterhub.serve.model_names import AllowedNames
     from adapterhub.serve.usage import usage_database
@@ -125,6 +125,7 @@ def serve(
         "resolves": plugin,
         "extra_words": more,
         "timeout": timeout,
+        "listed": route_file.read(routes).engines if routes else (),
     }
     remote_ = None if remote is None else environment.remote_at(remote)
     tracing = spans.open_tracing() if environment.is_traced() else None

@@ -6,6 +6,7 @@
     command_lines.py the command lines that start engines
     engine_client.py a client of an engine's server
     engine_stream.py its connections, over asyncio alone
+    engine_pool.py   several servers as one engine; pooled_engine.py: one of them
     over_http.py     what all server engines share: a process that is restarted, and adapters that are loaded by name
     attached_base.py the base of a server that somebody else has started: is it the one that adapters were checked against?
     llama_logprobs.py probabilities of llama-server in the form of OpenAI
@@ -29,6 +30,7 @@ from typing import Any, Protocol
 
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.display import printable
+from adapterhub_converters.errors import RefusedError
 
 Blend = tuple[tuple[PreparedVersion, float], ...]
 """The versions that answer a request: `()` is the base, one version with weight 1 that version, several a blend."""
@@ -49,6 +51,12 @@ class EngineTimeoutError(EngineDownError):
     """The engine did not answer in time."""
 
 
+class MissingVersionError(RefusedError):
+    """The engine was started without a version, and loads none; another engine may have it."""
+
+    default_code = "engine-without-version"
+
+
 async def _do_nothing() -> None:
     return None
 
@@ -63,6 +71,7 @@ class EngineAnswer:
         body: Its bytes as they arrive; may raise EngineDownError.
         close: Cancels the work if the body is not read to its end.
         model: The `model` that documents with one must have, or they are another version's answer; empty for any.
+        engine: The name of the engine, of several; else empty.
     """
 
     status: int
@@ -70,6 +79,7 @@ class EngineAnswer:
     body: AsyncIterator[bytes]
     close: Callable[[], Awaitable[None]] = _do_nothing
     model: str = ""
+    engine: str = ""
 
 
 class Engine(Protocol):

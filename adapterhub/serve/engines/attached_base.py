@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("adapterhub.serve.engine")
 PROBE = "Once upon a time, there was a"
 MOST_PROBABLE = 5  # tokens whose probabilities are compared
+_BASE_HINT = "Name the base that it has, or start it with this one"
 _LEAST_COMMON = 3  # of these, among the most probable ones of both
 # Nats: bfloat16 rounds a logit of 20 by up to 0.06, in another batch otherwise; fine-tuning moves some by more than one.
 _MOST_DIFFERENCE = 0.25
@@ -46,6 +47,11 @@ class AttachedBase:
         if is_attached:
             client.greet = self._greet
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities that the server had first for a fixed prompt; empty if they are not known."""
+        return self._checks.probabilities
+
     async def read(self) -> int:
         """Ask for the name of the base; return the tokens of a conversation, 0 if the server does not say."""
         return await self._read(self._client)
@@ -58,7 +64,7 @@ class AttachedBase:
     async def _read(self, client: Client | Connection) -> int:
         bases = [model for model in await models_of(client) if not model.get("parent")]
         if not bases:
-            raise RefusedError(self._client.url, "does not list its models", f"Name {self._kind}")
+            self._checks.refuse("does not list its models", f"Name {self._kind}")
         self.name, self._root = str(bases[0]["id"]), str(bases[0].get("root") or "")
         return int(bases[0].get("max_model_len") or 0)
 
@@ -86,11 +92,15 @@ class AttachedBase:
 
 
 class BaseChecks:
-    """Comparisons of a server's base with the one that adapters are checked against, and with itself after a restart."""
+    """Comparisons of a server's base with the one that adapters are checked against, and with itself after a restart.
+
+    Attributes:
+        probabilities: The logarithms of the probabilities that the server had first; empty if they are not known.
+    """
 
     def __init__(self, client: Client, spec: BaseSpec) -> None:
         self._url, self._spec = client.url, spec
-        self._probabilities: Mapping[str, float] = {}
+        self.probabilities: Mapping[str, float] = {}
         self._compared = ""  # the name that was compared last
         self._was_right = False
 
@@ -104,7 +114,7 @@ class BaseChecks:
         if location == self._compared:
             return
         if problem := self._problem_of(location):
-            self._raise(problem)
+            self.refuse(problem, code="engine-base")
         self._compared, self._was_right = location, True
 
     def compare_sizes(self, sizes: Mapping[str, Any]) -> None:
@@ -113,25 +123,25 @@ class BaseChecks:
         expected = dict(zip(("n_vocab", "n_embd"), table.shape, strict=True)) if table is not None else {}
         for name, value in expected.items():
             if name in sizes and sizes[name] != value:
-                self._raise(f"has a base with {name} = {sizes[name]}, and that of {self._spec.source} is {value}")
+                problem = f"has a base with {name} = {sizes[name]}, and that of {self._spec.source} is {value}"
+                self.refuse(problem, code="engine-base")
 
     def compare_probabilities(self, probabilities: Mapping[str, float]) -> None:
         """Compare the probabilities with those at the first start; EngineDownError if they are of other weights."""
-        if not self._probabilities:
-            self._probabilities = probabilities
-        if probabilities and not are_alike(probabilities, self._probabilities):
+        if not self.probabilities:
+            self.probabilities = probabilities
+        if probabilities and not are_alike(probabilities, self.probabilities):
             raise EngineDownError(f"{self._url} answers with other weights than before; restart the gateway if it should")
 
     def forget_probabilities(self) -> None:
         """Take the next probabilities as those to compare with."""
-        self._probabilities = {}
+        self.probabilities = {}
 
-    def _raise(self, problem: str) -> NoReturn:
-        """Raise the error for another base: a refusal at the start, and after a restart an engine that cannot answer."""
+    def refuse(self, problem: str, hint: str = _BASE_HINT, code: str = "") -> NoReturn:
+        """Raise the error for another server: a refusal at the start, and after a restart an engine that cannot answer."""
         if self._was_right:
             raise EngineDownError(f"{self._url} {problem}")
-        hint = "Name the base that it has, or start it with this one"
-        raise RefusedError(self._url, problem, hint, code="engine-base")
+        raise RefusedError(self._url, problem, hint, code=code)
 
     def _problem_of(self, location: str) -> str:
         """Return why a path or a name on the Hub is of another base; empty if it is not known to be one."""

@@ -8,8 +8,8 @@ import secrets
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
 
     from .engine_client import Client
+    from .engine_pool import EnginePool
     from .over_http import Process
+    from .pooled_engine import EngineAddress
 
 AUTO, TORCH, LLAMA, VLLM, SGLANG, MLX = ENGINES = ("auto", "torch", "llama.cpp", "vllm", "sglang", "mlx")
 _LLAMA_CONTEXT = 4096  # tokens; llama.cpp allocates the keys and values of all of them at its start
@@ -164,6 +166,20 @@ def open_engine(options: EngineOptions) -> Engine:
             return in_process.torch_host(
                 _weights_on_disk(options), dtype=dtype, quantize=quantize, cache=options.cache, **limits
             )
+
+
+def open_pool(options: EngineOptions, fixed: Sequence[EngineAddress], listed: Sequence[EngineAddress]) -> EnginePool:
+    """Return the user's own servers as one engine, not yet started: those of the command line, and those of the route file."""
+    from .engine_pool import EnginePool
+
+    def open_at(address: EngineAddress) -> Engine:
+        variable = address.key_variable
+        if variable and not options.environ.get(variable):
+            raise UsageError(address.name, f"its key should be in ${variable}, which is not set", "Set it, and start again")
+        key = options.environ[variable] if variable else options.url_key
+        return open_engine(replace(options, url=address.url, url_key=key))
+
+    return EnginePool(open_at, fixed, listed)
 
 
 def _check_startable(options: EngineOptions, name: str) -> None:

@@ -6,6 +6,7 @@ greeted before its first request: what the server said then holds for all that i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import ssl
@@ -26,11 +27,12 @@ _CONNECT = 5.0  # seconds
 _IDLE = 2.0  # seconds after which a connection is not reused, because servers close idle ones after five
 _MOST_IDLE = 64  # connections
 _CALL_SECONDS = 120.0  # seconds for a request that loads or lists something
+_GREETING_SECONDS = 30.0  # seconds in which a look at the health greets a new connection, for which a base may compute a token
 _HEALTH_SECONDS = 2.0  # seconds for an answer that costs an engine nothing
 _LONGEST_DOCUMENT = 4 << 20  # bytes of an answer to one of our own requests
 
 
-class _BrokenConnectionError(EngineDownError):
+class BrokenConnectionError(EngineDownError):
     """The server closed the connection before it answered: an idle one just as it was reused, or it has ended."""
 
 
@@ -200,7 +202,7 @@ class Client:
                 return await connection.send(method, path, body_for(connection.facts), patience)
             except BaseException as error:
                 await self._drop(connection)
-                if is_new or not isinstance(error, _BrokenConnectionError):
+                if is_new or not isinstance(error, BrokenConnectionError):
                     raise
 
     async def ask(self, path: str, body: Mapping[str, Any], model: str = "") -> EngineAnswer:
@@ -229,9 +231,10 @@ class Client:
         return response.status, await response.document(path)
 
     async def answers(self, path: str) -> bool:
-        """Return whether a path answers with success now, within two seconds."""
-        with contextlib.suppress(EngineDownError, RefusedError):
-            return (await self.call("GET", path, seconds=_HEALTH_SECONDS))[0] == 200
+        """Return whether a path answers with success now, within two seconds once a connection has been greeted."""
+        with contextlib.suppress(EngineDownError, RefusedError, TimeoutError):
+            async with asyncio.timeout(_GREETING_SECONDS):
+                return (await self.call("GET", path, seconds=_HEALTH_SECONDS))[0] == 200
         return False
 
 
@@ -248,7 +251,7 @@ def _engine_errors() -> Iterator[None]:
         httpcore2.RemoteProtocolError,
         httpcore2.ConnectionNotAvailable,
     ) as error:
-        raise _BrokenConnectionError(_reason(error)) from error
+        raise BrokenConnectionError(_reason(error)) from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException) as error:
         raise EngineDownError(_reason(error)) from error
 

@@ -32,7 +32,7 @@ from adapterhub.http_server.binding import free_port
 from adapterhub.serve.prepared_versions import PreparedVersion
 from adapterhub_converters.errors import RefusedError, UsageError
 
-from . import Blend, EngineAnswer, EngineDownError, command_lines, error_text, llama_logprobs
+from . import Blend, EngineAnswer, EngineDownError, MissingVersionError, command_lines, error_text, llama_logprobs
 from .api_paths import ENGINE_PATHS
 from .attached_base import MOST_PROBABLE, PROBE, BaseChecks
 from .engine_client import Client, Connection
@@ -445,6 +445,11 @@ class AttachedServer(_LlamaCpp, Server):
         self._checks = BaseChecks(self.client, base)
         self.most = self.slots = 1024
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return self._checks.probabilities
+
     async def start(self) -> None:
         """Ask the server for its adapters and its base."""
         self.context = await _context_of(self.client, "/props")
@@ -453,7 +458,7 @@ class AttachedServer(_LlamaCpp, Server):
         """Compare the base of the process at the end of a connection, and return the numbers of its adapters by their files."""
         status, document = await connection.call("GET", "/lora-adapters")
         if status != 200 or not isinstance(document, list):
-            raise RefusedError(self.client.url, f"does not list its adapters ({error_text(document)})", "Name a llama-server")
+            self._checks.refuse(f"does not list its adapters ({error_text(document)})", "Name a llama-server")
         numbers = {Path(adapter["path"]).resolve(): int(adapter["id"]) for adapter in document}
         _, properties = await connection.call("GET", "/props")
         if isinstance(properties, dict) and properties.get("model_path"):
@@ -479,11 +484,11 @@ class AttachedServer(_LlamaCpp, Server):
 
 
 def _number_of(served: PreparedVersion, numbers: Mapping[Path, int]) -> int:
-    """Return the number of a version; RefusedError if the server was started without it."""
+    """Return the number of a version; MissingVersionError if the server was started without it."""
     number = numbers.get(served.path.resolve())
     if number is None:
         hint = f"Start it with {served.path} among its adapters, or let the gateway start one"
-        raise RefusedError(served.model, "the llama-server was started without it", hint)
+        raise MissingVersionError(served.model, "the llama-server was started without it", hint)
     return number
 
 

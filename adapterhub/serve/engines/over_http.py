@@ -32,6 +32,8 @@ _LOOK_SECONDS = 30.0  # seconds between two checks whether an engine still answe
 _EXCEPTIONS = ("Error: ", "Exception: ")
 _ABOVE_MARK = "root cause above"  # how vLLM's own exception ends, after that of the process that failed
 _PROCESSOR_HINT = "It was built for another processor than this one; install another build"
+UNAVAILABLE = (502, 503)
+"""The statuses of a server that is not available, or of a proxy in front of one."""
 _STOP_SECONDS = 10.0  # seconds that a process gets to end by itself
 
 
@@ -226,6 +228,11 @@ class Server:
     def __init__(self, client: Client, process: Process | None = None) -> None:
         self.client, self.process = client, process
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return {}
+
     async def start(self) -> None:
         """Start it."""
         if self.process is not None:
@@ -297,6 +304,12 @@ class LoadingServer(Server, ABC):
         self._loaded.discard(name)
         await self._ensure_loaded(name, folder)
         return await ask()
+
+
+def check_available(status: int, what: str) -> None:
+    """Raise EngineDownError for the status of a server that is not available, or of a proxy in front of it."""
+    if status in UNAVAILABLE:
+        raise EngineDownError(f"{what} was answered with {status}")
 
 
 async def models_of(client: Client | Connection) -> list[dict[str, Any]]:

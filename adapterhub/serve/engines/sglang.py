@@ -19,7 +19,7 @@ from . import EMBEDDINGS, Blend, EngineAnswer, error_text
 from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
-from .over_http import LoadingServer, Process
+from .over_http import LoadingServer, Process, check_available
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -40,6 +40,11 @@ class Sglang(LoadingServer):
         self.most = self.slots = most
         self._base = AttachedBase(client, base, "an SGLang server", is_attached=process is None)
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return self._base.probabilities
+
     async def start(self) -> None:
         """Start it, and ask for the name of its base."""
         await super().start()
@@ -48,6 +53,7 @@ class Sglang(LoadingServer):
     async def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name."""
         status, document = await self.client.call("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        check_available(status, f"loading {name}")
         if status != 200 and "already loaded" not in error_text(document):
             raise RefusedError(name, f"SGLang cannot load it ({error_text(document)})")
 

@@ -26,7 +26,7 @@ from . import Blend, EngineAnswer, error_text, vllm_build
 from .api_paths import ENGINE_PATHS
 from .attached_base import AttachedBase
 from .engine_client import Client
-from .over_http import LoadingServer, Process, models_of
+from .over_http import LoadingServer, Process, check_available, models_of
 
 if TYPE_CHECKING:
     from adapterhub_converters.bases import BaseSpec
@@ -74,6 +74,11 @@ class Vllm(LoadingServer):
         self._zeros: Path | None = None
         self._base = AttachedBase(client, base, "a vLLM server", is_attached=process is None)
 
+    @property
+    def probabilities(self) -> Mapping[str, float]:
+        """The logarithms of the probabilities of its base for a fixed prompt; empty if they are not known."""
+        return self._base.probabilities
+
     async def start(self) -> None:
         """Start it, and find out how its base must be requested."""
         await super().start()
@@ -109,6 +114,7 @@ class Vllm(LoadingServer):
         status, document = await self.client.call(
             "POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}
         )
+        check_available(status, f"loading {name}")
         if status == 404 and "Not Found" in error_text(document):
             hint = "Start it with LoRA enabled, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
             raise RefusedError(self.client.url, "does not load adapters while it runs", hint)

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapterhub.serve.engines import EngineAnswer, EngineDownError, error_text
 from adapterhub.serve.engines.api_paths import ALL_PATHS, RESPONSES, WITHOUT_MODEL, answers_no_such_path
+from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.version import __version__
 from adapterhub_converters.containers import json_file, open_file
 from adapterhub_converters.display import printable
@@ -496,7 +497,9 @@ async def _ready(request: Request) -> Response:
     """GET /ready: 200 while requests are answered, 503 with the reason if not."""
     gateway = _gateway(request)
     reason = await gateway.not_ready_reason()
-    document = {"status": "not ready" if reason else "ready", "engine": gateway.engine.name, "version": __version__}
+    state = "not ready" if reason else "ready"
+    document: dict[str, object] = {"status": state, "engine": gateway.engine.name, "version": __version__}
+    document |= {"engines": gateway.engine.states()} if isinstance(gateway.engine, EnginePool) else {}
     if not reason:
         return JSONResponse(document)
     return JSONResponse({**document, "reason": reason}, 503, {"retry-after": "2"})

@@ -18,6 +18,7 @@ from adapterhub.ref import Ref
 from adapterhub.serve import model_names, resolving
 from adapterhub.serve.engines import REQUEST_HEADERS, Blend, Engine, EngineAnswer, EngineDownError
 from adapterhub.serve.engines.api_paths import WITHOUT_MODEL
+from adapterhub.serve.engines.engine_pool import EnginePool
 from adapterhub.serve.engines.ignored_fields import fields_ignored
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub.serve.prepared_versions import PreparedVersion
@@ -28,6 +29,7 @@ from adapterhub_converters.errors import AdapterhubError, NotFoundError, Refused
 from adapterhub_converters.runtime_rules import RuntimeName
 
 from . import api_forms, deprecations, priorities, spans
+from .engine_metrics import EngineMetrics
 from .engine_versions import EngineVersions
 from .gateway_settings import GatewaySettings
 from .lookup import Lookup, RegistryLookup, RemoteLookup, ResolvedVersion
@@ -112,6 +114,8 @@ class Gateway:
             RemoteLookup(self._workspace, remote, settings.poll) if remote else RegistryLookup(self._workspace)
         )
         self.metrics = Metrics(engine.slots, is_up=lambda: self._lookup.is_up)
+        if isinstance(engine, EnginePool):
+            self.metrics.registry.register(EngineMetrics(engine))
         self.versions = EngineVersions(engine, self._prepare, self._lease.drop, engine.most)
         self._warm_routes = WarmRoutes(self._lookup, self.versions)
 
@@ -187,6 +191,10 @@ class Gateway:
         """Read the routes and the policy again, and check all versions against them; a malformed file changes nothing."""
         self._rules.read()
         priorities.warn_if_unused(self.routes, self.engine)
+        if isinstance(self.engine, EnginePool):
+            self.engine.change(self.routes.engines)
+        elif self.routes.engines:
+            log.error("the engines of the route file are not used: this gateway was started with an engine of its own")
         self.versions.check_again()  # even without a change here: keys of signers or the registry's policy may differ
 
     # ---- access
@@ -300,6 +308,7 @@ class Gateway:
                 request.engine, asked_at = self.engine.name, time.time_ns()
                 REQUEST_HEADERS.set(request.engine_headers())
                 answer = await self.engine.ask(request.path, api_forms.engine_body(request.path, body), blend)
+                request.engine = answer.engine or request.engine
                 answer = spans.with_first_token(answer, asked_at)
                 try:
                     yield answer

@@ -18,6 +18,12 @@ tokens = "100000/60"                              # so many in so many seconds, 
 tokens_per_day = 1_000_000                        # in a day of the calendar (UTC)
 tokens_per_month = 20_000_000
 priority = -1                                     # lower numbers are answered first, by engines that have priorities
+
+[[engines]]                                       # one more engine, beside those of --engine-url
+url = "http://10.0.0.7:8000"
+name = "left"                                     # in logs, metrics and /ready; its host and port if absent
+weight = 2                                        # twice as many requests as one with 1
+key_variable = "LEFT_KEY"                         # the environment variable that has its key
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ from adapterhub.digest import is_hex
 from adapterhub.http_server.limits import Windows
 from adapterhub.ref import Ref, RefError
 from adapterhub.serve import model_names
+from adapterhub.serve.engines.pooled_engine import EngineAddress, address_of, check_distinct
 from adapterhub.serve.model_names import AllowedNames
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import UsageError
@@ -40,7 +47,7 @@ from adapterhub_converters.errors import UsageError
 from . import calendar_budgets
 from .calendar_budgets import CalendarBudget
 
-_MOST_TARGETS, _MOST_RULES, _MOST_TABLES = 16, 64, 10_000
+_MOST_TARGETS, _MOST_RULES, _MOST_TABLES, _MOST_ENGINES = 16, 64, 10_000, 256
 _LONGEST_NAME = 256  # characters
 _LARGEST_PRIORITY = 1_000_000
 
@@ -137,6 +144,7 @@ class Routes:
 
     routes: Mapping[str, Route] = field(default_factory=dict)
     keys: Mapping[str, Key] = field(default_factory=dict)
+    engines: tuple[EngineAddress, ...] = ()
 
     @property
     def has_calendar_budgets(self) -> bool:
@@ -159,7 +167,7 @@ def read(path: Path, before: Routes | None = None) -> Routes:
     """
     location = str(path)
     document = toml_file.parse(json_file.read_text(path, toml_file.MAX_TOML), location)
-    _check_names(document, ("routes", "keys"), location)
+    _check_names(document, ("routes", "keys", "engines"), location)
     routes = {name: _route(name, table, location) for name, table in _tables(document, "routes", location).items()}
     keys = [_key(name, table, location) for name, table in _tables(document, "keys", location).items()]
     # By name, so that a client that replaces its key keeps its count.
@@ -172,7 +180,7 @@ def read(path: Path, before: Routes | None = None) -> Routes:
     keys_by_digest = {key.sha256: key for key in keys}
     if len(keys_by_digest) < len(keys):
         raise _invalid(f"{location}: keys", "two names have the same key", "Give each its own")
-    return Routes(routes, keys_by_digest)
+    return Routes(routes, keys_by_digest, _engines(document, location))
 
 
 def _invalid(location: str, problem: str, hint: str = "") -> UsageError:
@@ -227,6 +235,30 @@ def _rule(table: Mapping[str, Any], place: str) -> Rule:
     if not (rule.header[0] or rule.user or rule.key):
         raise _invalid(place, "matches every request", "Name a header, a user or a key")
     return rule
+
+
+def _engines(document: Mapping[str, Any], location: str) -> tuple[EngineAddress, ...]:
+    """Parse the engines."""
+    tables = document.get("engines", [])
+    if not isinstance(tables, list) or len(tables) > _MOST_ENGINES or not all(isinstance(table, dict) for table in tables):
+        raise _invalid(f"{location}: engines", f"not a list of at most {_MOST_ENGINES} tables", "Write [[engines]]")
+    addresses = tuple(_engine(table, f"{location}: engines[{number}]") for number, table in enumerate(tables))
+    check_distinct(addresses, f"{location}: engines")
+    return addresses
+
+
+def _engine(table: Mapping[str, Any], place: str) -> EngineAddress:
+    """Parse an engine."""
+    _check_names(table, ("url", "name", "weight", "key_variable"), place)
+    url, name = _text(table, "url", place), _text(table, "name", place)
+    if not url.startswith(("http://", "https://")):
+        raise _invalid(f"{place}.url", "not the URL of a server", "Write it like http://127.0.0.1:8001")
+    if not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise _invalid(f"{place}.name", f"a name has at most {_LONGEST_NAME} characters, all printable")
+    weight = table.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.001 <= weight <= 1000:
+        raise _invalid(f"{place}.weight", "not a number from 0.001 to 1,000", "To stop using an engine, remove its table")
+    return address_of(url, name, float(weight), _text(table, "key_variable", place))
 
 
 def _target(table: Mapping[str, Any], place: str) -> Target:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.serve.engines.pooled_engine import EngineAddress
 from adapterhub.serve.gateway import route_file
 from adapterhub.serve.gateway.calendar_budgets import CalendarBudget
 from adapterhub.serve.gateway.route_file import Routes
@@ -92,6 +93,14 @@ def test_limits_go_on_counting_when_the_file_is_read_again(tmp_path: Path) -> No
     assert other.windows.count("research").remaining == 4
 
 
+def test_an_engine_is_named_for_its_host_and_port_unless_it_has_a_name(tmp_path: Path) -> None:
+    text = "[[engines]]\nurl = 'http://a:81/'\n[[engines]]\nurl = 'http://b'\nname = 'left'\nweight = 2\nkey_variable = 'KEY'"
+    assert read(tmp_path, text).engines == (
+        EngineAddress("http://a:81", "a:81"),
+        EngineAddress("http://b", "left", 2.0, "KEY"),
+    )
+
+
 def test_a_file_that_is_just_being_written_does_not_let_everybody_in(tmp_path: Path) -> None:
     before = read(tmp_path, f"[keys.research]\nsha256 = '{SHA}'")
     for text in ("", "[routes.x]\nto = 'team/a'"):
@@ -128,6 +137,15 @@ def test_a_file_that_is_just_being_written_does_not_let_everybody_in(tmp_path: P
         (f"[keys.x]\nsha256 = '{SHA}'\npriority = true", "priority: not a whole number"),
         (f"[keys.x]\nsha256 = '{SHA}'\n[keys.y]\nsha256 = '{SHA}'", "two names have the same key"),
         ("[routes.x\n", "routes.toml"),
+        ("[engines]\nurl = 'http://a'", "engines: not a list of at most 256 tables. Write [[engines]]"),
+        ("[[engines]]\nname = 'a'", "engines[0].url: not the URL of a server"),
+        (
+            "[[engines]]\nurl = 'http://a'\nkey = 'secret'",
+            "engines[0]: key: unknown. There are url, name",
+        ),
+        ("[[engines]]\nurl = 'http://a'\nweight = 0", "engines[0].weight: not a number from 0.001 to 1,000"),
+        ("[[engines]]\nurl = 'http://a'\nname = \"a\\nb\"", "engines[0].name: a name has at most 256 characters"),
+        ("[[engines]]\nurl = 'http://a/'\n[[engines]]\nurl = 'http://a'", "engines: http://a: is given more than once"),
     ],
 )
 def test_what_is_malformed_is_named(tmp_path: Path, text: str, what: str) -> None:

@@ -1,0 +1,288 @@
+"""Several servers of one kind and one base behind a gateway, as one engine.
+
+A version stays with the engines that have it, until the least busy of them has `SPREAD` requests more than an idler one, which
+then gets it too. A request goes to another engine only as long as nothing of an answer has arrived, and only if the first one
+cannot be reached, breaks off, or is not available (502, 503): what an engine refuses, the others would refuse as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from adapterhub.serve.prepared_versions import PreparedVersion
+from adapterhub_converters.errors import AdapterhubError, RefusedError, UsageError
+
+from . import Blend, Engine, EngineAnswer, EngineDownError, EngineTimeoutError, MissingVersionError
+from .attached_base import are_alike
+from .engine_client import BrokenConnectionError
+from .over_http import UNAVAILABLE
+from .pooled_engine import EngineAddress, PooledEngine, check_distinct
+
+log = logging.getLogger("adapterhub.serve.engine")
+SPREAD = 4
+"""Requests, for a weight of 1, by which the engines that have a version must be busier than another one before that gets it."""
+_MOST_BREAKS = 2  # connections that one request may break, because it may be what ends the engines
+_MOST_NAMES, _OTHER_ENGINES = 1000, "other"  # engines that are counted by name while the gateway runs
+
+
+class EnginePool:
+    """The `Engine` over several servers.
+
+    Args:
+        open_engine: Opens the engine at an address, without starting it.
+        fixed: The engines of the command line.
+        listed: Those of the route file, which may change.
+
+    Attributes:
+        requests: The number of requests that each engine was asked, by its name.
+    """
+
+    def __init__(
+        self,
+        open_engine: Callable[[EngineAddress], Engine],
+        fixed: Sequence[EngineAddress],
+        listed: Sequence[EngineAddress] = (),
+    ) -> None:
+        self._open, self._fixed = open_engine, tuple(fixed)
+        addresses = [*fixed, *listed]
+        check_distinct(addresses)
+        self._members = [self._open_member(address) for address in addresses]
+        self._watches: dict[PooledEngine, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self.requests: Counter[str] = Counter()
+        # They are of one kind, so the first one speaks for all.
+        first = self._members[0].engine
+        self.name, self.runtime, self.paths, self.blends = first.name, first.runtime, first.paths, first.blends
+        self.most, self.slots, self.keeps, self.forbidden_fields = first.most, first.slots, first.keeps, first.forbidden_fields
+        self.priorities, self.context, self.precision = first.priorities, 0, first.precision
+
+    # ---- the engines
+
+    async def start(self) -> None:
+        """Compare all engines with the base; raise the error of the first one if none is right."""
+        are_right = await asyncio.gather(*(member.start() for member in self._members))
+        # One after the other, so that the first one decides which weights are right.
+        for member in (member for member, is_right in zip(self._members, are_right, strict=True) if is_right):
+            await member.join()
+            await member.look()
+        contexts = [member.engine.context for member in self._members if member.has_started]
+        if not contexts:
+            raise self._members[0].error or EngineDownError("no engine answers for now")
+        self.context = min(contexts)
+        for member in self._members:
+            if member not in self._watches:  # added by a reload while the others started
+                self._watch(member)
+
+    async def close(self) -> None:
+        """Close the connections to all engines."""
+        for watch in self._watches.values():
+            watch.cancel()
+        if self._watches:
+            await asyncio.wait(self._watches.values())
+        await asyncio.gather(*self._closing, *(member.engine.close() for member in self._members))
+
+    async def healthy(self) -> bool:
+        """Return whether at least one engine answers; the first answer decides, so that a hanging engine delays nobody."""
+        looks = [asyncio.create_task(member.look()) for member in self._members if member.has_started]
+        try:
+            for look in asyncio.as_completed(looks):
+                if await look:
+                    return True
+            return False
+        finally:
+            for task in looks:
+                task.cancel()
+
+    @property
+    def members(self) -> Sequence[PooledEngine]:
+        """The engines, without those that were removed."""
+        return tuple(self._members)
+
+    def states(self) -> list[dict[str, object]]:
+        """Return the name of each engine, whether it is in use, and the number of its running requests."""
+        return [{"name": member.address.name, "up": member.is_up, "running": member.running} for member in self._members]
+
+    def change(self, listed: Sequence[EngineAddress]) -> None:
+        """Use these engines of the route file from now on: removed ones end their requests, added ones are compared first."""
+        wanted = {address.identity: address for address in (*self._fixed, *listed)}
+        try:
+            check_distinct((*self._fixed, *listed))
+            if not wanted:
+                raise UsageError("engines", "all engines were removed", "Name at least one")
+        except UsageError as error:
+            log.error("the engines stay as they were: %s", error)
+            return
+        for member in self.members:
+            if (address := wanted.pop(member.address.identity, None)) is not None:
+                member.address = address
+            else:
+                self._remove(member)
+        for address in wanted.values():
+            self._add(address)
+
+    def _add(self, address: EngineAddress) -> None:
+        """Add an engine, which is used as soon as it has been compared."""
+        try:
+            member = self._open_member(address)
+        except AdapterhubError as error:
+            log.error("the engine %s is left out: %s", address.name, error)
+            return
+        log.info("the engine %s was added", address.name)
+        self._members.append(member)
+        self._watch(member)
+
+    def _open_member(self, address: EngineAddress) -> PooledEngine:
+        return PooledEngine(address, self._open, self._check_weights)
+
+    def _check_weights(self, member: PooledEngine) -> None:
+        """Raise RefusedError if an engine has other weights than one that was in use before."""
+        reference = next((earlier for earlier in self._members if earlier.has_started and earlier.probabilities), member)
+        if member.probabilities and not are_alike(member.probabilities, reference.probabilities):
+            problem = f"answers with other weights than the engine {reference.address.name}"
+            raise RefusedError(member.address.url, problem, "Start it with the same base", code="engine-base")
+
+    def _watch(self, member: PooledEngine) -> None:
+        self._watches[member] = asyncio.create_task(member.watch())
+
+    def _remove(self, member: PooledEngine) -> None:
+        """Give an engine no more requests, and close its connections after the last one."""
+        log.info("the engine %s was removed; requests that it still answers: %d", member.address.name, member.running)
+        member.is_leaving = True
+        self._members.remove(member)
+        if watch := self._watches.pop(member, None):
+            watch.cancel()
+        self._close_if_done(member)
+
+    def _close_if_done(self, member: PooledEngine) -> None:
+        """Close an engine that was removed and answers no request any more."""
+        if member.is_leaving and not member.running:
+            task = asyncio.create_task(member.engine.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    # ---- versions
+
+    async def ensure(self, served: PreparedVersion) -> None:
+        """Make sure that at least one engine in use knows a version; another one gets it when a request goes there."""
+        if any(member.is_up and member.holds([served.model]) for member in self._members):
+            return
+        problem = EngineDownError("no engine answers for now")
+        for member in self._in_turn([served.model]):
+            try:
+                await member.ensure(served)
+                return
+            except EngineDownError as error:
+                member.fail(str(error))
+                problem = error
+        raise problem
+
+    async def forget(self, served: PreparedVersion) -> None:
+        """Let all engines forget a version."""
+        for member in self.members:
+            if member.holds([served.model]):
+                member.versions.discard(served.model)
+                with suppress(EngineDownError):
+                    await member.engine.forget(served)
+
+    # ---- requests
+
+    def _in_turn(self, models: Sequence[str]) -> Iterator[PooledEngine]:
+        """Yield each engine in use, the best one at that moment first; those out of use only if all are."""
+        ready = [member for member in self._members if member.has_started]
+        candidates = [member for member in ready if member.is_up] or ready
+        while candidates := [member for member in candidates if not member.is_leaving]:
+            member = choose(candidates, models)
+            candidates.remove(member)
+            yield member
+
+    async def ask(self, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+        """Send a request to an engine, and to another one if that does not answer."""
+        problem: EngineDownError | MissingVersionError = EngineDownError("no engine answers for now")
+        unavailable: EngineAnswer | None = None
+        breaks = 0
+        for member in self._in_turn([served.model for served, _ in blend]):
+            if unavailable is not None:
+                await unavailable.close()
+                unavailable = None
+            try:
+                answer = await self._ask(member, path, body, blend)
+            except EngineTimeoutError:  # another one would take as long
+                raise
+            except EngineDownError as error:
+                member.fail(str(error))
+                problem = error
+                breaks += isinstance(error, BrokenConnectionError)
+                if breaks == _MOST_BREAKS:
+                    raise
+            except MissingVersionError as error:
+                problem = error
+            else:
+                if answer.status not in UNAVAILABLE:
+                    return answer
+                unavailable = answer
+        if unavailable is not None:
+            return unavailable
+        raise problem
+
+    async def _ask(self, member: PooledEngine, path: str, body: Mapping[str, Any], blend: Blend) -> EngineAnswer:
+        """Send a request to one engine; return the answer once its first piece has arrived."""
+        name = member.address.name
+        self.requests[name if name in self.requests or len(self.requests) < _MOST_NAMES else _OTHER_ENGINES] += 1
+        member.running += 1
+        answer: EngineAnswer | None = None
+
+        async def close() -> None:
+            nonlocal answer
+            if answer is not None:
+                ending, answer = answer, None
+                self._release(member)
+                await ending.close()
+
+        try:
+            for served, _ in blend:
+                await member.ensure(served)
+            answer = await member.engine.ask(path, body, blend)
+            first = await anext(answer.body, b"")
+        except BaseException:
+            if answer is None:
+                self._release(member)
+            await close()
+            raise
+        member.succeed()
+        return replace(answer, body=_pieces(member, first, answer.body), close=close, engine=name)
+
+    def _release(self, member: PooledEngine) -> None:
+        """Count a request that has ended."""
+        member.running -= 1
+        self._close_if_done(member)
+
+
+def choose(candidates: Sequence[PooledEngine], models: Sequence[str]) -> PooledEngine:
+    """Return the least busy engine that has all of these versions, or the least busy of all if those are busier by `SPREAD`."""
+    idlest = min(candidates, key=_busyness)
+    holders = [member for member in candidates if member.holds(models)]
+    holder = min(holders, key=_busyness, default=idlest)
+    return holder if holder.load - idlest.load < SPREAD else idlest
+
+
+def _busyness(member: PooledEngine) -> tuple[float, float]:
+    """Return what orders engines: their load, and if that is the same, the number of versions they have."""
+    return member.load, len(member.versions) / member.address.weight
+
+
+async def _pieces(member: PooledEngine, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the pieces of an answer; an engine that breaks one off is taken out of use."""
+    yield first
+    try:
+        async for piece in rest:
+            yield piece
+    except EngineDownError as error:
+        if not isinstance(error, EngineTimeoutError):
+            member.fail(str(error))
+        raise
