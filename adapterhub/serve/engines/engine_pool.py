@@ -190,6 +190,11 @@ class EnginePool:
                 with suppress(EngineDownError):
                     await member.engine.forget(served)
 
+    def pin(self, models: frozenset[str]) -> None:
+        """Tell all engines which versions to prefer."""
+        for member in self._members:
+            member.engine.pin(models)
+
     # ---- requests
 
     def _in_turn(self, models: Sequence[str]) -> Iterator[PooledEngine]:

@@ -71,7 +71,7 @@ def gateway(models: Models, registry: Path, tmp_path: Path, *options: object) ->
 
 
 def states(running: Gateway) -> dict[str, bool]:
-    return {engine["name"]: engine["up"] for engine in running.get("/health").document["engines"]}
+    return {engine["name"]: engine["up"] for engine in running.get("/ready").document["engines"]}
 
 
 def wait_for(running: Gateway, *expected: bool) -> None:
@@ -89,7 +89,7 @@ def test_each_answers_with_the_version_that_was_asked_for(
             for name, number in NAMES.items():
                 assert running.complete(name, prompt, count=COUNT).text == models.answer(prompt, number, COUNT)
         names = [urlsplit(url).netloc for url in engines.urls]
-        document = running.get("/health").document
+        document = running.get("/ready").document
         assert document["engines"] == [{"name": name, "up": True, "running": 0} for name in names]
         metrics = running.get("/metrics").body.decode()
         for name in names:
@@ -172,15 +172,15 @@ def test_a_stream_ends_with_its_engine_and_another_goes_on(
         engines.start(number, models.gguf)
     with gateway(models, registry, tmp_path, *engines.options()) as running:
         streams = [Stream(running, "base") for _ in range(2)]
-        assert [engine["running"] for engine in running.get("/health").document["engines"]] == [1, 1]
+        assert [engine["running"] for engine in running.get("/ready").document["engines"]] == [1, 1]
         engines.kill(0)
         ends = [stream.rest() for stream in streams]
         assert ends[1].endswith("data: [DONE]\n\n")
         assert '"code": "service_unavailable"' in ends[0].splitlines()[-2]
         assert running.complete("base", PROMPTS[0], count=COUNT).text == models.answer(PROMPTS[0], None, COUNT)
-        assert running.get("/health").status == 200
+        assert running.get("/ready").status == 200
         engines.kill(1)
-        assert running.get("/health").status == 503
+        assert running.get("/ready").status == 503
         assert running.complete("base", PROMPTS[0]).status == 503
 
 
