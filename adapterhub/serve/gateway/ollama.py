@@ -155,7 +155,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("images"):
             raise _refused("messages", "has images" if isinstance(message, dict) else "has an entry that is not an object")
-        entry = {"role": message.get("role"), "content": message.get("content") or ""}
+        entry: dict[str, Any] = {"role": message.get("role"), "content": message.get("content") or ""}
         if message.get("thinking"):
             entry["reasoning_content"] = message["thinking"]
         if message.get("tool_calls"):
@@ -215,7 +215,7 @@ class TranslatedReply:
         """Send a complete answer."""
         document = json_file.parse_object(body, "answer")
         self._note(document)
-        choice = next(iter(document.get("choices") or []), {})
+        choice: Mapping[str, Any] = next(iter(document.get("choices") or []), {})
         message = choice.get("message") or {"content": choice.get("text")}
         self._add_calls(message)
         answer = self._document(message, choice, self._finished_calls()) | self._last()
@@ -281,7 +281,7 @@ class TranslatedReply:
         text, thought = message.get("content") or "", message.get("reasoning_content")
         thinking, tools = {"thinking": thought} if thought else {}, {"tool_calls": calls} if calls else {}
         if self._translation.is_chat:
-            content = {"message": {"role": "assistant", "content": text, **thinking, **tools}}
+            content: dict[str, Any] = {"message": {"role": "assistant", "content": text, **thinking, **tools}}
         else:
             content = {"response": text, **thinking}
         probabilities = (choice.get("logprobs") or {}).get("content")

@@ -108,6 +108,7 @@ def test_embeddings_are_of_the_version_that_was_asked_for(models: Models, regist
         coded = gateway.post("/v1/embeddings", {"model": named(0), "input": P, "encoding_format": "base64"})  # as openai asks
         numbers = np.frombuffer(base64.b64decode(coded.document["data"][0]["embedding"]), np.float32)
         assert numbers == pytest.approx(models.embedding(P, 0), abs=1e-3)
+        assert len(gateway.post("/tokenize", {"model": named(0), "content": "hi"}).document["tokens"]) == 2
         refused = gateway.complete("base", P)
         assert (refused.status, refused.document["error"]["message"]) == (
             404,
