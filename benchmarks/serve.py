@@ -283,7 +283,7 @@ def own_switch(told: dict[str, Any]) -> Figures:
 
     options = Namespace(**told)
     made = own_model(options, 8)
-    two = [LoadedAdapter(name, read(Path(options.plain), made, rank=256)) for name in "ab"]
+    two = [LoadedAdapter(name, *read(Path(options.plain), made, rank=256)) for name in "ab"]
     table = SlotTable(8, lambda slot, one: made.slots.fill(slot, one.factors))
     turn = 0
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from adapterhub.training.events import InitialAdapter
 from adapterhub.training.model import adapter_transfer as trained
-from adapterhub_converters.adapter import LowRank, scaling
+from adapterhub_converters.adapter import LowRank, scaling, targets_without_magnitude
 from adapterhub_converters.errors import NotFoundError, RefusedError
 
 from .model import Model
-from .slots import Factors
+from .slots import Factors, Gains
 from .values import Blend
 
 NOT_LOADED = "not-loaded"
@@ -37,12 +38,14 @@ class LoadedAdapter:
     Attributes:
         key: Its name, `team/sql@sha256:…`.
         factors: Its factors, in the dtype of the model.
+        gains: Those of its magnitudes (DoRA); empty if it has none.
         number: A number that is unique to this load: what is cached under it belongs to these bytes.
         uses: Requests that run or wait with it.
     """
 
     key: str
     factors: Factors
+    gains: Gains = field(default_factory=dict)
     number: int = field(default_factory=_numbers.__next__)
     uses: int = 0
 
@@ -54,7 +57,8 @@ class LoadedAdapter:
     @property
     def size(self) -> int:
         """Bytes in memory."""
-        return sum(part.numel() * part.element_size() for pair in self.factors.values() for part in pair)
+        parts = [*(part for pair in self.factors.values() for part in pair), *self.gains.values()]
+        return sum(part.numel() * part.element_size() for part in parts)
 
 
 Parts = tuple[tuple[LoadedAdapter, float], ...]
@@ -93,7 +97,7 @@ class Adapters:
         with self._loading:
             if key in self._loaded:  # another thread was faster
                 return
-            adapter = LoadedAdapter(key, read(folder, self._model, rank=self._rank))
+            adapter = LoadedAdapter(key, *read(folder, self._model, rank=self._rank))
             with self._lock:
                 if again and key not in self._folders:  # dropped in the meantime
                     return
@@ -111,11 +115,13 @@ class Adapters:
 
         Raises:
             NotFoundError: One was never loaded, or was dropped.
+            RefusedError: One has magnitudes, and is not alone and with weight 1.
         """
         acquired: list[tuple[LoadedAdapter, float]] = []
         try:
             for key, weight in blend:
                 acquired.append((self._acquire_one(key), weight))
+            _check_blend(acquired)
         # All or none: a blend that is only partly loaded must not keep versions in memory.
         except BaseException:
             self.release(tuple(acquired))
@@ -154,11 +160,19 @@ class Adapters:
             del self._loaded[adapter.key]
 
 
+def _check_blend(parts: Sequence[tuple[LoadedAdapter, float]]) -> None:
+    """Refuse a blend with magnitudes, whose result is not the base plus weighted deltas."""
+    scaled = next((adapter for adapter, _ in parts if adapter.gains), None)
+    if scaled is not None and [weight for _, weight in parts] != [1.0]:
+        problem = "has magnitudes (DoRA), which cannot be blended or weighted"
+        raise RefusedError(scaled.key, problem, "Ask for it alone", code="runtime")
+
+
 # ---- Reading
 
 
-def read(folder: Path, model: Model, *, rank: int) -> Factors:
-    """Read a PEFT folder into factors for the slots of a model, with ranks up to `rank`.
+def read(folder: Path, model: Model, *, rank: int) -> tuple[Factors, Gains]:
+    """Read a PEFT folder into factors and gains for the slots of a model, with ranks up to `rank`.
 
     Raises:
         RefusedError: It has parts that slots cannot represent, or is for another base. `code` is that of a check.
@@ -168,13 +182,20 @@ def read(folder: Path, model: Model, *, rank: int) -> Factors:
     _check_parts(factors)
     for name, array in factors.adapter.copies.items():
         trained.check_copy(model.base, name, array, factors.location)
-    return {path: _scaled_factors(path, delta, factors.location, model, rank=rank) for path, delta in factors.pairs.items()}
+    scaled: dict[str, tuple[Tensor, Tensor]] = {}
+    gains: dict[str, Tensor] = {}
+    for path, delta in factors.pairs.items():
+        low_rank = _checked_delta(path, delta, factors.location, model, rank=rank)
+        if low_rank.magnitude is not None:
+            gains[path] = _gain(path, low_rank, factors.location, model)
+        scaled[path] = _scaled_factors(path, low_rank, gains.get(path), factors.location, model)
+    return scaled, gains
 
 
 def _check_parts(factors: trained.Factors) -> None:
     """Refuse whatever is not a low-rank delta."""
     parts: Mapping[str, object] = {
-        "has magnitudes (DoRA)": factors.dora,
+        "has DoRA without magnitudes": targets_without_magnitude(factors.adapter),
         "has biases of its deltas (lora_bias)": factors.lora_bias,
         "replaces rows of a table": factors.adapter.rows,
         "replaces whole parameters": factors.adapter.replaced,
@@ -189,8 +210,8 @@ def _check_parts(factors: trained.Factors) -> None:
             )
 
 
-def _scaled_factors(path: str, delta: object, location: str, model: Model, *, rank: int) -> tuple[Tensor, Tensor]:
-    """Return A and the transpose of B, scaled, in the dtype of the model."""
+def _checked_delta(path: str, delta: object, location: str, model: Model, *, rank: int) -> LowRank:
+    """Return the delta of a layer, if slots can represent it."""
     location = f"{location}: {path}"
     shape = model.slots.shapes.get(path)
     if not isinstance(delta, LowRank):
@@ -204,12 +225,41 @@ def _scaled_factors(path: str, delta: object, location: str, model: Model, *, ra
         raise RefusedError(location, problem, code="shape-mismatch")
     if delta.r > rank:
         raise RefusedError(location, f"has rank {delta.r}, and slots have room for {rank}", code="rank-above-max")
-    factor = scaling(delta.alpha, delta.r, rslora=delta.rslora)
-    A, B = (torch.from_numpy(np.ascontiguousarray(part, np.float32)) for part in (delta.lora_A, delta.lora_B))
-    A, B = A.to(model.slots.dtype), (B * factor).to(model.slots.dtype).t().contiguous()
+    return delta
+
+
+def _gain(path: str, delta: LowRank, location: str, model: Model) -> Tensor:
+    """Return `m / |W + sBA|` of each output, float32, as peft computes it (`tuners/lora/dora.py`)."""
+    W = model.slots.weight(path)
+    A, B, magnitude = (_tensor(part).to(W.device) for part in (delta.lora_A, delta.lora_B, delta.magnitude))
+    if magnitude.numel() != len(W):
+        problem = f"has {magnitude.numel()} magnitudes, but the base's layer has {len(W)} outputs"
+        raise RefusedError(f"{location}: {path}", problem, code="shape-mismatch")
+    gain = magnitude.flatten() / torch.linalg.norm(W + _scaling(delta) * (B @ A), dim=1)
+    _check_finite(gain, f"{location}: {path}")
+    return gain
+
+
+def _scaled_factors(path: str, delta: LowRank, gain: Tensor | None, location: str, model: Model) -> tuple[Tensor, Tensor]:
+    """Return A and the transpose of B, scaled, in the dtype of the model."""
+    A, B = _tensor(delta.lora_A), _tensor(delta.lora_B) * _scaling(delta)
+    if gain is not None:
+        B *= gain.to(B.device).unsqueeze(1)
+    A, B = A.to(model.slots.dtype), B.to(model.slots.dtype).t().contiguous()
     for part in (A, B):
-        if not all(
-            map(torch.isfinite, part.aminmax())
-        ):  # NaN is both minimum and maximum; eight times as fast as checking every number
-            raise RefusedError(location, f"has a number that is not finite in {model.slots.dtype}", code="non-finite")
+        _check_finite(part, f"{location}: {path}")
     return A, B
+
+
+def _scaling(delta: LowRank) -> float:
+    return scaling(delta.alpha, delta.r, rslora=delta.rslora)
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
+def _check_finite(part: Tensor, location: str) -> None:
+    # NaN is both minimum and maximum; eight times as fast as checking every number.
+    if not all(map(torch.isfinite, part.aminmax())):
+        raise RefusedError(location, f"has a number that is not finite in {part.dtype}", code="non-finite")

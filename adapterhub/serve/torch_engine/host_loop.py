@@ -74,7 +74,7 @@ class Host(ThreadedHost):
         self.precision = str(loaded.slots.dtype).removeprefix("torch.")
         self._model, self._limits = loaded, limits
         self._adapters = Adapters(loaded, most=limits.adapters, rank=limits.rank)
-        self._slots = SlotTable(limits.slots, lambda slot, adapter: loaded.slots.fill(slot, adapter.factors))
+        self._slots = SlotTable(limits.slots, lambda slot, adapter: loaded.slots.fill(slot, adapter.factors, adapter.gains))
         self._schedule = Schedule(limits, self._slots, loaded.token_size)
         self._prefixes = Prefixes(limits.prefixes)
         self._arrived: list[Row] = []
@@ -106,7 +106,7 @@ class Host(ThreadedHost):
         Raises:
             ParameterError: A value of the request is not possible.
             NotFoundError: A version of its blend is not loaded.
-            RefusedError: Its blend has more versions than there are slots.
+            RefusedError: Its blend has more versions than there are slots, or one with magnitudes (DoRA).
             FullError: Too many requests wait.
         """
         request.check(longest=self.longest, vocabulary=len(self._model.base.head))

@@ -7,6 +7,9 @@ there are; blends of two cost four. The tokens of one prompt use one adapter: no
 
 Layers with the same input (q, k, v; gate, up) share the first product. Ranks are padded with zeros to a multiple of 16, so that
 a slot's numbers are added up in the same order wherever it is in the stack.
+
+An adapter with magnitudes (DoRA) also has a gain for each output, `g = m / |W + sBA|`, which its B contains already. What is
+left is to add `(g - 1) x W^T`, as peft does (`tuners/lora/dora.py`), to the rows that use it; no other row is touched.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ Use = tuple[tuple[int, float], ...]
 """Slots with their weights: `()` is the base."""
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 """By the path of a layer, A `(r, in)` and the transpose of `scaling * B`, `(r, out)`."""
+Gains = Mapping[str, Tensor]
+"""By the path of a layer, DoRA's gain of each output, float32 `(out,)`; empty for other adapters."""
 
 
 def padded_rank(rank: int) -> int:
@@ -78,6 +83,8 @@ class Slots:
     def __init__(self, model: nn.Module, linears: Mapping[str, Frozen], count: int, dtype: torch.dtype) -> None:
         self.count, self.rank, self.dtype = count, 0, dtype
         self.parts: list[_SlotPart] = []
+        self.scaled_rows: list[tuple[int, Tensor | None]] = []  # slots with gains, and the rows of each; None for all
+        self._with_gains: set[int] = set()
         self._layers: dict[str, _SlotLinear] = {}
         self._inputs: dict[str, _Input] = {}
         for path, layer in linears.items():
@@ -88,8 +95,12 @@ class Slots:
             replace_module(model, path, self._layers[path])
         self.shapes = {path: layer.shape for path, layer in self._layers.items()}
 
-    def fill(self, slot: int, factors: Factors) -> None:
-        """Put an adapter into a slot, replacing its content."""
+    def weight(self, path: str) -> Tensor:
+        """Return the matrix of a layer, float32 `(out, in)`."""
+        return dense(self._layers[path].base, torch.float32)
+
+    def fill(self, slot: int, factors: Factors, gains: Gains | None = None) -> None:
+        """Put an adapter into a slot, replacing its content; gains are those of B too."""
         rank = max(padded_rank(max(len(A) for A, _ in factors.values())), self.rank)
         for path in factors:
             self._layers[path].join()
@@ -102,10 +113,21 @@ class Slots:
             shared.clear(slot)
         for path, (A, B) in factors.items():
             self._layers[path].fill(slot, A, B)
+        self._fill_gains(slot, gains or {})
+
+    def _fill_gains(self, slot: int, gains: Gains) -> None:
+        """Replace the gains of a slot."""
+        for path, layer in self._layers.items():
+            layer.gains.pop(slot, None)
+            if path in gains:
+                layer.gains[slot] = gains[path].to(layer.device)
+        self._with_gains.discard(slot)
+        if gains:
+            self._with_gains.add(slot)
 
     def clear(self) -> None:
         """Free the stack."""
-        self.rank = 0
+        self.rank, self._with_gains = 0, set()
         for shared in self._inputs.values():
             shared.free()
 
@@ -118,12 +140,21 @@ class Slots:
             tokens: The tokens of the pass; those after the last of several `uses` use nothing.
         """
         self.parts = self._parts_for_all(uses[0]) if len(set(uses)) == 1 else self._parts_by_row(uses, tokens)
+        self.scaled_rows = self._rows_with_gains(uses)
         try:
             yield
         finally:
-            self.parts = []
+            self.parts, self.scaled_rows = [], []
             for shared in self._inputs.values():
                 shared.forget()
+
+    def _rows_with_gains(self, uses: Sequence[Use]) -> list[tuple[int, Tensor | None]]:
+        """Return the slots in use that have gains, each with its rows."""
+        slots = sorted(self._with_gains & {slot for use in set(uses) for slot, _ in use})
+        if len(set(uses)) == 1:
+            return [(slot, None) for slot in slots]
+        rows = {slot: [row for row, use in enumerate(uses) if slot in dict(use)] for slot in slots}
+        return [(slot, torch.tensor(rows[slot], device=self._device)) for slot in slots]
 
     def _parts_for_all(self, use: Use) -> list[_SlotPart]:
         """Return the parts for a pass whose tokens all use the same slots."""
@@ -237,6 +268,7 @@ class _SlotLinear(Frozen):
 
     Attributes:
         lora_B: `(slots, rank, out)`, scaled; None while no adapter targets the layer.
+        gains: DoRA's, by slot.
         place: Its index among the members of its input.
     """
 
@@ -244,6 +276,7 @@ class _SlotLinear(Frozen):
         super().__init__(layer.base, layer.bias)
         self.transposed, self._shared = layer.transposed, shared
         self.lora_B: Any = None
+        self.gains: dict[int, Tensor] = {}
         self.place: int | None = None
         self._views: dict[tuple[int, int], Tensor] = {}  # of lora_B
 
@@ -271,7 +304,7 @@ class _SlotLinear(Frozen):
 
     def free(self) -> None:
         """Leave the stack."""
-        self.lora_B, self.place, self._views = None, None, {}
+        self.lora_B, self.place, self._views, self.gains = None, None, {}, {}
 
     def fill(self, slot: int, A: Tensor, B: Tensor) -> None:
         """Copy factors `(r, in)` and `(r, out)` into a slot that was cleared."""
@@ -283,9 +316,22 @@ class _SlotLinear(Frozen):
         y = nn.functional.linear(x, dense(self.base, x.dtype), self.bias)
         if self.place is not None and self._shared.stack.parts:
             flat = y.view(-1, y.shape[-1])
+            self._scale(flat)
             for part, products in zip(self._shared.stack.parts, self._shared.products(x), strict=True):
                 B = self._views.get(part.slots)
                 if B is None:
                     B = self._views[part.slots] = self.lora_B[slice(*part.slots)].flatten(0, 1)
                 flat.addmm_(products[self.place], B)
         return y
+
+    def _scale(self, flat: Tensor) -> None:
+        """Multiply the base's products of the rows that use gains, in place; the bias has none."""
+        for slot, rows in self._shared.stack.scaled_rows:
+            gain = self.gains.get(slot)
+            if gain is None:
+                continue
+            result = (flat if rows is None else flat[rows]).float()
+            product = result if self.bias is None else result - self.bias.float()
+            # Each operation by itself: a fused one rounds otherwise, and only in some of a row's numbers.
+            scaled = (result + (gain - 1) * product).to(flat.dtype)
+            flat[slice(None) if rows is None else rows] = scaled

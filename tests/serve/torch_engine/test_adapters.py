@@ -44,7 +44,6 @@ def test_every_kind_of_plain_lora_answers_as_in_peft(host: Host, llama: Peers, t
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "dora": ({"use_dora": True}, "magnitudes", "runtime"),
     "biases": ({"lora_bias": True}, "biases of its deltas", "runtime"),
     "rows": ({"trainable_token_indices": [3, 4]}, "replaces rows of a table: model.embed_tokens", "runtime"),
     "whole modules": ({"modules_to_save": ["norm"]}, "replaces whole parameters: model.", "runtime"),
