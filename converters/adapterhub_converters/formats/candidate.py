@@ -63,7 +63,7 @@ class Candidate:
     @classmethod
     def of(cls, path: Path | Candidate) -> Candidate:
         """Return a candidate as it is, and one for a path."""
-        return path if isinstance(path, cls) else cls(path)
+        return path if isinstance(path, Candidate) else cls(path)
 
     def file(self, name: str) -> Candidate:
         """Return a file in the folder as a candidate of its own."""
