@@ -190,17 +190,17 @@ class Bench:
 
     def _print(self, result: dict[str, Any]) -> None:
         print(f"\n{result['job']}: {result['detail']}; median of {self.options.rounds}")
-        columns = next((list(one["figures"]) for one in result["programs"].values() if "figures" in one), [])
+        columns = next((list(program["figures"]) for program in result["programs"].values() if "figures" in program), [])
         if columns != self._columns:
             self._columns = columns
             print((" " * 46 + "".join(f"{column:>12}{'':8}" for column in columns)).rstrip())
-        for name, one in result["programs"].items():
+        for name, program in result["programs"].items():
             cells = ""
-            for column, value in one.get("figures", {}).items():
-                times = one["ratios"].get(column)
+            for column, value in program.get("figures", {}).items():
+                times = program["ratios"].get(column)
                 ratio = "" if times is None else f"{times:.{1 if times >= 1 else 2}f}x"
                 cells += f"{f'{value:,.0f}' if value >= 1000 else f'{value:.4g}':>12}{ratio:>8}"
-            print(f"  {name:44}{cells or 'missing: ' + one['missing']}".rstrip())
+            print(f"  {name:44}{cells or 'missing: ' + program['missing']}".rstrip())
         for claim, holds in result["claims"].items():
             print(f"  {claim}: {'yes' if holds else 'NO'}", flush=True)
 
@@ -209,8 +209,8 @@ class Bench:
         found = []
         for result in self.results:
             found += [f"{result['job']}: not true: {claim}" for claim, holds in result["claims"].items() if not holds]
-            for name, one in result["programs"].items():
-                for column, value in {**one.get("figures", {}), **one.get("ratios", {})}.items():
+            for name, program in result["programs"].items():
+                for column, value in {**program.get("figures", {}), **program.get("ratios", {})}.items():
                     # A program may need no temporary files and no memory beyond its imports.
                     least = 0.0 if column in ("temporary MB", "grown MB") else math.ulp(0.0)
                     if not (math.isfinite(value) and value >= least):

@@ -56,8 +56,8 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def commit() -> str:
     """The commit of this checkout, or empty outside of git."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
+    return result.stdout.strip()
 
 
 def is_done(name: str, options: Sequence[str]) -> bool:
@@ -108,11 +108,11 @@ def summary(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
         for result in report["results"] if name not in _ALONE else ():
             label = f"{result['job']}: {result['detail']}"
             own = result["programs"]["adapterhub"].get("figures", {})
-            for peer, one in result["programs"].items():
-                if peer.startswith("adapterhub") or not one.get("ratios"):
+            for peer, program in result["programs"].items():
+                if peer.startswith("adapterhub") or not program.get("ratios"):
                     continue
-                ratio = times(next(iter(one["ratios"].values())))
-                yield f"| {cell(label)} | {cell(peer)} | {ratio} | {memory(own, one['figures'])} |"
+                ratio = times(next(iter(program["ratios"].values())))
+                yield f"| {cell(label)} | {cell(peer)} | {ratio} | {memory(own, program['figures'])} |"
                 label = ""
     yield ""
 
@@ -145,16 +145,16 @@ def section(name: str, report: dict[str, Any]) -> Iterator[str]:
 
 def table(programs: dict[str, Any]) -> Iterator[str]:
     """A row for each program: its figures, and how many times ours its time is, as a number and a bar."""
-    columns = next((list(one["figures"]) for one in programs.values() if "figures" in one), [])
+    columns = next((list(program["figures"]) for program in programs.values() if "figures" in program), [])
     first = next(iter(columns), "")
     yield f"| program | {' | '.join(columns)} | times | |"
     yield f"| --- |{' ---: |' * (len(columns) + 1)} --- |"
-    for name, one in programs.items():
-        if "missing" in one:
-            yield f"| {cell(name)} | missing: {cell(one['missing'])} |{' |' * (len(columns) + 1)}"
+    for name, program in programs.items():
+        if "missing" in program:
+            yield f"| {cell(name)} | missing: {cell(program['missing'])} |{' |' * (len(columns) + 1)}"
             continue
-        ratio = one["ratios"].get(first)
-        figures = " | ".join(figure(one["figures"].get(column)) for column in columns)
+        ratio = program["ratios"].get(first)
+        figures = " | ".join(figure(program["figures"].get(column)) for column in columns)
         yield f"| {cell(name)} | {figures} | {'' if ratio is None else times(ratio)} | {bar(ratio or 1.0)} |"
 
 

@@ -29,7 +29,7 @@ def convert(bench: Bench) -> None:
     their_script = str(scripts / "convert_lora_to_gguf.py") if scripts else ""
     options = ["--base", str(config), "--outtype", "bf16", "--outfile", str(theirs)]
     needs = ["torch", "transformers", *(() if scripts else ["llama.cpp's scripts (python -m tests.support.llama_cpp_scripts)"])]
-    found = bench.turns(
+    turns = bench.turns(
         Program("adapterhub", [*command, str(whole), str(ours)]),
         Program(llama_cpp, [OURS[0], their_script, *options, str(whole)], needs),
         Program(cp, ["sh", "-c", 'cp "$0" "$1" && sync "$1"', str(weights), str(copy)]),
@@ -37,7 +37,7 @@ def convert(bench: Bench) -> None:
         fresh=outputs,
     )
     detail = f"{model}, all linear layers, r = {rank}, {weights.stat().st_size / 1e6:.1f} MB of bfloat16"
-    bench.add(job, detail, found, {"the tensors of both files are equal": call(equal, ours, theirs)} if theirs.exists() else {})
+    bench.add(job, detail, turns, {"the tensors of both files are equal": call(equal, ours, theirs)} if theirs.exists() else {})
 
 
 def equal(ours: str, theirs: str) -> bool:
@@ -45,9 +45,9 @@ def equal(ours: str, theirs: str) -> bool:
     from gguf import GGUFReader
 
     files = [GGUFReader(path) for path in (ours, theirs)]
-    one, other = ({tensor.name: tensor.data.tobytes() for tensor in file.tensors} for file in files)
+    first, other = ({tensor.name: tensor.data.tobytes() for tensor in file.tensors} for file in files)
     alphas = {float(file.fields["adapter.lora.alpha"].contents()) for file in files}
-    return bool(one) and one == other and len(alphas) == 1
+    return bool(first) and first == other and len(alphas) == 1
 
 
 if __name__ == "__main__":

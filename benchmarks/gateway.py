@@ -106,13 +106,13 @@ def gateway(folder: Path) -> Iterator[tuple[str, str, str, str]]:
         options = ("--program", llama_server.program())
     except pytest.skip.Exception as reason:
         sys.exit(str(reason))
-    with serving.gateway(folder / "base.gguf", folder / "registry", folder / "gateway", *options) as found:
-        version = found.complete(REF, "x").version
-        [engine] = found.children()
+    with serving.gateway(folder / "base.gguf", folder / "registry", folder / "gateway", *options) as server:
+        version = server.complete(REF, "x").version
+        [engine] = server.children()
         words = Path(f"/proc/{engine}/cmdline").read_text().split("\0")
         environ = dict(line.partition("=")[::2] for line in Path(f"/proc/{engine}/environ").read_text().split("\0"))
         port = words[words.index("--port") + 1]
-        yield found.url, f"http://127.0.0.1:{port}", environ["LLAMA_API_KEY"], version.replace(":", "-")
+        yield server.url, f"http://127.0.0.1:{port}", environ["LLAMA_API_KEY"], version.replace(":", "-")
 
 
 # ---- clients, each in a process of its own

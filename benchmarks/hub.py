@@ -92,8 +92,8 @@ def rates(bench: Bench) -> None:
     *_, head, about = JOBS
     count, scratch = bench.options.requests, bench.scratch
     adapter = bench.made(adapter_of, 2)
-    with serving(serve_hub, pushed(adapter, scratch / "hub-of-rates")) as line, serving(serve_alone) as other:
-        hub, alone = json.loads(line), json.loads(other)
+    with serving(serve_hub, pushed(adapter, scratch / "hub-of-rates")) as line, serving(serve_alone) as peer:
+        hub, alone = json.loads(line), json.loads(peer)
         for job, method, path in ((head, "HEAD", f"/{NAME}/resolve/main/{WEIGHTS}"), (about, "GET", f"/api/models/{NAME}")):
             ours = program("adapterhub", rate, hub["url"], method, path, hub["token"], count)
             theirs = program(ALONE, rate, alone["url"], method, "/", "", count)
@@ -116,9 +116,9 @@ def program(name: str, function: Any, *arguments: object) -> Program:
 def fetch(url: str, pid: int) -> Figures:
     """Get a file with curl."""
     before, start = cpu(pid), time.perf_counter()
-    done = subprocess.run(["curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}", url], check=True, capture_output=True)
+    result = subprocess.run(["curl", "-sf", "-o", "/dev/null", "-w", "%{size_download}", url], check=True, capture_output=True)
     seconds = time.perf_counter() - start
-    return {"MB/s": int(done.stdout) / 1e6 / seconds, "server seconds": since(pid, before), "server MB": peak(pid)}
+    return {"MB/s": int(result.stdout) / 1e6 / seconds, "server seconds": since(pid, before), "server MB": peak(pid)}
 
 
 def put_by_lfs(url: str, token: str, weights: str, pid: int) -> Figures:
@@ -126,9 +126,9 @@ def put_by_lfs(url: str, token: str, weights: str, pid: int) -> Figures:
     path = Path(weights)
     renew(path)
     size = path.stat().st_size
-    asked = json.dumps({"operation": "upload", "objects": [{"oid": digest(path), "size": size}]}).encode()
+    body = json.dumps({"operation": "upload", "objects": [{"oid": digest(path), "size": size}]}).encode()
     before, start = cpu(pid), time.perf_counter()
-    request = urllib.request.Request(f"{url}/{NAME}.git/info/lfs/objects/batch", asked, {"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(f"{url}/{NAME}.git/info/lfs/objects/batch", body, {"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request) as answer:
         href = json.load(answer)["objects"][0]["actions"]["upload"]["href"]
     curl("-T", weights, href)
@@ -282,8 +282,8 @@ def family(pid: int) -> list[int]:
 
 def cpu(pid: int) -> float:
     """CPU seconds of a process and its children since they started."""
-    fields = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in family(pid)]
-    return sum(int(one[11]) + int(one[12]) for one in fields) * TICK
+    fields = [Path(f"/proc/{field}/stat").read_text().rpartition(")")[2].split() for field in family(pid)]
+    return sum(int(field[11]) + int(field[12]) for field in fields) * TICK
 
 
 def since(pid: int, before: float) -> float:

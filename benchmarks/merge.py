@@ -84,25 +84,25 @@ def size(folder: Path) -> int:
 def into_base(bench: Bench) -> None:
     folder, adapters, detail = inputs(bench, 1)
     ours, theirs, copy = (bench.scratch / name / "out" for name in ("ours", "peft", "cp"))
-    found = bench.turns(
+    turns = bench.turns(
         Merge("adapterhub", process(fuse, folder, ours, *adapters), out=ours),
         Merge(PEFT, process(merge_and_unload, folder, theirs, *adapters), NEEDS, out=theirs),
         Merge(CP, ["sh", "-c", 'mkdir "$1" && cp "$0"/*.safetensors "$1" && sync "$1"/*', str(folder), str(copy)], out=copy),
     )
     equal = theirs.exists() and call(differing, ours, theirs)
     claims = {f"{equal[0]} of {equal[1]:,} elements differ from peft's": not equal[0]} if equal else {}
-    bench.add(next(iter(JOBS)), detail, found, claims)
+    bench.add(next(iter(JOBS)), detail, turns, claims)
 
 
 def two_into_base(bench: Bench) -> None:
     folder, adapters, detail = inputs(bench, 2)
     ours, theirs, python = bench.scratch / "ours" / "out", bench.scratch / "mergekit" / "out", mergekit_env.found()
     needs = [*NEEDS, *(() if python else ["mergekit (python -m tests.support.mergekit_env)"])]
-    found = bench.turns(
+    turns = bench.turns(
         Merge("adapterhub", process(fuse, folder, ours, *adapters), out=ours),
         Merge(MERGEKIT, process(mergekit, folder, theirs, *adapters, python=python), needs, out=theirs),
     )
-    bench.add(list(JOBS)[1], detail, found)
+    bench.add(list(JOBS)[1], detail, turns)
 
 
 def inputs(bench: Bench, count: int) -> tuple[Path, list[Path], str]:
@@ -150,10 +150,10 @@ def differing(ours: str, theirs: str) -> tuple[int, int]:
         files = [safe_open(path, "pt") for path in Path(folder).glob("*.safetensors")]
         return {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
-    one, other, differ, total = tensors(ours), tensors(theirs), 0, 0
-    assert set(one) == set(other)
+    one, other_tensors, differ, total = tensors(ours), tensors(theirs), 0, 0
+    assert set(one) == set(other_tensors)
     for name in one:
-        left, right = (files[name].get_tensor(name).view(torch.int16) for files in (one, other))
+        left, right = (files[name].get_tensor(name).view(torch.int16) for files in (one, other_tensors))
         differ += int((left != right).sum())
         total += left.numel()
     return differ, total
@@ -165,11 +165,11 @@ def combined(bench: Bench) -> None:
     for job, method, kind, repeats in ((svd, "svd", "svd", 20), (ties, "ties", "ties_svd", 3)):
         mine = process(combine, side, rank, method, repeats)
         theirs = process(add_weighted_adapter, side, rank, kind, threads)
-        found = bench.turns(
+        turns = bench.turns(
             Program("adapterhub", mine, env={"OPENBLAS_NUM_THREADS": str(threads)}, itself=True),
             Program(JOBS[job][0], theirs, NEEDS, itself=True),
         )
-        bench.add(job, f"r = {rank}, a module of {side} x {side}, threads: {threads}", found)
+        bench.add(job, f"r = {rank}, a module of {side} x {side}, threads: {threads}", turns)
 
 
 def combine(side: int, rank: int, method: str, repeats: int) -> Figures:

@@ -42,19 +42,19 @@ JOBS = {f"pack {kind}": [ZSTD, *BACK] for kind in ("F32", "BF16", "F16")}
 
 def pack(bench: Bench) -> None:
     """Every float type against every parent."""
-    given = bench.options.checkpoints
-    folder = bench.made(random_checkpoints) if given == "random" else Path(given)
+    checkpoints = bench.options.checkpoints
+    folder = bench.made(random_checkpoints) if checkpoints == "random" else Path(checkpoints)
     if not folder.exists():
         train(folder)
-    found = {int(path.stem): path for path in folder.glob("*.safetensors") if path.stem.isdecimal()}
-    last = max(found)
+    path_by_step = {int(path.stem): path for path in folder.glob("*.safetensors") if path.stem.isdecimal()}
+    last = max(path_by_step)
     for job in JOBS:
         kind, scratch = job.split()[-1], bench.scratch
-        child = factors(found[last], kind, scratch / "child")
+        child = factors(path_by_step[last], kind, scratch / "child")
         programs = [Program("adapterhub", process(packed, child, None), itself=True)]
         programs.append(Program(ZSTD, process(zstd, child), itself=True))
         for name, steps in BACK.items():
-            before = found.get(last - steps)
+            before = path_by_step.get(last - steps)
             parent = factors(before, kind, scratch / f"-{steps}") if before else None
             needs = () if parent else (f"a checkpoint of step {last - steps}",)
             programs.append(Program(name, process(packed, child, parent), needs, itself=True))

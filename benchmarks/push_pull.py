@@ -25,9 +25,9 @@ def local(bench: Bench) -> None:
     pulling = Program("adapterhub", [*OURS, "pull", "team/big", "-o", str(out)], env=env)
     theirs = Program(PEER, ["sh", "-c", 'cp "$0" "$1" && sync "$1" && sha256sum "$1"', str(weights), str(copy)])
     bench.add(push, f"{mib} MiB, checked, hashed, synced", bench.turns(pushing, theirs, fresh=[registry, copy]))
-    found = bench.turns(pulling, theirs, fresh=[out, copy])
+    turns = bench.turns(pulling, theirs, fresh=[out, copy])
     claims = {"pulled bytes are those pushed": digest(out / weights.name) == digest(weights)}
-    bench.add(pull, f"{mib} MiB, every byte verified", found, claims)
+    bench.add(pull, f"{mib} MiB, every byte verified", turns, claims)
 
 
 if __name__ == "__main__":

@@ -88,12 +88,12 @@ def filled(root: str, count: int) -> None:
             files=tuple(FileEntry(path, digest, size) for path, (digest, size) in sorted(files.items())),
         )
         files[ADAPTER_JSON] = put(manifest.dump())
-        made = oci_manifest.assemble(files, manifest)
-        put(made.config_bytes)
-        put(made.raw)
+        assembled = oci_manifest.assemble(files, manifest)
+        put(assembled.config_bytes)
+        put(assembled.raw)
         previous = head if number > 1 else ""
         made_at = f"2026-01-{n % 28 + 1:02}T00:00:00Z"
-        entry = Entry(name, number, "push", made_at, made.digest, len(made.raw), number, ("latest",), previous)
+        entry = Entry(name, number, "push", made_at, assembled.digest, len(assembled.raw), number, ("latest",), previous)
         path = store.log.path(name, number)
         if number == 1:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,10 +191,10 @@ def calls(bench: Bench, registry: Registry) -> None:
 def processes(bench: Bench, root: Path) -> None:
     for title, arguments in COMMANDS.items():
         command = [*OURS, *(words()[500] if word == "WORD" else word for word in arguments)]
-        found = bench.turns(Program("adapterhub", command, env={"ADAPTERHUB_REGISTRY": str(root)}))["adapterhub"]
-        assert not isinstance(found, str)
-        del found["peak MB"]  # this process, which started them, held more
-        bench.add(title, "a process", {"adapterhub": found})
+        turns = bench.turns(Program("adapterhub", command, env={"ADAPTERHUB_REGISTRY": str(root)}))["adapterhub"]
+        assert not isinstance(turns, str)
+        del turns["peak MB"]  # this process, which started them, held more
+        bench.add(title, "a process", {"adapterhub": turns})
 
 
 def finding(bench: Bench) -> None:

@@ -114,16 +114,16 @@ def servable(folder: str, model: str, rank: int) -> None:
     import adapterhub as ah
     from tests.support import serving
 
-    here = Path(folder)
+    place = Path(folder)
     for name in ("base", "adapter"):
-        (here / name).mkdir()
-    base(str(here / "base"), model)
+        (place / name).mkdir()
+    base(str(place / "base"), model)
     letters = [*serving.SPECIAL, *map(chr, range(33, 127)), "Ġ", "Ċ", "th"]
     rest = (COMMON | MODELS[model])["vocab_size"] - len(letters)
-    serving.write_tokenizer(here / "base", [*letters, *(f"th{number}" for number in range(rest))], [("t", "h")])
-    adapter(str(here / "adapter"), model, rank)
-    ah.convert_model(here / "base", here / "base.gguf", to="gguf")
-    ah.convert(here / "adapter", here / "adapter.gguf", to="gguf", base=here / "base.gguf")
+    serving.write_tokenizer(place / "base", [*letters, *(f"th{number}" for number in range(rest))], [("t", "h")])
+    adapter(str(place / "adapter"), model, rank)
+    ah.convert_model(place / "base", place / "base.gguf", to="gguf")
+    ah.convert(place / "adapter", place / "adapter.gguf", to="gguf", base=place / "base.gguf")
 
 
 def rates(answer: Callable[[int, int | None], int]) -> Figures:
@@ -201,8 +201,8 @@ def llama_server(told: dict[str, Any]) -> Figures:
             asked = {"prompt": prompt_of(row), "max_tokens": options.steps, "temperature": 0, "ignore_eos": True}
             body = json.dumps({**asked, "lora": listed, "cache_prompt": False}).encode()
             request = urllib.request.Request(f"{url}/v1/completions", body, {"content-type": "application/json"})
-            with urllib.request.urlopen(request, timeout=240) as said:
-                return int(json.load(said)["usage"]["completion_tokens"])
+            with urllib.request.urlopen(request, timeout=240) as response:
+                return int(json.load(response)["usage"]["completion_tokens"])
 
         return rates(answer)
 
@@ -247,17 +247,17 @@ def own_batch(told: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.segment_attention import KeysValues
 
     options = Namespace(**told)
-    made = own_model(options, 8)
+    model = own_model(options, 8)
     for slot in range(8):
-        made.slots.fill(slot, read(Path(options.plain), made, rank=256))
+        model.slots.fill(slot, read(Path(options.plain), model, rank=256))
     rows = []
     for row in range(8):
         keys_values = KeysValues(CONTEXT + 1)
-        made.run([Span([3 + row + at for at in range(CONTEXT)], keys_values, 0, ())])
+        model.run([Span([3 + row + at for at in range(CONTEXT)], keys_values, 0, ())])
         rows.append(keys_values)
 
     def step(uses: list[Any]) -> Callable[[], object]:
-        return lambda: made.run([Span([9], row, CONTEXT, use) for row, use in zip(rows, uses, strict=True)])
+        return lambda: model.run([Span([9], row, CONTEXT, use) for row, use in zip(rows, uses, strict=True)])
 
     each, same = [((row, 1.0),) for row in range(8)], [((0, 1.0),)] * 8
     return in_turn(options.steps, base=step([()] * 8), eight=step(each), one=step(same))
@@ -267,12 +267,12 @@ def own_fill(told: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.adapter_memory import read
 
     options = Namespace(**told)
-    made = own_model(options, 8)
+    model = own_model(options, 8)
     found: list[Any] = []
     times = in_turn(
         options.steps,
-        load=lambda: found.append(read(Path(options.large), made, rank=256)),
-        slot=lambda: made.slots.fill(1, found.pop()),
+        load=lambda: found.append(read(Path(options.large), model, rank=256)),
+        slot=lambda: model.slots.fill(1, found.pop()),
     )
     return {"seconds": (times["load ms"] + times["slot ms"]) / 1000, "slot ms": times["slot ms"]}
 
@@ -282,9 +282,9 @@ def own_switch(told: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.schedule import SlotTable
 
     options = Namespace(**told)
-    made = own_model(options, 8)
-    two = [LoadedAdapter(name, *read(Path(options.plain), made, rank=256)) for name in "ab"]
-    table = SlotTable(8, lambda slot, one: made.slots.fill(slot, one.factors))
+    model = own_model(options, 8)
+    two = [LoadedAdapter(name, *read(Path(options.plain), model, rank=256)) for name in "ab"]
+    table = SlotTable(8, lambda slot, one: model.slots.fill(slot, one.factors))
     turn = 0
 
     def switched() -> None:
@@ -292,7 +292,7 @@ def own_switch(told: dict[str, Any]) -> Figures:
         turn = 1 - turn
         parts = ((two[turn], 1.0),)
         use = table.pin(parts)
-        with made.slots.using([use], 1):
+        with model.slots.using([use], 1):
             pass
         table.unpin(parts)
 
@@ -313,14 +313,14 @@ def own_slots(told: dict[str, Any]) -> Figures:
         for number in range(options.slots + 1):
             host.load(str(number), Path(options.plain))
         for _ in range(3):
-            for count, found in rates.items():
+            for count, rate in rates.items():
                 shares = 1 / np.arange(1, count + 1)
                 chosen = np.random.default_rng(0).choice(count, 2 * options.slots, p=shares / shares.sum())
                 started = time.process_time()
                 streams = [host.submit(Request([5, 6, 7], ((str(one), 1.0),), options.steps)) for one in chosen]
                 tokens = sum(1 for stream in streams for _ in stream)
-                found.append(tokens / (time.process_time() - started))
-    few, many = (statistics.median(found) for found in rates.values())
+                rate.append(tokens / (time.process_time() - started))
+    few, many = (statistics.median(rate) for rate in rates.values())
     return {"all fit tokens/s": few, "one more tokens/s": many, "rate %": 100 * many / few}
 
 
@@ -328,11 +328,11 @@ def own_resident(told: dict[str, Any]) -> Figures:
     from adapterhub.serve.torch_engine.adapter_memory import Adapters
 
     options = Namespace(**told)
-    made = own_model(options, 1)
-    held = Adapters(made, most=1 << 40, rank=256)
+    model = own_model(options, 1)
+    adapters = Adapters(model, most=1 << 40, rank=256)
     with grown(options) as figures:
         for number in range(options.adapters):
-            held.load(str(number), Path(options.plain))
+            adapters.load(str(number), Path(options.plain))
     return figures
 
 
@@ -361,24 +361,24 @@ def peft_model(options: Namespace, count: int) -> Any:
 
     torch.set_num_threads(options.threads)
     model = transformers.AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.bfloat16)
-    made = peft.PeftModel.from_pretrained(model, options.plain, adapter_name="a0", autocast_adapter_dtype=False)
+    adapted_model = peft.PeftModel.from_pretrained(model, options.plain, adapter_name="a0", autocast_adapter_dtype=False)
     for number in range(1, count):
-        made.load_adapter(options.plain, f"a{number}", autocast_adapter_dtype=False)
-    return made.eval()
+        adapted_model.load_adapter(options.plain, f"a{number}", autocast_adapter_dtype=False)
+    return adapted_model.eval()
 
 
 def peft_batch(told: dict[str, Any]) -> Figures:
     import torch
 
     options = Namespace(**told)
-    made = peft_model(options, 8)
+    model = peft_model(options, 8)
     ids = torch.arange(8)[:, None] + 3 + torch.arange(CONTEXT)
 
     def step(names: list[str]) -> Callable[[], object]:
-        cache = made(ids, use_cache=True, adapter_names=names).cache
+        cache = model(ids, use_cache=True, adapter_names=names).cache
 
         def run() -> None:
-            made(torch.full((8, 1), 9), cache=cache, use_cache=True, adapter_names=names)
+            model(torch.full((8, 1), 9), cache=cache, use_cache=True, adapter_names=names)
             cache.crop(-1)
 
         return run
@@ -390,32 +390,32 @@ def peft_batch(told: dict[str, Any]) -> Figures:
 
 def peft_fill(told: dict[str, Any]) -> Figures:
     options = Namespace(**told)
-    made = peft_model(options, 1)
+    model = peft_model(options, 1)
     times = []
     for _ in range(options.steps + 1):
-        times.append(took(lambda: made.load_adapter(options.large, "large", autocast_adapter_dtype=False)))
-        made.delete_adapter("large")
+        times.append(took(lambda: model.load_adapter(options.large, "large", autocast_adapter_dtype=False)))
+        model.delete_adapter("large")
     return {"seconds": statistics.median(times[1:]) / 1000}
 
 
 def peft_switch(told: dict[str, Any]) -> Figures:
     options = Namespace(**told)
-    made = peft_model(options, 2)
+    model = peft_model(options, 2)
     names = ["a0", "a1"]
 
     def switched() -> None:
         names.reverse()
-        made.set_adapter(names[0])
+        model.set_adapter(names[0])
 
     return {"ms": in_turn(100, switched=switched)["switched ms"]}
 
 
 def peft_resident(told: dict[str, Any]) -> Figures:
     options = Namespace(**told)
-    made = peft_model(options, 1)
+    model = peft_model(options, 1)
     with grown(options) as figures:
         for number in range(options.adapters):
-            made.load_adapter(options.plain, f"b{number}", autocast_adapter_dtype=False)
+            model.load_adapter(options.plain, f"b{number}", autocast_adapter_dtype=False)
     return figures
 
 

@@ -61,17 +61,17 @@ def steps(bench: Bench) -> None:
         # With spinning threads a busy core costs a factor; the command line of ours sets the same.
         spin = {"GOMP_SPINCOUNT": "0" if name == BUSY else "1000"}
         programs.append(Program(name, process(child, name, told), needs, spin, itself=True))
-    found = bench.turns(*programs)
+    turns = bench.turns(*programs)
     if not options.busy:
-        found[BUSY] = "--busy"
+        turns[BUSY] = "--busy"
     if options.device != "cpu":
-        found[FULL] = "--device cpu"
-    first = [one["first loss"] for name, one in found.items() if name != FULL and not isinstance(one, str)]
+        turns[FULL] = "--device cpu"
+    first = [turn["first loss"] for name, turn in turns.items() if name != FULL and not isinstance(turn, str)]
     losses = ", ".join(f"{loss:.4f}" for loss in first)
     claims = {f"first losses agree within 1%: {losses}": max(first) < 1.01 * min(first)} if first else {}
     detail = f"{options.base}, r = {R} on all linear layers, {options.rows} x {options.sequence} tokens"
     how = ", checkpointing" if options.checkpointing else ""
-    bench.add("QLoRA step", f"{detail}, threads: {options.threads}{how}, {options.device}", found, claims)
+    bench.add("QLoRA step", f"{detail}, threads: {options.threads}{how}, {options.device}", turns, claims)
 
 
 def planned(bench: Bench) -> None:
@@ -165,8 +165,8 @@ def of_card(options: Namespace, seconds: float) -> Figures:
 
     from adapterhub.training.cost.peaks import peak_rate
 
-    known = peak_rate(torch.cuda.get_device_name(), "bfloat16")
-    share = {"MFU": step_operations(Path(options.base), vars(options)) / seconds / known} if known else {}
+    peak = peak_rate(torch.cuda.get_device_name(), "bfloat16")
+    share = {"MFU": step_operations(Path(options.base), vars(options)) / seconds / peak} if peak else {}
     return {"card MB": torch.cuda.max_memory_allocated() / 1e6, **share}
 
 

@@ -56,7 +56,7 @@ def registry(bench: Bench) -> None:
         bench.add(push_again, size, bench.turns(pushed, theirs))
         places = a, b, c, d = [scratch / name for name in "abcd"]
         curl = f"curl -sf http://{host}/v2/bench/theirs/blobs/sha256:{sha256} | tee {c} | sha256sum"
-        found = bench.turns(
+        turns = bench.turns(
             ours("adapterhub", "pull", f"oci://{host}/bench/ours", "-o", a),
             oras(ORAS_PULL, f"{host}/bench/theirs:latest", "-o", b),
             Program(CURL, ["sh", "-c", curl], ["docker-registry", "oras", "curl"]),
@@ -65,7 +65,7 @@ def registry(bench: Bench) -> None:
         )
     pulled = [path for path in (a / weights, b / weights, c) if path.exists()]
     claims = {"pulled bytes are those pushed": all(digest(path) == sha256 for path in pulled)}
-    bench.add(pull, f"{size}, flushed to the disk", found, claims)
+    bench.add(pull, f"{size}, flushed to the disk", turns, claims)
 
 
 def hub(bench: Bench) -> None:
@@ -75,17 +75,17 @@ def hub(bench: Bench) -> None:
         env = {"HF_ENDPOINT": url, "HF_HOME": str(scratch / "hf"), "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
         env |= {"ADAPTERHUB_REGISTRY": str(scratch / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         timed([*OURS, "push", str(adapter), "hf://org/sql"], env)
-        here = Program("adapterhub", [*OURS, "copy", "hf://org/sql", "team/sql"], env=env)
+        ours_program = Program("adapterhub", [*OURS, "copy", "hf://org/sql", "team/sql"], env=env)
         cached = Program(HF, ["hf", "download", "org/sql"], ["hf"], env)
-        bench.turns(here, cached)
-        bench.add(fetch, detail, bench.turns(here, cached))
+        bench.turns(ours_program, cached)
+        bench.add(fetch, detail, bench.turns(ours_program, cached))
         places = a, b = [scratch / name for name in ("hub-a", "hub-b")]
         ours = Program("adapterhub", [*OURS, "pull", "hf://org/sql", "-o", str(a)], env=env)
         theirs = Program(HF, ["hf", "download", "org/sql", "--local-dir", str(b)], ["hf"], env)
-        found = bench.turns(ours, theirs, fresh=places)
+        turns = bench.turns(ours, theirs, fresh=places)
         pulled = [path for path in (place / "adapter_model.safetensors" for place in places) if path.exists()]
         claims = {"pulled bytes are those pushed": {*map(digest, pulled)} == {digest(adapter / "adapter_model.safetensors")}}
-        bench.add(pull, detail, found, claims)
+        bench.add(pull, detail, turns, claims)
         bench.add(pull_again, f"{detail}, into the same folder", bench.turns(ours, theirs))
 
 

@@ -44,11 +44,11 @@ def fits(bench: Bench) -> None:
     def theirs(place: Path) -> Program:
         return Program(PEFT, process(load, place, lora), ["torch", "transformers", "peft"])
 
-    found = bench.turns(ours(whole), theirs(whole))
+    turns = bench.turns(ours(whole), theirs(whole))
     claims = {"ours refuses a base of other shapes": refuses(ours(half), "shape-mismatch")}
-    if isinstance(found.get(PEFT), dict):
+    if isinstance(turns.get(PEFT), dict):
         claims["peft refuses it too"] = refuses(theirs(half), "size mismatch")
-    bench.add(next(iter(JOBS)), f"{model}, all linear layers, r = {rank}, headers alone", found, claims)
+    bench.add(next(iter(JOBS)), f"{model}, all linear layers, r = {rank}, headers alone", turns, claims)
 
 
 def load(folder: str, lora: str) -> None:
@@ -65,8 +65,8 @@ def load(folder: str, lora: str) -> None:
 
 def refuses(program: Program, words: str) -> bool:
     """Run a program that must fail with these words: the time of a wrong answer would mean nothing."""
-    done = subprocess.run(program.command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    return done.returncode == 1 and words in done.stdout + done.stderr
+    result = subprocess.run(program.command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return result.returncode == 1 and words in result.stdout + result.stderr
 
 
 def values(bench: Bench) -> None:
@@ -112,10 +112,12 @@ def scans(folder: str, rounds: int) -> tuple[dict[str, Figures | str], bool]:
             assert scan(arrays)
             times[name].append(time.perf_counter() - start)
     size = sum(array.nbytes for array in arrays) / 1e9
-    found = {name: statistics.median(taken[1:]) for name, taken in times.items()}
+    median_by_name = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
     agree = not any(scan([part]) for name, scan in programs.items() if name != FLOOR for part in bad)
-    missing = {TORCH: "torch"} if TORCH not in found else {}
-    return {name: {"seconds": taken, "scan GB/s": size / taken} for name, taken in found.items()} | missing, agree
+    missing = {TORCH: "torch"} if TORCH not in median_by_name else {}
+    return {
+        name: {"seconds": seconds, "scan GB/s": size / seconds} for name, seconds in median_by_name.items()
+    } | missing, agree
 
 
 def many(bench: Bench) -> None:

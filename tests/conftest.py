@@ -208,7 +208,7 @@ def started(tmp_path: Path) -> Run:
     def call(
         *args: object, cwd: Path | None = None, env: dict[str, str] | None = None, code: int | None = 0, first: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "adapterhub", *map(str, args)],
             check=False,
             cwd=cwd or tmp_path,
@@ -217,7 +217,7 @@ def started(tmp_path: Path) -> Run:
             text=True,
             timeout=300,
         )
-        return _checked(done, code)
+        return _checked(result, code)
 
     return call
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from adapterhub.checks import Verdict, check
+from adapterhub.checks import Verdict, open_check
+from adapterhub.checks.contents import Contents
 from adapterhub.digest import Digest
 from adapterhub.manifest.fact_changes import FactChange, FileChange
+from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import display, dtypes
 from adapterhub_converters.adapter import Adapter, Delta, Rows, refuse_tuned, targets_without_magnitude
 from adapterhub_converters.bases import BaseSpec
@@ -172,17 +175,31 @@ class Difference:
         return sum(module.status == status for module in self.modules)
 
 
-def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress | None = None) -> Difference:
+def diff(
+    a: Path,
+    b: Path,
+    *,
+    base: BaseSpec | None = None,
+    inspected: tuple[Inspection | None, Inspection | None] = (None, None),
+    progress: Progress | None = None,
+) -> Difference:
     """Compare the adapters `a` and `b` as functions, and their configs.
 
     Args:
         a: A folder or a file of any format.
         b: Likewise.
         base: The model of both, for formats that cannot be read without it.
+        inspected: What the caller has read of each, with that base.
         progress: Called with modules compared and modules in all.
     """
-    difference = compare(*_read(a, b, base), progress=progress)
-    verdicts = [check(path, base=base, headers_only=True).verdicts for path in (a, b)]
+    with ExitStack() as stack:
+        checks = [
+            stack.enter_context(open_check(path, base=base, headers_only=True, inspected=known))
+            for path, known in zip((a, b), inspected, strict=True)
+        ]
+        adapters = _read(a, b, [contents for _, contents in checks], base)
+    difference = compare(*adapters, progress=progress)
+    verdicts = [report.verdicts for report, _ in checks]
     different_verdicts = {
         name: (verdict_a, verdict_b)
         for name, verdict_a in verdicts[0].items()
@@ -192,13 +209,17 @@ def diff(a: Path, b: Path, *, base: BaseSpec | None = None, progress: Progress |
     return dataclasses.replace(difference, verdicts=different_verdicts)
 
 
-def _read(a: Path, b: Path, base: BaseSpec | None) -> list[Adapter]:
+def _read(a: Path, b: Path, opened: list[Contents | None], base: BaseSpec | None) -> list[Adapter]:
     """Read both adapters, with experts in stacks where the base has them.
 
     Without a base, two files whose rows are both in llama.cpp's order can be compared in that order.
     """
     try:
-        return [peft.stack_experts(convert.read(path, base=base, mapped=True), base) for path in (a, b)]
+        adapters = [
+            (contents and contents.complete_adapter(base)) or convert.read(path, base=base, mapped=True)
+            for path, contents in zip((a, b), opened, strict=True)
+        ]
+        return [peft.stack_experts(adapter, base) for adapter in adapters]
     except RefusedError as error:
         if error.code != "base-required":
             raise

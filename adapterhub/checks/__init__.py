@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from adapterhub.manifest.folder_contents import Inspection
 from adapterhub.manifest.package_files import shorten_names, survey
 from adapterhub_converters import gc_pause
 from adapterhub_converters.bases import BaseSpec
@@ -142,16 +143,24 @@ def check_codes(codes: Iterable[str]) -> None:
 
 @contextmanager
 def open_check(
-    path: Path, *, base: BaseSpec | None = None, headers_only: bool = False, limit: int | None = None, display_name: str = ""
+    path: Path,
+    *,
+    base: BaseSpec | None = None,
+    headers_only: bool = False,
+    limit: int | None = None,
+    display_name: str = "",
+    inspected: Inspection | None = None,
 ) -> Iterator[tuple[Report, Contents | None]]:
     """Check an adapter as `check` does, and keep its files open until the context ends.
+
+    What the caller has `inspected` as a whole with that base is not read again.
 
     Yields:
         The report, and the contents of the adapter; None if its files are not well-formed.
     """
     findings = Findings(limit)
     with gc_pause.pause_gc():
-        contents, problems = read_contents(path, base=base)
+        contents, problems = read_contents(path, base=base, inspected=inspected)
         findings.add(problems)
     with closing(contents) if contents is not None else nullcontext():
         with gc_pause.pause_gc():

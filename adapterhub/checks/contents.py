@@ -15,9 +15,11 @@ from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
 from adapterhub.manifest import card
 from adapterhub.manifest.card import Card
 from adapterhub.manifest.document import AdapterManifest
+from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, Adapter, Delta, TunedModule, tuner_of
 from adapterhub_converters.adapter_files import ADAPTER_JSON, HEAD_SIZE
+from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader, TensorInfo, TensorKind
 from adapterhub_converters.errors import NotFoundError
@@ -239,14 +241,22 @@ class Contents:
                 self.manifest_text = ""
         return AdapterManifest.parse(self.manifest_text, str(path)) if self.manifest_text else None
 
-    def adapter_shapes(self) -> tuple[str, Adapter | AdapterClaims] | None:
-        """Return the format, and the adapter without numbers; None for a format that must be read as a whole."""
+    def inspected(self) -> Inspection:
+        """Return the adapter as a manifest describes it, without opening a file again."""
         if self.unread is not None:
-            return self.format, self.unread
-        if self.files:
-            headers = {path: file.header for path, file in self.files.items()}
-            return self.format, peft.parse_shapes(self.config_text, headers, location=str(self.path))
-        return None
+            return Inspection(self.format, self.unread)
+        if self.adapter is not None:
+            return Inspection(self.format, self.adapter, self.ordered)
+        headers = {path: file.header for path, file in self.files.items()}
+        return Inspection(self.format, peft.parse_shapes(self.config_text, headers, location=str(self.path)))
+
+    def complete_adapter(self, base: BaseSpec | None) -> Adapter | None:
+        """Return the adapter with its numbers, which may be views of its files; None if it has to be read again to tell."""
+        if self.unread is not None or not self.ordered:
+            return None
+        return self.adapter or peft.parse_files(
+            self.config_text, self.files.values(), location=str(self.path), base=base, mapped=True
+        )
 
     def close(self) -> None:
         """Close the files."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adapterhub.manifest.folder_contents import Inspection
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import Adapter, LowRank, LowRankEmbedding, plain_pairs
 from adapterhub_converters.adapter_files import is_pickle_name, is_weights, resolve_adapter
@@ -28,8 +29,10 @@ from .contents import PART_NAMES, Contents, Parts
 from .report import Problem
 
 
-def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None, list[Problem]]:
-    """Read an adapter in any format.
+def read_contents(
+    path: Path, *, base: BaseSpec | None, inspected: Inspection | None = None
+) -> tuple[Contents | None, list[Problem]]:
+    """Read an adapter in any format, except for one that the caller has `inspected` as a whole, with its numbers.
 
     Returns:
         The contents, which the caller closes, or None if the files are not well-formed; and the problems found so far.
@@ -41,6 +44,8 @@ def read_contents(path: Path, *, base: BaseSpec | None) -> tuple[Contents | None
     given_path, path = path, resolve_adapter(path)
     try:
         try:
+            if inspected is not None and (adapter := inspected.complete_adapter) is not None:
+                return _whole_contents(path, inspected.format, adapter), problems
             contents = _read(path, base, pickle=any(problem.code == "pickle" for problem in problems))
         except NotUnderstoodError as error:
             contents = _read_unknown(path, error)
@@ -64,7 +69,7 @@ def _read(path: Path, base: BaseSpec | None, *, pickle: bool) -> Contents | None
     if peft.sniff(candidate):
         return _read_peft(path, candidate.config, base)
     kind = _sniff(candidate, pickle=pickle)
-    return None if kind is None else _read_whole(path, kind, base)
+    return None if kind is None else _read_whole(candidate, kind, base)
 
 
 def _read_unknown(path: Path, error: NotUnderstoodError) -> Contents:
@@ -239,13 +244,24 @@ def _row_ids(indices: object) -> dict[str | None, tuple[int, ...]]:
     }
 
 
-def _read_whole(path: Path, kind: str, base: BaseSpec | None) -> Contents:
+def _read_whole(candidate: Candidate, kind: str, base: BaseSpec | None) -> Contents:
     """Return the contents of an adapter in a format that is read as a whole."""
-    from adapterhub_converters.formats import convert, find
+    from adapterhub_converters.formats import convert
 
-    adapter, ordered = convert.read_unordered(path, base=base)
-    contents = Contents(path, kind, (path.name, *find(kind).files)[-1], adapter=adapter, notes=adapter.notes)
+    adapter, ordered = convert.read_unordered(candidate, base=base)
+    contents = _whole_contents(candidate.path, kind, adapter)
     contents.ordered = ordered
+    contents.heads.update(candidate.heads())
+    if candidate.config:
+        contents.record_text(candidate.path / peft.CONFIG, candidate.config)
+    return contents
+
+
+def _whole_contents(path: Path, kind: str, adapter: Adapter) -> Contents:
+    """Return the contents of an adapter that was read as a whole."""
+    from adapterhub_converters.formats import find
+
+    contents = Contents(path, kind, (path.name, *find(kind).files)[-1], adapter=adapter, notes=adapter.notes)
     pairs = {t: d for t, d in adapter.deltas.items() if isinstance(d, LowRank | LowRankEmbedding)}
     for target, delta in plain_pairs(dataclasses.replace(adapter, deltas=pairs, added={})).items():
         contents.pairs[target] = dict(_parts(delta))

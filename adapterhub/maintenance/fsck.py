@@ -22,7 +22,7 @@ from adapterhub.index.index_database import Index
 from adapterhub.manifest import oci_manifest
 from adapterhub.manifest.document import AdapterManifest
 from adapterhub.manifest.oci_manifest import Descriptor, Manifest
-from adapterhub.manifest.package_files import listing
+from adapterhub.manifest.package_files import survey
 from adapterhub.ref import Ref
 from adapterhub.registry import repository_records
 from adapterhub.registry.registry import Registry
@@ -31,12 +31,14 @@ from adapterhub.store.export import linked_folder
 from adapterhub.store.packs.pack_chains import with_parents
 from adapterhub.store.store import BASES, DOCUMENTS, HUB, MERGES, REFS, ByteCounter, Progress, Store, counter, local_errors
 from adapterhub_converters.adapter_files import ADAPTER_JSON
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import AdapterhubError, FormatError, IntegrityError, LocalIOError, NotFoundError, RefusedError
 
 from .findings import GC, REBUILD, REPAIR, REPAIR_MISSING, Finding, Findings
 from .index_check import Catalog
 
 if TYPE_CHECKING:
+    from adapterhub.manifest.folder_contents import FolderContents
     from adapterhub.store.packs.container import PackHead
 
 _REF_PREFIXES = {BASES: "base", MERGES: "merge", HUB: "hub"}
@@ -116,12 +118,16 @@ def _compare_facts(store: Store, ref: str, manifest: Manifest) -> Iterator[Findi
             yield from _compare_folder_facts(folder, ref)
 
 
-def _compare_folder_facts(folder: Path, source: str) -> Iterator[Finding]:
+def _compare_folder_facts(folder: Path, source: str, contents: FolderContents | None = None) -> Iterator[Finding]:
     """Compare the adapter.json of a folder with the headers of its weights, naming the adapter `source`."""
     from adapterhub.manifest import derive  # needs numpy
 
     try:
-        derive.manifest_matching_weights(folder, location=source)
+        if contents is None:
+            derive.manifest_matching_weights(folder, location=source)
+        else:
+            manifest = AdapterManifest.parse(contents.manifest_text or "", f"{folder}/{ADAPTER_JSON}")
+            derive.check_facts_of_author(manifest, derive.inspect_contents(contents), source, folder=folder)
     except IntegrityError as error:
         location = error.where.replace(f"{folder}/", f"{source}: ") if str(folder) != source else error.where
         yield Finding(derive.WRONG_FACTS, "error", location, error.what, error.hint)
@@ -137,14 +143,18 @@ def _is_right(store: Store, digest: Digest, count_bytes: ByteCounter | None) -> 
 
 def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
     """Compare the bytes of an adapter's folder with its adapter.json; a file that it does not list is a note."""
-    from adapterhub.manifest import derive  # needs numpy
+    from adapterhub.manifest.folder_contents import read_folder  # needs numpy
 
     if folder.is_file():
         raise NotFoundError(str(folder), "is a file", "Put it in a folder of its own and name that")
-    manifest = AdapterManifest.read(folder)
-    if manifest is None:
+    location = folder / ADAPTER_JSON
+    if not location.exists():
         raise NotFoundError(str(folder), f"there is no {ADAPTER_JSON} to check its files against", "Pull it, or push it first")
-    digests = derive.digests(folder, counter(progress, sum(_file_size(folder / path) for path in listing(folder).files)))
+    text = json_file.read_text(location)
+    manifest = AdapterManifest.parse(text, str(location))
+    size = sum(_file_size(folder / path) for path in survey(folder)[0])
+    contents = read_folder(folder, on_bytes=counter(progress, size), text=text)
+    digests = contents.files
     findings = []
     for entry in manifest.files:
         path, digest = entry.path, digests.get(entry.path, ("", 0))[0]
@@ -156,7 +166,7 @@ def verify_folder(folder: Path, progress: Progress | None = None) -> Findings:
     listed_paths = {entry.path for entry in manifest.files} | {ADAPTER_JSON}
     if not findings:
         with contextlib.suppress(NotFoundError, RefusedError, FormatError):
-            findings += _compare_folder_facts(folder, str(folder))
+            findings += _compare_folder_facts(folder, str(folder), contents)
     findings += [
         Finding("unlisted", "note", f"{folder}/{path}", "not listed in adapter.json")
         for path in sorted(set(digests) - listed_paths)

@@ -24,13 +24,14 @@ from adapterhub_converters.adapter import AdaLora, Adapter, Hadamard, Kronecker,
 from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML, determines_function, resolve_adapter
 from adapterhub_converters.containers import json_file, toml_file
 from adapterhub_converters.errors import IntegrityError, NotFoundError, NotUnderstoodError, UsageError
-from adapterhub_converters.formats import FORMATS, adapter_claims, peft
+from adapterhub_converters.formats import adapter_claims, peft
 from adapterhub_converters.formats.adapter_claims import AdapterClaims
+from adapterhub_converters.formats.candidate import Candidate
 
 from . import card as cards
 from .card import Card
 from .document import AdapterManifest, BaseInfo, FileEntry, ModuleShape, Parent, Recipe, Training
-from .folder_contents import FolderContents, read_folder
+from .folder_contents import FolderContents, Inspection, read_folder
 from .package_files import Listing
 from .package_files import listing as package_listing
 
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 Files = Mapping[str, tuple[Digest, int]]
 """Path to digest and size in bytes."""
-Inspected = tuple[str, Adapter | AdapterClaims]
-"""The format of a folder's adapter, and the adapter, whose numbers may be absent; `Unread` if it is not understood."""
 
 # What adapter.toml may declare; everything else follows from the files.
 _DECLARABLE = {"name", "description", "license", "task", "base", "training"}
@@ -67,7 +66,7 @@ def describe(
     recipe: Recipe | None = None,
     declared: Mapping[str, Any] | None = None,
     files: Files | None = None,
-    inspected: Inspected | None = None,
+    inspected: Inspection | None = None,
     card: Card | None = None,
 ) -> AdapterManifest:
     """Return the manifest of the adapter in `folder`, ignoring any adapter.json there.
@@ -90,7 +89,7 @@ def describe(
     if files is None:
         contents = read_folder(folder)
         files, card, inspected = contents.files, card or contents.card, inspected or inspect_contents(contents)
-    adapter_format, adapter = inspected or inspect_adapter(folder)
+    adapter_format, adapter = (inspected or inspect_adapter(folder))[:2]
     manifest = AdapterManifest(
         name=None,
         base=_base(adapter, base),
@@ -121,7 +120,7 @@ class Draft:
 
     folder: Path
     listing: Listing
-    inspected: Inspected
+    inspected: Inspection
     recorded: AdapterManifest | None
     text: str
     declared: Mapping[str, Any]
@@ -143,7 +142,7 @@ class Draft:
             )
         manifest = dataclasses.replace(self.recorded, files=_entries(files))
         if self.base is not None:
-            manifest = dataclasses.replace(manifest, base=manifest.base.filled_from(_base(self.inspected[1], self.base)))
+            manifest = dataclasses.replace(manifest, base=manifest.base.filled_from(_base(self.inspected.adapter, self.base)))
         manifest = cards.with_card(manifest, self.card)
         return declare(manifest, self.declared, self.folder) if self.declared else manifest
 
@@ -166,7 +165,7 @@ def draft(
     folder: Path,
     *,
     listing: Listing | None = None,
-    inspected: Inspected | None = None,
+    inspected: Inspection | None = None,
     text: str | None = None,
     base: BaseSpec | None = None,
     digests: Mapping[Path, Digest] | None = None,
@@ -183,45 +182,48 @@ def draft(
         digests: Digests of files that were hashed already.
         card: The model card.
     """
-    inspected = inspected or inspect_adapter(folder)
+    if listing is None or inspected is None or text is None or card is None:
+        contents = read_folder(folder, hashes=False)
+        listing, inspected = listing or contents.listing, inspected or inspect_contents(contents)
+        text, card = contents.manifest_text if text is None else text, card or contents.card
     if text is None:
-        try:
-            text = json_file.read_text(folder / ADAPTER_JSON)
-        except NotFoundError:
-            text = ""
+        text = json_file.read_text(folder / ADAPTER_JSON)
     recorded = AdapterManifest.parse(text, f"{folder}/{ADAPTER_JSON}") if text else None
     declared = read_declared(folder)
     return Draft(
         folder,
-        listing or package_listing(folder),
+        listing,
         inspected,
         recorded,
         text,
         declared,
         base,
         digests or {},
-        card or cards.read(folder),
+        card,
     )
 
 
-def finalize_contents(contents: FolderContents) -> tuple[AdapterManifest, bytes]:
-    """Return the manifest of a folder that was read and the bytes of its document, as `Draft.finalize` does."""
-    draft_ = draft(
+def draft_contents(contents: FolderContents, *, inspected: Inspection | None = None, base: BaseSpec | None = None) -> Draft:
+    """Return the draft of a folder that was read; `inspected` and `base` are as in `draft`."""
+    return draft(
         contents.folder,
         listing=contents.listing,
-        inspected=inspect_contents(contents),
-        text=contents.texts.get(ADAPTER_JSON),
+        inspected=inspected or inspect_contents(contents),
+        text=contents.manifest_text,
+        base=base,
         card=contents.card,
     )
-    return draft_.finalize(contents.files)
 
 
-def finalize(folder: Path, files: Files | None = None, inspected: Inspected | None = None) -> tuple[AdapterManifest, bytes]:
+def finalize(folder: Path, files: Files | None = None, inspected: Inspection | None = None) -> tuple[AdapterManifest, bytes]:
     """Return the manifest of a folder and the bytes of its document, as `Draft.finalize` does; hash the files unless given."""
-    return draft(folder, inspected=inspected).finalize(digests(folder) if files is None else files)
+    if files is not None:
+        return draft(folder, inspected=inspected).finalize(files)
+    contents = read_folder(folder)
+    return draft_contents(contents, inspected=inspected).finalize(contents.files)
 
 
-def _check_recorded(recorded: AdapterManifest, files: Files, inspected: Inspected, folder: Path) -> None:
+def _check_recorded(recorded: AdapterManifest, files: Files, inspected: Inspection, folder: Path) -> None:
     location = f"{folder}/{ADAPTER_JSON}"
     hint = "Delete adapter.json to derive it again, without its training record"
     # A card, a tokenizer or adapter.toml may be edited: their digests are updated.
@@ -232,9 +234,9 @@ def _check_recorded(recorded: AdapterManifest, files: Files, inspected: Inspecte
     check_facts(recorded, inspected, location, hint, folder=folder)
 
 
-def check_facts(recorded: AdapterManifest, inspected: Inspected, location: str, hint: str = "", *, folder: Path) -> None:
+def check_facts(recorded: AdapterManifest, inspected: Inspection, location: str, hint: str = "", *, folder: Path) -> None:
     """Raise IntegrityError if an adapter.json contradicts the weights, which are in `folder`."""
-    adapter_format, adapter = inspected
+    adapter_format, adapter = inspected[:2]
     if recorded.understood is False and isinstance(adapter, Adapter):
         # Recorded by a version that did not know the kind: it has what the config claims.
         adapter = adapter_claims.read(resolve_adapter(folder), NotUnderstoodError(location, ""))
@@ -247,7 +249,7 @@ def check_facts(recorded: AdapterManifest, inspected: Inspected, location: str, 
 
 
 def manifest_matching_weights(
-    folder: Path, *, inspected: Inspected | None = None, location: str = ""
+    folder: Path, *, inspected: Inspection | None = None, location: str = ""
 ) -> AdapterManifest | None:
     """Return the adapter.json of a folder after comparing it with the headers of the weights; None if there is none.
 
@@ -256,11 +258,13 @@ def manifest_matching_weights(
     """
     recorded = AdapterManifest.read(folder)
     if recorded is not None:
-        hint = "Get the adapter from its author again"
-        check_facts(
-            recorded, inspected or inspect_adapter(folder), f"{location or folder}: {ADAPTER_JSON}", hint, folder=folder
-        )
+        check_facts_of_author(recorded, inspected or inspect_adapter(folder), location or str(folder), folder=folder)
     return recorded
+
+
+def check_facts_of_author(recorded: AdapterManifest, inspected: Inspection, location: str, *, folder: Path) -> None:
+    """Raise IntegrityError as `check_facts` does, with the hint for an adapter from somebody else."""
+    check_facts(recorded, inspected, f"{location}: {ADAPTER_JSON}", "Get the adapter from its author again", folder=folder)
 
 
 def _short(value: object) -> str:
@@ -292,33 +296,34 @@ def _entries(files: Files) -> tuple[FileEntry, ...]:
 # ---- derived from the weights
 
 
-def inspect_contents(contents: FolderContents) -> Inspected:
+def inspect_contents(contents: FolderContents) -> Inspection:
     """Return what `inspect_adapter` does, without opening a PEFT adapter's files again."""
     return inspect_adapter(contents.folder, contents)
 
 
-def inspect_adapter(folder: Path, contents: FolderContents | None = None) -> Inspected:
+def inspect_adapter(folder: Path, contents: FolderContents | None = None) -> Inspection:
     """Return the format and the adapter of a folder; of a PEFT folder only the shapes, without the numbers in its tensors."""
     try:
         return _read_known_format(folder, contents)
     except NotUnderstoodError as error:
         # An unknown kind can still be packaged, described by what its config claims.
         adapter = adapter_claims.read(resolve_adapter(folder), error)
-        return adapter.format, adapter
+        return Inspection(adapter.format, adapter)
 
 
-def _read_known_format(folder: Path, contents: FolderContents | None) -> tuple[str, Adapter]:
+def _read_known_format(folder: Path, contents: FolderContents | None) -> Inspection:
     if contents is not None and peft.has_peft_type(contents.texts.get(peft.CONFIG, "")):
         weights = peft.weight_files(folder)
         if contents.headers.keys() >= set(weights):
             headers = {path: contents.headers[path] for path in weights}
-            return "peft", peft.parse_shapes(contents.texts[peft.CONFIG], headers, location=str(folder))
-    if FORMATS["peft"].sniff(folder):
-        return "peft", peft.read_shapes(folder)
+            return Inspection("peft", peft.parse_shapes(contents.texts[peft.CONFIG], headers, location=str(folder)))
+    candidate = Candidate(folder, config=contents.texts.get(peft.CONFIG) if contents else None)
+    if peft.sniff(candidate):
+        return Inspection("peft", peft.read_shapes(candidate))
     from adapterhub_converters.formats import convert  # late: a PEFT adapter needs no other reader
 
-    path = resolve_adapter(folder)
-    return convert.sniff(path), convert.read_unordered(path)[0]  # no fact depends on the order of rows
+    candidate = convert.resolve(candidate)
+    return Inspection(convert.sniff(candidate), *convert.read_unordered(candidate))  # no fact depends on the order of rows
 
 
 def _weight_facts(adapter: Adapter | AdapterClaims, adapter_format: str) -> dict[str, Any]:

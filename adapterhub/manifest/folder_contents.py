@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from adapterhub.digest import Digest, sha256_and_head, sha256_bytes
+from adapterhub_converters.adapter import Adapter
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG, ADAPTER_JSON, HEAD_SIZE
 from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile, SafetensorsHeader
 from adapterhub_converters.errors import AdapterhubError
+from adapterhub_converters.formats.adapter_claims import AdapterClaims
 
 from . import card as cards
 from .card import Card
-from .package_files import Listing, listing
+from .package_files import Listing, first_bytes, listing
+
+
+class Inspection(NamedTuple):
+    """The adapter of a folder.
+
+    Attributes:
+        format: Its format.
+        adapter: The adapter, which may have zeros in place of its numbers; what it claims to be if it is not understood.
+        is_complete: Whether it has its numbers, and every row is known to be in its place.
+    """
+
+    format: str
+    adapter: Adapter | AdapterClaims
+    is_complete: bool = False
+
+    @property
+    def complete_adapter(self) -> Adapter | None:
+        """The adapter with its numbers; None if they have yet to be read."""
+        return self.adapter if self.is_complete and isinstance(self.adapter, Adapter) else None
 
 
 @dataclass(frozen=True)
@@ -24,7 +46,7 @@ class FolderContents:
     Attributes:
         folder: The folder.
         listing: The files that belong to the adapter.
-        files: Path to digest and size of each, including adapter.json.
+        files: Path to digest and size of each, including adapter.json; empty if they were not hashed.
         texts: The text of adapter.json and of adapter_config.json, as far as they can be read.
         headers: The headers of the safetensors files that are well-formed.
         card: The model card.
@@ -37,18 +59,34 @@ class FolderContents:
     headers: Mapping[Path, SafetensorsHeader]
     card: Card
 
+    @property
+    def manifest_text(self) -> str | None:
+        """The text of its adapter.json; empty if there is none, and None if it was not read, or could not be."""
+        return self.texts.get(ADAPTER_JSON, None if (self.folder / ADAPTER_JSON).exists() else "")
 
-def read_folder(folder: Path) -> FolderContents:
+
+def read_folder(
+    folder: Path, *, hashes: bool = True, on_bytes: Callable[[int], object] | None = None, text: str | None = None
+) -> FolderContents:
     """Read the files of an adapter's own folder; what is malformed is hashed alone, for its reader to refuse.
+
+    Args:
+        folder: The folder.
+        hashes: Whether to compute digests, for which all bytes are read.
+        on_bytes: Called with the number of bytes hashed since its last call.
+        text: The text of its adapter.json, if the caller has read it.
 
     Raises:
         RefusedError: A file that may be meant as part of the adapter cannot be packaged; the error names it.
     """
-    reader = _Reader(folder)
+    reader = _Reader(folder, hashes, on_bytes)
+    if text is not None:
+        reader.record_text(folder / ADAPTER_JSON, text)
     if readme := cards.find(folder):
         reader.record(*readme)
     packaged = listing(folder, head=reader.head)
-    files = {path: (reader.digests[folder / path], (folder / path).stat().st_size) for path in packaged.files}
+    paths = packaged.files if hashes else ()
+    files = {path: (reader.digests[folder / path], (folder / path).stat().st_size) for path in paths}
     card = cards.decode(readme[1]) if readme else Card()
     return FolderContents(folder, packaged, files, reader.texts, reader.headers, card)
 
@@ -58,6 +96,8 @@ class _Reader:
     """Reads each file once, when its first bytes are asked for."""
 
     folder: Path
+    hashes: bool
+    on_bytes: Callable[[int], object] | None
     heads: dict[Path, bytes] = field(default_factory=dict)
     digests: dict[Path, Digest] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -68,7 +108,7 @@ class _Reader:
             try:
                 self._parse(path)
             except AdapterhubError:
-                self.digests[path], self.heads[path] = sha256_and_head(path, HEAD_SIZE)
+                self._hash(path)
         return self.heads[path]
 
     def record(self, path: Path, raw: bytes) -> None:
@@ -76,12 +116,21 @@ class _Reader:
 
     def _parse(self, path: Path) -> None:
         if path.parent == self.folder and path.name in (ADAPTER_JSON, ADAPTER_CONFIG):
-            text = json_file.read_text(path)
-            self.record(path, text.encode())
-            self.texts[path.name] = text
+            self.record_text(path, json_file.read_text(path))
         elif path.suffix == ".safetensors":
             with SafetensorsFile(path) as file:
-                self.digests[path], self.heads[path] = file.digest(), file.head
-                self.headers[path] = file.header
+                if self.hashes:
+                    self.digests[path] = file.digest(self.on_bytes)
+                self.heads[path], self.headers[path] = file.head, file.header
         else:
-            self.digests[path], self.heads[path] = sha256_and_head(path, HEAD_SIZE)
+            self._hash(path)
+
+    def record_text(self, path: Path, text: str) -> None:
+        self.record(path, text.encode())
+        self.texts[path.name] = text
+
+    def _hash(self, path: Path) -> None:
+        if self.hashes:
+            self.digests[path], self.heads[path] = sha256_and_head(path, HEAD_SIZE, self.on_bytes)
+        else:
+            self.heads[path] = first_bytes(path)

@@ -86,8 +86,12 @@ def build(folder: Path) -> Manifest:
     from . import derive, folder_contents  # need numpy, which commands that only read do without
 
     contents = folder_contents.read_folder(folder)
-    manifest, raw = derive.finalize_contents(contents)
-    return assemble({**contents.files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+    return complete(contents.files, *derive.draft_contents(contents).finalize(contents.files))
+
+
+def complete(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest, raw: bytes) -> Manifest:
+    """Return the OCI manifest of a folder's files with `raw`, the document of `manifest`, as their adapter.json."""
+    return assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
 
 
 def assemble(files: Mapping[str, tuple[Digest, int]], manifest: AdapterManifest) -> Manifest:

@@ -44,13 +44,13 @@ def bom(
     """
     workspace = workspace or Workspace()
     spec = base_sources.base_spec(base, workspace)
-    from adapterhub.manifest import card, derive, oci_manifest
+    from adapterhub.manifest import card, derive, folder_contents, oci_manifest
     from adapterhub.trust.bill import bill
 
     with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
-        files = derive.digests(folder)
-        manifest, _ = derive.finalize(folder, files)
-        digest = adapter_source.digest or oci_manifest.build(folder).digest
+        contents = folder_contents.read_folder(folder)
+        manifest, raw = derive.draft_contents(contents).finalize(contents.files)
+        digest = adapter_source.digest or oci_manifest.complete(contents.files, manifest, raw).digest
         name = (
             (adapter_source.ref or "").rpartition("://")[2].partition("@")[0].partition(":")[0] or manifest.name or folder.name
         )

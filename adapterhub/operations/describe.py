@@ -87,6 +87,7 @@ def describe_folder(
     """
     from adapterhub.manifest import derive as describing
     from adapterhub.manifest import fact_changes as documents
+    from adapterhub.manifest import folder_contents
     from adapterhub_converters.adapter_files import ADAPTER_JSON, ADAPTER_TOML
     from adapterhub_converters.containers import atomic
 
@@ -94,11 +95,12 @@ def describe_folder(
     if not path.is_dir():
         sources.existing_path(str(path))
         raise UsageError(str(path), "is a file, and adapter.json describes a folder", "Put it in a folder of its own")
-    draft = describing.draft(path, base=base)
+    contents = folder_contents.read_folder(path)
+    draft = describing.draft_contents(contents, base=base)
     _check_toml(draft.declared, declared, f"{path}/{ADAPTER_TOML}")
     if base is not None:
         _check_base(path, draft.recorded, base)
-    manifest, raw = draft.finalize(describing.digests(path))
+    manifest, raw = draft.finalize(contents.files)
     if declared:
         manifest = describing.declare(manifest, declared, path)
         raw = manifest.dump()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapterhub.analysis.diff import Difference
     from adapterhub.digest import Digest
     from adapterhub.manifest.document import AdapterManifest, FileEntry
+    from adapterhub.manifest.folder_contents import Inspection
     from adapterhub.manifest.oci_manifest import Manifest
     from adapterhub_converters.bases import BaseSpec
 
@@ -30,6 +31,7 @@ class _ComparedVersion:
         digest: The digest of its OCI manifest.
         manifest: Its adapter.json.
         files: The files of the OCI manifest, without adapter.json.
+        inspected: The adapter as it was read for its manifest, which may have taken reading all of it.
     """
 
     name: StrPath
@@ -37,6 +39,7 @@ class _ComparedVersion:
     digest: Digest
     manifest: AdapterManifest
     files: tuple[FileEntry, ...]
+    inspected: Inspection | None = None
 
     @property
     def deciding_files(self) -> dict[str, Digest]:
@@ -87,7 +90,8 @@ def diff(
             sources.open_source(after.name, workspace) as second,
             workspace.steps("comparing") as advance,
         ):
-            difference = functions.diff(first.path, second.path, base=spec, progress=advance)
+            inspected = before.inspected, after.inspected
+            difference = functions.diff(first.path, second.path, base=spec, inspected=inspected, progress=advance)
     return dataclasses.replace(
         difference,
         names=(before.location, after.location),
@@ -140,18 +144,22 @@ def _remote_version(source: str, workspace: Workspace) -> _StoredVersion | None:
 
 def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | None) -> _ComparedVersion:
     """Return the version that a push of the files would store."""
-    from adapterhub.digest import sha256_bytes
-    from adapterhub.manifest import derive, oci_manifest
+    from adapterhub.manifest import derive, folder_contents, oci_manifest, package_files
     from adapterhub.store.store import counter
     from adapterhub_converters.formats import convert
+    from adapterhub_converters.formats.candidate import Candidate
 
     with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
-        kind = convert.sniff(adapter_source.path)
-        is_read_alone = base is None or kind in ("peft", "tinker")  # a push reads these without their base, so a diff must, too
-        known_adapter = None if is_read_alone else (kind, convert.read(adapter_source.path, base=base))
-        draft = derive.draft(folder, inspected=known_adapter)
+        inspected = None
+        if base is not None:
+            candidate = Candidate(adapter_source.path)
+            kind = convert.sniff(candidate)
+            if kind not in ("peft", "tinker"):  # a push reads these without their base, so a diff must, too
+                inspected = folder_contents.Inspection(kind, convert.read(candidate, base=base), is_complete=True)
         with workspace.bar("reading") as progress:
-            files = derive.digests(folder, counter(progress, sum(derive.sizes(folder).values())))
+            size = sum((folder / path).stat().st_size for path in package_files.survey(folder)[0])
+            contents = folder_contents.read_folder(folder, on_bytes=counter(progress, size))
+        draft, files = derive.draft_contents(contents, inspected=inspected), contents.files
         try:
             manifest, raw = draft.finalize(files)
         # A diff is about the files themselves, so a manifest of other weights must not prevent it.
@@ -161,5 +169,6 @@ def _unpushed_version(source: StrPath, workspace: Workspace, base: BaseSpec | No
             )
             manifest = derive.describe(folder, files=files, inspected=draft.inspected, card=draft.card)
             raw = manifest.dump()
-        oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
-        return _ComparedVersion(source, adapter_source.location, oci_document.digest, manifest, manifest.files)
+        digest = oci_manifest.complete(files, manifest, raw).digest
+        read_with_base = draft.inspected if base is None else inspected
+        return _ComparedVersion(source, adapter_source.location, digest, manifest, manifest.files, read_with_base)

@@ -60,8 +60,9 @@ def load(source: StrPath, *, base: base_sources.Base | None = None, workspace: W
     workspace = workspace or Workspace()
     spec = base_sources.base_spec(base, workspace)
     with sources.open_source(source, workspace) as adapter_source, sources.as_folder(adapter_source) as folder:
-        read = convert.read(adapter_source.path, base=spec)
         draft = derive.draft(folder, base=spec)
+        complete = draft.inspected.complete_adapter if spec is None else None
+        read = complete or convert.read(adapter_source.path, base=spec)
         # The folder's own adapter.json, else one that is derived from its files.
         manifest = draft.recorded or draft.manifest()
     canonical_fields = {field.name: getattr(read, field.name) for field in fields(read)}

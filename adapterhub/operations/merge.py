@@ -246,16 +246,16 @@ def merge_adapters(
     base = common_base(adapters)
     parents = [sources.parent(source, weight) for source, weight in zip(adapters, weights, strict=True)]
 
-    def make(out: Path) -> tuple[MergeReport, AdapterManifest]:
+    def make(out: Path, *, durable: bool) -> tuple[MergeReport, AdapterManifest]:
         with workspace.steps("merging") as progress:
-            return adapter_recipe.merge(parents, out, options, base=base, progress=progress, replace=replace)
+            return adapter_recipe.merge(parents, out, options, base=base, progress=progress, replace=replace, durable=durable)
 
     if isinstance(target, Path):
-        report, manifest = make(target)
+        report, manifest = make(target, durable=True)
         return MergeResult(report, manifest, path=target)
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as temporary:
         folder = Path(temporary) / target.name.rpartition("/")[2]
-        report, manifest = make(folder)
+        report, manifest = make(folder, durable=False)
         return MergeResult(report, manifest, version=push.store(folder, target, workspace))
 
 

@@ -219,14 +219,17 @@ def as_folder(source: Source) -> Iterator[Path]:
 
 def parent(source: Source, weight: float = 1.0) -> ParentAdapter:
     """Return the adapter as a parent of another, by the digest that pushing it would give."""
-    from adapterhub.manifest import oci_manifest
+    from adapterhub.manifest import derive, folder_contents, oci_manifest
     from adapterhub.registry import adapter_recipe
 
     if source.digest:
         return adapter_recipe.ParentAdapter(source.folder, source.path, source.digest, source.ref, weight)
     with as_folder(source) as folder:
-        digest = oci_manifest.build(folder).digest
-    return adapter_recipe.ParentAdapter(source.folder, source.path, digest, None, weight)
+        contents = folder_contents.read_folder(folder)
+        draft = derive.draft_contents(contents)
+        digest = oci_manifest.complete(contents.files, *draft.finalize(contents.files)).digest
+    adapter = draft.inspected.complete_adapter
+    return adapter_recipe.ParentAdapter(source.folder, source.path, digest, None, weight, adapter)
 
 
 def initial_adapter(source: Source) -> tuple[Path, Path, Digest, str, str | None]:

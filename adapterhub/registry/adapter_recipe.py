@@ -28,7 +28,7 @@ from adapterhub_converters.formats.lossy import LossAllowance
 
 if TYPE_CHECKING:
     from adapterhub.merging import MergeReport, Progress
-    from adapterhub_converters.adapter import LossReport
+    from adapterhub_converters.adapter import Adapter, LossReport
     from adapterhub_converters.bases import BaseSpec
 
 MERGE, CONVERT = "merge", "convert"
@@ -74,13 +74,17 @@ class Conversion:
 
 @dataclass(frozen=True)
 class ParentAdapter:
-    """An adapter that another one is made from: its folder, its path and the digest of its manifest."""
+    """An adapter that another one is made from: its folder, its path and the digest of its manifest.
+
+    `adapter` is the adapter itself, if computing its digest took reading all of it.
+    """
 
     folder: Path
     path: Path
     digest: str
     ref: str | None = None
     weight: float = 1.0
+    adapter: Adapter | None = None
 
 
 def convert(
@@ -130,6 +134,7 @@ def merge(
     base: BaseInfo | None = None,
     progress: Progress | None = None,
     replace: bool = False,
+    durable: bool = True,
 ) -> tuple[MergeReport, AdapterManifest]:
     """Merge `parents` into the folder `out`, with a manifest.
 
@@ -140,12 +145,13 @@ def merge(
         base: The model they were all trained on.
         progress: Called as the merge advances.
         replace: Replace what is in `out`.
+        durable: Flush it to disk, unless it is in a temporary folder.
     """
     from adapterhub.merging import combine  # late: a conversion merges nothing
 
     method = recipe.method or "cat"
     combined, report = combine(
-        [formats.read(parent.path) for parent in parents],
+        [parent.adapter or formats.read(parent.path) for parent in parents],
         [parent.weight for parent in parents],
         method=method,
         rank=recipe.rank,
@@ -159,7 +165,7 @@ def merge(
         recipe, kind=MERGE, method=method, seed=report.seed, parameters=dict(report.parameters) or None
     )
     parent_records = [document.Parent(parent.digest, parent.ref or None, parent.weight, method) for parent in parents]
-    with atomic.pending_output(out, replace=replace) as folder:
+    with atomic.pending_output(out, replace=replace, durable=durable) as folder:
         peft.write(combined, folder)
         manifest = derive.describe(folder, parents=parent_records, recipe=recorded_recipe)
         manifest = dataclasses.replace(manifest, base=base or manifest.base)

@@ -11,7 +11,6 @@ from adapterhub.digest import Digest
 from adapterhub.index.tensor_search import Share, nearest, with_digest
 from adapterhub.index.version_search import Holder, holders
 from adapterhub.manifest import oci_manifest
-from adapterhub.manifest.package_files import listing
 from adapterhub.store.store import ByteCounter, Progress, counter, local_errors
 from adapterhub.store.tensor_digests import Tensor, Tensors, digests
 from adapterhub_converters.adapter_files import is_weights
@@ -57,11 +56,12 @@ def by_content(registry: Registry, source: str, path: Path, bar: Bar) -> Content
     """Search for the version that a folder is, or for the bytes of a file; failing that, for the tensors in the weights."""
     if path.is_dir():
         # The digest that the folder would get from a push.
-        version_holders = holders(registry.index, oci_manifest.build(path).digest)
+        manifest = oci_manifest.build(path)
+        version_holders = holders(registry.index, manifest.digest)
         if version_holders:
             return ContentMatches(source, version_holders)
         # Only weights: configs and READMEs are often the same in unrelated adapters.
-        files = [path / name for name in listing(path).files if oci_manifest.media_type(name) == oci_manifest.WEIGHT_LAYER]
+        files = [path / layer.path for layer in manifest.layers if layer.media_type == oci_manifest.WEIGHT_LAYER]
     else:
         files = [path]
     file_holders: list[Holder] = []

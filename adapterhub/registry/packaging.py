@@ -103,7 +103,8 @@ def package(
             packaged = file_list or listing(folder, head=partial(_head, contents, hash_below), selection=selection)
             # An adapter.json about other weights is not used: everything is derived from the files instead.
             inspected, text = (
-                contents.adapter_shapes(),
+                # A manifest is derived without the base, which the names of what was read as a whole may follow.
+                contents.inspected() if base is None or contents.adapter is None else None,
                 "" if any(problem.code == "files-changed" for problem in errors) else contents.manifest_text,
             )
             return derive.draft(
@@ -192,7 +193,7 @@ def check_received(
     if check:
         with open_check(resolve_adapter(folder), display_name=location) as (report, contents):
             errors = raise_or_collect_errors(report, None, force=force, try_storing=lambda _: None)
-            inspected = contents.adapter_shapes() if contents is not None else None
+            inspected = contents.inspected() if contents is not None else None
     adapter_manifest = derive.manifest_matching_weights(folder, inspected=inspected, location=location)
     adapter_manifest = adapter_manifest and card.with_card(adapter_manifest, card.read(folder))
     check_manifest(policy, adapter_manifest, location, size=manifest.files_size, metrics=metrics)

@@ -54,5 +54,5 @@ def write_large_adapter(path: Path, seed: int = 0, layers: int = 2) -> Path:
 def made_from(make: Make, name: str, seed: int, *parents: Version) -> Path:
     """An adapter whose adapter.json has others as its parents."""
     folder = make(name, seed)
-    derive.describe(folder, parents=[Parent(one.digest, str(one.ref), 1.0, "cat") for one in parents]).write(folder)
+    derive.describe(folder, parents=[Parent(parent.digest, str(parent.ref), 1.0, "cat") for parent in parents]).write(folder)
     return folder

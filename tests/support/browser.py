@@ -50,7 +50,7 @@ class Browser:
 
     def visit(self, url: str, body: str) -> Any:
         """Open `url` and execute `body`, Python with playwright's `page` in it; what it assigns to `result`, by way of JSON."""
-        done = subprocess.run(
+        result = subprocess.run(
             [self.python, "-c", _CHILD, url, self.program],
             check=False,
             input=body,
@@ -59,10 +59,10 @@ class Browser:
             timeout=240,
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
 
     def violations(self, url: str) -> list[str]:
         """What axe holds against a page: the rule and the element, one for each element."""
-        found: list[str] = self.visit(url, _VIOLATIONS)
-        return found
+        visit: list[str] = self.visit(url, _VIOLATIONS)
+        return visit

@@ -38,8 +38,8 @@ def environment(*requirements: str, without: tuple[str, ...] = ()) -> Path:
         if without:
             _install(*_pip(folder, "uninstall"), "--yes", *without)
 
-    wanted = (*requirements, *(f"without {name}" for name in without))
-    return _made(f"python{sys.version_info[0]}.{sys.version_info[1]}", wanted, make) / "bin/python"
+    expected = (*requirements, *(f"without {name}" for name in without))
+    return _made(f"python{sys.version_info[0]}.{sys.version_info[1]}", expected, make) / "bin/python"
 
 
 def node_packages(*packages: str) -> Path:

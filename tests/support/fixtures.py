@@ -44,26 +44,26 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`host:port` of a registry that takes everything of everybody."""
-    with registry.running(tmp_path_factory.mktemp("registry")) as found:
-        yield found
+    with registry.running(tmp_path_factory.mktemp("registry")) as server:
+        yield server
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """A hub that takes everything of everybody."""
-    with Hub() as found:
-        yield found
+    with Hub() as hub_server:
+        yield hub_server
 
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object_stores.Server]:
     """An S3 that creates exclusively, sends ranges, and takes everything of everybody."""
-    with object_stores.moto(tmp_path_factory.mktemp("moto")) as found:
-        yield found
+    with object_stores.moto(tmp_path_factory.mktemp("moto")) as moto_server:
+        yield moto_server
 
 
 @pytest.fixture(scope="session")
 def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object_stores.Server]:
     """An S3 that does neither, and checks who asks."""
-    with object_stores.rclone(tmp_path_factory.mktemp("rclone")) as found:
-        yield found
+    with object_stores.rclone(tmp_path_factory.mktemp("rclone")) as rclone_server:
+        yield rclone_server

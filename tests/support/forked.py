@@ -83,8 +83,8 @@ class Forked:
         The second terminal, of two, is that of stderr.
         """
         ends = [pty.openpty() for _ in range(count)]
-        seen = [bytearray() for _ in ends]
-        readers = [threading.Thread(target=_read, args=(end[0], text)) for end, text in zip(ends, seen, strict=True)]
+        outputs = [bytearray() for _ in ends]
+        readers = [threading.Thread(target=_read, args=(end[0], text)) for end, text in zip(ends, outputs, strict=True)]
         for reader in readers:
             reader.start()
         os.write(ends[0][0], typed.encode())
@@ -95,7 +95,7 @@ class Forked:
             reader.join()
         for end in ends:
             os.close(end[0])
-        return code, [text.decode().replace("\r\n", "\n") for text in seen]
+        return code, [text.decode().replace("\r\n", "\n") for text in outputs]
 
     def exit_code(
         self, args: Sequence[str], cwd: Path, environment: Mapping[str, str], first: str = "", *, streams: tuple[int, ...]
@@ -113,13 +113,13 @@ class Forked:
         server.connect(self._address)
         socket.send_fds(server, [len(asked).to_bytes(8, "little")], list(streams))
         server.sendall(asked)
-        told = server.makefile()
-        number = int(told.readline())
+        lines = server.makefile()
+        number = int(lines.readline())
 
         def end() -> int:
-            with server, told:
+            with server, lines:
                 try:
-                    return int(told.readline())
+                    return int(lines.readline())
                 except TimeoutError:
                     os.kill(number, signal.SIGKILL)
                     raise

@@ -24,21 +24,21 @@ class _Handler(socketserver.StreamRequestHandler):
             return
         method, target, version = line.split()
         self.server.seen.append(f"{method} {target}")
-        said = [header for header in headers if header.lower().startswith(b"proxy-authorization:")]
-        if self.server.password and base64.b64encode(self.server.password.encode()) not in b"".join(said):
+        authorizations = [header for header in headers if header.lower().startswith(b"proxy-authorization:")]
+        if self.server.password and base64.b64encode(self.server.password.encode()) not in b"".join(authorizations):
             self.wfile.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             return
         parts = urlsplit(target if method != "CONNECT" else f"//{target}")
-        with socket.create_connection(("127.0.0.1", parts.port or 80), timeout=60) as there:
+        with socket.create_connection(("127.0.0.1", parts.port or 80), timeout=60) as upstream:
             if method == "CONNECT":
                 self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 path = parts.path + (f"?{parts.query}" if parts.query else "")
-                passed = [header for header in headers if header not in said] + [b"Connection: close\r\n\r\n"]
-                there.sendall(f"{method} {path} {version}\r\n".encode() + b"".join(passed))
-            back = threading.Thread(target=_pump, args=(there, self.connection), daemon=True)
+                passed = [header for header in headers if header not in authorizations] + [b"Connection: close\r\n\r\n"]
+                upstream.sendall(f"{method} {path} {version}\r\n".encode() + b"".join(passed))
+            back = threading.Thread(target=_pump, args=(upstream, self.connection), daemon=True)
             back.start()
-            _pump(self.rfile, there)
+            _pump(self.rfile, upstream)
             back.join(60)
 
 

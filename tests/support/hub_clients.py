@@ -91,6 +91,6 @@ def _clean() -> dict[str, str]:
 
 def _call(command: list[object], env: dict[str, str], cwd: Path, code: int | None) -> subprocess.CompletedProcess[str]:
     words = [str(word) for word in command]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=240, env=env, cwd=cwd)
-    assert code in (None, done.returncode), f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    result = subprocess.run(words, check=False, capture_output=True, text=True, timeout=240, env=env, cwd=cwd)
+    assert code in (None, result.returncode), f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result

@@ -26,8 +26,8 @@ def cached(cache: Path, repo: str, folder: Path, commit: str = COMMIT) -> Path:
 
 def publish(hub: Hub, repo: str, files: dict[str, bytes]) -> str:
     """Put a model on a hub; the commit."""
-    there = hub.repos.setdefault(repo, Repo())
+    stored_repo = hub.repos.setdefault(repo, Repo())
     content = {name: File(data, large=is_large(name, data[:100], len(data))) for name, data in files.items()}
     hub.large.update({file.sha256: file.data for file in content.values() if file.large})
-    there.branches["main"] = there.add(content, "a model", None)
-    return there.branches["main"].oid
+    stored_repo.branches["main"] = stored_repo.add(content, "a model", None)
+    return stored_repo.branches["main"].oid

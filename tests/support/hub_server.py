@@ -62,9 +62,9 @@ class Repo:
 
     def add(self, files: dict[str, File], title: str, parent: Commit | None) -> Commit:
         text = f"{title} {parent.oid if parent else ''} {len(self.commits)} {sorted((k, v.oid) for k, v in files.items())}"
-        made = Commit(hashlib.sha1(text.encode()).hexdigest(), files, title, parent)
-        self.commits[made.oid] = made
-        return made
+        commit = Commit(hashlib.sha1(text.encode()).hexdigest(), files, title, parent)
+        self.commits[commit.oid] = commit
+        return commit
 
     def find(self, revision: str) -> Commit | None:
         return self.branches.get(revision) or self.tags.get(revision) or self.commits.get(revision)
@@ -98,9 +98,11 @@ class Handler(BaseHTTPRequestHandler):
             self.server.requests.append((self.command, self.path, {key.lower(): value for key, value in self.headers.items()}))
         try:
             for method, pattern, function in _ROUTES:
-                if method == ("GET" if self.command == "HEAD" else self.command) and (found := pattern.fullmatch(parts.path)):
+                if method == ("GET" if self.command == "HEAD" else self.command) and (
+                    path_match := pattern.fullmatch(parts.path)
+                ):
                     with self.server.lock:
-                        words = {key: unquote(value or "") for key, value in found.groupdict().items()}
+                        words = {key: unquote(value or "") for key, value in path_match.groupdict().items()}
                         function(self, body, parse_qs(parts.query), **words)
                     return
             raise Refusal(404, "", "no such endpoint")
@@ -122,11 +124,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, data: bytes, **headers: str) -> None:
         """The data, or the range of it that was asked for."""
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not asked:
+        range_match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not range_match:
             self.send(200, data, **{"Accept-Ranges": "bytes", **headers})
             return
-        start, end = int(asked[1]), min(int(asked[2] or len(data) - 1) + 1, len(data))
+        start, end = int(range_match[1]), min(int(range_match[2] or len(data) - 1) + 1, len(data))
         if start >= len(data):
             raise Refusal(416)
         self.send(206, data[start:end], **{**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(data)}"})
@@ -182,8 +184,8 @@ def info(handler: Handler, name: str, repo: Repo, revision: str, blobs: bool) ->
 def _front_matter(data: bytes) -> dict[str, Any]:
     import yaml
 
-    found = re.match(rb"---\r?\n(.*?)\r?\n---", data, re.DOTALL)
-    return dict(yaml.safe_load(found[1]) or {}) if found else {}
+    front_matter = re.match(rb"---\r?\n(.*?)\r?\n---", data, re.DOTALL)
+    return dict(yaml.safe_load(front_matter[1]) or {}) if front_matter else {}
 
 
 @route("GET", r"/api/models/{id}")
@@ -217,8 +219,8 @@ def paths_info(handler: Handler, body: bytes, _query: dict[str, Any], repo: str,
 
 @route("GET", r"/api/models/{id}/refs")
 def refs(handler: Handler, _body: bytes, _query: dict[str, Any], repo: str) -> None:
-    found = handler.repo(repo)
-    kinds = (("branches", "heads", found.branches), ("tags", "tags", found.tags))
+    hub_repo = handler.repo(repo)
+    kinds = (("branches", "heads", hub_repo.branches), ("tags", "tags", hub_repo.tags))
     handler.send(
         200,
         {"converts": []}
@@ -265,8 +267,8 @@ def resolve(handler: Handler, _body: bytes, _query: dict[str, Any], repo: str, r
 
 @route("POST", r"/api/repos/create")
 def create(handler: Handler, body: bytes, _query: dict[str, Any]) -> None:
-    asked = json.loads(body)
-    name = f"{asked['organization'] or 'user'}/{asked['name']}"
+    requested_document = json.loads(body)
+    name = f"{requested_document['organization'] or 'user'}/{requested_document['name']}"
     token = handler.server.token
     if token and handler.headers.get("Authorization") != f"Bearer {token}":
         raise Refusal(401, "", "Invalid username or password.")
@@ -274,7 +276,9 @@ def create(handler: Handler, body: bytes, _query: dict[str, Any]) -> None:
     if name in handler.server.repos:
         handler.send(409, {**document, "error": "You already created this model repo"})
         return
-    repo = handler.server.repos[name] = Repo(private=asked.get("visibility") == "private" or bool(asked.get("private")))
+    repo = handler.server.repos[name] = Repo(
+        private=requested_document.get("visibility") == "private" or bool(requested_document.get("private"))
+    )
     repo.branches["main"] = repo.add({".gitattributes": File(ATTRIBUTES)}, "initial commit", None)
     handler.send(200, document)
 
@@ -297,12 +301,12 @@ def is_large(path: str, sample: bytes, size: int) -> bool:
 @route("POST", r"/api/models/{id}/preupload/{rev}")
 def preupload(handler: Handler, body: bytes, _query: dict[str, Any], repo: str, rev: str) -> None:
     commit, found = handler.commit(handler.repo(repo, write=True), rev), []
-    for asked in json.loads(body)["files"]:
-        large = is_large(asked["path"], base64.b64decode(asked["sample"]), asked["size"])
-        there = commit.files.get(asked["path"])
+    for files in json.loads(body)["files"]:
+        large = is_large(files["path"], base64.b64decode(files["sample"]), files["size"])
+        there = commit.files.get(files["path"])
         oid = (there.sha256 if there.large else there.oid) if there else None
         mode = "lfs" if large else "regular"
-        found.append({"path": asked["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        found.append({"path": files["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
     handler.send(200, {"files": found})
 
 
@@ -347,28 +351,28 @@ def get(handler: Handler, _body: bytes, _query: dict[str, Any], oid: str) -> Non
 
 @route("POST", r"/{id}\.git/complete")
 def complete(handler: Handler, body: bytes, _query: dict[str, Any], repo: str) -> None:
-    asked, hub = json.loads(body), handler.server
-    parts = [hub.parts.pop((asked["oid"], part["partNumber"])) for part in asked["parts"]]
-    wrong = [f'"{hashlib.md5(data).hexdigest()}"' for data in parts] != [part["etag"] for part in asked["parts"]]
-    if wrong or hashlib.sha256(b"".join(parts)).hexdigest() != asked["oid"]:
+    document, hub = json.loads(body), handler.server
+    parts = [hub.parts.pop((document["oid"], part["partNumber"])) for part in document["parts"]]
+    wrong = [f'"{hashlib.md5(data).hexdigest()}"' for data in parts] != [part["etag"] for part in document["parts"]]
+    if wrong or hashlib.sha256(b"".join(parts)).hexdigest() != document["oid"]:
         raise Refusal(400, "", "BadDigest")
-    hub.large[asked["oid"]] = b"".join(parts)
+    hub.large[document["oid"]] = b"".join(parts)
     handler.send(200, {})
 
 
 @route("POST", r"/{id}\.git/verify")
 def verify(handler: Handler, body: bytes, _query: dict[str, Any], repo: str) -> None:
     handler.repo(repo, write=True)
-    asked = json.loads(body)
-    if len(handler.server.large.get(asked["oid"], b"")) != asked["size"]:
+    document = json.loads(body)
+    if len(handler.server.large.get(document["oid"], b"")) != document["size"]:
         raise Refusal(404, "", "no such object")
     handler.send(200, {})
 
 
 @route("POST", r"/api/models/{id}/commit/{rev}")
 def make_commit(handler: Handler, body: bytes, _query: dict[str, Any], repo: str, rev: str) -> None:
-    found = handler.repo(repo, write=True)
-    head = found.branches.get(rev)
+    hub_repo = handler.repo(repo, write=True)
+    head = hub_repo.branches.get(rev)
     if head is None:
         raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {rev}")
     header, *lines = [json.loads(line) for line in body.splitlines()]
@@ -389,34 +393,34 @@ def make_commit(handler: Handler, body: bytes, _query: dict[str, Any], repo: str
             del files[value["path"]]
         else:
             raise Refusal(501, "", line["key"])
-    made = found.branches[rev] = found.add(files, header["value"]["summary"], head)
+    made = hub_repo.branches[rev] = hub_repo.add(files, header["value"]["summary"], head)
     url = handler.link(f"/{repo}/commit/{made.oid}")
     handler.send(200, {"success": True, "commitOid": made.oid, "commitUrl": url, "hookOutput": ""})
 
 
 @route("POST", r"/api/models/{id}/branch/{rev}")
 def branch(handler: Handler, body: bytes, _query: dict[str, Any], repo: str, rev: str) -> None:
-    found = handler.repo(repo, write=True)
-    if rev in found.branches or rev in found.tags:
+    hub_repo = handler.repo(repo, write=True)
+    if rev in hub_repo.branches or rev in hub_repo.tags:
         raise Refusal(409, "", f"Reference already exists: {rev}")
-    found.branches[rev] = handler.commit(found, json.loads(body or b"{}").get("startingPoint", "main"))
+    hub_repo.branches[rev] = handler.commit(hub_repo, json.loads(body or b"{}").get("startingPoint", "main"))
     handler.send(201)
 
 
 @route("DELETE", r"/api/models/{id}/branch/{rev}")
 def drop_branch(handler: Handler, _body: bytes, _query: dict[str, Any], repo: str, rev: str) -> None:
-    found = handler.repo(repo, write=True)
-    handler.commit(found, rev)
-    del found.branches[rev]
+    hub_repo = handler.repo(repo, write=True)
+    handler.commit(hub_repo, rev)
+    del hub_repo.branches[rev]
     handler.send(200)
 
 
 @route("POST", r"/api/models/{id}/tag/{rev}")
 def tag(handler: Handler, body: bytes, _query: dict[str, Any], repo: str, rev: str) -> None:
-    found, name = handler.repo(repo, write=True), json.loads(body)["tag"]
-    if name in found.tags:
+    hub_repo, name = handler.repo(repo, write=True), json.loads(body)["tag"]
+    if name in hub_repo.tags:
         raise Refusal(409, "", f"Tag reference exists already: {name}")
-    found.tags[name] = handler.commit(found, rev)
+    hub_repo.tags[name] = handler.commit(hub_repo, rev)
     handler.send(201)
 
 

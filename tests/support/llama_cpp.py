@@ -26,8 +26,8 @@ def gated_logits(model: Path, tokens: Sequence[int], adapter: Path) -> np.ndarra
         delta = lib.llama_adapter_lora_init(engine._model, str(adapter).encode())
         assert delta != ffi.NULL
         count = lib.llama_adapter_get_alora_n_invocation_tokens(delta)
-        wanted = list(ffi.unpack(lib.llama_adapter_get_alora_invocation_tokens(delta), count))
-        start = next(i for i in reversed(range(len(tokens))) if list(tokens[i : i + count]) == wanted)
+        expected = list(ffi.unpack(lib.llama_adapter_get_alora_invocation_tokens(delta), count))
+        start = next(i for i in reversed(range(len(tokens))) if list(tokens[i : i + count]) == expected)
         settings = lib.llama_context_default_params()
         settings.type_k = settings.type_v = llama_cpp._F32
         settings.flash_attn_type = llama_cpp._NO_FLASH

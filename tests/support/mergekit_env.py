@@ -72,7 +72,7 @@ def _make(place: Path) -> None:
 
 def merge(python: Path, jobs: Sequence[dict[str, Any]]) -> None:
     """Run every job, `{"out": folder, "config": what mergekit-yaml reads}`, in one process of that Python."""
-    done = subprocess.run(
+    result = subprocess.run(
         [python, "-c", _CHILD],
         input=json.dumps(jobs),
         text=True,
@@ -80,8 +80,8 @@ def merge(python: Path, jobs: Sequence[dict[str, Any]]) -> None:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
     )
-    if done.returncode:
-        raise RuntimeError(f"mergekit: exit {done.returncode}\n{done.stderr[-3000:]}")
+    if result.returncode:
+        raise RuntimeError(f"mergekit: exit {result.returncode}\n{result.stderr[-3000:]}")
 
 
 if __name__ == "__main__":

@@ -88,40 +88,40 @@ def config(kind: str, **changes: Any) -> dict[str, Any]:
     import transformers
 
     try:
-        found = transformers.AutoConfig.for_model(kind).to_dict()
+        defaults = transformers.AutoConfig.for_model(kind).to_dict()
     except ValueError:  # not one of transformers'
-        found = {"model_type": kind}
+        defaults = {"model_type": kind}
     numbers = NUMBERS | EXTRAS.get(kind, {}) | changes
-    text = found["text_config"] if isinstance(found.get("text_config"), dict) else found
+    text = defaults["text_config"] if isinstance(defaults.get("text_config"), dict) else defaults
     for key in ("layer_types", "mlp_layer_types"):
         if isinstance(text.get(key), list):
             text[key] = text[key][:2]
     text |= numbers
-    if text is not found:
-        found |= {
+    if text is not defaults:
+        defaults |= {
             "vision_config": {},
             "vocab_size": 128,
             "tie_word_embeddings": False,
             "hidden_size": 64,
             "num_hidden_layers": 2,
         }
-    return found
+    return defaults
 
 
 def model(kind: str, **changes: Any) -> Any:
     """mlx-lm's model of a type; its weights are never computed."""
     from mlx_lm.utils import _get_classes
 
-    given = config(kind, **changes)
-    cls, args = _get_classes(given)
+    given_config = config(kind, **changes)
+    cls, args = _get_classes(given_config)
     for _ in range(20):
         try:
-            return cls(args.from_dict(given))
+            return cls(args.from_dict(given_config))
         except TypeError as error:  # which names the arguments that transformers does not have
             missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
             if not missing:
                 raise
             more = {name: NUMBERS.get(name, 2) for name in missing}
-            given |= more
-            given["text_config"] = more | given.get("text_config", {})
+            given_config |= more
+            given_config["text_config"] = more | given_config.get("text_config", {})
     raise TypeError(kind)

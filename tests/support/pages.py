@@ -134,16 +134,16 @@ class Session:
             return ""
         if line.startswith("export "):
             name = line.removeprefix("export ").partition("=")[0]
-            done = self._shell(f'{line}; printf %s "${name}"')
-            self.environment[name] = done.stdout
+            result = self._shell(f'{line}; printf %s "${name}"')
+            self.environment[name] = result.stdout
             return ""
         if line.endswith(" &"):
             return self._served(line.removesuffix(" &"), step.printed)
         plain = line.startswith("adapterhub ") and not re.search(r"[|><*;&]|\$\(", line)
         words = shlex.split(line, comments=True)[1:]
-        done = self._run(words, self.folder, self.environment) if plain and self._run else self._shell(f"{{ {line}\n}} 2>&1")
-        self._code = done.returncode
-        return done.stdout + done.stderr
+        result = self._run(words, self.folder, self.environment) if plain and self._run else self._shell(f"{{ {line}\n}} 2>&1")
+        self._code = result.returncode
+        return result.stdout + result.stderr
 
     def _shell(self, line: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -71,14 +71,16 @@ def problem(path: str, name: str) -> str:
         words = [path, *(word.format(folder=folder) for word in program.check)]
         environment = {**os.environ, "HOME": folder}
         try:
-            done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
+            result = subprocess.run(
+                words, check=False, capture_output=True, text=True, timeout=120, env=environment, cwd=folder
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"{name} does not start ({error})"
-        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        lines = [line.strip() for line in (result.stderr or result.stdout).splitlines() if line.strip()]
         return (
             ""
-            if done.returncode == 0
-            else f"`{Path(path).name} {' '.join(words[1:])}`: {lines[-1] if lines else done.returncode}"
+            if result.returncode == 0
+            else f"`{Path(path).name} {' '.join(words[1:])}`: {lines[-1] if lines else result.returncode}"
         )
 
 

@@ -71,8 +71,8 @@ def running() -> Iterator[Postgres]:
         command = [str(word) for word in (programs / program, f"--pgdata={folder / 'data'}", *words)]
         # Its server inherits what it writes to: a pipe would have us wait for the server's end.
         with open(folder / "log", "ab") as log:
-            done = subprocess.run(command, check=False, stdout=log, stderr=log, cwd=folder, **user)
-        assert done.returncode == 0, (folder / "log").read_text()
+            result = subprocess.run(command, check=False, stdout=log, stderr=log, cwd=folder, **user)
+        assert result.returncode == 0, (folder / "log").read_text()
 
     try:
         # Texts in the order of a language, as most servers have it.

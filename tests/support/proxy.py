@@ -50,23 +50,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _do(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else b""
-        found = Exchange(self.command, self.path, {key.lower(): value for key, value in self.headers.items()}, body)
-        self.server.before(found)
-        if not found.status:  # a fault may answer itself
-            self._ask(found)
-        self.server.after(found)
+        exchange = Exchange(self.command, self.path, {key.lower(): value for key, value in self.headers.items()}, body)
+        self.server.before(exchange)
+        if not exchange.status:  # a fault may answer itself
+            self._ask(exchange)
+        self.server.after(exchange)
         with self.server.lock:
-            self.server.seen.append(found)
-        self._answer(found)
+            self.server.seen.append(exchange)
+        self._answer(exchange)
 
     def _ask(self, found: Exchange) -> None:
-        there = http.client.HTTPConnection(self.server.host, timeout=60)
+        http_connection = http.client.HTTPConnection(self.server.host, timeout=60)
         length = {"content-length": str(len(found.body))} if found.method in ("POST", "PUT", "PATCH") else {}
-        there.request(found.method, found.path, found.body or None, {**found.headers, **length})
-        response = there.getresponse()
+        http_connection.request(found.method, found.path, found.body or None, {**found.headers, **length})
+        response = http_connection.getresponse()
         found.status, found.data = response.status, response.read()
         found.answer = {key.lower(): value for key, value in response.headers.items()}
-        there.close()
+        http_connection.close()
 
     def _answer(self, found: Exchange) -> None:
         if found.hang_up:

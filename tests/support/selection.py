@@ -56,8 +56,8 @@ class Selection:
 def pytest_configure(config: pytest.Config) -> None:
     """Select once; workers of pytest-xdist are told."""
     if hasattr(config, "workerinput"):
-        told = config.workerinput["selected"]
-        config.stash[_SELECTION] = Selection(None if told is None else frozenset(told), "")
+        selected_files = config.workerinput["selected"]
+        config.stash[_SELECTION] = Selection(None if selected_files is None else frozenset(selected_files), "")
     elif config.getoption("changed") and config.args_source != pytest.Config.ArgsSource.ARGS:
         config.stash[_SELECTION] = select(ROOT)
     else:

@@ -55,8 +55,8 @@ class Models:
 
         ids = torch.tensor([self.tokens(prompt)])
         more = {} if ends else {"suppress_tokens": [0, 1, 2]}
-        found = self._model(number).generate(ids, max_new_tokens=count, do_sample=False, pad_token_id=0, **more)
-        text: str = self._tokenizer().decode(found[0, ids.shape[1] :].tolist())
+        sequences = self._model(number).generate(ids, max_new_tokens=count, do_sample=False, pad_token_id=0, **more)
+        text: str = self._tokenizer().decode(sequences[0, ids.shape[1] :].tolist())
         return text
 
     def embedding(self, text: str, number: int | None = None) -> list[float]:
@@ -70,8 +70,8 @@ class Models:
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text."""
-        found: list[int] = self._tokenizer().encode(text).ids
-        return found
+        ids: list[int] = self._tokenizer().encode(text).ids
+        return ids
 
     @functools.cache  # noqa: B019
     def _tokenizer(self) -> Any:
@@ -112,11 +112,13 @@ def make_models(folder: Path, *, adapters: int = 4, hidden: int = 64, head: int 
     for number in range(adapters):
         torch.manual_seed(10 + number)
         base = transformers.AutoModelForCausalLM.from_pretrained(models.base)
-        made = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-        for name, parameter in made.named_parameters():
+        peft_model = peft.get_peft_model(
+            base, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
+        for name, parameter in peft_model.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
-        made.save_pretrained(str(models.adapter(number)))
+        peft_model.save_pretrained(str(models.adapter(number)))
     ah.convert_model(models.base, models.gguf, to="gguf")
     return models
 
@@ -168,11 +170,11 @@ class Gateway:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=120)
         try:
-            given = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, body, {**self.headers, **given})
+            request_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, {**self.headers, **request_headers})
             answer = connection.getresponse()
-            found = {name.lower(): value for name, value in answer.getheaders()}
-            return Reply(answer.status, found, answer.read())
+            values = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, values, answer.read())
         finally:
             connection.close()
 

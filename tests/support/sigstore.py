@@ -105,12 +105,12 @@ def running(folder: Path) -> Iterator[Sigstore]:
     with subprocess.Popen(words, env=environ, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            known = json.loads(process.stdout.readline())
-            found = Sigstore(folder / "sigstore.json", folder / "late.json", folder / "root.json")
-            for path, log in ((found.config, "rekor"), (found.late, "late")):
-                path.write_text(json.dumps(_config(known, log)))
-            found.root.write_text(json.dumps(_config(known, "rekor")["trustedRoot"]))
-            yield found
+            addresses = json.loads(process.stdout.readline())
+            sigstore = Sigstore(folder / "sigstore.json", folder / "late.json", folder / "root.json")
+            for path, log in ((sigstore.config, "rekor"), (sigstore.late, "late")):
+                path.write_text(json.dumps(_config(addresses, log)))
+            sigstore.root.write_text(json.dumps(_config(addresses, "rekor")["trustedRoot"]))
+            yield sigstore
         finally:
             process.kill()
 

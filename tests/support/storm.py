@@ -112,9 +112,9 @@ def storm(
     registry = folder / "registry"
     Registry(registry).close()
     with serving.gateway(base, registry, folder / "gateway", "--adapters", "team/*", *options, env=env) as gateway:
-        found = Storm(gateway, registry, models, more, PROMPTS[:prompts])
-        found.prepare()
-        yield found
+        storm_ = Storm(gateway, registry, models, more, PROMPTS[:prompts])
+        storm_.prepare()
+        yield storm_
 
 
 def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int]:
@@ -127,11 +127,11 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
         How many answers, versions, moves of tags and lost clients there were, and versions that came to the engine and left it.
     """
     pairs = [(prompt, name) for name in [f"team/s{n}:live" for n in range(ADAPTERS)] + ["base"] for prompt in found.prompts]
-    done, turns = threading.Event(), 0
+    finished, turns = threading.Event(), 0
 
     def disturb() -> None:
         nonlocal turns
-        while not done.is_set():
+        while not finished.is_set():
             found.move(turns)
             found.hang_up(f"team/s{turns % ADAPTERS}:live")
             turns += 1
@@ -154,7 +154,7 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
                     versions.add(version)
                 turn += 1
     finally:
-        done.set()
+        finished.set()
         disturbing.shutdown()
     moving.result()
     assert [*verdicts] == ["right"], verdicts

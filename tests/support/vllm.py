@@ -31,8 +31,8 @@ class Vllm:
         """The next `count` tokens that are most probable to the base or an adapter of it, by its name."""
         asked = {"model": model, "prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
         choice = self.post("/v1/completions", {**asked, "return_token_ids": True, "detokenize": False})["choices"][0]
-        found: list[int] = choice["token_ids"]
-        return found
+        token_ids: list[int] = choice["token_ids"]
+        return token_ids
 
     def refused(self, model: str) -> tuple[int, str]:
         """The status and the message of the error for a name; (200, "") for none."""

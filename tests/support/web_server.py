@@ -40,11 +40,11 @@ class Handler(BaseHTTPRequestHandler):
     def file(self, data: bytes, **headers: str) -> None:
         """The data, or the range of it that was asked for, as RFC 9110 has it."""
         etag = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes", **headers}
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if not asked:
+        range_match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if not range_match:
             self.send(200, data, **etag)
             return
-        start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
+        start, end = int(range_match[1]), min(int(range_match[2]) + 1, len(data))
         if start >= len(data):
             self.send(416, **{"Content-Range": f"bytes */{len(data)}"})
             return

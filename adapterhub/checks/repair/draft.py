@@ -21,6 +21,7 @@ from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import AdapterhubError, NotFoundError, RefusedError
 from adapterhub_converters.formats import FORMATS, peft, pickle_conversion, raw
+from adapterhub_converters.formats.candidate import Candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,8 @@ class Draft:
 def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Draft]:
     """Open a PEFT folder, or a lone state dict that becomes one; the arguments are those of `fix`."""
     path = folder_for(path)
-    _check_kind(path)
+    candidate = Candidate(path)
+    _check_kind(candidate)
     folder = path if path.is_dir() else None
     paths = peft.weight_files(path) if folder else [path]
     with contextlib.ExitStack() as stack:
@@ -118,7 +120,7 @@ def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Dra
             file = stack.enter_context(SafetensorsFile(item))
             files.update(dict.fromkeys(file.tensors, file))
             metadata = dict(file.header.metadata)
-        config = _read_config(path, metadata, alpha, rslora=rslora)
+        config = _read_config(candidate, metadata, alpha, rslora=rslora)
         lone = not (folder and (folder / peft.CONFIG).is_file())
         draft = Draft(folder, config, {key: key for key in files}, files, metadata, lone)
         if lone:
@@ -126,15 +128,16 @@ def open_draft(path: Path, *, alpha: float | None, rslora: bool) -> Iterator[Dra
         yield draft
 
 
-def _check_kind(path: Path) -> None:
+def _check_kind(candidate: Candidate) -> None:
     """Refuse any adapter that is not PEFT's."""
+    path = candidate.path
     hint = "Convert it to PEFT"
     if path.is_file() and path.suffix != ".safetensors":
-        pickle_conversion.refuse(path)
+        pickle_conversion.refuse(candidate)
         raise RefusedError(str(path), "only PEFT adapters can be repaired", hint, code="convert-to-peft")
-    if path.is_dir() and FORMATS["mlx"].sniff(path):
+    if path.is_dir() and FORMATS["mlx"].sniff(candidate):
         raise RefusedError(str(path), "an MLX adapter; only PEFT adapters can be repaired", hint, code="convert-to-peft")
-    if FORMATS["tinker"].sniff(path):
+    if FORMATS["tinker"].sniff(candidate):
         raise RefusedError(str(path), "an archive of Tinker; only PEFT adapters can be repaired", hint, code="convert-to-peft")
     if path.is_dir() and not any((path / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.INDEX)):
         raise NotFoundError(
@@ -145,10 +148,10 @@ def _check_kind(path: Path) -> None:
         )
 
 
-def _read_config(path: Path, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:
+def _read_config(candidate: Candidate, metadata: dict[str, str], alpha: float | None, *, rslora: bool) -> dict[str, Any]:
     """Return the config of the folder or in the header of the file, or one made of `alpha`; removes it from `metadata`."""
-    file = path / peft.CONFIG
-    text = json_file.read_text(file) if file.is_file() else metadata.pop(raw.CONFIG_KEY, None)
+    path, file = candidate.path, candidate.path / peft.CONFIG
+    text = candidate.config if file.is_file() else metadata.pop(raw.CONFIG_KEY, None)
     metadata.pop(raw.METADATA_KEY, None)
     if text is not None:
         if alpha is not None or rslora:

@@ -28,6 +28,7 @@ _HASHED = 2 * 10**9  # bytes of files that take about as long to read and hash
 if TYPE_CHECKING:
     from adapterhub.analysis.norms import NormHeatMap
     from adapterhub.manifest.document import AdapterManifest
+    from adapterhub.manifest.folder_contents import Inspection
 
 
 @command(
@@ -66,8 +67,8 @@ def show(
     else:
         with inputs.open_source(source, settings) as adapter_source:
             with inputs.as_folder(adapter_source) as folder:
-                document = _path_document(source, folder, full=full)
-            norms = None if headers_only else _norms(str(adapter_source.path), settings, demand)
+                document, inspected = _path_document(source, folder, full=full)
+            norms = None if headers_only else _norms(str(adapter_source.path), settings, demand, inspected)
     if norms is not None:
         document = {**document, "norms": heat.document(norms)}
     output.emit(document, as_json=settings.as_json, text=lambda: _text(document, norms))
@@ -85,29 +86,30 @@ class _NormDemand:
         return bool(self.base or self.plot or self.full)
 
 
-def _path_document(location: str, folder: Path, *, full: bool) -> dict[str, Any]:
-    """Return the document of a folder; without digests if its files are large, unless `full`."""
-    from adapterhub.digest import sha256_bytes
-    from adapterhub.manifest import derive, oci_manifest
+def _path_document(location: str, folder: Path, *, full: bool) -> tuple[dict[str, Any], Inspection]:
+    """Return the document of a folder, without digests if its files are large, unless `full`; and what was read for it."""
+    from adapterhub.manifest import derive, folder_contents, oci_manifest, package_files
 
-    sizes = derive.sizes(folder)
-    draft = derive.draft(folder)
+    sizes = {path: (folder / path).stat().st_size for path in package_files.survey(folder)[0]}
+    hashes = full or sum(sizes.values()) <= _HASHED
+    with progress.bytes_bar("reading") if full else nullcontext() as show:
+        contents = folder_contents.read_folder(folder, hashes=hashes, on_bytes=counter(show, sum(sizes.values())))
+    draft = derive.draft_contents(contents)
     document: dict[str, Any] = dict.fromkeys(("ref", "name", "number", "deprecated", "digest", "time", "oci_manifest"))
     document |= {"path": location, "size": sum(sizes.values()), "tags": [], "protected": [], "evaluations": []}
-    if sum(sizes.values()) > _HASHED and not full:
+    if not hashes:
         entries = [{"path": path, "size": size} for path, size in sorted(sizes.items()) if path != ADAPTER_JSON]
-        return {**document, "manifest": {**draft.manifest().to_dict(), "files": entries}}
-    with progress.bytes_bar("reading") if full else nullcontext() as show:
-        manifest, raw = draft.finalize(files := derive.digests(folder, counter(show, sum(sizes.values()))))
-    oci_document = oci_manifest.assemble({**files, ADAPTER_JSON: (sha256_bytes(raw), len(raw))}, manifest)
+        return {**document, "manifest": {**draft.manifest().to_dict(), "files": entries}}, draft.inspected
+    manifest, raw = draft.finalize(contents.files)
+    oci_document = oci_manifest.complete(contents.files, manifest, raw)
     packaged = json_file.parse_object(oci_document.raw, location)
-    return {
-        **document,
+    document |= {
         "digest": oci_document.digest,
         "size": oci_document.size,
         "manifest": manifest.to_dict(),
         "oci_manifest": packaged,
     }
+    return document, draft.inspected
 
 
 def _text(document: Mapping[str, Any], norms: NormHeatMap | str | None) -> None:
@@ -175,8 +177,10 @@ def _metrics(metrics: object) -> str:
     )
 
 
-def _norms(source: str, settings: Settings, demand: _NormDemand) -> NormHeatMap | str:
+def _norms(source: str, settings: Settings, demand: _NormDemand, inspected: Inspection | None = None) -> NormHeatMap | str:
     """Return the norms of an adapter, and draw them to a PNG if asked for; or the reason why there are none.
+
+    What was `inspected` already is not read again.
 
     Raises:
         AdapterhubError: There are none, and an option asked for them.
@@ -192,14 +196,15 @@ def _norms(source: str, settings: Settings, demand: _NormDemand) -> NormHeatMap 
     spec = inputs.read_base(demand.base, settings) if demand.base else None
     weights = inputs.weights(demand.base, settings) if demand.base else None
     try:
-        if not demand and (seconds := _seconds(source, settings)) > _SECONDS:
+        if not demand and (seconds := _seconds(source, settings, inspected)) > _SECONDS:
             return f"left out, about {seconds:.0f} seconds of work; --full computes them"
         bar = progress.count_bar("computing norms") if demand else nullcontext()
         with (
             inputs.open_source(source, settings, notes=False) as adapter_source,
             bar as show,
         ):  # the notes were shown with the document
-            adapter = convert.read(adapter_source.path, base=spec, mapped=True)
+            complete = inspected.complete_adapter if inspected and spec is None else None
+            adapter = complete or convert.read(adapter_source.path, base=spec, mapped=True)
             norms = analysis.build_heat_map(adapter, base=weights, progress=show)
             label = adapter_source.location
     except AdapterhubError as error:
@@ -211,10 +216,14 @@ def _norms(source: str, settings: Settings, demand: _NormDemand) -> NormHeatMap 
     return norms
 
 
-def _seconds(source: str, settings: Settings) -> float:
+def _seconds(source: str, settings: Settings, inspected: Inspection | None) -> float:
     """Estimate the time that the norms take, from the headers of an adapter."""
     from adapterhub.analysis import norms as picture
+    from adapterhub_converters.adapter import Adapter
     from adapterhub_converters.formats import convert, peft
+
+    if inspected is not None and isinstance(inspected.adapter, Adapter):
+        return picture.estimated_seconds(inspected.adapter)
 
     with inputs.in_place(source, settings) as path:
         return picture.estimated_seconds(peft.read_shapes(path) if convert.sniff(path) == "peft" else convert.read(path))

@@ -29,13 +29,14 @@ _WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".lora", ".pth", ".pt", ".bin")
 
 
 @contextmanager
-def pending_output(out: Path, *, folder: bool = True, replace: bool = False) -> Iterator[Path]:
+def pending_output(out: Path, *, folder: bool = True, replace: bool = False, durable: bool = True) -> Iterator[Path]:
     """Yield a path to write to, an empty folder if `folder`, that becomes `out` if the block succeeds and is removed otherwise.
 
     Args:
         out: The destination.
         folder: Whether it is a folder.
         replace: Whether it may replace an earlier output: a file a file, a folder one of the same kind (`kind_of`).
+        durable: Whether it must outlive a power cut, unlike an output in a temporary folder.
 
     Raises:
         OutputExistsError: `out` exists, other than as an empty folder that may be filled.
@@ -51,13 +52,15 @@ def pending_output(out: Path, *, folder: bool = True, replace: bool = False) -> 
             pending.mkdir()
         yield pending
         # The bytes must be on disk before they get the final name, and the name before the block counts as successful.
-        _flush(pending)
+        if durable:
+            _flush(pending)
         check_free(out, folder=folder, replace=replace)
         if replace and _is_taken(out):
             _replace_output(pending, destination, out)
         else:
             _publish(pending, destination, folder=folder)
-        sync_to_disk(destination.parent)
+        if durable:
+            sync_to_disk(destination.parent)
 
 
 @contextmanager

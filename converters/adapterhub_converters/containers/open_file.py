@@ -17,6 +17,7 @@ from typing import BinaryIO, Self
 
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, RefusedError
 
+_PIECE = 1 << 20  # bytes that are hashed at once
 _LFS_POINTER = b"version https://git-lfs"
 READ_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 NO_LINK_FLAG: int = getattr(os, "O_NOFOLLOW", 0)
@@ -112,12 +113,15 @@ def walk(folder: Path, enters: Callable[[str], bool] = lambda _: True) -> Iterat
 
 
 class OpenFile:
-    """An open file; a context manager. `where` is its name in errors, by default its path; `head` its first bytes."""
+    """An open file; a context manager. `location` is its name in errors, by default its path; `head` its first bytes.
 
-    def __init__(self, path: Path, *, location: str | None = None) -> None:
+    Its bytes are those of `file`, which it closes, if that is open already.
+    """
+
+    def __init__(self, path: Path, *, location: str | None = None, file: BinaryIO | None = None) -> None:
         self.location = location or str(path)
         try:
-            self._file: BinaryIO = open_regular(path, buffering=-1)
+            self._file: BinaryIO = file or open_regular(path, buffering=-1)
         except RefusedError as error:
             raise RefusedError(self.location, error.what, error.hint, code=error.code) from error
         except FileNotFoundError as error:
@@ -149,14 +153,23 @@ class OpenFile:
         if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined] # a buffered file has this method
             raise FormatError(self.location, f"truncated while tensor {name!r} was read")
 
-    def digest(self) -> str:
-        """Return the digest of the complete file, `sha256:<64 hex>`."""
+    def digest(self, on_bytes: Callable[[int], object] | None = None) -> str:
+        """Return the digest of the complete file, `sha256:<64 hex>`; `on_bytes` is called with the size of each piece."""
         self._file.seek(0)
-        return f"sha256:{hashlib.file_digest(self._file, 'sha256').hexdigest()}"  # type: ignore[arg-type] # it has readinto
+        state, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE))
+        while size := self._file.readinto(buffer):  # type: ignore[attr-defined] # a buffered file has this method
+            state.update(buffer[:size])
+            if on_bytes:
+                on_bytes(size)
+        return f"sha256:{state.hexdigest()}"
 
     def close(self) -> None:
         """Close the file; tensors already read stay valid."""
         self._file.close()
+
+    def detach(self) -> BinaryIO:
+        """Return the file for another to read and close; this one is done."""
+        return self._file
 
     def __enter__(self) -> Self:
         return self

@@ -101,11 +101,13 @@ class Format:
         """Return whether `path` is an adapter of this format, judging by names, magic numbers and configs, never by shapes."""
         from .candidate import Candidate  # late, as it needs numpy
 
-        is_match: bool = self.implementation.sniff(path if isinstance(path, Candidate) else Candidate(path))
+        is_match: bool = self.implementation.sniff(Candidate.of(path))
         return is_match
 
-    def read(self, path: Path, *, base: BaseSpec | None = None, **options: Any) -> Adapter:
-        """Return the adapter at `path`."""
+    def read(self, path: Path | Candidate, *, base: BaseSpec | None = None, **options: Any) -> Adapter:
+        """Return the adapter at `path`; what a candidate has read of it, a built-in format does not open again."""
+        if self.name not in FORMATS and not isinstance(path, Path):
+            path = path.path
         adapter: Adapter = self.implementation.read(path, base=base, **options)
         return adapter
 

@@ -1,10 +1,11 @@
-"""A path that may hold an adapter, opened once no matter how many formats look at it."""
+"""A path that may hold an adapter, opened once no matter how many formats look at it, and then read."""
 
 from __future__ import annotations
 
+import weakref
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from adapterhub_converters.adapter_files import ADAPTER_CONFIG
 from adapterhub_converters.containers import json_file, safetensors_file
@@ -45,16 +46,66 @@ class _Headers(OpenFile):
 
 
 class Candidate:
-    """A path with the evidence that formats are recognized by: a file's header and a folder's config, each read once."""
+    """A path with the evidence that formats are recognized by: a file's header and a folder's config, each read once.
 
-    def __init__(self, path: Path) -> None:
+    The file stays open for the reader of its format, or until nobody holds the candidate.
+
+    Args:
+        path: The path.
+        config: The text of the folder's `adapter_config.json`, if the caller has read it.
+    """
+
+    def __init__(self, path: Path, *, config: str | None = None) -> None:
         self.path = path
+        self._config = config
+        self._files: dict[str, Candidate] = {}
+
+    @classmethod
+    def of(cls, path: Path | Candidate) -> Candidate:
+        """Return a candidate as it is, and one for a path."""
+        return path if isinstance(path, Candidate) else cls(path)
+
+    def file(self, name: str) -> Candidate:
+        """Return a file in the folder as a candidate of its own."""
+        return self._files.setdefault(name, Candidate(self.path / name))
 
     @cached_property
     def config(self) -> str:
         """The text of the `adapter_config.json` in a folder; empty for a file, and without one."""
         path = self.path / ADAPTER_CONFIG
+        if self._config is not None:
+            return self._config
         return json_file.read_text(path) if path.is_file() else ""
+
+    def heads(self) -> dict[Path, bytes]:
+        """Return the first bytes of the files that were opened."""
+        file = self.__dict__.get("_headers")
+        heads = {self.path: file.head} if file is not None else {}
+        for candidate in self._files.values():
+            heads |= candidate.heads()
+        return heads
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes of a file; empty for a folder."""
+        return self._headers.head if self._headers else b""
+
+    def open_safetensors(self) -> safetensors_file.SafetensorsFile:
+        """Return the safetensors file that the path is, which the caller closes."""
+        return safetensors_file.SafetensorsFile(self.path, file=self._take())
+
+    def open_gguf(self) -> gguf_file.GGUFFile:
+        """Return the GGUF file that the path is, which the caller closes."""
+        from adapterhub_converters.containers import gguf_file  # late, like other readers
+
+        return gguf_file.GGUFFile(self.path, file=self._take())
+
+    def _take(self) -> BinaryIO | None:
+        """Return the file if it is open for its header and nobody has read it since."""
+        if "_headers" not in self.__dict__ or self._headers is None or not self._closing.alive:
+            return None
+        self._closing.detach()
+        return self._headers.detach()
 
     @property
     def header(self) -> safetensors_file.SafetensorsHeader | None:
@@ -94,7 +145,9 @@ class Candidate:
         if not self.is_file:
             return None
         try:
-            with _Headers(self.path) as file:
-                return file
+            file = _Headers(self.path)
         except FormatError:  # such as the pointer that Git LFS leaves in place of a file
             return None
+        # Most candidates are looked at and not read.
+        self._closing = weakref.finalize(self, file.close)
+        return file

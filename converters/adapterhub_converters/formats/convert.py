@@ -18,7 +18,7 @@ from typing import Any
 
 from adapterhub_converters import gc_pause
 from adapterhub_converters.adapter import Adapter, Factored, Loss, LossReport, TensorLoss, refuse_tuned, with_factored_as_pairs
-from adapterhub_converters.adapter_files import ADAPTER_JSON, is_pickle_name, resolve_adapter, whole_model_error
+from adapterhub_converters.adapter_files import ADAPTER_JSON, resolve_adapter, whole_model_error
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic, json_file
 from adapterhub_converters.errors import (
@@ -63,7 +63,7 @@ def sniff(path: Path | Candidate) -> str:
         NotUnderstoodError: Its config is not one that any known format has.
         FormatError: It is not an adapter of any format.
     """
-    candidate = path if isinstance(path, Candidate) else Candidate(path)
+    candidate = Candidate.of(path)
     path = candidate.path
     if not path.exists():
         raise NotFoundError(str(path), "no such file or folder", code="no-such-file")
@@ -71,7 +71,7 @@ def sniff(path: Path | Candidate) -> str:
         return row.name
     # No reader claims it. What follows only looks for the most helpful reason.
     _refuse_distributed(path)
-    pickle_conversion.refuse(path)
+    pickle_conversion.refuse(candidate)
     if candidate.is_whole_model:
         raise whole_model_error(path)
     problem = "not an adapter of a known format"
@@ -107,42 +107,50 @@ def _refuse_distributed(path: Path) -> None:
         raise RefusedError(str(path), problem, "Export it to PEFT with Megatron-Bridge (AutoBridge.export_adapter_ckpt)")
 
 
-def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
     """Return the adapter at `path`, in any format; with `mapped`, tensors of a PEFT folder may be views of its files."""
-    candidate = Candidate(path)
+    candidate = Candidate.of(path)
+    path = candidate.path
     try:
         if peft.sniff(candidate):
             # Only PEFT's reader can map files instead of loading them.
-            return peft.read(path, base=base, mapped=mapped, config=candidate.config)
+            return peft.read(candidate, base=base, mapped=mapped)
     except AdapterhubError:
-        pickle_conversion.refuse(path)  # which may carry the name of a safetensors file
+        pickle_conversion.refuse(candidate)  # which may carry the name of a safetensors file
         raise
-    pickle_conversion.refuse(path)
-    path = resolve_adapter(path)
-    format_name = sniff(Candidate(path))
+    pickle_conversion.refuse(candidate)
+    candidate = resolve(candidate)
+    path, format_name = candidate.path, sniff(candidate)
     try:
-        return find(format_name).read(path, base=base)
+        return find(format_name).read(candidate, base=base)
     except RefusedError as error:
         # A registry's manifest next to the files may describe the base that the reader asks for.
         recorded_base = base_from_manifest(path) if error.code == "base-required" and base is None else None
         if recorded_base is None:
             raise
-        return find(format_name).read(path, base=recorded_base)
+        return find(format_name).read(candidate, base=recorded_base)
 
 
-def read_unordered(path: Path, *, base: BaseSpec | None = None) -> tuple[Adapter, bool]:
+def resolve(candidate: Candidate) -> Candidate:
+    """Return the adapter that a path means, as `resolve_adapter` does."""
+    path = resolve_adapter(candidate.path)
+    return candidate if path == candidate.path else candidate.file(path.name)
+
+
+def read_unordered(path: Path | Candidate, *, base: BaseSpec | None = None) -> tuple[Adapter, bool]:
     """Return the adapter at `path` for its shapes and value ranges, and whether the order of every row is known.
 
     The order is unknown in a GGUF made by llama.cpp if no base is given: llama.cpp permutes the rows of q and k by the base's
     number of heads.
     """
+    candidate = Candidate.of(path)
     try:
-        return read(path, base=base), True
+        return read(candidate, base=base), True
     except RefusedError as error:
-        path = resolve_adapter(path)
-        if error.code != "base-required" or sniff(path) != "gguf":
+        candidate = resolve(candidate)
+        if error.code != "base-required" or sniff(candidate) != "gguf":
             raise
-        return gguf.read(path, ordered=False), False
+        return gguf.read(candidate, ordered=False), False
 
 
 def convert(
@@ -216,8 +224,8 @@ def convert(
         with atomic.pending_output(dst, folder=row.folder, replace=replace) as temporary:
             # Same format: copy the bytes, which are valid already, instead of writing them anew.
             if source_format == row and dtype == "source":
-                return _check_and_copy(row, source.path, temporary, read_source, base)
-            adapter = _with_base_names(read_source(source.path), row, base, str(source.path))
+                return _check_and_copy(row, source, temporary, read_source, base)
+            adapter = _with_base_names(read_source(source), row, base, str(source.path))
             if source_format != row:
                 refuse_tuned(adapter)
             options = {"dtype": dtype} if len(row.dtypes) > 1 else {}
@@ -238,13 +246,11 @@ def convert(
 def _open_source(src: Path, base: BaseSpec | None, *, unsafe_pickle: bool) -> Iterator[Candidate]:
     """Yield `src` or, if it is a pickle that may be loaded, the tensors in it."""
     candidate = Candidate(src)
-    # A file with a valid header is not a pickle, and need not be opened again to find out.
-    pickle = pickle_conversion.pickle_in(src) if is_pickle_name(src.name) or not (candidate.header or candidate.gguf) else None
+    pickle = pickle_conversion.pickle_in(candidate)
     if pickle is None or not unsafe_pickle:
         if pickle is not None:
-            pickle_conversion.refuse(src)
-        path = resolve_adapter(src)
-        yield candidate if path == src else Candidate(path)
+            pickle_conversion.refuse(candidate)
+        yield resolve(candidate)
         return
     with tempfile.TemporaryDirectory(prefix="adapterhub-") as folder:
         try:
@@ -268,7 +274,8 @@ def _converted_pickle_path(converted: Path, pickle: Path) -> Path:
     return weights
 
 
-def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None, rslora: bool) -> Adapter:
+def _read(row: Format, source: Path | Candidate, *, base: BaseSpec | None, alpha: float | None, rslora: bool) -> Adapter:
+    path = Candidate.of(source).path
     if alpha is not None and not row.alpha:
         raise ParameterError("alpha", f"{path} is in {row.name}, which records its own alpha", "Leave it out")
     if rslora and not row.rslora:
@@ -277,16 +284,17 @@ def _read(row: Format, path: Path, *, base: BaseSpec | None, alpha: float | None
     options: dict[str, Any] = {"mapped": True} if row.name == "peft" else {}
     options |= {"alpha": alpha} if row.alpha else {}
     with gc_pause.pause_gc():
-        return row.read(path, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
+        return row.read(source, base=base, **options | ({"rslora": rslora} if row.rslora else {}))
 
 
 def _check_and_copy(
-    row: Format, src: Path, dst: Path, read_source: Callable[[Path], Adapter], base: BaseSpec | None
+    row: Format, source: Candidate, dst: Path, read_source: Callable[[Path | Candidate], Adapter], base: BaseSpec | None
 ) -> LossReport:
     """Check an adapter that already has the format and copy its files; upgrade the layout of files from an earlier peft."""
+    src = source.path
     if not all((src / file).is_file() for file in row.files):
-        return row.write(read_source(src), dst)  # in shards: written as one file, which PEFT itself can load
-    adapter = None if row.self_contained else read_source(src)
+        return row.write(read_source(source), dst)  # in shards: written as one file, which PEFT itself can load
+    adapter = None if row.self_contained else read_source(source)
     for file in row.files or ("",):
         shutil.copyfile(src / file, dst / file)
     if adapter is None:  # the copy is checked, so that no file of the source is opened a third time

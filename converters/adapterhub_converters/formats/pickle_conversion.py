@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from adapterhub_converters.adapter_files import (
-    HEAD_SIZE,
     LITGPT_WEIGHTS,
     MLX_WEIGHTS,
     PEFT_WEIGHTS,
@@ -24,36 +23,37 @@ from adapterhub_converters.adapter_files import (
     starts_like_safetensors,
 )
 from adapterhub_converters.containers import json_file
-from adapterhub_converters.containers.open_file import open_regular
-from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, RefusedError
+from adapterhub_converters.errors import FormatError, LocalIOError, MissingExtraError, NotFoundError, RefusedError
 
 from . import added_format, peft
+from .candidate import Candidate
 
 _SECONDS = 300  # of wall time; the child's own limit is in CPU seconds
 
 
-def is_pickle(path: Path) -> bool:
+def is_pickle(path: Path | Candidate) -> bool:
     """Return whether the file begins with the bytes of a pickle, or of the zip archive that torch puts around one."""
     try:
-        with open_regular(path) as file:
-            head = file.read(HEAD_SIZE)
-    except (OSError, RefusedError):
+        head = Candidate.of(path).head
+    except (LocalIOError, NotFoundError, RefusedError):
         return False
     return starts_like_pickle(head) and not starts_like_safetensors(head)
 
 
-def pickle_in(path: Path) -> Path | None:
+def pickle_in(path: Path | Candidate) -> Path | None:
     """Return `path` if it is a pickle, or the pickle with the weights of the folder `path`; else None.
 
     A file that the format of another package recognizes is none: its container may be a zip archive, as torch's is.
     """
-    if path.is_file():
-        resembles_pickle = is_pickle(path) or (is_pickle_name(path.name) and not _is_gguf(path))
+    candidate = Candidate.of(path)
+    path = candidate.path
+    if candidate.is_file:
+        resembles_pickle = is_pickle(candidate) or (is_pickle_name(path.name) and not candidate.is_gguf)
         return path if resembles_pickle and added_format(path) is None else None
     # A pickle may carry the name of a safetensors file.
     for name in (PEFT_WEIGHTS, MLX_WEIGHTS):
         if (path / name).is_file():
-            return path / name if is_pickle(path / name) else None
+            return path / name if is_pickle(candidate.file(name)) else None
     if (path / LITGPT_WEIGHTS).is_file():
         return path / LITGPT_WEIGHTS
     if not (path / peft.CONFIG).is_file():
@@ -61,12 +61,7 @@ def pickle_in(path: Path) -> Path | None:
     return next((path / name for name in pickled_weights(item.name for item in path.iterdir())), None)
 
 
-def _is_gguf(path: Path) -> bool:
-    with open_regular(path) as file:
-        return file.read(4) == b"GGUF"
-
-
-def refuse(path: Path) -> None:
+def refuse(path: Path | Candidate) -> None:
     """Raise RefusedError if `path` is a pickle, or a folder whose weights are in one."""
     pickle = pickle_in(path)
     if pickle is not None:

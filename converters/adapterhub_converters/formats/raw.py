@@ -15,7 +15,6 @@ import numpy as np
 from adapterhub_converters.adapter import Adapter, Loss, LossReport, TensorLoss, with_factored_as_pairs
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.peft_patterns import escape
 
@@ -41,7 +40,7 @@ def sniff(candidate: Candidate) -> bool:
     return lora or CONFIG_KEY in candidate.header.metadata
 
 
-def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None, rslora: bool = False) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None, alpha: float | None = None, rslora: bool = False) -> Adapter:
     """Return the adapter in a file.
 
     Args:
@@ -53,8 +52,9 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
     Raises:
         RefusedError: The scale is not known, or it was given although there is a config.
     """
-    location = str(path)
-    with SafetensorsFile(path) as file:
+    candidate = Candidate.of(path)
+    path, location = candidate.path, str(candidate.path)
+    with candidate.open_safetensors() as file:
         metadata = dict(file.header.metadata)
         config_text = metadata.pop(CONFIG_KEY, None)
         # A weights file that is named directly still belongs to its folder's config.

@@ -42,24 +42,26 @@ def sniff(candidate: Candidate) -> bool:
     return candidate.gguf.text("general.type") == "adapter"
 
 
-def read(path: Path, *, base: BaseSpec | None = None, ordered: bool = True) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None, ordered: bool = True) -> Adapter:
     """Return the adapter in a GGUF file: the source's own if its config is in the file, else under the base's names.
 
     Without a source's config, an architecture that permutes q and k needs `base` for its number of heads. If `ordered` is
     false, the file is read without it: rows of `lora_B` may then be in llama.cpp's order, which suffices for shapes and
     ranges of numbers.
     """
-    with GGUFFile(path) as file:
+    candidate = Candidate.of(path)
+    location = str(candidate.path)
+    with candidate.open_gguf() as file:
         header = file.header
-        _check_kind(header, str(path))
-        alpha = _alpha(header, str(path))
+        _check_kind(header, location)
+        alpha = _alpha(header, location)
         tensors = {name: file.tensor(name) for name in file.tensors}
-    pairs = _pairs(tensors, str(path))
-    invocation = _invocation(header, str(path))
+    pairs = _pairs(tensors, location)
+    invocation = _invocation(header, location)
     digest = file_digest(header.text("general.architecture"), alpha, tensors, invocation)
     if source_config.matches_payload(header.metadata, digest):
-        return _restore(header, alpha, pairs, str(path))
-    adapter = _read_foreign(header, alpha, pairs, base, str(path), ordered=ordered)
+        return _restore(header, alpha, pairs, location)
+    adapter = _read_foreign(header, alpha, pairs, base, location, ordered=ordered)
     return replace(adapter, meta=replace(adapter.meta, invocation=invocation))
 
 

@@ -22,7 +22,6 @@ from adapterhub_converters.adapter import Adapter, Delta, Loss, LossReport, LowR
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.bases.hf_base import PIPELINE_PARTS
 from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft, pipeline
 from adapterhub_converters.formats.candidate import Candidate
@@ -73,12 +72,13 @@ def _current_name(name: str) -> str:
     return name.replace(".to_out.lora_magnitude_vector", ".to_out.0.lora_magnitude_vector")
 
 
-def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
     """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
-    with SafetensorsFile(path) as file:
+    candidate = Candidate.of(path)
+    with candidate.open_safetensors() as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
-    location = str(path)
+    location = str(candidate.path)
     parts_by_target = _group_tensors(tensors, location)
     configs = _model_configs(metadata, location)
     is_unnamed = "" in configs and not any(pipeline.part_of(target) for target in parts_by_target)

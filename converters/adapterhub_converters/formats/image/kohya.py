@@ -33,7 +33,6 @@ from adapterhub_converters.adapter import (
 )
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import safetensors_file
-from adapterhub_converters.containers.safetensors_file import SafetensorsFile
 from adapterhub_converters.errors import FormatError, NotUnderstoodError, RefusedError, refused_error
 from adapterhub_converters.formats import peft, pipeline
 from adapterhub_converters.formats.candidate import Candidate
@@ -65,12 +64,13 @@ def _is_kohya_name(name: str) -> bool:
     return name.startswith(naming.TRAINERS) if stem_and_part is None else naming.is_trainer_name(stem_and_part[0])
 
 
-def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
     """Return the adapter in a file. Targets begin with the model of the pipeline, unless `base` is a single model."""
-    with SafetensorsFile(path) as file:
+    candidate = Candidate.of(path)
+    with candidate.open_safetensors() as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
-    location = str(path)
+    location = str(candidate.path)
     parts_by_stem, notes = _group_tensors(tensors, location)
     if whole_count := _count_without_root(parts_by_stem, metadata):
         notes.append(

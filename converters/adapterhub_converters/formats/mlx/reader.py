@@ -14,9 +14,10 @@ import numpy as np
 from adapterhub_converters import dtypes
 from adapterhub_converters.adapter import FULL, MAX_EXPERTS, Adapter, Delta, LowRank, LowRankEmbedding, Meta
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, NotFoundError, NotUnderstoodError, RefusedError
 from adapterhub_converters.formats import peft, source_config
+from adapterhub_converters.formats.candidate import Candidate
 
 from . import full_tuning
 from .folder_layout import CONFIG, RANKS, WEIGHTS, payload_digest
@@ -26,18 +27,21 @@ _HEAD = "lm_head"
 _VLM_SCALE = "of mlx-vlm, which scales by alpha / rank; its first versions multiplied by alpha itself"
 
 
-def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
     """Return the adapter in an mlx-lm folder: the source's own if its config is in the file.
 
     Without a source's config, a delta on the embedding table needs `base`, which tells whether it acts on the output layer too.
     """
-    config, by_vlm = _normalize_vlm_config(json_file.read_object(path / CONFIG), f"{path}/{CONFIG}")
+    candidate = Candidate.of(path)
+    path, config_name = candidate.path, f"{candidate.path}/{CONFIG}"
+    text = candidate.config or json_file.read_text(path / CONFIG)
+    config, by_vlm = _normalize_vlm_config(json_file.parse_object(text, config_name), config_name)
     is_whole = config.get("fine_tune_type") == FULL
-    scale = 0.0 if is_whole else _scale(config, f"{path}/{CONFIG}")
+    scale = 0.0 if is_whole else _scale(config, config_name)
     if not (path / WEIGHTS).is_file():
         raise NotFoundError(str(path), f"not an mlx-lm adapter: there is no {WEIGHTS}", code="no-adapter")
     location = f"{path}/{WEIGHTS}"
-    with safetensors_file.SafetensorsFile(path / WEIGHTS) as file:
+    with candidate.file(WEIGHTS).open_safetensors() as file:
         tensors = {_mlx_lm_name(name) if by_vlm else name: file.tensor(name) for name in file.tensors}
         metadata = file.header.metadata
     if is_whole:

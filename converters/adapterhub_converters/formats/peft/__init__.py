@@ -5,7 +5,7 @@ from .adapter_config import check as check_config
 from .earlier_versions import LayoutProblem, layout_problem, upgrade_layout
 from .one_scale import with_one_scale
 from .quirks import alpha_is_rank
-from .reader import has_peft_type, nested_adapter_hint, parse, parse_shapes, read, read_shapes, sniff, weight_files
+from .reader import has_peft_type, nested_adapter_hint, parse, parse_files, parse_shapes, read, read_shapes, sniff, weight_files
 from .stacks import expert_place, stack_experts, stack_transposed_experts
 from .tensor_keys import classify, state_dict
 from .writer import config_text, saved_modules, write
@@ -27,6 +27,7 @@ __all__ = [
     "layout_problem",
     "nested_adapter_hint",
     "parse",
+    "parse_files",
     "parse_shapes",
     "read",
     "read_shapes",

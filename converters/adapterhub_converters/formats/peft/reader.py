@@ -6,6 +6,7 @@ Follows peft 0.21's computation (`tuners/lora`): the rank is that of the tensors
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -48,29 +49,45 @@ def nested_adapter_hint(path: Path) -> str:
     return f"Did you mean {nested_folders[0]}?" if len(nested_folders) == 1 else ""
 
 
-def read(path: Path, *, base: BaseSpec | None = None, mapped: bool = False, config: str | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None, mapped: bool = False) -> Adapter:
     """Return the adapter in a PEFT folder.
 
     Args:
         path: The folder.
         base: The base model; needed only for experts that a peft before 0.19 saved, and for VeRA's widths.
         mapped: Whether tensors may be views of the files (`SafetensorsFile.mapped`) instead of being loaded into memory.
-        config: The text of its config, if the caller has read it.
     """
-    text = _config(path) if config is None else config
+    candidate = Candidate.of(path)
+    path = candidate.path
+    text = candidate.config or _config(path)
+    with contextlib.ExitStack() as stack:
+        files = (stack.enter_context(safetensors_file.SafetensorsFile(file_path)) for file_path in weight_files(path))
+        return parse_files(text, files, location=str(path), base=base, mapped=mapped)
+
+
+def parse_files(
+    text: str,
+    files: Iterable[safetensors_file.SafetensorsFile],
+    *,
+    location: str,
+    base: BaseSpec | None = None,
+    mapped: bool = False,
+) -> Adapter:
+    """Do the same as `read`, from the config's text and the files with the weights, which the caller has opened."""
     tensors: dict[str, np.ndarray] = {}
     metadata: Mapping[str, str] = {}
-    for file_path in weight_files(path):
-        with safetensors_file.SafetensorsFile(file_path) as file:
-            tensors.update(file.arrays(as_views=mapped))
-            metadata = file.header.metadata
-    adapter = parse(text, tensors, metadata, location=str(path), base=base)
+    for file in files:
+        tensors.update(file.arrays(as_views=mapped))
+        metadata = file.header.metadata
+    adapter = parse(text, tensors, metadata, location=location, base=base)
     return dataclasses.replace(adapter, notes=(*adapter.notes, *quirks.missing_magnitudes(adapter)))
 
 
-def read_shapes(path: Path) -> Adapter:
+def read_shapes(path: Path | Candidate) -> Adapter:
     """Return the adapter from headers alone: every tensor has its shape and dtype, and zeros that take no memory."""
-    text, headers = _config(path), {}
+    candidate = Candidate.of(path)
+    path = candidate.path
+    text, headers = candidate.config or _config(path), {}
     for file_path in weight_files(path):
         with safetensors_file.SafetensorsFile(file_path) as file:
             headers[file_path] = file.header

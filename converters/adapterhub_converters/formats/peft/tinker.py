@@ -17,7 +17,7 @@ import numpy as np
 from adapterhub_converters import safe_regex
 from adapterhub_converters.adapter import MAX_EXPERTS, Adapter, Delta, LowRank, Meta, factored_deltas
 from adapterhub_converters.bases import BaseSpec
-from adapterhub_converters.containers import json_file, safetensors_file
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats.candidate import Candidate
 
@@ -40,11 +40,11 @@ def sniff(candidate: Candidate) -> bool:
     text = candidate.config
     if '"peft_type"' in text or '"lora_alpha"' not in text or '"r"' not in text:
         return False
-    names = Candidate(candidate.path / WEIGHTS).tensors
+    names = candidate.file(WEIGHTS).tensors
     return all(name.startswith(PREFIX) for name in names) and any(mark in name for name in names for mark in _MARKS)
 
 
-def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None) -> Adapter:
     """Return the adapter in an archive, under the names that the model has in transformers.
 
     Args:
@@ -55,12 +55,14 @@ def read(path: Path, *, base: BaseSpec | None = None) -> Adapter:
         FormatError: The archive is malformed.
         RefusedError: A part of it cannot be expressed for this base.
     """
-    config = json_file.read_object(path / CONFIG)
+    candidate = Candidate.of(path)
+    path = candidate.path
+    config = json_file.parse_object(candidate.config or json_file.read_text(path / CONFIG), f"{path}/{CONFIG}")
     r, alpha = (_number(config, key, f"{path}/{CONFIG}") for key in ("r", "lora_alpha"))
     if r < 1:
         raise FormatError(f"{path}/{CONFIG}", f'"r" is {r:g}')
     location = f"{path}/{WEIGHTS}"
-    with safetensors_file.SafetensorsFile(path / WEIGHTS) as file:
+    with candidate.file(WEIGHTS).open_safetensors() as file:
         pairs = _pairs({name: file.tensor(name) for name in file.tensors}, location)
     deltas: dict[str, Delta] = {}
     scale, named_pairs = alpha / r, _transformers_pairs(pairs, location)

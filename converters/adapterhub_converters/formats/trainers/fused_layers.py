@@ -26,6 +26,7 @@ from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import json_file, safetensors_file
 from adapterhub_converters.errors import FormatError, RefusedError
 from adapterhub_converters.formats import file_alpha, source_config
+from adapterhub_converters.formats.candidate import Candidate
 
 SETTINGS = "adapterhub.settings"
 """Our own key in the header's metadata, for the trainer's options that are needed to read the file."""
@@ -314,12 +315,12 @@ class TrainerFile:
         return array[rows]
 
 
-def open_file(path: Path) -> TrainerFile:
-    """Return the file at `path`."""
-    with safetensors_file.SafetensorsFile(path) as file:
+def open_file(candidate: Candidate) -> TrainerFile:
+    """Return a file with its tensors read."""
+    with candidate.open_safetensors() as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         metadata = dict(file.header.metadata)
-    return check_file(str(path), tensors, metadata)
+    return check_file(str(candidate.path), tensors, metadata)
 
 
 def check_file(location: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> TrainerFile:

@@ -91,7 +91,7 @@ def _stem(target: str) -> str:
     return module if layer is None else f"transformer.h.{layer}.{module}"
 
 
-def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
     """Return the adapter in a file: the source's own if its config is in the header, else under the names of `base`.
 
     Args:
@@ -99,7 +99,8 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
-    file = fused_layers.open_file(path)
+    candidate = Candidate.of(path)
+    path, file = candidate.path, fused_layers.open_file(candidate)
     stems = _stems(file)
     if file.has_source:
         return _restore(file, fused_layers.resolve_alpha(file, "lora_alpha", {}, alpha))

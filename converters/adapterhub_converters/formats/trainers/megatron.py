@@ -168,7 +168,7 @@ def _target_module(target: str, *, shared: bool) -> str:
 # ---- Reading
 
 
-def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
     """Return the adapter in a file or a folder of shards.
 
     It is the source's own if its config is in the header, else it has the names of `base`.
@@ -178,11 +178,13 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
+    candidate = Candidate.of(path)
+    path = candidate.path
     if path.is_dir():
         base = fused_layers.known_base(base, str(path), "Megatron", (*_CLASSES, *_EXPERTS))
         file = fused_layers.check_file(str(path), megatron_shards.gather(path, base), {})
     else:
-        file = fused_layers.open_file(path)
+        file = fused_layers.open_file(candidate)
     if file.has_source:
         return _restore(file, fused_layers.resolve_alpha(file, "alpha", {}, alpha), base)
     # The note on an ignored config must be taken before the header is dropped.

@@ -103,7 +103,7 @@ def _order(target: str, base: BaseSpec) -> int:
     return queries if kind == "self_attn.q_proj" else keys
 
 
-def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
+def read(path: Path | Candidate, *, base: BaseSpec | None = None, alpha: float | None = None) -> Adapter:
     """Return the adapter in a file: the source's own if its config is in the header, else under the names of `base`.
 
     Args:
@@ -111,7 +111,8 @@ def read(path: Path, *, base: BaseSpec | None = None, alpha: float | None = None
         base: The base; its config is enough.
         alpha: The alpha, if it is not recorded.
     """
-    file = fused_layers.open_file(path)
+    candidate = Candidate.of(path)
+    path, file = candidate.path, fused_layers.open_file(candidate)
     stems = _stems(file)
     magnitudes = {stem: f"{stem}.magnitude" for stem, parts in stems.items() if "magnitude" in parts}
     # One option turns DoRA on for every module, so a mixture is a damaged file.
