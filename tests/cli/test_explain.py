@@ -17,7 +17,7 @@ from adapterhub_converters.errors import RefusedError
 from tests.conftest import ROOT, Run, Terminal
 from tests.support.folders import adapter, pairs
 
-# Answers of the gateway have the codes of OpenAI's API, which docs/serving.md lists.
+# Answers of the gateway have the codes of OpenAI's API, which docs/gateway.md lists.
 _OF_OPENAI = {"ProblemError", "ApiError"}
 
 

@@ -1,4 +1,4 @@
-"""docs/serving.md: its YAML is what Kubernetes takes, and its variables and versions are those of the plugin."""
+"""docs/serving.md and docs/gateway.md: their YAML is what Kubernetes takes, and their tables are what is built."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from adapterhub_converters.runtime_rules import RUNTIMES
 from tests.conftest import ROOT, need_module
 
 PAGE = (ROOT / "docs/serving.md").read_text()
+GATEWAY_PAGE = (ROOT / "docs/gateway.md").read_text()
 OURS = {vllm_settings.ALLOW, vllm_settings.TAGS, vllm_settings.BASE, environment.ENVIRONMENT, environment.REMOTE}
 
 
@@ -43,7 +44,7 @@ def test_every_runtime_is_in_the_table() -> None:
 
 def test_the_table_of_paths_is_what_the_gateway_answers() -> None:
     columns = ("in process", "llama.cpp", "llama.cpp, one process", "vllm", "sglang")
-    table = PAGE.partition("| path |")[2].partition("\n\n")[0]
+    table = GATEWAY_PAGE.partition("| path |")[2].partition("\n\n")[0]
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
     answered = {engine: set(ENGINE_PATHS[engine]) for engine in columns}
     answered["llama.cpp"] |= {EMBEDDINGS, *RERANKS}  # by an option
@@ -92,7 +93,7 @@ def test_the_entry_point_is_the_one_that_vllm_loads() -> None:
 
 
 def test_the_route_file_is_one(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```toml\n(.*?)^```$", GATEWAY_PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "routes.toml").write_text("\n".join(blocks))
     found = route_file.read(tmp_path / "routes.toml")
     assert set(found.routes) == {"legal"}
