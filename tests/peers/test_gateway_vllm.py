@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -66,6 +67,7 @@ def test_it_is_started_loads_versions_and_is_started_again(models: Models, tmp_p
             assert (refused.status, refused.document["error"]["param"]) == (400, name)
 
         _answers_in_every_form(gateway)
+        _counts_tokens_and_knows_requests(gateway)
         _moves_a_tag(gateway, models, tmp_path / "registry")
 
         [server] = gateway.children()
@@ -109,6 +111,23 @@ def _answers_in_every_form(gateway: Gateway) -> None:
         assert (missing.status, missing.document["error"]["code"]) == (404, "unsupported"), missing.body
     refused = gateway.post("/v1/responses", {**response, "model": "base", "previous_response_id": "resp_1"})
     assert (refused.status, refused.document["error"]["param"]) == (400, "previous_response_id")
+
+
+def _counts_tokens_and_knows_requests(gateway: Gateway) -> None:
+    """The second of two equal prompts comes from vLLM's cache, whose blocks have 128 tokens on a CPU."""
+    body = {"model": "team/a1:prod", "prompt": [7] * 200, "max_tokens": 3, "ignore_eos": True, "stream": True}
+    for number in range(2):
+        name = f"request-of-ada-{number}"
+        reply = gateway.post("/v1/completions", body, x_request_id=name)
+        assert reply.status == 200
+        assert b"usage" not in reply.body
+        assert f'"id":"cmpl-{name}"' in reply.body.decode().replace(": ", ":")
+        line = ""
+        while f'"id": "{name}"' not in line:
+            line = next((line for line in gateway.log.read_text().splitlines() if f'"id": "{name}"' in line), "")
+        fields = json.loads(line)
+        counts = [fields[kind] for kind in ("prompt_tokens", "cached_tokens", "answer_tokens", "estimated")]
+        assert counts == [200, 128 * number, 3, False]
 
 
 def _moves_a_tag(gateway: Gateway, models: Models, registry: Path) -> None:

@@ -52,7 +52,8 @@ def vllm(
     server_words: tuple[object, ...] = ("--model", base, "--served-model-name", name, *_LOCAL_ADDRESS, port)
     server_words += (*_option("--max-model-len", context), *_option("--dtype", dtype))
     lora = ("--enable-lora", "--max-loras", most, "--max-cpu-loras", 4 * most, "--max-lora-rank", vllm_max_rank(rank))
-    return _words(*program, *server_words, *lora, *extra_words)
+    # Without the last option, it does not say how many tokens of a prompt were in its cache.
+    return _words(*program, *server_words, *lora, "--enable-prompt-tokens-details", *extra_words)
 
 
 def vllm_max_rank(rank: int, extra_words: Sequence[str] = ()) -> int:
