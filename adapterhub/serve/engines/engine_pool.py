@@ -85,19 +85,16 @@ class EnginePool:
             watch.cancel()
         if self._watches:
             await asyncio.wait(self._watches.values())
-        await asyncio.gather(*self._closing, *(member.engine.close() for member in self._members))
+        await asyncio.gather(*self._closing, *(member.close() for member in self._members))
 
     async def healthy(self) -> bool:
         """Return whether at least one engine answers; the first answer decides, so that a hanging engine delays nobody."""
-        looks = [asyncio.create_task(member.look()) for member in self._members if member.has_started]
-        try:
-            for look in asyncio.as_completed(looks):
-                if await look:
-                    return True
-            return False
-        finally:
-            for task in looks:
-                task.cancel()
+        pending = {member.current_look() for member in self._members if member.has_started}
+        while pending:
+            finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if any(not look.cancelled() and look.result() for look in finished):  # codespell:ignore
+                return True
+        return False
 
     @property
     def members(self) -> Sequence[PooledEngine]:
@@ -110,20 +107,20 @@ class EnginePool:
 
     def change(self, listed: Sequence[EngineAddress]) -> None:
         """Use these engines of the route file from now on: removed ones end their requests, added ones are compared first."""
-        wanted = {address.identity: address for address in (*self._fixed, *listed)}
+        new_addresses = {address.identity: address for address in (*self._fixed, *listed)}
         try:
             check_distinct((*self._fixed, *listed))
-            if not wanted:
+            if not new_addresses:
                 raise UsageError("engines", "all engines were removed", "Name at least one")
         except UsageError as error:
             log.error("the engines stay as they were: %s", error)
             return
         for member in self.members:
-            if (address := wanted.pop(member.address.identity, None)) is not None:
+            if (address := new_addresses.pop(member.address.identity, None)) is not None:
                 member.address = address
             else:
                 self._remove(member)
-        for address in wanted.values():
+        for address in new_addresses.values():
             self._add(address)
 
     def _add(self, address: EngineAddress) -> None:
@@ -162,7 +159,7 @@ class EnginePool:
     def _close_if_done(self, member: PooledEngine) -> None:
         """Close an engine that was removed and answers no request any more."""
         if member.is_leaving and not member.running:
-            task = asyncio.create_task(member.engine.close())
+            task = asyncio.create_task(member.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 
@@ -193,11 +190,10 @@ class EnginePool:
     # ---- requests
 
     def _in_turn(self, models: Sequence[str]) -> Iterator[PooledEngine]:
-        """Yield each engine in use, the best one at that moment first; those out of use only if all are."""
-        ready = [member for member in self._members if member.has_started]
-        candidates = [member for member in ready if member.is_up] or ready
+        """Yield each engine, the best one at that moment first, and those out of use after all others."""
+        candidates = [member for member in self._members if member.has_started]
         while candidates := [member for member in candidates if not member.is_leaving]:
-            member = choose(candidates, models)
+            member = choose([member for member in candidates if member.is_up] or candidates, models)
             candidates.remove(member)
             yield member
 
@@ -208,20 +204,18 @@ class EnginePool:
         breaks = 0
         for member in self._in_turn([served.model for served, _ in blend]):
             if unavailable is not None:
+                if not member.is_up:
+                    break
                 await unavailable.close()
                 unavailable = None
             try:
                 answer = await self._ask(member, path, body, blend)
-            except EngineTimeoutError:  # another one would take as long
-                raise
-            except EngineDownError as error:
-                member.fail(str(error))
+            except (EngineDownError, MissingVersionError) as error:
                 problem = error
                 breaks += isinstance(error, BrokenConnectionError)
-                if breaks == _MOST_BREAKS:
+                # Another one would take as long as one that is only slow.
+                if isinstance(error, EngineTimeoutError) or breaks == _MOST_BREAKS:
                     raise
-            except MissingVersionError as error:
-                problem = error
             else:
                 if answer.status not in UNAVAILABLE:
                     return answer
@@ -249,10 +243,11 @@ class EnginePool:
                 await member.ensure(served)
             answer = await member.engine.ask(path, body, blend)
             first = await anext(answer.body, b"")
-        except BaseException:
+        except BaseException as error:
             if answer is None:
                 self._release(member)
             await close()
+            _blame(member, error)
             raise
         member.succeed()
         return replace(answer, body=_pieces(member, first, answer.body), close=close, engine=name)
@@ -276,13 +271,18 @@ def _busyness(member: PooledEngine) -> tuple[float, float]:
     return member.load, len(member.versions) / member.address.weight
 
 
-async def _pieces(member: PooledEngine, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def _blame(member: PooledEngine, error: BaseException) -> None:
+    """Take an engine out of use for an error that says that it is down, and not only slow."""
+    if isinstance(error, EngineDownError) and not isinstance(error, EngineTimeoutError):
+        member.fail(str(error))
+
+
+async def _pieces(member: PooledEngine, first: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the pieces of an answer; an engine that breaks one off is taken out of use."""
     yield first
     try:
-        async for piece in rest:
+        async for piece in body:
             yield piece
     except EngineDownError as error:
-        if not isinstance(error, EngineTimeoutError):
-            member.fail(str(error))
+        _blame(member, error)
         raise

@@ -1,7 +1,7 @@
 """One of several engines behind a gateway: where it is, whether it answers, and how much it has to do.
 
-An engine is in use once it has been compared with the base. It is out of use after a connection failure, or while it does not
-answer `/health`, and is looked at again after a pause that grows with each failure until it has answered a request.
+An engine is in use once it has been compared with the base. It is out of use after a connection failure, or two looks at which
+it did not answer `/health`, and is looked at again after a pause that grows with each failure until it has answered a request.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .over_http import Server
 log = logging.getLogger("adapterhub.serve.engine")
 # Seconds between two looks at an engine in use: less than a client keeps an idle connection, so that none is compared again.
 _LOOK_SECONDS = 1.5
+_MOST_MISSES = 2  # looks without an answer, because a busy engine may miss one
 _PAUSES = (0.5, 1, 2, 5, 10, 30)  # seconds before a look at an engine out of use, longer after each failure
 
 
@@ -56,13 +57,13 @@ def address_of(url: str, name: str = "", weight: float = 1.0, key_variable: str 
 
 def check_distinct(addresses: Iterable[EngineAddress], place: str = "") -> None:
     """Raise UsageError, with the place if there is one, for a server or a name that occurs twice."""
-    known: set[str] = set()
+    texts: set[str] = set()
     for address in addresses:
         for text in (address.url, address.name):
-            if text in known:
+            if text in texts:
                 problem, hint = "is given more than once", "Name each engine once"
                 raise UsageError(f"{place}: {text}" if place else text, problem, hint, code="engine-twice")
-        known |= {address.url, address.name}
+        texts |= {address.url, address.name}
 
 
 class PooledEngine:
@@ -94,6 +95,8 @@ class PooledEngine:
         self.versions: set[str] = set()
         self.error: AdapterhubError | EngineDownError | None = None
         self._failures, self._retry_at, self._problem = 0, 0.0, ""
+        self._misses = 0
+        self._look: asyncio.Task[bool] | None = None
 
     @property
     def load(self) -> float:
@@ -142,6 +145,19 @@ class PooledEngine:
         await self.engine.close()
         self.engine = self._open(self.address)
 
+    async def close(self) -> None:
+        """Close its connections."""
+        if self._look is not None:
+            self._look.cancel()
+            await asyncio.wait([self._look])
+        await self.engine.close()
+
+    def current_look(self) -> asyncio.Task[bool]:
+        """Return the look that is going on, or begin one; it goes on when nobody waits for it, and keeps its connection."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self.look())
+        return self._look
+
     async def look(self) -> bool:
         """Return whether it answers now; start it before the first look, and use it again once its pause is over."""
         if not self.has_started and await self.start():
@@ -149,9 +165,10 @@ class PooledEngine:
         if not self.has_started:
             return False
         is_healthy = await self.engine.healthy()
-        if not is_healthy:
+        self._misses = 0 if is_healthy else self._misses + 1
+        if self._misses >= _MOST_MISSES:
             self.fail("it does not answer /health")
-        elif not self.is_up and time.monotonic() >= self._retry_at:
+        elif is_healthy and not self.is_up and time.monotonic() >= self._retry_at:
             self.is_up, self._problem = True, ""
             log.info("the engine %s is in use", self.address.name, extra={"fields": {"engine": self.address.name}})
         return is_healthy
@@ -162,7 +179,7 @@ class PooledEngine:
         if self.is_up or now >= self._retry_at:  # many requests may fail with one failure of the engine
             self._retry_at = now + _PAUSES[min(self._failures, len(_PAUSES) - 1)]
             self._failures += 1
-        if self.is_up or problem != self._problem:
+        if self.is_up or (not self.has_started and problem != self._problem):
             fields = {"engine": self.address.name, "problem": problem}
             log.warning("the engine %s is left out: %s", self.address.name, problem, extra={"fields": fields})
         self.is_up, self._problem = False, problem
@@ -177,6 +194,6 @@ class PooledEngine:
             pause = _LOOK_SECONDS if self.is_up else self._retry_at - time.monotonic()
             await asyncio.sleep(max(pause, _PAUSES[0]))
             try:
-                await self.look()
+                await asyncio.shield(self.current_look())
             except Exception:
                 log.exception("the engine %s cannot be looked at; it will be tried again", self.address.name)

@@ -33,7 +33,7 @@ class Peer(Server):
     def __init__(self) -> None:
         super().__init__("0.33.0")
         self.status = self.health = 200
-        self.load_status = 0
+        self.load_status = self.probes = 0
         self.breaks = False
 
     def answer(self, path: str, body: Mapping[str, Any]) -> tuple[int, object]:
@@ -46,6 +46,7 @@ class Peer(Server):
             if self.breaks:
                 raise asyncio.IncompleteReadError(b"", 1)  # which ends the connection
             return self.status, {"model": body["model"]}
+        self.probes += path == "/v1/completions"
         return super().answer(path, body)
 
 
@@ -244,6 +245,16 @@ def test_another_engine_loads_a_version_for_one_that_is_not_available(tmp_path: 
             lab.peers["a"].load_status = code
             assert await status(pool, lab.version("c")) == (200, "b")
             assert up(pool) == {"a": False, "b": True}
+
+    run(tmp_path, use)
+
+
+def test_a_look_at_the_health_costs_an_engine_no_token(tmp_path: Path) -> None:
+    async def use(lab: Lab) -> None:
+        async with started(lab, lab.addresses()) as pool:
+            for _ in range(30):
+                assert await pool.healthy()
+        assert [peer.probes for peer in lab.peers.values()] == [1, 1]
 
     run(tmp_path, use)
 
