@@ -35,6 +35,7 @@ EXIT_INTERRUPTED, EXIT_PIPE, EXIT_TERMINATED = 130, 141, 143  # 128 + the signal
 # one.
 _EXTRAS = {
     "torch": ("train",), "transformers": ("train",), "tokenizers": ("train",), "safetensors": ("train",), "peft": ("dev",),
+    "llguidance": ("train",),
     "bitsandbytes": ("demo",), "jinja2": ("train", "hub", "run"), "matplotlib": ("plot",), "obstore": ("objectstore",),
     "starlette": ("hub", "serve"), "uvicorn": ("hub", "serve"), "prometheus_client": ("hub", "serve"), "httpcore2": ("serve",),
     "nh3": ("hub",), "lz4": ("hub",), "markdown_it": ("hub",), "markupsafe": ("hub",),

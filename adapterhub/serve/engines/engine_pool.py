@@ -91,8 +91,8 @@ class EnginePool:
         """Return whether at least one engine answers; the first answer decides, so that a hanging engine delays nobody."""
         pending = {member.current_look() for member in self._members if member.has_started}
         while pending:
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if any(not look.cancelled() and look.result() for look in done):  # codespell:ignore
+            finished, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if any(not look.cancelled() and look.result() for look in finished):  # codespell:ignore
                 return True
         return False
 
@@ -107,20 +107,20 @@ class EnginePool:
 
     def change(self, listed: Sequence[EngineAddress]) -> None:
         """Use these engines of the route file from now on: removed ones end their requests, added ones are compared first."""
-        wanted = {address.identity: address for address in (*self._fixed, *listed)}
+        new_addresses = {address.identity: address for address in (*self._fixed, *listed)}
         try:
             check_distinct((*self._fixed, *listed))
-            if not wanted:
+            if not new_addresses:
                 raise UsageError("engines", "all engines were removed", "Name at least one")
         except UsageError as error:
             log.error("the engines stay as they were: %s", error)
             return
         for member in self.members:
-            if (address := wanted.pop(member.address.identity, None)) is not None:
+            if (address := new_addresses.pop(member.address.identity, None)) is not None:
                 member.address = address
             else:
                 self._remove(member)
-        for address in wanted.values():
+        for address in new_addresses.values():
             self._add(address)
 
     def _add(self, address: EngineAddress) -> None:
@@ -282,11 +282,11 @@ def _blame(member: PooledEngine, error: BaseException) -> None:
         member.fail(str(error))
 
 
-async def _pieces(member: PooledEngine, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _pieces(member: PooledEngine, first: bytes, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the pieces of an answer; an engine that breaks one off is taken out of use."""
     yield first
     try:
-        async for piece in rest:
+        async for piece in body:
             yield piece
     except EngineDownError as error:
         _blame(member, error)

@@ -57,13 +57,13 @@ def address_of(url: str, name: str = "", weight: float = 1.0, key_variable: str 
 
 def check_distinct(addresses: Iterable[EngineAddress], place: str = "") -> None:
     """Raise UsageError, with the place if there is one, for a server or a name that occurs twice."""
-    known: set[str] = set()
+    texts: set[str] = set()
     for address in addresses:
         for text in (address.url, address.name):
-            if text in known:
+            if text in texts:
                 problem, hint = "is given more than once", "Name each engine once"
                 raise UsageError(f"{place}: {text}" if place else text, problem, hint, code="engine-twice")
-        known |= {address.url, address.name}
+        texts |= {address.url, address.name}
 
 
 class PooledEngine:

@@ -186,7 +186,7 @@ def _tokens(host: AnsweringHost, name: str, text: str, *, special: bool) -> list
 def _conversation(host: AnsweringHost, messages: object, form: AnswerForm) -> list[int]:
     """Return the tokens of a conversation, up to the beginning of the answer."""
     if not host.text.has_template:
-        raise ParameterError("messages", f"{host.text.location} has no chat template", "Ask for a completion of a text")
+        raise ParameterError("messages", "cannot be rendered: the base has no chat template", "Ask for a completion of a text")
     if not isinstance(messages, list) or not messages:
         raise ParameterError("messages", "is not a list of messages")
     # Templates that write calls as JSON want objects in them, and OpenAI's API has texts.
