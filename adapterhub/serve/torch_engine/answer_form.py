@@ -162,9 +162,9 @@ def _call_form(text: Texts) -> CallForm:
     _check_support("tools", text)
     template = text.tool_template
     if "tools" not in template:
-        raise ParameterError("tools", f"the chat template of {text.location} knows no tools", "Leave it out")
+        raise ParameterError("tools", "the chat template of the base knows no tools", "Leave it out")
     calls = form_of(template)
     if calls is None:
-        problem = f"the chat template of {text.location} writes calls in a form that this engine does not know"
+        problem = "the chat template of the base writes calls in a form that this engine does not know"
         raise ParameterError("tools", problem, "Serve it with another engine")
     return calls

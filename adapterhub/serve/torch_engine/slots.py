@@ -150,6 +150,8 @@ class Slots:
 
     def _rows_with_gains(self, uses: Sequence[Use]) -> list[tuple[int, Tensor | None]]:
         """Return the slots in use that have gains, each with its rows."""
+        if not self._with_gains:
+            return []
         slots = sorted(self._with_gains & {slot for use in set(uses) for slot, _ in use})
         if len(set(uses)) == 1:
             return [(slot, None) for slot in slots]
