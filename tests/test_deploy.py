@@ -244,10 +244,10 @@ def test_the_programs_themselves_read_them(program: str, words: list[str]) -> No
     found = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))  # hadolint is in our own
     if found is None:
         pytest.skip(f"the program {program} isn't there")
-    done = subprocess.run([found, *words], check=False, capture_output=True, text=True)
-    told = [line for line in done.stderr.splitlines() if "is not executable" not in line]  # adapterhub is not in /usr/local
-    told += done.stdout.splitlines() if program == "hadolint" else []
-    assert told == []
+    result = subprocess.run([found, *words], check=False, capture_output=True, text=True)
+    lines = [line for line in result.stderr.splitlines() if "is not executable" not in line]  # adapterhub is not in /usr/local
+    lines += result.stdout.splitlines() if program == "hadolint" else []
+    assert lines == []
 
 
 def test_docker_compose_reads_its_file_once_it_has_what_the_file_asks_for(tmp_path: Path) -> None:

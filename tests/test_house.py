@@ -109,8 +109,8 @@ _CODE_IN_TEST = re.compile(r"""(?:"|'|\[)([a-z]+(?:-[a-z0-9]+)*)(?="|'|\]| \w)""
 
 def test_every_code_of_an_error_is_asserted_by_a_test() -> None:
     """As a string of its own, or in brackets or before the message, as the command line and the tests of modules show it."""
-    others = (path for path in (ROOT / "tests").rglob("*.py") if path not in (Path(__file__), Path(test_explain.__file__)))
-    words = {word for path in others for word in _CODE_IN_TEST.findall(path.read_text())}
+    paths = (path for path in (ROOT / "tests").rglob("*.py") if path not in (Path(__file__), Path(test_explain.__file__)))
+    words = {word for path in paths for word in _CODE_IN_TEST.findall(path.read_text())}
     codes, _ = test_explain.raised()
     assert len(codes) > 100
     assert codes - words == set()

@@ -73,6 +73,18 @@ def test_at_most_one_name_of_a_hundred_says_nothing_in_any_package() -> None:
     assert crowded == {}
 
 
+# The most fillers among a hundred names of the tests and the benchmarks; these bounds only go down.
+_IN_TESTS = {"benchmarks": 6.0, "tests": 6.0, "tests/support": 4.0}
+
+
+def test_the_tests_and_the_benchmarks_have_no_more_fillers_than_they_had() -> None:
+    for folder, bound in _IN_TESTS.items():
+        paths = [path.relative_to(ROOT) for path in sorted((ROOT / folder).rglob("*.py"))]
+        names = [(path, name, line) for path in paths for name, line in bound_names(path)]
+        fillers = [f"{path}:{line}: {name}" for path, name, line in names if is_filler(name)]
+        assert 100 * len(fillers) / len(names) <= bound, (folder, fillers[:100])
+
+
 def test_at_most_one_function_of_fifty_is_named_by_a_participle_in_any_package() -> None:
     crowded = {}
     for package, paths in packages().items():

@@ -93,10 +93,10 @@ def test_every_docstring_example_gives_the_documented_result(place: Path) -> Non
 
 def test_importing_it_loads_nothing() -> None:
     code = "import sys; before = set(sys.modules); import adapterhub; print(*sorted(set(sys.modules) - before))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in result.stdout.split()}
     assert not {"numpy", "click", "torch", "sqlite3", "json", "adapterhub_converters"} & loaded
-    assert [name for name in done.stdout.split() if name.startswith("adapterhub.")] == ["adapterhub.version"]
+    assert [name for name in result.stdout.split() if name.startswith("adapterhub.")] == ["adapterhub.version"]
 
 
 def test_every_public_name_is_there_and_listed() -> None:
@@ -111,13 +111,13 @@ def strictly_checked(text: str, folder: Path) -> list[str]:
     """Return what mypy says about a file of another project."""
     need_module("mypy")
     (folder / "theirs.py").write_text(text)
-    done = subprocess.run(
+    result = subprocess.run(
         # The project's own settings skip libraries such as torch, which no public type comes from: a tenth of the time.
         [sys.executable, "-m", "mypy", "--strict", f"--config-file={ROOT}/pyproject.toml", "--cache-dir=cache", "theirs.py"],
         check=False, capture_output=True, text=True, cwd=folder,
         env={**os.environ, "MYPYPATH": os.pathsep.join(str(ROOT / part) for part in ("", "converters", "schemas"))},
     )  # fmt: skip
-    return [line.replace("builtins.", "") for line in done.stdout.splitlines() if line.startswith("theirs.py")]
+    return [line.replace("builtins.", "") for line in result.stdout.splitlines() if line.startswith("theirs.py")]
 
 
 def test_the_api_passes_the_strict_type_checker_of_another_project_and_misspelled_words_do_not(tmp_path: Path) -> None:

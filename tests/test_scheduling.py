@@ -21,13 +21,13 @@ def test_a_crash_fails_one_test_and_all_others_are_run(tmp_path: Path) -> None:
         (tmp_path / f"test_{number:02}.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
     (tmp_path / "test_05.py").write_text(CRASHES)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    done = subprocess.run(
+    result = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder",
             "-p", "tests.support.scheduling", "-p", "no:cacheprovider", str(tmp_path),
         ],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert "test_05.py::test_that_crashes" in done.stdout
-    assert "1 failed, 24 passed" in done.stdout, done.stdout
-    assert done.returncode == 1
+    assert "test_05.py::test_that_crashes" in result.stdout
+    assert "1 failed, 24 passed" in result.stdout, result.stdout
+    assert result.returncode == 1

@@ -49,9 +49,9 @@ def test_a_range_has_the_same_bounds_as_in_npm(text: str, first: str, beyond: st
 def test_prereleases_are_in_a_range_only_where_it_names_one() -> None:
     tags = ["1.2.0", "1.3.0-rc.2", "1.2.1-rc.1"]
     for text, found in [("^1.2", "1.2.0"), ("^1.2.1-rc.1", "1.2.1-rc.1"), ("~1.3.0-rc.1", "1.3.0-rc.2"), ("^1.3.0-rc.9", "")]:
-        wanted = parse_range(text)
-        assert wanted
-        assert highest(tags, wanted) == ([found] if found else [])
+        expected = parse_range(text)
+        assert expected
+        assert highest(tags, expected) == ([found] if found else [])
 
 
 def test_only_what_has_a_dash_is_a_prerelease() -> None:

@@ -78,29 +78,33 @@ KINDS = [
 @pytest.mark.parametrize("make", KINDS, ids=["linear", "ranks", "rslora", "embedding", "experts", "conv", "qalora"])
 def test_change_size_and_cosine_are_those_of_the_dense_matrices(make: tuple[Callable[[], Delta], ...]) -> None:
     a, b = (one() for one in make)
-    found = compare(Adapter({"m": a}), Adapter({"m": b})).modules[0]
+    module = compare(Adapter({"m": a}), Adapter({"m": b})).modules[0]
     x, y = dense(a), dense(b)
-    assert found.change == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-9)
-    assert found.ratio == pytest.approx(np.linalg.norm(y) / np.linalg.norm(x), rel=1e-9)
-    assert found.cosine == pytest.approx(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-9)
-    assert found.status == "changed"
+    assert module.change == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-9)
+    assert module.ratio == pytest.approx(np.linalg.norm(y) / np.linalg.norm(x), rel=1e-9)
+    assert module.cosine == pytest.approx(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-9)
+    assert module.status == "changed"
 
 
 @pytest.mark.parametrize("make", [kinds[0] for kinds in KINDS], ids=[str(number) for number in range(len(KINDS))])
 def test_the_same_numbers_are_no_change_exactly(make: Callable[[], Delta]) -> None:
     delta = make()
-    found = compare(Adapter({"m": delta}), Adapter({"m": delta}))
-    assert (found.modules[0].change, found.modules[0].cosine, found.change) == (0.0, 1.0, 0.0)
-    assert found.identical
+    comparison = compare(Adapter({"m": delta}), Adapter({"m": delta}))
+    assert (comparison.modules[0].change, comparison.modules[0].cosine, comparison.change) == (0.0, 1.0, 0.0)
+    assert comparison.identical
 
 
 def test_norms_are_computed_only_if_a_module_has_other_numbers() -> None:
     one, two = linear(2), linear(2)
     assert [module.a and module.a.size for module in compare(Adapter({"m": one}), Adapter({"m": one})).modules] == [None]
     steps: list[tuple[int, int]] = []
-    found = compare(Adapter({"m": one, "n": one}), Adapter({"m": one, "n": two}), progress=lambda *step: steps.append(step))
-    assert [module.a and module.a.size for module in found.modules] == [pytest.approx(np.linalg.norm(dense(one)))] * 2
-    assert found.change == pytest.approx(np.linalg.norm(dense(two) - dense(one)) / np.linalg.norm(dense(one)) / math.sqrt(2))
+    comparison = compare(
+        Adapter({"m": one, "n": one}), Adapter({"m": one, "n": two}), progress=lambda *step: steps.append(step)
+    )
+    assert [module.a and module.a.size for module in comparison.modules] == [pytest.approx(np.linalg.norm(dense(one)))] * 2
+    assert comparison.change == pytest.approx(
+        np.linalg.norm(dense(two) - dense(one)) / np.linalg.norm(dense(one)) / math.sqrt(2)
+    )
     assert steps == [(0, 2), (1, 2)]
 
 
@@ -115,11 +119,11 @@ def test_other_factors_of_the_same_matrix_are_no_change() -> None:
         LowRank(turn @ wide[0], wide[1] @ turn.T, one.alpha),
         LowRank(np.pad(one.lora_A, ((0, 2), (0, 0))), np.pad(one.lora_B, ((0, 0), (0, 2))), one.alpha * 5 / 3),
     ):
-        found = compare(Adapter({"m": one}), Adapter({"m": other}))
-        assert found.same
-        assert found.modules[0].change is not None
-        assert found.modules[0].change < 1e-13
-        assert found.modules[0].cosine == pytest.approx(1, abs=1e-12)
+        comparison = compare(Adapter({"m": one}), Adapter({"m": other}))
+        assert comparison.same
+        assert comparison.modules[0].change is not None
+        assert comparison.modules[0].change < 1e-13
+        assert comparison.modules[0].cosine == pytest.approx(1, abs=1e-12)
 
 
 def test_a_small_change_is_measured_as_exactly_as_a_large_one() -> None:
@@ -127,27 +131,31 @@ def test_a_small_change_is_measured_as_exactly_as_a_large_one() -> None:
     step = RNG.normal(size=one.lora_B.shape)
     for size in (1e-2, 1e-5, 1e-9):
         other = LowRank(one.lora_A, one.lora_B + size * step, 3.0)
-        wanted = size * np.linalg.norm(step @ one.lora_A) / np.linalg.norm(one.lora_B @ one.lora_A)
-        assert compare(Adapter({"m": one}), Adapter({"m": other})).modules[0].change == pytest.approx(wanted, rel=1e-5)
+        expected = size * np.linalg.norm(step @ one.lora_A) / np.linalg.norm(one.lora_B @ one.lora_A)
+        assert compare(Adapter({"m": one}), Adapter({"m": other})).modules[0].change == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_there_once_is_added_or_removed() -> None:
-    found = compare(Adapter({"a": linear(2), "b": linear(2)}), Adapter({"b": linear(2), "c": linear(2)}))
-    assert [(module.name, module.status) for module in found.modules] == [("a", "removed"), ("b", "changed"), ("c", "added")]
-    assert not found.same
+    comparison = compare(Adapter({"a": linear(2), "b": linear(2)}), Adapter({"b": linear(2), "c": linear(2)}))
+    assert [(module.name, module.status) for module in comparison.modules] == [
+        ("a", "removed"),
+        ("b", "changed"),
+        ("c", "added"),
+    ]
+    assert not comparison.same
 
 
 def test_another_shape_is_reported_and_not_measured() -> None:
-    found = compare(Adapter({"m": linear(2)}), Adapter({"m": experts(2)})).modules[0]
-    assert (found.status, found.change) == ("changed", None)
-    assert found.note == "LowRank (7, 9) became StackedLowRank (3, 7, 9)"
+    module = compare(Adapter({"m": linear(2)}), Adapter({"m": experts(2)})).modules[0]
+    assert (module.status, module.change) == ("changed", None)
+    assert module.note == "LowRank (7, 9) became StackedLowRank (3, 7, 9)"
 
 
 def test_nan_is_reported_and_not_measured() -> None:
     bad = linear(2)
     bad.lora_A[0, 0] = np.nan
-    found = compare(Adapter({"m": linear(2)}), Adapter({"m": bad}))
-    assert (found.modules[0].status, found.same, found.change) == ("unknown", False, None)
+    comparison = compare(Adapter({"m": linear(2)}), Adapter({"m": bad}))
+    assert (comparison.modules[0].status, comparison.same, comparison.change) == ("unknown", False, None)
     assert compare(Adapter({"m": bad}), Adapter({"m": bad})).identical
 
 
@@ -159,33 +167,35 @@ def test_tensors_next_to_the_factors() -> None:
         return Adapter({"m": dora}, {"head.weight": weight}, {"table": Rows(ids, rows)})
 
     one = made(weight, (1, 2), magnitude)
-    found = compare(one, made(weight * 2, (1, 3), magnitude + 1e-3))
-    statuses = {tensor.name: tensor.status for tensor in found.tensors}
+    comparison = compare(one, made(weight * 2, (1, 3), magnitude + 1e-3))
+    statuses = {tensor.name: tensor.status for tensor in comparison.tensors}
     assert statuses == {"head.weight": "changed", "m.magnitude": "changed", "table (rows)": "changed"}
-    assert found.tensors[0].change == pytest.approx(1.0)
-    assert found.modules[0].status == "same"
-    assert not found.same
+    assert comparison.tensors[0].change == pytest.approx(1.0)
+    assert comparison.modules[0].status == "same"
+    assert not comparison.same
     assert compare(one, made(weight.copy(), (1, 2), magnitude.copy())).identical
 
 
 def test_when_an_adapter_acts_is_part_of_what_it_does() -> None:
     delta = linear(2)
-    found = compare(Adapter({"m": delta}), Adapter({"m": delta}, meta=Meta(invocation=(7, 8))))
-    assert [key.key for key in found.conditions] == ["alora_invocation_tokens"]
-    assert not found.same
-    found = compare(Adapter({"m": delta}), Adapter({"m": delta}, meta=Meta(dora=True)))  # of the rows of the base, unknown here
-    assert [(key.key, key.a, key.b) for key in found.conditions] == [("lora_magnitude_vector", None, "missing")]
+    comparison = compare(Adapter({"m": delta}), Adapter({"m": delta}, meta=Meta(invocation=(7, 8))))
+    assert [key.key for key in comparison.conditions] == ["alora_invocation_tokens"]
+    assert not comparison.same
+    comparison = compare(
+        Adapter({"m": delta}), Adapter({"m": delta}, meta=Meta(dora=True))
+    )  # of the rows of the base, unknown here
+    assert [(key.key, key.a, key.b) for key in comparison.conditions] == [("lora_magnitude_vector", None, "missing")]
 
 
 def test_keys_that_change_the_function_come_first_and_nothings_are_alike(tmp_path: Path) -> None:
     a = adapter(tmp_path / "a", pairs(1), use_dora=None, new_key=None, revision="1", target_modules=["q_proj", "v_proj"])
     b = adapter(tmp_path / "b", pairs(1), use_dora=False, lora_alpha=8, revision="2", target_modules=["v_proj", "q_proj"])
-    found = diff(a, b)
-    assert [(key.key, key.a, key.b, key.semantic) for key in found.config] == [
+    difference = diff(a, b)
+    assert [(key.key, key.a, key.b, key.semantic) for key in difference.config] == [
         ("lora_alpha", 4, 8, True),
         ("revision", "1", "2", False),
     ]
-    assert found.modules[0].ratio == pytest.approx(2)
+    assert difference.modules[0].ratio == pytest.approx(2)
 
 
 @pytest.mark.parametrize("to", ["gguf", "mlx", "raw"])
@@ -194,17 +204,17 @@ def test_a_conversion_is_no_difference(tmp_path: Path, to: str) -> None:
     name = "model.layers.{}.self_attn.q_proj"
     a = adapter(tmp_path / "a", pairs(3), alpha_pattern={name.format(1).replace(".", r"\."): 3}, use_rslora=True)
     convert.convert(a, tmp_path / "b", to=to, base=spec)
-    found = diff(a, tmp_path / "b", base=spec)
-    assert found.same
-    assert found.modules[0].status in ("same", "rounded")
-    assert not found.config
+    difference = diff(a, tmp_path / "b", base=spec)
+    assert difference.same
+    assert difference.modules[0].status in ("same", "rounded")
+    assert not difference.config
 
 
 def test_verdicts_that_differ(tmp_path: Path) -> None:
-    found = diff(adapter(tmp_path / "a", pairs(1)), adapter(tmp_path / "b", pairs(1, r=32), r=32))
-    assert found.verdicts["vllm"][0].verdict == "applied"
-    assert "vllm" in found.verdicts
-    assert "peft" not in found.verdicts
+    difference = diff(adapter(tmp_path / "a", pairs(1)), adapter(tmp_path / "b", pairs(1, r=32), r=32))
+    assert difference.verdicts["vllm"][0].verdict == "applied"
+    assert "vllm" in difference.verdicts
+    assert "peft" not in difference.verdicts
 
 
 @pytest.mark.peer
@@ -212,7 +222,7 @@ def test_changes_are_those_of_pefts_own_deltas(tmp_path: Path) -> None:
     for name in ("torch", "transformers", "peft"):
         need_module(name)
     targets = ["q_proj", "down_proj", "embed_tokens"]
-    made = [
+    adapters = [
         tiny.adapter(tiny.model(), tmp_path / name, strength=strength, target_modules=targets, **config)
         for name, strength, config in (("a", 0.1, {"r": 4}), ("b", 0.2, {"r": 6, "use_rslora": True}))
     ]
@@ -220,7 +230,7 @@ def test_changes_are_those_of_pefts_own_deltas(tmp_path: Path) -> None:
     assert len(found) == 5
     for target, module in found.items():
         x, y = (
-            model.get_submodule(f"base_model.model.{target}").get_delta_weight("default").detach().numpy() for model in made
+            model.get_submodule(f"base_model.model.{target}").get_delta_weight("default").detach().numpy() for model in adapters
         )
         assert module.change == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-5)
         assert module.cosine == pytest.approx(np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y), abs=1e-6)
@@ -237,9 +247,9 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
         target_modules=["self_attn.q_proj"],
     )
     assert run("diff", "a", "a", "--exit-code").stdout.startswith("a -> a: the same version, sha256:")
-    done = run("diff", "a", "b", "--exit-code", code=1)
-    assert done.stdout.startswith("a -> b: different: 30 of 30 modules changed; the whole by 700.0%\n")
-    assert "… and 18 more (--json has all)" in done.stdout
+    result = run("diff", "a", "b", "--exit-code", code=1)
+    assert result.stdout.startswith("a -> b: different: 30 of 30 modules changed; the whole by 700.0%\n")
+    assert "… and 18 more (--json has all)" in result.stdout
     found = document(run, "diff", "a", "b")
     assert (found["same"], len(found["modules"])) == (False, 30)
     assert found["modules"]["model.layers.3.self_attn.q_proj"]["change"] == pytest.approx(7)
@@ -253,8 +263,8 @@ def test_the_command_fits_a_terminal(terminal: Terminal, tmp_path: Path) -> None
     name = "model.language_model.layers.{}.self_attn.q_proj"
     adapter(tmp_path / "a", pairs(30, module=name))
     adapter(tmp_path / "b", pairs(30, module=name), lambda _, array: array * 2, auto_mapping={"a": "b" * 100}, bias="all")
-    shown = terminal("diff", "a", "b")
-    plain = [line for line in shown.splitlines() if "\x1b" not in line]
+    screen = terminal("diff", "a", "b")
+    plain = [line for line in screen.splitlines() if "\x1b" not in line]
     assert len(plain) > 20
     assert all(len(line) <= 80 for line in plain)
-    assert "b" * 60 not in shown
+    assert "b" * 60 not in screen

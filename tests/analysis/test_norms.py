@@ -84,9 +84,9 @@ def test_show_has_numbers_for_programs_and_pipes(run: Run, tmp_path: Path) -> No
     adapter(tmp_path / "a", pairs(60) | pairs(60, module=MLP))
     found = document(run, "show", "a")["norms"]
     assert (len(found["layers"]), found["missing"], found["relative"]) == (60, None, False)
-    shown = run("show", "a").stdout
-    assert len([line for line in shown.splitlines() if line[:1].isdigit()]) == 60
-    assert "\x1b" not in shown
+    stdout = run("show", "a").stdout
+    assert len([line for line in stdout.splitlines() if line[:1].isdigit()]) == 60
+    assert "\x1b" not in stdout
     assert "norms" not in document(run, "show", "a", "--headers-only")
     run("push", "a", "team/a")
     assert document(run, "show", "team/a")["norms"] == found
@@ -99,11 +99,11 @@ def test_show_draws_on_a_terminal(terminal: Terminal, tmp_path: Path, monkeypatc
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[38;5;" in terminal("show", "a")
     monkeypatch.setenv("NO_COLOR", "1")
-    shown = terminal("show", "a")
-    assert "\x1b" not in shown
-    assert "█" in shown
-    assert "a row is the mean of 2 layers" in shown
-    picture = shown[shown.index("layer ") :].partition("FILE")[0].splitlines()
+    screen = terminal("show", "a")
+    assert "\x1b" not in screen
+    assert "█" in screen
+    assert "a row is the mean of 2 layers" in screen
+    picture = screen[screen.index("layer ") :].partition("FILE")[0].splitlines()
     assert all(len(line) <= 80 for line in picture)
     assert len(picture) < 50
     assert "█" not in terminal("show", "a", first="import sys; sys.stdout.reconfigure(encoding='latin-1')")
@@ -159,9 +159,9 @@ def test_show_reads_no_large_files_unless_asked(run: Run, tmp_path: Path) -> Non
     found = document(run, "show", "a", "--headers-only")
     assert (found["digest"], found["oci_manifest"], found["size"] > 2 * 10**9) == (None, None, True)
     assert [set(file) for file in found["manifest"]["files"]] == [{"path", "size"}] * 2
-    shown = run("show", "a").stdout
-    assert "left out, the files are large; --full computes it" in shown
-    assert "adapter_model.safetensors  2.1 GB" in shown
+    stdout = run("show", "a").stdout
+    assert "left out, the files are large; --full computes it" in stdout
+    assert "adapter_model.safetensors  2.1 GB" in stdout
 
 
 def test_a_plot_is_a_png_whole_or_not_at_all(run: Run, tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_a_plot_without_matplotlib_names_the_package_to_install(run: Run, tmp_pa
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text("import sys\nsys.modules['matplotlib'] = None\n")
-    done = run("show", "a", "--plot", "a.png", env={"PYTHONPATH": os.pathsep.join([str(hook), PATH])}, code=9)
+    result = run("show", "a", "--plot", "a.png", env={"PYTHONPATH": os.pathsep.join([str(hook), PATH])}, code=9)
     assert (
-        done.stderr
+        result.stderr
         == "error: requires matplotlib, which is not installed. Run `pip install 'adapterhub[plot]'`  [missing-extra]\n"
     )
     assert not (tmp_path / "a.png").exists()

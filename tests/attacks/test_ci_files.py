@@ -27,9 +27,9 @@ def bad(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("pattern", ["adapters/*", "adapters/b?d", "adapters/[b]ad"])
 def test_a_folder_called_like_the_pattern_hides_nothing(bad: Path, pattern: str) -> None:
     adapter(bad / pattern, pairs(2))
-    done = acted(bad, PATHS=pattern)
-    assert done.returncode == 1
-    assert "::error file=adapters/bad/" in done.stdout
+    result = acted(bad, PATHS=pattern)
+    assert result.returncode == 1
+    assert "::error file=adapters/bad/" in result.stdout
 
 
 def test_a_line_without_pattern_is_the_name_itself(bad: Path) -> None:
@@ -41,20 +41,20 @@ def test_a_line_without_pattern_is_the_name_itself(bad: Path) -> None:
 def test_a_folder_named_like_an_option_is_a_folder(tmp_path: Path) -> None:
     adapter(tmp_path / "--help", pairs(2), r=3)
     adapter(tmp_path / "good", pairs(2))
-    done = acted(tmp_path, PATHS="*e*p\ngood")
-    assert done.returncode == 1
-    assert "::error file=--help/" in done.stdout
+    result = acted(tmp_path, PATHS="*e*p\ngood")
+    assert result.returncode == 1
+    assert "::error file=--help/" in result.stdout
 
 
 def test_no_name_of_a_folder_is_a_command_of_the_runner(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("::stop-commands::x", "##[add-mask]e", "a%0A::add-mask::b", "a\n::add-mask::c"):
         adapter(tmp_path / "in" / name, pairs(2), r=3)
-    done = acted(tmp_path, PATHS="in/*")
-    started = [line.split(" ")[0] for line in done.stdout.splitlines() if line.lstrip().startswith("::")]
+    result = acted(tmp_path, PATHS="in/*")
+    started = [line.split(" ")[0] for line in result.stdout.splitlines() if line.lstrip().startswith("::")]
     assert set(started) == {"::error"}
-    assert "##[" not in done.stdout
-    assert "%250A" in done.stdout
+    assert "##[" not in result.stdout
+    assert "%250A" in result.stdout
 
 
 def test_a_file_named_like_an_option_of_the_hook_is_checked_as_a_file(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_file_named_like_an_option_of_the_hook_is_checked_as_a_file(tmp_path: 
     subprocess.run([git, "add", "--", ".pre-commit-config.yaml", "sql", name], cwd=tmp_path, check=True)
     environment = {**os.environ, "PYTHONPATH": PATH, "PRE_COMMIT_HOME": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "pre_commit", "run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert name in done.stdout
-    assert "2 adapters: 1 not ok" in done.stdout
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert name in result.stdout
+    assert "2 adapters: 1 not ok" in result.stdout

@@ -53,10 +53,10 @@ def test_a_model_type_that_only_the_base_knows_is_refused_by_name_and_nothing_is
     (tmp_path / "d.jsonl").write_text('{"text": "abc"}\n')
     (tmp_path / "c.toml").write_text('[base]\npath = "base"\n[data]\ntrain = ["d.jsonl"]\n[lora]\ntargets = ["q_proj"]\n')
     for options in ([], ["--json"]):
-        done = run("train", "c.toml", *options, code=6)
-        assert "base: config.json: transformers has no model of type 'own'; the base brings code" in done.stderr
-        assert "custom code" not in done.stdout + done.stderr
-        assert "trust_remote_code" not in done.stdout + done.stderr
+        result = run("train", "c.toml", *options, code=6)
+        assert "base: config.json: transformers has no model of type 'own'; the base brings code" in result.stderr
+        assert "custom code" not in result.stdout + result.stderr
+        assert "trust_remote_code" not in result.stdout + result.stderr
     assert not list(base.rglob("ran"))
 
 
@@ -79,8 +79,8 @@ def test_a_model_type_that_only_the_base_knows_is_refused_by_name_and_nothing_is
 def test_a_known_model_is_built_by_transformers_alone(base: Path, changes: dict[str, Any]) -> None:
     change(base, **changes)
     (base / "config.4.0.0.json").write_text('{"model_type": "own"}')
-    made = loaded(base)
-    assert type(made.model).__module__.startswith("transformers.")
+    loaded_model = loaded(base)
+    assert type(loaded_model.model).__module__.startswith("transformers.")
     assert not list(base.rglob("ran"))
 
 

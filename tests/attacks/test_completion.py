@@ -27,9 +27,9 @@ def complete(run: Run, tmp_path: Path) -> Callable[[str], list[str]]:
             "COMP_CWORD": str(line.count(" ")),
             "_ADAPTERHUB_COMPLETE": "bash_complete",
         }
-        done = run(cwd=tmp_path / "clone", env=env)
-        assert done.stderr == ""
-        return [row.partition(",")[2] for row in done.stdout.splitlines() if row]
+        result = run(cwd=tmp_path / "clone", env=env)
+        assert result.stderr == ""
+        return [row.partition(",")[2] for row in result.stdout.splitlines() if row]
 
     return call
 

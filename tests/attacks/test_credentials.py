@@ -73,8 +73,8 @@ def test_docker_s_password_is_not_sent_without_tls(run: Run, tmp_path: Path, web
         "store": {"credsStore": "generous"},
     }[kept]
     env = {**way, **docker(tmp_path, document)}
-    done = run("pull", f"oci+http://{host}/team/sql", "-o", "out", env=env, code=5)
-    one_line(done, "a login that was made with TLS is not sent without it", f"adapterhub login oci+http://{host}")
+    result = run("pull", f"oci+http://{host}/team/sql", "-o", "out", env=env, code=5)
+    one_line(result, "a login that was made with TLS is not sent without it", f"adapterhub login oci+http://{host}")
     assert told(web) == {None}
     assert not (folder / "asked").exists()
 
@@ -114,8 +114,8 @@ def test_a_hub_s_token_is_not_sent_without_tls(
         "push": [make(), "hf://org/sql"],
         "validate": [make(), "--base", "hf://org/sql"],
     }[command]
-    done = run(command, *words, env={**way, "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}, code=5)
-    one_line(done, endpoint, "a token is not sent to another machine without TLS", "unset HF_TOKEN")
+    result = run(command, *words, env={**way, "HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN}, code=5)
+    one_line(result, endpoint, "a token is not sent to another machine without TLS", "unset HF_TOKEN")
     assert web.requests == []
 
 

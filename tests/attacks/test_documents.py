@@ -146,15 +146,15 @@ def place(world: Path, tmp_path: Path, run: Run) -> Path:
 
 def _tried(run: Run, place: Path, command: str) -> None:
     env = {"DOCKER_CONFIG": str(place / "docker"), "XDG_CONFIG_HOME": str(place / "xdg-config")}
-    done = run(*command.split(), cwd=place, env=env, code=None, first=LIMITS)
-    assert done.returncode in DOCUMENTED, done.stderr[-2000:]
-    if done.returncode > 1:
-        lines = [line for line in done.stderr.splitlines() if not line.startswith(("warning: ", "note: "))]
+    result = run(*command.split(), cwd=place, env=env, code=None, first=LIMITS)
+    assert result.returncode in DOCUMENTED, result.stderr[-2000:]
+    if result.returncode > 1:
+        lines = [line for line in result.stderr.splitlines() if not line.startswith(("warning: ", "note: "))]
         # A training config names all its errors at once, a line each.
         most = 21 if command.startswith("train ") else 1
-        assert 1 <= len(lines) <= most, done.stderr[-2000:]
-        assert all(line.startswith(("error: ", "hint: ", "  ")) for line in lines), done.stderr[-2000:]
-    assert len(done.stderr) < 4_000
+        assert 1 <= len(lines) <= most, result.stderr[-2000:]
+        assert all(line.startswith(("error: ", "hint: ", "  ")) for line in lines), result.stderr[-2000:]
+    assert len(result.stderr) < 4_000
 
 
 def _thirds(kinds: Iterable[Any], names: Iterable[str]) -> list[tuple[Any, str]]:

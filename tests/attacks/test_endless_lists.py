@@ -152,16 +152,16 @@ def test_attachments_take_only_so_much_memory(run: Run, make: Make, web: Web) ->
 
 
 def test_commits_that_all_claim_a_version_are_not_all_read(run: Run, web: Web, tmp_path: Path) -> None:
-    wanted = digest_of(b"wanted")
+    expected = digest_of(b"wanted")
     refs = {"branches": [{"name": "main", "targetCommit": "a" * 40}], "tags": []}
     web.rules["/api/models/team/sql/refs"] = lambda to: to.send(200, json.dumps(refs).encode())
     endless_pages(
         web,
         "/api/models/team/sql/commits/main",
-        lambda n: [{"id": f"{n:020x}{each:020x}", "title": wanted} for each in range(1000)],
+        lambda n: [{"id": f"{n:020x}{each:020x}", "title": expected} for each in range(1000)],
     )
     host = f"hub+http://127.0.0.1:{web.server_address[1]}"
-    one_line(run("pull", f"{host}/team/sql@{wanted}", "-o", tmp_path / "out", code=3), "no such version")
+    one_line(run("pull", f"{host}/team/sql@{expected}", "-o", tmp_path / "out", code=3), "no such version")
     assert len(web.requests) < 150
 
 

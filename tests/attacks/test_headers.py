@@ -66,8 +66,8 @@ except FormatError as error:
     print(error)
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
-    *said, grown = done.stdout.splitlines()
+    result = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    *said, grown = result.stdout.splitlines()
     assert len(said) == 1
     return int(grown), said[0]
 

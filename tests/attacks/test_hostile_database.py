@@ -64,9 +64,9 @@ def test_a_schema_that_is_not_ours_is_refused_and_does_not_survive_a_rebuild(
 ) -> None:
     change(root, *statements)
     for command in (("list",), ("push", root.parent / "a1", "team/new"), ("fsck",)):
-        done = run(*command, "--registry", root, code=4)
-        assert "does not have exactly adapterhub's tables" in done.stderr
-        assert "fsck --rebuild-index" in done.stderr
+        result = run(*command, "--registry", root, code=4)
+        assert "does not have exactly adapterhub's tables" in result.stderr
+        assert "fsck --rebuild-index" in result.stderr
     rebuilt(root, run)
 
 
@@ -108,8 +108,8 @@ def test_the_log_alone_decides_what_a_ref_means(root: Path, run: Run, statement:
         text = run(*command, "--registry", root, code=None)
         assert (text.returncode, "the log" in text.stdout + text.stderr) in ((4, True), (1, True)), text
     assert not (root.parent / "out").exists()
-    done = run("fsck", "--registry", root, code=1)
-    assert "catalog-wrong" in done.stdout or "catalog-behind" in done.stdout
+    result = run("fsck", "--registry", root, code=1)
+    assert "catalog-wrong" in result.stdout or "catalog-behind" in result.stdout
     rebuilt(root, run)
 
 
@@ -274,8 +274,8 @@ def test_a_journal_that_names_a_file_of_the_user_s_has_it_deleted_by_no_command(
     victim.write_text("kept")
     journal.write_bytes(journal_naming(root / "registry.db", victim))
     for command in ("list", "show team/sql", f"push {adapter} team/new", "gc", "fsck", "info", "search x", "rm team/sql -y"):
-        done = run(*shlex.split(command), cwd=root, code=None)
-        assert done.returncode in (1, 4), command
+        result = run(*shlex.split(command), cwd=root, code=None)
+        assert result.returncode in (1, 4), command
         assert victim.read_text() == "kept", command
     assert "its journal names another file" in run("list", cwd=root, code=4).stderr
     run("fsck", "--rebuild-index", cwd=root, code=None)

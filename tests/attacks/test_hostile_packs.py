@@ -68,9 +68,9 @@ def test_a_chain_that_doubles_with_each_pack_is_refused_before_it_is_decoded(
     with pytest.raises(container.FormatError, match="takes more of its parents than its size justifies"):
         registry.store.rehash(f"sha256:{digest_of(0)}")
     assert decoded * BLOCK < 512 << 20
-    found = [finding for finding in fsck(registry) if finding.severity == "error"]
-    assert {finding.code for finding in found} == {"broken-pack"}
-    assert any("takes more of its parents" in finding.what for finding in found)
+    findings = [finding for finding in fsck(registry) if finding.severity == "error"]
+    assert {finding.code for finding in findings} == {"broken-pack"}
+    assert any("takes more of its parents" in finding.what for finding in findings)
 
 
 def test_an_honest_chain_of_any_layout_is_decoded(registry: Registry) -> None:

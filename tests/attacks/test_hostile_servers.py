@@ -110,8 +110,8 @@ def test_nothing_leads_to_a_metadata_service(run: Run, make: Make, web: Web, tar
     web.rules["/m/config.json"] = lambda to: to.send(302, Location=target)
     with ForwardProxy() as proxy:  # which would look the name up itself
         env = {"HTTP_PROXY": f"http://{proxy.address}", "http_proxy": f"http://{proxy.address}", "NO_PROXY": "", "no_proxy": ""}
-        done = run("validate", make(), "--base", f"{web.url}/m", env=env, code=5)
-    one_line(done, "the server leads to", "link-local or metadata address")
+        result = run("validate", make(), "--base", f"{web.url}/m", env=env, code=5)
+    one_line(result, "the server leads to", "link-local or metadata address")
     assert proxy.seen == []
 
 
@@ -200,8 +200,8 @@ def test_a_name_is_held_against_the_address_that_was_connected_to(tmp_path: Path
     program = shlex.join([sys.executable, f"{tmp_path}/it.py"])
     script = f"ip link set lo up; {addresses}; mount --bind {tmp_path}/hosts /etc/hosts; exec {program}"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "converters", ROOT / "schemas")))}
-    done = subprocess.run([*words, "sh", "-ec", script], env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout == "held\n", done.stderr
+    result = subprocess.run([*words, "sh", "-ec", script], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert result.stdout == "held\n", result.stderr
 
 
 # ---- TLS
@@ -253,8 +253,8 @@ def test_a_registry_may_not_have_an_upload_sent_to_a_metadata_service(run: Run, 
                 request.status, request.answer = 202, {"location": "http://169.254.169.254/upload"}
 
         server.before = elsewhere
-        done = run("push", make(), f"oci://{server.address}/attacks/upload", code=5)
-    one_line(done, "the server leads to 169.254.169.254")
+        result = run("push", make(), f"oci://{server.address}/attacks/upload", code=5)
+    one_line(result, "the server leads to 169.254.169.254")
 
 
 @pytest.mark.parametrize("header", ["X-Repo-Commit", "X-Error-Message"])
@@ -264,6 +264,6 @@ def test_a_header_cannot_put_a_token_into_an_error(run: Run, web: Web, header: s
     web.rules["/api/models/team/sql/revision/main"] = lambda to: to.send(200, page)
     status = 200 if header == "X-Repo-Commit" else 418
     web.rules[f"/team/sql/resolve/{commit}/adapter.json"] = lambda to: to.send(status, b"{}", **{header: token})
-    done = run("pull", "hf://team/sql", "-o", tmp_path / "out", env={"HF_ENDPOINT": web.url, "HF_TOKEN": token}, code=None)
-    one_line(done)
-    assert token not in done.stdout + done.stderr
+    result = run("pull", "hf://team/sql", "-o", tmp_path / "out", env={"HF_ENDPOINT": web.url, "HF_TOKEN": token}, code=None)
+    one_line(result)
+    assert token not in result.stdout + result.stderr

@@ -75,13 +75,13 @@ def test_a_host_that_only_a_project_names_is_not_asked(
 ) -> None:
     """Nor is a credential helper, which is a program."""
     make()
-    asked = helper(tmp_path) / "asked"
+    path = helper(tmp_path) / "asked"
     folder, host = clone(f"oci://{web.url[7:]}"), web.url[7:]
     env = docker(tmp_path, {"credsStore": "generous"})
-    done = run(*words, cwd=folder, env=env, code=6)
-    one_line(done, f"names http://{host}, which you have not used before", f"{ALLOW}=http://{host}")
+    result = run(*words, cwd=folder, env=env, code=6)
+    one_line(result, f"names http://{host}, which you have not used before", f"{ALLOW}=http://{host}")
     assert web.requests == []
-    assert not asked.exists()
+    assert not path.exists()
     run(*words, cwd=folder, env={**env, ALLOW: f"other.example, {host}"}, code=None)
     assert bool(web.requests) == (words[0] != "login")
 
@@ -188,8 +188,8 @@ def test_a_recipe_of_somebody_else_s_has_its_adapter_fetched_from_nowhere(run: R
     run("push", "./a", address)
     run("merge", address, "--into", "base", "--recipe-only", "-o", "a.json")
     stranger = {"XDG_CONFIG_HOME": str(tmp_path / "other"), "XDG_DATA_HOME": str(tmp_path / "other")}
-    done = run("materialize", "a.json", "-o", "out", env=stranger, code=6)
-    one_line(done, f"the recipe: names http://{host}, which you have not used before")
+    result = run("materialize", "a.json", "-o", "out", env=stranger, code=6)
+    one_line(result, f"the recipe: names http://{host}, which you have not used before")
     assert "byte for byte" in run("materialize", "a.json", "-o", "out").stdout
 
 
@@ -199,9 +199,9 @@ def test_a_source_that_is_no_address_is_one_line(run: Run, clone: Clone, source:
     text = (folder / "adapters.lock").read_text()
     (folder / "adapters.lock").write_text(text.replace('"oci://registry.example/team/sql:latest"', json.dumps(source)))
     for words in (["pull", "--locked"], ["lock", "--check"], ["lock", "--update"]):
-        done = run(*words, cwd=folder, code=2)
-        one_line(done, "not the address of a registry or a hub")
-        assert "secret" not in done.stderr
+        result = run(*words, cwd=folder, code=2)
+        one_line(result, "not the address of a registry or a hub")
+        assert "secret" not in result.stderr
 
 
 def test_python_refuses_unless_its_workspace_trusts_them(

@@ -57,7 +57,9 @@ def test_a_login_that_was_approved_gives_nothing_once_its_account_is_removed(hub
     accounts.remove(database, "dave")
     answer = collect(hub, login)
     assert answer.status_code == 404 or answer.json()["error"] == "access_denied"
-    assert not access_tokens.list_tokens(database) or {one.account for one in access_tokens.list_tokens(database)} == {"alice"}
+    assert not access_tokens.list_tokens(database) or {token.account for token in access_tokens.list_tokens(database)} == {
+        "alice"
+    }
 
 
 def test_a_token_of_a_service_that_expires_approves_nothing_that_outlives_it(hub: Running) -> None:

@@ -27,8 +27,8 @@ def web() -> Iterator[Web]:
 
 
 def test_a_line_of_an_error_has_a_limit(run: Run, tmp_path: Path) -> None:
-    done = run("show", "team/" + "x" * 50_000, code=8)
-    (line,) = done.stderr.splitlines()
+    result = run("show", "team/" + "x" * 50_000, code=8)
+    (line,) = result.stderr.splitlines()
     assert len(line) < 5000
 
 
@@ -64,9 +64,11 @@ def test_no_error_names_a_host_that_was_made_of_a_credential(run: Run, tmp_path:
             to.send(307, Location=f"http://{given}.evil.example/x")
 
     web.rules["/v2/team/sql/manifests/latest"] = manifest
-    done = run("pull", f"oci://{host}/team/sql", "-o", "out", env=docker(tmp_path, {"auths": {host: {"auth": BASIC}}}), code=5)
-    one_line(done, "a host whose name contains a password or token")
-    assert given.lower() not in done.stderr.lower()
+    result = run(
+        "pull", f"oci://{host}/team/sql", "-o", "out", env=docker(tmp_path, {"auths": {host: {"auth": BASIC}}}), code=5
+    )
+    one_line(result, "a host whose name contains a password or token")
+    assert given.lower() not in result.stderr.lower()
 
 
 @pytest.mark.parametrize("command", ["pull", "validate"])
@@ -79,7 +81,7 @@ def test_no_error_names_a_host_that_was_made_of_the_hub_s_token(
     for path in ("/api/models/org/sql/revision/main", "/org/sql/resolve/main/config.json", "/api/models/org/sql"):
         web.rules[path] = answer
     words = {"pull": ["hf://org/sql", "-o", tmp_path / "out"], "validate": [make(), "--base", "hf://org/sql"]}[command]
-    done = run(command, *words, env={"HF_ENDPOINT": web.url, "HF_TOKEN": TOKEN}, code=None)
-    assert TOKEN not in done.stderr.lower() + done.stdout.lower()
-    assert done.returncode == 5, done.stderr
-    one_line(done, "a host whose name contains a password or token")
+    result = run(command, *words, env={"HF_ENDPOINT": web.url, "HF_TOKEN": TOKEN}, code=None)
+    assert TOKEN not in result.stderr.lower() + result.stdout.lower()
+    assert result.returncode == 5, result.stderr
+    one_line(result, "a host whose name contains a password or token")

@@ -36,16 +36,16 @@ def lying(make: Make, tmp_path: Path) -> Path:
                 files[path.name] = registry.store.put_stream(file)
         files["adapter.json"] = registry.store.put_bytes(text)
         (folder / "adapter.json").write_bytes(text)
-        made = oci_manifest.assemble(files, derive.AdapterManifest.parse(text.decode(), "x"))
-        for raw in (made.config_bytes, made.raw):
+        manifest = oci_manifest.assemble(files, derive.AdapterManifest.parse(text.decode(), "x"))
+        for raw in (manifest.config_bytes, manifest.raw):
             registry.store.put_bytes(raw)
-        first = Entry("team/sql", 1, "push", now(), made.digest, len(made.raw), 1, ("latest",))
+        first = Entry("team/sql", 1, "push", now(), manifest.digest, len(manifest.raw), 1, ("latest",))
         registry.move("team/sql", lambda _: first)
         with LayoutFolder(tmp_path / "layout", str(tmp_path / "layout")) as layout:
             for name, (digest, size) in files.items():
                 layout.put_blob(Descriptor("", digest, size, name), _local(registry))
-            layout.put_blob(made.config, _local(registry))
-            layout.put_manifest(made, "team/sql:v1")
+            layout.put_blob(manifest.config, _local(registry))
+            layout.put_manifest(manifest, "team/sql:v1")
     return tmp_path / "lying"
 
 
@@ -82,18 +82,18 @@ def test_the_policy_is_compared_with_the_weights(lying: Path, run: Run, tmp_path
 
 def test_checks_report_what_is_not_true_of_the_weights(lying: Path, run: Run, tmp_path: Path) -> None:
     for command in (("verify", "team/sql", "--registry", lying), ("verify", tmp_path / "a"), ("fsck", "--registry", lying)):
-        done = run(*command, code=1)
-        assert "error[wrong-facts]" in done.stdout
-        assert SAYS in done.stdout
+        result = run(*command, code=1)
+        assert "error[wrong-facts]" in result.stdout
+        assert SAYS in result.stdout
 
 
 # ---- OCI manifests
 
 
 def test_a_document_that_is_both_a_manifest_and_an_index_is_refused(make: Make) -> None:
-    made = oci_manifest.build(make())
-    document = json.loads(made.raw)
-    for more in ({"manifests": []}, {"manifests": [{"digest": made.digest}]}):
+    manifest = oci_manifest.build(make())
+    document = json.loads(manifest.raw)
+    for more in ({"manifests": []}, {"manifests": [{"digest": manifest.digest}]}):
         for kind in ({}, {"mediaType": oci_manifest.MANIFEST_TYPE}):
             both = {key: value for key, value in document.items() if key != "mediaType"} | more | kind
             with pytest.raises(FormatError, match="both an image manifest, with layers, and an image index"):
@@ -119,8 +119,8 @@ def test_an_image_with_a_config_of_other_types_is_one_line(make: Make, run: Run,
         descriptor.update(digest=sha256_bytes(raw), size=len(raw))
         (root / "blobs/sha256" / descriptor["digest"][7:]).write_bytes(raw)
     (root / "index.json").write_text(json.dumps(index))
-    done = run("pull", f"oci:{root}:v1", "-o", "out", code=4)
-    assert "the labels of the image do not contain the packaged manifest" in done.stderr
+    result = run("pull", f"oci:{root}:v1", "-o", "out", code=4)
+    assert "the labels of the image do not contain the packaged manifest" in result.stderr
 
 
 def test_one_blob_under_thousands_of_names_is_refused(make: Make, tmp_path: Path, run: Run) -> None:
@@ -134,8 +134,8 @@ def test_one_blob_under_thousands_of_names_is_refused(make: Make, tmp_path: Path
     folder = make("many")
     for n in range(40):
         (folder / f"{n}.md").write_bytes(bytes(100_000))
-    done = run("push", folder, f"layout://{tmp_path / 'many.tar'}:v1", code=6)
-    assert "bytes of different content. Remove the copies" in done.stderr
+    result = run("push", folder, f"layout://{tmp_path / 'many.tar'}:v1", code=6)
+    assert "bytes of different content. Remove the copies" in result.stderr
 
 
 def test_a_few_copies_of_a_file_are_fine(make: Make) -> None:

@@ -42,9 +42,9 @@ def command(run: Run, tmp_path: Path) -> Run:
     """Run a command in a folder that is its user's home and has the registry."""
 
     def call(*words: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-        done = run(*words, env={"ADAPTERHUB_REGISTRY": str(tmp_path), "HOME": str(tmp_path)}, code=code)
-        assert done.returncode != 70, done.stderr
-        return done
+        result = run(*words, env={"ADAPTERHUB_REGISTRY": str(tmp_path), "HOME": str(tmp_path)}, code=code)
+        assert result.returncode != 70, result.stderr
+        return result
 
     return call
 

@@ -42,8 +42,8 @@ def named(root: Path, raw: bytes) -> None:
 
 def manifest(root: Path) -> dict[str, object]:
     with Registry.open(root) as registry:
-        found: dict[str, object] = json.loads(registry.store.read_document(registry.resolve(BAD).digest))
-    return found
+        document: dict[str, object] = json.loads(registry.store.read_document(registry.resolve(BAD).digest))
+    return document
 
 
 def no_json(root: Path) -> None:
@@ -101,8 +101,8 @@ def test_a_poisoned_version_stops_nothing_else_and_can_be_removed(root: Path, ru
     poison(root)
     at = ("--registry", root)
     others_work(root, run)
-    done = run("fsck", "--json", *at, code=1)
-    errors = [finding for finding in json.loads(done.stdout)["findings"] if finding["severity"] == "error"]
+    result = run("fsck", "--json", *at, code=1)
+    errors = [finding for finding in json.loads(result.stdout)["findings"] if finding["severity"] == "error"]
     assert errors
     assert not any("team/good" in finding["where"] + finding["what"] for finding in errors)
     run("fsck", "--rebuild-index", *at, code=1)
@@ -134,11 +134,11 @@ def test_a_version_whose_documents_cannot_be_read_is_listed_and_marked_as_not_in
     at = ("--registry", root)
     assert "team/bad:v2" in run("list", "team/bad", *at).stdout
     for command in (["fsck"], ["fsck", "--quick"], ["fsck", "--rebuild-index"]):
-        done = run(*command, *at, code=None)
-        assert "note[not-indexed] team/bad:v2: is not found by searches" in done.stdout
-        assert done.returncode == (0 if "--quick" in command else 1)
-        assert "--quick" in command or "error[wrong-facts] team/bad:v2: adapter.json: " in done.stdout
-        assert "catalog" not in done.stdout
+        result = run(*command, *at, code=None)
+        assert "note[not-indexed] team/bad:v2: is not found by searches" in result.stdout
+        assert result.returncode == (0 if "--quick" in command else 1)
+        assert "--quick" in command or "error[wrong-facts] team/bad:v2: adapter.json: " in result.stdout
+        assert "catalog" not in result.stdout
     others_work(root, run)
 
 
@@ -161,9 +161,9 @@ def test_a_broken_entry_stops_its_own_name_only(root: Path, run: Run, raw: bytes
     (root / ".adapterhub/refs/team/bad/00000002.json").write_bytes(raw)
     at = ("--registry", root)
     others_work(root, run)
-    done = run("fsck", *at, code=1)
-    assert "error[broken-log]" in done.stdout
-    assert "team/good:" not in done.stdout
+    result = run("fsck", *at, code=1)
+    assert "error[broken-log]" in result.stdout
+    assert "team/good:" not in result.stdout
     assert run("rm", "team/bad", *at, code=4).stderr.startswith("error: ")
     run("gc", "--grace", "0", *at, code=4)  # what the rest of that log needs is unknown
     run("fsck", "--rebuild-index", *at, code=1)
@@ -175,9 +175,9 @@ def test_a_folder_among_the_logs_that_is_no_name_is_a_note(root: Path, run: Run,
     folder = root / ".adapterhub/refs/team" / name
     folder.mkdir()
     (folder / "00000001.json").write_bytes((root / ".adapterhub/refs/team/bad/00000001.json").read_bytes())
-    done = run("fsck", "--registry", root)
-    assert "note[foreign]" in done.stdout
-    assert "\x1b" not in done.stdout
+    result = run("fsck", "--registry", root)
+    assert "note[foreign]" in result.stdout
+    assert "\x1b" not in result.stdout
     (root / "registry.db").unlink()
     others_work(root, run)
     run("gc", "--grace", "0", "--registry", root)

@@ -45,12 +45,14 @@ def place(make: Make, run: Run, filled: Filled, tmp_path: Path) -> Path:
 
 def serve(web: Web, folder: Path) -> tuple[bytes, str]:
     """Have a server be a registry with the blobs of a folder; its manifest and digest."""
-    made = oci_manifest.build(folder)
-    for layer in made.layers:
+    manifest = oci_manifest.build(folder)
+    for layer in manifest.layers:
         web.files[f"/v2/team/sql/blobs/{layer.digest}"] = (folder / layer.path).read_bytes()
-    web.files[f"/v2/team/sql/blobs/{made.config.digest}"] = made.config_bytes
-    web.rules[f"/v2/team/sql/manifests/{made.digest}"] = lambda to: to.send(200, made.raw, **{"Content-Type": MANIFEST_TYPE})
-    return made.raw, made.digest
+    web.files[f"/v2/team/sql/blobs/{manifest.config.digest}"] = manifest.config_bytes
+    web.rules[f"/v2/team/sql/manifests/{manifest.digest}"] = lambda to: to.send(
+        200, manifest.raw, **{"Content-Type": MANIFEST_TYPE}
+    )
+    return manifest.raw, manifest.digest
 
 
 @pytest.fixture
@@ -84,9 +86,9 @@ def test_a_tag_that_moves_between_two_requests_brings_nothing_that_the_policy_di
         "copy to a registry": ["copy", address, "team/copied", "--registry", tmp_path / "r"],
         "push": ["push", address, "layout://out:v1"],
     }[command]
-    done = run(*words, cwd=place, code=None)
-    assert done.returncode in (0, 6), done.stderr
-    if done.returncode:
+    result = run(*words, cwd=place, code=None)
+    assert result.returncode in (0, 6), result.stderr
+    if result.returncode:
         return
     if command == "copy to a registry":
         run("pull", "team/copied", "-o", "out", "--registry", tmp_path / "r", cwd=place)
@@ -145,9 +147,9 @@ def test_a_locked_name_does_not_hide_the_source(
     (place / "adapterhub.toml").write_text(f'[policy]\nallow = ["{allow.format(address=address)}"]\n')
     lock = {"ref": ref.format(address=address), "source": address, "digest": digest, "size": 1, "base": {}}
     (place / "adapters.lock").write_text(json.dumps({"version": 1, "adapters": {"team/sql": lock}}))
-    done = run("pull", "--locked", cwd=place, env={"ADAPTERHUB_ALLOW_HOSTS": web.url}, code=code)
+    result = run("pull", "--locked", cwd=place, env={"ADAPTERHUB_ALLOW_HOSTS": web.url}, code=code)
     if code:
-        one_line(done, "not a name that ")
+        one_line(result, "not a name that ")
     assert (place / "adapters").exists() == (code == 0)
 
 

@@ -48,10 +48,10 @@ def clean(run: Run) -> Callable[..., str]:
     """Run a command line, whatever its end, and return its output, in which nothing is raw."""
 
     def call(*arguments: object, annotations: bool = False) -> str:
-        done = run(*arguments, env=ACTIONS, code=None)
-        assert done.returncode != 70, done.stderr
-        assert raw(done.stdout, annotations=annotations) + raw(done.stderr) == []
-        return str(done.stdout)
+        result = run(*arguments, env=ACTIONS, code=None)
+        assert result.returncode != 70, result.stderr
+        assert raw(result.stdout, annotations=annotations) + raw(result.stderr) == []
+        return str(result.stdout)
 
     return call
 
@@ -77,18 +77,18 @@ def test_no_command_shows_a_name_raw_that_it_does_not_know(clean: Callable[..., 
 
 def test_no_command_shows_a_name_raw_that_it_knows(clean: Callable[..., str], hostile: Path, tmp_path: Path) -> None:
     need_module("matplotlib")
-    other = tmp_path / "other"
-    adapter(other, pairs(2), base_model_name_or_path=MODULE)
-    (other / "README.md").write_text(f"---\nlicense: {json.dumps(TEXT)}\ntags: [{json.dumps(TEXT)}]\n---\n")
+    path = tmp_path / "other"
+    adapter(path, pairs(2), base_model_name_or_path=MODULE)
+    (path / "README.md").write_text(f"---\nlicense: {json.dumps(TEXT)}\ntags: [{json.dumps(TEXT)}]\n---\n")
     clean("push", hostile, "team/a", "--force")
-    clean("push", other, "team/b:prod", "--force")
+    clean("push", path, "team/b:prod", "--force")
     clean("merge", "team/b", "team/b", "--method", "linear", "-o", "team/both")
     assert "team/both" in clean("list")
     for options in ([], ["--json"]):
         clean("show", NAME, *options)
         clean("show", "team/b", *options)
         clean("diff", NAME, NAME, *options)
-        clean("diff", NAME, other, *options)
+        clean("diff", NAME, path, *options)
         clean("fix", NAME, "--dry-run", *options)
         clean("list", *options)
         clean("list", "team/b", *options)
@@ -96,7 +96,7 @@ def test_no_command_shows_a_name_raw_that_it_knows(clean: Callable[..., str], ho
         clean("tag", "team/b", "x", *options)
         clean("lineage", "team/both", *options)
         clean("search", "a", *options)
-        clean("find", other, *options)
+        clean("find", path, *options)
         clean("verify", "team/b", *options)
         clean("fsck", *options)
         clean("du", *options)
@@ -106,7 +106,7 @@ def test_no_command_shows_a_name_raw_that_it_knows(clean: Callable[..., str], ho
         clean("bundle", "team/b", "-o", f"{NAME}.tar{len(options)}", *options)
         clean("pull", "team/b", "-o", f"{NAME}.pulled{len(options)}", *options)
         clean("convert", NAME, f"{NAME}.gguf{len(options)}", "--to", "gguf", *options)
-        clean("convert", other, f"{NAME}.mlx{len(options)}", "--to", "mlx", "--base", "base", *options)
+        clean("convert", path, f"{NAME}.mlx{len(options)}", "--to", "mlx", "--base", "base", *options)
         clean("base", "add", f"b{len(options)}", NAME, *options)
         clean("base", "show", NAME, *options)
         clean("remote", "add", f"r{len(options)}", f"oci://x/{TEXT}", *options)
@@ -202,9 +202,9 @@ def test_markdown_refers_to_no_issue_and_keeps_the_names_of_modules() -> None:
 
 
 def test_html_of_others_is_text() -> None:
-    shown = display.table([[TEXT]], head=[TEXT], caption=TEXT)
-    assert "<script>" not in shown
-    assert not display.has_invisible(shown)
+    table = display.table([[TEXT]], head=[TEXT], caption=TEXT)
+    assert "<script>" not in table
+    assert not display.has_invisible(table)
 
 
 def test_front_matter_keeps_every_text_as_a_value() -> None:
@@ -226,9 +226,9 @@ def test_front_matter_keeps_every_text_as_a_value() -> None:
 def test_a_file_name_with_a_character_that_nobody_sees_is_refused_and_spelled_out(run: Run, tmp_path: Path, char: str) -> None:
     adapter(tmp_path / "a", pairs(2))
     (tmp_path / "a" / f"note{char}s.txt").write_text("x")
-    done = run("push", "a", "team/a", code=6)
-    assert f"'note{display.printable(char)}s.txt'" in done.stderr
-    assert char not in done.stderr
+    result = run("push", "a", "team/a", code=6)
+    assert f"'note{display.printable(char)}s.txt'" in result.stderr
+    assert char not in result.stderr
     with pytest.raises(RefusedError, match="has invisible characters"):
         check_paths([f"a/{char}/b.json"], "x", RefusedError)
 
@@ -280,10 +280,10 @@ def test_a_refused_pickle_repeats_no_advice_to_load_it(run: Run, tmp_path: Path,
     folder = adapter(tmp_path / "a", pairs(2))
     (folder / peft.WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps({"a": _Evil()}, protocol=protocol))
-    done = run("convert", "a", "b", "--to", "mlx", "--unsafe-pickle", code=None)
-    assert done.returncode in (4, 6)
-    assert "weights_only" not in done.stderr
-    assert "torch.load" not in done.stderr
+    result = run("convert", "a", "b", "--to", "mlx", "--unsafe-pickle", code=None)
+    assert result.returncode in (4, 6)
+    assert "weights_only" not in result.stderr
+    assert "torch.load" not in result.stderr
 
 
 def test_a_merged_model_card_shows_the_name_of_its_base_as_text(tmp_path: Path) -> None:

@@ -110,8 +110,8 @@ def test_files_that_are_not_those_that_were_signed_are_named(
     run: Run, signed: Path, pair: tuple[Path, Path], attack: Callable[[Path], None]
 ) -> None:
     attack(signed)
-    done = run("verify", "sql", "--key", pair[1], "--json", code=1)
-    (finding,) = json.loads(done.stdout)["findings"]
+    result = run("verify", "sql", "--key", pair[1], "--json", code=1)
+    (finding,) = json.loads(result.stdout)["findings"]
     assert (finding["code"], finding["what"]) == ("signature", f"is not what was signed: {FOLDERS[attack]}")
     assert finding["hint"] == "Fetch the files that were signed, or have these signed"
 
@@ -143,12 +143,12 @@ def test_a_small_signature_is_read_whatever_else_is_attached() -> None:
 def test_no_more_signatures_of_a_version_are_kept_than_are_read(tmp_path: Path) -> None:
     digest = "sha256:" + "a" * 64
     with Registry.init(tmp_path / "r") as registry:
-        kept = registry.store.signatures
-        assert [kept.add(digest, text, 2) for text in (b"1", b"2", b"1")] == [True, True, False]
+        signatures = registry.store.signatures
+        assert [signatures.add(digest, text, 2) for text in (b"1", b"2", b"1")] == [True, True, False]
         with pytest.raises(RefusedError) as error:
-            kept.add(digest, b"3", 2)
+            signatures.add(digest, b"3", 2)
         assert str(error.value) == f"{digest}: has 2 signatures already, as many as are kept"
-        assert sorted(kept.read(digest, 10)) == [b"1", b"2"]
+        assert sorted(signatures.read(digest, 10)) == [b"1", b"2"]
 
 
 def test_what_came_along_leaves_room_for_the_signature_of_the_user_and_for_one_that_is_required(
@@ -179,15 +179,15 @@ def test_an_attachment_that_lies_about_its_file_does_no_harm(
     run("push", make("sql"), place)
     run("sign", place, "--key", pair[0])
     with ah.Workspace(registry=tmp_path).connect(parse(place)) as remote:
-        made, there = remote.manifest("v1"), remote.as_referring_target()
+        manifest, there = remote.manifest("v1"), remote.as_referring_target()
         assert there is not None
-        (good,) = referrers.referrers(there, made.digest)
+        (good,) = referrers.referrers(there, manifest.digest)
         document = json.loads(there.read_document(good.digest))
         for layer in ({"size": 1}, {"digest": "sha256:" + "a" * 64}):
             lying = {**document, "layers": [{**document["layers"][0], **layer}]}
             raw = json.dumps(lying).encode()
-            referrers._put_referrer(there, raw, made.digest)
-        assert len(referrers.referrers(there, made.digest)) == 3
+            referrers._put_referrer(there, raw, manifest.digest)
+        assert len(referrers.referrers(there, manifest.digest)) == 3
     run("pull", place, "-o", "out", "--require-signature", "--key", pair[1])
 
 
@@ -419,8 +419,8 @@ def test_a_version_whose_signature_was_stripped_is_not_pulled(
     run: Run, make: Make, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run("push", make("sql"), "team/sql")
-    done = run("pull", "team/sql", "-o", "out", "--require-signature", "--key", pair[1], code=4)
-    assert done.stderr == "error: team/sql: is not signed. Ask its owner to sign it  [signature]\n"
+    result = run("pull", "team/sql", "-o", "out", "--require-signature", "--key", pair[1], code=4)
+    assert result.stderr == "error: team/sql: is not signed. Ask its owner to sign it  [signature]\n"
     assert not (tmp_path / "out").exists()
 
 
@@ -433,8 +433,8 @@ def test_the_signature_of_another_version_is_refused(run: Run, make: Make, pair:
     (folder,) = store.iterdir()
     newest = json.loads(run("show", "team/sql:v2", "--json").stdout)["digest"]
     folder.rename(store / newest.removeprefix("sha256:"))
-    done = run("pull", "team/sql:v2", "-o", "out", "--require-signature", "--key", pair[1], code=4)
-    assert "is not what was signed: adapter.json (changed), adapter_model.safetensors (changed)" in done.stderr
+    result = run("pull", "team/sql:v2", "-o", "out", "--require-signature", "--key", pair[1], code=4)
+    assert "is not what was signed: adapter.json (changed), adapter_model.safetensors (changed)" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -446,10 +446,10 @@ def test_the_signature_for_another_name_is_refused_unless_it_is_asked_for(
     run("sign", "team/sql", "--key", pair[0])
     run("copy", "team/sql", "prod/answers")
     words = ("pull", "prod/answers", "-o", "out", "--require-signature", "--key", pair[1])
-    done = run(*words, code=4)
-    assert "the signature is for 'team/sql', not for 'prod/answers'" in done.stderr
-    assert "--signed-as team/sql" in done.stderr
-    assert done.stderr.endswith("[signature-name]\n")
+    result = run(*words, code=4)
+    assert "the signature is for 'team/sql', not for 'prod/answers'" in result.stderr
+    assert "--signed-as team/sql" in result.stderr
+    assert result.stderr.endswith("[signature-name]\n")
     assert not (tmp_path / "out").exists()
     run(*words, "--signed-as", "team/sql")
     run("copy", "team/sql", "team/mysql")  # whose name ends with the same letters
@@ -478,12 +478,12 @@ def test_a_private_key_is_its_owners_alone_and_in_no_output(started: Run, make: 
     made = [started("key", "generate", "k", "--json"), started("sign", make("sql"), "--key", "k.key", "--json")]
     assert stat.S_IMODE((tmp_path / "k.key").stat().st_mode) == 0o600
     secret = (tmp_path / "k.key").read_text().splitlines()[1]
-    assert all(secret not in done.stdout + done.stderr for done in made)
+    assert all(secret not in result.stdout + result.stderr for result in made)
     assert "exists" in started("key", "generate", "k", code=2).stderr
     (tmp_path / "k.key").chmod(0o644)
-    done = started("sign", "sql", "--key", "k.key", code=8)
-    assert "others can read it" in done.stderr
-    assert secret not in done.stderr
+    result = started("sign", "sql", "--key", "k.key", code=8)
+    assert "others can read it" in result.stderr
+    assert secret not in result.stderr
 
 
 def test_a_passphrase_comes_from_stdin_or_a_terminal_and_is_checked(run: Run, started: Run, make: Make, tmp_path: Path) -> None:
@@ -494,9 +494,9 @@ def test_a_passphrase_comes_from_stdin_or_a_terminal_and_is_checked(run: Run, st
     def sign(text: str, key: str = "k.key") -> str:
         words = [sys.executable, "-m", "adapterhub", "sign", "sql", "--key", key, "--passphrase-stdin"]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "converters", "schemas"))}
-        done = subprocess.run(words, input=text, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
-        assert "horse" not in done.stdout + done.stderr
-        return done.stderr
+        result = subprocess.run(words, input=text, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
+        assert "horse" not in result.stdout + result.stderr
+        return result.stderr
 
     assert sign("correct horse\n") == ""
     assert "is not that of k.key" in sign("wrong horse\n")

@@ -45,10 +45,10 @@ def test_no_command_waits_for_a_pipe_in_an_adapter(run: Run, make: Make, registr
     adapter = make("piped")
     pipe(adapter / name)
     more = {"push": ("team/new",), "convert": (registry / "out", "--to", "mlx")}.get(command, ())
-    done = run(command, adapter, *more, cwd=registry, code=None)
-    assert done.returncode in (0, 1, 3, 4, 6)
+    result = run(command, adapter, *more, cwd=registry, code=None)
+    assert result.returncode in (0, 1, 3, 4, 6)
     if command == "push":
-        assert done.returncode == 6
+        assert result.returncode == 6
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,9 @@ def test_no_command_waits_for_a_pipe_in_an_adapter(run: Run, make: Make, registr
 )
 def test_no_command_waits_for_a_pipe_that_is_named(started: Run, registry: Path, words: tuple[str, ...]) -> None:
     path = pipe(registry / "x-lora.safetensors")
-    done = started(*(path if word == "PIPE" else word for word in words), cwd=registry, code=None)
-    assert done.returncode not in (0, 70)
-    assert len(done.stderr.splitlines()) == 1 or words[0] == "validate"
+    result = started(*(path if word == "PIPE" else word for word in words), cwd=registry, code=None)
+    assert result.returncode not in (0, 70)
+    assert len(result.stderr.splitlines()) == 1 or words[0] == "validate"
 
 
 @pytest.mark.parametrize(("name", "words"), [("adapters.lock", ("pull", "--locked")), ("adapterhub.toml", ("list",))])
@@ -66,9 +66,9 @@ def test_a_pipe_in_the_place_of_a_file_of_the_project_is_refused(
     run: Run, registry: Path, name: str, words: tuple[str, ...]
 ) -> None:
     pipe(registry / name)
-    done = run(*words, cwd=registry, code=6)
-    assert done.stderr.count("\n") == 1
-    assert f"{name}: a pipe or a device" in done.stderr
+    result = run(*words, cwd=registry, code=6)
+    assert result.stderr.count("\n") == 1
+    assert f"{name}: a pipe or a device" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_a_pipe_in_the_place_of_a_file_of_the_project_is_refused(
 def test_no_command_waits_for_a_pipe_in_a_store(run: Run, make: Make, registry: Path, place: str, code: int | None) -> None:
     pipe(registry / place)
     for words in (("list",), ("fsck",), ("gc",), ("verify", "team/sql"), ("push", make("more", seed=1), "team/sql")):
-        done = run(*words, cwd=registry, code=code)
-        assert done.returncode in (0, 1, 3, 4, 6, 8), (words, done.stderr)
+        result = run(*words, cwd=registry, code=code)
+        assert result.returncode in (0, 1, 3, 4, 6, 8), (words, result.stderr)
 
 
 def test_a_device_and_a_pipe_are_refused_before_they_are_opened(tmp_path: Path) -> None:

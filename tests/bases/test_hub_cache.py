@@ -121,20 +121,20 @@ def test_a_download_brings_what_the_model_needs_and_nothing_that_runs(hub: Hub, 
     commit = publish(hub, "org/tiny", files_of(tmp_path / "made") | more)
     seen: list[tuple[int, int]] = []
     workspace = named(tmp_path / "hub", hub).with_progress(lambda done, total: seen.append((done, total)))
-    found = base_sources.weights("hf://org/tiny", workspace)
-    wanted = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
-    assert {file.name for file in found.iterdir()} == wanted
-    assert found.name == commit
+    weights = base_sources.weights("hf://org/tiny", workspace)
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"}
+    assert {file.name for file in weights.iterdir()} == expected
+    assert weights.name == commit
     assert seen[-1][0] == seen[-1][1] > 0
-    assert base_sources.weights("org/tiny", named(tmp_path / "hub")) == found
+    assert base_sources.weights("org/tiny", named(tmp_path / "hub")) == weights
 
 
 def test_a_model_that_is_there_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
     base(tmp_path / "made")
     publish(hub, "org/tiny", files_of(tmp_path / "made"))
-    found = base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
+    weights = base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub))
     hub.requests.clear()
-    assert base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub)) == found
+    assert base_sources.weights("hf://org/tiny", named(tmp_path / "hub", hub)) == weights
     assert [path for _, path, _ in hub.requests] == ["/api/models/org/tiny/revision/main?blobs=true"]
 
 
@@ -215,5 +215,5 @@ def test_a_merge_downloads_the_base_that_its_address_names(run: Run, hub: Hub, t
     env |= {"HF_TOKEN": "", "HF_TOKEN_PATH": "/none"}
     run("merge", "sql", "--into", "hf://org/tiny", "-o", "merged", env=env)
     assert (tmp_path / "merged" / "model.safetensors").is_file()
-    done = run("merge", "sql", "--into", "hf://org/none", "-o", "other", env=env, code=3)
-    assert "no such model" in done.stderr
+    result = run("merge", "sql", "--into", "hf://org/none", "-o", "other", env=env, code=3)
+    assert "no such model" in result.stderr

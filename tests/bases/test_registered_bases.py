@@ -190,10 +190,10 @@ def test_one_base_that_cannot_be_read_hides_no_other(run: Run, registry: Registr
     else:
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[:-9])
-    done = run("base", "list", cwd=registry.root, code=1)
-    assert "good" in done.stdout
-    assert done.stderr.startswith("error: base bad: ")
-    assert done.stderr.count("\n") == 1
+    result = run("base", "list", cwd=registry.root, code=1)
+    assert "good" in result.stdout
+    assert result.stderr.startswith("error: base bad: ")
+    assert result.stderr.count("\n") == 1
     listed = json.loads(run("base", "list", "--json", cwd=registry.root, code=1).stdout)
     assert ([item["name"] for item in listed["bases"]], [item["name"] for item in listed["damaged"]]) == (["good"], ["bad"])
 
@@ -242,8 +242,8 @@ def test_what_is_both_a_path_and_a_name_is_reported_as_ambiguous(run: Run, tmp_p
         assert "tiny: both a path and a base in the registry. Write ./tiny for the path, base:tiny for the base" in said
     assert document(run, "validate", "sql", "--base", "./tiny")["base"] == "tiny"
     assert document(run, "base", "show", "base:tiny")["name"] == "tiny"
-    told = run("validate", "sql", "--base", "base:tinny", code=3).stderr
-    assert told.endswith("no base of this name. Did you mean tiny?  [no-such-base]\n")
+    stderr = run("validate", "sql", "--base", "base:tinny", code=3).stderr
+    assert stderr.endswith("no base of this name. Did you mean tiny?  [no-such-base]\n")
 
 
 def test_a_model_of_a_hub_under_a_name_needs_no_network_again(run: Run, tmp_path: Path) -> None:
@@ -251,8 +251,8 @@ def test_a_model_of_a_hub_under_a_name_needs_no_network_again(run: Run, tmp_path
     adapter(tmp_path / "sql", pairs(2), base_model_name_or_path="org/model")
     with Web() as web, Web() as storage:
         FakeHub(web, storage).publish("org/model", tmp_path / "m")
-        done = run("base", "add", "m2", "hf://org/model", env={"HF_ENDPOINT": web.url})
-        assert "by range" in done.stderr
+        result = run("base", "add", "m2", "hf://org/model", env={"HF_ENDPOINT": web.url})
+        assert "by range" in result.stderr
         seen = len(web.requests)
         assert document(run, "base", "show", "hf://org/model", env={"HF_ENDPOINT": web.url})["revision"] == COMMIT
         assert len(web.requests) > seen

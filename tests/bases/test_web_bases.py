@@ -509,12 +509,12 @@ def validate(run: Run, web: Web, *args: str, code: int = 0, **env: str) -> subpr
 def test_validate_reports_what_it_read(run: Run, web: Web, storage: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     FakeHub(web, storage, TOKEN).publish("org/model", model(tmp_path / "m", shards=3))
-    done = validate(run, web, "hf://org/model", "--json", HF_TOKEN=TOKEN)
-    found = json.loads(done.stdout)
-    assert (found["base"], found["base_facts"]["revision"], found["ok"]) == ("hf://org/model", COMMIT, True)
-    assert found["base_facts"]["fetched"] == web.sent + storage.sent
-    assert done.stderr.startswith("read ")
-    assert done.stderr.endswith(" of 9.4 MB by range\n")
+    report = validate(run, web, "hf://org/model", "--json", HF_TOKEN=TOKEN)
+    document = json.loads(report.stdout)
+    assert (document["base"], document["base_facts"]["revision"], document["ok"]) == ("hf://org/model", COMMIT, True)
+    assert document["base_facts"]["fetched"] == web.sent + storage.sent
+    assert report.stderr.startswith("read ")
+    assert report.stderr.endswith(" of 9.4 MB by range\n")
     (tmp_path / "token").write_text(TOKEN + "\n")
     validate(run, web, "hf://org/model", HF_TOKEN_PATH=str(tmp_path / "token"))
 
@@ -534,9 +534,9 @@ def test_the_exit_codes_of_a_base_that_cannot_be_read(
 ) -> None:
     adapter(tmp_path / "sql", pairs(2))
     FakeHub(web, storage, TOKEN).publish("org/private", model(tmp_path / "m"))
-    done = validate(run, web, base.replace("URL", web.url), code=code)
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    report = validate(run, web, base.replace("URL", web.url), code=code)
+    assert says in report.stderr
+    assert report.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -549,25 +549,27 @@ def test_what_needs_the_weights_refuses_an_address(run: Run, tmp_path: Path, arg
 
 def test_offline_means_offline(run: Run, web: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
-    done = validate(run, web, "hf://org/model", code=5, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE: is set, so nothing is fetched" in done.stderr
+    report = validate(run, web, "hf://org/model", code=5, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE: is set, so nothing is fetched" in report.stderr
     assert web.requests == []
 
 
 def test_a_token_that_cannot_be_one_is_not_sent_and_not_shown(run: Run, web: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
-    done = validate(run, web, "hf://org/model", code=2, HF_TOKEN="hf_größe")
+    report = validate(run, web, "hf://org/model", code=2, HF_TOKEN="hf_größe")
     what = "the token has characters that no token has. Copy it again, or log in with `hf auth login`"
-    assert done.stderr == f"error: HF_TOKEN: {what}  [invalid-usage]\n"
+    assert report.stderr == f"error: HF_TOKEN: {what}  [invalid-usage]\n"
     assert web.requests == []
 
 
 def test_a_job_that_is_given_no_token_to_exchange_is_told_so(run: Run, web: Web, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     no_job = {"HF_OIDC_ID_TOKEN": "", "GITHUB_ACTIONS": ""}
-    done = validate(run, web, "hf://org/model", code=5, HF_OIDC_RESOURCE="team/sql", **no_job)
-    assert done.stderr.startswith("error: HF_OIDC_RESOURCE: no token could be obtained: HF_OIDC_RESOURCE is set but no OIDC id")
-    assert done.stderr.endswith("HF_OIDC_ID_TOKEN is not set. Unset it, and set HF_TOKEN instead  [remote-error]\n")
+    report = validate(run, web, "hf://org/model", code=5, HF_OIDC_RESOURCE="team/sql", **no_job)
+    assert report.stderr.startswith(
+        "error: HF_OIDC_RESOURCE: no token could be obtained: HF_OIDC_RESOURCE is set but no OIDC id"
+    )
+    assert report.stderr.endswith("HF_OIDC_ID_TOKEN is not set. Unset it, and set HF_TOKEN instead  [remote-error]\n")
     assert web.requests == []
 
 

@@ -57,9 +57,9 @@ def trained(model: Any, folder: Path) -> bool:
 
 def test_no_family_of_every_eighth_has_a_false_error(tmp_path: Path) -> None:
     """tests/peers has all families: importing their modules takes most of the time."""
-    found = errors_of(slice(0, None, 8), tmp_path)
-    assert len(found) >= 10
-    assert {family for family, codes in found.items() if codes} <= DIVIDED
+    errors = errors_of(slice(0, None, 8), tmp_path)
+    assert len(errors) >= 10
+    assert {family for family, codes in errors.items() if codes} <= DIVIDED
 
 
 def errors_of(families: slice, tmp_path: Path) -> dict[str, set[str]]:

@@ -115,8 +115,8 @@ def test_bad_numbers_are_counted_in_tensors_of_mixed_types_at_any_offset(tmp_pat
     head = safetensors_file.header_bytes(zip(names, types, shapes, strict=True), {})
     (tmp_path / peft.WEIGHTS).write_bytes(head + b"".join(array.tobytes() for array in numbers))
     (problem,) = checks.check(tmp_path).problems
-    wanted = names[bad].removeprefix(PREFIX).removesuffix(".weight"), f"2 of {numbers[bad].size} are NaN or infinite"
-    assert (problem.name, problem.what) == wanted
+    expected = names[bad].removeprefix(PREFIX).removesuffix(".weight"), f"2 of {numbers[bad].size} are NaN or infinite"
+    assert (problem.name, problem.what) == expected
 
 
 def test_an_untrained_adapter_does_nothing(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ def test_a_check_loads_no_reader_of_another_format(tmp_path: Path) -> None:
         f"code = run(['validate', {str(adapter)!r}, '--base', {base.source!r}, '--headers-only']); "
         "print(*sys.modules, file=sys.stderr); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    loaded = set(done.stderr.split())
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    loaded = set(result.stderr.split())
     assert "adapterhub.checks" in loaded
     unneeded = {
         "torch",
@@ -52,5 +52,5 @@ needless = [name for name in sys.modules if any(part in name for part in ('.imag
 print('loaded:', *needless, file=sys.stderr)
 sys.exit(code)
 """
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "loaded:")
+    result = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (0, "loaded:")

@@ -213,6 +213,6 @@ def test_the_crash_that_a_conversion_prevents(made: Callable[[str], Made], tmp_p
         f"llama_cpp.logits(Path(sys.argv[1]), {TOKENS}, Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "base.gguf"), str(tmp_path / "a.gguf")]
-    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode < 0, done.stderr[-500:]
-    assert "GGML_ASSERT" in done.stderr
+    result = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
+    assert result.returncode < 0, result.stderr[-500:]
+    assert "GGML_ASSERT" in result.stderr

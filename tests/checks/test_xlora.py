@@ -56,7 +56,7 @@ def copied(place: Path, name: str, folder: Path, *, whole: bool) -> Path:
 
 
 def problems(path: Path, base: Path | None = None) -> list[tuple[str, str]]:
-    return [(one.code, one.name) for one in ah.check(path, base=base).problems if one.severity == "error"]
+    return [(problem.code, problem.name) for problem in ah.check(path, base=base).problems if problem.severity == "error"]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -84,8 +84,8 @@ def test_a_whole_one_is_described_and_fits_its_base(name: str, place: Path, tmp_
 
 def test_it_is_kept_with_the_adapters_it_mixes(place: Path, run: Run, tmp_path: Path) -> None:
     run("init")
-    done = run("push", place / "three layers", "team/x:one", code=6)
-    assert "classifier" in done.stderr
+    result = run("push", place / "three layers", "team/x:one", code=6)
+    assert "classifier" in result.stderr
     run("push", place / "three layers", "team/x:one", "--force")
     run("pull", "team/x:one", "-o", "back")
     for file in ("adapter_model.safetensors", "0/adapter_model.safetensors", "1/adapter_config.json"):

@@ -106,11 +106,11 @@ def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     paths = [folder / "site", ROOT, ROOT / "converters", ROOT / "schemas"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "ADAPTERHUB_REGISTRY": str(folder / "registry")}
     env |= {f"XDG_{kind}_HOME": str(folder / "xdg") for kind in ("DATA", "CONFIG", "CACHE")} | {"COLUMNS": "80"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "adapterhub", *words], env=env, cwd=folder, capture_output=True, text=True, check=False
     )
-    assert "Traceback" not in done.stderr
-    return done
+    assert "Traceback" not in result.stderr
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("merge", "a", "--into", "base", "-o", "merged"),
         ("merge", "a", "--into", "base", "--recipe-only", "-o", "merged.json"),
     ):
-        done = call(folder, *words)
-        assert done.returncode == 0, done.stderr
+        result = call(folder, *words)
+        assert result.returncode == 0, result.stderr
     return folder
 
 
@@ -158,9 +158,9 @@ def test_a_command_takes_the_file_as_it_takes_the_folder(prepared: Path, tmp_pat
     outcomes = []
     for given in ("a", "a.zlora"):
         folder = shutil.copytree(prepared, tmp_path / "world")
-        done = call(folder, *(given if word == ADAPTER else word for word in CALLS[name]))
-        lines = [line for line in done.stderr.splitlines() if "a format of another package" not in line]
-        outcomes.append((done.returncode, done.stdout.replace("a.zlora", "a"), "\n".join(lines).replace("a.zlora", "a")))
+        result = call(folder, *(given if word == ADAPTER else word for word in CALLS[name]))
+        lines = [line for line in result.stderr.splitlines() if "a format of another package" not in line]
+        outcomes.append((result.returncode, result.stdout.replace("a.zlora", "a"), "\n".join(lines).replace("a.zlora", "a")))
         shutil.rmtree(folder)
     assert outcomes[0] == outcomes[1]
 
@@ -168,13 +168,13 @@ def test_a_command_takes_the_file_as_it_takes_the_folder(prepared: Path, tmp_pat
 @pytest.mark.parametrize("name", FILE_CALLS)
 def test_a_command_about_files_takes_the_file_as_it_is(world: Path, name: str) -> None:
     words, code, text = FILE_CALLS[name]
-    done = call(world, *("a.zlora" if word == ADAPTER else word for word in words))
-    assert (done.returncode, text in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+    result = call(world, *("a.zlora" if word == ADAPTER else word for word in words))
+    assert (result.returncode, text in result.stdout + result.stderr) == (code, True), result.stdout + result.stderr
 
 
 def test_a_push_says_that_it_stores_peft(world: Path) -> None:
-    done = call(world, "push", "a.zlora", "team/new")
-    assert done.stderr == "a.zlora is in zipped, a format of another package: what is stored is PEFT\n"
+    result = call(world, "push", "a.zlora", "team/new")
+    assert result.stderr == "a.zlora is in zipped, a format of another package: what is stored is PEFT\n"
     assert call(world, "pull", "team/new", "-o", "back").returncode == 0
     for item in (world / "a").iterdir():
         assert item.name == "adapter_config.json" or (world / "back" / item.name).read_bytes() == item.read_bytes()
@@ -198,6 +198,6 @@ def test_the_formats_are_listed_with_what_it_can_do(world: Path) -> None:
 def test_a_zip_that_no_format_recognizes_is_a_pickle(world: Path) -> None:
     with ZipFile(world / "other.zlora", "w", ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02.")
-    done = call(world, "show", "other.zlora")
-    assert done.returncode == 6
-    assert "other.zlora: a pickle can run code when it is loaded" in done.stderr
+    result = call(world, "show", "other.zlora")
+    assert result.returncode == 6
+    assert "other.zlora: a pickle can run code when it is loaded" in result.stderr

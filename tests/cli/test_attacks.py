@@ -159,8 +159,8 @@ def test_a_base_that_must_be_a_folder_and_a_file_that_must_be_one(run: Run, tmp_
 def test_complex_numbers_are_not_made_real(run: Run, tmp_path: Path) -> None:
     folder(tmp_path / "a", {f"{Q}.lora_A.weight": ("C64", (2, 8)), f"{Q}.lora_B.weight": ("F32", (8, 2))})
     for command in (["diff", "a", "a"], ["convert", "a", "b", "--to", "gguf"], ["show", "a", "--base", "a"]):
-        done = run(*command, code=None)
-        assert done.returncode in (3, 4)
+        result = run(*command, code=None)
+        assert result.returncode in (3, 4)
     assert "C64 is not supported in computations" in run("diff", "a", "a", code=4).stderr
 
 
@@ -175,12 +175,12 @@ def test_numbers_that_overflow_are_no_warnings_and_no_norms(run: Run, tmp_path: 
     base(tmp_path / "base")
     weight = "model.layers.0.self_attn.q_proj.weight"
     safetensors_file.write(tmp_path / "base/model.safetensors", {weight: np.full((8, 8), np.nan, np.float32)})
-    done = run("show", "a", "--base", "base", "--json")
-    assert done.stderr == ""
-    assert json.loads(done.stdout, parse_constant=lambda _: pytest.fail("NaN is no JSON"))
-    assert "NaN or Inf" in done.stdout
-    done = run("diff", "a", "a", "--json", code=None)
-    assert "Warning" not in done.stderr
+    result = run("show", "a", "--base", "base", "--json")
+    assert result.stderr == ""
+    assert json.loads(result.stdout, parse_constant=lambda _: pytest.fail("NaN is no JSON"))
+    assert "NaN or Inf" in result.stdout
+    result = run("diff", "a", "a", "--json", code=None)
+    assert "Warning" not in result.stderr
 
 
 def test_pissa_on_weights_of_any_size(run: Run, tmp_path: Path) -> None:
@@ -190,6 +190,6 @@ def test_pissa_on_weights_of_any_size(run: Run, tmp_path: Path) -> None:
     for largest, code in ((1e-40, 0), (1e30, 0), (3e38, 6)):
         values = np.full((8, 8), largest, np.float32)
         safetensors_file.write(tmp_path / "base/model.safetensors", {weight: values})
-        done = run("convert", "a", f"o{largest}", "--to", "mlx", "--base", "base", code=code)
+        result = run("convert", "a", f"o{largest}", "--to", "mlx", "--base", "base", code=code)
         assert (tmp_path / f"o{largest}").exists() == (code == 0)
-        assert code == 0 or "too large for float32" in done.stderr
+        assert code == 0 or "too large for float32" in result.stderr

@@ -28,8 +28,10 @@ def test_a_registry_is_verified_and_noted(run: Run, make: Make, tmp_path: Path) 
     (tmp_path / "r/.adapterhub/refs/team/sql/00000002.json").unlink()
     cut = run(*words, code=1).stdout
     assert "error[truncated] refs/team/sql/00000002.json: is missing, and the checkpoint has 2 entries" in cut
-    found = json.loads(run(*words, "--json", code=1).stdout)
-    assert [(one["code"], one["where"]) for one in found["findings"]] == [("truncated", "refs/team/sql/00000002.json")]
+    document = json.loads(run(*words, "--json", code=1).stdout)
+    assert [(finding["code"], finding["where"]) for finding in document["findings"]] == [
+        ("truncated", "refs/team/sql/00000002.json")
+    ]
 
 
 def test_a_checkpoint_needs_a_key(run: Run) -> None:

@@ -47,9 +47,9 @@ def test_a_folder_of_adapters_stands_for_all_of_them(run: Run, two: None) -> Non
 
 
 def test_a_missing_adapter_is_reported_along_with_the_others(run: Run, two: None, tmp_path: Path) -> None:
-    done = run("validate", "nosuch", "good", code=3)
-    assert "error[no-adapter] no such file or folder" in done.stdout
-    assert done.stdout.splitlines()[-1] == "2 adapters: 1 not ok: nosuch"
+    result = run("validate", "nosuch", "good", code=3)
+    assert "error[no-adapter] no such file or folder" in result.stdout
+    assert result.stdout.splitlines()[-1] == "2 adapters: 1 not ok: nosuch"
     adapter(tmp_path / "bad", pairs(2), r=3)
     run("validate", "nosuch", "bad", code=1)
 
@@ -80,9 +80,9 @@ def test_the_project_has_defaults_and_the_command_line_comes_first(run: Run, two
         ('runtimes = ["vlm"]', "validate.runtimes: unknown runtime 'vlm'. One of "),
     ):
         project.write_text(f"[validate]\n{line}\n")
-        done = run("validate", "good", code=2)
-        assert f"adapterhub.toml: {words}" in done.stderr
-        assert done.stderr.endswith("  [invalid-config]\n")
+        result = run("validate", "good", code=2)
+        assert f"adapterhub.toml: {words}" in result.stderr
+        assert result.stderr.endswith("  [invalid-config]\n")
 
 
 def test_a_project_sends_nobody_to_a_host_that_they_do_not_know(run: Run, two: None, tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_one_run_writes_several_formats(run: Run, two: None, tmp_path: Path) -> 
 
 def test_one_bad_adapter_among_good_ones_fails_the_call(run: Run, two: None, tmp_path: Path) -> None:
     adapter(tmp_path / "bad", pairs(2), r=3)
-    done = run("validate", "good", "bad", code=1)
-    assert done.stdout.splitlines()[-1] == "2 adapters: 1 not ok: bad"
+    result = run("validate", "good", "bad", code=1)
+    assert result.stdout.splitlines()[-1] == "2 adapters: 1 not ok: bad"
 
 
 def test_strict_fails_on_a_warning_and_reports_it(run: Run, two: None) -> None:
@@ -132,9 +132,9 @@ def test_a_git_lfs_pointer_is_called_one(run: Run, two: None, tmp_path: Path) ->
 
 def test_push_refuses_what_validate_calls_an_error_unless_forced(run: Run, two: None, tmp_path: Path) -> None:
     adapter(tmp_path / "bad", pairs(2), r=3)
-    done = run("push", "bad", "team/bad", code=6)
-    assert done.stderr.startswith("error: bad: rank-config: ")
-    assert "--force" in done.stderr
+    result = run("push", "bad", "team/bad", code=6)
+    assert result.stderr.startswith("error: bad: rank-config: ")
+    assert "--force" in result.stderr
     assert run("list", code=None).stdout == ""
     forced = run("push", "bad", "team/bad", "--force")
     assert forced.stdout.startswith("team/bad:v1")
@@ -191,11 +191,11 @@ def acted(folder: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
 def test_the_action_annotates_and_fails(two: None, tmp_path: Path) -> None:
     adapter(tmp_path / "bad one", pairs(2), r=3)
     assert acted(tmp_path, PATHS="good\nunused\n", BASE="base", RUNTIMES="peft vllm").returncode == 0
-    done = acted(tmp_path, PATHS="good\nbad*\n", SARIF="out.sarif", GITHUB_STEP_SUMMARY="summary.md", RUNTIMES="peft")
-    assert done.returncode == 1
-    assert done.stdout.count("::error ") == 1  # and none for the runtime that refuses it for that reason
+    result = acted(tmp_path, PATHS="good\nbad*\n", SARIF="out.sarif", GITHUB_STEP_SUMMARY="summary.md", RUNTIMES="peft")
+    assert result.returncode == 1
+    assert result.stdout.count("::error ") == 1  # and none for the runtime that refuses it for that reason
     assert "| bad one | **not ok** | 2 |" in (tmp_path / "summary.md").read_text()
-    assert "::error file=bad one/adapter_model.safetensors" in done.stdout
+    assert "::error file=bad one/adapter_model.safetensors" in result.stdout
     assert json.loads((tmp_path / "out.sarif").read_text())["runs"][0]["results"]
     assert acted(tmp_path, PATHS="unused", STRICT="true").returncode == 1
     assert acted(tmp_path, PATHS="unused", STRICT="true", IGNORE="pattern-unused").returncode == 0
@@ -203,14 +203,14 @@ def test_the_action_annotates_and_fails(two: None, tmp_path: Path) -> None:
 
 
 def test_the_action_takes_no_input_for_a_command_or_an_option(two: None, tmp_path: Path) -> None:
-    done = acted(tmp_path, PATHS="$(touch hacked)\n--help", BASE="base; touch hacked")
-    assert done.returncode == 3
+    result = acted(tmp_path, PATHS="$(touch hacked)\n--help", BASE="base; touch hacked")
+    assert result.returncode == 3
     assert not (tmp_path / "hacked").exists()
 
 
 def test_the_action_reports_a_missing_adapter(two: None, tmp_path: Path) -> None:
-    done = acted(tmp_path, PATHS="nothing/*")
-    assert (done.returncode, done.stdout) == (3, "::error::no adapter is at nothing/*\n")
+    result = acted(tmp_path, PATHS="nothing/*")
+    assert (result.returncode, result.stdout) == (3, "::error::no adapter is at nothing/*\n")
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,9 @@ def test_removing_a_name_asks_on_a_terminal_and_a_restore_undoes_it(run: Run, te
     run("push", "sql", "team/sql:prod")
     before = document(run, "show", "team/sql")
     for typed in ("n\n", "\n", "\x04"):
-        shown = terminal("rm", "team/sql", typed=typed)
-        assert "Remove team/sql with 1 version? [y/N]" in shown
-        assert "nothing was removed" in shown
+        screen = terminal("rm", "team/sql", typed=typed)
+        assert "Remove team/sql with 1 version? [y/N]" in screen
+        assert "nothing was removed" in screen
     assert document(run, "show", "team/sql") == before
     assert "`adapterhub restore team/sql` undoes it" in terminal("rm", "team/sql", typed="y\n")
     assert "`adapterhub restore team/sql`" in run("push", "sql", "team/sql", code=7).stderr
@@ -87,8 +87,8 @@ def test_something_that_is_both_a_path_and_a_ref(run: Run, sql: Path, tmp_path: 
     run("push", "sql", "team/sql")
     (tmp_path / "team").mkdir()
     adapter(tmp_path / "team/sql", pairs(1))
-    done = run("validate", "team/sql", code=2)
-    assert "Write ./team/sql for the path, team/sql:latest for the adapter" in done.stderr
+    result = run("validate", "team/sql", code=2)
+    assert "Write ./team/sql for the path, team/sql:latest for the adapter" in result.stderr
     assert document(run, "validate", "./team/sql")["facts"]["modules"] == 1
     assert document(run, "validate", "team/sql:latest")["facts"]["modules"] == 2
 
@@ -112,8 +112,8 @@ def test_a_flipped_byte_is_found_everywhere(run: Run, sql: Path, tmp_path: Path)
 
 
 def test_convert_reports_what_became_of_every_tensor(run: Run, sql: Path, tmp_path: Path) -> None:
-    done = run("convert", "sql", "out", "--to", "mlx", "--base", "base")
-    assert done.stdout.splitlines()[0] == "out: 4 tensors: 4 exact"
+    result = run("convert", "sql", "out", "--to", "mlx", "--base", "base")
+    assert result.stdout.splitlines()[0] == "out: 4 tensors: 4 exact"
     again = document(run, "convert", "out", "back", "--to", "peft")
     assert again["worst"] == "exact"
     assert {line["loss"] for line in again["tensors"]} == {"exact"}
@@ -179,9 +179,9 @@ def blocker(tmp_path: Path, *modules: str) -> str:
 def test_training_without_the_extra_names_what_to_install(run: Run, sql: Path, tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"text": "hello"}\n')
     (tmp_path / "c.toml").write_text('[base]\npath = "base"\n[data]\ntrain = ["data.jsonl"]\n')
-    done = run("train", "c.toml", "-o", "out", env={"PYTHONPATH": blocker(tmp_path, "torch")}, code=9)
-    assert done.stderr.count("\n") == 1
-    assert "adapterhub[train]" in done.stderr
+    result = run("train", "c.toml", "-o", "out", env={"PYTHONPATH": blocker(tmp_path, "torch")}, code=9)
+    assert result.stderr.count("\n") == 1
+    assert "adapterhub[train]" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, ar
     run("push", "big", "team/there", "--registry", "reg")
     adapter(tmp_path / "bigger", pairs(2, r=65, size=(256, 256)), r=65)
     before = left(tmp_path), document(run, "list", "--registry", "reg")
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "adapterhub", *args, "--registry", "reg"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": PATH},
@@ -215,8 +215,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, ar
         text=True,
         check=False,
     )
-    assert done.returncode == 8, done.stderr
-    assert done.stderr.count("\n") == 1
+    assert result.returncode == 8, result.stderr
+    assert result.stderr.count("\n") == 1
     assert (left(tmp_path), document(run, "list", "--registry", "reg")) == before
     run("fsck", "--registry", "reg")
 

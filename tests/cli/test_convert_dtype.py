@@ -13,15 +13,15 @@ from tests.support.folders import adapter, base, pairs
 def test_f16_is_stored_and_its_rounding_reported(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
     base(tmp_path / "base")
-    done = run("convert", "sql", "a.gguf", "--to", "gguf", "--base", "base", "--dtype", "f16", "--json")
-    assert json.loads(done.stdout)["format"] == "gguf"
+    result = run("convert", "sql", "a.gguf", "--to", "gguf", "--base", "base", "--dtype", "f16", "--json")
+    assert json.loads(result.stdout)["format"] == "gguf"
     with GGUFFile(tmp_path / "a.gguf") as file:
         assert {info.type_name for info in file.tensors.values()} == {"F16"}
-    assert "rounded" in done.stdout
+    assert "rounded" in result.stdout
 
 
 def test_other_formats_keep_the_types_of_the_source(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
-    done = run("convert", "sql", "out", "--to", "mlx", "--dtype", "f16", code=2)
-    assert "mlx keeps the types of the source" in done.stderr
+    result = run("convert", "sql", "out", "--to", "mlx", "--dtype", "f16", code=2)
+    assert "mlx keeps the types of the source" in result.stderr
     assert not (tmp_path / "out").exists()

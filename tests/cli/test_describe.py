@@ -28,8 +28,8 @@ def read(folder: Path) -> AdapterManifest:
 
 
 def test_the_base_is_pinned_and_the_record_kept(run: Run, trained: Path) -> None:
-    done = run("describe", "sql", "--base", "base", "--license", "Apache-2.0", "--set", "base.repo=org/base")
-    assert done.stdout.startswith("renewed sql/adapter.json\n")
+    result = run("describe", "sql", "--base", "base", "--license", "Apache-2.0", "--set", "base.repo=org/base")
+    assert result.stdout.startswith("renewed sql/adapter.json\n")
     made = read(trained)
     assert made.base.fingerprint
     assert (made.license, made.base.repo) == ("Apache-2.0", "org/base")
@@ -41,10 +41,10 @@ def test_the_base_is_pinned_and_the_record_kept(run: Run, trained: Path) -> None
 
 def test_a_dry_run_shows_the_changes_and_writes_nothing(run: Run, trained: Path) -> None:
     before = (trained / "adapter.json").read_bytes()
-    made = json.loads(run("describe", "sql", "--description", "Writes SQL.", "--dry-run", "--json").stdout)
-    assert {change["key"]: change["new"] for change in made["changes"]}["description"] == "Writes SQL."
-    assert {change["key"]: change["new"] for change in made["changes"]}["license"] == "mit"
-    assert made["written"] is False
+    document = json.loads(run("describe", "sql", "--description", "Writes SQL.", "--dry-run", "--json").stdout)
+    assert {change["key"]: change["new"] for change in document["changes"]}["description"] == "Writes SQL."
+    assert {change["key"]: change["new"] for change in document["changes"]}["license"] == "mit"
+    assert document["written"] is False
     assert (trained / "adapter.json").read_bytes() == before
 
 
@@ -85,7 +85,7 @@ def test_changed_weights_keep_no_record(run: Run, trained: Path) -> None:
 def test_a_new_manifest_is_shown_without_a_line_for_each_value_of_the_base(run: Run, tmp_path: Path) -> None:
     base(tmp_path / "base", 2)
     adapter(tmp_path / "sql", pairs(2))
-    shown = run("describe", "sql", "--base", "base", "--license", "mit").stdout
-    assert "  license: mit\n" in shown
-    assert shown.count("base.config") == 1
-    assert "schema" not in shown
+    stdout = run("describe", "sql", "--base", "base", "--license", "mit").stdout
+    assert "  license: mit\n" in stdout
+    assert stdout.count("base.config") == 1
+    assert "schema" not in stdout

@@ -63,9 +63,9 @@ def test_a_parameter_has_an_option_that_exists(option: str) -> None:
 def test_a_folder_without_its_config_is_told_so(run: Run, tmp_path: Path, words: str) -> None:
     adapter(tmp_path / "a", pairs(1))
     (tmp_path / "a/adapter_config.json").unlink()
-    told = run(*words.split(), code=6).stderr
-    assert told.startswith("error: a/adapter_config.json: is missing, and nothing else records its alpha. Restore")
-    assert told.count("\n") == 1
+    stderr = run(*words.split(), code=6).stderr
+    assert stderr.startswith("error: a/adapter_config.json: is missing, and nothing else records its alpha. Restore")
+    assert stderr.count("\n") == 1
 
 
 # Modules whose absence the code that imports them explains itself, or that are only imported by their own program.
@@ -133,9 +133,9 @@ def test_what_cannot_be_asked_for_is_told_in_one_line_with_what_to_write(
 ) -> None:
     for name in ("a", "b"):
         adapter(tmp_path / name, pairs(1))
-    shown = run(*words.split(), "--registry", tmp_path / "none", code=code).stderr
-    assert told in shown
-    assert shown.count("\n") == 1
+    stderr = run(*words.split(), "--registry", tmp_path / "none", code=code).stderr
+    assert told in stderr
+    assert stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", ["list", "info", "validate adapter", "remote list", "pull oci://127.0.0.1:9/team/sql"])

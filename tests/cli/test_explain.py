@@ -68,8 +68,8 @@ def defaults(tree: ast.Module) -> dict[str, str]:
 
 def strings(tree: ast.Module) -> dict[str, str]:
     """The constants of a module that are strings."""
-    found = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
-    return {ast.unparse(node.targets[0]): node.value.value for node in found if isinstance(node.value.value, str)}
+    nodes = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+    return {ast.unparse(node.targets[0]): node.value.value for node in nodes if isinstance(node.value.value, str)}
 
 
 def test_every_code_that_is_raised_is_explained_and_no_other() -> None:
@@ -98,9 +98,9 @@ def test_an_explanation_is_sentences(code: str) -> None:
 
 
 def test_the_command_explains_one_lists_all_and_knows_what_was_meant(run: Run) -> None:
-    shown = run("explain", "rank-config").stdout
-    assert shown.startswith("rank-config: an error reported by `adapterhub validate`\n")
-    assert "`adapterhub fix` writes the ranks" in shown
+    stdout = run("explain", "rank-config").stdout
+    assert stdout.startswith("rank-config: an error reported by `adapterhub validate`\n")
+    assert "`adapterhub fix` writes the ranks" in stdout
     assert "Run `adapterhub list REPOSITORY`" in run("explain", "no-such-tag").stdout
     assert [row["code"] for row in json.loads(run("explain", "--json").stdout)["codes"]] == list(codes())
     assert "Did you mean rank-config?" in run("explain", "rank-confg", code=3).stderr
@@ -108,17 +108,17 @@ def test_the_command_explains_one_lists_all_and_knows_what_was_meant(run: Run) -
 
 def test_a_report_with_problems_leads_to_it_on_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2), r=3)
-    shown = terminal("validate", "sql")
-    assert "`adapterhub explain CODE`" in shown
+    screen = terminal("validate", "sql")
+    assert "`adapterhub explain CODE`" in screen
 
 
 def test_an_error_ends_with_the_code_that_explain_knows(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "sql", pairs(2))
-    told = run("push", "sql", "team/sql", code=None).stderr
+    stderr = run("push", "sql", "team/sql", code=None).stderr
     run("init", code=None)
     for words in (["show", "team/none"], ["pull", "team/none", "-o", "x"], ["merge", "sql", "-o", "x", "--method", "nosuch"]):
-        told = run(*words, code=None).stderr
-        line, code = told.rstrip("\n").removesuffix("]").rsplit("  [", 1)
+        stderr = run(*words, code=None).stderr
+        line, code = stderr.rstrip("\n").removesuffix("]").rsplit("  [", 1)
         assert line.startswith("error: ")
         assert explanation(code) is not None
         assert json.loads(run(*words, "--json", code=None).stdout)["error"]["code"] == code
@@ -150,8 +150,8 @@ def test_of_several_problems_the_first_has_the_code(capsys: pytest.CaptureFixtur
 
 
 def test_the_code_is_dim_on_a_terminal_and_not_in_a_pipe(terminal: Terminal) -> None:
-    shown = terminal("--registry", "none", "list", "team")
-    assert "  \x1b[2m[no-registry]\x1b[0m" in shown
+    screen = terminal("--registry", "none", "list", "team")
+    assert "  \x1b[2m[no-registry]\x1b[0m" in screen
 
 
 @pytest.mark.parametrize("code", STORED)

@@ -51,8 +51,8 @@ def test_search_as_it_is_typed(run: Run, registry: Path) -> None:
 
 @pytest.mark.parametrize("words", [["nowhere"], ['"'], ["NEAR(", "*", "a:b"], ["--", "-x"], ["\udcff"], [""]])
 def test_no_words_are_an_error(run: Run, registry: Path, words: list[str]) -> None:
-    done = run("search", *words)
-    assert done.stderr in ("no matches\n", "")
+    result = run("search", *words)
+    assert result.stderr in ("no matches\n", "")
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,9 @@ def test_a_folder_that_has_changed_is_found_by_its_weights(run: Run, registry: P
 def test_what_no_version_holds_is_exit_3(run: Run, registry: Path) -> None:
     (registry / "other.txt").write_text("other")
     assert "other.txt: no version contains it" in run("find", "other.txt", code=3).stderr
-    some = run("find", "other.txt", "sql", code=3)
-    assert "team/sql:v2" in some.stdout
-    assert some.stderr == "other.txt: no version contains it\n"
+    result = run("find", "other.txt", "sql", code=3)
+    assert "team/sql:v2" in result.stdout
+    assert result.stderr == "other.txt: no version contains it\n"
     run("find", "--sha256", "0" * 64, code=3)
     run("find", "--sha256", "xyz", code=2)
     run("find", "nowhere", code=3)

@@ -46,19 +46,19 @@ def test_it_lists_remotes_with_the_default_one_and_the_project(run: Run, tmp_pat
     found = document(run)
     assert [(one["name"], one["default"]) for one in found["remotes"]] == [("team", True)]
     assert (found["settings"]["project"], found["settings"]["policy"]) == (str(tmp_path / "adapterhub.toml"), True)
-    shown = run("info").stdout
-    assert "team oci://registry.example/adapters (default)" in shown
-    assert "(has a policy)" in shown
+    stdout = run("info").stdout
+    assert "team oci://registry.example/adapters (default)" in stdout
+    assert "(has a policy)" in stdout
 
 
 def test_logins_are_hosts_and_never_secrets(run: Run, tmp_path: Path) -> None:
     (tmp_path / "docker").mkdir()
     (tmp_path / "docker/config.json").write_text('{"auths": {"registry.example": {"auth": "bWU6c2VjcmV0"}}}')
     for args in (("info",), ("info", "--json")):
-        shown = run(*args, env={"DOCKER_CONFIG": str(tmp_path / "docker"), "HF_TOKEN": "hf_secret"}).stdout
-        assert "registry.example" in shown
-        assert "bWU6" not in shown
-        assert "hf_secret" not in shown
+        stdout = run(*args, env={"DOCKER_CONFIG": str(tmp_path / "docker"), "HF_TOKEN": "hf_secret"}).stdout
+        assert "registry.example" in stdout
+        assert "bWU6" not in stdout
+        assert "hf_secret" not in stdout
 
 
 def test_everything_that_is_wrong_is_a_problem_and_exits_with_1(run: Run, tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_everything_that_is_wrong_is_a_problem_and_exits_with_1(run: Run, tmp_pa
     (problem,) = document(run, code=1)["problems"]
     assert "adapterhub.toml: not valid TOML" in problem
     (tmp_path / "adapterhub.toml").write_text("[remotes.team\n")
-    shown = run("info", code=1).stdout
-    assert "problem: " in shown
-    assert "None" not in shown
-    assert "unknown, for the problem below" in shown
-    assert str(tmp_path / "adapterhub.toml") in shown.partition("problem: ")[0]
+    stdout = run("info", code=1).stdout
+    assert "problem: " in stdout
+    assert "None" not in stdout
+    assert "unknown, for the problem below" in stdout
+    assert str(tmp_path / "adapterhub.toml") in stdout.partition("problem: ")[0]
 
 
 def test_a_damaged_registry_is_a_problem(run: Run, tmp_path: Path) -> None:

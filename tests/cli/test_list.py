@@ -41,8 +41,8 @@ def test_which_registry(run: Run, sql: Path, tmp_path: Path) -> None:
     assert names(cwd=inside, env={"ADAPTERHUB_REGISTRY": str(tmp_path / "variable")}) == ["team/variable"]
     flag = str(tmp_path / "flag/registry.db")
     assert names("--registry", flag, cwd=inside, env={"ADAPTERHUB_REGISTRY": str(tmp_path / "variable")}) == ["team/flag"]
-    done = run("--registry", flag, "list", cwd=inside)
-    assert "team/flag:v1" in done.stdout
+    result = run("--registry", flag, "list", cwd=inside)
+    assert "team/flag:v1" in result.stdout
 
 
 @pytest.mark.parametrize("columns", [50, 80, 140])
@@ -52,8 +52,8 @@ def test_a_list_on_a_terminal_fits_and_never_cuts_a_ref(
     monkeypatch.setenv("NO_COLOR", "1")
     run("push", "sql", LONG)
     run("push", "sql", "team/sql:prod")
-    shown = terminal("list", columns=columns)
-    lines = shown.splitlines()
+    screen = terminal("list", columns=columns)
+    lines = screen.splitlines()
     assert any(line.startswith(f"{LONG}:v1") for line in lines)
     assert [line.startswith("not shown for the width: ") for line in lines[3:]] == [True] * ("METHOD" not in lines[0])
     assert all(len(line) <= max(columns, len(LONG) + 3) for line in lines)
@@ -113,10 +113,10 @@ def test_a_tree_names_a_parent_outside_it_by_all_its_names() -> None:
 def test_a_long_tree_is_cut_to_the_screen_but_not_its_tags(screen: int) -> None:
     rows = [row(n, base=f"org/{'long' * 30}\x1b[2J") for n in range(30, 1, -1)]
     rows.append(row(1, tags=("prod",), parents=tuple(f"sha256:{n:064}" for n in range(1, 13))))
-    shown = list(tree.lines(rows, nobody, screen=screen))
-    assert all(len(line) <= screen and "\x1b" not in line for line in shown)
-    assert any(line.startswith("    v1   prod") for line in shown)
-    assert shown[-1] == "    … 19 older versions"
+    lines = list(tree.lines(rows, nobody, screen=screen))
+    assert all(len(line) <= screen and "\x1b" not in line for line in lines)
+    assert any(line.startswith("    v1   prod") for line in lines)
+    assert lines[-1] == "    … 19 older versions"
     whole = list(tree.lines(rows, nobody, screen=None))
     assert len(whole) == 2 + 30 + 1
     assert whole[-1].startswith("      from team/sql:v1, team/sql:v2, ")

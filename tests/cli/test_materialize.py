@@ -66,9 +66,9 @@ def gguf_base(place: Path) -> None:
 )
 def test_a_recipe_is_small_and_makes_the_merge_byte_for_byte_elsewhere(place: Path, run: Any, options: list[str]) -> None:
     run("merge", "team/a", "--into", "base", *options, "-o", "merged", cwd=place)
-    kept = json.loads(run(*KEEP, *options, "--json", cwd=place).stdout)
+    document = json.loads(run(*KEEP, *options, "--json", cwd=place).stdout)
     assert sorted(path.name for path in place.iterdir() if "xdg" not in path.name) == ["a", "a.json", "base", "merged"]
-    assert kept["size"] == (place / "a.json").stat().st_size < 10_000
+    assert document["size"] == (place / "a.json").stat().st_size < 10_000
     (place / "base").rename(place / "moved")
     done = json.loads(run("materialize", "a.json", "--base", "moved", "-o", "out", "--json", cwd=place).stdout)
     assert done["same"]
@@ -97,8 +97,8 @@ def test_an_adapter_that_no_name_is_left_for_is_found_by_its_digest(place: Path,
 
 def test_a_folder_that_is_in_no_registry_is_reported_and_has_to_be_named(place: Path, run: Any) -> None:
     (place / "a" / "README.md").write_text("# Another version\n")
-    said = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "a.json", cwd=place).stderr
-    assert "materialize --adapter" in said
+    stderr = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "a.json", cwd=place).stderr
+    assert "materialize --adapter" in stderr
     missing = run("materialize", "a.json", "-o", "out", cwd=place, code=3).stderr
     assert "is not in the registry" in missing
     assert missing.endswith("[recipe-adapter-missing]\n")
@@ -144,18 +144,18 @@ def test_a_different_result_is_kept_and_reported_in_units_in_the_last_place(plac
     moved = bits.view(dtypes.BF16).astype("<f4")
     file |= {"digest": "sha256:" + 64 * "0", "sample": base64.b64encode(moved.tobytes()).decode()}
     (place / "a.json").write_text(json.dumps(recipe))
-    done = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
-    assert [(one["name"], one["ulps"]) for one in done["differences"]] == [("model.safetensors", 2)]
-    assert done["differences"][0]["what"] == "bytes differ; 3 of the 512 numbers in the recipe differ"
+    document = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
+    assert [(difference["name"], difference["ulps"]) for difference in document["differences"]] == [("model.safetensors", 2)]
+    assert document["differences"][0]["what"] == "bytes differ; 3 of the 512 numbers in the recipe differ"
     assert (place / "out" / "model.safetensors").exists()
 
 
 def test_without_digests_the_merge_is_not_run_and_nothing_is_called_proven(place: Path, run: Any) -> None:
     run(*KEEP, "--no-digest", cwd=place)
-    done = run("materialize", "a.json", "-o", "out", cwd=place)
-    assert "has no digests" in done.stdout
-    assert "byte for byte" not in done.stdout
-    assert "only names, shapes and sizes of the base were compared" in done.stderr
+    result = run("materialize", "a.json", "-o", "out", cwd=place)
+    assert "has no digests" in result.stdout
+    assert "byte for byte" not in result.stdout
+    assert "only names, shapes and sizes of the base were compared" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_a_name_of_an_output_in_a_recipe_leads_nowhere(place: Path, run: Any) ->
     recipe = json.loads((place / "a.json").read_text())
     recipe["output"]["files"].append({"path": "../../etc/passwd", "size": 1, "digest": "sha256:" + 64 * "0"})
     (place / "a.json").write_text(json.dumps(recipe))
-    done = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
-    assert done["differences"] == [{"name": "../../etc/passwd", "what": "missing", "ulps": None}]
+    document = json.loads(run("materialize", "a.json", "-o", "out", "--json", cwd=place, code=1).stdout)
+    assert document["differences"] == [{"name": "../../etc/passwd", "what": "missing", "ulps": None}]
     shutil.rmtree(place / "out")
 
 
@@ -232,9 +232,9 @@ def test_a_name_means_one_model(named: Path, run: Any) -> None:
 
 def test_an_adapter_that_gc_could_not_keep_is_refused(place: Path, run: Any) -> None:
     (place / "a" / "README.md").write_text("# Another version\n")
-    told = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "sql", cwd=place, code=3).stderr
+    stderr = run("merge", "./a", "--into", "base", "--recipe-only", "-o", "sql", cwd=place, code=3).stderr
     what = "is not in this registry, so nothing would keep it for the recipe"
-    assert f": {what}. Push it first, or write the recipe to a .json file  [not-found]\n" in told
+    assert f": {what}. Push it first, or write the recipe to a .json file  [not-found]\n" in stderr
 
 
 def test_fsck_finds_what_a_recipe_lacks(named: Path, run: Any) -> None:
@@ -243,7 +243,9 @@ def test_fsck_finds_what_a_recipe_lacks(named: Path, run: Any) -> None:
     recipe = json.loads((root / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).read_text())
     run("rm", "team/a", cwd=named)
     (root / "blobs" / "sha256" / recipe["adapters"][0]["digest"].removeprefix("sha256:")).unlink()
-    found = json.loads(run("fsck", "--json", cwd=named, code=None).stdout)["findings"]
-    assert [(one["code"], one["where"]) for one in found if one["severity"] == "error"] == [("missing", "merge:sql")]
+    findings = json.loads(run("fsck", "--json", cwd=named, code=None).stdout)["findings"]
+    assert [(finding["code"], finding["where"]) for finding in findings if finding["severity"] == "error"] == [
+        ("missing", "merge:sql")
+    ]
     (root / "blobs" / "sha256" / entry["digest"].removeprefix("sha256:")).unlink()
     assert "nothing was removed" in run("gc", "--grace", "0", cwd=named, code=4).stderr

@@ -39,11 +39,11 @@ def test_a_dry_run_reports_the_same_as_the_merge_and_writes_nothing(place: Path,
     args = ("merge", "./a", "--into", "base", "-o", "out", "--json")
     planned = json.loads(run(*args, "--dry-run", cwd=place).stdout)
     assert sorted(path.name for path in place.iterdir()) == ["a", "base"]
-    done = json.loads(run(*args, cwd=place).stdout)
+    document = json.loads(run(*args, cwd=place).stdout)
     assert planned["output"] is None
-    assert done["output"] == "out"
-    assert {**planned, "output": "out"} == done
-    assert done["touched"][f"{Q}.weight"]["kept"] == pytest.approx(1, abs=0.05)
+    assert document["output"] == "out"
+    assert {**planned, "output": "out"} == document
+    assert document["touched"][f"{Q}.weight"]["kept"] == pytest.approx(1, abs=0.05)
     text = run("merge", "./a", "--into", "base", "-o", "other", "--dry-run", cwd=place).stdout
     assert "nothing written" in text
     assert "LEAST KEPT" in text
@@ -56,11 +56,11 @@ def test_a_base_with_other_names_or_shapes_than_in_training_is_reported(place: P
     other = {name: file.tensor(name) for name in file.tensors} | {"lm_head.weight": np.ones((40, 64), dtypes.BF16)}
     safetensors_file.write(place / "other" / "model.safetensors", other, {"format": "pt"})
     assert "warning" not in run("merge", "team/a", "--into", "base", "-o", "out", cwd=place).stderr
-    done = run("merge", "team/a", "--into", "other", "-o", "out2", "--json", cwd=place)
-    (warning,) = json.loads(done.stdout)["warnings"]
+    result = run("merge", "team/a", "--into", "other", "-o", "out2", "--json", cwd=place)
+    (warning,) = json.loads(result.stdout)["warnings"]
     assert "team/a:v1 was trained on the base sha256:" in warning
     assert "other has tensors of other names or shapes. Check it on that base for the differences" in warning
-    assert done.stderr == f"warning: {warning}\n"
+    assert result.stderr == f"warning: {warning}\n"
 
 
 def test_the_card_names_base_adapters_and_license(place: Path, run: Any) -> None:
@@ -130,8 +130,10 @@ def test_the_training_recorded_in_adapter_json_is_used(place: Path, run: Any) ->
     facts = json.loads((place / "b" / "adapter.json").read_text())
     facts["base"]["quantization"] = "nf4"
     (place / "b" / "adapter.json").write_text(json.dumps(facts))
-    done = json.loads(run("merge", "./b", "--into", "base", "-o", "out", "--onto", "as-trained", "--json", cwd=place).stdout)
-    change = done["touched"][f"{Q}.weight"]
+    document = json.loads(
+        run("merge", "./b", "--into", "base", "-o", "out", "--onto", "as-trained", "--json", cwd=place).stdout
+    )
+    change = document["touched"][f"{Q}.weight"]
     assert change["error_as_trained"] < 0.01 < 0.05 < change["error_original"]
     proof = ("verify-merge", "--base", "base", "--adapter", "./b", "--merged", "out")
     assert "1 exact" in run(*proof, "--onto", "as-trained", cwd=place).stdout
@@ -145,8 +147,8 @@ def test_a_file_in_the_base_s_folder_means_the_folder_and_a_name_reports_what_is
     assert (place / "one" / "model.safetensors").read_bytes() == (place / "two" / "model.safetensors").read_bytes()
     run("push", "./a", "team/a", cwd=place)
     run("base", "add", "mine", "./base", cwd=place)
-    said = run("merge", "./a", "--into", "mine", "-o", "three", cwd=place, code=3).stderr
-    assert "mine: a base in the registry, which has its headers only, and the weights are needed" in said
+    stderr = run("merge", "./a", "--into", "mine", "-o", "three", cwd=place, code=3).stderr
+    assert "mine: a base in the registry, which has its headers only, and the weights are needed" in stderr
 
 
 def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
@@ -164,8 +166,8 @@ def test_a_gguf_adapter_into_a_gguf_base(place: Path, run: Any) -> None:
     gguf_file.write(place / "base.gguf", said, {name: array.astype(np.float32) for name, array in tensors.items()})
     run("convert", "./a", "a.gguf", "--to", "gguf", "--base", "base.gguf", cwd=place)
     run("merge", "./a", "--into", "base.gguf", "-o", "one.gguf", cwd=place)
-    done = json.loads(run("merge", "a.gguf", "--into", "base.gguf", "-o", "two.gguf", "--json", cwd=place).stdout)
-    assert list(done["touched"]) == ["blk.0.attn_q.weight"]
+    document = json.loads(run("merge", "a.gguf", "--into", "base.gguf", "-o", "two.gguf", "--json", cwd=place).stdout)
+    assert list(document["touched"]) == ["blk.0.attn_q.weight"]
     with GGUFFile(place / "one.gguf") as one, GGUFFile(place / "two.gguf") as two:
         for name in one.tensors:
             assert one.raw(name).tobytes() == two.raw(name).tobytes()

@@ -20,11 +20,11 @@ FILTERS = "search"  # its options are filters, each named for the field it compa
 def commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
     context = click.Context(group)
     for name in group.list_commands(context):
-        found = group.get_command(context, name)
-        assert found is not None
-        yield prefix + name, found
-        if isinstance(found, click.Group):
-            yield from commands(found, f"{prefix}{name} ")
+        command = group.get_command(context, name)
+        assert command is not None
+        yield prefix + name, command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix}{name} ")
 
 
 def options() -> dict[str, dict[str, click.Option]]:
@@ -132,9 +132,9 @@ def test_help_and_json_may_come_before_the_command(run: Run) -> None:
 
 @pytest.mark.parametrize("group", [name for name, command in commands(app) if isinstance(command, click.Group)])
 def test_a_group_alone_shows_its_help(run: Run, group: str) -> None:
-    done = run(*group.split())
-    assert done.stdout == run(*group.split(), "--help").stdout
-    assert done.stderr == ""
+    result = run(*group.split())
+    assert result.stdout == run(*group.split(), "--help").stdout
+    assert result.stderr == ""
 
 
 def test_a_mistyped_choice_names_the_one_that_was_meant(run: Run) -> None:

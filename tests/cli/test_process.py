@@ -52,8 +52,8 @@ def test_no_help_imports_anything_heavy() -> None:
         f"    print(command, *sorted({HEAVY | {'numpy', 'rich', 'jsonschema'}} & {{*sys.modules}}), file=sys.stderr)\n"
     )
     environment = {**os.environ, "PYTHONPATH": PATH}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == [*COMMANDS]
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines() == [*COMMANDS]
 
 
 def test_a_pull_and_a_list_import_no_numpy(run: Run, started: Run, sql: Path, tmp_path: Path) -> None:
@@ -118,24 +118,24 @@ def test_the_documented_exit_codes_are_the_classes() -> None:
     ],
 )
 def test_an_error_is_one_line_and_one_code(run: Run, sql: Path, args: list[str], code: int, says: str) -> None:
-    done = run(*args, code=code)
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    result = run(*args, code=code)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
     document = json.loads(run(*args, "--json", code=code).stdout)
     assert document["error"]["exit_code"] == code
     assert [*document["error"]] == ["type", "where", "what", "hint", "exit_code", "code"]
-    for shown in (document["error"]["code"], done.stderr.removesuffix("]\n").rpartition("  [")[2]):
+    for shown in (document["error"]["code"], result.stderr.removesuffix("]\n").rpartition("  [")[2]):
         assert explanation(shown) is not None
 
 
 def test_debug_adds_the_traceback() -> None:
     environment = {**os.environ, "PYTHONPATH": PATH}
     command = [sys.executable, "-m", "adapterhub", "--debug", "validate", "nope"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 3
-    assert "Traceback" in done.stderr
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 3
+    assert "Traceback" in result.stderr
 
 
 def test_a_bug_is_one_line_and_a_report(run: Run, sql: Path, tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_a_bug_is_one_line_and_a_report(run: Run, sql: Path, tmp_path: Path) -> 
     hook.mkdir()
     (hook / "sitecustomize.py").write_text("import adapterhub.checks as c\nc.check = lambda *a, **k: {}['x\\ny']\n")
     path = os.pathsep.join([str(hook), PATH])
-    done = run("validate", "sql", env={"PYTHONPATH": path, "TMPDIR": str(tmp_path)}, code=70)
-    assert done.stderr.count("\n") == 1
+    result = run("validate", "sql", env={"PYTHONPATH": path, "TMPDIR": str(tmp_path)}, code=70)
+    assert result.stderr.count("\n") == 1
     (report,) = tmp_path.glob("adapterhub-crash-*.txt")
-    assert str(report) in done.stderr
-    assert done.stderr.endswith("[internal-error]\n")
+    assert str(report) in result.stderr
+    assert result.stderr.endswith("[internal-error]\n")
     assert "KeyError" in report.read_text()
 
 
@@ -189,11 +189,11 @@ def test_a_signal_ends_it_with_a_word_at_most(tmp_path: Path, number: int, code:
 
 def test_a_path_below_a_file_cannot_be_written(run: Run, sql: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = run("init", "file/registry", code=8)
-    assert done.stderr.count("\n") == 1
-    done = run("convert", "sql", "file/out", "--to", "peft", code=8)
-    assert done.stderr.startswith("error: file/out: its parent is a file, not a folder")
-    assert done.stderr.count("\n") == 1
+    result = run("init", "file/registry", code=8)
+    assert result.stderr.count("\n") == 1
+    result = run("convert", "sql", "file/out", "--to", "peft", code=8)
+    assert result.stderr.startswith("error: file/out: its parent is a file, not a folder")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -222,29 +222,29 @@ def test_a_real_shell_takes_the_script_and_completes(shell: str, tmp_path: Path)
     program = need_program(shell)
     write_program(tmp_path / "adapterhub", "-m", "adapterhub")
     env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": PATH, "HOME": str(tmp_path)}
-    done = subprocess.run(
+    result = subprocess.run(
         [program, "-c", _COMPLETED[shell]], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
-    assert done.stdout.split()[:1] == ["validate"], done.stderr
+    assert result.stdout.split()[:1] == ["validate"], result.stderr
 
 
 def test_no_arguments_is_help(run: Run) -> None:
-    done = run()
-    assert all(f"  {command}" in done.stdout for command in COMMANDS)
+    result = run()
+    assert all(f"  {command}" in result.stdout for command in COMMANDS)
 
 
 def test_findings_are_exit_1_and_no_color_in_a_pipe(run: Run, sql: Path) -> None:
     assert run("validate", "sql", "--base", "base").stdout.endswith("ok: nothing to report\n")
     (sql / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 5, "lora_alpha": 1, "target_modules": ["q_proj"]}')
-    done = run("validate", "sql", "--base", "base", code=1)
+    result = run("validate", "sql", "--base", "base", code=1)
     names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
-    assert f"error[rank-config] adapter_model.safetensors: {', '.join(names)}: rank 2, but" in done.stdout
-    assert "\x1b" not in done.stdout
+    assert f"error[rank-config] adapter_model.safetensors: {', '.join(names)}: rank 2, but" in result.stdout
+    assert "\x1b" not in result.stdout
     assert json.loads(run("validate", "sql", "--json", code=1).stdout)["ok"] is False
 
 
 def test_a_runtime_that_is_asked_for_must_apply_it(run: Run, tmp_path: Path) -> None:
     adapter(tmp_path / "rs", {**pairs(2), **pairs(2, module="model.layers.{}.self_attn.v_proj")}, use_rslora=True)
     run("validate", "rs", "--for", "peft", "--for", "llama.cpp")
-    done = run("validate", "rs", "--for", "sglang", "--format", "github", code=1)
-    assert "title=runtime::sglang wrong: scales by alpha / r" in done.stdout
+    result = run("validate", "rs", "--for", "sglang", "--format", "github", code=1)
+    assert "title=runtime::sglang wrong: scales by alpha / r" in result.stdout

@@ -59,9 +59,9 @@ def test_the_same_version_is_there_already(run: Run, team: Path) -> None:
 
 def test_another_version_replaces_one_that_was_not_modified(run: Run, team: Path, tmp_path: Path) -> None:
     inodes = {path.name: path.stat().st_ino for path in team.iterdir()}
-    done = run("pull", "team/sql:v2", "-o", "out")
-    assert done.stdout.startswith("out: team/sql:v2, ")
-    assert done.stderr.startswith("replaces the version sha256:")
+    result = run("pull", "team/sql:v2", "-o", "out")
+    assert result.stdout.startswith("out: team/sql:v2, ")
+    assert result.stderr.startswith("replaces the version sha256:")
     run("pull", "team/sql:v2", "-o", "fresh")
     assert contents(team) == contents(tmp_path / "fresh")
     same = {name for name, inode in inodes.items() if (team / name).stat().st_ino == inode}
@@ -78,8 +78,8 @@ def test_a_folder_with_changes_is_refused_by_the_names_of_the_files(run: Run, te
         assert "out: exists, and is not as its adapter.json records it: README.md (edited), notes.txt (added)" in error
         assert "--replace" in error
         assert contents(team) == before
-    done = run("pull", "team/sql:v2", "-o", "out", "--replace")
-    assert done.stderr == "replaces what has changed in out: README.md (edited), notes.txt (added)\n"
+    result = run("pull", "team/sql:v2", "-o", "out", "--replace")
+    assert result.stderr == "replaces what has changed in out: README.md (edited), notes.txt (added)\n"
     assert oci_manifest.build(team).digest in run("log", "team/sql", "--json").stdout
     assert not (team / "notes.txt").exists()
 
@@ -154,8 +154,8 @@ def test_a_folder_that_is_read_meanwhile_stays_readable(run: Run, team: Path) ->
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_kill_at_any_rename_leaves_the_old_or_the_new_version(started: Run, team: Path, tmp_path: Path, at: int) -> None:
     old = contents(team)
-    done = started("pull", "team/sql:v2", "-o", "out", code=None, first=_KILL.format(at=at))
-    assert done.returncode == (99 if at < 2 else 0)
+    result = started("pull", "team/sql:v2", "-o", "out", code=None, first=_KILL.format(at=at))
+    assert result.returncode == (99 if at < 2 else 0)
     if team.exists():
         assert contents(team) in (old, contents(tmp_path / "v2") | _manifest(team))
     else:
@@ -178,9 +178,9 @@ def test_a_pull_from_elsewhere_replaces_and_receives_only_what_changed(run: Run,
     shutil.rmtree(team)
     run("pull", f"{address}:v1", "-o", "out", "--registry", "empty")
     inode = (team / "README.md").stat().st_ino
-    done = run("pull", f"{address}:v2", "-o", "out", "--registry", "empty", "--events")
+    result = run("pull", f"{address}:v2", "-o", "out", "--registry", "empty", "--events")
     sizes = {path.name: path.stat().st_size for path in team.iterdir()}
-    totals = [json.loads(line).get("total") for line in done.stderr.splitlines() if line.startswith("{")]
+    totals = [json.loads(line).get("total") for line in result.stderr.splitlines() if line.startswith("{")]
     assert set(totals) <= {None, sizes["adapter.json"] + sizes["adapter_model.safetensors"]}
     assert (team / "README.md").stat().st_ino == inode
     (team / "README.md").write_text("mine")
@@ -272,6 +272,6 @@ def hook(event, args):
 sys.addaudithook(hook)
 """
     before = contents(team)
-    done = started("pull", "team/sql:v2", "-o", "out", code=130, first=stop)
-    assert "interrupted; the same command resumes" in done.stderr
+    result = started("pull", "team/sql:v2", "-o", "out", code=130, first=stop)
+    assert "interrupted; the same command resumes" in result.stderr
     assert contents(team) == before

@@ -43,8 +43,8 @@ def pulled(run: Run, ref: str, folder: Path) -> AdapterManifest:
 
 def test_a_folder_of_a_trainer_is_pushed_with_one_note(run: Run, make: Make, tmp_path: Path) -> None:
     fill(make("sql"))
-    done = run("push", "sql", "team/sql")
-    (note,) = [line for line in done.stderr.splitlines() if "left out" in line]
+    result = run("push", "sql", "team/sql")
+    (note,) = [line for line in result.stderr.splitlines() if "left out" in line]
     assert note.startswith("left out: .gitattributes, checkpoint-10/, ")
     assert note.endswith(" and 3 more")
     run("pull", "team/sql", "-o", "out")
@@ -99,9 +99,9 @@ def test_changed_weights_need_force_and_lose_the_record_with_a_word(
     other = make("other", 3)
     (trained / "adapter_model.safetensors").write_bytes((other / "adapter_model.safetensors").read_bytes())
     assert "files-changed" in run("push", "sql", "team/sql", code=6).stderr
-    done = run("push", "sql", "team/sql", "--force")
-    assert "files-changed" in done.stderr
-    assert "record" in done.stderr
+    result = run("push", "sql", "team/sql", "--force")
+    assert "files-changed" in result.stderr
+    assert "record" in result.stderr
     assert pulled(run, "team/sql", tmp_path / "out").training is None
 
 
@@ -143,10 +143,10 @@ def test_force_is_offered_only_where_it_works(run: Run, make: Make, what: str, t
     breaks(make("sql"))
     refused = run("push", "sql", "team/sql", *to, code=None)
     assert refused.returncode
-    done = run("push", "sql", "team/sql", *to, "--force", code=None)
-    assert ("--force" in refused.stderr) == (done.returncode == 0)
-    assert to or works is (done.returncode == 0)
-    assert ("stored despite" in done.stderr) == (done.returncode == 0)
+    result = run("push", "sql", "team/sql", *to, "--force", code=None)
+    assert ("--force" in refused.stderr) == (result.returncode == 0)
+    assert to or works is (result.returncode == 0)
+    assert ("stored despite" in result.stderr) == (result.returncode == 0)
 
 
 # ---- what is pushed with it
@@ -162,9 +162,9 @@ def test_the_log_shows_the_message_and_the_author_of_a_push(run: Run) -> None:
     run("push", "sql", "team/sql", "-m", "twice the data", env=ADA)
     (entry,) = log(run, "team/sql")
     assert (entry["op"], entry["message"], entry["author"]) == ("push", "twice the data", "Ada")
-    shown = run("log", "team/sql").stdout
-    assert "Ada" in shown
-    assert "twice the data" in shown
+    stdout = run("log", "team/sql").stdout
+    assert "Ada" in stdout
+    assert "twice the data" in stdout
 
 
 @pytest.mark.usefixtures("sql")
@@ -176,8 +176,8 @@ def test_a_user_may_be_named_by_git_or_not_at_all(run: Run) -> None:
 
 @pytest.mark.usefixtures("sql")
 def test_one_push_moves_several_tags(run: Run) -> None:
-    made = json.loads(run("push", "sql", "team/sql", "--tag", "prod", "--tag", "1.0.0", "--json").stdout)
-    assert (made["ref"], made["tags"]) == ("team/sql:v1", ["1.0.0", "latest", "prod"])
+    document = json.loads(run("push", "sql", "team/sql", "--tag", "prod", "--tag", "1.0.0", "--json").stdout)
+    assert (document["ref"], document["tags"]) == ("team/sql:v1", ["1.0.0", "latest", "prod"])
     assert "tagged stage (its bytes were there)" in run("push", "sql", "team/sql", "--tag", "stage", "-m", "try it").stdout
     assert [(entry["op"], entry["tags"], entry["message"]) for entry in log(run, "team/sql")] == [
         ("tag", ["stage"], "try it"),
@@ -237,9 +237,9 @@ def test_latest_stays_at_the_newest_version_and_a_push_of_older_bytes_says_so(ru
     adapter(tmp_path / "newer", pairs(3))
     run("push", "sql", "team/sql")
     run("push", "newer", "team/sql")
-    done = run("push", "sql", "team/sql")
-    assert done.stdout.startswith("already there: team/sql:v1 ")
-    assert "team/sql:latest stays at the newer version" in done.stderr
+    result = run("push", "sql", "team/sql")
+    assert result.stdout.startswith("already there: team/sql:v1 ")
+    assert "team/sql:latest stays at the newer version" in result.stderr
 
 
 @pytest.mark.usefixtures("sql")
@@ -251,9 +251,9 @@ def test_an_author_of_any_length_in_a_log_of_others_is_shown_as_a_harmless_line(
     entry.chmod(0o644)
     entry.write_text(json.dumps(written))
     (tmp_path / "r/registry.db").unlink()
-    shown = run("log", "team/sql", "--registry", "r").stdout
-    assert "\x1b" not in shown
-    assert max(map(len, shown.splitlines())) < 400
+    stdout = run("log", "team/sql", "--registry", "r").stdout
+    assert "\x1b" not in stdout
+    assert max(map(len, stdout.splitlines())) < 400
 
 
 @pytest.mark.usefixtures("sql")
@@ -269,14 +269,14 @@ def test_a_moved_ref_is_a_conflict(run: Run, tmp_path: Path) -> None:
     first = json.loads(run("push", "sql", "team/sql:prod", "--json").stdout)
     other = adapter(tmp_path / "other", pairs(2), lambda _, array: array * 2)
     run("push", other, "team/sql:prod", "--expect", first["digest"])
-    done = run("push", "sql", "team/sql:prod", "--expect", first["digest"], code=7)
-    assert "error: team/sql:prod: moved in the meantime: it is sha256:" in done.stderr
-    assert f", not {first['digest']}. Review that version, then try again  [conflict]\n" in done.stderr
+    result = run("push", "sql", "team/sql:prod", "--expect", first["digest"], code=7)
+    assert "error: team/sql:prod: moved in the meantime: it is sha256:" in result.stderr
+    assert f", not {first['digest']}. Review that version, then try again  [conflict]\n" in result.stderr
 
 
 @pytest.mark.usefixtures("sql")
 def test_push_refuses_to_pin_a_base_that_does_not_fit(run: Run, tmp_path: Path) -> None:
     base(tmp_path / "deep", 3)
-    done = run("push", "sql", "team/sql", "--base", "deep", code=6)
-    assert "base-deeper" in done.stderr
+    result = run("push", "sql", "team/sql", "--base", "deep", code=6)
+    assert "base-deeper" in result.stderr
     assert not (tmp_path / "xdg").exists()

@@ -107,9 +107,9 @@ def test_junit_skips_what_was_not_checked(tmp_path: Path, report: Report) -> Non
 
 
 def test_github_has_one_annotation_for_each_cause(report: Report) -> None:
-    found = [line for line in reports.github([report]).splitlines() if line.startswith("::")]
-    assert [line.partition("title=")[2].partition("::")[0] for line in found] == ["rank-config", "no-magnitude"]
-    assert "and 9 more: rank 4, but" in found[0]
+    lines = [line for line in reports.github([report]).splitlines() if line.startswith("::")]
+    assert [line.partition("title=")[2].partition("::")[0] for line in lines] == ["rank-config", "no-magnitude"]
+    assert "and 9 more: rank 4, but" in lines[0]
 
 
 def test_markdown_means_the_text_alone() -> None:

@@ -26,27 +26,32 @@ def digest(run: Run, tmp_path: Path) -> str:
 
 
 def test_it_prints_the_path_and_the_options(run: Run, digest: str) -> None:
-    done = run("resolve", "team/sql:prod", "--for", "sglang", "--base", "base")
-    path, options = done.stdout.splitlines()
+    result = run("resolve", "team/sql:prod", "--for", "sglang", "--base", "base")
+    path, options = result.stdout.splitlines()
     assert (Path(path) / "adapter_config.json").is_file()
     assert shlex.split(options)[:3] == ["--enable-lora", "--lora-strict-loading", "--max-lora-rank"]
     assert json.loads(shlex.split(options)[-1]) == {"lora_name": f"team/sql@{digest}", "lora_path": path}
-    assert "note: rsLoRA is folded into lora_alpha" in done.stderr
+    assert "note: rsLoRA is folded into lora_alpha" in result.stderr
 
 
 def test_its_document_has_all_that_a_program_needs(run: Run, digest: str, tmp_path: Path) -> None:
-    found = json.loads(run("resolve", f"team/sql@{digest}", "--for", "vllm", "--base", "base", "--json").stdout)
-    assert (found["ref"], found["model"], found["runtime"], found["rank"]) == ("team/sql:v1", f"team/sql@{digest}", "vllm", 2)
-    module = {"name": found["model"], "path": found["path"], "base_model_name": "base"}
-    assert json.loads(found["flags"][-1]) == module
-    assert Path(found["path"]).is_relative_to(tmp_path / "xdg-cache/adapterhub/served")
+    document = json.loads(run("resolve", f"team/sql@{digest}", "--for", "vllm", "--base", "base", "--json").stdout)
+    assert (document["ref"], document["model"], document["runtime"], document["rank"]) == (
+        "team/sql:v1",
+        f"team/sql@{digest}",
+        "vllm",
+        2,
+    )
+    module = {"name": document["model"], "path": document["path"], "base_model_name": "base"}
+    assert json.loads(document["flags"][-1]) == module
+    assert Path(document["path"]).is_relative_to(tmp_path / "xdg-cache/adapterhub/served")
 
 
 def test_a_misfit_is_exit_6_with_the_code_of_a_check(run: Run, digest: str, tmp_path: Path) -> None:
     adapter(tmp_path / "odd", {**QV, **pairs(1, module="model.layers.{}.other.x_proj")})
     run("push", "odd", "team/odd")
-    done = run("resolve", "team/odd", "--for", "vllm", "--base", "base", "--json", code=6)
-    error = json.loads(done.stdout)["error"]
+    result = run("resolve", "team/odd", "--for", "vllm", "--base", "base", "--json", code=6)
+    error = json.loads(result.stdout)["error"]
     assert (error["where"], error["code"]) == ("team/odd:v1", "no-such-module")
     assert "such as model.layers.0.other.x_proj" in error["what"]
 
@@ -62,9 +67,9 @@ def test_a_misfit_is_exit_6_with_the_code_of_a_check(run: Run, digest: str, tmp_
     ],
 )
 def test_what_cannot_be_resolved_is_one_line(run: Run, digest: str, words: list[str], code: int, says: str) -> None:
-    done = run("resolve", *words, code=code)
-    assert says in done.stderr
-    assert done.stdout == ""
+    result = run("resolve", *words, code=code)
+    assert says in result.stderr
+    assert result.stdout == ""
 
 
 def test_a_gc_removes_what_was_not_resolved_for_a_month(run: Run, digest: str, tmp_path: Path) -> None:

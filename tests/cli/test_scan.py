@@ -21,22 +21,22 @@ def registry(run: Run, make: Make) -> None:
 def test_an_adapter_is_compared_with_the_others_of_its_base_by_number(run: Run, make: Make, registry: None) -> None:
     make("other", seed=9, base_model_name_or_path="org/other")
     run("push", "other", "team/other")
-    found = json.loads(run("scan", "team/a", "--json").stdout)
-    assert found["weights"]["base"] == "org/base"
-    assert found["weights"]["population"] == 2
-    assert {one["n"] for one in (*found["weights"]["kinds"], *found["weights"]["modules"])} == {2}
-    assert len(found["weights"]["modules"]) == 4
+    document = json.loads(run("scan", "team/a", "--json").stdout)
+    assert document["weights"]["base"] == "org/base"
+    assert document["weights"]["population"] == 2
+    assert {one["n"] for one in (*document["weights"]["kinds"], *document["weights"]["modules"])} == {2}
+    assert len(document["weights"]["modules"]) == 4
     again = json.loads(run("scan", "team/a", "--json").stdout)  # the numbers of others from the cache
-    assert again == found
+    assert again == document
     run("fsck")
 
 
 def test_the_report_has_no_verdict(run: Run, make: Make) -> None:
-    done = run("scan", make("a"))
-    assert "found nothing of what scan looks for, which proves nothing about the rest" in done.stdout
-    assert "No verdict follows from them." in done.stdout
+    result = run("scan", make("a"))
+    assert "found nothing of what scan looks for, which proves nothing about the rest" in result.stdout
+    assert "No verdict follows from them." in result.stdout
     for word in ("safe", "clean", "harmless", "trusted", "secure"):
-        assert word not in done.stdout.lower()
+        assert word not in result.stdout.lower()
 
 
 def test_an_error_exits_1_and_a_warning_only_with_strict(run: Run, make: Make) -> None:
@@ -62,6 +62,6 @@ def test_sarif_has_the_problems(run: Run, make: Make) -> None:
 def test_a_folder_that_is_no_adapter_is_scanned(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.pkl").write_bytes(malicious.pickled())
-    done = run("scan", "x", code=1)
-    assert "error[pickle]" in done.stdout
-    assert "no numbers of weights" in done.stdout
+    result = run("scan", "x", code=1)
+    assert "error[pickle]" in result.stdout
+    assert "no numbers of weights" in result.stdout

@@ -44,6 +44,6 @@ def test_the_commands_on_refs(run: Run, registry: Registry) -> None:
 def test_a_tag_that_pushes_set_is_refused(run: Run, registry: Registry) -> None:
     registry.close()
     for name, code in (("latest", "[latest-tag]"), ("v3", "[version-number]")):
-        done = run("tag", "team/sql:v1", name, "--registry", registry.root, code=None)
-        assert done.returncode
-        assert done.stderr.endswith(f"{code}\n")
+        result = run("tag", "team/sql:v1", name, "--registry", registry.root, code=None)
+        assert result.returncode
+        assert result.stderr.endswith(f"{code}\n")

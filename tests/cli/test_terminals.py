@@ -202,8 +202,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked
         "hub user add grace",
         "hub namespace set grace --readers members",
     ):
-        done = world.piped(line.split())
-        assert done.returncode == 0, (line, done.stderr)
+        result = world.piped(line.split())
+        assert result.returncode == 0, (line, result.stderr)
     return world
 
 
@@ -222,10 +222,10 @@ BROKEN = ["--no-such-option", "--json"]
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_json_is_one_document_without_color(world: World, name: str) -> None:
-    done = world.piped([*words(name), "--json"])
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
-    assert "--help" in words(name) or isinstance(json.loads(done.stdout), dict)
+    result = world.piped([*words(name), "--json"])
+    assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "--help" in words(name) or isinstance(json.loads(result.stdout), dict)
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -265,9 +265,9 @@ def test_an_error_that_nobody_reads_is_one_line_at_most(world: World) -> None:
 def test_an_output_that_is_full_is_one_line(world: World, name: str) -> None:
     with open("/dev/full", "w") as full:
         code, complaint = world.into(words(name), full.fileno())
-    said = [line for line in complaint.splitlines() if line.startswith("error: ")]
-    assert (code, len(said)) == (8, 1), complaint
-    assert "no space left on device" in said[0]
+    lines = [line for line in complaint.splitlines() if line.startswith("error: ")]
+    assert (code, len(lines)) == (8, 1), complaint
+    assert "no space left on device" in lines[0]
     assert "Traceback" not in complaint
 
 
@@ -330,18 +330,18 @@ sys.addaudithook(event)
 @pytest.mark.parametrize("name", LEAVES)
 def test_ctrl_c_is_one_line(world: World, made: World, tmp_path: Path, name: str) -> None:
     """A third and two thirds of the way through its work with files, sockets and databases."""
-    done = world.piped(words(name), _INTERRUPT.format(moment=None))
-    assert "\x1b" not in done.stdout + done.stderr
+    result = world.piped(words(name), _INTERRUPT.format(moment=None))
+    assert "\x1b" not in result.stdout + result.stderr
     moments = int((world.folder / "moments").read_text())
     for third in (1, 2):
         again = World(shutil.copytree(made.folder, tmp_path / str(third)), made._server)
         moment = moments * third // 3
-        done = again.piped(words(name), _INTERRUPT.format(moment=moment))
-        assert done.returncode == 130, (done.returncode, done.stderr)
+        result = again.piped(words(name), _INTERRUPT.format(moment=moment))
+        assert result.returncode == 130, (result.returncode, result.stderr)
         if moment:  # else it comes before anything has begun
-            assert done.stderr.startswith("interrupted")
-            assert ("the same command resumes" in done.stderr) == (name in TRANSFERS)
-            assert done.stderr.count("\n") == 1, done.stderr
+            assert result.stderr.startswith("interrupted")
+            assert ("the same command resumes" in result.stderr) == (name in TRANSFERS)
+            assert result.stderr.count("\n") == 1, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -364,12 +364,12 @@ def test_a_full_disk_is_one_line(small_disk: Path, made: World, name: str) -> No
         with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
             while filler.write(bytes(1 << 16)):
                 pass
-        done = world.piped(words(name))
+        result = world.piped(words(name))
         if name == "info":  # whose result is a list of problems
-            assert "disk is full" in done.stdout
-        elif done.returncode:
-            assert (done.returncode, done.stderr.count("\n")) == (8, 1), done.stderr
-            assert "locked" not in done.stderr  # by the command itself, which had given up an earlier attempt
+            assert "disk is full" in result.stdout
+        elif result.returncode:
+            assert (result.returncode, result.stderr.count("\n")) == (8, 1), result.stderr
+            assert "locked" not in result.stderr  # by the command itself, which had given up an earlier attempt
     finally:
         shutil.rmtree(small_disk / "w")
         (small_disk / "filler").unlink()

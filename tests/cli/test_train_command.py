@@ -108,18 +108,18 @@ def test_what_libraries_tell_programmers_is_not_shown(run: Run, config: Path, tm
     tokenizer = tmp_path / "tiny" / "tokenizer_config.json"
     tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "model_max_length": 4}))
     config.write_text(config.read_text() + "checkpointing = true\n")
-    said = run("train", "letters.toml").stderr
-    assert "step 3/3" in said
-    assert "longer than" not in said
-    assert "Warning" not in said
+    stderr = run("train", "letters.toml").stderr
+    assert "step 3/3" in stderr
+    assert "longer than" not in stderr
+    assert "Warning" not in stderr
 
 
 def test_training_shows_a_bar_on_a_terminal(terminal: Terminal, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    shown = terminal("train", "letters.toml")
-    assert "tokens/s" in shown
-    assert "━" in shown
-    assert "held-out perplexity" in shown
+    screen = terminal("train", "letters.toml")
+    assert "tokens/s" in screen
+    assert "━" in screen
+    assert "held-out perplexity" in screen
 
 
 @pytest.mark.parametrize(
@@ -131,18 +131,18 @@ def test_training_shows_a_bar_on_a_terminal(terminal: Terminal, config: Path, mo
 )
 def test_an_invalid_config_is_refused(run: Run, tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "letters.toml").write_text(text)
-    done = run("train", "letters.toml", code=2)
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    result = run("train", "letters.toml", code=2)
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_plan_reports_the_memory_needed_and_trains_nothing(run: Run, config: Path, tmp_path: Path) -> None:
-    shown = run("train", "letters.toml", "--dry-run").stdout
-    assert "trains 3.3 k of" in shown
+    stdout = run("train", "letters.toml", "--dry-run").stdout
+    assert "trains 3.3 k of" in stdout
     for part in ("base", "adapter", "gradients", "optimizer", "activations", "logits", "interpreter", "peak"):
-        assert f"\n{part} " in shown
-    assert "micro_rows = 1" in shown
-    assert "full fine-tuning in float32 needs at least" in shown
+        assert f"\n{part} " in stdout
+    assert "micro_rows = 1" in stdout
+    assert "full fine-tuning in float32 needs at least" in stdout
     plan = json.loads(run("train", "letters.toml", "--dry-run", "--json").stdout)
     memory = plan["memory"]
     assert memory["total"] == sum(size for part, size in memory.items() if part != "total")
@@ -157,24 +157,24 @@ def test_a_plan_is_made_for_a_card_that_is_not_here(run: Run, config: Path) -> N
     assert plan["data"]["steps"] == 3
     assert plan["data"]["seconds_at_least"] is None  # of another machine
     assert json.loads(run(*card, "--memory", "1MB", code=6).stdout)["fits"] is False
-    done = run("train", "letters.toml", "--memory", "24GiB", code=2)
-    assert "--memory: plans for a device, and nothing is trained on it. Add --dry-run" in done.stderr
+    result = run("train", "letters.toml", "--memory", "24GiB", code=2)
+    assert "--memory: plans for a device, and nothing is trained on it. Add --dry-run" in result.stderr
     assert "'much' is not a size. Write it like" in run(*card, "--memory", "much", code=2).stderr
 
 
 def test_a_dry_run_reads_the_data_and_counts_steps(run: Run, config: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "a b", "completion": "c d"}\n' * 8)
-    shown = run("train", "letters.toml", "--dry-run").stdout
-    assert "train.jsonl    prompts with completions, 8 examples" in shown
-    assert "8 to train on, 8 held out" in shown
-    assert "steps     3 of 2 rows, 16 tokens each; an epoch is 2" in shown
-    assert "at least" in shown
+    stdout = run("train", "letters.toml", "--dry-run").stdout
+    assert "train.jsonl    prompts with completions, 8 examples" in stdout
+    assert "8 to train on, 8 held out" in stdout
+    assert "steps     3 of 2 rows, 16 tokens each; an epoch is 2" in stdout
+    assert "at least" in stdout
     data = json.loads(run("train", "letters.toml", "--dry-run", "--json").stdout)["data"]
     assert (data["documents"], data["rows"], data["steps"], data["steps_per_epoch"]) == (8, 3, 3, 2)
     assert data["trained_tokens"] == 24
     (tmp_path / "train.jsonl").write_text('{"text": 3}\n{\n')
-    done = run("train", "letters.toml", "--dry-run", code=4)
-    assert [line.partition(": ")[2][:15] for line in done.stderr.splitlines()] == ["train.jsonl:1: ", "train.jsonl:2: "]
+    result = run("train", "letters.toml", "--dry-run", code=4)
+    assert [line.partition(": ")[2][:15] for line in result.stderr.splitlines()] == ["train.jsonl:1: ", "train.jsonl:2: "]
     assert len(json.loads(run("train", "letters.toml", "--dry-run", "--json", code=4).stdout)["error"]["problems"]) == 2
     (tmp_path / "train.jsonl").unlink()
     assert "train.jsonl: no such file" in run("train", "letters.toml", "--dry-run", code=3).stderr
@@ -183,34 +183,34 @@ def test_a_dry_run_reads_the_data_and_counts_steps(run: Run, config: Path, tmp_p
 
 
 def test_a_value_is_set_on_the_command_line_and_recorded(run: Run, config: Path, tmp_path: Path) -> None:
-    done = json.loads(run("train", "letters.toml", "--set", "train.steps=1", "--set", "lora.r=1", "--json").stdout)
-    assert done["steps"] == 1
+    document = json.loads(run("train", "letters.toml", "--set", "train.steps=1", "--set", "lora.r=1", "--json").stdout)
+    assert document["steps"] == 1
     recorded = json.loads((tmp_path / "letters" / "adapter.json").read_text())["training"]["config"]
     assert (recorded["train"]["steps"], recorded["lora"]["r"]) == (1, 1)
-    said = run("train", "letters.toml", "--set", "train.stps=1", code=2).stderr
-    assert "train.stps=1: unknown key. Did you mean steps?" in said
+    stderr = run("train", "letters.toml", "--set", "train.stps=1", code=2).stderr
+    assert "train.stps=1: unknown key. Did you mean steps?" in stderr
 
 
 def test_a_training_that_cannot_fit_does_not_start(run: Run, config: Path, tmp_path: Path) -> None:
     huge = config.read_text().replace("sequence = 16", "sequence = 65536").replace("rows = 2", "rows = 4194304")
     config.write_text(huge)
     for extra in ([], ["--dry-run"]):
-        done = run("train", "letters.toml", *extra, code=6)
-        assert "are free" in done.stderr
-        assert "--force" in done.stderr
-        assert done.stderr.endswith("[training-memory]\n")
-        assert done.stderr.count("\n") == 1
-        assert ("\npeak " in done.stdout) == bool(extra)
+        result = run("train", "letters.toml", *extra, code=6)
+        assert "are free" in result.stderr
+        assert "--force" in result.stderr
+        assert result.stderr.endswith("[training-memory]\n")
+        assert result.stderr.count("\n") == 1
+        assert ("\npeak " in result.stdout) == bool(extra)
     assert json.loads(run("train", "letters.toml", "--dry-run", "--json", code=6).stdout)["fits"] is False
     assert "peak" in run("train", "letters.toml", "--dry-run", "--force").stdout
     assert not (tmp_path / "letters").exists()
 
 
 def test_a_training_is_pushed_and_continues_from_the_pushed_version(run: Run, config: Path, tmp_path: Path) -> None:
-    done = json.loads(run("train", "letters.toml", "--push", "team/letters:first", "--json").stdout)
-    assert (done["pushed"]["ref"], done["pushed"]["tags"]) == ("team/letters:v1", ["first", "latest"])
-    shown = run("train", "letters.toml", "-o", "more", "--from", "team/letters:first", "--push", "team/letters").stdout
-    assert "pushed team/letters:v2" in shown
+    document = json.loads(run("train", "letters.toml", "--push", "team/letters:first", "--json").stdout)
+    assert (document["pushed"]["ref"], document["pushed"]["tags"]) == ("team/letters:v1", ["first", "latest"])
+    stdout = run("train", "letters.toml", "-o", "more", "--from", "team/letters:first", "--push", "team/letters").stdout
+    assert "pushed team/letters:v2" in stdout
     nodes = json.loads(run("lineage", "team/letters:v2", "--json").stdout)["nodes"]
     assert [node["how"] for node in nodes if "team/letters:v2" in node["refs"]] == ["trained further"]
     again = run("rebuild", "team/letters:v2", code=6).stderr
@@ -230,8 +230,8 @@ def test_a_push_that_cannot_be_is_refused_before_and_one_that_fails_keeps_the_fo
     assert not (tmp_path / "letters").exists()
     run("train", "letters.toml", "--push", "team/letters", "-o", "one")
     run("rm", "team/letters")
-    done = run("train", "letters.toml", "--push", "team/letters", code=7)
-    assert "The adapter is in letters; `adapterhub push ./letters team/letters` tries again" in done.stderr
+    result = run("train", "letters.toml", "--push", "team/letters", code=7)
+    assert "The adapter is in letters; `adapterhub push ./letters team/letters` tries again" in result.stderr
     assert (tmp_path / "letters" / "adapter.json").exists()
 
 
@@ -239,17 +239,19 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
     run("init")
     before = json.loads(run("train", "letters.toml", "--push", "team/letters", "--json").stdout)
     asked = ("--data", "heldout.jsonl", "--base", "tiny", "--threads", "1")
-    done = json.loads(run("eval", "team/letters", *asked, "--gate", "ppl<1000", "--json").stdout)
-    assert done["metrics"]["perplexity"] == before["perplexity_after"]
-    assert (done["ok"], done["recorded"], done["ref"]) == (True, "team/letters:v1", "team/letters:v1")
-    assert done["gates"] == [{"gate": "ppl<1000", "metric": "perplexity", "value": done["metrics"]["perplexity"], "ok": True}]
-    bound = f"eval_perplexity<{done['metrics']['perplexity'] + 0.1:.3f}"
+    document = json.loads(run("eval", "team/letters", *asked, "--gate", "ppl<1000", "--json").stdout)
+    assert document["metrics"]["perplexity"] == before["perplexity_after"]
+    assert (document["ok"], document["recorded"], document["ref"]) == (True, "team/letters:v1", "team/letters:v1")
+    assert document["gates"] == [
+        {"gate": "ppl<1000", "metric": "perplexity", "value": document["metrics"]["perplexity"], "ok": True}
+    ]
+    bound = f"eval_perplexity<{document['metrics']['perplexity'] + 0.1:.3f}"
     assert json.loads(run("search", "--metric", bound, "--json").stdout)["total"] == 1
-    assert json.loads(run("show", "team/letters", "--json").stdout)["evaluations"][0]["metrics"] == done["metrics"]
-    shown = run("eval", "./letters", *asked, "--gate", "ppl/base<0.001", code=1).stdout
-    assert "with the adapter" in shown
-    assert "FAILED: ppl/base<0.001" in shown
-    assert "recorded" not in shown
+    assert json.loads(run("show", "team/letters", "--json").stdout)["evaluations"][0]["metrics"] == document["metrics"]
+    stdout = run("eval", "./letters", *asked, "--gate", "ppl/base<0.001", code=1).stdout
+    assert "with the adapter" in stdout
+    assert "FAILED: ppl/base<0.001" in stdout
+    assert "recorded" not in stdout
 
 
 @pytest.mark.parametrize(
@@ -262,9 +264,9 @@ def test_an_adapter_is_measured_against_its_base_and_gated(run: Run, config: Pat
     ],
 )
 def test_an_invalid_evaluation_is_refused(run: Run, tmp_path: Path, extra: list[str], says: str, code: int) -> None:
-    done = run("eval", "./letters", "--data", "heldout.jsonl", "--base", "tiny", *extra, code=code)
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    result = run("eval", "./letters", "--data", "heldout.jsonl", "--base", "tiny", *extra, code=code)
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_new_config_trains_when_its_paths_are_filled_in(run: Run, config: Path, tmp_path: Path) -> None:
@@ -277,9 +279,9 @@ def test_a_new_config_trains_when_its_paths_are_filled_in(run: Run, config: Path
 
 
 def test_defaults_are_explained_one_or_all(run: Run) -> None:
-    shown = run("train", "--explain", "targets").stdout
-    assert shown.startswith('[lora] targets = "all-linear"\n')
-    assert "QLoRA paper" in shown
+    stdout = run("train", "--explain", "targets").stdout
+    assert stdout.startswith('[lora] targets = "all-linear"\n')
+    assert "QLoRA paper" in stdout
     keys = json.loads(run("train", "--explain", "--json").stdout)["keys"]
     assert {key["section"] for key in keys} == {"base", "data", "lora", "train", "preference", "card"}
     assert "Did you mean targets?" in run("train", "--explain", "target", code=2).stderr

@@ -47,12 +47,12 @@ def test_without_names_nothing_is_registered_and_vllm_not_imported(value: str | 
 
 @pytest.mark.usefixtures("allowed")
 def test_what_is_not_said_is_the_careful_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = vllm_settings.settings()
-    assert found is not None
-    assert (found.allowed.patterns, found.pin, found.base) == (("team/*", "other/sql"), False, "")
-    assert found.address("team/sql:v2") == "team/sql:v2"
+    settings = vllm_settings.settings()
+    assert settings is not None
+    assert (settings.allowed.patterns, settings.pin, settings.base) == (("team/*", "other/sql"), False, "")
+    assert settings.address("team/sql:v2") == "team/sql:v2"
     monkeypatch.setenv("ADAPTERHUB_REGISTRY", str(tmp_path / "mine"))
-    assert found.workspace().folder() == tmp_path / "mine"
+    assert settings.workspace().folder() == tmp_path / "mine"
     monkeypatch.setenv("ADAPTERHUB_VLLM_TAGS", "latest")
     with pytest.raises(RuntimeError, match="ADAPTERHUB_VLLM_TAGS='latest' is not one of refuse, pin"):
         vllm_settings.settings()
@@ -71,10 +71,10 @@ def test_a_remote_is_a_url_or_a_name(remote: str, address: str, tmp_path: Path, 
     (tmp_path / "config/adapterhub").mkdir(parents=True)
     (tmp_path / "config/adapterhub/config.toml").write_text('[remotes.prod]\nurl = "oci://prod.example"\n')
     monkeypatch.setenv("ADAPTERHUB_REMOTE", remote)
-    found = vllm_settings.settings()
-    assert found is not None
-    assert found.address("team/sql:v2") == address
-    assert found.remote == ("prod" if remote == "prod" else "")
+    settings = vllm_settings.settings()
+    assert settings is not None
+    assert settings.address("team/sql:v2") == address
+    assert settings.remote == ("prod" if remote == "prod" else "")
 
 
 @pytest.mark.usefixtures("allowed")
@@ -89,7 +89,7 @@ def test_vllm_does_not_start_with_a_remote_that_is_none(remote: str, monkeypatch
 @pytest.mark.usefixtures("allowed")
 def test_a_name_without_a_remote_is_the_operator_s_error_and_not_a_missing_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAPTERHUB_REMOTE", "nobody")
-    found = vllm_settings.settings()
-    assert found is not None
+    settings = vllm_settings.settings()
+    assert settings is not None
     with pytest.raises(LocalIOError, match="no remote of this name"):
-        found.address("team/sql:v2")
+        settings.address("team/sql:v2")

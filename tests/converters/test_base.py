@@ -23,13 +23,13 @@ from tests.support import tiny
 )
 def test_both_forms_of_a_model_are_one_base(tmp_path: Path, name: str, tied: bool) -> None:
     need_module("transformers")
-    made = tiny.model(name, tie_word_embeddings=tied)
-    made.save_pretrained(tmp_path / "hf")
-    hf, gguf = read_base(tmp_path / "hf"), read_base(tiny.write_gguf(made, tmp_path / "m.gguf"))
+    model = tiny.model(name, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "hf")
+    hf, gguf = read_base(tmp_path / "hf"), read_base(tiny.write_gguf(model, tmp_path / "m.gguf"))
     assert hf.fingerprint == gguf.fingerprint
     assert hf.fingerprint is not None
     assert (hf.architecture, hf.model_type, hf.tied) == (gguf.architecture, gguf.model_type, gguf.tied) == (
-        name, made.config.model_type, tied,
+        name, model.config.model_type, tied,
     )  # fmt: skip
     for key, value in gguf.config.items():
         if key in hf.config and not (key == "rope_theta" and name.startswith("Gemma3")):
@@ -243,8 +243,8 @@ def test_an_index_that_names_more_than_its_files_have_is_reported(tmp_path: Path
 
 
 def test_one_tensor_with_two_shapes_is_refused(tmp_path: Path) -> None:
-    other = sharded(tmp_path / "m") / "model-00003-of-00003.safetensors"
-    safetensors_file.write(other, {"model.norm.weight": np.zeros(4, np.float32)})
+    path = sharded(tmp_path / "m") / "model-00003-of-00003.safetensors"
+    safetensors_file.write(path, {"model.norm.weight": np.zeros(4, np.float32)})
     with pytest.raises(FormatError, match=r"tensor 'model.norm.weight' is F32 \(4,\), in another file F32 \(8,\)"):
         read_base(tmp_path / "m")
 

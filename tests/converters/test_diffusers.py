@@ -138,8 +138,8 @@ def test_a_convolution_that_pefts_loha_flattens_has_its_kernel_again(tmp_path: P
     )
     convert.convert(tmp_path / "a", tmp_path / "x", to="diffusers")
     (delta,) = convert.read(tmp_path / "x").deltas.values()
-    wanted = 1.5 * (factors["w1_a"] @ factors["w1_b"]) * (factors["w2_a"] @ factors["w2_b"])
-    np.testing.assert_allclose(dense(delta), wanted.reshape(6, 4, 3, 3), rtol=1e-4, atol=1e-5)
+    expected = 1.5 * (factors["w1_a"] @ factors["w1_b"]) * (factors["w2_a"] @ factors["w2_b"])
+    np.testing.assert_allclose(dense(delta), expected.reshape(6, 4, 3, 3), rtol=1e-4, atol=1e-5)
 
 
 def test_kohya_records_the_true_alpha(tmp_path: Path) -> None:

@@ -123,11 +123,11 @@ def loaded(model: Any, path: Path, *, sdxl: bool = True) -> Any:
 @pytest.mark.parametrize("sdxl", [True, False])
 def test_diffusers_computes_with_our_file_what_peft_computes(tmp_path: Path, *, sdxl: bool, to: str) -> None:
     plain = output(unet(sdxl=sdxl))
-    wanted = adapter(unet(sdxl=sdxl), tmp_path / "a", target_modules=EVERYWHERE)
+    expected = adapter(unet(sdxl=sdxl), tmp_path / "a", target_modules=EVERYWHERE)
     formats.convert(tmp_path / "a", tmp_path / "x.safetensors", to=to)
-    found = loaded(unet(sdxl=sdxl), tmp_path / "x.safetensors", sdxl=sdxl)
-    assert (wanted - plain).abs().max() > 0.1
-    assert (found - wanted).abs().max() < 1e-5
+    loaded_model = loaded(unet(sdxl=sdxl), tmp_path / "x.safetensors", sdxl=sdxl)
+    assert (expected - plain).abs().max() > 0.1
+    assert (loaded_model - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -139,10 +139,10 @@ def test_diffusers_computes_with_our_file_what_peft_computes(tmp_path: Path, *, 
     ids=str,
 )  # fmt: skip
 def test_diffusers_reads_all_of_pefts_config_in_our_header(tmp_path: Path, config: dict[str, Any]) -> None:
-    wanted = adapter(unet(sdxl=True), tmp_path / "a", target_modules=["to_q", "to_k", "proj_in"], **config)
+    expected = adapter(unet(sdxl=True), tmp_path / "a", target_modules=["to_q", "to_k", "proj_in"], **config)
     formats.convert(tmp_path / "a", tmp_path / "x.safetensors", to="diffusers")
-    found = loaded(unet(sdxl=True), tmp_path / "x.safetensors")
-    assert (found - wanted).abs().max() < 1e-5
+    loaded_model = loaded(unet(sdxl=True), tmp_path / "x.safetensors")
+    assert (loaded_model - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("to", ["kohya", "diffusers"])
@@ -151,11 +151,11 @@ def test_flux_too(tmp_path: Path, to: str, targets: list[str]) -> None:
     model = flux()
     model.save_pretrained(str(tmp_path / "transformer"))
     plain = output(model)
-    wanted = adapter(flux(), tmp_path / "a", target_modules=targets, exclude_modules="single.*")
+    expected = adapter(flux(), tmp_path / "a", target_modules=targets, exclude_modules="single.*")
     spec = bases.read_base(tmp_path / "transformer")
     formats.convert(tmp_path / "a", tmp_path / "x.safetensors", to=to, base=spec)
-    assert (wanted - plain).abs().max() > 0.01
-    assert (loaded(flux(), tmp_path / "x.safetensors") - wanted).abs().max() < 1e-5
+    assert (expected - plain).abs().max() > 0.01
+    assert (loaded(flux(), tmp_path / "x.safetensors") - expected).abs().max() < 1e-5
 
 
 def test_we_read_what_diffusers_saves(tmp_path: Path) -> None:
@@ -179,8 +179,8 @@ def test_we_read_what_diffusers_saves(tmp_path: Path) -> None:
     assert len(found.deltas) == len(state) / 2
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
-            wanted = module.get_delta_weight("default").detach().numpy()
-            np.testing.assert_allclose(dense(found.deltas[f"unet.{name}"]), wanted, rtol=1e-4, atol=1e-4)
+            expected = module.get_delta_weight("default").detach().numpy()
+            np.testing.assert_allclose(dense(found.deltas[f"unet.{name}"]), expected, rtol=1e-4, atol=1e-4)
 
 
 FAMILIES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
@@ -243,8 +243,8 @@ def test_the_last_layers_halves_are_turned_as_diffusers_turns_them(tmp_path: Pat
     path = kohya_file(tmp_path / "x.safetensors", {"lora_unet_final_layer_adaLN_modulation_1": (12, 8)}, header)
     with safetensors_file.SafetensorsFile(path) as file:
         (up,) = (file.tensor(name) for name in file.tensors if "up" in name)
-    wanted = swap_scale_shift(torch.from_numpy(up)).numpy()
-    np.testing.assert_array_equal(formats.read(path).deltas["transformer.norm_out.linear"].lora_B, wanted)  # type: ignore[union-attr]
+    expected = swap_scale_shift(torch.from_numpy(up)).numpy()
+    np.testing.assert_array_equal(formats.read(path).deltas["transformer.norm_out.linear"].lora_B, expected)  # type: ignore[union-attr]
 
 
 def same_as_diffusers(path: Path, convert: str) -> None:
@@ -278,8 +278,8 @@ def same_as_diffusers(path: Path, convert: str) -> None:
             wide = found.scaling * found.lora_B.astype(np.float64) @ (found.lora_A.astype(np.float64) @ vectors)
             np.testing.assert_allclose(wide, scale * lora_B @ (lora_A @ vectors), rtol=1e-5, atol=1e-4)
             continue
-        wanted = scale * lora_B.reshape(len(lora_B), -1) @ lora_A.reshape(len(lora_A), -1)
-        np.testing.assert_allclose(dense(found).reshape(wanted.shape), wanted, rtol=1e-5, atol=1e-5)
+        expected = scale * lora_B.reshape(len(lora_B), -1) @ lora_A.reshape(len(lora_A), -1)
+        np.testing.assert_allclose(dense(found).reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_diffusers_own_kohya_export_loses_the_alpha_and_ours_does_not(tmp_path: Path) -> None:

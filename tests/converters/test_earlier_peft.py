@@ -52,8 +52,8 @@ def merged(name: str, folder: Path) -> dict[str, np.ndarray]:
     """The weights of a model with an adapter merged by peft."""
     import peft
 
-    found = peft.PeftModel.from_pretrained(model(name), str(folder)).merge_and_unload().state_dict()
-    return {key: tensor.numpy() for key, tensor in found.items()}
+    state_dict = peft.PeftModel.from_pretrained(model(name), str(folder)).merge_and_unload().state_dict()
+    return {key: tensor.numpy() for key, tensor in state_dict.items()}
 
 
 def in_layout(name: str, version: str, folder: Path) -> dict[str, np.ndarray]:
@@ -64,14 +64,14 @@ def in_layout(name: str, version: str, folder: Path) -> dict[str, np.ndarray]:
     for key in [key for key in wanted if key.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
         count, first, second = wanted[key].shape
         out, into = (second, first) if transposed else (first, second)
-        made = StackedLowRank(normal(rng, (count, R, into)), normal(rng, (count, out, R)), ALPHA, transposed_base=transposed)
-        product = made.scaling * made.lora_B @ made.lora_A
+        delta = StackedLowRank(normal(rng, (count, R, into)), normal(rng, (count, out, R)), ALPHA, transposed_base=transposed)
+        product = delta.scaling * delta.lora_B @ delta.lora_A
         wanted[key] += product.swapaxes(1, 2) if transposed else product
-        deltas[key] = made
+        deltas[key] = delta
     names = target_parameters.wrapper_names_by_target([*deltas])
     tensors = {}
-    for target, made in deltas.items():
-        factors = zip("AB", target_parameters.file_factors(made, is_swapped=turned), strict=True)
+    for target, delta in deltas.items():
+        factors = zip("AB", target_parameters.file_factors(delta, is_swapped=turned), strict=True)
         tensors |= {f"base_model.model.{names[target]}.lora_{half}.weight": array for half, array in factors}
     config = {
         "peft_type": "LORA", "r": R, "lora_alpha": ALPHA, "target_modules": [], "peft_version": version,
@@ -100,7 +100,7 @@ def same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize("version", LAYOUTS)
 def test_each_layout_is_brought_forward(name: str, version: str, tmp_path: Path) -> None:
     need_module("peft")
-    wanted = in_layout(name, version, tmp_path / "a")
+    expected = in_layout(name, version, tmp_path / "a")
     model(name).save_pretrained(tmp_path / "base")
     base = bases.read_hf(tmp_path / "base")
     old = LAYOUTS[version][name] != LATEST[name]
@@ -110,12 +110,12 @@ def test_each_layout_is_brought_forward(name: str, version: str, tmp_path: Path)
     convert.convert(tmp_path / "a", tmp_path / "alone", to="peft")  # the shapes of the two parameters tell the layout
     convert.convert(tmp_path / "a", tmp_path / "b", to="peft", base=base)
     for path in ("alone", "b"):
-        same(merged(name, tmp_path / path), wanted)
+        same(merged(name, tmp_path / path), expected)
         assert "old-experts" not in checks.check(tmp_path / path, base=base).counted()
     if old:
         fixed = fix(tmp_path / "a", tmp_path / "f", base=base)
         assert [repair.code for repair in fixed.repairs if repair.code == "old-experts"]
-        same(merged(name, tmp_path / "f"), wanted)
+        same(merged(name, tmp_path / "f"), expected)
         assert json.loads((tmp_path / "f" / format_peft.CONFIG).read_text())["target_parameters"]
     else:
         assert same_files(tmp_path / "a", tmp_path / "b")
@@ -129,14 +129,14 @@ def one_by_one(name: str, folder: Path, **changes: Any) -> dict[str, np.ndarray]
     """An adapter with every expert by itself, as made with transformers 4; returns the weights with its deltas."""
     dialect = earlier_versions.MAPPED.get({"Mixtral": "mixtral"}.get(name, ""), ("gate_proj", "up_proj", "down_proj"))
     rng, deltas = np.random.default_rng(0), dict[str, Any]()
-    wanted = {key: tensor.numpy().copy() for key, tensor in model(name).state_dict().items()}
+    expected = {key: tensor.numpy().copy() for key, tensor in model(name).state_dict().items()}
     rslora, patterns = bool(changes.get("use_rslora")), changes.get("rank_pattern", {})
-    for key, array in wanted.items():
+    for key, array in expected.items():
         if key.endswith("self_attn.q_proj.weight"):
             add(deltas, key.removesuffix(".weight"), array, rng, rslora=rslora)
         if key.endswith("experts.gate_up_proj"):
             place = key.rpartition(".")[0].rpartition(".")[0].rpartition(".")[0] + f".{today.MODELS[name][1]}.experts"
-            inner, down = array.shape[1] // 2, wanted[key.replace("gate_up_proj", "down_proj")]
+            inner, down = array.shape[1] // 2, expected[key.replace("gate_up_proj", "down_proj")]
             for expert in range(len(array)):
                 views = (array[expert, :inner], array[expert, inner:], down[expert])
                 for part, view in zip(dialect, views, strict=True):
@@ -151,7 +151,7 @@ def one_by_one(name: str, folder: Path, **changes: Any) -> dict[str, np.ndarray]
     }  # fmt: skip
     tensors = format_peft.state_dict(Adapter(deltas, meta=Meta(task_type="CAUSAL_LM")))
     save(folder, config, tensors)
-    return wanted
+    return expected
 
 
 def add(
@@ -182,18 +182,18 @@ LISTED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_experts_one_by_one_are_stacked_only_where_peft_does_not_do_it_right(case: str, tmp_path: Path) -> None:
     need_module("peft")
     name, changes, verdict = LISTED[case]
-    wanted = one_by_one(name, tmp_path / "a", **changes)
+    expected = one_by_one(name, tmp_path / "a", **changes)
     model(name).save_pretrained(tmp_path / "base")
     base = bases.read_hf(tmp_path / "base")
     assert checks.check(tmp_path / "a", base=base).verdicts["peft"].verdict == verdict
     if verdict != "applied":
-        assert not peft_is_right(name, tmp_path / "a", wanted)
+        assert not peft_is_right(name, tmp_path / "a", expected)
     convert.convert(tmp_path / "a", tmp_path / "b", to="peft", base=base)
     assert same_files(tmp_path / "a", tmp_path / "b") == (verdict == "applied")
-    same(merged(name, tmp_path / "b"), wanted)
+    same(merged(name, tmp_path / "b"), expected)
     if verdict != "applied":
         fix(tmp_path / "a", tmp_path / "f", base=base)
-        same(merged(name, tmp_path / "f"), wanted)
+        same(merged(name, tmp_path / "f"), expected)
 
 
 def peft_is_right(name: str, folder: Path, wanted: dict[str, np.ndarray]) -> bool:

@@ -171,11 +171,11 @@ def test_the_same_bytes_whatever_the_hash_seed(tmp_path: Path) -> None:
     found = set()
     for seed in ("0", "1", "4242"):
         (tmp_path / seed).mkdir()
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", AGAIN, str(source), str(tmp_path / seed)],
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'converters'}:{ROOT / 'schemas'}", "PYTHONHASHSEED": seed},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        found.add(done.stdout)
+        found.add(result.stdout)
     assert len(found) == 1
     assert [len(line) for line in found.pop().split()] == [hashlib.sha256().digest_size * 2] * 3

@@ -26,10 +26,10 @@ F64 = np.dtype(np.float64)
 def test_the_alpha_of_the_file_is_what_most_modules_need(
     needed: dict[str, float], common: float, factors: dict[str, float]
 ) -> None:
-    found = file_alpha.plan(needed, F64, "alpha")
-    assert found is not None
-    assert (found.common, found.factors) == (common, factors)
-    assert bool(found.notes) == (0.0 in needed.values())
+    plan = file_alpha.plan(needed, F64, "alpha")
+    assert plan is not None
+    assert (plan.common, plan.factors) == (common, factors)
+    assert bool(plan.notes) == (0.0 in needed.values())
 
 
 def test_an_adapter_whose_modules_all_need_0_has_no_plan() -> None:
@@ -37,11 +37,11 @@ def test_an_adapter_whose_modules_all_need_0_has_no_plan() -> None:
 
 
 def test_a_number_that_the_file_rounds_is_noted_and_the_other_modules_are_scaled_by_what_is_stored() -> None:
-    found = file_alpha.plan({"a": 0.1, "b": 0.1, "c": 0.3}, dtypes.F32, "alpha")
-    assert found is not None
+    plan = file_alpha.plan({"a": 0.1, "b": 0.1, "c": 0.3}, dtypes.F32, "alpha")
+    assert plan is not None
     stored = float(np.float32(0.1))
-    assert (found.common, found.factors) == (stored, {"a": 1.0, "b": 1.0, "c": 0.3 / stored})
-    assert found.notes == (f"alpha 0.1 is stored as the float32 {stored}",)
+    assert (plan.common, plan.factors) == (stored, {"a": 1.0, "b": 1.0, "c": 0.3 / stored})
+    assert plan.notes == (f"alpha 0.1 is stored as the float32 {stored}",)
 
 
 @pytest.mark.parametrize("number", [1e39, -1e39, 1e-31, -1e-31])
@@ -57,60 +57,60 @@ def array(dtype: np.dtype) -> np.ndarray:
 
 def test_a_factor_of_1_changes_nothing() -> None:
     lora_B = array(dtypes.F16)
-    found = file_alpha.fold("x", lora_B, 1.0)
-    assert found.lora_B is lora_B
-    assert found.loss == TensorLoss("x", Loss.EXACT)
+    folded = file_alpha.fold("x", lora_B, 1.0)
+    assert folded.lora_B is lora_B
+    assert folded.loss == TensorLoss("x", Loss.EXACT)
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.25, -0.5, -4.0])
 def test_a_power_of_two_keeps_the_type_and_is_exact(factor: float) -> None:
     lora_B = array(dtypes.F16)
-    found = file_alpha.fold("x", lora_B, factor)
-    assert found.lora_B.dtype == dtypes.F16
-    assert (found.lora_B == lora_B * np.float16(factor)).all()
-    assert (found.loss.loss, found.ulps) == (Loss.EXACT, None)
+    folded = file_alpha.fold("x", lora_B, factor)
+    assert folded.lora_B.dtype == dtypes.F16
+    assert (folded.lora_B == lora_B * np.float16(factor)).all()
+    assert (folded.loss.loss, folded.ulps) == (Loss.EXACT, None)
 
 
 def test_a_power_of_two_beyond_the_type_takes_float32() -> None:
     lora_B = array(dtypes.F16)
-    found = file_alpha.fold("x", lora_B, 2.0**20)
-    assert found.lora_B.dtype == dtypes.F32
-    assert (found.lora_B == lora_B.astype(np.float32) * 2.0**20).all()
-    assert found.loss.loss == Loss.EXACT
+    folded = file_alpha.fold("x", lora_B, 2.0**20)
+    assert folded.lora_B.dtype == dtypes.F32
+    assert (folded.lora_B == lora_B.astype(np.float32) * 2.0**20).all()
+    assert folded.loss.loss == Loss.EXACT
 
 
 @pytest.mark.parametrize("dtype", [dtypes.F16, dtypes.BF16])
 def test_any_factor_of_16_bits_takes_float32_and_is_recovered_bit_for_bit(dtype: np.dtype) -> None:
     lora_B = array(dtype)
-    found = file_alpha.fold("x", lora_B, 1 / 3)
-    assert found.lora_B.dtype == dtypes.F32
-    assert found.loss.loss == Loss.EXACT
-    assert file_alpha.unfold(found.lora_B, 1 / 3, dtype).tobytes() == lora_B.tobytes()
+    folded = file_alpha.fold("x", lora_B, 1 / 3)
+    assert folded.lora_B.dtype == dtypes.F32
+    assert folded.loss.loss == Loss.EXACT
+    assert file_alpha.unfold(folded.lora_B, 1 / 3, dtype).tobytes() == lora_B.tobytes()
 
 
 def test_any_factor_of_float32_is_recovered_bit_for_bit_with_what_is_recorded() -> None:
     lora_B = np.random.default_rng(0).normal(size=(512, 8)).astype(np.float32)
-    found = file_alpha.fold("x", lora_B, 0.7)
-    assert found.ulps is not None
-    assert sorted({*found.ulps.ravel().tolist()}) == [-1, 0, 1]
-    assert (found.loss.loss, found.loss.error) == (Loss.EXACT, None)
-    assert file_alpha.unfold(found.lora_B, 0.7, dtypes.F32, found.ulps).tobytes() == lora_B.tobytes()
-    assert np.abs(found.lora_B / (lora_B.astype(np.float64) * 0.7) - 1).max() <= 2.0**-24
+    folded = file_alpha.fold("x", lora_B, 0.7)
+    assert folded.ulps is not None
+    assert sorted({*folded.ulps.ravel().tolist()}) == [-1, 0, 1]
+    assert (folded.loss.loss, folded.loss.error) == (Loss.EXACT, None)
+    assert file_alpha.unfold(folded.lora_B, 0.7, dtypes.F32, folded.ulps).tobytes() == lora_B.tobytes()
+    assert np.abs(folded.lora_B / (lora_B.astype(np.float64) * 0.7) - 1).max() <= 2.0**-24
 
 
 def test_numbers_that_vanish_are_reported_as_rounded() -> None:
     for dtype in (dtypes.F16, dtypes.F32):
-        found = file_alpha.fold("x", array(dtype), 1e-40)
-        assert (found.loss.loss, found.loss.error, found.ulps) == (Loss.ROUNDED, 2.0**-24, None)
+        folded = file_alpha.fold("x", array(dtype), 1e-40)
+        assert (folded.loss.loss, folded.loss.error, folded.ulps) == (Loss.ROUNDED, 2.0**-24, None)
 
 
 def test_two_units_in_the_last_place_are_not_recorded_but_reported() -> None:
     lora_B = np.float32([[1 + 7 * 2.0**-23]])
     factor = 0.3 * 2.0**-126  # the product is subnormal
-    found = file_alpha.fold("x", lora_B, factor)
-    off = file_alpha.unfold(found.lora_B, factor, dtypes.F32).view(np.int32) - lora_B.view(np.int32)
+    folded = file_alpha.fold("x", lora_B, factor)
+    off = file_alpha.unfold(folded.lora_B, factor, dtypes.F32).view(np.int32) - lora_B.view(np.int32)
     assert abs(off) == 2
-    assert (found.loss.loss, found.ulps) == (Loss.ROUNDED, None)
+    assert (folded.loss.loss, folded.ulps) == (Loss.ROUNDED, None)
 
 
 def test_a_product_beyond_float32_is_refused() -> None:

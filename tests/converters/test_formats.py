@@ -195,10 +195,10 @@ def test_an_unknown_format_is_a_usage_error(tmp_path: Path, source: Path) -> Non
 def test_importing_the_formats_imports_nothing_heavy() -> None:
     heavy = ("torch", "gguf", "transformers", "safetensors")
     code = f"import sys, adapterhub_converters.formats.convert; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "converters")}, capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[]\n"
+    assert result.stdout == "[]\n"
 
 
 MEASURED = """
@@ -224,8 +224,8 @@ def test_a_conversion_holds_one_tensor_not_the_adapter(tmp_path: Path, to: str) 
     (tmp_path / "a").mkdir()
     peft.write(Adapter(deltas), tmp_path / "a")
     assert (tmp_path / "a" / peft.WEIGHTS).stat().st_size > 64 << 20
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", MEASURED, str(tmp_path / "a"), str(tmp_path / "out"), to],
         env={"PYTHONPATH": str(ROOT / "converters")}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(done.stdout) < 32 << 20
+    assert int(result.stdout) < 32 << 20

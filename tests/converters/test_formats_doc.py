@@ -125,8 +125,8 @@ def matrix(tmp_path: Path) -> list[str]:
 
 def test_the_matrix_is_what_conversions_do(tmp_path: Path) -> None:
     documented = (ROOT / "docs/formats.md").read_text()
-    found = "\n".join(matrix(tmp_path))
-    assert found in documented, f"docs/formats.md should have:\n{found}"
+    joined = "\n".join(matrix(tmp_path))
+    assert joined in documented, f"docs/formats.md should have:\n{joined}"
 
 
 @pytest.mark.parametrize("loss", Loss)

@@ -27,9 +27,9 @@ def test_every_seed_is_read_or_refused_and_some_are_read() -> None:
 
 
 def test_every_bad_document_of_the_corpus_is_refused() -> None:
-    for one in fuzz_parsers.documents("bad"):
+    for document in fuzz_parsers.documents("bad"):
         with pytest.raises(AdapterhubError):
-            fuzz_parsers.PARSERS[one[0]](one[1:])
+            fuzz_parsers.PARSERS[document[0]](document[1:])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -39,13 +39,13 @@ def test_mutations_are_read_or_refused(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_broken_files_never_break_the_command_line(seed: int) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(COMMANDS), "150", "--seed", str(seed), "--seconds", "120"],
         check=False,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.parametrize(

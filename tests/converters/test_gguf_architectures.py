@@ -192,8 +192,8 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
     need_module("llama_cpp_py_sync")
     need_module("peft")
     _, gguf = models(name, converted)
-    made = tiny.model(name)
-    modules = dict(made.named_modules())
+    model = tiny.model(name)
+    modules = dict(model.named_modules())
     architecture = architecture_lookup.by_class(name, "test")
     targets = [
         path
@@ -205,7 +205,7 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, converted: Conver
         and not (name.startswith("Deepseek") and ".mlp." in path)  # peft takes shared experts for the routed ones
     ]
     strength = 0.2 if len(targets) > 8 or "llama" in name.lower() else 0.4
-    wrapped = tiny.adapter(made, tmp_path / "peft", strength=strength, target_modules=targets, alpha_pattern={"k_proj": 3})
+    wrapped = tiny.adapter(model, tmp_path / "peft", strength=strength, target_modules=targets, alpha_pattern={"k_proj": 3})
     gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=read_base(gguf))
     with torch.no_grad():
         expected = wrapped(torch.tensor([TOKENS])).logits[0].float().numpy()
@@ -294,14 +294,14 @@ def test_a_check_finds_stacked_experts_however_the_base_has_them(
     need_module("transformers")
     _, gguf = models(name, converted)
     tiny.model(name).save_pretrained(tmp_path / "own", save_original_format=False)
-    own, architecture = read_base(tmp_path / "own"), architecture_lookup.by_class(name, "")
-    stacked = {target: delta for target, delta in deltas(own, architecture) if architecture.is_stacked(target)}
+    base, architecture = read_base(tmp_path / "own"), architecture_lookup.by_class(name, "")
+    stacked = {target: delta for target, delta in deltas(base, architecture) if architecture.is_stacked(target)}
     assert stacked
     for target, delta in stacked.items():
-        found = read_base(gguf).tensor(target)
-        assert found
-        assert found.shape == own.tensors[target].shape, target
-        assert found.shape[-2:] in (delta.shape[-2:], delta.shape[:-3:-1])
+        tensor = read_base(gguf).tensor(target)
+        assert tensor
+        assert tensor.shape == base.tensors[target].shape, target
+        assert tensor.shape[-2:] in (delta.shape[-2:], delta.shape[:-3:-1])
 
 
 OLD_FALCON = {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": 1}

@@ -99,8 +99,8 @@ def test_experts_are_stacked_with_zeros_for_what_has_no_delta(tmp_path: Path) ->
             assert not lora_a[number].any()
             assert not runs.any()
         else:
-            wanted = delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A.astype(np.float64)
-            np.testing.assert_allclose(runs, wanted, rtol=1e-5, atol=1e-7)
+            expected = delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A.astype(np.float64)
+            np.testing.assert_allclose(runs, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_experts_come_back_byte_for_byte(tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ GATE_UP, DOWN = (f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up
 def test_gate_and_up_of_one_parameter_are_two_tensors(tmp_path: Path, kind: tuple[str, str], rows: Any) -> None:
     both, down = stack(2 * FF, D), stack(D, FF)
     tensors = write(tmp_path / "a.gguf", Adapter({GATE_UP: both, DOWN: down}), base(*kind))
-    for name, where in zip(("gate", "up"), rows, strict=True):
+    for name, row in zip(("gate", "up"), rows, strict=True):
         assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight.lora_a"], both.lora_A)
-        assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight.lora_b"], both.lora_B[:, where])
+        assert np.array_equal(tensors[f"blk.0.ffn_{name}_exps.weight.lora_b"], both.lora_B[:, row])
     assert np.array_equal(tensors["blk.0.ffn_down_exps.weight.lora_b"], down.lora_B)
 
 
@@ -259,8 +259,8 @@ def test_split_projections_go_where_the_base_fuses_them_and_come_back(tmp_path: 
     again = gguf.read(without_source_config(tmp_path / "a.gguf"), base=base("LlamaForCausalLM", "llama"))
     assert len(again.deltas) == 3
     for target, delta in again.deltas.items():
-        wanted = product(adapter.deltas[target]) if target in adapter.deltas else np.zeros(delta.shape)
-        np.testing.assert_allclose(product(delta), wanted, rtol=1e-5, atol=1e-5)
+        expected = product(adapter.deltas[target]) if target in adapter.deltas else np.zeros(delta.shape)
+        np.testing.assert_allclose(product(delta), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_assumptions_about_a_missing_gguf_are_reported(tmp_path: Path) -> None:
@@ -282,10 +282,10 @@ def test_gate_and_up_go_where_the_base_fuses_them_and_come_back(tmp_path: Path, 
     again = gguf.read(without_source_config(tmp_path / "a.gguf"), base=base())
     for target, delta in again.deltas.items():
         number, name = target.split(".")[-2:]
-        wanted = product(adapter.deltas[target]) if target in adapter.deltas else np.zeros(delta.shape)
+        expected = product(adapter.deltas[target]) if target in adapter.deltas else np.zeros(delta.shape)
         if which == "stack":
-            wanted = product(adapter.deltas[GATE_UP])[int(number)][slice(0, FF) if name == "w1" else slice(FF, None)]
-        np.testing.assert_allclose(product(delta), wanted, rtol=1e-5, atol=1e-5)
+            expected = product(adapter.deltas[GATE_UP])[int(number)][slice(0, FF) if name == "w1" else slice(FF, None)]
+        np.testing.assert_allclose(product(delta), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_fused_projection_goes_where_the_base_splits_it_and_comes_back(tmp_path: Path) -> None:

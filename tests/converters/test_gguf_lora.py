@@ -76,9 +76,9 @@ def back_to_peft(gguf: Path, folder: Path, base: BaseSpec | None = None) -> Path
 def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, kind: str, dtype: str) -> None:
     need_module("llama_cpp_py_sync")
     need_module("peft")
-    made = tiny.model()
-    base = read_base(tiny.write_gguf(made, tmp_path / "base.gguf"))
-    wrapped = tiny.adapter(made, tmp_path / "peft", dtype=dtype, **ADAPTERS[kind])
+    model = tiny.model()
+    base = read_base(tiny.write_gguf(model, tmp_path / "base.gguf"))
+    wrapped = tiny.adapter(model, tmp_path / "peft", dtype=dtype, **ADAPTERS[kind])
     report = gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=base)
 
     expected = peft_logits(wrapped)
@@ -108,11 +108,11 @@ def test_llama_cpp_computes_what_peft_computes(tmp_path: Path, kind: str, dtype:
 def test_every_architecture_computes_what_peft_computes(tmp_path: Path, name: str) -> None:
     need_module("llama_cpp_py_sync")
     need_module("peft")
-    made = tiny.model(name)
-    base = read_base(tiny.write_gguf(made, tmp_path / "base.gguf"))
+    model = tiny.model(name)
+    base = read_base(tiny.write_gguf(model, tmp_path / "base.gguf"))
     plain = llama_cpp.logits(tmp_path / "base.gguf", TOKENS)
-    assert np.abs(plain - peft_logits(made)).max() < 1e-3
-    wrapped = tiny.adapter(made, tmp_path / "peft", alpha_pattern={"o_proj": 3}, use_rslora=True)
+    assert np.abs(plain - peft_logits(model)).max() < 1e-3
+    wrapped = tiny.adapter(model, tmp_path / "peft", alpha_pattern={"o_proj": 3}, use_rslora=True)
     gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=base)
     expected = peft_logits(wrapped)
     effect = np.abs(expected - plain).max()
@@ -126,10 +126,10 @@ def test_every_architecture_computes_what_peft_computes(tmp_path: Path, name: st
 def test_llama_cpp_applies_an_alora_where_peft_does(tmp_path: Path) -> None:
     for module in ("peft", "llama_cpp_py_sync"):
         need_module(module)
-    made = tiny.model()
-    base = tiny.write_gguf(made, tmp_path / "base.gguf")
-    made.save_pretrained(tmp_path / "base")
-    wrapped = tiny.adapter(made, tmp_path / "a", alora_invocation_tokens=[5, 64], lora_alpha=11)
+    model = tiny.model()
+    base = tiny.write_gguf(model, tmp_path / "base.gguf")
+    model.save_pretrained(tmp_path / "base")
+    wrapped = tiny.adapter(model, tmp_path / "a", alora_invocation_tokens=[5, 64], lora_alpha=11)
     report = convert.convert(tmp_path / "a", tmp_path / "a.gguf", to="gguf", base=read_base(tmp_path / "base"))
     assert "llama-server applies it from its invocation tokens on" in report.notes[-1]
     found = llama_cpp.gated_logits(base, TOKENS, tmp_path / "a.gguf")
@@ -164,9 +164,9 @@ def test_an_alora_comes_back_with_and_without_its_config_and_ollama_does_not_get
 @pytest.mark.peer
 def test_alpha_0_has_no_effect_in_llama_cpp(tmp_path: Path) -> None:
     need_module("llama_cpp_py_sync")
-    made = tiny.model()
-    base = read_base(tiny.write_gguf(made, tmp_path / "base.gguf"))
-    tiny.adapter(made, tmp_path / "peft", lora_alpha=0)
+    model = tiny.model()
+    base = read_base(tiny.write_gguf(model, tmp_path / "base.gguf"))
+    tiny.adapter(model, tmp_path / "peft", lora_alpha=0)
     gguf_lora.write(peft.read(tmp_path / "peft"), tmp_path / "a.gguf", base=base)
     found = llama_cpp.logits(tmp_path / "base.gguf", TOKENS, tmp_path / "a.gguf")
     assert np.array_equal(found, llama_cpp.logits(tmp_path / "base.gguf", TOKENS))
@@ -220,8 +220,8 @@ def test_a_file_without_our_keys_reads_to_the_same_function(tmp_path: Path) -> N
     for target, original in ADAPTER.deltas.items():
         found = again.deltas[target]
         assert np.array_equal(found.lora_A, original.lora_A)
-        one, other = found.scaling * found.lora_B.astype(np.float64), original.scaling * original.lora_B.astype(np.float64)
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+        first, other = found.scaling * found.lora_B.astype(np.float64), original.scaling * original.lora_B.astype(np.float64)
+        np.testing.assert_allclose(first, other, rtol=1e-6)
     with pytest.raises(RefusedError, match="the order of its rows depends on the number of heads.*Name its base model"):
         gguf_lora.read(path)
 

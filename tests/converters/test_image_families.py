@@ -144,11 +144,11 @@ def test_each_module_is_what_diffusers_makes_of_the_checkpoint_s(tmp_path: Path,
     if family == "Stable Diffusion 3":
         weights |= {f"{name}.bias": bias for name, bias in extra.items()}
         weights |= {name: torch.zeros(2) for name in ("pos_embed", "x_embedder.proj.weight", "x_embedder.proj.bias")}
-    wanted = getattr(single_file_utils, convert)(weights)
-    found = formats.read(tmp_path / "x.safetensors").deltas
-    theirs = {name.removesuffix(".weight"): w for name, w in wanted.items() if name.endswith(".weight") and w.ndim > 1}
-    assert {target.removeprefix("transformer.") for target in found} == set(theirs)
-    for target, delta in found.items():
+    expected = getattr(single_file_utils, convert)(weights)
+    deltas = formats.read(tmp_path / "x.safetensors").deltas
+    theirs = {name.removesuffix(".weight"): w for name, w in expected.items() if name.endswith(".weight") and w.ndim > 1}
+    assert {target.removeprefix("transformer.") for target in deltas} == set(theirs)
+    for target, delta in deltas.items():
         rows = theirs[target.removeprefix("transformer.")]
         np.testing.assert_array_equal(getattr(delta, "lora_B"), rows.numpy(), err_msg=target)  # noqa: B009
 
@@ -238,8 +238,8 @@ OTHER_NAMES = {"FLUX.1 by XLabs", "FLUX.2 by SimpleTuner", "Z-Image by ComfyUI"}
 
 
 def test_every_family_has_a_row() -> None:
-    own = {each.name for each in family_tables.TRANSFORMERS if not re.search("by (musubi|sd-scripts)", each.name)}
-    assert own == set(FAMILIES) | OTHER_NAMES
+    names = {each.name for each in family_tables.TRANSFORMERS if not re.search("by (musubi|sd-scripts)", each.name)}
+    assert names == set(FAMILIES) | OTHER_NAMES
 
 
 @functools.cache
@@ -315,17 +315,17 @@ def test_a_module_of_its_makers_is_the_one_that_diffusers_makes_of_it(family: st
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("FLUX.1", "diffusers' transformers")])
 def test_an_adapter_of_all_its_modules_goes_to_kohya_and_back(family: str, tmp_path: Path) -> None:
     written = {target: table_of(family).trainer_path(target) for target in linears(family)}
-    source = peft_folder(tmp_path / "a", {target: small(found[1], target, 24) for target, found in written.items() if found})
+    source = peft_folder(tmp_path / "a", {target: small(deltas[1], target, 24) for target, deltas in written.items() if deltas})
     spec = bases.BaseSpec("x", "hf", FAMILIES[family].model, "", {})
     formats.convert(source, tmp_path / "x.safetensors", to="kohya", base=spec)
     with safetensors_file.SafetensorsFile(tmp_path / "x.safetensors") as file:
         tensors = {name: file.tensor(name) for name in file.tensors}
         names = {key: text for key, text in file.header.metadata.items() if key == "adapterhub.names"}
     safetensors_file.write(tmp_path / "y.safetensors", tensors, names)  # without the source's config, which would ride along
-    found, wanted = formats.read(tmp_path / "y.safetensors").deltas, formats.read(source).deltas
-    assert set(found) == {f"transformer.{target}" for target in wanted}
+    deltas, wanted = formats.read(tmp_path / "y.safetensors").deltas, formats.read(source).deltas
+    assert set(deltas) == {f"transformer.{target}" for target in wanted}
     for target, delta in wanted.items():
-        np.testing.assert_allclose(dense(found[f"transformer.{target}"]), dense(delta), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(dense(deltas[f"transformer.{target}"]), dense(delta), rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_asked_of_every_adapter_without_the_tables_agrees_with_them() -> None:
@@ -409,12 +409,12 @@ def test_what_peft_trained_on_diffusers_model_comes_back_of_a_kohya_file(tmp_pat
         tensors = {name: file.tensor(name) for name in file.tensors}
         names = {key: text for key, text in file.header.metadata.items() if key == "adapterhub.names"}
     safetensors_file.write(tmp_path / "y.safetensors", tensors, names)  # without the source's config, which would ride along
-    found = formats.read(tmp_path / "y.safetensors").deltas
+    deltas = formats.read(tmp_path / "y.safetensors").deltas
     layers = {n: module for n, module in model.named_modules() if hasattr(module, "get_delta_weight")}
-    assert set(found) == {f"transformer.{n}" for n in layers}
+    assert set(deltas) == {f"transformer.{n}" for n in layers}
     for target, module in layers.items():
-        wanted = module.get_delta_weight("default").detach().numpy()
-        np.testing.assert_allclose(dense(found[f"transformer.{target}"]), wanted, rtol=1e-4, atol=1e-5, err_msg=target)
+        expected = module.get_delta_weight("default").detach().numpy()
+        np.testing.assert_allclose(dense(deltas[f"transformer.{target}"]), expected, rtol=1e-4, atol=1e-5, err_msg=target)
 
 
 @pytest.mark.parametrize("family", ["FLUX.2", "Z-Image"])
@@ -518,11 +518,11 @@ def test_a_distilled_wan_is_merged_with_its_norms_and_biases(tmp_path: Path) -> 
 
     model = diffusers.WanTransformer3DModel(**WAN)
     model.save_pretrained(tmp_path / "transformer")
-    wanted = distilled(model, tmp_path / "x.safetensors")
+    expected = distilled(model, tmp_path / "x.safetensors")
     adapterhub.merge_into([tmp_path / "x.safetensors"], tmp_path / "transformer", tmp_path / "merged")
-    found = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "merged").state_dict()
+    state_dict = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "merged").state_dict()
     for name, value in model.state_dict().items():
-        np.testing.assert_allclose(found[name], value.numpy() + wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(state_dict[name], value.numpy() + expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_what_of_a_distilled_wan_has_no_word_is_named_and_dropped_as_allowed(tmp_path: Path) -> None:
@@ -531,15 +531,15 @@ def test_what_of_a_distilled_wan_has_no_word_is_named_and_dropped_as_allowed(tmp
     from diffusers.loaders import lora_conversion_utils
 
     path = tmp_path / "x.safetensors"
-    wanted = distilled(diffusers.WanTransformer3DModel(**WAN), path)
-    beyond = {name for name in wanted if "norm" in name or name.endswith("scale_shift_table")}
+    expected = distilled(diffusers.WanTransformer3DModel(**WAN), path)
+    beyond = {name for name in expected if "norm" in name or name.endswith("scale_shift_table")}
     for to in ("peft", "diffusers"):
         with pytest.raises(RefusedError, match="a difference to the base's own parameter cannot be expressed here") as caught:
             formats.convert(path, tmp_path / to, to=to)
         assert {item.partition(": ")[0].removeprefix("transformer.") for item in caught.value.items} == beyond
     drop = LossAllowance(drop=("norms", "*.scale_shift_table"))
     report = formats.convert(path, tmp_path / "y", to="diffusers", allowed=drop)
-    assert {one.name.removeprefix("transformer.") for one in report.losses if one.loss == Loss.DROPPED} == beyond
+    assert {loss.name.removeprefix("transformer.") for loss in report.losses if loss.loss == Loss.DROPPED} == beyond
     # diffusers itself drops the same, without a word.
     state = {name: t for name, t in safetensors.torch.load_file(str(path)).items() if not re.search("patch|proj.[04]", name)}
     theirs = lora_conversion_utils._convert_non_diffusers_wan_lora_to_diffusers(state)
@@ -565,11 +565,11 @@ def test_a_control_lora_of_black_forest_labs_is_to_us_what_it_is_to_diffusers(tm
             tensors[f"{stem}.lora_A.weight"] = numbers(2, width)
             tensors[f"{stem}.lora_B.weight"] = numbers(rows.get(stem.rpartition(".")[2], 8), 2)
     safetensors_file.write(tmp_path / "x.safetensors", tensors, {"modelspec.architecture": "flux-1-dev/lora"})
-    found = formats.read(tmp_path / "x.safetensors")
+    adapter = formats.read(tmp_path / "x.safetensors")
     state = {name: torch.from_numpy(array) for name, array in tensors.items()}
     theirs = lora_conversion_utils._convert_bfl_flux_control_lora_to_diffusers(state)
-    ours = {f"{target}.lora_B.weight": getattr(delta, "lora_B") for target, delta in found.deltas.items()}  # noqa: B009
-    ours |= found.replaced
+    ours = {f"{target}.lora_B.weight": getattr(delta, "lora_B") for target, delta in adapter.deltas.items()}  # noqa: B009
+    ours |= adapter.replaced
     assert set(ours) == {name for name in theirs if "lora_A" not in name}
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name].numpy(), err_msg=name)
@@ -593,5 +593,5 @@ def test_what_ai_toolkit_trains_on_krea_2_is_to_us_what_it_is_to_diffusers(tmp_p
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name].numpy(), err_msg=name)
     formats.convert(tmp_path / "x.safetensors", tmp_path / "k.safetensors", to="kohya")
-    found = formats.read(tmp_path / "k.safetensors").deltas
-    assert {f"{target}.lora_B.weight" for target in found} == {name for name in theirs if "lora_B" in name}
+    deltas = formats.read(tmp_path / "k.safetensors").deltas
+    assert {f"{target}.lora_B.weight" for target in deltas} == {name for name in theirs if "lora_B" in name}

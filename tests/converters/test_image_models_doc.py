@@ -74,8 +74,8 @@ def test_the_table_is_what_conversions_do(tmp_path: Path) -> None:
         (source / peft.CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4} | config))
         cells = [cell(source, tmp_path / f"{n}{to}", to) for to in ("kohya", "diffusers")]
         lines += [f"| {feature} | {' | '.join(cells)} |"] * (cells != ["exact", "exact"])
-    found = "\n".join(lines)
-    assert found in DOC, f"docs/formats.md should have:\n{found}"
+    joined = "\n".join(lines)
+    assert joined in DOC, f"docs/formats.md should have:\n{joined}"
 
 
 def test_every_key_is_in_the_docs() -> None:

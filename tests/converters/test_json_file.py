@@ -98,9 +98,9 @@ except LocalIOError as error:
     print(error.code, error)
 """
     paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, check=False)
     says = "out-of-memory data.jsonl: needs more memory than is free. Close other programs, or split the file\n"
-    assert (done.stdout, done.stderr) == (says, "")
+    assert (result.stdout, result.stderr) == (says, "")
 
 
 def test_a_document_without_an_object_is_not_an_object() -> None:

@@ -280,8 +280,8 @@ def test_lycoris_kinds_are_what_lycoris_computes(tmp_path: Path) -> None:
 
     down, mid, up = numbers(4, 8, 1, 1), numbers(4, 4, 3, 3), numbers(6, 4, 1, 1)
     parts = {"lora_down.weight": down, "lora_mid.weight": mid, "lora_up.weight": up, "alpha": scalar(2)}
-    wanted = 0.5 * np.einsum("or,rjkl,ji->oikl", up[:, :, 0, 0], mid, down[:, :, 0, 0])
-    np.testing.assert_allclose(dense(the_delta(tmp_path / "4", parts, conv)), wanted, rtol=1e-4, atol=1e-4)
+    expected = 0.5 * np.einsum("or,rjkl,ji->oikl", up[:, :, 0, 0], mid, down[:, :, 0, 0])
+    np.testing.assert_allclose(dense(the_delta(tmp_path / "4", parts, conv)), expected, rtol=1e-4, atol=1e-4)
 
     for n, shape in enumerate([(6, 8), (8, 6), (6, 8, 3, 3), (40, 2, 3, 3)]):
         diff = numbers(*shape)
@@ -357,10 +357,10 @@ def test_a_product_that_cannot_be_cut_or_turned_is_the_pair_that_it_equals(tmp_p
     deltas: Any = convert.read(path).deltas.values()
     found = np.concatenate([dense(delta) for delta in deltas])
     magnitude = np.concatenate([delta.magnitude for delta in deltas])
-    wanted = np.kron(w1, w2)
+    expected = np.kron(w1, w2)
     if "final" in stem:
-        wanted, scales = (np.concatenate([rows[8:], rows[:8]]) for rows in (wanted, scales))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        expected, scales = (np.concatenate([rows[8:], rows[:8]]) for rows in (expected, scales))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(magnitude, scales[:, 0])
 
 
@@ -469,11 +469,11 @@ def test_flux_and_back_is_the_same_bytes(tmp_path: Path, ranks: dict[str, int], 
     convert.convert(source, tmp_path / "x.safetensors", to="kohya", base=FLUX_BASE)
     convert.convert(tmp_path / "x.safetensors", tmp_path / "b", to="peft")
     assert files(tmp_path / "b") == files(source)
-    own = peft.read(source)
+    adapter = peft.read(source)
     without_source_config(tmp_path / "x.safetensors")
     again = convert.read(tmp_path / "x.safetensors")
-    assert {target.removeprefix("transformer.") for target in again.deltas} == set(own.deltas)
-    for target, delta in own.deltas.items():
+    assert {target.removeprefix("transformer.") for target in again.deltas} == set(adapter.deltas)
+    for target, delta in adapter.deltas.items():
         np.testing.assert_allclose(dense(again.deltas[f"transformer.{target}"]), dense(delta), rtol=1e-6, atol=1e-6)
 
 
@@ -803,8 +803,8 @@ def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     header = {"ss_network_module": "networks.lora", "ss_sd_model_name": "org/sdxl"}
     modules = {Q: (16, 16), TE: (8, 8), "lora_unet_input_blocks_1_0_in_layers_2": (8, 8, 3, 3)}
     kohya_file(folder / "style.safetensors", modules, header)
-    done = json.loads(run("convert", "style/style.safetensors", "d.safetensors", "--to", "diffusers", "--json").stdout)
-    assert done["worst"] == "exact"
+    document = json.loads(run("convert", "style/style.safetensors", "d.safetensors", "--to", "diffusers", "--json").stdout)
+    assert document["worst"] == "exact"
     run("init")
     run("push", "style", "me/style")
     shown = json.loads(run("show", "me/style", "--json").stdout)

@@ -85,14 +85,16 @@ def test_all_three_need_no_options(tmp_path: Path) -> None:
 
 
 def test_a_file_that_litgpt_made_adds_what_litgpt_merged(tmp_path: Path) -> None:
-    made = tensors_of(Path(__file__).parent / "golden/made_by_litgpt.safetensors")  # of 0.5.13: one layer of `merged`, q and v
-    lora = {name.removeprefix("lora/"): array for name, array in made.items() if name.startswith("lora/")}
+    tensors = tensors_of(
+        Path(__file__).parent / "golden/made_by_litgpt.safetensors"
+    )  # of 0.5.13: one layer of `merged`, q and v
+    lora = {name.removeprefix("lora/"): array for name, array in tensors.items() if name.startswith("lora/")}
     safetensors_file.write(tmp_path / "a.safetensors", lora, {"format": "pt"})
     (tmp_path / "hyperparameters.yaml").write_text("lora_r: 2\nlora_alpha: 5\nlora_query: true\nlora_value: true\n")
-    found = trained.dense(litgpt.read(tmp_path / "a.safetensors", base=LLAMA))
-    assert {f"added/{target}" for target in found} == {name for name in made if name.startswith("added/")}
-    for target, array in found.items():
-        np.testing.assert_allclose(array, made[f"added/{target}"], atol=2e-5, err_msg=target)
+    dense = trained.dense(litgpt.read(tmp_path / "a.safetensors", base=LLAMA))
+    assert {f"added/{target}" for target in dense} == {name for name in tensors if name.startswith("added/")}
+    for target, array in dense.items():
+        np.testing.assert_allclose(array, tensors[f"added/{target}"], atol=2e-5, err_msg=target)
 
 
 PAIR = {f"{ATTENTION}.lora_A": np.ones((6, 16), np.float32), f"{ATTENTION}.lora_B": np.ones((32, 2), np.float32)}
@@ -199,11 +201,11 @@ def test_the_deltas_are_what_litgpt_merges(tmp_path: Path, enabled: tuple[bool, 
     safetensors_file.write(tmp_path / "a.safetensors", lora, {"format": "pt"})
     (tmp_path / "hyperparameters.yaml").write_text("".join(f"{key}: {str(value).lower()}\n" for key, value in options.items()))
     adapter = litgpt.read(tmp_path / "a.safetensors", base=LLAMA)
-    found = trained.dense(adapter)
+    dense = trained.dense(adapter)
     for name, array in added.items():
         target = name.removesuffix(".weight")
-        np.testing.assert_allclose(found.pop(target, np.zeros_like(array)), array, atol=2e-5, err_msg=target)
-    assert not found
+        np.testing.assert_allclose(dense.pop(target, np.zeros_like(array)), array, atol=2e-5, err_msg=target)
+    assert not dense
 
 
 NUMBERS: dict[str, Any] = {
@@ -245,8 +247,10 @@ def test_transformers_computes_with_the_deltas_what_litgpt_computes(tmp_path: Pa
     bare = {name.replace(".linear.", "."): value for name, value in state.items() if not lora_filter(name, value)}
     getattr(convert_lit_checkpoint, copy)(config, weights, bare)
     adapter = litgpt.read(tmp_path / "a.safetensors", base=trained.base(f"{kind}ForCausalLM"), alpha=5)
-    for target, each in adapter.deltas.items():
-        weights[f"{target}.weight"] = weights[f"{target}.weight"] + torch.from_numpy(each.scaling * each.lora_B @ each.lora_A)
+    for target, delta in adapter.deltas.items():
+        weights[f"{target}.weight"] = weights[f"{target}.weight"] + torch.from_numpy(
+            delta.scaling * delta.lora_B @ delta.lora_A
+        )
     numbers = {**trained.CONFIG, "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
     numbers = {key: value for key, value in numbers.items() if kind != "Qwen2" or key != "head_dim"}
     rope = {"rope_type": "default", "rope_theta": 1e4}
@@ -292,7 +296,7 @@ def test_the_module_of_before_is_read_as_litgpt_had_it(tmp_path: Path, enabled: 
     safetensors_file.write(tmp_path / "a.safetensors", lora)
     flags = zip(("lora_query", "lora_key", "lora_value"), enabled, strict=True)
     (tmp_path / "hyperparameters.yaml").write_text("".join(f"{key}: {str(value).lower()}\n" for key, value in flags))
-    found = trained.dense(litgpt.read(tmp_path / "a.safetensors", base=LLAMA, alpha=5))
+    dense = trained.dense(litgpt.read(tmp_path / "a.safetensors", base=LLAMA, alpha=5))
     for target, part in parts.items():
-        wanted = part.reshape(-1, 16)
-        np.testing.assert_allclose(found.get(target, np.zeros_like(wanted)), wanted, atol=2e-5, err_msg=target)
+        expected = part.reshape(-1, 16)
+        np.testing.assert_allclose(dense.get(target, np.zeros_like(expected)), expected, atol=2e-5, err_msg=target)

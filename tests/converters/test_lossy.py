@@ -108,13 +108,13 @@ def test_the_error_of_an_approximated_dora_is_the_true_one(tmp_path: Path, model
     delta = plain(magnitude=(norms * RNG.uniform(0.9, 1.3, 32)).astype(np.float32))
     source = save(Adapter({Q: delta}), tmp_path / "a")
     summed = weight(model, Q) + delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A
-    wanted = delta.magnitude[:, None] / np.linalg.norm(summed, axis=1)[:, None] * summed - weight(model, Q)  # type: ignore[index]
+    expected = delta.magnitude[:, None] / np.linalg.norm(summed, axis=1)[:, None] * summed - weight(model, Q)  # type: ignore[index]
     errors = []
     for rank in (2, None, 32):
         target, report = convert(source, model, approx=True, rank=rank)
         found = dense(target, Q)
-        error = np.linalg.norm(wanted - found) / np.linalg.norm(wanted)
-        best = np.sqrt((np.linalg.svd(wanted)[1][rank or 4 :] ** 2).sum()) / np.linalg.norm(wanted)
+        error = np.linalg.norm(expected - found) / np.linalg.norm(expected)
+        best = np.sqrt((np.linalg.svd(expected)[1][rank or 4 :] ** 2).sum()) / np.linalg.norm(expected)
         assert error == pytest.approx(best, rel=1e-4, abs=1e-5)
         assert {line.error for line in report.losses} == {report.losses[0].error}
         assert report.losses[0].error == pytest.approx(error, rel=1e-4, abs=1e-5)
@@ -219,8 +219,8 @@ def test_pissa_becomes_plain_lora_by_the_weights_of_the_base(tmp_path: Path, mod
     target, report = convert(source, model, to)
     assert report.worst == Loss.ROUNDED
     U, S, Vt = np.linalg.svd(weight(model, Q))
-    wanted = delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A - (U[:, :4] * S[:4]) @ Vt[:4]
-    np.testing.assert_allclose(dense(target, Q), wanted, atol=1e-4)
+    expected = delta.scaling * delta.lora_B.astype(np.float64) @ delta.lora_A - (U[:, :4] * S[:4]) @ Vt[:4]
+    np.testing.assert_allclose(dense(target, Q), expected, atol=1e-4)
 
 
 def test_a_product_of_two_is_the_pair_it_equals(tmp_path: Path, model: Path) -> None:
@@ -231,18 +231,18 @@ def test_a_product_of_two_is_the_pair_it_equals(tmp_path: Path, model: Path) -> 
     safetensors_file.write(folder / peft.WEIGHTS, keys, {"format": "pt"})
     (folder / peft.CONFIG).write_text(json.dumps({"peft_type": "LOHA", "r": 2, "alpha": 3, "target_modules": ["q_proj"]}))
     wide = {name: array.astype(np.float64) for name, array in tensors.items()}
-    wanted = 1.5 * (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
+    expected = 1.5 * (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
     target, report = convert(folder, model, "mlx")
-    np.testing.assert_allclose(dense(target, Q), wanted, atol=1e-5)
+    np.testing.assert_allclose(dense(target, Q), expected, atol=1e-5)
     assert report.worst == Loss.ROUNDED
 
 
 def test_the_command_reports_in_text_and_json(run: Run, tmp_path: Path, model: Path) -> None:
     source = save(EVERYTHING, tmp_path / "a")
     words = ["convert", source, "out.gguf", "--to", "gguf", "--base", model]
-    done = run(*words, code=6)
-    assert len(done.stderr.splitlines()) == 1
-    assert "more like it" in done.stderr
+    result = run(*words, code=6)
+    assert len(result.stderr.splitlines()) == 1
+    assert "more like it" in result.stderr
     refused = json.loads(run(*words, "--json", code=6).stdout)["error"]["refused"]
     assert {
         "name": NORM,

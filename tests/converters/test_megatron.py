@@ -61,23 +61,23 @@ def shared() -> Adapter:
 
 
 def test_fused_modules_add_what_megatron_adds(tmp_path: Path) -> None:
-    found = tensors_of(written(shared(), tmp_path / "a.safetensors"))
+    tensors = tensors_of(written(shared(), tmp_path / "a.safetensors"))
     for layer in (0, 1):
         added = trained.dense(shared())
-        wanted = megatrons({kind: added[f"model.layers.{layer}.{kind}"] for kind in trained.SHAPES if kind != "lm_head"})
-        for path, array in wanted.items():
+        expected = megatrons({kind: added[f"model.layers.{layer}.{kind}"] for kind in trained.SHAPES if kind != "lm_head"})
+        for path, array in expected.items():
             stem = f"decoder.layers.{layer}.{path}.adapter"
-            ours = 2.0 * found[f"{stem}.linear_out.weight"].astype(np.float64) @ found[f"{stem}.linear_in.weight"]
+            ours = 2.0 * tensors[f"{stem}.linear_out.weight"].astype(np.float64) @ tensors[f"{stem}.linear_in.weight"]
             np.testing.assert_allclose(ours, array, rtol=1e-6, atol=1e-6)
-    assert "output_layer.adapter.linear_in.weight" in found
+    assert "output_layer.adapter.linear_in.weight" in tensors
 
 
 def test_what_shares_no_factor_is_written_as_canonical_lora(tmp_path: Path) -> None:
-    found = tensors_of(written(trained.full(), tmp_path / "a.safetensors"))
+    tensors = tensors_of(written(trained.full(), tmp_path / "a.safetensors"))
     stem = "decoder.layers.0.self_attention.linear_qkv.adapter"
-    np.testing.assert_array_equal(found[f"{stem}.adapter_k.linear_out.weight"], trained.delta(K).lora_B)
-    assert "decoder.layers.0.mlp.linear_fc1.adapter.adapter_gate.linear_in.weight" in found
-    assert f"{stem}.linear_in.weight" not in found
+    np.testing.assert_array_equal(tensors[f"{stem}.adapter_k.linear_out.weight"], trained.delta(K).lora_B)
+    assert "decoder.layers.0.mlp.linear_fc1.adapter.adapter_gate.linear_in.weight" in tensors
+    assert f"{stem}.linear_in.weight" not in tensors
 
 
 @pytest.mark.parametrize("adapter", [shared(), trained.full(), trained.full("q_proj", "up_proj")])
@@ -111,8 +111,8 @@ def cut(name: str, array: np.ndarray, ranks: int) -> Iterator[np.ndarray]:
         yield from np.split(array, ranks, -1)
     elif name.endswith("linear_fc1.adapter.linear_out.weight"):
         gate, up = np.split(array, 2, -2)
-        for one, other in zip(np.split(gate, ranks, -2), np.split(up, ranks, -2), strict=True):
-            yield np.concatenate([one, other], -2)
+        for part, other in zip(np.split(gate, ranks, -2), np.split(up, ranks, -2), strict=True):
+            yield np.concatenate([part, other], -2)
     else:
         yield from np.split(array, ranks, -2)
 
@@ -259,10 +259,10 @@ def test_experts_are_those_of_their_ranks(tmp_path: Path, style: str, ranks: int
         folder = tmp_path / "f" / f"mp_rank_00_000_{rank:03}"
         folder.mkdir(parents=True)
         safetensors_file.write(folder / "model.safetensors", tensors)
-    found = megatron.read(tmp_path / "f", base=MOE, alpha=4)
-    assert len(found.deltas) == 12
+    adapter = megatron.read(tmp_path / "f", base=MOE, alpha=4)
+    assert len(adapter.deltas) == 12
     for e, part in itertools.product(range(4), ("gate_proj", "up_proj", "down_proj")):
-        delta = found.deltas[f"model.layers.1.mlp.experts.{e}.{part}"]
+        delta = adapter.deltas[f"model.layers.1.mlp.experts.{e}.{part}"]
         np.testing.assert_array_equal(delta.lora_B, expert(e, part).lora_B)
         np.testing.assert_array_equal(delta.lora_A, expert(e, "gate_proj" if part == "up_proj" else part).lora_A)
 
@@ -289,10 +289,10 @@ def test_experts_are_written_one_by_one_and_come_back(tmp_path: Path, architectu
     report = trained.there_and_back(adapter, tmp_path, "megatron", spec)
     assert report.worst == Loss.EXACT
     assert "moe_grouped_gemm=False" in report.notes[-1]
-    found = tensors_of(tmp_path / "there")
+    tensors = tensors_of(tmp_path / "there")
     stem = "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.adapter"
     gate, up = (list(adapter.deltas.values())[-3 + n] for n in (0, 1))
-    np.testing.assert_array_equal(found[f"{stem}.linear_out.weight"], np.concatenate([gate.lora_B, up.lora_B]))
+    np.testing.assert_array_equal(tensors[f"{stem}.linear_out.weight"], np.concatenate([gate.lora_B, up.lora_B]))
     again = megatron.read(trained.stripped(tmp_path / "there"), base=spec, alpha=4)
     assert {t: d.lora_B.tobytes() for t, d in again.deltas.items()} == {
         t: d.lora_B.tobytes() for t, d in adapter.deltas.items()

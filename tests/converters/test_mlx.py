@@ -226,8 +226,8 @@ def test_smaller_ranks_are_filled_with_zeros_and_reported(tmp_path: Path) -> Non
     assert found[f"{Q}.lora_A"].loss == Loss.REWRITTEN
     assert "padded with zeros to rank 3" in found[f"{Q}.lora_B"].note
     for target, dense in applied(tmp_path / "a").items():
-        wanted = VARIANTS["ranks"].deltas[target]
-        np.testing.assert_allclose(dense, wanted.scaling * wanted.lora_B.astype(np.float64) @ wanted.lora_A, rtol=1e-6)
+        expected = VARIANTS["ranks"].deltas[target]
+        np.testing.assert_allclose(dense, expected.scaling * expected.lora_B.astype(np.float64) @ expected.lora_A, rtol=1e-6)
 
 
 def test_a_filled_rank_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
@@ -267,14 +267,14 @@ def test_a_stacked_parameter_becomes_gate_and_up(tmp_path: Path) -> None:
 
 def test_one_table_for_two_where_the_base_ties_them(tmp_path: Path) -> None:
     head = LowRank(EMBED.lora_B.T.copy(), EMBED.lora_A.T.copy(), 4)
-    both = Adapter({"model.embed_tokens": EMBED, "lm_head": head})
+    adapter = Adapter({"model.embed_tokens": EMBED, "lm_head": head})
     with pytest.raises(RefusedError, match="one delta"):
         write(Adapter({"model.embed_tokens": EMBED}), tmp_path / "a", TIED)
     with pytest.raises(RefusedError, match="one delta"):
         write(Adapter({"model.embed_tokens": EMBED, "lm_head": delta()}), tmp_path / "b", TIED)
     with pytest.raises(RefusedError, match="name the base"):
         write(Adapter({"model.embed_tokens": EMBED}), tmp_path / "c", None)
-    folder = write(both, tmp_path / "d", TIED)
+    folder = write(adapter, tmp_path / "d", TIED)
     with safetensors_file.SafetensorsFile(folder / mlx.WEIGHTS) as file:
         assert set(file.tensors) == {"model.embed_tokens.lora_a", "model.embed_tokens.lora_b"}
     again = mlx.read(folder, base=TIED).deltas
@@ -333,9 +333,9 @@ def test_the_real_mlx_lm_computes_what_peft_computes(tmp_path: Path, config: dic
     from tests.support import tiny
 
     tokens = [3, 17, 99, 5, 64, 23, 101, 7]
-    made = tiny.model()
-    made.save_pretrained(tmp_path / "base")
-    wrapped = tiny.adapter(made, tmp_path / "peft", **config)
+    model = tiny.model()
+    model.save_pretrained(tmp_path / "base")
+    wrapped = tiny.adapter(model, tmp_path / "peft", **config)
     with torch.no_grad():
         expected = wrapped(torch.tensor([tokens])).logits[0].numpy()
     write(peft.read(tmp_path / "peft"), tmp_path / "mlx")
@@ -359,8 +359,8 @@ def test_peft_computes_what_the_real_mlx_lm_computes(tmp_path: Path, config: dic
     from tests.support import tiny
 
     tokens = [3, 17, 99, 5, 64, 23, 101, 7]
-    made = tiny.model(tie_word_embeddings=bool(config.get("embed")))
-    made.save_pretrained(tmp_path / "base")
+    model = tiny.model(tie_word_embeddings=bool(config.get("embed")))
+    model.save_pretrained(tmp_path / "base")
     loaded, _ = load_model(tmp_path / "base")
     keys = ["self_attn.q_proj", "mlp.down_proj", *(["model.embed_tokens"] if config.get("embed") else [])]
     parameters = {"rank": 3, "scale": 1.7, "dropout": 0.0, "keys": keys}
@@ -383,7 +383,7 @@ def test_peft_computes_what_the_real_mlx_lm_computes(tmp_path: Path, config: dic
     (tmp_path / "peft").mkdir()
     peft.write(mlx.read(tmp_path / "mlx", base=bases.read_base(tmp_path / "base")), tmp_path / "peft")
     with torch.no_grad():
-        found = PeftModel.from_pretrained(made, str(tmp_path / "peft")).eval()(torch.tensor([tokens])).logits[0].numpy()
+        found = PeftModel.from_pretrained(model, str(tmp_path / "peft")).eval()(torch.tensor([tokens])).logits[0].numpy()
     assert np.abs(found - expected).max() < 1e-4
 
 

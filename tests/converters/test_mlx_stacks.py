@@ -49,7 +49,7 @@ def in_files(kind: str, deltas: dict[str, StackedLowRank]) -> dict[str, np.ndarr
         name, weights = target.rpartition(".")[2], dense(delta)
         place = KINDS[kind][1]
         if kind == "nemotron_h":
-            found |= {f"{place}.{e}.{name}.weight": one for e, one in enumerate(weights)}
+            found |= {f"{place}.{e}.{name}.weight": weight for e, weight in enumerate(weights)}
         else:  # gpt-oss's blocks are (experts, out, in), unlike its stacks in 16 bits
             found[f"{place}.{name}"] = weights if kind == "gpt_oss" else weights.swapaxes(1, 2)
     return found
@@ -67,10 +67,10 @@ def test_mlx_lm_adds_what_its_loading_makes_of_the_sum(kind: str, tmp_path: Path
     mlx.write(Adapter(deltas), tmp_path / "a", base=base)
     model = mlx_models.model(kind, **KINDS[kind][2])
     weights = {name: mx.array(array) for name, array in in_files(kind, deltas).items()}
-    wanted = {name.removesuffix(".weight"): np.array(array) for name, array in model.sanitize(weights).items()}
+    expected = {name.removesuffix(".weight"): np.array(array) for name, array in model.sanitize(weights).items()}
     modules = dict(load_adapters(model, str(tmp_path / "a")).named_modules())
-    assert wanted
-    for name, delta in wanted.items():
+    assert expected
+    for name, delta in expected.items():
         module = modules[name]
         added = module.scale * np.array(module.lora_b) @ np.array(module.lora_a)
         np.testing.assert_allclose(added, delta, rtol=0, atol=1e-5, err_msg=name)

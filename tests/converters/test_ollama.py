@@ -28,8 +28,8 @@ def test_the_modelfile_names_the_base_and_the_adapter_next_to_it(
     tmp_path: Path, run: Run, model: Path, said: list[str]
 ) -> None:
     source = trained.folder(trained.full("q_proj"), tmp_path / "sql")
-    done = run("convert", source, "out", "--to", "ollama", "--base", model.name, *said)
-    assert "loras are not yet implemented" in done.stdout
+    result = run("convert", source, "out", "--to", "ollama", "--base", model.name, *said)
+    assert "loras are not yet implemented" in result.stdout
     out = tmp_path / "out"
     assert sorted(item.name for item in out.iterdir()) == ["Modelfile", "out.gguf"]
     assert (out / "Modelfile").read_text() == f"FROM {said[1] if said else model}\nADAPTER ./out.gguf\n"

@@ -193,5 +193,5 @@ def test_without_torch_it_names_what_to_install(tmp_path: Path, run: Run) -> Non
 
     path = os.pathsep.join(map(str, [tmp_path / "torchless", ROOT, ROOT / "converters", ROOT / "schemas"]))
     words = ["convert", "x.bin", "out", "--to", "peft", "--unsafe-pickle", "--alpha", "1"]
-    done = run(*words, env={"PYTHONPATH": path}, code=9)
-    assert "pip install 'adapterhub[train]'" in done.stderr
+    result = run(*words, env={"PYTHONPATH": path}, code=9)
+    assert "pip install 'adapterhub[train]'" in result.stderr

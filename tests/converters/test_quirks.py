@@ -49,41 +49,41 @@ def unchanged(source: Path, tmp_path: Path) -> bool:
 
 @pytest.mark.parametrize("name", ["unsloth/Llama-3.2-1B-bnb-4bit", "unsloth/Llama-3.2-1B-unsloth-bnb-4bit"])
 def test_a_base_in_4_bits_is_reported_with_its_16_bit_original(tmp_path: Path, name: str) -> None:
-    found = peft.read(folder(tmp_path / "a", pair(), base_model_name_or_path=name))
-    assert found.meta.base_model == name
-    assert f"its base {name} is in 4 bits; unsloth/Llama-3.2-1B, or" in found.notes[0]
+    adapter = peft.read(folder(tmp_path / "a", pair(), base_model_name_or_path=name))
+    assert adapter.meta.base_model == name
+    assert f"its base {name} is in 4 bits; unsloth/Llama-3.2-1B, or" in adapter.notes[0]
 
 
 def test_dora_without_magnitudes_is_reported_and_converts_only_back(tmp_path: Path) -> None:
     source = folder(tmp_path / "a", pair(), use_dora=True)
-    found = peft.read(source)
-    assert '"use_dora" is true and 1 modules have no magnitude: peft uses' in found.notes[0]
+    adapter = peft.read(source)
+    assert '"use_dora" is true and 1 modules have no magnitude: peft uses' in adapter.notes[0]
     assert unchanged(source, tmp_path)
     (tmp_path / "c").mkdir()
-    peft.write(dataclasses.replace(found, source=None), tmp_path / "c")
+    peft.write(dataclasses.replace(adapter, source=None), tmp_path / "c")
     assert targets_without_magnitude(peft.read(tmp_path / "c")) == [Q]
     with pytest.raises(RefusedError, match="norms of the base's rows"):
-        plain_pairs(found)
+        plain_pairs(adapter)
     with pytest.raises(RefusedError, match="norms of the base's rows"):
-        combine([found, found], [1.0, 1.0], method="linear")
+        combine([adapter, adapter], [1.0, 1.0], method="linear")
 
 
 def test_dora_of_some_modules_is_not_written_as_that_of_all(tmp_path: Path) -> None:
-    found = peft.read(folder(tmp_path / "a", pair() | pair("model.layers.1.self_attn.q_proj")))
-    one = dataclasses.replace(found.deltas[Q], magnitude=np.ones(16, np.float32))
+    adapter = peft.read(folder(tmp_path / "a", pair() | pair("model.layers.1.self_attn.q_proj")))
+    one = dataclasses.replace(adapter.deltas[Q], magnitude=np.ones(16, np.float32))
     with pytest.raises(RefusedError, match="has no DoRA magnitude and others have one"):
-        peft.write(dataclasses.replace(found, deltas={**found.deltas, Q: one}, source=None), tmp_path)
+        peft.write(dataclasses.replace(adapter, deltas={**adapter.deltas, Q: one}, source=None), tmp_path)
 
 
 def test_a_bias_missing_from_the_config_is_read_reported_and_repaired(tmp_path: Path) -> None:
     tensors = pair() | {f"{PREFIX}{Q}.lora_B.bias": np.ones(16, np.float32)}
     source = folder(tmp_path / "a", tensors, alpha_pattern={"q_proj": 2}, rank_pattern={"q_proj": 2})
-    found = peft.read(source)
-    delta = found.deltas[Q]
+    adapter = peft.read(source)
+    delta = adapter.deltas[Q]
     assert isinstance(delta, LowRank)
     assert delta.bias is not None
     assert delta.scaling == 1
-    assert '1 modules have a lora_B.bias and "lora_bias" is not true' in found.notes[0]
+    assert '1 modules have a lora_B.bias and "lora_bias" is not true' in adapter.notes[0]
     assert unchanged(source, tmp_path)
     mended = repair.fix(source, tmp_path / "mended")
     assert [mend.code for mend in mended.repairs] == ["bias-flag"]
@@ -95,9 +95,9 @@ def test_wrapped_modules_are_those_of_the_base(tmp_path: Path) -> None:
     assert set(peft.read(source).deltas) == {f"{Q}.linear"}
     assert "which only some bases have: name the base" in peft.read(source).notes[0]
     assert set(peft.read(source, base=base(f"{Q}.linear")).deltas) == {f"{Q}.linear"}
-    found = peft.read(source, base=base(Q))
-    assert set(found.deltas) == {Q}
-    assert "which the base does not have" in found.notes[0]
+    adapter = peft.read(source, base=base(Q))
+    assert set(adapter.deltas) == {Q}
+    assert "which the base does not have" in adapter.notes[0]
     convert.convert(source, tmp_path / "gguf", to="raw", base=base(Q))
     convert.convert(tmp_path / "gguf", tmp_path / "back", to="peft", base=base(Q))
     assert (tmp_path / "back" / peft.WEIGHTS).read_bytes() == (source / peft.WEIGHTS).read_bytes()
@@ -141,9 +141,9 @@ def test_alpha_is_the_rank_in_a_file_of_ai_toolkits(tmp_path: Path) -> None:
     tensors = {name.removeprefix(PREFIX): array for name, array in (pair() | pair(Q.replace("q_", "k_"), r=3)).items()}
     software = json.dumps({"name": "ai-toolkit", "version": "0.7"})
     safetensors_file.write(tmp_path / "a.safetensors", tensors, {"format": "pt", "software": software})
-    found = raw.read(tmp_path / "a.safetensors")
-    assert {delta.scaling for delta in found.deltas.values()} == {1.0}
-    assert "alpha is the rank, as always in files that ai-toolkit saves" in found.notes
+    adapter = raw.read(tmp_path / "a.safetensors")
+    assert {delta.scaling for delta in adapter.deltas.values()} == {1.0}
+    assert "alpha is the rank, as always in files that ai-toolkit saves" in adapter.notes
     safetensors_file.write(tmp_path / "b.safetensors", tensors, {"format": "pt", "software": "other"})
     with pytest.raises(RefusedError, match="its alpha is not recorded"):
         raw.read(tmp_path / "b.safetensors")

@@ -158,5 +158,5 @@ def test_alpha_for_a_format_that_records_it_is_a_usage_error(tmp_path: Path) -> 
 def test_the_command_takes_it(run: Run, tmp_path: Path) -> None:
     save(tmp_path / "x.safetensors")
     assert "--alpha" in run("convert", "x.safetensors", "out", "--to", "peft", code=6).stderr
-    done: Any = json.loads(run("convert", "x.safetensors", "out", "--to", "peft", "--alpha", "4", "--json").stdout)
-    assert done["worst"] == "exact"
+    document: Any = json.loads(run("convert", "x.safetensors", "out", "--to", "peft", "--alpha", "4", "--json").stdout)
+    assert document["worst"] == "exact"

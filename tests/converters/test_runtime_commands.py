@@ -25,9 +25,9 @@ def test_a_conversion_prints_the_command_once_on_stderr(
 ) -> None:
     base(tmp_path / "tiny", size=32)
     adapter(tmp_path / "sql", pairs(2, r=17, size=(32, 32)), r=17)
-    done = run("convert", "sql", target, "--to", style, "--base", "tiny")
-    assert [line for line in done.stderr.splitlines() if line.startswith("run it:")] == [f"run it: {command}"]
-    assert "run it:" not in done.stdout
+    result = run("convert", "sql", target, "--to", style, "--base", "tiny")
+    assert [line for line in result.stderr.splitlines() if line.startswith("run it:")] == [f"run it: {command}"]
+    assert "run it:" not in result.stdout
     told = run("convert", "sql", f"{target}-again", "--to", style, "--base", "tiny", "--json")
     assert "run it:" not in told.stderr
     assert json.loads(told.stdout)["run"] == command.replace(target, f"{target}-again")

@@ -67,7 +67,7 @@ def pair(rng: np.random.Generator, shape: tuple[int, ...], r: int = 2) -> LowRan
 def adapter_and_weights(name: str, weights: dict[str, np.ndarray]) -> tuple[Adapter, dict[str, np.ndarray]]:
     """Pairs on attention, dense layers, shared experts, routers and single experts, and the weights with their sums."""
     rng, deltas = np.random.default_rng(0), dict[str, LowRank]()
-    wanted = {key: array.copy() for key, array in weights.items()}
+    expected = {key: array.copy() for key, array in weights.items()}
     for key, array in weights.items():
         module, _, last = key.rpartition(".")
         if key.endswith("experts.gate_up_proj"):
@@ -77,15 +77,15 @@ def adapter_and_weights(name: str, weights: dict[str, np.ndarray]) -> tuple[Adap
                 for side, part in enumerate(("gate_proj", "up_proj")):
                     made = pair(rng, (inner, array.shape[2]), r=2 + side)
                     deltas[f"{place}.{expert}.{part}"] = made
-                    wanted[key][expert, side * inner : (side + 1) * inner] += made.scaling * made.lora_B @ made.lora_A
+                    expected[key][expert, side * inner : (side + 1) * inner] += made.scaling * made.lora_B @ made.lora_A
                 down = weights[f"{module}.down_proj"].shape[1:]
                 made = pair(rng, down)
                 deltas[f"{place}.{expert}.down_proj"] = made
-                wanted[f"{module}.down_proj"][expert] += made.scaling * made.lora_B @ made.lora_A
+                expected[f"{module}.down_proj"][expert] += made.scaling * made.lora_B @ made.lora_A
         elif array.ndim == 2 and last == "weight" and module.rpartition(".")[2] in (*DENSE, "gate", "router"):
             deltas[module] = pair(rng, array.shape)
-            wanted[key] += deltas[module].scaling * deltas[module].lora_B @ deltas[module].lora_A
-    return Adapter(dict(deltas), meta=Meta(task_type="CAUSAL_LM")), wanted
+            expected[key] += deltas[module].scaling * deltas[module].lora_B @ deltas[module].lora_A
+    return Adapter(dict(deltas), meta=Meta(task_type="CAUSAL_LM")), expected
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,8 +114,8 @@ def test_halves_that_share_a_factor_stay_of_one_rank_and_other_scales_go_into_th
     up = LowRank(gate.lora_A, up.lora_B, gate.alpha)
     base = BaseSpec("a base", "hf", "Qwen3MoeForCausalLM", "qwen3_moe", {"num_experts": 1})
     layer = "model.layers.0.mlp.experts.0"
-    found = stacks.stack_experts(Adapter({f"{layer}.gate_proj": gate, f"{layer}.up_proj": up}), base).deltas
-    ((target, delta),) = found.items()
+    deltas = stacks.stack_experts(Adapter({f"{layer}.gate_proj": gate, f"{layer}.up_proj": up}), base).deltas
+    ((target, delta),) = deltas.items()
     assert (target, delta.r) == ("model.layers.0.mlp.experts.gate_up_proj", 2)
     up = LowRank(up.lora_A, up.lora_B, 8 * gate.alpha)
     (delta,) = stacks.stack_experts(Adapter({f"{layer}.gate_proj": gate, f"{layer}.up_proj": up}), base).deltas.values()

@@ -113,8 +113,8 @@ def test_every_command_takes_an_archive_as_it_is(name: str, run: Run, tmp_path: 
     model.save_pretrained(tmp_path / "base")
     archive.save(tmp_path / "a")
     numbers = sum(array.size for array in archive.tensors.values())
-    shown = json.loads(run("show", "a", "--json").stdout)["manifest"]
-    assert (shown["format"], shown["method"], shown["parameters"]) == ("tinker", "lora", numbers)
+    manifest = json.loads(run("show", "a", "--json").stdout)["manifest"]
+    assert (manifest["format"], manifest["method"], manifest["parameters"]) == ("tinker", "lora", numbers)
     report = json.loads(run("validate", "a", "--base", "base", "--for", "peft", "--json").stdout)
     assert (report["ok"], report["format"], report["facts"]["parameters"]) == (True, "tinker", numbers)
     run("init")
@@ -150,13 +150,13 @@ def test_logits_with_an_archive_are_those_of_the_model_merged_with_it(tmp_path: 
     model.load_state_dict({name: torch.from_numpy(array) for name, array in archive.wanted.items()}, strict=False)
     ids = [5, 80, 90, 100]
     with torch.no_grad():
-        wanted = model(torch.tensor([ids])).logits[0, -1].numpy()
+        expected = model(torch.tensor([ids])).logits[0, -1].numpy()
     given = InitialAdapter(source, source, "sha256:" + "0" * 64, str(source))
     with (
         torch_engine.open_engine(given, tmp_path / "base") as engine,
         engine.start_decoding(adapted=True, room=8) as logits_after,
     ):
-        np.testing.assert_allclose(logits_after(ids), wanted, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(logits_after(ids), expected, rtol=0, atol=2e-3)
 
 
 LAYER = f"{P}0.mlp.up_proj"

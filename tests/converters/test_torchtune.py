@@ -31,19 +31,19 @@ written = partial(trained.written, "torchtune")
 
 
 def test_q_and_k_have_the_order_of_metas_rows(tmp_path: Path) -> None:
-    found = tensors_of(written(trained.full(), tmp_path / "a.safetensors"))
+    tensors = tensors_of(written(trained.full(), tmp_path / "a.safetensors"))
     # The two halves of each of 4 heads of 4 rows alternate: 0, 2, 1, 3.
     rows = [head * 4 + row for head in range(4) for row in (0, 2, 1, 3)]
     source = trained.full().deltas
-    np.testing.assert_array_equal(found["layers.0.attn.q_proj.lora_b.weight"], source[Q].lora_B[rows])
-    np.testing.assert_array_equal(found["layers.0.attn.k_proj.lora_b.weight"], source[K].lora_B[rows[:8]])
-    np.testing.assert_array_equal(found["layers.0.attn.q_proj.lora_a.weight"], source[Q].lora_A)
-    np.testing.assert_array_equal(found["output.lora_b.weight"], source["lm_head"].lora_B)
+    np.testing.assert_array_equal(tensors["layers.0.attn.q_proj.lora_b.weight"], source[Q].lora_B[rows])
+    np.testing.assert_array_equal(tensors["layers.0.attn.k_proj.lora_b.weight"], source[K].lora_B[rows[:8]])
+    np.testing.assert_array_equal(tensors["layers.0.attn.q_proj.lora_a.weight"], source[Q].lora_A)
+    np.testing.assert_array_equal(tensors["output.lora_b.weight"], source["lm_head"].lora_B)
 
 
 def test_qwen2_is_not_turned(tmp_path: Path) -> None:
-    found = tensors_of(written(trained.full(), tmp_path / "a.safetensors", QWEN))
-    np.testing.assert_array_equal(found["layers.0.attn.q_proj.lora_b.weight"], trained.full().deltas[Q].lora_B)
+    tensors = tensors_of(written(trained.full(), tmp_path / "a.safetensors", QWEN))
+    np.testing.assert_array_equal(tensors["layers.0.attn.q_proj.lora_b.weight"], trained.full().deltas[Q].lora_B)
 
 
 def test_it_reads_to_the_same_function_without_what_rides_along(tmp_path: Path) -> None:
@@ -99,13 +99,13 @@ def test_alpha_comes_from_the_config_that_torchtune_writes_next_to_it(tmp_path: 
 
 
 def test_a_file_that_torchtune_made_is_read_as_torchtune_exported_it(tmp_path: Path) -> None:
-    made = tensors_of(Path(__file__).parent / "golden/made_by_torchtune.safetensors")  # of 0.6.1, one layer of `tuned`
-    state = {name.removeprefix("adapter/"): array for name, array in made.items() if name.startswith("adapter/")}
+    tensors = tensors_of(Path(__file__).parent / "golden/made_by_torchtune.safetensors")  # of 0.6.1, one layer of `tuned`
+    state = {name.removeprefix("adapter/"): array for name, array in tensors.items() if name.startswith("adapter/")}
     safetensors_file.write(tmp_path / "a.safetensors", state, {"format": "pt"})
     convert.convert(tmp_path / "a.safetensors", tmp_path / "peft", to="peft", base=LLAMA, alpha=5)
     ours = tensors_of(tmp_path / "peft" / peft.WEIGHTS)
     assert {f"peft/{name}": array.tobytes() for name, array in ours.items()} == {
-        name: array.tobytes() for name, array in made.items() if name.startswith("peft/")
+        name: array.tobytes() for name, array in tensors.items() if name.startswith("peft/")
     }
 
 
@@ -259,12 +259,12 @@ def test_the_deltas_are_what_torchtune_merges(tmp_path: Path, kind: str, *, dora
     to_hf: Any = convert_weights.tune_to_hf if kind == "llama" else qwen2_tune_to_hf
     numbers = {"num_heads": 4, "num_kv_heads": 2, "dim": 16, "head_dim": 4}
     before, after = (numpy_of(to_hf(part, **numbers)) for part in (bare, merged))
-    for target, each in adapter.deltas.items():
-        added = each.scaling * each.lora_B @ each.lora_A
+    for target, delta in adapter.deltas.items():
+        added = delta.scaling * delta.lora_B @ delta.lora_A
         base = before[f"{target}.weight"]
-        if each.magnitude is not None:
+        if delta.magnitude is not None:
             whole_weight = base + added
-            added = each.magnitude[:, None] * whole_weight / np.linalg.norm(whole_weight, axis=1, keepdims=True) - base
+            added = delta.magnitude[:, None] * whole_weight / np.linalg.norm(whole_weight, axis=1, keepdims=True) - base
         np.testing.assert_allclose(after[f"{target}.weight"] - base, added, atol=2e-5, err_msg=target)
 
 
@@ -285,10 +285,10 @@ def test_transformers_computes_with_the_deltas_what_torchtune_computes(tmp_path:
     bare = {name: value for name, value in model.state_dict().items() if name not in state}
     to_hf: Any = convert_weights.tune_to_hf if kind == "llama" else qwen2_tune_to_hf
     weights = to_hf(bare, num_heads=4, num_kv_heads=2, dim=16, head_dim=4)
-    for target, each in adapter.deltas.items():
-        whole = weights[f"{target}.weight"] + torch.from_numpy(each.scaling * each.lora_B @ each.lora_A)
-        if each.magnitude is not None:
-            whole = torch.from_numpy(each.magnitude)[:, None] * whole / whole.norm(dim=1, keepdim=True)
+    for target, delta in adapter.deltas.items():
+        whole = weights[f"{target}.weight"] + torch.from_numpy(delta.scaling * delta.lora_B @ delta.lora_A)
+        if delta.magnitude is not None:
+            whole = torch.from_numpy(delta.magnitude)[:, None] * whole / whole.norm(dim=1, keepdim=True)
         weights[f"{target}.weight"] = whole
     config = {**trained.CONFIG, "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
     config = {key: value for key, value in config.items() if kind == "llama" or key != "head_dim"}

@@ -60,8 +60,8 @@ def assert_same(found: Adapter, wanted: Adapter, rtol: float = 1e-6) -> None:
     largest = max(np.abs(array).max() for array in theirs.values())
     for target in sorted({*ours, *theirs}):
         nothing = np.zeros(TARGETS[target])
-        one, other = ours.get(target, nothing), theirs.get(target, nothing)
-        np.testing.assert_allclose(one, other, rtol=rtol, atol=max(rtol * largest, 1e-25), err_msg=target)
+        first, other = ours.get(target, nothing), theirs.get(target, nothing)
+        np.testing.assert_allclose(first, other, rtol=rtol, atol=max(rtol * largest, 1e-25), err_msg=target)
 
 
 def folder(adapter: Adapter, path: Path) -> Path:
@@ -109,8 +109,8 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def settings_of(path: Path) -> dict[str, Any]:
     """The trainer's settings that a file was written for."""
-    found: dict[str, Any] = json.loads(metadata_of(path)["adapterhub.settings"])
-    return found
+    document: dict[str, Any] = json.loads(metadata_of(path)["adapterhub.settings"])
+    return document
 
 
 def stripped(path: Path) -> Path:

@@ -190,15 +190,15 @@ _LINKED = (".safetensors", ".gguf", "tokenizer.json")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forked], host: str) -> Iterator[World]:
-    made, folder = serving.make_models(tmp_path_factory.mktemp("models"), adapters=3), tmp_path_factory.mktemp("shown") / "w"
+    models, folder = serving.make_models(tmp_path_factory.mktemp("models"), adapters=3), tmp_path_factory.mktemp("shown") / "w"
     folder.mkdir()
     for name in ("Qwen3-0.6B", "base", "SmolLM2-135M", "models/Qwen3-0.6B"):
-        shutil.copytree(made.base, folder / name)
+        shutil.copytree(models.base, folder / name)
     for number, names in enumerate((("sql", "a", "from-a-stranger", "adapters/sql"), ("french", "b"), ("chat",))):
         for name in names:
-            shutil.copytree(made.adapter(number), folder / name)
+            shutil.copytree(models.adapter(number), folder / name)
     for name in ("base.gguf", "smollm2.gguf"):
-        shutil.copy(made.gguf, folder / name)
+        shutil.copy(models.gguf, folder / name)
     for name in ("adapter_model.safetensors", "lora.safetensors"):
         shutil.copy(folder / "sql/adapter_model.safetensors", folder / name)
     for name in ("scan.json", "model.sig", "sql.cdx.json"):
@@ -212,8 +212,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forke
     for name in ("home", "docker", "xdg"):
         (folder / name).mkdir()
     with Hub() as hub:
-        commit = hub_models.publish(hub, "Qwen/Qwen3-0.6B", {file.name: file.read_bytes() for file in made.base.iterdir()})
-        hub_models.cached(folder / "hf/hub", "Qwen/Qwen3-0.6B", made.base, commit)
+        commit = hub_models.publish(hub, "Qwen/Qwen3-0.6B", {file.name: file.read_bytes() for file in models.base.iterdir()})
+        hub_models.cached(folder / "hf/hub", "Qwen/Qwen3-0.6B", models.base, commit)
         found = World(folder, servers, host, hub)
         for line in (
             "init", "push french team/french", "push french team/sql --base hf://Qwen/Qwen3-0.6B",
@@ -221,8 +221,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, servers: Callable[..., Forke
             "merge team/sql:v2 team/french --method ties -o team/both", "merge team/sql:v2 team/french -o team/merged",
             "key generate team", "key generate ci", "key generate audit", "copy team/sql:v2 oci://HOST/team/sql:v2",
         ):  # fmt: skip
-            done = found.run(found.filled(line, folder), folder)
-            assert done.returncode == 0, (line, done.stdout, done.stderr)
+            result = found.run(found.filled(line, folder), folder)
+            assert result.returncode == 0, (line, result.stdout, result.stderr)
         shown = json.loads(found.run("show team/sql:v2 --json", folder).stdout)
         found.digest = shown["digest"]
         found.weights = hashlib.sha256((folder / "sql/adapter_model.safetensors").read_bytes()).hexdigest()
@@ -252,12 +252,12 @@ TRIED: set[str] = set()  # a command that several pages show is run once
 def check(world: World, line: str, folder: Path) -> None:
     """Run a command in a folder, after what it needs."""
     for first in [first for pattern in matching(BEFORE, line) for first in BEFORE[pattern]]:
-        done = world.run(world.filled(first, folder), folder)
-        assert done.returncode == 0, (first, done.stdout, done.stderr)
+        result = world.run(world.filled(first, folder), folder)
+        assert result.returncode == 0, (first, result.stdout, result.stderr)
     for written in [*re.findall(r" -o (\S+)", line), *(path for pattern in matching(WRITES, line) for path in WRITES[pattern])]:
         shutil.rmtree(folder / written, ignore_errors=True)
         if (folder / written).is_file():
             (folder / written).unlink()
-    done = world.run(world.filled(line, folder), folder)
+    result = world.run(world.filled(line, folder), folder)
     expected = next((code for pattern, code in CODES.items() if re.match(pattern, line)), 0)
-    assert done.returncode == expected, f"adapterhub {line}\n{done.stdout}\n{done.stderr}"
+    assert result.returncode == expected, f"adapterhub {line}\n{result.stdout}\n{result.stderr}"

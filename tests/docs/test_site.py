@@ -44,8 +44,8 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_another_host(tmp_
         ROOT / "mkdocs.yml",
     ]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
     for page in tmp_path.rglob("*.html"):
         assert not re.search(r'(?:src|<link[^>]* href)="(?:https?:)?//', page.read_text()), page
     assert "--to peft|gguf|mlx" in (tmp_path / "commands.html").read_text()  # a pipe in a table is escaped for GitHub
@@ -125,13 +125,13 @@ def test_groff_reads_the_man_pages_without_a_warning(tmp_path: Path) -> None:
     groff = need_program("groff")
     for name, text in reference.manuals().items():
         (tmp_path / name).write_text(text)
-    done = subprocess.run(
+    result = subprocess.run(
         [groff, "-man", "-Tutf8", "-K", "utf8", "-ww", *sorted(map(str, tmp_path.glob("*.1")))],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_what_a_tag_names_is_this_version() -> None:

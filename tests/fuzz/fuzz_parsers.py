@@ -187,9 +187,9 @@ def _commit(data: bytes) -> None:
         return [line async for line in writing._lines(body())]
 
     for line in asyncio.run(lines()):
-        one = json_file.parse_object(line, "x")
-        if one.get("key") == "lfsFile" and isinstance(one.get("value"), dict):
-            writing._lfs_file(str(one["value"].get("path")), one["value"])
+        document = json_file.parse_object(line, "x")
+        if document.get("key") == "lfsFile" and isinstance(document.get("value"), dict):
+            writing._lfs_file(str(document["value"].get("path")), document["value"])
 
 
 def _lfs_batch(data: bytes) -> None:
@@ -233,8 +233,8 @@ def _statement(data: bytes) -> None:
 def _scan(data: bytes) -> None:
     """A file under each name that is read in a way of its own."""
     for suffix in ("safetensors", "gguf", "png", "json", "jinja", "md", "pkl"):
-        found = scan.problems(ScannedFile(f"x.{suffix}", len(data), lambda offset, n: data[offset : offset + n]))
-        if not all(one.severity for one in found):
+        problems = scan.problems(ScannedFile(f"x.{suffix}", len(data), lambda offset, n: data[offset : offset + n]))
+        if not all(problem.severity for problem in problems):
             raise AssertionError("a problem without a severity")
 
 

@@ -40,12 +40,12 @@ def peft_adapter(base: Path, path: Path, **config: Any) -> Any:
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(1)
     options = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", **config}
-    made = peft.get_peft_model(model, peft.LoraConfig(**options))
-    for name, parameter in made.named_parameters():
+    peft_model = peft.get_peft_model(model, peft.LoraConfig(**options))
+    for name, parameter in peft_model.named_parameters():
         if "lora_" in name and "magnitude" not in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    made.save_pretrained(path)
-    return made.eval()
+    peft_model.save_pretrained(path)
+    return peft_model.eval()
 
 
 def given(path: Path) -> InitialAdapter:
@@ -186,15 +186,15 @@ def smollm2_adapter(path: Path) -> Path:
 def test_a_real_model_answers_in_llama_cpp_with_and_without_the_adapter(run: Run, smollm2: Path, tmp_path: Path) -> None:
     smollm2_adapter(tmp_path / "sql")
     question = ("What is the capital of France? Answer in one word.", "--base", smollm2, "--max-tokens", 8)
-    made = json.loads(run("run", "sql", *question, "--json").stdout)
-    assert made["engine"] == "llama.cpp"
-    assert "Paris" in made["base_text"]
-    assert made["text"] != made["base_text"]
-    assert made["prompt"].endswith("<|im_start|>assistant\n")
+    document = json.loads(run("run", "sql", *question, "--json").stdout)
+    assert document["engine"] == "llama.cpp"
+    assert "Paris" in document["base_text"]
+    assert document["text"] != document["base_text"]
+    assert document["prompt"].endswith("<|im_start|>assistant\n")
     run("convert", "sql", "sql.gguf", "--to", "gguf", "--base", smollm2)
-    assert json.loads(run("run", "sql.gguf", *question, "--json", "--no-base").stdout)["text"] == made["text"]
-    shown = run("run", "sql", *question).stdout
-    assert shown == f"with the adapter:\n{made['text']}\n\nbase alone:\n{made['base_text']}\n"
+    assert json.loads(run("run", "sql.gguf", *question, "--json", "--no-base").stdout)["text"] == document["text"]
+    stdout = run("run", "sql", *question).stdout
+    assert stdout == f"with the adapter:\n{document['text']}\n\nbase alone:\n{document['base_text']}\n"
 
 
 def test_a_library_that_this_machine_cannot_load_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +211,8 @@ def test_an_adapter_of_another_model_is_refused(run: Run, smollm2: Path, tmp_pat
     from tests.support.folders import adapter, pairs
 
     adapter(tmp_path / "other", pairs(2))
-    done = run("run", "other", "hello", "--base", smollm2, code=6)
-    assert done.stderr.count("error:") == 1
+    result = run("run", "other", "hello", "--base", smollm2, code=6)
+    assert result.stderr.count("error:") == 1
 
 
 SPOKEN = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "a"]
@@ -305,8 +305,8 @@ def test_without_a_base_the_one_that_the_adapter_records_is_found(run: Run, floa
     (tmp_path / "sql/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "org/tiny"}))
     assert "org/tiny: no such file or folder" in run(*asked, env=there, code=3).stderr
     cached(tmp_path / "hub", "org/tiny", float_base)
-    done = run(*asked, env=there)
-    assert done.stderr.startswith("base: org/tiny, which the adapter records\n")
-    by_name = json.loads(done.stdout)
+    result = run(*asked, env=there)
+    assert result.stderr.startswith("base: org/tiny, which the adapter records\n")
+    by_name = json.loads(result.stdout)
     assert by_name["base"] == "org/tiny"
     assert by_name["text"] == json.loads(run(*asked, "--base", float_base).stdout)["text"]

@@ -105,8 +105,8 @@ def run_hf(hub: Running, home: Path, *words: str, code: int = 0, **env: str) -> 
     if not program.exists():
         missing("hf", install="pip install huggingface_hub")
     settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(home / "hf"), "NO_COLOR": "1"}
-    done = subprocess.run(
+    result = subprocess.run(
         [str(program), *words], check=False, capture_output=True, text=True, timeout=120, env={**os.environ, **settings, **env}
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr

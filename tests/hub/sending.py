@@ -44,15 +44,15 @@ class Sending:
         """What git-lfs' batch API answers of one object."""
         asked = {"operation": operation, "transfers": ["basic"], "objects": [{"oid": oid, "size": size}]}
         answer = self.ask("POST", f"/{name}.git/info/lfs/objects/batch", asked)
-        found: dict[str, Any] = answer.json()
-        return dict(found["objects"][0]) if answer.status == 200 else found
+        document: dict[str, Any] = answer.json()
+        return dict(document["objects"][0]) if answer.status == 200 else document
 
     def send(self, name: str, data: bytes, body: Iterator[bytes] | None = None) -> Answer | None:
         """Upload a file by LFS, as `body` if it is given; None if the repository has it."""
-        one = self.batch(name, hashlib.sha256(data).hexdigest(), len(data))
-        if "actions" not in one:
+        batch = self.batch(name, hashlib.sha256(data).hexdigest(), len(data))
+        if "actions" not in batch:
             return None
-        return self.ask("PUT", one["actions"]["upload"]["href"], body or data, content_length=str(len(data)))
+        return self.ask("PUT", batch["actions"]["upload"]["href"], body or data, content_length=str(len(data)))
 
     def commit(self, name: str, lines: bytes) -> Answer:
         """Commit to main."""

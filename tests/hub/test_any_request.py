@@ -88,7 +88,7 @@ def _body(rng: random.Random, document: Any) -> bytes:
         return rng.choice((b"", b"\xff" * 40, b"[" * 50_000, b"{", b"null", struct.pack("<12I", *range(12))))
     lines = document if isinstance(document, list) else [document]
     changed = rng.randrange(len(lines) + 1)
-    return b"\n".join(json.dumps(_mutated(rng, one) if n == changed else one).encode() for n, one in enumerate(lines))
+    return b"\n".join(json.dumps(_mutated(rng, line) if n == changed else line).encode() for n, line in enumerate(lines))
 
 
 def _raw_request(rng: random.Random, token: str) -> bytes:

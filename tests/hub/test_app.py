@@ -44,5 +44,5 @@ def test_a_path_that_is_none_is_refused(hub: Running) -> None:
 
 def test_a_hub_starts_without_what_only_a_push_or_a_page_needs() -> None:
     code = "import sys, adapterhub.hub.server; print({'numpy', 'ml_dtypes', 'obstore', 'psycopg'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout == "set()\n"

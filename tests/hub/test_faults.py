@@ -97,8 +97,8 @@ def test_a_hub_that_is_killed_six_times_loses_nothing_that_it_has_taken(killable
     killable.kill()
     assert_sound(killable.folder)
     with closing(Registry.open(killable.folder)) as registry:
-        wanted = [oci_manifest.build(folder).digest for folder in folders]
-        assert [row.digest for row in reversed(registry.list("team/sql"))] == wanted
+        expected = [oci_manifest.build(folder).digest for folder in folders]
+        assert [row.digest for row in reversed(registry.list("team/sql"))] == expected
 
 
 def test_a_xorb_that_was_taken_is_still_there_after_a_kill(killable: Killable) -> None:
@@ -208,12 +208,12 @@ def test_many_clients_push_and_pull_at_once_and_nothing_is_lost(hub: Running, tm
 
 def test_a_tenant_gets_nothing_of_anothers_by_its_digest(hub: Running, tmp_path: Path) -> None:
     theirs, mine = Sending(hub.url, hub.token), Sending(hub.url, hub.make_token("eve", "write", namespaces=["eve"]))
-    secret, other = write_adapter(tmp_path / "secret", 1, license="secret-license"), write_adapter(tmp_path / "other", 2)
+    secret, adapter = write_adapter(tmp_path / "secret", 1, license="secret-license"), write_adapter(tmp_path / "other", 2)
     note = b"the secret of alice"
     theirs.ask("POST", "/api/repos/create", {"name": "alice/secret", "private": True})
     assert theirs.push("alice/secret", secret).status == 200
     assert theirs.commit("alice/secret", lines_of({"notes.txt": note})).status == 200
-    assert mine.push("eve/sql", other).status == 200
+    assert mine.push("eve/sql", adapter).status == 200
     weights = (secret / WEIGHTS).read_bytes()
     files = {
         WEIGHTS: (hashlib.sha256(weights).hexdigest(), len(weights)),

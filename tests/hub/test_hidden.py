@@ -142,8 +142,8 @@ def test_a_blob_of_others_is_looked_up_as_one_that_is_not_there(
     tenants: Tenants, statements: Statements, method: str, path: str
 ) -> None:
     def asked(digest: str) -> tuple[Any, list[str]]:
-        wanted = digest if path == LFS else ""
-        (status, text), run = statements.about(lambda: tenants.ask(method, path.format(digest), wanted))
+        expected = digest if path == LFS else ""
+        (status, text), run = statements.about(lambda: tenants.ask(method, path.format(digest), expected))
         return (status, text.replace(digest.removeprefix("sha256:"), "")), run
 
     _same(lambda: (asked(tenants.foreign), asked(RANDOM)))

@@ -48,12 +48,12 @@ _ORDERS = (("one", "other"), ("other", "one"))
 
 
 def test_the_job_of_a_process_that_was_killed_is_done_by_another_once_its_lease_is_over(database: HubDatabase) -> None:
-    killed, other = Jobs(database), Jobs(database)
+    killed, jobs = Jobs(database), Jobs(database)
     assert killed._claim("convert")
-    assert not other._claim("convert")
+    assert not jobs._claim("convert")
     killed._extend("convert")
     database.execute("UPDATE jobs SET until = ?", time.time() - 1)
-    assert other._claim("convert")
+    assert jobs._claim("convert")
     killed._extend("convert")
     killed._release("convert")
     assert not killed._claim("convert")
@@ -89,5 +89,5 @@ def check_made_once(hubs: Sequence[Running], adapter: Path, monkeypatch: pytest.
 def test_two_processes_over_one_folder_make_a_form_once(
     tmp_path: Path, adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(tmp_path / "hub") as one, serving(tmp_path / "hub") as other:
-        check_made_once([one, other], adapter(1), monkeypatch)
+    with serving(tmp_path / "hub") as server, serving(tmp_path / "hub") as other:
+        check_made_once([server, other], adapter(1), monkeypatch)

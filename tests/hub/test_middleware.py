@@ -61,7 +61,7 @@ def test_a_rate_is_limited_in_the_headers_that_hf_reads(limited: Running) -> Non
     from huggingface_hub.utils import parse_ratelimit_headers
 
     answers = [get(limited, "/api/models") for _ in range(4)]
-    assert [one.status for one in answers] == [200, 200, 200, 429]
+    assert [answer.status for answer in answers] == [200, 200, 200, 429]
     found = parse_ratelimit_headers(answers[-1].headers)
     assert found
     assert (found.resource_type, found.remaining, found.limit, found.window_seconds) == ("api", 0, 3, 60)
@@ -71,8 +71,8 @@ def test_a_rate_is_limited_in_the_headers_that_hf_reads(limited: Running) -> Non
 
 
 def test_bad_tokens_are_throttled_and_a_good_one_is_not(hub: Running) -> None:
-    seen = [get(hub, "/api/whoami-v2", "hf_no").status for _ in range(25)]
-    assert seen == [401] * 20 + [429] * 5
+    status = [get(hub, "/api/whoami-v2", "hf_no").status for _ in range(25)]
+    assert status == [401] * 20 + [429] * 5
     assert get(hub, "/api/whoami-v2", hub.token).status == 200
 
 

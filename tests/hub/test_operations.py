@@ -98,7 +98,7 @@ def test_a_log_line_has_the_account_and_no_secret(
         get(hub, f"/{hub.token}/x")
     lines = [logs.JsonLines().format(record) for record in caplog.records if record.name == "adapterhub.hub"]
     documents = [json.loads(line) for line in lines]
-    commit = next(one for one in documents if "/commit/" in one["path"])
+    commit = next(document for document in documents if "/commit/" in document["path"])
     assert (commit["account"], commit["token"], commit["status"]) == ("alice", hub.token[:8], 200)
     assert not [line for line in lines if hub.token in line or "signature=" in line]
 
@@ -167,7 +167,7 @@ def test_a_backup_is_an_image_layout(filled: Running, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "hub.tar") as found:
         names = set(found.getnames())
         index = json.load(found.extractfile("index.json"))  # type: ignore[arg-type]
-    assert {f"blobs/sha256/{one['digest'][7:]}" for one in index["manifests"]} <= names
+    assert {f"blobs/sha256/{manifest['digest'][7:]}" for manifest in index["manifests"]} <= names
 
 
 def test_a_damaged_backup_leaves_nothing(filled: Running, tmp_path: Path) -> None:
@@ -215,8 +215,8 @@ def test_doctor_finds_what_is_wrong(run: Run, tmp_path: Path) -> None:
     os.chmod(folder / "hub.db", 0o644)
     with closing(HubDatabase(folder)) as database:
         database.execute("UPDATE audit SET account = 'eve'")
-    found = json.loads(run("hub", "doctor", "--registry", folder, "--json", code=1).stdout)
-    assert {one["name"] for one in found["checks"] if one["state"] == "error"} == {"permissions", "audit"}
+    document = json.loads(run("hub", "doctor", "--registry", folder, "--json", code=1).stdout)
+    assert {one["name"] for one in document["checks"] if one["state"] == "error"} == {"permissions", "audit"}
 
 
 def test_doctor_tells_when_a_certificate_ends(run: Run, tmp_path: Path) -> None:

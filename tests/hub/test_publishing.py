@@ -133,8 +133,8 @@ def test_an_adapter_of_a_kind_that_is_not_known_is_kept_and_shown(way: str, tmp_
             put = registry.put(sent(registry, folder) if way == "oras" else whole(registry, folder).raw, "prod")
             assert put.status == 201, put.body
         for page in ("", "/v1", "/versions", "/v1/tensors", "/v1/norms", "/v1/lineage"):
-            asked = urllib.request.Request(f"{hub.url}/team/next{page}", headers={"Accept": "text/html"})
-            with urllib.request.urlopen(asked) as answer:
+            request = urllib.request.Request(f"{hub.url}/team/next{page}", headers={"Accept": "text/html"})
+            with urllib.request.urlopen(request) as answer:
                 text = answer.read().decode()
                 assert page or way == "oras" or "peft_type &#39;NEXT&#39; is not supported" in text
         with hub.registry() as stored:

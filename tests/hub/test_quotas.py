@@ -36,9 +36,9 @@ def test_what_is_over_the_quota_is_refused_before_it_moves(
     size = sum(path.stat().st_size for path in adapter(1).iterdir())
     settle(hub, max_bytes=size * 3 // 2)
     run_hf(hub, tmp_path, "upload", "team/sql", str(adapter(1)))
-    said = run_hf(hub, tmp_path, "upload", "team/sql", str(adapter(2)), code=1)
-    assert "team: may hold" in said, said
-    assert "ask for a larger quota" in said
+    answer = run_hf(hub, tmp_path, "upload", "team/sql", str(adapter(2)), code=1)
+    assert "team: may hold" in answer, answer
+    assert "ask for a larger quota" in answer
     run_hf(hub, tmp_path, "upload", "other/sql", str(adapter(2)))  # another namespace has no quota
 
 

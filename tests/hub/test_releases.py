@@ -66,9 +66,9 @@ def size_of(hub: Running, digest: str) -> int:
 
 
 def test_a_blob_that_only_forbidden_versions_have_is_for_writers(strict: Running, licensed: Licensed) -> None:
-    made = pushed(strict, "team/sql", licensed("gpl-3.0"))
+    version = pushed(strict, "team/sql", licensed("gpl-3.0"))
     reader = strict.make_token("eve", "read")
-    for digest in (digest_of(licensed("gpl-3.0")), made.config.digest):
+    for digest in (digest_of(licensed("gpl-3.0")), version.config.digest):
         for name in ("team/sql", "team/sql.v1"):
             assert [all(withheld(strict, name, digest, token)) for token in ("", reader)] == [True, True]
             assert not any(withheld(strict, name, digest, strict.token))

@@ -129,8 +129,8 @@ def test_a_move_whose_process_was_killed_before_it_announced_it_is_announced_by_
     for _ in range(2):  # once, however many look
         with closing(Hub(settings)) as hub:
             hub._maintain(hub.workers.worker())
-            found = [one.event for one in webhooks.deliveries(hub.database)]
-            assert sorted(found) == ["tag.moved", "tag.moved", "version.created"]
+            events = [delivery.event for delivery in webhooks.deliveries(hub.database)]
+            assert sorted(events) == ["tag.moved", "tag.moved", "version.created"]
 
 
 def test_what_was_moved_before_a_webhook_was_added_is_not_announced_to_it(database: HubDatabase, log: RefLog) -> None:
@@ -143,7 +143,7 @@ def test_what_was_moved_before_a_webhook_was_added_is_not_announced_to_it(databa
     log.append(replace(ENTRY, seq=3, op="delete", time="9999-03-01T00:00:00Z"))
     sender.catch_up([LogState("team/sql", 3), LogState("other/sql", 7)])
     sender.announce(replace(ENTRY, seq=2, op="delete"))  # by a thread that comes late
-    assert [(one.webhook, one.event) for one in webhooks.deliveries(database)][::-1] == [
+    assert [(delivery.webhook, delivery.event) for delivery in webhooks.deliveries(database)][::-1] == [
         *((1, event) for event in ("version.created", "tag.moved", "tag.moved")),
         (2, "name.removed"),
         (1, "name.removed"),
@@ -155,7 +155,7 @@ def test_a_push_by_hf_is_posted_and_signed(hub: Running, hf: Any, receiver: Rece
     with closing(HubDatabase(hub.folder)) as database:
         _, secret = webhooks.add(database, "team", receiver.url, private=True)
     hf.create_repo("team/sql")
-    made = hf.upload_folder(folder_path=adapter(1), repo_id="team/sql", commit_message="First")
+    commit = hf.upload_folder(folder_path=adapter(1), repo_id="team/sql", commit_message="First")
     hf.create_repo("other/sql")
     hf.upload_folder(folder_path=adapter(1), repo_id="other/sql")
     got = [receiver.received.get(timeout=30) for _ in range(2)]
@@ -163,7 +163,7 @@ def test_a_push_by_hf_is_posted_and_signed(hub: Running, hf: Any, receiver: Rece
     assert [one["event"] for one in documents] == ["tag.moved", "version.created"]
     created = documents[1]
     assert (created["name"], created["number"], created["author"], created["message"]) == ("team/sql", 1, "alice", "First")
-    assert created["digest"].startswith(f"sha256:{made.oid}")
+    assert created["digest"].startswith(f"sha256:{commit.oid}")
     for headers, body in got:
         assert headers["x-hub-signature-256"] == signature(secret, body)
         assert headers["x-hub-event"] == json.loads(body)["event"]
@@ -201,16 +201,16 @@ def test_it_is_accepted_at_the_second_try(database: HubDatabase, log: RefLog, re
     sender.deliver()
     receiver.status, now = 200, now + webhooks.PAUSES[0]
     sender.deliver()
-    assert [one.state for one in webhooks.deliveries(database)] == ["delivered"] * 3
+    assert [delivery.state for delivery in webhooks.deliveries(database)] == ["delivered"] * 3
 
 
 def test_what_a_process_sends_no_other_one_sends_however_long_those_before_took(
     database: HubDatabase, log: RefLog, receiver: Receiver
 ) -> None:
     now = 1000.0
-    one, other = (Webhooks(database, log, clock=lambda: now) for _ in range(2))
+    first, other = (Webhooks(database, log, clock=lambda: now) for _ in range(2))
     webhooks.add(database, "team", receiver.url, private=True)
-    announced(one, log, ENTRY)
+    announced(first, log, ENTRY)
 
     def slow() -> None:
         nonlocal now
@@ -219,7 +219,7 @@ def test_what_a_process_sends_no_other_one_sends_however_long_those_before_took(
             other.deliver()
 
     receiver.meanwhile = slow
-    one.deliver()
+    first.deliver()
     assert len({headers["x-hub-delivery"] for headers, _ in receiver.received.queue}) == receiver.received.qsize() == 3
 
 
@@ -232,7 +232,7 @@ def test_nothing_is_posted_to_this_machine_or_its_network_unasked(
     announced(sender, log, ENTRY)
     sender.deliver()
     assert receiver.received.empty()
-    assert {"address, which it must not" in one.error for one in webhooks.deliveries(database)} == {True}
+    assert {"address, which it must not" in delivery.error for delivery in webhooks.deliveries(database)} == {True}
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "x", "https://user:password@host/", "file:///etc/passwd"])
@@ -271,12 +271,12 @@ def test_a_receiver_that_does_not_answer_has_no_other_one_wait(database: HubData
         slow.wait = receiver.received
         threading.Thread(target=slow.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         sender = Webhooks(database, log)
-        for namespace, one in (("slow", slow), ("team", receiver)):
-            webhooks.add(database, namespace, one.url, private=True)
+        for namespace, delivery in (("slow", slow), ("team", receiver)):
+            webhooks.add(database, namespace, delivery.url, private=True)
             announced(sender, log, replace(REMOVED, name=f"{namespace}/sql"))
         sender.deliver()
         slow.shutdown()
-    assert [one.state for one in webhooks.deliveries(database)] == ["delivered"] * 2
+    assert [delivery.state for delivery in webhooks.deliveries(database)] == ["delivered"] * 2
 
 
 def test_an_answer_of_an_empty_line_is_none(database: HubDatabase, log: RefLog) -> None:

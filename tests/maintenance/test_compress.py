@@ -126,7 +126,7 @@ def test_checkpoints_become_differences_to_near_ones_and_no_chain_is_long(
 ) -> None:
     for step in range(7):
         registry.push(trained(f"s{step}", step=step), SQL)
-    other = registry.push(trained("other", seed=5), Ref.parse("team/other"))
+    version = registry.push(trained("other", seed=5), Ref.parse("team/other"))
     changes = [change for change in compress.pack(registry, ["team"]) if change.outcome == "packed"]
     assert {change.ref for change in changes if not change.parent} == {"team/other:v1", "team/sql:v1"}
     assert all(change.stored < 0.45 * change.size for change in changes if change.parent)
@@ -137,7 +137,7 @@ def test_checkpoints_become_differences_to_near_ones_and_no_chain_is_long(
     assert (tmp_path / "out" / peft.WEIGHTS).read_bytes() == (tmp_path / "s6" / peft.WEIGHTS).read_bytes()
     compress.unpack(registry, ["team/sql:v1"])  # a parent of others
     check_whole(registry)
-    assert registry.resolve(Ref.parse("team/other")).digest == other.digest
+    assert registry.resolve(Ref.parse("team/other")).digest == version.digest
     # Plain again, v1 finds a near one in v2, but v2 is a difference to it.
     assert [change.parent for change in compress.pack(registry, ["team/sql:v1"]) if change.path == peft.WEIGHTS] == [""]
 
@@ -172,11 +172,11 @@ def test_use_counts_a_shared_file_once(registry: Registry, trained: Trained) -> 
     registry.push(tmp, Ref.parse("team/copy"))
     compress.pack(registry)
     report = disk_usage.usage(registry)
-    assert [(found.name, found.versions) for found in report.names] == [("team/copy", 1), ("team/sql", 2)]
+    assert [(name.name, name.versions) for name in report.names] == [("team/copy", 1), ("team/sql", 2)]
     total = report.total
     on_disk = sum(path.stat().st_size for path in (*registry.store.blobs(), *registry.store.packs.files()))
     assert total.stored == on_disk
-    assert total.files == sum(found.files for found in report.names)
+    assert total.files == sum(name.files for name in report.names)
     assert total.files - total.shared_size - total.saved_size == total.stored
     assert total.shared_size > (tmp / peft.WEIGHTS).stat().st_size
     assert [(base.repo, base.usage.adapters) for base in report.bases] == [("org/base", 2)]
@@ -253,15 +253,15 @@ def test_what_a_killed_writer_leaves_twice_is_tidied(registry: Registry, trained
     registry.push(trained("a"), SQL)
     digest = weights(registry, "team/sql")
     plain = registry.store.blob_path(digest)
-    kept = plain.read_bytes()
+    content = plain.read_bytes()
     compress.pack(registry)
-    plain.write_bytes(kept)
+    plain.write_bytes(content)
     check_whole(registry)
     assert [change.outcome for change in compress.pack(registry)] == ["kept", "already"]
     assert not plain.exists()
-    plain.write_bytes(kept)
+    plain.write_bytes(content)
     compress.unpack(registry)
-    assert plain.read_bytes() == kept
+    assert plain.read_bytes() == content
     assert not registry.store.packs.path(digest).exists()
     registry.store.packs.path(digest).write_bytes(b"half a pack of nobody")
     compress.pack(registry)
@@ -413,8 +413,8 @@ def test_the_commands_report_what_they_did(registry: Registry, trained: Trained,
     table = run("du", *at).stdout
     assert "team/sql" in table
     assert "org/base: 2 versions of 1 adapter in" in table
-    found = json.loads(run("du", "team", "--json", *at).stdout)
-    assert found["total"]["stored"] < found["total"]["files"]
+    document = json.loads(run("du", "team", "--json", *at).stdout)
+    assert document["total"]["stored"] < document["total"]["files"]
     assert run("verify", "team/sql", *at).stdout.startswith("team/sql: every byte matches")
     assert "2 files unpacked" in run("unpack", *at).stdout
     for command in (("pack", "team/x"), ("unpack", "team/x:v1"), ("du", "team/x")):
@@ -431,20 +431,20 @@ def test_usage_compared_with_whole_models_counts_versions_of_that_base(
         registry.push(source, Ref.parse(f"team/a{n}"))
     registry.close()
     at = ("--registry", registry.root)
-    found = json.loads(run("du", "--base", tmp_path / "base", "--json", *at).stdout)["bases"]
+    bases = json.loads(run("du", "--base", tmp_path / "base", "--json", *at).stdout)["bases"]
     size = (tmp_path / "base" / "model.safetensors").stat().st_size
-    assert {base["fingerprint"]: (base["versions"], base["whole_models"]) for base in found} == {
+    assert {base["fingerprint"]: (base["versions"], base["whole_models"]) for base in bases} == {
         spec.fingerprint: (2, 2 * size),
         None: (1, None),
     }
     assert "; as whole models" in run("du", "--base", tmp_path / "base", *at).stdout
     assert "; as whole models" not in run("du", *at).stdout
     run("base", "add", "tiny", tmp_path / "base", *at)
-    assert json.loads(run("du", "--json", *at).stdout)["bases"] == found
+    assert json.loads(run("du", "--json", *at).stdout)["bases"] == bases
     assert "; as whole models" in run("du", *at).stdout
     folders.base(tmp_path / "another", size=16)
-    said = run("du", "--base", tmp_path / "another", *at).stderr
-    assert "another: no version here was trained on it" in said
+    stderr = run("du", "--base", tmp_path / "another", *at).stderr
+    assert "another: no version here was trained on it" in stderr
 
 
 def test_without_zstandard_one_line_names_what_to_install(registry: Registry, trained: Trained, tmp_path: Path) -> None:
@@ -464,10 +464,10 @@ def test_a_damaged_pack_is_one_line_for_every_command(registry: Registry, traine
     registry.push(trained("a"), SQL)
     compress.pack(registry)
     path = registry.store.packs.path(weights(registry, "team/sql"))
-    kept, rng = path.read_bytes(), random.Random(0)
+    content, rng = path.read_bytes(), random.Random(0)
     path.chmod(0o644)
     for n in range(40):
-        raw = bytearray(kept)
+        raw = bytearray(content)
         raw[rng.randrange(len(raw)) if n % 2 else rng.randrange(64)] ^= 1 << rng.randrange(8)
         path.write_bytes(raw)
         for act in (
@@ -480,7 +480,7 @@ def test_a_damaged_pack_is_one_line_for_every_command(registry: Registry, traine
                 act()
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         registry.store.blob_path(weights(registry, "team/sql")).unlink(missing_ok=True)
-    path.write_bytes(kept)
+    path.write_bytes(content)
     check_whole(registry)
 
 
@@ -622,21 +622,21 @@ def test_packing_during_pushes_removals_and_collections_loses_nothing(trained: T
     Registry.init(root).close()
 
     def one(registry: Registry, ref: Ref, rng: random.Random, out: Path) -> None:
-        what, step = rng.choice(["push", "push", "push", "pack", "pack", "unpack", "gc", "rm", "pull"]), rng.randrange(4)
-        if what == "push":
+        choice, step = rng.choice(["push", "push", "push", "pack", "pack", "unpack", "gc", "rm", "pull"]), rng.randrange(4)
+        if choice == "push":
             with contextlib.suppress(RefusedError, NotFoundError):  # it was not removed, or was never pushed
                 registry.restore(ref.name)
             assert registry.push(steps[step], ref).digest == digests[step]
-        elif what == "gc":
+        elif choice == "gc":
             gc(registry, grace=0, last=rng.choice([None, 1, 2]))
-        elif what == "rm":
+        elif choice == "rm":
             registry.rm(ref)
-        elif what == "pull":
+        elif choice == "pull":
             pulled = registry.pull(ref, out)
             assert oci_manifest.build(out).digest == pulled.digest
             shutil.rmtree(out)
         else:
-            (compress.pack if what == "pack" else compress.unpack)(registry)
+            (compress.pack if choice == "pack" else compress.unpack)(registry)
 
     def worker(seed: int) -> Callable[[], None]:
         rng = random.Random(seed)

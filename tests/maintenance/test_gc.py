@@ -307,8 +307,8 @@ def test_the_commands(run: Run, registry: Registry, make: Make) -> None:
     assert dry == "would remove team/sql:v1\nwould remove team/sql:v2\nwould remove 8 blobs, 9.1 kB\n"
     assert json.loads(run("gc", "--json", *at).stdout)["waiting"] == 8
     assert run("gc", *at).stdout == "8 unused blobs, 9.1 kB: within the grace period\n"
-    done = json.loads(run("gc", "--grace", "0", "--json", *at).stdout)
-    assert (done["blobs"], done["dropped"], done["dry_run"]) == (8, [], False)
+    document = json.loads(run("gc", "--grace", "0", "--json", *at).stdout)
+    assert (document["blobs"], document["dropped"], document["dry_run"]) == (8, [], False)
     assert run("gc", *at).stdout == "nothing to remove\n"
     run("fsck", *at)
 

@@ -96,8 +96,8 @@ def test_the_command_reports_how_many(run: Run, registry: Registry, tmp_path: Pa
     at = ("--registry", registry.root)
     assert "fsck --repair --from" in run("fsck", *at, code=1).stdout
     run("fsck", "--repair", "--from", tmp_path / "a", *at, code=1)
-    done = run("fsck", "--repair", "--from", tmp_path / "b", *at)
-    assert done.stderr == f"restored 4 blobs from {tmp_path / 'b'}\n"
+    result = run("fsck", "--repair", "--from", tmp_path / "b", *at)
+    assert result.stderr == f"restored 4 blobs from {tmp_path / 'b'}\n"
     error = "error: --repair: requires --from SRC. Pass --from SRC too  [conflicting-options]\n"
     assert run("fsck", "--repair", *at, code=2).stderr == error
     assert "--from: requires --repair" in run("fsck", "--from", "a", *at, code=2).stderr
@@ -159,8 +159,8 @@ def read_only(registry: Registry, tmp_path: Path) -> Iterator[Callable[[], Path]
     disk.mkdir()
 
     def mount() -> Path:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False, capture_output=True)
-        if made.returncode:
+        result = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False, capture_output=True)
+        if result.returncode:
             pytest.skip("only root can mount a file system")
         shutil.copytree(registry.root, disk / "registry")
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

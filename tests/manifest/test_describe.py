@@ -28,15 +28,15 @@ DIGEST = "sha256:" + "0" * 64
 
 
 def test_the_manifest_of_a_peft_folder(make: Make) -> None:
-    found = derive.describe(make(alpha_pattern={"layers.1.self_attn.v_proj": 8}))
+    manifest = derive.describe(make(alpha_pattern={"layers.1.self_attn.v_proj": 8}))
     fields = ("method", "r", "alpha", "targets", "dtype", "parameters", "format", "task")
-    assert {key: getattr(found, key) for key in fields} == {
+    assert {key: getattr(manifest, key) for key in fields} == {
         "method": "lora", "r": 2, "alpha": 4, "targets": ("q_proj", "v_proj"), "dtype": "F32", "parameters": 128,
         "format": "peft", "task": "CAUSAL_LM",
     }  # fmt: skip
-    assert found.modules == {"model.layers.1.self_attn.v_proj": ModuleShape(r=2, alpha=8)}
-    assert found.base.repo == "org/base"
-    assert [entry.path for entry in found.files] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert manifest.modules == {"model.layers.1.self_attn.v_proj": ModuleShape(r=2, alpha=8)}
+    assert manifest.base.repo == "org/base"
+    assert [entry.path for entry in manifest.files] == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
 
 
 def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
@@ -66,14 +66,14 @@ def test_declarations_are_merged(make: Make) -> None:
     (folder / "adapter.toml").write_text(
         'name = "sql"\nlicense = "MIT"\n[base]\nrevision = "abc"\n[training]\ncreated = 2026-01-31T13:00:00+01:00\n'
     )
-    found = derive.describe(folder)
-    assert (found.name, found.license, found.base.repo, found.base.revision) == (
+    manifest = derive.describe(folder)
+    assert (manifest.name, manifest.license, manifest.base.repo, manifest.base.revision) == (
         "sql",
         "MIT",
         "org/base",
         "abc",
     )
-    assert found.training == Training(created="2026-01-31T12:00:00Z")
+    assert manifest.training == Training(created="2026-01-31T12:00:00Z")
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,10 @@ def test_manifests_of_other_formats(make: Make, tmp_path: Path) -> None:
     convert.convert(source, tmp_path / "mlx", to="mlx")
     first = derive.describe(source)
     for name in ("gguf", "mlx"):
-        found = derive.describe(tmp_path / name)
-        assert found.format == name
+        manifest = derive.describe(tmp_path / name)
+        assert manifest.format == name
         for key in ("method", "r", "alpha", "targets", "modules", "dtype", "parameters"):
-            assert getattr(found, key) == getattr(first, key), key
+            assert getattr(manifest, key) == getattr(first, key), key
     (tmp_path / "gguf" / "again.gguf").write_bytes((tmp_path / "gguf" / "sql.gguf").read_bytes())
     with pytest.raises(RefusedError, match="again.gguf and sql.gguf are two adapters"):
         derive.describe(tmp_path / "gguf")

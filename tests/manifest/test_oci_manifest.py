@@ -17,9 +17,9 @@ DIGEST = "sha256:" + "0" * 64
 
 
 def test_the_manifest_is_a_pure_function_of_the_files(make: Make) -> None:
-    one, two = oci_manifest.build(make("a")), oci_manifest.build(make("b"))
-    assert one == two
-    assert one.digest != oci_manifest.build(make("c", seed=1)).digest
+    manifest, two = oci_manifest.build(make("a")), oci_manifest.build(make("b"))
+    assert manifest == two
+    assert manifest.digest != oci_manifest.build(make("c", seed=1)).digest
 
 
 def test_the_manifest_may_be_in_the_folder_or_not(make: Make) -> None:
@@ -148,9 +148,9 @@ def test_links_are_refused_and_dotfiles_skipped_by_name(make: Make) -> None:
     (source / "sub").mkdir()
     (source / "sub" / "more.json").write_text("{}")
     (source / "sub" / ".hidden").write_text("")
-    found = package_files.listing(source)
-    assert found.skipped == (".git", "sub/.hidden")
-    assert "sub/more.json" in found.files
+    listing = package_files.listing(source)
+    assert listing.skipped == (".git", "sub/.hidden")
+    assert "sub/more.json" in listing.files
     (source / "link.json").symlink_to("/etc/passwd")
     with pytest.raises(RefusedError, match=r"link.json: a symbolic link"):
         package_files.listing(source)

@@ -47,27 +47,33 @@ def test_equal_digests_of_versions_answer_without_their_bytes(here: Workspace) -
     ref = pushed(here, "a")[0]
     lose_weights(here, ref)
     for one, two in ((ref, "team/sql:latest"), ("a", ref)):
-        found = diff(one, two, workspace=here)
-        assert (found.same_version, found.identical, found.change, found.files, found.facts) == (True, True, 0.0, (), ())
+        difference = diff(one, two, workspace=here)
+        assert (difference.same_version, difference.identical, difference.change, difference.files, difference.facts) == (
+            True,
+            True,
+            0.0,
+            (),
+            (),
+        )
 
 
 def test_equal_weights_and_config_answer_without_their_bytes(here: Workspace) -> None:
     one, two = pushed(here, "a", "b")
     lose_weights(here, one)
-    found = diff(one, two, workspace=here)
-    assert (found.same_version, found.identical, found.modules) == (False, True, ())
-    assert [(file.path, file.status) for file in found.files] == [("README.md", "added")]
-    assert [(fact.key, fact.old, fact.new) for fact in found.facts] == [("license", None, "mit")]
-    assert repr(found) == "<Difference team/sql:v1 -> team/sql:v2: 1 files, 1 facts>"
+    difference = diff(one, two, workspace=here)
+    assert (difference.same_version, difference.identical, difference.modules) == (False, True, ())
+    assert [(file.path, file.status) for file in difference.files] == [("README.md", "added")]
+    assert [(fact.key, fact.old, fact.new) for fact in difference.facts] == [("license", None, "mit")]
+    assert repr(difference) == "<Difference team/sql:v1 -> team/sql:v2: 1 files, 1 facts>"
 
 
 def test_other_weights_are_compared_and_their_facts_are_listed(here: Workspace) -> None:
     one, two = pushed(here, "a", "c")
-    found = diff(one, two, workspace=here)
-    assert found.count("changed") == 3
-    assert [(fact.key, fact.old, fact.new) for fact in found.facts] == [("alpha", 4, 8)]
-    assert [file.path for file in found.files] == ["adapter_config.json", PEFT_WEIGHTS]
-    assert not found.same
+    difference = diff(one, two, workspace=here)
+    assert difference.count("changed") == 3
+    assert [(fact.key, fact.old, fact.new) for fact in difference.facts] == [("alpha", 4, 8)]
+    assert [file.path for file in difference.files] == ["adapter_config.json", PEFT_WEIGHTS]
+    assert not difference.same
     lose_weights(here, two)
     with pytest.raises(IntegrityError):
         diff(one, two, workspace=here)
@@ -87,14 +93,14 @@ def test_an_adapter_json_of_other_weights_is_ignored_and_reported(here: Workspac
         registry.pull(Ref.parse(ref), Path("d"))
     shutil.copyfile("c/" + PEFT_WEIGHTS, "d/" + PEFT_WEIGHTS)
     notes: list[str] = []
-    found = diff(ref, "d", workspace=Workspace(registry=here.folder(), tell=notes.append))
-    assert found.count("changed") == 3
+    difference = diff(ref, "d", workspace=Workspace(registry=here.folder(), tell=notes.append))
+    assert difference.count("changed") == 3
     assert "its adapter.json is not about these files" in notes[0]
 
 
 def test_the_command_lists_files_and_facts_where_the_function_is_the_same(run: Run, here: Workspace) -> None:
-    shown = run("diff", "a", "b", "--exit-code").stdout
-    assert [" ".join(line.split()) for line in shown.splitlines()] == [
+    stdout = run("diff", "a", "b", "--exit-code").stdout
+    assert [" ".join(line.split()) for line in stdout.splitlines()] == [
         "a -> b: the same function; 1 file and 1 fact differ",
         "",
         "FILE CHANGE A B",

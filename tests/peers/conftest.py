@@ -35,8 +35,8 @@ def js_client() -> JavaScriptClient:
 @pytest.fixture(scope="session", name="postgres")
 def running_postgres() -> Iterator[postgres.Postgres]:
     """A PostgreSQL; a test takes a database of its own from it."""
-    with postgres.running() as found:
-        yield found
+    with postgres.running() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -27,10 +27,10 @@ def smoke(tmp_path: Path) -> Any:
     def call(script: str, *options: str, **env: str) -> tuple[dict[str, Any], str]:
         file = tmp_path / "report.json"
         command = [sys.executable, BENCHMARKS / f"{script}.py", "--smoke", "--json", file, "--dir", tmp_path, *options]
-        done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        result = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
         report: dict[str, Any] = json.loads(file.read_text())
-        return report, done.stdout
+        return report, result.stdout
 
     return call
 
@@ -57,8 +57,8 @@ def test_figures_make_sense(script: str, smoke: Any) -> None:
                 assert math.isfinite(value), (name, column)
                 assert value > 0 or (value == 0 and column in MAY_BE_ZERO), (name, column)
             for column, ratio in program["ratios"].items():
-                one, other = ours[column], program["figures"][column]
-                assert ratio == pytest.approx(one / other if column.endswith("/s") else other / one)
+                first, other = ours[column], program["figures"][column]
+                assert ratio == pytest.approx(first / other if column.endswith("/s") else other / first)
             assert name == "adapterhub" or not ours or program["ratios"]
     assert report["results"]
     if any(peer.startswith("llama_server") for peer in lacking):

@@ -39,5 +39,5 @@ def test_bills_are_valid_by_the_official_schema(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.json")
         paths[-1].write_text(found.dump())
     python = environment("cyclonedx-python-lib[json-validation]==11.12.0")
-    done = subprocess.run([str(python), "-c", _CODE, *map(str, paths)], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    result = subprocess.run([str(python), "-c", _CODE, *map(str, paths)], check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")

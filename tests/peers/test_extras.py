@@ -72,13 +72,13 @@ def test_an_extra_alone_does_what_it_is_for_and_names_the_extra_that_another_com
     run("init registry")
     (tmp_path / "new.jsonl").write_text('{"text": "text"}\n')
     for line in LIGHT:
-        done = run(line)
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        result = run(line)
+        assert result.returncode == 0, (line, result.stdout, result.stderr)
     for line, needed in COMMANDS.items():
-        done = run(line)
-        assert "Traceback" not in done.stderr
+        result = run(line)
+        assert "Traceback" not in result.stderr
         if needed in (extra, ALSO.get(extra)):
-            assert done.returncode != 9, (line, done.stderr)
+            assert result.returncode != 9, (line, result.stderr)
         else:
-            assert done.returncode == 9, (line, done.returncode, done.stdout, done.stderr)
-            assert f"pip install 'adapterhub[{needed}]'" in done.stderr
+            assert result.returncode == 9, (line, result.returncode, result.stdout, result.stderr)
+            assert f"pip install 'adapterhub[{needed}]'" in result.stderr

@@ -101,19 +101,19 @@ def gateway(models: Models, tmp_path: Path) -> Iterator[Gateway]:
 def test_openais_client_gets_what_it_expects(gateway: Gateway, models: Models) -> None:
     python = environment("openai==2.15.0")
     words = [python, "-c", SCRIPT, gateway.url, KEY, json.dumps(serving.BIAS)]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert {"base", "legal", "team/a0:prod", "team/a1"} <= set(found["models"])
-    assert found["one"] == found["header"] == found["model"]
-    assert found["header"].startswith("team/a1@sha256:")
-    assert found["text"] == found["route"] == models.answer("the quick brown fox ", 1)
-    assert found["stream"] == models.answer("the quick brown fox ")
-    assert found["chat"] == found["chat stream"]
-    assert found["response"] == [found["header"], found["chat a1"]]
-    assert found["response stream"] == found["chat a1"] != ""
-    assert found["response end"] == ["response.completed", found["header"]]
-    assert found["errors"] == [
+    result = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    assert {"base", "legal", "team/a0:prod", "team/a1"} <= set(document["models"])
+    assert document["one"] == document["header"] == document["model"]
+    assert document["header"].startswith("team/a1@sha256:")
+    assert document["text"] == document["route"] == models.answer("the quick brown fox ", 1)
+    assert document["stream"] == models.answer("the quick brown fox ")
+    assert document["chat"] == document["chat stream"]
+    assert document["response"] == [document["header"], document["chat a1"]]
+    assert document["response stream"] == document["chat a1"] != ""
+    assert document["response end"] == ["response.completed", document["header"]]
+    assert document["errors"] == [
         ["NotFoundError", 404, "model_not_found", "model"],
         ["NotFoundError", 404, "model_not_found", "model"],
         ["NotFoundError", 404, "unsupported", None],

@@ -172,8 +172,8 @@ def test_a_private_repository_is_there_for_its_own_people_alone(
     assert api(hf_client, served, "result = api.model_info('alice/secret').private")
     for token in ("", served.make_token("eve", "read", namespaces=["eve"])):
         env = {"HF_TOKEN": token} if token else {}
-        said = hf_client.hf(served.url, "download", "alice/secret", "--local-dir", tmp_path / "no", env=env, code=1)
-        assert "not found" in said.stderr.lower()
+        answer = hf_client.hf(served.url, "download", "alice/secret", "--local-dir", tmp_path / "no", env=env, code=1)
+        assert "not found" in answer.stderr.lower()
     hf_client.hf(served.url, "download", "alice/secret", "--local-dir", tmp_path / "down", env=as_user(served))
     assert_same_files(tmp_path / "down", small)
 
@@ -183,9 +183,9 @@ def test_a_refusal_is_read_in_our_words_before_a_byte_of_the_file_moves(
 ) -> None:
     (small / "notes.json").write_bytes(b"\x80\x04\x95" + bytes(100))
     with through(served) as (proxy, url):
-        said = hf_client.hf(url, "upload", "team/sql", small, ".", env=as_user(served), code=1)
+        answer = hf_client.hf(url, "upload", "team/sql", small, ".", env=as_user(served), code=1)
         sent = [one.path for one in proxy.seen if "commit/" in one.path or one.method == "PUT" or "/xet/" in one.path]
-    assert "notes.json: a pickle or an archive under another name" in " ".join(said.stderr.split())
+    assert "notes.json: a pickle or an archive under another name" in " ".join(answer.stderr.split())
     assert sent == []
 
 
@@ -217,10 +217,10 @@ def test_what_a_commit_became_is_told_in_the_terminal(
     hf_client: HubClient, served: Running, small: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "README.md").write_text("# Soon\n")
-    said = hf_client.hf(served.url, "upload", "team/sql", tmp_path / "README.md", "README.md", env=as_user(served))
-    assert "not a whole adapter yet" in said.stdout + said.stderr
-    said = hf_client.hf(served.url, "upload", "team/sql", small, ".", env=as_user(served))
-    assert "team/sql:v1" in said.stdout + said.stderr
+    answer = hf_client.hf(served.url, "upload", "team/sql", tmp_path / "README.md", "README.md", env=as_user(served))
+    assert "not a whole adapter yet" in answer.stdout + answer.stderr
+    answer = hf_client.hf(served.url, "upload", "team/sql", small, ".", env=as_user(served))
+    assert "team/sql:v1" in answer.stdout + answer.stderr
 
 
 XET = [(version, xet) for version in ("1.20.0", "1.33.0", "2.4.0") for xet in ("1.5.2", "1.8.0")]
@@ -248,8 +248,8 @@ def test_what_clients_ask_besides_is_asked_once(hf_client: HubClient, served: Ru
     with through(served) as (proxy, url):
         for out in ("one", "two"):
             hf_client.hf(url, "download", "team/sql", "--local-dir", tmp_path / out, env=as_user(served))
-        asked = [one.path for one in proxy.seen if "/api/agent-harnesses" in one.path]
-    assert len(asked) == 1
+        paths = [one.path for one in proxy.seen if "/api/agent-harnesses" in one.path]
+    assert len(paths) == 1
 
 
 JAVASCRIPT = """
@@ -281,12 +281,12 @@ console.log(JSON.stringify({ oid: commit.oid, files, models, info, commits, name
 def test_javascript_uploads_lists_informs_and_downloads(
     js_client: JavaScriptClient, served: Running, large: Path, tmp_path: Path
 ) -> None:
-    said = json.loads(js_client.script(JAVASCRIPT, served.url, served.token, large, tmp_path / "down").stdout)
-    assert said["oid"] == commit_id(oci_manifest.build(large).digest)
-    weights = next(file for file in said["files"] if file["path"] == WEIGHTS)
+    document = json.loads(js_client.script(JAVASCRIPT, served.url, served.token, large, tmp_path / "down").stdout)
+    assert document["oid"] == commit_id(oci_manifest.build(large).digest)
+    weights = next(file for file in document["files"] if file["path"] == WEIGHTS)
     assert weights["lfs"]["size"] == weights["size"] == (large / WEIGHTS).stat().st_size
-    assert said["models"] == ["team/sql"]
-    assert said["info"]["sha"] == said["oid"]
-    assert "base_model:adapter:org/base" in said["info"]["tags"]
-    assert (said["commits"][-1], len(said["commits"]), said["name"]) == (said["oid"], 2, "alice")
+    assert document["models"] == ["team/sql"]
+    assert document["info"]["sha"] == document["oid"]
+    assert "base_model:adapter:org/base" in document["info"]["tags"]
+    assert (document["commits"][-1], len(document["commits"]), document["name"]) == (document["oid"], 2, "alice")
     assert_same_files(tmp_path / "down", large)

@@ -19,9 +19,9 @@ def call(*command: object, cwd: Path) -> str:
     words = [str(word) for word in command]
     # The password of the key of a test, which cosign would ask for.
     env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": str(cwd), "COSIGN_PASSWORD": ""}
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=cwd, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, cwd=cwd, env=env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_an_image_comes_back_from_buildah_as_the_adapter_it_is(make: Make, run: Run, host: str, tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ def test_cosign_signs_and_verifies_a_version_and_its_signature_is_no_version(
     call(cosign, "generate-key-pair", cwd=tmp_path)
     version = f"{host}/signed/sql@{pushed}"
     call(cosign, "sign", "--key=cosign.key", "--tlog-upload=false", "--yes", *insecure, version, cwd=tmp_path)
-    said = call(cosign, "verify", "--key=cosign.pub", "--insecure-ignore-tlog=true", *insecure, version, cwd=tmp_path)
-    assert json.loads(said)[0]["critical"]["image"]["docker-manifest-digest"] == pushed
+    result = call(cosign, "verify", "--key=cosign.pub", "--insecure-ignore-tlog=true", *insecure, version, cwd=tmp_path)
+    assert json.loads(result)[0]["critical"]["image"]["docker-manifest-digest"] == pushed
     listed = json.loads(run("list", f"oci://{host}/signed/sql", "--json").stdout)["versions"]
     assert [one["digest"] for one in listed] == [pushed]
     assert json.loads(run("pull", f"oci://{host}/signed/sql:v1", "-o", "out", "--json").stdout)["digest"] == pushed

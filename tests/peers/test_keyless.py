@@ -37,8 +37,8 @@ def programs() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def private(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sigstore]:
-    with sigstore.running(tmp_path_factory.mktemp("sigstore")) as found:
-        yield found
+    with sigstore.running(tmp_path_factory.mktemp("sigstore")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def test_a_certificate_that_had_expired_when_the_log_recorded_it_is_refused(
     assert model_signing(programs, "sign", "sigstore", *words).returncode == 0  # it signs without looking
     assert "was not valid when the log recorded it" in run("verify", folder, *accepting, code=1).stdout
     (folder / "model.sig").unlink()
-    done = run("sign", folder, "--keyless", "--identity-token", token, "--trust-config", private.late, code=4)
-    assert "was not valid when the log recorded it" in done.stderr
+    result = run("sign", folder, "--keyless", "--identity-token", token, "--trust-config", private.late, code=4)
+    assert "was not valid when the log recorded it" in result.stderr
     assert not (folder / "model.sig").exists()
 
 
@@ -171,10 +171,10 @@ FORGED: dict[Callable[[Any], None], str] = {
 
 @pytest.mark.parametrize("forge", FORGED, ids=lambda forge: forge.__name__)
 def test_a_bundle_that_was_changed_is_refused_by_name(private: Sigstore, good: bytes, forge: Callable[[Any], None]) -> None:
-    found = json.loads(good)
-    forge(found)
+    document = json.loads(good)
+    forge(document)
     with pytest.raises(AdapterhubError, match=FORGED[forge]):
-        bundle.verify(json.dumps(found).encode(), [ah.Identity(ADA, ISSUER, private.config)], "x")
+        bundle.verify(json.dumps(document).encode(), [ah.Identity(ADA, ISSUER, private.config)], "x")
 
 
 def test_a_policy_requires_an_identity_under_the_name_of_the_version(
@@ -201,8 +201,8 @@ def test_an_identity_attests_and_signs_checkpoints(
     write_base(tmp_path / "base")
     run("push", make("sql"), "team/sql")
     assert f"fits attested by {ADA}" in run("attest", "team/sql", "--fits", "base", *signing).stdout
-    done = json.loads(run("verify", "team/sql", "--attestations", *accepting, "--json").stdout)
-    assert done["attestations"][0]["signer"]["identity"] == ADA
+    document = json.loads(run("verify", "team/sql", "--attestations", *accepting, "--json").stdout)
+    assert document["attestations"][0]["signer"]["identity"] == ADA
     run("audit", "checkpoint", "-o", "ends.json", *signing)
     assert f"signed by {ADA}" in run("audit", "verify", "--checkpoint", "ends.json", *accepting).stdout
 
@@ -229,19 +229,19 @@ def test_tokens_that_are_none_have_expired_or_are_refused_are_errors_of_one_line
         (private.token(seconds=-60), "is not one that Sigstore takes", 2),
     ):
         path.write_text(text)
-        done = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", private.config, code=code)
-        assert words in done.stderr
-        assert not text or "Get a new one, for the audience sigstore" in done.stderr
-        assert not text or text not in done.stderr
+        result = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", private.config, code=code)
+        assert words in result.stderr
+        assert not text or "Get a new one, for the audience sigstore" in result.stderr
+        assert not text or text not in result.stderr
     path.write_text(private.token())
     hint = "Pass a client trust config or, to verify, a trusted root, in the JSON of Sigstore"
     for text, words in (("{}", "mediaType: Field required"), ("[]", "Input should be an object"), ("x", "Invalid JSON: .*")):
         (tmp_path / "odd.json").write_text(text)
-        done = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", "odd.json", code=4)
-        assert re.fullmatch(rf"error: odd.json: not a trust config: {words}. {hint}  \[malformed\]\n", done.stderr)
+        result = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", "odd.json", code=4)
+        assert re.fullmatch(rf"error: odd.json: not a trust config: {words}. {hint}  \[malformed\]\n", result.stderr)
     (tmp_path / "gone.json").write_text(private.config.read_text().replace("127.0.0.1:", "127.0.0.1:1"))
-    done = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", "gone.json", code=5)
-    assert path.read_text() not in done.stderr
+    result = run("sign", folder, "--keyless", "--identity-token", path, "--trust-config", "gone.json", code=5)
+    assert path.read_text() not in result.stderr
 
 
 @pytest.mark.parametrize("seed", range(4))

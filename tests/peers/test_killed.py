@@ -57,15 +57,15 @@ def uploads(
 ) -> None:
     """Have a client upload ten adapters, each at the second try at the latest, and kill the hub in each first try."""
     assert len(moments) == 10
-    wanted = []
+    expected = []
     for seed, moment in enumerate(moments):
         adapter = write_large_adapter(folder / f"sql-{seed}", seed)
-        wanted.append(hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest())
+        expected.append(hashlib.sha256((adapter / WEIGHTS).read_bytes()).hexdigest())
         killer.at(moment)
         done = upload(adapter)
         assert killer.has_killed(), moment
         assert done or upload(adapter), moment
-        assert weights_of(killable) == wanted, moment
+        assert weights_of(killable) == expected, moment
     killable.kill()
     assert_sound(killable.folder)
     killable.start()

@@ -69,9 +69,9 @@ def printed(hub: Running, tmp_path: Path, script: str, *words: object) -> str:
     env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": paths}
     command = [sys.executable, "-c", START + script, *map(str, words)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env=env, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()[-1]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env=env, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()[-1]
 
 
 def test_peft_pushes_a_version_that_peft_and_transformers_load(hub: Running, tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_peft_pushes_a_version_that_peft_and_transformers_load(hub: Running, tmp
 def test_trl_pushes_what_it_trained_without_its_pickles(hub: Running, tmp_path: Path) -> None:
     need_module("trl")
     assert json.loads(printed(hub, tmp_path, TRL, tmp_path / "out"))
-    found = Sending(hub.url, hub.token).ask("GET", "/api/models/alice/sft").json()
-    files = [one["rfilename"] for one in found["siblings"]]
-    assert found["adapterhub"]["number"] >= 1
+    document = Sending(hub.url, hub.token).ask("GET", "/api/models/alice/sft").json()
+    files = [one["rfilename"] for one in document["siblings"]]
+    assert document["adapterhub"]["number"] >= 1
     assert "adapter_model.safetensors" in files
     assert not [file for file in files if file.endswith(".bin")]
 

@@ -119,10 +119,10 @@ def test_it_computes_what_lycoris_computes(
     path = saved(tmp_path / "x.safetensors", ours, stem)
     weight, bias = (tensor.detach().numpy() for tensor in (base.weight, base.bias))
     # Not its own merge, which multiplies LoHa by the scale twice.
-    wanted = computed(ours, module)
+    expected = computed(ours, module)
     found = merged(convert.read(path), target, weight, bias)
-    np.testing.assert_allclose(computed(with_weights(base, *found), module), wanted, rtol=1e-4, atol=1e-4)
-    assert np.abs(wanted - computed(with_weights(base, weight, bias), module)).max() > 0.01
+    np.testing.assert_allclose(computed(with_weights(base, *found), module), expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(expected - computed(with_weights(base, weight, bias), module)).max() > 0.01
     # To diffusers and back, except what diffusers has no word for.
     if "norm" not in module and kind != "FullModule":
         convert.convert(path, tmp_path / "d.safetensors", to="diffusers")

@@ -34,16 +34,16 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Path]]:
 
 
 def test_two_builds_have_the_same_bytes(built: list[tuple[Path, Path]]) -> None:
-    one, other = built
-    assert [path.name for path in one] == ["adapterhub-0.1.0.tar.gz", "adapterhub-0.1.0-py3-none-any.whl"]
-    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+    first, other = built
+    assert [path.name for path in first] == ["adapterhub-0.1.0.tar.gz", "adapterhub-0.1.0-py3-none-any.whl"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in other]
 
 
 def test_the_index_would_take_them(built: list[tuple[Path, Path]]) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [environment(*TOOLS), "-m", "twine", "check", "--strict", *built[0]], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout.count("PASSED")) == (0, 2), done.stdout
+    assert (result.returncode, result.stdout.count("PASSED")) == (0, 2), result.stdout
 
 
 def test_the_wheel_has_every_file_of_the_packages_and_no_other(built: list[tuple[Path, Path]]) -> None:
@@ -53,10 +53,10 @@ def test_the_wheel_has_every_file_of_the_packages_and_no_other(built: list[tuple
         "converters/adapterhub_converters/": "converters/",
         "schemas/adapterhub_schemas/": "schemas/",
     }
-    wanted = {path.removeprefix(cut) for path in listed for package, cut in packages.items() if path.startswith(package)}
+    expected = {path.removeprefix(cut) for path in listed for package, cut in packages.items() if path.startswith(package)}
     with zipfile.ZipFile(built[0][1]) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-        assert names == wanted
+        assert names == expected
         assert max(info.date_time for info in wheel.infolist()) == min(info.date_time for info in wheel.infolist())
 
 
@@ -81,7 +81,7 @@ def test_the_wheel_runs_without_an_extra_in_every_python(version: str, built: li
     subprocess.run([interpreter(version), "-m", "venv", tmp_path / "venv"], check=True)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for words in (["pip", "install", "-q", str(built[0][1])], ["adapterhub", "formats"], ["adapterhub", "explain", "pickle"]):
-        done = subprocess.run(
+        result = subprocess.run(
             [tmp_path / "venv/bin" / words[0], *words[1:]], cwd=tmp_path, env=environment, capture_output=True, check=False
         )
-        assert done.returncode == 0, done.stderr
+        assert result.returncode == 0, result.stderr

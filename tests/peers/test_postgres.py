@@ -12,9 +12,9 @@ pytestmark = pytest.mark.peer
 
 
 def test_every_test_has_a_database_of_its_own(postgres: Postgres) -> None:
-    one, other = postgres.database(), postgres.database()
-    postgres.sql(one, "CREATE TABLE entries (name text)")
-    assert postgres.sql(one, "SELECT count(*) FROM entries") == "0"
+    first, other = postgres.database(), postgres.database()
+    postgres.sql(first, "CREATE TABLE entries (name text)")
+    assert postgres.sql(first, "SELECT count(*) FROM entries") == "0"
     assert postgres.sql(other, "SELECT to_regclass('entries') IS NULL") == "t"
 
 

@@ -67,8 +67,8 @@ def test_whatever_another_scanner_flags_scan_reports(scanner: str, tmp_path: Pat
     files = corpus(tmp_path)
     environ = {**os.environ, "PYTHONPATH": "", "PROMPTFOO_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "HOME": str(tmp_path)}
     words = [environment(*requirements), "-c", _CODE.format(code), tmp_path]
-    done = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, env=environ)
-    flagged = set(json.loads(done.stdout.splitlines()[-1]))
+    result = subprocess.run([str(word) for word in words], check=True, capture_output=True, text=True, env=environ)
+    flagged = set(json.loads(result.stdout.splitlines()[-1]))
     assert len(flagged) >= least
     ours = {path.name for path in files if not scan(path).ok}
     assert flagged - ours == set()

@@ -56,7 +56,7 @@ def test_every_answer_is_one_of_the_document(tmp_path: Path, known: bool) -> Non
         words = ["--config-file", tmp_path / "schemathesis.toml", "run", f"{hub.url}/api/openapi.json", "--checks", _CHECKS]
         words += ["--phases", "examples,coverage,fuzzing", "--max-examples", 10, "--seed", 1, "--generation-database", "none"]
         words += ["--header", f"Authorization: Bearer {hub.token}"] if known else []
-        done = subprocess.run(
+        result = subprocess.run(
             [str(word) for word in (program, *words)],
             check=False,
             capture_output=True,
@@ -66,4 +66,4 @@ def test_every_answer_is_one_of_the_document(tmp_path: Path, known: bool) -> Non
             env={**os.environ, "NO_COLOR": "1"},
         )
         assert_sound(hub.folder)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

@@ -98,10 +98,10 @@ def test_what_it_serves_is_the_version_that_was_named_and_nothing_else(
         assert asyncio.run(vllm_build.mixes_base(Client(server.url), read_base(tmp_path / "base")))  # as it is for CPUs
 
         # Each version by its digest, its number and without its namespace, in turn and at once.
-        wanted = {one: "one", two: "two", "team/sql:v1": "one", "sql:v2": "two"}
+        expected = {one: "one", two: "two", "team/sql:v1": "one", "sql:v2": "two"}
         with ThreadPoolExecutor(4) as pool:
-            found = dict(zip([*wanted] * 4, pool.map(answer, [*wanted] * 4), strict=True))
-        assert found == {model: answers[name] for model, name in wanted.items()}
+            found = dict(zip([*expected] * 4, pool.map(answer, [*expected] * 4), strict=True))
+        assert found == {model: answers[name] for model, name in expected.items()}
         assert answer("base") == answers["base"]
 
         # What was pushed since the start is there; what may move, fits nothing, is forbidden or unknown is refused in words.
@@ -184,8 +184,8 @@ def test_it_is_registered_once_where_names_are_allowed(ours: dict[str, str], tmp
     twice = loaded(f"{LOAD}from adapterhub.cli.vllm_settings import register; register(); {NAMES}", env | ALLOWED)
     assert twice.stdout.splitlines()[-1] == "adapterhub"
     assert "will be overwritten" not in twice.stdout + twice.stderr
-    left = [path for path in tmp_path.rglob("*") if "adapterhub" in path.name]
-    assert left == []
+    paths = [path for path in tmp_path.rglob("*") if "adapterhub" in path.name]
+    assert paths == []
 
 
 ALLOWED = {"ADAPTERHUB_VLLM_ALLOW": "team/*"}
@@ -201,9 +201,9 @@ ALLOWED = {"ADAPTERHUB_VLLM_ALLOW": "team/*"}
 def test_vllm_does_not_start_with_variables_that_would_serve_something_else(
     ours: dict[str, str], tmp_path: Path, more: dict[str, str], says: str
 ) -> None:
-    done = loaded(LOAD, {**ours, **ALLOWED, "HOME": str(tmp_path), "PATH": os.environ["PATH"], **more})
-    assert done.returncode == 1
-    assert says in done.stderr.splitlines()[-1]
+    loaded_model = loaded(LOAD, {**ours, **ALLOWED, "HOME": str(tmp_path), "PATH": os.environ["PATH"], **more})
+    assert loaded_model.returncode == 1
+    assert says in loaded_model.stderr.splitlines()[-1]
 
 
 # ---- the interface, in the release that runs here and in the newest
@@ -247,8 +247,8 @@ def test_its_interface_is_the_one_that_the_plugin_uses(release: Path) -> None:
     errors = defined(release / "vllm/exceptions.py")
     assert parameters(errors["GracefulHTTPError.__init__"]) == ["self", "message", "http_status"]
     assert "VLLMNotFoundError" in errors
-    known = (release / "vllm/envs.py").read_text()
-    assert {"VLLM_ALLOW_RUNTIME_LORA_UPDATING:", "VLLM_SKIP_MODEL_NAME_VALIDATION:"} <= set(known.split())
+    text = (release / "vllm/envs.py").read_text()
+    assert {"VLLM_ALLOW_RUNTIME_LORA_UPDATING:", "VLLM_SKIP_MODEL_NAME_VALIDATION:"} <= set(text.split())
     assert "'vllm.general_plugins'" in ast.unparse(ast.parse((release / "vllm/plugins/__init__.py").read_text()))
     answers = (release / "vllm/entrypoints/serve/exception_handling/error_response.py").read_text()
     assert {"GracefulHTTPError", "VLLMNotFoundError", "ValueError"} <= set(answers.replace(",", " ").replace("(", " ").split())

@@ -150,8 +150,8 @@ def manifest(**annotations: str) -> Manifest:
 
 def test_an_entry_has_the_base_of_the_manifest_as_far_as_it_is_known() -> None:
     made = manifest(**{"io.adapterhub.base.repo": "org/base", "io.adapterhub.base.revision": "abc", "other": "x"})
-    found = lockfile.entry("team/sql", "team/sql:v2", lockfile.LOCAL_REGISTRY, made)
-    assert found == LockedAdapter(
+    entry = lockfile.entry("team/sql", "team/sql:v2", lockfile.LOCAL_REGISTRY, made)
+    assert entry == LockedAdapter(
         "team/sql", "team/sql:v2", "registry", made.digest, 12, {"repo": "org/base", "revision": "abc"}
     )
     with pytest.raises(FormatError, match="unprintable text about its base"):
@@ -217,8 +217,8 @@ def team(run: Run, host: str, tmp_path: Path) -> str:
 def test_what_was_locked_is_pulled_though_the_tag_has_moved(run: Run, team: str, tmp_path: Path) -> None:
     run("push", "one", "team/sql:prod", "--remote", "--base", "base")
     run("push", "two", "team/local:prod")
-    done = run("lock", "team/sql:prod", "--remote")
-    assert done.stderr == "locked in adapters.lock\n"
+    result = run("lock", "team/sql:prod", "--remote")
+    assert result.stderr == "locked in adapters.lock\n"
     run("lock", "team/local:prod")
     text = (tmp_path / "adapters.lock").read_text()
     document = json.loads(text)["adapters"]
@@ -256,11 +256,11 @@ def test_pull_records_what_it_pulled(run: Run, team: str, tmp_path: Path) -> Non
     run("push", "one", "team/here")
     run("pull", "team/sql:prod", "--remote", "-o", "a", "--lock")
     run("pull", "team/here", "-o", "b", "--lock")
-    there = json.loads((tmp_path / "adapters.lock").read_text())["adapters"]
-    assert {name: one["digest"] for name, one in there.items()} == dict.fromkeys(
+    adapters = json.loads((tmp_path / "adapters.lock").read_text())["adapters"]
+    assert {name: one["digest"] for name, one in adapters.items()} == dict.fromkeys(
         ("team/sql", "team/here"), oci_manifest.build(tmp_path / "one").digest
     )
-    address = there["team/sql"]["source"]
+    address = adapters["team/sql"]["source"]
     run("pull", address, "-o", "c", "--lock")
     assert json.loads((tmp_path / "adapters.lock").read_text())["adapters"]["team/sql"]["ref"] == address
     error = (

@@ -74,13 +74,13 @@ def test_what_meets_the_rules_passes() -> None:
 
 
 def test_several_policies_are_met_where_each_is() -> None:
-    both = join(Policy("one", max_rank=64), None, Policy("two", licenses=("MIT",), allow=("team/*",)))
-    assert both is not None
-    assert both.needs_license
+    joined = join(Policy("one", max_rank=64), None, Policy("two", licenses=("MIT",), allow=("team/*",)))
+    assert joined is not None
+    assert joined.needs_license
     with pytest.raises(RefusedError, match="the policy of two: licenses"):
-        both.check_manifest(MANIFEST, "team/sql")
+        joined.check_manifest(MANIFEST, "team/sql")
     with pytest.raises(RefusedError, match="not a name that two allows"):
-        both.check_name("other/sql")
+        joined.check_name("other/sql")
     assert join(None, None) is None
     assert join(Policy("one"), Policy("one")) == Policy("one")
 

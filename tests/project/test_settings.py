@@ -118,9 +118,9 @@ def test_any_series_of_changes_ends_in_the_requested_state(steps: list[tuple[str
         remotes = {**remotes, name: url} if url else {key: value for key, value in remotes.items() if key != name}
         remote = name if default and url else remote if remote in remotes else None
         text = settings_file.with_changes(text, path, remotes=remotes, remote=remote)
-        said = tomllib.loads(text)
-        assert {key: value["url"] for key, value in said.get("remotes", {}).items()} == remotes
-        assert said.get("remote") == remote
+        document = tomllib.loads(text)
+        assert {key: value["url"] for key, value in document.get("remotes", {}).items()} == remotes
+        assert document.get("remote") == remote
         assert all(f"# {word}" in text for word in ("mine", "kept", "rules", "low"))
 
 

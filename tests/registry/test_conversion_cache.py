@@ -52,10 +52,10 @@ def test_a_version_in_any_format_is_one_that_comes_back(team: Path, tmp_path: Pa
         given = adapter_recipe.ParentAdapter(team / source, team / source, parent.digest)
         adapter_recipe.convert(given, tmp_path / "made", adapter_recipe.Conversion(to), name="made", base=spec)
         version = registry.push(tmp_path / "made", Ref.parse(f"team/as-{to}"))
-        known = AdapterManifest.read(tmp_path / "made")
-        assert known is not None
-        assert known.recipe is not None
-        assert (known.format, known.recipe.to, known.parents[0].digest) == (to, to, parent.digest)
+        manifest = AdapterManifest.read(tmp_path / "made")
+        assert manifest is not None
+        assert manifest.recipe is not None
+        assert (manifest.format, manifest.recipe.to, manifest.parents[0].digest) == (to, to, parent.digest)
         conversion_cache.pull(registry, version.ref, tmp_path / "back", adapter_recipe.Conversion("peft"))
         registry.pull(version.ref, tmp_path / "kept")
     adapter_recipe.rebuild_adapter(tmp_path / "kept", [given], tmp_path / "anew", base=spec)
@@ -86,8 +86,8 @@ def test_of_two_who_convert_a_version_at_once_both_have_it(tmp_path: Path, monke
         return files(tmp_path / name)
 
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(pull, ("one", "other"))
-    assert one == other
+        first, other = pool.map(pull, ("one", "other"))
+    assert first == other
 
 
 def test_ollama_is_written_on_the_way_out_from_the_gguf_that_is_kept(team: Path, tmp_path: Path) -> None:

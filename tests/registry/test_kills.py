@@ -196,17 +196,17 @@ def test_pushes_removals_and_collections_side_by_side(make: Make, tmp_path: Path
 
     def one(registry: Registry, ref: Ref, rng: random.Random, ident: str) -> None:
         digest, folder = rng.choice(sorted(folders.items()))
-        what = rng.choice(["push", "push", "push", "gc", "rm", "tag", "pull"])
+        choice = rng.choice(["push", "push", "push", "gc", "rm", "tag", "pull"])
         try:
-            if what == "push":
+            if choice == "push":
                 with contextlib.suppress(RefusedError, NotFoundError):  # it was not removed, or was never pushed
                     registry.restore(ref.name)
                 assert registry.push(folder, ref).digest == digest
-            elif what == "gc":
+            elif choice == "gc":
                 collect(registry, grace=0, last=rng.choice([None, 1, 2]))
-            elif what == "rm":
+            elif choice == "rm":
                 registry.rm(ref)
-            elif what == "tag":
+            elif choice == "tag":
                 registry.tag(Ref(ref.name), "dev")
             else:
                 pulled = registry.pull(ref, tmp_path / ident)

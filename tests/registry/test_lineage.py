@@ -144,10 +144,10 @@ def test_what_was_changed_after_a_merge_is_counted_in_last_places(run: Run, team
     name = sorted(tensors)[0]
     tensors[name].flat[0] = np.nextafter(tensors[name].flat[0], np.float32(np.inf))
     safetensors_file.write(file, tensors, {"format": "pt"})
-    known = AdapterManifest.read(team / "both")
-    assert known is not None
-    changed = derive.describe(team / "both", parents=known.parents, recipe=known.recipe)
-    dataclasses.replace(changed, base=known.base).write(team / "both")
+    manifest = AdapterManifest.read(team / "both")
+    assert manifest is not None
+    changed = derive.describe(team / "both", parents=manifest.parents, recipe=manifest.recipe)
+    dataclasses.replace(changed, base=manifest.base).write(team / "both")
     run("push", "both", "team/both")
     found = document(run, "rebuild", "team/both", code=1)
     assert [difference["ulps"] for difference in found["differences"]] == [1]
@@ -161,10 +161,10 @@ def test_what_has_no_recipe_or_no_parents_here_is_refused(run: Run, team: Path) 
 
 @pytest.mark.parametrize(("name", "kind", "count"), [("both", "merge", 0), ("light", "convert", 0), ("light", "convert", 2)])
 def test_a_recipe_for_another_number_of_parents_is_refused(run: Run, team: Path, name: str, kind: str, count: int) -> None:
-    known = AdapterManifest.read(team / name)
-    assert known is not None
-    changed = derive.describe(team / name, parents=(known.parents * 2)[:count], recipe=known.recipe)
-    dataclasses.replace(changed, base=known.base).write(team / name)
+    manifest = AdapterManifest.read(team / name)
+    assert manifest is not None
+    changed = derive.describe(team / name, parents=(manifest.parents * 2)[:count], recipe=manifest.recipe)
+    dataclasses.replace(changed, base=manifest.base).write(team / name)
     run("push", name, f"team/{name}")
     error = f"team/{name}:v2/adapter.json: names {count} parents for a recipe of the kind {kind!r}"
     assert run("rebuild", f"team/{name}", code=4).stderr == f"error: {error}  [malformed]\n"
@@ -184,8 +184,8 @@ def test_what_was_made_with_a_base_is_made_again_with_no_other(run: Run, team: P
 
 
 def test_ulps_cross_zero() -> None:
-    one, other = np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32)
-    assert adapter_recipe.ulps(one, other) == 0
+    first, other = np.array([0.0, 1.0], np.float32), np.array([-0.0, 1.0], np.float32)
+    assert adapter_recipe.ulps(first, other) == 0
     tiny = np.float32(1e-45)
     assert adapter_recipe.ulps(np.array([tiny]), np.array([-tiny])) == 2
 
@@ -215,11 +215,11 @@ def test_a_kept_conversion_that_was_tampered_with_is_made_again(run: Run, team: 
 
 def test_a_folder_records_where_it_came_from(run: Run, team: Path) -> None:
     run("pull", "team/light", "--to", "peft", "-o", "back")
-    known = AdapterManifest.read(team / "back")
-    assert known is not None
-    assert known.parents == (Parent(document(run, "show", "team/light")["digest"], method="convert"),)
-    assert known.recipe is not None
-    assert known.recipe.to == "peft"
+    manifest = AdapterManifest.read(team / "back")
+    assert manifest is not None
+    assert manifest.parents == (Parent(document(run, "show", "team/light")["digest"], method="convert"),)
+    assert manifest.recipe is not None
+    assert manifest.recipe.to == "peft"
     assert run("verify", "back").returncode == 0
     for name in (peft.CONFIG, peft.WEIGHTS):
         assert (team / "back" / name).read_bytes() == (team / "both" / name).read_bytes()
@@ -229,8 +229,8 @@ def test_pull_as_refuses_by_name_and_leaves_nothing(run: Run, team: Path) -> Non
     magnitudes = {f"model.layers.{n}.self_attn.q_proj.lora_magnitude_vector": (8,) for n in range(2)}
     adapter(team / "dora", {**pairs(2), **magnitudes}, use_dora=True)
     run("push", "dora", "team/dora", "--base", "base")
-    done = run("pull", "team/dora", "--to", "gguf", code=6)
-    assert "DoRA cannot be expressed in a GGUF adapter" in done.stderr
+    result = run("pull", "team/dora", "--to", "gguf", code=6)
+    assert "DoRA cannot be expressed in a GGUF adapter" in result.stderr
     assert not (team / "dora.gguf").exists()
 
 
@@ -277,9 +277,9 @@ def test_using_a_deprecated_version_prints_a_warning(run: Run, team: Path) -> No
     warned = "warning: team/a:v1 is deprecated: use b\n"
     assert run("pull", "team/a", "--to", "gguf", "-o", "a.gguf").stderr == warned
     assert document(run, "pull", "team/a", "--to", "gguf", "-o", "b.gguf")["deprecated"] == "use b"
-    done = run("lineage", "team/both", "--json")
-    assert done.stderr == warned
-    told = [node["deprecated"] for node in json.loads(done.stdout)["nodes"]]
+    result = run("lineage", "team/both", "--json")
+    assert result.stderr == warned
+    told = [node["deprecated"] for node in json.loads(result.stdout)["nodes"]]
     assert sorted(filter(None, told), key=str) == [{"team/a:v1": "use b"}]
     assert "deprecated" not in run("lineage", "team/light", "--json").stderr.replace(warned, "")
     run("deprecate", "team/both:v1")

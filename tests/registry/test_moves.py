@@ -39,9 +39,9 @@ def test_a_push_is_known_by_the_tag_of_its_ref_or_by_the_first_that_it_moves(reg
 
 def test_an_admitted_version_moves_the_tags_that_are_given_or_those_of_a_push(registry: Registry, make: Make) -> None:
     registry.push(make("a", 1), SQL)
-    made = [manifest_of(registry, registry.push(make(f"b{seed}", seed), Ref.parse("other/b"))) for seed in (2, 3)]
-    assert registry.push_manifest(made[0], SQL, tags=("dev",)).tags == ("dev",)
-    assert registry.push_manifest(made[1], PROD).tags == ("latest", "prod")
+    manifests = [manifest_of(registry, registry.push(make(f"b{seed}", seed), Ref.parse("other/b"))) for seed in (2, 3)]
+    assert registry.push_manifest(manifests[0], SQL, tags=("dev",)).tags == ("dev",)
+    assert registry.push_manifest(manifests[1], PROD).tags == ("latest", "prod")
 
 
 def test_an_earlier_version_becomes_the_latest_again_only_where_that_is_given(registry: Registry, make: Make) -> None:
@@ -54,16 +54,19 @@ def test_an_earlier_version_becomes_the_latest_again_only_where_that_is_given(re
 
 
 def test_an_admitted_version_has_the_number_that_is_given_if_it_is_above_all_before(registry: Registry, make: Make) -> None:
-    made = [manifest_of(registry, registry.push(make(f"a{seed}", seed), Ref.parse("other/a"))) for seed in range(3)]
-    numbers = [registry.push_manifest(one, SQL, number=number).number for one, number in zip(made, (7, 3, 0), strict=True)]
+    manifests = [manifest_of(registry, registry.push(make(f"a{seed}", seed), Ref.parse("other/a"))) for seed in range(3)]
+    numbers = [
+        registry.push_manifest(manifest, SQL, number=number).number
+        for manifest, number in zip(manifests, (7, 3, 0), strict=True)
+    ]
     assert numbers == [7, 8, 9]
 
 
 def test_a_version_without_all_of_its_files_is_not_admitted(registry: Registry, make: Make) -> None:
-    made = manifest_of(registry, registry.push(make(), Ref.parse("other/a")))
-    registry.store.blob_path(made.layers[-1].digest).unlink()
+    manifest = manifest_of(registry, registry.push(make(), Ref.parse("other/a")))
+    registry.store.blob_path(manifest.layers[-1].digest).unlink()
     with pytest.raises(IntegrityError, match="some of its blobs are missing"):
-        registry.push_manifest(made, SQL)
+        registry.push_manifest(manifest, SQL)
     assert [str(row.ref) for row in registry.list("team/sql")] == []
 
 

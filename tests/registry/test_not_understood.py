@@ -109,9 +109,9 @@ def test_it_is_stored_with_what_it_claims_and_comes_back_byte_for_byte(kind: str
 @pytest.mark.parametrize("kind", KEPT)
 def test_it_cannot_be_checked_converted_or_merged(kind: str, tmp_path: Path, run: Run) -> None:
     KEPT[kind][0](tmp_path / "a")
-    done = run("validate", "./a")
-    assert "not-understood" in done.stdout
-    assert "cannot check: " in done.stdout
+    result = run("validate", "./a")
+    assert "not-understood" in result.stdout
+    assert "cannot check: " in result.stdout
     assert "(--strict)" in run("validate", "./a", "--strict", code=1).stdout
     reason = json.loads(run("validate", "./a", "--json").stdout)["problems"][0]["what"].removeprefix("cannot check: ")
     for words in (["convert", "./a", "out", "--to", "raw"], ["merge", "./a", "./a", "-o", "out"]):
@@ -183,14 +183,14 @@ def test_a_policy_can_forbid_it(policy: Policy, says: str, tmp_path: Path) -> No
 def test_a_kind_that_becomes_known_stays_readable(tmp_path: Path) -> None:
     folder = peft(tmp_path / "a", PAIR, peft_type="LORA", r=2, velora_config={"x": 1})
     derive.describe(folder).write(folder)
-    known = AdapterManifest.read(folder)
-    assert known is not None
-    assert known.understood is False
+    manifest = AdapterManifest.read(folder)
+    assert manifest is not None
+    assert manifest.understood is False
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}))
-    derive.check_facts(known, derive.inspect_adapter(folder), "a", folder=folder)
+    derive.check_facts(manifest, derive.inspect_adapter(folder), "a", folder=folder)
     for lie in ({"r": 1}, {"parameters": 1}, {"method": "full"}):
         with pytest.raises(IntegrityError, match="but the weights have"):
-            derive.check_facts(dataclasses.replace(known, **lie), derive.inspect_adapter(folder), "a", folder=folder)
+            derive.check_facts(dataclasses.replace(manifest, **lie), derive.inspect_adapter(folder), "a", folder=folder)
     other = peft(tmp_path / "b")
     with pytest.raises(IntegrityError, match='"method" is "lora", but the weights have "next"'):
         derive.check_facts(derive.describe(folder), derive.inspect_adapter(other), "b", folder=other)
@@ -230,5 +230,5 @@ def test_the_record_has_the_method_and_the_numbers_that_are_there(
 
 def test_its_runtimes_are_not_known_unless_they_need_a_conversion(tmp_path: Path) -> None:
     report = checks.check(peft(tmp_path / "a"))
-    verdicts = {name: one.verdict for name, one in report.verdicts.items()}
+    verdicts = {name: verdict.verdict for name, verdict in report.verdicts.items()}
     assert (verdicts["peft"], verdicts["vllm"], verdicts["llama.cpp"]) == ("unknown", "unknown", "refused")

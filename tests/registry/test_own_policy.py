@@ -66,8 +66,8 @@ def test_every_way_in_and_out_is_refused_by_rule_and_file(way: str, of: str, pla
     file = place / "store" / PROJECT
     if of == "project":
         file = file.rename(place / PROJECT)
-    done = run(*{**IN, **OUT}[way], "--registry", "store", "--json", code=6)
-    error, rank = json.loads(done.stdout)["error"]["what"], 4 if way == "merge" else 2
+    result = run(*{**IN, **OUT}[way], "--registry", "store", "--json", code=6)
+    error, rank = json.loads(result.stdout)["error"]["what"], 4 if way == "merge" else 2
     assert error == f"against the policy of {file}: max_rank: rank {rank} is over 1"
     assert versions(place) == ["team/forced:v1"]
     assert not (place / "out").exists()

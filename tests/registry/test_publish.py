@@ -116,8 +116,8 @@ def test_every_command_that_stores_an_adapter_refuses_it_alike(
     write_base(place / "tuned", 2.0 if (place / TOML).exists() else np.nan)
     before = stored(place)
     words = [word.format(here=place, host=host, name=place.name, hub=hub.url) for word in COMMANDS[way]]
-    done = run(*words, "--json", code=6)
-    error = json.loads(done.stdout)["error"]
+    result = run(*words, "--json", code=6)
+    error = json.loads(result.stdout)["error"]
     assert (error["type"], error["exit_code"]) == ("RefusedError", 6)
     assert bad(error["what"]), error
     assert stored(place) == before
@@ -165,9 +165,9 @@ def test_force_stores_what_is_broken_with_a_warning_but_not_what_is_forbidden(pl
 
 def test_what_is_forced_in_is_refused_with_the_words_of_the_check(place: Path, run: Run) -> None:
     break_it(write_adapter(place / "bad"))
-    done = run("push", "./bad", "team/in", code=6)
-    assert "error: ./bad: non-finite: adapter_model.safetensors: model.layers.0" in done.stderr
-    assert "`adapterhub validate ./bad` shows all of them" in done.stderr
+    result = run("push", "./bad", "team/in", code=6)
+    assert "error: ./bad: non-finite: adapter_model.safetensors: model.layers.0" in result.stderr
+    assert "`adapterhub validate ./bad` shows all of them" in result.stderr
 
 
 def test_materialize_takes_no_adapter_from_an_address_that_the_policy_forbids(place: Path, run: Run) -> None:

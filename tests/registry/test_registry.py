@@ -95,11 +95,16 @@ def test_what_was_pushed_is_pulled_byte_for_byte(registry: Registry, make: Make,
 
 
 def test_versions_are_numbered_and_latest_is_the_newest(registry: Registry, make: Make) -> None:
-    one = registry.push(make("a"), SQL)
+    version = registry.push(make("a"), SQL)
     two = registry.push(make("b", 1), ref("team/sql:prod"))
-    assert (one.number, one.new, one.tags) == (1, True, ("latest",))
+    assert (version.number, version.new, version.tags) == (1, True, ("latest",))
     assert (two.number, two.new, two.tags, two.tag) == (2, True, ("latest", "prod"), "prod")
-    for text, found in [("team/sql", two), ("team/sql:v1", one), ("team/sql:prod", two), (f"team/sql@{one.digest[:13]}", one)]:
+    for text, found in [
+        ("team/sql", two),
+        ("team/sql:v1", version),
+        ("team/sql:prod", two),
+        (f"team/sql@{version.digest[:13]}", version),
+    ]:
         assert registry.resolve(ref(text)).digest == found.digest
     assert [(row.number, row.tags, row.base, row.r) for row in registry.list()] == [
         (2, ("latest", "prod"), "org/base", 2),
@@ -108,10 +113,10 @@ def test_versions_are_numbered_and_latest_is_the_newest(registry: Registry, make
 
 
 def test_the_same_content_again_makes_no_version_but_moves_the_tag(registry: Registry, make: Make) -> None:
-    one = registry.push(make("a"), SQL)
+    version = registry.push(make("a"), SQL)
     registry.push(make("b", 1), SQL)
     again = registry.push(make("a"), ref("team/sql:old"))
-    assert (again.digest, again.number, again.new, again.tags) == (one.digest, 1, False, ("old",))
+    assert (again.digest, again.number, again.new, again.tags) == (version.digest, 1, False, ("old",))
     assert len(registry.list()) == 2
     assert errors(registry) == []
 
@@ -268,8 +273,8 @@ def test_a_digest_that_two_versions_begin_with_is_ambiguous(registry: Registry) 
     for number, end in enumerate("01", 1):
         digest = "sha256:" + "a" * 63 + end
         assert registry.store.log.append(Entry("team/sql", number, "push", "t", digest, 1, number, (), head))
-        found = registry.store.log.entry("team/sql", number)
-        head = found[1] if found else ""
+        entry = registry.store.log.entry("team/sql", number)
+        head = entry[1] if entry else ""
     with pytest.raises(RefError, match="ambiguous digest prefix: 2 versions, such as team/sql:v2, team/sql:v1"):
         registry.resolve(ref("team/sql@aaaaaa"))
     assert {finding.code for finding in fsck(registry)} >= {"missing"}
@@ -334,21 +339,23 @@ def test_damage_to_any_blob_is_found_and_the_same_push_heals_it(registry: Regist
     registry.push(make(), SQL)
     for path in (*registry.store.blobs(), *registry.store.packs.files()):
         packed = path.parent.parent.name == "packs"
-        kept = path.read_bytes()
+        content = path.read_bytes()
         path.chmod(0o644)
         if damage == "missing":
             path.unlink()
         elif damage == "truncated":
-            path.write_bytes(kept[:-1])
+            path.write_bytes(content[:-1])
         else:
             flip(path)
-        found = [finding for finding in fsck(registry) if finding.severity == "error"]
-        assert any(path.name in str(finding) for finding in found), path
-        assert ("broken-pack" if packed and damage != "missing" else damage) in {f.code for f in found} or damage == "truncated"
+        findings = [finding for finding in fsck(registry) if finding.severity == "error"]
+        assert any(path.name in str(finding) for finding in findings), path
+        assert ("broken-pack" if packed and damage != "missing" else damage) in {
+            f.code for f in findings
+        } or damage == "truncated"
         if damage == "flipped" or packed:
             path.unlink(missing_ok=True)  # as the finding says
         registry.push(make(), SQL)
-        assert path.read_bytes() == kept
+        assert path.read_bytes() == content
         assert errors(registry) == []
 
 

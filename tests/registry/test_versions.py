@@ -33,9 +33,9 @@ def logged(ledger: Ledger, *entries: tuple[str, int, tuple[str, ...]]) -> int:
         assert ledger.store.log.append(
             Entry("team/sql", seq, op, "2026-01-01T00:00:00Z", digest, 1, number, tags, head, numbers=numbers)
         )
-        found = ledger.store.log.entry("team/sql", seq)
-        assert found is not None
-        head = found[1]
+        entry = ledger.store.log.entry("team/sql", seq)
+        assert entry is not None
+        head = entry[1]
     return len(entries)
 
 
@@ -111,10 +111,10 @@ def test_a_ref_names_a_version_by_tag_number_digest_or_range(ledger: Ledger) -> 
     def number(text: str) -> int:
         return version_lookup.find_row(ledger, Ref.parse(f"team/sql{text}")).number
 
-    found = [
+    numbers = [
         number(text) for text in ("", ":latest", ":prod", ":1.0.0", ":v1", ":^1", ":~1.0", ":1", "@2222", f"@{DIGESTS[3]}")
     ]
-    assert found == [3, 3, 2, 1, 1, 2, 1, 2, 2, 3]
+    assert numbers == [3, 3, 2, 1, 1, 2, 1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(

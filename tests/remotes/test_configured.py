@@ -27,8 +27,8 @@ Make = Callable[..., Path]
 def behind(tmp_path: Path) -> Iterator[str]:
     """`host:port` of a registry that wants a password."""
     (tmp_path / "behind").mkdir()
-    with registry.running(tmp_path / "behind", password=True) as found:
-        yield found
+    with registry.running(tmp_path / "behind", password=True) as server:
+        yield server
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_a_ref_that_would_leave_the_remote_or_collide_is_refused(url: str, ref: 
 def test_credentials_in_a_url_are_refused_and_not_repeated(run: Run, text: str) -> None:
     with pytest.raises(UsageError, match="end up in logs"):
         check_url(text)
-    done = run("remote", "add", "x", text, code=2)
-    assert "s3cr3t" not in done.stdout + done.stderr
+    result = run("remote", "add", "x", text, code=2)
+    assert "s3cr3t" not in result.stdout + result.stderr
     assert "s3cr3t" not in run("login", text, "-u", "x", "--password-stdin", code=2).stderr
 
 
@@ -184,9 +184,9 @@ def test_a_project_owned_by_another_user_is_skipped_with_a_warning(run: Run, tmp
     path = tmp_path / "adapterhub.toml"
     path.write_text('remote = "evil"\n[remotes.evil]\nurl = "oci://evil.example"\n')
     os.chown(path, 12345, -1)
-    done = run("remote", "list")
-    assert "evil" not in done.stdout
-    assert "belongs to another user and is passed over" in done.stderr
+    result = run("remote", "list")
+    assert "evil" not in result.stdout
+    assert "belongs to another user and is passed over" in result.stderr
     assert "another user" in run("remote", "add", "x", "oci://host", "--project", code=2).stderr
 
 
@@ -226,8 +226,8 @@ def test_a_remote_that_was_asked_is_not_offered_again(run: Run, host: str, make:
 
 def test_an_argument_read_as_the_name_is_named_in_the_error(run: Run) -> None:
     assert "Write --remote last" in run("push", "--remote", "./sql", "team/sql", code=2).stderr
-    none = run("pull", "team/sql", "--remote", code=2).stderr
-    assert "there is no default remote. Add one with `adapterhub remote add NAME URL --default`" in none
+    stderr = run("pull", "team/sql", "--remote", code=2).stderr
+    assert "there is no default remote. Add one with `adapterhub remote add NAME URL --default`" in stderr
 
 
 def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, make: Make, tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_a_pull_of_what_is_there_already_is_one_request(run: Run, host: str, mak
         run("push", make(), address)
         assert said(run, "pull", address, "-o", "out")["new"] is True
         server.seen.clear()
-        done = run("pull", address, "-o", "out")
-        assert done.stdout.startswith("already there: out: ")
+        result = run("pull", address, "-o", "out")
+        assert result.stdout.startswith("already there: out: ")
         assert [found.method for found in server.seen] == ["GET"]
     weights = tmp_path / "out/adapter_model.safetensors"
     right = weights.read_bytes()
@@ -314,9 +314,9 @@ def test_remote_test_of_one_that_may_only_be_read_is_exit_5(run: Run, host: str)
 
         server.before = denied
         run("remote", "add", "team", f"oci://{server.address}")
-        done = run("remote", "test", "team", code=5)
-        assert "read    yes\nwrite   no\n" in done.stdout
-        assert "may not be written to: HTTP 403: forbidden" in done.stderr
+        result = run("remote", "test", "team", code=5)
+        assert "read    yes\nwrite   no\n" in result.stdout
+        assert "may not be written to: HTTP 403: forbidden" in result.stderr
 
 
 def test_remote_test_of_what_is_no_registry_is_one_line(run: Run) -> None:
@@ -329,8 +329,11 @@ def test_remote_test_of_what_is_no_registry_is_one_line(run: Run) -> None:
 
 def test_a_token_of_the_wrong_kind_is_refused_before_it_is_kept(behind: str) -> None:
     address = OciAddress.parse(f"oci://{behind}/x")
-    with RegistryHost(address, lambda: Credentials(bearer="token-1"), pauses=()) as found, pytest.raises(RemoteError) as caught:
-        found.check_login()
+    with (
+        RegistryHost(address, lambda: Credentials(bearer="token-1"), pauses=()) as registry_host,
+        pytest.raises(RemoteError) as caught,
+    ):
+        registry_host.check_login()
     assert "token-1" not in str(caught.value)
 
 
@@ -364,15 +367,15 @@ def test_a_hub_reports_the_authenticated_user(
             hub_writer.access(f"http://{server.address}", "hf_wrong", org, pauses=())
         assert "hf auth login" in str(caught.value)
         assert "hf_wrong" not in str(caught.value)
-        with Proxy() as other:
+        with Proxy() as proxy:
 
             def away(found: Exchange) -> None:
-                found.status, found.answer = 307, {"location": f"http://{other.address}/"}
+                found.status, found.answer = 307, {"location": f"http://{proxy.address}/"}
 
             server.before = away
             with pytest.raises(RemoteError, match="HTTP 307"):
                 hub_writer.access(f"http://{server.address}", "hf_right", org, pauses=())
-            assert other.seen == []
+            assert proxy.seen == []
         server.before = lambda found: (setattr(found, "status", 200), setattr(found, "data", b"[1]"))
         with pytest.raises(FormatError, match="not a Hugging Face hub"):
             hub_writer.access(f"http://{server.address}", token, org, pauses=())

@@ -262,12 +262,12 @@ def test_wrong_bytes_leave_nothing_behind(places: Places, kind: str, wrong: byte
 @pytest.mark.parametrize("kind", TARGETS)
 def test_a_manifest_without_its_blobs_is_refused(places: Places, adapter: Path, kind: str) -> None:
     place, source = places.target(kind), AdapterFolder(adapter)
-    made = source.manifest("latest")
-    missing, *others = distinct_blobs(made)
+    manifest = source.manifest("latest")
+    missing, *others = distinct_blobs(manifest)
     for blob in others:
         place.put_blob(blob, source)
     with pytest.raises(AdapterhubError) as error:
-        place.put_manifest(made, "latest")
+        place.put_manifest(manifest, "latest")
     if kind not in ("oci", "our hub"):  # which have their own words
         assert error.value.what == f"{missing.path}, blob {missing.digest}, is missing there"
         assert (error.value.exit_code, error.value.hint) == (4, "Try again")
@@ -373,10 +373,10 @@ def test_a_copy_reports_its_progress(places: Places, adapter: Path, kind: str) -
 
 def test_the_local_registry_refuses_a_manifest_of_other_files(places: Places, adapter: Path) -> None:
     place, source = places.target("local"), AdapterFolder(adapter)
-    made = source.manifest("latest")
-    for blob in distinct_blobs(made):
+    manifest = source.manifest("latest")
+    for blob in distinct_blobs(manifest):
         place.put_blob(blob, source)
-    document: dict[str, Any] = json_file.parse_object(made.raw, "")
+    document: dict[str, Any] = json_file.parse_object(manifest.raw, "")
     document["layers"] = [layer for layer in document["layers"] if "README" not in str(layer)]
     with pytest.raises(IntegrityError, match="lists other files than the manifest"):
         place.put_manifest(oci_manifest.parse(json_file.canonical_bytes(document), ""), None)

@@ -68,8 +68,8 @@ class Keyring(KeyringBackend):
 def behind(tmp_path: Path) -> Iterator[str]:
     """`host:port` of a registry that wants a password."""
     (tmp_path / "behind").mkdir()
-    with registry.running(tmp_path / "behind", password=True) as found:
-        yield found
+    with registry.running(tmp_path / "behind", password=True) as server:
+        yield server
 
 
 @pytest.fixture
@@ -82,12 +82,12 @@ def login(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
     def call(*words: str, text: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": os.environ.get("TEST_PATH", PATH)}
         command = [sys.executable, "-m", "adapterhub", "login", *words]
-        done = subprocess.run(
+        result = subprocess.run(
             command, check=False, input=text, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
         )
-        assert done.returncode == code, done.stderr
-        assert not any(secret in done.stdout + done.stderr for secret in (registry.PASSWORD, WRONG))
-        return done
+        assert result.returncode == code, result.stderr
+        assert not any(secret in result.stdout + result.stderr for secret in (registry.PASSWORD, WRONG))
+        return result
 
     return call
 
@@ -125,8 +125,8 @@ def peers(host: str, *, code: int, skopeo: bool = True) -> None:
     if not skopeo:
         return
     words = [need_program("skopeo"), "list-tags", "--tls-verify=false", f"docker://{host}/team/sql"]
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
-    assert ("authentication required" in done.stderr) == (code != 0), done.stderr
+    result = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    assert ("authentication required" in result.stderr) == (code != 0), result.stderr
 
 
 @pytest.mark.peer
@@ -165,9 +165,9 @@ def test_a_helper_that_docker_s_config_names_gets_the_secret(
     peers(behind, code=0, skopeo=key == "credHelpers")  # skopeo does not know credsStore
     # A bearer token, for which helpers have no place, replaces what the helper has.
     docker_credentials.store_credentials(behind, file(tmp_path), Credentials(bearer="t-1234"))
-    found = docker_credentials.find_credentials(behind, file(tmp_path))
-    assert found
-    assert (found.bearer, (tmp_path / "store").read_text()) == ("t-1234", "{}")
+    credentials = docker_credentials.find_credentials(behind, file(tmp_path))
+    assert credentials
+    assert (credentials.bearer, (tmp_path / "store").read_text()) == ("t-1234", "{}")
     login(behind, "-u", "user", "--password-stdin", text=registry.PASSWORD)
     run("logout", "team")
     assert ((tmp_path / "store").read_text(), json.loads(file(tmp_path).read_text())["auths"]) == ("{}", {})
@@ -261,14 +261,14 @@ def test_a_password_is_asked_for_on_a_terminal_and_not_shown(behind: str, tmp_pa
             seen += os.read(here, 4096).decode()
         except OSError:
             break
-        for question in [one for one in answers if one in seen]:
+        for question in [answer for answer in answers if answer in seen]:
             os.write(here, answers.pop(question).encode() + b"\n")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, seen
     assert "logged in as user" in seen
     assert registry.PASSWORD not in seen
-    found = docker_credentials.find_credentials(behind, file(tmp_path))
-    assert found
-    assert found.password == registry.PASSWORD
+    credentials = docker_credentials.find_credentials(behind, file(tmp_path))
+    assert credentials
+    assert credentials.password == registry.PASSWORD
 
 
 @pytest.mark.parametrize(
@@ -296,9 +296,9 @@ def test_a_registry_that_requires_no_login_receives_no_credentials(host: str, lo
 
 def test_nobody_is_asked_for_a_login_that_no_registry_requires(host: str, terminal: Terminal) -> None:
     for where, reason in (("127.0.0.1:1", "connection refused"), (host, "this registry requires no login")):
-        shown = terminal("login", where, columns=200)
-        assert reason in shown
-        assert "Username" not in shown
+        screen = terminal("login", where, columns=200)
+        assert reason in screen
+        assert "Username" not in screen
 
 
 @pytest.mark.parametrize(("url", "words"), [("hf://team", "hf auth login"), ("s3://bucket", "AWS_ACCESS_KEY_ID")])
@@ -312,10 +312,10 @@ def test_the_names_of_docker_hub_are_one(tmp_path: Path, name: str) -> None:
     docker_credentials.store_credentials(name, path, Credentials("u", "p-1234"))
     assert docker_credentials.configured_hosts(path) == ["https://index.docker.io/v1/"]
     for host in ("docker.io", "index.docker.io", "registry-1.docker.io"):
-        found = docker_credentials.find_credentials(host, path)
-        assert found
-        assert (found.user, found.password) == ("u", "p-1234")
-        assert "p-1234" not in repr(found)
+        credentials = docker_credentials.find_credentials(host, path)
+        assert credentials
+        assert (credentials.user, credentials.password) == ("u", "p-1234")
+        assert "p-1234" not in repr(credentials)
     assert docker_credentials.find_credentials("other", path) is None
     docker_credentials.store_credentials("other", path, Credentials(bearer="t-1234"))
     assert docker_credentials.find_credentials("other", path) == Credentials(bearer="t-1234", source="docker's config.json")
@@ -335,9 +335,9 @@ def test_a_login_for_tls_is_not_sent_without_it(tmp_path: Path) -> None:
     docker_credentials.store_credentials("in.house:5000", path, Credentials("v", "q-1234"), plain=True)
     assert docker_credentials.configured_hosts(path) == ["http://in.house:5000", "in.house:5000"]
     for plain, password in ((False, "p-1234"), (True, "q-1234")):
-        found = docker_credentials.find_credentials("in.house:5000", path, plain=plain)
-        assert found
-        assert found.password == password
+        credentials = docker_credentials.find_credentials("in.house:5000", path, plain=plain)
+        assert credentials
+        assert credentials.password == password
     docker_credentials.forget_credentials("in.house:5000", path)
     assert docker_credentials.configured_hosts(path) == ["http://in.house:5000"]
     for text in ("oci://localhost:5000/x", "oci+http://127.0.0.1/x", "oci://[::1]/x", "oci://[::1]:5000/x"):

@@ -31,9 +31,9 @@ def test_a_name_of_another_tool_leads_to_the_address(run: Run, text: str, addres
         Ref.parse(text)
     assert caught.value.hint == f"Write {address}"
     for words in (["pull", text], ["push", ".", text], ["validate", text]):
-        done = run(*words, code=None)
-        assert done.returncode in (2, 3)
-        assert f"Write {address}" in done.stderr
+        result = run(*words, code=None)
+        assert result.returncode in (2, 3)
+        assert f"Write {address}" in result.stderr
 
 
 def test_a_password_in_such_a_name_is_not_repeated(run: Run) -> None:
@@ -52,10 +52,10 @@ def test_a_password_in_such_a_name_is_not_repeated(run: Run) -> None:
     ],
 )
 def test_what_only_the_local_registry_supports_is_refused_in_one_line(run: Run, words: list[str]) -> None:
-    done = run(*words, code=2)
-    assert "the local registry" in done.stderr
-    assert "Copy it here first: `adapterhub copy oci://registry.example/team/sql" in done.stderr
-    assert len(done.stderr.splitlines()) <= 2
+    result = run(*words, code=2)
+    assert "the local registry" in result.stderr
+    assert "Copy it here first: `adapterhub copy oci://registry.example/team/sql" in result.stderr
+    assert len(result.stderr.splitlines()) <= 2
 
 
 @pytest.mark.parametrize("address", ["oci://registry.example", "oci://registry.example/team/sql", "s3://bucket/adapters"])
@@ -83,9 +83,9 @@ def test_a_ref_on_the_default_remote(run: Run, host: str, make: Folder, tmp_path
 
     run("push", make("other", 1), "team/sql", "--remote")
     run("tag", "team/sql:v1", "stable", "--remote")
-    found = json.loads(run("list", "team/sql", "--remote", "--json").stdout)["versions"]
-    assert [one["tags"] for one in found] == [["v2", "latest"], ["v1", "prod", "stable"]]
-    assert {one["kind"] for one in found} == {"adapter"}
+    versions = json.loads(run("list", "team/sql", "--remote", "--json").stdout)["versions"]
+    assert [version["tags"] for version in versions] == [["v2", "latest"], ["v1", "prod", "stable"]]
+    assert {version["kind"] for version in versions} == {"adapter"}
     run("show", "team/sql:v1", "--headers-only", "--remote")
     assert run("diff", "team/sql:v1", "team/sql:v2", "--exit-code", "--remote", code=1)
     run("validate", "team/sql:^1", "--remote", code=3)
@@ -109,13 +109,13 @@ def test_tags_in_a_store_and_a_layout_are_moved_and_removed(run: Run, make: Fold
         run("rm", f"{address}:latest", code=6)
         assert "has no removal of names from here" in run("rm", address, code=2).stderr
         run("pull", f"{address}:latest", "-o", f"out-{address.rpartition('/')[2]}-{address[:2]}")
-    ops = [one["op"] for one in json.loads(run("log", store, "--json").stdout)["entries"]]
+    ops = [entry["op"] for entry in json.loads(run("log", store, "--json").stdout)["entries"]]
     assert ops == ["untag", "tag", "push"]
     assert "an image layout has no log" in run("log", layout, code=2).stderr
 
 
 def test_an_offline_hub_and_an_absent_one_are_named(run: Run) -> None:
     assert "use a local copy" in run("pull", "hf://org/x", env={"HF_HUB_OFFLINE": "1"}, code=5).stderr
-    done = run("pull", "hf://org/x", env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": ""}, code=5)
-    assert "hf://org/x" in done.stderr
-    assert "127.0.0.1" in done.stderr
+    result = run("pull", "hf://org/x", env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": ""}, code=5)
+    assert "hf://org/x" in result.stderr
+    assert "127.0.0.1" in result.stderr

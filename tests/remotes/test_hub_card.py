@@ -91,11 +91,11 @@ def test_a_card_is_written_for_an_adapter_without_one(tmp_path: Path, spdx: str,
     folder = write_adapter(tmp_path / "sql")
     (folder / "README.md").unlink()
     declared = {"license": spdx, "description": "Writes SQL: well.", "name": "x: y"}
-    found = derive.describe(folder, declared=declared)
-    card = ModelCard(hub_files.write_card("sql", found).decode())
+    manifest = derive.describe(folder, declared=declared)
+    card = ModelCard(hub_files.write_card("sql", manifest).decode())
     assert card.data.to_dict().items() >= {"base_model": "org/base", "tags": ["lora"], **expected}.items()
     assert card.text.startswith("\n# x: y\n\nWrites SQL: well.\n\nA LoRA adapter of rank 2 for org/base.")
-    assert hub_files.is_written_card(hub_files.write_card("sql", found))
+    assert hub_files.is_written_card(hub_files.write_card("sql", manifest))
 
 
 @pytest.mark.parametrize("path", ["/home/me/models/base", "./base", "'../x'", "a/b/c", "C:\\models\\x"])

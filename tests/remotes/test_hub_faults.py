@@ -74,12 +74,12 @@ def pushed(hub: Hub, adapter: Path) -> Manifest:
 
 
 def test_none_of_60_flips_on_the_way_here_is_accepted(proxy: Proxy, hub: Hub, tmp_path: Path) -> None:
-    made = pushed(hub, write_adapter(tmp_path / "sql"))
-    right = {layer.path: layer.digest for layer in made.layers}
+    version = pushed(hub, write_adapter(tmp_path / "sql"))
+    right = {layer.path: layer.digest for layer in version.layers}
     accepted, refused = 0, set()
     for seed in range(60):
         dice, out = random.Random(seed), tmp_path / f"out-{seed}"
-        left = dice.randrange(1 + len(made.layers))
+        left = dice.randrange(1 + len(version.layers))
 
         def after(found: Exchange, dice: random.Random = dice) -> None:
             nonlocal left
@@ -91,14 +91,14 @@ def test_none_of_60_flips_on_the_way_here_is_accepted(proxy: Proxy, hub: Hub, tm
         try:
             with remote(proxy.address) as source:
                 # One file at a time: which answer is flipped depends on the dice alone.
-                got = download(source, made.digest if seed % 2 else "main", out, pauses=(), jobs=1)
+                got = download(source, version.digest if seed % 2 else "main", out, pauses=(), jobs=1)
         except AdapterhubError as error:
             refused.add(error.exit_code)
             assert not out.exists()
         else:  # of a listing, much means nothing to us: who likes it, and since when
             accepted += 1
             assert {layer.path: layer.digest for layer in got.layers} == right
-            assert oci_manifest.build(out).digest == made.digest
+            assert oci_manifest.build(out).digest == version.digest
     assert accepted < 60
     assert refused <= {3, 4, 5, 6}
 
@@ -183,19 +183,19 @@ def test_a_push_whose_answers_got_lost_is_one_commit(proxy: Proxy, hub: Hub, ada
 
     proxy.after = after
     with remote(proxy.address, pauses=(0.0, 0.0)) as to:
-        made = copy_version(AdapterFolder(adapter), "latest", to, branch).manifest
+        manifest = copy_version(AdapterFolder(adapter), "latest", to, branch).manifest
         assert to.commit_id == hub.repos["org/sql"].branches[branch].oid
     assert not any(lost.values())
     assert len(hub.repos["org/sql"].commits) == 2  # the hub's first, and ours
-    assert remote(hub.host).manifest(branch).digest == made.digest
+    assert remote(hub.host).manifest(branch).digest == manifest.digest
 
 
 def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, hub: Hub, adapter: Path) -> None:
-    made = pushed(hub, adapter)
+    version = pushed(hub, adapter)
     answers = iter((503, 429))
     proxy.before = lambda found: setattr(found, "status", next(answers, 0))
     with remote(proxy.address, pauses=(0.0, 0.0)) as source:
-        assert source.manifest("main").digest == made.digest
+        assert source.manifest("main").digest == version.digest
         proxy.before = lambda found: setattr(found, "status", 400)
         with pytest.raises(RemoteError, match="HTTP 400"):
             source.manifest("main")
@@ -207,7 +207,7 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, h
 def test_other_lengths_ranges_commits_and_endless_bodies_are_refused(
     proxy: Proxy, hub: Hub, adapter: Path, tmp_path: Path
 ) -> None:
-    made = pushed(hub, adapter)
+    version = pushed(hub, adapter)
 
     def longer(found: Exchange) -> None:
         found.data += b"more"
@@ -232,7 +232,7 @@ def test_other_lengths_ranges_commits_and_endless_bodies_are_refused(
                 download(source, "main", out, pauses=())
             assert not out.exists()
     proxy.after = lambda found: found.answer.update({"content-range": "bytes 7-9/10"})
-    blob = next(layer for layer in made.layers if layer.path == "notes.txt")
+    blob = next(layer for layer in version.layers if layer.path == "notes.txt")
     with remote(proxy.address) as source:
         source.manifest("main")
         with pytest.raises(RemoteError, match="the server sends another range than requested"):

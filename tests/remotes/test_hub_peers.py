@@ -50,7 +50,7 @@ def theirs(script: str, hub: Hub, tmp_path: Path, **env: str) -> str:
     """What a script says that runs with huggingface_hub, without its own storage protocol."""
     need_module("huggingface_hub")
     own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **own, **env},
         capture_output=True,
@@ -58,8 +58,8 @@ def theirs(script: str, hub: Hub, tmp_path: Path, **env: str) -> str:
         check=False,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def remote(hub: Hub, text: str = "hf://org/sql", token: str | None = None) -> HubRepository:
@@ -105,10 +105,10 @@ def test_what_huggingface_hub_pushed_becomes_an_adapter_with_a_manifest(
     (source / "checkpoint-5").mkdir()
     (source / "checkpoint-5/adapter_config.json").write_text("{}")
     theirs(UPLOAD.format(token=TOKEN, repo="org/theirs", folder=str(source)), hub, tmp_path)
-    done = call("pull", "hf://org/theirs", "-o", "out")
-    assert "adapter.json: it was derived" in done.stderr
+    result = call("pull", "hf://org/theirs", "-o", "out")
+    assert "adapter.json: it was derived" in result.stderr
     for name in ("training_args.bin", "checkpoint-5/adapter_config.json", ".gitattributes"):
-        assert f"left out: {name}\n" in done.stderr
+        assert f"left out: {name}\n" in result.stderr
     (source / "training_args.bin").unlink()
     (source / "checkpoint-5/adapter_config.json").unlink()
     (source / "checkpoint-5").rmdir()
@@ -184,8 +184,8 @@ def test_fsck_puts_back_from_a_hub_what_is_lost(make: Make, call: Run, tmp_path:
     call("push", make(), "team/sql")
     call("push", "team/sql", "hf://org/sql")
     blobs = tmp_path / ".adapterhub/blobs/sha256"
-    made = oci_manifest.build(tmp_path / "adapter")
-    for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers)):
+    manifest = oci_manifest.build(tmp_path / "adapter")
+    for digest in (manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers)):
         (blobs / digest[7:]).unlink()
     assert "restored 6 blobs" in call("fsck", "--repair", "--from", "hf://org/sql").stderr
     call("verify", "team/sql")
@@ -200,13 +200,13 @@ def test_files_of_the_version_before_go_and_those_of_others_stay(make: Make, hub
     push(hub, source)
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="eval/results.txt", repo_id="org/sql")
     (source / "notes.txt").unlink()
-    made = oci_manifest.build(source)
+    manifest = oci_manifest.build(source)
     push(hub, source)
-    there = api.list_repo_files("org/sql")
-    expected = {".gitattributes", "eval/results.txt", *(layer.path for layer in made.layers)}
-    assert set(there) == expected
+    repo_files = api.list_repo_files("org/sql")
+    expected = {".gitattributes", "eval/results.txt", *(layer.path for layer in manifest.layers)}
+    assert set(repo_files) == expected
     with remote(hub) as source_:
-        assert source_.manifest("main").digest == made.digest
+        assert source_.manifest("main").digest == manifest.digest
 
 
 def test_a_card_written_on_the_hub_is_kept_and_completed(make: Make, hub: Hub, api: Any) -> None:
@@ -215,12 +215,12 @@ def test_a_card_written_on_the_hub_is_kept_and_completed(make: Make, hub: Hub, a
     push(hub, source)
     assert b"# adapterhub: written of adapter.json" in hub.repos["org/sql"].branches["main"].files["README.md"].data
     api.upload_file(path_or_fileobj=b"---\nlicense: mit\n---\n# By hand\n", path_in_repo="README.md", repo_id="org/sql")
-    made = copy_version(AdapterFolder(source), "latest", remote(hub), "main").manifest
+    manifest = copy_version(AdapterFolder(source), "latest", remote(hub), "main").manifest
     card = hub.repos["org/sql"].branches["main"].files["README.md"].data
     assert b"license: mit" in card
     assert b"base_model: org/base" in card
     assert card.endswith(b"---\n# By hand\n")
-    assert made.digest == oci_manifest.build(source).digest == remote(hub).manifest("main").digest
+    assert manifest.digest == oci_manifest.build(source).digest == remote(hub).manifest("main").digest
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "README.md", "adapter.json"])
@@ -307,18 +307,18 @@ def test_a_push_does_not_read_the_existing_versions_of_others(make: Make, hub: H
     api.create_repo("org/sql", token=TOKEN)
     api.upload_file(path_or_fileobj=b"theirs", path_in_repo="results.txt", repo_id="org/sql")
     hub.requests.clear()
-    made = copy_version(AdapterFolder(make()), "latest", remote(hub), "main").manifest
+    manifest = copy_version(AdapterFolder(make()), "latest", remote(hub), "main").manifest
     assert not [path for _, path, _ in hub.requests if "results.txt" in path]
-    assert remote(hub).manifest("main").digest == made.digest
+    assert remote(hub).manifest("main").digest == manifest.digest
 
 
 def test_a_push_resumes_after_a_failed_one_and_resends_no_large_file(make: Make, hub: Hub) -> None:
     source = AdapterFolder(make())
-    made = source.manifest("latest")
+    manifest = source.manifest("latest")
     with remote(hub) as to:
-        for blob in made.layers:
+        for blob in manifest.layers:
             to.put_blob(blob, source)
-    weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
+    weights = next(layer for layer in manifest.layers if layer.path.endswith(".safetensors"))
     with remote(hub) as to:
         assert to.put_blob(weights, source) == 0
         assert copy_version(source, "latest", to, "main").manifest.digest == remote(hub).manifest("main").digest
@@ -327,19 +327,19 @@ def test_a_push_resumes_after_a_failed_one_and_resends_no_large_file(make: Make,
 @pytest.mark.parametrize("part", [1, 100, 1000, 1104])
 def test_large_files_go_in_the_parts_that_the_hub_asks_for(make: Make, hub: Hub, part: int) -> None:
     hub.part, source = part, make()
-    made = AdapterFolder(source).manifest("latest")
+    manifest = AdapterFolder(source).manifest("latest")
     push(hub, source)
-    assert remote(hub).manifest("main").digest == made.digest
+    assert remote(hub).manifest("main").digest == manifest.digest
 
 
 def test_what_a_hub_cannot_give_back_is_refused(make: Make, hub: Hub) -> None:
     source = AdapterFolder(make())
-    made = source.manifest("latest")
-    document = json.loads(made.raw)
+    manifest = source.manifest("latest")
+    document = json.loads(manifest.raw)
     document["annotations"]["org.example.mine"] = "x"
     other = oci_manifest.parse(json.dumps(document).encode(), "")
     with remote(hub) as to:
-        for blob in (*made.layers, made.config):
+        for blob in (*manifest.layers, manifest.config):
             to.put_blob(blob, source)
         with pytest.raises(RefusedError, match="a hub keeps only files"):
             to.put_manifest(other, "main")
@@ -363,8 +363,8 @@ def test_a_token_is_taken_as_huggingface_hub_takes_it_and_goes_to_the_hub_alone(
     assert "Set HF_TOKEN, or log in with `hf auth login`" in run("push", make(), "hf://org/sql", env=nobody, code=5).stderr
     wrong = run("push", make(), "hf://org/sql", env={**nobody, "HF_TOKEN": "hf_not-the-token"}, code=5)
     assert "not-the-token" not in wrong.stderr + wrong.stdout
-    made = run("push", make(), "hf://org/sql", env=right)
-    assert "created the repository hf://org/sql, with the hub's default visibility" in made.stderr
+    result = run("push", make(), "hf://org/sql", env=right)
+    assert "created the repository hf://org/sql, with the hub's default visibility" in result.stderr
     private.repos["org/sql"].private = True
     assert "no such repository" in run("pull", "hf://org/sql", "-o", "out", env=nobody, code=3).stderr
     (tmp_path / "hf/token").write_text(TOKEN + "\n")
@@ -392,8 +392,8 @@ def test_a_repository_is_made_private_on_request(make: Make, run: Run, private: 
 
 def test_offline_is_reported_in_one_line(run: Run) -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        done = run("pull", "hf://org/sql", env={name: "1"}, code=5)
-        assert done.stderr.startswith("error: HF_HUB_OFFLINE: is set")
+        result = run("pull", "hf://org/sql", env={name: "1"}, code=5)
+        assert result.stderr.startswith("error: HF_HUB_OFFLINE: is set")
 
 
 BAD = [

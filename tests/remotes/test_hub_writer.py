@@ -53,10 +53,10 @@ def test_reading_a_hub_does_not_import_the_library(started: Run, hub: Hub, adapt
 
 def test_a_push_sends_what_it_needs_and_writes_nothing(started: Run, hub: Hub, adapter: Path, tmp_path: Path) -> None:
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "AI_AGENT": "some-agent"}
-    done = started("push", adapter, "hf://org/sql", env=env)
+    result = started("push", adapter, "hf://org/sql", env=env)
     commit = hub.repos["org/sql"].branches["main"].oid
     created = "created the repository hf://org/sql, with the hub's default visibility"
-    assert sorted(done.stderr.splitlines()) == [f"commit {commit}", created]
+    assert sorted(result.stderr.splitlines()) == [f"commit {commit}", created]
     assert not (tmp_path / "hf").exists()
     assert {headers["user-agent"] for _, _, headers in hub.requests} == {"adapterhub"}
     assert not [path for _, path, _ in hub.requests if "harness" in path or "xet" in path or "telemetry" in path]
@@ -123,8 +123,8 @@ def test_an_answer_that_makes_no_sense_is_one_line(proxy: Proxy, adapter: Path, 
 def test_a_card_that_the_hub_refuses_is_named(run: Run, hub: Hub, adapter: Path) -> None:
     env = {"HF_ENDPOINT": hub.url}
     (adapter / "README.md").write_text("---\nlicense: [mit\n---\n# A test\n")
-    done = run("push", adapter, "hf://org/sql", env=env, code=5)
-    assert done.stderr.splitlines()[-1].startswith("error: hf://org/sql: README.md: HTTP 400: while parsing a flow sequence")
+    result = run("push", adapter, "hf://org/sql", env=env, code=5)
+    assert result.stderr.splitlines()[-1].startswith("error: hf://org/sql: README.md: HTTP 400: while parsing a flow sequence")
     (adapter / "README.md").write_bytes("# Ein größerer Test\n".encode("latin-1"))
     with pytest.raises(RefusedError, match=r"README\.md: a model card on a hub must be UTF-8"):
         push(hub.url, adapter)
@@ -156,8 +156,8 @@ def test_a_login_in_the_browser_is_renewed(started: Run, adapter: Path, tmp_path
 
 def test_weights_that_change_while_they_are_sent_are_no_version(hub: Hub, adapter: Path) -> None:
     source = AdapterFolder(adapter)
-    made = source.manifest("latest")
-    weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
+    manifest = source.manifest("latest")
+    weights = next(layer for layer in manifest.layers if layer.path.endswith(".safetensors"))
     (adapter / weights.path).write_bytes(bytes(weights.size))
     with HubRepository(HubAddress.parse("hf://org/sql"), hub.url, pauses=()) as to, pytest.raises(IntegrityError) as error:
         to.put_blob(weights, source)

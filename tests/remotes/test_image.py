@@ -50,12 +50,12 @@ def layer_of(root: Path, name: str = "v1") -> tuple[dict[str, Any], dict[str, An
     def blob(descriptor: dict[str, Any]) -> bytes:
         return (root / "blobs/sha256" / descriptor["digest"][7:]).read_bytes()
 
-    made = json.loads(blob(entry))
-    return made, json.loads(blob(made["config"])), blob(made["layers"][0])
+    document = json.loads(blob(entry))
+    return document, json.loads(blob(document["config"])), blob(document["layers"][0])
 
 
 def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, run: Run, tmp_path: Path) -> None:
-    done = json.loads(run("push", source, "oci:x:v1", "--to", "image", "--json").stdout)
+    document = json.loads(run("push", source, "oci:x:v1", "--to", "image", "--json").stdout)
     made, config, layer = layer_of(tmp_path / "x")
     assert [entry["mediaType"] for entry in made["layers"]] == ["application/vnd.oci.image.layer.v1.tar"]
     assert made["config"]["mediaType"] == "application/vnd.oci.image.config.v1+json"
@@ -73,7 +73,7 @@ def test_an_image_is_one_plain_layer_with_the_files_below_models(source: Path, r
     assert expected.items() <= found.items()
     assert set(found) - set(expected) == {"models/adapter.json"}
     again = json.loads(run("push", source, "oci-archive:y.tar:other", "--to", "image", "--json").stdout)
-    assert again["digest"] == done["digest"]
+    assert again["digest"] == document["digest"]
 
 
 @pytest.mark.parametrize("how", ["folder", "ref", "address"])
@@ -100,8 +100,8 @@ def test_every_blob_of_an_image_is_read_from_anywhere(source: Path) -> None:
     for start in [*range(0, layer.size, 701), layer.size - 1, layer.size]:
         assert read(image, layer, start) == whole[start:]
     inside = UnpackedSource(image)
-    made = inside.manifest("latest")
-    for blob in (*made.layers, made.config):
+    manifest = inside.manifest("latest")
+    for blob in (*manifest.layers, manifest.config):
         data = read(inside, blob)
         assert "sha256:" + hashlib.sha256(data).hexdigest() == blob.digest
         assert read(inside, blob, blob.size // 2) == data[blob.size // 2 :]
@@ -121,8 +121,8 @@ def test_bytes_that_changed_since_they_were_listed_make_no_image(source: Path) -
 def test_it_goes_elsewhere_only_and_converts_nothing(source: Path, run: Run) -> None:
     run("init", ".")
     assert run("push", source, "team/sql", "--to", "image", code=2).stderr.endswith("[image-here]\n")
-    done = run("push", source, "oci:x:v1", "--to", "image", "--allow-approx", code=2)
-    assert "does not convert the adapter" in done.stderr
+    result = run("push", source, "oci:x:v1", "--to", "image", "--allow-approx", code=2)
+    assert "does not convert the adapter" in result.stderr
     run("push", source, "team/sql")
     assert "'image' is not one of" in run("pull", "team/sql", "--to", "image", code=2).stderr
 
@@ -214,8 +214,8 @@ def test_a_layer_with_other_bytes_is_not_accepted(source: Path, run: Run, tmp_pa
 def test_skopeo_takes_it_wherever_images_go_and_it_comes_back(source: Path, run: Run, host: str, tmp_path: Path) -> None:
     skopeo, digest = need_program("skopeo"), oci_manifest.build(source).digest
     pushed = json.loads(run("push", source, f"oci://{host}/images/sql:v1", "--to", "image", "--json").stdout)
-    said = json.loads(call(skopeo, "inspect", "--tls-verify=false", f"docker://{host}/images/sql:v1"))
-    assert (said["Digest"], said["Os"], said["Architecture"]) == (pushed["digest"], "linux", "amd64")
+    document = json.loads(call(skopeo, "inspect", "--tls-verify=false", f"docker://{host}/images/sql:v1"))
+    assert (document["Digest"], document["Os"], document["Architecture"]) == (pushed["digest"], "linux", "amd64")
     there, copied = f"docker://{host}/images/sql:v1", f"docker://{host}/images/copy:v1"
     call(skopeo, "copy", "--src-tls-verify=false", there, "oci:a:v1", cwd=tmp_path)  # in gzip, as it does by default
     call(skopeo, "copy", "--src-tls-verify=false", "--preserve-digests", there, "oci-archive:b.tar:v1", cwd=tmp_path)

@@ -446,15 +446,15 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(st.data())
 def test_a_changed_archive_has_the_right_version_or_none(archive: Path, data: st.DataObject) -> None:
     root, good = archive, archive / "good.tar"
-    made = oci_manifest.build(root / "mutated")
+    manifest = oci_manifest.build(root / "mutated")
     raw = bytearray(good.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, 1500) | st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     (root / "bad.tar").write_bytes(raw[: data.draw(st.integers(0, len(raw)) | st.just(len(raw)))])
     with LayoutArchive(root / "bad.tar") as source:
         try:
-            assert source.manifest("v1").raw == made.raw
-            for layer in made.layers:
+            assert source.manifest("v1").raw == manifest.raw
+            for layer in manifest.layers:
                 with receive(source, layer, ConfinedFiles(root), root / "part") as (path, _):
                     assert path.stat().st_size == layer.size
         except AdapterhubError:
@@ -472,9 +472,9 @@ def test_names_beyond_ustar_are_written_in_a_way_that_tar_reads() -> None:
 
 
 def test_a_wrong_blob_in_a_folder_is_not_accepted(make: Make, run: Run, tmp_path: Path) -> None:
-    made = oci_manifest.build(make())
+    manifest = oci_manifest.build(make())
     run("push", write_adapter(tmp_path / "adapter"), "oci:x:v1")
-    blob = tmp_path / "x/blobs/sha256" / made.layers[0].digest[7:]
+    blob = tmp_path / "x/blobs/sha256" / manifest.layers[0].digest[7:]
     blob.write_bytes(b"y" * blob.stat().st_size)
     run("pull", "oci:x:v1", "-o", "out", code=4)
     blob.unlink()

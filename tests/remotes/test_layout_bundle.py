@@ -40,8 +40,8 @@ def filled(make: Make, run: Run) -> None:
 @pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("out", ["x.tar", "x"])
 def test_what_was_bundled_is_pulled_by_its_name_without_a_network(run: Run, tmp_path: Path, out: str) -> None:
-    done = json.loads(run("bundle", "team/sql:prod", "team/sql:v1", "team/chat", "-o", out, "--json").stdout)
-    assert [version["ref"] for version in done["versions"]] == ["team/sql:prod", "team/sql:v1", "team/chat:v1"]
+    document = json.loads(run("bundle", "team/sql:prod", "team/sql:v1", "team/chat", "-o", out, "--json").stdout)
+    assert [version["ref"] for version in document["versions"]] == ["team/sql:prod", "team/sql:v1", "team/chat:v1"]
     if out == "x":
         assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["blobs", "index.json", "oci-layout"]
     away = tmp_path / "away"
@@ -49,9 +49,9 @@ def test_what_was_bundled_is_pulled_by_its_name_without_a_network(run: Run, tmp_
     (tmp_path / out).rename(away / out)
     for ref, folder in (("team/sql:prod", "two"), ("team/sql:v1", "one"), ("team/chat", "three"), ("team/chat:v1", "three")):
         for more in (["--offline"], []):
-            done = run("pull", ref, "--from", out, "-o", "out", *more, cwd=away, first=CUT_OFF)
+            document = run("pull", ref, "--from", out, "-o", "out", *more, cwd=away, first=CUT_OFF)
             assert oci_manifest.build(away / "out").digest == oci_manifest.build(tmp_path / folder).digest
-            assert done.stdout.endswith("verified\n")
+            assert document.stdout.endswith("verified\n")
             for path in (away / "out").iterdir():
                 path.unlink()
     digest = oci_manifest.build(tmp_path / "two").digest
@@ -92,11 +92,11 @@ def test_parents_come_along_as_far_as_they_are_here(make: Make, run: Run, tmp_pa
     run("push", "team/merged", "team/small", "--to", "gguf", code=None)  # its base isn't here: refused or not, not the point
     alone = json.loads(run("bundle", "team/merged", "-o", "a.tar", "--json").stdout)
     assert [version["ref"] for version in alone["versions"]] == ["team/merged:v1"]
-    done = run("bundle", "team/merged", "--with-parents", "-o", "b.tar", "--json")
-    document = json.loads(done.stdout)
+    result = run("bundle", "team/merged", "--with-parents", "-o", "b.tar", "--json")
+    document = json.loads(result.stdout)
     assert [version["ref"] for version in document["versions"]] == ["team/merged:v1", "team/one:v1"]
     assert document["missing"] == [oci_manifest.build(tmp_path / "two").digest]
-    assert f"not included: the parent {document['missing'][0]}" in done.stderr
+    assert f"not included: the parent {document['missing'][0]}" in result.stderr
     assert (
         "all of these are addresses"
         in run("bundle", "layout://b.tar:team/one:v1", "--with-parents", "-o", "c.tar", code=2).stderr
@@ -105,11 +105,11 @@ def test_parents_come_along_as_far_as_they_are_here(make: Make, run: Run, tmp_pa
 
 @pytest.mark.usefixtures("filled")
 def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path) -> None:
-    made = oci_manifest.build(tmp_path / "one")
+    manifest = oci_manifest.build(tmp_path / "one")
     run("bundle", "team/sql:v1", "-o", "good.tar")
     with tarfile.open(tmp_path / "good.tar") as tar:
         blobs = [member for member in tar.getmembers() if member.name.startswith("blobs/")]
-    needed = {digest[7:] for digest in (made.digest, *(layer.digest for layer in made.layers))}
+    needed = {digest[7:] for digest in (manifest.digest, *(layer.digest for layer in manifest.layers))}
     for member in blobs:
         data = bytearray((tmp_path / "good.tar").read_bytes())
         data[member.offset_data] ^= 1
@@ -120,14 +120,14 @@ def test_damage_anywhere_leaves_no_bundle_and_no_folder(run: Run, tmp_path: Path
             run("copy", "layout://bad.tar:team/sql:v1", "team/again", "--registry", ".out-here", code=4)
             run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse", code=4)
         run("bundle", "layout://bad.tar:team/sql:v1", "-o", "worse.tar", code=4)
-    blob = tmp_path / ".adapterhub/blobs/sha256" / made.layers[-1].digest[7:]
+    blob = tmp_path / ".adapterhub/blobs/sha256" / manifest.layers[-1].digest[7:]
     blob.chmod(0o644)
     blob.write_bytes(bytes(blob.stat().st_size))
     run("bundle", "team/sql:v1", "-o", "worse.tar", code=4)
     run("bundle", "team/sql:v1", "-o", "worse", code=4)
-    left = {path.name for path in tmp_path.iterdir()} - {".adapterhub", "registry.db", "one", "two", "three"}
-    left = {name for name in left if not name.startswith(("registry.db", ".out-"))}  # what came of a pull and was right
-    assert left == {"good.tar", "bad.tar"}
+    names = {path.name for path in tmp_path.iterdir()} - {".adapterhub", "registry.db", "one", "two", "three"}
+    names = {name for name in names if not name.startswith(("registry.db", ".out-"))}  # what came of a pull and was right
+    assert names == {"good.tar", "bad.tar"}
 
 
 def test_two_versions_that_would_have_one_name_are_not_bundled(make: Make, run: Run, tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_offline_refuses_what_is_elsewhere_before_it_is_asked(run: Run) -> None:
         assert "--offline allows none" in run("pull", there, "--offline", first=CUT_OFF, code=2).stderr
         assert run("pull", there, first=CUT_OFF, code=None).returncode == 99  # and so the hook sees
     run("pull", "team/sql:v1", "--offline", first=CUT_OFF)
-    done = run("pull", "team/chat", "--to", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
-    assert "hf://org/base: needs a network" in done.stderr
+    result = run("pull", "team/chat", "--to", "gguf", "--base", "hf://org/base", "--offline", first=CUT_OFF, code=2)
+    assert "hf://org/base: needs a network" in result.stderr
     run("pull", "team/chat", "--from", there, first=CUT_OFF, code=2)
     run("pull", there, "--from", "x.tar", first=CUT_OFF, code=2)
     run("bundle", "one", "-o", "x.tar", code=2)
@@ -169,15 +169,15 @@ def test_skopeo_and_oras_pick_one_of_a_bundle(run: Run, host: str, tmp_path: Pat
     assert contents(tmp_path / "three").items() <= contents(tmp_path / "by-oras").items()
     call(oras, "copy", "--from-oci-layout", f"x.tar@{digest}", "--to-plain-http", f"{host}/bundled/chat:v1", cwd=tmp_path)
     run("pull", f"oci://{host}/bundled/chat:v1", "-o", "out")
-    one = subprocess.run([skopeo, "inspect", "--raw", "oci-archive:x.tar"], cwd=tmp_path, capture_output=True, check=False)
-    assert one.returncode != 0  # of two, it wants a name
+    result = subprocess.run([skopeo, "inspect", "--raw", "oci-archive:x.tar"], cwd=tmp_path, capture_output=True, check=False)
+    assert result.returncode != 0  # of two, it wants a name
 
 
 @pytest.mark.peer
 @pytest.mark.usefixtures("filled")
 def test_versions_of_registries_elsewhere_are_bundled(run: Run, host: str, tmp_path: Path) -> None:
     run("push", "team/sql:v1", f"oci://{host}/some/where/sql:prod")
-    done = json.loads(run("bundle", f"oci://{host}/some/where/sql:prod", "team/chat", "-o", "x.tar", "--json").stdout)
-    assert [version["ref"] for version in done["versions"]] == ["team/chat:v1", "where/sql:prod"]
+    document = json.loads(run("bundle", f"oci://{host}/some/where/sql:prod", "team/chat", "-o", "x.tar", "--json").stdout)
+    assert [version["ref"] for version in document["versions"]] == ["team/chat:v1", "where/sql:prod"]
     run("pull", "where/sql:prod", "--from", "x.tar")
     assert oci_manifest.build(tmp_path / "sql").digest == oci_manifest.build(tmp_path / "one").digest

@@ -189,8 +189,8 @@ def test_no_password_goes_to_a_token_service_elsewhere_over_plain_http() -> None
 )  # fmt: skip
 def test_docker_s_config_is_read_as_docker_reads_it(tmp_path: Path, document: object, expected: tuple[str, str] | None) -> None:
     (tmp_path / "config.json").write_text(json.dumps(document))
-    found = docker_credentials.find_credentials("here:1", tmp_path / "config.json")
-    assert (found and (found.user, found.password)) == expected
+    credentials = docker_credentials.find_credentials("here:1", tmp_path / "config.json")
+    assert (credentials and (credentials.user, credentials.password)) == expected
 
 
 def test_a_config_that_is_broken_is_named_and_not_quoted(tmp_path: Path) -> None:

@@ -49,17 +49,17 @@ def test_a_certificate_of_one_s_own_authority_is_trusted_when_it_is_named(
 ) -> None:
     host, certificate = secure
     address = f"oci+https://{host}/net/sql"
-    done = run("push", make(), address, code=5)
-    assert "its certificate is not trusted" in done.stderr
-    assert "SSL_CERT_FILE" in done.stderr
+    result = run("push", make(), address, code=5)
+    assert "its certificate is not trusted" in result.stderr
+    assert "SSL_CERT_FILE" in result.stderr
     there_and_back(run, make(), address, {"SSL_CERT_FILE": str(certificate)})
 
 
 def test_a_certificate_for_another_name_is_not_trusted(run: Run, make: Make, secure: tuple[str, Path]) -> None:
     host, certificate = secure
     port = host.rpartition(":")[2]
-    done = run("push", make(), f"oci+https://localhost:{port}/net/sql", env={"SSL_CERT_FILE": str(certificate)}, code=5)
-    assert "its certificate is not trusted" in done.stderr
+    result = run("push", make(), f"oci+https://localhost:{port}/net/sql", env={"SSL_CERT_FILE": str(certificate)}, code=5)
+    assert "its certificate is not trusted" in result.stderr
 
 
 def test_plain_http_where_TLS_is_meant_and_the_other_way_round_are_one_line(
@@ -99,16 +99,16 @@ def test_a_proxy_that_refuses_is_named_and_its_password_is_not(
 ) -> None:
     proxy = f"http://user:wrong-password@{company.address}"
     env = {"https_proxy": proxy, "http_proxy": proxy}
-    done = run("push", make(), f"{scheme}://registry.test:5/net/sql", env=env, code=5)
-    assert "407" in done.stderr
-    assert "wrong-password" not in done.stderr + done.stdout
+    result = run("push", make(), f"{scheme}://registry.test:5/net/sql", env=env, code=5)
+    assert "407" in result.stderr
+    assert "wrong-password" not in result.stderr + result.stdout
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "http://127.0.0.1:port", "http://[::1", "https://127.0.0.1:1"])
 def test_a_proxy_that_cannot_be_used_is_one_line(run: Run, make: Make, proxy: str) -> None:
-    done = run("push", make(), "oci://registry.test/net/sql", env={"https_proxy": proxy}, code=5)
-    assert "Set HTTPS_PROXY to one like" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    result = run("push", make(), "oci://registry.test/net/sql", env={"https_proxy": proxy}, code=5)
+    assert "Set HTTPS_PROXY to one like" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_IPv6_is_spoken(run: Run, make: Make, tmp_path: Path) -> None:

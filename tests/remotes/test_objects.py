@@ -49,9 +49,9 @@ def place(server: Server | Path, bucket: str = "", name: str = NAME, **options: 
 
 @contextmanager
 def expecting(server: Server | Path, bucket: str, digest: str) -> Iterator[ObjectRepository]:
-    with place(server, bucket) as found:
-        found.expect(digest)
-        yield found
+    with place(server, bucket) as url:
+        url.expect(digest)
+        yield url
 
 
 # ---- addresses
@@ -114,16 +114,16 @@ def test_versions_are_numbered_and_found_as_in_a_registry(moto: Server, tmp_path
     for seed, tag in enumerate(("1.0.0", "1.2.0", "prod")):
         with place(moto, bucket) as to:
             made.append(copy_version(AdapterFolder(write_adapter(tmp_path / str(seed), seed)), "latest", to, tag).manifest)
-    with place(moto, bucket) as found:
-        digests = [found.manifest(reference).digest for reference in ("v1", "v2", "v3")]
+    with place(moto, bucket) as url:
+        digests = [url.manifest(reference).digest for reference in ("v1", "v2", "v3")]
         assert digests == [one.digest for one in made]
-        assert found.manifest("latest").digest == made[2].digest
-        assert found.manifest("^1.0").digest == made[1].digest
-        assert found.manifest("1.0").digest == made[0].digest
-        assert found.manifest(made[1].digest[:15]).digest == made[1].digest
-        assert found.tags() == ["1.0.0", "1.2.0", "latest", "prod", "v1", "v2", "v3"]
+        assert url.manifest("latest").digest == made[2].digest
+        assert url.manifest("^1.0").digest == made[1].digest
+        assert url.manifest("1.0").digest == made[0].digest
+        assert url.manifest(made[1].digest[:15]).digest == made[1].digest
+        assert url.tags() == ["1.0.0", "1.2.0", "latest", "prod", "v1", "v2", "v3"]
         with pytest.raises(NotFoundError):
-            found.manifest("v4")
+            url.manifest("v4")
     with place(moto, bucket, "team/other") as other, pytest.raises(NotFoundError):
         other.manifest(made[0].digest)  # there is such a blob, but no such version of this name
 
@@ -140,8 +140,8 @@ def test_the_same_content_again_writes_nothing(moto: Server, adapter: Path) -> N
         with place(moto, bucket) as to:
             copied = copy_version(AdapterFolder(adapter), "latest", to, "prod")
     assert copied.sent == 0
-    with place(moto, bucket) as found, pytest.raises(NotFoundError):
-        found.manifest("v2")
+    with place(moto, bucket) as url, pytest.raises(NotFoundError):
+        url.manifest("v2")
 
 
 def test_expect_compares_and_moves_at_once(moto: Server, tmp_path: Path) -> None:
@@ -195,8 +195,8 @@ def test_what_was_proven_is_remembered_for_that_server_alone(moto: Server, adapt
 def test_a_server_that_sends_all_for_a_range_is_read_from_anywhere(rclone: Server, adapter: Path) -> None:
     source, bucket = AdapterFolder(adapter), rclone.bucket()
     with place(rclone, bucket) as to:
-        made = copy_version(source, "latest", to, "prod").manifest
-        for blob in made.layers:
+        manifest = copy_version(source, "latest", to, "prod").manifest
+        for blob in manifest.layers:
             with to.open_blob(blob, 3) as reader:
                 buffer = bytearray(blob.size)
                 at = 0
@@ -222,23 +222,23 @@ def test_a_store_copied_down_is_a_registry_and_up_again_a_store(moto: Server, tm
         assert registry.resolve(Ref.parse("team/sql:prod")).digest == oci_manifest.build(adapter).digest
         registry.tag(Ref.parse("team/sql:v1"), "again")
         registry.protect(Ref.parse("team/sql:again"))
-        made = registry.push(write_adapter(tmp_path / "third", 2), Ref.parse("team/sql"))
+        version = registry.push(write_adapter(tmp_path / "third", 2), Ref.parse("team/sql"))
     synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
-    with place(moto, bucket) as found:
-        assert (found.manifest("v3").digest, found.manifest("again").digest) == (
-            made.digest,
+    with place(moto, bucket) as url:
+        assert (url.manifest("v3").digest, url.manifest("again").digest) == (
+            version.digest,
             oci_manifest.build(adapter).digest,
         )
         with pytest.raises(RefusedError, match="protected"):
-            copy_version(AdapterFolder(tmp_path / "third"), "latest", found, "again")
+            copy_version(AdapterFolder(tmp_path / "third"), "latest", url, "again")
         with Registry.open(root) as registry:
             registry.protect(Ref.parse("team/sql:again"), on=False)
             registry.rm(Ref.parse("team/sql"))
         synced(moto, str(root / FOLDER), f"there:{bucket}/deep/down")
         with pytest.raises(NotFoundError, match="removed"):
-            found.tags()
+            url.tags()
         with pytest.raises(ConflictError, match="this name was removed"):
-            copy_version(AdapterFolder(adapter), "latest", found, "prod")
+            copy_version(AdapterFolder(adapter), "latest", url, "prod")
 
 
 def synced(server: Server, source: str, target: str) -> None:
@@ -270,8 +270,8 @@ def test_a_folder_is_a_registry_under_its_name(tmp_path: Path, adapter: Path) ->
 
 
 def test_a_missing_folder_is_not_found_and_not_made(tmp_path: Path) -> None:
-    with place(tmp_path / "store") as there, pytest.raises(NotFoundError, match="no such folder"):
-        there.tags()
+    with place(tmp_path / "store") as url, pytest.raises(NotFoundError, match="no such folder"):
+        url.tags()
     assert not (tmp_path / "store").exists()
 
 
@@ -299,18 +299,18 @@ def test_push_list_pull_and_copy_speak_to_a_bucket(moto: Server, adapter: Path, 
 
 
 def test_a_push_warns_once_that_only_one_writer_is_supported(rclone: Server, adapter: Path, run: Run) -> None:
-    done = run("push", "sql", f"s3://{rclone.bucket()}/team/sql", env=rclone.environ)
-    assert done.stderr.count(SINGLE_WRITER) == 1
+    result = run("push", "sql", f"s3://{rclone.bucket()}/team/sql", env=rclone.environ)
+    assert result.stderr.count(SINGLE_WRITER) == 1
 
 
 def test_wrong_credentials_are_reported_without_a_secret(rclone: Server, adapter: Path, run: Run) -> None:
     bucket, env = rclone.bucket(), {**rclone.environ, "AWS_SECRET_ACCESS_KEY": "wrong-" + SECRET}
     for words in (("push", "sql", f"s3://{bucket}/team/sql"), ("pull", f"s3://{bucket}/team/sql", "-o", "out")):
-        done = run(*words, env=env, code=5)
-        assert f"s3://{bucket}: the store refuses (403" in done.stderr
-        assert "AWS_SECRET_ACCESS_KEY" in done.stderr
-        assert not any(secret in done.stderr + done.stdout for secret in (SECRET, rclone.environ["AWS_ACCESS_KEY_ID"]))
-        assert len(done.stderr.splitlines()) == 1
+        result = run(*words, env=env, code=5)
+        assert f"s3://{bucket}: the store refuses (403" in result.stderr
+        assert "AWS_SECRET_ACCESS_KEY" in result.stderr
+        assert not any(secret in result.stderr + result.stdout for secret in (SECRET, rclone.environ["AWS_ACCESS_KEY_ID"]))
+        assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("server", ["moto", "rclone"])
@@ -367,19 +367,19 @@ def test_an_unreachable_server_is_reported(run: Run) -> None:
 )  # fmt: skip
 def test_unusable_settings_are_reported_without_a_secret(address: str, env: dict[str, str], said: str, run: Run) -> None:
     env = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": SECRET, **env}
-    done = run("list", address, env=env, code=None)
-    assert done.returncode in (5, 8)
-    assert said in done.stderr
-    assert SECRET not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    result = run("list", address, env=env, code=None)
+    assert result.returncode in (5, 8)
+    assert said in result.stderr
+    assert SECRET not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_without_obstore_one_line_explains_how_to_install_it(tmp_path: Path, run: Run) -> None:
     (tmp_path / "without").mkdir()
     (tmp_path / "without/sitecustomize.py").write_text("import sys\nsys.modules['obstore'] = None\n")
     path = f"{tmp_path / 'without'}:{':'.join(sys.path)}"
-    done = run("list", f"file://{tmp_path}/team/sql", env={"PYTHONPATH": path}, code=9)
-    assert "pip install 'adapterhub[objectstore]'" in done.stderr
+    result = run("list", f"file://{tmp_path}/team/sql", env={"PYTHONPATH": path}, code=9)
+    assert "pip install 'adapterhub[objectstore]'" in result.stderr
 
 
 # ---- beside each other
@@ -387,9 +387,9 @@ def test_without_obstore_one_line_explains_how_to_install_it(tmp_path: Path, run
 
 def test_an_adapter_goes_from_bucket_to_folder_and_into_the_registry(moto: Server, adapter: Path, tmp_path: Path) -> None:
     digest = oci_manifest.build(adapter).digest
-    with place(moto, moto.bucket()) as one, place(tmp_path / "store") as two, Registry.init(tmp_path / "reg") as registry:
-        copy_version(AdapterFolder(adapter), "latest", one, "prod")
-        copy_version(one, "prod", two, "prod")
+    with place(moto, moto.bucket()) as url, place(tmp_path / "store") as two, Registry.init(tmp_path / "reg") as registry:
+        copy_version(AdapterFolder(adapter), "latest", url, "prod")
+        copy_version(url, "prod", two, "prod")
         with LocalName(registry, NAME).lease_for_push() as local:
             copy_version(two, "prod", local, "prod")
         assert {two.manifest("v1").digest, local.manifest("v1").digest} == {digest}

@@ -113,8 +113,8 @@ def test_8_who_push_at_once_get_8_versions(moto: Server, tmp_path: Path) -> None
     for thread in threads:
         thread.join()
     assert failures == []
-    with place(moto, bucket) as found:
-        digests = {found.manifest(f"v{number}").digest for number in range(1, 9)}
+    with place(moto, bucket) as url:
+        digests = {url.manifest(f"v{number}").digest for number in range(1, 9)}
         assert digests == {folder.manifest("latest").digest for folder in folders}
 
 
@@ -196,14 +196,14 @@ def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_resumed(moto: Server
                 assert [finding for finding in fsck(registry) if finding.severity == "error"] == []
                 assert registry.list() == []
         with Proxy(moto.url.removeprefix("http://")) as proxy:
-            made = pushed(behind(proxy), bucket, adapter)
+            version = pushed(behind(proxy), bucket, adapter)
             again = {found.path.rpartition("/")[2] for found in proxy.seen if found.method == "PUT" and "/blobs/" in found.path}
         assert not there & again
         synced(moto, f"there:{bucket}/deep/down", str(root / FOLDER))
         with Registry.open(root) as registry:
             registry.rebuild_index()
             assert {finding.code for finding in fsck(registry)} <= {"leftovers"}  # of a probe
-            assert registry.resolve(Ref.parse("team/sql:prod")).digest == made.digest
+            assert registry.resolve(Ref.parse("team/sql:prod")).digest == version.digest
 
 
 # ---- bytes
@@ -212,15 +212,15 @@ def test_a_push_killed_anywhere_leaves_a_clean_store_and_is_resumed(moto: Server
 def test_a_flipped_byte_on_the_server_is_never_written(rclone: Server, adapter: Path, tmp_path: Path, run: Run) -> None:
     bucket = rclone.bucket()
     with place(rclone, bucket, retries=3) as to:  # rclone fails now and then where two requests make a folder at once
-        made = copy_version(AdapterFolder(adapter), "latest", to, "prod").manifest
+        manifest = copy_version(AdapterFolder(adapter), "latest", to, "prod").manifest
     assert rclone.folder is not None
     blobs = rclone.folder / bucket / "deep/down/blobs/sha256"
-    for digest in (made.digest, made.layers[0].digest, readme(made).digest):
+    for digest in (manifest.digest, manifest.layers[0].digest, readme(manifest).digest):
         path = blobs / digest[7:]
         right = path.read_bytes()
         path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
-        done = run("pull", f"s3://{bucket}/deep/down/team/sql:prod", "-o", "out", env=rclone.environ, code=4)
-        assert len(done.stderr.splitlines()) == 1
+        result = run("pull", f"s3://{bucket}/deep/down/team/sql:prod", "-o", "out", env=rclone.environ, code=4)
+        assert len(result.stderr.splitlines()) == 1
         assert not (tmp_path / "out").exists()
         path.write_bytes(right)
     run("pull", f"s3://{bucket}/deep/down/team/sql:prod", "-o", "out", env=rclone.environ)
@@ -228,8 +228,8 @@ def test_a_flipped_byte_on_the_server_is_never_written(rclone: Server, adapter: 
 
 def test_no_flip_on_the_way_becomes_a_blob_or_a_file(proxy: Proxy, moto: Server, tmp_path: Path) -> None:
     adapter, bucket = write_adapter(tmp_path / "sql"), moto.bucket()
-    made = pushed(moto, bucket, adapter)
-    answers = 2 + len(made.layers)
+    version = pushed(moto, bucket, adapter)
+    answers = 2 + len(version.layers)
     for seed in range(12):
         dice, out = random.Random(seed), tmp_path / f"out-{seed}"
         left = dice.randrange(answers)
@@ -251,23 +251,23 @@ def test_no_flip_on_the_way_becomes_a_blob_or_a_file(proxy: Proxy, moto: Server,
                 continue
             except NotFoundError:  # the entry, which names a tag
                 continue
-        assert left >= 0 or got.digest == made.digest
+        assert left >= 0 or got.digest == version.digest
 
 
 def test_a_download_that_was_cut_off_resumes_where_it_stopped(
     proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path
 ) -> None:
     bucket, cuts = moto.bucket(), iter((100_000, 100_000))
-    made = pushed(moto, bucket, adapter)
+    version = pushed(moto, bucket, adapter)
 
     def after(found: Exchange) -> None:
-        if is_readme(made, found):
+        if is_readme(version, found):
             found.cut = next(cuts, None)
 
     proxy.after = after
     with place(behind(proxy), bucket) as source:
         download(source, "prod", tmp_path / "out", pauses=(0.0,))
-    asked = [found.headers.get("range") for found in proxy.seen if is_readme(made, found)]
+    asked = [found.headers.get("range") for found in proxy.seen if is_readme(version, found)]
     assert len(asked) == 3
     assert asked[0] is None
     assert all(one is not None and one.startswith("bytes=") for one in asked[1:])
@@ -278,11 +278,11 @@ def test_a_range_that_is_off_by_one_is_found_out_and_the_whole_fetched(
     proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path
 ) -> None:
     bucket, cuts = moto.bucket(), iter((100_000,))
-    made = pushed(moto, bucket, adapter)
+    version = pushed(moto, bucket, adapter)
     whole = (adapter / "README.md").read_bytes()
 
     def after(found: Exchange) -> None:
-        if is_readme(made, found):
+        if is_readme(version, found):
             found.cut = next(cuts, None)
             if start := found.headers.get("range"):
                 found.data = whole[int(start[6:-1]) - 1 : -1]
@@ -290,21 +290,21 @@ def test_a_range_that_is_off_by_one_is_found_out_and_the_whole_fetched(
     proxy.after = after
     with place(behind(proxy), bucket) as source:
         download(source, "prod", tmp_path / "out", pauses=(0.0,))
-        assert [bool(found.headers.get("range")) for found in proxy.seen if is_readme(made, found)] == [False, True, False]
+        assert [bool(found.headers.get("range")) for found in proxy.seen if is_readme(version, found)] == [False, True, False]
         assert (tmp_path / "out/README.md").read_bytes() == whole
-        proxy.after = lambda found: setattr(found, "data", found.data[:-1] + b"!" if is_readme(made, found) else found.data)
+        proxy.after = lambda found: setattr(found, "data", found.data[:-1] + b"!" if is_readme(version, found) else found.data)
         proxy.seen.clear()
         with pytest.raises(IntegrityError):
             download(source, "prod", tmp_path / "wrong", pauses=(0.0,))
-    assert len([found for found in proxy.seen if is_readme(made, found)]) == 1  # wrong from its start: once is enough
+    assert len([found for found in proxy.seen if is_readme(version, found)]) == 1  # wrong from its start: once is enough
     assert not (tmp_path / "wrong").exists()
 
 
 def test_errors_that_may_pass_are_tried_again(proxy: Proxy, moto: Server, adapter: Path, tmp_path: Path) -> None:
     bucket = moto.bucket()
-    made = pushed(moto, bucket, adapter)
+    version = pushed(moto, bucket, adapter)
     answers = iter((503, 500))
-    proxy.before = lambda found: setattr(found, "status", next(answers, 0) if is_readme(made, found) else 0)
+    proxy.before = lambda found: setattr(found, "status", next(answers, 0) if is_readme(version, found) else 0)
     with place(behind(proxy), bucket, retries=2) as source:
         download(source, "prod", tmp_path / "out", pauses=(0.0, 0.0))
         proxy.before = lambda found: setattr(found, "status", 503)
@@ -314,14 +314,14 @@ def test_errors_that_may_pass_are_tried_again(proxy: Proxy, moto: Server, adapte
 
 def test_a_short_blob_there_is_no_blob(proxy: Proxy, moto: Server, adapter: Path) -> None:
     bucket = moto.bucket()
-    made = pushed(moto, bucket, adapter)
+    version = pushed(moto, bucket, adapter)
     with place(moto, bucket) as to:
-        key = f"blobs/sha256/{readme(made).digest[7:]}"
+        key = f"blobs/sha256/{readme(version).digest[7:]}"
         to._bucket.put_object(key, b"short")
-        assert not to.has_blob(readme(made))
-        with pytest.raises(IntegrityError, match="has 5 bytes"), to.open_blob(readme(made)):
+        assert not to.has_blob(readme(version))
+        with pytest.raises(IntegrityError, match="has 5 bytes"), to.open_blob(readme(version)):
             pass
-        assert copy_version(AdapterFolder(adapter), "latest", to, "prod").sent == readme(made).size
+        assert copy_version(AdapterFolder(adapter), "latest", to, "prod").sent == readme(version).size
 
 
 # ---- the log
@@ -332,20 +332,20 @@ def test_a_tampered_log_is_not_trusted(moto: Server, tmp_path: Path, harm: str) 
     bucket = moto.bucket()
     for seed in range(3):
         pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
-    with place(moto, bucket) as found:
-        first, second = (found._log.read_entry(seq) for seq in (1, 2))
+    with place(moto, bucket) as url:
+        first, second = (url._log.read_entry(seq) for seq in (1, 2))
         assert first is not None
         assert second is not None
-        key = found._log.key(2)
+        key = url._log.key(2)
         if harm == "lost":
-            found._bucket.remove(key)
+            url._bucket.remove(key)
         else:
             document = json.loads(second)
             document["time"] = "1999-01-01T00:00:00Z"
             changed = json.dumps(document, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-            found._bucket.put_object(key, {"changed": changed, "swapped": first, "nonsense": b"{"}[harm])
-    with place(moto, bucket) as found, pytest.raises(IntegrityError):
-        found.manifest("latest")
+            url._bucket.put_object(key, {"changed": changed, "swapped": first, "nonsense": b"{"}[harm])
+    with place(moto, bucket) as url, pytest.raises(IntegrityError):
+        url.manifest("latest")
     with place(moto, bucket) as to, pytest.raises(IntegrityError):
         copy_version(AdapterFolder(tmp_path / "0"), "latest", to, "test")
 
@@ -353,7 +353,7 @@ def test_a_tampered_log_is_not_trusted(moto: Server, tmp_path: Path, harm: str) 
 def test_a_list_that_is_behind_hides_no_entry(proxy: Proxy, moto: Server, tmp_path: Path) -> None:
     bucket = moto.bucket()
     for seed in range(3):
-        made = pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
+        version = pushed(moto, bucket, write_adapter(tmp_path / str(seed), seed))
     empty = b'<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>0</KeyCount></ListBucketResult>'
 
     def before(found: Exchange) -> None:
@@ -362,8 +362,8 @@ def test_a_list_that_is_behind_hides_no_entry(proxy: Proxy, moto: Server, tmp_pa
 
     proxy.before = before
     with place(behind(proxy), bucket) as found:
-        assert found.manifest("latest").digest == made.digest
-        assert found.manifest("v3").digest == made.digest
+        assert found.manifest("latest").digest == version.digest
+        assert found.manifest("v3").digest == version.digest
 
 
 def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server, tmp_path: Path, adapter: Path) -> None:
@@ -386,8 +386,8 @@ def test_a_large_blob_goes_in_parts_and_with_wrong_bytes_never_ends(moto: Server
                 while got := reader.readinto(memoryview(buffer)[n:]):
                     n += got
             assert buffer == text
-    with place(moto, bucket) as one, place(tmp_path / "other", piece=5 << 20) as two, place(moto, moto.bucket()) as three:
-        assert two.put_blob(blob, one) == three.put_blob(blob, two) == blob.size
+    with place(moto, bucket) as url, place(tmp_path / "other", piece=5 << 20) as two, place(moto, moto.bucket()) as three:
+        assert two.put_blob(blob, url) == three.put_blob(blob, two) == blob.size
     assert list((tmp_path / "store").rglob("*#*")) == []
 
 
@@ -399,5 +399,5 @@ def test_a_stalled_reader_causes_no_lost_version(moto: Server, adapter: Path) ->
         (adapter / "README.md").write_text("# 2\n")
         pushed(moto, bucket, adapter)
         (adapter / "README.md").write_text("# 3\n")
-        made = copy_version(AdapterFolder(adapter), "latest", old, "prod").manifest
-        assert old.manifest("v3").digest == made.digest
+        manifest = copy_version(AdapterFolder(adapter), "latest", old, "prod").manifest
+        assert old.manifest("v3").digest == manifest.digest

@@ -76,7 +76,7 @@ def test_a_whole_copy_has_a_connection_for_each_of_its_jobs(proxy: Proxy, adapte
 
 
 def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, host: str, tmp_path: Path) -> None:
-    made = pushed(host, "flips", write_adapter(tmp_path / "sql"))
+    version = pushed(host, "flips", write_adapter(tmp_path / "sql"))
     answers: dict[str, Exchange] = {}
 
     def before(found: Exchange) -> None:
@@ -84,12 +84,12 @@ def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, host: str, 
             found.status, found.answer, found.data = known.status, known.answer, known.data
 
     proxy.before, proxy.after = before, lambda found: answers.setdefault(found.path, replace(found)) and None
-    for reference in ("latest", made.digest):
+    for reference in ("latest", version.digest):
         with remote(proxy.address, "flips") as source:
             download(source, reference, tmp_path / reference[-6:])
     for seed in range(200):
         dice, out = random.Random(seed), tmp_path / f"out-{seed}"
-        left = dice.randrange(1 + len(made.layers))
+        left = dice.randrange(1 + len(version.layers))
 
         def after(found: Exchange, dice: random.Random = dice) -> None:
             nonlocal left
@@ -98,7 +98,7 @@ def test_none_of_200_flips_on_the_way_here_is_accepted(proxy: Proxy, host: str, 
             left -= 1
 
         proxy.after = after
-        reference = made.digest if seed % 2 else "latest"
+        reference = version.digest if seed % 2 else "latest"
         with remote(proxy.address, "flips", pauses=()) as source, pytest.raises(IntegrityError):
             download(source, reference, out, pauses=(), jobs=1)
         assert not out.exists()
@@ -130,23 +130,23 @@ def test_none_of_30_flips_on_the_way_there_is_accepted(proxy: Proxy, host: str, 
 
 
 def test_an_interrupted_download_resumes_where_it_stopped(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    made = pushed(host, "cut", adapter)
+    version = pushed(host, "cut", adapter)
     cuts = iter((100_000, 50_000, 1))
 
     def after(found: Exchange) -> None:
-        if readme(made).digest in found.path:
+        if readme(version).digest in found.path:
             found.cut = next(cuts, None)
 
     proxy.after = after
     with remote(proxy.address, "cut") as source:
         download(source, "latest", tmp_path / "out", pauses=(0.0, 0.0))
-    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
     assert asked == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
     assert (tmp_path / "out/README.md").read_bytes() == (adapter / "README.md").read_bytes()
 
 
 def test_a_failed_download_is_resumed(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    made, out = pushed(host, "gone-on", adapter), tmp_path / "out"
+    version, out = pushed(host, "gone-on", adapter), tmp_path / "out"
     proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
     with remote(proxy.address, "gone-on", pauses=()) as source:
         with pytest.raises(RemoteError, match="ended") as caught:
@@ -155,24 +155,24 @@ def test_a_failed_download_is_resumed(proxy: Proxy, host: str, adapter: Path, tm
         assert not out.exists()
         proxy.after = lambda _: None
         download(source, "latest", out, pauses=())
-    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
     assert asked == [None, "bytes=200000-"]
     fetched = [found.path for found in proxy.seen if "/blobs/" in found.path]
-    assert len(fetched) == len(made.layers) + 1  # the others were there
+    assert len(fetched) == len(version.layers) + 1  # the others were there
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_existing_files_are_trusted_only_by_digest(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    made, out = pushed(host, "damaged", adapter), tmp_path / "out"
+    version, out = pushed(host, "damaged", adapter), tmp_path / "out"
     proxy.after = lambda found: setattr(found, "cut", 200_000 if len(found.data) > BIG else None)
     with remote(proxy.address, "damaged", pauses=()) as source:
         with pytest.raises(RemoteError):
             download(source, "latest", out, pauses=())
-        (part,) = tmp_path.glob(f".out.pull-*/{readme(made).digest[7:]}.part")
+        (part,) = tmp_path.glob(f".out.pull-*/{readme(version).digest[7:]}.part")
         part.write_bytes(b"X" + part.read_bytes()[1:])
         proxy.after = lambda _: None
         download(source, "latest", out, pauses=())
-    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
     assert asked == [None, None]
 
 
@@ -180,11 +180,11 @@ def test_existing_files_are_trusted_only_by_digest(proxy: Proxy, host: str, adap
 def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp_path: Path, target: str) -> None:
     folder = write_adapter(tmp_path / "sql")
     (folder / "README.md").write_bytes(b"x" * (3 * NOTE_INTERVAL))
-    made, received = pushed(host, f"killed-{target.replace('/', '-')}", folder), 2 * NOTE_INTERVAL + (1 << 20)
+    version, received = pushed(host, f"killed-{target.replace('/', '-')}", folder), 2 * NOTE_INTERVAL + (1 << 20)
     release = threading.Event()
 
     def after(found: Exchange) -> None:
-        if readme(made).digest in found.path and not release.is_set():
+        if readme(version).digest in found.path and not release.is_set():
             found.cut, found.wait = received, release
 
     proxy.after = after
@@ -195,9 +195,9 @@ def test_a_killed_pull_receives_at_most_8_MiB_again(proxy: Proxy, host: str, tmp
     assert not (tmp_path / "out").exists()
     release.set()
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    (_, again) = [found for found in proxy.seen if readme(made).digest in found.path]
+    (_, again) = [found for found in proxy.seen if readme(version).digest in found.path]
     assert again.headers["range"] == f"bytes={2 * NOTE_INTERVAL}-"
-    assert len(again.data) + received <= readme(made).size + NOTE_INTERVAL
+    assert len(again.data) + received <= readme(version).size + NOTE_INTERVAL
 
 
 LOST = ["half of a piece", "an answer", "the last answer"]
@@ -229,10 +229,10 @@ def test_an_upload_whose_answers_got_lost_ends_well(proxy: Proxy, host: str, ada
     name = f"up-{lost.replace(' ', '-')}"
     losing(proxy, lost)
     with remote(proxy.address, name) as to:
-        made = copy_version(AdapterFolder(adapter), "latest", to, "latest").manifest
+        manifest = copy_version(AdapterFolder(adapter), "latest", to, "latest").manifest
     with remote(host, name) as there:
-        assert there.manifest("latest").digest == made.digest
-        assert all(there.has_blob(blob) for blob in distinct_blobs(made))
+        assert there.manifest("latest").digest == manifest.digest
+        assert all(there.has_blob(blob) for blob in distinct_blobs(manifest))
 
 
 @pytest.mark.parametrize("lost", LOST)
@@ -301,7 +301,7 @@ def test_a_registry_that_refuses_each_piece_is_given_up(adapter: Path) -> None:
 
 
 def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, host: str, adapter: Path) -> None:
-    made = pushed(host, "again", adapter)
+    version = pushed(host, "again", adapter)
     answers = iter((503, 429))
 
     def before(found: Exchange) -> None:
@@ -309,7 +309,7 @@ def test_errors_that_may_pass_are_tried_again_and_others_are_not(proxy: Proxy, h
 
     proxy.before = before
     with remote(proxy.address, "again", pauses=(0.0, 0.0)) as source:
-        assert source.manifest("latest").digest == made.digest
+        assert source.manifest("latest").digest == version.digest
         proxy.before = lambda found: setattr(found, "status", 400)
         with pytest.raises(RemoteError, match="HTTP 400"):
             source.manifest("latest")
@@ -337,8 +337,8 @@ def test_a_registry_that_claims_blobs_it_lacks_gets_no_tag(proxy: Proxy, host: s
 def test_another_length_another_range_and_another_blob_are_refused(
     proxy: Proxy, host: str, adapter: Path, tmp_path: Path
 ) -> None:
-    made = pushed(host, "lies", adapter)
-    big = readme(made)
+    version = pushed(host, "lies", adapter)
+    big = readme(version)
 
     def longer(found: Exchange) -> None:
         if big.digest in found.path:
@@ -361,14 +361,14 @@ def test_another_length_another_range_and_another_blob_are_refused(
 
 
 def test_a_registry_without_ranges_is_read_from_the_start(proxy: Proxy, host: str, adapter: Path, tmp_path: Path) -> None:
-    made = pushed(host, "no-ranges", adapter)
+    version = pushed(host, "no-ranges", adapter)
     first = iter((True,))
 
     def before(found: Exchange) -> None:
         found.headers.pop("range", None)
 
     def after(found: Exchange) -> None:
-        if readme(made).digest in found.path and next(first, False):
+        if readme(version).digest in found.path and next(first, False):
             found.cut = 100_000
 
     proxy.before, proxy.after = before, after
@@ -437,7 +437,7 @@ LIES = ["endless", "endless, with a length", "compressed", "a bomb", "short", "r
 def test_a_dishonest_response_body_is_one_error_and_leaves_no_file(
     proxy: Proxy, host: str, adapter: Path, tmp_path: Path, lie: str, what: str
 ) -> None:
-    made = pushed(host, "bodies", adapter)
+    version = pushed(host, "bodies", adapter)
 
     def after(found: Exchange) -> None:
         if ("/manifests/" in found.path) != (what == "manifest"):
@@ -460,12 +460,12 @@ def test_a_dishonest_response_body_is_one_error_and_leaves_no_file(
 
     proxy.after = after
     with remote(proxy.address, "bodies", pauses=()) as source, pytest.raises(AdapterhubError) as caught:
-        download(source, made.digest, tmp_path / "out", pauses=())
+        download(source, version.digest, tmp_path / "out", pauses=())
     assert caught.value.exit_code in (4, 5)
     assert not (tmp_path / "out").exists()
-    left = [path for path in tmp_path.rglob("*") if not path.is_relative_to(adapter) and path.is_file()]
-    assert {path.suffix for path in left} <= {".part", ".json"}
-    assert sum(path.stat().st_size for path in left) < 2 * sum(blob.size for blob in distinct_blobs(made))
+    paths = [path for path in tmp_path.rglob("*") if not path.is_relative_to(adapter) and path.is_file()]
+    assert {path.suffix for path in paths} <= {".part", ".json"}
+    assert sum(path.stat().st_size for path in paths) < 2 * sum(blob.size for blob in distinct_blobs(version))
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"tags": 3}', b'{"tags": {"a": 1}}', b"{" * 5000, b"\xff"])
@@ -495,7 +495,7 @@ def test_tags_come_page_by_page_and_never_for_ever(proxy: Proxy) -> None:
 def test_a_full_disk_is_one_line_and_the_next_run_resumes(host: str, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "sql")
     (folder / "README.md").write_bytes(b"x" * (3 * NOTE_INTERVAL))
-    made = pushed(host, "full", folder)
+    version = pushed(host, "full", folder)
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2 * NOTE_INTERVAL + 5000}, {2 * NOTE_INTERVAL + 5000}))\n"
@@ -505,10 +505,10 @@ def test_a_full_disk_is_one_line_and_the_next_run_resumes(host: str, tmp_path: P
     with Proxy(host) as proxy:
         address = f"oci://{proxy.address}/faults/full"
         command = [sys.executable, "-c", limited, "pull", address, "-o", "out"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert (done.returncode, len(done.stderr.splitlines())) == (8, 1), done.stderr
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (result.returncode, len(result.stderr.splitlines())) == (8, 1), result.stderr
         assert not (tmp_path / "out").exists()
         with remote(proxy.address, "full") as source:
             download(source, "latest", tmp_path / "out")
-    asked = [found.headers.get("range") for found in proxy.seen if readme(made).digest in found.path]
+    asked = [found.headers.get("range") for found in proxy.seen if readme(version).digest in found.path]
     assert asked == [None, f"bytes={2 * NOTE_INTERVAL}-"]

@@ -49,8 +49,10 @@ def test_oras_and_skopeo_get_the_bytes_that_were_pushed(make: Make, run: Run, ho
     )
     assert digest_file.read_text() == pushed["digest"] == oci_manifest.build(source).digest
     blobs = {path.name for path in (tmp_path / "x/blobs/sha256").iterdir()}
-    made = oci_manifest.build(source)
-    assert blobs == {digest[7:] for digest in (made.digest, made.config.digest, *(layer.digest for layer in made.layers))}
+    manifest = oci_manifest.build(source)
+    assert blobs == {
+        digest[7:] for digest in (manifest.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers))
+    }
 
 
 def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_a_manifest(
@@ -58,8 +60,8 @@ def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_a_manifest(
 ) -> None:
     source, oras = make(), need_program("oras")
     call(oras, "push", "--plain-http", f"{host}/peers/plain:v1", *sorted(path.name for path in source.iterdir()), cwd=source)
-    done = run("pull", f"oci://{host}/peers/plain:v1")
-    assert "adapter.json: it was derived" in done.stderr
+    result = run("pull", f"oci://{host}/peers/plain:v1")
+    assert "adapter.json: it was derived" in result.stderr
     assert {key: value for key, value in contents(tmp_path / "plain").items() if key != "adapter.json"} == contents(source)
     # The same files have the same manifest, and so the same digest, as if they had been pushed here.
     copied = json.loads(run("copy", f"oci://{host}/peers/plain:v1", "team/plain", "--json").stdout)
@@ -70,15 +72,15 @@ def test_what_oras_pushed_of_a_plain_folder_becomes_an_adapter_with_a_manifest(
 def test_a_packed_folder_and_pickles_are_refused_by_name(make: Make, run: Run, host: str, tmp_path: Path) -> None:
     source, oras = make("packed"), need_program("oras")
     call(oras, "push", "--plain-http", f"{host}/peers/packed:v1", source.name, cwd=tmp_path)
-    done = run("pull", f"oci://{host}/peers/packed:v1", "-o", "out", code=6)
-    assert "packed: files of type 'packed' are not packaged" in done.stderr
+    result = run("pull", f"oci://{host}/peers/packed:v1", "-o", "out", code=6)
+    assert "packed: files of type 'packed' are not packaged" in result.stderr
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil/weights.bin").write_bytes(b"\x80\x04")
     (tmp_path / "evil/notes.txt").write_bytes(b"\x80\x04.")
     for name, reason in (("weights.bin", "a pickle can run code"), ("notes.txt", "a pickle or an archive")):
         call(oras, "push", "--plain-http", f"{host}/peers/evil:v1", name, cwd=tmp_path / "evil")
-        done = run("pull", f"oci://{host}/peers/evil:v1", "-o", "out", code=6)
-        assert reason in done.stderr
+        result = run("pull", f"oci://{host}/peers/evil:v1", "-o", "out", code=6)
+        assert reason in result.stderr
         run("copy", f"oci://{host}/peers/evil:v1", "team/evil", code=6)
     assert sorted(path.name for path in tmp_path.iterdir() if "out" in path.name) == []
 
@@ -116,8 +118,8 @@ def test_a_second_push_sends_nothing(make: Make, run: Run, host: str) -> None:
 def test_from_a_repository_of_the_same_registry_blobs_are_mounted(make: Make, run: Run, host: str) -> None:
     source = make()
     run("push", source, f"oci://{host}/mount/one")
-    done = json.loads(run("copy", f"oci://{host}/mount/one", f"oci://{host}/mount/two", "--json").stdout)
-    assert (done["sent"], done["digest"]) == (0, oci_manifest.build(source).digest)
+    document = json.loads(run("copy", f"oci://{host}/mount/one", f"oci://{host}/mount/two", "--json").stdout)
+    assert (document["sent"], document["digest"]) == (0, oci_manifest.build(source).digest)
     run("pull", f"oci://{host}/mount/two", "-o", "out")
 
 
@@ -129,9 +131,9 @@ def test_a_password_is_taken_from_docker_s_config_and_never_shown(make: Make, ru
         right = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "right", host).parent)}
         wrong = {"DOCKER_CONFIG": str(registry.docker_config(tmp_path / "wrong", host, "not-the-password").parent)}
         for env in (nobody, wrong):
-            done = run("push", make(), address, env=env, code=5)
-            assert f"Log in with `adapterhub login {host}`" in done.stderr
-            assert "not-the-password" not in done.stderr + done.stdout
+            result = run("push", make(), address, env=env, code=5)
+            assert f"Log in with `adapterhub login {host}`" in result.stderr
+            assert "not-the-password" not in result.stderr + result.stdout
         run("push", make(), address, env=right)
         run("pull", address, "-o", "nothing-comes", env=nobody, code=5)
         assert run("pull", address, "-o", "out", env=right).stdout.endswith("verified\n")
@@ -174,16 +176,18 @@ def test_fsck_puts_back_from_a_registry_what_is_lost_or_damaged(make: Make, run:
     run("push", make(), "team/sql")
     run("push", "team/sql", f"oci://{host}/repair/sql")
     with Registry.open(tmp_path) as registry_:
-        made = oci_manifest.build(tmp_path / "adapter")
-        lost = [registry_.store.blob_path(digest) for digest in (made.digest, made.config.digest, made.layers[0].digest)]
-        damaged = registry_.store.blob_path(made.layers[1].digest)
+        manifest = oci_manifest.build(tmp_path / "adapter")
+        lost = [
+            registry_.store.blob_path(digest) for digest in (manifest.digest, manifest.config.digest, manifest.layers[0].digest)
+        ]
+        damaged = registry_.store.blob_path(manifest.layers[1].digest)
     for path in lost:
         path.unlink()
     damaged.chmod(0o644)
     damaged.write_bytes(b"x" * damaged.stat().st_size)
     run("fsck", code=1)
-    done = run("fsck", "--repair", "--from", f"oci://{host}/repair/sql")
-    assert "restored 4 blobs" in done.stderr
+    result = run("fsck", "--repair", "--from", f"oci://{host}/repair/sql")
+    assert "restored 4 blobs" in result.stderr
     run("verify", "team/sql")
 
 

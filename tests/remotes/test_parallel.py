@@ -105,9 +105,9 @@ class Later:
 def test_a_pull_killed_6_times_receives_at_most_8_MiB_again_each_time(host: str, tmp_path: Path) -> None:
     folder, dice = write_large(tmp_path / "sql", 6 * NOTE_INTERVAL), random.Random(1)
     with remote(host, "killed") as to:
-        made = copy_version(AdapterFolder(folder), "latest", to, "latest").manifest
-    big = max(made.layers, key=lambda layer: layer.size)
-    part = tmp_path / f".out.pull-{made.digest[7:19]}" / f"{big.digest[7:]}.part"
+        manifest = copy_version(AdapterFolder(folder), "latest", to, "latest").manifest
+    big = max(manifest.layers, key=lambda layer: layer.size)
+    part = tmp_path / f".out.pull-{manifest.digest[7:19]}" / f"{big.digest[7:]}.part"
     had = []
     with Proxy(host) as proxy:
         pull = Program(tmp_path, "pull", f"oci://{proxy.address}/moving/killed", "-o", "out", "--limit-rate", "60M")
@@ -244,10 +244,10 @@ def test_notes_are_for_this_user_s_eyes_and_go_with_the_manifest(host: str, tmp_
 def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000)
     with Proxy(host) as proxy:
-        done = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead", "--json").stdout)
+        document = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead", "--json").stdout)
         first = [found.method for found in proxy.seen if "/blobs/" in found.path][:3]
         assert first == ["POST", "PATCH", "PATCH"]
-        assert (done["digest"], done["sent"] > done["size"] - 1) == (oci_manifest.build(folder).digest, True)
+        assert (document["digest"], document["sent"] > document["size"] - 1) == (oci_manifest.build(folder).digest, True)
         proxy.seen.clear()
         again = json.loads(run("push", folder, f"oci://{proxy.address}/moving/ahead:two", "--json").stdout)
         assert (again["sent"], [found for found in proxy.seen if found.method == "PATCH"]) == (0, [])
@@ -255,8 +255,8 @@ def test_what_is_sent_while_it_is_hashed_has_the_right_digest(run: Run, host: st
 
 def test_of_what_becomes_an_image_no_file_is_sent_by_itself(run: Run, host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", MIN_SENT_AHEAD + 5000)
-    done = json.loads(run("push", folder, f"oci://{host}/moving/image", "--to", "image", "--json").stdout)
-    assert MIN_SENT_AHEAD < done["sent"] < 2 * MIN_SENT_AHEAD
+    document = json.loads(run("push", folder, f"oci://{host}/moving/image", "--to", "image", "--json").stdout)
+    assert MIN_SENT_AHEAD < document["sent"] < 2 * MIN_SENT_AHEAD
 
 
 def test_what_the_policy_refuses_is_not_sent_ahead(run: Run, host: str, tmp_path: Path) -> None:
@@ -270,9 +270,9 @@ def test_what_the_policy_refuses_is_not_sent_ahead(run: Run, host: str, tmp_path
 def test_the_first_error_ends_the_others_and_keeps_what_they_have(host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", 4 * MIB)
     with remote(host, "first") as to:
-        made = copy_version(AdapterFolder(folder), "latest", to, "latest").manifest
-    big = max(made.layers, key=lambda layer: layer.size)
-    weights = next(layer for layer in made.layers if layer.path.endswith(".safetensors"))
+        manifest = copy_version(AdapterFolder(folder), "latest", to, "latest").manifest
+    big = max(manifest.layers, key=lambda layer: layer.size)
+    weights = next(layer for layer in manifest.layers if layer.path.endswith(".safetensors"))
     half = threading.Event()
     with Proxy(host) as proxy:
 
@@ -395,10 +395,10 @@ def test_what_is_not_wanted_any_more_is_not_begun(host: str) -> None:
 def test_events_are_JSON_lines_and_a_pipe_gets_nothing_else(run: Run, host: str, tmp_path: Path) -> None:
     folder = write_large(tmp_path / "sql", 2 * MIB)
     assert run("push", folder, f"oci://{host}/moving/events").stderr == ""
-    done = run("pull", f"oci://{host}/moving/events", "-o", "out", "--events", "--json")
-    events = [json.loads(line) for line in done.stderr.splitlines()]
+    result = run("pull", f"oci://{host}/moving/events", "-o", "out", "--events", "--json")
+    events = [json.loads(line) for line in result.stderr.splitlines()]
     assert [events[0]["event"], events[-1]["event"]] == ["start", "done"]
-    assert events[-1]["done"] == events[-1]["total"] == json.loads(done.stdout)["size"]
+    assert events[-1]["done"] == events[-1]["total"] == json.loads(result.stdout)["size"]
     assert {event["event"] for event in events[1:-1]} == {"progress"}
     failed = run("pull", f"oci://{host}/moving/nothing", "-o", "no", "--events", code=3)
     assert [line[:9] for line in failed.stderr.splitlines()] == ['{"event":', '{"event":', "error: oc"]
@@ -438,8 +438,8 @@ def test_a_pull_of_existing_files_sends_one_request_and_reports_it(run: Run, hos
         words = ("pull", f"oci://{proxy.address}/moving/there", "-o", "out")
         run(*words)
         proxy.seen.clear()
-        done = run(*words)
-        assert done.stdout.startswith("already there: ")
+        result = run(*words)
+        assert result.stdout.startswith("already there: ")
         assert [found.method for found in proxy.seen] == ["GET"]
         assert json.loads(run(*words, "--json").stdout)["new"] is False
         for change in ("README.md", "more.txt", "adapter.json"):
@@ -456,8 +456,8 @@ def test_what_others_made_without_a_manifest_is_there_with_the_one_that_follows(
     folder = write_adapter(tmp_path / "sql")
     with remote(host, "plain") as to:
         source = AdapterFolder(folder)
-        made = source.manifest("latest")
-        document = json_file.parse_object(made.raw, "")
+        manifest = source.manifest("latest")
+        document = json_file.parse_object(manifest.raw, "")
         document["layers"] = [layer for layer in document["layers"] if ADAPTER_JSON not in str(layer)]
         plain = oci_manifest.parse(json_file.canonical_bytes(document), "")
         for blob in (*plain.layers, plain.config):

@@ -159,16 +159,16 @@ def test_oras_discovers_what_we_attached_and_we_what_oras_did(address: str, scan
 def attached_layout(folder: Path, root: Path, change: Callable[[dict[str, Any]], Any]) -> tuple[LayoutFolder, str]:
     """A layout with a version, and about it a manifest that says odd things."""
     layout = LayoutFolder(root)
-    made = copy_version(AdapterFolder(folder), "latest", layout, "v1").manifest
-    subject = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": made.digest, "size": len(made.raw)}
+    manifest = copy_version(AdapterFolder(folder), "latest", layout, "v1").manifest
+    subject = {"mediaType": oci_manifest.MANIFEST_TYPE, "digest": manifest.digest, "size": len(manifest.raw)}
     document = {
         "schemaVersion": 2, "mediaType": oci_manifest.MANIFEST_TYPE, "artifactType": SCAN, "subject": subject, "layers": [],
-        "config": {"mediaType": "a/b", "digest": made.config.digest, "size": made.config.size},
+        "config": {"mediaType": "a/b", "digest": manifest.config.digest, "size": manifest.config.size},
     }  # fmt: skip
     change(document)
     raw = json.dumps(document).encode()
     layout.put_document(raw, "sha256:" + hashlib.sha256(raw).hexdigest())
-    return layout, made.digest
+    return layout, manifest.digest
 
 
 @pytest.mark.parametrize(
@@ -211,11 +211,11 @@ def test_an_attachment_without_files_has_nothing_to_write(make: Make, tmp_path: 
 def test_no_more_is_attached_than_is_listed(make: Make, host: str, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(referrers, "MAX_REFERRERS", 1)
     with OciRepository(OciAddress.parse(f"oci://{host}/attached/many")) as place:
-        made = copy_version(AdapterFolder(make()), "latest", place, "v1").manifest
-        referrers.attach_files(place, made, SCAN, [scan])
+        manifest = copy_version(AdapterFolder(make()), "latest", place, "v1").manifest
+        referrers.attach_files(place, manifest, SCAN, [scan])
         with pytest.raises(RefusedError) as error:
-            referrers.attach_files(place, made, SIGNATURE, [scan])
-    assert error.value.what == f"{made.digest} has 1 attachments already, as many as are listed"
+            referrers.attach_files(place, manifest, SIGNATURE, [scan])
+    assert error.value.what == f"{manifest.digest} has 1 attachments already, as many as are listed"
 
 
 def test_an_attachment_with_other_bytes_is_not_written(make: Make, run: Run, scan: Path, tmp_path: Path) -> None:
@@ -233,10 +233,10 @@ def test_an_attachment_with_other_bytes_is_not_written(make: Make, run: Run, sca
 @pytest.mark.peer
 def test_an_index_that_another_wrote_over_ours_is_renewed_with_both(make: Make, host: str, scan: Path) -> None:
     with Proxy(host) as proxy, OciRepository(OciAddress.parse(f"oci://{proxy.address}/attached/race")) as place:
-        made = copy_version(AdapterFolder(make()), "latest", place, "v1").manifest
-        tag = made.digest.replace(":", "-")
+        manifest = copy_version(AdapterFolder(make()), "latest", place, "v1").manifest
+        tag = manifest.digest.replace(":", "-")
         with OciRepository(OciAddress.parse(f"oci://{host}/attached/race")) as other:
-            theirs = referrers.attach_files(other, made, SIGNATURE, [scan])
+            theirs = referrers.attach_files(other, manifest, SIGNATURE, [scan])
             index = other.read_document(tag)
             writes = []
 
@@ -247,6 +247,6 @@ def test_an_index_that_another_wrote_over_ours_is_renewed_with_both(make: Make, 
                         other.put_document(index, "sha256:" + hashlib.sha256(index).hexdigest(), tag)
 
             proxy.after = after
-            ours = referrers.attach_files(place, made, SCAN, [scan])
+            ours = referrers.attach_files(place, manifest, SCAN, [scan])
         assert len(writes) == 2
-        assert {each.digest for each in referrers.referrers(place, made.digest)} == {ours.digest, theirs.digest}
+        assert {referrer.digest for referrer in referrers.referrers(place, manifest.digest)} == {ours.digest, theirs.digest}

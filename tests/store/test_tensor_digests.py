@@ -105,10 +105,10 @@ def test_it_makes_no_difference_how_the_bytes_come(cuts: list[int], sizes: list[
     for cut in [*cuts, len(raw)]:
         hashing(memoryview(raw)[at : at + cut])
         at = min(len(raw), at + cut)
-    found = hashing.result()
-    assert found is not None
+    result = hashing.result()
+    assert result is not None
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    assert {tensor.name: tensor.digest for tensor in found} == {
+    assert {tensor.name: tensor.digest for tensor in result} == {
         f"t{n}": "sha256:" + hashlib.sha256(data[start : start + size]).hexdigest()
         for n, (start, size) in enumerate(zip(starts, sizes, strict=True))
     }
@@ -253,11 +253,11 @@ def test_equal_tensors_are_packed_as_differences_whatever_they_are_called(regist
     arrays = {half: rng.normal(size=(8, 4096) if half == "A" else (4096, 8)).astype(np.float32) for half in "AB"}
 
     def folder(name: str, module: str) -> Path:
-        made = write_adapter(tmp_path / name, target_modules=[module], r=8)
+        adapter = write_adapter(tmp_path / name, target_modules=[module], r=8)
         stem = f"base_model.model.model.layers.0.self_attn.{module}.lora_"
         named = {f"{stem}{half}.weight": array for half, array in arrays.items()}
-        safetensors_file.write(made / peft.WEIGHTS, named, {"format": "pt"})
-        return made
+        safetensors_file.write(adapter / peft.WEIGHTS, named, {"format": "pt"})
+        return adapter
 
     registry.push(folder("a", "q_proj"), SQL)
     registry.push(folder("b", "v_proj"), Ref.parse("zoo/same"))

@@ -114,11 +114,11 @@ def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: P
     else:
         (copy.folder / quantized_cache._CHECKSUMS).write_text("{}")
     path.write_bytes(raw)
-    made = loaded(tiny_base, copy)
-    assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
+    loaded_model = loaded(tiny_base, copy)
+    assert [note.split(" (")[0] for note in loaded_model.notes] == ["the cached quantized base is damaged and is written again"]
     if damage == "checksums":
-        assert f"is not in both {quantized_cache._CHECKSUMS} and the weights" in made.notes[0]
-    assert frozen(made) == frozen(loaded(tiny_base))
+        assert f"is not in both {quantized_cache._CHECKSUMS} and the weights" in loaded_model.notes[0]
+    assert frozen(loaded_model) == frozen(loaded(tiny_base))
     assert path.read_bytes() == (entry.folder / "model.safetensors").read_bytes()
     assert loaded(tiny_base, copy).notes == ()
 
@@ -126,8 +126,8 @@ def test_a_damaged_entry_is_never_used(damage: str, tmp_path: Path, tiny_base: P
 def test_the_entry_of_another_base_is_never_used(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
     copy = quantized_cache.Entry(tmp_path / ("nf4-" + "0" * 32))
     shutil.copytree(entry.folder, copy.folder)
-    made = loaded(tiny_base, copy)
-    assert [note.split(" (")[0] for note in made.notes] == ["the cached quantized base is damaged and is written again"]
+    loaded_model = loaded(tiny_base, copy)
+    assert [note.split(" (")[0] for note in loaded_model.notes] == ["the cached quantized base is damaged and is written again"]
 
 
 def test_an_entry_unused_for_long_is_evicted(tmp_path: Path, tiny_base: Path, entry: quantized_cache.Entry) -> None:
@@ -151,8 +151,8 @@ def test_other_weights_have_another_entry(tmp_path: Path, tiny_base: Path) -> No
 
 def test_a_cache_that_cannot_be_written_is_only_noted(tmp_path: Path, tiny_base: Path) -> None:
     (tmp_path / "bases").write_text("a file")
-    made = loaded(tiny_base, entry_of(tiny_base, tmp_path))
-    assert [note.split(":")[0] for note in made.notes] == ["the quantized base could not be cached"]
+    loaded_model = loaded(tiny_base, entry_of(tiny_base, tmp_path))
+    assert [note.split(":")[0] for note in loaded_model.notes] == ["the quantized base could not be cached"]
 
 
 def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +163,11 @@ def test_a_digest_is_remembered_while_the_file_is_the_same(tmp_path: Path, monke
     monkeypatch.setattr(digest_cache, "_CLOCK_TICK", -1)
     assert digest_cache.digest(file, cache) == first
     (remembered,) = (cache / "digests").iterdir()
-    said = json.loads(remembered.read_text())
-    remembered.write_text(json.dumps({**said, "digest": "sha256:" + "0" * 64}))
+    document = json.loads(remembered.read_text())
+    remembered.write_text(json.dumps({**document, "digest": "sha256:" + "0" * 64}))
     assert digest_cache.digest(file, cache) == "sha256:" + "0" * 64  # not hashed
     file.write_bytes(b"two")
-    os.utime(file, ns=(said["state"]["modified"], said["state"]["modified"]))  # as before, but for the time of change
+    os.utime(file, ns=(document["state"]["modified"], document["state"]["modified"]))  # as before, but for the time of change
     assert digest_cache.digest(file, cache) == digest_cache.digest(file, None) != first
 
 
@@ -182,10 +182,10 @@ def test_transformers_loads_what_is_kept(tiny_base: Path, entry: quantized_cache
 def test_a_checkpoint_of_bitsandbytes_is_taken_as_it_is(double: bool, tmp_path: Path, tiny_base: Path) -> None:
     need_module("bitsandbytes")
     quantized(tiny_base, tmp_path / "bnb", bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
-    made = loaded(tmp_path / "bnb")
-    agrees_with_transformers(made, tmp_path / "bnb")
+    loaded_model = loaded(tmp_path / "bnb")
+    agrees_with_transformers(loaded_model, tmp_path / "bnb")
     if double:
-        assert frozen(made) == frozen(loaded(tiny_base))
+        assert frozen(loaded_model) == frozen(loaded(tiny_base))
     assert read_base(tmp_path / "bnb").fingerprint == read_base(tiny_base).fingerprint
 
 
@@ -201,10 +201,10 @@ def agrees_with_transformers(made: Base, folder: Path) -> None:
             state = module.weight.quant_state
             # Its kernel for CPUs is right only for rows of whole blocks, so it gets the same codes in such rows.
             shape, state.shape = state.shape, torch.Size((state.shape.numel() // 64, 64))
-            wanted = functional.dequantize_4bit(module.weight.data, state).view(shape)
-            assert torch.equal(nf4_matrix.dequantize(made.model.get_submodule(path).base, torch.bfloat16), wanted), path
+            expected = functional.dequantize_4bit(module.weight.data, state).view(shape)
+            assert torch.equal(nf4_matrix.dequantize(made.model.get_submodule(path).base, torch.bfloat16), expected), path
             linear = torch.nn.Linear(shape[1], shape[0], bias=False)
-            linear.weight = torch.nn.Parameter(wanted, requires_grad=False)
+            linear.weight = torch.nn.Parameter(expected, requires_grad=False)
             theirs.set_submodule(path, linear)
     ids = torch.arange(24).view(2, 12)
     with torch.no_grad():
@@ -306,15 +306,15 @@ def test_what_is_closed_while_it_is_hashed_ends_with_a_reason(tiny_base: Path) -
 
 def test_a_gguf_base_is_read_tensor_by_tensor(tmp_path: Path) -> None:
     source = tiny(tmp_path / "a.gguf")
-    made = loaded(source, entry_of(source, tmp_path / "cache"))
+    loaded_model = loaded(source, entry_of(source, tmp_path / "cache"))
     with gguf_file.GGUFFile(source) as file:
         q = architecture_lookup.unpermute_rows(file.tensor("blk.0.attn_q.weight"), 2)
-        wanted = nf4_matrix.quantize(torch.from_numpy(np.ascontiguousarray(q)))
-    layer = made.model.get_submodule("model.layers.0.self_attn.q_proj")
+        expected = nf4_matrix.quantize(torch.from_numpy(np.ascontiguousarray(q)))
+    layer = loaded_model.model.get_submodule("model.layers.0.self_attn.q_proj")
     assert isinstance(layer, lora.LoRALinear)
-    assert torch.equal(layer.base.packed, wanted.packed)
-    assert torch.equal(layer.base.nested, wanted.nested)
-    assert frozen(loaded(source, entry_of(source, tmp_path / "cache"))) == frozen(made)
+    assert torch.equal(layer.base.packed, expected.packed)
+    assert torch.equal(layer.base.nested, expected.nested)
+    assert frozen(loaded(source, entry_of(source, tmp_path / "cache"))) == frozen(loaded_model)
     assert len(list((tmp_path / "cache" / "bases").iterdir())) == 1
 
 

@@ -50,10 +50,10 @@ def test_a_date_in_the_chat_template_is_that_of_the_first_day(
         "the chat template writes a date: 2026-01-31, in all conversations and in the record; [data] date sets it"
         in ready.notes
     )
-    known = AdapterManifest.read(tmp_path / "first")
-    assert known is not None
-    assert known.training is not None
-    assert (known.training.config or {})["data"]["date"] == "2026-01-31"
+    manifest = AdapterManifest.read(tmp_path / "first")
+    assert manifest is not None
+    assert manifest.training is not None
+    assert (manifest.training.config or {})["data"]["date"] == "2026-01-31"
 
     def stop(event: object) -> None:
         if isinstance(event, train.StepEvent) and event.step == 3:
@@ -73,7 +73,7 @@ def test_a_date_in_the_chat_template_is_that_of_the_first_day(
         tmp_path / "first", tmp_path / "first", oci_manifest.build(tmp_path / "first").digest, "./first"
     )
     measured = train.evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], train.EvaluationOptions(threads=1))
-    assert measured.loss == (known.training.metrics or {})["heldout_loss"]
+    assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
 def test_what_is_no_date_is_refused() -> None:
@@ -116,14 +116,14 @@ def test_a_template_of_ones_own_is_kept_in_the_adapter_and_used_by_eval(chats: P
     changes = ["data.chat_template=own.jinja", 'data.template_options={mood = "calm"}']
     train.run(train.read_config(chats, changes), tmp_path / "out")
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == own
-    known = AdapterManifest.read(tmp_path / "out")
-    assert known is not None
-    assert known.training is not None
-    assert "chat_template.jinja" in {file.path for file in known.files}
+    manifest = AdapterManifest.read(tmp_path / "out")
+    assert manifest is not None
+    assert manifest.training is not None
+    assert "chat_template.jinja" in {file.path for file in manifest.files}
     digest = oci_manifest.build(tmp_path / "out").digest
     found = train.InitialAdapter(tmp_path / "out", tmp_path / "out", digest, "./out")
     measured = train.evaluate(found, tmp_path / "base", [tmp_path / "heldout.jsonl"], train.EvaluationOptions(threads=1))
-    assert measured.loss == (known.training.metrics or {})["heldout_loss"]
+    assert measured.loss == (manifest.training.metrics or {})["heldout_loss"]
 
 
 @pytest.mark.parametrize(("name", "answer"), [("chatml", "a<|im_end|>\n"), ("plain", " a<|im_end|>")])

@@ -82,8 +82,8 @@ for kind, words in KINDS.items():
 
 def test_no_operation_of_a_step_mixes_devices(learn: Run, tiny_base: Path) -> None:
     """In a process of its own: a pretended device cannot be taken back."""
-    done = learn(PRETENDED, tiny_base)
-    assert done.stdout.splitlines() == ["dora", "table", "pissa and rows", "scaled"], done.stderr[-3000:]
+    result = learn(PRETENDED, tiny_base)
+    assert result.stdout.splitlines() == ["dora", "table", "pissa and rows", "scaled"], result.stderr[-3000:]
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -122,14 +122,14 @@ def test_moments_in_eight_bits_are_those_of_bitsandbytes(device: str, tiny_base:
     for _ in range(5):
         for group in (*ours.param_groups, *theirs.param_groups):
             group["lr"] = 0.01
-        for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        for one, second in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
             one.grad = torch.randn_like(one)
-            other.grad = one.grad.clone()
+            second.grad = one.grad.clone()
         ours.step()
         theirs.step()
     assert ours.state[layers[0].lora_B]["state1"].dtype == torch.uint8
-    for one, other in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
-        assert torch.equal(one, other)
+    for one, second in zip(layers[0].parameters(), layers[1].parameters(), strict=True):
+        assert torch.equal(one, second)
 
 
 @pytest.mark.peer
@@ -141,24 +141,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, tmp_path: Pat
     device = "cuda" if optimizer.startswith("paged") else "cpu"
     results = []
     for stop in (False, True):
-        made = loaded(whole(tiny_base, r=64), device)
-        state = new_state(made.model, options)
+        loaded_model = loaded(whole(tiny_base, r=64), device)
+        state = new_state(loaded_model.model, options)
         for step in range(6):
             if stop and step == 3:
-                training_checkpoint.save(tmp_path / "c.safetensors", made.model, state, "run")
-                made = loaded(whole(tiny_base, r=64), device)
-                state = new_state(made.model, options)
-                assert training_checkpoint.restore(tmp_path / "c.safetensors", made.model, state, "run")
-            training_loop.advance(made, given, state, options, 6)
-        results.append({name: value.detach().cpu() for name, value in lora.trained_parameters(made.model)})
+                training_checkpoint.save(tmp_path / "c.safetensors", loaded_model.model, state, "run")
+                loaded_model = loaded(whole(tiny_base, r=64), device)
+                state = new_state(loaded_model.model, options)
+                assert training_checkpoint.restore(tmp_path / "c.safetensors", loaded_model.model, state, "run")
+            training_loop.advance(loaded_model, given, state, options, 6)
+        results.append({name: value.detach().cpu() for name, value in lora.trained_parameters(loaded_model.model)})
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
 
 
 def test_paged_memory_is_for_cuda(tiny_base: Path) -> None:
-    made = loaded(whole(tiny_base))
+    loaded_model = loaded(whole(tiny_base))
     with pytest.raises(RefusedError, match="only a CUDA device has paged memory"):
-        new_state(made.model, train_config.OptimConfig(optimizer="paged_adamw8bit"))
+        new_state(loaded_model.model, train_config.OptimConfig(optimizer="paged_adamw8bit"))
 
 
 @needs_cuda
@@ -187,14 +187,14 @@ def test_a_training_on_cuda_learns_what_one_on_the_cpu_does(dtype: str, tmp_path
 
 def test_half_precision_skips_a_step_that_overflows_and_learns_on(tiny_base: Path) -> None:
     plan = whole(tiny_base)
-    made = loaded(train_config.dataclasses.replace(plan, base=train_config.BaseConfig(str(tiny_base), dtype="float16")))
+    loaded_model = loaded(train_config.dataclasses.replace(plan, base=train_config.BaseConfig(str(tiny_base), dtype="float16")))
     options = train_config.OptimConfig(rows=4, learning_rate=5e-3)
-    state, given = new_state(made.model, options), rows(8)
+    state, given = new_state(loaded_model.model, options), rows(8)
     state.scale.factor = 2.0**24
-    before = {name: value.detach().clone() for name, value in lora.trained_parameters(made.model)}
-    lines = [training_loop.advance(made, given, state, options, 12)]
-    assert all(torch.equal(value, before[name]) for name, value in lora.trained_parameters(made.model))
+    before = {name: value.detach().clone() for name, value in lora.trained_parameters(loaded_model.model)}
+    lines = [training_loop.advance(loaded_model, given, state, options, 12)]
+    assert all(torch.equal(value, before[name]) for name, value in lora.trained_parameters(loaded_model.model))
     assert state.scale.factor == 2.0**23
-    lines += [training_loop.advance(made, given, state, options, 12) for _ in range(11)]
+    lines += [training_loop.advance(loaded_model, given, state, options, 12) for _ in range(11)]
     assert state.scale.factor < 2.0**22
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.05

@@ -89,8 +89,8 @@ if os.environ["RANK"] == "1":
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_one_of_two_processes_quantizes_the_base_and_the_other_reads_what_it_has_written(learn: Run, tiny_base: Path) -> None:
-    done = learn(TURNS, tiny_base, env=of_two())
-    assert done.returncode == 0, done.stderr[-2000:]
+    result = learn(TURNS, tiny_base, env=of_two())
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 HALVES = """
@@ -127,5 +127,5 @@ if distributed.process() == 1:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed package")
 def test_each_rank_holds_half_of_the_bytes(learn: Run) -> None:
-    done = learn(HALVES, env=of_two())
-    assert done.returncode == 0, done.stderr[-2000:]
+    result = learn(HALVES, env=of_two())
+    assert result.returncode == 0, result.stderr[-2000:]

@@ -52,8 +52,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 def saved(name: str, folder: Path, **words: Any) -> Path:
     """A tiny random model of the family in `folder`."""
-    made = tiny.model(name, vocab_size=259, attention_dropout=0.0, **words)
-    made.save_pretrained(folder)
+    model = tiny.model(name, vocab_size=259, attention_dropout=0.0, **words)
+    model.save_pretrained(folder)
     write_tokenizer(folder)
     return folder
 
@@ -169,27 +169,27 @@ def test_a_model_that_multiplies_with_a_weight_itself_trains_in_bfloat16(name: s
     words = {"state_size": 8} if "Mamba" in name else experts_of
     settings = whole(saved(name, tmp_path, **words), ("in_proj", "x_proj"))
     settings = dataclasses.replace(settings, base=train_config.BaseConfig(settings.base.path))
-    made = kinds.loaded(settings)
-    line = training_loop.advance(made, single(), new_state(made.model, settings.train), settings.train, STEPS)
+    loaded_model = kinds.loaded(settings)
+    line = training_loop.advance(loaded_model, single(), new_state(loaded_model.model, settings.train), settings.train, STEPS)
     assert np.isfinite(line["loss"])
     assert line["gradient_norm"] > 0
 
 
 @pytest.mark.parametrize("name", ["BloomForCausalLM", "Lfm2ForCausalLM", "GptOssForCausalLM"])
 def test_documents_that_a_model_cannot_tell_apart_do_not_share_rows(name: str, tmp_path: Path) -> None:
-    made = kinds.loaded(whole(saved(name, tmp_path, **FAMILIES[name][0])))
+    loaded_model = kinds.loaded(whole(saved(name, tmp_path, **FAMILIES[name][0])))
     says = rf"c.toml: \[data\] pack: {name} does not separate the documents that share a row. Set pack = false"
     with pytest.raises(RefusedError, match=says):
-        check_isolation(made, [kinds.rows()], "c.toml")
-    check_isolation(made, [single()], "c.toml")
+        check_isolation(loaded_model, [kinds.rows()], "c.toml")
+    check_isolation(loaded_model, [single()], "c.toml")
 
 
 def test_a_model_isolates_the_documents_in_a_row(tiny_base: Path) -> None:
-    made = kinds.loaded(kinds.whole(tiny_base))
+    loaded_model = kinds.loaded(kinds.whole(tiny_base))
     assert share_rows(kinds.rows())
     assert not share_rows(single())
-    assert isolates_documents(made)
-    assert made.model.training
+    assert isolates_documents(loaded_model)
+    assert loaded_model.model.training
 
 
 def test_padding_behind_a_document_is_no_other_document() -> None:
@@ -245,11 +245,11 @@ def test_experts_have_the_gradients_of_plain_autograd_and_one_without_a_token_ha
 def test_experts_learn_the_same_where_blocks_are_computed_again(tmp_path: Path) -> None:
     settings, found = whole(saved("MixtralForCausalLM", tmp_path), ("q_proj", "experts.gate_up_proj")), []
     for again in (False, True):
-        made = kinds.loaded(settings)
+        loaded_model = kinds.loaded(settings)
         if again:
-            made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        state = new_state(made.model, settings.train)
-        found.append([training_loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+            loaded_model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        state = new_state(loaded_model.model, settings.train)
+        found.append([training_loop.advance(loaded_model, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
     assert found[0] == found[1]
 
 
@@ -261,9 +261,9 @@ def test_experts_learn_the_same_however_many_rows_their_tokens_are_given(
     found = []
     for multiple in (1, 32):
         monkeypatch.setattr(expert_stacks, "_ROW_MULTIPLE", multiple)
-        made = kinds.loaded(settings)
-        state = new_state(made.model, settings.train)
-        found.append([training_loop.advance(made, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
+        loaded_model = kinds.loaded(settings)
+        state = new_state(loaded_model.model, settings.train)
+        found.append([training_loop.advance(loaded_model, kinds.rows(), state, settings.train, 2)["loss"] for _ in range(2)])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
@@ -282,10 +282,10 @@ def test_each_expert_is_held_as_bitsandbytes_would_hold_its_matrix(tmp_path: Pat
 
     saved("Qwen3MoeForCausalLM", tmp_path)
     settings = whole(tmp_path)
-    made = load_base(tmp_path, dataclasses.replace(settings.base, quantize="nf4"), settings.lora, where="c.toml")
+    base = load_base(tmp_path, dataclasses.replace(settings.base, quantize="nf4"), settings.lora, where="c.toml")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     for path in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"):
-        held = made.model.get_submodule(path).matrices
+        held = base.model.get_submodule(path).matrices
         for own, matrix in zip(held, theirs.get_parameter(path), strict=True):
             packed, state = functional.quantize_4bit(matrix.detach(), quant_type="nf4", compress_statistics=True)
             assert torch.equal(own.packed, packed.view(-1))
@@ -329,21 +329,23 @@ def test_a_compiled_model_learns_the_same_within_rounding(checkpointing: bool, t
     settings = kinds.whole(tiny_base, dropout=0.1)
     found = []
     for whether in (False, True):
-        made = kinds.loaded(settings)
+        loaded_model = kinds.loaded(settings)
         if checkpointing:
-            made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            loaded_model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if whether:
             families.compile_blocks(
-                made.model, "c.toml", backend="aot_eager"
+                loaded_model.model, "c.toml", backend="aot_eager"
             )  # all of it but the C++ compiler, which takes long
-        state = new_state(made.model, settings.train)
-        found.append([training_loop.advance(made, kinds.rows(), state, settings.train, STEPS)["loss"] for _ in range(STEPS)])
+        state = new_state(loaded_model.model, settings.train)
+        found.append(
+            [training_loop.advance(loaded_model, kinds.rows(), state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
+        )
     assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_a_failing_compiler_is_reported_in_one_line(tiny_base: Path) -> None:
-    made = kinds.loaded(kinds.whole(tiny_base))
+    loaded_model = kinds.loaded(kinds.whole(tiny_base))
     with pytest.raises(
         RefusedError, match=r"\[train\] compile: torch.compile fails on this machine \(.+\). On a CPU it needs a C\+\+ compiler"
     ):
-        families.compile_blocks(made.model, "c.toml", backend="no such thing")
+        families.compile_blocks(loaded_model.model, "c.toml", backend="no such thing")

@@ -154,12 +154,12 @@ def test_going_on_is_training_on_to_the_bit(kind: str, tmp_path: Path, tiny_base
 def test_what_is_put_in_can_be_measured_and_taken_out(kind: str, tmp_path: Path, tiny_base: Path, mixture: Path) -> None:
     folder = mixture if kind == "experts" else tiny_base
     settings = kinds.whole(folder, **KINDS[kind])
-    made = kinds.loaded(settings)
-    before = heldout.evaluate(made, kinds.rows(), 4)
-    advanced(made, settings, 3)
-    after = heldout.evaluate(made, kinds.rows(), 4)
+    loaded_model = kinds.loaded(settings)
+    before = heldout.evaluate(loaded_model, kinds.rows(), 4)
+    advanced(loaded_model, settings, 3)
+    after = heldout.evaluate(loaded_model, kinds.rows(), 4)
     assert after < before
-    peft_format.write(adapter_transfer.trained_adapter(settings, made), tmp_path)
+    peft_format.write(adapter_transfer.trained_adapter(settings, loaded_model), tmp_path)
     found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(folder))
     measured = load_base(folder, settings.base, found.config, where="./first")
     adapter_transfer.copy_into_model(measured, found)
@@ -181,11 +181,11 @@ def test_another_kind_of_adapter_is_refused(
     kind: str, words: dict[str, Any], says: str, tmp_path: Path, tiny_base: Path
 ) -> None:
     settings = kinds.whole(tiny_base, **KINDS[kind])
-    made = kinds.loaded(settings)
-    peft_format.write(adapter_transfer.trained_adapter(settings, made), tmp_path)
+    loaded_model = kinds.loaded(settings)
+    peft_format.write(adapter_transfer.trained_adapter(settings, loaded_model), tmp_path)
     found = adapter_transfer.read(training.InitialAdapter(tmp_path, tmp_path, "", "./first"), read_hf(tiny_base))
     with pytest.raises(RefusedError, match=says):
-        adapter_transfer.check_config(found, dataclasses.replace(settings.lora, **words), made.targets, "c.toml")
+        adapter_transfer.check_config(found, dataclasses.replace(settings.lora, **words), loaded_model.targets, "c.toml")
 
 
 @pytest.mark.peer

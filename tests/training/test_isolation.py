@@ -100,11 +100,11 @@ def test_attention_by_documents_computes_what_masks_do(family: str) -> None:
 
 def test_documents_begin_where_positions_do_and_padding_is_one() -> None:
     positions = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
-    found = varlen.documents_at(positions, torch.device("cpu"))
-    assert found.edges == (0, 3, 5, 6, 12)
-    assert found.bounds.tolist() == [0, 3, 5, 6, 12]
-    assert found.bounds.dtype == torch.int32
-    assert found.longest == 6
+    documents = varlen.documents_at(positions, torch.device("cpu"))
+    assert documents.edges == (0, 3, 5, 6, 12)
+    assert documents.bounds.tolist() == [0, 3, 5, 6, 12]
+    assert documents.bounds.dtype == torch.int32
+    assert documents.longest == 6
 
 
 def test_torchs_kernel_takes_what_it_is_given_and_has_a_gradient() -> None:

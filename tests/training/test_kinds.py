@@ -47,9 +47,9 @@ def whole(tiny_base: Path, **words: Any) -> train_config.TrainConfig:
 
 
 def loaded(settings: train_config.TrainConfig, device: str = "cpu") -> Base:
-    made = load_base(Path(settings.base.path), settings.base, settings.lora, where="c.toml", device=torch.device(device))
-    lora.reset(made.model, 0)
-    return made
+    base = load_base(Path(settings.base.path), settings.base, settings.lora, where="c.toml", device=torch.device(device))
+    lora.reset(base.model, 0)
+    return base
 
 
 def peft_model(settings: train_config.TrainConfig, ours: Base) -> Any:
@@ -193,8 +193,8 @@ def test_dropout_ends_with_training(kind: Any) -> None:
 def test_what_begins_as_part_of_the_weight_is_saved_as_nothing_yet(init: str, tiny_base: Path) -> None:
     settings = whole(tiny_base, targets=SMALL, init=init)
     settings = train_config.dataclasses.replace(settings, base=train_config.BaseConfig(str(tiny_base), dtype="float32"))
-    made = loaded(settings)
-    for delta in adapter_transfer.trained_adapter(settings, made).deltas.values():
+    loaded_model = loaded(settings)
+    for delta in adapter_transfer.trained_adapter(settings, loaded_model).deltas.values():
         assert (delta.r, delta.scaling) == (8, 2.0)
         assert np.abs(delta.lora_B @ delta.lora_A).max() < 1e-6
 

@@ -39,10 +39,10 @@ def test_four_times_two_rows_learn_what_eight_rows_do(tiny_base: Path) -> None:
         given.labels[number, 1 + number % 24 :] = IGNORED
     runs = []
     for micro in (8, 2):
-        made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
-        state = new_state(made.model, options)
-        losses = [training_loop.advance(made, given, state, options, 6)["loss"] for _ in range(6)]
-        runs.append((losses, dict(lora.trained_parameters(made.model))))
+        loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=8, micro_rows=micro, learning_rate=5e-3)
+        state = new_state(loaded_model.model, options)
+        losses = [training_loop.advance(loaded_model, given, state, options, 6)["loss"] for _ in range(6)]
+        runs.append((losses, dict(lora.trained_parameters(loaded_model.model))))
     assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-6)
     for name, parameter in runs[0][1].items():
         torch.testing.assert_close(runs[1][1][name], parameter, rtol=1e-3, atol=2e-5)
@@ -71,10 +71,10 @@ def test_noise_on_the_embeddings_is_transformers(tiny_base: Path) -> None:
 @pytest.mark.parametrize(("words", "expected"), [({}, [1] * 10), ({"steps": 3}, [1] * 8 + [2] * 2), ({"epochs": 1.5}, None)])
 def test_an_epoch_has_every_row_once(words: dict[str, Any], expected: list[int] | None, tiny_base: Path) -> None:
     """Also where the rows of a step do not divide them: the last step has fewer."""
-    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=4, learning_rate=1e-3, **words)
+    loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=4, learning_rate=1e-3, **words)
     steps = replace(whole(tiny_base), train=options).steps(10)
-    state = new_state(made.model, options)
-    training_loop.run(made, rows(10), None, state, options, steps=steps, save=Path, on_event=lambda _: None)
+    state = new_state(loaded_model.model, options)
+    training_loop.run(loaded_model, rows(10), None, state, options, steps=steps, save=Path, on_event=lambda _: None)
     assert state.order is not None
     assert state.step == steps
     drawn = sorted(np.bincount(state.order, minlength=10).tolist())
@@ -85,11 +85,11 @@ def test_only_factors_decay(tiny_base: Path) -> None:
     """Without a gradient, decay alone moves a parameter: toward 0, which is the start of factors only."""
     for words in ({"lora_bias": True}, {"dora": True}, {"trainable_token_indices": (3, 4)}):
         plan = whole(tiny_base, **words)
-        made = loaded(plan)
+        loaded_model = loaded(plan)
         options = replace(plan.train, weight_decay=0.5, clip=0.0)
-        state = new_state(made.model, options)
+        state = new_state(loaded_model.model, options)
         before = {}
-        for name, parameter in lora.trained_parameters(made.model):
+        for name, parameter in lora.trained_parameters(loaded_model.model):
             parameter.grad = torch.zeros_like(parameter)
             with torch.no_grad():
                 parameter.add_(1)
@@ -97,7 +97,7 @@ def test_only_factors_decay(tiny_base: Path) -> None:
         for group in state.optimizer.param_groups:
             group["lr"] = 0.1 * group["ratio"]
         state.optimizer.step()
-        for name, parameter in lora.trained_parameters(made.model):
+        for name, parameter in lora.trained_parameters(loaded_model.model):
             factor = 0.95 if name.endswith(("lora_A", "lora_B")) else 1
             torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
@@ -113,36 +113,43 @@ def poisoned(layer: Any, steps: set[int]) -> None:
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tiny_base: Path) -> None:
     """In every dtype: with it, clipping would make every parameter NaN."""
-    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
-    poisoned(next(layer for _, layer in lora.lora_layers(made.model)), {1, 2, 4})
-    state, said = new_state(made.model, options), []
-    training_loop.run(made, rows(), None, state, options, steps=6, save=Path, on_event=said.append)
+    loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
+    poisoned(next(layer for _, layer in lora.lora_layers(loaded_model.model)), {1, 2, 4})
+    state, said = new_state(loaded_model.model, options), []
+    training_loop.run(loaded_model, rows(), None, state, options, steps=6, save=Path, on_event=said.append)
     assert [line["step"] for line in state.log if line.get("skipped")] == [2, 3, 5]
     noted = [event.text for event in said if isinstance(event, training.NoteEvent)]
     assert noted[0] == "step 2 changed nothing, because its gradient is not finite"
     assert len(noted) == 3
-    assert all(torch.isfinite(parameter).all() for _, parameter in lora.trained_parameters(made.model))
+    assert all(torch.isfinite(parameter).all() for _, parameter in lora.trained_parameters(loaded_model.model))
 
 
 def test_a_gradient_that_stays_infinite_ends_the_training(tiny_base: Path) -> None:
-    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
-    poisoned(next(layer for _, layer in lora.lora_layers(made.model)), {2, 3, 4})
+    loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2, learning_rate=5e-3)
+    poisoned(next(layer for _, layer in lora.lora_layers(loaded_model.model)), {2, 3, 4})
     with pytest.raises(RefusedError, match=r"train: the gradient was not finite in 3 steps in a row, up to step 5") as ended:
         training_loop.run(
-            made, rows(), None, new_state(made.model, options), options, steps=6, save=Path, on_event=lambda _: None
+            loaded_model,
+            rows(),
+            None,
+            new_state(loaded_model.model, options),
+            options,
+            steps=6,
+            save=Path,
+            on_event=lambda _: None,
         )
     assert (ended.value.code, ended.value.hint) == ("diverged", "Lower learning_rate, or set base.dtype to float32")
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_a_loss_that_is_not_finite_ends_the_training_by_name(held: bool, tiny_base: Path) -> None:
-    made, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2)
+    loaded_model, options = loaded(whole(tiny_base)), train_config.OptimConfig(rows=2)
     with torch.no_grad():
-        next(layer for _, layer in lora.lora_layers(made.model)).lora_B.fill_(float("nan"))
+        next(layer for _, layer in lora.lora_layers(loaded_model.model)).lora_B.fill_(float("nan"))
     says = f"train: the {'held-out ' * held}loss is nan at step {1 - held}. Lower learning_rate, or raise warmup"
-    given, state = rows() if held else None, new_state(made.model, options)
+    given, state = rows() if held else None, new_state(loaded_model.model, options)
     with pytest.raises(RefusedError, match=says) as ended:
-        training_loop.run(made, rows(), given, state, options, steps=2, save=Path, on_event=lambda _: None)
+        training_loop.run(loaded_model, rows(), given, state, options, steps=2, save=Path, on_event=lambda _: None)
     assert ended.value.code == "diverged"
 
 
@@ -218,16 +225,16 @@ def test_the_best_is_kept_and_patience_ends(tmp_path: Path, tiny_base: Path) -> 
     assert result.perplexity_after == pytest.approx(np.exp(min(losses)))
     assert result.kept_step == result.steps - 2
     # What is written is the best, not the last.
-    made = load_base(tiny_base, train_config.BaseConfig(str(tiny_base)), train_config.LoRAConfig(r=4, alpha=8), where="")
+    base = load_base(tiny_base, train_config.BaseConfig(str(tiny_base)), train_config.LoRAConfig(r=4, alpha=8), where="")
     from adapterhub_converters.formats import peft as peft_format
 
     written = peft_format.read(tmp_path / "out")
-    for name, layer in lora.lora_layers(made.model):
+    for name, layer in lora.lora_layers(base.model):
         layer.lora_A.data.copy_(torch.from_numpy(written.deltas[name].lora_A))
         layer.lora_B.data.copy_(torch.from_numpy(written.deltas[name].lora_B))
     files = [document_files.read(tmp_path / "heldout.jsonl")]
-    asked = dataset.build(files, made.tokenizer, sequence=48, loss="completion", seed=None).rows
-    assert heldout.evaluate(made, asked, 4) == pytest.approx(min(losses), rel=1e-4)
+    asked = dataset.build(files, base.tokenizer, sequence=48, loss="completion", seed=None).rows
+    assert heldout.evaluate(base, asked, 4) == pytest.approx(min(losses), rel=1e-4)
 
 
 def test_with_checkpointing_the_same_is_learned_byte_for_byte(tmp_path: Path, tiny_base: Path) -> None:
@@ -289,15 +296,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(learn: Run, tmp_path: Path, tiny
 
 
 def test_samples_equal_the_output_of_generate(tiny_base: Path) -> None:
-    made = loaded(whole(tiny_base))
-    (said,) = heldout.answers(made, ["what?"], 6)
+    loaded_model = loaded(whole(tiny_base))
+    (said,) = heldout.answers(loaded_model, ["what?"], 6)
     plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    ids = made.tokenizer.apply_chat_template(
+    ids = loaded_model.tokenizer.apply_chat_template(
         [{"role": "user", "content": "what?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     expected = plain.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    assert said == {"prompt": "what?", "text": made.tokenizer.decode(expected, skip_special_tokens=True)}
-    assert made.model.training
+    assert said == {"prompt": "what?", "text": loaded_model.tokenizer.decode(expected, skip_special_tokens=True)}
+    assert loaded_model.model.training
 
 
 def test_numbers_go_to_tensorboard(tmp_path: Path, tiny_base: Path) -> None:

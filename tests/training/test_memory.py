@@ -100,9 +100,9 @@ def test_the_measured_memory_is_within_15_percent_of_the_prediction(tmp_path: Pa
         "GOMP_SPINCOUNT": "1000",
     }  # fmt: skip
     command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    start, peak = map(int, done.stdout.split())
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    start, peak = map(int, result.stdout.split())
     planned = memory.plan(training.read_config(path), read_base(tmp_path / "base"))
     assert (planned.total - start) / (peak - start) == pytest.approx(1, abs=tolerance), (planned, start, peak)
 
@@ -222,12 +222,12 @@ def test_experts_are_counted_whether_stacked_or_separate(kind: str, tmp_path: Pa
         f'[base]\npath = "base"\n[data]\ntrain = "t.jsonl"\n[lora]\nr = 2\ntargets = {json.dumps(EXPERTS[kind])}\n'
     )
     config, spec = training.read_config(tmp_path / "c.toml"), read_base(tmp_path / "base")
-    wanted = sum(
+    expected = sum(
         2 * (parameter.shape[0] if parameter.ndim == 3 else 1) * sum(parameter.shape[-2:])
         for name, parameter in model.named_parameters()
         if name.removesuffix(".weight").endswith(EXPERTS[kind])
     )
-    assert memory.parameters(config, spec) == (sum(p.numel() for p in model.parameters()), wanted)
+    assert memory.parameters(config, spec) == (sum(p.numel() for p in model.parameters()), expected)
     shape = model_sizes.shape_of(config, spec)
     experts = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
     assert shape.linear - shape.used == experts - experts * model.config.num_experts_per_tok // next(
@@ -263,9 +263,9 @@ def test_a_card_holds_more_logits_at_once_neither_data_nor_masks_and_no_interpre
     sizes = [memory.logits_at_once(128_256, 2, card) for card in (None, 8 << 30, 24 << 30, 80 << 30, 192 << 30)]
     assert sizes == [128, 128, 512, 1024, 1024]
     config, spec = config_of(tmp_path, tiny_base), read_base(tiny_base)
-    here, there = memory.plan(config, spec), memory.plan(config, spec, card=24 << 30)
-    assert (there.base, there.adapter, there.optimizer, there.data) == (here.base, here.adapter, here.optimizer, 0)
-    assert there.logits == 8 * here.logits
+    plan, there = memory.plan(config, spec), memory.plan(config, spec, card=24 << 30)
+    assert (there.base, there.adapter, there.optimizer, there.data) == (plan.base, plan.adapter, plan.optimizer, 0)
+    assert there.logits == 8 * plan.logits
     long, twice = (
         memory.plan(dataclasses.replace(config, data=dataclasses.replace(config.data, sequence=tokens)), spec, card=80 << 30)
         for tokens in (32_768, 65_536)

@@ -57,10 +57,10 @@ def config(base: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def by_transformers(base: Path, learn: Run) -> dict[str, int]:
     """How often transformers alone opens each file of a base."""
-    done = learn(TRANSFORMERS, base)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
+    result = learn(TRANSFORMERS, base)
+    assert result.returncode == 0, result.stderr[-2000:]
+    document: dict[str, int] = json.loads(result.stdout)
+    return document
 
 
 @pytest.mark.parametrize("keys", ["", "cache = false"])

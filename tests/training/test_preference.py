@@ -62,13 +62,13 @@ def test_packed_pairs_learn_what_padded_ones_do(method: Any, tiny_base: Path) ->
     runs = []
     for packed in (True, False):
         settings = whole(tiny_base)
-        made = loaded(settings)
-        rows = packed_rows(examples(PAIRS, made.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
+        loaded_model = loaded(settings)
+        rows = packed_rows(examples(PAIRS, loaded_model.tokenizer), 2 * LONGEST, pack_rows=packed, pairs=True)
         assert preference.pair_count(rows) == len(PAIRS)
         assert (len(rows) < len(PAIRS)) == packed
         options = replace(settings.train, rows=len(rows), micro_rows=None if packed else 2)
-        state = new_state(made.model, options)
-        runs.append([training_loop.advance(made, rows, state, options, 6, preference=chosen)["loss"] for _ in range(6)])
+        state = new_state(loaded_model.model, options)
+        runs.append([training_loop.advance(loaded_model, rows, state, options, 6, preference=chosen)["loss"] for _ in range(6)])
     assert runs[0] == pytest.approx(runs[1], rel=1e-4)
     assert runs[0][-1] < runs[0][0]
 
@@ -88,17 +88,17 @@ def test_the_losses_are_those_of_the_papers() -> None:
 
 def test_the_reference_is_the_base_whatever_was_learned(tiny_base: Path) -> None:
     settings = whole(tiny_base, dropout=0.5)
-    made = loaded(settings)
-    rows = packed_rows(examples(PAIRS, made.tokenizer), LONGEST, pairs=True)
-    with lora.without_delta(made.model):
-        before = logprobs(made, rows)
-    state = new_state(made.model, settings.train)
+    loaded_model = loaded(settings)
+    rows = packed_rows(examples(PAIRS, loaded_model.tokenizer), LONGEST, pairs=True)
+    with lora.without_delta(loaded_model.model):
+        before = logprobs(loaded_model, rows)
+    state = new_state(loaded_model.model, settings.train)
     for _ in range(3):
-        training_loop.advance(made, rows, state, settings.train, 3, preference=DPO)
-    with lora.without_delta(made.model):
-        assert torch.equal(logprobs(made, rows), before)
-    assert not torch.equal(logprobs(made, rows), before)
-    assert made.model.training
+        training_loop.advance(loaded_model, rows, state, settings.train, 3, preference=DPO)
+    with lora.without_delta(loaded_model.model):
+        assert torch.equal(logprobs(loaded_model, rows), before)
+    assert not torch.equal(logprobs(loaded_model, rows), before)
+    assert loaded_model.model.training
 
 
 # ---- data

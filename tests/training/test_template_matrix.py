@@ -166,10 +166,10 @@ def test_what_is_learned_is_the_answers_or_the_conversation_is_refused(name: str
                 mark = MARKS.match(ending)
                 assert name in NO_END or (mark and learned[len(text) - len(ending)]), (what, number)
             rest &= ~own
-        found = "".join(character for character, flag in zip(text, rest, strict=True) if flag)
+        joined = "".join(character for character, flag in zip(text, rest, strict=True) if flag)
         if what in CALLED:
-            assert example.unwritten or all(call["function"]["arguments"]["place"] in found for call in turns[1]["tool_calls"])
+            assert example.unwritten or all(call["function"]["arguments"]["place"] in joined for call in turns[1]["tool_calls"])
         elif "thought" not in what:
-            assert not MARKS.sub("", found), (what, found)
+            assert not MARKS.sub("", joined), (what, joined)
         elif what == "a thought":
-            assert not MARKS.sub("", found.replace("Hm, well.", "").replace("Whoever.", "").replace(HEADS, "")), (what, found)
+            assert not MARKS.sub("", joined.replace("Hm, well.", "").replace("Whoever.", "").replace(HEADS, "")), (what, joined)

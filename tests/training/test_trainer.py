@@ -106,16 +106,16 @@ def test_twice_gives_the_same_bytes(trained, tmp_path: Path) -> None:  # type: i
 
 def test_the_manifest_names_base_data_and_outcome(trained) -> None:  # type: ignore[no-untyped-def]
     out, path, _, result = trained
-    known = AdapterManifest.read(out)
-    assert known is not None
-    assert (known.base.repo, known.base.quantization) == ("someone/tiny", "nf4")
-    assert (known.r, known.alpha, known.license) == (4, 8, "mit")
-    training = known.training
+    manifest = AdapterManifest.read(out)
+    assert manifest is not None
+    assert (manifest.base.repo, manifest.base.quantization) == ("someone/tiny", "nf4")
+    assert (manifest.r, manifest.alpha, manifest.license) == (4, 8, "mit")
+    training = manifest.training
     assert training is not None
     assert [item.documents for item in training.data or ()] == [20, 4]
     assert (training.metrics or {})["heldout_perplexity"] == result.perplexity_after
     assert (
-        str(path.parent) not in known.dump().decode()
+        str(path.parent) not in manifest.dump().decode()
     )  # where it was trained is nobody's business, and would change its bytes
     card = (out / "README.md").read_text()
     assert 'base_model: "someone/tiny"\nlibrary_name: "peft"' in card
@@ -146,11 +146,11 @@ def keep(gradients: dict[str, object], name: str, parameter: object) -> None:
 def prepared(settings_: train.TrainConfig, dtype: str = "float32"):  # type: ignore[no-untyped-def]
     """The base in `dtype` and the training rows, as the trainer makes them."""
     settings_ = train_config.dataclasses.replace(settings_, base=train_config.dataclasses.replace(settings_.base, dtype=dtype))
-    made = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
-    lora.reset(made.model, 0)
+    base = load_base(settings_.resolve(settings_.base.path), settings_.base, settings_.lora, where="c.toml")
+    lora.reset(base.model, 0)
     files = [document_files.read(settings_.resolve("train.jsonl"))]
-    rows = dataset.build(files, made.tokenizer, sequence=48, loss="all", seed=0).rows
-    return made, rows
+    rows = dataset.build(files, base.tokenizer, sequence=48, loss="all", seed=0).rows
+    return base, rows
 
 
 @pytest.mark.peer
@@ -207,34 +207,34 @@ def test_peft_loads_the_folder_and_computes_the_same(trained, tiny_base: Path) -
     settings_ = train_config.dataclasses.replace(
         train.read_config(path), base=train_config.BaseConfig(path=str(tiny_base), quantize="none", dtype="float32")
     )
-    made = load_base(tiny_base, settings_.base, settings_.lora, where="")
+    base = load_base(tiny_base, settings_.base, settings_.lora, where="")
     adapter = peft_format.read(out)
-    for name, layer in lora.lora_layers(made.model):
+    for name, layer in lora.lora_layers(base.model):
         layer.lora_A.data.copy_(torch.from_numpy(adapter.deltas[name].lora_A))
         layer.lora_B.data.copy_(torch.from_numpy(adapter.deltas[name].lora_B))
     with torch.no_grad():
         logits = theirs(ids).logits
-        torch.testing.assert_close(made.model(ids).logits, logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(base.model(ids).logits, logits, rtol=1e-4, atol=1e-4)
         assert (logits - theirs.get_base_model()(ids).logits).abs().max() == 0  # peft computes in place
         with theirs.disable_adapter():
             assert (theirs(ids).logits - logits).abs().max() > 0.1
 
 
 def test_documents_in_one_row_do_not_see_each_other(tiny_base: Path) -> None:
-    made = load_base(
+    base = load_base(
         tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), where=""
     )
     alone, other = torch.arange(40, 52), torch.arange(100, 110)
     positions = torch.cat([torch.arange(10), torch.arange(12)])[None]
     with torch.no_grad():
-        expected = made.model(alone[None], use_cache=False).logits[0]
-        packed = made.model(torch.cat([other, alone])[None], position_ids=positions, use_cache=False).logits[0, 10:]
+        expected = base.model(alone[None], use_cache=False).logits[0]
+        packed = base.model(torch.cat([other, alone])[None], position_ids=positions, use_cache=False).logits[0, 10:]
     torch.testing.assert_close(packed, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("length", [64, 520])  # rows short enough for our own attention, and longer ones
 def test_changing_one_sample_changes_no_others_loss(length: int, tiny_base: Path) -> None:
-    made = load_base(
+    base = load_base(
         tiny_base, train_config.BaseConfig("", quantize="none", dtype="float32"), train_config.LoRAConfig(r=2), where=""
     )
     numbers = np.random.default_rng(0)
@@ -249,7 +249,7 @@ def test_changing_one_sample_changes_no_others_loss(length: int, tiny_base: Path
         for start, end in itertools.pairwise(starts):
             labels = np.full_like(rows.labels, IGNORED)
             labels[:, start:end] = rows.labels[:, start:end]
-            found.append(-logprobs(made, Rows(rows.ids, labels, rows.positions)).sum().item())
+            found.append(-logprobs(base, Rows(rows.ids, labels, rows.positions)).sum().item())
         return found
 
     before, after = losses(texts), losses(others)
@@ -363,10 +363,10 @@ except Exception as error:
 
 def test_a_stopped_run_resumes_to_the_same_bytes(trained, learn: Run, tmp_path: Path, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     out, path, _, _ = trained
-    rest = learn(RUN, path, tmp_path / "out", 2, int(signal.SIGTERM)).stdout
-    assert "StoppedError" in rest
-    assert "The same training resumes from it" in rest
-    assert rest.split()[-1] == "training-stopped"
+    stdout = learn(RUN, path, tmp_path / "out", 2, int(signal.SIGTERM)).stdout
+    assert "StoppedError" in stdout
+    assert "The same training resumes from it" in stdout
+    assert stdout.split()[-1] == "training-stopped"
     checkpoint = tmp_path / "out.checkpoint.safetensors"
     assert checkpoint.exists()
     assert not (tmp_path / "out").exists()
@@ -423,19 +423,19 @@ def test_the_report_counts_what_was_computed(trained) -> None:  # type: ignore[n
     assert report.tokens_per_second == pytest.approx(read / report.seconds)
     assert result.tokens < read <= 6 * 4 * 48  # every row has a token that predicts nothing; the last row is not full
     assert report.utilization == pytest.approx(report.flops / report.seconds / report.matmul)
-    known = AdapterManifest.read(out)
-    assert known is not None
-    assert known.training is not None
-    metrics = known.training.metrics or {}
+    manifest = AdapterManifest.read(out)
+    assert manifest is not None
+    assert manifest.training is not None
+    metrics = manifest.training.metrics or {}
     assert (metrics["flops"], metrics["trained_share"]) == (report.flops, report.share)
     assert all(isinstance(event, train.Event) for event in events)
 
 
 def test_the_manifest_has_the_weights_that_were_trained_on_and_the_curve(trained, tiny_base: Path) -> None:  # type: ignore[no-untyped-def]
     out, _, events, _ = trained
-    known = AdapterManifest.read(out)
-    assert known is not None
-    training = known.to_dict()["training"]
+    manifest = AdapterManifest.read(out)
+    assert manifest is not None
+    training = manifest.to_dict()["training"]
     raw = (tiny_base / "model.safetensors").read_bytes()
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     assert training["weights"] == [{"path": "model.safetensors", "digest": digest, "size": len(raw)}]

@@ -75,9 +75,9 @@ def test_what_fits_is_attested_with_the_verdict_of_each_runtime_and_computed_aga
     found = predicate(run, "team/sql", "--recompute", "--base", "base")
     assert found["base"]["fingerprint"] == bases.read_hf(place / "base").fingerprint
     assert found["verdicts"]["vllm"]["verdict"] == "applied"
-    done = run("verify", "team/sql", "--attestations", *PUBLIC, "--recompute", code=1)
-    assert "cannot be computed again without the base" in done.stdout
-    assert "Pass it as --base" in done.stdout
+    result = run("verify", "team/sql", "--attestations", *PUBLIC, "--recompute", code=1)
+    assert "cannot be computed again without the base" in result.stdout
+    assert "Pass it as --base" in result.stdout
 
 
 def test_what_does_not_fit_is_not_attested(place: Path, run: Run, here: Workspace) -> None:
@@ -105,7 +105,7 @@ def test_a_merge_is_attested_if_a_rebuild_gives_its_bytes_and_its_parents_are_si
         ah.attest("team/both", "ci.key", merge=True, workspace=here)
     (made,) = ah.attest("team/both", "ci.key", merge=True, parents="team.pub", workspace=here)
     assert made.predicate["recipe"]["method"] == "linear"
-    assert [one["signer"] for one in made.predicate["parents"]] == [one.signer.id for one in signed]
+    assert [parent["signer"] for parent in made.predicate["parents"]] == [parent.signer.id for parent in signed]
     assert predicate(run, "team/both", "--recompute", "--parent-key", "team.pub") == json.loads(json.dumps(made.predicate))
     run("verify", "team/both", "--attestations", *PUBLIC, "--recompute", "--parent-key", "other.pub", code=1)
     with pytest.raises(RefusedError, match="no recipe to make it from"):
@@ -125,8 +125,8 @@ def test_a_training_is_attested_as_slsa_provenance(place: Path, run: Run, here: 
     assert details["metadata"] == {"finishedOn": "2026-01-31T12:00:00Z"}
     run("verify", "team/sql", "--attestations", *PUBLIC, "--recompute")  # from adapter.json alone
     (place / "train.jsonl").write_text('{"text": "b"}\n')
-    done = run("verify", "team/sql", "--attestations", *PUBLIC, *inputs, code=1)
-    assert "train.jsonl is not among its data" in done.stdout
+    result = run("verify", "team/sql", "--attestations", *PUBLIC, *inputs, code=1)
+    assert "train.jsonl is not among its data" in result.stdout
     with pytest.raises(RefusedError, match="has no record of a training"):
         ah.attest("team/both", "ci.key", training=True, workspace=here)
 
@@ -139,8 +139,8 @@ def test_attestations_travel_with_the_version(place: Path, run: Run) -> None:
     assert (place / "attached" / "attestation.sigstore.json").exists()  # and no model.sig
     run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)
     run("copy", "layout://x:team/sql:v1", "prod/sql", "--signatures")
-    done = run("verify", "prod/sql", "--attestations", *PUBLIC, "--json")
-    assert {one["kind"] for one in json.loads(done.stdout)["attestations"]} == {"fits", "training"}
+    result = run("verify", "prod/sql", "--attestations", *PUBLIC, "--json")
+    assert {one["kind"] for one in json.loads(result.stdout)["attestations"]} == {"fits", "training"}
     assert "is not signed" in run("verify", "prod/sql", "--key", "ci.pub", code=1).stdout  # it attests, and signs no files
 
 
@@ -184,9 +184,9 @@ def test_a_policy_requires_attestations_on_every_way(place: Path, run: Run) -> N
         ("push", "./sql", "team/new"),
     )
     for words in ways:
-        done = run(*words, code=6)
-        assert "adapterhub.toml: attestations.*.fits: has no attestation 'fits'" in done.stderr, (words, done.stderr)
-        assert "Have it attested by a signer who is accepted" in done.stderr
+        result = run(*words, code=6)
+        assert "adapterhub.toml: attestations.*.fits: has no attestation 'fits'" in result.stderr, (words, result.stderr)
+        assert "Have it attested by a signer who is accepted" in result.stderr
         assert not (place / "out").exists()
     run("attest", "team/sql", "--fits", "base", *KEY)
     run("attest", "layout://x:team/sql:v1", "--fits", "base", *KEY)

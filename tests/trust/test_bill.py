@@ -108,10 +108,10 @@ def test_the_page_escapes_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_the_command_writes_a_file_whole_and_tells_what_is_missing(run: Run, make: Make, tmp_path: Path) -> None:
     folder = make("sql")
-    said = run("bom", folder, "--base-license", "mit", "-o", "sql.cdx.json").stdout
-    assert said == "sql.cdx.json: MIT; without a license: adapter sql\n"
+    stdout = run("bom", folder, "--base-license", "mit", "-o", "sql.cdx.json").stdout
+    assert stdout == "sql.cdx.json: MIT; without a license: adapter sql\n"
     assert json.loads((tmp_path / "sql.cdx.json").read_text())["specVersion"] == "1.7"
     assert "already exists" in run("bom", folder, "-o", "sql.cdx.json", code=2).stderr
-    found = json.loads(run("bom", folder, "--html", "-o", "sql.html", "--json").stdout)
-    assert found == {"output": "sql.html", "license": None, "missing": ["adapter sql", "base org/base"]}
+    document = json.loads(run("bom", folder, "--html", "-o", "sql.html", "--json").stdout)
+    assert document == {"output": "sql.html", "license": None, "missing": ["adapter sql", "base org/base"]}
     assert (tmp_path / "sql.html").read_text().startswith("<!DOCTYPE html>")

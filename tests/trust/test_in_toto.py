@@ -82,5 +82,5 @@ def test_in_toto_reads_what_is_attested_here_by_a_key_of_any_kind(tmp_path: Path
                 path.write_bytes(bundle)
                 words += [path, public.source]
             expected += [f"{type_} team/sql {'a' * 64}", "VerificationError"]
-    done = subprocess.run([str(word) for word in (python, "-c", _CODE, *words)], check=False, capture_output=True, text=True)
-    assert done.stdout.splitlines() == expected, done.stderr
+    result = subprocess.run([str(word) for word in (python, "-c", _CODE, *words)], check=False, capture_output=True, text=True)
+    assert result.stdout.splitlines() == expected, result.stderr

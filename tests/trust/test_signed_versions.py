@@ -75,9 +75,9 @@ def test_a_policy_requires_signatures_of_what_is_pushed(
     for target in ("team/sql", "layout://x:team/sql:v1"):
         if target.startswith("layout"):  # which the policy knows by its whole address
             (tmp_path / "adapterhub.toml").write_text('[policy.signers]\n"*" = ["keys"]\n')
-        done = run("push", folder, target, code=6)
-        assert "against the policy of" in done.stderr
-        assert "is not signed" in done.stderr
+        result = run("push", folder, target, code=6)
+        assert "against the policy of" in result.stderr
+        assert "is not signed" in result.stderr
     assert json.loads(run("list", "--json").stdout)["adapters"] == []
     run("sign", folder, "--key", team[0])
     run("push", folder, "team/sql")
@@ -145,8 +145,8 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
         run("push", make("a", seed), name)
     run("sign", "team/sql", "--key", team[0])
     pull = ("pull", "team/sql", "-o", "out", "--require-signature")
-    done = run(*pull, "--key", team[1], "--remember")
-    assert "what comes from there must be signed by the p256 key" in done.stderr
+    result = run(*pull, "--key", team[1], "--remember")
+    assert "what comes from there must be signed by the p256 key" in result.stderr
     assert "must be signed" not in run(*pull, "--key", team[1], "--remember").stderr
     run(*pull)  # by the key that is known
     run("pull", "free/sql", "-o", "free")
@@ -159,8 +159,8 @@ def test_a_key_that_is_remembered_is_required_of_the_whole_namespace(
         assert "is not signed; team is known to be signed by the p256 key" in refused
         assert refused.endswith("[known-signer]\n")
     run("sign", "team/more", "--key", other)
-    done = run("pull", "team/more", "-o", "more", "--require-signature", "--key", other.with_suffix(".pub"), code=6)
-    assert "remove the line from" in done.stderr
+    result = run("pull", "team/more", "-o", "more", "--require-signature", "--key", other.with_suffix(".pub"), code=6)
+    assert "remove the line from" in result.stderr
     assert not (tmp_path / "more").exists()
     run("sign", "team/more", "--key", team[0])
     run("pull", "team/more", "-o", "more")
@@ -241,8 +241,8 @@ def test_without_keys_a_required_signature_is_a_usage_error(run: Run, make: Make
 
 def test_a_folder_without_files_has_nothing_to_sign(run: Run, team: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "empty" / ".git").mkdir(parents=True)
-    done = run("sign", "./empty", "--key", team[0], code=3)
-    assert done.stderr == "error: empty: has no files to sign. Name a folder with an adapter  [not-found]\n"
+    result = run("sign", "./empty", "--key", team[0], code=3)
+    assert result.stderr == "error: empty: has no files to sign. Name a folder with an adapter  [not-found]\n"
 
 
 def test_gc_removes_the_signatures_of_versions_that_are_gone(

@@ -78,11 +78,11 @@ def test_a_head_has_all_headers_and_the_size_of_the_file_though_a_range_is_asked
     for more in ({}, {"Range": "bytes=10-19"}):
         answer = read("HEAD", f"/team/sql/resolve/main/{WEIGHTS}", **more)
         assert answer.status == 200
-        wanted = {
+        expected = {
             "x-repo-commit": sha, "etag": f'"{digest}"', "content-length": str(len(data)), "accept-ranges": "bytes",
             "x-linked-etag": f'"{digest}"', "x-linked-size": str(len(data)),
         }  # fmt: skip
-        assert wanted.items() <= {key.lower(): value for key, value in answer.headers.items()}.items()
+        assert expected.items() <= {key.lower(): value for key, value in answer.headers.items()}.items()
     part = read("GET", f"/team/sql/resolve/main/{WEIGHTS}", Range="bytes=10-19")
     assert (part.status, part.data, part.headers["content-range"]) == (206, data[10:20], f"bytes 10-19/{len(data)}")
     assert read("GET", f"/team/sql/resolve/main/{WEIGHTS}", Range=f"bytes={len(data)}-").status == 416
@@ -135,20 +135,20 @@ def test_every_spelling_of_a_name_and_of_its_newest_revision_is_the_same_commit(
         "team/sql/revision/refs%2Fheads%2Fmain",
         "team/sql/revision/v1",
     ):
-        found = read("GET", f"/api/models/{path}").json()
-        assert (found["id"], found["sha"]) == ("team/sql", sha)
+        document = read("GET", f"/api/models/{path}").json()
+        assert (document["id"], document["sha"]) == ("team/sql", sha)
 
 
 def test_a_model_has_what_clients_read(read: Ask, sha: str) -> None:
-    found = read("GET", "/api/models/team/sql?blobs=true&expand=unknown&securityStatus=true").json()
-    assert {one["rfilename"] for one in found["siblings"]} == {"README.md", "adapter.json", "adapter_config.json", WEIGHTS}
-    assert all(one["size"] and len(one["blobId"]) == 40 for one in found["siblings"])
-    assert found["library_name"] == "peft"
-    assert found["pipeline_tag"] == "text-generation"
-    assert found["cardData"]["base_model"] == "org/base"
-    assert found["baseModels"] == {"relation": "adapter", "models": [{"_id": "org/base", "id": "org/base"}]}
-    assert {"peft", "sql", "en", "license:mit", "base_model:adapter:org/base"} <= set(found["tags"])
-    assert found["safetensors"] == {"parameters": {"F32": 128}, "total": 128}
+    document = read("GET", "/api/models/team/sql?blobs=true&expand=unknown&securityStatus=true").json()
+    assert {one["rfilename"] for one in document["siblings"]} == {"README.md", "adapter.json", "adapter_config.json", WEIGHTS}
+    assert all(one["size"] and len(one["blobId"]) == 40 for one in document["siblings"])
+    assert document["library_name"] == "peft"
+    assert document["pipeline_tag"] == "text-generation"
+    assert document["cardData"]["base_model"] == "org/base"
+    assert document["baseModels"] == {"relation": "adapter", "models": [{"_id": "org/base", "id": "org/base"}]}
+    assert {"peft", "sql", "en", "license:mit", "base_model:adapter:org/base"} <= set(document["tags"])
+    assert document["safetensors"] == {"parameters": {"F32": 128}, "total": 128}
 
 
 @pytest.mark.parametrize(

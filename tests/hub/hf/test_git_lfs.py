@@ -27,10 +27,10 @@ def test_git_lfs_pushes_a_file_that_becomes_a_version_and_pulls_it(
     places = {"GIT_CONFIG_GLOBAL": str(tmp_path / "config"), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
 
     def git(at: Path, *words: str) -> None:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", at, *words], check=False, capture_output=True, text=True, env={**os.environ, **places}
         )
-        assert done.returncode == 0, done.stderr
+        assert result.returncode == 0, result.stderr
 
     def address(password: str) -> str:
         return f"{hub.url.replace('://', f'://alice:{password}@' if password else '://')}/team/sql.git/info/lfs"

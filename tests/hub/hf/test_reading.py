@@ -103,8 +103,8 @@ def test_the_command_line_of_the_hub_downloads_and_resumes(hub: Running, pushed:
 
 
 def test_a_bad_token_is_told_from_a_missing_repository(hub: Running, pushed: list[str], tmp_path: Path) -> None:
-    said = run_hf(hub, tmp_path, "download", "team/sql", code=1, HF_TOKEN="hf_wrong")
-    assert "Invalid credentials in Authorization header" in said
+    answer = run_hf(hub, tmp_path, "download", "team/sql", code=1, HF_TOKEN="hf_wrong")
+    assert "Invalid credentials in Authorization header" in answer
 
 
 @pytest.mark.parametrize("name", ["%00/x", "a" * 5000 + "/b", "a/" + "b" * 300, "%2e%2e/x", "con/nul"])

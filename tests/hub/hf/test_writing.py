@@ -31,9 +31,9 @@ def repo(hf: Any) -> str:
 def test_an_uploaded_folder_is_the_version_that_a_push_of_it_would_be(
     hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]
 ) -> None:
-    made = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    commit = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
     digest = oci_manifest.build(adapter(1)).digest
-    assert made.oid == commit_id(digest)
+    assert commit.oid == commit_id(digest)
     with hub.registry() as registry:
         version = registry.resolve(Ref(repo))
         assert (version.digest, version.number) == (digest, 1)
@@ -176,8 +176,8 @@ def test_a_squashed_branch_has_one_commit_and_the_versions_stay(
     hf.super_squash_history(repo, commit_message="All")
     newest = hf.list_repo_commits(repo)[0]
     assert (newest.commit_id, newest.title) == (versions[1].oid, "All")
-    for number, made in enumerate(versions, 1):
-        assert hf.model_info(repo, revision=f"v{number}").sha == made.oid
+    for number, version in enumerate(versions, 1):
+        assert hf.model_info(repo, revision=f"v{number}").sha == version.oid
 
 
 def test_what_cannot_be_squashed_is_refused(hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
@@ -204,8 +204,8 @@ def test_a_name_with_too_many_commits_goes_on_after_a_squash(hub: Running, hf: A
         assert state
         (digest,) = state.commits.values()
         most = (MAX_DOCUMENT - len(state.dump())) // len(f'"{"0" * 40}":"{digest}",')
-        more = {f"{number:040x}": digest for number in range(most)}
-        repositories.change(repo, lambda state: replace(state, commits={**more, **state.commits}))
+        digests = {f"{number:040x}": digest for number in range(most)}
+        repositories.change(repo, lambda state: replace(state, commits={**digests, **state.commits}))
     with pytest.raises(errors.BadRequestError, match="Squash its commits"):
         hf.upload_file(path_or_fileobj=b"[8]", path_in_repo="n.json", repo_id=repo)
     hf.super_squash_history(repo)
@@ -214,10 +214,10 @@ def test_a_name_with_too_many_commits_goes_on_after_a_squash(hub: Running, hf: A
 
 
 def test_a_moved_repository_is_found_under_its_old_name(hf: Any, repo: str, adapter: Callable[..., Path]) -> None:
-    made = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
+    commit = hf.upload_folder(folder_path=adapter(1), repo_id=repo)
     hf.move_repo(repo, "team/text2sql")
     assert hf.model_info(repo).id == "team/text2sql"
-    assert hf.model_info("team/text2sql").sha == made.oid
+    assert hf.model_info("team/text2sql").sha == commit.oid
 
 
 def test_a_token_may_write_only_where_it_may(hub: Running, hf: Any, repo: str, adapter: Callable[..., Path]) -> None:

@@ -121,7 +121,7 @@ def peer(hub: Running, tmp_path: Path) -> Peer:
 
     def call(program: str, *words: object, code: int = 0, cwd: Path | None = None, **env: str) -> str:
         path = need_program(program)
-        done = subprocess.run(
+        result = subprocess.run(
             [path, *map(str, words)],
             check=False,
             capture_output=True,
@@ -130,8 +130,8 @@ def peer(hub: Running, tmp_path: Path) -> Peer:
             cwd=cwd or tmp_path,
             env={**os.environ, **settings, **env},
         )
-        assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
-        return done.stdout + done.stderr
+        assert (result.returncode == 0) == (code == 0), result.stdout + result.stderr
+        return result.stdout + result.stderr
 
     return call
 

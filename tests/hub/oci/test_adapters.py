@@ -40,14 +40,14 @@ def sent(registry: Registry, folder: Path) -> dict[str, Any]:
 
 def whole(registry: Registry, folder: Path) -> oci_manifest.Manifest:
     """The manifest that a push would make, its blobs sent."""
-    made = oci_manifest.build(folder)
+    manifest = oci_manifest.build(folder)
     from adapterhub.manifest import derive
 
-    data = {layer.path: (folder / layer.path).read_bytes() for layer in made.layers if layer.path != "adapter.json"}
+    data = {layer.path: (folder / layer.path).read_bytes() for layer in manifest.layers if layer.path != "adapter.json"}
     _, data["adapter.json"] = derive.finalize(folder, {path: (digest_of(raw), len(raw)) for path, raw in data.items()})
-    for raw in (*data.values(), made.config_bytes):
+    for raw in (*data.values(), manifest.config_bytes):
         registry.put_blob(raw)
-    return made
+    return manifest
 
 
 def test_a_pushed_adapter_is_the_version_that_a_push_of_it_would_be(

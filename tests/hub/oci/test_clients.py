@@ -66,9 +66,9 @@ def test_what_hf_uploads_is_pulled_by_oras_under_its_digest(
     hub: Running, host: str, peer: Peer, hf: Any, adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     hf.create_repo("team/sql")
-    made = hf.upload_folder(folder_path=adapter(1), repo_id="team/sql")
+    commit = hf.upload_folder(folder_path=adapter(1), repo_id="team/sql")
     digest = oci_manifest.build(adapter(1)).digest
-    assert made.oid == commit_id(digest)
+    assert commit.oid == commit_id(digest)
     for reference in (f"@{digest}", ":latest", ":v1"):
         out = tmp_path / reference.replace(":", "-")
         peer("oras", "pull", "--plain-http", f"{host}/team/sql{reference}", "-o", out)

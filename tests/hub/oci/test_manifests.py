@@ -153,15 +153,17 @@ def test_referrers_are_listed_at_once_with_their_types_and_annotations(registry:
     assert (new.status, new.json["manifests"]) == (200, [])
     found = registry.ask("GET", f"referrers/{subject}")
     assert found.json["schemaVersion"] == 2
-    assert {one["digest"]: (one["artifactType"], one.get("annotations")) for one in found.json["manifests"]} == {
+    assert {
+        manifest["digest"]: (manifest["artifactType"], manifest.get("annotations")) for manifest in found.json["manifests"]
+    } == {
         typed: ("application/vnd.a", {"key": "value"}),
         by_config: ("application/vnd.oci.empty.v1+json", None),
     }
     for kind, digests in (("application/vnd.a", [typed]), ("application/vnd.oci.empty.v1%2Bjson", [by_config]), ("a/b", [])):
         some = registry.ask("GET", f"referrers/{subject}?artifactType={kind}")
         assert some.headers["oci-filters-applied"] == "artifactType"
-        assert [one["digest"] for one in some.json["manifests"]] == digests
-    assert [one["digest"] for one in registry.ask("GET", f"referrers/{later['digest']}").json["manifests"]] == [early]
+        assert [manifest["digest"] for manifest in some.json["manifests"]] == digests
+    assert [manifest["digest"] for manifest in registry.ask("GET", f"referrers/{later['digest']}").json["manifests"]] == [early]
     assert registry.ask("DELETE", f"manifests/{typed}").status == 202
     assert len(registry.ask("GET", f"referrers/{subject}").json["manifests"]) == 1
 

@@ -86,7 +86,7 @@ def test_a_removed_account_is_refused_and_comes_back_without_what_it_had(tmp_pat
         assert gone.value.code == "no-such-account"
         accounts.add(database, "ada")
         assert access_tokens.identify(database, token) is None
-        assert [(one.name, one.roles) for one in accounts.list_accounts(database)] == [("ada", {})]
+        assert [(account.name, account.roles) for account in accounts.list_accounts(database)] == [("ada", {})]
         with pytest.raises(ConflictError):
             accounts.add(database, "ada")
 
@@ -158,9 +158,9 @@ def test_the_commands_about_accounts_tell_what_to_do_next(run: Run, tmp_path: Pa
     """A secret is alone on stdout, for `$(…)`; no hint is about the other hub that a command without --registry takes."""
     empty = run("hub", "user", "list", "--registry", tmp_path / "elsewhere").stderr
     assert f"no accounts yet in the hub of {tmp_path / 'elsewhere'}; add one with `adapterhub hub user add NAME`" in empty
-    made = run("hub", "user", "add", "ada", "--registry", tmp_path / "hub")
-    assert (made.stdout[:3], made.stdout.count("\n")) == ("hf_", 1)
-    assert made.stderr == "save it now, it is not shown again: anyone who has it can act as the account\n"
+    result = run("hub", "user", "add", "ada", "--registry", tmp_path / "hub")
+    assert (result.stdout[:3], result.stdout.count("\n")) == ("hf_", 1)
+    assert result.stderr == "save it now, it is not shown again: anyone who has it can act as the account\n"
     missing = run("hub", "member", "set", "team", "bo", "--role", "read", "--registry", tmp_path / "hub", code=3).stderr
     assert missing.startswith("error: bo: no account with this name. `adapterhub hub user list` shows the accounts")
     twice = run("hub", "user", "add", "ada", "--registry", tmp_path / "hub", code=7).stderr

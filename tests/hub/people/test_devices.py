@@ -40,8 +40,8 @@ def post(hub: Running, path: str, **fields: str) -> Any:
 
 
 def begun(hub: Running) -> dict[str, Any]:
-    found: dict[str, Any] = post(hub, "/oauth/device", client_id="x").json()
-    return found
+    document: dict[str, Any] = post(hub, "/oauth/device", client_id="x").json()
+    return document
 
 
 def collected(hub: Running, login: dict[str, Any]) -> Any:
@@ -84,8 +84,8 @@ def test_a_person_approves_on_the_page_with_their_token(hub: Running) -> None:
     assert collected(hub, login) == {"error": "authorization_pending"}
     wrong = post(hub, "/device", code=login["user_code"], token="hf_no")
     assert (wrong.status, b"not a token of this hub" in wrong.data) == (403, True)
-    done = post(hub, "/device", code=login["user_code"].lower(), token=hub.token, answer="approve")
-    assert b"was approved for alice" in done.data
+    response = post(hub, "/device", code=login["user_code"].lower(), token=hub.token, answer="approve")
+    assert b"was approved for alice" in response.data
     token = collected(hub, login)["access_token"]
     with database(hub) as found:
         who = access_tokens.identify(found, token)
@@ -151,8 +151,8 @@ def test_logins_that_wait_are_bounded(hub: Running, monkeypatch: pytest.MonkeyPa
 
 
 def test_codes_cannot_be_tried_one_after_the_other(hub: Running) -> None:
-    seen = [post(hub, "/device", code="BBBB-BBBB", token=hub.token).status for _ in range(30)]
-    assert set(seen) == {404, 429}
+    status = [post(hub, "/device", code="BBBB-BBBB", token=hub.token).status for _ in range(30)]
+    assert set(status) == {404, 429}
 
 
 def test_a_token_is_renewed_once_and_a_second_use_ends_the_login(hub: Running) -> None:
@@ -252,10 +252,10 @@ def test_a_token_is_taken_from_stdin_and_checked(hub: Running, tmp_path: Path, m
 
 
 def test_a_hub_without_logins_by_a_code_is_called_one() -> None:
-    with Proxy() as other:
-        other.before = lambda found: setattr(found, "status", 404)
+    with Proxy() as proxy:
+        proxy.before = lambda found: setattr(found, "status", 404)
         with pytest.raises(RemoteError) as error:
-            HubLogin(f"http://{other.address}").begin()
+            HubLogin(f"http://{proxy.address}").begin()
     assert error.value.code == "no-device-login"
 
 

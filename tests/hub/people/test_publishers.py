@@ -62,9 +62,9 @@ def test_a_job_of_a_trusted_publisher_pushes_by_hf_s_own_exchange(
 
 
 def test_the_token_is_for_an_hour_and_one_repository(trusting: Running, issuer: Issuer) -> None:
-    found = exchange(trusting, job(issuer, trusting.url)).json()
-    assert (found["token_type"], found["expires_in"]) == ("bearer", 3600)
-    headers = {"authorization": f"Bearer {found['access_token']}"}
+    document = exchange(trusting, job(issuer, trusting.url)).json()
+    assert (document["token_type"], document["expires_in"]) == ("bearer", 3600)
+    headers = {"authorization": f"Bearer {document['access_token']}"}
 
     def create(name: str) -> int:
         asked = {"organization": "team", "name": name}
@@ -111,8 +111,8 @@ def test_what_is_not_a_good_token_of_the_publisher_is_refused(
 
 def test_claims_that_were_changed_are_refused(trusting: Running, issuer: Issuer) -> None:
     header, claims, signature = job(issuer, trusting.url, repository="org/other").split(".")
-    said = json.loads(base64.urlsafe_b64decode(claims + "=="))
-    forged = coded(json.dumps({**said, "repository": "org/trainer"}).encode())
+    document = json.loads(base64.urlsafe_b64decode(claims + "=="))
+    forged = coded(json.dumps({**document, "repository": "org/trainer"}).encode())
     assert "with any of the issuer's keys" in exchange(trusting, f"{header}.{forged}.{signature}").json()["error_description"]
 
 

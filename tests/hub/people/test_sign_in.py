@@ -94,7 +94,7 @@ def admit(database: HubDatabase, issuer: Issuer, role: str = "", namespace: str 
 
 
 def roles(database: HubDatabase) -> dict[str, dict[str, str]]:
-    return {one.name: dict(one.roles) for one in accounts.list_accounts(database) if one.name != "alice"}
+    return {account.name: dict(account.roles) for account in accounts.list_accounts(database) if account.name != "alice"}
 
 
 # ---- who is admitted
@@ -127,9 +127,9 @@ def test_who_is_admitted_gets_an_account_its_roles_and_a_session(hub: Running, i
 def test_the_issuer_gets_what_the_code_flow_with_pkce_asks_for(hub: Running, issuer: Issuer) -> None:
     leaving = leave(hub)
     asked = leaving.asked
-    wanted = ("code", "the hub", f"{hub.url}{BACK}", "openid email profile", "S256")
+    expected = ("code", "the hub", f"{hub.url}{BACK}", "openid email profile", "S256")
     names = ("response_type", "client_id", "redirect_uri", "scope", "code_challenge_method")
-    assert tuple(asked[name] for name in names) == wanted
+    assert tuple(asked[name] for name in names) == expected
     leaving.back()
     path, headers, form = issuer.asked[-1]
     assert (path, form["grant_type"], form["code"], form["redirect_uri"]) == (
@@ -141,15 +141,15 @@ def test_the_issuer_gets_what_the_code_flow_with_pkce_asks_for(hub: Running, iss
     assert "client_secret" not in form
     issuer.about["token_endpoint_auth_methods_supported"] = ["client_secret_post"]
     # What an issuer publishes is kept for an hour, so that another hub asks anew.
-    with serving(hub.folder.parent / "other", provider=hub.settings.provider) as other:
-        leave(other).back()
+    with serving(hub.folder.parent / "other", provider=hub.settings.provider) as server:
+        leave(server).back()
     assert (issuer.asked[-1][2]["client_secret"], "Authorization" in issuer.asked[-1][1]) == ("s:3cret", False)
 
 
 def test_two_logins_have_nothing_in_common(hub: Running) -> None:
-    one, other = leave(hub).asked, leave(hub).asked
-    assert not [name for name in ("state", "nonce", "code_challenge") if one[name] == other[name]]
-    assert len({one["state"], one["nonce"], one["code_challenge"]}) == 3
+    first, other = leave(hub).asked, leave(hub).asked
+    assert not [name for name in ("state", "nonce", "code_challenge") if first[name] == other[name]]
+    assert len({first["state"], first["nonce"], first["code_challenge"]}) == 3
 
 
 @pytest.mark.parametrize(
@@ -326,10 +326,10 @@ def test_a_removed_account_stays_out_until_the_operator_adds_it_again(
 def test_signing_out_ends_the_session_and_its_token(hub: Running, issuer: Issuer, database: HubDatabase) -> None:
     admit(database, issuer)
     visitor = session(hub, sign_in(hub, issuer))
-    assert [one.kind for one in access_tokens.list_tokens(database) if one.account == "ada"] == ["browser"]
+    assert [token.kind for token in access_tokens.list_tokens(database) if token.account == "ada"] == ["browser"]
     visitor.post("/-/sign-out", {"csrf": visitor.csrf()})
     assert "/ada" not in visitor.get("/").html.values("a", "href")
-    assert [one for one in access_tokens.list_tokens(database) if one.account == "ada"] == []
+    assert [token for token in access_tokens.list_tokens(database) if token.account == "ada"] == []
 
 
 def test_who_signed_in_elsewhere_approves_the_login_of_a_device(hub: Running, issuer: Issuer, database: HubDatabase) -> None:
@@ -505,8 +505,8 @@ def test_a_hostile_answer_ends_in_one_page_of_words(
 def test_an_issuer_that_is_down_ends_in_one_page_of_words_and_the_hub_goes_on(hub: Running, issuer: Issuer, path: str) -> None:
     leaving = leave(hub)
     issuer.server_close()
-    with serving(hub.folder.parent / "other", provider=hub.settings.provider) as other:
-        answer = leaving.back() if path == BACK else Visitor(other).get(path)
+    with serving(hub.folder.parent / "other", provider=hub.settings.provider) as server:
+        answer = leaving.back() if path == BACK else Visitor(server).get(path)
     assert answer.status in (400, 403)
     assert urlsplit(issuer.url).netloc in answer.text
     assert Visitor(hub).signed_in(hub.token).get("/").status == 200
@@ -591,8 +591,8 @@ def test_rules_are_kept_by_commands(hub: Running, run: Run, issuer: Issuer, data
     assert sign_in(hub, issuer).status == 303
     run("hub", "admission", "rm", "1", *at)
     assert sign_in(hub, issuer).status == 403
-    gone = run("hub", "admission", "rm", "1", *at, code=3).stderr
-    assert "1: no such rule. `adapterhub hub admission list` shows the numbers; --registry names another hub" in gone
+    stderr = run("hub", "admission", "rm", "1", *at, code=3).stderr
+    assert "1: no such rule. `adapterhub hub admission list` shows the numbers; --registry names another hub" in stderr
     assert "Name a claim" in run("hub", "admission", "add", "--issuer", issuer.url, *at, code=2).stderr
     assert [one.action for one in audit_log.events(database) if one.action.startswith("cli.")] == [
         "cli.admission.rm", "cli.admission.add",

@@ -74,8 +74,8 @@ def test_an_admin_sees_tokens_by_their_first_characters_and_revokes_them(hub: Ru
         assert admin.post("/-/admin/revoke", {**fields, "csrf": ""}).status == 403
         assert admin.post("/-/admin/revoke", fields).status == 303
         assert access_tokens.identify(database, hub.token) is None
-    gone = admin.post("/-/admin/revoke", fields)
-    assert (gone.status, "no such token. List the tokens" in gone.text) == (404, True)
+    response = admin.post("/-/admin/revoke", fields)
+    assert (response.status, "no such token. List the tokens" in response.text) == (404, True)
     assert admin.post("/-/admin/revoke", {**fields, "token": "x"}).status == 400
 
 

@@ -56,9 +56,9 @@ def test_boxes_do_not_overlap_and_edges_run_around_them(graph: Graph) -> None:
     sizes, edges = graph
     placed = layout(sizes, edges)
     assert crossed(sizes, placed) == []
-    for one, other in combinations(sizes, 2):
-        (x, y), (to_x, to_y) = placed.centers[one], placed.centers[other]
-        wide, high = (sizes[one][0] + sizes[other][0]) / 2, (sizes[one][1] + sizes[other][1]) / 2
+    for first, other in combinations(sizes, 2):
+        (x, y), (to_x, to_y) = placed.centers[first], placed.centers[other]
+        wide, high = (sizes[first][0] + sizes[other][0]) / 2, (sizes[first][1] + sizes[other][1]) / 2
         assert abs(x - to_x) >= wide - 1e-6 or abs(y - to_y) >= high - 1e-6
     for name, (x, y) in placed.centers.items():
         assert sizes[name][0] / 2 - 1e-6 <= x <= placed.width - sizes[name][0] / 2 + 1e-6

@@ -32,8 +32,8 @@ def large(tmp_path: Path) -> Path:
 
 
 def test_hf_upload_of_today_sends_by_xet_and_every_byte_arrives(hub: Running, large: Path, tmp_path: Path) -> None:
-    said = run_hf(hub, tmp_path, "upload", "team/sql", str(large), ".")
-    assert commit_id(oci_manifest.build(large).digest) in said
+    answer = run_hf(hub, tmp_path, "upload", "team/sql", str(large), ".")
+    assert commit_id(oci_manifest.build(large).digest) in answer
     run_hf(hub, tmp_path, "download", "team/sql", "--local-dir", str(tmp_path / "out"))
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (large / name).read_bytes()
@@ -44,16 +44,16 @@ def test_a_client_that_remembers_xorbs_that_are_gone_succeeds_when_it_is_run_aga
 ) -> None:
     run_hf(hub, tmp_path, "upload", "team/sql", str(large), ".")
     tmp = hub.folder / ".adapterhub" / "tmp"
-    gone = list(tmp.glob("*.xorb"))
-    assert gone
-    for path in gone:
+    paths = list(tmp.glob("*.xorb"))
+    assert paths
+    for path in paths:
         path.unlink()
     # The same tensors behind another header: the client remembers their chunks, and sends none of them.
     weights = load_file(large / "adapter_model.safetensors")
     safetensors_file.write(large / "adapter_model.safetensors", weights, {"format": "pt", "order": "other"})
     run_hf(hub, tmp_path, "upload", "team/sql", str(large), ".", code=1)
-    said = run_hf(hub, tmp_path, "upload", "team/sql", str(large), ".")
-    assert commit_id(oci_manifest.build(large).digest) in said
+    answer = run_hf(hub, tmp_path, "upload", "team/sql", str(large), ".")
+    assert commit_id(oci_manifest.build(large).digest) in answer
 
 
 # ---- what no client sends

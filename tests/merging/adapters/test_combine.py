@@ -23,10 +23,10 @@ terms = st.lists(st.tuples(st.integers(1, 6), st.floats(-2, 2), st.booleans(), s
 def test_cat_and_linear_are_the_weighted_sum(terms: Any, m: int, n: int, method: str) -> None:
     deltas = [low_rank(r, m, n, seed, alpha=alpha, rslora=rslora) for seed, (r, _, rslora, alpha) in enumerate(terms)]
     weights = [weight for _, weight, _, _ in terms]
-    wanted = sum(weight * dense(delta) for weight, delta in zip(weights, deltas, strict=True))
+    expected = sum(weight * dense(delta) for weight, delta in zip(weights, deltas, strict=True))
     result, report = combine([adapter(q=delta) for delta in deltas], weights, method=method)
     scale = sum(abs(weight) * np.abs(dense(delta)).max() for weight, delta in zip(weights, deltas, strict=True))
-    np.testing.assert_allclose(dense(result.deltas["q"]), wanted, atol=1e-6 * scale + 1e-30)
+    np.testing.assert_allclose(dense(result.deltas["q"]), expected, atol=1e-6 * scale + 1e-30)
     assert result.deltas["q"].scaling == 1.0
     if method == "linear":
         assert report.modules["q"].rank <= max(1, min(m, n))
@@ -36,11 +36,11 @@ def test_cat_and_linear_are_the_weighted_sum(terms: Any, m: int, n: int, method:
 @settings(max_examples=60, deadline=None)
 def test_svd_is_as_close_as_any_matrix_of_its_rank(ranks: list[int], keep: int, m: int) -> None:
     deltas = [low_rank(r, m, 11, seed) for seed, r in enumerate(ranks)]
-    wanted = sum(dense(delta) for delta in deltas)
+    expected = sum(dense(delta) for delta in deltas)
     result, report = combine([adapter(q=delta) for delta in deltas], [1.0] * len(deltas), method="svd", rank=keep)
-    values = np.linalg.svd(wanted, compute_uv=False)
+    values = np.linalg.svd(expected, compute_uv=False)
     best = np.sqrt(np.sum(values[keep:] ** 2)) / np.sqrt(np.sum(values**2))
-    error = np.linalg.norm(dense(result.deltas["q"]) - wanted) / np.linalg.norm(wanted)
+    error = np.linalg.norm(dense(result.deltas["q"]) - expected) / np.linalg.norm(expected)
     assert result.deltas["q"].r <= keep
     assert error == pytest.approx(best, abs=1e-6)
     assert report.error == pytest.approx(error, abs=1e-7)
@@ -62,14 +62,14 @@ def test_an_adapter_minus_itself_is_nothing() -> None:
 
 
 def test_modules_that_come_out_as_zero_are_reported() -> None:
-    one, other = low_rank(4), low_rank(4, alpha=-3.0)
-    _, report = combine([adapter(q=one, k=one), adapter(q=other, k=one)], [1, 1], method="model_stock")
+    first, other = low_rank(4), low_rank(4, alpha=-3.0)
+    _, report = combine([adapter(q=first, k=first), adapter(q=other, k=first)], [1, 1], method="model_stock")
     assert report.notes == ("1 of 2 modules became zero, for example q",)
 
 
 def test_notes_on_the_adapters_appear_once_in_the_merge() -> None:
-    one, other = (dataclasses.replace(adapter(q=low_rank(4, seed=seed)), notes=("is odd",)) for seed in (0, 1))
-    _, report = combine([one, other], [1, 1], method="linear")
+    first, other = (dataclasses.replace(adapter(q=low_rank(4, seed=seed)), notes=("is odd",)) for seed in (0, 1))
+    _, report = combine([first, other], [1, 1], method="linear")
     assert report.notes == ("is odd",)
 
 

@@ -123,8 +123,8 @@ def test_replaced_weights_and_rows_are_averaged_by_weights_that_sum_to_one(metho
 
     first, second = one(0, (3, 7)), one(1, (7, 3))
     result, _ = combine([first, second], [0.7, 0.3], method=method)
-    wanted = 0.7 * first.replaced["head.weight"] + 0.3 * second.replaced["head.weight"]
-    np.testing.assert_allclose(result.replaced["head.weight"], wanted, atol=1e-6)
+    expected = 0.7 * first.replaced["head.weight"] + 0.3 * second.replaced["head.weight"]
+    np.testing.assert_allclose(result.replaced["head.weight"], expected, atol=1e-6)
     rows = result.rows["embed"]
     assert rows.ids == (3, 7)
     np.testing.assert_allclose(

@@ -46,6 +46,6 @@ def test_peft_computes_the_sum_with_the_result(torch: Any, llama: Any, trained: 
         return model.get_submodule(f"base_model.model.{target}").get_delta_weight("default").detach()
 
     q = "model.layers.1.self_attn.q_proj"
-    wanted = 0.5 * delta(one, q) - 2 * delta(two, q)
-    assert (delta(tmp_path / "c", q) - wanted).abs().max() < 1e-6 * wanted.abs().max() + 1e-7
+    expected = 0.5 * delta(one, q) - 2 * delta(two, q)
+    assert (delta(tmp_path / "c", q) - expected).abs().max() < 1e-6 * expected.abs().max() + 1e-7
     assert (delta(tmp_path / "c", "lm_head") + 2 * delta(two, "lm_head")).abs().max() < 1e-6

@@ -208,8 +208,8 @@ def test_adapters_into_a_base_by_a_method_are_the_model_that_mergekit_makes(fold
     start = folder / ("zero" if case.zero else "base")
     weights = case.weights or (1.0,) * case.count
     found = adapters(folder, case.count)
-    how = join(found, weights, method=case.ours, parameters=case.parameters)
-    prepare_merge(list(zip(found, weights, strict=True)), start, join=how).write(tmp_path / "ours")
+    joined = join(found, weights, method=case.ours, parameters=case.parameters)
+    prepare_merge(list(zip(found, weights, strict=True)), start, join=joined).write(tmp_path / "ours")
     assert_same(tmp_path / "ours", folder / "theirs" / name, start, case.near, case.only)
 
 

@@ -57,12 +57,12 @@ def test_slerp_of_what_is_parallel_or_zero_is_a_straight_line() -> None:
 def test_nuslerp_goes_by_the_weights_for_all_rows_or_columns(by: str) -> None:
     one, two = some()
     a, b, t = dense(one), dense(two), 3 / 4
-    wanted = {
+    expected = {
         "all": lambda: arc(a, b, t),
         "rows": lambda: np.stack([arc(x, y, t) for x, y in zip(a, b, strict=True)]),
         "columns": lambda: np.stack([arc(x, y, t) for x, y in zip(a.T, b.T, strict=True)]).T,
     }[by]()
-    close(merged([one, two], [0.5, 1.5], "nuslerp", by=by), wanted)
+    close(merged([one, two], [0.5, 1.5], "nuslerp", by=by), expected)
 
 
 def test_karcher_is_the_point_with_no_way_to_go_and_the_mean_length() -> None:
@@ -98,8 +98,8 @@ def test_model_stock_draws_the_mean_back_by_the_mean_cosine() -> None:
 
 def test_karcher_of_what_is_zero_counts_in_the_mean_length_alone() -> None:
     one, two, zero = low_rank(3), low_rank(3, seed=1), low_rank(3, seed=2, alpha=0.0)
-    wanted = merged([one, two], [1, 1], "karcher") / 2
-    close(merged([one, two, zero], [1, 1, 2], "karcher"), wanted)
+    expected = merged([one, two], [1, 1], "karcher") / 2
+    close(merged([one, two, zero], [1, 1, 2], "karcher"), expected)
     assert not merged([zero, zero], [1, 1], "karcher").any()
 
 
@@ -176,8 +176,8 @@ def test_tsv_turns_the_first_vectors_of_all_until_they_do_not_overlap(share: flo
         found = np.linalg.svd(dense(delta), full_matrices=False)
         k = max(1, round(share * delta.r))
         u, s, v = [*u, found[0][:, :k]], [*s, weight * found[1][:k]], [*v, found[2][:k].T]
-    wanted = whiten(np.concatenate(u, axis=1)) * np.concatenate(s) @ whiten(np.concatenate(v, axis=1)).T
-    close(merged(deltas, weights, "tsv", share=share, **{"lambda": 2.0}), 2 * wanted)
+    expected = whiten(np.concatenate(u, axis=1)) * np.concatenate(s) @ whiten(np.concatenate(v, axis=1)).T
+    close(merged(deltas, weights, "tsv", share=share, **{"lambda": 2.0}), 2 * expected)
 
 
 def test_iso_c_makes_the_singular_values_of_the_sum_equal() -> None:
@@ -355,9 +355,9 @@ def test_another_seed_gives_another_result(method: str) -> None:
 def test_the_order_of_the_adapters_is_no_matter(method: str) -> None:
     two = parts(method)
     weights = [1.0, 1.0] if METHODS[method].weights == "none" else [0.3, 0.6]
-    one, other = combine(two, weights, method=method)[0], combine(two[::-1], weights[::-1], method=method)[0]
+    first, other = combine(two, weights, method=method)[0], combine(two[::-1], weights[::-1], method=method)[0]
     for target in ("q", "k"):
-        close(dense(other.deltas[target]), dense(one.deltas[target]), 2e-4)
+        close(dense(other.deltas[target]), dense(first.deltas[target]), 2e-4)
 
 
 KEEPS_ALL = {"density": 1.0, "gamma": 0.0, "epsilon": 0.0}

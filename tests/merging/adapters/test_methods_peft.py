@@ -58,14 +58,14 @@ def test_what_peft_merges_comes_out_the_same(two: tuple[Any, list[Path]], kind: 
         ["a", "b"], WEIGHTS, "c", combination_type=kind, svd_rank=96 if "svd" in kind else None, **options
     )
     method = "magnitude_prune" if kind == "magnitude_prune_svd" else f"peft_{kind}"
-    own = {{"majority_sign_method": "sign"}.get(name, name): value for name, value in options.items()}
+    values = {{"majority_sign_method": "sign"}.get(name, name): value for name, value in options.items()}
     result, report = combine(
-        [peft.read(folder) for folder in folders], WEIGHTS, method=method, parameters=own, rank=96 if "svd" in kind else None
+        [peft.read(folder) for folder in folders], WEIGHTS, method=method, parameters=values, rank=96 if "svd" in kind else None
     )
     assert report.error < 1e-5
     for target, delta in result.deltas.items():
-        wanted = theirs(model, target)
-        np.testing.assert_allclose(ours(delta), wanted, atol=(1e-5 if "svd" in kind else 2e-6) * np.abs(wanted).max())
+        expected = theirs(model, target)
+        np.testing.assert_allclose(ours(delta), expected, atol=(1e-5 if "svd" in kind else 2e-6) * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", ["dare_linear", "dare_ties"])
@@ -75,7 +75,9 @@ def test_with_the_masks_that_peft_draws_the_factors_are_its_own(torch: Any, two:
     for target in adapters[0].deltas:
         module = model.get_submodule(f"base_model.model.{target}")
         torch.manual_seed(5)
-        wanted = model.base_model._generalized_task_arithmetic_weighted_adapter(kind, ["a", "b"], WEIGHTS, module, 0.6, "total")
+        expected = model.base_model._generalized_task_arithmetic_weighted_adapter(
+            kind, ["a", "b"], WEIGHTS, module, 0.6, "total"
+        )
         torch.manual_seed(5)
         deltas: list[Any] = [adapter.deltas[target] for adapter in adapters]
         shapes = [delta.lora_A.shape for delta in deltas] + [delta.lora_B.shape for delta in deltas]
@@ -84,17 +86,17 @@ def test_with_the_masks_that_peft_draws_the_factors_are_its_own(torch: Any, two:
         prune = as_peft.masking(lambda index, _shape, drawn=drawn: drawn[index], 0.6)  # type: ignore[misc]
         merge = weighted_sum if kind == "dare_linear" else as_peft.election("total")
         found = as_peft.merge_factors(terms, WEIGHTS, [delta.scaling for delta in deltas], prune, merge)
-        for factor, theirs in zip((found.right, found.left), wanted, strict=True):
+        for factor, theirs in zip((found.right, found.left), expected, strict=True):
             np.testing.assert_allclose(factor, theirs.numpy(), atol=1e-6)
 
 
 def test_pefts_own_merge_of_rslora_is_right_here(torch: Any, llama: Any, trained: Any) -> None:
     base = llama("float32")
     folder = trained(base, name="a", r=4, target_modules=["q_proj"], use_rslora=True)
-    one = peft.read(folder)
-    result, _ = combine([one], [1.0], method="peft_linear")
+    adapter = peft.read(folder)
+    result, _ = combine([adapter], [1.0], method="peft_linear")
     for target, delta in result.deltas.items():
-        np.testing.assert_allclose(ours(delta), ours(one.deltas[target]), atol=1e-7)
+        np.testing.assert_allclose(ours(delta), ours(adapter.deltas[target]), atol=1e-7)
 
 
 def test_every_merge_that_peft_has_is_here() -> None:

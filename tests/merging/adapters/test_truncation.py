@@ -78,10 +78,10 @@ def test_a_stack_is_truncated_to_one_rank_with_zeros_where_a_matrix_has_less() -
     found = spectra_of(diagonal(4, 3, 4, 3), diagonal(4, 3, 3))
     for rank, wanted in [(1, [(4,), (3,)]), (2, [(4, 3), (3,)]), (3, [(4, 3), (3,)])]:
         factors = found.truncate(rank)
-        assert {(one.left.shape, one.right.shape) for one in factors} == {((4, rank), (rank, 3))}
-        for one, values in zip(factors, wanted, strict=True):
+        assert {(factor.left.shape, factor.right.shape) for factor in factors} == {((4, rank), (rank, 3))}
+        for factor, values in zip(factors, wanted, strict=True):
             exact = diagonal(4, 3, *values)
-            np.testing.assert_allclose(one.left @ one.right, exact.left @ exact.right, atol=1e-12)
+            np.testing.assert_allclose(factor.left @ factor.right, exact.left @ exact.right, atol=1e-12)
 
 
 def test_a_rank_of_a_stack_takes_a_row_and_a_column_of_float32_of_each_matrix() -> None:
@@ -260,10 +260,10 @@ def test_numbers_of_any_size_are_merged_or_refused(method: str, alpha: float) ->
     result, report = combine([adapter(q=one), adapter(q=two)], [1, 1], method=method, rank=12)
     found = dense(result.deltas["q"])
     usual, _ = combine([adapter(q=low_rank(3)), adapter(q=low_rank(3, seed=1))], [1, 1], method=method, rank=12)
-    wanted = dense(usual.deltas["q"]) * (alpha / 3)
+    expected = dense(usual.deltas["q"]) * (alpha / 3)
     assert report.error < 1e-5 or alpha < 1e-30
     if alpha > 1e-30:
-        np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("m", "n"), [(12, 9), (700, 500), (2000, 40), (40, 2000)])

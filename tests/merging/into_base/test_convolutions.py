@@ -51,13 +51,13 @@ def test_a_merge_is_that_of_peft(axes: str, dora: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     cls(cls.config_class(**numbers)).save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=modules, use_dora=dora)
-    made = peft.get_peft_model(cls.from_pretrained(tmp_path / "base"), config)
+    peft_model = peft.get_peft_model(cls.from_pretrained(tmp_path / "base"), config)
     with torch.no_grad():
-        for key, parameter in made.named_parameters():
+        for key, parameter in peft_model.named_parameters():
             if "lora_" in key:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    made.save_pretrained(tmp_path / "a")
-    made.merge_and_unload().save_pretrained(tmp_path / "theirs")
+    peft_model.save_pretrained(tmp_path / "a")
+    peft_model.merge_and_unload().save_pretrained(tmp_path / "theirs")
     ah.merge_into(tmp_path / "a", tmp_path / "base", tmp_path / "ours")
     base, theirs, ours = (tensors(tmp_path / folder) for folder in ("base", "theirs", "ours"))
     changed = [key for key in theirs if not np.array_equal(theirs[key], base[key])]
@@ -83,14 +83,14 @@ def test_tiles_may_divide_the_rows_of_an_output(rows: int) -> None:
     delta = LowRankConv(lora_A, lora_B, 4.0, magnitude=magnitude)
     weight = rng.normal(size=delta.shape).astype(np.float32)
     whole = weight + 2 * (lora_B.reshape(5, 2) @ lora_A.reshape(2, -1)).reshape(delta.shape)
-    wanted = whole * (magnitude.reshape(-1) / np.sqrt(np.square(whole).sum(axis=(1, 2, 3))))[:, None, None, None]
+    expected = whole * (magnitude.reshape(-1) / np.sqrt(np.square(whole).sum(axis=(1, 2, 3))))[:, None, None, None]
     change, matrix, found = AddConvolution(delta, 2.0).ready(np.dtype(np.float32)), weight.reshape(-1, 2), []
     assert isinstance(change, TwoPasses)
     for step in (change.look, change.apply):
         found = [matrix[start : start + rows].copy() for start in range(0, len(matrix), rows)]
         for number, tile in enumerate(found):
             step(tile, number * rows, np.empty(0, np.float32))
-    np.testing.assert_allclose(np.concatenate(found).reshape(delta.shape), wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(found).reshape(delta.shape), expected, rtol=0, atol=1e-5)
 
 
 def test_a_magnitude_of_another_length_is_refused(tmp_path: Path) -> None:

@@ -155,15 +155,15 @@ def test_a_merge_is_llama_cpp_s_conversion_of_the_merged_folder_and_proves_to_be
     base = read_base(folder)
     adapter = Adapter(dict(deltas(base, base.llama_cpp_architecture())))
     fuse([(adapter, 1.0)], folder, tmp_path / "merged")
-    wanted = converted(tmp_path / "merged", tmp_path / "theirs.gguf")
+    expected = converted(tmp_path / "merged", tmp_path / "theirs.gguf")
     if name.startswith("Gemma3"):
         (folder / "tokenizer.json").unlink()
     report = fuse([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
-    assert_converted(tmp_path / "merged.gguf", wanted)
+    assert_converted(tmp_path / "merged.gguf", expected)
     assert len(report.touched) == len(adapter.deltas)
-    found = merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
-    assert found.good, [one for one in found.tensors if not one.good]
-    other = bool(found.notes)
+    proof = merge_proof.prove([(adapter, 1.0)], folder, tmp_path / "merged.gguf")
+    assert proof.good, [one for one in proof.tensors if not one.good]
+    other = bool(proof.notes)
     assert other == name.endswith("ForConditionalGeneration")
 
 

@@ -115,11 +115,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Adapter]:
 
     folder = tmp_path_factory.mktemp("llama") / "hf"
     tiny.model().to(torch.bfloat16).save_pretrained(folder)
-    found = read_base(folder).tensors
+    tensors = read_base(folder).tensors
     return folder, Adapter(
         {
             name.removesuffix(".weight"): low_rank(*tensor.shape)
-            for name, tensor in found.items()
+            for name, tensor in tensors.items()
             if "_proj" in name or name == "lm_head.weight"
         }
     )
@@ -150,9 +150,9 @@ def test_llama_cpp_computes_what_transformers_computes_with_the_merged_folder(tm
     folder, adapter = llama
     fuse([(adapter, 1.0)], folder, tmp_path / "out.gguf", options=Options(dtype="f32"))
     fuse([(adapter, 1.0)], folder, tmp_path / "merged", options=Options(dtype="f32"))
-    wanted = logits_of(tmp_path / "merged")
-    assert np.abs(wanted - logits_of(folder)).max() > 1
-    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - wanted).max() < 1e-3
+    expected = logits_of(tmp_path / "merged")
+    assert np.abs(expected - logits_of(folder)).max() > 1
+    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - expected).max() < 1e-3
 
 
 @pytest.mark.peer
@@ -166,10 +166,10 @@ def test_the_result_proves_to_have_the_adapter_in_it(tmp_path: Path, name: str, 
     tiny.model(name).save_pretrained(tmp_path / "hf")
     adapter = Adapter(dict(deltas(read_base(tmp_path / "hf"), architecture_lookup.by_class(name, "test"))))
     fuse([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf", options=Options(**options))
-    found = merge_proof.prove([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
-    assert found.good, [one for one in found.tensors if not one.good]
+    proof = merge_proof.prove([(adapter, 1.0)], tmp_path / "hf", tmp_path / "out.gguf")
+    assert proof.good, [tensor for tensor in proof.tensors if not tensor.good]
     weaker = merge_proof.prove([(adapter, 2.0)], tmp_path / "hf", tmp_path / "out.gguf")
-    assert {one.verdict for one in weaker.tensors if one.name.removesuffix(".weight") in adapter.deltas} == {"weaker"}
+    assert {tensor.verdict for tensor in weaker.tensors if tensor.name.removesuffix(".weight") in adapter.deltas} == {"weaker"}
 
 
 @pytest.mark.peer
@@ -366,14 +366,14 @@ def of_bytes(split: byte_level.Split, **more: Any) -> dict[str, Any]:
         if rule != "words"
     ]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex="words" in split.rules))
-    made = Tokenizer(models.BPE(ignore_merges=split.whole_tokens_first))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE(ignore_merges=split.whole_tokens_first))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|endoftext|>", "<|user|>"]
-    made.train_from_iterator(
+    tokenizer.train_from_iterator(
         [TEXT] * 20, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=special)
     )
-    document: dict[str, Any] = json.loads(made.to_str())
+    document: dict[str, Any] = json.loads(tokenizer.to_str())
     return document | more
 
 
@@ -483,8 +483,8 @@ def test_special_tokens_are_those_of_gguf_py(tmp_path: Path, converted: Converte
         (folder / "config.json").write_text(json.dumps(model))
     child = [sys.executable, "-c", _GGUF_PY, *map(str, folders)]
     environment = {**os.environ, "PYTHONPATH": str(scripts / "gguf-py")}
-    done = subprocess.run(child, env=environment, check=True, capture_output=True, text=True)
-    for folder, line in zip(folders, done.stdout.splitlines(), strict=True):
+    result = subprocess.run(child, env=environment, check=True, capture_output=True, text=True)
+    for folder, line in zip(folders, result.stdout.splitlines(), strict=True):
         found = special_tokens.special_tokens(special_tokens.read_tokenizer(folder, model), None)
         assert {key: value.value for key, value in found.items()} == json.loads(line), folder.name
 
@@ -668,7 +668,7 @@ def test_a_folder_that_lacks_a_tensor_is_refused(
 ) -> None:
     folder = shutil.copytree(llama[0], tmp_path / "hf")
     with safetensors_file.SafetensorsFile(folder / "model.safetensors") as file:
-        tensors = {one: np.array(file.tensor(one)) for one in file.tensors if not one.startswith(name)}
+        tensors = {tensor: np.array(file.tensor(tensor)) for tensor in file.tensors if not tensor.startswith(name)}
     more = {name: np.zeros(shape, np.float32)} if shape else {}
     safetensors_file.write(folder / "model.safetensors", {**tensors, **more}, {})
     with pytest.raises(RefusedError, match=message):
@@ -874,9 +874,9 @@ def test_the_commands_report_what_they_do(tmp_path: Path, run: Run, llama: Any) 
 
 
 def test_a_whole_model_is_converted(tmp_path: Path, run: Run, llama: Any) -> None:
-    said = run("convert", llama[0], "whole.gguf", "--to", "gguf", "--dtype", "q8_0").stdout
-    assert "21 tensors" in said
-    assert "changed" not in said
+    stdout = run("convert", llama[0], "whole.gguf", "--to", "gguf", "--dtype", "q8_0").stdout
+    assert "21 tensors" in stdout
+    assert "changed" not in stdout
     assert "a GGUF base model is needed. Name the .gguf file" in run("convert", llama[0], "x", "--to", "hf", code=2).stderr
     assert "--rank" in run("convert", llama[0], "other.gguf", "--to", "gguf", "--rank", "2", code=2).stderr
     assert [path.name for path in tmp_path.glob("*.gguf")] == ["whole.gguf"]
@@ -897,9 +897,9 @@ def test_rows_in_another_order_come_in_any_tiles(tmp_path: Path) -> None:
     stored = StoredRows(tmp_path / "w.safetensors", offset, 96, 5, form)
     picks = architecture_lookup.permute_rows(np.arange(96), 4)
     laid = LaidOut((Piece(SourcePart("w", 0, 96, picks=picks), stored), Piece(SourcePart("w", 10, 20), stored)), 116, 5, 1.0)
-    wanted = np.concatenate([whole[picks], whole[10:30]]) + 1
+    expected = np.concatenate([whole[picks], whole[10:30]]) + 1
     with OpenFiles() as opened:
         for start in range(0, 116, 7):
             out = np.empty((min(7, 116 - start), 5), np.float32)
             laid.read(opened, start, start + len(out), out, lambda _use, size: np.empty(size, np.uint8))
-            assert np.array_equal(out, wanted[start : start + 7])
+            assert np.array_equal(out, expected[start : start + 7])

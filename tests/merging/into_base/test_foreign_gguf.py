@@ -92,8 +92,8 @@ def test_a_merge_takes_the_heads_of_the_model_that_it_merges_into(place: Path, t
 
 @pytest.mark.parametrize("place", ["Llama"], indirect=True)
 def test_a_registry_takes_it_with_its_base_and_without(place: Path, tmp_path: Path, run: Run) -> None:
-    shown = run("show", place / "x.gguf").stdout
-    assert "lora, r 4, alpha 8" in shown
+    stdout = run("show", place / "x.gguf").stdout
+    assert "lora, r 4, alpha 8" in stdout
     assert "order-unknown" in run("validate", place / "x.gguf").stdout
     run("push", place / "x.gguf", "team/plain")
     run("push", place / "x.gguf", "team/pinned", "--base", place / "base")
@@ -105,8 +105,8 @@ def test_a_registry_takes_it_with_its_base_and_without(place: Path, tmp_path: Pa
 
 
 def test_a_difference_is_of_functions(place: Path, tmp_path: Path, run: Run) -> None:
-    found = json.loads(run("diff", place / "x.gguf", place / "a", "--base", place / "base", "--json").stdout)
-    assert found["same"] or all(one["status"] == "equal" for one in found["modules"]), found
+    document = json.loads(run("diff", place / "x.gguf", place / "a", "--base", place / "base", "--json").stdout)
+    assert document["same"] or all(module["status"] == "equal" for module in document["modules"]), document
     (tmp_path / "y.gguf").write_bytes(_scaled((place / "x.gguf").read_bytes()))
     run("diff", place / "x.gguf", "y.gguf")  # both in llama.cpp's order
 

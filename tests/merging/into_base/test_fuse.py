@@ -70,8 +70,8 @@ def test_only_the_target_changes_and_the_header_stays(tmp_path: Path) -> None:
     changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
     assert changed == {f"{Q}.weight"}
     delta = PLAIN.deltas[Q]
-    wanted = before[f"{Q}.weight"].astype(np.float32) + 0.5 * delta.scaling * (delta.lora_B @ delta.lora_A)
-    np.testing.assert_allclose(after[f"{Q}.weight"].astype(np.float32), wanted, rtol=2**-8)
+    expected = before[f"{Q}.weight"].astype(np.float32) + 0.5 * delta.scaling * (delta.lora_B @ delta.lora_A)
+    np.testing.assert_allclose(after[f"{Q}.weight"].astype(np.float32), expected, rtol=2**-8)
     assert seen[-1] == (report.size, report.size)
     assert report.touched_size == 16 * 16 * 2
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -95,7 +95,7 @@ def test_tiles_and_workers_do_not_change_a_bit(
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
     monkeypatch.setattr(sys.modules["adapterhub.merging.into_base.merge_proof"], "_TILE", 40)
     proofs = prove([(adapter, 1.0)], base, tmp_path / "two")
-    assert {one.verdict for one in proofs.tensors} == {"exact", "untouched"}
+    assert {tensor.verdict for tensor in proofs.tensors} == {"exact", "untouched"}
 
 
 def test_a_delta_below_the_steps_of_the_dtype_is_reported_as_lost(tmp_path: Path) -> None:
@@ -240,11 +240,11 @@ def test_killed_half_way_leaves_no_output_and_the_next_run_cleans_up(tmp_path: P
     with in_a_process(base, "wait") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "half way\n"
-        left = [path.name for path in tmp_path.iterdir() if path.name != "base"]
-        assert len(left) == 1
-        assert left[0].startswith(".out.partial-")
+        names = [path.name for path in tmp_path.iterdir() if path.name != "base"]
+        assert len(names) == 1
+        assert names[0].startswith(".out.partial-")
         fuse([(PLAIN, 1.0)], base, tmp_path / "out")  # while another still works: its folder stays
-        assert (tmp_path / left[0]).exists()
+        assert (tmp_path / names[0]).exists()
         (tmp_path / "out").rename(tmp_path / "first")
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "out").exists()
@@ -271,8 +271,8 @@ def test_the_product_is_the_chain_on_any_path(r: int, fast: bool, monkeypatch: p
     right = rng.normal(size=(r, 700)).astype(np.float32)
     if not fast:
         monkeypatch.setattr("adapterhub.merging.into_base.product.keeps_order", lambda columns, r: False)
-    wanted = sum(chain(left[:, a:b], right[a:b]) for a, b in panels(r))
-    np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), wanted)
+    expected = sum(chain(left[:, a:b], right[a:b]) for a, b in panels(r))
+    np.testing.assert_array_equal(product(left, right, np.empty((24, 700), np.float32)), expected)
 
 
 @pytest.mark.parametrize("r", [3, 16])
@@ -292,14 +292,14 @@ def test_the_chain_rounds_once_a_step() -> None:
 
     rng = np.random.default_rng(3)
     left, right = (rng.normal(size=size).astype(np.float32) for size in ((6, 9), (9, 5)))
-    wanted = np.zeros((6, 5), np.float32)
+    expected = np.zeros((6, 5), np.float32)
     for i in range(6):
         for j in range(5):
             total = np.float32(0)
             for k in range(9):
                 total = nearest(Fraction(float(left[i, k])) * Fraction(float(right[k, j])) + Fraction(float(total)))
-            wanted[i, j] = total
-    np.testing.assert_array_equal(chain(left, right), wanted)
+            expected[i, j] = total
+    np.testing.assert_array_equal(chain(left, right), expected)
     assert isinstance(keeps_order(64, 4), bool)
 
 

@@ -84,14 +84,14 @@ def tied_adapter(torch: Any, made: Any, folder: Path, config: dict[str, Any]) ->
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
 @pytest.mark.parametrize("config", TIED.values(), ids=TIED)
 def test_a_tied_table_acts_where_it_did_in_training(torch: Any, tmp_path: Path, name: str, config: dict[str, Any]) -> None:
-    made = tiny.model(name, tie_word_embeddings=True)
-    base, plain = saved(made, tmp_path / "base"), logits(made)
-    wrapped = tied_adapter(torch, made, tmp_path / "adapter", config)
-    wanted = logits(wrapped)
+    model = tiny.model(name, tie_word_embeddings=True)
+    base, plain = saved(model, tmp_path / "base"), logits(model)
+    wrapped = tied_adapter(torch, model, tmp_path / "adapter", config)
+    expected = logits(wrapped)
     fuse([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
     rows = "trainable_token_indices" in config
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is rows
-    close(logits(loaded(tmp_path / "out")), wanted, plain)
+    close(logits(loaded(tmp_path / "out")), expected, plain)
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -99,17 +99,17 @@ def test_a_tied_table_acts_where_it_did_in_training(torch: Any, tmp_path: Path, 
 def test_a_resized_vocabulary_comes_along(torch: Any, tmp_path: Path, tie: bool, config: dict[str, Any]) -> None:
     if tie and "modules_to_save" not in config:
         pytest.skip("peft saves one of the two tables")
-    made = tiny.model(tie_word_embeddings=tie)
-    base = saved(made, tmp_path / "base")
-    made.resize_token_embeddings(133)
-    wrapped = tiny.adapter(made, tmp_path / "adapter", **config)
+    model = tiny.model(tie_word_embeddings=tie)
+    base = saved(model, tmp_path / "base")
+    model.resize_token_embeddings(133)
+    wrapped = tiny.adapter(model, tmp_path / "adapter", **config)
     wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
-    wanted = logits(wrapped, [3, 130, 132, 5])
+    expected = logits(wrapped, [3, 130, 132, 5])
     report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], base, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 133
     assert any("133 rows as in training" in note for note in report.notes)
     found = logits(loaded(tmp_path / "out"), [3, 130, 132, 5])
-    assert np.abs(found - wanted).max() < 2e-4 * np.abs(wanted).max()
+    assert np.abs(found - expected).max() < 2e-4 * np.abs(expected).max()
 
 
 MOE = {
@@ -130,15 +130,15 @@ def stacked(folder: Path) -> None:
 @pytest.mark.parametrize("name", MOE)
 @pytest.mark.parametrize("together", [False, True])
 def test_experts_in_every_layout(torch: Any, tmp_path: Path, name: str, together: bool) -> None:
-    made = tiny.model(name)
-    base, plain = saved(made, tmp_path / "base"), logits(made)
+    model = tiny.model(name)
+    base, plain = saved(model, tmp_path / "base"), logits(model)
     if together:
         stacked(base)
-    wrapped = tiny.adapter(made, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=MOE[name])
-    wanted = logits(wrapped)
+    wrapped = tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=MOE[name])
+    expected = logits(wrapped)
     adapter = peft.read(tmp_path / "adapter", base=read_base(base))
     fuse([(adapter, 1.0)], base, tmp_path / "out")
-    close(logits(loaded(tmp_path / "out")), wanted, plain)
+    close(logits(loaded(tmp_path / "out")), expected, plain)
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -186,9 +186,9 @@ def test_a_malformed_stack_of_experts_is_refused(tmp_path: Path, shape: tuple[in
     ],
 )
 def test_what_is_more_than_factors(torch: Any, tmp_path: Path, name: str, config: dict[str, Any]) -> None:
-    made = tiny.model(name)
-    base, plain = saved(made, tmp_path / "base"), logits(made)
-    wrapped = tiny.adapter(made, tmp_path / "adapter", **config)
+    model = tiny.model(name)
+    base, plain = saved(model, tmp_path / "base"), logits(model)
+    wrapped = tiny.adapter(model, tmp_path / "adapter", **config)
     with torch.no_grad():
         for key, parameter in wrapped.named_parameters():
             if parameter.requires_grad and "lora_A" not in key and "lora_B" not in key:
@@ -206,11 +206,11 @@ def test_another_type_is_what_peft_merges_in_it(torch: Any, llama: Any, trained:
     adapter = trained(base, r=8, target_modules=["q_proj", "up_proj"])
     kind = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[dtype]
     fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out", options=Options(dtype=dtype))
-    wanted = PeftModel.from_pretrained(loaded(base, dtype=kind), adapter).merge_and_unload()
-    found = loaded(tmp_path / "out", dtype="auto")
-    assert found.dtype == kind
-    for name, tensor in wanted.state_dict().items():
-        assert torch.equal(found.state_dict()[name], tensor), name
+    expected = PeftModel.from_pretrained(loaded(base, dtype=kind), adapter).merge_and_unload()
+    loaded_model = loaded(tmp_path / "out", dtype="auto")
+    assert loaded_model.dtype == kind
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(loaded_model.state_dict()[name], tensor), name
 
 
 def test_shards_of_a_size_with_their_index(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_shards_of_a_size_with_their_index(torch: Any, llama: Any, trained: Any,
     assert not (tmp_path / "many" / "model.safetensors").exists()
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 3
-    one, many = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "many")
-    assert {name: array.tobytes() for name, array in one.items()} == {name: array.tobytes() for name, array in many.items()}
+    tensors, many = tensors_of(tmp_path / "one"), tensors_of(tmp_path / "many")
+    assert {name: array.tobytes() for name, array in tensors.items()} == {name: array.tobytes() for name, array in many.items()}
     assert np.array_equal(logits(loaded(tmp_path / "one")), logits(loaded(tmp_path / "many")))
     fuse([(adapter, 1.0)], tmp_path / "many", tmp_path / "single", options=Options(shard_size=10**9))
     assert [path.name for path in sorted((tmp_path / "single").glob("model*"))] == ["model.safetensors"]

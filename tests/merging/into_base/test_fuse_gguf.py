@@ -61,11 +61,11 @@ def test_merging_into_the_converted_base_is_converting_the_merged_one(tmp_path: 
     base = read_base(folder)
     adapter = Adapter(dict(deltas(base, architecture_lookup.by_class(name, "test"))))
     report = fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
-    wanted = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
+    expected = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
     before, after = tensors_of(gguf), tensors_of(tmp_path / "out.gguf")
     assert list(after) == list(before)
     for tensor, array in after.items():
-        np.testing.assert_allclose(array, wanted[tensor], rtol=0, atol=2e-6, err_msg=tensor)
+        np.testing.assert_allclose(array, expected[tensor], rtol=0, atol=2e-6, err_msg=tensor)
         assert (tensor in report.touched) or array.tobytes() == before[tensor].tobytes(), tensor
     assert all(change.retained and change.retained > 0.999 for change in report.touched.values())
 
@@ -90,9 +90,9 @@ def test_what_a_gguf_adapter_cannot_express_goes_into_the_weights(
     assert len(found) == 2 * len(modules)
     adapter = Adapter({target: low_rank(*shape) for target, shape in found.items()})
     fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
-    wanted = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
+    expected = tensors_of(converted(merged(folder, adapter, tmp_path / "merged"), tmp_path / "merged.gguf"))
     for tensor, array in tensors_of(tmp_path / "out.gguf").items():
-        np.testing.assert_allclose(array, wanted[tensor], rtol=0, atol=2e-6, err_msg=tensor)
+        np.testing.assert_allclose(array, expected[tensor], rtol=0, atol=2e-6, err_msg=tensor)
 
 
 def low_rank(m: int = 64, n: int = 64, r: int = 4, scale: float = 0.1, **more: Any) -> LowRank:
@@ -105,8 +105,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A random Llama and its GGUF in float32."""
     for module in ("torch", "transformers"):
         need_module(module)
-    made = tiny.model()
-    return made, tiny.write_gguf(made, tmp_path_factory.mktemp("llama") / "base.gguf")
+    model = tiny.model()
+    return model, tiny.write_gguf(model, tmp_path_factory.mktemp("llama") / "base.gguf")
 
 
 def stored_as(gguf: Path, path: Path, form: str, *, only: str = "", **metadata: MetadataValue) -> Path:
@@ -142,13 +142,13 @@ def test_llama_cpp_computes_base_plus_adapter_with_the_result(tmp_path: Path, ll
     adapter = adapter_on(gguf)
     gguf_lora.write(adapter, tmp_path / "a.gguf", base=read_base(gguf))
     fuse([(adapter, 1.0)], gguf, tmp_path / "out.gguf")
-    wanted = llama_cpp.logits(llama[1], TOKENS, tmp_path / "a.gguf")
+    expected = llama_cpp.logits(llama[1], TOKENS, tmp_path / "a.gguf")
     found = llama_cpp.logits(tmp_path / "out.gguf", TOKENS)
-    effect = np.linalg.norm(wanted - llama_cpp.logits(llama[1], TOKENS))
+    effect = np.linalg.norm(expected - llama_cpp.logits(llama[1], TOKENS))
     assert effect > 1
     # What the type itself costs: the base in it against the base in float32, both under the adapter.
-    cost = np.linalg.norm(wanted - llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf"))
-    assert np.linalg.norm(found - wanted) < 1e-3 * effect + 4 * cost
+    cost = np.linalg.norm(expected - llama_cpp.logits(gguf, TOKENS, tmp_path / "a.gguf"))
+    assert np.linalg.norm(found - expected) < 1e-3 * effect + 4 * cost
 
 
 @pytest.mark.peer
@@ -263,9 +263,9 @@ def test_floats_become_what_is_asked_for(tmp_path: Path, llama: Any, options: Op
     with GGUFFile(tmp_path / "exact.gguf") as exact, GGUFFile(tmp_path / "out.gguf") as out:
         for name, info in out.tensors.items():
             form, wide = kind(info.type_name), exact.tensor(name).reshape(-1, info.shape[-1])
-            wanted = np.empty((len(wide), form.row_size(wide.shape[1])), np.uint8)
-            form.encode(wide, wanted)
-            assert out.raw(name).tobytes() == wanted.tobytes(), name
+            expected = np.empty((len(wide), form.row_size(wide.shape[1])), np.uint8)
+            form.encode(wide, expected)
+            assert out.raw(name).tobytes() == expected.tobytes(), name
     assert np.isfinite(llama_cpp.logits(tmp_path / "out.gguf", TOKENS)).all()
 
 
@@ -274,16 +274,16 @@ def test_a_table_that_is_the_output_layer_becomes_two(tmp_path: Path) -> None:
     import torch
 
     need_module("llama_cpp_py_sync")
-    made = tiny.model(tie_word_embeddings=True)
-    gguf = tiny.write_gguf(made, tmp_path / "base.gguf")
-    wrapped = tiny.adapter(made, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
+    model = tiny.model(tie_word_embeddings=True)
+    gguf = tiny.write_gguf(model, tmp_path / "base.gguf")
+    wrapped = tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
     from adapterhub_converters.formats import peft
 
     report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
     assert any("are now two" in note for note in report.notes)
     with torch.no_grad():
-        wanted = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
-    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - wanted).max() < 1e-3 * np.abs(wanted).max()
+        expected = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
+    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 @pytest.mark.peer
@@ -293,17 +293,17 @@ def test_dora_bias_rows_and_replaced_modules_as_peft_has_them(tmp_path: Path) ->
     need_module("llama_cpp_py_sync")
     from adapterhub_converters.formats import peft
 
-    made = tiny.model("Qwen2ForCausalLM")
-    gguf = tiny.write_gguf(made, tmp_path / "base.gguf")
+    model = tiny.model("Qwen2ForCausalLM")
+    gguf = tiny.write_gguf(model, tmp_path / "base.gguf")
     wrapped = tiny.adapter(
-        made, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "up_proj"], use_dora=True,
+        model, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "up_proj"], use_dora=True,
         modules_to_save=["lm_head", "norm"], trainable_token_indices={"embed_tokens": [3, 99]},
     )  # fmt: skip
     report = fuse([(peft.read(tmp_path / "adapter"), 1.0)], gguf, tmp_path / "out.gguf")
     assert "output_norm.weight" in report.touched
     with torch.no_grad():
-        wanted = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
-    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - wanted).max() < 1e-3 * np.abs(wanted).max()
+        expected = wrapped(torch.tensor([TOKENS])).logits[0].numpy()
+    assert np.abs(llama_cpp.logits(tmp_path / "out.gguf", TOKENS) - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 TABLE = np.ones((128, 64), np.float32)

@@ -51,9 +51,9 @@ def test_a_method_adds_to_the_base_what_its_adapter_of_full_rank_would(tmp_path:
     fuse([(adapter, 1.0)], base, tmp_path / "by-adapter")
     report = into(base, tmp_path / "directly", [ONE, TWO], weights, method=name, seed=5)
     assert sorted(report.touched) == [f"{K}.weight", f"{Q}.weight"]
-    wanted, found = tensors_of(tmp_path / "by-adapter"), tensors_of(tmp_path / "directly")
+    tensors, found = tensors_of(tmp_path / "by-adapter"), tensors_of(tmp_path / "directly")
     assert not np.array_equal(found[f"{Q}.weight"], tensors_of(base)[f"{Q}.weight"])
-    for tensor, values in wanted.items():
+    for tensor, values in tensors.items():
         np.testing.assert_allclose(found[tensor], values, atol=2e-5, err_msg=tensor)
 
 

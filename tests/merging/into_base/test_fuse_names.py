@@ -33,8 +33,8 @@ def weights_of(folder: Path, name: str) -> dict[str, np.ndarray]:
     import torch
     import transformers
 
-    made = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
-    return {path: one.detach().numpy() for path, one in made.named_parameters(remove_duplicate=False)}
+    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32)
+    return {path: one.detach().numpy() for path, one in model.named_parameters(remove_duplicate=False)}
 
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{name}-{number}" for number, (name, _) in enumerate(CASES)])
@@ -58,10 +58,10 @@ def test_a_tied_table_becomes_two_and_computes_what_peft_does(torch: Any, tmp_pa
     """The oracle is peft's forward: its merge changes both tables, as they are one."""
     import transformers
 
-    made = tiny.model(name)
-    made.save_pretrained(tmp_path / "base")
+    model = tiny.model(name)
+    model.save_pretrained(tmp_path / "base")
     text = r"(?!.*vision).*\.q_proj"
-    wrapped = tiny.adapter(made, tmp_path / "adapter", target_modules=rf"({text}|(.*\.)?{table})", strength=0.3)
+    wrapped = tiny.adapter(model, tmp_path / "adapter", target_modules=rf"({text}|(.*\.)?{table})", strength=0.3)
     fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     merged = getattr(transformers, name).from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     tokens = torch.tensor([[3, 17, 99, 5, 64, 23]])
@@ -83,8 +83,8 @@ def test_a_head_for_another_task_is_added_to_a_causal_base(
 
     causal = tiny.model(f"{family}ForCausalLM")
     causal.save_pretrained(tmp_path / "base")
-    made = getattr(transformers, f"{family}For{kind}").from_pretrained(tmp_path / "base", num_labels=3, dtype=torch.float32)
-    wrapped = get_peft_model(made, LoraConfig(task_type=task, target_modules=["q_proj"], init_lora_weights=False))
+    model = getattr(transformers, f"{family}For{kind}").from_pretrained(tmp_path / "base", num_labels=3, dtype=torch.float32)
+    wrapped = get_peft_model(model, LoraConfig(task_type=task, target_modules=["q_proj"], init_lora_weights=False))
     wrapped.eval().save_pretrained(tmp_path / "adapter")
     fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out")
     config = transformers.AutoConfig.from_pretrained(tmp_path / "out")

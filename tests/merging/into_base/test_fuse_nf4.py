@@ -91,8 +91,8 @@ def test_it_is_what_transformers_makes_of_the_merge_in_16_bits(torch: Any, tmp_p
     theirs = loaded(tmp_path / "plain", dtype=getattr(torch, dtype), quantization_config=settings(dtype))
     theirs.save_pretrained(tmp_path / "theirs")
     same(tensors_of(tmp_path / "ours"), tensors_of(tmp_path / "theirs"))
-    said = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("ours", "theirs")]
-    assert said[0] == said[1]
+    documents = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("ours", "theirs")]
+    assert documents[0] == documents[1]
     found, wanted = logits(loaded(tmp_path / "ours", dtype=getattr(torch, dtype))), logits(theirs)
     np.testing.assert_array_equal(found, wanted)
 
@@ -114,14 +114,14 @@ def test_the_layers_are_those_that_transformers_takes_of_every_known_architectur
             spec = dataclasses.replace(folder.spec, architecture=name, model_type=kind)
             skip = HfQuantizer.get_modules_to_not_convert(made, None, made._keep_in_fp32_modules)
             replace_with_bnb_linear(made, modules_to_not_convert=skip, quantization_config=settings("float32"))
-            wanted = {f"{path}.weight" for path, module in made.named_modules() if isinstance(module, Linear4bit)}
+            expected = {f"{path}.weight" for path, module in made.named_modules() if isinstance(module, Linear4bit)}
             one = dataclasses.replace(folder, spec=spec)
             vars(one)["weights"] = weights
-            if known.transposed or not wanted:
+            if known.transposed or not expected:
                 with pytest.raises(AdapterhubError, match="transposed" if known.transposed else "no layer of Falcon"):
                     weights_for_nf4(one)
             else:
-                assert weights_for_nf4(one) == wanted, name
+                assert weights_for_nf4(one) == expected, name
 
 
 def random_base(folder: Path, **config: Any) -> Path:
@@ -156,28 +156,28 @@ def test_weights_of_any_shape_in_tiles_and_in_shards(torch: Any, tmp_path: Path,
     base, asked = random_base(tmp_path / "base"), [(deltas(), 1.0)]
     report = fuse(asked, base, tmp_path / "out", options=dataclasses.replace(NF4, shard_size=shard_size))
     fuse(asked, base, tmp_path / "plain")
-    wanted = {}
+    expected = {}
     for name, array in tensors_of(tmp_path / "plain").items():
         if name == "model.norm.weight":
-            wanted[name] = array
+            expected[name] = array
             continue
         weight = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-        wanted[name] = packed.numpy()
-        wanted |= {f"{name}.{leaf}": one.numpy() for leaf, one in state.as_dict(packed=True).items()}
-    found = tensors_of(tmp_path / "out")
-    same(found, wanted)
-    assert report.size == sum(array.nbytes for array in found.values())
+        expected[name] = packed.numpy()
+        expected |= {f"{name}.{leaf}": tensor.numpy() for leaf, tensor in state.as_dict(packed=True).items()}
+    tensors = tensors_of(tmp_path / "out")
+    same(tensors, expected)
+    assert report.size == sum(array.nbytes for array in tensors.values())
     for path in (tmp_path / "out").glob("*.safetensors"):
         with safetensors_file.SafetensorsFile(path) as file:
-            aligned = [one.offset - file.header.data_start for one in file.tensors.values() if one.dtype == "F32"]
+            aligned = [tensor.offset - file.header.data_start for tensor in file.tensors.values() if tensor.dtype == "F32"]
         assert not any(offset % 4 for offset in aligned)  # torch maps them
     index = tmp_path / "out" / "model.safetensors.index.json"
     assert index.exists() == bool(shard_size)
     if shard_size:
-        said = json.loads(index.read_text())
-        assert said["weight_map"].keys() == found.keys()
-        assert said["metadata"]["total_size"] == report.size
+        document = json.loads(index.read_text())
+        assert document["weight_map"].keys() == tensors.keys()
+        assert document["metadata"]["total_size"] == report.size
 
 
 def test_a_base_without_double_quantization_gets_it_where_it_changes(torch: Any, tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_a_base_without_double_quantization_gets_it_where_it_changes(torch: Any,
     report = fuse(adapters, tmp_path / "base", tmp_path / "out", options=NF4)
     states = {name: array for name, array in tensors_of(tmp_path / "out").items() if name.endswith("nested_absmax")}
     assert states.keys() == {f"{name}.nested_absmax" for name in report.touched}
-    found = {one.name: one.verdict for one in prove(adapters, tmp_path / "base", tmp_path / "out").tensors}
-    assert {found[name] for name in report.touched} == {"exact"}
+    verdict_by_name = {tensor.name: tensor.verdict for tensor in prove(adapters, tmp_path / "base", tmp_path / "out").tensors}
+    assert {verdict_by_name[name] for name in report.touched} == {"exact"}
     fuse(adapters, tmp_path / "base", tmp_path / "floats", options=Options(dequantize=True))
     plain = tensors_of(tmp_path / "floats")
     out = loaded(tmp_path / "out", dtype=torch.bfloat16)
@@ -303,10 +303,10 @@ def test_verify_merge_proves_it(torch: Any, tmp_path: Path, in_nf4: tuple[Path, 
     for base in (tmp_path / "base", quantized):
         out = tmp_path / f"{base.name}-out"
         fuse(adapters, base, out, options=NF4)
-        found = prove(adapters, base, out)
-        assert found.good, [one for one in found.tensors if not one.good]
-        assert Counter(one.verdict for one in found.tensors if one.strength) == {"exact": 2}
-        assert {one.verdict for one in prove(adapters, base, base).tensors if not one.good} == {"absent"}
+        proof = prove(adapters, base, out)
+        assert proof.good, [tensor for tensor in proof.tensors if not tensor.good]
+        assert Counter(tensor.verdict for tensor in proof.tensors if tensor.strength) == {"exact": 2}
+        assert {tensor.verdict for tensor in prove(adapters, base, base).tensors if not tensor.good} == {"absent"}
     assert read_base(tmp_path / "base-out").fingerprint == read_base(tmp_path / "base").fingerprint
 
 
@@ -345,6 +345,6 @@ def test_the_command_its_plan_and_its_recipe(run: Run, tmp_path: Path) -> None:
     run("materialize", "out.json", "--adapter", "a", "-o", "again")
     for path in (tmp_path / "out").iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
-    kept = json.loads((tmp_path / "out.json").read_text())
-    assert kept["options"]["requantize"] == "nf4"
-    assert any("sample" in file for file in kept["output"]["files"])
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["options"]["requantize"] == "nf4"
+    assert any("sample" in file for file in document["output"]["files"])

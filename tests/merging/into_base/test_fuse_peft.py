@@ -78,11 +78,11 @@ def test_fuse_equals_merge_and_unload(
 
 def panel_of_torch(torch: Any, left: np.ndarray, right: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """The number of terms that torch on this CPU adds up before it starts the next sum; None if it uses another order."""
-    wanted = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
+    expected = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
     for panel in (192, 384):
         with monkeypatch.context() as patched:
             patched.setattr(product, "PANEL", panel)
-            if np.array_equal(product.product(left, right, np.empty_like(wanted)), wanted):
+            if np.array_equal(product.product(left, right, np.empty_like(expected)), expected):
                 return panel
     return None
 

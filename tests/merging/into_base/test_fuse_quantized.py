@@ -69,11 +69,11 @@ def test_bitsandbytes_through_transformers(torch: Any, tmp_path: Path, how: str)
             bnb_4bit_compute_dtype=torch.float32,
         )
     )  # fmt: skip
-    made = loaded(tmp_path / "plain", quantization_config=config)
-    made.save_pretrained(tmp_path / "base")
-    exact = {} if how == "int8" else floats(made)  # before its first use, at which its kernels lay the weights out anew
+    loaded_model = loaded(tmp_path / "plain", quantization_config=config)
+    loaded_model.save_pretrained(tmp_path / "base")
+    exact = {} if how == "int8" else floats(loaded_model)  # before its first use, at which its kernels lay the weights out anew
     tiny.adapter(tiny.model(intermediate_size=128), tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
-    wrapped = PeftModel.from_pretrained(made, tmp_path / "adapter")
+    wrapped = PeftModel.from_pretrained(loaded_model, tmp_path / "adapter")
     fuse([(peft.read(tmp_path / "adapter"), 1.0)], tmp_path / "base", tmp_path / "out", options=FLOATS)
     merged = loaded(tmp_path / "out")
     for name, weight in exact.items():
@@ -114,12 +114,12 @@ def test_gptq_by_hand(tmp_path: Path) -> None:
     for version, less in (("gptq", 1), ("gptq_v2", 0)):
         config = {"quant_method": "gptq", "bits": 4, "group_size": 8, "checkpoint_format": version}
         base = written(tmp_path / version, tensors, config)
-        wanted = np.empty((8, 16), np.float32)
+        expected = np.empty((8, 16), np.float32)
         for out in range(8):
             for into in range(16):
                 group = order[into]
-                wanted[out, into] = float(scales[group, out]) * (int(codes[into, out]) - (7 + less))
-        np.testing.assert_array_equal(dequantized(base, tmp_path / f"{version}-out"), wanted)
+                expected[out, into] = float(scales[group, out]) * (int(codes[into, out]) - (7 + less))
+        np.testing.assert_array_equal(dequantized(base, tmp_path / f"{version}-out"), expected)
 
 
 def test_awq_by_hand(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_experts_of_gpt_oss_in_mxfp4(torch: Any, tmp_path: Path) -> None:
     adapter = Adapter({name: StackedLowRank(lora_A, lora_B, alpha=2, transposed_base=True)})
     fuse([(adapter, 1.0)], base, tmp_path / "out", options=FLOATS)
     exact = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales), dtype=torch.float32).numpy()
-    wanted = exact + (lora_B @ lora_A).swapaxes(1, 2)
+    expected = exact + (lora_B @ lora_A).swapaxes(1, 2)
     with SafetensorsFile(tmp_path / "out" / "model.safetensors") as file:
         assert sorted(file.tensors) == ["model.layers.0.mlp.experts.down_proj", f"{name}_bias", "model.norm.weight"]
-        np.testing.assert_allclose(file.tensor(name), wanted, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(file.tensor(name), expected, rtol=1e-6, atol=1e-6)

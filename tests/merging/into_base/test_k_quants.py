@@ -71,8 +71,8 @@ def test_the_bytes_by_an_importance_matrix_are_ggmls(name: str) -> None:
         wide = np.ascontiguousarray(rows[:16], np.float32)
         for how, made in IMPORTANCE.items():
             importance = np.ascontiguousarray(made(wide.shape[1]), np.float32)
-            wanted = by_ggml(wide, name, importance).tobytes()
-            assert quantize_weighted(wide, name, importance).tobytes() == wanted, (what, how)
+            expected = by_ggml(wide, name, importance).tobytes()
+            assert quantize_weighted(wide, name, importance).tobytes() == expected, (what, how)
 
 
 @pytest.mark.parametrize(("name", "most"), zip(K_QUANTS, (0.09, 0.045, 0.025), strict=True))
@@ -89,8 +89,8 @@ def test_what_is_read_is_close_to_what_was_written(name: str, most: float) -> No
 def test_a_merge_writes_them_and_a_mixture_stays_one(tmp_path: Path) -> None:
     for module in ("torch", "transformers", "llama_cpp_py_sync"):
         need_module(module)
-    made = tiny.model(hidden_size=256, intermediate_size=256, head_dim=64, num_hidden_layers=1)
-    base = tiny.write_gguf(made, tmp_path / "base.gguf")
+    model = tiny.model(hidden_size=256, intermediate_size=256, head_dim=64, num_hidden_layers=1)
+    base = tiny.write_gguf(model, tmp_path / "base.gguf")
     pair = LowRank(RNG.normal(size=(4, 256)).astype(np.float32), RNG.normal(size=(256, 4)).astype(np.float32), 0.4)
     adapter = [(Adapter({"model.layers.0.mlp.up_proj": pair}), 1.0)]
     fuse(adapter, base, tmp_path / "wide.gguf")

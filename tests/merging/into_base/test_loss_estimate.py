@@ -66,10 +66,10 @@ def test_each_choice_of_base_has_its_error_and_as_trained_is_what_training_saw(t
     before = tensors_of(base)
     low = delta.deltas[Q]
     seen = round_trip_sample(before[f"{Q}.weight"]).astype(dtypes.BF16).astype(np.float32)
-    wanted = seen + low.scaling * (low.lora_B @ low.lora_A)
+    expected = seen + low.scaling * (low.lora_B @ low.lora_A)
     for onto, name in (("original", "original"), ("as-trained", "as_trained")):
         found = tensors_of(tmp_path / onto)[f"{Q}.weight"]
-        error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         for report in reports.values():  # both are predicted, whichever is chosen
             assert getattr(report.touched[f"{Q}.weight"], name) == pytest.approx(error, rel=0.05)
     change = reports["original"].touched[f"{Q}.weight"]

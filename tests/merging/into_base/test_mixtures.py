@@ -81,7 +81,7 @@ def by_llama_cpp(source: Path, target: Path, mixture: str, importance: Mapping[s
 def assert_same(ours: Path, theirs: Path) -> None:
     (keys, tensors), (wanted_keys, wanted) = contents(ours), contents(theirs)
     assert {key: value for key, value in keys.items() if not key.startswith("quantize.")} == wanted_keys
-    assert {name: one[:2] for name, one in tensors.items()} == {name: one[:2] for name, one in wanted.items()}
+    assert {name: tensor[:2] for name, tensor in tensors.items()} == {name: tensor[:2] for name, tensor in wanted.items()}
     assert [name for name in tensors if tensors[name][2] != wanted[name][2]] == []
 
 
@@ -156,8 +156,8 @@ def test_a_merge_into_a_folder_is_written_as_a_mixture_at_once(tmp_path: Path, f
     fuse(adapter, folder, tmp_path / "wide.gguf", options=Options(dtype="f32"))
     fuse(adapter, folder, tmp_path / "ours.gguf", options=Options(requantize="q4_k_m", force=True))
     ours = contents(tmp_path / "ours.gguf")[1]
-    wanted = contents(by_llama_cpp(tmp_path / "wide.gguf", tmp_path / "theirs.gguf", "q4_k_m"))[1]
-    assert ours == wanted
+    expected = contents(by_llama_cpp(tmp_path / "wide.gguf", tmp_path / "theirs.gguf", "q4_k_m"))[1]
+    assert ours == expected
     with pytest.raises(RefusedError, match="q4_k_m: is a mixture, which is made of a Hugging.* Choose one type, such as q4_k"):
         fuse(adapter, gguf, tmp_path / "other.gguf", options=Options(requantize="q4_k_m"))
 
@@ -205,13 +205,13 @@ def test_a_matrix_of_another_model_or_for_nothing_is_refused(tmp_path: Path, fol
     other = write_importance(tmp_path / "other.gguf", {"blk.0.ffn_up.weight": ONE}, count)
     ours = write_importance(tmp_path / "ours.gguf", {"blk.0.ffn_up.weight": np.ones((1, 96), np.float32)}, count)
     asked = ("convert", folder, "x.gguf", "--imatrix")
-    said = run(*asked, other, "--dtype", "q4_k", code=6).stderr
-    assert "8 numbers for blk.0.ffn_up.weight, which has 96 columns. Is this the matrix of another model?" in said
+    stderr = run(*asked, other, "--dtype", "q4_k", code=6).stderr
+    assert "8 numbers for blk.0.ffn_up.weight, which has 96 columns. Is this the matrix of another model?" in stderr
     assert "an importance matrix of no tensor that is quantized" in run(*asked, ours, "--dtype", "f16", code=6).stderr
     assert "is for a quantized GGUF" in run("convert", folder, "x", "--to", "hf", "--imatrix", ours, code=2).stderr
     assert not (tmp_path / "x.gguf").exists()
-    done = run(*asked, ours, "--dtype", "q4_k_m")
-    assert "11 tensors are not in the importance matrix" in done.stdout + done.stderr
+    result = run(*asked, ours, "--dtype", "q4_k_m")
+    assert "11 tensors are not in the importance matrix" in result.stdout + result.stderr
     with GGUFFile(tmp_path / "x.gguf") as file:
         assert MetadataValue("UINT32", file.header.metadata["general.file_type"]).value == 15
 

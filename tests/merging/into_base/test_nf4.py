@@ -78,13 +78,13 @@ def test_any_rows_of_a_weight_in_16_bits_are_what_bitsandbytes_gives_back(
     weight = random_weight(shape, "normal").astype(stored.dtype)
     path.write_bytes(weight.tobytes())
     theirs = one_thread.from_numpy(weight.astype(np.float32)).to(one_thread.bfloat16 if kind == "BF16" else one_thread.float16)
-    wanted = functional.dequantize_4bit(*functional.quantize_4bit(theirs, quant_type="nf4", compress_statistics=True))
+    expected = functional.dequantize_4bit(*functional.quantize_4bit(theirs, quant_type="nf4", compress_statistics=True))
     seen = nf4_numpy.ThroughNF4("weight", StoredRows(path, 0, *shape, stored), stored)
     with OpenFiles() as opened:
         for start, stop in [(0, rows), (7, 20), (rows - 9, rows - 1), (rows - 1, rows)]:
             out = np.empty((stop - start, shape[1]), np.float32)
             seen.read(opened, start, stop, out, new_buffer)
-            np.testing.assert_array_equal(out, wanted[start:stop].float().numpy())
+            np.testing.assert_array_equal(out, expected[start:stop].float().numpy())
 
 
 @dataclass(frozen=True)

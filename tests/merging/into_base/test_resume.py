@@ -79,8 +79,8 @@ def test_what_was_finished_is_taken_over(tmp_path: Path, how: int) -> None:
     shards = sorted((tmp_path / "out").glob("model-*"))
     assert inodes <= {path.stat().st_ino for path in shards}
     fuse([(adapter(), 1.0)], base, tmp_path / "wanted", options=OPTIONS)
-    wanted = {path.name: path.read_bytes() for path in (tmp_path / "wanted").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == wanted
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "wanted").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "wanted"]
 
 
@@ -97,6 +97,6 @@ def test_what_is_not_the_same_is_made_again(tmp_path: Path, spoil: str) -> None:
     merged = adapter(2 if spoil == "the adapter" else 1)
     fuse([(merged, 1.0)], base, tmp_path / "out", options=OPTIONS)
     fuse([(merged, 1.0)], base, tmp_path / "wanted", options=OPTIONS)
-    wanted = {path.name: path.read_bytes() for path in (tmp_path / "wanted").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == wanted
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "wanted").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "out", "wanted"]

@@ -119,12 +119,12 @@ def test_a_merge_is_that_of_peft(name: str, kind: str, tmp_path: Path) -> None:
 def test_it_is_named_and_checked_against_its_base(name: str, tmp_path: Path) -> None:
     need_module("peft")
     folder = made(name, tmp_path)
-    found = derive.describe(folder)
-    assert (found.method, found.r, found.alpha) == (name.partition(",")[0], None, None)
-    assert {**MADE, **PROMPTS}[name][2].items() <= (found.numbers or {}).items()
-    assert found.parameters > 0
+    manifest = derive.describe(folder)
+    assert (manifest.method, manifest.r, manifest.alpha) == (name.partition(",")[0], None, None)
+    assert {**MADE, **PROMPTS}[name][2].items() <= (manifest.numbers or {}).items()
+    assert manifest.parameters > 0
     report = checks.check(folder, base=bases.read_hf(tmp_path / "base"))
-    assert [(one.code, one.what) for one in report.problems if one.severity != "note"] == []
+    assert [(problem.code, problem.what) for problem in report.problems if problem.severity != "note"] == []
     assert report.verdicts["peft"].verdict == "applied"
     assert report.verdicts["vllm"].verdict == "refused"
     model(width=32).save_pretrained(tmp_path / "wider")

@@ -45,11 +45,11 @@ def both(tensors: dict[str, np.ndarray], scale: float = 1) -> None:
 
 
 def verdicts(proofs: Proofs) -> dict[str, str]:
-    return {one.name: one.verdict for one in proofs.tensors if one.verdict != "untouched"}
+    return {tensor.name: tensor.verdict for tensor in proofs.tensors if tensor.verdict != "untouched"}
 
 
 def strength(proofs: Proofs, name: str) -> tuple[float, ...]:
-    found = next(one.strength for one in proofs.tensors if one.name == name)
+    found = next(tensor.strength for tensor in proofs.tensors if tensor.name == name)
     assert found
     return found
 
@@ -57,18 +57,18 @@ def strength(proofs: Proofs, name: str) -> tuple[float, ...]:
 def test_our_own_merge_is_proven_to_the_bit(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base")
     fuse([(SMALL, 0.5)], base, tmp_path / "out")
-    found = prove([(SMALL, 0.5)], base, tmp_path / "out")
-    assert found.good
-    assert verdicts(found) == {QW: "exact", KW: "exact"}
-    assert strength(found, QW) == pytest.approx((1.0,), abs=0.05)
+    proof = prove([(SMALL, 0.5)], base, tmp_path / "out")
+    assert proof.good
+    assert verdicts(proof) == {QW: "exact", KW: "exact"}
+    assert strength(proof, QW) == pytest.approx((1.0,), abs=0.05)
 
 
 @pytest.mark.parametrize("dtype", [dtypes.F32, dtypes.F16], ids=["f32", "f16"])
 def test_a_merge_into_another_dtype_is_right_up_to_its_rounding(tmp_path: Path, dtype: np.dtype) -> None:
     base = base_in(tmp_path / "base")
-    found = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", both, dtype))
-    assert found.good
-    assert set(verdicts(found).values()) <= {"exact", "rounded"}
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", both, dtype))
+    assert proof.good
+    assert set(verdicts(proof).values()) <= {"exact", "rounded"}
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_a_merge_into_another_dtype_is_right_up_to_its_rounding(tmp_path: Path, 
 def test_another_strength_is_named_and_measured(tmp_path: Path, scale: float, verdict: str) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
     made = by_hand(base, tmp_path / "out", lambda tensors: both(tensors, scale), dtypes.F32)
-    found = prove([(SMALL, 1)], base, made)
-    assert not found.good
-    assert verdicts(found) == {QW: verdict if scale >= 0 else "weaker", KW: verdict if scale >= 0 else "weaker"}
-    assert strength(found, QW) == pytest.approx((scale,), abs=1e-4)
+    proof = prove([(SMALL, 1)], base, made)
+    assert not proof.good
+    assert verdicts(proof) == {QW: verdict if scale >= 0 else "weaker", KW: verdict if scale >= 0 else "weaker"}
+    assert strength(proof, QW) == pytest.approx((scale,), abs=1e-4)
 
 
 def test_a_skipped_module_is_absent(tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_a_skipped_module_is_absent(tmp_path: Path) -> None:
     def one(tensors: dict[str, np.ndarray]) -> None:
         tensors[QW] += delta(Q)
 
-    found = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", one))
-    assert not found.good
-    assert verdicts(found)[KW] == "absent"
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", one))
+    assert not proof.good
+    assert verdicts(proof)[KW] == "absent"
 
 
 def test_what_no_adapter_did_is_seen(tmp_path: Path) -> None:
@@ -102,26 +102,26 @@ def test_what_no_adapter_did_is_seen(tmp_path: Path) -> None:
         tensors["lm_head.weight"][3] *= 1.5
         tensors[QW] += 2 * np.random.default_rng(7).normal(size=(16, 16)).astype(np.float32)
 
-    found = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", more))
-    assert not found.good
-    assert verdicts(found)["lm_head.weight"] == "changed"
-    assert verdicts(found)[QW] not in ("exact", "rounded", "near")
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", more))
+    assert not proof.good
+    assert verdicts(proof)["lm_head.weight"] == "changed"
+    assert verdicts(proof)[QW] not in ("exact", "rounded", "near")
 
 
 def test_two_adapters_are_distinguished(tmp_path: Path) -> None:
     base = base_in(tmp_path / "base", dtypes.F32)
-    other = Adapter({Q: low_rank(r=3, scale=0.1)})
-    two = other.deltas[Q]
+    adapter = Adapter({Q: low_rank(r=3, scale=0.1)})
+    two = adapter.deltas[Q]
 
     def sums(tensors: dict[str, np.ndarray]) -> None:
         tensors[QW] += 0.7 * delta(Q) + 0.15 * two.scaling * (two.lora_B @ two.lora_A)
         tensors[KW] += 0.7 * delta(K)
 
-    found = prove([(SMALL, 0.7), (other, 0.3)], base, by_hand(base, tmp_path / "out", sums, dtypes.F32))
-    assert strength(found, QW) == pytest.approx((1.0, 0.5), abs=1e-3)
-    assert verdicts(found)[QW] == "weaker"
-    assert verdicts(found)[KW] in ("exact", "rounded")
-    assert found.strengths()[1] == pytest.approx((0.5, 0.5, 0.5), abs=1e-3)
+    proof = prove([(SMALL, 0.7), (adapter, 0.3)], base, by_hand(base, tmp_path / "out", sums, dtypes.F32))
+    assert strength(proof, QW) == pytest.approx((1.0, 0.5), abs=1e-3)
+    assert verdicts(proof)[QW] == "weaker"
+    assert verdicts(proof)[KW] in ("exact", "rounded")
+    assert proof.strengths()[1] == pytest.approx((0.5, 0.5, 0.5), abs=1e-3)
 
 
 def test_what_cannot_be_compared_is_a_finding(tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def test_what_cannot_be_compared_is_a_finding(tmp_path: Path) -> None:
         tensors["lm_head.weight"] = tensors["lm_head.weight"][:-1]
         tensors["stranger"] = np.ones(3, np.float32)
 
-    found = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", odd))
-    assert not found.good
-    assert {f"{Q}.bias": "missing", "lm_head.weight": "shape", "stranger": "unknown"}.items() <= verdicts(found).items()
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", odd))
+    assert not proof.good
+    assert {f"{Q}.bias": "missing", "lm_head.weight": "shape", "stranger": "unknown"}.items() <= verdicts(proof).items()
 
 
 def test_nan_is_never_right(tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_nan_is_never_right(tmp_path: Path) -> None:
         both(tensors)
         tensors[QW][0, 0] = np.nan
 
-    found = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", nan))
-    assert verdicts(found)[QW] == "other"
+    proof = prove([(SMALL, 1)], base, by_hand(base, tmp_path / "out", nan))
+    assert verdicts(proof)[QW] == "other"
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
@@ -171,12 +171,12 @@ def test_what_peft_merges_is_proven(
     adapter = trained(base, r=4, target_modules="all-linear", **extra)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(tmp_path / "merged")
-    found = prove([(convert.read(adapter), 1)], base, tmp_path / "merged")
-    assert found.good, verdicts(found)
-    assert len(verdicts(found)) == 14
+    proof = prove([(convert.read(adapter), 1)], base, tmp_path / "merged")
+    assert proof.good, verdicts(proof)
+    assert len(verdicts(proof)) == 14
     if extra.get("use_rslora"):  # the scale that a tool which overlooks rsLoRA would have used
         config = json.loads((adapter / "adapter_config.json").read_text())
         (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": False}))
         wrong = prove([(convert.read(adapter), 1)], base, tmp_path / "merged")
-        assert {one.verdict for one in wrong.tensors if one.strength} == {"stronger"}
+        assert {tensor.verdict for tensor in wrong.tensors if tensor.strength} == {"stronger"}
         assert wrong.strengths()[0] == pytest.approx((2.0, 2.0, 2.0), rel=0.02)

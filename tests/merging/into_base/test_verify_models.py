@@ -25,25 +25,27 @@ pytestmark = pytest.mark.peer
 
 
 def good(adapters: WeightedAdapters, base: Path, merged: Path, *, least: int = 1) -> Proofs:
-    found = prove(adapters, base, merged)
-    assert found.good, [(one.name, one.verdict, one.strength, one.note) for one in found.tensors if not one.good]
-    assert sum(one.verdict != "untouched" and one.strength is not None for one in found.tensors) >= least or least == 0
-    return found
+    proof = prove(adapters, base, merged)
+    assert proof.good, [
+        (tensor.name, tensor.verdict, tensor.strength, tensor.note) for tensor in proof.tensors if not tensor.good
+    ]
+    assert sum(tensor.verdict != "untouched" and tensor.strength is not None for tensor in proof.tensors) >= least or least == 0
+    return proof
 
 
 def bad(adapters: WeightedAdapters, base: Path, merged: Path) -> set[str]:
     """The verdicts with which a model fails."""
-    found = prove(adapters, base, merged)
-    assert not found.good
-    return {one.verdict for one in found.tensors if not one.good}
+    proof = prove(adapters, base, merged)
+    assert not proof.good
+    return {tensor.verdict for tensor in proof.tensors if not tensor.good}
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
 @pytest.mark.parametrize("config", TIED.values(), ids=TIED)
 def test_heads_that_a_merge_unties(torch: Any, tmp_path: Path, name: str, config: dict[str, Any]) -> None:
-    made = tiny.model(name, tie_word_embeddings=True)
-    base = saved(made, tmp_path / "base")
-    tied_adapter(torch, made, tmp_path / "adapter", config)
+    model = tiny.model(name, tie_word_embeddings=True)
+    base = saved(model, tmp_path / "base")
+    tied_adapter(torch, model, tmp_path / "adapter", config)
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     fuse(adapters, base, tmp_path / "out")
     good(adapters, base, tmp_path / "out")
@@ -55,11 +57,11 @@ def test_heads_that_a_merge_unties(torch: Any, tmp_path: Path, name: str, config
 def test_resized_vocabularies(torch: Any, tmp_path: Path, tie: bool, config: dict[str, Any]) -> None:
     if tie and "modules_to_save" not in config:
         pytest.skip("peft saves one of the two tables")
-    made = tiny.model(tie_word_embeddings=tie)
-    base = saved(made, tmp_path / "base")
-    made.resize_token_embeddings(133)
-    plain = saved(made, tmp_path / "resized")
-    wrapped = tiny.adapter(made, tmp_path / "adapter", **config)
+    model = tiny.model(tie_word_embeddings=tie)
+    base = saved(model, tmp_path / "base")
+    model.resize_token_embeddings(133)
+    plain = saved(model, tmp_path / "resized")
+    wrapped = tiny.adapter(model, tmp_path / "adapter", **config)
     wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     fuse(adapters, base, tmp_path / "out")
@@ -71,11 +73,11 @@ def test_resized_vocabularies(torch: Any, tmp_path: Path, tie: bool, config: dic
 @pytest.mark.parametrize("name", MOE)
 @pytest.mark.parametrize("together", [False, True], ids=["listed", "stacked"])
 def test_experts(torch: Any, tmp_path: Path, name: str, together: bool) -> None:
-    made = tiny.model(name)
-    base = saved(made, tmp_path / "base")
+    model = tiny.model(name)
+    base = saved(model, tmp_path / "base")
     if together:
         stacked(base)
-    tiny.adapter(made, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=MOE[name])
+    tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=MOE[name])
     adapters = [(peft.read(tmp_path / "adapter", base=read_base(base)), 1.0)]
     fuse(adapters, base, tmp_path / "out")
     good(adapters, base, tmp_path / "out", least=6)
@@ -104,9 +106,9 @@ def test_one_skipped_expert_among_others(torch: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
 def test_a_gguf_of_our_own_merge(torch: Any, tmp_path: Path, form: str) -> None:
-    made = tiny.model(hidden_size=128, intermediate_size=256)
-    base = saved(made, tmp_path / "base")
-    tiny.adapter(made, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
+    model = tiny.model(hidden_size=128, intermediate_size=256)
+    base = saved(model, tmp_path / "base")
+    tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     plain = tiny.write_gguf(tiny.model(hidden_size=128, intermediate_size=256), tmp_path / "plain.gguf")
     gguf = stored_as(plain, tmp_path / "base.gguf", form)
@@ -121,15 +123,15 @@ def test_a_gguf_of_our_own_merge(torch: Any, tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["q8_0", "q4_0"])
 def test_a_merged_gguf_that_was_quantized_afterwards(torch: Any, tmp_path: Path, form: str) -> None:
-    made = tiny.model(hidden_size=128, intermediate_size=256)
-    base = saved(made, tmp_path / "base")
-    tiny.adapter(made, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
+    model = tiny.model(hidden_size=128, intermediate_size=256)
+    base = saved(model, tmp_path / "base")
+    tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     gguf = tiny.write_gguf(tiny.model(hidden_size=128, intermediate_size=256), tmp_path / "base.gguf")
     fuse(adapters, gguf, tmp_path / "out.gguf")
     quantized = stored_as(tmp_path / "out.gguf", tmp_path / "out-q.gguf", form.upper())
     found = good(adapters, base, quantized, least=4)
-    assert Counter(one.verdict for one in found.tensors if one.strength) == {"quantized": 4}
+    assert Counter(tensor.verdict for tensor in found.tensors if tensor.strength) == {"quantized": 4}
     assert bad(adapters, base, stored_as(gguf, tmp_path / "base-q.gguf", form.upper())) == {"absent"}
 
 
@@ -138,9 +140,9 @@ def test_bitsandbytes(torch: Any, tmp_path: Path, how: str) -> None:
     need_module("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    made = tiny.model(hidden_size=128, intermediate_size=256)
-    base = saved(made, tmp_path / "base")
-    tiny.adapter(made, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
+    model = tiny.model(hidden_size=128, intermediate_size=256)
+    base = saved(model, tmp_path / "base")
+    tiny.adapter(model, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     adapters = [(peft.read(tmp_path / "adapter"), 1.0)]
     fuse(adapters, base, tmp_path / "out")
     config = (

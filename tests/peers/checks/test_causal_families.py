@@ -8,6 +8,6 @@ from tests.checks.test_causal_families import DIVIDED, errors_of
 
 
 def test_no_family_has_a_false_error(tmp_path: Path) -> None:
-    found = errors_of(slice(None), tmp_path)
-    assert len(found) >= 90
-    assert {family for family, codes in found.items() if codes} <= DIVIDED
+    errors = errors_of(slice(None), tmp_path)
+    assert len(errors) >= 90
+    assert {family for family, codes in errors.items() if codes} <= DIVIDED

@@ -21,7 +21,7 @@ def test_what_torchtune_and_litgpt_compute_is_what_we_read() -> None:
     if folder is None:
         missing("torchtune and litgpt", install="python -m tests.support.peer_env")
     pytest = [sys.executable, "-m", "pytest", "-q", "-m", "peer", "-p", "no:cacheprovider", "-p", "no:xdist", *_FILES]
-    done = subprocess.run(
+    result = subprocess.run(
         pytest,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": peer_env.path(folder)},
@@ -30,7 +30,7 @@ def test_what_torchtune_and_litgpt_compute_is_what_we_read() -> None:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    skipped = re.search(r"(\d+) skipped", done.stdout)
-    assert (int(skipped[1]) if skipped else 0) == _OLD, done.stdout[-2000:]
-    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= 25
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    skipped = re.search(r"(\d+) skipped", result.stdout)
+    assert (int(skipped[1]) if skipped else 0) == _OLD, result.stdout[-2000:]
+    assert int(re.findall(r"(\d+) passed", result.stdout)[0]) >= 25

@@ -99,9 +99,9 @@ def test_the_commands_take_the_database_unless_a_folder_with_a_registry_is_named
     assert "1 entry of 1 log follow" in run("audit", "verify", "--registry", "folder", env=env).stdout
 
     postgres.sql(logged, "UPDATE audit SET name = 'team/9' WHERE id = 2")
-    done = run("audit", "verify", *words, env=env, code=1)
-    assert "error[changed] audit row 2: does not follow from the one before it" in done.stdout
-    assert "postgres@" not in done.stdout
+    result = run("audit", "verify", *words, env=env, code=1)
+    assert "error[changed] audit row 2: does not follow from the one before it" in result.stdout
+    assert "postgres@" not in result.stdout
     assert "audit row 2 does not follow" in run("hub", "audit", "--verify", "--registry", "one", env=env, code=4).stderr
 
 

@@ -164,8 +164,8 @@ def test_the_command_says_what_it_removed(
     registry.push(adapter(1), Ref("team/sql"))
     registry.rm(Ref("team/sql"))
     env = {**places["environ"], "ADAPTERHUB_DATABASE": places["database"], "ADAPTERHUB_BLOBS": places["blobs"]}
-    told = json.loads(run("--registry", "copies", "hub", "gc", "--json", env=env).stdout)
-    assert (told["blobs"], told["waiting"]) == (0, len(there(storage)))
+    document = json.loads(run("--registry", "copies", "hub", "gc", "--json", env=env).stdout)
+    assert (document["blobs"], document["waiting"]) == (0, len(there(storage)))
 
 
 def test_a_grace_period_that_is_too_short_is_refused(storage: SharedStorage, monkeypatch: pytest.MonkeyPatch) -> None:

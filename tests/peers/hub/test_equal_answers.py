@@ -99,7 +99,7 @@ def run(hub: Running, folder: Path) -> Recording:
     alice = recording.client(hub.token)
     eve = recording.client(hub.make_token("eve", "write", namespaces=["eve"]))
     adapters = [write_adapter(folder / f"sql-{seed}", seed) for seed in range(4)]
-    digests = [oci_manifest.build(one).digest for one in adapters[:2]]
+    digests = [oci_manifest.build(adapter).digest for adapter in adapters[:2]]
 
     def look(*names: str) -> None:
         for client, (method, path) in itertools.product((alice, eve, recording.client("")), reads([*names], digests[:1])):
@@ -188,15 +188,15 @@ def by_oci(alice: Sending, eve: Sending, adapter: Path) -> None:
         raw = document if isinstance(document, bytes) else json.dumps(document).encode()
         alice.ask("PUT", f"/v2/{name}/manifests/{reference}", raw, content_type=MANIFEST_TYPE)
 
-    made = oci_manifest.build(adapter)
+    manifest = oci_manifest.build(adapter)
     for path in sorted(adapter.iterdir()):
         put_blob("team/sql", path.read_bytes())
-    put("team/sql", made.raw, "early")
-    put_blob("team/sql", made.config_bytes)
-    for layer in made.layers:
+    put("team/sql", manifest.raw, "early")
+    put_blob("team/sql", manifest.config_bytes)
+    for layer in manifest.layers:
         if not (adapter / layer.path).exists():
             put_blob("team/sql", b"another")
-    put("team/sql", made.raw, "early")
+    put("team/sql", manifest.raw, "early")
     layer = put_blob("team/tool", b"a layer")
     put_blob("team/tool", b"{}")
     put_blob("team/sql", b"not mine", eve)
@@ -229,7 +229,7 @@ def timeless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_both_storages_give_the_same_answers_to_one_run(timeless: None, places: dict[str, Any], tmp_path: Path) -> None:
     with serving(tmp_path / "folder") as of_folder, serving(tmp_path / "shared", **places) as of_bucket:
-        wanted, found = run(of_folder, tmp_path / "run"), run(of_bucket, tmp_path / "again")
-    assert len(wanted.lines) == len(found.lines) > 500
-    for theirs, ours in zip(found.beside(wanted), wanted.beside(found), strict=True):
+        result, found = run(of_folder, tmp_path / "run"), run(of_bucket, tmp_path / "again")
+    assert len(result.lines) == len(found.lines) > 500
+    for theirs, ours in zip(found.beside(result), result.beside(found), strict=True):
         assert theirs == ours

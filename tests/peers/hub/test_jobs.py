@@ -31,5 +31,5 @@ def database(postgres: Postgres) -> Iterator[PostgresDatabase]:
 def test_two_processes_over_one_database_make_a_form_once(
     tmp_path: Path, places: dict[str, Any], adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(tmp_path / "one", **places) as one, serving(tmp_path / "other", **places) as other:
-        check_made_once([one, other], adapter(1), monkeypatch)
+    with serving(tmp_path / "one", **places) as server, serving(tmp_path / "other", **places) as other:
+        check_made_once([server, other], adapter(1), monkeypatch)

@@ -32,22 +32,22 @@ PRIVATE = Repository(private=True, created="2026-01-01T00:00:00Z")
 @pytest.fixture
 def folder(tmp_path: Path, adapter: Callable[..., Path]) -> Path:
     """The folder of a hub with three versions, a removed name, a repository, two tokens."""
-    found = tmp_path / "hub"
-    with Registry.init(found) as registry:
+    path = tmp_path / "hub"
+    with Registry.init(path) as registry:
         for name, seed in (("team/sql", 1), ("team/sql", 2), ("team/old", 3)):
             registry.push(adapter(seed), Ref(name, tag="dev"))
         registry.rm(Ref("team/old"))
         Repositories(registry).change("team/empty", lambda _: PRIVATE)
-    with closing(HubDatabase(found)) as database:
+    with closing(HubDatabase(path)) as database:
         for account in ("alice", "bob"):
             access_tokens.create(database, account, "write")
-    return found
+    return path
 
 
 def logs(root: Path) -> dict[str, bytes]:
     """Every entry of a store."""
-    found = (path for log in ("refs", "hub") for path in (root / log).rglob("*.json"))
-    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+    paths = (path for log in ("refs", "hub") for path in (root / log).rglob("*.json"))
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 def blobs(root: Path) -> dict[str, bytes]:

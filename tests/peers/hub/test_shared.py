@@ -36,14 +36,14 @@ AWAY = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS
 
 
 def test_a_move_of_one_process_is_seen_by_the_next_request_of_another(opened: Open, adapter: Callable[..., Path]) -> None:
-    one, other = opened("one"), opened("other")
-    with one.registry() as mine, other.registry() as theirs:
+    first, other = opened("one"), opened("other")
+    with first.registry() as mine, other.registry() as theirs:
         pushed = mine.push(adapter(1), Ref("team/sql"))
         other.refresh(theirs)
         assert theirs.resolve(Ref("team/sql")).digest == pushed.digest
         assert [row.name for row in theirs.list()] == ["team/sql"]
         again = theirs.push(adapter(2), Ref("team/sql"), expect=pushed.digest)
-        one.refresh(mine)
+        first.refresh(mine)
         assert mine.resolve(Ref("team/sql")).digest == again.digest
 
 
@@ -75,8 +75,8 @@ def test_an_entry_whose_writer_was_killed_before_its_mirror_had_it_is_there(open
 
 
 def test_a_version_that_cannot_be_fetched_now_is_indexed_once_it_can(opened: Open, adapter: Callable[..., Path]) -> None:
-    one, other = opened("one"), opened("other")
-    with one.registry() as mine, other.registry() as theirs:
+    first, other = opened("one"), opened("other")
+    with first.registry() as mine, other.registry() as theirs:
         mine.push(adapter(1), Ref("team/sql"))
         bucket = other._blobs.bucket
         other._blobs.bucket = open_bucket("s3://bucket/away", AWAY)
@@ -169,11 +169,11 @@ def test_copies_that_nobody_used_lately_make_room_and_come_back(opened: Open, ad
     with storage.registry() as registry:
         version = registry.push(adapter(1), Ref("team/sql"))
         storage.store().trim()
-        there = list(registry.store.blobs())
-        for path in there:
+        blobs = list(registry.store.blobs())
+        for path in blobs:
             os.utime(path, (0, 0))
         storage.store().trim()
-        assert there
+        assert blobs
         assert list(registry.store.blobs()) == []
         for layer in registry.files(version):
             with registry.store.open_blob(layer.digest) as file:
@@ -196,10 +196,10 @@ def test_what_killed_processes_left_is_removed_and_what_is_in_use_stays(opened: 
         os.utime(path, (0, 0))
     with storage.store().lease("hub"):
         storage.remove_stale()
-        held = [path.name for path in (root / "leases").iterdir()]
+        names = [path.name for path in (root / "leases").iterdir()]
     assert sorted(path.name for folder in ("tmp", "cache") for path in (root / folder).iterdir()) == ["d.upload", "e"]
-    assert len(held) == 1
-    assert held[0] != old[2].name
+    assert len(names) == 1
+    assert names[0] != old[2].name
     assert list(storage.store().blobs()) == []
 
 
@@ -262,9 +262,9 @@ def test_weights_come_from_the_bucket_or_through_the_hub(
 ) -> None:
     name = "adapter_model.safetensors"
     data = (large / name).read_bytes()
-    with serving(tmp_path / "in", **places) as other:
-        client(other, tmp_path).create_repo("team/sql")
-        client(other, tmp_path).upload_folder(folder_path=large, repo_id="team/sql")
+    with serving(tmp_path / "in", **places) as server:
+        client(server, tmp_path).create_repo("team/sql")
+        client(server, tmp_path).upload_folder(folder_path=large, repo_id="team/sql")
     with serving(tmp_path / "hub", proxy_blobs=proxy, **places) as hub:
         url = f"{hub.url}/team/sql/resolve/main/{name}"
         status, head, _ = ask("HEAD", url, hub.token)

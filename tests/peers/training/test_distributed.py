@@ -15,15 +15,15 @@ __all__ = ["tiny_base"]
 
 
 def by_torchrun(path: Path) -> str:
-    found = os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))
+    joined = os.pathsep.join(str(ROOT / name) for name in (".", "converters", "schemas"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "adapterhub"]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "train", str(path), "-o", "two", "--json"],
-        cwd=path.parent, env={**os.environ, "PYTHONPATH": found, "XDG_CACHE_HOME": str(path.parent)},
+        cwd=path.parent, env={**os.environ, "PYTHONPATH": joined, "XDG_CACHE_HOME": str(path.parent)},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
 
 
 def test_two_ranks_of_torchrun_have_the_losses_of_one(tmp_path: Path, tiny_base: Path) -> None:

@@ -46,12 +46,12 @@ CHATS: list[dict[str, Any]] = [
 
 def our_run(settings: train_config.TrainConfig) -> tuple[Any, Any, list[float]]:
     """The model before any step, the one after, and the losses."""
-    first, made = loaded(settings), loaded(settings)
-    examples = [encode(chat, made.tokenizer, loss="completion", location="") for chat in CHATS]
+    first, loaded_model = loaded(settings), loaded(settings)
+    examples = [encode(chat, loaded_model.tokenizer, loss="completion", location="") for chat in CHATS]
     rows = packed_rows(examples, LONGEST, pack_rows=False)
-    state = new_state(made.model, settings.train)
-    losses = [training_loop.advance(made, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
-    return first, made, losses
+    state = new_state(loaded_model.model, settings.train)
+    losses = [training_loop.advance(loaded_model, rows, state, settings.train, STEPS)["loss"] for _ in range(STEPS)]
+    return first, loaded_model, losses
 
 
 def their_trainer(settings: train_config.TrainConfig, model: Any, folder: Path) -> Any:
