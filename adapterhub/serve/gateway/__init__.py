@@ -5,14 +5,23 @@ route_file.py         routes, canaries and keys: a TOML file
 calendar_budgets.py   the tokens of a key in a day and a month
 reloading.py          the routes and the policy, read again while it runs
 problems.py           errors in OpenAI's form
+api_forms.py          what responses and messages have in other places than completions
+ollama.py             Ollama's API, translated to and from that of the engine
+cross_origin.py       pages of other sites that may use the API
 lookup.py             the version that a ref names now
+deprecations.py       the header of an answer from a deprecated version
+priorities.py         priorities of keys
+warm_routes.py        targets of routes that are loaded before they are asked for, or stay loaded
 engine_versions.py    the versions that the engine holds: loaded once, forgotten when others need the room
 gateway.py            who asks for what, what they may ask for, and what answers
 rewriting.py          answers of engines, with the name of the version written into them
 metrics.py            metrics for Prometheus, and for the gateways of Kubernetes
+engine_metrics.py     those of each of several engines
 trace_context.py      the ids of requests and traces, in headers
 spans.py              spans of OpenTelemetry
-app.py                the ASGI application
+request_bodies.py     bodies of requests, read within limits
+local_routes.py       what is answered without the engine: models, health, metrics, the page
+app.py                the ASGI application, and what the engine answers
 page/                 the page for people: HTML, and a little JavaScript
 server.py             the process: addresses that may be bound, start and end
 """

@@ -11,6 +11,7 @@ from adapterhub_converters.display import printable
 
 from .problems import ProblemError, engine_failed
 
+VERSION_HEADER = "x-adapterhub-version"
 ANTHROPIC = frozenset({MESSAGES, MESSAGE_TOKENS})
 _NESTED = ("response", "message")  # the members of events that have a `model` of their own
 _LAST_TYPES = ("message_stop", "error", "response.completed", "response.incomplete", "response.failed")

@@ -1,4 +1,4 @@
-"""The ASGI application of a gateway: OpenAI's API over one `Gateway`, with bounded bodies and one log line per request."""
+"""The ASGI application of a gateway: the paths that its engine answers, with one log line for each request."""
 
 from __future__ import annotations
 
@@ -7,54 +7,35 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapterhub.serve.engines import EngineAnswer, EngineDownError, error_text
-from adapterhub.serve.engines.api_paths import ALL_PATHS, RESPONSES, WITHOUT_MODEL, answers_no_such_path
-from adapterhub.serve.engines.engine_pool import EnginePool
-from adapterhub.version import __version__
-from adapterhub_converters.containers import json_file, open_file
+from adapterhub.serve.engines.api_paths import ALL_PATHS, WITHOUT_MODEL, answers_no_such_path
+from adapterhub_converters.containers import json_file
 from adapterhub_converters.display import printable
 from adapterhub_converters.errors import AdapterhubError, FormatError
 
-from . import api_forms, deprecations, metrics, ollama, rewriting, spans, trace_context
+from . import api_forms, deprecations, ollama, rewriting, spans, trace_context
+from .api_forms import VERSION_HEADER
 from .cross_origin import CrossOrigin
 from .gateway import Gateway, GatewayRequest
-from .problems import BUSY, DOWN, ProblemError, engine_failed, not_served, problem_of
+from .local_routes import EXCEPTION_HANDLERS, LOCAL_ROUTES
+from .problems import DOWN, ProblemError, engine_failed, problem_of
+from .request_bodies import BodyBudget, open_body, until_disconnect
 
 _log = logging.getLogger("adapterhub.serve.requests")
-VERSION_HEADER = "x-adapterhub-version"
-_BODY_SECONDS = 60.0  # until the whole body must have arrived
-_MEMORY = 8  # memory of a parsed document, as a multiple of the largest body
-_PARSED_IN_THREAD = 64 << 10  # bytes; larger bodies are parsed in a thread, so that other requests go on
 # What llama-server (b10434) says with status 500 of a request that it can never answer; clients would repeat it.
 _UNSUPPORTED = (" input is not supported", "Failed to parse tools")
 _INCOMPLETE = "' is required"
 # The second is vLLM's type for embeddings as bytes, which name no model.
 _JSON, _RAW = "application/json", "application/octet-stream"
-_FOLDER = Path(__file__).parent / "page"
-# The page for people, which uses the API like any other client.
-_PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
 
 
 def create_app(
@@ -69,7 +50,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.gateway, app.state.bodies = gateway, _Bodies(gateway.settings.bodies)
+        app.state.gateway, app.state.bodies = gateway, BodyBudget(gateway.settings.bodies)
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, gateway.reload)
         # In the background, so that /health, /ready and /metrics answer while the engine loads its model.
@@ -88,42 +69,14 @@ def create_app(
             await asyncio.wait([starting])
             await gateway.close()
 
-    # Everything else is answered by the exception handlers, in OpenAI's form.
     routes = [
         *(Route(path, _Generation(path), methods=["POST"]) for path in sorted(ALL_PATHS)),
-        Route(RESPONSES + "/{rest:path}", _stored_response, methods=["GET", "POST", "DELETE"]),
         *(Route(path, _OllamaGeneration(path), methods=["POST"]) for path in (ollama.CHAT_PATH, ollama.GENERATE_PATH)),
-        Route("/api/tags", _ollama_models),
-        Route("/api/show", _ollama_model, methods=["POST"]),
-        Route("/api/version", _ollama_version),
-        Route("/v1/models", _models),
-        Route("/v1/models/{model:path}", _model),
-        Route("/health", _health),
-        Route("/ready", _ready),
-        Route("/metrics", _metrics),
-        *(Route(path, _page) for path in _PAGE),
+        *LOCAL_ROUTES,
     ]
-    problems: Any = {ProblemError: _problem, AdapterhubError: _problem, 404: _unknown_route, 405: _unknown_route}
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=problems)
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=EXCEPTION_HANDLERS)
     app.router.redirect_slashes = False  # a redirect would go to the host that the client's own headers name
     return CrossOrigin(app, gateway.settings.cors) if gateway.settings.cors else app
-
-
-class _Bodies:
-    """A budget for the bytes of all bodies that are being read or answered."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._used = most, 0
-
-    def take(self, count: int) -> None:
-        """Take a number of bytes; ProblemError if the budget does not allow it."""
-        if self._used + count > self._most:
-            raise ProblemError(429, "The gateway has too many large requests", code=BUSY, seconds=2)
-        self._used += count
-
-    def give(self, count: int) -> None:
-        """Give back bytes that were taken."""
-        self._used -= count
 
 
 class _Generation:
@@ -165,15 +118,8 @@ class _Generation:
 
     async def _answer(self, gateway: Gateway, request: Request, gateway_request: GatewayRequest, reply: _Reply) -> None:
         """Read the body, and answer unless the client disconnects."""
-        bodies: _Bodies = request.app.state.bodies
-        raw = bytearray()
-        try:
-            await _read(request, raw, bodies, gateway.settings.max_body)
-            body = await _document(raw, gateway.settings.max_body)
-            await _until_disconnect(request.receive, self._forward(gateway, gateway_request, body, reply))
-        finally:
-            bodies.give(len(raw))
-            raw.clear()  # now, not when the garbage collector finds an error that refers to it
+        async with open_body(request, gateway.settings.max_body) as body:
+            await until_disconnect(request.receive, self._forward(gateway, gateway_request, body, reply))
 
     async def _forward(
         self, gateway: Gateway, gateway_request: GatewayRequest, body: Mapping[str, Any], reply: _Reply | ollama.TranslatedReply
@@ -235,61 +181,6 @@ def engine_problem(answer: EngineAnswer, whole: bytes, no_such_path: str = "") -
         code, param = (text[:80] if isinstance(text, str) else None for text in (code, param))
         return ProblemError(answer.status, words, code=code or "refused", param=param)
     return engine_failed(f"{answer.status} {words}")
-
-
-async def _read(request: Request, raw: bytearray, bodies: _Bodies, most: int) -> None:
-    """Read a body into `raw`; ProblemError for one that is too large or too slow."""
-    length = request.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and int(length[:20]) > most:
-        raise _too_large(most)
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for piece in request.stream():
-                if len(raw) + len(piece) > most:
-                    raise _too_large(most)
-                # Counted as it arrives, because a client may declare another length, or none.
-                bodies.take(len(piece))
-                raw += piece
-    except TimeoutError as error:
-        raise ProblemError(408, f"The body took more than {_BODY_SECONDS:.0f} seconds", code="timeout") from error
-
-
-def _too_large(most: int) -> ProblemError:
-    return ProblemError(413, f"A body has at most {most:,} bytes", code="too_large")
-
-
-async def _document(raw: bytearray, most: int) -> Mapping[str, Any]:
-    """Parse a body as a JSON object; ProblemError for a malformed one."""
-
-    def parse() -> dict[str, Any]:
-        return json_file.parse_object(bytes(raw), "body", memory=_MEMORY * most)
-
-    try:
-        return parse() if len(raw) < _PARSED_IN_THREAD else await asyncio.to_thread(parse)
-    except FormatError as error:
-        raise ProblemError(400, str(error), code="invalid_json") from error
-
-
-async def _until_disconnect(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do some work, but cancel it and raise ClientDisconnect if the client closes the connection before it is done."""
-
-    async def wait_for_disconnect() -> None:
-        """Wait until the client has disconnected."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    working, disconnect = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect())
-    try:
-        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        working.result()
-    finally:
-        disconnect.cancel()
-        if not working.done():
-            working.cancel()
-            with suppress(asyncio.CancelledError, Exception):  # codespell:ignore
-                await working
 
 
 class _Reply:
@@ -385,136 +276,3 @@ def _record_end(gateway: Gateway, request: Request, gateway_request: GatewayRequ
         f"{reply.id}, trace {trace.trace_id}" if trace else reply.id,
         extra={"fields": fields},
     )
-
-
-# ---- the other paths
-
-
-def _gateway(request: Request) -> Gateway:
-    """Return the gateway of the application."""
-    gateway: Gateway = request.app.state.gateway
-    return gateway
-
-
-async def _problem(request: Request, error: Exception) -> Response:
-    """Answer with an error."""
-    problem = problem_of(error, "")
-    return Response(api_forms.problem_body(problem, request.url.path, ""), problem.status, problem.headers(), _JSON)
-
-
-async def _unknown_route(request: Request, error: Exception) -> Response:
-    """Answer a request for an unknown path, or with an unsupported method."""
-    status = getattr(error, "status_code", 404)
-    return await _problem(request, ProblemError(status, f"{request.method} {request.url.path[:200]} is not answered here"))
-
-
-async def _models(request: Request) -> Response:
-    """GET /v1/models: the models that the client may ask for."""
-    gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
-    with gateway.admit(key):
-        models = await gateway.list_models(key)
-    base = gateway.settings.base_name
-    data = [_entry(name, version.model if version else "", "" if name == base else base) for name, version in models]
-    return JSONResponse({"object": "list", "data": data})
-
-
-async def _model(request: Request) -> Response:
-    """GET /v1/models/NAME: the version that a name means now."""
-    name = request.path_params["model"]
-    version, base, headers = await _resolve(request, name)
-    return JSONResponse(_entry(name, version if base else "", base), headers=headers)
-
-
-async def _resolve(request: Request, name: str) -> tuple[str, str, dict[str, str]]:
-    """Return the version that a name means now, its base, empty for the base itself, and the headers of an answer about it."""
-    gateway = _gateway(request)
-    gateway_request = GatewayRequest("", request.headers, gateway.key_of(request.headers), name)
-    try:
-        with gateway.admit(gateway_request.key):
-            parts = await gateway.resolve_model(gateway_request)
-    except AdapterhubError as error:
-        raise problem_of(error, name) from error
-    version, deprecated = gateway.version_of(parts), deprecations.header_of(part for part, _ in parts)
-    headers = {VERSION_HEADER: version, **({deprecations.HEADER: deprecated} if deprecated else {})}
-    return version, gateway.settings.base_name if parts else "", headers
-
-
-async def _ollama_models(request: Request) -> Response:
-    """GET /api/tags: the models that the client may ask for."""
-    gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
-    with gateway.admit(key):
-        models = await gateway.list_models(key)
-    base, precision = gateway.settings.base_name, gateway.engine.precision
-    digests = [(name, str(version.digest).partition(":")[2] if version else "") for name, version in models]
-    entries = [ollama.model_entry(name, digest, "" if name == base else base, precision) for name, digest in digests]
-    return JSONResponse({"models": entries})
-
-
-async def _ollama_model(request: Request) -> Response:
-    """POST /api/show: the version that a name means now."""
-    gateway, raw = _gateway(request), bytearray()
-    gateway.key_of(request.headers)
-    bodies: _Bodies = request.app.state.bodies
-    try:
-        await _read(request, raw, bodies, gateway.settings.max_body)
-        body = await _document(raw, gateway.settings.max_body)
-    finally:
-        bodies.give(len(raw))
-    name = body.get("model") or body.get("name")
-    if not isinstance(name, str):
-        raise ProblemError(400, "`model` is missing, or not a text", param="model")
-    version, base, headers = await _resolve(request, name)
-    details = ollama.model_details(version, base, gateway.engine.precision, gateway.engine.context)
-    return JSONResponse(details, headers=headers)
-
-
-async def _ollama_version(request: Request) -> Response:
-    """GET /api/version."""
-    _gateway(request).key_of(request.headers)
-    return JSONResponse({"version": __version__})
-
-
-async def _stored_response(request: Request) -> Response:
-    """/v1/responses/ID and what is below it: an engine would show responses of any version to any client."""
-    _gateway(request).key_of(request.headers)
-    raise ProblemError(404, "No responses are stored here; send the whole conversation", code="unsupported")
-
-
-def _entry(name: str, version: str, parent: str) -> dict[str, Any]:
-    """Return OpenAI's description of a model."""
-    optional = {key: value for key, value in (("root", version), ("parent", parent)) if value}
-    return {"id": name, "object": "model", "created": 0, "owned_by": "adapterhub", **optional}
-
-
-async def _health(request: Request) -> Response:
-    """GET /health: 200 as long as this process answers, whatever its engine does."""
-    return JSONResponse({"status": "ok", "engine": _gateway(request).engine.name, "version": __version__})
-
-
-async def _ready(request: Request) -> Response:
-    """GET /ready: 200 while requests are answered, 503 with the reason if not."""
-    gateway = _gateway(request)
-    reason = await gateway.not_ready_reason()
-    state = "not ready" if reason else "ready"
-    document: dict[str, object] = {"status": state, "engine": gateway.engine.name, "version": __version__}
-    document |= {"engines": gateway.engine.states()} if isinstance(gateway.engine, EnginePool) else {}
-    if not reason:
-        return JSONResponse(document)
-    return JSONResponse({**document, "reason": reason}, 503, {"retry-after": "2"})
-
-
-async def _metrics(request: Request) -> Response:
-    """GET /metrics: only for clients that may ask for everything, because it has the names of all models."""
-    gateway = _gateway(request)
-    key = gateway.key_of(request.headers)
-    if key is not None and key.allowed.patterns:
-        raise not_served("/metrics")
-    return Response(gateway.metrics.page(), media_type=metrics.TYPE)
-
-
-async def _page(request: Request) -> Response:
-    """GET /: the page that asks adapters, one or two side by side."""
-    name, kind = _PAGE[request.url.path]
-    return Response(open_file.read_bytes(_FOLDER / name), media_type=kind, headers=_PAGE_HEADERS)
