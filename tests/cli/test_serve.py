@@ -37,6 +37,10 @@ def base(tmp_path: Path) -> Path:
         (("--engine-url", NOBODY, "--engine-url", f"{NOBODY}/"), 2, "http://127.0.0.1:9: is given more than once"),
         (("--context", 512), 2, "context 512: the engine at http://127.0.0.1:9 is already running"),
         (("--dtype", "float32"), 2, "dtype float32: the engine at http://127.0.0.1:9 is already running"),
+        (("--program", "vllm"), 2, "program vllm: the engine at http://127.0.0.1:9 is already running"),
+        (("--one-process",), 2, "one process: the engine at http://127.0.0.1:9 is already running"),
+        (("--nf4",), 2, "NF4: the engine at http://127.0.0.1:9 is already running"),
+        (("--", "--seed", "1"), 2, "--seed 1: the engine at http://127.0.0.1:9 is already running"),
     ],
 )
 def test_options_that_cannot_be(run: Run, base: Path, tmp_path: Path, options: tuple[Any, ...], code: int, words: str) -> None:

@@ -183,17 +183,21 @@ def open_pool(options: EngineOptions, fixed: Sequence[EngineAddress], listed: Se
 
 
 def _check_startable(options: EngineOptions, name: str) -> None:
-    """Raise UsageError for a context or a dtype that the engine cannot be started with."""
-    for option, value, engines in (
-        ("context", options.context, (TORCH, LLAMA, VLLM, SGLANG)),
-        ("dtype", options.dtype, (TORCH, VLLM, SGLANG)),
-    ):
-        if value and options.url:
-            raise UsageError(
-                f"{option} {value}", f"the engine at {options.url} is already running", "Set it where that engine is started"
-            )
-        if value and name not in engines:
-            raise UsageError(f"{option} {value}", f"is not for {name}", f"It is for {', '.join(engines)}")
+    """Raise UsageError for an option that the engine cannot be started with, and would ignore."""
+    programs = (LLAMA, VLLM, SGLANG, MLX)
+    choices: tuple[tuple[str, bool, tuple[str, ...]], ...] = (
+        (f"context {options.context}", bool(options.context), (TORCH, LLAMA, VLLM, SGLANG)),
+        (f"dtype {options.dtype}", bool(options.dtype), (TORCH, VLLM, SGLANG)),
+        (f"program {options.program}", bool(options.program), programs),
+        ("one process", options.one_process, (LLAMA,)),
+        ("NF4", options.nf4, (TORCH,)),
+        (" ".join(options.extra_words)[:80], bool(options.extra_words), programs),
+    )
+    for text, is_chosen, engines in choices:
+        if is_chosen and options.url:
+            raise UsageError(text, f"the engine at {options.url} is already running", "Set it where that engine is started")
+        if is_chosen and name not in engines:
+            raise UsageError(text, f"is not for {name}", f"It is for {', '.join(engines)}")
 
 
 def _sizes(options: EngineOptions) -> dict[str, Any]:

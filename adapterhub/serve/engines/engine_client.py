@@ -186,8 +186,10 @@ class Client:
         if self.greet is not None:
             try:
                 connection.facts = await self.greet(connection)
-            except BaseException:
+            except BaseException as error:
                 await connection.close()
+                if isinstance(error, EngineTimeoutError):  # the request itself has not been sent
+                    raise EngineDownError(str(error)) from error
                 raise
         self._open.add(connection)
         return connection, True
