@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import adapterhub as ah
+from adapterhub.operations.workspace import Workspace
+from adapterhub.serve.usage import usage_report
 from tests.conftest import need_module
+from tests.serve.gateway.test_several_engines import Engines
 from tests.support import llama_server, serving, storm, vllm
-from tests.support.serving import Models
+from tests.support.serving import Gateway, Models
 
 pytestmark = pytest.mark.peer
 SECONDS = float(os.environ.get("STORM_SECONDS", "60"))
@@ -55,3 +64,72 @@ def test_so_is_every_answer_of_vllm(tmp_path: Path) -> None:
 
 def run(engine: str, found: storm.Storm) -> None:
     print(engine, json.dumps(storm.run(found, seconds=SECONDS)))
+
+
+# ---- two gateways over two engines
+
+NAMES = {"base": None, **{f"team/a{number}:prod": number for number in range(4)}}
+
+
+def ask(gateway: Gateway, models: Models, number: int) -> tuple[str, int]:
+    """Ask one version; return `right` or what is wrong, and the tokens that the answer states."""
+    name, adapter = list(NAMES.items())[number % len(NAMES)]
+    prompt = storm.PROMPTS[number // len(NAMES) % len(storm.PROMPTS)]
+    reply = gateway.complete(name, prompt, count=storm.COUNT)
+    if reply.status != 200:
+        return f"{reply.status} {reply.body!r}", 0
+    is_right = reply.text == models.answer(prompt, adapter, storm.COUNT)
+    return "right" if is_right else f"wrong: {name}", reply.document["usage"]["total_tokens"]
+
+
+def test_two_gateways_over_two_engines_that_are_killed_in_turn_lose_no_answer_and_no_count(
+    models: Models, tmp_path: Path
+) -> None:
+    serving.registry(tmp_path / "registry", models).close()
+    for prompt in storm.PROMPTS:
+        for adapter in NAMES.values():
+            models.answer(prompt, adapter, storm.COUNT)  # before many threads ask
+    workspace = Workspace(registry=tmp_path / "registry", cache=tmp_path / "cache" / "adapterhub")
+    served = [ah.resolve(name, runtime="llama.cpp", base=models.gguf, workspace=workspace) for name in list(NAMES)[1:]]
+    verdicts: Counter[str] = Counter()
+    tokens, finished = 0, threading.Event()
+
+    def ask_on(gateways: list[Gateway], client: int) -> list[tuple[str, int]]:
+        answers = []
+        while not finished.is_set():
+            turn = client + len(answers)
+            answers.append(ask(gateways[turn % 2], models, turn))
+        return answers
+
+    with ExitStack() as stack:
+        engines = Engines([str(version.path) for version in served], stack)
+        for number in range(2):
+            engines.start(number, models.gguf)
+        options = ("--engine", "llama.cpp", "--usage-file", tmp_path / "usage.db", *engines.options())
+        env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        gateways = [
+            stack.enter_context(serving.gateway(models.gguf, tmp_path / "registry", tmp_path / name, *options, env=env))
+            for name in ("left", "right")
+        ]
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(ask_on, gateways, client) for client in range(8)]
+            deadline, turn = time.monotonic() + SECONDS, 0
+            try:
+                while time.monotonic() < deadline:
+                    engines.kill(turn % 2)
+                    time.sleep(1)
+                    engines.start(turn % 2, models.gguf)
+                    for gateway in gateways:
+                        while not all(engine["up"] for engine in gateway.get("/ready").document["engines"]):
+                            time.sleep(0.05)
+                    turn += 1
+            finally:
+                finished.set()
+            for client in clients:
+                for verdict, count in client.result():
+                    verdicts[verdict] += 1
+                    tokens += count
+    print("two gateways, two engines", json.dumps({**verdicts, "tokens": tokens, "kills": turn}))
+    assert set(verdicts) == {"right"}
+    total = usage_report.report(tmp_path / "usage.db", by=("engine",), since=0).total.usage
+    assert (total.requests, total.prompt_tokens + total.answer_tokens, total.estimated) == (verdicts["right"], tokens, 0)
