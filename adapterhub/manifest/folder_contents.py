@@ -113,6 +113,8 @@ class _Reader:
 
     def record(self, path: Path, raw: bytes) -> None:
         self.digests[path], self.heads[path] = sha256_bytes(raw), raw[:HEAD_SIZE]
+        if self.on_bytes is not None:
+            self.on_bytes(len(raw))
 
     def _parse(self, path: Path) -> None:
         if path.parent == self.folder and path.name in (ADAPTER_JSON, ADAPTER_CONFIG):

@@ -66,7 +66,7 @@ def test_what_needs_a_grammar_or_every_token_s_numbers_is_refused_by_name(gatewa
         assert reply.status == 400
         assert f"{next(iter(fields))}: is not supported by this engine" in reply.document["error"]["message"]
     assert gateway.post("/v1/chat/completions", {**talk, "tools": tools, "tool_choice": "none"}).status == 200
-    assert "echo: is not supported" in complete(gateway, "team/a0", "x", echo=True).document["error"]["message"]
+    assert "`echo` is ignored by llama.cpp" in complete(gateway, "team/a0", "x", echo=True).document["error"]["message"]
 
 
 def test_a_blend_and_a_stream_and_a_conversation(gateway: Gateway, models: Models) -> None:
