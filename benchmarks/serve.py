@@ -249,7 +249,7 @@ def own_batch(told: dict[str, Any]) -> Figures:
     options = Namespace(**told)
     model = own_model(options, 8)
     for slot in range(8):
-        model.slots.fill(slot, read(Path(options.plain), model, rank=256))
+        model.slots.fill(slot, *read(Path(options.plain), model, rank=256))
     rows = []
     for row in range(8):
         keys_values = KeysValues(CONTEXT + 1)
@@ -272,7 +272,7 @@ def own_fill(told: dict[str, Any]) -> Figures:
     times = in_turn(
         options.steps,
         load=lambda: found.append(read(Path(options.large), model, rank=256)),
-        slot=lambda: model.slots.fill(1, found.pop()),
+        slot=lambda: model.slots.fill(1, *found.pop()),
     )
     return {"seconds": (times["load ms"] + times["slot ms"]) / 1000, "slot ms": times["slot ms"]}
 
