@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from adapterhub.serve.usage import usage_recorder, usage_report
 from adapterhub.serve.usage.token_counts import TokenCounts
 from adapterhub.serve.usage.usage_database import DAY, FILE, UsageDatabase, UsageKey, UsageSum
 from adapterhub.serve.usage.usage_recorder import UsageRecorder
+from adapterhub_converters.errors import LocalIOError, NotFoundError
 
 TOKENS = TokenCounts(20, 16, 3)
 
@@ -78,10 +79,11 @@ while True:
     time.sleep(0.01)
 """
     process = subprocess.Popen([sys.executable, "-c", script])
-    path = tmp_path / FILE
-    while not path.exists() or not totals(path).requests:
+    path, written = tmp_path / FILE, 0
+    while not written:
+        with suppress(NotFoundError, LocalIOError):  # the file is not there yet, or has no tables yet
+            written = totals(path).requests
         time.sleep(0.05)
-    written = totals(path).requests
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert totals(path).requests >= written
