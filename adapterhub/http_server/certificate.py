@@ -8,9 +8,10 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+from .watched_files import WatchedFiles
+
 LOOK_SECONDS = 5.0
 """Seconds between two looks at the files."""
-_Stamps = tuple[tuple[int, int, int] | None, ...]
 
 
 class Certificate:
@@ -24,7 +25,7 @@ class Certificate:
 
     def __init__(self, context: ssl.SSLContext, paths: tuple[Path, Path], log: logging.Logger) -> None:
         self._paths, self._log, self._current = paths, log, context
-        self._read = self._before = self._stamps()
+        self._files = WatchedFiles(lambda: paths)
         # Called at the start of each connection, with or without a name of the server. Another context is taken as a whole, so
         # that a certificate never meets the key of another.
         context.sni_callback = self._use_current
@@ -33,10 +34,8 @@ class Certificate:
         """Look at the files until canceled, and read them again once they have changed."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            before, self._before = self._before, self._stamps()
-            # The same in two looks: nobody is still writing them.
-            if self._read != self._before == before:
-                self._read = self._before
+            if self._files.have_changed():
+                self._files.mark_read()
                 self._read_again()
 
     def _read_again(self) -> None:
@@ -53,16 +52,3 @@ class Certificate:
     def _use_current(self, connection: Any, _server_name: str | None, _context: ssl.SSLContext) -> None:
         """Give a connection the certificate that was read last."""
         connection.context = self._current
-
-    def _stamps(self) -> _Stamps:
-        """Return what tells two states of the files apart."""
-        return tuple(map(_stamp, self._paths))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return the inode, the size and the time of a file, through links as Kubernetes makes them; None if it is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns

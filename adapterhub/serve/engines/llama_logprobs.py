@@ -33,7 +33,7 @@ def in_openais_form(answer: EngineAnswer, path: str, body: Mapping[str, Any]) ->
 def _is_for(path: str, body: Mapping[str, Any]) -> bool:
     """Return whether a request asks for the probabilities of a completion."""
     number = body.get("logprobs")
-    return path == COMPLETIONS and isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    return path == COMPLETIONS and json_file.is_integer(number) and number >= 0
 
 
 class _Converter:

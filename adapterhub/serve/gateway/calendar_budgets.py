@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adapterhub_converters.containers.json_file import is_integer
+
 from .problems import BUSY, ProblemError
 
 NAMES = ("tokens_per_day", "tokens_per_month")
@@ -29,7 +31,7 @@ class CalendarBudget:
         """Read the limits of a key; None if it has none. ValueError with the name of a malformed one."""
         for name in NAMES:
             count = table.get(name, 1)
-            if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST:
+            if not is_integer(count) or not 0 < count <= _MOST:
                 raise ValueError(name)
         per_day, per_month = (table.get(name, 0) for name in NAMES)
         return cls(per_day, per_month) if per_day or per_month else None

@@ -16,9 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adapterhub.serve.engines.api_paths import ALL_PATHS
 from adapterhub_converters.errors import UsageError
 
+from .api_forms import VERSION_HEADER
+from .trace_context import REQUEST_ID
+
 ANY = "*"
 _PREFIXES = ("/v1/", "/api/")
-_EXPOSED = "x-request-id, x-adapterhub-version, retry-after"
+_EXPOSED = ", ".join((REQUEST_ID, VERSION_HEADER, "retry-after"))
 _SECONDS = "600"  # that a browser may remember what is allowed
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from adapterhub.http_server.watched_files import WatchedFiles
 from adapterhub.operations.workspace import project_file
 from adapterhub.project import PROJECT
 from adapterhub_converters.errors import AdapterhubError
@@ -16,7 +17,6 @@ from .gateway_settings import GatewaySettings
 from .route_file import Routes
 
 log = logging.getLogger("adapterhub.serve")
-Stamps = tuple[tuple[int, int, int] | None, ...]
 
 
 class Rules:
@@ -29,13 +29,13 @@ class Rules:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._read = self._before = self._stamps()
+        self._files = WatchedFiles(lambda: (settings.routes, *self._policies()))
         self.routes = route_file.read(settings.routes) if settings.routes else Routes()
         self.policy = settings.workspace.rules()
 
     def read(self) -> None:
         """Read both again; a malformed file leaves its part unchanged."""
-        self._read = self._stamps()
+        self._files.mark_read()
         if self._settings.routes is not None:
             try:
                 self.routes = route_file.read(self._settings.routes, self.routes)
@@ -52,13 +52,8 @@ class Rules:
                 log.info("the policy has changed")
 
     def have_changed(self) -> bool:
-        """Return whether a file differs from what was read, but not from the last look, so that nobody is still writing it."""
-        before, self._before = self._before, self._stamps()
-        return self._read != self._before == before
-
-    def _stamps(self) -> Stamps:
-        """Return the stamps of all files."""
-        return tuple(map(_stamp, (self._settings.routes, *self._policies())))
+        """Return whether a file has changed since it was read, and nobody is still writing it."""
+        return self._files.have_changed()
 
     def _policies(self) -> Iterator[Path | None]:
         """Yield the policy files of the project and of the registry; the latter is read with each version."""
@@ -66,12 +61,3 @@ class Rules:
             yield project_file(Path.cwd())
         with suppress(OSError, AdapterhubError):
             yield self._settings.workspace.folder() / PROJECT
-
-
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    """Return what tells two states of a file apart: inode, size and time; None if it is missing."""
-    with suppress(OSError):
-        if path is not None:
-            status = path.stat()
-            return status.st_ino, status.st_size, status.st_mtime_ns
-    return None

@@ -256,7 +256,7 @@ def _engine(table: Mapping[str, Any], place: str) -> EngineAddress:
     if not name.isprintable() or len(name) > _LONGEST_NAME:
         raise _invalid(f"{place}.name", f"a name has at most {_LONGEST_NAME} characters, all printable")
     weight = table.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0.001 <= weight <= 1000:
+    if not json_file.is_number(weight) or not 0.001 <= weight <= 1000:
         raise _invalid(f"{place}.weight", "not a number from 0.001 to 1,000", "To stop using an engine, remove its table")
     return address_of(url, name, float(weight), _text(table, "key_variable", place))
 
@@ -272,7 +272,7 @@ def _target(table: Mapping[str, Any], place: str) -> Target:
             model_names.parse(text)
         except RefError as error:
             raise _invalid(f"{place}.to", f"{error.where}: {error.what}", error.hint) from error
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 10**6:
+        if not json_file.is_number(share) or not 0 <= share <= 10**6:
             raise _invalid(f"{place}.to", f"the share of {text} is not a number from 0 to 1,000,000")
     if not sum(shares.values()):
         raise _invalid(f"{place}.to", "all shares are 0")
@@ -306,7 +306,7 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise _invalid(f"{place}.adapters", "not a list of names")
     most = table.get("running", 0)
-    if isinstance(most, bool) or not isinstance(most, int) or not 0 <= most <= 10**6:
+    if not json_file.is_integer(most) or not 0 <= most <= 10**6:
         raise _invalid(f"{place}.running", "not a number of requests")
     if "adapters" in table and not any(pattern.strip(", ") for pattern in patterns):
         raise _invalid(f"{place}.adapters", "names nothing", "Leave it out to allow all, or remove the key")
@@ -316,7 +316,7 @@ def _key(name: str, table: Mapping[str, Any], location: str) -> Key:
     except ValueError as error:
         raise _invalid(f"{place}.{error}", "not a number of tokens", f"Write it like {error} = 1_000_000") from error
     priority = table.get("priority", 0)
-    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > _LARGEST_PRIORITY:
+    if not json_file.is_integer(priority) or abs(priority) > _LARGEST_PRIORITY:
         raise _invalid(f"{place}.priority", f"not a whole number from -{_LARGEST_PRIORITY:,} to {_LARGEST_PRIORITY:,}")
     return Key(name, sha256, AllowedNames.from_patterns(patterns), requests, most, tokens, budget, priority)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from adapterhub.training.data.messages import with_object_arguments
+from adapterhub_converters.containers.json_file import is_integer
 from adapterhub_converters.errors import ParameterError
 
 from . import answer_form
@@ -166,9 +167,7 @@ def _text(host: AnsweringHost, item: str | list[int]) -> str:
 
 def _are_tokens(value: object) -> TypeGuard[list[int]]:
     """Return whether a value is a list of tokens, not empty."""
-    return (
-        isinstance(value, list) and bool(value) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
-    )
+    return isinstance(value, list) and bool(value) and all(is_integer(item) for item in value)
 
 
 def _tokens(host: AnsweringHost, name: str, text: str, *, special: bool) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from adapterhub_converters.containers.json_file import is_integer, is_number
 from adapterhub_converters.errors import ParameterError
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -27,7 +28,7 @@ class Fields:
         value = self._body.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        if not is_number(value) or not least <= value <= most:
             raise ParameterError(name, f"is not a number from {least:g} to {most:g}")
         return float(value)
 
@@ -36,7 +37,7 @@ class Fields:
         value = self._body.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if not is_integer(value) or not least <= value <= most:
             raise ParameterError(name, f"is not a whole number from {least:,} to {most:,}")
         return value
 
@@ -76,9 +77,7 @@ class Fields:
             raise ParameterError("logit_bias", f"is not an object of at most {MAX_BIASES} tokens")
         if not all(key.isascii() and key.isdigit() and len(key) < _DIGITS for key in biases):
             raise ParameterError("logit_bias", "a key is not the number of a token")
-        if not all(
-            isinstance(bias, int | float) and not isinstance(bias, bool) and -100 <= bias <= 100 for bias in biases.values()
-        ):
+        if not all(is_number(bias) and -100 <= bias <= 100 for bias in biases.values()):
             raise ParameterError("logit_bias", "a value is not a number from -100 to 100")
         return tuple((int(token), float(bias)) for token, bias in biases.items())
 

@@ -76,7 +76,7 @@ def _price(table: dict[str, Any], place: str) -> Price:
 
 
 def _number(number: object, place: str) -> float:
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+    if not json_file.is_number(number) or not 0 <= number < math.inf:
         raise _invalid(place, "not a price of a million tokens", "Write a number like 0.20")
     return float(number)
 
