@@ -85,7 +85,8 @@ def run(
     """Train the adapter that `config` describes and write it to the folder `out`, completely or not at all.
 
     The same config, data, base, machine and library versions give the same bytes. SIGTERM and SIGINT end the run after the
-    current step and leave a checkpoint next to `out`; the same call then resumes from it and gives the same bytes.
+    current step and leave a checkpoint next to `out`, as do a kill or a loss of power, with the steps up to the last checkpoint
+    by time; the same call then resumes from it and gives the same bytes.
 
     Args:
         on_event: Called with every event, in this process.
