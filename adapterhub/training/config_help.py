@@ -204,8 +204,8 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "to be installed."
         ),
         "save_minutes": (
-            "Minutes between checkpoints, from which the same command resumes after a kill or a loss of power. 0 writes one only "
-            "when the run is stopped, for which Ctrl-C and SIGTERM are safe."
+            "Minutes between checkpoints, from which the same command resumes after a kill or a loss of power. 0 writes one "
+            "only when the run is stopped, for which Ctrl-C and SIGTERM are safe."
         ),
         "save_every": "Steps between further checkpoints; 0 writes none of them.",
         "seed": "The seed of everything random. The same seed, machine and versions give the same bytes.",

@@ -95,7 +95,7 @@ def run(
 def _save_is_due(config: OptimConfig, step: int, seconds: float) -> bool:
     """Return whether to write a checkpoint after `step`, with the last one `seconds` ago."""
     by_time = bool(config.save_minutes) and seconds >= 60 * config.save_minutes
-    return by_time or bool(config.save_every) and step % config.save_every == 0
+    return by_time or (config.save_every > 0 and step % config.save_every == 0)
 
 
 def advance(
