@@ -242,6 +242,7 @@ ERRORS: dict[str, str] = {
     "unknown-folder": "The project names a folder outside of itself, and there is no terminal to ask you for permission. Otherwise, the author of a repository could choose any of your folders.",
     "unknown-host": "The project names a host that you have not used before, and there is no terminal to ask you for permission. Otherwise, the author of a repository could make you contact any host.",
     "unknown-method": "There is no such merge method.",
+    "unpaired-preferences": "A boolean label beside an answer says whether it is good, as trl's KTO expects. A training on such data would learn the bad answers too.",
     "unsupported-architecture": "The names of the modules of this model in the other program are not known, and a guess could put a delta into the wrong place.",
     "version-number": "Version numbers count pushes: v1, v2 and so on. A push takes the next one; you cannot set a number.",
     "wrong-facts": "adapter.json contradicts the headers of the weights, for example in the rank: somebody edited it. Nothing pulls or copies such a version; remove it.",

@@ -282,12 +282,9 @@ def test_dequantized_experts_compute_the_same() -> None:
     assert (stack(x, [3, 0, 4]) == before).all()
 
 
-@pytest.mark.parametrize("interval", [{"save_every": 3, "save_minutes": 0}, {"save_minutes": 1e-9}])
-def test_a_killed_run_resumes_to_the_same_bytes(
-    learn: Run, tmp_path: Path, tiny_base: Path, interval: dict[str, float]
-) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(learn: Run, tmp_path: Path, tiny_base: Path) -> None:
     """With all that is drawn by chance, and a best that lies before the checkpoint."""
-    path = spoiling(tmp_path, tiny_base, neftune=5.0, **interval, steps=8, samples=["3 times 3"], sample_tokens=4)
+    path = spoiling(tmp_path, tiny_base, neftune=5.0, save_every=3, steps=8, samples=["3 times 3"], sample_tokens=4)
     path.write_text(path.read_text().replace("alpha = 8", "alpha = 8\ndropout = 0.1\ndora = true"))
     training.run(training.read_config(path), tmp_path / "whole")
     assert learn(RUN, path, tmp_path / "out", 4, int(signal.SIGKILL)).returncode == -signal.SIGKILL
@@ -297,6 +294,13 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     training.run(training.read_config(path, ["train.save_minutes=0"]), tmp_path / "out", on_event=events.append)
     assert [event.step for event in events if isinstance(event, training.ResumeEvent)] == [3]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_checkpoints_are_written_by_time_unless_that_is_off(tmp_path: Path, tiny_base: Path) -> None:
+    for minutes, expected in ((1e-9, [1, 2, 3]), (10, [3]), (0, [3])):
+        path, events = settings(tmp_path, tiny_base, save_minutes=minutes, steps=3), list[Any]()
+        training.run(training.read_config(path), tmp_path / "out", on_event=events.append, replace=True)
+        assert [event.step for event in events if isinstance(event, training.SaveEvent)] == expected
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_note_and_the_run_goes_on(tmp_path: Path, tiny_base: Path) -> None:
