@@ -203,9 +203,11 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, mlflow, trackio, or several; each has "
             "to be installed."
         ),
-        "save_every": (
-            "Steps between checkpoints; 0 writes one only when the run is stopped, for which Ctrl-C and SIGTERM are safe."
+        "save_minutes": (
+            "Minutes between checkpoints, from which the same command resumes after a kill or a loss of power. 0 writes one "
+            "only when the run is stopped, for which Ctrl-C and SIGTERM are safe."
         ),
+        "save_every": "Steps between further checkpoints; 0 writes none of them.",
         "seed": "The seed of everything random. The same seed, machine and versions give the same bytes.",
         "deterministic": (
             "On CUDA the same run gives the same bytes, by kernels that add up in one order, some of which are slower; an "

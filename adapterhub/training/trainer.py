@@ -228,7 +228,7 @@ class Trainer:
         report = self._meter.report(self._resolved_config, self._spec, self._device, context=self._context)
         if distributed.first():
             # Removed only now that the adapter is written: until then, the checkpoint is the only copy of the work.
-            self._path.unlink(missing_ok=True)
+            training_checkpoint.remove(self._path)
             self._on_event(SaveEvent(state.step, self._out))
         metrics = finished_folder.metrics(state)
         return TrainingResult(
