@@ -68,7 +68,7 @@ def families() -> list[tuple[str, bool]]:
 def made(family: str, **words: Any) -> Any:
     """A tiny model of the family, with the attention of trainings where it takes one."""
     model = tiny.model(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family], vocab_size=259, **CONFIGS.get(family, {}), **words)
-    if model._supports_attention_backend:
+    if row_attention.suits(type(model)):
         model.set_attn_implementation(row_attention.register())
     return model
 
