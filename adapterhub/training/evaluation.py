@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.training.model.base_files import BaseFiles
-from adapterhub.training.model.base_model import isolates_documents, share_rows
 from adapterhub.training.model.loading import load
+from adapterhub.training.model.probes import isolates_documents, share_rows
 from adapterhub_converters.errors import RefusedError
 
 from . import compute_device

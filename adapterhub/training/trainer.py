@@ -17,8 +17,9 @@ from adapterhub.training.loop.heldout import answers, log_evaluation
 from adapterhub.training.loop.loss import Loss
 from adapterhub.training.loop.state import new_state
 from adapterhub.training.model.base_files import BaseFiles
-from adapterhub.training.model.base_model import Base, check_isolation
+from adapterhub.training.model.base_model import Base
 from adapterhub.training.model.loading import dequantize, load
+from adapterhub.training.model.probes import check_attention, check_isolation
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
@@ -272,6 +273,10 @@ def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnE
         entry=quantized_cache.entry_of(files, config.base, config.lora),
         device=device,
     )
+    # Before blocks are compiled: the check runs them under another attention, too.
+    free = compute_device.free(device) or budget.free_memory()
+    notes = check_attention(base, config.data.sequence, free and free // 2, config.location, packed=config.data.pack)
+    base = dataclasses.replace(base, notes=(*base.notes, *notes))
     if config.base.hold == "dense":
         dequantize(base.model, getattr(torch, config.base.dtype))
     if config.train.checkpointing:

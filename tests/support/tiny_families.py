@@ -28,6 +28,12 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+# What a family needs besides, by its type.
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse"] * 2},
+}
+
+
 def config(config_class: Any, **sizes: Any) -> Any:
     """Return a small config of the class; `sizes` replace what it would have."""
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
@@ -36,3 +42,18 @@ def config(config_class: Any, **sizes: Any) -> Any:
     if defaults.get("num_key_value_heads") == defaults.get("num_attention_heads", 0):
         numbers["num_key_value_heads"] = SIZES["num_attention_heads"]
     return config_class(**numbers | sizes)
+
+
+def model(family: str, **sizes: Any) -> Any:
+    """Return a tiny random causal model of a family, whose weights are large enough for every module to matter."""
+    import torch
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+    torch.manual_seed(0)
+    random_model = model_class(config(model_class.config_class, **OF_FAMILY.get(family, {}) | sizes))
+    for parameter in random_model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return random_model

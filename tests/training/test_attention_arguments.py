@@ -12,8 +12,6 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
-
 from adapterhub.training.layers import row_attention  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.support import tiny_families  # noqa: E402
@@ -68,9 +66,7 @@ def test_an_argument_that_would_be_ignored_is_refused_by_name(name: str) -> None
 
 
 def tiny(family: str, attention: str) -> Any:
-    model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
-    torch.manual_seed(0)
-    model = model_class(tiny_families.config(model_class.config_class)).train()
+    model = tiny_families.model(family).train()
     model.set_attn_implementation(attention)
     return model
 

@@ -25,8 +25,9 @@ from adapterhub_converters.errors import FormatError
 
 from . import families, quantized_cache, transformers_api
 from .base_files import BaseFiles
-from .base_model import Base, logits_of, remove_vision, with_documents_if_equivalent
+from .base_model import Base, logits_of, remove_vision
 from .base_tensors import Weights
+from .probes import with_documents_if_equivalent
 
 _CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
