@@ -235,5 +235,7 @@ def _fill_parameters(model: nn.Module, weights: Weights, dtype: torch.dtype, dev
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta and name in weights:
             parent, _, attribute = name.rpartition(".")
-            model.get_submodule(parent)._buffers[attribute] = weights.take(name, tuple(buffer.shape)).to(device, buffer.dtype)
+            integers = not buffer.is_floating_point()
+            tensor = weights.take(name, tuple(buffer.shape), integers=integers).to(device, buffer.dtype)
+            model.get_submodule(parent)._buffers[attribute] = tensor
     model.tie_weights()
