@@ -87,6 +87,9 @@ class Trainer:
             raise RefusedError(f"{config.location}: [preference] method", problem, "Merge the adapter into the base first")
         self._out, self._replace = out, replace
         self._device = device = compute_device.select(config.base.device)
+        # Before anything is planned or recorded: the record has the dtype that was computed in.
+        dtype, dtype_notes = compute_device.supported_dtype(config.base.dtype, compute_device.capability(device))
+        config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype=dtype))
         self._on_event = self._meter = Meter(on_event)
         # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
@@ -112,7 +115,7 @@ class Trainer:
         # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
         dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
-        dtype_notes = compute_device.dtype_notes(config.base.dtype, device)
+        dtype_notes += compute_device.dtype_notes(config.base.dtype, device)
         notes = [
             *base.notes,
             *dtype_notes,

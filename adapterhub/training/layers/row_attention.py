@@ -133,8 +133,9 @@ def _mask_of_chosen_keys(
         build_mask = getattr(getattr(module, "indexer", None), "build_block_mask", None)
         if build_mask is None or position_ids is None:
             raise RefusedError(type(module).__name__, "chooses blocks of keys in a way that is not supported")
+        # Numbers to add, of which none is -inf: a query of padding may have no visible key.
         bias: Tensor = build_mask(block_indices, mask, key.shape[2], query.dtype, query.device, position_ids)
-        return bias == 0
+        return bias
     if indices.ndim != 3 or indices.shape[:2] != (query.shape[0], query.shape[2]):
         raise RefusedError(type(module).__name__, f"chooses keys in the shape {tuple(indices.shape)}, which is not supported")
     key_count = key.shape[2]

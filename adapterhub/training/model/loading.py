@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterhub.training import distributed
+from adapterhub.training import compute_device, distributed
 from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, variants, varlen
 from adapterhub.training.layers.targets import Sizes, block_path, resolve
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
@@ -127,7 +127,8 @@ def _build(
         parameter.requires_grad_()
     notes = tuple(families.notes(model, targets))
     result = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
-    return with_documents_if_equivalent(result) if varlen.is_supported(device, getattr(torch, base.dtype)) else result
+    without_mask = varlen.is_supported(device.type, getattr(torch, base.dtype), compute_device.capability(device))
+    return with_documents_if_equivalent(result) if without_mask else result
 
 
 def _empty_model_and_tokenizer(files: BaseFiles, base: BaseConfig) -> tuple[Any, Any]:
