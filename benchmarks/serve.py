@@ -6,8 +6,8 @@
 SmolLM2-135M and 1.1B (TinyLlama's shape) are random weights in bfloat16 that this script makes, as are the adapters, on all
 linear layers. A step adds a token to each of eight answers; the base alone, eight adapters and one for all take turns in one
 process, and the medians of their CPU time count. peft is its model with `adapter_names` for eight adapters, `load_adapter` to
-fill, `set_adapter` to switch. Both compute in `--dtype`. The adapter that is filled has 50 MB in float32. What peft has no counterpart to, a bound on the
-adapters that are active at the same time, is compared with a host that needs none.
+fill, `set_adapter` to switch. Both compute in `--dtype`. The adapter that is filled has 50 MB in float32. What peft has no
+counterpart to, a bound on the adapters that are active at the same time, is compared with a host that needs none.
 
 Servers answer eight requests of `--steps` tokens at once, all by the base and each by an adapter of its own, in turn, and the
 medians of the wall time count: the reference host, vLLM's build for CPUs, and one llama-server with all adapters. These two are

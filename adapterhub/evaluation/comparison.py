@@ -18,8 +18,9 @@ from adapterhub.training.events import InitialAdapter
 from adapterhub.training.loop import heldout
 from adapterhub.training.model import adapter_transfer, quantized_cache
 from adapterhub.training.model.base_files import BaseFiles
-from adapterhub.training.model.base_model import Base, isolates_documents, share_rows
+from adapterhub.training.model.base_model import Base
 from adapterhub.training.model.loading import load
+from adapterhub.training.model.probes import isolates_documents, share_rows
 from adapterhub.training.train_config import BaseConfig, PreferenceConfig
 from adapterhub_converters.errors import RefusedError
 

@@ -39,8 +39,8 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
         ),
         "dtype": (
             "The dtype to compute in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
-            "QLoRA's own runs at 7 B failed: it is for GPUs without bfloat16, and its loss is scaled. float32 is for "
-            "comparisons."
+            "QLoRA's own runs at 7 B failed: it is for GPUs without bfloat16, where it replaces it, and its loss is "
+            "scaled. float32 is for comparisons, and computed without TF32."
         ),
         "device": (
             "auto uses CUDA if torch finds it, with a device of its own for each of several processes, else the CPU. The base "

@@ -76,7 +76,8 @@ class Meter:
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the floating-point operations per second of the best of a few matrix products in `dtype`, with torch's threads.
 
-    On CUDA the product is large enough to hide the launch, and is timed by the device's own clock.
+    On a CPU it is the rate of free cores: seconds are those that the thread computed, so that other programs on a busy
+    machine do not count. On CUDA the product is large enough to hide the launch, and is timed by the device's own clock.
     """
     tokens, size = (_CUDA_SIZE, _CUDA_SIZE) if device.type == "cuda" else (_TOKENS, _SIZE)
     x, weight = (torch.ones(rows, size, dtype=dtype, device=device) for rows in (tokens, size))
@@ -92,9 +93,10 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _seconds(x: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
+    """Return the seconds that this thread computed: its part of the product, which other threads compute at the same time."""
+    start = time.thread_time()
     torch.mm(x, weight)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def _seconds_on_cuda(x: Tensor, weight: Tensor) -> float:
