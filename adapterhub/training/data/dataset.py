@@ -318,6 +318,10 @@ def learning_notes(lines: np.ndarray, cut: int, sequence: int, tokenizer: Any) -
         yield f"{unwritten} of {answers} answers are not written in full by the chat template{then}"
     if thoughtless := int(lines["thoughtless"].sum()):
         yield f"the chat template does not write the thoughts of {thoughtless} of {answers} answers, which are not learned"
+    if empty := int(lines["empty_thoughts"].sum()):
+        yield f"{empty} of {answers} answers are learned with an empty thought, because their prompt does not end with it"
+    if prompted := int(lines["prompted_thoughts"].sum()):
+        yield f"the prompt of {prompted} of {answers} answers ends with an empty thought, which is context"
     endless = count - int(lines["stopped"].sum())
     if endless == count and stop_tokens(tokenizer):
         yield f"the stop token {tokenizer.eos_token!r} is never trained on: the model will not learn to end its answers"

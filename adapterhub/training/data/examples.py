@@ -9,6 +9,7 @@ context only: most templates drop tool calls that they do not know. So is an ans
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,9 @@ _TASK_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-# Templates put an empty thought before an answer without one; it is not part of the data and not trained on.
-_THOUGHT_START, _THOUGHT_END = "<think>", "</think>"
+_THOUGHT_START = "<think>"
+# Many templates put an empty thought before an answer without one; the prompt may hold all of it, its start, or nothing.
+_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,10 @@ class Example:
     unwritten: int = 0
     thoughtless: bool = False
     """Whether it does not write the thought of the last answer; those of earlier ones are usually dropped on purpose."""
+    empty_thoughts: int = 0
+    """Answers that are learned with an empty thought, because the generation prompt does not end with it."""
+    prompted_thoughts: int = 0
+    """Answers whose empty thought is context, because the generation prompt ends with it."""
 
 
 def encode(record: Mapping[str, Any], tokenizer: Any, *, loss: str, location: str) -> Example:
@@ -144,12 +150,14 @@ class _Chat:
         # A token belongs to the answer in which it starts.
         starts = np.array([start for start, _ in encoded["offset_mapping"]], np.int64)
         trained = np.zeros(len(ids), bool)
-        unwritten, thoughtless = 0, False
+        unwritten, thoughtless, empty_thoughts, prompted_thoughts = 0, False, 0, 0
         for number in answer_numbers:
             start, end = self._answer_span(text, number)
             thoughtless = not messages.writes_thought(self._messages[number], text[:end])
             if messages.is_written(self._messages[number], text[start:end]):
                 trained |= (starts >= start) & (starts < end)
+                empty_thoughts += _begins_with_empty_thought(text, start, end)
+                prompted_thoughts += _ends_with_empty_thought(text[:start])
                 if end == len(text):
                     ids, trained = self._with_next_role(ids, trained, text)
                 elif (next_token := int(np.searchsorted(starts, end))) < len(ids) and self._stops_at(
@@ -158,7 +166,10 @@ class _Chat:
                     trained[next_token] = True
             else:
                 unwritten += 1
-        return Example(ids, trained, joint=True, answers=len(answer_numbers), unwritten=unwritten, thoughtless=thoughtless)
+        return Example(
+            ids, trained, joint=True, answers=len(answer_numbers), unwritten=unwritten, thoughtless=thoughtless,
+            empty_thoughts=empty_thoughts, prompted_thoughts=prompted_thoughts,
+        )  # fmt: skip
 
     def _stops_at(self, token: int, previous_ids: np.ndarray) -> bool:
         """Return whether the model stops at a token, unless it stopped just before it.
@@ -211,9 +222,11 @@ class _Chat:
         return messages.is_written(message, text) and not messages.has_python_notation(message, text)
 
     def _answer_span(self, text: str, number: int) -> tuple[int, int]:
-        """Return the start and end of an assistant's turn in the rendered conversation, including its end mark."""
-        start, end = self._span_by_prefix(text, number) or self._span_by_mark(text, number)
-        return _start_after_empty_thought(text, start, end), end
+        """Return the start and end of an assistant's turn in the rendered conversation.
+
+        It starts where its generation prompt ends, whatever the template writes there, and includes its end mark.
+        """
+        return self._span_by_prefix(text, number) or self._span_by_mark(text, number)
 
     def _span_by_prefix(self, text: str, number: int) -> tuple[int, int] | None:
         if not number:
@@ -230,8 +243,9 @@ class _Chat:
         generation_prompt = prompted[_common_prefix_length(prompted, self._render(earlier_turns)) :]
         # Not before the previous message ends: an earlier match is another turn's prompt.
         earliest = self._content_span(text, number - 1)[1] if number else 0
-        # A template may open a thought for the next answer that it does not write in earlier turns.
-        for opening in (generation_prompt, generation_prompt.partition("<think>")[0]):
+        # A template may open a thought for the next answer that it writes differently, or not at all, in earlier turns.
+        before_thought, thought_start, _ = generation_prompt.partition(_THOUGHT_START)
+        for opening in (generation_prompt, before_thought + thought_start, before_thought):
             position = text.rfind(opening, earliest, head)
             if opening.strip() and position >= 0:
                 return position + len(opening), end + self._closing_length(text[end:], number)
@@ -295,11 +309,11 @@ def _common_prefix_length(text: str, other_text: str) -> int:
     )
 
 
-def _start_after_empty_thought(text: str, start: int, end: int) -> int:
-    """Return the start of an answer without its empty thought, which the prompt may already open; `start` if there is none."""
-    remaining = text[start:end].lstrip()
-    if remaining.startswith(_THOUGHT_START):
-        remaining = remaining[len(_THOUGHT_START) :].lstrip()
-    elif not text[:start].rstrip().endswith(_THOUGHT_START):
-        return start
-    return end - len(remaining[len(_THOUGHT_END) :].lstrip()) if remaining.startswith(_THOUGHT_END) else start
+def _begins_with_empty_thought(text: str, start: int, end: int) -> bool:
+    """Return whether an answer begins with an empty thought, which its prompt may have opened."""
+    opened = text[:start].rstrip().endswith(_THOUGHT_START)
+    return _EMPTY_THOUGHT.match((_THOUGHT_START if opened else "") + text[start:end].lstrip()) is not None
+
+
+def _ends_with_empty_thought(prompt: str) -> bool:
+    return _EMPTY_THOUGHT.fullmatch(prompt, max(0, prompt.rfind(_THOUGHT_START))) is not None

@@ -22,7 +22,8 @@ TRAINED = np.uint32(1 << 31)
 """The bit of a token that is trained on."""
 _COLUMNS = np.dtype([
     ("digest", np.uint64), ("length", np.int64), ("trained", np.int64), ("first", np.int64), ("answers", np.int32),
-    ("unwritten", np.int32), ("joint", np.bool_), ("thoughtless", np.bool_), ("stopped", np.bool_),
+    ("unwritten", np.int32), ("empty_thoughts", np.int32), ("prompted_thoughts", np.int32), ("joint", np.bool_),
+    ("thoughtless", np.bool_), ("stopped", np.bool_),
 ])  # fmt: skip
 _BUFFER_SIZE = 1 << 20  # bytes
 _END_TOKENS = 3  # at the end of an answer, among which its stop token is; a line break or another mark may follow it
@@ -36,8 +37,8 @@ class Tokens:
         marked: Ids, with the bit TRAINED set where they are trained on, uint32 `(tokens,)`.
         documents: A line per document: `digest`, the first eight bytes of its digest; `length` in tokens; the number of
             `trained` tokens; `first`, the place of the first trained token after token 0, `length` if there is none;
-            `answers`, `unwritten`, `joint` and `thoughtless` as in `Example`; `stopped`, whether it ends with a stop token that
-            is trained on.
+            `answers`, `unwritten`, `empty_thoughts`, `prompted_thoughts`, `joint` and `thoughtless` as in `Example`; `stopped`,
+            whether it ends with a stop token that is trained on.
     """
 
     marked: np.ndarray
@@ -105,7 +106,8 @@ def _document_lines(
         first = trained_places[0] + 1 if len(trained_places) else len(example.ids)
         stopped = not stops.isdisjoint(answer_ids[-_END_TOKENS:].tolist())
         counts = len(example.ids), len(answer_ids), first, example.answers, example.unwritten
-        yield int.from_bytes(digest[:8], "big"), *counts, example.joint, example.thoughtless, stopped
+        thoughts = example.empty_thoughts, example.prompted_thoughts
+        yield int.from_bytes(digest[:8], "big"), *counts, *thoughts, example.joint, example.thoughtless, stopped
 
 
 def stop_tokens(tokenizer: Any) -> set[int]:
