@@ -59,6 +59,14 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """The progress of encoding the data: `done` of `total` documents."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Ready:
     """The end of loading; the first step follows.
 
@@ -155,7 +163,7 @@ class TrackerFailureEvent:
     reason: str
 
 
-Event = Loading | Ready | ResumeEvent | StepEvent | EvaluationEvent | SaveEvent | NoteEvent | TrackerFailureEvent
+Event = Loading | Encoding | Ready | ResumeEvent | StepEvent | EvaluationEvent | SaveEvent | NoteEvent | TrackerFailureEvent
 OnEvent = Callable[[Event], None]
 
 

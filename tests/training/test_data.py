@@ -268,12 +268,15 @@ def say(*turns: tuple[str, str]) -> list[dict[str, str]]:
             [("user", "a"), ("assistant", "<think>hm</think>b"), ("user", "c"), ("assistant", "<think>so</think>d")],
             "b<|im_end|>\n<think>\nso\n</think>\n\nd<|im_end|>\n",
         ),
-        # An empty thought is not trained on.
-        ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "b<|im_end|>\nd<|im_end|>\n"),
-        ([("user", "a"), ("assistant", "b")], "b<|im_end|>\n"),
+        # An empty thought that no prompt writes is a part of the answer.
+        (
+            [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
+            "b<|im_end|>\n<think>\n\n</think>\n\nd<|im_end|>\n",
+        ),
+        ([("user", "a"), ("assistant", "b")], "<think>\n\n</think>\n\nb<|im_end|>\n"),
         (
             [("user", "assistant"), ("assistant", "assistant"), ("user", "b"), ("assistant", "b")],
-            "assistant<|im_end|>\nb<|im_end|>\n",
+            "assistant<|im_end|>\n<think>\n\n</think>\n\nb<|im_end|>\n",
         ),
     ],
 )
@@ -292,7 +295,8 @@ OPENING = (
 
 
 @pytest.mark.parametrize(
-    ("last", "says"), [("d", "b<|endoftext|>d<|im_end|>"), ("<think>so</think>d", "b<|endoftext|>so</think>d<|im_end|>")]
+    ("last", "says"),
+    [("d", "b<|endoftext|>\n</think>\n\nd<|im_end|>"), ("<think>so</think>d", "b<|endoftext|>so</think>d<|im_end|>")],
 )
 def test_answers_are_found_where_the_prompt_opens_the_thought(forgetful, tmp_path: Path, last: str, says: str) -> None:  # type: ignore[no-untyped-def]
     """And where a turn that another follows ends with another mark than the last one (gpt-oss, Phi-3)."""
@@ -301,13 +305,14 @@ def test_answers_are_found_where_the_prompt_opens_the_thought(forgetful, tmp_pat
     assert trained(load(path, forgetful, sequence=256).rows, forgetful) == says
 
 
-# What trl's marks hold of each answer besides its words and its end: what the prompt has said already, an empty thought.
+# What trl's marks hold of each answer that its generation prompt writes already.
 TRL = {
     **dict.fromkeys(("cohere", "cohere2", "gemma", "gemma3", "diffusion_gemma", "idefics3", "lfm2", "lfm2_v2", "llama3"), ""),
-    **dict.fromkeys(("qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl", "smolvlm"), ""),
-    **dict.fromkeys(("qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8"), "<think>\n\n</think>\n\n"),
-    **dict.fromkeys(("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"), "<think></think>"),
-    "glm4moe": "\n<think></think>\n", "qwen2_5": "\n", "deepseekv3": "<｜Assistant｜>", "muse_glimmer": "<|start|>assistant",
+    **dict.fromkeys(("qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl", "smolvlm", "qwen3", "glm4moe"), ""),
+    **dict.fromkeys(("qwen3_5_think", "qwen3_6", "qwen3_8"), "<think>\n"),
+    **dict.fromkeys(("nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"), "<think>"),
+    "qwen3_5_nothink": "<think>\n\n</think>\n\n", "qwen2_5": "\n",
+    "deepseekv3": "<｜Assistant｜>", "muse_glimmer": "<|start|>assistant",
 }  # fmt: skip
 
 
@@ -346,7 +351,8 @@ def test_calls_of_tools_are_answers(forgetful, tmp_path: Path, tools: object) ->
     messages = [*say(("user", "q")), call, *say(("tool", "seen"), ("assistant", "it is"))]
     path = write(tmp_path / "a.jsonl", {"messages": messages, "tools": tools})
     dataset = load(path, forgetful, sequence=256)
-    assert trained(dataset.rows, forgetful) == "<call>look</call><|im_end|>\nit is<|im_end|>\n"
+    thought = "<think>\n\n</think>\n\n"
+    assert trained(dataset.rows, forgetful) == f"{thought}<call>look</call><|im_end|>\n{thought}it is<|im_end|>\n"
     assert "tools look" in forgetful.decode(dataset.rows.ids[0])
 
 
@@ -385,7 +391,7 @@ def test_content_in_parts_is_learned_as_its_text(name: str, forgetful) -> None: 
     plain = say(("user", "q"), ("assistant", "yes"))
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in plain]
     found = learned(parts, forgetful)
-    assert found.strip().startswith("yes")
+    assert found.strip().removeprefix("<think>\n\n</think>\n\n").startswith("yes")
     assert found == learned(plain, forgetful)  # type: ignore[arg-type]
     image = [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}, *say(("assistant", "yes"))]
     with pytest.raises(FormatError, match=r'a.jsonl:1: the "content" of a message is neither text nor parts of text'):
@@ -437,10 +443,11 @@ def test_where_answers_have_no_end_mark_the_role_at_which_the_model_stops_is_lea
     turns = say(("user", "q"), ("assistant", "one"), ("user", "q"), ("assistant", "two"))
     call = {"function": {"name": "look", "arguments": {"place": "here"}}}
     calling = [*say(("user", "q")), {"role": "assistant", "content": "", "tool_calls": [call]}]
-    assert learned(turns, forgetful) == "onetwo"  # type: ignore[arg-type]
+    one, two = "\n<think></think>\none", "\n<think></think>\ntwo"
+    assert learned(turns, forgetful) == one + two  # type: ignore[arg-type]
     forgetful.stop_tokens = frozenset({0, 1})
     try:
-        assert learned(turns, forgetful) == "one<|im_start|>two<|im_start|>"  # type: ignore[arg-type]
+        assert learned(turns, forgetful) == f"{one}<|im_start|>{two}<|im_start|>"  # type: ignore[arg-type]
         assert learned(calling, forgetful, tools=TOOLS).endswith("</tool_call><|endoftext|>")
     finally:
         del forgetful.stop_tokens
@@ -640,3 +647,11 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, tokenizer: object, m
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(MissingExtraError, match=r"a\.parquet: needs the package pyarrow, which is not installed"):
         load(tmp_path / "a.parquet", tokenizer)
+
+
+def test_the_mean_context_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = Example(np.arange(40), np.ones(40, bool), joint=False)
+    packed = pack(collect([(example, bytes(8))], set()), 16)
+    first = packed.mean_context
+    monkeypatch.delattr(type(packed), "take")  # which fills rows
+    assert packed.mean_context == first == (16**2 * 2 + 8**2) / 40
