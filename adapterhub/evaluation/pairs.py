@@ -55,4 +55,5 @@ def preference_of(recorded: Mapping[str, Any]) -> PreferenceConfig:
     if not isinstance(method, str) or method not in METHODS:
         return PreferenceConfig("dpo")
     valid_beta = float(beta) if is_number(beta) and beta > 0 else None
-    return PreferenceConfig(method, valid_beta, float(gamma) if is_number(gamma) else PreferenceConfig.gamma)
+    valid_gamma = float(gamma) if is_number(gamma) else PreferenceConfig.gamma
+    return PreferenceConfig(method, valid_beta, valid_gamma)  # type: ignore[arg-type]  # a key of METHODS
