@@ -30,12 +30,12 @@ class PairRows:
 
     def compare(self, adapted: Sums, base: Sums) -> PairComparison:
         """Compare the sums with the adapter and without it."""
-        (accuracy, margin), (base_accuracy, base_margin) = (self._preferred(sums, base) for sums in (adapted, base))
+        (accuracy, margin), (base_accuracy, base_margin) = (self._accuracy_and_margin(sums, base) for sums in (adapted, base))
         return PairComparison(
             self.preference.method, self.preference.strength, len(base.logprobs), accuracy, margin, base_accuracy, base_margin
         )
 
-    def _preferred(self, sums: Sums, reference: Sums) -> tuple[float, float]:
+    def _accuracy_and_margin(self, sums: Sums, reference: Sums) -> tuple[float, float]:
         """Return the share of the pairs whose margin is above 0, and the mean margin."""
         with_reference = Sums(sums.logprobs, sums.labels, reference.logprobs)
         _, margins = METHODS[self.preference.method](with_reference, self.preference.strength, self.preference.gamma)
@@ -49,9 +49,11 @@ def are_pairs(files: Sequence[DataFile]) -> bool:
 
 def preference_of(recorded: Mapping[str, Any]) -> PreferenceConfig:
     """Return the preference that an adapter was trained with, as its record says; `dpo` with its usual beta without one."""
-    method, beta, gamma = (recorded.get(key) for key in ("method", "beta", "gamma"))
+    method: Any = recorded.get("method")
+    beta, gamma = recorded.get("beta"), recorded.get("gamma")
     # The record of another trainer may contain anything.
     if not isinstance(method, str) or method not in METHODS:
         return PreferenceConfig("dpo")
     valid_beta = float(beta) if is_number(beta) and beta > 0 else None
-    return PreferenceConfig(method, valid_beta, float(gamma) if is_number(gamma) else PreferenceConfig.gamma)
+    valid_gamma = float(gamma) if is_number(gamma) else PreferenceConfig.gamma
+    return PreferenceConfig(method, valid_beta, valid_gamma)  # type: ignore[arg-type]  # a key of METHODS
