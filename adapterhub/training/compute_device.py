@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import distributed
 
 from adapterhub_converters.errors import RefusedError
 
+Dtype = Literal["bfloat16", "float16", "float32"]
 _FIRST_WITH_BFLOAT16 = (8, 0)  # the lowest compute capability (Ampere; CUDA C++ Programming Guide, "Compute Capabilities")
 
 
@@ -43,7 +44,7 @@ def capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def supported_dtype(dtype: str, capability: tuple[int, int] | None) -> tuple[str, list[str]]:
+def supported_dtype(dtype: Dtype, capability: tuple[int, int] | None) -> tuple[Dtype, list[str]]:
     """Return the dtype to compute in on a device of this capability for the configured one, and a note if it is another.
 
     Cards before Ampere (T4, V100, RTX 20) have tensor cores for float16 alone, and emulate bfloat16 in float32.

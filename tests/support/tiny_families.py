@@ -19,7 +19,7 @@ SIZES: dict[str, Any] = {
     "moe_num_shared_experts": 1, "moe_intermediate_size": 32, "expert_ffn_hidden_size": 32, "ffn_hidden_size": 96,
     "shared_expert_intermediate_size": 48, "shared_intermediate_size": 48, "n_group": 1, "topk_group": 1,
     "first_k_dense_replace": 1, "num_dense_layers": 1, "moe_layer_start_index": 1,
-    "sliding_window": 8, "attention_chunk_size": 8, "index_topk": 8, "index_head_dim": 32, "index_n_heads": 4,
+    "sliding_window": 8, "attention_chunk_size": 8, "index_topk": 8, "index_head_dim": 32, "index_n_heads": 16,
     "index_block_size": 4, "index_topk_blocks": 2, "index_local_blocks": 1,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_d_ssm": 128,
@@ -30,7 +30,7 @@ SIZES: dict[str, Any] = {
 
 # What a family needs besides, by its type.
 OF_FAMILY: dict[str, dict[str, Any]] = {
-    "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse"] * 2},
+    "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse"] * 2, "index_n_heads": 2},  # as many as heads of keys
 }
 
 
@@ -38,6 +38,11 @@ def config(config_class: Any, **sizes: Any) -> Any:
     """Return a small config of the class; `sizes` replace what it would have."""
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
     numbers = {name: value for name, value in SIZES.items() if name in defaults or name in config_class.attribute_map}
+    numbers |= {
+        name: 0.0
+        for name, value in defaults.items()
+        if ("dropout" in name or name.endswith("pdrop")) and type(value) in (int, float)
+    }
     # Latent attention has as many heads of keys as of queries, and its config may say so by default alone.
     if defaults.get("num_key_value_heads") == defaults.get("num_attention_heads", 0):
         numbers["num_key_value_heads"] = SIZES["num_attention_heads"]
@@ -52,8 +57,26 @@ def model(family: str, **sizes: Any) -> Any:
 
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
     torch.manual_seed(0)
-    random_model = model_class(config(model_class.config_class, **OF_FAMILY.get(family, {}) | sizes))
+    random_model = model_class(_config_of(family, model_class, **sizes))
     for parameter in random_model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
     return random_model
+
+
+def parameter_count(family: str) -> int | None:
+    """Return the number of parameters of a tiny model of a family; None if a small config is not enough for it."""
+    import torch
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in model_class(_config_of(family, model_class)).parameters())
+    except Exception:
+        return None
+
+
+def _config_of(family: str, model_class: Any, **sizes: Any) -> Any:
+    return config(model_class.config_class, **OF_FAMILY.get(family, {}) | sizes)

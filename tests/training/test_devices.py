@@ -107,7 +107,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     ],
 )
 def test_a_card_without_bfloat16_computes_in_float16_and_a_note_says_so(
-    dtype: str, capability: tuple[int, int] | None, expected: str
+    dtype: compute_device.Dtype, capability: tuple[int, int] | None, expected: str
 ) -> None:
     chosen, notes = compute_device.supported_dtype(dtype, capability)
     assert chosen == expected

@@ -19,7 +19,8 @@ from tests.support import tiny_families  # noqa: E402
 def base_of(family: str, dtype: Any = torch.float32, **sizes: Any) -> Base:
     """A tiny base of the family with the attention of trainings."""
     model = tiny_families.model(family, **sizes).to(dtype).train()
-    model.set_attn_implementation(row_attention.register())
+    if row_attention.suits(type(model)):
+        model.set_attn_implementation(row_attention.register())
     return Base(model, None, ())
 
 
@@ -84,3 +85,10 @@ def test_layers_are_run_up_to_the_first_of_each_kind(layer_types: list[str], lay
 def test_blocks_of_keys_are_those_of_a_row_so_documents_do_not_share_one() -> None:
     assert not probes.isolates_documents(base_of("minimax_m3_vl_text"))
     assert probes.isolates_documents(base_of("deepseek_v32"))
+
+
+def test_documents_are_longer_than_the_spans_that_a_model_compresses() -> None:
+    """With 16 tokens of the layers that compress 128 into one, nothing would leak."""
+    base = base_of("deepseek_v4")
+    assert set(base.model.config.layer_types) == {"heavily_compressed_attention"}
+    assert not probes.isolates_documents(base)

@@ -59,6 +59,7 @@ def isolates_documents(base: Base) -> bool:
     round differently next to other tokens; in 16 bits, that tolerance would hide the leak of most recurrent layers.
     """
     ids, positions = _two_documents(base)
+    first = positions[0].tolist().index(0, 1)
     documents = base.documents(positions.numpy())
     embedded_tokens: list[Tensor] = []
 
@@ -69,19 +70,25 @@ def isolates_documents(base: Base) -> bool:
     handle = base.model.get_input_embeddings().register_forward_hook(detach_embeddings)
     base.model.eval()
     try:
-        states = base.states(ids, positions.to(base.device), documents)[:, _FIRST_LENGTH:]
+        states = base.states(ids, positions.to(base.device), documents)[:, first:]
         upstream = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)).to(states)
         (gradient,) = torch.autograd.grad(states, embedded_tokens, upstream)
     finally:
         handle.remove()
         base.model.train()
-    return bool(gradient[:, _FIRST_LENGTH:].any()) and not gradient[:, :_FIRST_LENGTH].any()
+    return bool(gradient[:, first:].any()) and not gradient[:, :first].any()
 
 
 def _two_documents(base: Base) -> tuple[Tensor, Tensor]:
-    """Return random ids on the model's device, and positions on the CPU, of two documents in a row."""
-    ids = torch.randint(0, len(base.head), (1, _FIRST_LENGTH + _SECOND_LENGTH), generator=torch.Generator().manual_seed(0))
-    return ids.to(base.device), torch.cat([torch.arange(_FIRST_LENGTH), torch.arange(_SECOND_LENGTH)])[None]
+    """Return random ids on the model's device, and positions on the CPU, of two documents in a row.
+
+    Each is longer than the spans of tokens that a model compresses into one key (DeepSeek-V4): a document without a whole span
+    sees none of these keys.
+    """
+    spans = getattr(base.model.config.get_text_config(), "compress_rates", None) or {}
+    lengths = [length + max(spans.values(), default=0) for length in (_FIRST_LENGTH, _SECOND_LENGTH)]
+    ids = torch.randint(0, len(base.head), (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
+    return ids.to(base.device), torch.cat([torch.arange(length) for length in lengths])[None]
 
 
 def with_documents_if_equivalent(base: Base) -> Base:
