@@ -41,7 +41,11 @@ _OTHER_TRAINERS_KEYS = {
     "simpo_gamma": "gamma",
 }  # fmt: skip
 # Keys that are gone, with what to do instead.
-_REMOVED_KEYS = {("lora", "init_iterations"): "Remove it: pissa's decomposition is exact"}
+_REMOVED_KEYS = {
+    ("lora", "init_iterations"): "Remove it: pissa's decomposition is exact",
+    ("train", "floor"): 'Remove it, or set schedule = "constant" for a rate that does not fall',
+    ("train", "group_by_length"): "Remove it: with pack = true, rows have about the same length",
+}
 _WORD = safe_regex.Pattern(r"[A-Za-z0-9_./~:@-]+")
 
 
@@ -269,7 +273,7 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
     if not train.save_minutes >= 0:
         report_problem("train", "save_minutes", "must be at least 0")
     shares = {
-        ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout, ("train", "floor"): train.floor,
+        ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout,
     }  # fmt: skip
     for place, value in shares.items():
         if not 0 <= value < 1:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterhub.training import process_limits
 from adapterhub_converters.errors import FormatError, RefusedError
 
 from . import chat_template, messages, template_measures
@@ -44,12 +45,12 @@ class Conversation:
         self._context = {number for number, message in enumerate(self._messages) if not message.pop("weight")}
         self._tools = messages.tools(tools, location)
         self._form: messages.Form = messages.plain
-
         self._answers = [
             number
             for number, message in enumerate(self._messages)
             if number >= first and message["role"] == "assistant" and number not in self._context
         ]
+        self._plan: dict[str, Any] = {}
         self._measures: template_measures.Measures | None = None
         self.text = ""
 
@@ -58,14 +59,21 @@ class Conversation:
         """The number of characters in its messages."""
         return sum(len(message["content"]) for message in self._messages)
 
-    def request(self, loss: str) -> tuple[str, Any]:
-        """Return the template, and what its process renders to locate the answers."""
-        template, variables = chat_template.inputs(self._tokenizer, self._messages, location=self._location, tools=self._tools)
+    def request(self, loss: str) -> tuple[str, Any] | None:
+        """Return the template, and what its process renders to locate the answers; None where only `render` can tell."""
+        try:
+            template, variables = chat_template.inputs(
+                self._tokenizer, self._messages, location=self._location, tools=self._tools
+            )
+        except FormatError:
+            return None  # transformers refuses the usual form of messages
         self._plan = template_measures.plan(variables["messages"], self._answers if loss == "completion" else ())
         return template, [variables, self._plan]
 
     def render(self, answer: Any) -> None:
         """Take the text of the conversation from the answer to its request, which may be an error, or render it."""
+        if isinstance(answer, process_limits.LimitExceededError):
+            raise chat_template.limit_error(self._location)
         if isinstance(answer, dict) and self._is_complete(answer["text"]):
             special = special_texts(self._tokenizer)
             self._measures = template_measures.Measures.of(self._messages, self._plan, answer, special)
