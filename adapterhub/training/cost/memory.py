@@ -172,10 +172,10 @@ def _loading_bytes(config: TrainConfig, shape: Shape) -> int:
 def _saved_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
     """Return the bytes that the forward pass saves for the backward pass.
 
-    For each token and block: both norms save their input in float32; attention saves queries, keys, values, and in short rows
-    its probabilities; the MLP saves three vectors; every adapted layer saves x A^T and its input, which layers with the same
-    input share unless each has its own dropout. Checkpointing saves one block's tensors, and every block's input. The last
-    norm, and the states that have a loss with their gradient, count once. On a card attention saves its output instead of
+    For each token and block: both norms save their input (`layers.rms_norm`); attention saves queries, keys, values, and in
+    short rows its probabilities; the MLP saves three vectors; every adapted layer saves x A^T and its input, which layers with
+    the same input share unless each has its own dropout. Checkpointing saves one block's tensors, and every block's input. The
+    last norm, and the states that have a loss with their gradient, count once. On a card attention saves its output instead of
     probabilities, and there is no mask (`layers.varlen`).
     """
     tokens, width, sequence = _tokens(config), shape.width, config.data.sequence
@@ -186,14 +186,11 @@ def _saved_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
     # Dropout saves its mask, too.
     input_numbers = 2 * separate_inputs if config.lora.dropout else shared_inputs
     ranks = sum(target.r for target in target_modules.values() if not target.table and target.count == 1)
-    numbers_per_token = (
-        3 * shape.heads * shape.head_dim + attention_numbers + 3 * shape.mlp + (input_numbers + ranks) / shape.layers
-    )
-    block = int(
-        tokens * (8 * shape.hidden + width * (numbers_per_token + _expert_numbers(target_modules, shape) / shape.layers))
-    )
+    of_attention = 3 * shape.heads * shape.head_dim + attention_numbers
+    numbers_per_token = 2 * shape.hidden + of_attention + 3 * shape.mlp + (input_numbers + ranks) / shape.layers
+    block = int(tokens * width * (numbers_per_token + _expert_numbers(target_modules, shape) / shape.layers))
     mask = 0 if on_card else sequence  # a byte for each pair, which blocks share
-    last_states = tokens * (shape.hidden * (4 + 3 * width) + mask)
+    last_states = tokens * (4 * shape.hidden * width + mask)
     copies = (
         0 if width == 4 else width * sum(target.numbers for target in target_modules.values())
     )  # of factors, in the compute dtype

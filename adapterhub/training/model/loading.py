@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from adapterhub.training import distributed
-from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, variants, varlen
+from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, rms_norm, variants, varlen
 from adapterhub.training.layers.targets import Sizes, block_path, resolve
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.adapter import scaling
@@ -124,6 +124,7 @@ def _build(
         parameter.requires_grad_(requires_grad=False)
     for _, parameter in lora.trained_parameters(model):
         parameter.requires_grad_()
+    rms_norm.replace_frozen(model)
     notes = tuple(families.notes(model, targets))
     result = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
     return with_documents_if_equivalent(result) if varlen.is_supported(device, getattr(torch, base.dtype)) else result
