@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from torch import nn  # noqa: E402
+from transformers.models.falcon_mamba.modeling_falcon_mamba import FalconMambaWeightlessRMSNorm  # noqa: E402
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm  # noqa: E402
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nRMSNorm  # noqa: E402
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm  # noqa: E402
@@ -84,7 +85,7 @@ def test_the_gradient_in_float32_is_that_of_float64(formula: Formula) -> None:
     torch.testing.assert_close(actual.double(), gradient(exact, x.double(), dy.double()), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm_class", [Squared, nn.LayerNorm, Qwen3NextRMSNormGated])
+@pytest.mark.parametrize("norm_class", [Squared, nn.LayerNorm, Qwen3NextRMSNormGated, FalconMambaWeightlessRMSNorm])
 def test_a_module_of_no_known_formula_stays(norm_class: type[nn.Module]) -> None:
     model = frozen(norm_class, torch.float32)
     original = model[0]

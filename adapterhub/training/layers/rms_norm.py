@@ -88,10 +88,10 @@ def replace_frozen(model: nn.Module) -> None:
 
 
 def _equivalent(module: nn.Module) -> FrozenRMSNorm | None:
-    """Return a norm that computes what `module` does from its only tensor, a frozen weight; None if no formula does."""
+    """Return a norm that computes what `module` does from its only tensor, a frozen parameter; None if no formula does."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     tensors = [*module.parameters(), *module.buffers()]
-    is_candidate = isinstance(eps, float) and len(tensors) == 1 and tensors[0] is weight and weight.ndim == 1
+    is_candidate = isinstance(eps, float) and isinstance(weight, nn.Parameter) and len(tensors) == 1 and weight.ndim == 1
     # A second argument, such as a gate, would make it another function.
     if not is_candidate or weight.requires_grad or len(inspect.signature(module.forward).parameters) != 1:
         return None
