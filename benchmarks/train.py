@@ -2,6 +2,7 @@
 
     python benchmarks/train.py [--base 28M|0.66B|1.1B|FOLDER] [--rows 1] [--sequence 256] [--steps 8] [--rounds 3]
                                [--threads 1] [--busy] [--checkpointing] [--against trl] [--device cuda [--plan]]
+                               [--dtype bfloat16|float32]
 
 28M, 1.1B (TinyLlama's shape) and 0.66B (its first 12 layers) are random weights that this script makes. A program reports
 the medians of its steps in wall and CPU time, the first two not counted. CPU time on one thread is what a busy machine
@@ -18,8 +19,9 @@ It adds the memory of the card and, where its data sheet is known, the share of 
 program can exceed.
 
 peft is the usual loop: `prepare_model_for_kbit_training`, autocast to bfloat16, AdamW. trl is `SFTTrainer`, given the
-quantized base and peft's config. Full fine-tuning trains every parameter in float32 with AdamW and checkpointing, as
-transformers does; of a 1.1B model it takes 19 GB of memory.
+quantized base and peft's config. With --dtype float32, all compute in float32 without autocast: CPUs without AVX-512 multiply
+bfloat16 in a slow loop, which hides everything else. Full fine-tuning trains every parameter in float32 with AdamW and
+checkpointing, as transformers does; of a 1.1B model it takes 19 GB of memory.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def steps(bench: Bench) -> None:
     claims = {f"first losses agree within 1%: {losses}": max(first) < 1.01 * min(first)} if first else {}
     detail = f"{options.base}, r = {R} on all linear layers, {options.rows} x {options.sequence} tokens"
     how = ", checkpointing" if options.checkpointing else ""
-    bench.add("QLoRA step", f"{detail}, threads: {options.threads}{how}, {options.device}", turns, claims)
+    bench.add("QLoRA step", f"{detail}, threads: {options.threads}{how}, {options.device}, {options.dtype}", turns, claims)
 
 
 def planned(bench: Bench) -> None:
@@ -106,6 +108,7 @@ def config_of(folder: Path, told: dict[str, Any]) -> tuple[Any, Any]:
 [base]
 path = {json.dumps(str(folder))}
 device = {json.dumps(told["device"])}
+dtype = {json.dumps(told["dtype"])}
 hold = "quantized"
 [data]
 train = ["none"]
@@ -207,7 +210,7 @@ def ours(options: Namespace) -> Steps:
 
     with BaseFiles(Path(options.base)) as files:
         device, adapter = compute_device.select(options.device), train_config.LoRAConfig(r=R, alpha=ALPHA)
-        made = load(files, train_config.BaseConfig(options.base), adapter, location="", device=device)
+        made = load(files, train_config.BaseConfig(options.base, dtype=options.dtype), adapter, location="", device=device)
     if options.checkpointing:
         made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lora.reset(made.model, 0)
@@ -226,11 +229,12 @@ def quantized(options: Namespace) -> tuple[Any, Any]:
     import transformers
     from peft import LoraConfig
 
+    dtype = getattr(torch, options.dtype)
     words = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        options.base, quantization_config=words, dtype=torch.bfloat16, device_map={"": options.device}
+        options.base, quantization_config=words, dtype=dtype, device_map={"": options.device}
     )
     torch.manual_seed(0)
     return model, LoraConfig(r=R, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -243,7 +247,7 @@ def peft(options: Namespace) -> Steps:
     model, config = quantized(options)
     kinds = {"gradient_checkpointing_kwargs": {"use_reentrant": False}} if options.checkpointing else {}
     model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=options.checkpointing, **kinds)
-    return usual(options, get_peft_model(model, config), autocast=torch.bfloat16)
+    return usual(options, get_peft_model(model, config), autocast=None if options.dtype == "float32" else torch.bfloat16)
 
 
 def full(options: Namespace) -> Steps:
@@ -294,7 +298,8 @@ def trl(options: Namespace) -> Steps:
     config = library.SFTConfig(
         output_dir=options.scratch, max_steps=options.steps, per_device_train_batch_size=options.rows, learning_rate=RATE,
         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, train_sampling_strategy="sequential",
-        use_cpu=options.device == "cpu", bf16=True, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+        use_cpu=options.device == "cpu", bf16=options.dtype == "bfloat16", logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True,
         max_length=options.sequence, gradient_checkpointing=options.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
@@ -315,4 +320,5 @@ def trl(options: Namespace) -> Steps:
 if __name__ == "__main__":
     sizes: dict[str, tuple[Any, Any]] = {"base": ("28M", "tiny"), "steps": (8, 3), "rounds": (3, 1), "rows": (1, 1)}
     sizes |= {"sequence": (256, 16), "threads": (1, 1), "busy": (False, True), "checkpointing": (False, False)}
+    sizes["dtype"] = ("bfloat16", "bfloat16")
     main(__doc__, JOBS, steps, **sizes, device=("cpu", "cpu"), plan=(False, False), memory=(80.0, 80.0))

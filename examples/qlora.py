@@ -121,9 +121,31 @@ class LoRALinear(nn.Module):
         return LoRAFunction.apply(x.reshape(-1, x.shape[-1]), self.lora_A, self.lora_B, self.weight).view(*x.shape[:-1], -1)
 
 
+class RMSNormFunction(torch.autograd.Function):
+    """y = w * x * r with r = 1 / sqrt(mean(x²) + eps), w frozen: the gradient of x is r g - r³ x mean(g x) with g = w * dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return y, computed in float32 as transformers does."""
+        root = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, root, weight)
+        return weight * (x.float() * root).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of x."""
+        x, root, weight = ctx.saved_tensors
+        g = dy.float() * weight.float()
+        means = (g * x.float()).mean(-1, keepdim=True)
+        return (g * root).addcmul(x.float(), means * root.pow(3), value=-1).to(x.dtype), None, None
+
+
 def adapt(model: nn.Module) -> dict[str, LoRALinear]:
-    """Freeze the model, and replace every linear layer but the output layer."""
+    """Freeze the model, and replace every linear layer but the output layer, and the arithmetic of every norm."""
     model.requires_grad_(False)
+    for norm in model.modules():
+        if hasattr(norm, "variance_epsilon"):
+            norm.forward = lambda x, norm=norm: RMSNormFunction.apply(x, norm.weight, norm.variance_epsilon)
     generator, layers = torch.Generator().manual_seed(SEED), {}
     for path, linear in [*model.base_model.named_modules(prefix=model.base_model_prefix)]:
         if isinstance(linear, nn.Linear):

@@ -259,6 +259,14 @@ def test_cores_are_busy_where_threads_wait_for_them(tmp_path: Path) -> None:
         assert budget.cores_are_busy(tmp_path) is busy
 
 
+def test_logits_in_float32_need_one_buffer_so_twice_as_many_take_the_same_memory(tmp_path: Path, tiny_base: Path) -> None:
+    spec, config = read_base(tiny_base), config_of(tmp_path, tiny_base)
+    in_float32 = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype="float32"))
+    assert [memory.logits_at_once(128_256, width, None) for width in (2, 4)] == [128, 256]
+    assert memory.plan(config, spec).logits == 128 * 259 * (4 + 2)
+    assert memory.plan(in_float32, spec).logits == 256 * 259 * 4
+
+
 def test_a_card_holds_more_logits_at_once_neither_data_nor_masks_and_no_interpreter(tmp_path: Path, tiny_base: Path) -> None:
     sizes = [memory.logits_at_once(128_256, 2, card) for card in (None, 8 << 30, 24 << 30, 80 << 30, 192 << 30)]
     assert sizes == [128, 128, 512, 1024, 1024]

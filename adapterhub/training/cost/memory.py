@@ -46,8 +46,7 @@ def plan(config: TrainConfig, spec: BaseSpec, *, card: int | None = None) -> Mem
     on_card = card is not None
     saved, backward = _saved_bytes(config, shape, on_card=on_card), _backward_bytes(config, shape, on_card=on_card)
     logit_rows = logits_at_once(shape.vocabulary, shape.width, card)
-    # Two buffers: the product in the compute dtype, and the logits in float32.
-    logits = min(logit_rows, _tokens(config)) * shape.vocabulary * (4 + shape.width)
+    logits = min(logit_rows, _tokens(config)) * shape.vocabulary * _logit_bytes(shape.width)
     # Logits are freed before the backward pass works, and loading is over by then: these never exist at the same time.
     activations = max(int(_FRAGMENTATION * (saved + max(0, backward - logits))), _loading_bytes(config, shape) - logits)
     return MemoryPlan(
@@ -73,13 +72,19 @@ def logits_at_once(vocabulary: int, width: int, card: int | None) -> int:
     """Return the number of tokens whose logits exist at once, a multiple of 128.
 
     Args:
-        width: Bytes per number of the output layer, in addition to those of float32.
-        card: The memory in bytes of a CUDA device; None for a CPU, where more logits at once are no faster.
+        width: Bytes per number of the output layer.
+        card: The memory in bytes of a CUDA device; None for a CPU, where more logits at once are little faster.
     """
     if card is None:
-        return _MIN_LOGITS
-    affordable = card // _LOGITS_SHARE // max(1, vocabulary * (4 + width)) // _MIN_LOGITS * _MIN_LOGITS
+        # In float32, whose logits need one buffer, twice as many take the same memory, and products are a tenth faster.
+        return _MIN_LOGITS * (2 if width == 4 else 1)
+    affordable = card // _LOGITS_SHARE // max(1, vocabulary * _logit_bytes(width)) // _MIN_LOGITS * _MIN_LOGITS
     return max(_MIN_LOGITS, min(_MAX_LOGITS, affordable))
+
+
+def _logit_bytes(width: int) -> int:
+    """Return the bytes of a logit: it is a product in the compute dtype, and unless that is float32, copied to float32."""
+    return 4 if width == 4 else 4 + width
 
 
 def base_sizes(config: TrainConfig, spec: BaseSpec) -> tuple[int, int]:
@@ -172,10 +177,10 @@ def _loading_bytes(config: TrainConfig, shape: Shape) -> int:
 def _saved_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
     """Return the bytes that the forward pass saves for the backward pass.
 
-    For each token and block: both norms save their input in float32; attention saves queries, keys, values, and in short rows
-    its probabilities; the MLP saves three vectors; every adapted layer saves x A^T and its input, which layers with the same
-    input share unless each has its own dropout. Checkpointing saves one block's tensors, and every block's input. The last
-    norm, and the states that have a loss with their gradient, count once. On a card attention saves its output instead of
+    For each token and block: both norms save their input (`layers.rms_norm`); attention saves queries, keys, values, and in
+    short rows its probabilities; the MLP saves three vectors; every adapted layer saves x A^T and its input, which layers with
+    the same input share unless each has its own dropout. Checkpointing saves one block's tensors, and every block's input. The
+    last norm, and the states that have a loss with their gradient, count once. On a card attention saves its output instead of
     probabilities, and there is no mask (`layers.varlen`).
     """
     tokens, width, sequence = _tokens(config), shape.width, config.data.sequence
@@ -186,14 +191,11 @@ def _saved_bytes(config: TrainConfig, shape: Shape, *, on_card: bool) -> int:
     # Dropout saves its mask, too.
     input_numbers = 2 * separate_inputs if config.lora.dropout else shared_inputs
     ranks = sum(target.r for target in target_modules.values() if not target.table and target.count == 1)
-    numbers_per_token = (
-        3 * shape.heads * shape.head_dim + attention_numbers + 3 * shape.mlp + (input_numbers + ranks) / shape.layers
-    )
-    block = int(
-        tokens * (8 * shape.hidden + width * (numbers_per_token + _expert_numbers(target_modules, shape) / shape.layers))
-    )
+    of_attention = 3 * shape.heads * shape.head_dim + attention_numbers
+    numbers_per_token = 2 * shape.hidden + of_attention + 3 * shape.mlp + (input_numbers + ranks) / shape.layers
+    block = int(tokens * width * (numbers_per_token + _expert_numbers(target_modules, shape) / shape.layers))
     mask = 0 if on_card else sequence  # a byte for each pair, which blocks share
-    last_states = tokens * (shape.hidden * (4 + 3 * width) + mask)
+    last_states = tokens * (4 * shape.hidden * width + mask)
     copies = (
         0 if width == 4 else width * sum(target.numbers for target in target_modules.values())
     )  # of factors, in the compute dtype

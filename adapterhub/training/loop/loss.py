@@ -88,12 +88,16 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         )  # the gradient of the logits of trained rows
         # One buffer serves all chunks: allocating this much costs more than the arithmetic in it.
         size = min(chunk_size, len(hidden))
-        compute_buffer, float_buffer = head.new_empty(size, len(head)), head.new_empty(size, len(head), dtype=torch.float32)
+        float_buffer = head.new_empty(size, len(head), dtype=torch.float32)
+        is_float32 = head.dtype == torch.float32
+        compute_buffer = float_buffer if is_float32 else head.new_empty(size, len(head))
         trains = gradient is not None or d_rows is not None
         slope = torch.empty_like(float_buffer) if trains and shape.cap is not None else None
         for start in range(0, len(hidden), chunk_size):
             h, label = hidden[start : start + chunk_size], labels[start : start + chunk_size, None]
-            logits = float_buffer[: len(h)].copy_(torch.mm(h, head.t(), out=compute_buffer[: len(h)]))
+            logits, products = float_buffer[: len(h)], torch.mm(h, head.t(), out=compute_buffer[: len(h)])
+            if not is_float32:
+                logits.copy_(products)
             to_logits(logits, bias, shape, slope)
             # The largest logit is subtracted so that the exponentials cannot overflow.
             logits -= logits.amax(dim=1, keepdim=True)
@@ -110,7 +114,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             if shape.scale != 1.0:
                 d_logits.mul_(shape.scale)
             if gradient is not None:
-                torch.mm(compute_buffer[: len(h)].copy_(d_logits), head, out=gradient[start : start + chunk_size])
+                rounded = d_logits if is_float32 else products.copy_(d_logits)
+                torch.mm(rounded, head, out=gradient[start : start + chunk_size])
             if d_rows is not None:
                 d_rows[start : start + chunk_size] = d_logits[:, ids]
         ctx.gradient, ctx.d_rows = gradient, d_rows

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from adapterhub.training import compute_device, distributed
-from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, variants, varlen
+from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, rms_norm, variants, varlen
 from adapterhub.training.layers.targets import Sizes, block_path, resolve
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
 from adapterhub_converters.adapter import scaling
@@ -125,6 +125,7 @@ def _build(
         parameter.requires_grad_(requires_grad=False)
     for _, parameter in lora.trained_parameters(model):
         parameter.requires_grad_()
+    rms_norm.replace_frozen(model)
     notes = tuple(families.notes(model, targets))
     result = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
     without_mask = varlen.is_supported(device.type, getattr(torch, base.dtype), compute_device.capability(device))
