@@ -11,12 +11,13 @@ ifneq ($(filter C POSIX,$(LC_ALL)),)
 unexport LC_ALL
 endif
 
-.PHONY: help demo test test-all test-peers coverage mutate fuzz lint ruff mypy imports spelling docs man bench clean
+.PHONY: help demo test test-all test-peers test-cuda coverage mutate fuzz lint ruff mypy imports spelling docs man bench clean
 help:
 	@echo "make demo        environment, then the whole life of an adapter on a real model (about three minutes)"
 	@echo "make test        environment, then the tests that your changes can break, and a core (ARGS=tests/hub: these tests)"
 	@echo "make test-all    environment, then all tests"
 	@echo "make test-peers  the tests with peers that take minutes to install (3.4 GB): vLLM, Hub clients, PostgreSQL, Chromium"
+	@echo "make test-cuda   on a machine with a CUDA card: devices, families against peft, the benchmark (BASE=folder of a base model)"
 	@echo "make coverage    lines and branches that the tests reach, commands that they start included; TESTS=tests/merging for a part"
 	@echo "make mutate      one operator or number changed at a time in fifteen modules, until a test notices (ten minutes)"
 	@echo "make lint        ruff, mypy, import-linter, American spelling, links of the docs"
@@ -66,6 +67,12 @@ test-all: $(DONE)-dev
 	@$(PYTEST) $(ARGS)
 
 # Their environments are in ADAPTERHUB_PEERS, or in .venv-peers: made by the first run, 3.4 GB.
+test-cuda: $(DONE)-dev
+	@echo "-> devices, thirty families against peft, and the benchmark, on CUDA"
+	@$(PYTEST) tests/training/test_devices.py tests/training/test_isolation.py
+	@$(BIN)/python -m tests.support.parity cuda 2026 30
+	@$(BIN)/python benchmarks/train.py --device cuda $(if $(BASE),--base $(BASE)) $(ARGS)
+
 test-peers: $(DONE)-dev
 	@echo "-> tests with peers in environments of their own"
 	@$(COMPILE)

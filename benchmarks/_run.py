@@ -23,6 +23,7 @@ RESULTS, PAGE = HERE / "results", HERE.parent / "docs/benchmarks.md"
 BEGIN, END = "<!-- begin: make bench -->\n", "<!-- end: make bench -->\n"
 SCRIPTS = sorted(path.stem for path in HERE.glob("[!_]*.py"))
 OTHER_SIZES = {
+    "serve-float32": ["--dtype", "float32", "--only", "batch"],
     "serve-1.1B": ["--base", "1.1B", "--only", "batch", "--steps", "8", "--rounds", "1"],
     "train-1024": ["--sequence", "1024"],
     "train-1.1B": ["--base", "1.1B", "--checkpointing", "--steps", "5", "--rounds", "1"],

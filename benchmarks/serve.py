@@ -1,12 +1,13 @@
 """Many adapters on one base, ours against peft: what a batch, a slot, a switch and an adapter in memory cost.
 
     python benchmarks/serve.py [--base SmolLM2-135M|1.1B] [--steps 16] [--rounds 3] [--threads 1] [--rank 16]
+        [--dtype bfloat16]
 
 SmolLM2-135M and 1.1B (TinyLlama's shape) are random weights in bfloat16 that this script makes, as are the adapters, on all
 linear layers. A step adds a token to each of eight answers; the base alone, eight adapters and one for all take turns in one
 process, and the medians of their CPU time count. peft is its model with `adapter_names` for eight adapters, `load_adapter` to
-fill, `set_adapter` to switch. The adapter that is filled has 50 MB in float32. What peft has no counterpart to, a bound on the
-adapters that are active at the same time, is compared with a host that needs none.
+fill, `set_adapter` to switch. Both compute in `--dtype`. The adapter that is filled has 50 MB in float32. What peft has no
+counterpart to, a bound on the adapters that are active at the same time, is compared with a host that needs none.
 
 Servers answer eight requests of `--steps` tokens at once, all by the base and each by an adapter of its own, in turn, and the
 medians of the wall time count: the reference host, vLLM's build for CPUs, and one llama-server with all adapters. These two are
@@ -65,7 +66,7 @@ def rank_of(size: float, model: str) -> int:
 
 
 def batch(bench: Bench) -> None:
-    measured(bench, BATCH, f"r = {bench.options.rank}", own_batch, **{NAMES: peft_batch})
+    measured(bench, BATCH, f"r = {bench.options.rank}, {bench.options.dtype}", own_batch, **{NAMES: peft_batch})
 
 
 def fill(bench: Bench) -> None:
@@ -238,7 +239,7 @@ def own_model(options: Namespace, slots: int) -> Any:
     from adapterhub.serve.torch_engine import model
 
     torch.set_num_threads(options.threads)
-    return model.load(Path(options.base), slots=slots, rows=8)
+    return model.load(Path(options.base), slots=slots, rows=8, dtype=options.dtype)
 
 
 def own_batch(told: dict[str, Any]) -> Figures:
@@ -360,7 +361,7 @@ def peft_model(options: Namespace, count: int) -> Any:
     import transformers
 
     torch.set_num_threads(options.threads)
-    model = transformers.AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_pretrained(options.base, dtype=getattr(torch, options.dtype))
     adapted_model = peft.PeftModel.from_pretrained(model, options.plain, adapter_name="a0", autocast_adapter_dtype=False)
     for number in range(1, count):
         adapted_model.load_adapter(options.plain, f"a{number}", autocast_adapter_dtype=False)
@@ -421,4 +422,5 @@ def peft_resident(told: dict[str, Any]) -> Figures:
 
 if __name__ == "__main__":
     sizes: dict[str, tuple[Any, Any]] = {"base": ("SmolLM2-135M", "tiny"), "steps": (16, 3), "rounds": (3, 1), "rank": (16, 2)}
+    sizes["dtype"] = ("bfloat16", "float32")
     main(__doc__, JOBS, batch, fill, switch, slots, resident, servers, **sizes, slots=(32, 3), adapters=(50, 4), threads=(1, 1))

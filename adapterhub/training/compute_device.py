@@ -14,6 +14,8 @@ from torch import distributed
 
 from adapterhub_converters.errors import RefusedError
 
+_FIRST_WITH_BFLOAT16 = (8, 0)  # the lowest compute capability (Ampere; CUDA C++ Programming Guide, "Compute Capabilities")
+
 
 def select(setting: str) -> Any:
     """Return the device for the setting `auto`, `cpu` or `cuda`; each of several processes gets its own CUDA device.
@@ -31,7 +33,26 @@ def select(setting: str) -> Any:
         raise RefusedError("[base] device", f"process {local_rank} of this machine has no CUDA device of its own")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
+    # No TF32, as on a CPU and in torch's default: float32 is for comparisons, and TF32 has the 10 bits of float16's fraction.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Return the compute capability of a CUDA device; None for the CPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def supported_dtype(dtype: str, capability: tuple[int, int] | None) -> tuple[str, list[str]]:
+    """Return the dtype to compute in on a device of this capability for the configured one, and a note if it is another.
+
+    Cards before Ampere (T4, V100, RTX 20) have tensor cores for float16 alone, and emulate bfloat16 in float32.
+    """
+    if dtype != "bfloat16" or capability is None or capability >= _FIRST_WITH_BFLOAT16:
+        return dtype, []
+    version = ".".join(map(str, capability))
+    note = f"this card (compute capability {version}) has no bfloat16: float16 is used, and the loss is scaled"
+    return "float16", [f'{note}; dtype = "float32" in [base] overflows at no step, and is slower']
 
 
 @contextlib.contextmanager

@@ -261,6 +261,8 @@ def _check(config: TrainConfig, report_problem: _ReportProblem) -> None:
             datetime.date.fromisoformat(data.date)
         except ValueError:
             report_problem("data", "date", "is not a date", "Write it like 2026-11-26")
+    if not train.save_minutes >= 0:
+        report_problem("train", "save_minutes", "must be at least 0")
     shares = {
         ("data", "heldout_share"): data.heldout_share, ("lora", "dropout"): lora.dropout, ("train", "floor"): train.floor,
     }  # fmt: skip

@@ -39,8 +39,8 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
         ),
         "dtype": (
             "The dtype to compute in. bfloat16 has the range of float32, so nothing overflows; with float16 one in five of "
-            "QLoRA's own runs at 7 B failed: it is for GPUs without bfloat16, and its loss is scaled. float32 is for "
-            "comparisons."
+            "QLoRA's own runs at 7 B failed: it is for GPUs without bfloat16, where it replaces it, and its loss is "
+            "scaled. float32 is for comparisons, and computed without TF32."
         ),
         "device": (
             "auto uses CUDA if torch finds it, with a device of its own for each of several processes, else the CPU. The base "
@@ -203,9 +203,11 @@ _EXPLANATIONS: dict[str, dict[str, str]] = {
             "Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, mlflow, trackio, or several; each has "
             "to be installed."
         ),
-        "save_every": (
-            "Steps between checkpoints; 0 writes one only when the run is stopped, for which Ctrl-C and SIGTERM are safe."
+        "save_minutes": (
+            "Minutes between checkpoints, from which the same command resumes after a kill or a loss of power. 0 writes one "
+            "only when the run is stopped, for which Ctrl-C and SIGTERM are safe."
         ),
+        "save_every": "Steps between further checkpoints; 0 writes none of them.",
         "seed": "The seed of everything random. The same seed, machine and versions give the same bytes.",
         "deterministic": (
             "On CUDA the same run gives the same bytes, by kernels that add up in one order, some of which are slower; an "

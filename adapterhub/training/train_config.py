@@ -174,8 +174,10 @@ class OptimConfig:
     """The maximum number of tokens in an answer."""
     log_to: tuple[str, ...] = ()
     """Trackers that get the numbers of log.jsonl as well: tensorboard, wandb, mlflow, trackio."""
+    save_minutes: float = 10.0
+    """Minutes between checkpoints; 0: only when stopped."""
     save_every: int = 0
-    """Steps between checkpoints; 0: only when stopped."""
+    """Steps between further checkpoints; 0: none."""
     seed: int = 0
     deterministic: bool = True
     """On CUDA, only kernels that give the same bytes each time."""
@@ -244,8 +246,8 @@ class TrainConfig:
     def document(self) -> dict[str, Any]:
         """Return the sections as plain values for adapter.json, with the paths as they were written."""
         sections = {name: dataclasses.asdict(getattr(self, name)) for name in SECTIONS}
-        for key in ("cache", "hold"):  # do not change a byte of the result
-            del sections["base"][key]
+        for section, key in (("base", "cache"), ("base", "hold"), ("train", "save_minutes")):
+            del sections[section][key]  # it does not change a byte of the result
         return {name: {key: _plain(value) for key, value in section.items()} for name, section in sections.items()}
 
 

@@ -17,8 +17,9 @@ from adapterhub.training.loop.heldout import answers, log_evaluation
 from adapterhub.training.loop.loss import Loss
 from adapterhub.training.loop.state import new_state
 from adapterhub.training.model.base_files import BaseFiles
-from adapterhub.training.model.base_model import Base, check_isolation
+from adapterhub.training.model.base_model import Base
 from adapterhub.training.model.loading import dequantize, load
+from adapterhub.training.model.probes import check_attention, check_isolation
 from adapterhub_converters.bases import BaseSpec
 from adapterhub_converters.containers import atomic
 from adapterhub_converters.errors import RefusedError, UsageError
@@ -86,6 +87,9 @@ class Trainer:
             raise RefusedError(f"{config.location}: [preference] method", problem, "Merge the adapter into the base first")
         self._out, self._replace = out, replace
         self._device = device = compute_device.select(config.base.device)
+        # Before anything is planned or recorded: the record has the dtype that was computed in.
+        dtype, dtype_notes = compute_device.supported_dtype(config.base.dtype, compute_device.capability(device))
+        config = dataclasses.replace(config, base=dataclasses.replace(config.base, dtype=dtype))
         self._on_event = self._meter = Meter(on_event)
         # `auto` is resolved before the base is loaded: whether it fits into memory has to be known first.
         with BaseFiles(config.base_path, cache if config.base.cache else None) as files:
@@ -111,7 +115,7 @@ class Trainer:
         # Initial values are drawn here, after loading, so that they depend on the seed alone and not on a cached base.
         lora.reset(base.model, config.train.seed)
         dense_notes = ["the dequantized base is in memory: no step dequantizes it"] if resolved.base.hold == "dense" else []
-        dtype_notes = compute_device.dtype_notes(config.base.dtype, device)
+        dtype_notes += compute_device.dtype_notes(config.base.dtype, device)
         notes = [
             *base.notes,
             *dtype_notes,
@@ -228,7 +232,7 @@ class Trainer:
         report = self._meter.report(self._resolved_config, self._spec, self._device, context=self._context)
         if distributed.first():
             # Removed only now that the adapter is written: until then, the checkpoint is the only copy of the work.
-            self._path.unlink(missing_ok=True)
+            training_checkpoint.remove(self._path)
             self._on_event(SaveEvent(state.step, self._out))
         metrics = finished_folder.metrics(state)
         return TrainingResult(
@@ -272,6 +276,10 @@ def _load_base(config: TrainConfig, files: BaseFiles, device: Any, on_event: OnE
         entry=quantized_cache.entry_of(files, config.base, config.lora),
         device=device,
     )
+    # Before blocks are compiled: the check runs them under another attention, too.
+    free = compute_device.free(device) or budget.free_memory()
+    notes = check_attention(base, config.data.sequence, free and free // 2, config.location, packed=config.data.pack)
+    base = dataclasses.replace(base, notes=(*base.notes, *notes))
     if config.base.hold == "dense":
         dequantize(base.model, getattr(torch, config.base.dtype))
     if config.train.checkpointing:

@@ -71,4 +71,6 @@ def _matmul_rate(config: TrainConfig) -> float:
     from .cost.meter import matmul_rate
 
     with compute_device.threads(config.train.threads):
-        return matmul_rate(getattr(torch, config.base.dtype), compute_device.select(config.base.device))
+        device = compute_device.select(config.base.device)
+        dtype, _ = compute_device.supported_dtype(config.base.dtype, compute_device.capability(device))
+        return matmul_rate(getattr(torch, dtype), device)

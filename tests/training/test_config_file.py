@@ -47,6 +47,7 @@ def test_patterns_and_layers_keep_their_order_and_their_kind() -> None:
         (SMALL + "[train]\nrows = true\n", "c.toml:6: [train] rows: True has the wrong type"),
         (SMALL + '[train]\nschedule = "wsd"\n', "[train] schedule: 'wsd' is not one of cosine, linear, constant"),
         (SMALL + "[lora]\nr = 0\n", "c.toml:6: [lora] r: is too small"),
+        (SMALL + "[train]\nsave_minutes = -1\n", "c.toml:6: [train] save_minutes: must be at least 0"),
         (SMALL + "[train]\nrows = 4\nmicro_rows = 3\n", "c.toml:7: [train] micro_rows: does not divide rows = 4"),
         (SMALL + "[lora]\ntargets = [1]\n", "c.toml:6: [lora] targets: [1] has the wrong type"),
         (SMALL + "[lora]\nlayers = [true]\n", "c.toml:6: [lora] layers: [True] has the wrong type"),

@@ -118,7 +118,7 @@ def test_examples_stay_whole_and_share_rows(tmp_path: Path, tokenizer: object) -
 
 
 def test_examples_of_any_lengths_fill_rows_nearly_and_all_are_there() -> None:
-    sizes = np.random.default_rng(0).integers(1, 200, 20_000)
+    sizes = np.random.default_rng(0).integers(2, 200, 20_000)
     examples = [Example(np.full(size, number), np.ones(size, bool), joint=True) for number, size in enumerate(sizes)]
     rows = pack(collect(((example, b"") for example in examples), set()), 128)
     assert sorted((rows.marked[rows.starts] & ~TRAINED).tolist()) == list(range(len(examples)))
@@ -147,10 +147,26 @@ def test_truncated_and_endless_samples_are_reported(tmp_path: Path, tokenizer: o
 
 def test_fully_truncated_answers_are_reported_and_refused_where_nothing_is_left(tmp_path: Path, tokenizer: object) -> None:
     short, long = ({"prompt": "p" * size, "completion": "c"} for size in (3, 90))
-    _, lost, *_ = load(write(tmp_path / "a.jsonl", short, long), tokenizer).notes
-    assert lost == "nothing of 1 of 2 examples is trained on: the answers come after token 32"
+    lost, *_ = load(write(tmp_path / "a.jsonl", short, long), tokenizer).notes
+    assert lost == "1 of 2 examples are left out: their answers come after token 32"
     with pytest.raises(RefusedError, match=r"after the first 32 tokens of every document. Raise \[data\] sequence"):
         load(write(tmp_path / "b.jsonl", long), tokenizer)
+
+
+@pytest.mark.parametrize("pack_rows", [True, False])
+def test_no_row_is_without_a_label(pack_rows: bool, tmp_path: Path, tokenizer: object) -> None:
+    """Long prompts, a prompt alone, an empty conversation and text, and a text that is one token longer than a row."""
+    records = [
+        *[{"prompt": "p" * 100, "completion": "c"}] * 6, *[{"prompt": "p", "completion": "c"}] * 2, {"text": ""},
+        {"messages": [{"role": "user", "content": "q"}]}, {"messages": []}, {"text": "x" * 32},
+    ]  # fmt: skip
+    dataset = load(write(tmp_path / "a.jsonl", *records), tokenizer, pack_rows=pack_rows)
+    assert (dataset.rows.labels != IGNORED).any(axis=1).all()
+    assert len(dataset.rows) == (2 if pack_rows else 3)
+    assert dataset.notes[:2] == (
+        "6 of 12 examples are left out: their answers come after token 32",
+        "3 of 12 examples are left out: they have no token to train on",
+    )
 
 
 def test_an_array_of_objects_means_the_same_as_json_lines(tmp_path: Path, tokenizer: object) -> None:

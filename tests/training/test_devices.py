@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 from adapterhub import training  # noqa: E402
 from adapterhub.training import compute_device, train_config  # noqa: E402
 from adapterhub.training.artifacts import training_checkpoint  # noqa: E402
-from adapterhub.training.layers import lora, nf4_matrix  # noqa: E402
+from adapterhub.training.layers import lora, nf4_matrix, varlen  # noqa: E402
 from adapterhub.training.loop import training_loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
@@ -92,6 +92,53 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         assert compute_device.select("auto").type == "cpu"
         with pytest.raises(RefusedError, match="torch finds no CUDA device"):
             compute_device.select("cuda")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "expected"),
+    [
+        ("bfloat16", None, "bfloat16"),
+        ("bfloat16", (9, 0), "bfloat16"),
+        ("bfloat16", (8, 0), "bfloat16"),
+        ("bfloat16", (7, 5), "float16"),
+        ("bfloat16", (7, 0), "float16"),
+        ("float32", (7, 5), "float32"),
+        ("float16", (7, 5), "float16"),
+    ],
+)
+def test_a_card_without_bfloat16_computes_in_float16_and_a_note_says_so(
+    dtype: str, capability: tuple[int, int] | None, expected: str
+) -> None:
+    chosen, notes = compute_device.supported_dtype(dtype, capability)
+    assert chosen == expected
+    assert len(notes) == (chosen != dtype)
+    if notes:
+        assert f"compute capability {capability[0]}.{capability[1]}) has no bfloat16: float16 is used" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("device_type", "dtype", "capability", "supported"),
+    [
+        ("cpu", torch.bfloat16, None, False),
+        ("cuda", torch.bfloat16, (8, 0), True),
+        ("cuda", torch.float16, (9, 0), True),
+        ("cuda", torch.float16, (7, 5), False),
+        ("cuda", torch.float32, (9, 0), False),
+    ],
+)
+def test_documents_need_no_mask_where_a_card_has_flash_attention(
+    device_type: str, dtype: object, capability: tuple[int, int] | None, supported: bool
+) -> None:
+    assert varlen.is_supported(device_type, dtype, capability) is supported
+
+
+def test_a_training_on_a_card_without_bfloat16_records_float16_and_scales_its_loss(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_device, "capability", lambda _: (7, 5))
+    with training.open_trainer(training.read_config(settings(tmp_path, tiny_base)), tmp_path / "out") as trainer:
+        assert trainer.config.base.dtype == "float16"
+        assert trainer.state.scale.needed
 
 
 def test_cuda_uses_only_kernels_that_give_the_same_bytes_and_an_operation_without_one_is_refused(

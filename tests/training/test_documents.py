@@ -14,6 +14,7 @@ from adapterhub_converters.errors import FormatError, RefusedError, UsageError
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 ASKED = {"instruction": "q", "output": "a"}
 HUMAN = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+CALL = {"name": "add", "arguments": {"x": 1}}
 CHOSEN = "preference pairs without their rejected sides"
 
 
@@ -33,6 +34,22 @@ CHOSEN = "preference pairs without their rejected sides"
             {"conversations": HUMAN, "system": "s", "tools": []},
             "ShareGPT",
             {"messages": [{"role": "system", "content": "s"}, Q, A], "tools": []},
+        ),
+        ({"messages": [{"role": "user", "value": "q"}, {"role": "gpt", "value": "a"}]}, "conversations", {"messages": [Q, A]}),
+        (
+            {"conversations": [{"from": "prompter", "value": "q"}, {"from": "function_call", "value": json.dumps(CALL)}]},
+            "ShareGPT",
+            {"messages": [Q, {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL}]}]},
+        ),
+        (
+            {"conversations": [{"from": "tool_call", "value": [CALL, CALL]}, {"from": "tool_response", "value": "3"}]},
+            "ShareGPT",
+            {
+                "messages": [
+                    {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": CALL}] * 2},
+                    {"role": "tool", "content": "3"},
+                ]
+            },
         ),
         ({"question": "q", "answer": "a"}, "questions with answers", ASKED),
         ({"system_prompt": "s", "question": "q", "response": "a"}, "questions with answers", {**ASKED, "system": "s"}),
@@ -78,6 +95,9 @@ def test_columns_name_what_no_key_determines() -> None:
         ({"messages": "hello"}, '"messages" is text, and not JSON'),
         ({"conversations": {}}, '"conversations" is not a list of messages'),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "'alien' is not a known speaker. Those are assistant, bard"),
+        ({"conversations": [{"from": "function_call", "value": "add"}]}, 'a call is not JSON with a "name" and "arguments"'),
+        ({"prompt": "q", "completion": "a", "label": False}, '"label" tells good answers from bad ones'),
+        ({"question": "q", "answer": "a", "label": "True"}, '"label" tells good answers from bad ones'),
     ],
 )
 def test_an_invalid_record_is_refused(record: dict[str, Any], says: str) -> None:
@@ -88,6 +108,47 @@ def test_an_invalid_record_is_refused(record: dict[str, Any], says: str) -> None
 
 def records(path: Path, **options: Any) -> list[Any]:
     return [document.record for document in document_files.read(path, document_files.Options(**options)).documents]
+
+
+def test_unpaired_preferences_are_refused_once_with_what_to_do(tmp_path: Path) -> None:
+    """In the form of trl's KTO, and where pairs are wanted; whoever names the columns to use trains on all of them."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "q", "completion": "a", "label": good}) + "\n" for good in (True, False)))
+    for pairs in (False, True):
+        with pytest.raises(record_shapes.UnpairedError) as caught:
+            document_files.read(path, document_files.Options(pairs=pairs))
+        assert (caught.value.where, caught.value.code, caught.value.problems) == (str(path), "unpaired-preferences", ())
+        assert 'Keep the examples whose "label" is true and remove the key, or make pairs with "chosen"' in caught.value.hint
+    columns = {"prompt": "prompt", "completion": "completion"}
+    assert records(path, columns=columns) == [{"prompt": "q", "completion": "a"}] * 2
+    path.write_text(json.dumps({"text": "t", "label": True}))  # a class of the text, as of any data for classification
+    assert len(records(path)) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_ratings_that_are_not_used_and_empty_answers_are_notes(tmp_path: Path, name: str) -> None:
+    lines = [
+        {"instruction": "q", "output": " ", "score": 0.5}, {"prompt": "q", "completion": "a", "rating": 5},
+        {"prompt": "q", "completion": ""}, {"messages": [Q, {**A, "content": ""}], "score": "high"}, {"messages": [Q, A]},
+        {"messages": [Q, {**A, "content": "", "weight": 0}, A]},
+        {"messages": [Q, {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL}]}]},
+    ]  # fmt: skip
+    (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = document_files.read(tmp_path / name)
+    rated = "which is not used: if it rates the answers, the bad ones are learned like the good ones"
+    expected = [
+        f'{name}: 1 of 7 examples have "score", {rated}',
+        f"{name}: 3 of 7 examples have an empty answer, which is learned as its end mark alone",
+        f'{name}: 1 of 7 examples have "rating", {rated}',
+    ]
+    assert file.notes[1:] == file.remark_notes == expected
+    assert file.part(lambda document: "output" in document.record).remark_notes == [
+        f'{name}: 1 of 1 examples have "score", {rated}',
+        f"{name}: 1 of 1 examples have an empty answer, which is learned as its end mark alone",
+    ]
+    (tmp_path / name).write_text(json.dumps({"prompt": "q", "chosen": "", "rejected": "r"}) + "\n")
+    [note] = document_files.read(tmp_path / name, document_files.Options(pairs=True)).notes
+    assert note == f"{name}: 1 of 1 examples have an empty answer, which is learned as its end mark alone"
 
 
 def test_what_a_file_is_understood_as_is_one_note(tmp_path: Path) -> None:
@@ -104,14 +165,14 @@ def test_what_a_file_is_understood_as_is_one_note(tmp_path: Path) -> None:
 
 def test_all_lines_that_are_wrong_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "x"}\n{\n\n{"text": 3}\n[1]\n{"body": "x"}\n')
+    path.write_text('{"text": "x"}\n{\n\n{"text": 3}\n[1]\n{"body": "x"}\n{"messages": [{"role": "user"}]}\n')
     with pytest.raises(FormatError) as caught:
         document_files.read(path)
     assert [line.removeprefix(str(tmp_path))[:32] for line in caught.value.problems] == [
         "/a.jsonl:2: not valid JSON (Expe", '/a.jsonl:4: "text" is not text', "/a.jsonl:5: not a JSON object",
-        "/a.jsonl:6: its keys have no kno",
+        "/a.jsonl:6: its keys have no kno", '/a.jsonl:7: a message needs "rol',
     ]  # fmt: skip
-    assert str(caught.value).endswith("(and 3 more)")
+    assert str(caught.value).endswith("(and 4 more)")
     path.write_text('{"text": "x"}\n' + "{\n" * 1000)
     with pytest.raises(FormatError) as caught:
         document_files.read(path)
@@ -160,6 +221,29 @@ def test_an_invalid_table_is_refused(tmp_path: Path, raw: bytes, says: tuple[str
     assert tuple(line.removeprefix(f"{tmp_path}/a.csv") for line in lines) == says
 
 
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path) -> None:
+    for name, text in {"a.jsonl": '{"text": "t"}\n' * 2, "a.json": '[{"text": "t"}, {"text": "t"}]', "a.txt": "t\n\nt"}.items():
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        file = document_files.read(tmp_path / name, document_files.Options(split_text="paragraphs"))
+        assert [document.record for document in file.documents] == [{"text": "t"}] * 2
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_names_of_the_columns_tell_how_a_csv_is_delimited(tmp_path: Path, delimiter: str) -> None:
+    (tmp_path / "a.csv").write_text(f'instruction{delimiter}output\n"q"{delimiter}"a, b; c"\n')
+    assert records(tmp_path / "a.csv") == [{**ASKED, "output": "a, b; c"}]
+    (tmp_path / "a.csv").write_text('"text"\n"a, b; c"\n')
+    assert records(tmp_path / "a.csv") == [{"text": "a, b; c"}]
+
+
+def test_a_number_that_is_none_counts_as_a_missing_value(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "q", "output": "a", "input": NaN, "score": Infinity}\n')
+    assert records(tmp_path / "a.jsonl") == [ASKED]
+    (tmp_path / "a.json").write_text('[{"instruction": "q", "output": NaN}]')
+    with pytest.raises(FormatError, match="its keys have no known meaning"):
+        document_files.read(tmp_path / "a.json")
+
+
 def test_one_json_document_may_have_its_examples_under_a_key(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for text in ({"version": 1, "data": [ASKED]}, [ASKED], ASKED):
@@ -191,6 +275,22 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     assert before.size == sum(path.stat().st_size for path in tmp_path.glob("*.jsonl"))
     (tmp_path / "part-1.jsonl").write_text(json.dumps({"text": "3"}))
     assert document_files.read(tmp_path).digest != before.digest
+
+
+def test_a_data_set_as_the_hub_lays_it_out_is_its_data_folder(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra [data] is not installed")
+    from pyarrow import parquet
+
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    (tmp_path / "set" / "README.md").write_text("about")
+    parquet.write_table(pyarrow.Table.from_pylist([{"text": "t"}]), tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    assert records(tmp_path / "set") == records(tmp_path / "set" / "data") == [{"text": "t"}]
+    options = document_files.Options()
+    assert document_files.digest(tmp_path / "set", options)[0] == document_files.read(tmp_path / "set").digest
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "data").symlink_to(tmp_path / "set" / "data")
+    with pytest.raises(FormatError, match="a folder without data"):
+        document_files.read(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

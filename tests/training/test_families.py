@@ -19,7 +19,8 @@ from adapterhub.training.loop import loss, training_loop  # noqa: E402
 from adapterhub.training.loop.optimizer import learning_rate  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
 from adapterhub.training.model import adapter_transfer, families  # noqa: E402
-from adapterhub.training.model.base_model import Base, Logits, check_isolation, isolates_documents, share_rows  # noqa: E402
+from adapterhub.training.model.base_model import Base, Logits  # noqa: E402
+from adapterhub.training.model.probes import check_isolation, isolates_documents, share_rows  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from adapterhub_converters.formats import peft as peft_format  # noqa: E402
 from adapterhub_converters.formats.peft.target_parameters import wrapper_names_by_target  # noqa: E402

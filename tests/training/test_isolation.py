@@ -14,7 +14,8 @@ transformers = pytest.importorskip("transformers")
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 from adapterhub.training.layers import row_attention, varlen  # noqa: E402
-from adapterhub.training.model.base_model import Base, isolates_documents, with_documents_if_equivalent  # noqa: E402
+from adapterhub.training.model.base_model import Base  # noqa: E402
+from adapterhub.training.model.probes import isolates_documents, with_documents_if_equivalent  # noqa: E402
 from adapterhub_converters.errors import RefusedError  # noqa: E402
 from tests.support import tiny  # noqa: E402
 
@@ -68,7 +69,7 @@ def families() -> list[tuple[str, bool]]:
 def made(family: str, **words: Any) -> Any:
     """A tiny model of the family, with the attention of trainings where it takes one."""
     model = tiny.model(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family], vocab_size=259, **CONFIGS.get(family, {}), **words)
-    if model._supports_attention_backend:
+    if row_attention.suits(type(model)):
         model.set_attn_implementation(row_attention.register())
     return model
 

@@ -290,9 +290,34 @@ def test_a_killed_run_resumes_to_the_same_bytes(learn: Run, tmp_path: Path, tiny
     assert learn(RUN, path, tmp_path / "out", 4, int(signal.SIGKILL)).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     events: list[training.Event] = []
-    training.run(training.read_config(path), tmp_path / "out", on_event=events.append)
+    # The interval is no part of the result: it may change before a run resumes.
+    training.run(training.read_config(path, ["train.save_minutes=0"]), tmp_path / "out", on_event=events.append)
     assert [event.step for event in events if isinstance(event, training.ResumeEvent)] == [3]
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_checkpoints_are_written_by_time_unless_that_is_off(tmp_path: Path, tiny_base: Path) -> None:
+    for minutes, expected in ((1e-9, [1, 2, 3]), (10, [3]), (0, [3])):
+        path, events = settings(tmp_path, tiny_base, save_minutes=minutes, steps=3), list[Any]()
+        training.run(training.read_config(path), tmp_path / "out", on_event=events.append, replace=True)
+        assert [event.step for event in events if isinstance(event, training.SaveEvent)] == expected
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_note_and_the_run_goes_on(tmp_path: Path, tiny_base: Path) -> None:
+    path = settings(tmp_path, tiny_base, save_every=2, steps=5)
+    checkpoint = tmp_path / "out.checkpoint.safetensors"
+    events: list[Any] = []
+
+    def note_and_block(event: object) -> None:
+        events.append(event)
+        if isinstance(event, training.StepEvent):  # a folder in its place from the first step to the third
+            checkpoint.mkdir() if event.step == 1 else checkpoint.rmdir() if event.step == 3 else None
+
+    training.run(training.read_config(path), tmp_path / "out", on_event=note_and_block)
+    [note] = [event.text for event in events if isinstance(event, training.NoteEvent)]
+    assert note.startswith(f"no checkpoint was written after step 2: {checkpoint}: ")
+    assert [event.step for event in events if isinstance(event, training.SaveEvent)] == [4, 5]
+    assert not checkpoint.exists()
 
 
 def test_samples_equal_the_output_of_generate(tiny_base: Path) -> None:

@@ -140,6 +140,7 @@ def test_a_side_is_cut_at_half_a_row_and_a_pair_without_an_answer_left_out(token
     built = dataset.build([file], tokenizer, sequence=48, loss="completion", seed=0, pairs=True)
     assert preference.pair_count(built.rows) == 1
     assert (built.documents, built.truncated) == (2, 3)
+    assert "1 of 2 pairs are left out: their answers come after token 24" in built.notes
     assert built.rows.label_tokens == 23 + 2
     assert (built.rows.labels[0, :23] != IGNORED).all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 
@@ -36,3 +37,11 @@ def test_the_share_of_an_unknown_rate_is_unknown() -> None:
     assert unknown.mfu is None
     assert view._cost_pairs(unknown)["MFU"] == "unknown, since Some Card is not among the cards whose data sheets are known"
     assert "MFU" not in view._cost_pairs(dataclasses.replace(unknown, card=None))
+
+
+def test_seconds_in_which_another_program_has_the_core_do_not_lower_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from adapterhub.training.cost import meter
+
+    monkeypatch.setattr(torch, "mm", lambda *_: time.sleep(0.5))
+    assert meter._seconds(torch.ones(1, 1), torch.ones(1, 1)) < 0.25

@@ -20,7 +20,7 @@ def settings(tmp_path: Path, more: str = "") -> TrainConfig:
 
 @pytest.mark.parametrize("more", ["", "pack = false\n", "heldout_share = 0.3\n"])
 def test_the_numbers_are_those_of_the_training(tmp_path: Path, tokenizer: object, more: str) -> None:
-    records = [{"prompt": "p" * size, "completion": "c" * size} for size in range(1, 30)] + [{"text": "x" * 100}]
+    records = [{"prompt": "p" * size, "completion": "c" * size} for size in range(1, 40)] + [{"text": "x" * 100}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     config = settings(tmp_path, more)
     found, (train, heldout) = survey.survey(config, tokenizer), dataset.datasets(config, tokenizer)
@@ -35,6 +35,7 @@ def test_the_numbers_are_those_of_the_training(tmp_path: Path, tokenizer: object
     assert found.count.steps_per_epoch == -(len(train.rows) // -2)
     assert found.count.share == 1
     assert found.notes == train.notes
+    assert any("are left out: their answers come after token 32" in note for note in found.notes)
     assert [file.split for file in found.files] == ["train", *["heldout"] * bool(heldout)]
 
 

@@ -17,7 +17,7 @@ from adapterhub.training.cost import model_sizes  # noqa: E402
 from adapterhub.training.layers import lora  # noqa: E402
 from adapterhub.training.loop import training_loop  # noqa: E402
 from adapterhub.training.loop.state import new_state  # noqa: E402
-from adapterhub.training.model.base_model import isolates_documents  # noqa: E402
+from adapterhub.training.model.probes import isolates_documents  # noqa: E402
 from adapterhub_converters.bases import read_base  # noqa: E402
 from tests.conftest import need_module  # noqa: E402
 from tests.training import test_kinds as kinds  # noqa: E402

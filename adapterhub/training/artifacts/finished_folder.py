@@ -119,7 +119,7 @@ def versions(thread_count: int, device: Any) -> dict[str, str]:
 
     result = {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": str(thread_count)}
     if name := compute_device.name(device):
-        result |= {"cuda": str(torch.version.cuda), "device": name}
+        result |= {"cuda": str(torch.version.cuda), "device": name, "tf32": str(torch.backends.cuda.matmul.allow_tf32).lower()}
     for name in ("adapterhub", "bitsandbytes", "tokenizers", "torch", "transformers"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             result[name] = metadata.version(name)

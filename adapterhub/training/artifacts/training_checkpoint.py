@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from adapterhub.training.layers.lora import trained_parameters
 from adapterhub.training.loop import optimizer
 from adapterhub.training.loop.state import State
 from adapterhub.training.model.base_tensors import as_numpy, as_torch
-from adapterhub_converters.containers import json_file, safetensors_file
-from adapterhub_converters.errors import ConflictError, FormatError, LocalIOError
+from adapterhub_converters.containers import atomic, json_file, safetensors_file
+from adapterhub_converters.errors import ConflictError, FormatError
 
 _BEST_SUFFIX = ".best"  # of the name of a parameter at the lowest held-out loss
 
@@ -46,7 +45,7 @@ def date(path: Path) -> str | None:
 
 
 def save(path: Path, model: nn.Module, state: State, run: str, *, date: str | None = None) -> Path:
-    """Replace the checkpoint by a new one, completely or not at all; only the first of several processes writes.
+    """Replace the checkpoint by a new one, on disk completely or not at all; only the first of several processes writes.
 
     `date` is the date that the chat template writes, if it asks for one.
     """
@@ -63,16 +62,16 @@ def save(path: Path, model: nn.Module, state: State, run: str, *, date: str | No
         metadata["date"] = date
     metadata["log"] = json.dumps(state.log)
     metadata["scale"] = json.dumps([state.scale.factor, state.scale.good, state.scale.skipped])
-    # A run that is killed while it writes still has the previous checkpoint.
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    try:
-        safetensors_file.write(temporary, tensors, metadata)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise LocalIOError(str(path), error.strerror or str(error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    # A run that is killed while it writes, or whose machine loses power, still has the previous checkpoint.
+    with atomic.pending_output(path, folder=False, replace=True) as pending:
+        safetensors_file.write(pending, tensors, metadata)
     return path
+
+
+def remove(path: Path) -> None:
+    """Remove the checkpoint at `path`, if there is one, and what killed runs left of others."""
+    with atomic.scratch_folder(path):
+        path.unlink(missing_ok=True)
 
 
 def _array(tensor: Tensor) -> Any:

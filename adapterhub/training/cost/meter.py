@@ -76,9 +76,10 @@ class Meter:
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the floating-point operations per second of the best of a few matrix products in `dtype`, with torch's threads.
 
-    The products grow as long as there is time for the next: torch takes 16 s for the largest in bfloat16, and minutes in
-    float16, on a processor that cannot multiply them. On CUDA there is one, large enough to hide the launch, which is timed by
-    the device's own clock.
+    On a CPU it is the rate of free cores: seconds are those that the thread computed, so that other programs on a busy
+    machine do not count. The products grow as long as there is time for the next: torch takes 15 s for the largest in bfloat16
+    or float16 on a processor without AVX-512. On CUDA there is one, large enough to hide the launch, timed by the device's own
+    clock.
     """
     if device.type == "cuda":
         return _best_rate(_CUDA_SIZE, _CUDA_SIZE, dtype, device)
@@ -106,9 +107,10 @@ def _best_rate(tokens: int, size: int, dtype: torch.dtype, device: torch.device)
 
 
 def _seconds(x: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
+    """Return the seconds that this thread computed: its part of the product, which other threads compute at the same time."""
+    start = time.thread_time()
     torch.mm(x, weight)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def _seconds_on_cuda(x: Tensor, weight: Tensor) -> float:

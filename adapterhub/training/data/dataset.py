@@ -16,7 +16,7 @@ import numpy as np
 from adapterhub.training.train_config import TrainConfig
 from adapterhub_converters.errors import FormatError, Problems, RefusedError
 
-from . import document_files, record_shapes, token_cache
+from . import document_files, packed_rows, record_shapes, token_cache
 from . import overlap as passages
 from .examples import Example, encode, has_chat_template
 from .packed_rows import PackedRows, Rows, pack
@@ -204,15 +204,19 @@ def arrange_rows(
         units = units[np.argsort([_checksum(tokens, unit, pairs) for unit in units.tolist()], kind="stable")]
     else:
         units = units[np.random.Generator(np.random.PCG64(seed)).permutation(len(units))]
-    # A document without tokens fills no row; the sides of pairs stay together.
-    order = (2 * units[:, None] + np.arange(2)).reshape(-1) if pairs else units[sizes[units] > 0]
+    # The sides of pairs stay together.
+    order = (2 * units[:, None] + np.arange(2)).reshape(-1) if pairs else units
     packed = pack(tokens, sequence, order=order, pack_rows=pack_rows, pairs=pairs)
     max_length = sequence // 2 if pairs else sequence
     lines = tokens.documents[order]
     if not (partial or any(batch.label_tokens for batch in packed.parts())):
         raise nothing_to_train_on(lines, max_length, ", ".join(file.path for file in used_files))
     truncated_documents = truncated_count(lines, max_length, pack_rows=pack_rows)
-    notes = (*notes, *learning_notes(lines, truncated_documents, max_length, tokenizer))
+    notes = (
+        *notes,
+        *left_out_notes(lines, sequence, pairs=pairs),
+        *learning_notes(lines[lines["length"] > 0], truncated_documents, max_length, tokenizer),
+    )
     return Dataset(packed, used_files, notes, np.unique(tokens.documents["digest"]), truncated_documents)
 
 
@@ -301,15 +305,24 @@ def nothing_to_train_on(lines: np.ndarray, sequence: int, location: str) -> Refu
     return RefusedError(location, f"no token to train on: {reason}")
 
 
+def left_out_notes(lines: np.ndarray, sequence: int, *, pairs: bool) -> Iterator[str]:
+    """Yield notes on the examples, or pairs, that are in no row, because nothing of them would be trained on."""
+    left_out = ~packed_rows.has_labels(lines, sequence, pairs=pairs)
+    # An answer that a longer row would contain, in contrast to those that no row contains.
+    cut = left_out & packed_rows.has_labels(lines, 2 * int(lines["length"].max(initial=1)), pairs=pairs)
+    name, length = ("pairs", sequence // 2) if pairs else ("examples", sequence)
+    reasons = {f"their answers come after token {length}": cut, "they have no token to train on": left_out & ~cut}
+    for reason, affected in reasons.items():
+        if count := int(affected.sum()):
+            yield f"{count} of {len(affected)} {name} are left out: {reason}"
+
+
 def learning_notes(lines: np.ndarray, cut: int, sequence: int, tokenizer: Any) -> Iterator[str]:
     """Yield notes on what is not trained on, and on missing ends of answers; `cut` documents are longer than a row."""
     count, trained, tokens = len(lines), int(lines["trained"].sum()), int(lines["length"].sum())
     if cut:
         share = f"{cut / count:.0%}"
         yield f"{cut} of {count} examples ({share}) are longer than {sequence} tokens and were cut there"
-        late = lines["joint"] & (lines["trained"] > 0) & (lines["first"] >= sequence)
-        if lost := int(late.sum()):
-            yield f"nothing of {lost} of {count} examples is trained on: the answers come after token {sequence}"
     if trained < tokens:
         yield f"{trained / tokens:.0%} of {tokens} tokens are trained on, the others are context"
     answers, unwritten = int(lines["answers"].sum()), int(lines["unwritten"].sum())

@@ -14,7 +14,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
@@ -26,7 +26,8 @@ from adapterhub_converters.containers import json_file
 from adapterhub_converters.containers.open_file import open_regular
 from adapterhub_converters.errors import FormatError, LocalIOError, NotFoundError, Problems, RefusedError
 
-from . import record_shapes, table_files
+from . import record_checks, record_shapes, table_files
+from .compressed_files import data_suffix, decompress
 from .table_files import LocatedRecords
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
 _JSON_SUFFIXES = (".json", *_JSON_LINES_SUFFIXES)
 _TEXT_SUFFIX = ".txt"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some programs of Windows begin UTF-8 with it
 # Files that `datasets` and the Hub put next to data.
 _IGNORED_FILES = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _SPLITS = {
@@ -63,11 +65,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Document:
-    """One record in the form that is encoded, with its location in messages, its original shape, and its digest."""
+    """One record in the form that is encoded, with its location in messages, its original shape, and its digest.
+
+    `remarks` are what notes say about it (`record_checks`).
+    """
 
     record: record_shapes.Record
     location: str
     shape: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def digest(self) -> bytes:
@@ -114,14 +120,15 @@ class Lines(Sequence[Document]):
             for start, number in self._positions.tolist():
                 file.seek(start)
                 location = f"{self._path}:{number}"
-                yield _document(json_file.parse_object(file.readline(), location, memory=None), location, self._options)
+                record = json_file.parse_object(file.readline(), location, memory=None, nan_as_null=True)
+                yield _document(record, location, self._options)
 
 
 @dataclass(frozen=True, eq=False)
 class DataFile:
     """A file or folder that was read.
 
-    `size` is in bytes, `digest` is `sha256:…`, and `shapes` counts the documents of each shape.
+    `size` is in bytes, `digest` is `sha256:…`; `shapes` counts the documents of each shape, and `remarks` those of each remark.
     """
 
     name: str
@@ -129,22 +136,24 @@ class DataFile:
     size: int
     documents: Sequence[Document]
     shapes: Mapping[str, int]
+    remarks: Mapping[str, int] = field(default_factory=dict)
 
     def part(self, keep: Callable[[Document], bool]) -> DataFile:
         """Return the file with only the documents for which `keep` is true."""
-        counts = collections.Counter[str]()
+        shapes, remarks = collections.Counter[str](), collections.Counter[str]()
         kept_numbers = []
         for number, document in enumerate(self.documents):
             if keep(document):
                 kept_numbers.append(number)
-                counts[document.shape] += 1
+                shapes[document.shape] += 1
+                remarks.update(document.remarks)
         all_documents = self.documents
         kept_documents = (
             all_documents.take(np.array(kept_numbers, int))
             if isinstance(all_documents, Lines)
             else tuple(all_documents[number] for number in kept_numbers)
         )
-        return replace(self, documents=kept_documents, shapes=counts)
+        return replace(self, documents=kept_documents, shapes=shapes, remarks=remarks)
 
     @property
     def contents(self) -> str:
@@ -156,9 +165,16 @@ class DataFile:
 
     @property
     def notes(self) -> list[str]:
-        """Notes on how the documents are understood, if that is not obvious."""
+        """Notes on how the documents are understood, if that is not obvious, and the remarks."""
         plain = set(self.shapes) <= record_shapes.UNCONVERTED
-        return [] if plain else [f"{self.name}: {self.contents}"]
+        return [*([] if plain else [f"{self.name}: {self.contents}"]), *self.remark_notes]
+
+    @property
+    def remark_notes(self) -> list[str]:
+        """A note for each remark, with the number of documents that it is about."""
+        return [
+            f"{self.name}: {count:,} of {len(self.documents):,} examples {remark}" for remark, count in self.remarks.items()
+        ]
 
 
 def read(path: Path, options: Options | None = None) -> DataFile:
@@ -188,28 +204,33 @@ def read(path: Path, options: Options | None = None) -> DataFile:
 
 
 def _data_file(path: Path, digest: Digest, size: int, documents: Sequence[Document]) -> DataFile:
-    return DataFile(path.name, digest, size, documents, collections.Counter(document.shape for document in documents))
+    shapes = collections.Counter(document.shape for document in documents)
+    remarks = collections.Counter(remark for document in documents for remark in document.remarks)
+    return DataFile(path.name, digest, size, documents, shapes, remarks)
 
 
 def _read_lines(path: Path, options: Options) -> DataFile:
-    file_hash, positions, counts = hashlib.sha256(), array.array("q"), collections.Counter[str]()
+    file_hash, positions = hashlib.sha256(), array.array("q")
+    shapes, remarks = collections.Counter[str](), collections.Counter[str]()
 
     def read_records(file: BinaryIO) -> LocatedRecords:
         start = 0
         for number, line in enumerate(file, 1):
             file_hash.update(line)
-            if line.strip():
+            mark = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
+            if line[mark:].strip():
                 # Start and line number, 8 bytes each, are all that is kept of a document.
-                positions.extend((start, number))
-                yield _line_of_json(line, f"{path}:{number}")
+                positions.extend((start + mark, number))
+                yield _line_of_json(line[mark:], f"{path}:{number}")
             start += len(line)
 
     with _open_file(path, buffering=io.DEFAULT_BUFFER_SIZE) as file:
         state = _file_state(file)
         for document in _documents(read_records(file), path, options):
-            counts[document.shape] += 1
+            shapes[document.shape] += 1
+            remarks.update(document.remarks)
     lines = Lines(path, options, state, np.frombuffer(positions, np.int64).reshape(-1, 2))
-    return DataFile(path.name, f"sha256:{file_hash.hexdigest()}", state[0], lines, counts)
+    return DataFile(path.name, f"sha256:{file_hash.hexdigest()}", state[0], lines, shapes, remarks)
 
 
 def _file_state(file: BinaryIO) -> tuple[int, int]:
@@ -255,7 +276,7 @@ def _documents(records: LocatedRecords, path: Path, options: Options) -> Iterato
     """Yield the records in the forms that are encoded; raise all problems at once, after the last record."""
     problems: Problems[FormatError] = Problems()
     count = 0
-    column_problems: set[tuple[str, str] | None] = set()
+    column_problems: set[tuple[type[record_shapes.ColumnsError], str, str] | None] = set()
     for location, record in records:
         try:
             if isinstance(record, FormatError):
@@ -264,17 +285,27 @@ def _documents(records: LocatedRecords, path: Path, options: Options) -> Iterato
             count += 1
         except FormatError as error:
             problems.add(error)
-            column_problems.add((error.what, error.hint) if isinstance(error, record_shapes.ColumnsError) else None)
+            column_problems.add(
+                (type(error), error.what, error.hint) if isinstance(error, record_shapes.ColumnsError) else None
+            )
     if problems.count > 1 and not count and len(column_problems) == 1 and (column_problem := column_problems.pop()):
-        raise record_shapes.ColumnsError(str(path), *column_problem)  # the column names are wrong, not single lines
+        problem_class, what, hint = column_problem
+        raise problem_class(str(path), what, hint)  # the columns are wrong, not single lines
     problems.check(more="more lines like them")
 
 
 def _document(record: Mapping[str, Any], location: str, options: Options) -> Document:
     if options.pairs:
-        return Document(record_shapes.pair(record, location, options.columns), location, record_shapes.PAIRS)
+        sides = record_shapes.pair(record, location, options.columns)
+        for side in sides.values():
+            record_checks.check_messages(side, location)
+        is_empty = any(map(record_checks.has_empty_answer, sides.values()))
+        return Document(sides, location, record_shapes.PAIRS, (record_checks.EMPTY_ANSWER,) if is_empty else ())
     shape, canonical = record_shapes.canonical(record, location, options.columns)
-    return Document(canonical, location, shape)
+    record_checks.check_messages(canonical, location)
+    # Whoever names the columns to use has decided about the others.
+    remarks = record_checks.remarks({} if options.columns else record, canonical)
+    return Document(canonical, location, shape, tuple(remarks))
 
 
 # ---- files
@@ -282,22 +313,23 @@ def _document(record: Mapping[str, Any], location: str, options: Options) -> Doc
 
 def _file_records(raw: bytes, path: Path, options: Options) -> LocatedRecords:
     """Yield the records of a file by its suffix: lines, items or rows; a file with another suffix is text."""
-    if path.suffix in table_files.READERS:
-        return table_files.READERS[path.suffix](raw, path)
+    raw, suffix = decompress(raw, path), data_suffix(path)
+    if suffix in table_files.READERS:
+        return table_files.READERS[suffix](raw, path)
     try:
         # Files with an unknown suffix may be anything, such as images: only UTF-8 is text.
-        text = raw.decode()
+        text = raw.removeprefix(_BYTE_ORDER_MARK).decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise FormatError(f"{path}:{line}", "not UTF-8 text") from error
-    if path.suffix in _JSON_SUFFIXES:
+    if suffix in _JSON_SUFFIXES:
         return _json_records(text, path)
     return _text_records(text, path, options.split_text)
 
 
 def _json_records(text: str, path: Path) -> LocatedRecords:
     """Yield the lines of JSON Lines, or the items of one JSON document or of the only list in it."""
-    if path.suffix == ".json":
+    if data_suffix(path) == ".json":
         # Some data sets have JSON Lines with the suffix .json: then the first line is a complete object and others follow.
         first_line, _, remainder = text.strip().partition("\n")
         if first_line[:1] == "[" or not remainder or not first_line.rstrip().endswith("}"):
@@ -314,7 +346,7 @@ def _json_lines(text: str, path: Path) -> LocatedRecords:
 
 def _line_of_json(line: str | bytes, location: str) -> tuple[str, dict[str, Any] | FormatError]:
     try:
-        return location, json_file.parse_object(line, location, memory=None)
+        return location, json_file.parse_object(line, location, memory=None, nan_as_null=True)
     except FormatError as error:
         return location, error
 
@@ -322,7 +354,7 @@ def _line_of_json(line: str | bytes, location: str) -> tuple[str, dict[str, Any]
 def _json_items(text: str, path: Path) -> LocatedRecords:
     if not text.strip():
         return
-    document = json_file.parse(text, str(path), memory=None)
+    document = json_file.parse(text, str(path), memory=None, nan_as_null=True)
     if isinstance(document, dict):
         # A common layout of data sets is an object with metadata and a single list of records.
         lists = [value for value in document.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
@@ -363,10 +395,14 @@ def _folder_files(folder: Path, options: Options) -> Iterator[tuple[Path, Callab
             yield folder / name, table_files.arrow
         return
     suffixes = (*_JSON_SUFFIXES, *table_files.READERS, _TEXT_SUFFIX)
-    paths = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.name not in _IGNORED_FILES)
+    paths = sorted(path for path in folder.iterdir() if data_suffix(path) in suffixes and path.name not in _IGNORED_FILES)
+    # The Hub's data sets have their files in a folder of this name, beside a README.md.
+    if not paths and (data_folder := folder / "data").is_dir() and not data_folder.is_symlink():
+        yield from _folder_files(data_folder, options)
+        return
     if not paths:
         raise FormatError(str(folder), f"a folder without data: no {', '.join(suffixes)}")
-    found_suffixes = sorted({path.suffix for path in paths})
+    found_suffixes = sorted({data_suffix(path) for path in paths})
     if len(found_suffixes) > 1:
         raise RefusedError(
             str(folder), f"contains files of several kinds: {', '.join(found_suffixes)}", "Name the files to use"

@@ -154,15 +154,12 @@ def pack(
 
     Packed, each document starts a context of its own, and so does each part of running text that is longer than a row.
     Otherwise each document has its own row. With `pairs`, every two documents follow each other in a row, each in at most half
-    of it; a pair that has nothing to train on in one of its sides is left out.
+    of it. Documents and pairs without a label (`has_labels`) are left out.
     """
     order = np.arange(len(tokens)) if order is None else order
+    labeled = has_labels(tokens.documents[order], sequence, pairs=pairs)
+    order = order[np.repeat(labeled, 2) if pairs else labeled]
     if pairs:
-        # A side that has no label in its half of the row teaches nothing, so its pair is left out.
-        sides = tokens.documents["first"][order].reshape(-1, 2) < np.minimum(
-            tokens.documents["length"][order].reshape(-1, 2), sequence // 2
-        )
-        order = order[np.repeat(sides.all(axis=1), 2)]
         sizes = np.minimum(tokens.documents["length"][order], sequence // 2)
         starts = tokens.starts[order]
     else:
@@ -179,15 +176,29 @@ def pack(
     return PackedRows(tokens.marked, starts[segments], sizes[segments], np.concatenate([[0], np.cumsum(counts)]), sequence)
 
 
+def has_labels(documents: np.ndarray, sequence: int, *, pairs: bool = False) -> np.ndarray:
+    """Return for each document, or for each pair, whether a label remains of it, or of both sides, after it was cut to a row.
+
+    A step over rows without labels would train nothing and still count.
+
+    Args:
+        documents: Lines of `Tokens.documents`.
+    """
+    labeled: np.ndarray = documents["first"] < np.minimum(documents["length"], sequence // 2 if pairs else sequence)
+    return labeled.reshape(-1, 2).all(axis=1) if pairs else labeled
+
+
 def _row_parts(tokens: Tokens, order: np.ndarray, sequence: int, *, cut: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return starts and sizes of the parts of documents that fit into a row.
 
-    They are the first part of each document, and unless `cut` the other parts of running text.
+    They are the first part of each document, and unless `cut` the other parts of running text, except for a single token at its
+    end, which has no label.
     """
     token_counts = tokens.documents["length"][order]
     at_most_one = np.minimum(token_counts, 1)
     # Running text continues in further rows; -(a // -b) rounds up.
-    counts = at_most_one if cut else np.where(tokens.documents["joint"][order], at_most_one, -(token_counts // -sequence))
+    text_parts = np.maximum(-((token_counts - 1) // -sequence), at_most_one)
+    counts = at_most_one if cut else np.where(tokens.documents["joint"][order], at_most_one, text_parts)
     offsets = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * sequence
     return np.repeat(tokens.starts[order], counts) + offsets, np.minimum(np.repeat(token_counts, counts) - offsets, sequence)
 

@@ -8,6 +8,7 @@ of them: ShareGPT's conversations, questions with answers, and the chosen side o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,11 @@ Record = Mapping[str, Any]
 # Speakers in ShareGPT's and similar conversations, mapped to the roles of chat templates.
 _ROLES = {
     "assistant": "assistant", "bard": "assistant", "bing": "assistant", "bot": "assistant", "chatgpt": "assistant",
-    "gpt": "assistant", "human": "user", "model": "assistant", "observation": "tool", "system": "system", "tool": "tool",
-    "user": "user",
+    "function_call": "assistant", "function_response": "tool", "gpt": "assistant", "human": "user", "model": "assistant",
+    "observation": "tool", "prompter": "user", "system": "system", "tool": "tool", "tool_call": "assistant",
+    "tool_response": "tool", "user": "user",
 }  # fmt: skip
+_CALLERS = ("function_call", "tool_call")  # whose words are calls of tools, in JSON
 _MAX_LISTED_KEYS = 12  # in the error about an unknown shape
 
 
@@ -29,6 +32,12 @@ class ColumnsError(FormatError):
     """A record whose keys have unexpected names, as then probably all records of its file do."""
 
     default_code = "unknown-columns"
+
+
+class UnpairedError(ColumnsError):
+    """A record of an answer with a verdict: unpaired preferences, of which a training would learn the bad answers too."""
+
+    default_code = "unpaired-preferences"
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,15 @@ def canonical(record: Record, location: str, columns: Mapping[str, str] | None =
 
     Raises:
         ColumnsError: Its keys do not identify a shape, or it lacks one of `columns`.
+        UnpairedError: It has a verdict on its answer.
         FormatError: A value has the wrong type.
     """
     if columns:
         record = _rename_columns(record, location, columns)
     for shape in SHAPES:
         if all(record.get(key) is not None for key in shape.keys):
+            if shape.make not in (_preference_record, _text_record):
+                _check_unpaired(record, location)
             return shape.name, shape.make(record, location)
     hint = 'Say what they are, like [data] columns = {prompt = "…", completion = "…"}; the known names are ' + ", ".join(_KEYS)
     raise ColumnsError(location, f"its keys have no known meaning: {_key_list(record)}" if record else "it has no keys", hint)
@@ -68,6 +80,7 @@ def pair(record: Record, location: str, columns: Mapping[str, str] | None = None
     if columns:
         record = _rename_columns(record, location, columns)
     if any(record.get(side) is None for side in SIDES):
+        _check_unpaired(record, location)
         raise ColumnsError(location, 'has no "chosen" and "rejected"', f"[preference] needs pairs; it has {_key_list(record)}")
     # Each side is converted as if it were the chosen one.
     sides = [_preference_record({**record, "chosen": record[side]}, location) for side in SIDES]
@@ -75,6 +88,18 @@ def pair(record: Record, location: str, columns: Mapping[str, str] | None = None
         if all(key in side for side in sides):
             sides = _split_common_prompt([side[key] for side in sides], _present_fields(record, "tools"))
     return dict(zip(SIDES, sides, strict=True))
+
+
+def _check_unpaired(record: Record, location: str) -> None:
+    """Raise UnpairedError if a label says whether an answer is good (trl, "Dataset formats"); a table has it as text."""
+    label = record.get("label")
+    if isinstance(label, bool) or (isinstance(label, str) and label.lower() in ("true", "false")):
+        problem = '"label" tells good answers from bad ones: unpaired preferences (KTO), which are not learned from'
+        hint = (
+            'Keep the examples whose "label" is true and remove the key, or make pairs with "chosen" and "rejected" of two '
+            "answers to a prompt; [data] columns that name the other keys ignore it"
+        )
+        raise UnpairedError(location, problem, hint)
 
 
 def _split_common_prompt(sides: list[Any], other_fields: Record) -> list[Record]:
@@ -137,18 +162,33 @@ def _list_field(record: Record, key: str, location: str) -> list[Any]:
 
 
 def _with_roles(turns: Iterable[Any], location: str) -> list[Any]:
-    """Return messages with `role` and `content`, converting those with `from` and `value`."""
+    """Return messages with `role` and `content`, converting those with `from` or `role` and `value`."""
     return [_with_role(turn, location) for turn in turns]
 
 
 def _with_role(turn: Any, location: str) -> Any:
     # Anything else is in the usual form, or `messages` reports what is wrong with it.
-    if not isinstance(turn, dict) or "from" not in turn or "role" in turn:
+    speaker = (turn.get("from") or turn.get("role")) if isinstance(turn, dict) else None
+    if speaker is None or turn.get("content") is not None or turn.get("value") is None:
         return turn
-    role = _ROLES.get(str(turn["from"]).lower())
+    speaker = str(speaker).lower()
+    role = _ROLES.get(speaker)
     if role is None:
-        raise FormatError(location, f"{str(turn['from'])[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
-    return {"role": role, "content": _text_field(turn, "value", location), **_present_fields(turn, "weight", "train")}
+        raise FormatError(location, f"{speaker[:40]!r} is not a known speaker", f"Those are {', '.join(_ROLES)}")
+    options = _present_fields(turn, "weight", "train")
+    if speaker in _CALLERS:
+        return {"role": role, "content": "", "tool_calls": _tool_calls(turn["value"], location), **options}
+    return {"role": role, "content": _text_field(turn, "value", location), **options}
+
+
+def _tool_calls(value: Any, location: str) -> list[Any]:
+    """Return the calls in the words of a caller, as JSON of one call or of a list of them (LLaMA-Factory's data sets)."""
+    with suppress(FormatError):
+        value = json_file.parse(value, location) if isinstance(value, str) else value
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise FormatError(location, 'a call is not JSON with a "name" and "arguments"')
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _present_fields(record: Record, *keys: str) -> dict[str, Any]:
@@ -215,11 +255,12 @@ def _preference_record(record: Record, location: str) -> Record:
     return {"messages": turns, **_present_fields(record, "tools")}
 
 
+CHOSEN_SIDES = "preference pairs without their rejected sides"
 # In order of precedence: shapes that separate answers from questions come before plain text.
 SHAPES = (
     Shape("conversations", ("messages",), _conversation_record),
     Shape("prompts with completions", ("prompt", "completion"), _prompt_record),
-    Shape("preference pairs without their rejected sides", ("chosen", "rejected"), _preference_record),
+    Shape(CHOSEN_SIDES, ("chosen", "rejected"), _preference_record),
     Shape("Alpaca", ("instruction", "output"), _instruction_maker("instruction", "output")),
     Shape("Dolly", ("instruction", "response"), _instruction_maker("instruction", "response", "context")),
     Shape("ShareGPT", ("conversations",), _sharegpt_record),

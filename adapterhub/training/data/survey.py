@@ -114,10 +114,11 @@ def _arrange_sample(
     Errors are those of a training run.
     """
     data = config.data
-    files, share = _sample(files)
+    all_files, (files, share) = files, _sample(files)
     encoded = dataset.encode_files(files, tokenizer, loss=data.loss)
     # The kinds of the documents are in the table of files, so they need no notes.
-    encoded = dataclasses.replace(encoded, notes=tuple(dataset.template_notes(files, tokenizer)))
+    notes = (*(note for file in all_files for note in file.remark_notes), *dataset.template_notes(files, tokenizer))
+    encoded = dataclasses.replace(encoded, notes=notes)
     rows = dataset.arrange_rows(
         encoded, tokenizer, sequence=data.sequence, seed=config.train.seed, pack_rows=data.pack, pairs=bool(config.preference),
         shares=shares, partial=share < 1,

@@ -9,19 +9,20 @@ import csv
 import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from adapterhub_converters.errors import FormatError, MissingExtraError
 
+from .compressed_files import data_suffix, max_size, too_large_error
+
 LocatedRecords = Iterator[tuple[str, Mapping[str, Any] | FormatError]]
 """Records with their locations; an error in place of a record that could not be read."""
 
 _BATCH_ROWS = 64  # small, because a page of a few kilobytes may repeat one long text in every row
-# Limits of all rows, as a multiple of the file's bytes and as a size that is always allowed: a small file may be a bomb.
-_MAX_RATIO, _ALWAYS_ALLOWED = 64, 256 << 20
 _ROW_BYTES = 64  # counted for each row in addition to its values
+_DELIMITERS = (",", ";", "\t")
 _MAX_CELL = 1 << 30  # characters; csv's own limit of 131,072 is less than a long document
 _LIMIT_LOCK = threading.Lock()  # csv has one global limit for all readers
 
@@ -44,7 +45,8 @@ def delimited_rows(raw: bytes, path: Path) -> LocatedRecords:
 
 
 def _delimited_rows(text: str, path: Path) -> list[tuple[str, Mapping[str, Any] | FormatError]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    delimiter = "\t" if data_suffix(path) == ".tsv" else _delimiter(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
     rows: list[tuple[str, Mapping[str, Any] | FormatError]] = []
     start = 1
@@ -67,6 +69,16 @@ def _delimited_rows(text: str, path: Path) -> list[tuple[str, Mapping[str, Any] 
     return rows
 
 
+def _delimiter(text: str) -> str:
+    """Return the first of the usual delimiters that divides the names of the columns: in many countries Excel writes `;`."""
+    for delimiter in _DELIMITERS:
+        names = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        with suppress(csv.Error):
+            if len(next(filter(None, names), [])) > 1:
+                return delimiter
+    return _DELIMITERS[0]
+
+
 def parquet(raw: bytes, path: Path) -> LocatedRecords:
     """Yield the rows of a Parquet file."""
     pyarrow = _pyarrow(path)
@@ -75,8 +87,8 @@ def parquet(raw: bytes, path: Path) -> LocatedRecords:
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         # Checked beforehand: a page is unpacked at once, when it is too late to count its rows.
-        if sum(chunk.total_uncompressed_size for chunk in chunks) > _max_unpacked(len(raw)):
-            raise _too_large(path, len(raw))
+        if sum(chunk.total_uncompressed_size for chunk in chunks) > max_size(len(raw)):
+            raise too_large_error(path, len(raw))
         # Read as dictionaries, a text that is stored once is in memory once, no matter how many cells of a batch repeat it.
         texts = {chunk.path_in_schema for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"}
         file = pyarrow.parquet.ParquetFile(io.BytesIO(raw), metadata=metadata, read_dictionary=sorted(texts))
@@ -121,7 +133,7 @@ def _format_errors(pyarrow: Any, path: Path, format_name: str) -> Iterator[None]
 
 
 def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> LocatedRecords:
-    number, remaining = 0, _max_unpacked(size)
+    number, remaining = 0, max_size(size)
     for batch in batches:
         names = batch.schema.names
         if len(set(names)) < len(names):
@@ -131,17 +143,8 @@ def _batch_rows(batches: Iterable[Any], path: Path, size: int) -> LocatedRecords
             row = {name: cell.as_py() for name, cell in zip(names, cells, strict=True)}
             remaining -= _ROW_BYTES + _approximate_size(row)
             if remaining < 0:
-                raise _too_large(path, size)
+                raise too_large_error(path, size)
             yield f"{path}: row {number}", _without_nulls(row)
-
-
-def _max_unpacked(size: int) -> int:
-    """Return the number of bytes that a file of `size` bytes may unpack to."""
-    return max(_ALWAYS_ALLOWED, _MAX_RATIO * size)
-
-
-def _too_large(path: Path, size: int) -> FormatError:
-    return FormatError(str(path), f"its {size:,} bytes unpack to more than {_max_unpacked(size):,}")
 
 
 def _approximate_size(value: Any) -> int:
@@ -154,7 +157,7 @@ def _approximate_size(value: Any) -> int:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return a value without keys that are null: a column of structs gives every row the keys of all rows."""
+    """Return a value without keys that are null or NaN: a column of structs gives every row the keys of all rows."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None and item == item}  # noqa: PLR0124
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

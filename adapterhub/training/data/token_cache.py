@@ -30,7 +30,7 @@ from adapterhub_converters.errors import AdapterhubError, FormatError, LocalIOEr
 from . import document_files
 from .token_arrays import Corpus, EncodedFiles, File, Tokens
 
-FORMAT = 2
+FORMAT = 3
 WORTH = 4 << 20  # bytes of text, about a million tokens; less is encoded within seconds and not cached
 _META = "corpus.json"
 _READ_SIZE = 1 << 20  # bytes

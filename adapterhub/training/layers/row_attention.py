@@ -4,7 +4,8 @@ On CUDA, documents that share rows are attended to by `varlen` without a mask; t
 flash attention recomputes in the backward pass what easily fits into memory for a few hundred tokens, takes a mask over every
 pair, multiplies all pairs, and works in float32. So there everything is a batched matrix product in the compute dtype. Rows of
 up to LONGEST tokens keep their probabilities; longer rows are attended to block by block and recomputed in the backward pass. A
-module that needs more than scaled dot products (soft caps, sinks) gets the eager attention of its own file.
+module that needs more than scaled dot products (soft caps, sinks) gets the eager attention of its own file. An indexer's choice
+of keys becomes a mask here: modules make one only for attention that is called eager or sdpa.
 """
 
 from __future__ import annotations
@@ -23,8 +24,15 @@ from . import varlen
 NAME = "adapterhub_short_rows"
 LONGEST = 512  # tokens; in longer rows, T x T probabilities for every layer take too much memory
 BLOCK = 128  # queries at a time in longer rows
-# Arguments with which a model asks for more than masked scaled dot products.
-_EAGER_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
+# Every keyword that a module of transformers passes, by what is done with it; any other is refused.
+EAGER_ARGUMENTS = ("softcap", "s_aux", "sinks", "position_bias")  # more than masked scaled dot products
+_CHOICES = ("indices", "block_indices")  # the keys that an indexer has chosen for each query
+_COMPUTED = ("scaling", "dropout", "is_causal", "sliding_window", "documents")  # the mask has the window and the documents, too
+# The mask is made from positions; the others ask for results that no training reads.
+_WITHOUT_EFFECT = ("position_ids", "output_attentions", "output_hidden_states", "output_router_logits", "use_cache")
+KNOWN_ARGUMENTS = frozenset({*EAGER_ARGUMENTS, *_CHOICES, *_COMPUTED, *_WITHOUT_EFFECT})
+# Of flash attention and of encoders: they change the result, and no causal model passes them here.
+REFUSED_ARGUMENTS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "deterministic"})
 
 
 def register() -> str:
@@ -37,22 +45,39 @@ def register() -> str:
     return NAME
 
 
+def suits(model_class: Any) -> bool:
+    """Return whether models of a class of transformers call this attention, with masks of bool.
+
+    Classes that do not support sdpa (sinks, soft caps) keep their eager attention: some compute with their mask as numbers to
+    add (DeepSeek-V4).
+    """
+    return bool(model_class._supports_attention_backend and model_class._supports_sdpa)
+
+
 def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """Attend by transformers' contract: heads before tokens in, tokens before heads out (`integrations/sdpa_attention.py`).
 
     Raises:
-        RefusedError: There is no mask (`varlen.empty_mask`), and the module needs one.
+        RefusedError: The module passes an unknown argument, or there is no mask (`varlen.empty_mask`), and it needs one.
     """
+    unknown = sorted(name for name in kwargs.keys() - KNOWN_ARGUMENTS if kwargs[name] is not None)
+    if unknown:
+        raise RefusedError(type(module).__name__, f"passes {unknown[0]!r} to its attention, which is not supported")
     documents = kwargs.pop("documents", None)
-    needs_eager = any(kwargs.get(key) is not None for key in _EAGER_ARGUMENTS)
+    needs_eager = any(kwargs.get(key) is not None for key in EAGER_ARGUMENTS)
+    has_chosen_keys = any(kwargs.get(key) is not None for key in _CHOICES)
     if varlen.is_empty(attention_mask):
         causal = kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
-        if documents is None or needs_eager or not causal or kwargs.get("dropout") or key.shape[2] != query.shape[2]:
+        needs_mask = needs_eager or has_chosen_keys or not causal or kwargs.get("dropout")
+        if documents is None or needs_mask or key.shape[2] != query.shape[2]:
             raise RefusedError(type(module).__name__, "needs an attention mask")
         factor, window = kwargs.get("scaling") or query.shape[-1] ** -0.5, kwargs.get("sliding_window")
         return varlen.attend(query, key, value, documents, window=window, factor=factor, reference=_attend), None
+    if has_chosen_keys:
+        attention_mask = _mask_of_chosen_keys(module, query, key, attention_mask, **kwargs)
+    kwargs = {name: argument for name, argument in kwargs.items() if name not in _CHOICES}
     if needs_eager:
         return _attend_eagerly(module, query, key, value, attention_mask, **kwargs)
     tokens = query.shape[2]
@@ -84,6 +109,45 @@ def _attend_eagerly(
     if eager_attention is None:
         raise RefusedError(type(module).__name__, "needs an attention that is not supported, and its file has no eager one")
     return eager_attention(module, query, key, value, _score_bias(mask, query, key), **kwargs)[0], None
+
+
+def _mask_of_chosen_keys(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    *,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """Return `mask` with the keys alone that an indexer chose for each query, as the module makes it for eager attention.
+
+    Args:
+        indices: int `(rows, tokens, choices)`, the chosen keys; negative ones choose nothing (DeepSeek-V3.2).
+        block_indices: The chosen blocks of keys, of which the module's indexer makes a mask (MiniMax-M3).
+        position_ids: The positions of the queries, for `block_indices`.
+    """
+    if indices is None:
+        build_mask = getattr(getattr(module, "indexer", None), "build_block_mask", None)
+        if build_mask is None or position_ids is None:
+            raise RefusedError(type(module).__name__, "chooses blocks of keys in a way that is not supported")
+        # Numbers to add, of which none is -inf: a query of padding may have no visible key.
+        bias: Tensor = build_mask(block_indices, mask, key.shape[2], query.dtype, query.device, position_ids)
+        return bias
+    if indices.ndim != 3 or indices.shape[:2] != (query.shape[0], query.shape[2]):
+        raise RefusedError(type(module).__name__, f"chooses keys in the shape {tuple(indices.shape)}, which is not supported")
+    key_count = key.shape[2]
+    chosen = torch.zeros(*indices.shape[:2], key_count + 1, dtype=torch.bool, device=query.device)
+    # Choices of nothing go into one more column, which is then dropped.
+    chosen.scatter_(-1, indices.long().masked_fill(indices < 0, key_count), value=True)
+    visible = chosen[:, None, :, :-1]
+    if mask is not None and mask.dtype != torch.bool:
+        return mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+    if mask is None:
+        mask = torch.ones(query.shape[2], key_count, dtype=torch.bool, device=query.device).tril(key_count - query.shape[2])
+    return visible & mask
 
 
 def _score_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:

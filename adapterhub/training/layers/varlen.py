@@ -41,14 +41,18 @@ def documents_at(positions: np.ndarray, device: torch.device) -> Documents:
     return Documents(tuple(edges.tolist()), bounds, int(np.diff(edges).max(initial=0)))
 
 
-def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a device attends to documents without a mask; a CPU does not: its rows keep their probabilities."""
-    if device.type == "cpu":
+def is_supported(device_type: str, dtype: torch.dtype, capability: tuple[int, int] | None) -> bool:
+    """Return whether a device attends to documents without a mask; a CPU does not: its rows keep their probabilities.
+
+    Args:
+        capability: The compute capability of a CUDA device.
+    """
+    if device_type == "cpu":
         return False
-    if device.type != "cuda":
+    if device_type != "cuda":
         return True
-    kernel = importlib.util.find_spec("torch.nn.attention.varlen") is not None  # since torch 2.10
-    return kernel and dtype in _DTYPES and torch.cuda.get_device_capability(device) >= _FIRST_CAPABILITY
+    has_kernel = importlib.util.find_spec("torch.nn.attention.varlen") is not None  # since torch 2.10
+    return has_kernel and dtype in _DTYPES and capability is not None and capability >= _FIRST_CAPABILITY
 
 
 def empty_mask(device: torch.device) -> Tensor:

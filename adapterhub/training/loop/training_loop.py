@@ -21,7 +21,7 @@ from adapterhub.training.data.packed_rows import PackedRows, Rows, order, tokens
 from adapterhub.training.events import NoteEvent, OnEvent, StepEvent
 from adapterhub.training.model.base_model import Base
 from adapterhub.training.train_config import OptimConfig, PreferenceConfig
-from adapterhub_converters.errors import RefusedError, StoppedError
+from adapterhub_converters.errors import AdapterhubError, RefusedError, StoppedError
 
 from .heldout import evaluate, log_evaluation
 from .loss import Loss, logprobs, mean_loss, passes, sum_of_parts, trim
@@ -53,7 +53,7 @@ def run(
         StoppedError: SIGTERM or SIGINT arrived; the checkpoint after the current step is written.
         RefusedError: A loss is not finite.
     """
-    first_step = state.step
+    first_step, last_save = state.step, time.monotonic()
     with _stop_signals() as stop_requested:
         if state.step == 0:
             log_evaluation(base, heldout, state, config, preference, steps=steps, on_event=on_event)
@@ -82,10 +82,20 @@ def run(
             if distributed.total(stop_requested.is_set()) and state.step < steps:
                 problem = f"stopped after step {state.step} of {steps}"
                 raise StoppedError(str(save()), problem, "The same training resumes from it", code="training-stopped")
-            if config.save_every and state.step % config.save_every == 0 and state.step < steps:
-                save()
+            if state.step < steps and _save_is_due(config, state.step, time.monotonic() - last_save):
+                try:
+                    save()
+                except AdapterhubError as error:  # a full disk may have room again before the training ends
+                    on_event(NoteEvent(f"no checkpoint was written after step {state.step}: {error}"))
+                last_save = time.monotonic()
     if state.best:
         restore_trained(base.model, state.best)
+
+
+def _save_is_due(config: OptimConfig, step: int, seconds: float) -> bool:
+    """Return whether to write a checkpoint after `step`, with the last one `seconds` ago."""
+    by_time = bool(config.save_minutes) and seconds >= 60 * config.save_minutes
+    return by_time or (config.save_every > 0 and step % config.save_every == 0)
 
 
 def advance(

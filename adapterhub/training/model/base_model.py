@@ -1,32 +1,27 @@
-"""The base model as the loop uses it: hidden states, output layer, and two properties that are found by running it.
+"""The base model as the loop uses it: hidden states, output layer, and what the model does to its logits.
 
-The first is what a model does to its logits: Granite divides them (`logits_scaling`), Cohere and Falcon-H1 multiply them, Gemma
-caps them (`final_logit_softcapping`). The second is whether it separates the documents of a row. Positions that restart tell
-most attention layers where a document begins, but recurrent layers, convolutions over tokens, and models without positions read
-on, so that part of what they learn from one document would come from another.
+Granite divides them (`logits_scaling`), Cohere and Falcon-H1 multiply them, Gemma caps them (`final_logit_softcapping`);
+running the model shows it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapterhub.training.data.packed_rows import IGNORED, PackedRows, Rows
 from adapterhub.training.layers import embeddings, varlen
 from adapterhub_converters.errors import RefusedError
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap")
 _PROBE_TOKENS = 4  # tokens whose logits are compared with those of the model
 _PROBE_SPREAD = 20.0  # the standard deviation of these logits, large enough for a cap to show
-_FIRST_LENGTH, _SECOND_LENGTH = 7, 9  # tokens of the two random documents
-_TOLERANCE = 0.05  # of the norm of all states: differences that 16 bits and many layers can cause
 
 
 @dataclass(frozen=True)
@@ -172,80 +167,3 @@ def _decoder_returning(model: nn.Module, hidden: Tensor) -> Iterator[None]:
     finally:
         for module in decoders.values():
             del module.forward
-
-
-# ---- Documents that share a row
-
-
-def check_isolation(base: Base, data: Iterable[Rows | PackedRows], location: str, hint: str = "Set pack = false") -> None:
-    """Refuse rows of several documents for a model that does not separate them."""
-    if any(map(share_rows, data)) and not isolates_documents(base):
-        problem = f"{type(base.model).__name__} does not separate the documents that share a row"
-        raise RefusedError(f"{location}: [data] pack", problem, hint)
-
-
-def share_rows(rows: Rows | PackedRows) -> bool:
-    """Return whether any row has labels in a document after its first one."""
-    for batch in rows.parts():
-        after_first = np.logical_or.accumulate((batch.positions == 0) & (np.arange(batch.positions.shape[1]) > 0), axis=1)
-        if (after_first & (batch.labels != IGNORED)).any():
-            return True
-    return False
-
-
-def isolates_documents(base: Base) -> bool:
-    """Return whether the states of a document are independent of the document before it in the row.
-
-    Every number of the gradient of the second document's states toward the embeddings of the first has to be zero: masked
-    scores have weight 0, and so have their gradients, in every dtype. Comparing states would need a tolerance, because experts
-    round differently next to other tokens; in 16 bits, that tolerance would hide the leak of most recurrent layers.
-    """
-    ids, positions = _two_documents(base)
-    documents = base.documents(positions.numpy())
-    embedded_tokens: list[Tensor] = []
-
-    def detach_embeddings(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        embedded_tokens.append(output.detach().requires_grad_())
-        return embedded_tokens[0].clone()  # a clone, because some models scale their embeddings in place
-
-    handle = base.model.get_input_embeddings().register_forward_hook(detach_embeddings)
-    base.model.eval()
-    try:
-        states = base.states(ids, positions.to(base.device), documents)[:, _FIRST_LENGTH:]
-        upstream = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)).to(states)
-        (gradient,) = torch.autograd.grad(states, embedded_tokens, upstream)
-    finally:
-        handle.remove()
-        base.model.train()
-    return bool(gradient[:, _FIRST_LENGTH:].any()) and not gradient[:, :_FIRST_LENGTH].any()
-
-
-def _two_documents(base: Base) -> tuple[Tensor, Tensor]:
-    """Return random ids on the model's device, and positions on the CPU, of two documents in a row."""
-    ids = torch.randint(0, len(base.head), (1, _FIRST_LENGTH + _SECOND_LENGTH), generator=torch.Generator().manual_seed(0))
-    return ids.to(base.device), torch.cat([torch.arange(_FIRST_LENGTH), torch.arange(_SECOND_LENGTH)])[None]
-
-
-def with_documents_if_equivalent(base: Base) -> Base:
-    """Return the base with attention by documents if its model then computes the same as with masks; otherwise `base`.
-
-    transformers marks models whose attention is right without a mask, for flash attention. Whether this model passes on what
-    its attention needs, and needs nothing else, is found by running it on two documents.
-    """
-    if not getattr(base.model, "_supports_flash_attn", False):
-        return base
-    ids, positions = _two_documents(base)
-    without_masks = replace(base, by_documents=True)
-    documents, on_device = without_masks.documents(positions.numpy()), positions.to(base.device)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            base.model.train()
-            without_masks.states(ids, on_device, documents)  # with dropout, which attention without a mask refuses
-            base.model.eval()
-            unmasked, masked = without_masks.states(ids, on_device, documents).float(), base.states(ids, on_device).float()
-        is_equivalent = bool((unmasked - masked).norm() <= _TOLERANCE * masked.norm()) and isolates_documents(without_masks)
-    except (RefusedError, RuntimeError, TypeError, ValueError):
-        return base
-    finally:
-        base.model.train()
-    return without_masks if is_equivalent else base

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from adapterhub_converters.errors import FormatError, NotFoundError, RefusedErro
 from adapterhub_converters.formats.gguf_model.to_folder import GGUFBase, GGUFWeights
 
 _FLOATS = ("BF16", "F16", "F32")
+_INTEGERS = ("I64", "I32")  # of tables, such as DeepSeek-V4's experts by token
 _COMPUTED_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias")  # in old checkpoints; models compute them
 
 
@@ -50,7 +52,8 @@ class Weights(ABC):
 
     def bind(self, model: nn.Module, removed_paths: Iterable[str] = ()) -> None:
         """Map each parameter and buffer of `model` to its tensors; the parts at `removed_paths` were removed from the model."""
-        self._model, self._conversions = model, conversions(model, self.names)
+        # Some conversions ask for shapes of parameters, and layers of `model` are replaced while it is filled.
+        self._model, self._conversions = copy.deepcopy(model), conversions(model, self.names)
         # Tensors of removed parts count as used, so that `check_all_used` does not refuse them.
         removed_prefixes = tuple(f"{path}." for path in removed_paths)
         for name, conversion in self._conversions.items():
@@ -81,19 +84,22 @@ class Weights(ABC):
         """Whether another program quantized the checkpoint: tensors that it left in floats then stay in floats."""
         return False
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """Read a parameter, in the dtype that its tensors are stored in, which must be a float."""
+    def take(self, name: str, shape: tuple[int, ...], *, integers: bool = False) -> Any:
+        """Read a parameter or a buffer in the dtype that its tensors are stored in: floats, or `integers`."""
         self._check(name)
-        parameter = self._conversions[name].parameter(name, self._read, self._model)
+        parameter = self._conversions[name].parameter(name, partial(self._read, integers=integers), self._model)
         if tuple(parameter.shape) != shape:
             raise RefusedError(self.location, f"{name}: shape {tuple(parameter.shape)}, but the model has {shape}")
         return parameter
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, *, integers: bool) -> Any:
         if self.stored_nf4(name) is not None:
             raise RefusedError(self.location, f"{name}: stored in NF4 only, and its values before quantization are needed")
-        if self.dtype(name) not in _FLOATS:
-            raise RefusedError(self.location, f"{name}: {self.dtype(name)} {self.shape(name)} is not a float tensor")
+        if self.dtype(name) not in (_INTEGERS if integers else _FLOATS):
+            raise RefusedError(
+                self.location,
+                f"{name}: {self.dtype(name)} {self.shape(name)} is not {'an integer' if integers else 'a float'} tensor",
+            )
         self._used.add(name)
         return as_torch(self.raw(name))
 
@@ -251,7 +257,7 @@ class Conversion:
     first: str
 
     def parameter(self, name: str, read: Callable[[str], Tensor], model: nn.Module) -> Tensor:
-        """Make the parameter `name`; `read` returns a tensor of the files."""
+        """Make the parameter `name`; `read` returns a tensor of the files, and `model` has shapes alone."""
         if self.converter is None:
             return read(self.sources[0][0])
         # Converters collect tensors, so each parameter needs its own copy.
@@ -260,7 +266,7 @@ class Conversion:
             converter.add_tensor(self.first, source, pattern, read(source))
         try:
             converted = converter.convert(self.first, model=model, config=model.config)[name]
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (AttributeError, KeyError, RuntimeError, ValueError, TypeError) as error:
             problem = f"transformers cannot convert {self.sources[0][0]} to it ({str(error).splitlines()[0][:200]})"
             raise FormatError(name, problem) from error
         # Some operations return a list with a single tensor.
@@ -280,6 +286,9 @@ def conversions(model: nn.Module, names: Iterable[str]) -> dict[str, Conversion]
     # In natural order, so that expert 10 follows expert 9 in a stack.
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)
+        if target not in parameters and name in parameters:
+            # As transformers does: a saved name may look like one that a renaming is for (DeepSeek-V4's last norm).
+            target, pattern = rename_source_key(name, [], [], model.base_model_prefix, parameters)
         sources_by_target.setdefault(target, []).append((name, pattern))
     conversions_by_name: dict[str, Conversion] = {}
     for target, sources in sources_by_target.items():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapterhub.training import distributed
+from adapterhub.training import compute_device, distributed
 from adapterhub.training.layers import embeddings, expert_stacks, lora, nf4_matrix, variants, varlen
 from adapterhub.training.layers.targets import Sizes, block_path, resolve
 from adapterhub.training.train_config import BaseConfig, LoRAConfig
@@ -25,8 +25,9 @@ from adapterhub_converters.errors import FormatError
 
 from . import families, quantized_cache, transformers_api
 from .base_files import BaseFiles
-from .base_model import Base, logits_of, remove_vision, with_documents_if_equivalent
+from .base_model import Base, logits_of, remove_vision
 from .base_tensors import Weights
+from .probes import with_documents_if_equivalent
 
 _CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
@@ -126,7 +127,8 @@ def _build(
         parameter.requires_grad_()
     notes = tuple(families.notes(model, targets))
     result = Base(model.train(), tokenizer, tuple(targets), logits_of(model, str(files.path)), notes)
-    return with_documents_if_equivalent(result) if varlen.is_supported(device, getattr(torch, base.dtype)) else result
+    without_mask = varlen.is_supported(device.type, getattr(torch, base.dtype), compute_device.capability(device))
+    return with_documents_if_equivalent(result) if without_mask else result
 
 
 def _empty_model_and_tokenizer(files: BaseFiles, base: BaseConfig) -> tuple[Any, Any]:
@@ -234,5 +236,7 @@ def _fill_parameters(model: nn.Module, weights: Weights, dtype: torch.dtype, dev
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta and name in weights:
             parent, _, attribute = name.rpartition(".")
-            model.get_submodule(parent)._buffers[attribute] = weights.take(name, tuple(buffer.shape)).to(device, buffer.dtype)
+            integers = not buffer.is_floating_point()
+            tensor = weights.take(name, tuple(buffer.shape), integers=integers).to(device, buffer.dtype)
+            model.get_submodule(parent)._buffers[attribute] = tensor
     model.tie_weights()

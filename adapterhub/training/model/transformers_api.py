@@ -105,7 +105,7 @@ def empty_model(config: Any, dtype: torch.dtype, *, location: str) -> Any:
         causal_models, vision_models = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
         auto_class = causal_models if type(config) in causal_models._model_mapping else vision_models
         family = auto_class._model_mapping[type(config)]
-        options = {"attn_implementation": row_attention.register()} if family._supports_attention_backend else {}
+        options = {"attn_implementation": row_attention.register()} if row_attention.suits(family) else {}
         # On the meta device, parameters have shapes but no memory.
         with torch.device("meta"):
             model = auto_class.from_config(config, dtype=dtype, trust_remote_code=False, **options)

@@ -53,13 +53,14 @@ def _decode_utf8(raw: bytes, location: str) -> str:
         raise FormatError(location, "not UTF-8 text") from error
 
 
-def parse(text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY) -> Any:
+def parse(text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY, nan_as_null: bool = False) -> Any:
     """Parse the JSON value in `text`.
 
     Args:
         text: Bytes are UTF-8.
         location: The name of the document in errors.
         memory: The maximum size of its objects in bytes; None for data of the user's own choice.
+        nan_as_null: Read NaN and infinities, which tables contain where a value is missing, as null.
 
     Raises:
         FormatError: It is not JSON or not UTF-8, has a duplicate key, NaN, a number too large for a float, or half a surrogate
@@ -70,7 +71,7 @@ def parse(text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY) 
     if memory is not None:
         _check_memory(text, memory, location)
     try:
-        document = _DECODER.decode(text)
+        document = (_NULL_DECODER if nan_as_null else _DECODER).decode(text)
         check_values(document)
         # The check takes a walk over the document, and hardly any has such an escape.
         if _SURROGATE.search(text):
@@ -85,9 +86,11 @@ def parse(text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY) 
     return document
 
 
-def parse_object(text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY) -> dict[str, Any]:
+def parse_object(
+    text: str | bytes, location: str, *, memory: int | None = MAX_MEMORY, nan_as_null: bool = False
+) -> dict[str, Any]:
     """Parse the JSON object in `text`; arguments and errors are those of `parse`."""
-    document = parse(text, location, memory=memory)
+    document = parse(text, location, memory=memory, nan_as_null=nan_as_null)
     if not isinstance(document, dict):
         raise FormatError(location, "not a JSON object")
     return document
@@ -192,6 +195,9 @@ def _refuse_constant(text: str) -> None:
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=dict_without_duplicates, parse_constant=_refuse_constant, parse_float=_parse_finite
+)
+_NULL_DECODER = json.JSONDecoder(
+    object_pairs_hook=dict_without_duplicates, parse_constant=lambda _: None, parse_float=_parse_finite
 )
 _PLAIN_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 

@@ -1,0 +1,93 @@
+"""A checkpoint is on disk completely or not at all, no matter when the process dies or the disk fails; the next one works."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from adapterhub.training.artifacts import training_checkpoint  # noqa: E402
+from adapterhub.training.layers.lora import trained_parameters  # noqa: E402
+from adapterhub.training.loop.state import State, new_state  # noqa: E402
+from adapterhub_converters.errors import LocalIOError  # noqa: E402
+from tests.registry.forks import under_strace  # noqa: E402
+from tests.training.test_kinds import loaded, whole  # noqa: E402
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CALLS = ("mkdir", "write", "fsync", "rename", "link", "unlink")
+
+
+class Progress:
+    """A model whose trained parameters all have the number of its last step."""
+
+    def __init__(self, base: Path, path: Path) -> None:
+        config = whole(base)
+        self.model: nn.Module = loaded(config).model
+        self.state: State = new_state(self.model, config.train)
+        self.path = path
+
+    def save(self, step: int) -> None:
+        self.state.step = step
+        with torch.no_grad():
+            for _, parameter in trained_parameters(self.model):
+                parameter.fill_(step)
+        training_checkpoint.save(self.path, self.model, self.state, "run")
+
+    def restored_step(self) -> int:
+        """The step that the checkpoint has, all of whose parameters are of it."""
+        assert training_checkpoint.restore(self.path, self.model, self.state, "run")
+        assert all((parameter == self.state.step).all() for _, parameter in trained_parameters(self.model))
+        return self.state.step
+
+
+@pytest.fixture
+def progress(tiny_base: Path, tmp_path: Path) -> Progress:
+    return Progress(tiny_base, tmp_path / "out.checkpoint.safetensors")
+
+
+def leftovers(folder: Path) -> list[str]:
+    """The names of all files; an empty folder that a process had no time to lock is removed a day later (`atomic`)."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if ".new-" not in path.name)
+
+
+def exit_codes_at_each(call: str, fault: str, progress: Progress) -> list[int]:
+    """The exit codes of a save of step 2 with a fault at the first such call, at the second …, each in place of step 1."""
+    codes = []
+    for count in itertools.count(1):
+        progress.save(1)
+        codes.append(under_strace(f"{call}:{fault}:when={count}", lambda: progress.save(2)))
+        assert progress.restored_step() == 2 if codes[-1] == 0 else progress.restored_step() in (1, 2)
+        if codes[-1] == 0:
+            return codes
+    raise AssertionError("unreachable")
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_save_killed_at_any_system_call_leaves_one_whole_checkpoint(progress: Progress) -> None:
+    kills = {call: exit_codes_at_each(call, "signal=SIGKILL", progress)[:-1] for call in CALLS}
+    assert all(set(codes) <= {-signal.SIGKILL} for codes in kills.values())
+    assert all(kills[call] for call in ("write", "fsync", "rename"))
+    # The file and its folder are flushed, the first before the rename and the second after it.
+    assert len(kills["fsync"]) == 2
+    training_checkpoint.remove(progress.path)
+    assert leftovers(progress.path.parent) == []
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_a_save_on_a_failing_disk_is_an_error_that_leaves_the_last_checkpoint(progress: Progress, error: str) -> None:
+    for call in ("write", "fsync", "rename"):
+        codes = exit_codes_at_each(call, f"error={error}", progress)
+        assert set(codes[:-1]) == {LocalIOError.exit_code}
+    assert leftovers(progress.path.parent) == [progress.path.name]
