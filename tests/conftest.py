@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import gc
 import importlib.util
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import pytest
 from hypothesis import settings
 
 from adapterhub_converters.errors import MissingExtraError
-from tests.support import forked, llama_cpp_scripts, peers
+from tests.support import forked, llama_cpp_scripts, peers, skips
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.scheduling", "tests.support.selection"]
 ROOT = Path(__file__).parent.parent
@@ -81,16 +79,17 @@ def _umask() -> Iterator[None]:
     os.umask(before)
 
 
-def missing(peer: str, why: str = "", install: str = "") -> NoReturn:
+def missing(peer: str, why: str = "", install: str = "", *, required: bool = True) -> NoReturn:
     """Skip because a peer is missing or does not work, or fail where CI requires them all.
 
     Args:
         peer: Its name, as the summary of a run lists it.
         why: What its installer, or the program itself, said.
         install: The command that installs it.
+        required: Whether CI has to have it.
     """
-    reason = f"{peer} isn't installed{f': {why}' if why else ''}{f' [{install}]' if install else ''}"
-    if os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
+    reason = skips.reason(peer, why, install)
+    if required and os.environ.get("ADAPTERHUB_REQUIRE_PEERS"):
         pytest.fail(f"{reason} (required here)")
     pytest.skip(reason)
 
@@ -98,7 +97,7 @@ def missing(peer: str, why: str = "", install: str = "") -> NoReturn:
 def need_module(name: str) -> None:
     """Go on only if the Python package `name` can be imported, and on this machine."""
     if importlib.util.find_spec(name) is None:
-        missing(name, install=f"pip install {name}")
+        missing(name, install=peers.pip_command(name))
     if name == "llama_cpp_py_sync" and (problem := _llama_cpp_problem()):
         missing(name, problem)
 
@@ -125,29 +124,23 @@ def need_smollm2() -> Path:
 
 
 def need_program(name: str) -> str:
-    """Return the path of a program of another project that works here, which is tried once; skip without it."""
+    """Return the path of a program of another project that works here, which is tried once; skip if there is none."""
     path = peers.find(name)
     if path is None:
-        missing(name, install=peers.install_command(name))
+        missing(name, install=peers.install_command(name), required=peers.required(name))
     if problem := peers.problem(path, name):
-        missing(name, problem, peers.install_command(name))
+        missing(name, problem, peers.install_command(name), required=peers.required(name))
     return path
-
-
-_MISSING_PEER = re.compile(r"(?:Skipped: )?(.+?) isn't installed(?:: .*?)?(?: \[(.*)\])?", re.DOTALL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List what was skipped: a line for each missing peer, with what installs it, and one for each other reason."""
-    counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    for report in terminalreporter.stats.get("skipped", []):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        peer = _MISSING_PEER.fullmatch(reason)
-        counts[(peer[1], peer[2] or "") if peer else (reason.removeprefix("Skipped: "), "")] += 1
-    if counts:
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr) for report in reports]
+    if reasons:
         terminalreporter.section("skipped tests")
-        for (name, install), count in counts.most_common():
-            terminalreporter.write_line(f"{count:5} {name}{f': {install}' if install else ''}")
+        for line in skips.summary(reasons):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

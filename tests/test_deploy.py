@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -241,10 +240,7 @@ def test_the_templates_of_the_chart_are_of_one_hub() -> None:
     ],
 )
 def test_the_programs_themselves_read_them(program: str, words: list[str]) -> None:
-    found = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))  # hadolint is in our own
-    if found is None:
-        pytest.skip(f"the program {program} isn't there")
-    result = subprocess.run([found, *words], check=False, capture_output=True, text=True)
+    result = subprocess.run([need_program(program), *words], check=False, capture_output=True, text=True)
     lines = [line for line in result.stderr.splitlines() if "is not executable" not in line]  # adapterhub is not in /usr/local
     lines += result.stdout.splitlines() if program == "hadolint" else []
     assert lines == []

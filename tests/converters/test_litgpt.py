@@ -136,7 +136,7 @@ def test_what_litgpt_cannot_express_is_refused_by_name(tmp_path: Path, adapter: 
 
 
 def test_the_pickle_it_saves_is_taken_on_request(tmp_path: Path, run: Run) -> None:
-    torch = pytest.importorskip("torch", reason="torch isn't installed")
+    torch = pytest.importorskip("torch")
     plain = trained.stripped(written(trained.full(), tmp_path / "a.safetensors"))
     folder = tmp_path / "final"
     folder.mkdir()
@@ -161,7 +161,7 @@ def test_the_pickle_it_saves_is_taken_on_request(tmp_path: Path, run: Run) -> No
 
 def merged(enabled: tuple[bool, bool, bool], kind: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]]:
     """The LoRA of litgpt's own tiny model, what it adds to the weights under Hugging Face's names, and its options."""
-    pytest.importorskip("litgpt.lora", reason="needs litgpt, which tests/peers/converters has")
+    pytest.importorskip("litgpt.lora", reason="litgpt isn't installed: tests/peers has it [make test-peers]")
     import torch
     from litgpt.lora import GPT, Config, lora_filter, merge_lora_weights
     from litgpt.scripts import convert_lit_checkpoint
@@ -229,7 +229,7 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.peer
 @pytest.mark.parametrize("kind", MODELS)
 def test_transformers_computes_with_the_deltas_what_litgpt_computes(tmp_path: Path, kind: str) -> None:
-    pytest.importorskip("litgpt.lora", reason="needs litgpt, which tests/peers/converters has")
+    pytest.importorskip("litgpt.lora", reason="litgpt isn't installed: tests/peers has it [make test-peers]")
     import torch
     import transformers
     from litgpt.lora import GPT, Config, lora_filter
@@ -273,7 +273,7 @@ def test_litgpt_loads_what_we_write(tmp_path: Path) -> None:
 @pytest.mark.peer
 @pytest.mark.parametrize("enabled", [each for each in itertools.product((True, False), repeat=3) if any(each)])
 def test_the_module_of_before_is_read_as_litgpt_had_it(tmp_path: Path, enabled: tuple[bool, bool, bool]) -> None:
-    pytest.importorskip("litgpt.lora", reason="needs litgpt, which tests/peers/converters has")
+    pytest.importorskip("litgpt.lora", reason="litgpt isn't installed: tests/peers has it [make test-peers]")
     import litgpt as maker
 
     if (

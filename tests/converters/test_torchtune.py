@@ -183,7 +183,7 @@ def test_peft_reads_what_was_turned_back(tmp_path: Path) -> None:
 
 
 def test_the_pickle_it_saves_is_taken_on_request(tmp_path: Path, run: Run) -> None:
-    torch = pytest.importorskip("torch", reason="torch isn't installed")
+    torch = pytest.importorskip("torch")
     plain = trained.stripped(written(trained.full(alpha=6), tmp_path / "a.safetensors"))
     folder = tmp_path / "epoch_0"
     folder.mkdir()
@@ -209,7 +209,7 @@ def test_the_pickle_it_saves_is_taken_on_request(tmp_path: Path, run: Run) -> No
 
 def tuned(kind: str, *, dora: bool = False) -> tuple[Any, Any]:
     """torchtune's own tiny model with a LoRA on every module, of random numbers, and its adapter's state."""
-    pytest.importorskip("torchtune.models", reason="needs torchtune, which tests/peers/converters has")
+    pytest.importorskip("torchtune.models", reason="torchtune isn't installed: tests/peers has it [make test-peers]")
     import torch
     from torchtune.models.llama2._component_builders import lora_llama2
     from torchtune.models.qwen2._component_builders import lora_qwen2

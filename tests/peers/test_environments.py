@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import need_program
 from tests.support.environments import environment, node_packages
 
 pytestmark = pytest.mark.peer
@@ -57,6 +58,7 @@ def test_one_that_was_interrupted_is_made_anew() -> None:
 def test_one_that_cannot_be_made_is_missing_with_the_installer_s_reason(
     required: str, outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
+    need_program("npm")
     monkeypatch.setenv("ADAPTERHUB_REQUIRE_PEERS", required)
     with pytest.raises(outcome, match=r"^idna==0\.0\.404 .*isn't installed: .*idna==0\.0\.404"):
         environment("idna==0.0.404")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -239,9 +238,7 @@ def test_skopeo_takes_it_wherever_images_go_and_it_comes_back(source: Path, run:
 
 @pytest.mark.peer
 def test_umoci_unpacks_it(source: Path, run: Run, tmp_path: Path) -> None:
-    umoci = shutil.which("umoci")
-    if umoci is None:
-        pytest.skip("umoci isn't installed; skopeo is the peer that has to be")
+    umoci = need_program("umoci")
     run("push", source, "oci:x:v1", "--to", "image")
     subprocess.run([umoci, "unpack", "--rootless", "--image", "x:v1", "bundle"], cwd=tmp_path, check=True, capture_output=True)
     assert files_below(source).items() <= files_below(tmp_path / "bundle/rootfs/models").items()

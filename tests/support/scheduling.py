@@ -49,6 +49,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             for node in self.nodes if self.collection else ():
                 self._reschedule(node)
 
+        def _reschedule(self, node: WorkerController) -> None:
+            """Give a worker more to do, unless it has not said yet which tests it has.
+
+            Where two workers crash together, one that takes their place may be ready while the other still collects; xdist 3.8
+            looks up the tests of both, and the whole run ended by a KeyError.
+            """
+            if node in self.registered_collections:
+                super()._reschedule(node)
+
         def remove_node(self, node: WorkerController) -> str | None:
             """Leave to the other workers what a worker that ended had not run; return the test by which it crashed.
 

@@ -120,6 +120,8 @@ def storm(
 def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int]:
     """Prompts by eight tags, and the base, in another order each round, while tags move and clients hang up.
 
+    The last round begins after every tag has moved: beside other programs, a round can end before three of them have.
+
     Args:
         rounds: As many at least, and then more until the seconds are over.
 
@@ -142,12 +144,13 @@ def run(found: Storm, *, rounds: int = 1, seconds: float = 0.0) -> dict[str, int
 
     verdicts: Counter[str] = Counter()
     versions: set[str] = set()
-    deadline, turn = time.monotonic() + seconds, 0
+    deadline, turn, moves_before_round = time.monotonic() + seconds, 0, 0
     disturbing = ThreadPoolExecutor(1)
     moving = disturbing.submit(disturb)
     try:
         with ThreadPoolExecutor(8) as pool:
-            while turn < rounds or time.monotonic() < deadline:
+            while turn < rounds or time.monotonic() < deadline or (moves_before_round < ADAPTERS and not moving.done()):
+                moves_before_round = turns
                 order = [pairs[(at * 31 + turn) % len(pairs)] for at in range(len(pairs))]
                 for verdict, version in pool.map(answer, [(*pair, at % 3 == 0) for at, pair in enumerate(order)]):
                     verdicts[verdict] += 1

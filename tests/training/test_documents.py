@@ -319,7 +319,7 @@ def test_a_folder_leads_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_tables_of_arrow_are_read_in_each_form(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="the extra [data] is not installed")
+    pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
     table = pyarrow.Table.from_pylist([{"q": "q", "a": "a", "n": 1}] * 3)

@@ -51,7 +51,7 @@ def llama_ids(smollm: tuple[Path, Path]):  # type: ignore[no-untyped-def]
     parameters.vocab_only = True
     model = lib.llama_model_load_from_file(str(smollm[0]).encode(), parameters)
     if model == ffi.NULL:
-        missing("a llama.cpp that loads this model")
+        missing("a llama.cpp that loads this model", install="pip install --upgrade llama-cpp-py-sync")
     vocab = lib.llama_model_get_vocab(model)
 
     def ids(text: str) -> list[int]:

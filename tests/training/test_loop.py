@@ -175,6 +175,7 @@ def test_the_cost_of_waiting_threads_is_told_once_and_changes_no_byte(
     trial = compute_device.gain_of_one_thread
     monkeypatch.setattr(compute_device, "gain_of_one_thread", lambda work: gain * bool(trial(work)))
     monkeypatch.setattr(training_loop, "_TRIAL_STEP", 2)
+    monkeypatch.setattr(training_loop, "_MAX_TRIAL_SECONDS", float("inf"))  # a step can take long beside other programs
     plan, said = training.read_config(settings(tmp_path, tiny_base, **WAITING)), []
     monkeypatch.setattr(training_loop, "cores_are_busy", lambda: busy)
     training.run(plan, tmp_path / "out", on_event=said.append)

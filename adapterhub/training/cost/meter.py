@@ -20,7 +20,7 @@ from .peaks import peak_rate
 
 _MAX_ATTEMPTS = 5
 _SECONDS = 0.5  # for all of them
-_TOKENS, _SIZE = 512, 2048  # a matmul like those of a training run: tokens times a square weight
+_SIZES = (256, 512, 1024, 2048)  # of square weights that a quarter as many tokens are multiplied with; the last as in training
 _CUDA_SIZE = 8192  # tokens and size, on CUDA
 
 
@@ -77,9 +77,23 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the floating-point operations per second of the best of a few matrix products in `dtype`, with torch's threads.
 
     On a CPU it is the rate of free cores: seconds are those that the thread computed, so that other programs on a busy
-    machine do not count. On CUDA the product is large enough to hide the launch, and is timed by the device's own clock.
+    machine do not count. The products grow as long as there is time for the next: torch takes 15 s for the largest in bfloat16
+    or float16 on a processor without AVX-512. On CUDA there is one, large enough to hide the launch, timed by the device's own
+    clock.
     """
-    tokens, size = (_CUDA_SIZE, _CUDA_SIZE) if device.type == "cuda" else (_TOKENS, _SIZE)
+    if device.type == "cuda":
+        return _best_rate(_CUDA_SIZE, _CUDA_SIZE, dtype, device)
+    best_rate, end = 0.0, time.monotonic() + _SECONDS
+    for size in _SIZES:
+        tokens = size // 4
+        if best_rate and time.monotonic() + 2 * tokens * size**2 / best_rate > end:
+            break
+        best_rate = max(best_rate, _best_rate(tokens, size, dtype, device))
+    return best_rate
+
+
+def _best_rate(tokens: int, size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the floating-point operations per second of the best of a few products of one size."""
     x, weight = (torch.ones(rows, size, dtype=dtype, device=device) for rows in (tokens, size))
     measure = _seconds_on_cuda if device.type == "cuda" else _seconds
     best_seconds, end = float("inf"), time.monotonic() + _SECONDS

@@ -1,7 +1,7 @@
 """peft and transformers as the oracle: `fuse` writes, bit for bit, what `merge_and_unload` returns.
 
-Above rank 192 that holds on CPUs where torch sums a product in the order that `product.product` defines; elsewhere the test
-finds out the order and holds `fuse` to it.
+That holds on CPUs where torch sums a product in the order that `product.product` defines, and elsewhere up to the rounding of
+the sums. Above rank 192 that order is another on more CPUs; there the test finds out which, and holds `fuse` to it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from adapterhub.merging.into_base import product
 from adapterhub_converters.bases import read_base
 from adapterhub_converters.errors import RefusedError
 from adapterhub_converters.formats import peft
+from tests.support.torch_order import assert_same_bits, assert_same_merge, sums_as_we_do
 
 pytestmark = pytest.mark.peer
 
@@ -28,20 +29,6 @@ def read_all(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
-
-
-def differing(ours: dict[str, Any], theirs: dict[str, Any], torch: Any) -> dict[str, int]:
-    """Tensor name to the number of elements whose bits differ; those peft has only as a second name are left out."""
-    integer = {2: torch.int16, 4: torch.int32}
-    found = {}
-    for name, tensor in ours.items():
-        other = theirs[name] if name in theirs else theirs[f"transformer.{name}"]
-        assert tensor.dtype == other.dtype
-        view = integer[tensor.element_size()]
-        count = int((tensor.contiguous().view(view) != other.contiguous().view(view)).sum())
-        if count:
-            found[name] = count
-    return found
 
 
 @pytest.mark.parametrize(
@@ -71,7 +58,7 @@ def test_fuse_equals_merge_and_unload(
     adapter = trained(base, dtype=saved, **config)
     report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     theirs = merged_by_peft(base, adapter)
-    assert differing(read_all(tmp_path / "out"), theirs, torch) == {}
+    assert_same_merge(read_all(tmp_path / "out"), theirs)
     assert len(report.touched) == len(peft.read(adapter).deltas)
     assert all(change.retained is not None and change.retained > 0.9 for change in report.touched.values())
 
@@ -98,12 +85,12 @@ def test_above_rank_192_fuse_equals_merge_and_unload_in_the_order_of_sums_of_thi
     factors = [(delta.lora_B.astype(np.float32), delta.lora_A.astype(np.float32)) for delta in ours.deltas.values()]
     (panel,) = {panel_of_torch(torch, *pair, monkeypatch) for pair in factors}
     if panel == product.PANEL:
-        assert differing(after, theirs, torch) == {}
+        assert_same_bits(after, theirs)
     elif panel:
         with monkeypatch.context() as patched:
             patched.setattr(product, "PANEL", panel)
             fuse([(ours, 1.0)], base, tmp_path / "in-the-order-of-torch")
-        assert differing(read_all(tmp_path / "in-the-order-of-torch"), theirs, torch) == {}
+        assert_same_bits(read_all(tmp_path / "in-the-order-of-torch"), theirs)
     for (target, delta), (lora_B, lora_A) in zip(ours.deltas.items(), factors, strict=True):
         name, scaling = f"{target}.weight", delta.scaling
         exact = before[name].double().numpy() + scaling * (lora_B.astype(np.float64) @ lora_A.astype(np.float64))
@@ -122,7 +109,7 @@ def test_a_copy_of_a_table_next_to_its_delta_changes_nothing(torch: Any, llama: 
     copy = read_all(base)[name].float().numpy()
     fuse([(adapter, 1.0)], base, tmp_path / "without")
     fuse([(dataclasses.replace(adapter, copies={name: copy}), 1.0)], base, tmp_path / "with")
-    assert differing(read_all(tmp_path / "with"), read_all(tmp_path / "without"), torch) == {}
+    assert_same_bits(read_all(tmp_path / "with"), read_all(tmp_path / "without"))
     with pytest.raises(RefusedError, match="differs from the base's"):
         fuse([(dataclasses.replace(adapter, copies={name: copy + 1}), 1.0)], base, tmp_path / "other")
 
@@ -173,7 +160,7 @@ def test_two_adapters_equal_peft_merging_one_after_the_other(
     base = llama()
     adapters = [trained(base, name="a", r=8, target_modules=LINEAR), trained(base, name="b", r=4, target_modules=["v_proj"])]
     fuse([(peft.read(adapter), 1.0) for adapter in adapters], base, tmp_path / "out")
-    assert differing(read_all(tmp_path / "out"), merged_by_peft(base, *adapters), torch) == {}
+    assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, *adapters))
 
 
 def test_transformers_computes_base_plus_adapter_with_the_result(torch: Any, llama: Any, trained: Any, tmp_path: Path) -> None:
@@ -211,7 +198,7 @@ def test_gpt2_stores_its_weights_transposed(
             tensors = {name.removeprefix("transformer."): file.tensor(name) for name in file.tensors}
         safetensors_file.write(base / "model.safetensors", tensors, {"format": "pt"})
     report = fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
-    assert differing(read_all(tmp_path / "out"), theirs, torch) == {}
+    assert_same_merge(read_all(tmp_path / "out"), theirs)
     assert bool(report.notes) == stripped
 
 
@@ -223,7 +210,10 @@ def test_dora_differs_from_peft_in_the_last_bit_at_most(
     fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
     theirs = merged_by_peft(base, adapter)
     for name, tensor in read_all(tmp_path / "out").items():
-        np.testing.assert_array_max_ulp(tensor.numpy(), theirs[name].numpy(), maxulp=3)
+        if sums_as_we_do():
+            np.testing.assert_array_max_ulp(tensor.numpy(), theirs[name].numpy(), maxulp=3)
+        else:  # where terms cancel, an error of a sum is large beside what is left
+            assert float((tensor - theirs[name]).abs().max()) <= 2.0**-21 * float(theirs[name].abs().max()), name
 
 
 def test_lora_bias_goes_into_the_bias_of_the_base(
@@ -232,7 +222,7 @@ def test_lora_bias_goes_into_the_bias_of_the_base(
     base = llama(attention_bias=True)
     adapter = trained(base, r=8, target_modules=["q_proj", "o_proj"], lora_bias=True)
     fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
-    assert differing(read_all(tmp_path / "out"), merged_by_peft(base, adapter), torch) == {}
+    assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, adapter))
 
 
 def test_replaced_modules_and_rows(torch: Any, llama: Any, trained: Any, merged_by_peft: Any, tmp_path: Path) -> None:
@@ -241,4 +231,4 @@ def test_replaced_modules_and_rows(torch: Any, llama: Any, trained: Any, merged_
         base, r=8, target_modules=["q_proj"], modules_to_save=["lm_head"], trainable_token_indices={"embed_tokens": [3, 250]}
     )
     fuse([(peft.read(adapter), 1.0)], base, tmp_path / "out")
-    assert differing(read_all(tmp_path / "out"), merged_by_peft(base, adapter), torch) == {}
+    assert_same_merge(read_all(tmp_path / "out"), merged_by_peft(base, adapter))
