@@ -18,9 +18,10 @@ from adapterhub_converters.bases import BaseSpec
 from .memory import flops, full_fine_tuning, plan
 from .peaks import peak_rate
 
-_MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS = 6
 _SECONDS = 0.5  # for all of them
 _TOKENS, _SIZE = 512, 2048  # a matmul like those of a training run: tokens times a square weight
+_FIRST_TOKENS = 4  # of the first product on a CPU
 _CUDA_SIZE = 8192  # tokens and size, on CUDA
 
 
@@ -76,19 +77,28 @@ class Meter:
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the floating-point operations per second of the best of a few matrix products in `dtype`, with torch's threads.
 
-    On CUDA the product is large enough to hide the launch, and is timed by the device's own clock.
+    On CUDA the product is large enough to hide the launch, and is timed by the device's own clock. A CPU without instructions
+    for `dtype` takes seconds for what others do in milliseconds: its products have only the rows that there is time for.
     """
-    tokens, size = (_CUDA_SIZE, _CUDA_SIZE) if device.type == "cuda" else (_TOKENS, _SIZE)
+    is_cuda = device.type == "cuda"
+    tokens, size = (_CUDA_SIZE, _CUDA_SIZE) if is_cuda else (_TOKENS, _SIZE)
     x, weight = (torch.ones(rows, size, dtype=dtype, device=device) for rows in (tokens, size))
-    measure = _seconds_on_cuda if device.type == "cuda" else _seconds
-    best_seconds, end = float("inf"), time.monotonic() + _SECONDS
+    measure = _seconds_on_cuda if is_cuda else _seconds
+    rows, best_rate, end = tokens if is_cuda else _FIRST_TOKENS, 0.0, time.monotonic() + _SECONDS
     with torch.no_grad():
-        for attempt in range(_MAX_ATTEMPTS):
-            # At least one attempt, no matter how slow the machine is.
-            if attempt and time.monotonic() > end:
+        for _ in range(_MAX_ATTEMPTS):
+            seconds = max(measure(x[:rows], weight), 1e-9)
+            best_rate = max(best_rate, 2 * rows * size**2 / seconds)
+            remaining = end - time.monotonic()
+            if remaining <= 0:
                 break
-            best_seconds = min(best_seconds, measure(x, weight))
-    return 2 * tokens * size**2 / max(best_seconds, 1e-9)
+            rows = rows_in(remaining, rows, seconds, most=tokens)
+    return best_rate
+
+
+def rows_in(remaining: float, rows: int, seconds: float, *, most: int) -> int:
+    """Return how many rows the next product has, for which `remaining` seconds are left, when `rows` took `seconds`."""
+    return min(most, max(rows, int(rows * remaining / seconds)))
 
 
 def _seconds(x: Tensor, weight: Tensor) -> float:
