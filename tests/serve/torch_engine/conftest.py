@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import need_module
-from tests.training.conftest import write_tokenizer
+from tests.support.byte_tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from adapterhub.serve.torch_engine import Piece, Request

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from adapterhub.serve.torch_engine.grammar import Grammar, GrammarError, json_rule
 from adapterhub.serve.torch_engine.tool_calls import CallForm, CallReader, form_of
 from tests.support import tool_templates
-from tests.training.conftest import TEMPLATE, write_tokenizer
+from tests.support.byte_tokenizer import TEMPLATE, write_tokenizer
 
 ADD = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"$ref": "#/$defs/N"}}, "required": ["a"],
                                      "additionalProperties": False, "$defs": {"N": {"type": "integer"}}}}  # fmt: skip
